@@ -1,0 +1,28 @@
+"""Any decoder checkpoint with a chosen attention span in each layer."""
+
+from masformer.cache import SpanCache
+from masformer.convert import (
+    ConversionError,
+    apply_plan,
+    native_plan,
+    num_layers,
+    remove_plan,
+    save_checkpoint,
+    stored_plan,
+)
+from masformer.spans import FULL, LayerSpan, PlanError, SpanPlan
+
+__all__ = [
+    "FULL",
+    "ConversionError",
+    "LayerSpan",
+    "PlanError",
+    "SpanCache",
+    "SpanPlan",
+    "apply_plan",
+    "native_plan",
+    "num_layers",
+    "remove_plan",
+    "save_checkpoint",
+    "stored_plan",
+]

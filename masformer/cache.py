@@ -1,0 +1,197 @@
+"""A key/value cache that keeps what its spans can still see, and nothing else.
+
+A layer with full attention keeps every key in a buffer that grows by steps. A layer with a finite span keeps its sinks
+and a ring of its last keys. Keys carry their rotary position from when they were written, so the order inside the ring
+does not matter to the one token that is decoded; a prefill on top of the cache gets the kept keys in order.
+`masformer.attention.cached_slots` says which slots a layer returns.
+
+    cache = SpanCache(plan)
+    model(input_ids, past_key_values=cache)
+    cache.num_bytes
+
+A converted model makes one by itself, inside `generate` too (`masformer.convert`).
+
+Shapes: B batch, K key/value heads, T tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from masformer.attention import left_padding
+from masformer.spans import LayerSpan, SpanPlan
+
+# Tokens by which a buffer grows: rare enough that copying is a small part of decoding them.
+GROWTH_TOKENS = 512
+
+
+class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
+    """The keys and values of one layer.
+
+    Args:
+        span: Of the layer.
+        max_tokens: Slots to allocate at once for, when known.
+    """
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self, span: LayerSpan, max_tokens: int = 0) -> None:
+        super().__init__()
+        self.span = span
+        self.max_tokens = max_tokens
+        self.num_tokens = 0
+        self.padding: Tensor | None = None
+
+    @property
+    def capacity(self) -> int | None:
+        """Return the most entries this layer ever holds; None when there is no limit."""
+        recent = self.span.num_recent
+        return None if recent is None else self.span.sinks + recent
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of the buffers, unused room included."""
+        return sum(x.untyped_storage().nbytes() for x in (self.keys, self.values) if x is not None)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = (x.new_empty((*x.shape[:2], 0, x.shape[3])) for x in (key_states, value_states))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store (B, K, T, D) new keys and values; return those that the queries of the same tokens may see."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        offset, num_new = self.num_tokens, key_states.shape[2]
+        self._reserve(offset + num_new)
+        self.num_tokens += num_new
+        new = (key_states, value_states)
+        if self.span.num_recent is None:
+            for buffer, states in zip((self.keys, self.values), new, strict=True):
+                buffer[:, :, offset : offset + num_new] = states
+            return self.keys[:, :, : self.num_tokens], self.values[:, :, : self.num_tokens]
+        if num_new == 1:
+            self._write(offset, new)
+            held = min(self.num_tokens, self.capacity or 0)
+            return self.keys[:, :, :held], self.values[:, :, :held]
+        if offset == 0:
+            seen = new
+        else:
+            order = self._kept_in_order(offset)
+            seen = (
+                torch.cat([self.keys[:, :, order], key_states], dim=2),
+                torch.cat([self.values[:, :, order], value_states], dim=2),
+            )
+        self._write(offset, new)
+        return seen
+
+    def _reserve(self, num_tokens: int) -> None:
+        """Make room for `num_tokens` slots, growing by steps."""
+        capacity = self.capacity
+        # Never less than the sinks, so that these have their place from the first token on.
+        needed = num_tokens if capacity is None else min(max(num_tokens, self.span.sinks), capacity)
+        room = self.keys.shape[2]
+        if needed <= room:
+            return
+        room = max(needed, self.max_tokens, room + GROWTH_TOKENS if room else 0)
+        if capacity is not None:
+            room = min(room, capacity)
+        grown = []
+        for old in (self.keys, self.values):
+            # Zeros, because masked entries still enter the products.
+            buffer = old.new_zeros((*old.shape[:2], room, old.shape[3]))
+            buffer[:, :, : old.shape[2]] = old
+            grown.append(buffer)
+        self.keys, self.values = grown
+
+    def _kept_in_order(self, offset: int) -> Tensor:
+        """Return the buffer indices of the sinks, then of the ring from its oldest slot to its newest."""
+        sinks, ring = self.span.sinks, self.span.num_recent
+        assert ring is not None
+        recent = torch.arange(max(min(sinks, offset), offset - ring), offset, device=self.device)
+        return torch.cat([torch.arange(min(sinks, offset), device=self.device), sinks + (recent - sinks) % ring])
+
+    def _write(self, offset: int, new: tuple[Tensor, Tensor]) -> None:
+        """Write slots from `offset` on into the sinks and the ring of a finite span."""
+        sinks, ring = self.span.sinks, self.span.num_recent
+        assert ring is not None
+        total = offset + new[0].shape[2]
+        recent = torch.arange(min(max(offset, sinks, total - ring), total), total, device=self.device)
+        for buffer, states in zip((self.keys, self.values), new, strict=True):
+            if len(recent):
+                buffer[:, :, sinks + (recent - sinks) % ring] = states[:, :, recent - offset]
+            if not sinks:
+                continue
+            if self.padding is None:
+                if offset < sinks:
+                    buffer[:, :, offset : min(sinks, total)] = states[:, :, : sinks - offset]
+            elif offset < int(self.padding.max()) + sinks:
+                # Each row's sinks are its own first tokens.
+                source = self.padding[:, None] + torch.arange(sinks, device=self.device) - offset  # (B, S)
+                fresh = ((source >= 0) & (source < states.shape[2]))[:, None, :, None]
+                index = source.clamp(0, states.shape[2] - 1)[:, None, :, None]
+                taken = states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[3]))
+                buffer[:, :, :sinks] = torch.where(fresh, taken, buffer[:, :, :sinks])
+
+    def get_seq_length(self) -> int:
+        return self.num_tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.num_tokens + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.keys = self.values = None  # type: ignore[assignment]
+        self.is_initialized = False
+        self.num_tokens = 0
+        self.padding = None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove:
+            raise ValueError("a span cache cannot give back tokens; assisted decoding needs transformers' DynamicCache")
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.is_initialized:
+            self.keys, self.values = self.keys[indices.to(self.device)], self.values[indices.to(self.device)]
+        if self.padding is not None:
+            self.padding = self.padding[indices.to(self.padding.device)]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            self.keys, self.values = (x.repeat_interleave(repeats, dim=0) for x in (self.keys, self.values))
+        if self.padding is not None:
+            self.padding = self.padding.repeat_interleave(repeats, dim=0)
+
+
+class SpanCache(Cache):  # type: ignore[misc]
+    """A `transformers` cache with one `SpanCacheLayer` a layer of the plan.
+
+    Args:
+        plan: Of the model.
+        max_tokens: Slots to allocate at once for, when the final length is known; a longer sequence still fits.
+    """
+
+    def __init__(self, plan: SpanPlan, max_tokens: int = 0) -> None:
+        super().__init__(layers=[SpanCacheLayer(span, max_tokens) for span in plan])
+        self.plan = plan
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of all buffers, unused room included."""
+        return sum(layer.num_bytes for layer in self.layers)
+
+    def set_padding(self, attention_mask: Tensor) -> None:
+        """Take the left padding of each row from a (B, T) mask; before the first token is stored."""
+        padding = left_padding(attention_mask)
+        for layer in self.layers:
+            layer.padding = padding

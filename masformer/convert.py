@@ -1,0 +1,263 @@
+"""Put a span plan on a model, take it off, save it, load it.
+
+    plan = SpanPlan.parse("middle:8 span=1024 sinks=4", num_layers(model.config))
+    apply_plan(model, plan)          # weights are not touched
+    remove_plan(model)               # exactly the model it was
+    save_checkpoint(model, tokenizer, "smollm2-mas")
+    apply_plan(AutoModelForCausalLM.from_pretrained("smollm2-mas"))   # the stored plan; without this: full attention
+
+Each conversion proves itself on a few random tokens, because transformers accepts an attention function for
+architectures that never call it: every layer must call ours, the model's own spans must give the untouched logits, a
+short span must change them, and decoding through the cache must equal one pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.masking_utils import AttentionMaskInterface
+
+from masformer.attention import ATTENTION_NAME, masformer_attention, register, span_mask
+from masformer.cache import SpanCache
+from masformer.spans import FULL, LayerSpan, PlanError, SpanPlan
+
+# The largest difference of the probe's logits that rounding explains, relative to the largest logit.
+PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+_PROBE_NAME = "masformer_probe"
+_PROBE_TOKENS = 24
+
+
+class ConversionError(ValueError):
+    """An architecture on which spans would not do what they say."""
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the decoder's part of a config."""
+    return config.get_text_config(decoder=True)
+
+
+def num_layers(config: PreTrainedConfig) -> int:
+    """Return the number of decoder layers."""
+    return int(text_config(config).num_hidden_layers)
+
+
+def stored_plan(config: PreTrainedConfig) -> SpanPlan | None:
+    """Return the plan that `save_checkpoint` wrote into a config; None when there is none.
+
+    Raises:
+        PlanError: It is malformed or does not fit the model.
+    """
+    stored = getattr(config, "masformer", None)
+    if stored is None:
+        return None
+    if not isinstance(stored, dict) or "plan" not in stored:
+        raise PlanError(f"config.json: 'masformer' holds {stored!r}, an object with 'plan' was expected")
+    plan = SpanPlan.from_json(stored["plan"])
+    plan.check_fits(num_layers(config), config.model_type)
+    return plan
+
+
+def native_plan(config: PreTrainedConfig) -> SpanPlan:
+    """Return the spans that the architecture itself gives its layers (Gemma 3, Mistral, Qwen, ...).
+
+    Raises:
+        PlanError: A layer is of a kind that no span describes.
+    """
+    config = text_config(config)
+    count = int(config.num_hidden_layers)
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["sliding_attention" if window else "full_attention"] * count
+    spans = []
+    for layer, kind in enumerate(kinds):
+        if kind == "full_attention":
+            spans.append(FULL)
+        elif kind == "sliding_attention" and window:
+            spans.append(LayerSpan(span=int(window)))
+        else:
+            raise PlanError(
+                f"layer {layer} of this {config.model_type} model is of kind '{kind}', which no span describes"
+            )
+    plan = SpanPlan(tuple(spans))
+    plan.check_fits(count, config.model_type)
+    return plan
+
+
+def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan:
+    """Give each layer of the model the span that the plan says, in place, and return the plan.
+
+    From then on the model's caches are `SpanCache`s, those that `generate` makes included. A converted model may be
+    given another plan at any time.
+
+    Args:
+        model: A decoder of transformers.
+        plan: None takes the plan stored in the model's config, else the spans of its architecture.
+
+    Raises:
+        PlanError: The plan does not fit the model.
+        ConversionError: The architecture does not pass the probe; the model is left as it was.
+    """
+    if plan is None:
+        plan = stored_plan(model.config) or native_plan(model.config)
+    plan.check_fits(num_layers(model.config), model.config.model_type)
+    if not hasattr(model, "span_plan"):
+        _probe(model)
+        register()
+        model.masformer_restores = model.config._attn_implementation
+        model.set_attn_implementation(ATTENTION_NAME)
+        model.masformer_hook = model.register_forward_pre_hook(_prepare_cache, with_kwargs=True)
+    _set_spans(model, plan)
+    model.span_plan = plan
+    model.config.masformer = {"plan": plan.to_json()}
+    return plan
+
+
+def remove_plan(model: PreTrainedModel) -> None:
+    """Make a converted model the one it was before, in place."""
+    if not hasattr(model, "span_plan"):
+        return
+    model.masformer_hook.remove()
+    model.set_attn_implementation(model.masformer_restores)
+    _clear_spans(model)
+    del model.span_plan, model.masformer_hook, model.masformer_restores, model.config.masformer
+
+
+def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> None:
+    """Write weights (safetensors), config with the plan, tokenizer and a model card to a folder."""
+    folder = Path(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    plan = stored_plan(model.config)
+    (folder / "README.md").write_text(_model_card(folder.name, plan), encoding="utf-8")
+
+
+def _model_card(name: str, plan: SpanPlan | None) -> str:
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {name}
+
+Attention spans of the layers (MASFormer plan): `{plan or "full"}`
+
+The plan is stored in `config.json` under `masformer`. **Plain `from_pretrained` ignores it and computes full attention
+in every layer, without a warning.** This line applies it:
+
+```python
+import masformer; masformer.apply_plan(model)
+```
+"""
+
+
+def _set_spans(model: nn.Module, plan: SpanPlan) -> None:
+    for module in model.modules():
+        layer = getattr(module, "layer_idx", None)
+        if isinstance(layer, int) and layer < len(plan):
+            module.layer_span = plan[layer]  # type: ignore[assignment]
+
+
+def _clear_spans(model: nn.Module) -> None:
+    for module in model.modules():
+        if hasattr(module, "layer_span"):
+            del module.layer_span
+
+
+def _prepare_cache(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Before each forward pass: see that the cache is a `SpanCache` of the plan and knows the padding."""
+    if args:
+        kwargs = {**inspect.signature(model.forward).bind_partial(*args).arguments, **kwargs}
+    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    if cache is None or (type(cache) is DynamicCache and cache.get_seq_length() == 0):
+        use_cache = kwargs.get("use_cache")
+        if cache is None and (model.training or not (model.config.use_cache if use_cache is None else use_cache)):
+            return (), {**kwargs, "use_cache": False}
+        cache = SpanCache(model.span_plan)
+    elif not isinstance(cache, SpanCache):
+        raise ValueError(f"a model with a span plan needs a SpanCache, got a {type(cache).__name__}")
+    if cache.plan != model.span_plan:
+        raise ValueError(f"the cache was made for the plan '{cache.plan}', the model has '{model.span_plan}'")
+    if mask is not None and cache.get_seq_length() == 0:
+        cache.set_padding(mask)
+    return (), {**kwargs, "past_key_values": cache}
+
+
+@contextmanager
+def _inference(model: PreTrainedModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _probe(model: PreTrainedModel) -> None:
+    """Check on random tokens that a plan does to this architecture what it says.
+
+    Raises:
+        ConversionError: It does not; the model is left as it was.
+    """
+    kind, count = model.config.model_type, num_layers(model.config)
+    own = native_plan(model.config)
+    called: set[int] = set()
+
+    def counting(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        called.add(getattr(module, "layer_idx", -1))
+        return masformer_attention(module, *args, **kwargs)
+
+    vocab = int(text_config(model.config).vocab_size)
+    tokens = torch.randint(vocab, (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0)).to(model.device)
+    restores = model.config._attn_implementation
+    short = SpanPlan((LayerSpan(span=2, sinks=1),) * count)
+    refuse = f"{kind} models cannot take a span plan:"
+    try:
+        with _inference(model):
+            untouched = model(tokens, use_cache=False).logits[0, -1]
+            tolerance = PROBE_TOLERANCE.get(untouched.dtype, 1e-4) * max(1.0, float(untouched.abs().max()))
+            AttentionInterface.register(_PROBE_NAME, counting)
+            AttentionMaskInterface.register(_PROBE_NAME, span_mask)
+            model.set_attn_implementation(_PROBE_NAME)
+            _set_spans(model, own)
+            same = model(tokens, use_cache=False).logits[0, -1]
+            missing = set(range(count)) - called
+            if missing:
+                raise ConversionError(
+                    f"{refuse} {len(missing)} of {count} layers never call the attention function given to "
+                    "transformers, and would go on with full attention"
+                )
+            _check_close(same, untouched, tolerance, f"{refuse} with their own spans the logits are")
+            _set_spans(model, short)
+            changed = model(tokens, use_cache=False).logits[0, -1]
+            if torch.equal(changed, same):
+                raise ConversionError(f"{refuse} a span of 2 changes nothing in their logits")
+            cache = SpanCache(short)
+            model(tokens[:, :-1], past_key_values=cache, use_cache=True)
+            cached = model(tokens[:, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
+            _check_close(cached, changed, tolerance, f"{refuse} decoding through the cache is")
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise ConversionError(f"{refuse} {_first_line(error)}") from error
+    finally:
+        model.set_attn_implementation(restores)
+        _clear_spans(model)
+
+
+def _check_close(logits: Tensor, reference: Tensor, tolerance: float, what: str) -> None:
+    difference = float((logits - reference).abs().max())
+    if not difference <= tolerance:
+        raise ConversionError(f"{what} {difference:.3g} off where rounding explains {tolerance:.3g}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

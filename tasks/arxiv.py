@@ -1,0 +1,29 @@
+"""arXiv: paper -> abstract.
+
+accelerate launch eval/run.py --task arxiv
+accelerate launch eval/run.py --task arxiv --data test.jsonl
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tasks.base import Task
+from tasks.scientific_papers import SPLITS, TEMPLATES, load_scientific_papers
+
+HUB_ID = "ccdv/arxiv-summarization"
+
+ARXIV = Task(
+    name="arxiv",
+    version=1,
+    description="arXiv paper -> abstract",
+    source=f"hub {HUB_ID}; --data takes JSON lines or Parquet with article, abstract, or Cohan's original JSON lines",
+    licence="not stated by the publishers; for research",
+    splits=SPLITS,
+    default_split="test",
+    max_new_tokens=256,
+    templates=TEMPLATES,
+    default_template="instruct",
+    needs_hub=True,
+    load=partial(load_scientific_papers, "arxiv", HUB_ID),
+)

@@ -1,0 +1,171 @@
+"""PLOS: research article -> abstract, from the corpus inside the package allofplos.
+
+    pip install --no-deps allofplos==0.11.1
+    accelerate launch eval/run.py --task plos
+
+Articles are JATS XML. An abstract without `abstract-type` is the article's own; the others are blurbs for a table of
+contents, and summaries by authors and editors.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.articles import Section, article_text
+from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task
+from tasks.scientific_papers import TEMPLATES
+from tasks.sources import (
+    Rows,
+    check_request,
+    collect,
+    package_folder,
+    package_provenance,
+    require_path,
+    sha256_of,
+)
+
+PACKAGE = "allofplos"
+PIP_REQUIREMENT = "allofplos==0.11.1"
+SPLITS = ("test",)
+MIN_ABSTRACT_WORDS = 80
+MIN_BODY_WORDS = 2_000
+# Not running text. MathML stays: its letters and signs are readable, and sentences need them.
+_SKIPPED = {"fig", "fig-group", "table-wrap", "table-wrap-group", "supplementary-material", "graphic", "media"}
+_SKIPPED |= {"inline-graphic", "label", "tex-math", "annotation", "fn", "fn-group", "ref-list"}
+# Elements that part words even where the XML has no space between them.
+_BLOCKS = {"p", "list", "list-item", "disp-quote", "disp-formula", "break", "title"}
+# Elements that hold further paragraphs.
+_CONTAINERS = {"boxed-text", "disp-quote", "list", "list-item"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Article:
+    doi: str
+    is_research: bool
+    abstract: str
+    opens_with_abstract: bool
+    body: ET.Element
+    num_body_words: int
+
+
+def load_plos(request: LoadRequest) -> LoadedExamples:
+    """Return research articles with their own abstracts as references, in the order of their file names.
+
+    Kept are research articles with more than `MIN_ABSTRACT_WORDS` in the abstract and `MIN_BODY_WORDS` in the body.
+    Of the package's 122 articles, those whose first abstract is a blurb for a table of contents are left out too,
+    which makes the fixed set of 90.
+
+    Raises:
+        DataError: The request, the package or a file is at fault.
+    """
+    check_request("plos", request, SPLITS)
+    if request.data is None:
+        folder = package_folder(PACKAGE, "starter_corpus", PIP_REQUIREMENT)
+        files = sorted(folder.glob("*.xml"))
+        provenance = package_provenance(PACKAGE, files)
+    else:
+        path = require_path(request.data)
+        files = sorted(path.glob("*.xml")) if path.is_dir() else [path]
+        if not files or files[0].suffix != ".xml":
+            raise DataError(f"{path}: format not recognized; give --data a JATS .xml file or a folder of them")
+        provenance = {"kind": "file", "name": path.resolve().name, "sha256": sha256_of(files)}
+    rows = Rows(files, provenance)
+    return collect(request, rows, _read_examples(rows))
+
+
+def _read_examples(rows: Rows[Path]) -> Iterator[Example]:
+    from_package = rows.provenance["kind"] == "package"
+    for file in rows:
+        article = _read_article(file)
+        long_enough = len(article.abstract.split()) > MIN_ABSTRACT_WORDS and article.num_body_words > MIN_BODY_WORDS
+        if not (article.is_research and long_enough) or (from_package and not article.opens_with_abstract):
+            rows.num_skipped += 1
+            continue
+        context = article_text(_sections(article.body), article.abstract)
+        yield Example(id=article.doi, document_id=article.doi, context=context, references=(article.abstract,))
+
+
+def _read_article(file: Path) -> _Article:
+    try:
+        root = ET.parse(file).getroot()
+    except ET.ParseError as error:
+        raise DataError(f"{file.name}: not valid XML ({error}); correct it or take it out") from error
+    if root.tag != "article":
+        raise DataError(f"{file.name}: the root element is <{root.tag}>; expected a JATS <article>")
+    doi = root.findtext("front/article-meta/article-id[@pub-id-type='doi']", "").strip()
+    if not doi:
+        raise DataError(f"{file.name}: field article-id[@pub-id-type='doi'] is missing; give the article its DOI")
+    abstracts = root.findall("front/article-meta/abstract")
+    own = [abstract for abstract in abstracts if not abstract.get("abstract-type")]
+    body = root.find("body")
+    if body is None:
+        body = ET.Element("body")
+    return _Article(
+        doi=doi,
+        is_research=root.get("article-type") == "research-article",
+        abstract="\n".join(_paragraphs(own[0])) if own else "",
+        opens_with_abstract=abstracts[:1] == own[:1],
+        body=body,
+        num_body_words=len(" ".join(body.itertext()).split()),
+    )
+
+
+def _paragraphs(element: ET.Element) -> list[str]:
+    """Return titles and paragraphs anywhere below an element, in order."""
+    texts = []
+    for child in element:
+        if child.tag in ("title", "p"):
+            texts.append(_text(child))
+        elif child.tag == "sec" or child.tag in _CONTAINERS:
+            texts += _paragraphs(child)
+    return [text for text in texts if text]
+
+
+def _sections(element: ET.Element) -> Iterator[Section]:
+    """Yield an element's own paragraphs, then its sections, each before those inside it."""
+    title = element.find("title")
+    own: list[str] = []
+    for child in element:
+        if child.tag in ("p", "disp-formula"):
+            own.append(_text(child))
+        elif child.tag in _CONTAINERS:
+            own += _paragraphs(child)
+    yield Section(title="" if title is None else _text(title), paragraphs=[text for text in own if text])
+    for child in element.findall("sec"):
+        yield from _sections(child)
+
+
+def _text(element: ET.Element) -> str:
+    """Return the running text of an element on one line, without what `_SKIPPED` names."""
+    return " ".join("".join(_pieces(element)).split())
+
+
+def _pieces(element: ET.Element) -> Iterator[str]:
+    yield element.text or ""
+    for child in element:
+        name = str(child.tag).rpartition("}")[2]  # MathML tags carry their namespace
+        if name not in _SKIPPED:
+            space = " " if name in _BLOCKS else ""
+            yield space
+            yield from _pieces(child)
+            yield space
+        yield child.tail or ""
+
+
+PLOS = Task(
+    name="plos",
+    version=1,
+    description="PLOS research article -> abstract",
+    source=f"package {PIP_REQUIREMENT}; --data takes a JATS .xml file or a folder of them",
+    licence="CC BY",
+    splits=SPLITS,
+    default_split="test",
+    max_new_tokens=256,
+    templates=TEMPLATES,
+    default_template="instruct",
+    needs_hub=False,
+    load=load_plos,
+)

@@ -1,0 +1,174 @@
+"""QMSum: meeting transcript and query -> summary that answers the query.
+
+    accelerate launch eval/run.py --task qmsum --data val.jsonl
+
+The original release has one meeting a line:
+
+    {"meeting_transcripts": [{"speaker": "Grad G", "content": "So {disfmarker} yes ."}, ...],
+     "general_query_list": [{"query": "Summarize the whole meeting.", "answer": "..."}],
+     "specific_query_list": [{"query": "...", "answer": "...", "relevant_text_span": [["459", "530"]]}]}
+
+SCROLLS has one reference a line, the input being the query, a blank line, and the transcript:
+
+    {"id": "va-sq-1", "pid": "va-sq-1_0", "input": "What ...?\\n\\nGrad G: So yes .", "output": "..."}
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator
+
+from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task
+from tasks.sources import (
+    Row,
+    Rows,
+    check_request,
+    collect,
+    file_provenance,
+    hub_files,
+    json_line_rows,
+    parse_json_lines,
+    read_json,
+)
+
+HUB_ID = "tau/scrolls"
+SPLITS = ("train", "validation", "test")
+# {disfmarker}, { vocalsound }, {pause}, ...: what the transcribers heard besides words.
+_MARKUP = re.compile(r"\{ ?[a-z]+ ?\}")
+# L_C_D_ and T_V_s: letters that were spelled out.
+_SPELLED = re.compile(r"(?<![^\W_])(?:[A-Za-z]_)+")
+
+
+def clean_transcript(text: str) -> str:
+    """Return the text without transcription markup, with spelled letters joined (L_C_D_ -> LCD).
+
+    Source: `clean_data` of Yale-LILY/QMSum, data_process.ipynb. Deviations: every braced token goes, where upstream
+    leaves {comment}; every spelled abbreviation is joined, where upstream lists four; the case is kept.
+    """
+    text = _SPELLED.sub(lambda match: match.group().replace("_", ""), _MARKUP.sub(" ", text))
+    return "\n".join(" ".join(line.split()) for line in text.split("\n"))
+
+
+def load_qmsum(request: LoadRequest) -> LoadedExamples:
+    """Return one example a query; the queries of one meeting share `document_id`.
+
+    Raises:
+        DataError: The request, the hub or the file is at fault.
+    """
+    check_request("qmsum", request, SPLITS)
+    if request.data is None:
+        if request.split == "test":
+            raise DataError(
+                f"the references of QMSum's test split are hidden in {HUB_ID}; "
+                "use --split validation, or give the original release's test.jsonl with --data FILE"
+            )
+        rows = _hub_rows(request.split)
+    elif request.data.suffix == ".json":
+        rows = Rows([read_json(request.data)], file_provenance(request.data))
+    else:
+        rows = json_line_rows(request.data)
+    return collect(request, rows, _read_examples(rows, request.split))
+
+
+def _hub_rows(split: str) -> Rows[Row]:
+    (archive, *_), commit = hub_files(HUB_ID, ("qmsum.zip",))
+    member = f"qmsum/{split}.jsonl"
+
+    def read() -> Iterator[Row]:
+        try:
+            with zipfile.ZipFile(archive) as opened, opened.open(member) as stream:
+                yield from parse_json_lines(stream, member)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"qmsum.zip of {HUB_ID} at {commit} has no readable {member}; fetch it again") from error
+
+    return Rows(read(), {"kind": "hub", "name": HUB_ID, "file": "qmsum.zip", "revision": commit})
+
+
+def _read_examples(rows: Rows[Row], split: str) -> Iterator[Example]:
+    scrolls: list[Row] = []
+    num_examples = 0
+    for row in rows:
+        if "input" in row.fields:
+            scrolls.append(row)  # references of one id may stand anywhere: grouped once all are read
+        elif "meeting_transcripts" in row.fields:
+            for example in _meeting_examples(row, split, num_examples):
+                num_examples += 1
+                yield example
+        else:
+            raise DataError(
+                f"{row.where}: format not recognized, fields found: {', '.join(row.fields) or 'none'}; expected "
+                "`meeting_transcripts, general_query_list, specific_query_list` or SCROLLS' `id, pid, input, output`"
+            )
+    yield from _scrolls_examples(scrolls, split)
+
+
+def _meeting_examples(meeting: Row, split: str, first: int) -> Iterator[Example]:
+    turns = []
+    for turn in meeting.rows("meeting_transcripts"):
+        if content := clean_transcript(turn.text("content", may_be_empty=True)):
+            turns.append(f"{turn.text('speaker')}: {content}")
+    if not turns:
+        raise DataError(f"{meeting.where}: field 'meeting_transcripts' has no words; take the meeting out")
+    context = "\n".join(turns)
+    queries = meeting.rows("general_query_list") + meeting.rows("specific_query_list")
+    for row_number, query in enumerate(queries, start=first):
+        yield Example(
+            id=f"{split}-{row_number}",
+            document_id=f"{split}-meeting-{meeting.index}",
+            context=context,
+            references=(query.text("answer"),),
+            query=query.text("query"),
+        )
+
+
+def _scrolls_examples(rows: list[Row], split: str) -> Iterator[Example]:
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row.text("id"), []).append(row)
+    meetings: dict[str, int] = {}
+    for example_id, group in grouped.items():
+        inputs = {row.text("input") for row in group}
+        if len(inputs) > 1:
+            raise DataError(f"{group[1].where}: id '{example_id}' occurs with another input; make ids unique")
+        query, _, transcript = inputs.pop().partition("\n\n")
+        context = clean_transcript(transcript).strip()
+        if not context:
+            raise DataError(f"{group[0].where}: field 'input' has no transcript after the query and a blank line")
+        yield Example(
+            id=example_id,
+            document_id=f"{split}-meeting-{meetings.setdefault(context, len(meetings))}",
+            context=context,
+            references=tuple(row.text("output") for row in group),
+            query=query.strip(),
+        )
+
+
+QMSUM = Task(
+    name="qmsum",
+    version=1,
+    description="meeting transcript and query -> summary that answers the query",
+    source=f"hub {HUB_ID} qmsum.zip; --data takes the original JSON lines, one meeting as .json, or SCROLLS JSON lines",
+    licence="MIT",
+    splits=SPLITS,
+    default_split="validation",
+    max_new_tokens=256,
+    templates={
+        # The query comes after the transcript alone, so that all queries about a meeting share one prefill.
+        "instruct": (
+            "Below is the transcript of a meeting. Read it, then answer a request about it.\n\n"
+            "{context}\n\n"
+            "The transcript ends here. Request: {query}\n"
+            "Answer the request in one paragraph, from the transcript alone. Answer with the summary only."
+        ),
+        "query_first": (
+            "Below is the transcript of a meeting. Read it with this request in mind: {query}\n\n"
+            "{context}\n\n"
+            "The transcript ends here. Request: {query}\n"
+            "Answer the request in one paragraph, from the transcript alone. Answer with the summary only."
+        ),
+    },
+    default_template="instruct",
+    needs_hub=True,
+    load=load_qmsum,
+)

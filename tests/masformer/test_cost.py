@@ -1,0 +1,43 @@
+"""Closed forms against counted pairs and real cache buffers."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from masformer import SpanCache, SpanPlan, apply_plan, native_plan
+from masformer.attention import visible_keys
+from masformer.cost import attention_flops, cache_bytes, visible_pairs
+from masformer.spans import FULL, LayerSpan
+from tests.tiny_models import SUPPORTED, tiny_model
+
+SPANS = [
+    FULL,
+    *[LayerSpan(span=w, sinks=s) for w, s in itertools.product((1, 5, 16), (0, 1, 4, 30))],
+    *[LayerSpan(block=b, previous=p, sinks=s) for b, p, s in itertools.product((1, 4, 7), (0, 1, 3), (0, 1, 4, 30))],
+]
+
+
+@pytest.mark.parametrize("span", SPANS, ids=str)
+def test_visible_pairs_equals_the_counted_ones(span: LayerSpan) -> None:
+    for num_tokens in range(50):
+        positions = torch.arange(num_tokens)
+        assert visible_pairs(span, num_tokens) == int(visible_keys(positions, positions, span).sum()), num_tokens
+
+
+@pytest.mark.parametrize("kind", list(SUPPORTED))
+def test_cache_bytes_equals_the_storage_after_a_forward_pass(kind: str) -> None:
+    model = tiny_model(kind)
+    plan = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2)))
+    apply_plan(model, plan)
+    cache = SpanCache(plan)
+    with torch.no_grad():
+        model(torch.arange(3, 63)[None], past_key_values=cache)
+    assert cache_bytes(model.config, plan, 60, 4) == cache.num_bytes
+
+
+def test_flops_of_a_known_case() -> None:
+    config = tiny_model("llama").config  # 3 layers, 4 heads of size 8
+    assert attention_flops(config, native_plan(config), 10) == 3 * 55 * 4 * 8 * 2 * 2

@@ -1,0 +1,189 @@
+"""Every supported architecture computes what its plan says: parity with the untouched model and a dense reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, StaticCache
+from transformers.masking_utils import AttentionMaskInterface
+
+from masformer import ConversionError, LayerSpan, PlanError, SpanCache, SpanPlan, apply_plan, native_plan, remove_plan
+from masformer.attention import SpanMask, dense_attention, span_mask, visible_keys
+from masformer.spans import FULL
+from tests.tiny_models import LAYERS, REFUSED, SUPPORTED, VOCAB, tiny_model
+
+TOLERANCE = 1e-5  # fp32
+NUM_TOKENS = 90
+MIXED = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2)))
+PADDING = [0, 11, 37]
+
+
+def tokens(batch: int = 1) -> Tensor:
+    return torch.randint(3, VOCAB, (batch, NUM_TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+def padded_inputs() -> dict[str, Tensor]:
+    mask = torch.ones(len(PADDING), NUM_TOKENS, dtype=torch.long)
+    for row, pad in enumerate(PADDING):
+        mask[row, :pad] = 0
+    return {
+        "input_ids": tokens(len(PADDING)),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+    }
+
+
+def real(logits: Tensor) -> Tensor:
+    return torch.cat([logits[row, pad:] for row, pad in enumerate(PADDING)])
+
+
+def dense_reference(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: SpanMask, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    pad = torch.zeros(len(query), dtype=torch.long) if attention_mask.padding is None else attention_mask.padding
+    positions = torch.arange(query.shape[2])[None] - pad[:, None]
+    visible = visible_keys(positions, positions, module.layer_span)[:, None]  # type: ignore[arg-type]
+    return dense_attention(query, key, value, visible, scaling).transpose(1, 2), None
+
+
+each_supported = pytest.mark.parametrize("kind", list(SUPPORTED))
+
+
+@torch.no_grad()
+@each_supported
+def test_own_plan_gives_the_untouched_logits(kind: str) -> None:
+    model = tiny_model(kind)
+    inputs = padded_inputs()
+    alone, padded = model(tokens()).logits, model(**inputs).logits
+    plan = apply_plan(model)
+    assert plan == native_plan(model.config)
+    torch.testing.assert_close(model(tokens()).logits, alone, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(real(model(**inputs).logits), real(padded), atol=TOLERANCE, rtol=0)
+    remove_plan(model)
+    assert torch.equal(model(tokens()).logits, alone)
+    assert not hasattr(model.config, "masformer")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["mistral", "ministral", "gemma3_text"])
+def test_full_plan_removes_the_models_own_windows(kind: str) -> None:
+    model, wide = tiny_model(kind), tiny_model(kind, sliding_window=10_000)
+    windowed = model(tokens()).logits
+    apply_plan(model, SpanPlan.full(LAYERS))
+    torch.testing.assert_close(model(tokens()).logits, wide(tokens()).logits, atol=TOLERANCE, rtol=0)
+    assert not torch.allclose(windowed, wide(tokens()).logits, atol=1e-3)
+
+
+@torch.no_grad()
+@each_supported
+def test_mixed_spans_equal_the_dense_reference(kind: str) -> None:
+    model = tiny_model(kind)
+    full = model(tokens()).logits
+    apply_plan(model, MIXED)
+    alone, padded = model(tokens()).logits, model(**padded_inputs()).logits
+    assert not torch.allclose(alone, full, atol=1e-4)
+    AttentionInterface.register("dense_reference", dense_reference)
+    AttentionMaskInterface.register("dense_reference", span_mask)
+    model.set_attn_implementation("dense_reference")
+    torch.testing.assert_close(alone, model(tokens(), use_cache=False).logits, atol=TOLERANCE, rtol=0)
+    reference = model(**padded_inputs(), use_cache=False).logits
+    torch.testing.assert_close(real(padded), real(reference), atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+@each_supported
+@pytest.mark.parametrize("steps", [(40, *[1] * 50), (1, 38, 1, 1, 29, 20)], ids=["decode", "chunks"])
+def test_cached_equals_uncached(kind: str, steps: tuple[int, ...]) -> None:
+    model = tiny_model(kind)
+    apply_plan(model, MIXED)
+    once = model(tokens(), use_cache=False).logits
+    cache = SpanCache(MIXED)
+    parts = [model(part, past_key_values=cache).logits for part in tokens().split(steps, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), once, atol=TOLERANCE, rtol=0)
+    assert cache.layers[0].keys.shape[2] == 17 + 3
+    assert cache.layers[2].keys.shape[2] == 16 + 2
+
+
+@torch.no_grad()
+@each_supported
+@pytest.mark.parametrize("steps", [(40, *[1] * 50), (39, 1, 30, 20)], ids=["decode", "chunks"])
+def test_cached_equals_uncached_with_left_padding(kind: str, steps: tuple[int, ...]) -> None:
+    model = tiny_model(kind)
+    apply_plan(model, MIXED)
+    inputs = padded_inputs()
+    once = model(**inputs, use_cache=False).logits
+    cache, parts, seen = SpanCache(MIXED), [], 0
+    for step in steps:
+        part = slice(seen, seen + step)
+        seen += step
+        parts.append(
+            model(
+                inputs["input_ids"][:, part],
+                attention_mask=inputs["attention_mask"][:, :seen],
+                position_ids=inputs["position_ids"][:, part],
+                past_key_values=cache,
+            ).logits
+        )
+    torch.testing.assert_close(real(torch.cat(parts, dim=1)), real(once), atol=TOLERANCE, rtol=0)
+    for row, pad in enumerate(PADDING):
+        alone = model(inputs["input_ids"][row : row + 1, pad:], use_cache=False).logits[0]
+        torch.testing.assert_close(once[row, pad:], alone, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+@each_supported
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+def test_generate_uses_a_span_cache(kind: str, options: dict[str, Any]) -> None:
+    model = tiny_model(kind)
+    apply_plan(model, MIXED)
+    inputs = {name: value for name, value in padded_inputs().items() if name != "position_ids"}
+    settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **options}
+    cached = model.generate(**inputs, **settings, return_dict_in_generate=True)
+    assert isinstance(cached.past_key_values, SpanCache)
+    uncached = model.generate(**inputs, **settings, use_cache=False)
+    assert torch.equal(cached.sequences, uncached)
+
+
+@torch.no_grad()
+def test_packed_documents_do_not_see_each_other() -> None:
+    model = tiny_model("llama")
+    apply_plan(model, MIXED)
+    packed = tokens()
+    position_ids = torch.cat([torch.arange(31), torch.arange(NUM_TOKENS - 31)])[None]
+    logits = model(packed, position_ids=position_ids, use_cache=False).logits
+    first, second = model(packed[:, :31]).logits, model(packed[:, 31:]).logits
+    torch.testing.assert_close(logits, torch.cat([first, second], dim=1), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("kind", list(REFUSED))
+def test_architectures_that_ignore_spans_are_refused_by_name_and_left_alone(kind: str) -> None:
+    model = tiny_model(kind)
+    with torch.no_grad():
+        before = model(tokens()).logits
+    with pytest.raises(ConversionError, match=rf"^{kind} models cannot take a span plan: \S"):
+        apply_plan(model, SpanPlan.full(LAYERS))
+    with torch.no_grad():
+        assert torch.equal(model(tokens()).logits, before)
+
+
+def test_a_plan_of_another_length_is_refused() -> None:
+    with pytest.raises(PlanError, match="span plan has 5 layers, llama has 3"):
+        apply_plan(tiny_model("llama"), SpanPlan.full(5))
+
+
+def test_other_caches_and_masks_are_refused() -> None:
+    model = tiny_model("llama")
+    apply_plan(model, MIXED)
+    with pytest.raises(ValueError, match="needs a SpanCache, got a StaticCache"):
+        model(tokens(), past_key_values=StaticCache(model.config, max_cache_len=NUM_TOKENS))
+    with pytest.raises(ValueError, match="was made for the plan 'full'"):
+        model(tokens(), past_key_values=SpanCache(SpanPlan.full(LAYERS)))
+    with pytest.raises(ValueError, match="4D masks"):
+        model(tokens(), attention_mask=torch.ones(1, 1, NUM_TOKENS, NUM_TOKENS, dtype=torch.bool))
+    mask = torch.ones(1, NUM_TOKENS, dtype=torch.long)
+    mask[0, 5] = 0
+    with pytest.raises(ValueError, match="pad on the left"):
+        model(tokens(), attention_mask=mask)
