@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 # Eight words in a row are hardly ever shared by chance; shorter runs are phrases that any introduction shares.
 NGRAM_WORDS = 8
-# No context keeps this many words of its abstract in a row.
-MIN_CUT_WORDS = 25
+# Fewer than the 25 that no context may hold, because a section title can be part of a copied run.
+MIN_CUT_WORDS = 20
 # Letters and digits only: punctuation, spacing and case differ between an abstract and its copy.
 _WORD = re.compile(r"[^\W_]+")
 # A sentence ends before a capital, a digit or an opening sign; in tokenized text, after a full stop on its own.

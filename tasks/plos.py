@@ -133,9 +133,11 @@ def _sections(element: ET.Element) -> Iterator[Section]:
             own.append(_text(child))
         elif child.tag in _CONTAINERS:
             own += _paragraphs(child)
-    yield Section(title="" if title is None else _text(title), paragraphs=[text for text in own if text])
-    for child in element.findall("sec"):
-        yield from _sections(child)
+    inner = element.findall("sec")
+    if any(own) or inner:  # else a title over figures or supplements alone
+        yield Section(title="" if title is None else _text(title), paragraphs=[text for text in own if text])
+    for section in inner:
+        yield from _sections(section)
 
 
 def _text(element: ET.Element) -> str:

@@ -106,7 +106,8 @@ def _read_examples(rows: Rows[Row], split: str) -> Iterator[Example]:
 def _meeting_examples(meeting: Row, split: str, first: int) -> Iterator[Example]:
     turns = []
     for turn in meeting.rows("meeting_transcripts"):
-        if content := clean_transcript(turn.text("content", may_be_empty=True)):
+        content = clean_transcript(turn.text("content", may_be_empty=True))
+        if re.search(r"\w", content):  # else nothing but markup was said
             turns.append(f"{turn.text('speaker')}: {content}")
     if not turns:
         raise DataError(f"{meeting.where}: field 'meeting_transcripts' has no words; take the meeting out")

@@ -184,7 +184,11 @@ def parse_json_lines(stream: IO[bytes], name: str) -> Iterator[Row]:
 
 def read_json(path: Path) -> Row:
     """Return the one object of a JSON file."""
-    return _parse_json(require_file(path).read_bytes(), path.name, 0)
+    try:
+        data = require_file(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; check that it is readable") from error
+    return _parse_json(data, path.name, 0)
 
 
 def _parse_json(data: bytes, where: str, index: int) -> Row:

@@ -1,0 +1,133 @@
+"""A template and an example -> prompt tokens in three parts, of which only the context may be cut.
+
+Each part is tokenized once, so that with head truncation the prompt at one length begins like the prompt at a greater
+one, and token counts are exact. A tokenizer with a chat template gets the prompt as one user turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from eval.truncation import truncate
+from tasks import Example
+
+# Stands for the context while the chat template is rendered: no template and no query contains it.
+_CONTEXT_MARK = "\N{OBJECT REPLACEMENT CHARACTER}context\N{OBJECT REPLACEMENT CHARACTER}"
+
+
+class PromptError(ValueError):
+    """A prompt that cannot be built, or does not fit even with an empty context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptParts:
+    """Token ids of what stands before the context, the context, and what stands after it."""
+
+    prefix: tuple[int, ...]
+    context: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What the model sees.
+
+    Attributes:
+        token_ids: The whole prompt.
+        num_context_kept: Context tokens in it.
+        num_context_dropped: Context tokens that were cut.
+    """
+
+    token_ids: tuple[int, ...]
+    num_context_kept: int
+    num_context_dropped: int
+
+
+class PromptBuilder:
+    """Builds the prompts of one template for one tokenizer.
+
+    Args:
+        tokenizer: Of the model.
+        template: Text with `{context}` once, and `{query}` where the task has queries.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+        assert template.count("{context}") == 1
+        self.tokenizer = tokenizer
+        self.template = template
+        self.uses_chat_template = bool(tokenizer.chat_template)
+        self._bos: tuple[int, ...] = ()
+        self._fixed: dict[str | None, PromptParts] = {}
+        if not self.uses_chat_template and tokenizer.bos_token_id is not None:
+            # Plain text begins as the tokenizer begins it.
+            first = tokenizer("a").input_ids[:1]
+            self._bos = tuple(first) if first == [tokenizer.bos_token_id] else ()
+
+    @property
+    def sha256(self) -> str:
+        """Return the digest of the rendered template, chat markup included."""
+        return hashlib.sha256("\0".join(self._render("{query}")).encode()).hexdigest()
+
+    def fixed_parts(self, query: str | None) -> PromptParts:
+        """Return the token ids of a prompt with an empty context: what is never cut.
+
+        Raises:
+            PromptError: The chat template loses or repeats the context.
+        """
+        if query not in self._fixed:
+            before, after = self._render(query or "")
+            self._fixed[query] = PromptParts(
+                prefix=self._bos + self._tokenize(before), context=(), suffix=self._tokenize(after)
+            )
+        return self._fixed[query]
+
+    def parts(self, example: Example) -> PromptParts:
+        """Return the token ids of an example's prompt, uncut.
+
+        Raises:
+            PromptError: As `fixed_parts`.
+        """
+        # A document that happens to hold chat markup must not end the user's turn.
+        context = self._tokenize(example.context, split_special_tokens=True)
+        return replace(self.fixed_parts(example.query), context=context)
+
+    def _render(self, query: str) -> tuple[str, str]:
+        before, after = (part.replace("{query}", query) for part in self.template.split("{context}"))
+        if not self.uses_chat_template:
+            return before, after
+        turn = [{"role": "user", "content": before + _CONTEXT_MARK + after}]
+        text = str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        pieces = text.split(_CONTEXT_MARK)
+        if len(pieces) != 2:
+            raise PromptError(f"the chat template shows the user's text {len(pieces) - 1} times; once is needed")
+        return pieces[0], pieces[1]
+
+    def _tokenize(self, text: str, *, split_special_tokens: bool = False) -> tuple[int, ...]:
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False
+        )
+        return tuple(encoded.input_ids)
+
+
+def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str) -> Prompt:
+    """Return the prompt that leaves room for the answer within `maxlen`.
+
+    Raises:
+        PromptError: Not even an empty context fits.
+    """
+    num_fixed = len(parts.prefix) + len(parts.suffix)
+    budget = maxlen - num_fixed - max_new_tokens
+    if budget < 0:
+        raise PromptError(
+            f"maxlen {maxlen} is too small: {num_fixed} tokens of instruction and template and {max_new_tokens} for "
+            f"the answer need {maxlen - budget} even with an empty context; raise --maxlen or lower --max-new-tokens"
+        )
+    kept = truncate(parts.context, budget, policy)
+    return Prompt(
+        token_ids=(*parts.prefix, *kept, *parts.suffix),
+        num_context_kept=len(kept),
+        num_context_dropped=len(parts.context) - len(kept),
+    )

