@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 VOCAB = 96
 LAYERS = 3
@@ -100,3 +108,35 @@ def tiny_model(kind: str, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model.eval()
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerBase:
+    """Return a byte-level tokenizer: one token a byte, so that counts can be checked by hand."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {token: index for index, token in enumerate([*special, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<|pad|>", bos_token="<|im_start|>", eos_token="<|im_end|>"
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def save_tiny_checkpoint(folder: Path, *, chat: bool = True, kind: str = "llama", **changes: Any) -> Path:
+    """Write a random tiny model and its tokenizer to a folder that `--model` takes."""
+    tokenizer = tiny_tokenizer(chat=chat)
+    # Large weights, so that what is read far away changes what is written.
+    model = tiny_model(kind, vocab_size=len(tokenizer), max_position_embeddings=2048, initializer_range=0.4, **changes)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

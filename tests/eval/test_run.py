@@ -1,0 +1,353 @@
+"""The main job end to end on a random tiny model: one process and two, killed and resumed, the hub, wrong input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from eval.run import main
+from masformer.checkpoints import Checkpoint
+from tests.hub_standin import hub_standin
+from tests.tiny_models import save_tiny_checkpoint
+
+ROOT = Path(__file__).parents[2]
+TEXT = "long documents hold many words and every word costs a token of context to read"
+WORDS = TEXT.split()
+
+
+def document(seed: int, num_words: int) -> str:
+    return " ".join(WORDS[(seed * 7 + i * (seed + 3)) % len(WORDS)] for i in range(num_words))
+
+
+def rows(count: int) -> list[dict[str, str]]:
+    return [{"article": document(i, 60 + 40 * i), "abstract": document(i + 50, 12)} for i in range(count)]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "test.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(5)))
+    return file
+
+
+@pytest.fixture
+def least(model: Path, data: Path, tmp_path: Path) -> list[str]:
+    """Arguments of a run that works."""
+    arguments = f"--task arxiv --model {model} --data {data} --maxlen 400 700 --max-new-tokens 8 --threads 1"
+    return [*arguments.split(), "--output", str(tmp_path / "run")]
+
+
+def read(folder: Path, name: str) -> Any:
+    text = (folder / name).read_text()
+    return [json.loads(line) for line in text.splitlines()] if name.endswith("jsonl") else json.loads(text)
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """Return the results without what differs from run to run: the costs."""
+    return [{k: v for k, v in result.items() if k != "cost"} for result in read(folder, "scores.json")["results"]]
+
+
+def texts(folder: Path) -> dict[tuple[str, int], str]:
+    return {(line["id"], line["maxlen"]): line["text"] for line in read(folder, "predictions.jsonl")}
+
+
+def launch(arguments: list[str], *launcher: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["accelerate", "launch", *launcher, "eval/run.py", *arguments]
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "MASTER_"))} | environment
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command[1:]],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_run_leaves_predictions_scores_report_and_its_own_record(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(least) == 0
+    folder = tmp_path / "run"
+    printed = capsys.readouterr().out
+    assert str(folder) in printed.splitlines()[-1]
+    assert "maxlen" in printed
+
+    lines = read(folder, "predictions.jsonl")
+    assert [(line["id"], line["maxlen"]) for line in lines] == [(f"test-{i}", n) for i in range(5) for n in (400, 700)]
+    for line in lines:
+        assert set(line) >= {"task", "template", "id", "maxlen", "text", "prompt_tokens", "context_tokens_kept"}
+        assert set(line) >= {"context_tokens_dropped", "num_generated_tokens", "finish_reason", "seconds"}
+        assert line["prompt_tokens"] + 8 <= line["maxlen"]
+        assert (line["prompt_tokens"] + 8 == line["maxlen"]) == (line["context_tokens_dropped"] > 0)
+        assert line["num_generated_tokens"] <= 8
+        assert line["finish_reason"] == ("length" if line["num_generated_tokens"] == 8 else "stop")
+
+    run = read(folder, "run.json")
+    assert run["world_size"] == 1
+    session = run["sessions"][0]
+    assert session["threads"] == 1
+    assert session["finished"]
+    assert {"torch", "transformers", "rouge-score"} <= set(session["versions"])
+    assert set(run["identity"]["model"]["files"]) == {"config.json", "model.safetensors"}
+    assert run["tasks"]["arxiv"]["source"]["kind"] == "file"
+
+    for result, maxlen in zip(read(folder, "scores.json")["results"], (400, 700), strict=True):
+        assert (result["task"], result["template"], result["profile"]) == ("arxiv", "instruct", "hf")
+        assert (result["maxlen"], result["num_examples"], result["num_documents"]) == (maxlen, 5, 5)
+        assert set(result["metrics"]) == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
+        assert all(0 <= m["low"] <= m["mean"] <= m["high"] <= 1 for m in result["metrics"].values())
+        assert result["cost"]["prefill_tokens_per_second"] > 0
+        assert result["cost"]["attention_flops"] > 0
+    assert "| 400 | 5 |" in (folder / "report.md").read_text()
+
+
+def test_the_same_command_resumes_and_lengths_examples_and_tasks_may_be_added(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    assert main([*least, "--limit", "2"]) == 0
+    first = read(folder, "predictions.jsonl")
+    assert main([*least, "--limit", "3", "--maxlen", "1000"]) == 0
+    assert "4 of 9 predictions are there" in capsys.readouterr().out
+    lines = read(folder, "predictions.jsonl")
+    assert [line for line in lines if line in first] == first
+    assert {(line["id"], line["maxlen"]) for line in lines} == {
+        (f"test-{i}", n) for i in range(3) for n in (400, 700, 1000)
+    }
+    assert [result["num_examples"] for result in results(folder)] == [3, 3, 3]
+    assert len(read(folder, "run.json")["sessions"]) == 2
+
+    added = [argument if argument != "arxiv" else "pubmed" for argument in least]
+    assert main([*added, "--limit", "1"]) == 0
+    assert [result["task"] for result in results(folder)] == ["arxiv"] * 3 + ["pubmed"] * 2
+
+    def no_weights(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing is missing, so no weights are needed")
+
+    monkeypatch.setattr(Checkpoint, "load_model", no_weights)
+    assert main([*least, "--limit", "3", "--maxlen", "1000"]) == 0
+    assert read(folder, "predictions.jsonl")[: len(lines)] == lines
+
+
+def test_truncation_and_plan_change_what_is_generated(least: list[str], tmp_path: Path) -> None:
+    made = {}
+    for name, extra in {
+        "head": [],
+        "tail": ["--truncation", "tail"],
+        "full": ["--plan", "full"],
+        "local": ["--plan", "local span=32 sinks=2"],
+    }.items():
+        assert main([*least, "--limit", "3", *extra, "--output", str(tmp_path / name)]) == 0
+        made[name] = texts(tmp_path / name)
+    assert made["full"] == made["head"]
+    assert made["tail"] != made["head"]
+    assert made["local"] != made["head"]
+    mixed, full = (read(tmp_path / name, "scores.json")["results"][1]["cost"] for name in ("local", "full"))
+    assert mixed["cache_bytes"] < full["cache_bytes"] / 4
+    assert mixed["attention_flops"] < full["attention_flops"] / 4
+    assert read(tmp_path / "local", "run.json")["plan_description"] == "local span=32 sinks=2"
+
+
+def test_a_model_with_windows_of_its_own_keeps_them_under_auto(least: list[str], tmp_path: Path) -> None:
+    windowed = save_tiny_checkpoint(tmp_path / "mistral", kind="mistral", sliding_window=48)
+    assert main([*least, "--limit", "1", "--model", str(windowed)]) == 0
+    assert read(tmp_path / "run", "run.json")["plan_description"] == "local span=48 sinks=0"
+
+
+def test_two_processes_write_the_scores_of_one(least: list[str], tmp_path: Path) -> None:
+    one = launch(least)
+    assert one.returncode == 0, one.stderr
+    shared = [*least[:-1], str(tmp_path / "two")]
+    two = launch(shared, "--multi_gpu", "--num_processes", "2", ACCELERATE_USE_CPU="true")
+    assert two.returncode == 0, two.stderr
+    assert read(tmp_path / "run", "run.json")["world_size"] == 1
+    assert read(tmp_path / "two", "run.json")["world_size"] == 2
+    assert results(tmp_path / "two") == results(tmp_path / "run")
+    assert texts(tmp_path / "two") == texts(tmp_path / "run")
+    assert two.stdout.count("ROUGE profile") == 1
+
+
+def test_a_killed_run_resumes_to_the_same_result(least: list[str], tmp_path: Path) -> None:
+    slow = [*least, "--max-new-tokens", "300", "--maxlen", "900", "1200"]
+    process = subprocess.Popen(
+        [sys.executable, "eval/run.py", *slow], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    journal = tmp_path / "run" / "journal" / "00000.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_text().count("\n") >= 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = journal.read_text().splitlines()
+    assert 2 <= len(before) < 10
+    journal.write_text(journal.read_text() + '{"task": "arx')  # torn, as a full disk would leave it
+    assert main(slow) == 0
+    assert main([*slow, "--output", str(tmp_path / "undisturbed")]) == 0
+    assert texts(tmp_path / "run") == texts(tmp_path / "undisturbed")
+    assert results(tmp_path / "run") == results(tmp_path / "undisturbed")
+    kept = {json.dumps(line) for line in read(tmp_path / "run", "predictions.jsonl")}
+    assert {json.dumps(json.loads(line)) for line in before} <= kept
+
+
+def test_data_and_model_come_from_a_stand_in_of_the_hub(model: Path, tmp_path: Path) -> None:
+    def parquet(table_rows: list[dict[str, str]]) -> bytes:
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table_rows), buffer)
+        return buffer.getvalue()
+
+    repos = {
+        "datasets/ccdv/arxiv-summarization": {
+            "document/test-00000-of-00001.parquet": parquet(rows(3)),
+            "document/train-00000-of-00001.parquet": parquet(rows(5)),
+        },
+        "models/someone/tiny": {file.name: file.read_bytes() for file in model.iterdir()},
+    }
+    with hub_standin(repos) as hub:
+        arguments = "--task arxiv --maxlen 700 --max-new-tokens 8 --limit 2 --model someone/tiny"
+        done = launch(
+            [*arguments.split(), "--output", str(tmp_path / "run")], **hub.environment(home=tmp_path / "home")
+        )
+        assert done.returncode == 0, done.stderr
+        run = read(tmp_path / "run", "run.json")
+        assert run["tasks"]["arxiv"]["source"]["revision"] == hub.commit("datasets/ccdv/arxiv-summarization")
+        assert run["identity"]["model"]["revision"] == hub.commit("models/someone/tiny")
+        assert not any("train" in path for path in hub.fetched)
+    assert [line["id"] for line in read(tmp_path / "run", "predictions.jsonl")] == ["test-0", "test-1"]
+
+
+def expect_error(arguments: list[str], capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    """Assert that a run ends with status 2 and one line that holds the parts."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded before the input was checked")
+
+    monkeypatch.setattr(Checkpoint, "load_model", fail)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_wrong_input_is_one_line_before_weights_load(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, empty = tmp_path / "broken.jsonl", tmp_path / "empty.jsonl"
+    broken.write_text(json.dumps(rows(1)[0]) + '\n{"article": "a b c"}\n')
+    empty.write_text("")
+    for arguments, parts in {
+        ("--task", "nope"): ("unknown task 'nope'", "arxiv, pubmed, qmsum, plos"),
+        ("--data", str(tmp_path / "absent.jsonl")): ("no such file", "absent.jsonl"),
+        ("--data", str(broken)): ("broken.jsonl line 2", "'abstract' is missing"),
+        ("--data", str(empty)): ("empty.jsonl has no examples",),
+        ("--maxlen", "20"): ("maxlen 20 is too small", "even with an empty context"),
+        ("--maxlen", "4096"): ("maxlen 4096 is beyond the 2048 positions", "--allow-extrapolation"),
+        ("--plan", "middle:8"): ("plan 'middle:8', character 8", "8 layers asked for, the model has 3"),
+        ("--plan", "full@3 span=64"): ("character 6", "layer 3 does not exist"),
+        ("--plan", "middle:1 spam=64"): ("character 10", "'spam=64' is no setting"),
+        ("--model", str(tmp_path / "absent")): ("model folder", "does not exist"),
+        ("--limit", "-1"): ("--limit: -1 must be at least 1",),
+        ("--maxlen", "0"): ("--maxlen: 0 must be at least 1",),
+    }.items():
+        expect_error([*least, *arguments], capsys, *parts)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_model_that_is_no_decoder_or_pickled_is_refused(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, config in {
+        "bert": {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+        "t5": {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "pytorch_model.bin").write_bytes(b"")
+        expect_error([*least, "--model", str(folder)], capsys, name, "holds no .safetensors file")
+        (folder / "model.safetensors").write_bytes(b"")
+        expect_error([*least, "--model", str(folder)], capsys, str(config["architectures"][0]), "not a decoder")
+
+
+def test_extrapolation_runs_only_when_asked_for(least: list[str]) -> None:
+    assert main([*least, "--limit", "1", "--maxlen", "4096", "--allow-extrapolation"]) == 0
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_learned_positions_cannot_be_extrapolated(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpt2 = save_tiny_checkpoint(tmp_path / "gpt2", kind="gpt2")
+    arguments = [*least, "--model", str(gpt2), "--maxlen", "4096", "--allow-extrapolation"]
+    expect_error(arguments, capsys, "beyond the 2048 positions of", "a fixed table of them")
+
+
+def test_a_folder_with_another_run_is_refused_and_left_as_it_was(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*least, "--limit", "2"]) == 0
+    before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    other = save_tiny_checkpoint(tmp_path / "other", rms_norm_eps=1e-3)
+    for arguments, named in {
+        ("--max-new-tokens", "9"): "max_new_tokens of arxiv is 8 there and 9 now",
+        ("--truncation", "tail"): 'truncation is "head" there',
+        ("--plan", "local span=32"): "plan is null there",
+        ("--model", str(other)): "holds another run: model files config.json",
+        ("--dtype", "bfloat16"): 'dtype is "float32" there and "bfloat16" now',
+        ("--profile", "scrolls"): 'profile is "hf" there',
+        ("--seed", "1"): "seed is 0 there and 1 now",
+        ("--threads", "2"): "threads is 1 there and 2 now",
+        ("--limit", "1"): "limit of arxiv is 2 there and 1 now",
+    }.items():
+        expect_error([*least, "--limit", "2", *arguments], capsys, "holds another run", named)
+    assert {file: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+def test_several_processes_asked_for_and_one_started(least: list[str], tmp_path: Path) -> None:
+    done = launch(least, "--cpu", "--num_processes", "2")
+    assert done.returncode != 0
+    assert "error: several processes were asked for and accelerate started one" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_hub_names_the_ways_out_within_20_seconds(model: Path, tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "eval/run.py", "--task", "arxiv", "--maxlen", "700", "--model", str(model)],
+        cwd=ROOT,
+        env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--data FILE" in done.stderr
+    assert "plos, aclsum, aclsum_aspects" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert time.monotonic() - start < 60  # a limit on hanging, not a speed: importing torch alone takes seconds here

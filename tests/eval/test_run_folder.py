@@ -1,0 +1,89 @@
+"""The run folder: nothing on disk is lost, and another run is refused by the name of the setting."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.run_folder import RunFolder, RunFolderError, append_line, prediction_key
+
+IDENTITY = {"model": {"reference": "m", "files": {"w": "1"}}, "dtype": "float32"}
+TASKS = {"plos": {"version": 1, "limit": 3, "maxlen": [10]}}
+
+
+def line(example: str, maxlen: int = 10, text: str = "t") -> dict[str, Any]:
+    return {"task": "plos", "template": "instruct", "id": example, "maxlen": maxlen, "text": text}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(tmp_path / "run")
+    made.write_json("run.json", {"identity": IDENTITY, "tasks": TASKS, "sessions": []})
+    return made
+
+
+def accept(folder: RunFolder, identity: dict[str, Any] | None = None, **changes: Any) -> None:
+    folder.check_accepts(identity or IDENTITY, {"plos": TASKS["plos"] | changes})
+
+
+def test_the_same_run_and_additions_are_accepted(folder: RunFolder) -> None:
+    accept(folder)
+    accept(folder, maxlen=[10, 20])
+    accept(folder, maxlen=[20])
+    accept(folder, limit=4)
+    accept(folder, limit=None)
+    folder.check_accepts(IDENTITY, {"qmsum": {"version": 1, "limit": 1, "maxlen": [10]}})
+
+
+def test_any_other_difference_is_refused_by_name(folder: RunFolder) -> None:
+    for identity, changes, message in (
+        (IDENTITY | {"dtype": "bfloat16"}, {}, 'dtype is "float32" there and "bfloat16" now'),
+        ({"model": {"reference": "m", "files": {"w": "2"}}, "dtype": "float32"}, {}, 'model files w is "1" there'),
+        (IDENTITY, {"version": 2}, "version of plos is 1 there and 2 now"),
+        (IDENTITY, {"limit": 2}, "limit of plos is 3 there and 2 now"),
+    ):
+        with pytest.raises(RunFolderError, match="holds another run") as error:
+            accept(folder, identity, **changes)
+        assert message in str(error.value)
+
+
+def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("x")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    for name, message in (("file", "is a file"), ("other", "holds files but no run"), ("broken", "cannot be read")):
+        with pytest.raises(RunFolderError, match=message):
+            RunFolder(tmp_path / name).read_run()
+    assert RunFolder(tmp_path / "absent").read_run() is None
+
+
+def test_journals_survive_a_kill_and_merge_in_order(folder: RunFolder) -> None:
+    with folder.open_journal(0) as journal:
+        append_line(journal, line("b"))
+        journal.write('{"task": "plos", "templ')  # killed while writing
+    with folder.open_journal(1) as journal:
+        append_line(journal, line("a"))
+    found, torn = folder.read_predictions()
+    assert {key[2] for key in found} == {"a", "b"}
+    assert torn == 1
+    with folder.open_journal(0) as journal:
+        append_line(journal, line("c"))
+    assert folder.read_predictions()[1] == 0
+    order = {prediction_key(line(name)): index for index, name in enumerate("abc")}
+    assert [merged["id"] for merged in folder.merge_journal(order)] == ["a", "b", "c"]
+    assert not (folder.path / "journal").exists()
+    lines = (folder.path / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(text)["id"] for text in lines] == ["a", "b", "c"]
+
+
+def test_a_merge_cut_short_loses_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with folder.open_journal(0) as journal:
+        append_line(journal, line("a"))
+    monkeypatch.setattr("eval.run_folder.shutil.rmtree", lambda *_, **__: None)  # killed before the journal goes
+    folder.merge_journal({})
+    assert [key[2] for key in folder.read_predictions()[0]] == ["a"]
