@@ -91,7 +91,7 @@ def _storage_bytes(cache: Cache) -> int:
     return sum(
         states.untyped_storage().nbytes()
         for layer in cache.layers
-        for states in (layer.keys, layer.values)
+        for states in (getattr(layer, "keys", None), getattr(layer, "values", None))
         if states is not None
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from eval.truncation import truncate
@@ -99,7 +100,10 @@ class PromptBuilder:
         if not self.uses_chat_template:
             return before, after
         turn = [{"role": "user", "content": before + _CONTEXT_MARK + after}]
-        text = str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        try:
+            text = str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            raise PromptError(f"the model's chat template refuses a single user turn: {error}") from error
         pieces = text.split(_CONTEXT_MARK)
         if len(pieces) != 2:
             raise PromptError(f"the chat template shows the user's text {len(pieces) - 1} times; once is needed")

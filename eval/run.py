@@ -59,6 +59,10 @@ def main(arguments: Sequence[str]) -> int:
         if speaks:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if speaks:
+            print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        return 130
     accelerator.end_training()
     return 0
 

@@ -16,8 +16,10 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 Key = tuple[str, str, str, int]
 
@@ -117,13 +119,14 @@ class RunFolder:
         self._replace(name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def _replace(self, name: str, content: str) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         partial = self.path / f".{name}.partial"
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self.path / name)
+        with _disk_errors(self.path / name):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with partial.open("w", encoding="utf-8") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(self.path / name)
 
     def read_examples(self) -> list[dict[str, Any]]:
         """Return the lines of `examples.jsonl`; none when there is no such file yet."""
@@ -140,17 +143,15 @@ class RunFolder:
                 found.setdefault(prediction_key(line), line)
         return found, torn
 
-    def open_journal(self, process: int) -> TextIO:
+    def open_journal(self, process: int) -> RawIOBase:
         """Return the journal of one process, open for appending; a torn last line is cut off first."""
-        folder = self.path / "journal"
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{process:05}.jsonl"
-        if file.exists():
-            content = file.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                file.write_bytes(whole)
-        return file.open("a", encoding="utf-8")
+        file = self.path / "journal" / f"{process:05}.jsonl"
+        with _disk_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.exists():
+                whole = file.read_bytes().rfind(b"\n") + 1
+                os.truncate(file, whole)
+            return file.open("ab", buffering=0)
 
     def merge_journal(self, order: Mapping[Key, int]) -> list[dict[str, Any]]:
         """Write all predictions to `predictions.jsonl` in the given order, drop the journal, return the lines."""
@@ -161,11 +162,29 @@ class RunFolder:
         return lines
 
 
-def append_line(journal: TextIO, line: Mapping[str, Any]) -> None:
-    """Append one JSON line and see it onto the disk."""
-    journal.write(json.dumps(line, ensure_ascii=False) + "\n")
-    journal.flush()
-    os.fsync(journal.fileno())
+def append_line(journal: RawIOBase, line: Mapping[str, Any]) -> None:
+    """Append one JSON line and see it onto the disk.
+
+    Raises:
+        RunFolderError: The disk is full, or gone.
+    """
+    rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+    with _disk_errors(Path(getattr(journal, "name", "journal"))):
+        # Unbuffered, so that closing after a failure does not fail again; a write may take only a part.
+        while rest:
+            rest = rest[journal.write(rest) or 0 :]
+        os.fsync(journal.fileno())
+
+
+@contextmanager
+def _disk_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{file} cannot be written: {error.strerror or error}; what is there is kept, and the same command resumes "
+            "once there is room and permission"
+        ) from error
 
 
 def _read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:

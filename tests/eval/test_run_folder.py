@@ -62,10 +62,21 @@ def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "absent").read_run() is None
 
 
+def test_a_disk_that_cannot_be_written_is_one_line(tmp_path: Path, folder: RunFolder) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunFolderError, match="cannot be written: Not a directory"):
+        RunFolder(tmp_path / "file" / "run").write_json("run.json", {})
+    with (
+        Path("/dev/full").open("ab", buffering=0) as full,
+        pytest.raises(RunFolderError, match="No space left on device"),
+    ):
+        append_line(full, line("a"))
+
+
 def test_journals_survive_a_kill_and_merge_in_order(folder: RunFolder) -> None:
     with folder.open_journal(0) as journal:
         append_line(journal, line("b"))
-        journal.write('{"task": "plos", "templ')  # killed while writing
+        journal.write(b'{"task": "plos", "templ')  # killed while writing
     with folder.open_journal(1) as journal:
         append_line(journal, line("a"))
     found, torn = folder.read_predictions()
