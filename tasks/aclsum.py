@@ -127,10 +127,7 @@ ACLSUM_ASPECTS = Task(
     templates={
         # The query comes after the paper alone, so that the three aspects of a paper share one prefill.
         "instruct": (
-            "Below is a scientific paper. Read it, then answer a question about it.\n\n"
-            "{context}\n\n"
-            "The paper ends here. Question: {query}\n"
-            "Answer in one sentence, from the paper alone. Answer with the sentence only."
+            "Here is a scientific paper.\n\n{context}\n\nUsing the paper above, answer in one sentence: {query}"
         ),
     },
     default_template="instruct",

@@ -157,16 +157,15 @@ QMSUM = Task(
     templates={
         # The query comes after the transcript alone, so that all queries about a meeting share one prefill.
         "instruct": (
-            "Below is the transcript of a meeting. Read it, then answer a request about it.\n\n"
+            "Here is the transcript of a meeting.\n\n"
             "{context}\n\n"
-            "The transcript ends here. Request: {query}\n"
-            "Answer the request in one paragraph, from the transcript alone. Answer with the summary only."
+            "Using the transcript above, answer in one paragraph: {query}"
         ),
         "query_first": (
-            "Below is the transcript of a meeting. Read it with this request in mind: {query}\n\n"
+            "{query}\n\n"
+            "Here is the transcript of the meeting.\n\n"
             "{context}\n\n"
-            "The transcript ends here. Request: {query}\n"
-            "Answer the request in one paragraph, from the transcript alone. Answer with the summary only."
+            "Using the transcript above, answer in one paragraph: {query}"
         ),
     },
     default_template="instruct",

@@ -35,10 +35,7 @@ CONFIG = "document"
 COLUMNS = ("id", "article", "abstract")
 TEMPLATES = {
     "instruct": (
-        "Below is a scientific paper. Read it, then write its abstract.\n\n"
-        "{context}\n\n"
-        "The paper ends here. Write its abstract: one paragraph that says what was studied, how it was done, and what "
-        "was found. Answer with the abstract only."
+        "Summarize the following scientific paper.\n\n{context}\n\nSummarize the paper above in one paragraph."
     ),
 }
 
