@@ -87,6 +87,9 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (--help explains the flags)")
 
 
+_LARGEST = 2**31 - 1
+
+
 def _positive(text: str) -> int:
     try:
         value = int(text)
@@ -94,6 +97,8 @@ def _positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    if value > _LARGEST:
+        raise argparse.ArgumentTypeError(f"{value} must be at most {_LARGEST}")
     return value
 
 

@@ -70,19 +70,17 @@ class PromptBuilder:
     @property
     def sha256(self) -> str:
         """Return the digest of the rendered template, chat markup included."""
-        return hashlib.sha256("\0".join(self._render("{query}")).encode()).hexdigest()
+        return hashlib.sha256("\0".join(self._render()).encode()).hexdigest()
 
     def fixed_parts(self, query: str | None) -> PromptParts:
         """Return the token ids of a prompt with an empty context: what is never cut.
 
         Raises:
-            PromptError: The chat template loses or repeats the context.
+            PromptError: The chat template refuses, loses or repeats the user's text.
         """
         if query not in self._fixed:
-            before, after = self._render(query or "")
-            self._fixed[query] = PromptParts(
-                prefix=self._bos + self._tokenize(before), context=(), suffix=self._tokenize(after)
-            )
+            before, after = (self._fill(part, query or "") for part in self._render())
+            self._fixed[query] = PromptParts(prefix=self._bos + before, context=(), suffix=after)
         return self._fixed[query]
 
     def parts(self, example: Example) -> PromptParts:
@@ -91,12 +89,11 @@ class PromptBuilder:
         Raises:
             PromptError: As `fixed_parts`.
         """
-        # A document that happens to hold chat markup must not end the user's turn.
-        context = self._tokenize(example.context, split_special_tokens=True)
-        return replace(self.fixed_parts(example.query), context=context)
+        return replace(self.fixed_parts(example.query), context=self._tokenize_data(example.context))
 
-    def _render(self, query: str) -> tuple[str, str]:
-        before, after = (part.replace("{query}", query) for part in self.template.split("{context}"))
+    def _render(self) -> tuple[str, str]:
+        """Return what stands before and after the context, with `{query}` still in its place."""
+        before, after = self.template.split("{context}")
         if not self.uses_chat_template:
             return before, after
         turn = [{"role": "user", "content": before + _CONTEXT_MARK + after}]
@@ -108,6 +105,21 @@ class PromptBuilder:
         if len(pieces) != 2:
             raise PromptError(f"the chat template shows the user's text {len(pieces) - 1} times; once is needed")
         return pieces[0], pieces[1]
+
+    def _fill(self, text: str, query: str) -> tuple[int, ...]:
+        first, *rest = text.split("{query}")
+        ids = self._tokenize(first.rstrip(" ") if rest else first)
+        for index, piece in enumerate(rest):
+            # Tokenizers join a space to the word after it.
+            previous = rest[index - 1] if index else first
+            space = previous[len(previous.rstrip(" ")) :]
+            last = index == len(rest) - 1
+            ids += self._tokenize_data(space + query) + self._tokenize(piece if last else piece.rstrip(" "))
+        return ids
+
+    def _tokenize_data(self, text: str) -> tuple[int, ...]:
+        # A document or query that happens to hold chat markup must not end the user's turn.
+        return self._tokenize(text, split_special_tokens=True)
 
     def _tokenize(self, text: str, *, split_special_tokens: bool = False) -> tuple[int, ...]:
         encoded = self.tokenizer(

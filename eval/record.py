@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ def identity_of(config: RunConfig, checkpoint: Checkpoint, plan: SpanPlan | None
         "dtype": dtype,
         "truncation": config.truncation,
         "profile": config.profile,
-        "allow_extrapolation": config.allow_extrapolation,
         "trust_remote_code": config.trust_remote_code,
         "threads": config.threads,
         "seed": config.seed,
@@ -40,8 +40,10 @@ def task_record(config: RunConfig, name: str, loaded: LoadedExamples, checkpoint
     return {
         "description": task.description,
         "version": task.version,
-        # How many rows were read depends on the limit, which may grow.
+        "licence": task.licence,
+        # How many rows were read depends on the limit, which may grow; the rest pins the content.
         "source": {key: value for key, value in loaded.provenance.items() if not key.startswith("num_")},
+        "rows": {key: value for key, value in loaded.provenance.items() if key.startswith("num_")},
         "split": config.split or task.default_split,
         "template": task.default_template,
         "template_text": template,
@@ -56,27 +58,25 @@ def merge_record(
     held: dict[str, Any] | None,
     identity: dict[str, Any],
     tasks: dict[str, dict[str, Any]],
-    session: dict[str, Any],
-    config: RunConfig,
+    config: dict[str, Any],
     plan: SpanPlan | None,
 ) -> dict[str, Any]:
-    """Return `run.json` with this session added to what the folder held."""
-    held = held or {"tasks": {}, "sessions": []}
+    """Return `run.json` with the settings of this session merged into what the folder held."""
+    held = held or {"tasks": {}, "sessions": [], "world_size": None}
     for name, record in tasks.items():
         before = held["tasks"].get(name, {}).get("maxlen", [])
         record["maxlen"] = sorted({*record["maxlen"], *before})
-    resolved = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     return {
-        "config": resolved,
+        "config": {name: str(value) if isinstance(value, Path) else value for name, value in config.items()},
         "plan_description": "untouched" if plan is None else str(plan),
-        "world_size": session["world_size"],
+        "world_size": held["world_size"],
         "identity": identity,
         "tasks": held["tasks"] | tasks,
-        "sessions": [*held["sessions"], session],
+        "sessions": held["sessions"],
     }
 
 
-def merge_examples(held: list[dict[str, Any]], loaded: dict[str, LoadedExamples]) -> list[dict[str, Any]]:
+def merge_examples(held: list[dict[str, Any]], loaded: Mapping[str, LoadedExamples]) -> list[dict[str, Any]]:
     lines = {(line["task"], line["id"]): line for line in held}
     for name, source in loaded.items():
         for example in source.examples:
@@ -91,7 +91,7 @@ def merge_examples(held: list[dict[str, Any]], loaded: dict[str, LoadedExamples]
 
 
 def default_output(config: RunConfig) -> Path:
-    """Return a folder name in which only lengths, limit and tasks are free to grow."""
+    """Return a folder name that other settings do not share; lengths and limit are free to grow in it."""
     fixed = {name: str(value) for name, value in asdict(config).items() if name not in ("maxlen", "limit", "output")}
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
     words = "-".join([*config.task, Path(config.model).name, config.plan])

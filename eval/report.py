@@ -47,8 +47,8 @@ def as_text(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def render_report(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
-    """Return `report.md`."""
+def render_report(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
+    """Return `report.md`; what produced the numbers is that of the last session that generated any."""
     identity, session = run["identity"], run["sessions"][-1]
     parts = [f"# {', '.join(run['tasks'])}: {identity['model']['reference']}", ""]
     facts = {
@@ -58,6 +58,7 @@ def render_report(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) 
         "ROUGE profile": f"`{identity['profile']}`, F x 100, 95% bootstrap interval over documents",
         "machine": f"{session['machine']['device']}, {session['world_size']} process(es), "
         f"{session['threads']} torch thread(s) each",
+        "sessions": f"{len(run['sessions'])}, all in run.json",
         "code": f"commit {session['commit'] or 'unknown'}{', with uncommitted changes' if session['dirty'] else ''}",
     }
     parts += [f"- {name}: {text}" for name, text in facts.items()]
@@ -69,7 +70,7 @@ def render_report(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) 
         parts += ["", f"## {task}", ""]
         about = f"{settings['description']}. Split `{settings['split']}`, template `{settings['template']}`"
         parts += [f"{about}, room for {settings['max_new_tokens']} new tokens.", "", as_markdown(table(of_task))]
-    parts += ["", LEGEND, ""]
+    parts += ["", *notes, LEGEND, ""]
     return "\n".join(parts)
 
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,10 @@ from eval.config import ConfigError, RunConfig, load_config
 from eval.prompts import PromptError
 from eval.record import default_output, identity_of, merge_examples, merge_record, task_record
 from eval.report import LEGEND, as_text, render_report, table
-from eval.run_folder import Key, RunFolder, RunFolderError
+from eval.run_folder import RunFolder, RunFolderError, prediction_key
 from eval.score import score_predictions
 from eval.session import LaunchError, describe_session, now, set_threads, start_processes
-from eval.work import answer_share, check_prompts, plan_work, share
+from eval.work import Work, answer_share, check_prompts, plan_work, share
 from masformer import ConversionError, PlanError, SpanPlan, apply_plan, native_plan, num_layers, stored_plan
 from masformer.checkpoints import Checkpoint, CheckpointError, has_learned_positions, max_positions, open_checkpoint
 from tasks import TASKS, DataError, LoadedExamples, LoadRequest
@@ -45,19 +48,37 @@ USER_ERRORS = (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run whose settings, data and folder have been checked."""
+
+    config: RunConfig
+    threads: int
+    dtype: str
+    checkpoint: Checkpoint
+    plan: SpanPlan | None
+    loaded: Mapping[str, LoadedExamples]
+    work: Sequence[Work]
+    folder: RunFolder
+    record: dict[str, Any]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run, and return the exit status: 0, or 2 after one line on what is wrong."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # Rank 0 of each machine speaks; a mistake in the settings is the same for all of them.
+    # A mistake in the settings is the same for all processes, and one of each machine speaks. Later all do.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    who = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     try:
         config = load_config(arguments)
         accelerator = start_processes(os.environ)
-        run(config, list(arguments), accelerator)
+        job = prepare(config, accelerator)
+        speaks = True
+        execute(job, list(arguments), accelerator)
     except USER_ERRORS as error:
         if speaks:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {who}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if speaks:
@@ -67,13 +88,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(config: RunConfig, arguments: list[str], accelerator: Accelerator) -> None:
-    """Do the main job in this process, and with the others at its start and end."""
-    say = accelerator.print
+def prepare(config: RunConfig, accelerator: Accelerator) -> Job:
+    """Return the run with everything checked that can be checked before weights load; writes nothing."""
     threads = set_threads(config.threads, os.environ)
     torch.manual_seed(config.seed)
     dtype = config.dtype or ("bfloat16" if accelerator.device.type == "cuda" else "float32")
-
     loaded = {name: _load_task(config, name) for name in config.task}
     checkpoint = open_checkpoint(config.model, trust_remote_code=config.trust_remote_code)
     plan = _resolve_plan(config.plan, checkpoint)
@@ -85,33 +104,57 @@ def run(config: RunConfig, arguments: list[str], accelerator: Accelerator) -> No
     identity = identity_of(config, checkpoint, plan, dtype)
     tasks = {name: task_record(config, name, loaded[name], checkpoint) for name in config.task}
     folder.check_accepts(identity, tasks)
+    resolved = asdict(config) | {"dtype": dtype, "output": folder.path, "threads": threads}
+    return Job(
+        config=config,
+        threads=threads,
+        dtype=dtype,
+        checkpoint=checkpoint,
+        plan=plan,
+        loaded=loaded,
+        work=work,
+        folder=folder,
+        record=merge_record(held, identity, tasks, resolved, plan),
+    )
 
-    done, torn = folder.read_predictions()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        session = describe_session(arguments, accelerator, threads)
-        record = merge_record(held, identity, tasks, session, config, plan)
-        folder.write_json("run.json", record)
-        folder.write_lines("examples.jsonl", merge_examples(folder.read_examples(), loaded))
-    total = sum(len(item.lengths) for item in work)
-    missing = sum(item.key(maxlen) not in done for item in work for maxlen in item.lengths)
-    say(f"model   {config.model}: {_describe_weights(checkpoint)}, {dtype}")
-    say(f"spans   {plan if plan is not None else 'untouched'}")
-    for name in config.task:
-        say(f"task    {name}: {len(loaded[name].examples)} examples, {_describe_source(loaded[name])}")
-    say(f"lengths {', '.join(map(str, config.maxlen))}, {accelerator.num_processes} process(es), {threads} thread(s)")
-    say(f"folder  {folder.path}: {total - missing} of {total} predictions are there")
+
+def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
+    """Generate what is missing, with the other processes, and finish the folder."""
+    with job.folder.lock() if accelerator.is_main_process else nullcontext():
+        done, torn = job.folder.read_predictions()
+        # All have read the folder before anyone writes to it.
+        accelerator.wait_for_everyone()
+        missing = sum(item.key(maxlen) not in done for item in job.work for maxlen in item.lengths)
+        if accelerator.is_main_process:
+            if missing:
+                job.record["world_size"] = accelerator.num_processes
+                job.record["sessions"].append(describe_session(arguments, accelerator, job.threads, missing))
+            job.folder.write_json("run.json", job.record)
+            job.folder.write_lines("examples.jsonl", merge_examples(job.folder.read_examples(), job.loaded))
+            _introduce(job, missing, torn, accelerator)
+        if missing:
+            model = job.checkpoint.load_model(DTYPES[job.dtype], accelerator.device)
+            if job.plan is not None:
+                _convert(model, job.plan, job.config.plan, accelerator.print)
+            mine = share(job.work, accelerator.process_index, accelerator.num_processes)
+            answer_share(mine, model, job.plan, job.folder, set(done), accelerator, job.config)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _finish(job, missing)
+
+
+def _introduce(job: Job, missing: int, torn: int, accelerator: Accelerator) -> None:
+    """Print what is about to be run, on what."""
+    config, total = job.config, sum(len(item.lengths) for item in job.work)
+    print(f"model   {config.model}: {_describe_weights(job.checkpoint)}, {job.dtype}")
+    print(f"spans   {job.record['plan_description']}")
+    for name, loaded in job.loaded.items():
+        print(f"task    {name}: {len(loaded.examples)} examples, {_describe_source(loaded)}")
+    print(f"lengths {', '.join(map(str, config.maxlen))}")
+    print(f"machine {accelerator.device.type}, {accelerator.num_processes} process(es), {job.threads} thread(s) each")
+    print(f"folder  {job.folder.path}: {total - missing} of {total} predictions are there")
     if torn:
-        say(f"        {torn} torn line(s) of an interrupted run dropped")
-
-    if missing:
-        model = checkpoint.load_model(DTYPES[dtype], accelerator.device)
-        if plan is not None:
-            _convert(model, plan, config.plan, say)
-        answer_share(share(work, accelerator), model, plan, folder, set(done), accelerator, config)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _finish(folder, config)
+        print(f"        {torn} torn line(s) of an interrupted run dropped")
 
 
 def _load_task(config: RunConfig, name: str) -> LoadedExamples:
@@ -158,27 +201,38 @@ def _check_positions(config: RunConfig, checkpoint: Checkpoint) -> None:
         )
 
 
-def _finish(folder: RunFolder, config: RunConfig) -> None:
-    """Merge the journals, score, write the report, and print its table."""
-    record = folder.read_run()
-    assert record is not None
-    examples = folder.read_examples()
-    position = {(line["task"], line["id"]): index for index, line in enumerate(examples)}
-    templates = {name: task["template"] for name, task in record["tasks"].items()}
-    order: dict[Key, int] = {}
-    for (task, example_id), _ in sorted(position.items(), key=lambda entry: entry[1]):
-        for maxlen in record["tasks"][task]["maxlen"]:
-            order[task, templates[task], example_id, maxlen] = len(order)
-    predictions = folder.merge_journal(order)
-    results = score_predictions(predictions, examples, config.profile, record["identity"]["model"]["reference"])
-    record["sessions"][-1]["finished"] = now()
-    folder.write_json("run.json", record)
-    folder.write_json("scores.json", {"results": results})
-    folder.write_text("report.md", render_report(record, results))
+def _finish(job: Job, num_generated: int) -> None:
+    """Merge the journals, score, write the report, and print its table.
+
+    Raises:
+        RunFolderError: A prediction that this run was to make is not there.
+    """
+    record, examples = job.record, job.folder.read_examples()
+    order = [
+        (line["task"], record["tasks"][line["task"]]["template"], line["id"], maxlen)
+        for line in examples
+        for maxlen in record["tasks"][line["task"]]["maxlen"]
+    ]
+    predictions = job.folder.merge_journal(order)
+    there = {prediction_key(line) for line in predictions}
+    absent = [key for key in order if key not in there]
+    lost = [key for key in absent if key[0] in job.loaded]
+    if lost:
+        raise RunFolderError(
+            f"{len(lost)} predictions are not in {job.folder.path}, {lost[0][2]} at {lost[0][3]} among them; if other "
+            "machines made them, copy their journal/ files there and run the same command again"
+        )
+    results = score_predictions(predictions, examples, job.config.profile, record["identity"]["model"]["reference"])
+    if num_generated:
+        record["sessions"][-1]["finished"] = now()
+    job.folder.write_json("run.json", record)
+    job.folder.write_json("scores.json", {"results": results})
+    notes = [f"Not there yet: {len(absent)} predictions of a task whose run was interrupted."] if absent else []
+    job.folder.write_text("report.md", render_report(record, results, notes))
     for name in record["tasks"]:
         rows = table([result for result in results if result["task"] == name])
-        print(f"\n{name}, ROUGE profile {config.profile}\n{as_text(rows)}")
-    print(f"\n{LEGEND}\nfolder: {folder.path}")
+        print(f"\n{name}, ROUGE profile {job.config.profile}\n{as_text(rows)}")
+    print("\n" + "\n".join([*notes, textwrap.fill(LEGEND, 120), f"folder: {job.folder.path}"]))
 
 
 def _describe_weights(checkpoint: Checkpoint) -> str:

@@ -12,10 +12,11 @@ A folder belongs to one set of settings. Lengths, examples and tasks may be adde
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import RawIOBase
 from pathlib import Path
@@ -55,14 +56,14 @@ class RunFolder:
         if not self.path.is_dir():
             raise RunFolderError(f"output {self.path} is a file; give a folder with --output")
         if not file.exists():
-            if any(self.path.iterdir()):
+            if any(file.name != ".lock" for file in self.path.iterdir()):
                 raise RunFolderError(f"output folder {self.path} holds files but no run; give another with --output")
             return None
         try:
             run = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{file} cannot be read: {error}; give another folder with --output") from error
-        if not isinstance(run, dict) or not isinstance(run.get("identity"), dict):
+        if not isinstance(run, dict) or not {"identity", "tasks", "sessions"} <= run.keys():
             raise RunFolderError(f"{file} is not the record of a run; give another folder with --output")
         return run
 
@@ -71,7 +72,7 @@ class RunFolder:
 
         Args:
             identity: Settings that hold for the whole folder, by name.
-            tasks: Settings of each task, by task and name; `maxlen` and `limit` may grow.
+            tasks: Settings of each task, by task and name; `maxlen` and `limit` may grow, `rows` is a remark.
 
         Raises:
             RunFolderError: A setting differs; it is named with both values.
@@ -89,7 +90,7 @@ class RunFolder:
                 if name == "limit":
                     if value is not None and (held["limit"] is None or value < held["limit"]):
                         raise self._differs(f"limit of {task}", held["limit"], value)
-                elif name != "maxlen":
+                elif name not in ("maxlen", "rows"):
                     self._check_equal(f"{name} of {task}", held.get(name), value)
 
     def _check_equal(self, name: str, held: Any, asked: Any) -> None:
@@ -105,6 +106,27 @@ class RunFolder:
             f"output folder {self.path} holds another run: {name} is {_short(held)} there and {_short(asked)} now; "
             "give another folder with --output, or the same settings"
         )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other runs out of the folder for as long as this lasts.
+
+        Raises:
+            RunFolderError: Another run is at work in it.
+        """
+        file = self.path / ".lock"
+        with _disk_errors(file):
+            self.path.mkdir(parents=True, exist_ok=True)
+            stream = file.open("w")
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(
+                    f"output folder {self.path} is in use by another run; wait for it, or give another with --output"
+                ) from None
+            yield
+            file.unlink(missing_ok=True)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace a JSON file of the folder in one step, so that no reader and no crash sees half of it."""
@@ -153,10 +175,11 @@ class RunFolder:
                 os.truncate(file, whole)
             return file.open("ab", buffering=0)
 
-    def merge_journal(self, order: Mapping[Key, int]) -> list[dict[str, Any]]:
+    def merge_journal(self, order: Sequence[Key]) -> list[dict[str, Any]]:
         """Write all predictions to `predictions.jsonl` in the given order, drop the journal, return the lines."""
         found, _ = self.read_predictions()
-        lines = [found[key] for key in sorted(found, key=lambda key: order.get(key, len(order)))]
+        known = set(order)
+        lines = [found[key] for key in [*order, *(key for key in found if key not in known)] if key in found]
         self.write_lines("predictions.jsonl", lines)
         shutil.rmtree(self.path / "journal", ignore_errors=True)
         return lines
@@ -193,8 +216,12 @@ def _read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
     torn = 0
     for text in _text_lines(file):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
+            line = None
+        if isinstance(line, dict) and {"task", "id"} <= line.keys():
+            lines.append(line)
+        else:
             torn += 1
     return lines, torn
 

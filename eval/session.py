@@ -54,10 +54,20 @@ def set_threads(threads: int | None, environ: Mapping[str, str]) -> int:
         environ: Holds `LOCAL_WORLD_SIZE` where a launcher started several.
     """
     if threads is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, cores // int(environ.get("LOCAL_WORLD_SIZE", "1")))
+        threads = max(1, _num_cores() // int(environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     return threads
+
+
+def _num_cores() -> int:
+    """Return the cores that this process may use: those of its affinity, or fewer where a container has a quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota_file = Path("/sys/fs/cgroup/cpu.max")
+    if quota_file.exists():
+        quota, period = quota_file.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 def now() -> str:
@@ -65,13 +75,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def describe_session(command: list[str], accelerator: Accelerator, threads: int) -> dict[str, Any]:
-    """Return what a reader needs to know about the process that produced numbers, JSON-ready."""
+def describe_session(command: list[str], accelerator: Accelerator, threads: int, num_missing: int) -> dict[str, Any]:
+    """Return what a reader needs to know about the processes that produce numbers, JSON-ready."""
     commit, dirty = _commit()
     return {
         "started": now(),
         "finished": None,
         "command": command,
+        "num_to_generate": num_missing,
         "world_size": accelerator.num_processes,
         "threads": threads,
         "machine": _describe_machine(accelerator.device),

@@ -30,11 +30,9 @@ class Work:
     lengths: tuple[int, ...]
     max_new_tokens: int
 
-    @property
-    def predicted_cost(self) -> int:
-        """Return tokens to compute, estimated from characters, so that nothing is tokenized before its turn."""
-        room = len(self.example.context) // 3 + self.max_new_tokens
-        return sum(min(maxlen, room) for maxlen in self.lengths)
+    def cost(self, maxlen: int) -> int:
+        """Return the tokens to compute, estimated from characters, so that nothing is tokenized before its turn."""
+        return min(maxlen, len(self.example.context) // 3 + self.max_new_tokens)
 
     def key(self, maxlen: int) -> Key:
         return self.task, TASKS[self.task].default_template, self.example.id, maxlen
@@ -66,16 +64,20 @@ def check_prompts(work: Sequence[Work]) -> None:
         fit(item.builder.fixed_parts(item.example.query), item.lengths[0], item.max_new_tokens, "head")
 
 
-def share(work: Sequence[Work], accelerator: Accelerator) -> list[Work]:
-    """Return the examples of this process: dealt out by predicted cost, largest first, to whoever has least."""
-    loads = [0] * accelerator.num_processes
+def share(work: Sequence[Work], process_index: int, num_processes: int) -> list[Work]:
+    """Return the examples of one process: dealt out by predicted cost, largest first, to whoever has least."""
+    loads = [0] * num_processes
     mine = []
-    for item in sorted(work, key=lambda item: -item.predicted_cost):
+    for item in sorted(work, key=_total_cost, reverse=True):
         process = loads.index(min(loads))
-        loads[process] += item.predicted_cost
-        if process == accelerator.process_index:
+        loads[process] += _total_cost(item)
+        if process == process_index:
             mine.append(item)
     return mine
+
+
+def _total_cost(item: Work) -> int:
+    return sum(item.cost(maxlen) for maxlen in item.lengths)
 
 
 def answer_share(
@@ -90,7 +92,7 @@ def answer_share(
     """Answer what is missing of this process's share, one line in its journal each."""
     spans = plan or _plan_of_untouched(model)
     todo = [(item, [n for n in item.lengths if item.key(n) not in done]) for item in work]
-    total = sum(min(n, item.predicted_cost) for item, lengths in todo for n in lengths)
+    total = sum(item.cost(n) for item, lengths in todo for n in lengths)
     bar = tqdm(
         total=total,
         desc="generating",
@@ -133,7 +135,7 @@ def answer_share(
                     },
                 )
                 bar.set_postfix_str(f"{example_id} at {maxlen}", refresh=False)
-                bar.update(min(maxlen, item.predicted_cost))
+                bar.update(item.cost(maxlen))
 
 
 def _plan_of_untouched(model: PreTrainedModel) -> SpanPlan | None:

@@ -13,11 +13,12 @@ Key layout. Without a cache, and in full layers, keys are all slots in order. In
 that `SpanCache` returns are its sinks, then the slots that it kept, then the new ones (`cached_slots`).
 
 Source: `AttentionInterface` and `AttentionMaskInterface` of transformers 5.23; the overlapping chunks are those of
-Longformer's sliding chunks, arXiv 2004.05150, section 3.1, with views instead of copies.
+Longformer's sliding chunks, arXiv 2004.05150, section 3.1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +139,16 @@ def cached_slots(span: LayerSpan, offset: int, num_new: int, padding: Tensor | N
     return torch.cat([sink_slots, recent_slots, new[None].expand(len(pad), -1)], dim=1)
 
 
+def num_cached(span: LayerSpan, offset: int, num_new: int) -> int:
+    """Return the number of keys that a `SpanCache` layer returns: the length of `cached_slots`."""
+    total = offset + num_new
+    if span.num_recent is None or offset == 0:
+        return total
+    if num_new == 1:
+        return min(total, span.sinks + span.num_recent)
+    return min(span.sinks, offset) + min(max(offset - span.sinks, 0), span.num_recent) + num_new
+
+
 def dense_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float | None = None) -> Tensor:
     """Return (B, H, Tq, D) by the definition, over an explicit (..., Tq, Tk) mask; what everything is tested against.
 
@@ -170,12 +181,22 @@ def span_attention(
         mask: Offset of the queries and left padding; None is an offset of 0 without padding.
         scale: Of the scores; None is D ** -0.5.
         dropout: Probability of dropping an attention weight.
+
+    Raises:
+        ValueError: The keys are not laid out as a `SpanCache` does it.
     """
     mask = mask or SpanMask(offset=0)
+    expected = num_cached(span, mask.offset, query.shape[2])
+    if key.shape[2] != expected:
+        raise ValueError(
+            f"a layer with '{span}' got {key.shape[2]} keys where a SpanCache returns {expected}; give the model a "
+            "SpanCache of its plan"
+        )
+    options = {"scale": scale, "dropout_p": dropout}
     if mask.offset and query.shape[2] == 1:
-        return _decode(query, key, value, span, mask, scale, dropout)
+        return _decode(query, key, value, span, mask, options)
     if mask.padding is None:
-        return _attend(query, key, value, span, mask.offset, scale, dropout)
+        return _attend(query, key, value, span, mask.offset, options)
     # Rows are padded differently: each is cut to its real tokens and attended alone.
     out = value.new_zeros((*query.shape[:3], value.shape[3]))
     if mask.offset:
@@ -194,14 +215,13 @@ def span_attention(
                 value[part, :, kept],
                 span,
                 mask.offset + first - pad,
-                scale,
-                dropout,
+                options,
             )
     return out
 
 
 def _decode(
-    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: SpanMask, scale: float | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: SpanMask, options: Mapping[str, Any]
 ) -> Tensor:
     """Attend from one token a row to what the cache kept: everything, unless blocks or padding hide some of it."""
     visible = None
@@ -213,21 +233,19 @@ def _decode(
     batch, heads, _, size = query.shape
     # The query heads of one key/value head become the rows of one product, and keys need no repeating.
     folded = query.reshape(batch, key.shape[1], heads // key.shape[1], size)
-    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=visible, dropout_p=dropout, scale=scale)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=visible, **options)
     return out.reshape(batch, heads, 1, value.shape[3])
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, scale: float | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, options: Mapping[str, Any]
 ) -> Tensor:
     """Attend without padding; keys are all positions in order, or the sinks and then a run that ends at the last."""
     total = offset + query.shape[2]
     if span.num_recent is None or total <= span.num_recent:
         if offset == 0:
-            return F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=True
-            )
-        return _masked(query, key, value, FULL, offset, scale, dropout)
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True, **options)
+        return _masked(query, key, value, FULL, offset, options)
 
     # Chunk n holds the queries of positions [base + n * chunk, base + (n + 1) * chunk), and sees `reach` keys before.
     if span.block is not None:
@@ -240,25 +258,22 @@ def _attend(
     num_edge = max(0, -(-(span.sinks + reach - base) // chunk))
     start = base + num_edge * chunk
     if start >= total:
-        return _masked(query, key, value, span, offset, scale, dropout)
-    parts = []
-    if start > offset:
-        parts.append(
-            _masked(query[:, :, : start - offset], key[:, :, :start], value[:, :, :start], span, offset, scale, dropout)
-        )
-    parts.append(
-        _band(query[:, :, max(start - offset, 0) :], key, value, span, start, total, chunk, reach, scale, dropout)
-    )
+        return _masked(query, key, value, span, offset, options)
+    num_masked = max(start - offset, 0)
+    parts = [_band(query[:, :, num_masked:], key, value, span, _Band(start, total, chunk, reach), options)]
+    if num_masked:
+        first = query[:, :, :num_masked]
+        parts.insert(0, _masked(first, key[:, :, :start], value[:, :, :start], span, offset, options))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def _chunk_size(span: int) -> int:
     """Return the queries a chunk of the band holds: small enough to waste little, large enough to fill the cores."""
-    return min(512, max(64, span // 2))
+    return min(_MASK_ROWS, max(64, span // 2))
 
 
 def _masked(
-    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, scale: float | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, options: Mapping[str, Any]
 ) -> Tensor:
     """Attend under an explicit mask, `_MASK_ROWS` queries at a time; keys are all positions in order."""
     assert key.shape[2] == offset + query.shape[2], "keys before the queries are missing"
@@ -268,70 +283,72 @@ def _masked(
         stop = offset + first + part.shape[2]
         positions = torch.arange(stop, device=query.device)
         visible = visible_keys(positions[offset + first :], positions, span)
-        parts.append(
-            F.scaled_dot_product_attention(
-                part,
-                key[:, :, :stop],
-                value[:, :, :stop],
-                attn_mask=visible,
-                dropout_p=dropout,
-                scale=scale,
-                enable_gqa=True,
-            )
-        )
+        keys, values = key[:, :, :stop], value[:, :, :stop]
+        parts.append(F.scaled_dot_product_attention(part, keys, values, attn_mask=visible, enable_gqa=True, **options))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
+@dataclass(frozen=True)
+class _Band:
+    """Where the chunks of a band lie: from position `start` to `total`, each with `reach` keys before it."""
+
+    start: int
+    total: int
+    chunk: int
+    reach: int
+
+
 def _band(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    span: LayerSpan,
-    start: int,
-    total: int,
-    chunk: int,
-    reach: int,
-    scale: float | None,
-    dropout: float,
+    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, band: _Band, options: Mapping[str, Any]
 ) -> Tensor:
-    """Attend from the queries up to `total`, in chunks from position `start`, all of which see the sinks and a band.
+    """Attend from the queries up to `band.total`, in chunks all of which see the sinks and a band of keys.
 
     The first chunk may begin before the first query: its missing rows are padded and dropped again.
     """
-    batch, heads, num_queries, size = query.shape
-    kv_heads = key.shape[1]
-    groups = heads // kv_heads
-    lead = total - num_queries - start
-    num_chunks = -(-(total - start) // chunk)
-    tail = start + num_chunks * chunk - total
-    length = chunk + reach
-    first_key = start - reach + key.shape[2] - total
-
-    rows = torch.arange(chunk, device=query.device)
-    columns = torch.arange(length, device=query.device) - reach
-    visible = columns <= rows[:, None]
-    if span.block is None:
-        visible &= rows[:, None] - columns <= reach
-    if span.sinks:
-        visible = F.pad(visible, (span.sinks, 0), value=True)
-    visible = visible.repeat(groups, 1)  # (G C, S + L)
+    heads, num_queries, size = query.shape[1:]
+    kv_heads, chunk, reach = key.shape[1], band.chunk, band.reach
+    lead = band.total - num_queries - band.start
+    num_chunks = -(-(band.total - band.start) // chunk)
+    tail = band.start + num_chunks * chunk - band.total
+    first_key = band.start - reach + key.shape[2] - band.total
 
     outs = []
-    for row in range(batch):
-        # (K, G, N, C, D) -> (N, K, G C, D): the query heads of one key/value head share one product.
-        q = F.pad(query[row], (0, 0, lead, tail)).reshape(kv_heads, groups, num_chunks, chunk, size)
-        q = q.permute(2, 0, 1, 3, 4).reshape(num_chunks, kv_heads, groups * chunk, size)
-        bands: list[Tensor] = []
-        for states in (key, value):
-            # (K, N, D, L) -> (N, K, L, D), each chunk a view into the padded keys
-            band = F.pad(states[row, :, first_key:], (0, 0, 0, tail)).unfold(1, length, chunk).permute(1, 0, 3, 2)
-            if span.sinks:
-                band = torch.cat([states[row, None, :, : span.sinks].expand(num_chunks, -1, -1, -1), band], dim=2)
-            bands.append(band)
-        out = F.scaled_dot_product_attention(q, bands[0], bands[1], attn_mask=visible, dropout_p=dropout, scale=scale)
-        out = out.reshape(num_chunks, kv_heads, groups, chunk, -1).permute(1, 2, 0, 3, 4)
-        outs.append(out.reshape(heads, num_chunks * chunk, -1)[:, lead : lead + num_queries])
+    for row in range(len(query)):
+        # (H, lead + T + tail, D) -> (N, K, G, C, D)
+        q = F.pad(query[row], (0, 0, lead, tail)).reshape(kv_heads, heads // kv_heads, num_chunks, chunk, size)
+        q = q.permute(2, 0, 1, 3, 4)
+        padded = [F.pad(states[row, :, first_key:], (0, 0, 0, tail)) for states in (key, value)]
+        sinks = [states[row, None, :, : span.sinks] for states in (key, value)]
+        parts = []
+        # Large blocks are taken some rows at a time, each with the keys up to its last row.
+        for first in range(0, chunk, _MASK_ROWS):
+            stop = min(first + _MASK_ROWS, chunk)
+            visible = _band_mask(span, first, stop, reach, heads // kv_heads, query.device)
+            seen = []
+            for states, sink in zip(padded, sinks, strict=True):
+                # (K, N, D, L) -> (N, K, L, D): each chunk a view into the keys, copied only to set the sinks before it
+                keys = states.unfold(1, reach + stop, chunk)[:, :num_chunks].permute(1, 0, 3, 2)
+                seen.append(torch.cat([sink.expand(num_chunks, -1, -1, -1), keys], dim=2) if span.sinks else keys)
+            # The query heads of one key/value head share one product: (N, K, G C, D)
+            part = q[:, :, :, first:stop].reshape(num_chunks, kv_heads, -1, size)
+            out = F.scaled_dot_product_attention(part, seen[0], seen[1], attn_mask=visible, **options)
+            parts.append(out.reshape(num_chunks, kv_heads, heads // kv_heads, stop - first, -1))
+        out = torch.cat(parts, dim=3) if len(parts) > 1 else parts[0]
+        out = out.permute(1, 2, 0, 3, 4).reshape(heads, num_chunks * chunk, -1)
+        outs.append(out[:, lead : lead + num_queries])
     return torch.stack(outs)
+
+
+def _band_mask(span: LayerSpan, first: int, stop: int, reach: int, groups: int, device: torch.device) -> Tensor:
+    """Return (G C, S + L) bools for rows [first, stop) of a chunk: what each sees of the sinks and its band."""
+    rows = torch.arange(first, stop, device=device)[:, None]
+    columns = torch.arange(-reach, stop, device=device)
+    visible = columns <= rows
+    if span.block is None:
+        visible &= rows - columns <= reach
+    if span.sinks:
+        visible = F.pad(visible, (span.sinks, 0), value=True)
+    return visible.repeat(groups, 1)
 
 
 def masformer_attention(
@@ -363,25 +380,37 @@ def masformer_attention(
         raise ValueError("attention that is not causal is not computed by masformer")
     if not isinstance(attention_mask, SpanMask):
         raise ValueError("masformer attention takes a (B, T) padding mask; explicit 4D masks are not supported")
-    bounds = _document_bounds(position_ids, attention_mask, query.shape[2])
+    bounds = _document_bounds(position_ids, attention_mask, query)
     if bounds is None:
         out = span_attention(query, key, value, span, attention_mask, scale=scaling, dropout=dropout)
     else:
         out = value.new_empty((*query.shape[:3], value.shape[3]))
+        options = {"scale": scaling, "dropout_p": dropout}
         for row, starts in enumerate(bounds):
             for first, stop in zip(starts, [*starts[1:], query.shape[2]], strict=True):
                 part = (slice(row, row + 1), slice(None), slice(first, stop))
-                out[part] = _attend(query[part], key[part], value[part], span, 0, scaling, dropout)
+                out[part] = _attend(query[part], key[part], value[part], span, 0, options)
     return out.transpose(1, 2).contiguous(), None
 
 
-def _document_bounds(position_ids: Tensor | None, mask: SpanMask, num_queries: int) -> list[list[int]] | None:
-    """Return for each row where its packed documents start; None when no row holds more than one."""
-    if position_ids is None or position_ids.ndim != 2 or mask.offset or mask.padding is not None or num_queries == 1:
+def _document_bounds(position_ids: Tensor | None, mask: SpanMask, query: Tensor) -> list[list[int]] | None:
+    """Return for each row where its packed documents start; None when no row holds more than one.
+
+    Raises:
+        ValueError: Documents are packed in a batch with padding, or on top of a cache.
+    """
+    batch, num_queries = query.shape[0], query.shape[2]
+    if position_ids is None or position_ids.ndim != 2 or num_queries == 1:
         return None
-    breaks = position_ids.diff(dim=1) != 1
+    breaks = (position_ids.diff(dim=1) != 1).expand(batch, -1)
+    if mask.padding is not None:
+        # Padding carries any position; a document starts anew only after it.
+        slots = torch.arange(1, num_queries, device=breaks.device) + mask.offset
+        breaks = breaks & (slots > mask.padding.to(breaks.device)[:, None])
     if not bool(breaks.any()):
         return None
+    if mask.padding is not None or mask.offset:
+        raise ValueError("packed documents (position_ids that start again) work without padding and without a cache")
     return [[0, *(row.nonzero().flatten() + 1).tolist()] for row in breaks]
 
 

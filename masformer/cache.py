@@ -16,13 +16,14 @@ Shapes: B batch, K key/value heads, T tokens, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from masformer.attention import left_padding
+from masformer.attention import SpanMask, left_padding
 from masformer.spans import LayerSpan, SpanPlan
 
 # Tokens by which a buffer grows: rare enough that copying is a small part of decoding them.
@@ -190,8 +191,13 @@ class SpanCache(Cache):  # type: ignore[misc]
         """Return the bytes of all buffers, unused room included."""
         return sum(layer.num_bytes for layer in self.layers)
 
-    def set_padding(self, attention_mask: Tensor) -> None:
-        """Take the left padding of each row from a (B, T) mask; before the first token is stored."""
-        padding = left_padding(attention_mask)
+    def set_padding(self, attention_mask: Tensor | SpanMask | Mapping[str, Any]) -> None:
+        """Take the left padding of each row from a mask, before the first token is stored.
+
+        Args:
+            attention_mask: (B, T), or what `span_mask` made of it, alone or by kind of layer.
+        """
+        mask = next(iter(attention_mask.values())) if isinstance(attention_mask, Mapping) else attention_mask
+        padding = mask.padding if isinstance(mask, SpanMask) else left_padding(mask)
         for layer in self.layers:
             layer.padding = padding

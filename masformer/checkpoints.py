@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, model_info
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,6 +35,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 # Architectures whose positions are a learned table, which has no entry beyond its end.
 _LEARNED_POSITIONS = {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "ctrl", "openai-gpt"}
 _HUB_TIMEOUT_SECONDS = 8.0
+# What loading reads from a folder: weights, config, tokenizer, chat template, end tokens, code.
+_LOADED_FILES = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "*.py")
 
 
 class CheckpointError(ValueError):
@@ -147,8 +148,8 @@ class Checkpoint:
                 output_loading_info=True,
                 **source,
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"the weights of '{self.name}' do not load: {_first_line(error)}") from error
+        except Exception as error:  # whatever a broken file or a missing package makes transformers raise
+            raise CheckpointError(f"the weights of '{self.name}' do not load: {first_line(error)}") from error
         model, info = loaded
         absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         if absent:
@@ -159,7 +160,8 @@ class Checkpoint:
             )
         if self.gguf_file:
             # The weights are dequantized; what is left of the quantizer would refuse to save them.
-            del model.config.quantization_config
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
             model.hf_quantizer = None
         # Sampling and penalties that the checkpoint suggests must not slip into a measurement.
         own = model.generation_config
@@ -209,10 +211,7 @@ def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Check
         revision = _hub_revision(location, reference)
         provenance |= {"hub_id": location, "revision": revision}
     else:
-        files = [Path(location) / gguf_file] if gguf_file else sorted(Path(location).glob("*.safetensors"))
-        if not gguf_file:
-            files = [Path(location) / "config.json", *files]
-        provenance["files"] = {file.name: _sha256(file) for file in files}
+        provenance["files"] = _digests(Path(location), [gguf_file] if gguf_file else _LOADED_FILES)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf_file:
         options["gguf_file"] = gguf_file
@@ -225,7 +224,7 @@ def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Check
     except CheckpointError:
         raise
     except Exception as error:  # whatever a broken file makes transformers raise
-        raise CheckpointError(f"model '{reference}' cannot be read: {_first_line(error)}") from error
+        raise CheckpointError(f"model '{reference}' cannot be read: {first_line(error)}") from error
     return Checkpoint(
         name=reference,
         config=config,
@@ -259,6 +258,8 @@ def _check_decoder(config: PreTrainedConfig, reference: str) -> None:
     if config.is_encoder_decoder or not known or (names and not decoders.intersection(names)):
         what = names[0] if names else config.model_type
         raise CheckpointError(f"model '{reference}' is a {what}, not a decoder; give a causal language model")
+    if not getattr(config.get_text_config(decoder=True), "num_attention_heads", None):
+        raise CheckpointError(f"model '{reference}' is a {config.model_type}, which has no attention to give spans to")
 
 
 def _hub_revision(hub_id: str, reference: str) -> str:
@@ -291,11 +292,19 @@ def _hint(reference: str) -> str:
     return f"; give a folder, a .gguf file, or one of {', '.join(SHORT_NAMES)}"
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _digests(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of each matching file, by name."""
+    digests = {}
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
+        try:
+            with file.open("rb") as stream:
+                digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"model file '{file}' cannot be read: {error.strerror}") from error
+    return digests
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message that says something, or the exception's name."""
     lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)

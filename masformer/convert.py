@@ -26,12 +26,14 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.attention import ATTENTION_NAME, masformer_attention, register, span_mask
 from masformer.cache import SpanCache
+from masformer.checkpoints import first_line
 from masformer.spans import FULL, LayerSpan, PlanError, SpanPlan
 
 # The largest difference of the probe's logits that rounding explains, relative to the largest logit.
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 _PROBE_NAME = "masformer_probe"
 _PROBE_TOKENS = 24
+_PROBE_WINDOW = 5
 
 
 class ConversionError(ValueError):
@@ -72,10 +74,13 @@ def native_plan(config: PreTrainedConfig) -> SpanPlan:
     """
     config = text_config(config)
     count = int(config.num_hidden_layers)
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        kinds = ["sliding_attention" if window else "full_attention"] * count
+    if hasattr(config, "attention_layers"):  # GPT-Neo
+        window, names = config.window_size, {"global": "full_attention", "local": "sliding_attention"}
+        kinds = [names.get(kind, kind) for kind in config.attention_layers]
+    else:
+        # A config.json may name a window that its architecture does not read; then the class has no such attribute.
+        window = getattr(config, "sliding_window", None) if hasattr(type(config), "sliding_window") else None
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * count
     spans = []
     for layer, kind in enumerate(kinds):
         if kind == "full_attention":
@@ -111,11 +116,13 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
     if not hasattr(model, "span_plan"):
         _probe(model)
         register()
-        model.masformer_restores = model.config._attn_implementation
+        former = (model.config._attn_implementation, getattr(model.config, "masformer", None))
         model.set_attn_implementation(ATTENTION_NAME)
-        model.masformer_hook = model.register_forward_pre_hook(_prepare_cache, with_kwargs=True)
+        # On the decoder, which every way of calling the model goes through.
+        hook = model.get_decoder().register_forward_pre_hook(_prepare_cache, with_kwargs=True)
+        model.masformer_former = (*former, hook)
     _set_spans(model, plan)
-    model.span_plan = plan
+    model.span_plan = model.get_decoder().span_plan = plan
     model.config.masformer = {"plan": plan.to_json()}
     return plan
 
@@ -124,10 +131,15 @@ def remove_plan(model: PreTrainedModel) -> None:
     """Make a converted model the one it was before, in place."""
     if not hasattr(model, "span_plan"):
         return
-    model.masformer_hook.remove()
-    model.set_attn_implementation(model.masformer_restores)
+    attention, stored, hook = model.masformer_former
+    hook.remove()
+    model.set_attn_implementation(attention)
     _clear_spans(model)
-    del model.span_plan, model.masformer_hook, model.masformer_restores, model.config.masformer
+    del model.span_plan, model.masformer_former, model.config.masformer
+    if model.get_decoder() is not model:
+        del model.get_decoder().span_plan
+    if stored is not None:
+        model.config.masformer = stored
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> None:
@@ -171,20 +183,24 @@ def _clear_spans(model: nn.Module) -> None:
             del module.layer_span
 
 
-def _prepare_cache(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _prepare_cache(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Before each forward pass: see that the cache is a `SpanCache` of the plan and knows the padding."""
     if args:
-        kwargs = {**inspect.signature(model.forward).bind_partial(*args).arguments, **kwargs}
-    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-    if cache is None or (type(cache) is DynamicCache and cache.get_seq_length() == 0):
+        kwargs = {**inspect.signature(decoder.forward).bind_partial(*args).arguments, **kwargs}
+    cache, mask, plan = kwargs.get("past_key_values"), kwargs.get("attention_mask"), decoder.span_plan
+    if cache is None:
         use_cache = kwargs.get("use_cache")
-        if cache is None and (model.training or not (model.config.use_cache if use_cache is None else use_cache)):
+        if decoder.training or not (decoder.config.use_cache if use_cache is None else use_cache):
             return (), {**kwargs, "use_cache": False}
-        cache = SpanCache(model.span_plan)
+        cache = SpanCache(plan)
+    elif type(cache) is DynamicCache and cache.get_seq_length() == 0:
+        # In place, because the caller goes on with the object that it gave.
+        cache.__class__ = SpanCache
+        cache.__dict__ = SpanCache(plan).__dict__
     elif not isinstance(cache, SpanCache):
         raise ValueError(f"a model with a span plan needs a SpanCache, got a {type(cache).__name__}")
-    if cache.plan != model.span_plan:
-        raise ValueError(f"the cache was made for the plan '{cache.plan}', the model has '{model.span_plan}'")
+    if cache.plan != plan:
+        raise ValueError(f"the cache was made for the plan '{cache.plan}', the model has '{plan}'")
     if mask is not None and cache.get_seq_length() == 0:
         cache.set_padding(mask)
     return (), {**kwargs, "past_key_values": cache}
@@ -215,13 +231,20 @@ def _probe(model: PreTrainedModel) -> None:
         called.add(getattr(module, "layer_idx", -1))
         return masformer_attention(module, *args, **kwargs)
 
-    vocab = int(text_config(model.config).vocab_size)
-    tokens = torch.randint(vocab, (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0)).to(model.device)
+    config = text_config(model.config)
+    # Windows are far longer than the probe; shortened to this, a model that ignores them shows itself.
+    window = None if own.is_full else getattr(config, "sliding_window", None)
+    own = SpanPlan(tuple(FULL if span.is_full else LayerSpan(span=_PROBE_WINDOW) for span in own))
+    tokens = torch.randint(int(config.vocab_size), (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0)).to(
+        model.device
+    )
     restores = model.config._attn_implementation
     short = SpanPlan((LayerSpan(span=2, sinks=1),) * count)
     refuse = f"{kind} models cannot take a span plan:"
     try:
         with _inference(model):
+            if window is not None:
+                config.sliding_window = _PROBE_WINDOW
             untouched = model(tokens, use_cache=False).logits[0, -1]
             tolerance = PROBE_TOLERANCE.get(untouched.dtype, 1e-4) * max(1.0, float(untouched.abs().max()))
             AttentionInterface.register(_PROBE_NAME, counting)
@@ -247,8 +270,10 @@ def _probe(model: PreTrainedModel) -> None:
     except ConversionError:
         raise
     except Exception as error:
-        raise ConversionError(f"{refuse} {_first_line(error)}") from error
+        raise ConversionError(f"{refuse} {first_line(error)}") from error
     finally:
+        if window is not None:
+            config.sliding_window = window
         model.set_attn_implementation(restores)
         _clear_spans(model)
 
@@ -257,7 +282,3 @@ def _check_close(logits: Tensor, reference: Tensor, tolerance: float, what: str)
     difference = float((logits - reference).abs().max())
     if not difference <= tolerance:
         raise ConversionError(f"{what} {difference:.3g} off where rounding explains {tolerance:.3g}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

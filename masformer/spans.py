@@ -26,6 +26,8 @@ from typing import Any, NoReturn
 DEFAULT_SPAN = 1024
 DEFAULT_SINKS = 4
 DEFAULT_PREVIOUS = 1
+# The cache keeps a place for each from the first token on.
+MAX_SINKS = 65_536
 _PLACEMENTS = "local, bottom:N, middle:N, top:N, every:N, full@LAYERS"
 
 
@@ -64,6 +66,8 @@ class LayerSpan:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise PlanError(f"{name}={value} must be at least {least}")
+        if self.sinks > MAX_SINKS:
+            raise PlanError(f"sinks={self.sinks} must be at most {MAX_SINKS}; for that many give a span")
         if self.previous and self.block is None:
             raise PlanError(f"previous={self.previous} needs block=N")
         if self.sinks and self.is_full:
@@ -148,7 +152,10 @@ class SpanPlan:
             unknown = sorted(set(layer) - {"span", "block", "previous", "sinks"})
             if unknown:
                 raise PlanError(f"layer {index} of the stored plan has unknown settings {', '.join(unknown)}")
-            spans.append(LayerSpan(**layer))
+            try:
+                spans.append(LayerSpan(**layer))
+            except PlanError as error:
+                raise PlanError(f"layer {index} of the stored plan: {error}") from None
         return cls(tuple(spans))
 
     def to_json(self) -> list[dict[str, int]]:
@@ -177,6 +184,10 @@ class SpanPlan:
         """
         if len(self) != num_layers:
             raise PlanError(f"span plan has {len(self)} layers, {model} has {num_layers}; give one entry a layer")
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,9}", text) is not None
 
 
 def _ranges(indices: Sequence[int]) -> str:
@@ -240,7 +251,7 @@ class _Parser:
             self.fail(
                 at, f"'{word}' is no placement; known: full, local, bottom:N, middle:N, top:N, every:N, full@LAYERS"
             )
-        if not colon or not number.isdecimal() or int(number) < 1:
+        if not colon or not _is_number(number) or int(number) < 1:
             self.fail(at + len(name) + len(colon), f"{name} needs a positive number, as in '{name}:8'")
         n = int(number)
         if n > count:
@@ -289,7 +300,7 @@ class _Parser:
     def _layers(self, at: int, text: str) -> list[int]:
         layers: list[int] = []
         for part in text.split(","):
-            match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+            match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part)
             if match is None:
                 self.fail(at, f"'{part}' is no layer; write numbers and ranges, as in '0-3,7'")
             first, last = int(match[1]), int(match[2] or match[1])
@@ -310,8 +321,8 @@ class _Parser:
                 self.fail(at, f"'{word}' is no setting; known: span=N, block=N, previous=N, sinks=N")
             if name in numbers:
                 self.fail(at, f"{name} is given twice")
-            if not value.isdecimal():
-                self.fail(at + len(name) + 1, f"{name} needs a whole number, got '{value}'")
+            if not _is_number(value):
+                self.fail(at + len(name) + 1, f"{name} needs a whole number of at most 9 digits, got '{value[:20]}'")
             numbers[name], places[name] = int(value), at
         if "block" in numbers:
             numbers.setdefault("previous", DEFAULT_PREVIOUS)

@@ -45,12 +45,16 @@ def article_text(sections: Iterable[Section], abstract: str) -> str:
 def without_abstract(paragraphs: Iterable[str], abstract: str) -> list[str]:
     """Return the paragraphs without the abstract and without long verbatim parts of it.
 
-    A word counts as copied when it lies in a run of `NGRAM_WORDS` words that the abstract holds too, whatever the
-    punctuation and case. A paragraph of which half the words are copied is dropped whole. From the others, sentences
-    that touch `MIN_CUT_WORDS` or more copied words in a row are dropped; shorter shared phrases stay.
+    A word counts as copied when it lies in a run of `NGRAM_WORDS` words that the abstract holds too (of all its words
+    when it is shorter), whatever the punctuation and case. A paragraph of which half the words are copied is dropped
+    whole. From the others, sentences that touch `MIN_CUT_WORDS` or more copied words in a row are dropped; shorter
+    shared phrases stay.
     """
     abstract_words = _words(abstract)
-    ngrams = {tuple(abstract_words[i : i + NGRAM_WORDS]) for i in range(len(abstract_words) - NGRAM_WORDS + 1)}
+    # A short abstract is looked for as a whole; of fewer than five words it is no more than a title.
+    size = min(NGRAM_WORDS, max(len(abstract_words), 5))
+    min_cut_words = min(MIN_CUT_WORDS, len(abstract_words))
+    ngrams = {tuple(abstract_words[i : i + size]) for i in range(len(abstract_words) - size + 1)}
     split = [[text for text in _SENTENCE_END.split(paragraph) if text.strip()] for paragraph in paragraphs]
     # One stream of words for all paragraphs, because a copy may be spread over them, a sentence a line.
     words: list[str] = []
@@ -60,8 +64,8 @@ def without_abstract(paragraphs: Iterable[str], abstract: str) -> list[str]:
             sentence_words = _words(sentence)
             words += sentence_words
             owners += [(i, j)] * len(sentence_words)
-    runs = _copied_runs(words, ngrams)
-    cut = {owner for start, end in runs if end - start >= MIN_CUT_WORDS for owner in owners[start:end]}
+    runs = _copied_runs(words, ngrams, size)
+    cut = {owner for start, end in runs if end - start >= min_cut_words for owner in owners[start:end]}
     num_words = Counter(paragraph for paragraph, _ in owners)
     num_copied = Counter(paragraph for start, end in runs for paragraph, _ in owners[start:end])
     kept = []
@@ -78,11 +82,11 @@ def _words(text: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(text)]
 
 
-def _copied_runs(words: Sequence[str], ngrams: set[tuple[str, ...]]) -> list[tuple[int, int]]:
+def _copied_runs(words: Sequence[str], ngrams: set[tuple[str, ...]], size: int) -> list[tuple[int, int]]:
     """Return [start, end) word ranges that are covered by the abstract's n-grams, in order and apart."""
     runs: list[tuple[int, int]] = []
-    for i in range(len(words) - NGRAM_WORDS + 1):
-        if tuple(words[i : i + NGRAM_WORDS]) in ngrams:
+    for i in range(len(words) - size + 1):
+        if tuple(words[i : i + size]) in ngrams:
             start = runs.pop()[0] if runs and runs[-1][1] >= i else i
-            runs.append((start, i + NGRAM_WORDS))
+            runs.append((start, i + size))
     return runs

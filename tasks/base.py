@@ -27,7 +27,7 @@ class Example:
         id: The source's own id, or `SPLIT-ROW` where it has none; unique within the task and split.
         document_id: Equal for examples that share a document (several queries about one meeting).
         context: The document. The only field that truncation may cut.
-        references: One or more reference texts; scores take the best or the mean, as the profile says.
+        references: One or more reference texts; a score is that against the best of them, metric by metric.
         query: The question or aspect, never cut; None for plain summarization.
     """
 

@@ -161,12 +161,6 @@ QMSUM = Task(
             "{context}\n\n"
             "Using the transcript above, answer in one paragraph: {query}"
         ),
-        "query_first": (
-            "{query}\n\n"
-            "Here is the transcript of the meeting.\n\n"
-            "{context}\n\n"
-            "Using the transcript above, answer in one paragraph: {query}"
-        ),
     },
     default_template="instruct",
     needs_hub=True,

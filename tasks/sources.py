@@ -49,6 +49,7 @@ class Row:
         value = self._get(field, str, "text").strip()
         if not value and not may_be_empty:
             raise DataError(f"{self.where}: field '{field}' is empty; give it a text or take the row out")
+        _check_text(value, f"{self.where}: field '{field}'")
         return str(value)
 
     def texts(self, field: str) -> list[str]:
@@ -57,6 +58,7 @@ class Row:
         for i, value in enumerate(values):
             if not isinstance(value, str):
                 raise DataError(f"{self.where}: field '{field}[{i}]' is {_kind(value)}; expected text")
+            _check_text(value, f"{self.where}: field '{field}[{i}]'")
         return list(values)
 
     def row(self, field: str) -> Row:
@@ -198,6 +200,8 @@ def _parse_json(data: bytes, where: str, index: int) -> Row:
         raise DataError(f"{where}: not UTF-8 text ({error.reason}); expected JSON") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); correct it") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise DataError(f"{where}: not readable JSON ({_one_line(error)}); correct it") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: holds {_kind(record)}; expected a JSON object")
     return Row(where, index, record)
@@ -337,6 +341,14 @@ def _without_hub() -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _check_text(text: str, where: str) -> None:
+    """Raise `DataError` for half a surrogate pair, which JSON can spell and no tokenizer or file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where} holds half a surrogate pair at character {error.start + 1}; correct it") from error
 
 
 def _kind(value: object) -> str:

@@ -66,12 +66,12 @@ def test_head_prompts_begin_alike_at_all_lengths() -> None:
     assert short.token_ids[:shared] == long.token_ids[:shared]
 
 
-def test_chat_markup_inside_a_document_is_text() -> None:
+def test_chat_markup_inside_a_document_or_a_query_is_text() -> None:
     tokenizer = tiny_tokenizer()
-    example = Example(id="a", document_id="a", context="<|im_end|>", references=("x",))
-    parts = PromptBuilder(tokenizer, "{context}").parts(example)
-    assert tokenizer.eos_token_id not in parts.context
-    assert decode(parts.context) == "<|im_end|>"
+    example = Example(id="a", document_id="a", context="<|im_end|>", query="<|im_end|>", references=("x",))
+    ids = fit(PromptBuilder(tokenizer, "{query} {context} {query}").parts(example), 500, 8, "head").token_ids
+    assert decode(ids).count("<|im_end|>") == 4
+    assert ids.count(tokenizer.eos_token_id) == 1  # that of the template
 
 
 def test_too_small_a_maxlen_says_how_many_tokens_are_needed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def test_a_run_leaves_predictions_scores_report_and_its_own_record(
     assert session["threads"] == 1
     assert session["finished"]
     assert {"torch", "transformers", "rouge-score"} <= set(session["versions"])
-    assert set(run["identity"]["model"]["files"]) == {"config.json", "model.safetensors"}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(run["identity"]["model"]["files"])
     assert run["tasks"]["arxiv"]["source"]["kind"] == "file"
 
     for result, maxlen in zip(read(folder, "scores.json")["results"], (400, 700), strict=True):
@@ -183,6 +184,10 @@ def test_two_processes_write_the_scores_of_one(least: list[str], tmp_path: Path)
     assert results(tmp_path / "two") == results(tmp_path / "run")
     assert texts(tmp_path / "two") == texts(tmp_path / "run")
     assert two.stdout.count("ROUGE profile") == 1
+    # Resumed by one process, what two have made stays.
+    assert main([*shared, "--maxlen", "400"]) == 0
+    assert texts(tmp_path / "two") == texts(tmp_path / "run")
+    assert read(tmp_path / "two", "run.json")["world_size"] == 2
 
 
 def test_a_killed_run_resumes_to_the_same_result(least: list[str], tmp_path: Path) -> None:
@@ -327,6 +332,58 @@ def test_a_folder_with_another_run_is_refused_and_left_as_it_was(
     }.items():
         expect_error([*least, "--limit", "2", *arguments], capsys, "holds another run", named)
     assert {file: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_changed_tokenizer_is_another_model(
+    least: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    arguments = [*least, "--limit", "1", "--model", str(copy)]
+    assert main(arguments) == 0
+    file = copy / "tokenizer_config.json"
+    file.write_text(file.read_text() + " ")
+    expect_error([*arguments, "--maxlen", "1000"], capsys, "model files tokenizer_config.json")
+
+
+def test_lost_predictions_are_told_and_made_again(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*least, "--limit", "2"]) == 0
+    whole = texts(tmp_path / "run")
+    file = tmp_path / "run" / "predictions.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+    other = [argument if argument != "arxiv" else "pubmed" for argument in least]
+    assert main([*other, "--limit", "1"]) == 0
+    assert "Not there yet: 1 predictions" in capsys.readouterr().out
+    monkeypatch.setattr("eval.run.answer_share", lambda *_: None)  # a machine whose journal is elsewhere
+    expect_error([*least, "--limit", "2"], capsys, "1 predictions are not in", "test-1 at 700")
+    monkeypatch.undo()
+    assert main([*least, "--limit", "2"]) == 0
+    assert {key: text for key, text in texts(tmp_path / "run").items() if key in whole} == whole
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_odd_input_is_one_line_too(least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    surrogate, deep = tmp_path / "surrogate.jsonl", tmp_path / "deep.jsonl"
+    surrogate.write_text('{"article": "a \\ud83d b", "abstract": "x"}\n')
+    deep.write_text("[" * 100_000 + "\n")
+    mamba = tmp_path / "mamba"
+    mamba.mkdir()
+    (mamba / "config.json").write_text(json.dumps({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}))
+    (mamba / "model.safetensors").mkdir()
+    for arguments, parts in {
+        ("--data", str(surrogate)): ("surrogate.jsonl line 1", "'article' holds half a surrogate pair at character 3"),
+        ("--data", str(deep)): ("deep.jsonl line 1", "not readable JSON"),
+        ("--model", str(mamba)): ("model.safetensors' cannot be read",),
+        ("--seed", str(2**70)): ("must be at most",),
+        ("--plan", ""): ("character 1", "the plan is empty"),
+        ("--output", str(tmp_path)): ("holds files but no run",),
+    }.items():
+        expect_error([*least, *arguments], capsys, *parts)
+    (mamba / "model.safetensors").rmdir()
+    (mamba / "model.safetensors").write_bytes(b"")
+    expect_error([*least, "--model", str(mamba)], capsys, "is a mamba, which has no attention")
 
 
 def test_several_processes_asked_for_and_one_started(least: list[str], tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_journals_survive_a_kill_and_merge_in_order(folder: RunFolder) -> None:
     with folder.open_journal(0) as journal:
         append_line(journal, line("c"))
     assert folder.read_predictions()[1] == 0
-    order = {prediction_key(line(name)): index for index, name in enumerate("abc")}
+    order = [prediction_key(line(name)) for name in "abc"]
     assert [merged["id"] for merged in folder.merge_journal(order)] == ["a", "b", "c"]
     assert not (folder.path / "journal").exists()
     lines = (folder.path / "predictions.jsonl").read_text().splitlines()
@@ -96,5 +96,21 @@ def test_a_merge_cut_short_loses_nothing(folder: RunFolder, monkeypatch: pytest.
     with folder.open_journal(0) as journal:
         append_line(journal, line("a"))
     monkeypatch.setattr("eval.run_folder.shutil.rmtree", lambda *_, **__: None)  # killed before the journal goes
-    folder.merge_journal({})
+    folder.merge_journal([])
     assert [key[2] for key in folder.read_predictions()[0]] == ["a"]
+
+
+def test_a_second_writer_is_refused_while_the_first_is_at_work(folder: RunFolder) -> None:
+    with folder.lock(), pytest.raises(RunFolderError, match="in use by another run"), RunFolder(folder.path).lock():
+        pass
+    with RunFolder(folder.path).lock():
+        pass
+
+
+def test_lines_and_records_that_are_none_are_not_taken_for_such(folder: RunFolder) -> None:
+    (folder.path / "predictions.jsonl").write_text("7\n[]\n" + json.dumps(line("a")) + "\n")
+    found, torn = folder.read_predictions()
+    assert ([key[2] for key in found], torn) == (["a"], 2)
+    folder.write_json("run.json", {"identity": {}})
+    with pytest.raises(RunFolderError, match="is not the record of a run"):
+        folder.read_run()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from eval.session import LaunchError, set_threads, start_processes
+from eval.session import LaunchError, _num_cores, set_threads, start_processes
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,8 @@ def _restore_threads() -> Iterator[None]:
 
 
 def test_cores_are_shared_among_the_processes_of_this_machine() -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = _num_cores()
+    assert 1 <= cores <= len(os.sched_getaffinity(0))
     assert set_threads(None, {}) == cores == torch.get_num_threads()
     assert set_threads(None, {"LOCAL_WORLD_SIZE": "2"}) == max(1, cores // 2) == torch.get_num_threads()
     assert set_threads(None, {"LOCAL_WORLD_SIZE": str(10 * cores)}) == 1

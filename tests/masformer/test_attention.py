@@ -123,9 +123,10 @@ def test_no_mask_of_the_whole_sequence_is_built(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recording)
     query = torch.randn(1, 1, 20_000, HEAD_SIZE)
-    for span in (LayerSpan(span=256, sinks=4), LayerSpan(block=128, previous=1, sinks=4), FULL):
-        span_attention(query, query, query, span)
-    assert largest < 1024 * 1024  # 20,000 x 20,000 would be 400 million
+    heads = torch.randn(1, 4, 20_000, HEAD_SIZE)
+    for span in (LayerSpan(span=256, sinks=4), LayerSpan(block=2048, previous=0, sinks=4), FULL):
+        span_attention(heads, query, query, span)
+    assert largest <= 4 * 512 * (4 + 2048)  # 20,000 x 20,000 would be 400 million
 
 
 def test_cache_holds_sinks_and_last_keys_only() -> None:
@@ -143,6 +144,22 @@ def test_cache_holds_sinks_and_last_keys_only() -> None:
     after = cache.layers[0].keys.data_ptr()
     cache.update(states[:, :, :1], states[:, :, :1], 0)
     assert cache.layers[0].keys.data_ptr() == after != before  # grown once, by a step, not for each token
+
+
+@pytest.mark.parametrize("previous", [0, 1])
+def test_blocks_larger_than_a_mask(previous: int) -> None:
+    query, key, value = random_states(random.Random(previous), 2600)
+    span = LayerSpan(block=1100, previous=previous, sinks=3)
+    positions = torch.arange(2600)
+    expected = dense_attention(query, key, value, visible_keys(positions, positions, span))
+    torch.testing.assert_close(span_attention(query, key, value, span), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_keys_of_another_cache_are_refused() -> None:
+    query = torch.randn(1, 2, 1, HEAD_SIZE)
+    key = torch.randn(1, 2, 50, HEAD_SIZE)
+    with pytest.raises(ValueError, match="got 50 keys where a SpanCache returns 12"):
+        span_attention(query, key, key, LayerSpan(span=10, sinks=2), SpanMask(offset=49))
 
 
 def test_left_padding() -> None:

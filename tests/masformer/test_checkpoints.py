@@ -69,7 +69,7 @@ def test_a_stored_plan_that_does_not_fit_is_refused(saved: Path) -> None:
 def test_provenance_pins_config_and_weights(saved: Path) -> None:
     checkpoint = open_checkpoint(str(saved))
     files = checkpoint.provenance["files"]
-    assert set(files) == {"config.json", "model.safetensors"}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= set(files)
     assert files["model.safetensors"] == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
 
 

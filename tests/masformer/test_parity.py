@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, StaticCache
+from transformers import (
+    AttentionInterface,
+    DynamicCache,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    StaticCache,
+)
 from transformers.masking_utils import AttentionMaskInterface
 
 from masformer import ConversionError, LayerSpan, PlanError, SpanCache, SpanPlan, apply_plan, native_plan, remove_plan
@@ -147,15 +153,111 @@ def test_generate_uses_a_span_cache(kind: str, options: dict[str, Any]) -> None:
     assert torch.equal(cached.sequences, uncached)
 
 
+PACKED = torch.cat([torch.arange(31), torch.arange(NUM_TOKENS - 31)])[None]
+
+
 @torch.no_grad()
-def test_packed_documents_do_not_see_each_other() -> None:
-    model = tiny_model("llama")
+@each_supported
+def test_packed_documents_do_not_see_each_other(kind: str) -> None:
+    model = tiny_model(kind)
     apply_plan(model, MIXED)
-    packed = tokens()
-    position_ids = torch.cat([torch.arange(31), torch.arange(NUM_TOKENS - 31)])[None]
-    logits = model(packed, position_ids=position_ids, use_cache=False).logits
+    packed = tokens(2)
+    logits = model(packed, position_ids=PACKED, use_cache=False).logits
     first, second = model(packed[:, :31]).logits, model(packed[:, 31:]).logits
     torch.testing.assert_close(logits, torch.cat([first, second], dim=1), atol=TOLERANCE, rtol=0)
+
+
+def test_packed_documents_with_padding_or_a_cache_are_refused() -> None:
+    model = tiny_model("llama")
+    apply_plan(model, MIXED)
+    mask = torch.ones(2, NUM_TOKENS, dtype=torch.long)
+    mask[0, :5] = 0
+    with pytest.raises(ValueError, match="packed documents"):
+        model(tokens(2), position_ids=PACKED.expand(2, -1), attention_mask=mask)
+    cache = SpanCache(MIXED)
+    model(tokens(), past_key_values=cache)
+    with pytest.raises(ValueError, match="packed documents"):
+        model(tokens(), position_ids=PACKED, past_key_values=cache)
+
+
+@torch.no_grad()
+def test_a_cache_that_the_user_made_is_filled() -> None:
+    model = tiny_model("llama")
+    apply_plan(model, MIXED)
+    cache = DynamicCache()
+    first = model(tokens()[:, :50], past_key_values=cache).logits
+    second = model(tokens()[:, 50:], past_key_values=cache).logits
+    assert cache.get_seq_length() == NUM_TOKENS
+    expected = model(tokens(), use_cache=False).logits
+    torch.testing.assert_close(torch.cat([first, second], dim=1), expected, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+@each_supported
+def test_the_inner_model_keeps_spans_and_padding_too(kind: str) -> None:
+    model = tiny_model(kind)
+    apply_plan(model, MIXED)
+    inputs = padded_inputs()
+    whole = model.base_model(**inputs, use_cache=False).last_hidden_state
+    first = {name: value[:, :60] for name, value in inputs.items()}
+    out = model.base_model(**first, use_cache=True)
+    rest = {"input_ids": inputs["input_ids"][:, 60:], "position_ids": inputs["position_ids"][:, 60:]}
+    more = model.base_model(**rest, attention_mask=inputs["attention_mask"], past_key_values=out.past_key_values)
+    assert isinstance(out.past_key_values, SpanCache)
+    cached = torch.cat([out.last_hidden_state, more.last_hidden_state], dim=1)
+    torch.testing.assert_close(real(cached), real(whole), atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "granite", "olmo2", "gpt_neox"])
+def test_a_window_that_the_architecture_does_not_read_is_no_plan(kind: str) -> None:
+    model = tiny_model(kind, sliding_window=40)
+    untouched = model(tokens()).logits
+    assert native_plan(model.config).is_full
+    apply_plan(model)
+    torch.testing.assert_close(model(tokens()).logits, untouched, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["mistral", "ministral", "gemma3_text", "qwen2", "qwen3", "phi3", "starcoder2"])
+def test_windows_longer_than_the_probe_are_the_models_own(kind: str) -> None:
+    changes: dict[str, Any] = {"sliding_window": 40}
+    if kind.startswith("qwen"):
+        changes |= {"use_sliding_window": True, "max_window_layers": 1}
+    model = tiny_model(kind, **changes)
+    untouched = model(tokens()).logits
+    plan = apply_plan(model)
+    assert not plan.is_full
+    torch.testing.assert_close(model(tokens()).logits, untouched, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_a_decoder_inside_a_multimodal_model() -> None:
+    text = SUPPORTED["gemma3_text"]
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=1
+    )
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration(config).eval()
+    inputs = padded_inputs()
+    untouched = model(**inputs).logits
+    apply_plan(model)
+    torch.testing.assert_close(real(model(**inputs).logits), real(untouched), atol=TOLERANCE, rtol=0)
+    apply_plan(model, MIXED)
+    inputs.pop("position_ids")
+    cached = model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    uncached = model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=None, use_cache=False)
+    assert torch.equal(cached, uncached)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
+def test_bfloat16_stays_near(kind: str) -> None:
+    model = tiny_model(kind).bfloat16()
+    untouched = model(tokens()).logits
+    apply_plan(model)
+    torch.testing.assert_close(model(tokens()).logits, untouched, atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize("kind", list(REFUSED))
@@ -187,3 +289,12 @@ def test_other_caches_and_masks_are_refused() -> None:
     mask[0, 5] = 0
     with pytest.raises(ValueError, match="pad on the left"):
         model(tokens(), attention_mask=mask)
+
+
+def test_a_plan_that_came_with_the_config_is_there_again_after_it_was_taken_off() -> None:
+    model = tiny_model("llama")
+    model.config.masformer = {"plan": MIXED.to_json()}
+    assert apply_plan(model) == MIXED
+    apply_plan(model, SpanPlan.full(LAYERS))
+    remove_plan(model)
+    assert model.config.masformer == {"plan": MIXED.to_json()}

@@ -76,9 +76,11 @@ def test_text_and_json_forms_give_the_plan_again(text: str) -> None:
         ("full@x", 6, "'x' is no layer"),
         ("middle:8 spam=3", 10, "'spam=3' is no setting"),
         ("middle:8 span=3 span=4", 17, "span is given twice"),
-        ("middle:8 span=-3", 15, "span needs a whole number, got '-3'"),
+        ("middle:8 span=-3", 15, "span needs a whole number of at most 9 digits, got '-3'"),
         ("middle:8 span=0", 10, "span=0 must be at least 1"),
         ("middle:8 span=4 block=4", 10, "span=4 and block=4 exclude each other"),
+        ("local span=" + "9" * 5000, 12, "span needs a whole number of at most 9 digits"),
+        ("local sinks=99999999", 7, "must be at most 65536"),
         ("local previous=2", 7, "previous=2 needs block=N"),
         ("full span=3", 6, "every layer is full"),
         ("span=512", 1, "needs a placement before it"),
@@ -98,5 +100,5 @@ def test_a_malformed_plan_names_the_place(text: str, character: int, message: st
 
 @pytest.mark.parametrize("stored", ["full", [], [3], [{"spam": 1}], [{"span": "8"}], [{"span": 0}], [{"sinks": 4}]])
 def test_a_malformed_stored_plan_is_refused(stored: object) -> None:
-    with pytest.raises(PlanError):
+    with pytest.raises(PlanError, match="stored plan"):
         SpanPlan.from_json(stored)  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tasks.articles import Section, article_text, without_abstract
 
 FIRST = "We study how far a token must look back before the answer to a question about a long report stops improving."
@@ -70,3 +72,13 @@ def test_sections_named_abstract_go_and_titles_left_without_text_go_with_it() ->
     assert (
         article_text(sections, ABSTRACT) == "Methods\n\nAbstractive models\nThey write.\nThey do not copy.\n\nUntitled."
     )
+
+
+@pytest.mark.parametrize("num_words", [5, 9, 16, 19])
+def test_a_short_abstract_inside_a_long_paragraph_is_cut(num_words: int) -> None:
+    abstract = " ".join(f"word{i}" for i in range(num_words)) + "."
+    paragraph = f"Before it stands this. {abstract.capitalize()} {'After it comes much more. ' * 30}"
+    (kept,) = without_abstract([paragraph], abstract)
+    assert "word0" not in kept.lower()
+    assert kept.startswith("Before it stands this.")
+    assert kept.count("After it comes much more.") == 30
