@@ -14,13 +14,14 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, model_info
+from huggingface_hub import ModelInfo, constants, model_info
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -117,7 +118,7 @@ class Checkpoint:
         tokenizer: Of transformers.
         provenance: JSON-ready: `reference`, `source` (`package`, `gguf`, `folder` or `hub`), `files` with their
             `sha256`, or the hub's `revision`.
-        location: Folder or hub id that transformers loads from.
+        location: Folder (the hub's cache included) or hub id that transformers loads from.
         gguf_file: File name inside the folder; None for safetensors.
         revision: Commit of the hub; None for local files.
         trust_remote_code: Whether code that comes with the checkpoint may run.
@@ -208,8 +209,9 @@ def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Check
     provenance: dict[str, Any] = {"reference": reference, "source": source}
     revision = None
     if source == "hub":
-        revision = _hub_revision(location, reference)
-        provenance |= {"hub_id": location, "revision": revision}
+        provenance["hub_id"] = location
+        revision, location = _find_on_hub(location, reference)
+        provenance["revision"] = revision
     else:
         provenance["files"] = _digests(Path(location), [gguf_file] if gguf_file else _LOADED_FILES)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -262,28 +264,40 @@ def _check_decoder(config: PreTrainedConfig, reference: str) -> None:
         raise CheckpointError(f"model '{reference}' is a {config.model_type}, which has no attention to give spans to")
 
 
-def _hub_revision(hub_id: str, reference: str) -> str:
-    """Return the commit that the hub's main branch, or the local cache of the hub, points to."""
-    if constants.HF_HUB_OFFLINE:
-        pointer = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}" / "refs" / "main"
-        if pointer.is_file():
-            return pointer.read_text().strip()
+def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str]:
+    """Return the commit of the hub's main branch, and where to load it from: hub id, or a folder of its cache."""
+    outcome: list[ModelInfo | Exception] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(model_info(hub_id, timeout=_HUB_TIMEOUT_SECONDS))
+        except Exception as error:  # the client raises its own, httpx's and OSError; judged below
+            outcome.append(error)
+
+    if not constants.HF_HUB_OFFLINE:
+        # A thread, because a time limit on the request does not cover name resolution.
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(_HUB_TIMEOUT_SECONDS)
+    answer = outcome[0] if outcome else TimeoutError(f"no answer within {_HUB_TIMEOUT_SECONDS:.0f} s")
+    if isinstance(answer, ModelInfo):
+        return str(answer.sha), hub_id
+    status = getattr(getattr(answer, "response", None), "status_code", None)
+    if status in (401, 403, 404):
         raise CheckpointError(
-            f"model '{reference}' is not in the hub cache and HF_HUB_OFFLINE is set{_hint(reference)}"
-        )
-    try:
-        return str(model_info(hub_id, timeout=_HUB_TIMEOUT_SECONDS).sha)
-    except Exception as error:  # the client raises its own, httpx's and OSError
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403, 404):
-            raise CheckpointError(
-                f"model '{reference}' is neither a local folder nor open to this user on the hub (HTTP {status})"
-                f"{_hint(reference)}"
-            ) from error
-        raise CheckpointError(
-            f"model '{reference}' is no local folder, and the hub cannot be reached ({type(error).__name__})"
+            f"model '{reference}' is neither a local folder nor open to this user on the hub (HTTP {status})"
             f"{_hint(reference)}"
-        ) from error
+        ) from answer
+    # Loading by commit leaves no name behind, so the newest of the cache's snapshots is taken.
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}" / "snapshots"
+    snapshots = [file.parent for file in cached.glob("*/config.json")]
+    if snapshots:
+        newest = max(snapshots, key=lambda folder: folder.stat().st_mtime)
+        return newest.name, str(newest)
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({first_line(answer)})"
+    raise CheckpointError(
+        f"model '{reference}' is no local folder, {why} and its cache does not hold it{_hint(reference)}"
+    ) from answer
 
 
 def _hint(reference: str) -> str:
