@@ -237,10 +237,10 @@ def test_data_and_model_come_from_a_stand_in_of_the_hub(model: Path, tmp_path: P
         assert not any("train" in path for path in hub.fetched)
         environment = hub.environment(home=tmp_path / "home")
     # The stand-in is gone now: the hub's cache serves, for data and model.
-    again = launch([*arguments.split(), "--maxlen", "600"], **environment)
+    again = launch([*arguments.split(), "--maxlen", "600", "--output", str(tmp_path / "run")], **environment)
     assert again.returncode == 0, again.stderr
     assert "2 of 4 predictions are there" in again.stdout
-    assert [line["id"] for line in read(tmp_path / "run", "predictions.jsonl")] == ["test-0", "test-1"]
+    assert [line["id"] for line in read(tmp_path / "run", "predictions.jsonl")] == ["test-0"] * 2 + ["test-1"] * 2
 
 
 def expect_error(arguments: list[str], capsys: pytest.CaptureFixture[str], *parts: str) -> None:
