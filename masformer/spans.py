@@ -224,7 +224,7 @@ class _Parser:
         """A placement of the full layers, then the numbers of all others."""
         words = self._words(clause)
         at, head = words[0]
-        if "=" in head:
+        if head.partition("=")[0] in ("span", "block", "previous", "sinks"):
             if "@" in self.text:
                 return self._mixture([clause])
             self.fail(

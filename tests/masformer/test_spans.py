@@ -69,6 +69,7 @@ def test_text_and_json_forms_give_the_plan_again(text: str) -> None:
         ("  ", 1, "the plan is empty"),
         ("half", 1, "'half' is no placement"),
         ("middle", 7, "middle needs a positive number"),
+        ("middle:8,span=3", 8, "middle needs a positive number"),
         ("middle:0", 8, "middle needs a positive number"),
         ("top:31", 5, "31 layers asked for, the model has 30"),
         ("full@3,30", 8, "layer 30 does not exist, the model has layers 0 to 29"),
