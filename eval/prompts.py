@@ -107,14 +107,11 @@ class PromptBuilder:
         return pieces[0], pieces[1]
 
     def _fill(self, text: str, query: str) -> tuple[int, ...]:
-        first, *rest = text.split("{query}")
-        ids = self._tokenize(first.rstrip(" ") if rest else first)
-        for index, piece in enumerate(rest):
-            # Tokenizers join a space to the word after it.
-            previous = rest[index - 1] if index else first
-            space = previous[len(previous.rstrip(" ")) :]
-            last = index == len(rest) - 1
-            ids += self._tokenize_data(space + query) + self._tokenize(piece if last else piece.rstrip(" "))
+        if not any(token in query for token in self.tokenizer.all_special_tokens):
+            return self._tokenize(text.replace("{query}", query))
+        ids: tuple[int, ...] = ()
+        for index, piece in enumerate(text.split("{query}")):
+            ids += (self._tokenize_data(query) if index else ()) + self._tokenize(piece)
         return ids
 
     def _tokenize_data(self, text: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class Job:
     loaded: Mapping[str, LoadedExamples]
     work: Sequence[Work]
     folder: RunFolder
+    held: dict[str, Any] | None
     record: dict[str, Any]
 
 
@@ -114,13 +116,16 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Job:
         loaded=loaded,
         work=work,
         folder=folder,
-        record=merge_record(held, identity, tasks, resolved, plan),
+        held=held,
+        record=merge_record(deepcopy(held), identity, tasks, resolved, plan),
     )
 
 
 def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
     """Generate what is missing, with the other processes, and finish the folder."""
     with job.folder.lock() if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process and job.folder.read_run() != job.held:
+            raise RunFolderError(f"output folder {job.folder.path} was changed by another run meanwhile; run again")
         done, torn = job.folder.read_predictions()
         # All have read the folder before anyone writes to it.
         accelerator.wait_for_everyone()
@@ -220,7 +225,7 @@ def _finish(job: Job, num_generated: int) -> None:
     if lost:
         raise RunFolderError(
             f"{len(lost)} predictions are not in {job.folder.path}, {lost[0][2]} at {lost[0][3]} among them; if other "
-            "machines made them, copy their journal/ files there and run the same command again"
+            "machines made them, move their journal/ files there and run the same command again"
         )
     results = score_predictions(predictions, examples, job.config.profile, record["identity"]["model"]["reference"])
     if num_generated:

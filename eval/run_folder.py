@@ -56,7 +56,8 @@ class RunFolder:
         if not self.path.is_dir():
             raise RunFolderError(f"output {self.path} is a file; give a folder with --output")
         if not file.exists():
-            if any(file.name != ".lock" for file in self.path.iterdir()):
+            # What a run leaves that was killed before its first record, or worked beside the main process's machine.
+            if any(not file.name.startswith(".") and file.name != "journal" for file in self.path.iterdir()):
                 raise RunFolderError(f"output folder {self.path} holds files but no run; give another with --output")
             return None
         try:
@@ -125,8 +126,11 @@ class RunFolder:
                 raise RunFolderError(
                     f"output folder {self.path} is in use by another run; wait for it, or give another with --output"
                 ) from None
+            except OSError as error:
+                raise RunFolderError(
+                    f"output folder {self.path} cannot be locked: {error.strerror}; give one elsewhere with --output"
+                ) from error
             yield
-            file.unlink(missing_ok=True)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace a JSON file of the folder in one step, so that no reader and no crash sees half of it."""

@@ -402,7 +402,8 @@ def _document_bounds(position_ids: Tensor | None, mask: SpanMask, query: Tensor)
     batch, num_queries = query.shape[0], query.shape[2]
     if position_ids is None or position_ids.ndim != 2 or num_queries == 1:
         return None
-    breaks = (position_ids.diff(dim=1) != 1).expand(batch, -1)
+    # Negative positions are some models' padding.
+    breaks = ((position_ids.diff(dim=1) != 1) & (position_ids[:, 1:] >= 0)).expand(batch, -1)
     if mask.padding is not None:
         # Padding carries any position; a document starts anew only after it.
         slots = torch.arange(1, num_queries, device=breaks.device) + mask.offset

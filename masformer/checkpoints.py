@@ -290,7 +290,7 @@ def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str]:
         ) from answer
     # Loading by commit leaves no name behind, so the newest of the cache's snapshots is taken.
     cached = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}" / "snapshots"
-    snapshots = [file.parent for file in cached.glob("*/config.json")]
+    snapshots = {file.parent for file in cached.glob("*/*.safetensors")}
     if snapshots:
         newest = max(snapshots, key=lambda folder: folder.stat().st_mtime)
         return newest.name, str(newest)

@@ -78,9 +78,12 @@ def native_plan(config: PreTrainedConfig) -> SpanPlan:
         window, names = config.window_size, {"global": "full_attention", "local": "sliding_attention"}
         kinds = [names.get(kind, kind) for kind in config.attention_layers]
     else:
-        # A config.json may name a window that its architecture does not read; then the class has no such attribute.
-        window = getattr(config, "sliding_window", None) if hasattr(type(config), "sliding_window") else None
-        kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * count
+        # A config.json may name a window that its architecture does not read: then neither the kinds of its layers nor
+        # its class know of it. A class from elsewhere is believed.
+        window = getattr(config, "sliding_window", None)
+        known = hasattr(type(config), "sliding_window") or not type(config).__module__.startswith("transformers.")
+        of_all = "sliding_attention" if window and known else "full_attention"
+        kinds = list(getattr(config, "layer_types", None) or [of_all] * count)
     spans = []
     for layer, kind in enumerate(kinds):
         if kind == "full_attention":
@@ -245,6 +248,9 @@ def _probe(model: PreTrainedModel) -> None:
         with _inference(model):
             if window is not None:
                 config.sliding_window = _PROBE_WINDOW
+                if restores != "eager":
+                    # Flash attention takes the window that each module copied; this one takes the mask's.
+                    model.set_attn_implementation("sdpa")
             untouched = model(tokens, use_cache=False).logits[0, -1]
             tolerance = PROBE_TOLERANCE.get(untouched.dtype, 1e-4) * max(1.0, float(untouched.abs().max()))
             AttentionInterface.register(_PROBE_NAME, counting)

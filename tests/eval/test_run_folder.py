@@ -62,6 +62,13 @@ def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "absent").read_run() is None
 
 
+def test_a_folder_whose_first_record_was_never_finished_is_new(tmp_path: Path) -> None:
+    (tmp_path / ".run.json.partial").write_text("{")
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / "journal").mkdir()
+    assert RunFolder(tmp_path).read_run() is None
+
+
 def test_a_disk_that_cannot_be_written_is_one_line(tmp_path: Path, folder: RunFolder) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunFolderError, match="cannot be written: Not a directory"):

@@ -63,11 +63,14 @@ each_supported = pytest.mark.parametrize("kind", list(SUPPORTED))
 def test_own_plan_gives_the_untouched_logits(kind: str) -> None:
     model = tiny_model(kind)
     inputs = padded_inputs()
-    alone, padded = model(tokens()).logits, model(**inputs).logits
+    right = {"input_ids": tokens(2), "attention_mask": torch.ones(2, NUM_TOKENS, dtype=torch.long)}
+    right["attention_mask"][1, 70:] = 0
+    alone, padded, shorter = model(tokens()).logits, model(**inputs).logits, model(**right).logits[1, :70]
     plan = apply_plan(model)
     assert plan == native_plan(model.config)
     torch.testing.assert_close(model(tokens()).logits, alone, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(real(model(**inputs).logits), real(padded), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(model(**right).logits[1, :70], shorter, atol=TOLERANCE, rtol=0)
     remove_plan(model)
     assert torch.equal(model(tokens()).logits, alone)
     assert not hasattr(model.config, "masformer")
