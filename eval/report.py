@@ -41,8 +41,14 @@ def as_markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """Return the table for a terminal, in columns."""
+def as_text(rows: Sequence[list[str]]) -> str:
+    """Return the table for a terminal: quality, and cost below it, because together they are too wide."""
+    quality = 3 + len(METRICS)
+    cost = [row[:1] + row[quality:] for row in rows]
+    return f"{_columns([row[:quality] for row in rows])}\n\n{_columns(cost)}"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
