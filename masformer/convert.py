@@ -164,9 +164,9 @@ pipeline_tag: text-generation
 
 Attention spans of the layers (MASFormer plan): `{plan or "full"}`
 
-The plan is stored in `config.json` under `masformer`. **Plain `from_pretrained` ignores it without a warning and computes
-the architecture's own attention: full attention in every layer, but for models with windows of their own.** This line
-applies it:
+The plan is stored in `config.json` under `masformer`. **Plain `from_pretrained` ignores it without a warning and
+computes the architecture's own attention: full attention in every layer, but for models with windows of their own.**
+This line applies it:
 
 ```python
 import masformer; masformer.apply_plan(model)
