@@ -3,7 +3,7 @@
 A layer with full attention keeps every key in a buffer that grows by steps. A layer with a finite span keeps its sinks
 and a ring of its last keys. Keys carry their rotary position from when they were written, so the order inside the ring
 does not matter to the one token that is decoded; a prefill on top of the cache gets the kept keys in order.
-`masformer.attention.cached_slots` says which slots a layer returns.
+`masformer.visibility.cached_slots` says which slots a layer returns.
 
     cache = SpanCache(plan)
     model(input_ids, past_key_values=cache)
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from masformer.attention import SpanMask, left_padding
 from masformer.spans import LayerSpan, SpanPlan
+from masformer.visibility import SpanMask, left_padding
 
 # Tokens by which a buffer grows: rare enough that copying is a small part of decoding them.
 GROWTH_TOKENS = 512

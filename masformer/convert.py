@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.masking_utils import AttentionMaskInterface
 
-from masformer.attention import ATTENTION_NAME, masformer_attention, register, span_mask
+from masformer.adapters import adapt, layer_of, set_attention
+from masformer.attention import ATTENTION_NAME, masformer_attention, register
 from masformer.cache import SpanCache
 from masformer.checkpoints import first_line
 from masformer.spans import FULL, LayerSpan, PlanError, SpanPlan
+from masformer.visibility import span_mask
 
 # The largest difference of the probe's logits that rounding explains, relative to the largest logit.
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
@@ -120,10 +122,10 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
         _probe(model)
         register()
         former = (model.config._attn_implementation, getattr(model.config, "masformer", None))
-        model.set_attn_implementation(ATTENTION_NAME)
+        set_attention(model, ATTENTION_NAME)
         # On the decoder, which every way of calling the model goes through.
         hook = model.get_decoder().register_forward_pre_hook(_prepare_cache, with_kwargs=True)
-        model.masformer_former = (*former, hook)
+        model.masformer_former = (*former, hook, adapt(model))
     _set_spans(model, plan)
     model.span_plan = model.get_decoder().span_plan = plan
     model.config.masformer = {"plan": plan.to_json()}
@@ -134,9 +136,10 @@ def remove_plan(model: PreTrainedModel) -> None:
     """Make a converted model the one it was before, in place."""
     if not hasattr(model, "span_plan"):
         return
-    attention, stored, hook = model.masformer_former
+    attention, stored, hook, undo = model.masformer_former
     hook.remove()
-    model.set_attn_implementation(attention)
+    undo()
+    set_attention(model, attention)
     _clear_spans(model)
     del model.span_plan, model.masformer_former, model.config.masformer
     if model.get_decoder() is not model:
@@ -176,8 +179,8 @@ import masformer; masformer.apply_plan(model)
 
 def _set_spans(model: nn.Module, plan: SpanPlan) -> None:
     for module in model.modules():
-        layer = getattr(module, "layer_idx", None)
-        if isinstance(layer, int) and layer < len(plan):
+        layer = layer_of(module)
+        if layer is not None and layer < len(plan):
             module.layer_span = plan[layer]  # type: ignore[assignment]
 
 
@@ -232,19 +235,21 @@ def _probe(model: PreTrainedModel) -> None:
     called: set[int] = set()
 
     def counting(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        called.add(getattr(module, "layer_idx", -1))
+        called.add(-1 if (layer := layer_of(module)) is None else layer)
         return masformer_attention(module, *args, **kwargs)
 
     config = text_config(model.config)
     # Windows are far longer than the probe; shortened to this, a model that ignores them shows itself.
     window = None if own.is_full else getattr(config, "sliding_window", None)
-    own = SpanPlan(tuple(FULL if span.is_full else LayerSpan(span=_PROBE_WINDOW) for span in own))
+    if window is not None:
+        own = SpanPlan(tuple(FULL if span.is_full else LayerSpan(span=_PROBE_WINDOW) for span in own))
     tokens = torch.randint(int(config.vocab_size), (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0)).to(
         model.device
     )
     restores = model.config._attn_implementation
     short = SpanPlan((LayerSpan(span=2, sinks=1),) * count)
     refuse = f"{kind} models cannot take a span plan:"
+    undo = adapt(model)
     try:
         with _inference(model):
             if window is not None:
@@ -256,7 +261,7 @@ def _probe(model: PreTrainedModel) -> None:
             tolerance = PROBE_TOLERANCE.get(untouched.dtype, 1e-4) * max(1.0, float(untouched.abs().max()))
             AttentionInterface.register(_PROBE_NAME, counting)
             AttentionMaskInterface.register(_PROBE_NAME, span_mask)
-            model.set_attn_implementation(_PROBE_NAME)
+            set_attention(model, _PROBE_NAME)
             _set_spans(model, own)
             same = model(tokens, use_cache=False).logits[0, -1]
             missing = set(range(count)) - called
@@ -281,8 +286,9 @@ def _probe(model: PreTrainedModel) -> None:
     finally:
         if window is not None:
             config.sliding_window = window
-        model.set_attn_implementation(restores)
+        set_attention(model, restores)
         _clear_spans(model)
+        undo()
 
 
 def _check_close(logits: Tensor, reference: Tensor, tolerance: float, what: str) -> None:

@@ -78,27 +78,29 @@ SUPPORTED: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 16,
         "first_k_dense_replace": 1,
     },
+    # Masks of its own, soft-capped scores, learned sinks.
+    "gpt_neo": {
+        "hidden_size": 32,
+        "num_layers": LAYERS,
+        "num_heads": 4,
+        "attention_types": [[["local", "global", "local"], 1]],
+        "window_size": 12,
+        "max_position_embeddings": 512,
+        "vocab_size": VOCAB,
+    },
+    "gemma2": _LLAMA_LIKE | {"sliding_window": 12, "attn_logit_softcapping": 0.02},
+    "gpt_oss": _LLAMA_LIKE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 12},
 }
 
 # Architectures that must be refused by name.
 _BLOOM_LIKE = {"hidden_size": 32, "n_layer": LAYERS, "n_head": 4, "vocab_size": VOCAB}
 _GPTJ_LIKE = {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "rotary_dim": 4, "n_positions": 512, "vocab_size": VOCAB}
 REFUSED: dict[str, dict[str, Any]] = {
-    "gpt_neo": {
-        "hidden_size": 32,
-        "num_layers": LAYERS,
-        "num_heads": 4,
-        "attention_types": [[["global"], LAYERS]],
-        "max_position_embeddings": 512,
-        "vocab_size": VOCAB,
-    },
     "falcon": {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "vocab_size": VOCAB},
     "bloom": _BLOOM_LIKE,
     "gptj": _GPTJ_LIKE,
     "mpt": {"d_model": 32, "n_layers": LAYERS, "n_heads": 4, "vocab_size": VOCAB, "max_seq_len": 512},
     "codegen": _GPTJ_LIKE,
-    "gpt_oss": _LLAMA_LIKE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 12},
-    "gemma2": _LLAMA_LIKE | {"sliding_window": 12},
 }
 
 

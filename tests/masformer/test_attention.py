@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from masformer.attention import SpanMask, dense_attention, left_padding, span_attention, visible_keys
+from masformer.attention import dense_attention, span_attention
 from masformer.cache import SpanCache, SpanCacheLayer
 from masformer.spans import FULL, LayerSpan, SpanPlan
+from masformer.visibility import SpanMask, left_padding, visible_keys
 
 TOLERANCE = 1e-10  # fp64
 HEAD_SIZE = 8

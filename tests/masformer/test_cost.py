@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from masformer import SpanCache, SpanPlan, apply_plan, native_plan
-from masformer.attention import visible_keys
 from masformer.cost import attention_flops, cache_bytes, visible_pairs
 from masformer.spans import FULL, LayerSpan
+from masformer.visibility import visible_keys
 from tests.tiny_models import SUPPORTED, tiny_model
 
 SPANS = [

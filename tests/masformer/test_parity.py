@@ -17,8 +17,10 @@ from transformers import (
 from transformers.masking_utils import AttentionMaskInterface
 
 from masformer import ConversionError, LayerSpan, PlanError, SpanCache, SpanPlan, apply_plan, native_plan, remove_plan
-from masformer.attention import SpanMask, dense_attention, span_mask, visible_keys
+from masformer.adapters import set_attention
+from masformer.attention import dense_attention
 from masformer.spans import FULL
+from masformer.visibility import SpanMask, span_mask, visible_keys
 from tests.tiny_models import LAYERS, REFUSED, SUPPORTED, VOCAB, tiny_model
 
 TOLERANCE = 1e-5  # fp32
@@ -47,12 +49,21 @@ def real(logits: Tensor) -> Tensor:
 
 
 def dense_reference(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: SpanMask, scaling: float, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: SpanMask,
+    scaling: float,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     pad = torch.zeros(len(query), dtype=torch.long) if attention_mask.padding is None else attention_mask.padding
     positions = torch.arange(query.shape[2])[None] - pad[:, None]
     visible = visible_keys(positions, positions, module.layer_span)[:, None]  # type: ignore[arg-type]
-    return dense_attention(query, key, value, visible, scaling).transpose(1, 2), None
+    out = dense_attention(query, key, value, visible, scaling, softcap=softcap, learned_sinks=s_aux)
+    return out.transpose(1, 2), None
 
 
 each_supported = pytest.mark.parametrize("kind", list(SUPPORTED))
@@ -96,7 +107,7 @@ def test_mixed_spans_equal_the_dense_reference(kind: str) -> None:
     assert not torch.allclose(alone, full, atol=1e-4)
     AttentionInterface.register("dense_reference", dense_reference)
     AttentionMaskInterface.register("dense_reference", span_mask)
-    model.set_attn_implementation("dense_reference")
+    set_attention(model, "dense_reference")
     torch.testing.assert_close(alone, model(tokens(), use_cache=False).logits, atol=TOLERANCE, rtol=0)
     reference = model(**padded_inputs(), use_cache=False).logits
     torch.testing.assert_close(real(padded), real(reference), atol=TOLERANCE, rtol=0)
