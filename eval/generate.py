@@ -1,7 +1,7 @@
 """Prefill a prompt, decode an answer, and measure both.
 
-Decoding is transformers' `generate` on a cache that holds all but the last token of the prompt, so that the two phases
-are timed apart and the logits of the prompt are never computed.
+The prompt goes into the cache in chunks, all but its last token; decoding is transformers' `generate` on that cache. So
+the two phases are timed apart, the logits of the prompt are never computed, and memory does not grow with its length.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from masformer import SpanCache
+from masformer import SpanCache, fixed_frequencies, prefill
 
 # Raised by hand whenever a change of the code changes what is generated; part of what a resumed run must share.
-GENERATION_VERSION = 1
+GENERATION_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +57,19 @@ def generate(
     prompt = torch.tensor([token_ids], device=model.device)
     plan = getattr(model, "span_plan", None)
     cache = DynamicCache(config=model.config) if plan is None else SpanCache(plan, len(token_ids) + max_new_tokens)
-    start = _now(model.device)
-    # The base model, because logits over the vocabulary for each prompt token would dwarf everything else.
-    model.base_model(input_ids=prompt[:, :-1], past_key_values=cache, use_cache=True)
-    prefilled = _now(model.device)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=model.generation_config.eos_token_id,
         pad_token_id=model.generation_config.pad_token_id,
     )
-    output = model.generate(
-        input_ids=prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache, generation_config=settings
-    )
+    start = _now(model.device)
+    with fixed_frequencies(model, len(token_ids)):
+        prefill(model, prompt[:, :-1], cache)
+        prefilled = _now(model.device)
+        output = model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache, generation_config=settings
+        )
     answer = output[0, prompt.shape[1] :].tolist()
     done = _now(model.device)
     return Generation(
@@ -78,7 +78,7 @@ def generate(
         finish_reason="stop" if answer and answer[-1] in (settings.eos_token_id or []) else "length",
         prefill_seconds=prefilled - start,
         decode_seconds=done - prefilled,
-        cache_bytes=_storage_bytes(cache),
+        cache_bytes=storage_bytes(cache),
         peak_bytes=_peak(model.device),
     )
 
@@ -88,7 +88,10 @@ def warm_up(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     generate(model, tokenizer, [token % model.config.get_text_config().vocab_size for token in range(3, 67)], 4)
 
 
-def _storage_bytes(cache: Cache) -> int:
+def storage_bytes(cache: Cache) -> int:
+    """Return the bytes of a cache's keys and values, from real storage."""
+    if isinstance(cache, SpanCache):
+        return cache.num_bytes
     return sum(
         states.untyped_storage().nbytes()
         for layer in cache.layers

@@ -10,6 +10,7 @@ from masformer.convert import (
     save_checkpoint,
     stored_plan,
 )
+from masformer.prefill import fixed_frequencies, prefill
 from masformer.spans import FULL, LayerSpan, PlanError, SpanPlan
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "SpanCache",
     "SpanPlan",
     "apply_plan",
+    "fixed_frequencies",
     "native_plan",
     "num_layers",
+    "prefill",
     "remove_plan",
     "save_checkpoint",
     "stored_plan",

@@ -33,13 +33,14 @@ ATTENTION_NAME = "masformer"
 # Queries that a masked call handles at once: bounds the mask to this many rows.
 _MASK_ROWS = 512
 
+Runs = tuple[tuple[Tensor, Tensor], ...]
 Kernel = Literal["causal", "tiles", "masked", "flash", "flex"]
 
 
 def choose_kernel(query: Tensor, span: LayerSpan, offset: int, scores: Scores, learned: bool, dropout: float) -> Kernel:
     """Return what attends from several queries a row; figures are in docs/performance.md.
 
-    causal: One `scaled_dot_product_attention` where every query sees all before it; on top of a cache, two of them.
+    causal: One `scaled_dot_product_attention` where every query sees all before it, or one a run of earlier keys.
     tiles: `masformer.tiles`; its first queries, which see all before them, are left to `causal`.
     masked: Explicit masks of a few rows, for dropout of attention weights.
     flash: The window of FlashAttention, on CUDA where the package is installed.
@@ -128,28 +129,25 @@ def span_attention(
         ValueError: The keys are not laid out as a `SpanCache` does it.
     """
     mask = mask or SpanMask(offset=0)
+    before = getattr(key, "before", ())
+    found = key.shape[2] + sum(keys.shape[2] for keys, _ in before)
     expected = num_cached(span, mask.offset, query.shape[2])
-    if key.shape[2] != expected:
+    if found != expected:
         raise ValueError(
-            f"a layer with '{span}' got {key.shape[2]} keys where a SpanCache returns {expected}; give the model a "
+            f"a layer with '{span}' got {found} keys where a SpanCache returns {expected}; give the model a "
             "SpanCache of its plan"
         )
-    if torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = (x.to(dtype) for x in (query, key, value))
     how = _How(
         scores=Scores(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap),
         learned_sinks=learned_sinks,
         dropout=dropout,
     )
+    if not torch.is_autocast_enabled(query.device.type):
+        return _run(query, key, value, span, mask, how)
+    dtype = torch.get_autocast_dtype(query.device.type)
+    query, key, value = (x.to(dtype) for x in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
-        if mask.documents is not None:
-            return _documents(query, key, value, span, mask.documents, how)
-        if mask.offset and query.shape[2] == 1:
-            return _decode(query, key, value, span, mask, how)
-        if mask.padding is None:
-            return _attend(query, key, value, span, mask.offset, how)
-        return _padded(query, key, value, span, mask.offset, mask.padding, how)
+        return _run(query, key, value, span, mask, how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +158,32 @@ class _How:
     learned_sinks: Tensor | None
     dropout: float
 
+    def can_merge(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Return whether full attention can be put together from runs of keys: where sums of exponentials are known."""
+        is_plain = self.scores.softcap is None and self.learned_sinks is None and not self.dropout
+        needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+        return is_plain and not needs_grad and query.device.type == "cpu" and query.shape[3] == value.shape[3]
+
     def dense(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
         scores = self.scores
         options = {"softcap": scores.softcap, "learned_sinks": self.learned_sinks, "dropout": self.dropout}
         return dense_attention(query, key, value, visible, scores.scale, **options)  # type: ignore[arg-type]
+
+
+def _run(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
+    """Attend in whole documents, from one token a row, in rows without padding, or in rows with it."""
+    before = getattr(key, "before", ())
+    if before:
+        if mask.padding is None and how.can_merge(query, key, value):
+            return _merge(query, key, value, before, how.scores.scale)
+        key, value = (torch.cat(runs, dim=2) for runs in zip(*before, (key, value), strict=True))
+    if mask.documents is not None:
+        return _documents(query, key, value, span, mask.documents, how)
+    if mask.offset and query.shape[2] == 1:
+        return _decode(query, key, value, span, mask, how)
+    if mask.padding is None:
+        return _attend(query, key, value, span, mask.offset, how)
+    return _padded(query, key, value, span, mask.offset, mask.padding, how)
 
 
 def _documents(
@@ -227,7 +247,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
     scores, learned = how.scores, how.learned_sinks
     kernel = choose_kernel(query, span, offset, scores, learned is not None, how.dropout)
     if kernel == "causal":
-        return _causal(query, key, value, offset, scores)
+        return _causal(query, key, value, offset, how)
     if kernel == "masked":
         return _masked(query, key, value, span, offset, how)
     if kernel == "flash":
@@ -241,24 +261,50 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
     out = tile_attention(query, key, value, span, offset, skip, scores)
     if skip:
         seen = offset + skip
-        out[:, :, :skip] = _causal(query[:, :, :skip], key[:, :, :seen], value[:, :, :seen], offset, scores)
+        out[:, :, :skip] = _causal(query[:, :, :skip], key[:, :, :seen], value[:, :, :seen], offset, how)
     return out
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, scores: Scores) -> Tensor:
+def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -> Tensor:
     """Attend to all earlier positions."""
     if not offset:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True, scale=scores.scale)
-    needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    if needs_grad or query.device.type != "cpu" or value.shape[3] != query.shape[3]:
-        return tile_attention(query, key, value, FULL, offset, 0, scores)
-    # Earlier keys, seen by all, and the queries' own: two calls without a mask, weighed by their sums of exponentials.
+        scale = how.scores.scale
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True, scale=scale)
+    if how.can_merge(query, key, value):
+        return _merge(query, key, value, (), how.scores.scale)
+    return tile_attention(query, key, value, FULL, offset, 0, how.scores)
+
+
+def _merge(query: Tensor, key: Tensor, value: Tensor, before: Runs, scale: float) -> Tensor:
+    """Attend to all earlier positions: to each run of keys alone, weighed by its sum of exponentials.
+
+    Args:
+        query: (B, H, Tq, D).
+        key: (B, K, Tk, D), whose last Tq are those of the queries' positions.
+        value: (B, K, Tk, D).
+        before: Keys and values of earlier positions.
+        scale: Of the products.
+    """
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
-    before, before_sum = attend(query, key[:, :, :offset], value[:, :, :offset], scale=scores.scale)
-    own, own_sum = attend(query, key[:, :, offset:], value[:, :, offset:], is_causal=True, scale=scores.scale)
-    return torch.lerp(own, before, torch.sigmoid(before_sum - own_sum).unsqueeze(-1).to(own.dtype))
+    batch, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    # What all queries see needs no mask, so the query heads of one key/value head become the rows of one product.
+    own = key.shape[2] if length == 1 else key.shape[2] - length
+    folded = query.reshape(batch, key.shape[1], groups * length, size)
+    parts = []
+    for keys, values in (*before, (key[:, :, :own], value[:, :, :own])):
+        if keys.shape[2]:
+            part, total = attend(folded, keys, values, scale=scale)
+            parts.append((part.reshape(batch, heads, length, -1), total.reshape(batch, heads, length)))
+    if length > 1:
+        keys, values = (x[:, :, own:].repeat_interleave(groups, dim=1) for x in (key, value))
+        parts.append(attend(query, keys, values, is_causal=True, scale=scale))
+    out: Tensor
+    out, total = parts[0]
+    for part, part_total in parts[1:]:
+        out = torch.lerp(out, part, torch.sigmoid(part_total - total).unsqueeze(-1).to(out.dtype))
+        total = torch.logaddexp(total, part_total)
+    return out
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:

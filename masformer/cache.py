@@ -11,12 +11,16 @@ does not matter to the one token that is decoded; a prefill on top of the cache 
 
 A converted model makes one by itself, inside `generate` too (`masformer.convert`).
 
+`cache.fork()` is a second cache that goes on from the same tokens, neither seeing what the other writes. A fork reads
+the keys of full layers where they are and keeps its own apart (`SegmentedKeys`); a ring is copied by the first of the
+two that writes to it. So a fork costs nothing by itself, and afterwards what is written and at most one span a layer.
+
 Shapes: B batch, K key/value heads, T tokens, D head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +32,17 @@ from masformer.visibility import SpanMask, left_padding
 
 # Tokens by which a buffer grows: rare enough that copying is a small part of decoding them.
 GROWTH_TOKENS = 512
+
+
+class SegmentedKeys(Tensor):
+    """The keys that a fork has written itself; those before them stay where they are.
+
+    Attributes:
+        before: Keys (B, K, T, D) and values (B, K, T, D) of each run before, the earliest first.
+    """
+
+    before: tuple[tuple[Tensor, Tensor], ...]
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
 class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -47,6 +62,8 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.max_tokens = max_tokens
         self.num_tokens = 0
         self.padding: Tensor | None = None
+        self.before: tuple[tuple[Tensor, Tensor], ...] = ()
+        self.is_shared = False
 
     @property
     def capacity(self) -> int | None:
@@ -55,9 +72,36 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         return None if recent is None else self.span.sinks + recent
 
     @property
-    def num_bytes(self) -> int:
-        """Return the bytes of the buffers, unused room included."""
-        return sum(x.untyped_storage().nbytes() for x in (self.keys, self.values) if x is not None)
+    def num_before(self) -> int:
+        """Return the tokens whose keys another cache wrote, in a full layer of a fork."""
+        return sum(keys.shape[2] for keys, _ in self.before)
+
+    @property
+    def storages(self) -> dict[int, int]:
+        """Return the bytes of each piece of memory that this layer reads, by its address; unused room included."""
+        own = [(self.keys, self.values)] if self.is_initialized else []
+        found = [states.untyped_storage() for pair in (*self.before, *own) for states in pair]
+        return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+    def fork(self, copy: bool = False) -> SpanCacheLayer:
+        """Return a layer that goes on from the same tokens; `copy` gives a full layer keys of its own."""
+        other = SpanCacheLayer(self.span, self.max_tokens)
+        other.num_tokens, other.padding = self.num_tokens, self.padding
+        if not self.is_initialized:
+            return other
+        other.dtype, other.device, other.is_initialized = self.dtype, self.device, True
+        if self.span.num_recent is None:
+            held = self.num_tokens - self.num_before
+            own = (self.keys[:, :, :held], self.values[:, :, :held])
+            if copy:
+                other.keys, other.values = (x.clone() for x in own)
+            else:
+                other.before = (*self.before, own) if held else self.before
+                other.keys, other.values = (x[:, :, :0].clone() for x in own)
+        else:
+            other.keys, other.values = self.keys, self.values
+            self.is_shared = other.is_shared = True
+        return other
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -73,9 +117,14 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.num_tokens += num_new
         new = (key_states, value_states)
         if self.span.num_recent is None:
+            first, held = offset - self.num_before, self.num_tokens - self.num_before
             for buffer, states in zip((self.keys, self.values), new, strict=True):
-                buffer[:, :, offset : offset + num_new] = states
-            return self.keys[:, :, : self.num_tokens], self.values[:, :, : self.num_tokens]
+                buffer[:, :, first:held] = states
+            keys, values = self.keys[:, :, :held], self.values[:, :, :held]
+            if self.before:
+                keys = keys.as_subclass(SegmentedKeys)
+                keys.before = self.before
+            return keys, values
         if num_new == 1:
             self._write(offset, new)
             held = min(self.num_tokens, self.capacity or 0)
@@ -92,14 +141,17 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         return seen
 
     def _reserve(self, num_tokens: int) -> None:
-        """Make room for `num_tokens` slots, growing by steps."""
-        capacity = self.capacity
+        """Make room of our own for `num_tokens` slots, growing by steps."""
+        capacity, before = self.capacity, self.num_before
         # Never less than the sinks, so that these have their place from the first token on.
-        needed = num_tokens if capacity is None else min(max(num_tokens, self.span.sinks), capacity)
+        needed = num_tokens - before if capacity is None else min(max(num_tokens, self.span.sinks), capacity)
         room = self.keys.shape[2]
         if needed <= room:
+            if self.is_shared:
+                self.keys, self.values, self.is_shared = self.keys.clone(), self.values.clone(), False
             return
-        room = max(needed, self.max_tokens, room + GROWTH_TOKENS if room else 0)
+        self.is_shared = False
+        room = max(needed, self.max_tokens - before, room + GROWTH_TOKENS if room else 0)
         if capacity is not None:
             room = min(room, capacity)
         grown = []
@@ -122,6 +174,10 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         sinks, ring = self.span.sinks, self.span.num_recent
         assert ring is not None
         total = offset + new[0].shape[2]
+        if total - offset == 1 and offset >= sinks and (self.padding is None or not sinks):
+            place = sinks + (offset - sinks) % ring
+            self.keys[:, :, place : place + 1], self.values[:, :, place : place + 1] = new
+            return
         recent = torch.arange(min(max(offset, sinks, total - ring), total), total, device=self.device)
         for buffer, states in zip((self.keys, self.values), new, strict=True):
             if len(recent):
@@ -153,6 +209,8 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = False
         self.num_tokens = 0
         self.padding = None
+        self.before = ()
+        self.is_shared = False
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
@@ -162,14 +220,18 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        if self.is_initialized:
-            self.keys, self.values = self.keys[indices.to(self.device)], self.values[indices.to(self.device)]
+        self._each(lambda states: states[indices.to(states.device)])
         if self.padding is not None:
             self.padding = self.padding[indices.to(self.padding.device)]
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace all keys and values by new tensors."""
         if self.is_initialized:
-            self.keys, self.values = (x.repeat_interleave(repeats, dim=0) for x in (self.keys, self.values))
+            self.keys, self.values, self.is_shared = change(self.keys), change(self.values), False
+            self.before = tuple((change(keys), change(values)) for keys, values in self.before)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._each(lambda states: states.repeat_interleave(repeats, dim=0))
         if self.padding is not None:
             self.padding = self.padding.repeat_interleave(repeats, dim=0)
 
@@ -185,11 +247,25 @@ class SpanCache(Cache):  # type: ignore[misc]
     def __init__(self, plan: SpanPlan, max_tokens: int = 0) -> None:
         super().__init__(layers=[SpanCacheLayer(span, max_tokens) for span in plan])
         self.plan = plan
+        # Latent attention (DeepSeek) computes keys from what is cached, so a fork cannot leave it where it is.
+        self.is_latent = False
 
     @property
     def num_bytes(self) -> int:
-        """Return the bytes of all buffers, unused room included."""
-        return sum(layer.num_bytes for layer in self.layers)
+        """Return the bytes of all keys and values that this cache reads, unused room included."""
+        return num_bytes(self)
+
+    def fork(self) -> SpanCache:
+        """Return a second cache that goes on from the same tokens; neither sees what the other writes."""
+        other = SpanCache(self.plan)
+        other.is_latent = self.is_latent
+        other.layers = [layer.fork(copy=self.is_latent) for layer in self.layers]
+        return other
+
+    @property
+    def has_padding(self) -> bool:
+        """Return whether the left padding is known already."""
+        return any(layer.padding is not None for layer in self.layers)
 
     def set_padding(self, attention_mask: Tensor | SpanMask | Mapping[str, Any]) -> None:
         """Take the left padding of each row from a mask, before the first token is stored.
@@ -201,3 +277,12 @@ class SpanCache(Cache):  # type: ignore[misc]
         padding = mask.padding if isinstance(mask, SpanMask) else left_padding(mask)
         for layer in self.layers:
             layer.padding = padding
+
+
+def num_bytes(*caches: SpanCache) -> int:
+    """Return the bytes of all keys and values that some caches read; what forks share is counted once."""
+    storages: dict[int, int] = {}
+    for cache in caches:
+        for layer in cache.layers:
+            storages |= layer.storages
+    return sum(storages.values())

@@ -208,7 +208,8 @@ def _prepare_cache(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict
         raise ValueError(f"a model with a span plan needs a SpanCache, got a {type(cache).__name__}")
     if cache.plan != plan:
         raise ValueError(f"the cache was made for the plan '{cache.plan}', the model has '{plan}'")
-    if mask is not None and cache.get_seq_length() == 0:
+    cache.is_latent = bool(getattr(text_config(decoder.config), "kv_lora_rank", None))
+    if mask is not None and cache.get_seq_length() == 0 and not cache.has_padding:
         cache.set_padding(mask)
     return (), {**kwargs, "past_key_values": cache}
 

@@ -57,8 +57,9 @@ def left_padding(attention_mask: Tensor) -> Tensor | None:
     mask = attention_mask.bool()
     if bool(mask.all()):
         return None
-    first = mask.int().argmax(dim=1)
     count = mask.sum(dim=1)
+    # A row may hold nothing but padding as yet.
+    first = torch.where(count > 0, mask.int().argmax(dim=1), mask.shape[1])
     slots = torch.arange(mask.shape[1], device=mask.device)
     if not torch.equal(mask, (slots >= first[:, None]) & (slots < (first + count)[:, None])):
         raise ValueError("attention_mask has padding between real tokens; pad on the left only")

@@ -1,16 +1,21 @@
-"""On a CUDA device: attention, cache and the main job agree with the CPU. Opt in with `-m gpu`."""
+"""On a CUDA device: attention equals the definition, cache and main job agree with the CPU. Opt in with `-m gpu`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from eval.run import main
 from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan
+from masformer.attention import choose_kernel
+from masformer.device_attention import flash_attention, flex_attention, has_flash_attention
 from masformer.spans import FULL
+from tests.attention_cases import CASES, Case, assert_close, attend, cached, defined, gradients, random_states
 from tests.tiny_models import SUPPORTED, save_tiny_checkpoint, tiny_model
 
 pytestmark = [
@@ -18,7 +23,118 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 PLAN = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2)))
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}  # of logits
+# Of attention, whose inputs the reference shares.
+ATTENTION_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+HALF = [torch.float16, torch.bfloat16]
+DEVICE = "cuda"
+# What a kernel computes; one token on top of a cache needs none.
+SEVERAL = {name: case for name, case in CASES.items() if not case.padding and not case.forked and case.num_new > 1}
+FOR_FLASH = {
+    name: case
+    for name, case in SEVERAL.items()
+    if case.span.block is None and not case.span.sinks and not case.learned and case.value_size == case.size
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+each_dtype = pytest.mark.parametrize("dtype", list(ATTENTION_TOLERANCE), ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _compiled_or_failed() -> Iterator[None]:
+    # After a few compilations torch would go on without, and a compiled kernel would pass untested.
+    with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
+        yield
+
+
+def kernel(case: Case, dtype: torch.dtype) -> str:
+    query = random_states(case, dtype, DEVICE).query
+    return choose_kernel(query, case.span, case.offset, case.scores, case.learned, 0.0)
+
+
+def flex_cases() -> list[object]:
+    dtypes = [dtype for dtype in ATTENTION_TOLERANCE if dtype != torch.float64]
+    return [pytest.param(case, dtype, id=f"{name}-{dtype}") for name, case in SEVERAL.items() for dtype in dtypes]
+
+
+def assert_gradients_close(found: tuple[Tensor, ...], exact: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.dtype == dtype
+        assert_close(ours.double(), theirs, ATTENTION_TOLERANCE[dtype] * max(4.0, float(theirs.abs().max())))
+
+
+@each_dtype
+def test_each_kernel_is_chosen_for_some_case(dtype: torch.dtype) -> None:
+    chosen = {kernel(case, dtype) for case in SEVERAL.values()}
+    if dtype == torch.float64:
+        assert chosen == {"causal", "tiles"}
+    elif dtype in HALF and has_flash_attention():
+        assert chosen == {"causal", "flex", "flash"}
+    else:
+        assert chosen == {"causal", "flex"}
+
+
+@torch.no_grad()
+@each_dtype
+@each_case
+def test_attention_equals_the_definition(case: Case, dtype: torch.dtype) -> None:
+    states = random_states(case, dtype, DEVICE)
+    out = attend(case, states)
+    assert out.dtype == dtype
+    assert_close(out.double(), defined(case, states.map(Tensor.double)), ATTENTION_TOLERANCE[dtype])
+
+
+@each_dtype
+@each_case
+def test_gradients_equal_those_of_the_definition(case: Case, dtype: torch.dtype) -> None:
+    states = random_states(case, dtype, DEVICE).with_grad()
+    wide = states.map(Tensor.double).with_grad()
+    found = gradients(attend(case, states), states)
+    assert_gradients_close(found, gradients(defined(case, wide), wide), dtype)
+
+
+@pytest.mark.parametrize(("case", "dtype"), flex_cases())
+def test_flex_attention_equals_the_definition_with_gradients(case: Case, dtype: torch.dtype) -> None:
+    states = random_states(case, dtype, DEVICE).with_grad()
+    wide = states.map(Tensor.double).with_grad()
+    key, value = cached(case, states)
+    out = flex_attention(states.query, key, value, case.span, case.offset, case.scores, states.learned_sinks)
+    exact = defined(case, wide)
+    assert_close(out.double(), exact, ATTENTION_TOLERANCE[dtype])
+    assert_gradients_close(gradients(out, states), gradients(exact, wide), dtype)
+
+
+@pytest.mark.skipif(not has_flash_attention(), reason="needs the package flash-attn")
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("case", FOR_FLASH.values(), ids=FOR_FLASH)
+def test_flash_attention_equals_the_definition_with_gradients(case: Case, dtype: torch.dtype) -> None:
+    states = random_states(case, dtype, DEVICE).with_grad()
+    wide = states.map(Tensor.double).with_grad()
+    key, value = cached(case, states)
+    out = flash_attention(states.query, key, value, case.span, case.scores)
+    exact = defined(case, wide)
+    assert_close(out.double(), exact, ATTENTION_TOLERANCE[dtype])
+    assert_gradients_close(gradients(out, states), gradients(exact, wide), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize(
+    "span",
+    [LayerSpan(span=256, sinks=4), LayerSpan(block=512, previous=1, sinks=4), LayerSpan(span=256), FULL],
+    ids=str,
+)
+def test_no_mask_or_scores_of_the_whole_sequence(
+    span: LayerSpan, softcap: float | None, kv_heads: int, dtype: torch.dtype
+) -> None:
+    tokens = 32_768
+    case = Case(span=span, num_new=tokens, kv_heads=kv_heads, softcap=softcap)
+    states = random_states(case, dtype, DEVICE).with_grad()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    attend(case, states).sum().backward()
+    # A mask of the whole sequence takes a byte a pair.
+    assert torch.cuda.max_memory_allocated() - before < tokens * tokens / 2
 
 
 @torch.no_grad()

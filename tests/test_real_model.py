@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from eval.run import main
-from masformer import SpanPlan, apply_plan, remove_plan
+from masformer import SpanCache, SpanPlan, apply_plan, prefill, remove_plan
 from masformer.checkpoints import open_checkpoint
 from tasks import TASKS, LoadRequest
 
@@ -56,6 +56,24 @@ def test_full_plan_gives_the_untouched_models_logits_and_text() -> None:
     assert not torch.allclose(model(tokens, logits_to_keep=64).logits, untouched, atol=0.1)
     remove_plan(model)
     assert torch.equal(model(tokens, logits_to_keep=64).logits, untouched)
+
+
+@torch.no_grad()
+def test_chunks_forks_and_decoding_give_the_logits_of_one_pass() -> None:
+    checkpoint = open_checkpoint("smollm2-135m")
+    model = checkpoint.load_model(torch.float32)
+    first, second = (example.context for example in TASKS["aclsum"].load(LoadRequest(split="test", limit=2)).examples)
+    stem, other = (checkpoint.tokenizer(text, add_special_tokens=False).input_ids for text in (first, second))
+    plan = apply_plan(model, SpanPlan.parse("full@17,18,20,23 span=256 sinks=4", 30))
+    branches = [torch.tensor([stem[:1300]]), torch.tensor([stem[:1200] + other[:100]])]
+    expected = [model(tokens, use_cache=False, logits_to_keep=100).logits for tokens in branches]
+    trunk = SpanCache(plan)
+    prefill(model, branches[0][:, :1200], trunk, chunk_tokens=500)
+    fork = trunk.fork()
+    for tokens, cache, logits in zip(branches, (trunk, fork), expected, strict=True):
+        # A chunk on top of the cache, then token by token.
+        parts = [model(part, past_key_values=cache).logits for part in tokens[:, 1200:].split((60, *[1] * 40), dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), logits, atol=1e-3, rtol=0)
 
 
 def test_aspect_queries_of_real_papers_get_answers_that_differ_by_query(tmp_path: Path) -> None:

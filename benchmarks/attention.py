@@ -1,0 +1,139 @@
+"""The span kernel alone against what else computes attention on this machine: milliseconds of one forward pass.
+
+    python benchmarks/attention.py [--repeats 7] [--heads 9] [--kv-heads 3] [--head-size 64]
+
+Heads as SmolLM2-135M has them, batch 1, 4 sinks. All ways take turns in one process. Peers: full causal
+`scaled_dot_product_attention`, and the attention function `sdpa` of transformers with the dense boolean mask that it
+makes for a sliding window (the mask is made before the clock starts). The floor is the share of (query, key) pairs
+that are visible; it can be passed where the peer is itself far from what the machine can do. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from benchmarks.pairs import Case, alternate, finish, show
+from eval.session import set_threads
+from masformer.attention import masformer_attention, span_attention
+from masformer.cost import visible_pairs
+from masformer.spans import FULL, LayerSpan
+from masformer.visibility import SpanMask, visible_keys
+
+# Tokens, dtype, span, target; block-sparse spans and fp16 for completeness.
+AGAINST_FULL = (
+    (8192, torch.float32, LayerSpan(span=1024, sinks=4), 3.2),
+    (8192, torch.float32, LayerSpan(span=512, sinks=4), 5.5),
+    (8192, torch.float32, LayerSpan(span=256, sinks=4), 9.0),
+    (8192, torch.bfloat16, LayerSpan(span=1024, sinks=4), 3.2),
+    (8192, torch.bfloat16, LayerSpan(span=512, sinks=4), 5.5),
+    (8192, torch.bfloat16, LayerSpan(span=256, sinks=4), 9.0),
+    (16384, torch.float32, LayerSpan(span=512, sinks=4), 10.0),
+    (16384, torch.bfloat16, LayerSpan(span=512, sinks=4), 10.0),
+    (8192, torch.float16, LayerSpan(span=512, sinks=4), None),
+    (8192, torch.float32, LayerSpan(block=512, previous=1, sinks=4), None),
+    (8192, torch.bfloat16, LayerSpan(block=512, previous=1, sinks=4), None),
+)
+AGAINST_MASK = ((8192, torch.float32, 13.0), (8192, torch.bfloat16, 13.0))
+BACKWARD = ((4096, torch.float32), (4096, torch.bfloat16))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--heads", type=int, default=9)
+    parser.add_argument("--kv-heads", type=int, default=3)
+    parser.add_argument("--head-size", type=int, default=64)
+    arguments = parser.parse_args()
+    set_threads(None, {})
+    usual = (arguments.heads, arguments.kv_heads, arguments.head_size) == (9, 3, 64)
+    torch.manual_seed(0)
+
+    def states(num_tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        counts = (arguments.heads, arguments.kv_heads, arguments.kv_heads)
+        # Tokens before heads in memory, as projections leave them.
+        shapes = [(1, num_tokens, count, arguments.head_size) for count in counts]
+        query, key, value = (torch.randn(shape).to(dtype).transpose(1, 2) for shape in shapes)
+        return query, key, value
+
+    def full(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+
+    def label(num_tokens: int, dtype: torch.dtype, span: LayerSpan, peer: str) -> str:
+        return f"kernel, {num_tokens:,} tokens, {span}, {str(dtype).removeprefix('torch.')}, against {peer}"
+
+    cases = []
+    with torch.no_grad():
+        for num_tokens, dtype, span, target in AGAINST_FULL:
+            inputs = states(num_tokens, dtype)
+            ours, peer = alternate([lambda: span_attention(*inputs, span), lambda: full(*inputs)], arguments.repeats)  # noqa: B023
+            cases.append(
+                Case(
+                    case=label(num_tokens, dtype, span, "full causal sdpa"),
+                    ours=1000 * ours,
+                    peer=1000 * peer,
+                    unit="ms",
+                    target=target if usual else None,
+                    floor=visible_pairs(FULL, num_tokens) / visible_pairs(span, num_tokens),
+                )
+            )
+            show(cases[-1])
+        for num_tokens, dtype, target in AGAINST_MASK:
+            span, inputs = LayerSpan(span=512), states(num_tokens, dtype)
+            positions = torch.arange(num_tokens)
+            layer = nn.Module()
+            layer.layer_span, layer.is_causal = span, True
+            layer.num_key_value_groups = arguments.heads // arguments.kv_heads
+            mask = visible_keys(positions, positions, span)[None, None]
+            ours, peer = alternate(
+                [
+                    lambda: masformer_attention(layer, *inputs, SpanMask(offset=0)),  # noqa: B023
+                    lambda: sdpa_attention_forward(layer, *inputs, mask),  # noqa: B023
+                ],
+                arguments.repeats,
+            )
+            cases.append(
+                Case(
+                    case=label(num_tokens, dtype, span, "transformers' sdpa with its dense mask"),
+                    ours=1000 * ours,
+                    peer=1000 * peer,
+                    unit="ms",
+                    target=target if usual else None,
+                )
+            )
+            show(cases[-1])
+    for num_tokens, dtype in BACKWARD:
+        span, inputs = LayerSpan(span=512, sinks=4), states(num_tokens, dtype)
+        leaves = tuple(x.detach().requires_grad_() for x in inputs)
+        upstream = torch.randn_like(inputs[0])
+
+        def train(out: Tensor, leaves: tuple[Tensor, ...] = leaves, upstream: Tensor = upstream) -> object:
+            return torch.autograd.grad(out, leaves, upstream)
+
+        ours, peer = alternate(
+            [lambda: train(span_attention(*leaves, span)), lambda: train(full(*leaves))],  # noqa: B023
+            arguments.repeats,
+        )
+        cases.append(
+            Case(
+                case="forward and backward: " + label(num_tokens, dtype, span, "full causal sdpa"),
+                ours=1000 * ours,
+                peer=1000 * peer,
+                unit="ms",
+                floor=visible_pairs(FULL, num_tokens) / visible_pairs(span, num_tokens),
+            )
+        )
+        show(cases[-1])
+    finish(cases)
+
+
+if __name__ == "__main__":
+    main()
