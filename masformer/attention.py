@@ -30,6 +30,8 @@ from masformer.visibility import SpanMask, cached_slots, num_cached, span_mask, 
 
 ATTENTION_NAME = "masformer"
 
+# The largest that flash-attn takes.
+_FLASH_HEAD_SIZE = 256
 # Queries that a masked call handles at once: bounds the mask to this many rows.
 _MASK_ROWS = 512
 
@@ -37,7 +39,15 @@ Runs = tuple[tuple[Tensor, Tensor], ...]
 Kernel = Literal["causal", "tiles", "masked", "flash", "flex"]
 
 
-def choose_kernel(query: Tensor, span: LayerSpan, offset: int, scores: Scores, learned: bool, dropout: float) -> Kernel:
+def choose_kernel(
+    query: Tensor,
+    span: LayerSpan,
+    offset: int,
+    scores: Scores,
+    learned: bool,
+    dropout: float,
+    value_size: int | None = None,
+) -> Kernel:
     """Return what attends from several queries a row; figures are in docs/performance.md.
 
     causal: One `scaled_dot_product_attention` where every query sees all before it, or one a run of earlier keys.
@@ -48,17 +58,26 @@ def choose_kernel(query: Tensor, span: LayerSpan, offset: int, scores: Scores, l
     """
     if dropout:
         return "masked"
-    seeing_all = num_causal(span)
-    is_causal = seeing_all is None or offset + query.shape[2] <= seeing_all
+    is_causal = _sees_all(span, offset + query.shape[2])
     is_plain = scores.softcap is None and not learned
     if query.device.type == "cuda":
         if is_plain and is_causal and not offset:
             return "causal"
         has_window = is_causal or (span.span is not None and not span.sinks)
-        if has_window and not learned and has_flash_attention() and query.dtype in (torch.float16, torch.bfloat16):
+        size = query.shape[3]
+        fits = (
+            query.dtype in (torch.float16, torch.bfloat16) and value_size in (None, size) and size <= _FLASH_HEAD_SIZE
+        )
+        if has_window and fits and not learned and has_flash_attention():
             return "flash"
         return "flex" if query.dtype != torch.float64 else "tiles"
     return "causal" if is_plain and is_causal else "tiles"
+
+
+def _sees_all(span: LayerSpan, num_tokens: int) -> bool:
+    """Return whether each of the first tokens sees all before it, sinks or not."""
+    causal = num_causal(span)
+    return causal is None or num_tokens <= causal
 
 
 def dense_attention(
@@ -129,7 +148,7 @@ def span_attention(
         ValueError: The keys are not laid out as a `SpanCache` does it.
     """
     mask = mask or SpanMask(offset=0)
-    before = getattr(key, "before", ())
+    before: Runs = getattr(key, "before", ())
     found = key.shape[2] + sum(keys.shape[2] for keys, _ in before)
     expected = num_cached(span, mask.offset, query.shape[2])
     if found != expected:
@@ -143,11 +162,12 @@ def span_attention(
         dropout=dropout,
     )
     if not torch.is_autocast_enabled(query.device.type):
-        return _run(query, key, value, span, mask, how)
+        return _run(query, key, value, before, span, mask, how)
     dtype = torch.get_autocast_dtype(query.device.type)
     query, key, value = (x.to(dtype) for x in (query, key, value))
+    before = tuple((keys.to(dtype), values.to(dtype)) for keys, values in before)
     with torch.autocast(query.device.type, enabled=False):
-        return _run(query, key, value, span, mask, how)
+        return _run(query, key, value, before, span, mask, how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +190,8 @@ class _How:
         return dense_attention(query, key, value, visible, scores.scale, **options)  # type: ignore[arg-type]
 
 
-def _run(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
+def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
     """Attend in whole documents, from one token a row, in rows without padding, or in rows with it."""
-    before = getattr(key, "before", ())
     if before:
         if mask.padding is None and how.can_merge(query, key, value):
             return _merge(query, key, value, before, how.scores.scale)
@@ -245,13 +264,13 @@ def _decode(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: Sp
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
     """Attend without padding; keys are all positions in order, or the sinks and then a run that ends at the last."""
     scores, learned = how.scores, how.learned_sinks
-    kernel = choose_kernel(query, span, offset, scores, learned is not None, how.dropout)
+    kernel = choose_kernel(query, span, offset, scores, learned is not None, how.dropout, value.shape[3])
     if kernel == "causal":
         return _causal(query, key, value, offset, how)
     if kernel == "masked":
         return _masked(query, key, value, span, offset, how)
     if kernel == "flash":
-        return flash_attention(query, key, value, span, scores)
+        return flash_attention(query, key, value, FULL if _sees_all(span, offset + query.shape[2]) else span, scores)
     if kernel == "flex":
         return flex_attention(query, key, value, span, offset, scores, learned)
     if scores.softcap is not None or learned is not None:
@@ -268,8 +287,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
 def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -> Tensor:
     """Attend to all earlier positions."""
     if not offset:
-        scale = how.scores.scale
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True, scale=scale)
+        scale, size = how.scores.scale, max(query.shape[3], value.shape[3])
+        # Of one size, else torch computes all scores at once.
+        q, k, v = (F.pad(x, (0, size - x.shape[3])) if x.shape[3] < size else x for x in (query, key, value))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=scale)
+        return out[..., : value.shape[3]]
     if how.can_merge(query, key, value):
         return _merge(query, key, value, (), how.scores.scale)
     return tile_attention(query, key, value, FULL, offset, 0, how.scores)
@@ -301,10 +323,12 @@ def _merge(query: Tensor, key: Tensor, value: Tensor, before: Runs, scale: float
         parts.append(attend(query, keys, values, is_causal=True, scale=scale))
     out: Tensor
     out, total = parts[0]
+    # Shares in the dtype of the sums, which is fp32 at least.
+    out = out.to(total.dtype)
     for part, part_total in parts[1:]:
-        out = torch.lerp(out, part, torch.sigmoid(part_total - total).unsqueeze(-1).to(out.dtype))
+        out = torch.lerp(out, part.to(total.dtype), torch.sigmoid(part_total - total).unsqueeze(-1))
         total = torch.logaddexp(total, part_total)
-    return out
+    return out.to(value.dtype)
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:

@@ -12,8 +12,8 @@ does not matter to the one token that is decoded; a prefill on top of the cache 
 A converted model makes one by itself, inside `generate` too (`masformer.convert`).
 
 `cache.fork()` is a second cache that goes on from the same tokens, neither seeing what the other writes. A fork reads
-the keys of full layers where they are and keeps its own apart (`SegmentedKeys`); a ring is copied by the first of the
-two that writes to it. So a fork costs nothing by itself, and afterwards what is written and at most one span a layer.
+the keys of full layers where they are and keeps its own apart (`SegmentedKeys`); each of the two copies a ring when
+it first writes to it. So a fork costs nothing by itself, and afterwards what is written and at most one span a layer.
 
 Shapes: B batch, K key/value heads, T tokens, D head size.
 """
@@ -85,7 +85,8 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def fork(self, copy: bool = False) -> SpanCacheLayer:
         """Return a layer that goes on from the same tokens; `copy` gives a full layer keys of its own."""
-        other = SpanCacheLayer(self.span, self.max_tokens)
+        # Room for what it will write grows by steps: how much that will be, nobody has said.
+        other = SpanCacheLayer(self.span)
         other.num_tokens, other.padding = self.num_tokens, self.padding
         if not self.is_initialized:
             return other

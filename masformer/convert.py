@@ -255,7 +255,7 @@ def _probe(model: PreTrainedModel) -> None:
         with _inference(model):
             if window is not None:
                 config.sliding_window = _PROBE_WINDOW
-                if restores != "eager":
+                if restores != "eager" and model._supports_sdpa:
                     # Flash attention takes the window that each module copied; this one takes the mask's.
                     model.set_attn_implementation("sdpa")
             untouched = model(tokens, use_cache=False).logits[0, -1]

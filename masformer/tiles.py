@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from masformer.spans import LayerSpan
 
@@ -220,6 +221,7 @@ class _TileAttention(torch.autograd.Function):
         return by_token
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, learned_sinks = ctx.saved_tensors
         grad_out, wide = grads[0].transpose(1, 2), _wide(query.dtype)
