@@ -41,6 +41,7 @@ from tests.attention_cases import (
     visible,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 EXACT = TOLERANCE[torch.float64]
 HEAD_SIZE = 8
@@ -352,10 +353,8 @@ class Largest(TorchDispatchMode):
     ids=str,
 )
 def test_no_mask_or_scores_of_the_whole_sequence(
-    monkeypatch: pytest.MonkeyPatch, span: LayerSpan, softcap: float | None, offset: int, backward: bool
+    span: LayerSpan, softcap: float | None, offset: int, backward: bool
 ) -> None:
-    # Each thread has memory of its own.
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     tokens = 8192
     case = Case(span=span, num_new=tokens - offset, offset=offset, kv_heads=1, size=HEAD_SIZE, value_size=HEAD_SIZE)
     states = random_states(case, torch.float32)

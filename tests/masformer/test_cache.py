@@ -17,6 +17,7 @@ from masformer.spans import FULL, LayerSpan, SpanPlan
 from masformer.visibility import SpanMask, cached_slots, num_cached, visible_keys
 from tests.attention_cases import PROPERTY, SPANS, Case, States, assert_close, cases, defined, random_states
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-10  # fp64
 HEAD_SIZE = 8
 # Lengths of what is given to a cache at a time.

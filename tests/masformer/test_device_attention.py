@@ -20,6 +20,10 @@ from masformer.device_attention import flash_attention, flex_attention, has_flas
 from masformer.spans import FULL, LayerSpan
 from tests.attention_cases import CASES, PROPERTY, Case, assert_close, attend, cached, cases, defined, random_states
 
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6}
 EXACT = TOLERANCE[torch.float64]
 
