@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -46,6 +48,14 @@ AGAINST_MASK = ((8192, torch.float32, 13.0), (8192, torch.bfloat16, 13.0))
 BACKWARD = ((4096, torch.float32), (4096, torch.bfloat16))
 
 
+def full(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+
+
+def train(leaves: tuple[Tensor, ...], upstream: Tensor, attend: Callable[..., Tensor]) -> object:
+    return torch.autograd.grad(attend(*leaves), leaves, upstream)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
@@ -64,74 +74,53 @@ def main() -> None:
         query, key, value = (torch.randn(shape).to(dtype).transpose(1, 2) for shape in shapes)
         return query, key, value
 
-    def full(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-
-    def label(num_tokens: int, dtype: torch.dtype, span: LayerSpan, peer: str) -> str:
-        return f"kernel, {num_tokens:,} tokens, {span}, {str(dtype).removeprefix('torch.')}, against {peer}"
-
     cases = []
+
+    def compare(
+        num_tokens: int,
+        dtype: torch.dtype,
+        span: LayerSpan,
+        ways: Sequence[Callable[[], object]],
+        peer: str,
+        target: float | None = None,
+        prefix: str = "",
+    ) -> None:
+        ours, theirs = (1000 * seconds for seconds in alternate(ways, arguments.repeats))
+        kind = str(dtype).removeprefix("torch.")
+        floor = visible_pairs(FULL, num_tokens) / visible_pairs(span, num_tokens)
+        case = Case(
+            case=f"{prefix}kernel, {num_tokens:,} tokens, {span}, {kind}, against {peer}",
+            ours=ours,
+            peer=theirs,
+            unit="ms",
+            target=target if usual else None,
+            floor=floor,
+        )
+        show(case)
+        cases.append(case)
+
     with torch.no_grad():
         for num_tokens, dtype, span, target in AGAINST_FULL:
             inputs = states(num_tokens, dtype)
-            ours, peer = alternate([lambda: span_attention(*inputs, span), lambda: full(*inputs)], arguments.repeats)  # noqa: B023
-            cases.append(
-                Case(
-                    case=label(num_tokens, dtype, span, "full causal sdpa"),
-                    ours=1000 * ours,
-                    peer=1000 * peer,
-                    unit="ms",
-                    target=target if usual else None,
-                    floor=visible_pairs(FULL, num_tokens) / visible_pairs(span, num_tokens),
-                )
-            )
-            show(cases[-1])
+            ways = [partial(span_attention, *inputs, span), partial(full, *inputs)]
+            compare(num_tokens, dtype, span, ways, "full causal sdpa", target)
         for num_tokens, dtype, target in AGAINST_MASK:
             span, inputs = LayerSpan(span=512), states(num_tokens, dtype)
             positions = torch.arange(num_tokens)
             layer = nn.Module()
             layer.layer_span, layer.is_causal = span, True
             layer.num_key_value_groups = arguments.heads // arguments.kv_heads
-            mask = visible_keys(positions, positions, span)[None, None]
-            ours, peer = alternate(
-                [
-                    lambda: masformer_attention(layer, *inputs, SpanMask(offset=0)),  # noqa: B023
-                    lambda: sdpa_attention_forward(layer, *inputs, mask),  # noqa: B023
-                ],
-                arguments.repeats,
-            )
-            cases.append(
-                Case(
-                    case=label(num_tokens, dtype, span, "transformers' sdpa with its dense mask"),
-                    ours=1000 * ours,
-                    peer=1000 * peer,
-                    unit="ms",
-                    target=target if usual else None,
-                )
-            )
-            show(cases[-1])
+            ways = [
+                partial(masformer_attention, layer, *inputs, SpanMask(offset=0)),
+                partial(sdpa_attention_forward, layer, *inputs, visible_keys(positions, positions, span)[None, None]),
+            ]
+            compare(num_tokens, dtype, span, ways, "transformers' sdpa with its dense mask", target)
     for num_tokens, dtype in BACKWARD:
         span, inputs = LayerSpan(span=512, sinks=4), states(num_tokens, dtype)
         leaves = tuple(x.detach().requires_grad_() for x in inputs)
         upstream = torch.randn_like(inputs[0])
-
-        def train(out: Tensor, leaves: tuple[Tensor, ...] = leaves, upstream: Tensor = upstream) -> object:
-            return torch.autograd.grad(out, leaves, upstream)
-
-        ours, peer = alternate(
-            [lambda: train(span_attention(*leaves, span)), lambda: train(full(*leaves))],  # noqa: B023
-            arguments.repeats,
-        )
-        cases.append(
-            Case(
-                case="forward and backward: " + label(num_tokens, dtype, span, "full causal sdpa"),
-                ours=1000 * ours,
-                peer=1000 * peer,
-                unit="ms",
-                floor=visible_pairs(FULL, num_tokens) / visible_pairs(span, num_tokens),
-            )
-        )
-        show(cases[-1])
+        ways = [partial(train, leaves, upstream, attend) for attend in (partial(span_attention, span=span), full)]
+        compare(num_tokens, dtype, span, ways, "full causal sdpa", prefix="forward and backward: ")
     finish(cases)
 
 

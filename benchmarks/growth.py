@@ -18,8 +18,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
-from benchmarks.pairs import Case, finish
-from benchmarks.prefill import MIXED, product_flops
+from benchmarks.pairs import MIXED, Case, finish
+from benchmarks.prefill import product_flops
 from benchmarks.texts import long_text
 from eval.session import set_threads
 from masformer import SpanCache, SpanPlan, apply_plan, num_layers, prefill

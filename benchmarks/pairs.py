@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+# The mixed plan that facts and targets are about.
+MIXED = "full@17,18,20,23 span=512 sinks=4"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.pairs import Case, alternate, finish, show
+from benchmarks.pairs import MIXED, Case, alternate, finish, show
 from benchmarks.texts import long_text
 from eval.session import set_threads
 from masformer import SpanCache, SpanPlan, apply_plan, num_layers, prefill
@@ -30,7 +31,6 @@ from masformer.checkpoints import open_checkpoint
 from masformer.cost import attention_flops
 from masformer.prefill import CHUNK_TOKENS
 
-MIXED = "full@17,18,20,23 span=512 sinks=4"
 # Model, plan (None: its own), tokens, dtype, target.
 CASES = (
     ("smollm2-135m", MIXED, 8192, torch.float32, 1.55),
@@ -45,6 +45,20 @@ def product_flops(model: PreTrainedModel, plan: SpanPlan, num_tokens: int) -> in
     layers = model.get_decoder().layers
     weights = sum(x.numel() for x in layers.parameters() if x.ndim == 2)
     return 2 * weights * num_tokens + attention_flops(model.config, plan, num_tokens)
+
+
+def in_chunks(
+    model: PreTrainedModel, plan: SpanPlan, chunk_tokens: int, found: dict[str, Tensor], prompt: Tensor
+) -> None:
+    """Note the last logits of (1, T) tokens, our way."""
+    cache = SpanCache(plan, prompt.shape[1])
+    prefill(model, prompt[:, :-1], cache, chunk_tokens=chunk_tokens)
+    found["ours"] = model(prompt[:, -1:], past_key_values=cache).logits
+
+
+def in_one_pass(model: PreTrainedModel, found: dict[str, Tensor], prompt: Tensor) -> None:
+    """Note the last logits of (1, T) tokens, the peer's way."""
+    found["peer"] = model(prompt, logits_to_keep=1, use_cache=True).logits
 
 
 @torch.no_grad()
@@ -66,26 +80,10 @@ def main() -> None:
         prompt = long_text(checkpoint.tokenizer, num_tokens)[None]
         found: dict[str, Tensor] = {}
 
-        def in_chunks(prompt: Tensor, model: PreTrainedModel = ours, plan: SpanPlan = plan) -> Tensor:
-            cache = SpanCache(plan, prompt.shape[1])
-            prefill(model, prompt[:, :-1], cache, chunk_tokens=arguments.chunk_tokens)
-            logits: Tensor = model(prompt[:, -1:], past_key_values=cache).logits
-            return logits
-
-        def in_one_pass(prompt: Tensor, model: PreTrainedModel = peer) -> Tensor:
-            logits: Tensor = model(prompt, logits_to_keep=1, use_cache=True).logits
-            return logits
-
-        for way in (in_chunks, in_one_pass):
+        ways = [partial(in_chunks, ours, plan, arguments.chunk_tokens, found), partial(in_one_pass, peer, found)]
+        for way in ways:
             way(prompt[:, :128])
-        seconds = alternate(
-            [
-                lambda: found.update(ours=in_chunks(prompt)),  # noqa: B023
-                lambda: found.update(peer=in_one_pass(prompt)),  # noqa: B023
-            ],
-            arguments.repeats,
-            warm_up=False,
-        )
+        seconds = alternate([partial(way, prompt) for way in ways], arguments.repeats, warm_up=False)
         what = "its own plan" if text is None else "4 full layers, span 512"
         label = f"prefill, {name}, {num_tokens:,} tokens, {what}, {str(dtype).removeprefix('torch.')}"
         # Where transformers has windows, they are masked out of full attention.

@@ -53,7 +53,7 @@ def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], max_new_tokens: int
 ) -> Generation:
     """Return the greedy continuation of a prompt of at least two tokens."""
-    _reset_peak(model.device)
+    reset_peak(model.device)
     prompt = torch.tensor([token_ids], device=model.device)
     plan = getattr(model, "span_plan", None)
     cache = DynamicCache(config=model.config) if plan is None else SpanCache(plan, len(token_ids) + max_new_tokens)
@@ -106,7 +106,8 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _reset_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
+    """Measure the most memory from now on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -118,11 +119,16 @@ def _reset_peak(device: torch.device) -> None:
 def _peak(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident_bytes("VmHWM")
+
+
+def resident_bytes(field: str) -> int | None:
+    """Return resident memory of this process, now (VmRSS) or at the most (VmHWM); None off Linux."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return None

@@ -46,7 +46,7 @@ def choose_kernel(
     scores: Scores,
     learned: bool,
     dropout: float,
-    value_size: int | None = None,
+    value_size: int,
 ) -> Kernel:
     """Return what attends from several queries a row; figures are in docs/performance.md.
 
@@ -65,9 +65,7 @@ def choose_kernel(
             return "causal"
         has_window = is_causal or (span.span is not None and not span.sinks)
         size = query.shape[3]
-        fits = (
-            query.dtype in (torch.float16, torch.bfloat16) and value_size in (None, size) and size <= _FLASH_HEAD_SIZE
-        )
+        fits = query.dtype in (torch.float16, torch.bfloat16) and value_size == size and size <= _FLASH_HEAD_SIZE
         if has_window and fits and not learned and has_flash_attention():
             return "flash"
         return "flex" if query.dtype != torch.float64 else "tiles"
@@ -163,7 +161,8 @@ def span_attention(
     )
     if not torch.is_autocast_enabled(query.device.type):
         return _run(query, key, value, before, span, mask, how)
-    dtype = torch.get_autocast_dtype(query.device.type)
+    # What torch's own attention does: all but fp64 is cast.
+    dtype = torch.get_autocast_dtype(query.device.type) if query.dtype != torch.float64 else query.dtype
     query, key, value = (x.to(dtype) for x in (query, key, value))
     before = tuple((keys.to(dtype), values.to(dtype)) for keys, values in before)
     with torch.autocast(query.device.type, enabled=False):
@@ -333,7 +332,11 @@ def _merge(query: Tensor, key: Tensor, value: Tensor, before: Runs, scale: float
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
     """Attend under an explicit mask, `_MASK_ROWS` queries at a time; keys are all positions in order."""
-    assert key.shape[2] == offset + query.shape[2], "keys before the queries are missing"
+    if key.shape[2] != offset + query.shape[2]:
+        raise ValueError(
+            f"dropout of attention weights needs all {offset + query.shape[2]} keys, and a cache of '{span}' has kept "
+            f"{key.shape[2]}; call model.eval(), or pass use_cache=False"
+        )
     parts = []
     for first in range(0, query.shape[2], _MASK_ROWS):
         part = query[:, :, first : first + _MASK_ROWS]

@@ -64,6 +64,8 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.padding: Tensor | None = None
         self.before: tuple[tuple[Tensor, Tensor], ...] = ()
         self.is_shared = False
+        # With padding, each row's sinks are its own first tokens, and there only when the last of them is.
+        self.has_sinks = False
 
     @property
     def capacity(self) -> int | None:
@@ -87,7 +89,7 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Return a layer that goes on from the same tokens; `copy` gives a full layer keys of its own."""
         # Room for what it will write grows by steps: how much that will be, nobody has said.
         other = SpanCacheLayer(self.span)
-        other.num_tokens, other.padding = self.num_tokens, self.padding
+        other.num_tokens, other.padding, other.has_sinks = self.num_tokens, self.padding, self.has_sinks
         if not self.is_initialized:
             return other
         other.dtype, other.device, other.is_initialized = self.dtype, self.device, True
@@ -95,7 +97,7 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
             held = self.num_tokens - self.num_before
             own = (self.keys[:, :, :held], self.values[:, :, :held])
             if copy:
-                other.keys, other.values = (x.clone() for x in own)
+                other.keys, other.values = (torch.cat(runs, dim=2) for runs in zip(*self.before, own, strict=True))
             else:
                 other.before = (*self.before, own) if held else self.before
                 other.keys, other.values = (x[:, :, :0].clone() for x in own)
@@ -175,26 +177,25 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         sinks, ring = self.span.sinks, self.span.num_recent
         assert ring is not None
         total = offset + new[0].shape[2]
-        if total - offset == 1 and offset >= sinks and (self.padding is None or not sinks):
+        if total - offset == 1 and offset >= sinks and (self.padding is None or not sinks or self.has_sinks):
             place = sinks + (offset - sinks) % ring
             self.keys[:, :, place : place + 1], self.values[:, :, place : place + 1] = new
             return
+        padding = None if self.padding is None or not sinks or self.has_sinks else self.padding.to(self.device)
         recent = torch.arange(min(max(offset, sinks, total - ring), total), total, device=self.device)
         for buffer, states in zip((self.keys, self.values), new, strict=True):
             if len(recent):
                 buffer[:, :, sinks + (recent - sinks) % ring] = states[:, :, recent - offset]
-            if not sinks:
-                continue
-            if self.padding is None:
-                if offset < sinks:
-                    buffer[:, :, offset : min(sinks, total)] = states[:, :, : sinks - offset]
-            elif offset < int(self.padding.max()) + sinks:
-                # Each row's sinks are its own first tokens.
-                source = self.padding[:, None] + torch.arange(sinks, device=self.device) - offset  # (B, S)
+            if self.padding is None and offset < sinks:
+                buffer[:, :, offset : min(sinks, total)] = states[:, :, : sinks - offset]
+            if padding is not None:
+                source = padding[:, None] + torch.arange(sinks, device=self.device) - offset  # (B, S)
                 fresh = ((source >= 0) & (source < states.shape[2]))[:, None, :, None]
                 index = source.clamp(0, states.shape[2] - 1)[:, None, :, None]
                 taken = states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[3]))
                 buffer[:, :, :sinks] = torch.where(fresh, taken, buffer[:, :, :sinks])
+        if padding is not None:
+            self.has_sinks = total >= int(padding.max()) + sinks
 
     def get_seq_length(self) -> int:
         return self.num_tokens
@@ -211,7 +212,7 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.num_tokens = 0
         self.padding = None
         self.before = ()
-        self.is_shared = False
+        self.is_shared = self.has_sinks = False
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:

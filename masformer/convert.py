@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.masking_utils import AttentionMaskInterface
 
-from masformer.adapters import adapt, layer_of, set_attention
+from masformer.adapters import adapt, layer_of, set_attention, unadapt
 from masformer.attention import ATTENTION_NAME, masformer_attention, register
 from masformer.cache import SpanCache
 from masformer.checkpoints import first_line
@@ -125,7 +125,8 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
         set_attention(model, ATTENTION_NAME)
         # On the decoder, which every way of calling the model goes through.
         hook = model.get_decoder().register_forward_pre_hook(_prepare_cache, with_kwargs=True)
-        model.masformer_former = (*former, hook, adapt(model))
+        adapt(model)
+        model.masformer_former = (*former, hook)
     _set_spans(model, plan)
     model.span_plan = model.get_decoder().span_plan = plan
     model.config.masformer = {"plan": plan.to_json()}
@@ -136,9 +137,9 @@ def remove_plan(model: PreTrainedModel) -> None:
     """Make a converted model the one it was before, in place."""
     if not hasattr(model, "span_plan"):
         return
-    attention, stored, hook, undo = model.masformer_former
+    attention, stored, hook = model.masformer_former
     hook.remove()
-    undo()
+    unadapt(model)
     set_attention(model, attention)
     _clear_spans(model)
     del model.span_plan, model.masformer_former, model.config.masformer
@@ -250,14 +251,14 @@ def _probe(model: PreTrainedModel) -> None:
     restores = model.config._attn_implementation
     short = SpanPlan((LayerSpan(span=2, sinks=1),) * count)
     refuse = f"{kind} models cannot take a span plan:"
-    undo = adapt(model)
+    adapt(model)
     try:
         with _inference(model):
             if window is not None:
                 config.sliding_window = _PROBE_WINDOW
-                if restores != "eager" and model._supports_sdpa:
-                    # Flash attention takes the window that each module copied; this one takes the mask's.
-                    model.set_attn_implementation("sdpa")
+                if restores != "eager":
+                    # Flash attention takes the window that each module copied; these take the mask's.
+                    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
             untouched = model(tokens, use_cache=False).logits[0, -1]
             tolerance = PROBE_TOLERANCE.get(untouched.dtype, 1e-4) * max(1.0, float(untouched.abs().max()))
             AttentionInterface.register(_PROBE_NAME, counting)
@@ -289,7 +290,7 @@ def _probe(model: PreTrainedModel) -> None:
             config.sliding_window = window
         set_attention(model, restores)
         _clear_spans(model)
-        undo()
+        unadapt(model)
 
 
 def _check_close(logits: Tensor, reference: Tensor, tolerance: float, what: str) -> None:

@@ -191,30 +191,32 @@ def tile_attention(
         learned_sinks: (H,) scores of a key without a value that every query sees (gpt-oss); None is no such key.
     """
     # Tokens before heads, as the projection after attention takes them.
-    apply = _TileAttention.apply
-    by_token: Tensor = apply(query, key, value, learned_sinks, span, offset, skip, scores)  # type: ignore[no-untyped-call]
+    work = _Work(span=span, offset=offset, skip=skip, scores=scores)
+    by_token: Tensor = _TileAttention.apply(query, key, value, learned_sinks, work)  # type: ignore[no-untyped-call]
     return by_token.transpose(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """The arguments of `tile_attention` that are no tensors."""
+
+    span: LayerSpan
+    offset: int
+    skip: int
+    scores: Scores
 
 
 class _TileAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        learned_sinks: Tensor | None,
-        span: LayerSpan,
-        offset: int,
-        skip: int,
-        scores: Scores,
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, learned_sinks: Tensor | None, work: _Work
     ) -> Tensor:
         ctx.save_for_backward(query, key, value, learned_sinks)
-        ctx.arguments = (span, offset, skip, scores)
+        ctx.work = work
         batch, heads, length, _ = query.shape
         by_token = value.new_empty((batch, length, heads, value.shape[3]))
         out = by_token.transpose(1, 2)
-        for lanes in _lanes(query, key, value, learned_sinks, span, offset, skip, scores):
+        for lanes in _lanes(query, key, value, learned_sinks, work):
             for tile in lanes.steps():
                 lanes.load(tile)
                 lanes.rows_of(out, tile).copy_(lanes.outputs(tile, lanes.weights(tile)))
@@ -223,43 +225,46 @@ class _TileAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, learned_sinks = ctx.saved_tensors
-        grad_out, wide = grads[0].transpose(1, 2), _wide(query.dtype)
-        grad_query = torch.zeros_like(query)
-        grad_key, grad_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))
-        grad_sinks = None if learned_sinks is None else torch.zeros_like(learned_sinks, dtype=wide)
-        for lanes in _lanes(query, key, value, learned_sinks, *ctx.arguments):
-            # Of sinks and of keys apart, which share their places.
-            of_keys, of_values = (
-                (x.new_zeros((lanes.lead, x.shape[2]), dtype=wide), torch.zeros_like(x, dtype=wide))
-                for x in (lanes.keys, lanes.values)
-            )
-            for tile in lanes.steps():
-                lanes.load(tile)
-                weights = lanes.weights(tile, keep_scores=True)
-                of_outputs = lanes.rows_of(grad_out, tile).transpose(0, 1).flatten(1, 2).to(wide)
-                lanes.add(of_values, tile, weights.transpose(1, 2) @ of_outputs)
-                of_weights = of_outputs @ lanes.seen(lanes.values, tile).to(wide).transpose(1, 2)
-                of_scores = torch._softmax_backward_data(of_weights, weights, -1, wide)
-                if grad_sinks is not None:
-                    grad_sinks[lanes.heads] += lanes.by_head(of_scores)[..., 0].sum((1, 2))
-                of_products = lanes.through_softcap(of_scores, tile)
-                lanes.rows_of(grad_query, tile).copy_(lanes.by_head(of_products @ lanes.seen(lanes.keys, tile)))
-                lanes.add(of_keys, tile, of_products.transpose(1, 2) @ lanes.queries_of(tile))
-            lanes.give_back(of_keys, grad_key)
-            lanes.give_back(of_values, grad_value)
-        return (
-            grad_query,
-            grad_key.to(key.dtype),
-            grad_value.to(value.dtype),
-            None if grad_sinks is None else grad_sinks.to(learned_sinks.dtype),
-            *[None] * 4,
+        # Who calls it may be under autocast; its sums stay wide.
+        with torch.autocast(grads[0].device.type, enabled=False):
+            query, key, value, learned_sinks = ctx.saved_tensors
+            return (*_gradients(grads[0].transpose(1, 2), query, key, value, learned_sinks, ctx.work), None)
+
+
+def _gradients(
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, learned_sinks: Tensor | None, work: _Work
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the four tensors from that of the output, (B, H, Tq, D)."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    grad_query = torch.zeros_like(query)
+    grad_key, grad_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))
+    grad_sinks = None if learned_sinks is None else torch.zeros_like(learned_sinks, dtype=wide)
+    for lanes in _lanes(query, key, value, learned_sinks, work):
+        # Of sinks and of keys apart, which share their places.
+        of_keys, of_values = (
+            (x.new_zeros((lanes.lead, x.shape[2]), dtype=wide), torch.zeros_like(x, dtype=wide))
+            for x in (lanes.keys, lanes.values)
         )
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of scores and sums."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+        for tile in lanes.steps():
+            lanes.load(tile)
+            weights = lanes.weights(tile, keep_scores=True)
+            of_outputs = lanes.rows_of(grad_out, tile).transpose(0, 1).flatten(1, 2).to(wide)
+            lanes.add(of_values, tile, weights.transpose(1, 2) @ of_outputs)
+            of_weights = of_outputs @ lanes.seen(lanes.values, tile).to(wide).transpose(1, 2)
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, wide)
+            if grad_sinks is not None:
+                grad_sinks[lanes.heads] += lanes.by_head(of_scores)[..., 0].sum((1, 2))
+            of_products = lanes.through_softcap(of_scores, tile)
+            lanes.rows_of(grad_query, tile).copy_(lanes.by_head(of_products @ lanes.seen(lanes.keys, tile)))
+            lanes.add(of_keys, tile, of_products.transpose(1, 2) @ lanes.queries_of(tile))
+        lanes.give_back(of_keys, grad_key)
+        lanes.give_back(of_values, grad_value)
+    return (
+        grad_query,
+        grad_key.to(key.dtype),
+        grad_value.to(value.dtype),
+        None if grad_sinks is None or learned_sinks is None else grad_sinks.to(learned_sinks.dtype),
+    )
 
 
 def _narrow(value: Tensor) -> torch.dtype:
@@ -268,25 +273,16 @@ def _narrow(value: Tensor) -> torch.dtype:
     return torch.float32 if slow else value.dtype
 
 
-def _lanes(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    learned_sinks: Tensor | None,
-    span: LayerSpan,
-    offset: int,
-    skip: int,
-    scores: Scores,
-) -> Iterator[_Lanes]:
+def _lanes(query: Tensor, key: Tensor, value: Tensor, learned_sinks: Tensor | None, work: _Work) -> Iterator[_Lanes]:
     """Yield all lanes, those of one shape and one key/value head at a time; each overwrites what was there before."""
     groups = query.shape[1] // key.shape[1]
-    stop = offset + query.shape[2]
-    for shape in lanes_of(span, offset + skip, stop, groups, query.device):
+    stop = work.offset + query.shape[2]
+    wide, narrow = torch.promote_types(query.dtype, torch.float32), _narrow(value)
+    for shape in lanes_of(work.span, work.offset + work.skip, stop, groups, query.device):
         lead = shape.sinks + (learned_sinks is not None)
         width = lead + shape.before + shape.length
         rows = shape.count * groups * shape.rows
         widest = lead + shape.before + (shape.rows if shape.slides else shape.length)
-        wide, narrow = _wide(query.dtype), _narrow(value)
         products = query.new_empty(rows * widest, dtype=wide)
         buffers = {
             "keys": key.new_zeros((shape.count, width, key.shape[3]), dtype=wide),
@@ -308,11 +304,11 @@ def _lanes(
                     head=head,
                     heads=heads,
                     groups=groups,
-                    first_query=shape.first - offset,
+                    first_query=shape.first - work.offset,
                     first_key=shape.first - shape.before - (stop - key.shape[2]),
                     lead=lead,
                     learned=None if learned_sinks is None else learned_sinks[heads, None],
-                    how=scores,
+                    how=work.scores,
                     hidden=hidden,
                     sinks=(key[row, head, : shape.sinks], value[row, head, : shape.sinks]),
                     **buffers,

@@ -48,7 +48,7 @@ def _compiled_or_failed() -> Iterator[None]:
 
 def kernel(case: Case, dtype: torch.dtype) -> str:
     query = random_states(case, dtype, DEVICE).query
-    return choose_kernel(query, case.span, case.offset, case.scores, case.learned, 0.0)
+    return choose_kernel(query, case.span, case.offset, case.scores, case.learned, 0.0, case.value_size)
 
 
 def flex_cases() -> list[object]:

@@ -206,6 +206,32 @@ def test_many_small_gradients_of_a_sink_add_up(dtype: torch.dtype) -> None:
         assert_close(ours[first].double(), right[first], tolerance)
 
 
+@torch.no_grad()
+def test_autocast_leaves_fp64_alone_as_torch_does() -> None:
+    case = Case(span=LayerSpan(span=20, sinks=2), num_new=50)
+    states = random_states(case)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(attend(case, states), defined(case, states), EXACT)
+
+
+def test_a_backward_pass_under_autocast_keeps_its_sums_wide() -> None:
+    case = Case(span=LayerSpan(span=20, sinks=2), num_new=90)
+    states = random_states(case, torch.float32).with_grad()
+    expected = gradients(attend(case, states), states)
+    out = attend(case, states)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(out, states)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert_close(ours, theirs, TOLERANCE[torch.float32])
+
+
+def test_dropout_on_a_cache_that_has_dropped_keys_is_refused() -> None:
+    case = Case(span=LayerSpan(span=20, sinks=2), num_new=30, offset=100)
+    with pytest.raises(ValueError, match="needs all 130 keys, and a cache of 'span=20 sinks=2' has kept 52"):
+        attend(case, random_states(case), dropout=0.1)
+
+
 @each_case
 def test_autocast_computes_in_its_dtype_forward_and_backward(case: Case) -> None:
     states = random_states(case, torch.float32).with_grad()
@@ -239,9 +265,10 @@ def kernel(
     softcap: float | None = None,
     learned: bool = False,
     dropout: float = 0.0,
+    value_size: int = 8,
 ) -> str:
     query: Any = SimpleNamespace(device=SimpleNamespace(type=device), dtype=dtype, shape=(1, 2, num_new, 8))
-    return choose_kernel(query, span, offset, Scores(scale=1.0, softcap=softcap), learned, dropout)
+    return choose_kernel(query, span, offset, Scores(scale=1.0, softcap=softcap), learned, dropout, value_size)
 
 
 @pytest.mark.parametrize(

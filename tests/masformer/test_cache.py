@@ -116,12 +116,12 @@ def continued(states: States, other: States, first: int) -> States:
 def test_forks_go_on_apart(split: tuple[Case, list[int]], data: st.DataObject) -> None:
     case, chunks = split
     branches: list[tuple[SpanCacheLayer, States, list[Tensor]]] = [(layer_of(case), random_states(case), [])]
-    first, copy = 0, data.draw(st.booleans())
+    first = 0
     for length in chunks:
         if len(branches) < 4 and data.draw(st.booleans()):
             layer, states, _ = data.draw(st.sampled_from(branches))
             other = random_states(replace(case, seed=case.seed + len(branches)))
-            branches.append((layer.fork(copy=copy), continued(states, other, first), []))
+            branches.append((layer.fork(copy=data.draw(st.booleans())), continued(states, other, first), []))
         for layer, states, outs in branches:
             outs.append(step(case, states, layer, first, first + length))
         first += length

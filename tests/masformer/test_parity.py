@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -283,6 +285,21 @@ def test_architectures_that_ignore_spans_are_refused_by_name_and_left_alone(kind
         apply_plan(model, SpanPlan.full(LAYERS))
     with torch.no_grad():
         assert torch.equal(model(tokens()).logits, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "gpt_neo"])
+def test_copies_and_pickles_of_a_converted_model_stand_on_their_own(kind: str) -> None:
+    model = tiny_model(kind)
+    apply_plan(model, MIXED)
+    expected = model(tokens(2), position_ids=PACKED, use_cache=False).logits
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    remove_plan(model)
+    untouched = model(tokens(2), use_cache=False).logits
+    for other in copies:
+        assert torch.equal(other(tokens(2), position_ids=PACKED, use_cache=False).logits, expected)
+        remove_plan(other)
+        assert torch.equal(other(tokens(2), use_cache=False).logits, untouched)
 
 
 def test_a_plan_of_another_length_is_refused() -> None:
