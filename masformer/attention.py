@@ -14,6 +14,7 @@ Source: `AttentionInterface` and `AttentionMaskInterface` of transformers 5.23.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,8 +33,12 @@ ATTENTION_NAME = "masformer"
 
 # The largest that flash-attn takes.
 _FLASH_HEAD_SIZE = 256
+# The smallest that compiled flex_attention takes.
+_FLEX_HEAD_SIZE = 16
 # Queries that a masked call handles at once: bounds the mask to this many rows.
 _MASK_ROWS = 512
+# Keys that one product over a run takes: in half precision torch copies them, and more memory than that is not used.
+_RUN_KEYS = 8192
 
 Runs = tuple[tuple[Tensor, Tensor], ...]
 Kernel = Literal["causal", "tiles", "masked", "flash", "flex"]
@@ -65,6 +70,8 @@ def choose_kernel(
             return "causal"
         has_window = is_causal or (span.span is not None and not span.sinks)
         size = query.shape[3]
+        if min(size, value_size) < _FLEX_HEAD_SIZE:
+            return "tiles"
         fits = query.dtype in (torch.float16, torch.bfloat16) and value_size == size and size <= _FLASH_HEAD_SIZE
         if has_window and fits and not learned and has_flash_attention():
             return "flash"
@@ -191,14 +198,14 @@ class _How:
 
 def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
     """Attend in whole documents, from one token a row, in rows without padding, or in rows with it."""
+    if before and mask.padding is None and how.can_merge(query, key, value):
+        return _merge(query, key, value, before, how.scores.scale)
+    if mask.offset and query.shape[2] == 1:
+        return _decode(query, (*before, (key, value)), span, mask, how)
     if before:
-        if mask.padding is None and how.can_merge(query, key, value):
-            return _merge(query, key, value, before, how.scores.scale)
         key, value = (torch.cat(runs, dim=2) for runs in zip(*before, (key, value), strict=True))
     if mask.documents is not None:
         return _documents(query, key, value, span, mask.documents, how)
-    if mask.offset and query.shape[2] == 1:
-        return _decode(query, key, value, span, mask, how)
     if mask.padding is None:
         return _attend(query, key, value, span, mask.offset, how)
     return _padded(query, key, value, span, mask.offset, mask.padding, how)
@@ -239,7 +246,7 @@ def _padded(
     return out
 
 
-def _decode(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
+def _decode(query: Tensor, runs: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
     """Attend from one token a row to what the cache kept: everything, unless blocks or padding hide some of it."""
     visible = None
     if mask.padding is not None or span.block is not None:
@@ -247,17 +254,35 @@ def _decode(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: Sp
         pad = slots.new_zeros(1) if mask.padding is None else mask.padding.to(query.device)
         positions = torch.where(slots < 0, -1, slots - pad[:, None])
         visible = visible_keys((mask.offset - pad)[:, None], positions, span)[:, None]  # (B, 1, 1, Tk)
-    if how.scores.softcap is not None or how.learned_sinks is not None:
-        if visible is None:
-            visible = torch.ones(1, key.shape[2], dtype=torch.bool, device=query.device)
-        return how.dense(query, key, value, visible)
+    key, value = runs[0]
     batch, heads, _, size = query.shape
     # The query heads of one key/value head become the rows of one product, and keys need no repeating.
     folded = query.reshape(batch, key.shape[1], heads // key.shape[1], size)
-    out = F.scaled_dot_product_attention(
-        folded, key, value, attn_mask=visible, dropout_p=how.dropout, scale=how.scores.scale
-    )
+    if len(runs) == 1 and how.scores.softcap is None and how.learned_sinks is None:
+        out = F.scaled_dot_product_attention(
+            folded, key, value, attn_mask=visible, dropout_p=how.dropout, scale=how.scores.scale
+        )
+    else:
+        out = _explicit(folded, runs, visible, how)
     return out.reshape(batch, heads, 1, value.shape[3])
+
+
+def _explicit(folded: Tensor, runs: Runs, visible: Tensor | None, how: _How) -> Tensor:
+    """Attend by the definition from (B, K, G, D) queries of one token to runs of keys that nobody joins."""
+    wide = torch.promote_types(folded.dtype, torch.float32)
+    scores = torch.cat([folded.to(wide) @ keys.to(wide).transpose(-1, -2) for keys, _ in runs], dim=-1)
+    scores = scores * how.scores.scale
+    if how.scores.softcap is not None:
+        scores = how.scores.softcap * (scores / how.scores.softcap).tanh()
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+    if how.learned_sinks is not None:
+        column = how.learned_sinks.to(wide).view(1, *folded.shape[1:3], 1).expand(len(folded), -1, -1, -1)
+        scores = torch.cat([scores, column], dim=-1)
+    lengths = [keys.shape[2] for keys, _ in runs]
+    weights = torch.nan_to_num(scores.softmax(dim=-1))[..., : sum(lengths)].to(folded.dtype)
+    shares = torch.split(F.dropout(weights, how.dropout), lengths, dim=-1)
+    return torch.stack([share @ values for share, (_, values) in zip(shares, runs, strict=True)]).sum(dim=0)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
@@ -312,21 +337,27 @@ def _merge(query: Tensor, key: Tensor, value: Tensor, before: Runs, scale: float
     # What all queries see needs no mask, so the query heads of one key/value head become the rows of one product.
     own = key.shape[2] if length == 1 else key.shape[2] - length
     folded = query.reshape(batch, key.shape[1], groups * length, size)
-    parts = []
-    for keys, values in (*before, (key[:, :, :own], value[:, :, :own])):
-        if keys.shape[2]:
-            part, total = attend(folded, keys, values, scale=scale)
-            parts.append((part.reshape(batch, heads, length, -1), total.reshape(batch, heads, length)))
-    if length > 1:
-        keys, values = (x[:, :, own:].repeat_interleave(groups, dim=1) for x in (key, value))
-        parts.append(attend(query, keys, values, is_causal=True, scale=scale))
-    out: Tensor
-    out, total = parts[0]
-    # Shares in the dtype of the sums, which is fp32 at least.
-    out = out.to(total.dtype)
-    for part, part_total in parts[1:]:
-        out = torch.lerp(out, part.to(total.dtype), torch.sigmoid(part_total - total).unsqueeze(-1))
-        total = torch.logaddexp(total, part_total)
+
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        for keys, values in (*before, (key[:, :, :own], value[:, :, :own])):
+            for run in zip(*(torch.split(x, _RUN_KEYS, dim=2) for x in (keys, values)), strict=True):
+                if run[0].shape[2]:
+                    part, total = attend(folded, *run, scale=scale)
+                    yield part.reshape(batch, heads, length, -1), total.reshape(batch, heads, length)
+        if length > 1:
+            keys, values = (x[:, :, own:].repeat_interleave(groups, dim=1) for x in (key, value))
+            yield attend(query, keys, values, is_causal=True, scale=scale)
+
+    out, total = None, None
+    for part, part_total in parts():
+        # Shares in the dtype of the sums, which is fp32 at least.
+        part = part.to(part_total.dtype)
+        if out is None or total is None:
+            out, total = part, part_total
+        else:
+            out = torch.lerp(out, part, torch.sigmoid(part_total - total).unsqueeze(-1))
+            total = torch.logaddexp(total, part_total)
+    assert out is not None
     return out.to(value.dtype)
 
 

@@ -264,21 +264,34 @@ class SpanCache(Cache):  # type: ignore[misc]
         other.layers = [layer.fork(copy=self.is_latent) for layer in self.layers]
         return other
 
-    @property
-    def has_padding(self) -> bool:
-        """Return whether the left padding is known already."""
-        return any(layer.padding is not None for layer in self.layers)
-
     def set_padding(self, attention_mask: Tensor | SpanMask | Mapping[str, Any]) -> None:
-        """Take the left padding of each row from a mask, before the first token is stored.
+        """Take the left padding of each row from a mask, before the tokens that it adds are stored.
+
+        A row that has held nothing but padding so far may turn out to be padded further.
 
         Args:
             attention_mask: (B, T), or what `span_mask` made of it, alone or by kind of layer.
+
+        Raises:
+            ValueError: A row is padded otherwise than when its first tokens were stored.
         """
         mask = next(iter(attention_mask.values())) if isinstance(attention_mask, Mapping) else attention_mask
         padding = mask.padding if isinstance(mask, SpanMask) else left_padding(mask)
+        seen, known = self.get_seq_length(), self.layers[0].padding
+        if padding is None and known is None:
+            return
+        if known is None:
+            assert padding is not None
+            known = torch.zeros_like(padding)
+        padding = torch.zeros_like(known) if padding is None else padding.to(known.device)
+        is_open = known >= seen
+        if not torch.equal(torch.where(is_open, known, padding), known):
+            raise ValueError(
+                f"attention_mask pads rows by {padding.tolist()} tokens, and by {known.tolist()} when the cache was "
+                "filled; give every call the mask of all tokens so far"
+            )
         for layer in self.layers:
-            layer.padding = padding
+            layer.padding = torch.where(is_open, torch.maximum(known, padding), known)
 
 
 def num_bytes(*caches: SpanCache) -> int:

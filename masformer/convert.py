@@ -14,7 +14,7 @@ short span must change them, and decoding through the cache must equal one pass.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -149,10 +149,22 @@ def remove_plan(model: PreTrainedModel) -> None:
         model.config.masformer = stored
 
 
-def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> None:
-    """Write weights (safetensors), config with the plan, tokenizer and a model card to a folder."""
+def save_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path | str,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write weights (safetensors), config with the plan, tokenizer and a model card to a folder.
+
+    Args:
+        model: Whose config is written.
+        tokenizer: Of the model.
+        folder: Made where it is not there.
+        state: Weights to write; None is the model's.
+    """
     folder = Path(folder)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=None if state is None else dict(state))
     tokenizer.save_pretrained(folder)
     plan = stored_plan(model.config)
     (folder / "README.md").write_text(_model_card(folder.name, plan), encoding="utf-8")
@@ -210,7 +222,7 @@ def _prepare_cache(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict
     if cache.plan != plan:
         raise ValueError(f"the cache was made for the plan '{cache.plan}', the model has '{plan}'")
     cache.is_latent = bool(getattr(text_config(decoder.config), "kv_lora_rank", None))
-    if mask is not None and cache.get_seq_length() == 0 and not cache.has_padding:
+    if mask is not None:
         cache.set_padding(mask)
     return (), {**kwargs, "past_key_values": cache}
 

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from masformer.cache import SpanCache
-
 # Tokens of all rows that go through the model at once: enough for full speed, few enough for little memory.
 CHUNK_TOKENS = 2048
 
@@ -44,9 +42,6 @@ def prefill(
         chunk_tokens: Tokens of all rows together that go through the model at once.
     """
     step = max(1, chunk_tokens // len(token_ids))
-    if attention_mask is not None and isinstance(cache, SpanCache) and not cache.get_seq_length():
-        # The first chunk alone would not show where a row begins.
-        cache.set_padding(attention_mask)
     for first in range(0, token_ids.shape[1], step):
         chunk = token_ids[:, first : first + step]
         more: dict[str, Any] = {}

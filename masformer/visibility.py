@@ -164,6 +164,9 @@ def packed_documents(
         # Padding carries any position; a document starts anew only after it.
         slots = torch.arange(1, num_queries, device=breaks.device) + mask.offset
         breaks = breaks & (slots > mask.padding.to(breaks.device)[:, None])
+    if mask.offset and mask.padding is None:
+        # A document of its own, though the cache holds another.
+        breaks = breaks | (position_ids[:, :1] == 0).expand(batch, -1)
     if not bool(breaks.any()):
         return None
     if mask.padding is not None or mask.offset:

@@ -83,11 +83,11 @@ def test_dense_attention_is_the_formula(softcap: float | None, learned: bool) ->
 
 
 @settings(PROPERTY, max_examples=1000)
-@given(cases(), LANES)
+@given(cases(), LANES, st.sampled_from([5, 8192]))
 @torch.no_grad()
-def test_attention_on_top_of_a_cache_equals_the_definition(case: Case, lanes: int | None) -> None:
+def test_attention_on_top_of_a_cache_equals_the_definition(case: Case, lanes: int | None, run_keys: int) -> None:
     states = random_states(case)
-    with lanes_at_once(lanes):
+    with lanes_at_once(lanes), mock.patch.object(attention, "_RUN_KEYS", run_keys):
         assert_close(attend(case, states), defined(case, states), EXACT)
 
 
@@ -265,9 +265,10 @@ def kernel(
     softcap: float | None = None,
     learned: bool = False,
     dropout: float = 0.0,
-    value_size: int = 8,
+    size: int = 16,
+    value_size: int = 16,
 ) -> str:
-    query: Any = SimpleNamespace(device=SimpleNamespace(type=device), dtype=dtype, shape=(1, 2, num_new, 8))
+    query: Any = SimpleNamespace(device=SimpleNamespace(type=device), dtype=dtype, shape=(1, 2, num_new, size))
     return choose_kernel(query, span, offset, Scores(scale=1.0, softcap=softcap), learned, dropout, value_size)
 
 
@@ -332,6 +333,9 @@ def test_kernels_on_the_cpu(
         (BF16, BLOCK, 20, 20, {}, "flex", "flash"),
         (BF16, BLOCK, 60, 0, CAPPED, "flex", "flash"),
         (BF16, BLOCK, 500, 0, {"dropout": 0.1}, "masked", "masked"),
+        # Compiled flex_attention takes no smaller heads.
+        (BF16, SINKS, 500, 0, {"size": 8}, "tiles", "tiles"),
+        (BF16, SINKS, 500, 0, {"value_size": 8}, "tiles", "tiles"),
     ],
 )
 def test_kernels_on_cuda(

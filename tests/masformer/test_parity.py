@@ -131,7 +131,9 @@ def test_cached_equals_uncached(kind: str, steps: tuple[int, ...]) -> None:
 
 @torch.no_grad()
 @each_supported
-@pytest.mark.parametrize("steps", [(40, *[1] * 50), (39, 1, 30, 20)], ids=["decode", "chunks"])
+@pytest.mark.parametrize(
+    "steps", [(40, *[1] * 50), (39, 1, 30, 20), (8, 8, 1, 22, 40, 11)], ids=["decode", "chunks", "all padding at first"]
+)
 def test_cached_equals_uncached_with_left_padding(kind: str, steps: tuple[int, ...]) -> None:
     model = tiny_model(kind)
     apply_plan(model, MIXED)
@@ -157,16 +159,34 @@ def test_cached_equals_uncached_with_left_padding(kind: str, steps: tuple[int, .
 
 @torch.no_grad()
 @each_supported
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 3}, {"do_sample": True}, {"prefill_chunk_size": 20}],
+    ids=["greedy", "beams", "sampling", "prefill in chunks"],
+)
 def test_generate_uses_a_span_cache(kind: str, options: dict[str, Any]) -> None:
-    model = tiny_model(kind)
+    # Large weights, so that what is read far away changes what is written.
+    model = tiny_model(kind, initializer_range=0.4)
     apply_plan(model, MIXED)
     inputs = {name: value for name, value in padded_inputs().items() if name != "position_ids"}
     settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **options}
+    torch.manual_seed(0)
     cached = model.generate(**inputs, **settings, return_dict_in_generate=True)
     assert isinstance(cached.past_key_values, SpanCache)
-    uncached = model.generate(**inputs, **settings, use_cache=False)
+    torch.manual_seed(0)
+    uncached = model.generate(**inputs, **(settings | {"prefill_chunk_size": None}), use_cache=False)
     assert torch.equal(cached.sequences, uncached)
+
+
+@torch.no_grad()
+def test_a_mask_that_pads_otherwise_than_when_the_cache_was_filled_is_refused() -> None:
+    model = tiny_model("llama")
+    apply_plan(model, MIXED)
+    inputs = padded_inputs()
+    cache = SpanCache(MIXED)
+    model(inputs["input_ids"][:, :40], past_key_values=cache)
+    with pytest.raises(ValueError, match=r"attention_mask pads rows by \["):
+        model(inputs["input_ids"][:, 40:], attention_mask=inputs["attention_mask"], past_key_values=cache)
 
 
 PACKED = torch.cat([torch.arange(31), torch.arange(NUM_TOKENS - 31)])[None]
@@ -194,6 +214,8 @@ def test_packed_documents_with_padding_or_a_cache_are_refused() -> None:
     model(tokens(), past_key_values=cache)
     with pytest.raises(ValueError, match="packed documents"):
         model(tokens(), position_ids=PACKED, past_key_values=cache)
+    with pytest.raises(ValueError, match="packed documents"):
+        model(tokens(), position_ids=torch.arange(NUM_TOKENS)[None], past_key_values=cache)
 
 
 @torch.no_grad()

@@ -1,0 +1,131 @@
+"""Ways to compute attention in a window or in blocks that were tried, against the kernel that was kept.
+
+    python benchmarks/candidates.py [--repeats 5]
+
+8,192 tokens, heads as SmolLM2-135M has them, 4 sinks; all ways take turns in one process, and each is first checked to
+give the kernel's numbers. The ratio is that to full causal `scaled_dot_product_attention`. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import flex_attention as eager_flex_attention
+
+from benchmarks.pairs import Case, alternate, finish, show
+from eval.session import set_threads
+from masformer.attention import span_attention
+from masformer.cost import visible_pairs
+from masformer.spans import FULL, LayerSpan
+from masformer.visibility import is_visible, visible_keys
+
+TOKENS, SINKS, WINDOW, BLOCK = 8192, 4, 512, 512
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
+attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def merge(out: Tensor, total: Tensor, part: Tensor, part_total: Tensor) -> tuple[Tensor, Tensor]:
+    """Return attention to the keys of both, from outputs and log-sum-exps."""
+    share = torch.sigmoid(part_total - total).unsqueeze(-1).to(out.dtype)
+    return torch.lerp(out, part, share), torch.logaddexp(total, part_total)
+
+
+def overlapping_views(query: Tensor, key: Tensor, value: Tensor, chunk: int) -> Tensor:
+    """A window in one masked call over overlapping views of the keys; the sinks in a second, merged."""
+    heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
+    groups, reach = heads // kv_heads, WINDOW - 1
+    first = ((reach + SINKS) // chunk + 1) * chunk
+    count = (TOKENS - first) // chunk
+    rows = query[0, :, first:].reshape(kv_heads, groups, count, chunk, size).permute(2, 0, 1, 3, 4)
+    rows = rows.reshape(count, kv_heads, groups * chunk, size)
+    keys, values = (x[0, :, first - reach :].unfold(1, reach + chunk, chunk).permute(1, 0, 3, 2) for x in (key, value))
+    at, seen = torch.arange(chunk)[:, None], torch.arange(-reach, chunk)
+    hidden = ~((seen <= at) & (at - seen <= reach)).repeat(groups, 1)
+    mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, -torch.inf)
+    out, total = attend(rows, keys, values, attn_mask=mask)
+    sinks = (x[:, :, :SINKS].expand(count, kv_heads, SINKS, size) for x in (key, value))
+    out, _ = merge(out, total, *attend(rows, *sinks))
+    rest = out.view(count, kv_heads, groups, chunk, size).permute(1, 2, 0, 3, 4).reshape(1, heads, TOKENS - first, size)
+    # The first queries, which are few, see keys that the views would have to pad.
+    positions = torch.arange(first)
+    visible = visible_keys(positions, positions, LayerSpan(span=WINDOW, sinks=SINKS))
+    states = (x[:, :, :first] for x in (query, key, value))
+    start = F.scaled_dot_product_attention(*states, attn_mask=visible, enable_gqa=True)
+    return torch.cat([start, rest], dim=2)
+
+
+def merged_runs(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Blocks as three calls without masks, merged: their own block, the one before, the sinks."""
+    heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
+    groups, count = heads // kv_heads, TOKENS // BLOCK
+    own = query.reshape(heads, count, BLOCK, size).transpose(0, 1).contiguous()
+    keys, values = (x.reshape(kv_heads, count, BLOCK, size).transpose(0, 1) for x in (key, value))
+    out, total = attend(own, keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1), is_causal=True)
+    folded = own.reshape(count, kv_heads, groups * BLOCK, size)
+
+    def add(first: int, seen: tuple[Tensor, Tensor]) -> None:
+        part, part_total = attend(folded[first:], *seen)
+        parts = part.reshape(-1, heads, BLOCK, size), part_total.reshape(-1, heads, BLOCK)
+        out[first:], total[first:] = merge(out[first:], total[first:], *parts)
+
+    add(1, (keys[:-1], values[:-1]))
+    sinks = [x[:, :, :SINKS].expand(count - 2, kv_heads, SINKS, size) for x in (key, value)]
+    add(2, (sinks[0], sinks[1]))
+    return out.transpose(0, 1).reshape(1, heads, TOKENS, size)
+
+
+def compiled_flex(span: LayerSpan) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return is_visible(query, key, span)
+
+    mask = create_block_mask(seen, None, None, TOKENS, TOKENS, device="cpu")
+    return partial(torch.compile(eager_flex_attention), block_mask=mask, enable_gqa=True)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    set_threads(None, {})
+    torch.manual_seed(0)
+    window, blocks = LayerSpan(span=WINDOW, sinks=SINKS), LayerSpan(block=BLOCK, previous=1, sinks=SINKS)
+    cases = []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [torch.randn(1, TOKENS, heads, 64).to(dtype).transpose(1, 2) for heads in (9, 3, 3)]
+        ways: list[tuple[str, LayerSpan, Callable[..., Tensor]]] = [
+            ("full causal sdpa", FULL, partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)),
+            ("tiles (kept)", window, partial(span_attention, span=window)),
+            *(
+                (f"overlapping views, chunks of {chunk}, sinks merged", window, partial(overlapping_views, chunk=chunk))
+                for chunk in (64, 128, 256)
+            ),
+            ("compiled flex_attention", window, compiled_flex(window)),
+            ("tiles (kept)", blocks, partial(span_attention, span=blocks)),
+            ("own block, previous block and sinks merged", blocks, merged_runs),
+        ]
+        for name, span, way in ways[1:]:
+            difference = float((way(*inputs) - span_attention(*inputs, span)).abs().max())
+            assert difference < TOLERANCE[dtype], (name, difference)
+        full, *others = (1000 * x for x in alternate([partial(way, *inputs) for *_, way in ways], repeats))
+        for (name, span, _), ours in zip(ways[1:], others, strict=True):
+            floor = visible_pairs(FULL, TOKENS) / visible_pairs(span, TOKENS)
+            kind = str(dtype).removeprefix("torch.")
+            case = Case(case=f"{name}; {span}, {kind}", ours=ours, peer=full, unit="ms", floor=floor)
+            show(case)
+            cases.append(case)
+    finish(cases)
+
+
+if __name__ == "__main__":
+    main()

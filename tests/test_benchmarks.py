@@ -1,0 +1,63 @@
+"""What the benchmarks share, and the scripts themselves at sizes that take no time: each ends with its line of JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from benchmarks import attention, candidates, pairs
+from benchmarks.pairs import Case, alternate
+from masformer.spans import LayerSpan
+
+
+def run(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[dict[str, object]]:
+    monkeypatch.setattr(sys, "argv", [module.__name__, "--repeats", "1"])
+    module.main()
+    cases: list[dict[str, object]] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert all(set(case) == {"case", "ratio", "target", "floor"} for case in cases)
+    return cases
+
+
+def test_ways_take_turns_and_the_first_round_is_not_counted() -> None:
+    calls: list[int] = []
+    seconds = alternate([lambda: calls.append(0), lambda: calls.append(1)], repeats=2)
+    assert calls == [0, 1] * 3
+    assert all(0 <= value < 1 for value in seconds)
+
+
+def test_the_ratio_is_the_saving_or_the_share() -> None:
+    assert Case(case="time", ours=2, peer=6, unit="s").ratio == 3
+    assert Case(case="bytes", ours=2, peer=8, unit="MiB", saves=False).ratio == 0.25
+
+
+def test_the_kernel_benchmark_covers_its_cases(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    span = LayerSpan(span=16, sinks=4)
+    monkeypatch.setattr(attention, "AGAINST_FULL", ((64, torch.float32, span, 5.0), (64, torch.bfloat16, span, None)))
+    monkeypatch.setattr(attention, "AGAINST_MASK", ((64, torch.float32, 13.0),))
+    monkeypatch.setattr(attention, "BACKWARD", ((64, torch.float32),))
+    cases = run(attention, monkeypatch, capsys)
+    assert [case["target"] for case in cases] == [5.0, None, 13.0, None]
+
+
+def test_the_candidates_compute_what_the_kernel_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"TOKENS": 512, "WINDOW": 32, "BLOCK": 32}.items():
+        monkeypatch.setattr(candidates, name, value)
+    # Compiling takes longer than everything else here.
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    assert len(run(candidates, monkeypatch, capsys)) == 14
+
+
+def test_finish_keeps_four_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs.finish([Case(case="a", ours=3, peer=1, unit="s", floor=1 / 3)])
+    assert json.loads(capsys.readouterr().out) == [{"case": "a", "ratio": 0.3333, "target": None, "floor": 0.3333}]
