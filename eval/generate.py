@@ -79,7 +79,7 @@ def generate(
         prefill_seconds=prefilled - start,
         decode_seconds=done - prefilled,
         cache_bytes=storage_bytes(cache),
-        peak_bytes=_peak(model.device),
+        peak_bytes=peak_bytes(model.device),
     )
 
 
@@ -116,7 +116,8 @@ def reset_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak(device: torch.device) -> int | None:
+def peak_bytes(device: torch.device) -> int | None:
+    """Return the most memory since `reset_peak`; None where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "darwin":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -62,7 +63,7 @@ class PromptBuilder:
         self.uses_chat_template = bool(tokenizer.chat_template)
         self._bos: tuple[int, ...] = ()
         self._fixed: dict[str | None, PromptParts] = {}
-        if not self.uses_chat_template and tokenizer.bos_token_id is not None:
+        if tokenizer.bos_token_id is not None:
             # Plain text begins as the tokenizer begins it.
             first = tokenizer("a").input_ids[:1]
             self._bos = tuple(first) if first == [tokenizer.bos_token_id] else ()
@@ -80,7 +81,9 @@ class PromptBuilder:
         """
         if query not in self._fixed:
             before, after = (self._fill(part, query or "") for part in self._render())
-            self._fixed[query] = PromptParts(prefix=self._bos + before, context=(), suffix=after)
+            self._fixed[query] = PromptParts(
+                prefix=before if self.uses_chat_template else self._bos + before, context=(), suffix=after
+            )
         return self._fixed[query]
 
     def parts(self, example: Example) -> PromptParts:
@@ -90,6 +93,35 @@ class PromptBuilder:
             PromptError: As `fixed_parts`.
         """
         return replace(self.fixed_parts(example.query), context=self._tokenize_data(example.context))
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of an answer, with what ends the model's turn.
+
+        Raises:
+            PromptError: The chat template refuses an answer, or there is no token that ends one.
+        """
+        return self._tokenize_data(text.strip()) + self._end
+
+    def document(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of a text on its own, begun and ended as the tokenizer's vocabulary has it."""
+        end = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
+        return self._bos + self._tokenize_data(text) + end
+
+    @cached_property
+    def _end(self) -> tuple[int, ...]:
+        """Return what the chat template puts after an answer, else the end token."""
+        if self.uses_chat_template:
+            turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _CONTEXT_MARK}]
+            try:
+                text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+            except TemplateError as error:
+                raise PromptError(f"the model's chat template refuses an answer: {error}") from error
+            end = self._tokenize(text.rpartition(_CONTEXT_MARK)[2].rstrip())
+            if end:
+                return end
+        if self.tokenizer.eos_token_id is None:
+            raise PromptError("the tokenizer has no end token, so a target cannot be ended; give a model that has one")
+        return (self.tokenizer.eos_token_id,)
 
     def _render(self) -> tuple[str, str]:
         """Return what stands before and after the context, with `{query}` still in its place."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,15 @@ def merge_examples(held: list[dict[str, Any]], loaded: Mapping[str, LoadedExampl
     return list(lines.values())
 
 
-def default_output(config: RunConfig) -> Path:
-    """Return a folder name that other settings do not share; lengths and limit are free to grow in it."""
-    fixed = {name: str(value) for name, value in asdict(config).items() if name not in ("maxlen", "limit", "output")}
+def default_output(kind: str, config: Any, free: Sequence[str]) -> Path:
+    """Return a folder name that other settings do not share.
+
+    Args:
+        kind: What is run; empty for generation.
+        config: A dataclass of settings.
+        free: Names of those that may grow or change in a folder.
+    """
+    fixed = {name: str(value) for name, value in asdict(config).items() if name not in free}
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
-    words = "-".join([*config.task, Path(config.model).name, config.plan])
+    words = "-".join([*([kind] if kind else []), *config.task, Path(config.model).name, config.plan])
     return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', words)[:80]}-{digest}"

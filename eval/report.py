@@ -24,12 +24,12 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 _count(result),
                 str(result["num_truncated"]),
                 *(_percent(result["metrics"][metric]) for metric in METRICS),
-                _number(cost["prefill_tokens_per_second"], 1),
-                _number(cost["decode_tokens_per_second"], 1),
-                _number(cost["seconds"], 1),
-                _number(cost["peak_memory_bytes"], 2, 2**30),
-                _number(cost["cache_bytes"], 1, 2**20),
-                _number(cost["attention_flops"], 3, 10**12),
+                number_or_dash(cost["prefill_tokens_per_second"], 1),
+                number_or_dash(cost["decode_tokens_per_second"], 1),
+                number_or_dash(cost["seconds"], 1),
+                number_or_dash(cost["peak_memory_bytes"], 2, 2**30),
+                number_or_dash(cost["cache_bytes"], 1, 2**20),
+                number_or_dash(cost["attention_flops"], 3, 10**12),
             ]
         )
     return rows
@@ -45,10 +45,11 @@ def as_text(rows: Sequence[list[str]]) -> str:
     """Return the table for a terminal: quality, and cost below it, because together they are too wide."""
     quality = 3 + len(METRICS)
     cost = [row[:1] + row[quality:] for row in rows]
-    return f"{_columns([row[:quality] for row in rows])}\n\n{_columns(cost)}"
+    return f"{as_columns([row[:quality] for row in rows])}\n\n{as_columns(cost)}"
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> str:
+def as_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table for a terminal, columns to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -103,5 +104,6 @@ def _percent(metric: Mapping[str, float | None]) -> str:
     return f"{100 * mean:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _number(value: float | None, digits: int, unit: float = 1) -> str:
+def number_or_dash(value: float | None, digits: int, unit: float = 1) -> str:
+    """Return a number in some unit, or a dash for one that is not known."""
     return "-" if value is None else f"{value / unit:,.{digits}f}"

@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import RawIOBase
 from pathlib import Path
@@ -179,14 +179,29 @@ class RunFolder:
                 os.truncate(file, whole)
             return file.open("ab", buffering=0)
 
-    def merge_journal(self, order: Sequence[Key]) -> list[dict[str, Any]]:
-        """Write all predictions to `predictions.jsonl` in the given order, drop the journal, return the lines."""
+    def merge_journal(self, order: Sequence[Key], tasks: Container[str]) -> tuple[list[dict[str, Any]], list[Key]]:
+        """Write all predictions to `predictions.jsonl`, drop the journal, return the lines and the keys of absent ones.
+
+        Args:
+            order: Keys of all that should be there.
+            tasks: Whose predictions this run was to make; of others some may be absent.
+
+        Raises:
+            RunFolderError: A prediction of these tasks is absent; the journal stays.
+        """
         found, _ = self.read_predictions()
+        absent = [key for key in order if key not in found]
+        lost = [key for key in absent if key[0] in tasks]
+        if lost:
+            raise RunFolderError(
+                f"{len(lost)} predictions are not in {self.path}, {lost[0][2]} at {lost[0][3]} among them; if other "
+                "machines made them, move their journal/ files there and run the same command again"
+            )
         known = set(order)
         lines = [found[key] for key in [*order, *(key for key in found if key not in known)] if key in found]
         self.write_lines("predictions.jsonl", lines)
         shutil.rmtree(self.path / "journal", ignore_errors=True)
-        return lines
+        return lines, absent
 
 
 def append_line(journal: RawIOBase, line: Mapping[str, Any]) -> None:

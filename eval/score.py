@@ -69,16 +69,24 @@ def mean_with_interval(values: Sequence[float], documents: Sequence[str]) -> dic
     for value, document in zip(values, documents, strict=True):
         sums[document] += value
         counts[document] += 1
-    mean = float(np.mean(values))
+    low, high = interval_of_ratio(list(sums.values()), list(counts.values()))
+    return {"mean": float(np.mean(values)), "low": low, "high": high}
+
+
+def interval_of_ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return the 95% percentile-bootstrap interval of total sum to total count, one of each a document.
+
+    With a single document there is none.
+    """
     if len(sums) < 2:
-        return {"mean": mean, "low": None, "high": None}
+        return None, None
 
     def ratio(totals: NDArray[np.float64], sizes: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
         of_all: NDArray[np.float64] = totals.sum(axis=axis) / sizes.sum(axis=axis)
         return of_all
 
     interval = bootstrap(
-        (np.array(list(sums.values())), np.array(list(counts.values()), dtype=np.float64)),
+        (np.array(sums, dtype=np.float64), np.array(counts, dtype=np.float64)),
         ratio,
         n_resamples=NUM_RESAMPLES,
         paired=True,
@@ -87,7 +95,7 @@ def mean_with_interval(values: Sequence[float], documents: Sequence[str]) -> dic
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return {"mean": mean, "low": float(interval.low), "high": float(interval.high)}
+    return float(interval.low), float(interval.high)
 
 
 def cost(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:

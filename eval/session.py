@@ -5,14 +5,25 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
+
+from eval.prompts import PromptError
+from eval.run_folder import RunFolderError
+from eval.settings import ConfigError
+from eval.train_folder import TrainingError
+from masformer import ConversionError, PlanError
+from masformer.checkpoints import CheckpointError
+from masformer.positions import PositionError
+from tasks import DataError
 
 # Processes meet at the start and at the end, and uneven work must not end the run in between.
 _MEETING_TIMEOUT = timedelta(days=7)
@@ -23,8 +34,28 @@ class LaunchError(ValueError):
     """Processes were started in a way that would measure something else than what was asked."""
 
 
-def start_processes(environ: Mapping[str, str]) -> Accelerator:
+# What a user can cause, each with a message of one line.
+USER_ERRORS = (
+    CheckpointError,
+    ConfigError,
+    ConversionError,
+    DataError,
+    LaunchError,
+    PlanError,
+    PositionError,
+    PromptError,
+    RunFolderError,
+    TrainingError,
+)
+Job = TypeVar("Job")
+
+
+def start_processes(environ: Mapping[str, str], **options: Any) -> Accelerator:
     """Return the accelerator of this process, once the launch is known to be what it looks like.
+
+    Args:
+        environ: What the launcher has set.
+        options: Further arguments of `Accelerator`.
 
     Raises:
         LaunchError: Several processes were asked for and each believes it is alone, or only one was started.
@@ -37,13 +68,46 @@ def start_processes(environ: Mapping[str, str]) -> Accelerator:
             "several processes were asked for and accelerate started one; on a CPU use: ACCELERATE_USE_CPU=true "
             "accelerate launch --multi_gpu --num_processes N eval/run.py ..."
         )
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_MEETING_TIMEOUT)])
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_MEETING_TIMEOUT)], **options)
     asked = int(environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
         raise LaunchError(
             f"{asked} processes were started and each believes it is alone; on a CPU set ACCELERATE_USE_CPU=true"
         )
     return accelerator
+
+
+def run_script(
+    arguments: Sequence[str],
+    start: Callable[[Sequence[str]], tuple[Job, Accelerator]],
+    execute: Callable[[Job, list[str], Accelerator], None],
+) -> int:
+    """Run a script, and return its exit status: 0, 2 after one line on what is wrong, 130 after an interrupt.
+
+    Args:
+        arguments: Of the command line.
+        start: Checks everything that can be checked before weights load, and writes nothing.
+        execute: Does the work, with the other processes.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    # A mistake in the settings is the same for all processes, and one of each machine speaks. Later all do.
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    who = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    try:
+        job, accelerator = start(arguments)
+        speaks = True
+        execute(job, list(arguments), accelerator)
+    except USER_ERRORS as error:
+        if speaks:
+            print(f"error: {who}{' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if speaks:
+            print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    accelerator.end_training()
+    return 0
 
 
 def set_threads(threads: int | None, environ: Mapping[str, str]) -> int:
@@ -75,14 +139,13 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def describe_session(command: list[str], accelerator: Accelerator, threads: int, num_missing: int) -> dict[str, Any]:
+def describe_session(command: list[str], accelerator: Accelerator, threads: int) -> dict[str, Any]:
     """Return what a reader needs to know about the processes that produce numbers, JSON-ready."""
     commit, dirty = _commit()
     return {
         "started": now(),
         "finished": None,
         "command": command,
-        "num_to_generate": num_missing,
         "world_size": accelerator.num_processes,
         "threads": threads,
         "machine": _describe_machine(accelerator.device),

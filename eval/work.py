@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from eval.config import RunConfig
 from eval.generate import generate, warm_up
+from eval.model import plan_of
 from eval.prompts import PromptBuilder, fit
 from eval.run_folder import Key, RunFolder, append_line
-from masformer import PlanError, SpanPlan, native_plan
 from masformer.checkpoints import Checkpoint
 from masformer.cost import attention_flops
 from tasks import TASKS, Example, LoadedExamples
@@ -83,14 +83,13 @@ def _total_cost(item: Work) -> int:
 def answer_share(
     work: Sequence[Work],
     model: PreTrainedModel,
-    plan: SpanPlan | None,
     folder: RunFolder,
     done: set[Key],
     accelerator: Accelerator,
     config: RunConfig,
 ) -> None:
     """Answer what is missing of this process's share, one line in its journal each."""
-    spans = plan or _plan_of_untouched(model)
+    spans = plan_of(model)
     todo = [(item, [n for n in item.lengths if item.key(n) not in done]) for item in work]
     total = sum(item.cost(n) for item, lengths in todo for n in lengths)
     bar = tqdm(
@@ -136,10 +135,3 @@ def answer_share(
                 )
                 bar.set_postfix_str(f"{example_id} at {maxlen}", refresh=False)
                 bar.update(item.cost(maxlen))
-
-
-def _plan_of_untouched(model: PreTrainedModel) -> SpanPlan | None:
-    try:
-        return native_plan(model.config)
-    except PlanError:
-        return None

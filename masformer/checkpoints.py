@@ -143,6 +143,7 @@ class Checkpoint:
         try:
             loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
                 self.location,
+                config=self.config,
                 dtype=dtype,
                 revision=self.revision or "main",
                 trust_remote_code=self.trust_remote_code,

@@ -6,6 +6,7 @@ from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task
 from tasks.plos import PLOS
 from tasks.pubmed import PUBMED
 from tasks.qmsum import QMSUM
+from tasks.text import TEXT
 
 __all__ = ["TASKS", "DataError", "Example", "LoadRequest", "LoadedExamples", "Task"]
 
@@ -16,4 +17,5 @@ TASKS: dict[str, Task] = {
     "plos": PLOS,
     "aclsum": ACLSUM,
     "aclsum_aspects": ACLSUM_ASPECTS,
+    "text": TEXT,
 }

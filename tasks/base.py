@@ -81,7 +81,8 @@ class Task:
         default_split: The split that is scored when none is asked for.
         max_new_tokens: Default room for the answer, in tokens.
         templates: Prompt texts by name. Each holds `{context}` once, and `{query}` where the task has queries.
-        default_template: A key of `templates`.
+            None for a task of texts alone.
+        default_template: A key of `templates`, or empty.
         needs_hub: False when an installed package can serve the data.
         load: Reads examples. Raises `DataError`.
     """
@@ -98,3 +99,8 @@ class Task:
     default_template: str
     needs_hub: bool
     load: Callable[[LoadRequest], LoadedExamples]
+
+    @property
+    def has_references(self) -> bool:
+        """Return whether there is anything to write about the documents: texts alone have no prompt."""
+        return bool(self.templates)

@@ -335,7 +335,7 @@ def _without_hub() -> str:
     # Imported late: the table of tasks imports this module.
     from tasks import TASKS
 
-    names = ", ".join(name for name, task in TASKS.items() if not task.needs_hub)
+    names = ", ".join(name for name, task in TASKS.items() if not task.needs_hub and task.has_references)
     return f"give a local copy with --data FILE, or choose a task that needs no hub: {names}"
 
 

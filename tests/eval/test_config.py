@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.config import ConfigError, RunConfig, build_parser, load_config
+from eval.config import RunConfig, build_parser, load_config
+from eval.settings import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 LEAST = ["--task", "plos", "--maxlen", "1024"]

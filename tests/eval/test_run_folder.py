@@ -93,7 +93,7 @@ def test_journals_survive_a_kill_and_merge_in_order(folder: RunFolder) -> None:
         append_line(journal, line("c"))
     assert folder.read_predictions()[1] == 0
     order = [prediction_key(line(name)) for name in "abc"]
-    assert [merged["id"] for merged in folder.merge_journal(order)] == ["a", "b", "c"]
+    assert [merged["id"] for merged in folder.merge_journal(order, ())[0]] == ["a", "b", "c"]
     assert not (folder.path / "journal").exists()
     lines = (folder.path / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(text)["id"] for text in lines] == ["a", "b", "c"]
@@ -103,7 +103,7 @@ def test_a_merge_cut_short_loses_nothing(folder: RunFolder, monkeypatch: pytest.
     with folder.open_journal(0) as journal:
         append_line(journal, line("a"))
     monkeypatch.setattr("eval.run_folder.shutil.rmtree", lambda *_, **__: None)  # killed before the journal goes
-    folder.merge_journal([])
+    folder.merge_journal([], ())
     assert [key[2] for key in folder.read_predictions()[0]] == ["a"]
 
 

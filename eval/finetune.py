@@ -1,0 +1,490 @@
+"""Fine-tune a decoder under a span plan, or train it on with long documents.
+
+accelerate launch eval/finetune.py --task aclsum --maxlen 2048 --max-steps 20 --lora-rank 8 --output trained
+accelerate launch eval/run.py --task aclsum --maxlen 2048 --model trained/best
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+# A script that is run by path gets its own folder first on the path, where `eval/` would not be found.
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import set_seed
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from eval.finetune_config import TrainConfig, load_train_config
+from eval.generate import peak_bytes, reset_peak
+from eval.lora import add_adapters, check_targets, merged_state, num_trainable, trainable_names
+from eval.model import default_dtype, describe_weights, load_converted, resolve_plan
+from eval.prompts import PromptBuilder
+from eval.record import default_output
+from eval.sequences import (
+    Pieces,
+    Row,
+    count_rows,
+    in_order,
+    split_held_out,
+    template_of,
+    training_steps,
+)
+from eval.session import LaunchError, describe_session, now, run_script, set_threads, start_processes
+from eval.settings import ConfigError
+from eval.train_folder import STATE, TrainFolder, TrainingError, find_checkpoint
+from eval.train_report import CURVES, draw_curves, render_train_report
+from eval.training import Trainer, learning_rate_at, make_optimizer
+from masformer import SpanPlan, save_checkpoint
+from masformer.checkpoints import Checkpoint, has_learned_positions, max_positions, open_checkpoint
+from masformer.loss import NextTokenLoss
+from masformer.positions import extend_table, extended_config
+from tasks import TASKS, LoadRequest
+
+MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+_TRAINABLE = "trainable.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training whose settings, data and folder have been checked.
+
+    Attributes:
+        start: Step of the checkpoint that it goes on from; 0 is the beginning.
+    """
+
+    config: TrainConfig
+    threads: int
+    checkpoint: Checkpoint
+    plan: SpanPlan | None
+    trained: Pieces
+    held_out: Pieces
+    folder: TrainFolder
+    record: dict[str, Any]
+    start: int
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        identity: Mapping[str, Any] = self.record["identity"]
+        return identity
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, and return the exit status: 0, or 2 after one line on what is wrong."""
+    return run_script(arguments, _start, execute)
+
+
+def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
+    config = load_train_config(arguments)
+    _check_trackers(config.report_to)
+    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
+    if on_cpu and dtype == "float16":
+        raise ConfigError("--dtype float16 trains on a GPU alone; use bfloat16 or float32 on a CPU")
+    accelerator = start_processes(
+        os.environ,
+        mixed_precision=MIXED_PRECISION[dtype],
+        gradient_accumulation_steps=config.gradient_accumulation,
+        log_with=list(config.report_to) or None,
+        project_dir=str(_folder_of(config).path),
+    )
+    if accelerator.device.type != "cuda" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes"):
+        raise LaunchError(
+            "FSDP was asked for on a CPU, where accelerate trains with DDP without a word; use "
+            "configs/accelerate/cpu_two_processes.yaml, or a machine with GPUs"
+        )
+    return prepare(config, accelerator), accelerator
+
+
+def prepare(config: TrainConfig, accelerator: Accelerator) -> Job:
+    """Return the training with everything checked that can be checked before weights load; writes nothing."""
+    threads = set_threads(config.threads, os.environ)
+    checkpoint = _extended(config, open_checkpoint(config.model, trust_remote_code=config.trust_remote_code))
+    plan = resolve_plan(config.plan, checkpoint)
+    if config.lora_rank:
+        check_targets(config.lora_targets, checkpoint.config, trust_remote_code=config.trust_remote_code)
+    loaded = {
+        name: TASKS[name].load(LoadRequest(split=config.split_of(name), data=config.data, limit=config.limit))
+        for name in config.task
+    }
+    trained, held_out = split_held_out(
+        {name: of_task.examples for name, of_task in loaded.items()}, config.held_out, config.seed
+    )
+    builders = {name: PromptBuilder(checkpoint.tokenizer, template_of(name)) for name in config.task}
+    pieces, held_pieces = (
+        Pieces(
+            examples=examples,
+            builders=builders,
+            objective=config.objective,
+            maxlen=config.maxlen,
+            truncation=config.truncation,
+        )
+        for examples in (trained, held_out)
+    )
+    for some in (pieces, held_pieces):
+        some.check_targets()
+    step_rows = config.batch_size * config.gradient_accumulation * accelerator.num_processes
+    packing = config.packing and plan is not None
+    if config.max_steps is None:
+        total = max(
+            1, math.ceil(config.epochs * count_rows(pieces, config.seed, step_rows, packing=packing) / step_rows)
+        )
+    else:
+        total = config.max_steps
+    folder = _folder_of(config)
+    identity = _identity(config, checkpoint, plan, total, step_rows, packing, threads, accelerator)
+    tasks = {
+        name: {
+            "source": dict(of_task.provenance),
+            "split": config.split_of(name),
+            "version": TASKS[name].version,
+            "prompt_sha256": builders[name].sha256,
+        }
+        for name, of_task in loaded.items()
+    }
+    held = folder.run.read_run()
+    start = 0
+    if held is not None:
+        if not config.resume:
+            raise ConfigError(
+                f"output folder {folder.path} holds a training; add --resume to go on with it, or give another with "
+                "--output"
+            )
+        folder.run.check_accepts(identity, tasks)
+        start = _step_to_resume(config, folder)
+    elif config.resume:
+        raise ConfigError(f"--resume: {folder.path} holds no training; leave --resume out to begin one")
+    record = {
+        "config": _plain(config),
+        "plan_description": "untouched" if plan is None else str(plan),
+        "identity": identity,
+        "tasks": tasks,
+        "num_train_examples": len(pieces.items),
+        "num_held_out_examples": len(held_pieces.items),
+        "held_out_documents": {
+            task: sorted({example.document_id for example in of_task}) for task, of_task in held_out.items()
+        },
+        "num_trainable": None,
+        "num_parameters": None,
+        "peak_bytes": None,
+        "sessions": held["sessions"] if held else [],
+    }
+    return Job(
+        config=config,
+        threads=threads,
+        checkpoint=checkpoint,
+        plan=plan,
+        trained=pieces,
+        held_out=held_pieces,
+        folder=folder,
+        record=record,
+        start=start,
+    )
+
+
+def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
+    """Train, with the other processes, and leave checkpoints, logs and a report."""
+    folder, identity = job.folder, job.identity
+    main_process = accelerator.is_main_process
+    with folder.run.lock() if main_process else nullcontext():
+        if main_process:
+            session = describe_session(arguments, accelerator, job.threads) | {"first_step": job.start + 1}
+            job.record["sessions"].append(session)
+            folder.run.write_json("run.json", job.record)
+            folder.cut_logs(job.start)
+            _introduce(job, accelerator)
+        set_seed(job.config.seed)
+        model = load_converted(
+            job.checkpoint, "float32", torch.device("cpu"), job.plan, job.config.plan, accelerator.print
+        )
+        if has_learned_positions(model.config) and job.config.maxlen > (
+            max_positions(model.config) or job.config.maxlen
+        ):
+            model = _with_longer_table(job, model)
+        adapters = None
+        if job.config.lora_rank:
+            adapters = add_adapters(model, identity["lora_rank"], identity["lora_alpha"], job.config.lora_targets)
+        if job.config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        wrapped = NextTokenLoss(model)
+        job.record["num_trainable"], job.record["num_parameters"] = num_trainable(wrapped)
+        optimizer = make_optimizer(wrapped, job.config.weight_decay)
+        prepared, optimizer = accelerator.prepare(wrapped, optimizer)
+        _keep_only_what_is_trained(accelerator)
+        if job.start:
+            accelerator.load_state(str(folder.checkpoint(job.start) / STATE))
+        trainer = Trainer(
+            accelerator=accelerator,
+            model=prepared,
+            optimizer=optimizer,
+            batch_size=job.config.batch_size,
+            accumulation=job.config.gradient_accumulation,
+            max_grad_norm=job.config.max_grad_norm,
+        )
+        reset_peak(accelerator.device)
+        if job.config.report_to:
+            accelerator.init_trackers("masformer-finetune", config=_flat(job.record["config"]))
+        _train(job, trainer, model, adapters)
+        if main_process:
+            job.record["sessions"][-1]["finished"] = now()
+            _report(job, accelerator)
+            _conclude(job)
+
+
+def _train(job: Job, trainer: Trainer, model: PreTrainedModel, adapters: PeftModel | None) -> None:
+    config, folder, accelerator = job.config, job.folder, trainer.accelerator
+    identity, total = job.identity, job.identity["total_steps"]
+    held_rows = list(itertools.islice(in_order(job.held_out), config.held_out_limit)) if config.held_out else []
+    every = config.eval_every or max(1, total // 10)
+    steps = training_steps(job.trained, config.seed, identity["step_rows"], packing=identity["packing"])
+    # A resumed training passes over the rows that it has seen.
+    rows_of_steps = itertools.islice(steps, job.start, total)
+    if not job.start and held_rows:
+        _evaluate(job, trainer, held_rows, 0)
+    bar = tqdm(
+        total=total,
+        initial=job.start,
+        desc="training",
+        disable=not accelerator.is_main_process,
+        bar_format="{desc} {n}/{total} |{bar:24}| {elapsed} gone, {remaining} left{postfix}",
+    )
+    with bar:
+        for number, rows in enumerate(rows_of_steps, start=job.start + 1):
+            rate = learning_rate_at(number, identity["learning_rate"], identity["warmup_steps"], total, config.schedule)
+            line = trainer.step(number, rows, rate)
+            if accelerator.is_main_process:
+                folder.log("steps.jsonl", line)
+            accelerator.log({f"train/{name}": line[name] for name in ("loss", "learning_rate")}, step=number)
+            bar.set_postfix_str(f"loss {line['loss']:.4f}", refresh=False)
+            bar.update()
+            if number % every == 0 or number == total:
+                if held_rows:
+                    _evaluate(job, trainer, held_rows, number)
+                _save(job, trainer, model, adapters, number)
+    if accelerator.trackers:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
+def _evaluate(job: Job, trainer: Trainer, rows: Sequence[Row], step: int) -> None:
+    line = {"step": step} | trainer.evaluate(rows)
+    accelerator = trainer.accelerator
+    if accelerator.is_main_process:
+        job.folder.log("evals.jsonl", line)
+        tqdm.write(f"step {step:>6}  held-out loss {line['loss']:.4f} over {line['num_targets']:,} targets")
+    accelerator.log({"held_out/loss": line["loss"]}, step=step)
+
+
+def _save(job: Job, trainer: Trainer, model: PreTrainedModel, adapters: PeftModel | None, step: int) -> None:
+    """Write a checkpoint: a model folder, and in it what a resume needs."""
+    folder, accelerator = job.folder, trainer.accelerator
+    main_process = accelerator.is_main_process
+    if main_process:
+        folder.begin_checkpoint(step)
+    accelerator.wait_for_everyone()
+    folder.written(step, lambda: accelerator.save_state(str(folder.partial(step) / STATE)))
+    # Gathered by all processes where weights are sharded.
+    state = accelerator.get_state_dict(trainer.model)
+    if main_process:
+        own = {name.removeprefix("module.").removeprefix("model."): value for name, value in state.items()}
+
+        def write() -> None:
+            save_checkpoint(model, job.checkpoint.tokenizer, folder.partial(step), merged_state(model, own))
+            if adapters is not None:
+                adapters.save_pretrained(
+                    str(folder.partial(step) / "adapter"),
+                    state_dict={f"base_model.model.{name}": value for name, value in own.items()},
+                )
+
+        folder.written(step, write)
+        evals = folder.read_log("evals.jsonl")
+        best = _best_step(evals, folder, step)
+        folder.end_checkpoint(step, is_best=best == step)
+        job.record["peak_bytes"] = peak_bytes(accelerator.device)
+        _report(job, accelerator)
+    accelerator.wait_for_everyone()
+
+
+def _best_step(evals: Sequence[Mapping[str, Any]], folder: TrainFolder, step: int) -> int:
+    """Return the step of the lowest held-out loss among the checkpoints; the newest where nothing is held out."""
+    with_checkpoint = [line for line in evals if 0 < line["step"] <= step]
+    return int(min(with_checkpoint, key=lambda line: line["loss"])["step"]) if with_checkpoint else step
+
+
+def _keep_only_what_is_trained(accelerator: Accelerator) -> None:
+    """Let `save_state` write, and `load_state` read, only the weights that are trained, where they are not sharded."""
+
+    def save(models: list[torch.nn.Module], weights: list[Any], folder: str) -> None:
+        if not weights:
+            return  # sharded: FSDP and DeepSpeed write their own
+        weights.clear()
+        if accelerator.is_main_process:
+            model = accelerator.unwrap_model(models[0])
+            names = trainable_names(model)
+            trained = {name: value.detach().contiguous() for name, value in model.named_parameters() if name in names}
+            save_file(trained, Path(folder) / _TRAINABLE)
+
+    def load(models: list[torch.nn.Module], folder: str) -> None:
+        file = Path(folder) / _TRAINABLE
+        if not file.is_file():
+            return
+        model = accelerator.unwrap_model(models.pop())
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in load_file(file).items():
+                parameters[name].copy_(value)
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def _introduce(job: Job, accelerator: Accelerator) -> None:
+    config, identity = job.config, job.identity
+    print(f"model   {config.model}: {describe_weights(job.checkpoint)}, {identity['dtype']} over float32 weights")
+    print(f"spans   {job.record['plan_description']}")
+    held, known = len(job.held_out.items), len(job.trained.items)
+    print(
+        f"data    {', '.join(config.task)}: {known} examples to train on, {held} held out, objective {config.objective}"
+    )
+    packed = "packed" if identity["packing"] else "one document each"
+    print(
+        f"steps   {identity['total_steps']} of {identity['step_rows']} row(s), {packed}, at most {config.maxlen} tokens"
+    )
+    print(f"machine {accelerator.device.type}, {accelerator.num_processes} process(es), {job.threads} thread(s) each")
+    print(f"folder  {job.folder.path}" + (f": goes on after step {job.start}" if job.start else ""))
+
+
+def _report(job: Job, accelerator: Accelerator) -> None:
+    folder = job.folder
+    steps, evals = folder.read_log("steps.jsonl"), folder.read_log("evals.jsonl")
+    link = folder.path / "best"
+    best = int(link.resolve().name.removeprefix("step-")) if link.exists() else None
+    folder.run.write_json("run.json", job.record)
+    folder.run.write_text(CURVES, draw_curves(steps, evals))
+    folder.run.write_text("report.md", render_train_report(job.record, steps, evals, best))
+
+
+def _conclude(job: Job) -> None:
+    evals = job.folder.read_log("evals.jsonl")
+    if evals:
+        first, last = evals[0], evals[-1]
+        lowest = min(evals, key=lambda line: line["loss"])
+        print(
+            f"held-out loss {first['loss']:.4f} at step {first['step']}, {last['loss']:.4f} at step {last['step']}, "
+            f"lowest {lowest['loss']:.4f} at step {lowest['step']}"
+        )
+    print(f"folder: {job.folder.path}; evaluate with: accelerate launch eval/run.py --model {job.folder.path}/best ...")
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    there = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+    known = sorted(str(getattr(name, "value", name)) for name in LOGGER_TYPE_TO_CLASS)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--report-to {name} is no tracker of accelerate; known: {', '.join(known)}")
+        if name not in there:
+            raise ConfigError(f"--report-to {name}: its package is not installed; run: pip install {name}")
+
+
+def _extended(config: TrainConfig, checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint, for positions up to maxlen if that was asked for."""
+    known = max_positions(checkpoint.config)
+    if known is None or config.maxlen <= known:
+        return checkpoint
+    if config.extend_positions is None:
+        how = "copy" if has_learned_positions(checkpoint.config) else "yarn or linear"
+        raise ConfigError(
+            f"maxlen {config.maxlen} is beyond the {known} positions of '{config.model}'; lower it, or pass "
+            f"--extend-positions {how}"
+        )
+    longer = extended_config(checkpoint.config, config.maxlen, config.extend_positions)
+    # A learned table grows once its weights are there.
+    return checkpoint if config.extend_positions == "copy" else replace(checkpoint, config=longer)
+
+
+def _with_longer_table(job: Job, model: PreTrainedModel) -> PreTrainedModel:
+    from masformer import apply_plan, remove_plan
+
+    remove_plan(model)
+    longer = extend_table(model, job.config.maxlen)
+    if job.plan is not None:
+        apply_plan(longer, job.plan)
+    return longer
+
+
+def _folder_of(config: TrainConfig) -> TrainFolder:
+    if isinstance(config.resume, Path):
+        return TrainFolder(find_checkpoint(config.resume))
+    return TrainFolder(config.output or default_output("train", config, ("output", "resume", "report_to")))
+
+
+def _step_to_resume(config: TrainConfig, folder: TrainFolder) -> int:
+    chosen = config.resume.resolve() if isinstance(config.resume, Path) else None
+    if chosen is not None and chosen.parent.name == "checkpoints":
+        checkpoint: Path | None = chosen
+    else:
+        checkpoint = folder.last_checkpoint()
+    if checkpoint is None:
+        return 0
+    if not (checkpoint / STATE).is_dir():
+        raise ConfigError(f"--resume {checkpoint} holds no {STATE}/; it is a model, and no checkpoint of a training")
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _identity(
+    config: TrainConfig,
+    checkpoint: Checkpoint,
+    plan: SpanPlan | None,
+    total: int,
+    step_rows: int,
+    packing: bool,
+    threads: int,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Return what a resumed training must share with the one it goes on with."""
+    rate = config.learning_rate or (2e-4 if config.lora_rank else 5e-5)
+    fixed = ("objective", "maxlen", "limit", "held_out", "held_out_limit", "truncation", "extend_positions", "schedule")
+    more = ("weight_decay", "max_grad_norm", "gradient_checkpointing", "lora_rank", "seed", "batch_size")
+    return {
+        "model": checkpoint.provenance,
+        "plan": None if plan is None else plan.to_json(),
+        "dtype": config.dtype or default_dtype(accelerator),
+        **{name: getattr(config, name) for name in (*fixed, *more)},
+        "lora_alpha": config.lora_alpha or 2 * config.lora_rank,
+        "lora_targets": list(config.lora_targets),
+        "learning_rate": rate,
+        "warmup_steps": min(100, total // 10) if config.warmup_steps is None else config.warmup_steps,
+        "total_steps": total,
+        "step_rows": step_rows,
+        "packing": packing,
+        "threads": threads,
+    }
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what trackers take: no lists and no None."""
+    return {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()}
+
+
+__all__ = ["TrainingError", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

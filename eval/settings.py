@@ -1,0 +1,211 @@
+"""Flags that several scripts share, and how a command line and a YAML file become settings.
+
+A YAML file takes the names of the flags; the command line wins over it; unknown keys fail. Both go through one parser,
+so that a value is checked the same way wherever it stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from eval.truncation import POLICIES
+from masformer.checkpoints import SHORT_NAMES
+from tasks import TASKS
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be: one line that says which, the value, and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Leaves absent flags out, and raises `ConfigError` so that a mistake can be told in one line."""
+
+    def __init__(self, prog: str, description: str, example: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=f"example: {example}",
+            argument_default=argparse.SUPPRESS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--config", metavar="FILE", type=Path, help="YAML with the same names; the command line wins")
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (--help explains the flags)")
+
+
+_LARGEST = 2**31 - 1
+
+
+def positive(text: str) -> int:
+    """Return a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    if value > _LARGEST:
+        raise argparse.ArgumentTypeError(f"{value} must be at most {_LARGEST}")
+    return value
+
+
+def natural(text: str) -> int:
+    """Return a whole number of at least 0."""
+    return 0 if text == "0" else positive(text)
+
+
+def fraction(text: str) -> float:
+    """Return a number of at least 0 and below 1."""
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0 and below 1")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """Return a finite number above 0."""
+    value = _number(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+
+
+def add_data_flags(parser: argparse.ArgumentParser, split: str) -> None:
+    """Add the flags that say what is read."""
+    group = parser.add_argument_group("what is read")
+    group.add_argument("--task", metavar="NAME", help=f"one or more, separated by commas: {', '.join(TASKS)}")
+    group.add_argument("--data", metavar="FILE", type=Path, help="local data in one of the set's official formats")
+    group.add_argument("--split", metavar="NAME", help=f"default: {split}")
+    group.add_argument("--limit", metavar="N", type=positive, help="first N examples of each task; default: all")
+
+
+def add_truncation_flag(group: argparse._ArgumentGroup) -> None:
+    """Add the flag that says what is kept of a context."""
+    group.add_argument(
+        "--truncation",
+        choices=list(POLICIES),
+        help="what is kept of a context that is too long: its beginning (head, default), both ends (middle: the middle "
+        "is dropped), its end (tail)",
+    )
+
+
+def add_extrapolation_flag(group: argparse._ArgumentGroup) -> None:
+    """Add the flag that allows lengths beyond the trained positions."""
+    group.add_argument(
+        "--allow-extrapolation",
+        action=argparse.BooleanOptionalAction,
+        help="allow a maxlen beyond the positions that the model was trained on",
+    )
+
+
+def add_model_flags(parser: argparse.ArgumentParser, model: str, dtype: str) -> argparse._ArgumentGroup:
+    """Add the flags that name a model, its spans and its numbers, and return their group."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="REF", help=f"hub id, folder, .gguf file, or {', '.join(SHORT_NAMES)} (default: {model})"
+    )
+    group.add_argument(
+        "--plan",
+        metavar="PLAN",
+        help="attention spans: full, local, bottom:N, middle:N, top:N, every:N or full@LAYERS, then span=N sinks=N, or "
+        "block=N previous=N sinks=N; default: auto, the plan that the checkpoint carries, else untouched",
+    )
+    group.add_argument("--dtype", choices=DTYPES, help=dtype)
+    group.add_argument(
+        "--trust-remote-code",
+        action=argparse.BooleanOptionalAction,
+        help="run code that comes with the checkpoint (default: off)",
+    )
+    return group
+
+
+def add_machine_flags(parser: argparse.ArgumentParser, seed: str) -> None:
+    """Add the flags on threads and chance."""
+    group = parser.add_argument_group("machine")
+    group.add_argument("--threads", metavar="N", type=positive, help="torch threads of each process")
+    group.add_argument("--seed", metavar="N", type=natural, help=seed)
+
+
+def read_settings(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what a command line and the YAML file that it names set, tasks as a tuple.
+
+    Raises:
+        ConfigError: A value or a key that cannot be.
+    """
+    values = vars(parser.parse_args(list(arguments)))
+    file = values.pop("config", None)
+    if file is not None:
+        values = vars(_parse_yaml(parser, file)) | values
+    if "task" in values:
+        values["task"] = tuple(name.strip() for name in values["task"].split(",") if name.strip())
+        if not values["task"]:
+            raise ConfigError(f"--task is empty; known: {', '.join(TASKS)}")
+    return values
+
+
+def check_tasks(names: Sequence[str], data: Path | None, split: str | None) -> None:
+    """Raise `ConfigError` for tasks, or a source or split of theirs, that cannot be."""
+    for name in names:
+        if name not in TASKS:
+            raise ConfigError(f"unknown task '{name}'; known: {', '.join(TASKS)}")
+    if len(set(names)) != len(names):
+        raise ConfigError(f"--task names a task twice: {','.join(names)}")
+    if data is not None and len(names) > 1:
+        raise ConfigError(f"--data {data} is one source for {len(names)} tasks; run them one by one")
+    for name in names:
+        if split is not None and split not in TASKS[name].splits:
+            known = ", ".join(TASKS[name].splits)
+            raise ConfigError(f"task '{name}' has no split '{split}'; known: {known}")
+
+
+def _parse_yaml(parser: argparse.ArgumentParser, file: Path) -> argparse.Namespace:
+    """Return what a YAML file sets, checked by the parser of the command line."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {file} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {file} is not YAML: {' '.join(str(error).split())}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {file} holds a {type(content).__name__}; write 'name: value' lines")
+    known = {action.dest for action in parser._actions} - {"help", "config"}
+    arguments: list[str] = []
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise ConfigError(f"--config {file}: unknown key '{key}'; known: {', '.join(sorted(known))}")
+        arguments += _as_arguments(file, name, value)
+    try:
+        return parser.parse_args(arguments)
+    except ConfigError as error:
+        raise ConfigError(f"--config {file}: {error}") from None
+
+
+def _as_arguments(file: Path, name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    if isinstance(value, list):
+        return [f"{flag}={','.join(map(str, value))}"] if name == "task" else [flag, *map(str, value)]
+    if isinstance(value, (int, float, str)):
+        return [f"{flag}={value}"]
+    raise ConfigError(f"--config {file}: {name} is {value!r}; a text, a number or a list was expected")

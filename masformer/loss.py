@@ -1,0 +1,219 @@
+"""Cross entropy of next tokens, in chunks: logits over the vocabulary never stand in memory for all tokens at once.
+
+    loss = NextTokenLoss(model)
+    loss(input_ids, next_tokens, position_ids).backward()      # the sum over all tokens that are not IGNORED
+
+Gradients of a chunk are computed with its loss: no logits are kept for the backward pass, or computed again in it.
+
+Shapes: B batch, T tokens, N tokens that are predicted, V words of the vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from masformer.convert import PROBE_TOLERANCE, ConversionError, text_config
+
+# Marks a token whose successor is not predicted: torch's own default.
+IGNORED = -100
+# Tokens whose logits stand in memory at once.
+CHUNK_TOKENS = 256
+_PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """How hidden states become logits: `cap * tanh(scale * (hidden @ weight.T + bias) / cap)`.
+
+    Attributes:
+        weight: (V, D).
+        bias: (V,), or None.
+        scale: Of the products (Cohere, Granite).
+        cap: Of the logits (Gemma 2); None leaves them.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    cap: float | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return (N, V) logits in fp32 at least."""
+        logits = F.linear(hidden, self.weight, self.bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.scale != 1:
+            logits.mul_(self.scale)
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+
+def _head_of(model: PreTrainedModel) -> _Head:
+    config, embeddings = text_config(model.config), model.get_output_embeddings()
+    if type(embeddings) is not nn.Linear:
+        raise ConversionError(
+            f"{config.model_type} models have a {type(embeddings).__name__} for logits; the loss needs a linear layer"
+        )
+    scaling = getattr(config, "logits_scaling", None)
+    scale = 1 / scaling if scaling else getattr(config, "logit_scale", None) or 1.0
+    cap = getattr(config, "final_logit_softcapping", None)
+    return _Head(weight=embeddings.weight, bias=embeddings.bias, scale=float(scale), cap=cap)
+
+
+class NextTokenLoss(nn.Module):
+    """A decoder that returns its loss instead of logits.
+
+    Auxiliary losses of a mixture of experts are not added.
+
+    Args:
+        model: A decoder of transformers.
+
+    Raises:
+        ConversionError: Its logits are not made of its last hidden states in a way that is known here.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        check_head(model)
+
+    def forward(self, input_ids: Tensor, next_tokens: Tensor, position_ids: Tensor) -> Tensor:
+        """Return the summed negative log likelihood, in nats.
+
+        Args:
+            input_ids: (B, T).
+            next_tokens: (B, T), what follows each token; IGNORED where that is not asked.
+            position_ids: (B, T), from 0 in each packed document.
+        """
+        decoder = self.model.get_decoder()
+        hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        asked = next_tokens != IGNORED
+        head, hidden, targets = _head_of(self.model), hidden[asked], next_tokens[asked]
+        if not torch.is_grad_enabled():
+            return _negative_log_likelihood(head, hidden, targets).sum()
+        if not torch.is_autocast_enabled(hidden.device.type):
+            return _summed_loss(hidden, head, targets)
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return _summed_loss(hidden, head, targets, dtype)
+
+
+@torch.no_grad()
+def token_losses(model: PreTrainedModel, hidden: Tensor, next_tokens: Tensor) -> Tensor:
+    """Return (N,) negative log likelihoods in nats, in fp32 at least, of tokens after (N, D) last hidden states."""
+    return _negative_log_likelihood(_head_of(model), hidden, next_tokens)
+
+
+def _chunks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    for first in range(0, len(targets), CHUNK_TOKENS):
+        part = slice(first, first + CHUNK_TOKENS)
+        yield part, hidden[part], targets[part]
+
+
+def _negative_log_likelihood(head: _Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    parts = [F.cross_entropy(head.logits(x), y, reduction="none") for _, x, y in _chunks(hidden, targets)]
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def _summed_loss(hidden: Tensor, head: _Head, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    loss: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, targets, head, dtype or hidden.dtype
+    )
+    return loss
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Sum of the negative log likelihoods of (N,) targets; products are computed in `dtype`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        head: _Head,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        wide = torch.promote_types(dtype, torch.float32)
+        used = _Head(
+            weight=weight.to(dtype), bias=None if bias is None else bias.to(dtype), scale=head.scale, cap=head.cap
+        )
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias is not None else None
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        for part, states, following in _chunks(hidden, targets):
+            states, index = states.to(dtype), following[:, None]
+            logits = used.logits(states)
+            # Of a capped logit c = cap * tanh(x / cap), dc / dx is 1 - (c / cap) ** 2.
+            slope = None if head.cap is None else 1 - (logits / head.cap).square_()
+            wanted = logits.gather(1, index)
+            sums = logits.logsumexp(dim=1, keepdim=True)
+            total += (sums - wanted).sum(dtype=torch.float64)
+            grad = logits.sub_(sums).exp_()
+            grad.scatter_add_(1, index, torch.full_like(wanted, -1))
+            if slope is not None:
+                grad.mul_(slope)
+            if head.scale != 1:
+                grad.mul_(head.scale)
+            if grad_bias is not None:
+                grad_bias += grad.sum(dim=0)
+            grad = grad.to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad @ used.weight
+            if grad_weight is not None:
+                if dtype == wide:
+                    grad_weight.addmm_(grad.T, states)
+                else:
+                    grad_weight += grad.T @ states
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        return total.to(wide)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        dtypes = (None if grad_hidden is None else grad_hidden.dtype, *ctx.dtypes)
+        scaled = (
+            None if grad is None else grad.mul_(grad_out).to(dtype)
+            for grad, dtype in zip((grad_hidden, grad_weight, grad_bias), dtypes, strict=True)
+        )
+        return (*scaled, None, None, None)
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Check on random tokens that this module's logits are the model's.
+
+    Raises:
+        ConversionError: They are not.
+    """
+    config, training = text_config(model.config), model.training
+    tokens = torch.randint(int(config.vocab_size), (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+    model.eval()
+    try:
+        tokens = tokens.to(model.device)
+        expected = model(tokens, use_cache=False).logits[0]
+        found = _head_of(model).logits(model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[0])
+    finally:
+        model.train(training)
+    if not bool(expected.isfinite().all()):
+        raise ConversionError(
+            f"this {config.model_type} model gives logits that are no numbers; its weights are broken"
+        )
+    tolerance = PROBE_TOLERANCE.get(expected.dtype, 1e-4) * max(1.0, float(expected.abs().max()))
+    difference = float((found - expected).abs().max())
+    if not difference <= tolerance:
+        raise ConversionError(
+            f"{config.model_type} models make their logits in a way that the loss does not know: {difference:.3g} off "
+            f"where rounding explains {tolerance:.3g}"
+        )

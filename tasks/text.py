@@ -1,0 +1,115 @@
+"""Plain texts, without anything to write about them: for training on every token, and for perplexity.
+
+    accelerate launch eval/perplexity.py --task text --data books/ --maxlen 1024 8192
+    accelerate launch eval/finetune.py --task text --data owner/name --objective lm --maxlen 8192
+
+`--data` takes a folder of .txt and .md files, one such file, JSON lines or Parquet with a column `text`, or the name of
+a hub data set with such Parquet files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task
+from tasks.sources import (
+    CONVERTED_REVISION,
+    Row,
+    Rows,
+    check_request,
+    collect,
+    file_provenance,
+    hub_files,
+    json_line_rows,
+    parquet_rows,
+    require_path,
+    sha256_of,
+)
+
+SPLITS = ("train", "validation", "test")
+COLUMNS = ("id", "text")
+_SUFFIXES = (".txt", ".md")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_text(request: LoadRequest) -> LoadedExamples:
+    """Return one example a text; a row of the hub without one is skipped and counted.
+
+    Raises:
+        DataError: The request, the hub or a file is at fault.
+    """
+    check_request("text", request, SPLITS)
+    path = request.data
+    if path is None:
+        raise DataError(
+            "task text has no data of its own; give --data a folder of .txt files, a file or a hub data set"
+        )
+    if not path.exists() and _HUB_ID.fullmatch(str(path)) and not path.suffix:
+        rows = _hub_rows(str(path), request.split)
+    elif require_path(path).is_dir() or path.suffix in _SUFFIXES:
+        return _load_files(path, request)
+    elif path.suffix == ".parquet":
+        rows = parquet_rows([path], COLUMNS, file_provenance(path))
+    else:
+        rows = json_line_rows(path)
+    return collect(request, rows, _read_rows(rows, request.split))
+
+
+def _hub_rows(repo: str, split: str) -> Rows[Row]:
+    patterns = (f"*{split}*.parquet", f"**/*{split}*.parquet", f"**/{split}/*.parquet")
+    files, commit = hub_files(repo, patterns, ("main", CONVERTED_REVISION))
+    return parquet_rows(files, COLUMNS, {"kind": "hub", "name": repo, "revision": commit})
+
+
+def _read_rows(rows: Rows[Row], split: str) -> Iterator[Example]:
+    from_hub = rows.provenance["kind"] == "hub"
+    for row in rows:
+        text = row.text("text", may_be_empty=from_hub)
+        if not text:
+            rows.num_skipped += 1
+            continue
+        name = row.fields.get("id")
+        example_id = str(name) if isinstance(name, (str, int)) and str(name) else f"{split}-{row.index}"
+        yield Example(id=example_id, document_id=example_id, context=text, references=())
+
+
+def _load_files(path: Path, request: LoadRequest) -> LoadedExamples:
+    if path.is_dir():
+        files: Sequence[Path] = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+        if not files:
+            raise DataError(f"{path} holds no {' or '.join(_SUFFIXES)} file; give --data a folder of texts")
+        provenance = {"kind": "file", "name": path.resolve().name, "sha256": sha256_of(files)}
+        names = [file.relative_to(path).as_posix() for file in files]
+    else:
+        files, names, provenance = [path], [path.name], file_provenance(path)
+    rows = Rows(zip(files, names, strict=True), provenance)
+
+    def read() -> Iterator[Example]:
+        for file, name in rows:
+            try:
+                text = file.read_bytes().decode("utf-8-sig").strip()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{name}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+            if not text:
+                raise DataError(f"{name} is empty; give it a text or take it out")
+            yield Example(id=name, document_id=name, context=text, references=())
+
+    return collect(request, rows, read())
+
+
+TEXT = Task(
+    name="text",
+    version=1,
+    description="plain texts, nothing to write about them",
+    source="--data takes a folder of .txt and .md files, a file of them, JSON lines or Parquet with `text`, a hub id",
+    licence="that of the texts",
+    splits=SPLITS,
+    default_split="train",
+    max_new_tokens=0,
+    templates={},
+    default_template="",
+    needs_hub=False,
+    load=load_text,
+)

@@ -1,0 +1,197 @@
+"""Perplexity end to end on a random tiny model, against logits of whole windows."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eval import perplexity
+from eval.perplexity import buckets_of, losses_of, main, score_lines
+from eval.perplexity_config import PerplexityConfig, build_parser
+from masformer import SpanPlan, apply_plan
+from masformer.checkpoints import Checkpoint
+from tests.tiny_models import save_tiny_checkpoint, tiny_model
+
+WORDS = [
+    "long",
+    "documents",
+    "hold",
+    "many",
+    "words",
+    "and",
+    "every",
+    "word",
+    "costs",
+    "a",
+    "token",
+    "of",
+    "context",
+    "to",
+    "read",
+]
+
+
+def text(seed: int, num_words: int) -> str:
+    return " ".join(WORDS[(seed * 7 + i * (seed + 3)) % len(WORDS)] for i in range(num_words))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for number, length in enumerate((30, 120, 260)):
+        (folder / f"{number}.txt").write_text(text(number, length))
+    return folder
+
+
+@pytest.fixture
+def least(model: Path, data: Path, tmp_path: Path) -> list[str]:
+    """Arguments of a measurement that works."""
+    arguments = f"--task text --data {data} --model {model} --maxlen 200 600 --threads 1"
+    return [*arguments.split(), "--output", str(tmp_path / "run")]
+
+
+def read(folder: Path, name: str) -> Any:
+    content = (folder / name).read_text()
+    return [json.loads(line) for line in content.splitlines()] if name.endswith("jsonl") else json.loads(content)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("plan", ["auto", "local span=40 sinks=2"])
+def test_perplexity_is_that_of_the_logits_of_each_window(
+    plan: str, least: list[str], model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perplexity, "CHUNK_TOKENS", 64)
+    assert main([*least, "--plan", plan]) == 0
+    reference = AutoModelForCausalLM.from_pretrained(model).eval()
+    if plan != "auto":
+        apply_plan(reference, SpanPlan.parse(plan, 3))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    results = {result["maxlen"]: result for result in read(tmp_path / "run", "scores.json")["results"]}
+    for maxlen in (200, 600):
+        total, count = 0.0, 0
+        far = [0.0, 0]
+        for file in sorted(data.iterdir()):
+            ids = [*tokenizer(file.read_text(), add_special_tokens=False).input_ids, tokenizer.eos_token_id][:600]
+            for first in range(0, len(ids), maxlen):
+                window = torch.tensor([ids[first : first + maxlen]])
+                logits = reference(window, use_cache=False).logits[0, :-1]
+                losses = F.cross_entropy(logits, window[0, 1:], reduction="none")
+                total, count = total + float(losses.sum()), count + len(losses)
+                # Positions 256 and on are predicted from as many tokens.
+                far = [far[0] + float(losses[255:].sum()), far[1] + len(losses[255:])]
+        metric = results[maxlen]["metrics"]["perplexity"]
+        assert metric["mean"] == pytest.approx(math.exp(total / count), rel=1e-4)
+        assert metric["low"] <= metric["mean"] <= metric["high"]
+        assert results[maxlen]["num_tokens"] == count
+        if maxlen == 600:
+            buckets = results[maxlen]["by_position"]
+            assert [(b["first"], b["last"]) for b in buckets] == [(0, 255), (256, 511), (512, 599)]
+            log_far = sum(b["num_tokens"] * math.log(b["perplexity"]["mean"]) for b in buckets[1:])
+            assert log_far / far[1] == pytest.approx(far[0] / far[1], rel=1e-4)
+            assert sum(b["num_tokens"] for b in buckets) == count
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "| 600 | 3 |" in report
+    assert "| 256 to 511 |" in report
+
+
+def test_lengths_may_be_added_and_what_is_there_is_kept(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*least, "--tokens", "700"]) == 0
+    before = read(tmp_path / "run", "predictions.jsonl")
+    assert main([*least, "--tokens", "700", "--maxlen", "400"]) == 0
+    assert "6 of 9 measurements are there" in capsys.readouterr().out
+    after = read(tmp_path / "run", "predictions.jsonl")
+    assert [line for line in after if line["maxlen"] != 400] == before
+    assert [result["maxlen"] for result in read(tmp_path / "run", "scores.json")["results"]] == [200, 400, 600]
+    assert main([*least, "--tokens", "800"]) == 2
+    assert "tokens is 700 there and 800 now" in capsys.readouterr().err
+
+
+def test_a_longer_context_makes_a_text_that_repeats_itself_easier() -> None:
+    assert buckets_of(200) == [(0, 200)]
+    assert buckets_of(256) == [(0, 256)]
+    assert buckets_of(1024) == [(0, 256), (256, 512), (512, 1024)]
+    assert buckets_of(1500)[-1] == (1024, 1500)
+
+
+def test_losses_of_one_token_are_none() -> None:
+    model = tiny_model("llama")
+    losses, _ = losses_of(model, [5])
+    assert len(losses) == 0
+
+
+def test_a_bucket_that_nobody_reaches_is_not_there_and_one_document_has_no_interval() -> None:
+    line = {
+        "task": "text",
+        "id": "a",
+        "maxlen": 600,
+        "num_tokens": 100,
+        "num_tokens_dropped": 0,
+        "negative_log_likelihood": 200.0,
+        "buckets": [[0, 256, 200.0, 100]],
+        "seconds": 2.0,
+        "cache_bytes": 10,
+        "peak_bytes": None,
+        "attention_flops": None,
+    }
+    (result,) = score_lines([line], [{"task": "text", "id": "a", "document_id": "a"}], "m")
+    assert result["metrics"]["perplexity"] == {"mean": pytest.approx(math.exp(2)), "low": None, "high": None}
+    assert len(result["by_position"]) == 1
+    assert result["cost"]["tokens_per_second"] == 50
+    assert result["cost"]["attention_flops"] is None
+
+
+def test_documents_of_several_queries_are_read_once(tmp_path: Path, model: Path) -> None:
+    meeting = {
+        "meeting_transcripts": [{"speaker": "A", "content": text(1, 80)}],
+        "general_query_list": [{"query": "one", "answer": "x"}, {"query": "two", "answer": "y"}],
+        "specific_query_list": [],
+    }
+    file = tmp_path / "val.jsonl"
+    file.write_text(json.dumps(meeting) + "\n")
+    arguments = f"--task qmsum --data {file} --model {model} --maxlen 300 --threads 1 --output {tmp_path / 'run'}"
+    assert main(arguments.split()) == 0
+    assert len(read(tmp_path / "run", "predictions.jsonl")) == 1
+
+
+def test_wrong_input_is_one_line_before_weights_load(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded before the input was checked")
+
+    monkeypatch.setattr(Checkpoint, "load_model", fail)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments, part in (
+        (["--maxlen", "1"], "maxlen 1 leaves nothing to predict"),
+        (["--maxlen", "4000"], "beyond the 2048 positions"),
+        (["--tokens", "100"], "--tokens 100 is below maxlen 600"),
+        (["--data", str(empty)], "holds no .txt or .md file"),
+        (["--task", "nope"], "unknown task 'nope'"),
+        (["--plan", "middle:9"], "9 layers asked for"),
+    ):
+        capsys.readouterr()
+        assert main([*least, *arguments]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("error: ")
+        assert part in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_flag_is_a_setting_and_every_setting_a_flag() -> None:
+    flags = {action.dest for action in build_parser()._actions} - {"help", "config"}
+    assert flags == set(PerplexityConfig.__dataclass_fields__)

@@ -1,0 +1,58 @@
+"""Texts alone: a folder, a file, rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tasks import DataError, LoadedExamples, LoadRequest
+from tasks.text import load_text
+
+
+def load(path: Path | None, limit: int | None = None) -> LoadedExamples:
+    return load_text(LoadRequest(split="train", data=path, limit=limit))
+
+
+def test_a_folder_gives_each_text_under_its_path(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b.md").write_text("second\n")
+    (tmp_path / "a" / "x.txt").write_text("\ufefffirst\n", encoding="utf-8")
+    (tmp_path / "c.bin").write_bytes(b"\xff")
+    loaded = load(tmp_path)
+    assert [(example.id, example.context) for example in loaded.examples] == [("a/x.txt", "first"), ("b.md", "second")]
+    assert all(example.references == () for example in loaded.examples)
+    assert loaded.provenance["num_rows"] == 2
+    assert [example.id for example in load(tmp_path, limit=1).examples] == ["a/x.txt"]
+
+
+def test_one_file_json_lines_and_parquet(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("words")
+    assert load(tmp_path / "one.txt").examples[0].id == "one.txt"
+    rows = [{"id": "x", "text": "first"}, {"text": "second"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(e.id, e.context) for e in load(tmp_path / "rows.jsonl").examples] == [
+        ("x", "first"),
+        ("train-1", "second"),
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "first"}]), tmp_path / "rows.parquet")
+    assert [e.context for e in load(tmp_path / "rows.parquet").examples] == ["first"]
+
+
+def test_what_is_no_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="task text has no data of its own; give --data"):
+        load(None)
+    with pytest.raises(DataError, match=r"holds no \.txt or \.md file"):
+        load(tmp_path)
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(DataError, match=r"bad\.txt: not UTF-8 text"):
+        load(tmp_path)
+    (tmp_path / "bad.txt").write_text(" \n")
+    with pytest.raises(DataError, match=r"bad\.txt is empty"):
+        load(tmp_path / "bad.txt")
+    (tmp_path / "rows.jsonl").write_text('{"article": "a"}\n')
+    with pytest.raises(DataError, match="field 'text' is missing"):
+        load(tmp_path / "rows.jsonl")
