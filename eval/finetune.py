@@ -201,11 +201,14 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
     folder, identity = job.folder, job.identity
     main_process = accelerator.is_main_process
     with folder.run.lock() if main_process else nullcontext():
+        # All have looked at the folder before anyone writes to it.
+        accelerator.wait_for_everyone()
         if main_process:
             session = describe_session(arguments, accelerator, job.threads) | {"first_step": job.start + 1}
             job.record["sessions"].append(session)
             folder.run.write_json("run.json", job.record)
-            folder.cut_logs(job.start)
+            # From the beginning, the evaluation before the first step is made again.
+            folder.cut_logs(job.start or -1)
             _introduce(job, accelerator)
         set_seed(job.config.seed)
         model = load_converted(
@@ -219,7 +222,9 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
         if job.config.lora_rank:
             adapters = add_adapters(model, identity["lora_rank"], identity["lora_alpha"], job.config.lora_targets)
         if job.config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # The older name is on its way out.
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
         wrapped = NextTokenLoss(model)
         job.record["num_trainable"], job.record["num_parameters"] = num_trainable(wrapped)
         optimizer = make_optimizer(wrapped, job.config.weight_decay)
@@ -275,9 +280,6 @@ def _train(job: Job, trainer: Trainer, model: PreTrainedModel, adapters: PeftMod
                 if held_rows:
                     _evaluate(job, trainer, held_rows, number)
                 _save(job, trainer, model, adapters, number)
-    if accelerator.trackers:
-        for tracker in accelerator.trackers:
-            tracker.finish()
 
 
 def _evaluate(job: Job, trainer: Trainer, rows: Sequence[Row], step: int) -> None:

@@ -25,12 +25,14 @@ from masformer.convert import PROBE_TOLERANCE, ConversionError, text_config
 # Marks a token whose successor is not predicted: torch's own default.
 IGNORED = -100
 # Tokens whose logits stand in memory at once.
-CHUNK_TOKENS = 256
+CHUNK_TOKENS = 128
+# Words whose gradients are computed at once.
+_WORDS = 8192
 _PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Head:
+class Head:
     """How hidden states become logits: `cap * tanh(scale * (hidden @ weight.T + bias) / cap)`.
 
     Attributes:
@@ -54,7 +56,7 @@ class _Head:
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
 
-def _head_of(model: PreTrainedModel) -> _Head:
+def _head_of(model: PreTrainedModel) -> Head:
     config, embeddings = text_config(model.config), model.get_output_embeddings()
     if type(embeddings) is not nn.Linear:
         raise ConversionError(
@@ -63,7 +65,7 @@ def _head_of(model: PreTrainedModel) -> _Head:
     scaling = getattr(config, "logits_scaling", None)
     scale = 1 / scaling if scaling else getattr(config, "logit_scale", None) or 1.0
     cap = getattr(config, "final_logit_softcapping", None)
-    return _Head(weight=embeddings.weight, bias=embeddings.bias, scale=float(scale), cap=cap)
+    return Head(weight=embeddings.weight, bias=embeddings.bias, scale=float(scale), cap=cap)
 
 
 class NextTokenLoss(nn.Module):
@@ -98,10 +100,10 @@ class NextTokenLoss(nn.Module):
         if not torch.is_grad_enabled():
             return _negative_log_likelihood(head, hidden, targets).sum()
         if not torch.is_autocast_enabled(hidden.device.type):
-            return _summed_loss(hidden, head, targets)
+            return summed_loss(hidden, head, targets)
         dtype = torch.get_autocast_dtype(hidden.device.type)
         with torch.autocast(hidden.device.type, enabled=False):
-            return _summed_loss(hidden, head, targets, dtype)
+            return summed_loss(hidden, head, targets, dtype)
 
 
 @torch.no_grad()
@@ -116,12 +118,20 @@ def _chunks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor, Te
         yield part, hidden[part], targets[part]
 
 
-def _negative_log_likelihood(head: _Head, hidden: Tensor, targets: Tensor) -> Tensor:
+def _negative_log_likelihood(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     parts = [F.cross_entropy(head.logits(x), y, reduction="none") for _, x, y in _chunks(hidden, targets)]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def _summed_loss(hidden: Tensor, head: _Head, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def summed_loss(hidden: Tensor, head: Head, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the summed negative log likelihood of (N,) targets after (N, D) hidden states, in nats.
+
+    Args:
+        hidden: (N, D).
+        head: What makes logits of them.
+        targets: (N,).
+        dtype: Of the products; None is that of the hidden states.
+    """
     loss: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, targets, head, dtype or hidden.dtype
     )
@@ -138,12 +148,12 @@ class _SummedLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        head: _Head,
+        head: Head,
         dtype: torch.dtype,
     ) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide = torch.promote_types(dtype, torch.float32)
-        used = _Head(
+        used = Head(
             weight=weight.to(dtype), bias=None if bias is None else bias.to(dtype), scale=head.scale, cap=head.cap
         )
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -155,10 +165,12 @@ class _SummedLoss(torch.autograd.Function):
             logits = used.logits(states)
             # Of a capped logit c = cap * tanh(x / cap), dc / dx is 1 - (c / cap) ** 2.
             slope = None if head.cap is None else 1 - (logits / head.cap).square_()
+            # In place from here on: logits, their exponentials, their probabilities, the gradient.
+            logits.sub_(logits.amax(dim=1, keepdim=True))
             wanted = logits.gather(1, index)
-            sums = logits.logsumexp(dim=1, keepdim=True)
-            total += (sums - wanted).sum(dtype=torch.float64)
-            grad = logits.sub_(sums).exp_()
+            sums = logits.exp_().sum(dim=1, keepdim=True)
+            total += (sums.log() - wanted).sum(dtype=torch.float64)
+            grad = logits.div_(sums)
             grad.scatter_add_(1, index, torch.full_like(wanted, -1))
             if slope is not None:
                 grad.mul_(slope)
@@ -167,25 +179,27 @@ class _SummedLoss(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += grad.sum(dim=0)
             grad = grad.to(dtype)
+            del logits
             if grad_hidden is not None:
                 grad_hidden[part] = grad @ used.weight
             if grad_weight is not None:
-                if dtype == wide:
-                    grad_weight.addmm_(grad.T, states)
-                else:
-                    grad_weight += grad.T @ states
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+                # Some words at a time, because the product in half precision is a tensor of its own.
+                for words in range(0, len(weight), _WORDS):
+                    grad_weight[words : words + _WORDS] += grad[:, words : words + _WORDS].T @ states
+        # Not saved for the backward pass by autograd, which would copy them there.
+        ctx.gradients = (grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return total.to(wide)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        dtypes = (None if grad_hidden is None else grad_hidden.dtype, *ctx.dtypes)
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the loss went through the backward pass before; compute it again")
         scaled = (
             None if grad is None else grad.mul_(grad_out).to(dtype)
-            for grad, dtype in zip((grad_hidden, grad_weight, grad_bias), dtypes, strict=True)
+            for grad, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return (*scaled, None, None, None)
 

@@ -195,6 +195,36 @@ def test_accumulation_changes_how_a_step_is_computed_and_not_what_it_is(
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.2 if "bfloat16" in extra else 1e-3)
 
 
+def test_a_training_killed_before_its_first_checkpoint_begins_anew(
+    least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer.step
+
+    def interrupted(trainer: Trainer, number: int, *arguments: Any) -> dict[str, Any]:
+        if number == 2:
+            raise KeyboardInterrupt
+        return original(trainer, number, *arguments)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    assert main(least) == 130
+    monkeypatch.setattr(Trainer, "step", original)
+    assert main([*least, "--resume"]) == 0
+    assert [line["step"] for line in lines(tmp_path / "run", "steps.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines(tmp_path / "run", "evals.jsonl")] == [0, 2, 4, 6]
+
+
+def test_a_tracker_gets_the_losses(least: list[str], tmp_path: Path) -> None:
+    assert main([*least, "--report-to", "tensorboard"]) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents.*.0")
+    found = EventAccumulator(str(events.parent)).Reload()
+    steps = lines(tmp_path / "run", "steps.jsonl")
+    assert [event.step for event in found.Scalars("train/loss")] == [line["step"] for line in steps]
+    assert [event.value for event in found.Scalars("train/loss")] == pytest.approx([line["loss"] for line in steps])
+    assert [event.step for event in found.Scalars("held_out/loss")] == [0, 2, 4, 6]
+
+
 def test_two_processes_train_what_one_does_with_the_same_global_batch(least: list[str], tmp_path: Path) -> None:
     one = launch([*least, "--batch-size", "2"])
     assert one.returncode == 0, one.stderr

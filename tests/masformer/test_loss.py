@@ -136,7 +136,7 @@ def test_logits_made_in_an_unknown_way_are_refused() -> None:
 
 def test_no_logits_of_all_tokens_stand_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = 0
-    original = loss._Head.logits
+    original = loss.Head.logits
 
     def noting(head: Any, hidden: Tensor) -> Tensor:
         nonlocal largest
@@ -145,6 +145,6 @@ def test_no_logits_of_all_tokens_stand_in_memory(monkeypatch: pytest.MonkeyPatch
 
     model = tiny_model("llama")
     wrapped = NextTokenLoss(model)
-    monkeypatch.setattr(loss._Head, "logits", noting)
+    monkeypatch.setattr(loss.Head, "logits", noting)
     wrapped(*batch()).backward()
     assert largest == 7
