@@ -38,20 +38,20 @@ from eval.record import default_output
 from eval.sequences import (
     Pieces,
     Row,
+    chosen_rows,
     count_rows,
-    in_order,
     split_held_out,
     template_of,
     training_steps,
 )
 from eval.session import LaunchError, describe_session, now, run_script, set_threads, start_processes
 from eval.settings import ConfigError
-from eval.train_folder import STATE, TrainFolder, TrainingError, find_checkpoint
+from eval.train_folder import STATE, TrainFolder, TrainingError, find_checkpoint, step_of
 from eval.train_report import CURVES, draw_curves, render_train_report
 from eval.training import Trainer, learning_rate_at, make_optimizer
 from masformer import SpanPlan, save_checkpoint
 from masformer.checkpoints import Checkpoint, has_learned_positions, max_positions, open_checkpoint
-from masformer.loss import NextTokenLoss
+from masformer.loss import NextTokenLoss, check_packing
 from masformer.positions import extend_table, extended_config
 from tasks import TASKS, LoadRequest
 
@@ -85,7 +85,7 @@ class Job:
 
 def main(arguments: Sequence[str]) -> int:
     """Train, and return the exit status: 0, or 2 after one line on what is wrong."""
-    return run_script(arguments, _start, execute)
+    return run_script(arguments, _start, execute, again="the same command with --resume")
 
 
 def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
@@ -178,9 +178,10 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Job:
         "held_out_documents": {
             task: sorted({example.document_id for example in of_task}) for task, of_task in held_out.items()
         },
+        "num_held_out_rows": None,
         "num_trainable": None,
         "num_parameters": None,
-        "peak_bytes": None,
+        "peak_bytes": held["peak_bytes"] if held else None,
         "sessions": held["sessions"] if held else [],
     }
     return Job(
@@ -209,6 +210,8 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
             folder.run.write_json("run.json", job.record)
             # From the beginning, the evaluation before the first step is made again.
             folder.cut_logs(job.start or -1)
+            if job.start:
+                folder.point("last", job.start)
             _introduce(job, accelerator)
         set_seed(job.config.seed)
         model = load_converted(
@@ -226,12 +229,17 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
         wrapped = NextTokenLoss(model)
+        if identity["packing"]:
+            check_packing(model)
         job.record["num_trainable"], job.record["num_parameters"] = num_trainable(wrapped)
         optimizer = make_optimizer(wrapped, job.config.weight_decay)
+        _tell_deepspeed(job.config, accelerator)
         prepared, optimizer = accelerator.prepare(wrapped, optimizer)
         _keep_only_what_is_trained(accelerator)
         if job.start:
             accelerator.load_state(str(folder.checkpoint(job.start) / STATE))
+            # Its count of forward passes may be of another layout; a checkpoint lies between two steps.
+            accelerator.step = 0
         trainer = Trainer(
             accelerator=accelerator,
             model=prepared,
@@ -253,7 +261,8 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
 def _train(job: Job, trainer: Trainer, model: PreTrainedModel, adapters: PeftModel | None) -> None:
     config, folder, accelerator = job.config, job.folder, trainer.accelerator
     identity, total = job.identity, job.identity["total_steps"]
-    held_rows = list(itertools.islice(in_order(job.held_out), config.held_out_limit)) if config.held_out else []
+    held_rows = chosen_rows(job.held_out, config.held_out_limit, config.seed)
+    job.record["num_held_out_rows"] = len(held_rows)
     every = config.eval_every or max(1, total // 10)
     steps = training_steps(job.trained, config.seed, identity["step_rows"], packing=identity["packing"])
     # A resumed training passes over the rows that it has seen.
@@ -283,7 +292,7 @@ def _train(job: Job, trainer: Trainer, model: PreTrainedModel, adapters: PeftMod
 
 
 def _evaluate(job: Job, trainer: Trainer, rows: Sequence[Row], step: int) -> None:
-    line = {"step": step} | trainer.evaluate(rows)
+    line = {"step": step} | trainer.evaluate(rows, step)
     accelerator = trainer.accelerator
     if accelerator.is_main_process:
         job.folder.log("evals.jsonl", line)
@@ -314,14 +323,15 @@ def _save(job: Job, trainer: Trainer, model: PreTrainedModel, adapters: PeftMode
 
         folder.written(step, write)
         evals = folder.read_log("evals.jsonl")
-        best = _best_step(evals, folder, step)
+        best = _best_step(evals, step)
         folder.end_checkpoint(step, is_best=best == step)
-        job.record["peak_bytes"] = peak_bytes(accelerator.device)
+        peaks = (job.record["peak_bytes"], peak_bytes(accelerator.device))
+        job.record["peak_bytes"] = max((peak for peak in peaks if peak is not None), default=None)
         _report(job, accelerator)
     accelerator.wait_for_everyone()
 
 
-def _best_step(evals: Sequence[Mapping[str, Any]], folder: TrainFolder, step: int) -> int:
+def _best_step(evals: Sequence[Mapping[str, Any]], step: int) -> int:
     """Return the step of the lowest held-out loss among the checkpoints; the newest where nothing is held out."""
     with_checkpoint = [line for line in evals if 0 < line["step"] <= step]
     return int(min(with_checkpoint, key=lambda line: line["loss"])["step"]) if with_checkpoint else step
@@ -373,8 +383,7 @@ def _introduce(job: Job, accelerator: Accelerator) -> None:
 def _report(job: Job, accelerator: Accelerator) -> None:
     folder = job.folder
     steps, evals = folder.read_log("steps.jsonl"), folder.read_log("evals.jsonl")
-    link = folder.path / "best"
-    best = int(link.resolve().name.removeprefix("step-")) if link.exists() else None
+    best = folder.step_of("best")
     folder.run.write_json("run.json", job.record)
     folder.run.write_text(CURVES, draw_curves(steps, evals))
     folder.run.write_text("report.md", render_train_report(job.record, steps, evals, best))
@@ -390,6 +399,18 @@ def _conclude(job: Job) -> None:
             f"lowest {lowest['loss']:.4f} at step {lowest['step']}"
         )
     print(f"folder: {job.folder.path}; evaluate with: accelerate launch eval/run.py --model {job.folder.path}/best ...")
+
+
+def _tell_deepspeed(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Give DeepSpeed, which counts and clips by itself, the settings of the command line."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": config.batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation,
+            "gradient_clipping": config.max_grad_norm,
+        }
+        accelerator.gradient_accumulation_steps = config.gradient_accumulation
 
 
 def _check_trackers(names: Sequence[str]) -> None:
@@ -435,16 +456,18 @@ def _folder_of(config: TrainConfig) -> TrainFolder:
 
 
 def _step_to_resume(config: TrainConfig, folder: TrainFolder) -> int:
-    chosen = config.resume.resolve() if isinstance(config.resume, Path) else None
-    if chosen is not None and chosen.parent.name == "checkpoints":
-        checkpoint: Path | None = chosen
+    chosen = config.resume if isinstance(config.resume, Path) else None
+    if chosen is not None and chosen.resolve() != folder.path.resolve():
+        step: int | None = step_of(chosen)
     else:
-        checkpoint = folder.last_checkpoint()
-    if checkpoint is None:
+        step = folder.step_of("last")
+    if step is None:
         return 0
-    if not (checkpoint / STATE).is_dir():
-        raise ConfigError(f"--resume {checkpoint} holds no {STATE}/; it is a model, and no checkpoint of a training")
-    return int(checkpoint.name.removeprefix("step-"))
+    if not (folder.checkpoint(step) / STATE).is_dir():
+        raise ConfigError(
+            f"--resume {folder.checkpoint(step)} holds no {STATE}/; it is a model, and no checkpoint of a training"
+        )
+    return step
 
 
 def _identity(
@@ -462,6 +485,7 @@ def _identity(
     fixed = ("objective", "maxlen", "limit", "held_out", "held_out_limit", "truncation", "extend_positions", "schedule")
     more = ("weight_decay", "max_grad_norm", "gradient_checkpointing", "lora_rank", "seed", "batch_size")
     return {
+        "task": list(config.task),
         "model": checkpoint.provenance,
         "plan": None if plan is None else plan.to_json(),
         "dtype": config.dtype or default_dtype(accelerator),

@@ -116,6 +116,8 @@ class TrainConfig:
                     f"task '{name}' has no training split (it has {known}); give training data with --data, or choose "
                     "the split to train on with --split"
                 )
+        if self.maxlen < 2:
+            raise ConfigError(f"maxlen {self.maxlen} leaves nothing to predict; give 2 or more")
         if self.learning_rate is not None and self.learning_rate > 1:
             raise ConfigError(f"--learning-rate {self.learning_rate:g} is above 1; AdamW takes 1e-6 to 1e-3")
         if not self.lora_rank and (self.lora_alpha is not None or self.lora_targets != (ALL_LINEAR,)):

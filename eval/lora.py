@@ -27,11 +27,18 @@ def check_targets(targets: Sequence[str], config: PreTrainedConfig, *, trust_rem
         return
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    linear = {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    # The loss reads the output layer's weights themselves.
+    linear = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not model.get_output_embeddings()
+    }
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-            raise ConfigError(f"--lora-targets names '{target}', which no linear layer of the model is called: {known}")
+            raise ConfigError(
+                f"--lora-targets names '{target}', which no linear layer of its decoder is called: {known}"
+            )
 
 
 def add_adapters(model: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str]) -> PeftModel:

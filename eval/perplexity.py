@@ -40,8 +40,9 @@ from eval.report import as_columns, as_markdown, number_or_dash
 from eval.run_folder import Key, RunFolder, append_line
 from eval.score import interval_of_ratio
 from eval.session import describe_session, now, run_script, set_threads, start_processes
+from eval.settings import ConfigError
 from masformer import SpanCache, SpanPlan, fixed_frequencies
-from masformer.checkpoints import Checkpoint, open_checkpoint
+from masformer.checkpoints import Checkpoint, CheckpointError, open_checkpoint
 from masformer.cost import attention_flops
 from masformer.loss import check_head, token_losses
 from masformer.prefill import CHUNK_TOKENS
@@ -101,13 +102,18 @@ def prepare(config: PerplexityConfig, accelerator: Accelerator) -> Job:
     threads = set_threads(config.threads, os.environ)
     torch.manual_seed(config.seed)
     dtype = config.dtype or default_dtype(accelerator)
-    tokens = config.tokens or config.maxlen[-1]
     loaded = {name: _load_documents(config, name) for name in config.task}
     checkpoint = open_checkpoint(config.model, trust_remote_code=config.trust_remote_code)
     plan = resolve_plan(config.plan, checkpoint)
     check_positions(max(config.maxlen), checkpoint, allow_extrapolation=config.allow_extrapolation)
     folder = RunFolder(config.output or default_output("perplexity", config, ("maxlen", "limit", "output")))
     held = folder.read_run()
+    tokens = config.tokens or (held["identity"].get("tokens", 0) if held else config.maxlen[-1])
+    if held and tokens < config.maxlen[-1]:
+        raise ConfigError(
+            f"output folder {folder.path} reads {tokens} tokens a document, fewer than maxlen {config.maxlen[-1]}; "
+            "give another folder with --output (--tokens N leaves room for lengths up to N)"
+        )
     identity = {
         "model": checkpoint.provenance,
         "plan": None if plan is None else plan.to_json(),
@@ -152,8 +158,10 @@ def _load_documents(config: PerplexityConfig, name: str) -> LoadedExamples:
     task = TASKS[name]
     request = LoadRequest(split=config.split or task.default_split, data=config.data, limit=config.limit)
     loaded = task.load(request)
-    documents = {example.document_id: example for example in reversed(loaded.examples)}
-    return replace(loaded, examples=tuple(reversed(documents.values())))
+    documents: dict[str, Example] = {}
+    for example in loaded.examples:
+        documents.setdefault(example.document_id, example)
+    return replace(loaded, examples=tuple(documents.values()))
 
 
 def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
@@ -212,6 +220,10 @@ def _measure(
             for first in range(0, len(token_ids), maxlen):
                 window = token_ids[first : first + maxlen]
                 losses, held = losses_of(model, window)
+                if not bool(losses.isfinite().all()):
+                    raise CheckpointError(
+                        f"a loss on {example.id} is no number in {job.dtype}; try --dtype float32, or mend the weights"
+                    )
                 cache_bytes = max(cache_bytes, held)
                 for start, stop in buckets_of(maxlen):
                     # The token at index i is predicted from i tokens before it.
@@ -320,10 +332,15 @@ def _perplexity(pairs: Sequence[tuple[float, int]]) -> dict[str, float | None]:
         return {"mean": None, "low": None, "high": None}
     low, high = interval_of_ratio([loss for loss, _ in pairs], [count for _, count in pairs])
     return {
-        "mean": math.exp(sum(loss for loss, _ in pairs) / tokens),
-        "low": None if low is None else math.exp(low),
-        "high": None if high is None else math.exp(high),
+        "mean": _exp(sum(loss for loss, _ in pairs) / tokens),
+        "low": None if low is None else _exp(low),
+        "high": None if high is None else _exp(high),
     }
+
+
+def _exp(loss: float) -> float | None:
+    """Return exp(loss); None for what no float holds."""
+    return math.exp(loss) if loss < 700 else None
 
 
 def _introduce(job: Job, missing: int, torn: int, accelerator: Accelerator) -> None:

@@ -224,7 +224,7 @@ def _disk_errors(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunFolderError(
-            f"{file} cannot be written: {error.strerror or error}; what is there is kept, and the same command resumes "
+            f"{file} cannot be written: {error.strerror or error}; what is there is kept; resume "
             "once there is room and permission"
         ) from error
 

@@ -95,15 +95,20 @@ def split_held_out(
 ) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
     """Return the examples of each task that are trained on, and those held out: whole documents, by their digest.
 
-    At least one document is held out of each task when the share is not 0, and at least one is left.
+    A document is held out of all tasks or of none. At least one is when the share is not 0, and at least one is left.
     """
-    trained, held = {}, {}
-    for task, of_task in examples.items():
-        documents = sorted({example.document_id for example in of_task}, key=lambda name: _digest(f"{seed} {name}"))
-        count = min(max(1, round(share * len(documents))), len(documents) - 1) if share else 0
-        chosen = set(documents[:count])
-        held[task] = [example for example in of_task if example.document_id in chosen]
-        trained[task] = [example for example in of_task if example.document_id not in chosen]
+    documents = sorted(
+        {example.document_id for of_task in examples.values() for example in of_task},
+        key=lambda name: _digest(f"{seed} {name}"),
+    )
+    chosen = set(documents[: min(max(1, round(share * len(documents))), len(documents) - 1)] if share else [])
+    trained, held = (
+        {
+            task: [example for example in of_task if (example.document_id in chosen) == is_held]
+            for task, of_task in examples.items()
+        }
+        for is_held in (False, True)
+    )
     return trained, held
 
 
@@ -131,8 +136,15 @@ class Pieces:
 
     @cached_property
     def items(self) -> list[tuple[str, Example]]:
-        """Return all (task, example) pairs, in the order of the sources."""
-        return [(task, example) for task, of_task in self.examples.items() for example in of_task]
+        """Return all (task, example) pairs, in the order of the sources; for `lm`, one a document."""
+        pairs = [(task, example) for task, of_task in self.examples.items() for example in of_task]
+        if self.objective != "lm":
+            return pairs
+        # Queries about one document, and tasks on the same papers, share its text.
+        first: dict[str, tuple[str, Example]] = {}
+        for task, example in pairs:
+            first.setdefault(example.document_id, (task, example))
+        return list(first.values())
 
     def __getitem__(self, index: int) -> tuple[Piece, ...]:
         """Return the pieces of one example.
@@ -186,6 +198,15 @@ def windows(example_id: str, token_ids: Sequence[int], maxlen: int) -> tuple[Pie
     return tuple(
         Piece(id=example_id, token_ids=tuple(token_ids[start : start + maxlen]), first_target=1) for start in starts
     )
+
+
+def chosen_rows(pieces: Pieces, limit: int | None, seed: int) -> list[Row]:
+    """Return the rows that an evaluation reads, each piece on its own: all, or a choice of all tasks and documents."""
+    rows = list(in_order(pieces))
+    if limit is None or len(rows) <= limit:
+        return rows
+    order = sorted(range(len(rows)), key=lambda index: _digest(f"{seed} {index} {rows[index][0].id}"))
+    return [rows[index] for index in sorted(order[:limit])]
 
 
 def in_order(pieces: Pieces) -> Iterator[Row]:

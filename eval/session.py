@@ -81,6 +81,7 @@ def run_script(
     arguments: Sequence[str],
     start: Callable[[Sequence[str]], tuple[Job, Accelerator]],
     execute: Callable[[Job, list[str], Accelerator], None],
+    again: str = "the same command",
 ) -> int:
     """Run a script, and return its exit status: 0, 2 after one line on what is wrong, 130 after an interrupt.
 
@@ -88,6 +89,7 @@ def run_script(
         arguments: Of the command line.
         start: Checks everything that can be checked before weights load, and writes nothing.
         execute: Does the work, with the other processes.
+        again: What goes on after an interrupt.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -104,7 +106,7 @@ def run_script(
         return 2
     except KeyboardInterrupt:
         if speaks:
-            print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+            print(f"interrupted: {again} goes on where this one stopped", file=sys.stderr)
         return 130
     accelerator.end_training()
     return 0

@@ -40,10 +40,26 @@ class TrainFolder:
         self.path = path
         self.run = RunFolder(path)
 
-    def last_checkpoint(self) -> Path | None:
-        """Return the folder of the last whole checkpoint; None before the first."""
-        link = self.path / "last"
-        return link.resolve() if link.exists() else None
+    def step_of(self, name: str) -> int | None:
+        """Return the step of the checkpoint that `best` or `last` names; None before the first.
+
+        Raises:
+            TrainingError: The link was replaced by a copy, or names what is not there.
+        """
+        link = self.path / name
+        if not link.is_symlink() and not link.exists():
+            return None
+        if not link.is_symlink() or not link.exists():
+            problem = "is a copy and not a link" if link.exists() else "names a checkpoint that is not there"
+            raise TrainingError(f"{link} {problem}; give --resume one of {self.path / _CHECKPOINTS}/step-*")
+        return step_of(link)
+
+    def point(self, name: str, step: int) -> None:
+        """Let `best` or `last` name the checkpoint of a step."""
+        link = self.path / f".{name}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.checkpoint(step).relative_to(self.path))
+        link.replace(self.path / name)
 
     def checkpoint(self, step: int) -> Path:
         """Return where the checkpoint of a step lies, or would."""
@@ -74,8 +90,8 @@ class TrainFolder:
         except (OSError, RuntimeError, SafetensorError) as error:
             # torch and safetensors have exceptions of their own for a full disk.
             shutil.rmtree(self.partial(step), ignore_errors=True)
-            last = self.last_checkpoint()
-            kept = "none was written before" if last is None else f"the one before, {last.name}, is whole"
+            last = self.step_of("last")
+            kept = "none was written before" if last is None else f"the one before, step {last}, is whole"
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise TrainingError(
                 f"the checkpoint of step {step} cannot be written to {self.path}: {first}; {kept}; make room and run "
@@ -91,13 +107,15 @@ class TrainFolder:
 
         def publish() -> None:
             _sync(self.partial(step))
-            shutil.rmtree(self.checkpoint(step), ignore_errors=True)
+            # A checkpoint of this step may be there, from before a resume; it goes when the new one has its name.
+            former = self.partial(step).with_suffix(".former")
+            shutil.rmtree(former, ignore_errors=True)
+            if self.checkpoint(step).exists():
+                self.checkpoint(step).replace(former)
             self.partial(step).replace(self.checkpoint(step))
             for name in ("last", "best") if is_best else ("last",):
-                link = self.path / f".{name}"
-                link.unlink(missing_ok=True)
-                link.symlink_to(self.checkpoint(step).relative_to(self.path))
-                link.replace(self.path / name)
+                self.point(name, step)
+            shutil.rmtree(former, ignore_errors=True)
 
         self.written(step, publish)
         kept = {(self.path / name).resolve() for name in ("last", "best")}
@@ -129,6 +147,18 @@ class TrainFolder:
         """
         with (self.path / name).open("ab", buffering=0) as stream:
             append_line(stream, line)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that the folder of a checkpoint, or a link to it, names.
+
+    Raises:
+        TrainingError: It is no checkpoint.
+    """
+    name = checkpoint.resolve().name
+    if not name.removeprefix("step-").isdigit():
+        raise TrainingError(f"{checkpoint} is no checkpoint of a training; give one of {_CHECKPOINTS}/step-*")
+    return int(name.removeprefix("step-"))
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -35,7 +35,7 @@ def render_train_report(
         "model": f"`{identity['model']['reference']}`, {weights}: {trained:,} of {total:,} numbers trained",
         "spans": f"`{run['plan_description']}`",
         "data": f"{', '.join(run['tasks'])}, objective `{identity['objective']}`, {run['num_train_examples']} examples "
-        f"trained on, {run['num_held_out_examples']} held out",
+        f"trained on, {run['num_held_out_examples']} held out ({run['num_held_out_rows']} rows of them read)",
         "steps": f"{len(steps)} of {identity['total_steps']}, {tokens:,} tokens, rows of {identity['maxlen']:,}, "
         f"{identity['step_rows']} row(s) a step",
         "learning rate": f"{identity['learning_rate']:g}, {identity['warmup_steps']} steps of warm-up, then "
@@ -84,6 +84,7 @@ def draw_curves(steps: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str,
     norm.plot([step for step, _ in known], [value for _, value in known], color="tab:orange")
     norm.set_ylabel("gradient norm")
     norm.set_xlabel("step")
+    norm.xaxis.get_major_locator().set_params(integer=True)
     for axes in (loss, rate, norm):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

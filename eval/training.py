@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,12 +104,15 @@ class Trainer:
         }
 
     @torch.no_grad()
-    def evaluate(self, rows: Iterable[Row]) -> dict[str, Any]:
-        """Return the mean loss per target over some rows, computed by all processes together."""
+    def evaluate(self, rows: Sequence[Row], step: int) -> dict[str, Any]:
+        """Return the mean loss per target over some rows, computed by all processes together.
+
+        Raises:
+            TrainingError: It is no number; the checkpoint of this step is not to be kept.
+        """
         started = time.perf_counter()
         accelerator = self.accelerator
         self.model.eval()
-        rows = list(rows)
         total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         # As many forward passes on each process, since sharded weights are gathered by all at once.
         for first in range(0, len(rows), accelerator.num_processes):
@@ -119,6 +122,11 @@ class Trainer:
                 total += loss
         num_targets = sum(piece.num_targets for row in rows for piece in row)
         mean = float(accelerator.reduce(total, reduction="sum")) / num_targets
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the held-out loss is {mean} after step {step}; the last checkpoint before it is kept; lower "
+                "--learning-rate"
+            )
         return {
             "loss": mean,
             "perplexity": math.exp(mean) if mean < 700 else None,

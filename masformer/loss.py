@@ -83,6 +83,8 @@ class NextTokenLoss(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        # What FSDP takes as a unit.
+        self._no_split_modules = getattr(model, "_no_split_modules", None)
         check_head(model)
 
     def forward(self, input_ids: Tensor, next_tokens: Tensor, position_ids: Tensor) -> Tensor:
@@ -231,3 +233,29 @@ def check_head(model: PreTrainedModel) -> None:
             f"{config.model_type} models make their logits in a way that the loss does not know: {difference:.3g} off "
             f"where rounding explains {tolerance:.3g}"
         )
+
+
+@torch.no_grad()
+def check_packing(model: PreTrainedModel) -> None:
+    """Check on random tokens that two documents in one row do not see each other.
+
+    Raises:
+        ConversionError: They do: the architecture does not tell its attention where documents begin.
+    """
+    kind, training, count = text_config(model.config).model_type, model.training, 3 * _PROBE_TOKENS
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(int(text_config(model.config).vocab_size), (1, 2 * count), generator=generator)
+    tokens, positions = tokens.to(model.device), torch.arange(count, device=model.device)[None]
+
+    def hidden(some: Tensor, at: Tensor) -> Tensor:
+        found: Tensor = model.get_decoder()(input_ids=some, position_ids=at, use_cache=False).last_hidden_state
+        return found[0, -count:]
+
+    model.eval()
+    try:
+        alone = hidden(tokens[:, count:], positions)
+        packed = hidden(tokens, torch.cat([positions, positions], dim=1))
+    finally:
+        model.train(training)
+    if not float((packed - alone).abs().max()) <= PROBE_TOLERANCE.get(alone.dtype, 1e-4) * float(alone.abs().max()):
+        raise ConversionError(f"documents packed in one row would see each other in {kind} models; pass --no-packing")

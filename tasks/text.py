@@ -31,6 +31,7 @@ from tasks.sources import (
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("id", "text")
 _SUFFIXES = (".txt", ".md")
+_FILES = (*_SUFFIXES, ".json", ".jsonl", ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -46,7 +47,7 @@ def load_text(request: LoadRequest) -> LoadedExamples:
         raise DataError(
             "task text has no data of its own; give --data a folder of .txt files, a file or a hub data set"
         )
-    if not path.exists() and _HUB_ID.fullmatch(str(path)) and not path.suffix:
+    if not path.exists() and _HUB_ID.fullmatch(str(path)) and path.suffix not in _FILES:
         rows = _hub_rows(str(path), request.split)
     elif require_path(path).is_dir() or path.suffix in _SUFFIXES:
         return _load_files(path, request)

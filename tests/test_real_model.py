@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from eval import finetune, perplexity
 from eval.run import main
 from masformer import SpanCache, SpanPlan, apply_plan, prefill, remove_plan
 from masformer.checkpoints import open_checkpoint
@@ -84,6 +85,33 @@ def test_aspect_queries_of_real_papers_get_answers_that_differ_by_query(tmp_path
     (result,) = results(tmp_path)
     assert (result["num_examples"], result["num_documents"]) == (3, 1)
     assert result["metrics"]["rouge1"]["mean"] > 0.05
+
+
+@pytest.mark.parametrize("weights", [["--lora-rank", "4"], []], ids=["lora", "all weights"])
+def test_fine_tuning_on_papers_lowers_the_held_out_loss_and_the_checkpoint_runs(
+    weights: list[str], tmp_path: Path
+) -> None:
+    plan = "full@17,18,20,23 span=128 sinks=4"
+    arguments = f"--task aclsum --maxlen 512 --limit 20 --max-steps 6 --held-out 0.2 --output {tmp_path}/trained"
+    assert finetune.main([*arguments.split(), "--plan", plan, *weights]) == 0
+    evals = [json.loads(line)["loss"] for line in (tmp_path / "trained" / "evals.jsonl").read_text().splitlines()]
+    assert evals[-1] < evals[0] - 0.02
+    arguments = f"--task aclsum --maxlen 512 --limit 1 --max-new-tokens 16 --model {tmp_path}/trained/best"
+    assert main([*arguments.split(), "--output", str(tmp_path / "run")]) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["plan_description"] == plan
+
+
+def test_a_plan_costs_perplexity_on_a_real_paper_and_sinks_save_most_of_it(tmp_path: Path) -> None:
+    found = {}
+    for plan in ("full", "local span=256 sinks=4", "local span=256"):
+        arguments = ["--task", "aclsum", "--maxlen", "1024", "--limit", "2", "--plan", plan]
+        assert perplexity.main([*arguments, "--output", str(tmp_path / plan)]) == 0
+        (result,) = results(tmp_path / plan)
+        found[plan] = result["metrics"]["perplexity"]["mean"]
+    full, with_sinks, without = found.values()
+    assert 5 < full < with_sinks < without
+    assert with_sinks - full < (without - full) / 2
 
 
 @pytest.mark.parametrize(("task", "file"), [("arxiv", "arxiv/test.jsonl"), ("qmsum", "qmsum/val.jsonl")])

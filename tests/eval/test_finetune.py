@@ -26,7 +26,6 @@ from eval.finetune import main
 from eval.finetune_config import TrainConfig, build_parser, load_train_config
 from eval.sequences import Batch
 from eval.training import Trainer, learning_rate_at
-from masformer import apply_plan
 from masformer.checkpoints import Checkpoint
 from tests.tiny_models import save_tiny_checkpoint
 
@@ -136,10 +135,19 @@ def test_a_training_leaves_logs_checkpoints_and_a_report(least: list[str], tmp_p
     assert (folder / "curves.svg").read_text().count("<path") > 10
 
 
-@pytest.mark.parametrize("extra", [[], ["--lora-rank", "2"], ["--no-packing", "--gradient-accumulation", "2"]])
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["--lora-rank", "2"], ["--no-packing", "--gradient-accumulation", "2"], ["--model", "gpt2"]],
+    ids=["all weights", "lora", "accumulation", "dropout"],
+)
 def test_a_resumed_training_has_the_losses_of_an_undisturbed_one(
     extra: list[str], least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if "gpt2" in extra:
+        # An architecture with dropout, whose random numbers have to go on where they were.
+        gpt2 = save_tiny_checkpoint(tmp_path / "gpt2", kind="gpt2")
+        assert AutoModelForCausalLM.from_pretrained(gpt2).config.resid_pdrop == 0.1
+        extra = ["--model", str(gpt2)]
     whole = [*least[:-1], str(tmp_path / "whole"), *extra]
     assert main(whole) == 0
     original = Trainer.step
@@ -229,7 +237,8 @@ def test_two_processes_train_what_one_does_with_the_same_global_batch(least: lis
     one = launch([*least, "--batch-size", "2"])
     assert one.returncode == 0, one.stderr
     shared = [*least[:-1], str(tmp_path / "two")]
-    two = launch(shared, "--multi_gpu", "--num_processes", "2", ACCELERATE_USE_CPU="true")
+    layout = ["--config_file", "configs/accelerate/cpu_two_processes.yaml", "--main_process_port", "0"]
+    two = launch(shared, *layout, ACCELERATE_USE_CPU="true")
     assert two.returncode == 0, two.stderr
     # Sums are taken in another order, in float32.
     for name in COMPARED:
@@ -253,7 +262,6 @@ def test_merged_adapters_compute_what_the_adapters_do(least: list[str], model: P
             found, expected = merged(tokens).logits, adapted(tokens).logits
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
             assert not torch.allclose(expected, untouched(tokens).logits, atol=1e-2)
-        apply_plan(merged)
         record = json.loads((out / "run.json").read_text())
         assert 0 < record["num_trainable"] < record["num_parameters"] / 4
         AcceleratorState._reset_state(True)
@@ -314,6 +322,8 @@ def test_wrong_input_is_one_line_before_weights_load(
         ([*without_data, "--task", "plos"], ("'plos' has no training split", "it has test", "--data")),
         ([*least, "--data", str(long)], ("the target of train-", "does not fit", "more than maxlen 400")),
         ([*least, "--lora-rank", "2", "--lora-targets", "q_proj", "nope"], ("'nope'", "no linear layer", "k_proj")),
+        ([*least, "--lora-rank", "2", "--lora-targets", "lm_head"], ("'lm_head'", "no linear layer of its decoder")),
+        ([*least, "--objective", "lm", "--maxlen", "1"], ("maxlen 1 leaves nothing to predict",)),
         ([*least, "--lora-targets", "q_proj"], ("need --lora-rank",)),
         ([*least, "--learning-rate", "0"], ("--learning-rate: 0 must be above 0",)),
         ([*least, "--learning-rate", "2"], ("--learning-rate 2 is above 1",)),
@@ -347,6 +357,7 @@ def test_a_folder_of_another_training_is_refused_and_left_as_it_was(
         (["--max-steps", "7"], "total_steps is 6 there and 7 now"),
         (["--learning-rate", "1e-4"], "learning_rate is 0.001 there and 0.0001 now"),
         (["--batch-size", "2"], "batch_size is 1 there and 2 now"),
+        (["--task", "pubmed"], 'task is ["arxiv"] there and ["pubmed"] now'),
     ):
         expect_error([*least, *arguments, "--resume"], capsys, "holds another run", part)
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
@@ -388,6 +399,59 @@ def test_weights_that_are_no_numbers_are_refused(
     )
 
 
+def test_a_held_out_loss_that_is_no_number_is_never_a_checkpoint(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer._loss
+
+    def breaking(trainer: Trainer, batch: Batch) -> torch.Tensor:
+        loss = original(trainer, batch)
+        return loss * torch.nan if (tmp_path / "run" / "last").exists() and not trainer.model.training else loss
+
+    monkeypatch.setattr(Trainer, "_loss", breaking)
+    expect_error(least, capsys, "the held-out loss is nan after step 4", "the last checkpoint before it is kept")
+    assert {(tmp_path / "run" / name).resolve().name for name in ("best", "last")} == {"step-000002"}
+
+
+def test_going_on_from_an_earlier_checkpoint_makes_it_the_last(
+    least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of equal losses the first is the best, so that the checkpoint of step 2 is kept.
+    monkeypatch.setattr(
+        Trainer, "evaluate", lambda *_: {"loss": 1.0, "perplexity": 2.7, "num_targets": 1, "seconds": 0}
+    )
+    assert main(least) == 0
+    folder = tmp_path / "run"
+    whole = lines(folder, "steps.jsonl")
+    assert [(folder / name).resolve().name for name in ("best", "last")] == ["step-000002", "step-000006"]
+    original = Trainer.step
+
+    def interrupted(trainer: Trainer, number: int, *arguments: Any) -> dict[str, Any]:
+        if number == 4:
+            raise KeyboardInterrupt
+        return original(trainer, number, *arguments)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    from_best = [*least[: least.index("--output")], "--resume", str(folder / "best")]
+    assert main(from_best) == 130
+    assert (folder / "last").resolve().name == "step-000002"
+    monkeypatch.setattr(Trainer, "step", original)
+    assert main([*least, "--resume"]) == 0
+    assert lines(folder, "steps.jsonl") == whole
+    assert (folder / "last").resolve().name == "step-000006"
+
+
+def test_a_folder_copied_without_its_links_says_what_to_give(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(least) == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "copied", symlinks=False)
+    expect_error([*least[:-1], str(tmp_path / "copied"), "--resume"], capsys, "last is a copy and not a link")
+    (tmp_path / "run" / "last").unlink()
+    (tmp_path / "run" / "last").symlink_to("checkpoints/step-000099")
+    expect_error([*least, "--resume"], capsys, "last names a checkpoint that is not there")
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(
     least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,7 +467,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     monkeypatch.setattr(Trainer, "step", filling)
     former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        expect_error(least, capsys, "the checkpoint of step 4 cannot be written", "step-000002, is whole", "--resume")
+        expect_error(least, capsys, "the checkpoint of step 4 cannot be written", "step 2, is whole", "--resume")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, former)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,50 @@ def test_lengths_may_be_added_and_what_is_there_is_kept(
     assert [result["maxlen"] for result in read(tmp_path / "run", "scores.json")["results"]] == [200, 400, 600]
     assert main([*least, "--tokens", "800"]) == 2
     assert "tokens is 700 there and 800 now" in capsys.readouterr().err
+    # What the folder reads of each document is what later lengths read.
+    assert main([*least, "--maxlen", "300"]) == 0
+    assert main([*least, "--maxlen", "701"]) == 2
+    assert "reads 700 tokens a document, fewer than maxlen 701" in capsys.readouterr().err
 
 
-def test_a_longer_context_makes_a_text_that_repeats_itself_easier() -> None:
+def test_a_measurement_that_was_interrupted_resumes_to_the_same_result(
+    least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    original = perplexity.append_line
+
+    def interrupted(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(perplexity, "append_line", interrupted)
+    assert main(least) == 130
+    monkeypatch.setattr(perplexity, "append_line", original)
+    assert len((tmp_path / "run" / "journal" / "00000.jsonl").read_text().splitlines()) == 3
+    assert main(least) == 0
+    assert main([*least[:-1], str(tmp_path / "whole")]) == 0
+    found, expected = (
+        [result["metrics"] for result in read(tmp_path / name, "scores.json")["results"]] for name in ("run", "whole")
+    )
+    assert found == expected
+
+
+def test_weights_that_are_no_numbers_are_refused(
+    least: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = AutoModelForCausalLM.from_pretrained(model)
+    broken.model.layers[0].self_attn.q_proj.weight.data[:] = torch.inf
+    shutil.copytree(model, tmp_path / "broken")
+    broken.save_pretrained(tmp_path / "broken")
+    assert main([*least, "--model", str(tmp_path / "broken")]) == 2
+    assert "error: a loss on 0.txt is no number in float32" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "scores.json").exists()
+
+
+def test_buckets_double_and_end_with_the_window() -> None:
     assert buckets_of(200) == [(0, 200)]
     assert buckets_of(256) == [(0, 256)]
     assert buckets_of(1024) == [(0, 256), (256, 512), (512, 1024)]

@@ -12,6 +12,7 @@ from eval.prompts import PromptBuilder, PromptError
 from eval.sequences import (
     Piece,
     Pieces,
+    chosen_rows,
     collate,
     count_rows,
     epoch_rows,
@@ -117,12 +118,11 @@ def test_the_order_follows_from_the_seed_and_differs_between_passes(packing: boo
 
     assert ids(1) == ids(1)
     assert ids(1) != ids(2)
-    per_pass = count_rows(pieces, 1, 2, packing=packing)
     flat = [name for step in ids(1) for name in step]
     assert set(flat) == {f"e{i}" for i in range(9)}
-    assert per_pass >= 1
     first, second = (list(epoch_rows(pieces, 1, epoch, 2, packing=packing)) for epoch in (0, 1))
     assert first != second
+    assert count_rows(pieces, 1, 2, packing=packing) == len(first)
 
 
 def test_whole_documents_are_held_out_and_the_choice_does_not_move() -> None:
@@ -134,6 +134,28 @@ def test_whole_documents_are_held_out_and_the_choice_does_not_move() -> None:
     assert split_held_out({"t": examples}, 0.2, 1)[1] != held
     assert split_held_out({"t": examples}, 0.0, 0)[1] == {"t": []}
     assert len(split_held_out({"t": examples[:2]}, 0.5, 0)[0]["t"]) == 2, "a single document is trained on"
+    # What one task holds out, no other is trained on.
+    trained, held = split_held_out({"t": examples, "u": examples[:10]}, 0.2, 0)
+    kept_out = {e.document_id for of_task in held.values() for e in of_task}
+    assert not kept_out & {e.document_id for of_task in trained.values() for e in of_task}
+
+
+def test_a_limited_evaluation_chooses_among_all_documents() -> None:
+    pieces = pieces_of(12, maxlen=60)
+    rows = list(in_order(pieces))
+    chosen = chosen_rows(pieces, 6, 0)
+    assert len(chosen) == 6
+    assert chosen == [row for row in rows if row in chosen]
+    assert len({row[0].id for row in chosen}) >= 3
+    assert chosen_rows(pieces, 6, 0) == chosen != chosen_rows(pieces, 6, 1)
+    assert chosen_rows(pieces, None, 0) == rows
+
+
+def test_texts_of_a_document_are_read_once_whatever_is_asked_about_it() -> None:
+    examples = [replace(example(i // 3), id=f"e{i}") for i in range(9)]
+    pieces = replace(pieces_of(0), examples={"t": examples, "u": examples[:3]})
+    assert [found.id for _, found in pieces.items] == ["e0", "e3", "e6"]
+    assert len(replace(pieces, objective="target").items) == 12
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neo", "gemma2"])

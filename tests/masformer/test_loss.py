@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masformer import ConversionError, loss
-from masformer.loss import IGNORED, NextTokenLoss, token_losses
+from masformer import ConversionError, SpanPlan, apply_plan, loss
+from masformer.loss import IGNORED, NextTokenLoss, check_packing, token_losses
 from tests.tiny_models import SUPPORTED, VOCAB, tiny_model
 
 # Cohere and Granite scale their logits, Gemma 2 caps them; small enough here to bend them.
@@ -148,3 +148,21 @@ def test_no_logits_of_all_tokens_stand_in_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(loss.Head, "logits", noting)
     wrapped(*batch()).backward()
     assert largest == 7
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_every_supported_architecture_can_pack_documents(kind: str) -> None:
+    model = tiny_model(kind, initializer_range=0.2)
+    apply_plan(model, SpanPlan.parse("every:2 span=9 sinks=2", 3))
+    check_packing(model)
+
+
+def test_packing_is_refused_where_attention_is_not_told_of_documents() -> None:
+    model = tiny_model("llama", initializer_range=0.2)
+    apply_plan(model, SpanPlan.full(3))
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, "position_ids": None}), with_kwargs=True
+        )
+    with pytest.raises(ConversionError, match="would see each other in llama models; pass --no-packing"):
+        check_packing(model)
