@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,12 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import set_seed
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from eval.finetune_config import TrainConfig, load_train_config
 from eval.generate import peak_bytes, reset_peak
-from eval.lora import add_adapters, check_targets, merged_state, num_trainable, trainable_names
+from eval.lora import add_adapters, check_targets, num_trainable
 from eval.model import default_dtype, describe_weights, load_converted, resolve_plan
 from eval.prompts import PromptBuilder
 from eval.record import default_output
@@ -47,16 +46,17 @@ from eval.sequences import (
 from eval.session import LaunchError, describe_session, now, run_script, set_threads, start_processes
 from eval.settings import ConfigError
 from eval.train_folder import STATE, TrainFolder, TrainingError, find_checkpoint, step_of
+from eval.train_record import train_identity, train_record, train_tasks
 from eval.train_report import CURVES, draw_curves, render_train_report
+from eval.train_state import keep_only_what_is_trained, write_checkpoint
 from eval.training import Trainer, learning_rate_at, make_optimizer
-from masformer import SpanPlan, save_checkpoint
+from masformer import SpanPlan
 from masformer.checkpoints import Checkpoint, has_learned_positions, max_positions, open_checkpoint
 from masformer.loss import NextTokenLoss, check_packing
 from masformer.positions import extend_table, extended_config
-from tasks import TASKS, LoadRequest
+from tasks import TASKS, LoadedExamples, LoadRequest
 
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-_TRAINABLE = "trainable.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,73 +117,25 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Job:
     plan = resolve_plan(config.plan, checkpoint)
     if config.lora_rank:
         check_targets(config.lora_targets, checkpoint.config, trust_remote_code=config.trust_remote_code)
-    loaded = {
-        name: TASKS[name].load(LoadRequest(split=config.split_of(name), data=config.data, limit=config.limit))
-        for name in config.task
-    }
-    trained, held_out = split_held_out(
-        {name: of_task.examples for name, of_task in loaded.items()}, config.held_out, config.seed
-    )
-    builders = {name: PromptBuilder(checkpoint.tokenizer, template_of(name)) for name in config.task}
-    pieces, held_pieces = (
-        Pieces(
-            examples=examples,
-            builders=builders,
-            objective=config.objective,
-            maxlen=config.maxlen,
-            truncation=config.truncation,
-        )
-        for examples in (trained, held_out)
-    )
-    for some in (pieces, held_pieces):
-        some.check_targets()
+    loaded, pieces, held_pieces = _load_pieces(config, checkpoint)
     step_rows = config.batch_size * config.gradient_accumulation * accelerator.num_processes
     packing = config.packing and plan is not None
-    if config.max_steps is None:
-        total = max(
-            1, math.ceil(config.epochs * count_rows(pieces, config.seed, step_rows, packing=packing) / step_rows)
-        )
-    else:
-        total = config.max_steps
+    total = config.max_steps
+    if total is None:
+        rows = count_rows(pieces, config.seed, step_rows, packing=packing)
+        total = max(1, math.ceil(config.epochs * rows / step_rows))
     folder = _folder_of(config)
-    identity = _identity(config, checkpoint, plan, total, step_rows, packing, threads, accelerator)
-    tasks = {
-        name: {
-            "source": dict(of_task.provenance),
-            "split": config.split_of(name),
-            "version": TASKS[name].version,
-            "prompt_sha256": builders[name].sha256,
-        }
-        for name, of_task in loaded.items()
-    }
-    held = folder.run.read_run()
-    start = 0
-    if held is not None:
-        if not config.resume:
-            raise ConfigError(
-                f"output folder {folder.path} holds a training; add --resume to go on with it, or give another with "
-                "--output"
-            )
-        folder.run.check_accepts(identity, tasks)
-        start = _step_to_resume(config, folder)
-    elif config.resume:
+    dtype = config.dtype or default_dtype(accelerator)
+    identity = train_identity(config, checkpoint, plan, total, step_rows, packing, threads, dtype)
+    tasks = train_tasks(config, loaded, pieces)
+    before = folder.run.read_run()
+    if before is None and config.resume:
         raise ConfigError(f"--resume: {folder.path} holds no training; leave --resume out to begin one")
-    record = {
-        "config": _plain(config),
-        "plan_description": "untouched" if plan is None else str(plan),
-        "identity": identity,
-        "tasks": tasks,
-        "num_train_examples": len(pieces.items),
-        "num_held_out_examples": len(held_pieces.items),
-        "held_out_documents": {
-            task: sorted({example.document_id for example in of_task}) for task, of_task in held_out.items()
-        },
-        "num_held_out_rows": None,
-        "num_trainable": None,
-        "num_parameters": None,
-        "peak_bytes": held["peak_bytes"] if held else None,
-        "sessions": held["sessions"] if held else [],
-    }
+    if before is not None and not config.resume:
+        raise ConfigError(
+            f"output folder {folder.path} holds a training; add --resume to go on, or give another with --output"
+        )
+    folder.run.check_accepts(identity, tasks)
     return Job(
         config=config,
         threads=threads,
@@ -192,14 +144,37 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Job:
         trained=pieces,
         held_out=held_pieces,
         folder=folder,
-        record=record,
-        start=start,
+        record=train_record(config, identity, tasks, plan, pieces, held_pieces, before),
+        start=_step_to_resume(config, folder) if before else 0,
     )
+
+
+def _load_pieces(config: TrainConfig, checkpoint: Checkpoint) -> tuple[dict[str, LoadedExamples], Pieces, Pieces]:
+    """Return the data of each task, what is trained on, and what is held out."""
+    loaded = {
+        name: TASKS[name].load(LoadRequest(split=config.split_of(name), data=config.data, limit=config.limit))
+        for name in config.task
+    }
+    builders = {name: PromptBuilder(checkpoint.tokenizer, template_of(name)) for name in config.task}
+    examples = {name: of_task.examples for name, of_task in loaded.items()}
+    trained, held_out = (
+        Pieces(
+            examples=some,
+            builders=builders,
+            objective=config.objective,
+            maxlen=config.maxlen,
+            truncation=config.truncation,
+        )
+        for some in split_held_out(examples, config.held_out, config.seed)
+    )
+    trained.check_targets()
+    held_out.check_targets()
+    return loaded, trained, held_out
 
 
 def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
     """Train, with the other processes, and leave checkpoints, logs and a report."""
-    folder, identity = job.folder, job.identity
+    folder = job.folder
     main_process = accelerator.is_main_process
     with folder.run.lock() if main_process else nullcontext():
         # All have looked at the folder before anyone writes to it.
@@ -213,49 +188,52 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
             if job.start:
                 folder.point("last", job.start)
             _introduce(job, accelerator)
-        set_seed(job.config.seed)
-        model = load_converted(
-            job.checkpoint, "float32", torch.device("cpu"), job.plan, job.config.plan, accelerator.print
-        )
-        if has_learned_positions(model.config) and job.config.maxlen > (
-            max_positions(model.config) or job.config.maxlen
-        ):
-            model = _with_longer_table(job, model)
-        adapters = None
-        if job.config.lora_rank:
-            adapters = add_adapters(model, identity["lora_rank"], identity["lora_alpha"], job.config.lora_targets)
-        if job.config.gradient_checkpointing:
-            # The older name is on its way out.
-            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
-        wrapped = NextTokenLoss(model)
-        if identity["packing"]:
-            check_packing(model)
-        job.record["num_trainable"], job.record["num_parameters"] = num_trainable(wrapped)
-        optimizer = make_optimizer(wrapped, job.config.weight_decay)
-        _tell_deepspeed(job.config, accelerator)
-        prepared, optimizer = accelerator.prepare(wrapped, optimizer)
-        _keep_only_what_is_trained(accelerator)
-        if job.start:
-            accelerator.load_state(str(folder.checkpoint(job.start) / STATE))
-            # Its count of forward passes may be of another layout; a checkpoint lies between two steps.
-            accelerator.step = 0
-        trainer = Trainer(
-            accelerator=accelerator,
-            model=prepared,
-            optimizer=optimizer,
-            batch_size=job.config.batch_size,
-            accumulation=job.config.gradient_accumulation,
-            max_grad_norm=job.config.max_grad_norm,
-        )
+        trainer, model, adapters = _build(job, accelerator)
         reset_peak(accelerator.device)
         if job.config.report_to:
             accelerator.init_trackers("masformer-finetune", config=_flat(job.record["config"]))
         _train(job, trainer, model, adapters)
         if main_process:
             job.record["sessions"][-1]["finished"] = now()
-            _report(job, accelerator)
+            _report(job)
             _conclude(job)
+
+
+def _build(job: Job, accelerator: Accelerator) -> tuple[Trainer, PreTrainedModel, PeftModel | None]:
+    """Return the trainer, at the step from which the training goes on, its decoder, and peft's view of that."""
+    identity = job.identity
+    set_seed(job.config.seed)
+    model = load_converted(job.checkpoint, "float32", torch.device("cpu"), job.plan, job.config.plan, accelerator.print)
+    if has_learned_positions(model.config) and job.config.maxlen > (max_positions(model.config) or job.config.maxlen):
+        model = _with_longer_table(job, model)
+    adapters = None
+    if job.config.lora_rank:
+        adapters = add_adapters(model, identity["lora_rank"], identity["lora_alpha"], job.config.lora_targets)
+    if job.config.gradient_checkpointing:
+        # The older name is on its way out.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    wrapped = NextTokenLoss(model)
+    if identity["packing"]:
+        check_packing(model)
+    job.record["num_trainable"], job.record["num_parameters"] = num_trainable(wrapped)
+    optimizer = make_optimizer(wrapped, job.config.weight_decay)
+    _tell_deepspeed(job.config, accelerator)
+    prepared, optimizer = accelerator.prepare(wrapped, optimizer)
+    keep_only_what_is_trained(accelerator)
+    if job.start:
+        accelerator.load_state(str(job.folder.checkpoint(job.start) / STATE))
+        # Its count of forward passes may be of another layout; a checkpoint lies between two steps.
+        accelerator.step = 0
+    trainer = Trainer(
+        accelerator=accelerator,
+        model=prepared,
+        optimizer=optimizer,
+        batch_size=job.config.batch_size,
+        accumulation=job.config.gradient_accumulation,
+        max_grad_norm=job.config.max_grad_norm,
+    )
+    return trainer, model, adapters
 
 
 def _train(job: Job, trainer: Trainer, model: PreTrainedModel, adapters: PeftModel | None) -> None:
@@ -288,7 +266,11 @@ def _train(job: Job, trainer: Trainer, model: PreTrainedModel, adapters: PeftMod
             if number % every == 0 or number == total:
                 if held_rows:
                     _evaluate(job, trainer, held_rows, number)
-                _save(job, trainer, model, adapters, number)
+                write_checkpoint(folder, trainer, model, job.checkpoint.tokenizer, adapters, number)
+                if accelerator.is_main_process:
+                    peaks = (job.record["peak_bytes"], peak_bytes(accelerator.device))
+                    job.record["peak_bytes"] = max((peak for peak in peaks if peak is not None), default=None)
+                    _report(job)
 
 
 def _evaluate(job: Job, trainer: Trainer, rows: Sequence[Row], step: int) -> None:
@@ -298,70 +280,6 @@ def _evaluate(job: Job, trainer: Trainer, rows: Sequence[Row], step: int) -> Non
         job.folder.log("evals.jsonl", line)
         tqdm.write(f"step {step:>6}  held-out loss {line['loss']:.4f} over {line['num_targets']:,} targets")
     accelerator.log({"held_out/loss": line["loss"]}, step=step)
-
-
-def _save(job: Job, trainer: Trainer, model: PreTrainedModel, adapters: PeftModel | None, step: int) -> None:
-    """Write a checkpoint: a model folder, and in it what a resume needs."""
-    folder, accelerator = job.folder, trainer.accelerator
-    main_process = accelerator.is_main_process
-    if main_process:
-        folder.begin_checkpoint(step)
-    accelerator.wait_for_everyone()
-    folder.written(step, lambda: accelerator.save_state(str(folder.partial(step) / STATE)))
-    # Gathered by all processes where weights are sharded.
-    state = accelerator.get_state_dict(trainer.model)
-    if main_process:
-        own = {name.removeprefix("module.").removeprefix("model."): value for name, value in state.items()}
-
-        def write() -> None:
-            save_checkpoint(model, job.checkpoint.tokenizer, folder.partial(step), merged_state(model, own))
-            if adapters is not None:
-                adapters.save_pretrained(
-                    str(folder.partial(step) / "adapter"),
-                    state_dict={f"base_model.model.{name}": value for name, value in own.items()},
-                )
-
-        folder.written(step, write)
-        evals = folder.read_log("evals.jsonl")
-        best = _best_step(evals, step)
-        folder.end_checkpoint(step, is_best=best == step)
-        peaks = (job.record["peak_bytes"], peak_bytes(accelerator.device))
-        job.record["peak_bytes"] = max((peak for peak in peaks if peak is not None), default=None)
-        _report(job, accelerator)
-    accelerator.wait_for_everyone()
-
-
-def _best_step(evals: Sequence[Mapping[str, Any]], step: int) -> int:
-    """Return the step of the lowest held-out loss among the checkpoints; the newest where nothing is held out."""
-    with_checkpoint = [line for line in evals if 0 < line["step"] <= step]
-    return int(min(with_checkpoint, key=lambda line: line["loss"])["step"]) if with_checkpoint else step
-
-
-def _keep_only_what_is_trained(accelerator: Accelerator) -> None:
-    """Let `save_state` write, and `load_state` read, only the weights that are trained, where they are not sharded."""
-
-    def save(models: list[torch.nn.Module], weights: list[Any], folder: str) -> None:
-        if not weights:
-            return  # sharded: FSDP and DeepSpeed write their own
-        weights.clear()
-        if accelerator.is_main_process:
-            model = accelerator.unwrap_model(models[0])
-            names = trainable_names(model)
-            trained = {name: value.detach().contiguous() for name, value in model.named_parameters() if name in names}
-            save_file(trained, Path(folder) / _TRAINABLE)
-
-    def load(models: list[torch.nn.Module], folder: str) -> None:
-        file = Path(folder) / _TRAINABLE
-        if not file.is_file():
-            return
-        model = accelerator.unwrap_model(models.pop())
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, value in load_file(file).items():
-                parameters[name].copy_(value)
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
 
 
 def _introduce(job: Job, accelerator: Accelerator) -> None:
@@ -380,7 +298,7 @@ def _introduce(job: Job, accelerator: Accelerator) -> None:
     print(f"folder  {job.folder.path}" + (f": goes on after step {job.start}" if job.start else ""))
 
 
-def _report(job: Job, accelerator: Accelerator) -> None:
+def _report(job: Job) -> None:
     folder = job.folder
     steps, evals = folder.read_log("steps.jsonl"), folder.read_log("evals.jsonl")
     best = folder.step_of("best")
@@ -468,41 +386,6 @@ def _step_to_resume(config: TrainConfig, folder: TrainFolder) -> int:
             f"--resume {folder.checkpoint(step)} holds no {STATE}/; it is a model, and no checkpoint of a training"
         )
     return step
-
-
-def _identity(
-    config: TrainConfig,
-    checkpoint: Checkpoint,
-    plan: SpanPlan | None,
-    total: int,
-    step_rows: int,
-    packing: bool,
-    threads: int,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    """Return what a resumed training must share with the one it goes on with."""
-    rate = config.learning_rate or (2e-4 if config.lora_rank else 5e-5)
-    fixed = ("objective", "maxlen", "limit", "held_out", "held_out_limit", "truncation", "extend_positions", "schedule")
-    more = ("weight_decay", "max_grad_norm", "gradient_checkpointing", "lora_rank", "seed", "batch_size")
-    return {
-        "task": list(config.task),
-        "model": checkpoint.provenance,
-        "plan": None if plan is None else plan.to_json(),
-        "dtype": config.dtype or default_dtype(accelerator),
-        **{name: getattr(config, name) for name in (*fixed, *more)},
-        "lora_alpha": config.lora_alpha or 2 * config.lora_rank,
-        "lora_targets": list(config.lora_targets),
-        "learning_rate": rate,
-        "warmup_steps": min(100, total // 10) if config.warmup_steps is None else config.warmup_steps,
-        "total_steps": total,
-        "step_rows": step_rows,
-        "packing": packing,
-        "threads": threads,
-    }
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

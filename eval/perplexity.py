@@ -8,7 +8,6 @@ first token of a window is not predicted. A position is the number of tokens tha
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import textwrap
@@ -34,11 +33,11 @@ from transformers import DynamicCache, PreTrainedModel
 from eval.generate import peak_bytes, reset_peak, storage_bytes
 from eval.model import check_positions, default_dtype, describe_weights, load_converted, plan_of, resolve_plan
 from eval.perplexity_config import PerplexityConfig, load_perplexity_config
+from eval.perplexity_report import LEGEND, TEMPLATE, position_table, render_perplexity_report, score_lines, table
 from eval.prompts import PromptBuilder
 from eval.record import default_output, merge_examples, merge_record
-from eval.report import as_columns, as_markdown, number_or_dash
+from eval.report import as_columns
 from eval.run_folder import Key, RunFolder, append_line
-from eval.score import interval_of_ratio
 from eval.session import describe_session, now, run_script, set_threads, start_processes
 from eval.settings import ConfigError
 from masformer import SpanCache, SpanPlan, fixed_frequencies
@@ -52,13 +51,6 @@ from tasks import TASKS, Example, LoadedExamples, LoadRequest
 PERPLEXITY_VERSION = 1
 # Where the second bucket of positions begins; each later one is twice as long as the one before.
 _FIRST_EDGE = 256
-_TEMPLATE = "text"
-
-LEGEND = (
-    "n: documents. tokens: predicted. Intervals: 95%, bootstrap over documents. peak: device memory on a GPU, resident "
-    "memory of the process on a CPU. cache: keys and values after the longest window. attn: attention's matrix "
-    "products for one document, in closed form."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +185,7 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
 
 
 def _key(task: str, example: Example, maxlen: int) -> Key:
-    return task, _TEMPLATE, example.id, maxlen
+    return task, TEMPLATE, example.id, maxlen
 
 
 def _measure(
@@ -278,71 +270,6 @@ def losses_of(model: PreTrainedModel, token_ids: Sequence[int]) -> tuple[torch.T
     return torch.cat(parts), storage_bytes(cache)
 
 
-def score_lines(
-    lines: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]], system: str
-) -> list[dict[str, Any]]:
-    """Return one result a task and length: perplexity with its interval, the same by position, and cost."""
-    documents = {(line["task"], line["id"]): line["document_id"] for line in examples}
-    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
-    for line in lines:
-        groups[line["task"], line["maxlen"]].append(line)
-    results = []
-    for (task, maxlen), some in groups.items():
-        by_bucket: dict[tuple[int, int], list[tuple[float, int]]] = defaultdict(list)
-        for line in some:
-            for start, stop, loss, count in line["buckets"]:
-                by_bucket[start, stop].append((loss, count))
-        flops = [line["attention_flops"] for line in some if line["attention_flops"] is not None]
-        peaks = [line["peak_bytes"] for line in some if line["peak_bytes"] is not None]
-        seconds = sum(line["seconds"] for line in some)
-        num_tokens = sum(line["num_tokens"] for line in some)
-        results.append(
-            {
-                "task": task,
-                "template": _TEMPLATE,
-                "system": system,
-                "maxlen": maxlen,
-                "num_documents": len({documents[task, line["id"]] for line in some}),
-                "num_truncated": sum(line["num_tokens_dropped"] > 0 for line in some),
-                "num_tokens": num_tokens,
-                "metrics": {
-                    "perplexity": _perplexity([(line["negative_log_likelihood"], line["num_tokens"]) for line in some])
-                },
-                "by_position": [
-                    {"first": start, "last": stop - 1, "num_tokens": sum(count for _, count in pairs)}
-                    | {"perplexity": _perplexity(pairs)}
-                    for (start, stop), pairs in sorted(by_bucket.items())
-                ],
-                "cost": {
-                    "tokens_per_second": num_tokens / seconds if seconds else None,
-                    "seconds": seconds / len(some),
-                    "peak_memory_bytes": max(peaks, default=None),
-                    "cache_bytes": max(line["cache_bytes"] for line in some),
-                    "attention_flops": sum(flops) / len(flops) if len(flops) == len(some) else None,
-                },
-            }
-        )
-    return results
-
-
-def _perplexity(pairs: Sequence[tuple[float, int]]) -> dict[str, float | None]:
-    """Return exp(total loss / total tokens) of (loss, tokens) pairs, one a document, with its interval."""
-    tokens = sum(count for _, count in pairs)
-    if not tokens:
-        return {"mean": None, "low": None, "high": None}
-    low, high = interval_of_ratio([loss for loss, _ in pairs], [count for _, count in pairs])
-    return {
-        "mean": _exp(sum(loss for loss, _ in pairs) / tokens),
-        "low": None if low is None else _exp(low),
-        "high": None if high is None else _exp(high),
-    }
-
-
-def _exp(loss: float) -> float | None:
-    """Return exp(loss); None for what no float holds."""
-    return math.exp(loss) if loss < 700 else None
-
-
 def _introduce(job: Job, missing: int, torn: int, accelerator: Accelerator) -> None:
     print(f"model   {job.config.model}: {describe_weights(job.checkpoint)}, {job.dtype}")
     print(f"spans   {job.record['plan_description']}")
@@ -360,7 +287,7 @@ def _finish(job: Job, has_measured: bool) -> None:
     """Merge the journals, score, write the report, and print its tables."""
     record, examples = job.record, job.folder.read_examples()
     order: list[Key] = [
-        (line["task"], _TEMPLATE, line["id"], maxlen)
+        (line["task"], TEMPLATE, line["id"], maxlen)
         for line in examples
         for maxlen in record["tasks"][line["task"]]["maxlen"]
     ]
@@ -374,66 +301,8 @@ def _finish(job: Job, has_measured: bool) -> None:
     job.folder.write_text("report.md", render_perplexity_report(record, results, notes))
     for name in record["tasks"]:
         some = [result for result in results if result["task"] == name]
-        print(f"\n{name}, perplexity\n{as_columns(_table(some))}\n\nby position\n{as_columns(_position_table(some))}")
+        print(f"\n{name}, perplexity\n{as_columns(table(some))}\n\nby position\n{as_columns(position_table(some))}")
     print("\n" + "\n".join([*notes, textwrap.fill(LEGEND, 120), f"folder: {job.folder.path}"]))
-
-
-def render_perplexity_report(
-    record: Mapping[str, Any], results: Sequence[Mapping[str, Any]], notes: Sequence[str]
-) -> str:
-    """Return `report.md`."""
-    identity, session = record["identity"], record["sessions"][-1]
-    parts = [
-        f"# Perplexity, {', '.join(record['tasks'])}: {identity['model']['reference']}",
-        "",
-        f"- model: `{identity['model']['reference']}` ({identity['model']['source']}), {identity['dtype']}",
-        f"- spans: `{record['plan_description']}`",
-        f"- tokens: the first {identity['tokens']:,} of each document at most, in windows of the length",
-        f"- machine: {session['machine']['device']}, {session['world_size']} x {session['threads']} threads",
-        f"- code: commit {session['commit'] or 'unknown'}{', with uncommitted changes' if session['dirty'] else ''}",
-    ]
-    for task in record["tasks"]:
-        some = [result for result in results if result["task"] == task]
-        if some:
-            parts += ["", f"## {task}", "", as_markdown(_table(some)), "", "By position, a column a length:", ""]
-            parts += [as_markdown(_position_table(some))]
-    return "\n".join([*parts, "", *notes, LEGEND, ""])
-
-
-def _table(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = [["maxlen", "n", "tokens", "perplexity", "tok/s", "peak GiB", "cache MiB", "attn TFLOP"]]
-    for result in results:
-        cost = result["cost"]
-        rows.append(
-            [
-                f"{result['maxlen']:,}",
-                str(result["num_documents"]),
-                f"{result['num_tokens']:,}",
-                _with_interval(result["metrics"]["perplexity"]),
-                number_or_dash(cost["tokens_per_second"], 0),
-                number_or_dash(cost["peak_memory_bytes"], 2, 2**30),
-                number_or_dash(cost["cache_bytes"], 1, 2**20),
-                number_or_dash(cost["attention_flops"], 3, 10**12),
-            ]
-        )
-    return rows
-
-
-def _position_table(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    found = [{bucket["first"]: bucket for bucket in result["by_position"]} for result in results]
-    rows = [["position", *(f"{result['maxlen']:,}" for result in results)]]
-    for first in sorted({first for buckets in found for first in buckets}):
-        last = max(buckets[first]["last"] for buckets in found if first in buckets)
-        cells = [_with_interval(buckets[first]["perplexity"]) if first in buckets else "" for buckets in found]
-        rows.append([f"{first:,} to {last:,}", *cells])
-    return rows
-
-
-def _with_interval(metric: Mapping[str, float | None]) -> str:
-    mean, low, high = (metric[name] for name in ("mean", "low", "high"))
-    if mean is None:
-        return "-"
-    return f"{mean:.3f}" if low is None or high is None else f"{mean:.3f} [{low:.2f}, {high:.2f}]"
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import perplexity
-from eval.perplexity import buckets_of, losses_of, main, score_lines
+from eval.perplexity import buckets_of, losses_of, main
 from eval.perplexity_config import PerplexityConfig, build_parser
+from eval.perplexity_report import score_lines
 from masformer import SpanPlan, apply_plan
 from masformer.checkpoints import Checkpoint
 from tests.tiny_models import save_tiny_checkpoint, tiny_model
