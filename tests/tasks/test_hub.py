@@ -28,11 +28,13 @@ SCROLLS = "datasets/tau/scrolls"
 # The endpoint and the offline switch are read at import, hence a process of its own.
 LOAD = """
 import json, os, sys
+from pathlib import Path
 import tasks.sources
 from tasks import TASKS, DataError, LoadRequest
 tasks.sources.HUB_DEADLINE_SECONDS = float(os.environ.get("DEADLINE", tasks.sources.HUB_DEADLINE_SECONDS))
 try:
-    loaded = TASKS[sys.argv[1]].load(LoadRequest(split=sys.argv[2], limit=int(sys.argv[3]) or None))
+    data = Path(sys.argv[4]) if sys.argv[4:] else None
+    loaded = TASKS[sys.argv[1]].load(LoadRequest(split=sys.argv[2], limit=int(sys.argv[3]) or None, data=data))
 except DataError as error:
     print(json.dumps({"error": str(error)}))
 else:
@@ -41,9 +43,9 @@ else:
 """
 
 
-def load(task: str, split: str, environment: Mapping[str, str], limit: int = 0) -> dict[str, Any]:
+def load(task: str, split: str, environment: Mapping[str, str], limit: int = 0, *data: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, task, split, str(limit)],
+        [sys.executable, "-c", LOAD, task, split, str(limit), *data],
         env={**os.environ, **environment},
         cwd=ROOT,
         capture_output=True,
@@ -202,3 +204,17 @@ def test_an_unreachable_hub_ends_soon_with_the_ways_out(tmp_path: Path, accepts:
     assert "--data FILE" in error["error"]
     assert error["error"].endswith("needs no hub: plos, aclsum, aclsum_aspects")
     assert "\n" not in error["error"]
+
+
+@pytest.mark.parametrize("name", ["someone/books", "someone/books-1.0"])
+def test_any_set_of_texts_is_read_by_its_name(name: str, tmp_path: Path) -> None:
+    files = {
+        "data/train-00000-of-00001.parquet": parquet([{"text": "first book"}, {"text": ""}, {"text": "second book"}]),
+        "data/test-00000-of-00001.parquet": parquet([{"text": "third book"}]),
+    }
+    with hub_standin({f"datasets/{name}": files}) as hub:
+        loaded = load("text", "train", hub.environment(tmp_path), 0, name)
+        assert [example[3] for example in loaded["examples"]] == ["first book", "second book"]
+        assert loaded["provenance"]["revision"] == hub.commit(f"datasets/{name}")
+        assert loaded["provenance"]["num_skipped"] == 1
+        assert hub.fetched == ["data/train-00000-of-00001.parquet"]
