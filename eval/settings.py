@@ -7,6 +7,7 @@ so that a value is checked the same way wherever it stands.
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str, example: str) -> None:
         super().__init__(
             prog=prog,
-            description=description,
+            description=textwrap.fill(description, 80),
             epilog=f"example: {example}",
             argument_default=argparse.SUPPRESS,
             formatter_class=argparse.RawDescriptionHelpFormatter,
