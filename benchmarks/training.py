@@ -51,7 +51,9 @@ def trainer_for(plan: str, *, checkpointing: bool) -> tuple[Trainer, NextTokenLo
     model = open_checkpoint("smollm2-135m").load_model(torch.float32)
     apply_plan(model, SpanPlan.parse(plan, num_layers(model.config)))
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # As `eval/finetune.py` does.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     wrapped = NextTokenLoss(model)
     accelerator = Accelerator(mixed_precision="bf16")
     prepared, optimizer = accelerator.prepare(wrapped, make_optimizer(wrapped, 0.0))
