@@ -95,7 +95,8 @@ def test_fine_tuning_on_papers_lowers_the_held_out_loss_and_the_checkpoint_runs(
     arguments = f"--task aclsum --maxlen 512 --limit 20 --max-steps 6 --held-out 0.2 --output {tmp_path}/trained"
     assert finetune.main([*arguments.split(), "--plan", plan, *weights]) == 0
     evals = [json.loads(line)["loss"] for line in (tmp_path / "trained" / "evals.jsonl").read_text().splitlines()]
-    assert evals[-1] < evals[0] - 0.02
+    # Six steps of adapters, which begin as nothing, move it less than the weights themselves do.
+    assert evals[-1] < evals[0] - (0.005 if weights else 0.02)
     arguments = f"--task aclsum --maxlen 512 --limit 1 --max-new-tokens 16 --model {tmp_path}/trained/best"
     assert main([*arguments.split(), "--output", str(tmp_path / "run")]) == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -104,7 +105,7 @@ def test_fine_tuning_on_papers_lowers_the_held_out_loss_and_the_checkpoint_runs(
 
 def test_a_plan_costs_perplexity_on_a_real_paper_and_sinks_save_most_of_it(tmp_path: Path) -> None:
     found = {}
-    for plan in ("full", "local span=256 sinks=4", "local span=256"):
+    for plan in ("full", "local span=256 sinks=4", "local span=256 sinks=0"):
         arguments = ["--task", "aclsum", "--maxlen", "1024", "--limit", "2", "--plan", plan]
         assert perplexity.main([*arguments, "--output", str(tmp_path / plan)]) == 0
         (result,) = results(tmp_path / plan)
