@@ -104,9 +104,4 @@ def load_config(arguments: Sequence[str]) -> RunConfig:
     Raises:
         ConfigError: A value, a key or a combination that cannot be.
     """
-    values = read_settings(build_parser(), arguments)
-    for name in ("task", "maxlen"):
-        if name not in values:
-            raise ConfigError(f"--{name} is missing; for example: --task plos --maxlen 1024 2048 (--help explains)")
-    values["maxlen"] = tuple(sorted(set(values["maxlen"])))
-    return RunConfig(**values)
+    return RunConfig(**read_settings(build_parser(), arguments, "1024 2048"))

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from transformers import PreTrainedModel
 from eval.finetune_config import TrainConfig, load_train_config
 from eval.generate import peak_bytes, reset_peak
 from eval.lora import add_adapters, check_targets, num_trainable
-from eval.model import default_dtype, describe_weights, load_converted, resolve_plan
+from eval.model import describe_weights, load_converted, resolve_plan
 from eval.prompts import PromptBuilder
 from eval.record import default_output
 from eval.sequences import (
@@ -45,7 +46,7 @@ from eval.sequences import (
 )
 from eval.session import LaunchError, describe_session, now, run_script, set_threads, start_processes
 from eval.settings import ConfigError
-from eval.train_folder import STATE, TrainFolder, TrainingError, find_checkpoint, step_of
+from eval.train_folder import STATE, TrainFolder, find_checkpoint, step_of
 from eval.train_record import train_identity, train_record, train_tasks
 from eval.train_report import CURVES, draw_curves, render_train_report
 from eval.train_state import keep_only_what_is_trained, write_checkpoint
@@ -64,6 +65,7 @@ class Job:
     """A training whose settings, data and folder have been checked.
 
     Attributes:
+        before: `run.json` as it was when it was checked; None for a new training.
         start: Step of the checkpoint that it goes on from; 0 is the beginning.
     """
 
@@ -74,6 +76,7 @@ class Job:
     trained: Pieces
     held_out: Pieces
     folder: TrainFolder
+    before: Mapping[str, Any] | None
     record: dict[str, Any]
     start: int
 
@@ -125,7 +128,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Job:
         rows = count_rows(pieces, config.seed, step_rows, packing=packing)
         total = max(1, math.ceil(config.epochs * rows / step_rows))
     folder = _folder_of(config)
-    dtype = config.dtype or default_dtype(accelerator)
+    dtype = next(name for name, precision in MIXED_PRECISION.items() if precision == accelerator.mixed_precision)
     identity = train_identity(config, checkpoint, plan, total, step_rows, packing, threads, dtype)
     tasks = train_tasks(config, loaded, pieces)
     before = folder.run.read_run()
@@ -144,6 +147,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Job:
         trained=pieces,
         held_out=held_pieces,
         folder=folder,
+        before=deepcopy(before),
         record=train_record(config, identity, tasks, plan, pieces, held_pieces, before),
         start=_step_to_resume(config, folder) if before else 0,
     )
@@ -176,7 +180,7 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
     """Train, with the other processes, and leave checkpoints, logs and a report."""
     folder = job.folder
     main_process = accelerator.is_main_process
-    with folder.run.lock() if main_process else nullcontext():
+    with folder.run.lock(job.before) if main_process else nullcontext():
         # All have looked at the folder before anyone writes to it.
         accelerator.wait_for_everyone()
         if main_process:
@@ -392,8 +396,6 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what trackers take: no lists and no None."""
     return {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()}
 
-
-__all__ = ["TrainingError", "main"]
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

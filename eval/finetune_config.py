@@ -215,10 +215,7 @@ def load_train_config(arguments: Sequence[str]) -> TrainConfig:
     Raises:
         ConfigError: A value, a key or a combination that cannot be.
     """
-    values = read_settings(build_parser(), arguments)
-    for name in ("task", "maxlen"):
-        if name not in values:
-            raise ConfigError(f"--{name} is missing; for example: --task aclsum --maxlen 2048 (--help explains)")
+    values = read_settings(build_parser(), arguments, "2048")
     for name in ("lora_targets", "report_to"):
         if name in values:
             values[name] = tuple(values[name])

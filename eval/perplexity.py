@@ -100,7 +100,8 @@ def prepare(config: PerplexityConfig, accelerator: Accelerator) -> Job:
     check_positions(max(config.maxlen), checkpoint, allow_extrapolation=config.allow_extrapolation)
     folder = RunFolder(config.output or default_output("perplexity", config, ("maxlen", "limit", "output")))
     held = folder.read_run()
-    tokens = config.tokens or (held["identity"].get("tokens", 0) if held else config.maxlen[-1])
+    # A folder of another kind names no tokens, and is refused below.
+    tokens = config.tokens or (held["identity"].get("tokens") if held else None) or config.maxlen[-1]
     if held and tokens < config.maxlen[-1]:
         raise ConfigError(
             f"output folder {folder.path} reads {tokens} tokens a document, fewer than maxlen {config.maxlen[-1]}; "
@@ -159,7 +160,7 @@ def _load_documents(config: PerplexityConfig, name: str) -> LoadedExamples:
 def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
     """Measure what is missing, with the other processes, and finish the folder."""
     folder, main_process = job.folder, accelerator.is_main_process
-    with folder.lock() if main_process else nullcontext():
+    with folder.lock(job.held) if main_process else nullcontext():
         done, torn = folder.read_predictions()
         # All have read the folder before anyone writes to it.
         accelerator.wait_for_everyone()

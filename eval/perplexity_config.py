@@ -94,9 +94,4 @@ def load_perplexity_config(arguments: Sequence[str]) -> PerplexityConfig:
     Raises:
         ConfigError: A value, a key or a combination that cannot be.
     """
-    values = read_settings(build_parser(), arguments)
-    for name in ("task", "maxlen"):
-        if name not in values:
-            raise ConfigError(f"--{name} is missing; for example: --task aclsum --maxlen 1024 8192 (--help explains)")
-    values["maxlen"] = tuple(sorted(set(values["maxlen"])))
-    return PerplexityConfig(**values)
+    return PerplexityConfig(**read_settings(build_parser(), arguments, "1024 8192"))

@@ -26,7 +26,7 @@ from eval.config import RunConfig, load_config
 from eval.model import check_positions, default_dtype, describe_weights, load_converted, resolve_plan
 from eval.record import default_output, identity_of, merge_examples, merge_record, task_record
 from eval.report import LEGEND, as_text, render_report, table
-from eval.run_folder import RunFolder, RunFolderError
+from eval.run_folder import RunFolder
 from eval.score import score_predictions
 from eval.session import describe_session, now, run_script, set_threads, start_processes
 from eval.work import Work, answer_share, check_prompts, plan_work, share
@@ -95,9 +95,7 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Job:
 
 def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
     """Generate what is missing, with the other processes, and finish the folder."""
-    with job.folder.lock() if accelerator.is_main_process else nullcontext():
-        if accelerator.is_main_process and job.folder.read_run() != job.held:
-            raise RunFolderError(f"output folder {job.folder.path} was changed by another run meanwhile; run again")
+    with job.folder.lock(job.held) if accelerator.is_main_process else nullcontext():
         done, torn = job.folder.read_predictions()
         # All have read the folder before anyone writes to it.
         accelerator.wait_for_everyone()

@@ -109,11 +109,14 @@ class RunFolder:
         )
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, held: Mapping[str, Any] | None) -> Iterator[None]:
         """Keep other runs out of the folder for as long as this lasts.
 
+        Args:
+            held: What `read_run` returned when this run was checked against the folder.
+
         Raises:
-            RunFolderError: Another run is at work in it.
+            RunFolderError: Another run is at work in it, or was since then.
         """
         file = self.path / ".lock"
         with _disk_errors(file):
@@ -130,6 +133,8 @@ class RunFolder:
                 raise RunFolderError(
                     f"output folder {self.path} cannot be locked: {error.strerror}; give one elsewhere with --output"
                 ) from error
+            if self.read_run() != held:
+                raise RunFolderError(f"output folder {self.path} was changed by another run meanwhile; run again")
             yield
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:

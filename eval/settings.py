@@ -143,20 +143,29 @@ def add_machine_flags(parser: argparse.ArgumentParser, seed: str) -> None:
     group.add_argument("--seed", metavar="N", type=natural, help=seed)
 
 
-def read_settings(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
-    """Return what a command line and the YAML file that it names set, tasks as a tuple.
+def read_settings(parser: argparse.ArgumentParser, arguments: Sequence[str], lengths: str) -> dict[str, Any]:
+    """Return what a command line and the YAML file that it names set: tasks as a tuple, several lengths in order.
+
+    Args:
+        parser: Of the script, with `--task` and `--maxlen`.
+        arguments: Of the command line.
+        lengths: Example of lengths, for the message where one is missing.
 
     Raises:
-        ConfigError: A value or a key that cannot be.
+        ConfigError: A value or a key that cannot be, or no task or length.
     """
     values = vars(parser.parse_args(list(arguments)))
     file = values.pop("config", None)
     if file is not None:
         values = vars(_parse_yaml(parser, file)) | values
-    if "task" in values:
-        values["task"] = tuple(name.strip() for name in values["task"].split(",") if name.strip())
-        if not values["task"]:
-            raise ConfigError(f"--task is empty; known: {', '.join(TASKS)}")
+    for name in ("task", "maxlen"):
+        if name not in values:
+            raise ConfigError(f"--{name} is missing; for example: --task aclsum --maxlen {lengths} (--help explains)")
+    values["task"] = tuple(name.strip() for name in values["task"].split(",") if name.strip())
+    if not values["task"]:
+        raise ConfigError(f"--task is empty; known: {', '.join(TASKS)}")
+    if isinstance(values["maxlen"], list):
+        values["maxlen"] = tuple(sorted(set(values["maxlen"])))
     return values
 
 

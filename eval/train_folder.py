@@ -75,7 +75,7 @@ class TrainFolder:
         Raises:
             TrainingError: The folder cannot be written.
         """
-        for left in (self.path / _CHECKPOINTS).glob(".*.partial"):
+        for left in (self.path / _CHECKPOINTS).glob(".*"):
             shutil.rmtree(left, ignore_errors=True)
         self.written(step, lambda: (self.partial(step) / STATE).mkdir(parents=True))
 

@@ -26,7 +26,6 @@ from eval.finetune import main
 from eval.finetune_config import TrainConfig, build_parser, load_train_config
 from eval.sequences import Batch
 from eval.training import Trainer, learning_rate_at
-from masformer.checkpoints import Checkpoint
 from tests.tiny_models import save_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -302,14 +301,6 @@ def expect_error(arguments: list[str], capsys: pytest.CaptureFixture[str], *part
     assert not any("Traceback" in line for line in found)
     for part in parts:
         assert part in errors[0], errors[0]
-
-
-@pytest.fixture
-def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise AssertionError("weights were loaded before the input was checked")
-
-    monkeypatch.setattr(Checkpoint, "load_model", fail)
 
 
 @pytest.mark.usefixtures("no_weights")

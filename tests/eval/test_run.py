@@ -255,14 +255,6 @@ def expect_error(arguments: list[str], capsys: pytest.CaptureFixture[str], *part
         assert part in lines[0], lines[0]
 
 
-@pytest.fixture
-def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise AssertionError("weights were loaded before the input was checked")
-
-    monkeypatch.setattr(Checkpoint, "load_model", fail)
-
-
 @pytest.mark.usefixtures("no_weights")
 def test_wrong_input_is_one_line_before_weights_load(
     least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -108,9 +108,25 @@ def test_a_merge_cut_short_loses_nothing(folder: RunFolder, monkeypatch: pytest.
 
 
 def test_a_second_writer_is_refused_while_the_first_is_at_work(folder: RunFolder) -> None:
-    with folder.lock(), pytest.raises(RunFolderError, match="in use by another run"), RunFolder(folder.path).lock():
+    held = folder.read_run()
+    with (
+        folder.lock(held),
+        pytest.raises(RunFolderError, match="in use by another run"),
+        RunFolder(folder.path).lock(held),
+    ):
         pass
-    with RunFolder(folder.path).lock():
+    with RunFolder(folder.path).lock(held):
+        pass
+
+
+def test_a_folder_that_another_run_changed_meanwhile_is_refused(folder: RunFolder) -> None:
+    held = folder.read_run()
+    changed = {"identity": {"seed": 7}, "tasks": {}, "sessions": []}
+    assert held != changed
+    folder.write_json("run.json", changed)
+    with pytest.raises(RunFolderError, match="was changed by another run meanwhile"), folder.lock(held):
+        pass
+    with folder.lock(changed):
         pass
 
 

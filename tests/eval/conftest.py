@@ -1,0 +1,19 @@
+"""What tests of several scripts share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from masformer.checkpoints import Checkpoint
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test when weights are loaded."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded before the input was checked")
+
+    monkeypatch.setattr(Checkpoint, "load_model", fail)
