@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from eval.generate import GenerationSettings
 from eval.rouge_profiles import PROFILES
 from eval.settings import (
     ConfigError,
@@ -17,8 +18,12 @@ from eval.settings import (
     add_model_flags,
     add_truncation_flag,
     check_tasks,
+    finite_number,
+    natural,
     positive,
+    positive_number,
     read_settings,
+    share,
 )
 from tasks import TASKS
 
@@ -34,7 +39,17 @@ class RunConfig:
         split: None takes the task's default.
         limit: First examples of each task; None takes all.
         truncation: Which part of the context is kept.
+        template: Names of templates that each task has; None takes the task's default.
         max_new_tokens: Room for the answer; None takes the task's default.
+        min_new_tokens: No end token before as many.
+        num_beams: 1 is greedy decoding, or sampling.
+        length_penalty: Exponent of the length by which beams' scores are divided.
+        temperature: Of sampling; None does not sample.
+        top_p: Sample among the likeliest tokens that hold this much probability.
+        top_k: Sample among this many tokens; 0 takes all.
+        repetition_penalty: Divides the logits of all tokens seen before; 1 is off.
+        no_repeat_ngram_size: Tokens in a row that never occur twice; 0 is off.
+        stop: Texts that end an answer and are left out of it.
         model: Short name, `.gguf` file, folder or hub id.
         plan: Text form of a span plan, or `auto`: the plan the checkpoint carries, else the untouched model.
         dtype: None takes bfloat16 on a GPU and float32 on a CPU.
@@ -42,8 +57,14 @@ class RunConfig:
         trust_remote_code: Run code that comes with the checkpoint.
         profile: ROUGE profile.
         output: Run folder; None makes a name under `runs/` from the settings.
+        overwrite: Begin anew in a folder that holds a run.
+        dry_run: Print what would be done, and do nothing.
+        shard: Which of how many independent jobs this is; None is the whole run.
+        batch_size: Prompts that decode together at most; None takes 16 on a CPU and 64 on a GPU.
+        memory_budget: GiB for keys and values in each process; None takes half of what the weights leave.
+        device_map: `auto` spreads one model over all devices of this machine.
         threads: Torch threads of each process; None shares the cores among the local processes.
-        seed: Of torch.
+        seed: Of torch, and of sampling.
     """
 
     task: tuple[str, ...]
@@ -52,7 +73,17 @@ class RunConfig:
     split: str | None = None
     limit: int | None = None
     truncation: str = "head"
+    template: tuple[str, ...] | None = None
     max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    stop: tuple[str, ...] = ()
     model: str = "smollm2-135m"
     plan: str = "auto"
     dtype: str | None = None
@@ -60,6 +91,12 @@ class RunConfig:
     trust_remote_code: bool = False
     profile: str = "hf"
     output: Path | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    shard: tuple[int, int] | None = None
+    batch_size: int | None = None
+    memory_budget: float | None = None
+    device_map: str | None = None
     threads: int | None = None
     seed: int = 0
 
@@ -68,6 +105,30 @@ class RunConfig:
         for name in self.task:
             if not TASKS[name].has_references:
                 raise ConfigError(f"task '{name}' has nothing to be scored against; measure it with eval/perplexity.py")
+            for template in self.template or ():
+                if template not in TASKS[name].templates:
+                    known = ", ".join(TASKS[name].templates)
+                    raise ConfigError(f"task '{name}' has no template '{template}'; known: {known}")
+            if self.min_new_tokens > (room := self.max_new_tokens or TASKS[name].max_new_tokens):
+                raise ConfigError(
+                    f"--min-new-tokens {self.min_new_tokens} is more than the {room} new tokens of '{name}'; raise "
+                    "--max-new-tokens"
+                )
+        if self.temperature is None and (self.top_p != 1 or self.top_k):
+            raise ConfigError("--top-p and --top-k choose what is sampled; give --temperature too, 1 for example")
+        if self.temperature is not None and self.num_beams > 1:
+            raise ConfigError(f"--temperature samples and --num-beams {self.num_beams} searches; give one of them")
+        if self.length_penalty != 1 and self.num_beams == 1:
+            raise ConfigError(f"--length-penalty {self.length_penalty:g} is one of beams; give --num-beams too")
+        if self.template is not None and not self.template:
+            raise ConfigError("--template is empty; leave it out for the task's own")
+        if not all(self.stop):
+            raise ConfigError("--stop has an empty text; give texts of one character at least")
+
+    def generation(self, max_new_tokens: int) -> GenerationSettings:
+        """Return how answers of as much room are chosen."""
+        values = {field.name: getattr(self, field.name) for field in fields(GenerationSettings)}
+        return GenerationSettings(**values | {"max_new_tokens": max_new_tokens})
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,15 +148,86 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         help="lengths in tokens; each counts template, instruction, query, context and the room kept for the answer",
     )
-    how.add_argument("--max-new-tokens", metavar="N", type=positive, help="room for the answer; default: the task's")
+    how.add_argument(
+        "--template",
+        metavar="NAME",
+        help="prompts, one or more separated by commas: instruct, abstract; for tasks with queries context_first, "
+        "query_first (default: the first of each)",
+    )
     add_truncation_flag(how)
     add_extrapolation_flag(how)
-    add_model_flags(parser, RunConfig.model, "default: bfloat16 on a GPU, float32 on a CPU")
+    _add_generation_flags(parser)
+    add_model_flags(parser, RunConfig.model, "default: bfloat16 on a GPU, float32 on a CPU").add_argument(
+        "--device-map", choices=["auto"], help="spread one model over all devices of this machine (one process)"
+    )
     out = parser.add_argument_group("scores and output")
     out.add_argument("--profile", choices=list(PROFILES), help=f"ROUGE profile (default: {RunConfig.profile})")
     out.add_argument("--output", metavar="DIR", type=Path, help="run folder (default: a name under runs/)")
-    add_machine_flags(parser, f"of torch (default: {RunConfig.seed})")
+    out.add_argument(
+        "--overwrite",
+        action=argparse.BooleanOptionalAction,
+        help="begin anew in a folder that holds a run; its predictions are lost (default: off)",
+    )
+    machine = add_machine_flags(parser, f"of torch and of sampling (default: {RunConfig.seed})")
+    machine.add_argument(
+        "--batch-size", metavar="N", type=positive, help="prompts that decode together at most (default: 16, GPU: 64)"
+    )
+    machine.add_argument(
+        "--memory-budget",
+        metavar="GIB",
+        type=positive_number,
+        help="for keys and values, in each process (default: half of what the weights leave)",
+    )
+    machine.add_argument(
+        "--shard", metavar="I/N", type=_shard, help="do part I of N, as a job of its own; eval/merge.py joins the parts"
+    )
+    machine.add_argument(
+        "--dry-run",
+        action=argparse.BooleanOptionalAction,
+        help="print examples, tokens, dropped tokens, predicted time and memory; load no weights, write nothing",
+    )
     return parser
+
+
+def _add_generation_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how answers are chosen (default: the likeliest token, greedily)")
+    group.add_argument("--max-new-tokens", metavar="N", type=positive, help="room for the answer; default: the task's")
+    group.add_argument("--min-new-tokens", metavar="N", type=natural, help="no end token before N (default: 0)")
+    group.add_argument("--num-beams", metavar="N", type=positive, help="beam search (default: 1, none)")
+    group.add_argument(
+        "--length-penalty",
+        metavar="X",
+        type=finite_number,
+        help="beams' scores are divided by length ** X (default: 1)",
+    )
+    group.add_argument(
+        "--temperature", metavar="X", type=positive_number, help="sample, reproducibly under --seed (default: do not)"
+    )
+    group.add_argument("--top-p", metavar="X", type=share, help="of sampling: probability kept (default: 1)")
+    group.add_argument("--top-k", metavar="N", type=natural, help="of sampling: tokens kept (default: 0, all)")
+    group.add_argument(
+        "--repetition-penalty", metavar="X", type=positive_number, help="divides logits of tokens seen (default: 1)"
+    )
+    group.add_argument(
+        "--no-repeat-ngram-size", metavar="N", type=natural, help="no N tokens in a row occur twice (default: 0, off)"
+    )
+    group.add_argument(
+        "--stop",
+        metavar="TEXT",
+        nargs="+",
+        action="extend",
+        help="texts that end an answer and are left out of it; a line's end is $'\\n' in most shells",
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    try:
+        index, count = map(int, text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no part; write 1/4 for the first of four") from None
+    if not 1 <= index <= count:
+        raise argparse.ArgumentTypeError(f"{text}: parts count from 1 to {count}")
+    return index, count
 
 
 def load_config(arguments: Sequence[str]) -> RunConfig:
@@ -104,4 +236,11 @@ def load_config(arguments: Sequence[str]) -> RunConfig:
     Raises:
         ConfigError: A value, a key or a combination that cannot be.
     """
-    return RunConfig(**read_settings(build_parser(), arguments, "1024 2048"))
+    values = read_settings(build_parser(), arguments, "1024 2048")
+    if "template" in values:
+        values["template"] = tuple(
+            dict.fromkeys(name.strip() for name in values["template"].split(",") if name.strip())
+        )
+    if "stop" in values:
+        values["stop"] = tuple(values["stop"])
+    return RunConfig(**values)

@@ -96,6 +96,8 @@ def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
     _check_trackers(config.report_to)
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
+    if dtype not in MIXED_PRECISION:
+        raise ConfigError(f"--dtype {dtype} is no dtype of trainings; use {', '.join(MIXED_PRECISION)}")
     if on_cpu and dtype == "float16":
         raise ConfigError("--dtype float16 trains on a GPU alone; use bfloat16 or float32 on a CPU")
     accelerator = start_processes(

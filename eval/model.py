@@ -12,7 +12,12 @@ from eval.settings import ConfigError
 from masformer import ConversionError, PlanError, SpanPlan, apply_plan, native_plan, num_layers, stored_plan
 from masformer.checkpoints import Checkpoint, has_learned_positions, max_positions
 
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TORCH_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 def default_dtype(accelerator: Accelerator) -> str:
@@ -28,10 +33,10 @@ def resolve_plan(text: str, checkpoint: Checkpoint) -> SpanPlan | None:
     if stored is not None:
         return stored
     try:
-        own = native_plan(checkpoint.config)
+        # Full attention included: masformer computes the same, and its cache can be shared between prompts.
+        return native_plan(checkpoint.config)
     except PlanError:
         return None
-    return None if own.is_full else own
 
 
 def load_converted(
@@ -41,6 +46,7 @@ def load_converted(
     plan: SpanPlan | None,
     asked: str,
     say: Callable[..., None],
+    device_map: str | None = None,
 ) -> PreTrainedModel:
     """Return the model with the plan on it.
 
@@ -53,12 +59,13 @@ def load_converted(
         plan: As `resolve_plan` returned it.
         asked: The text form that was asked for.
         say: Prints a remark, once for all processes.
+        device_map: `auto` spreads it over all devices instead.
 
     Raises:
         CheckpointError: The weights do not load.
         ConversionError: The architecture cannot take the plan.
     """
-    model = checkpoint.load_model(TORCH_DTYPES[dtype], device)
+    model = checkpoint.load_model(TORCH_DTYPES[dtype], device, device_map)
     if plan is not None:
         try:
             apply_plan(model, plan)

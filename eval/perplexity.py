@@ -31,13 +31,14 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 from eval.generate import peak_bytes, reset_peak, storage_bytes
+from eval.journal import Key, append_line
 from eval.model import check_positions, default_dtype, describe_weights, load_converted, plan_of, resolve_plan
 from eval.perplexity_config import PerplexityConfig, load_perplexity_config
 from eval.perplexity_report import LEGEND, TEMPLATE, position_table, render_perplexity_report, score_lines, table
 from eval.prompts import PromptBuilder
 from eval.record import default_output, merge_examples, merge_record
 from eval.report import as_columns
-from eval.run_folder import Key, RunFolder, append_line
+from eval.run_folder import RunFolder
 from eval.session import describe_session, now, run_script, set_threads, start_processes
 from eval.settings import ConfigError
 from masformer import SpanCache, SpanPlan, fixed_frequencies
@@ -161,10 +162,10 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
     """Measure what is missing, with the other processes, and finish the folder."""
     folder, main_process = job.folder, accelerator.is_main_process
     with folder.lock(job.held) if main_process else nullcontext():
-        done, torn = folder.read_predictions()
+        found = folder.read_predictions()
         # All have read the folder before anyone writes to it.
         accelerator.wait_for_everyone()
-        missing = [item for item in job.work if _key(*item) not in done]
+        missing = [item for item in job.work if _key(*item) not in found.lines]
         if main_process:
             if missing:
                 job.record["world_size"] = accelerator.num_processes
@@ -172,7 +173,7 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
                 job.record["sessions"].append(session | {"num_to_measure": len(missing)})
             folder.write_json("run.json", job.record)
             folder.write_lines("examples.jsonl", merge_examples(folder.read_examples(), job.loaded))
-            _introduce(job, len(missing), torn, accelerator)
+            _introduce(job, len(missing), found.describe(), accelerator)
         if missing:
             model = load_converted(
                 job.checkpoint, job.dtype, accelerator.device, job.plan, job.config.plan, accelerator.print
@@ -202,7 +203,7 @@ def _measure(
         disable=not accelerator.is_main_process,
         bar_format="{desc} {n}/{total} |{bar:24}| {elapsed} gone, {remaining} left{postfix}",
     )
-    with job.folder.open_journal(accelerator.process_index) as journal, bar:
+    with job.folder.open_journal(f"{accelerator.process_index:05}") as journal, bar:
         for task, example, maxlen in work:
             whole = builder.document(example.context)
             token_ids = whole[: job.tokens]
@@ -271,7 +272,7 @@ def losses_of(model: PreTrainedModel, token_ids: Sequence[int]) -> tuple[torch.T
     return torch.cat(parts), storage_bytes(cache)
 
 
-def _introduce(job: Job, missing: int, torn: int, accelerator: Accelerator) -> None:
+def _introduce(job: Job, missing: int, dropped: str, accelerator: Accelerator) -> None:
     print(f"model   {job.config.model}: {describe_weights(job.checkpoint)}, {job.dtype}")
     print(f"spans   {job.record['plan_description']}")
     for name, loaded in job.loaded.items():
@@ -280,8 +281,8 @@ def _introduce(job: Job, missing: int, torn: int, accelerator: Accelerator) -> N
     print(f"machine {accelerator.device.type}, {accelerator.num_processes} process(es), {job.threads} thread(s) each")
     total = sum(1 for _ in job.work)
     print(f"folder  {job.folder.path}: {total - missing} of {total} measurements are there")
-    if torn:
-        print(f"        {torn} torn line(s) of an interrupted run dropped")
+    if dropped:
+        print(f"        {dropped}")
 
 
 def _finish(job: Job, has_measured: bool) -> None:
@@ -292,7 +293,7 @@ def _finish(job: Job, has_measured: bool) -> None:
         for line in examples
         for maxlen in record["tasks"][line["task"]]["maxlen"]
     ]
-    lines, absent = job.folder.merge_journal(order, job.loaded)
+    lines, absent = job.folder.merge_journal(order, {_key(*item) for item in job.work})
     results = score_lines(lines, examples, record["identity"]["model"]["reference"])
     if has_measured:
         record["sessions"][-1]["finished"] = now()

@@ -73,8 +73,8 @@ class PromptBuilder:
         """Return the digest of the rendered template, chat markup included."""
         return hashlib.sha256("\0".join(self._render()).encode()).hexdigest()
 
-    def fixed_parts(self, query: str | None) -> PromptParts:
-        """Return the token ids of a prompt with an empty context: what is never cut.
+    def fixed_parts(self, query: str | None, context: tuple[int, ...] = ()) -> PromptParts:
+        """Return the token ids of a prompt, those of a context as they are given: all else is never cut.
 
         Raises:
             PromptError: The chat template refuses, loses or repeats the user's text.
@@ -84,7 +84,7 @@ class PromptBuilder:
             self._fixed[query] = PromptParts(
                 prefix=before if self.uses_chat_template else self._bos + before, context=(), suffix=after
             )
-        return self._fixed[query]
+        return replace(self._fixed[query], context=context)
 
     def parts(self, example: Example) -> PromptParts:
         """Return the token ids of an example's prompt, uncut.
@@ -92,7 +92,7 @@ class PromptBuilder:
         Raises:
             PromptError: As `fixed_parts`.
         """
-        return replace(self.fixed_parts(example.query), context=self._tokenize_data(example.context))
+        return self.fixed_parts(example.query, self._tokenize_data(example.context))
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Return the token ids of an answer, with what ends the model's turn.

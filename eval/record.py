@@ -17,6 +17,9 @@ from masformer import SpanPlan
 from masformer.checkpoints import Checkpoint
 from tasks import TASKS, LoadedExamples
 
+# Settings of generation that are a task's, or stand by themselves.
+_APART = ("max_new_tokens", "seed")
+
 
 def identity_of(config: RunConfig, checkpoint: Checkpoint, plan: SpanPlan | None, dtype: str) -> dict[str, Any]:
     """Return the settings that hold for a whole run folder."""
@@ -29,14 +32,19 @@ def identity_of(config: RunConfig, checkpoint: Checkpoint, plan: SpanPlan | None
         "trust_remote_code": config.trust_remote_code,
         "threads": config.threads,
         "seed": config.seed,
+        "generation": {name: value for name, value in asdict(config.generation(1)).items() if name not in _APART},
         "generation_version": GENERATION_VERSION,
     }
 
 
-def task_record(config: RunConfig, name: str, loaded: LoadedExamples, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what `run.json` says about a task."""
+def task_record(
+    config: RunConfig, name: str, loaded: LoadedExamples, checkpoint: Checkpoint, held: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what `run.json` says about a task; templates that the folder has already are among those asked for."""
     task = TASKS[name]
-    template = task.templates[task.default_template]
+    before = (held or {"tasks": {}})["tasks"].get(name, {}).get("templates", {})
+    asked = config.template or (task.default_template,)
+    templates = [template for template in dict.fromkeys([*before, *asked]) if template in task.templates]
     return {
         "description": task.description,
         "version": task.version,
@@ -45,9 +53,13 @@ def task_record(config: RunConfig, name: str, loaded: LoadedExamples, checkpoint
         "source": {key: value for key, value in loaded.provenance.items() if not key.startswith("num_")},
         "rows": {key: value for key, value in loaded.provenance.items() if key.startswith("num_")},
         "split": config.split or task.default_split,
-        "template": task.default_template,
-        "template_text": template,
-        "prompt_sha256": PromptBuilder(checkpoint.tokenizer, template).sha256,
+        "templates": {
+            template: {
+                "text": task.templates[template],
+                "prompt_sha256": PromptBuilder(checkpoint.tokenizer, task.templates[template]).sha256,
+            }
+            for template in templates
+        },
         "max_new_tokens": config.max_new_tokens or task.max_new_tokens,
         "limit": config.limit,
         "maxlen": list(config.maxlen),
@@ -63,17 +75,25 @@ def merge_record(
 ) -> dict[str, Any]:
     """Return `run.json` with the settings of this session merged into what the folder held."""
     held = held or {"tasks": {}, "sessions": [], "world_size": None}
-    for name, record in tasks.items():
-        before = held["tasks"].get(name, {}).get("maxlen", [])
-        record["maxlen"] = sorted({*record["maxlen"], *before})
     return {
         "config": {name: str(value) if isinstance(value, Path) else value for name, value in config.items()},
         "plan_description": "untouched" if plan is None else str(plan),
         "world_size": held["world_size"],
         "identity": identity,
-        "tasks": held["tasks"] | tasks,
+        "tasks": merge_tasks(held["tasks"], tasks),
         "sessions": held["sessions"],
     }
+
+
+def merge_tasks(held: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what two records say about tasks, with the lengths and templates of both."""
+    merged = dict(held)
+    for name, record in tasks.items():
+        before = held.get(name, {})
+        merged[name] = record | {"maxlen": sorted({*record["maxlen"], *before.get("maxlen", [])})}
+        if "templates" in record:
+            merged[name]["templates"] = before.get("templates", {}) | record["templates"]
+    return merged
 
 
 def merge_examples(held: list[dict[str, Any]], loaded: Mapping[str, LoadedExamples]) -> list[dict[str, Any]]:

@@ -75,8 +75,13 @@ def render_report(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]], 
             continue
         settings = run["tasks"][task]
         parts += ["", f"## {task}", ""]
-        about = f"{settings['description']}. Split `{settings['split']}`, template `{settings['template']}`"
-        parts += [f"{about}, room for {settings['max_new_tokens']} new tokens.", "", as_markdown(table(of_task))]
+        about = (
+            f"{settings['description']}. Split `{settings['split']}`, room for {settings['max_new_tokens']} new tokens"
+        )
+        parts += [f"{about}."]
+        for template in settings["templates"]:
+            of_template = [result for result in of_task if result["template"] == template]
+            parts += ["", f"Template `{template}`:", "", as_markdown(table(of_template))] if of_template else []
     parts += ["", *notes, LEGEND, ""]
     return "\n".join(parts)
 

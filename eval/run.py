@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Container, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 # A script that is run by path gets its own folder first on the path, where `eval/` would not be found.
 if not __package__:
@@ -21,23 +23,39 @@ if not __package__:
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
+from eval.answering import Answering, Claims, Progress
 from eval.config import RunConfig, load_config
-from eval.model import check_positions, default_dtype, describe_weights, load_converted, resolve_plan
+from eval.forecast import describe_plan, memory_budget
+from eval.journal import Journal, Key, RunFolderError
+from eval.model import TORCH_DTYPES, check_positions, default_dtype, describe_weights, load_converted, resolve_plan
 from eval.record import default_output, identity_of, merge_examples, merge_record, task_record
 from eval.report import LEGEND, as_text, render_report, table
 from eval.run_folder import RunFolder
 from eval.score import score_predictions
 from eval.session import describe_session, now, run_script, set_threads, start_processes
-from eval.work import Work, answer_share, check_prompts, plan_work, share
+from eval.settings import ConfigError
+from eval.work import Grouping, Needs, WorkPlan, check_prompts, documents_of, plan_work
 from masformer import SpanPlan
 from masformer.checkpoints import Checkpoint, open_checkpoint
 from tasks import TASKS, LoadedExamples, LoadRequest
 
+# Seconds that a folder on a network may take to show other machines what one has written.
+_VISIBLE_SECONDS = 30
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run whose settings, data and folder have been checked."""
+    """A run whose settings, data and folder have been checked.
+
+    Attributes:
+        held: `run.json` as the folder has it, None for a new one.
+        record: `run.json` as it is to be.
+        work: What is to be predicted, by this shard of it.
+        finished: Predictions of sessions that came to their end.
+        token: Of this session, the same for all its processes.
+    """
 
     config: RunConfig
     threads: int
@@ -45,10 +63,19 @@ class Job:
     checkpoint: Checkpoint
     plan: SpanPlan | None
     loaded: Mapping[str, LoadedExamples]
-    work: Sequence[Work]
     folder: RunFolder
     held: dict[str, Any] | None
     record: dict[str, Any]
+    needs: Needs
+    work: WorkPlan
+    finished: frozenset[Key]
+    token: str
+
+    @property
+    def keys(self) -> list[Key]:
+        """Return the predictions that are to be there at the end of this run, or of this shard of it."""
+        made = dict.fromkeys(key for group in self.work.groups for key in group.keys)
+        return [*made, *(key for key in self.work.fingerprints if key in self.finished and key not in made)]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,6 +91,11 @@ def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
 
 def prepare(config: RunConfig, accelerator: Accelerator) -> Job:
     """Return the run with everything checked that can be checked before weights load; writes nothing."""
+    if config.device_map and accelerator.num_processes > 1:
+        raise ConfigError(
+            f"--device-map {config.device_map} is one model over all devices, and {accelerator.num_processes} processes"
+            " would each have one; launch one process"
+        )
     threads = set_threads(config.threads, os.environ)
     torch.manual_seed(config.seed)
     dtype = config.dtype or default_dtype(accelerator)
@@ -71,14 +103,24 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Job:
     checkpoint = open_checkpoint(config.model, trust_remote_code=config.trust_remote_code)
     plan = resolve_plan(config.plan, checkpoint)
     check_positions(max(config.maxlen), checkpoint, allow_extrapolation=config.allow_extrapolation)
-    folder = RunFolder(config.output or default_output("", config, ("maxlen", "limit", "output")))
-    held = folder.read_run()
-    work = [item for name in config.task for item in plan_work(config, name, loaded[name], checkpoint, held)]
-    check_prompts(work)
+    folder = RunFolder(config.output or _default_output(config))
+    held = folder.read_run(is_replaced=config.overwrite)
+    before = None if config.overwrite else held
     identity = identity_of(config, checkpoint, plan, dtype)
-    tasks = {name: task_record(config, name, loaded[name], checkpoint) for name in config.task}
-    folder.check_accepts(identity, tasks)
+    tasks = {name: task_record(config, name, loaded[name], checkpoint, before) for name in config.task}
+    if before is not None:
+        folder.check_accepts(identity, tasks)
     resolved = asdict(config) | {"dtype": dtype, "output": folder.path, "threads": threads}
+    record = merge_record(deepcopy(before), identity, tasks, resolved, plan)
+    documents = documents_of(config, loaded, record, checkpoint)
+    check_prompts(documents)
+    torch_dtype = TORCH_DTYPES[dtype]
+    needs = Needs(checkpoint.config, plan, torch_dtype.itemsize, trust_remote_code=config.trust_remote_code)
+    grouping = _grouping(config, before, needs, torch_dtype, accelerator)
+    record["grouping"] = asdict(grouping)
+    finished = {} if config.overwrite else folder.read_finished()
+    silent = not accelerator.is_main_process
+    work = plan_work(documents, needs, grouping, finished, config.shard, is_silent=silent)
     return Job(
         config=config,
         threads=threads,
@@ -86,51 +128,134 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Job:
         checkpoint=checkpoint,
         plan=plan,
         loaded=loaded,
-        work=work,
         folder=folder,
         held=held,
-        record=merge_record(deepcopy(held), identity, tasks, resolved, plan),
+        record=record,
+        needs=needs,
+        work=work,
+        finished=frozenset(finished),
+        token=broadcast_object_list([uuid4().hex[:8]])[0],
     )
+
+
+def _default_output(config: RunConfig) -> Path:
+    free = ("maxlen", "template", "limit", "output", "overwrite", "dry_run", "batch_size", "memory_budget", "shard")
+    folder = default_output("", config, (*free, "device_map"))
+    return folder.with_name(f"{folder.name}-shard-{config.shard[0]}-of-{config.shard[1]}") if config.shard else folder
+
+
+def _grouping(
+    config: RunConfig, held: dict[str, Any] | None, needs: Needs, dtype: torch.dtype, accelerator: Accelerator
+) -> Grouping:
+    """Return what groups are formed by: as asked, else as the folder has it, else by this machine."""
+    settings: dict[str, Any] = (held or {}).get("grouping") or {
+        "num_shares": accelerator.num_processes,
+        "batch_size": 64 if accelerator.device.type == "cuda" else 16,
+        "memory_budget": memory_budget(
+            accelerator.device, needs.num_weights * dtype.itemsize, os.environ, config.device_map
+        ),
+    }
+    # Machines may differ, in memory and in what they see of the folder; the groups must not.
+    settings = dict(broadcast_object_list([settings])[0])
+    if config.batch_size is not None:
+        settings["batch_size"] = config.batch_size
+    if config.memory_budget is not None:
+        settings["memory_budget"] = int(config.memory_budget * 2**30)
+    return Grouping(**settings)
 
 
 def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
     """Generate what is missing, with the other processes, and finish the folder."""
-    with job.folder.lock(job.held) if accelerator.is_main_process else nullcontext():
-        done, torn = job.folder.read_predictions()
-        # All have read the folder before anyone writes to it.
-        accelerator.wait_for_everyone()
-        missing = sum(item.key(maxlen) not in done for item in job.work for maxlen in item.lengths)
+    found = Journal() if job.config.overwrite else job.folder.read_predictions(job.work.fingerprints)
+    if job.config.dry_run:
         if accelerator.is_main_process:
+            _introduce(job, found, accelerator)
+            absent = {key for group in job.work.groups for key in group.keys if key not in found.lines}
+            budget = job.record["grouping"]["memory_budget"]
+            print(f"\n{describe_plan(job.work, absent, job.needs, budget, TORCH_DTYPES[job.dtype], accelerator)}")
+        return
+    claimed = job.folder.path / "journal" / f"claims-{job.token}"
+    lock = job.folder.lock(job.held, is_replaced=job.config.overwrite)
+    with lock if accelerator.is_main_process else nullcontext():
+        # Under the lock nobody else writes. All read the folder before the main process does.
+        found = Journal() if job.config.overwrite else job.folder.read_predictions(job.work.fingerprints)
+        accelerator.wait_for_everyone()
+        todo = [group for group in job.work.groups if any(key not in found.lines for key in group.keys)]
+        todo.sort(key=lambda group: (-group.cost, group.index))
+        missing = sum(key not in found.lines for group in todo for key in group.keys)
+        if accelerator.is_main_process:
+            if job.config.overwrite:
+                job.folder.clear()
             if missing:
                 job.record["world_size"] = accelerator.num_processes
                 session = describe_session(arguments, accelerator, job.threads)
                 job.record["sessions"].append(session | {"num_to_generate": missing})
             job.folder.write_json("run.json", job.record)
             job.folder.write_lines("examples.jsonl", merge_examples(job.folder.read_examples(), job.loaded))
-            _introduce(job, missing, torn, accelerator)
+            if missing:
+                job.folder.make(claimed)
+            _introduce(job, found, accelerator)
+        accelerator.wait_for_everyone()
         if missing:
+            _check_shared(claimed)
             model = load_converted(
-                job.checkpoint, job.dtype, accelerator.device, job.plan, job.config.plan, accelerator.print
+                job.checkpoint,
+                job.dtype,
+                accelerator.device,
+                job.plan,
+                job.config.plan,
+                accelerator.print,
+                job.config.device_map,
             )
-            mine = share(job.work, accelerator.process_index, accelerator.num_processes)
-            answer_share(mine, model, job.folder, set(done), accelerator, job.config)
+            claims = Claims(claimed, todo)
+            Answering(
+                model,
+                job.checkpoint.tokenizer,
+                job.needs,
+                job.folder,
+                found.lines,
+                f"{accelerator.process_index:05}-{job.token}",
+                Progress(claims, accelerator),
+            ).run(claims)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            _finish(job, missing)
+            if missing:
+                job.record["sessions"][-1]["finished"] = now()
+            finish_folder(job.folder, job.record, job.config.profile, set(job.keys), job.work.fingerprints)
 
 
-def _introduce(job: Job, missing: int, torn: int, accelerator: Accelerator) -> None:
+def _check_shared(claimed: Path) -> None:
+    """Check that this process sees what the main process has written.
+
+    Raises:
+        RunFolderError: It does not: the folder is another one on this machine.
+    """
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while not claimed.is_dir():
+        if time.monotonic() > deadline:
+            raise RunFolderError(
+                f"{claimed} was made by the main process and is not here; processes on several machines need --output "
+                "on a shared disk, or run as independent jobs with --shard I/N"
+            )
+        time.sleep(0.2)
+
+
+def _introduce(job: Job, found: Journal, accelerator: Accelerator) -> None:
     """Print what is about to be run, on what."""
-    config, total = job.config, sum(len(item.lengths) for item in job.work)
+    config, keys = job.config, job.keys
     print(f"model   {config.model}: {describe_weights(job.checkpoint)}, {job.dtype}")
     print(f"spans   {job.record['plan_description']}")
     for name, loaded in job.loaded.items():
         print(f"task    {name}: {len(loaded.examples)} examples, {_describe_source(loaded)}")
     print(f"lengths {', '.join(map(str, config.maxlen))}")
     print(f"machine {accelerator.device.type}, {accelerator.num_processes} process(es), {job.threads} thread(s) each")
-    print(f"folder  {job.folder.path}: {total - missing} of {total} predictions are there")
-    if torn:
-        print(f"        {torn} torn line(s) of an interrupted run dropped")
+    if config.shard:
+        print(
+            f"shard   {config.shard[0]} of {config.shard[1]}: {len(keys)} of {len(job.work.fingerprints)} predictions"
+        )
+    print(f"folder  {job.folder.path}: {sum(key in found.lines for key in keys)} of {len(keys)} predictions are there")
+    if dropped := found.describe():
+        print(f"        {dropped}")
 
 
 def _load_task(config: RunConfig, name: str) -> LoadedExamples:
@@ -138,30 +263,59 @@ def _load_task(config: RunConfig, name: str) -> LoadedExamples:
     return task.load(LoadRequest(split=config.split or task.default_split, data=config.data, limit=config.limit))
 
 
-def _finish(job: Job, num_generated: int) -> None:
-    """Merge the journals, score, write the report, and print its table.
+def finish_folder(
+    folder: RunFolder,
+    record: dict[str, Any],
+    profile: str,
+    required: Container[Key],
+    expected: Mapping[Key, str] | None = None,
+) -> None:
+    """Merge the journals, score, write the report, and print its tables; of a shard, only merge.
+
+    Args:
+        folder: Of the run.
+        record: Its `run.json`.
+        profile: Of ROUGE.
+        required: Predictions that must be there.
+        expected: Fingerprints by key.
 
     Raises:
-        RunFolderError: A prediction that this run was to make is not there.
+        RunFolderError: A prediction that must be there is not.
     """
-    record, examples = job.record, job.folder.read_examples()
+    examples = folder.read_examples()
     order = [
-        (line["task"], record["tasks"][line["task"]]["template"], line["id"], maxlen)
+        (line["task"], template, line["id"], maxlen)
         for line in examples
+        for template in record["tasks"][line["task"]]["templates"]
         for maxlen in record["tasks"][line["task"]]["maxlen"]
     ]
-    predictions, absent = job.folder.merge_journal(order, job.loaded)
-    results = score_predictions(predictions, examples, job.config.profile, record["identity"]["model"]["reference"])
-    if num_generated:
-        record["sessions"][-1]["finished"] = now()
-    job.folder.write_json("run.json", record)
-    job.folder.write_json("scores.json", {"results": results})
-    notes = [f"Not there yet: {len(absent)} predictions of a task whose run was interrupted."] if absent else []
-    job.folder.write_text("report.md", render_report(record, results, notes))
-    for name in record["tasks"]:
-        rows = table([result for result in results if result["task"] == name])
-        print(f"\n{name}, ROUGE profile {job.config.profile}\n{as_text(rows)}")
-    print("\n" + "\n".join([*notes, textwrap.fill(LEGEND, 120), f"folder: {job.folder.path}"]))
+    predictions, absent = folder.merge_journal(order, required, expected)
+    folder.write_json("run.json", record)
+    if record["config"]["shard"]:
+        part, num_parts = record["config"]["shard"]
+        print(
+            f"\nshard {part} of {num_parts} is done: {len(predictions)} predictions. Once all parts are done:\n"
+            f"python eval/merge.py FOLDER_1 ... FOLDER_{num_parts} --output MERGED\nfolder: {folder.path}"
+        )
+        return
+    results = score_predictions(predictions, examples, profile, record["identity"]["model"]["reference"])
+    folder.write_json("scores.json", {"results": results})
+    notes = [_reuse(predictions)]
+    notes += [f"Not there yet: {len(absent)} predictions of a run that was interrupted."] if absent else []
+    folder.write_text("report.md", render_report(record, results, notes))
+    for name, about in record["tasks"].items():
+        for template in about["templates"]:
+            some = [result for result in results if (result["task"], result["template"]) == (name, template)]
+            if some:
+                print(f"\n{name}, template {template}, ROUGE profile {profile}\n{as_text(table(some))}")
+    print("\n" + "\n".join([*notes, textwrap.fill(LEGEND, 120), f"folder: {folder.path}"]))
+
+
+def _reuse(predictions: Sequence[Mapping[str, Any]]) -> str:
+    """Return what prompts that begin alike have saved, in a sentence."""
+    asked = sum(line["prompt_tokens"] for line in predictions)
+    prefilled = sum(line["prefilled_tokens"] for line in predictions)
+    return f"Prefilled: {prefilled:,} tokens of {asked:,} asked for ({prefilled / max(asked, 1):.2f})."
 
 
 def _describe_source(loaded: LoadedExamples) -> str:

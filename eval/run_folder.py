@@ -3,11 +3,12 @@
     run.json            settings, provenance of model and data, and one entry a session that worked on it
     examples.jsonl      id, document, query and references of each example, so that scoring needs no data set
     predictions.jsonl   one line a prediction
-    journal/            lines of a run that has not ended: one file a process, merged when all are done
+    journal/            lines of a run that has not ended: one file a process, merged when all are done (`eval.journal`)
     scores.json         `results`: one entry a task, template, profile, system and length
     report.md           the same for people
 
-A folder belongs to one set of settings. Lengths, examples and tasks may be added; any other difference is refused.
+A folder belongs to one set of settings. Lengths, templates, examples and tasks may be added; any other
+difference is refused.
 """
 
 from __future__ import annotations
@@ -22,16 +23,9 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
-Key = tuple[str, str, str, int]
+from eval.journal import Journal, Key, RunFolderError, disk_errors, open_journal, read_journal, read_lines
 
-
-class RunFolderError(ValueError):
-    """An output folder that cannot take this run."""
-
-
-def prediction_key(line: Mapping[str, Any]) -> Key:
-    """Return what names a prediction within its folder: task, template, id, maxlen."""
-    return line["task"], line["template"], line["id"], line["maxlen"]
+_FILES = ("run.json", "examples.jsonl", "predictions.jsonl", "scores.json", "report.md")
 
 
 class RunFolder:
@@ -44,8 +38,11 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read_run(self) -> dict[str, Any] | None:
+    def read_run(self, *, is_replaced: bool = False) -> dict[str, Any] | None:
         """Return `run.json`; None when the folder is new or empty.
+
+        Args:
+            is_replaced: What is there will not be used, so that one that cannot be read is none.
 
         Raises:
             RunFolderError: The path is no folder, or holds something that is no run.
@@ -63,6 +60,8 @@ class RunFolder:
         try:
             run = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
+            if is_replaced:
+                return None
             raise RunFolderError(f"{file} cannot be read: {error}; give another folder with --output") from error
         if not isinstance(run, dict) or not {"identity", "tasks", "sessions"} <= run.keys():
             raise RunFolderError(f"{file} is not the record of a run; give another folder with --output")
@@ -73,7 +72,8 @@ class RunFolder:
 
         Args:
             identity: Settings that hold for the whole folder, by name.
-            tasks: Settings of each task, by task and name; `maxlen` and `limit` may grow, `rows` is a remark.
+            tasks: Settings of each task, by task and name; `maxlen`, `templates` and `limit` may grow, `rows` is a
+                remark.
 
         Raises:
             RunFolderError: A setting differs; it is named with both values.
@@ -91,6 +91,9 @@ class RunFolder:
                 if name == "limit":
                     if value is not None and (held["limit"] is None or value < held["limit"]):
                         raise self._differs(f"limit of {task}", held["limit"], value)
+                elif name == "templates":
+                    for template in value.keys() & held.get(name, {}).keys():
+                        self._check_equal(f"template '{template}' of {task}", held[name][template], value[template])
                 elif name not in ("maxlen", "rows"):
                     self._check_equal(f"{name} of {task}", held.get(name), value)
 
@@ -105,21 +108,22 @@ class RunFolder:
     def _differs(self, name: str, held: Any, asked: Any) -> RunFolderError:
         return RunFolderError(
             f"output folder {self.path} holds another run: {name} is {_short(held)} there and {_short(asked)} now; "
-            "give another folder with --output, or the same settings"
+            "give another folder with --output, or the same settings (--overwrite begins anew)"
         )
 
     @contextmanager
-    def lock(self, held: Mapping[str, Any] | None) -> Iterator[None]:
+    def lock(self, held: Mapping[str, Any] | None, *, is_replaced: bool = False) -> Iterator[None]:
         """Keep other runs out of the folder for as long as this lasts.
 
         Args:
             held: What `read_run` returned when this run was checked against the folder.
+            is_replaced: As it was told.
 
         Raises:
             RunFolderError: Another run is at work in it, or was since then.
         """
         file = self.path / ".lock"
-        with _disk_errors(file):
+        with disk_errors(file):
             self.path.mkdir(parents=True, exist_ok=True)
             stream = file.open("w")
         with stream:
@@ -133,7 +137,7 @@ class RunFolder:
                 raise RunFolderError(
                     f"output folder {self.path} cannot be locked: {error.strerror}; give one elsewhere with --output"
                 ) from error
-            if self.read_run() != held:
+            if self.read_run(is_replaced=is_replaced) != held:
                 raise RunFolderError(f"output folder {self.path} was changed by another run meanwhile; run again")
             yield
 
@@ -151,7 +155,7 @@ class RunFolder:
 
     def _replace(self, name: str, content: str) -> None:
         partial = self.path / f".{name}.partial"
-        with _disk_errors(self.path / name):
+        with disk_errors(self.path / name):
             self.path.mkdir(parents=True, exist_ok=True)
             with partial.open("w", encoding="utf-8") as stream:
                 stream.write(content)
@@ -161,46 +165,46 @@ class RunFolder:
 
     def read_examples(self) -> list[dict[str, Any]]:
         """Return the lines of `examples.jsonl`; none when there is no such file yet."""
-        return list(_read_lines(self.path / "examples.jsonl")[0])
+        return read_lines(self.path / "examples.jsonl")
 
-    def read_predictions(self) -> tuple[dict[Key, dict[str, Any]], int]:
-        """Return all predictions, those in the journal of an interrupted run included, and the torn lines dropped."""
-        found: dict[Key, dict[str, Any]] = {}
-        torn = 0
-        for file in (self.path / "predictions.jsonl", *sorted((self.path / "journal").glob("*.jsonl"))):
-            lines, broken = _read_lines(file)
-            torn += broken
-            for line in lines:
-                found.setdefault(prediction_key(line), line)
-        return found, torn
+    def read_predictions(self, expected: Mapping[Key, str] | None = None) -> Journal:
+        """Return all predictions, those in the journal of an interrupted run included.
 
-    def open_journal(self, process: int) -> RawIOBase:
+        Args:
+            expected: Fingerprints by key, as `read_journal` takes them.
+        """
+        return read_journal(
+            [self.path / "predictions.jsonl", *sorted((self.path / "journal").glob("*.jsonl"))], expected
+        )
+
+    def read_finished(self) -> dict[Key, dict[str, Any]]:
+        """Return the predictions of sessions that came to their end."""
+        return read_journal([self.path / "predictions.jsonl"]).lines
+
+    def open_journal(self, name: str) -> RawIOBase:
         """Return the journal of one process, open for appending; a torn last line is cut off first."""
-        file = self.path / "journal" / f"{process:05}.jsonl"
-        with _disk_errors(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if file.exists():
-                whole = file.read_bytes().rfind(b"\n") + 1
-                os.truncate(file, whole)
-            return file.open("ab", buffering=0)
+        return open_journal(self.path / "journal" / f"{name}.jsonl")
 
-    def merge_journal(self, order: Sequence[Key], tasks: Container[str]) -> tuple[list[dict[str, Any]], list[Key]]:
+    def merge_journal(
+        self, order: Sequence[Key], required: Container[Key], expected: Mapping[Key, str] | None = None
+    ) -> tuple[list[dict[str, Any]], list[Key]]:
         """Write all predictions to `predictions.jsonl`, drop the journal, return the lines and the keys of absent ones.
 
         Args:
             order: Keys of all that should be there.
-            tasks: Whose predictions this run was to make; of others some may be absent.
+            required: Those that this run was to make; others may be absent.
+            expected: Fingerprints by key, as `read_journal` takes them.
 
         Raises:
-            RunFolderError: A prediction of these tasks is absent; the journal stays.
+            RunFolderError: One that this run was to make is absent; the journal stays.
         """
-        found, _ = self.read_predictions()
+        found = self.read_predictions(expected).lines
         absent = [key for key in order if key not in found]
-        lost = [key for key in absent if key[0] in tasks]
+        lost = [key for key in absent if key in required]
         if lost:
             raise RunFolderError(
-                f"{len(lost)} predictions are not in {self.path}, {lost[0][2]} at {lost[0][3]} among them; if other "
-                "machines made them, move their journal/ files there and run the same command again"
+                f"{len(lost)} predictions are not in {self.path}, {lost[0][2]} at {lost[0][3]} among them; the process "
+                "that was to make them did not; run the same command again"
             )
         known = set(order)
         lines = [found[key] for key in [*order, *(key for key in found if key not in known)] if key in found]
@@ -208,52 +212,19 @@ class RunFolder:
         shutil.rmtree(self.path / "journal", ignore_errors=True)
         return lines, absent
 
+    def make(self, path: Path) -> None:
+        """Make a folder within this one."""
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
 
-def append_line(journal: RawIOBase, line: Mapping[str, Any]) -> None:
-    """Append one JSON line and see it onto the disk.
-
-    Raises:
-        RunFolderError: The disk is full, or gone.
-    """
-    rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-    with _disk_errors(Path(getattr(journal, "name", "journal"))):
-        # Unbuffered, so that closing after a failure does not fail again; a write may take only a part.
-        while rest:
-            rest = rest[journal.write(rest) or 0 :]
-        os.fsync(journal.fileno())
-
-
-@contextmanager
-def _disk_errors(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(
-            f"{file} cannot be written: {error.strerror or error}; what is there is kept; resume "
-            "once there is room and permission"
-        ) from error
-
-
-def _read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the JSON lines of a file and the number of lines that are torn."""
-    lines: list[dict[str, Any]] = []
-    torn = 0
-    for text in _text_lines(file):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if isinstance(line, dict) and {"task", "id"} <= line.keys():
-            lines.append(line)
-        else:
-            torn += 1
-    return lines, torn
-
-
-def _text_lines(file: Path) -> Iterator[str]:
-    if file.exists():
-        with file.open(encoding="utf-8", errors="replace") as stream:
-            yield from stream
+    def clear(self) -> None:
+        """Take out what a run has left, and nothing else."""
+        with disk_errors(self.path):
+            # The record goes last: while it is there, this is a run's folder.
+            if (self.path / "journal").exists():
+                shutil.rmtree(self.path / "journal")
+            for name in reversed(_FILES):
+                (self.path / name).unlink(missing_ok=True)
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

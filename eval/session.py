@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -16,8 +18,8 @@ import torch
 import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 
+from eval.journal import RunFolderError
 from eval.prompts import PromptError
-from eval.run_folder import RunFolderError
 from eval.settings import ConfigError
 from eval.train_folder import TrainingError
 from masformer import ConversionError, PlanError
@@ -96,20 +98,38 @@ def run_script(
     # A mistake in the settings is the same for all processes, and one of each machine speaks. Later all do.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     who = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    _handle_signals(signal.default_int_handler)
     try:
         job, accelerator = start(arguments)
         speaks = True
         execute(job, list(arguments), accelerator)
     except USER_ERRORS as error:
+        _ignore_signals()
         if speaks:
             print(f"error: {who}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        _ignore_signals()
+        if "--overwrite" in arguments:
+            again += ", without --overwrite,"
         if speaks:
             print(f"interrupted: {again} goes on where this one stopped", file=sys.stderr)
         return 130
     accelerator.end_training()
     return 0
+
+
+def _handle_signals(handler: Any) -> None:
+    """Let Ctrl-C, and what a scheduler sends before it kills, do the same."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
+
+
+def _ignore_signals() -> None:
+    # The launcher sends a second one to those that a terminal has interrupted already.
+    if "WORLD_SIZE" in os.environ:
+        _handle_signals(signal.SIG_IGN)
 
 
 def set_threads(threads: int | None, environ: Mapping[str, str]) -> int:

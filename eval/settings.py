@@ -18,7 +18,7 @@ from eval.truncation import POLICIES
 from masformer.checkpoints import SHORT_NAMES
 from tasks import TASKS
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class ConfigError(ValueError):
@@ -69,6 +69,22 @@ def fraction(text: str) -> float:
     value = _number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 0 and below 1")
+    return value
+
+
+def finite_number(text: str) -> float:
+    """Return a finite number."""
+    value = _number(text)
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not finite")
+    return value
+
+
+def share(text: str) -> float:
+    """Return a number above 0 and at most 1."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
     return value
 
 
@@ -136,11 +152,12 @@ def add_model_flags(parser: argparse.ArgumentParser, model: str, dtype: str) -> 
     return group
 
 
-def add_machine_flags(parser: argparse.ArgumentParser, seed: str) -> None:
-    """Add the flags on threads and chance."""
+def add_machine_flags(parser: argparse.ArgumentParser, seed: str) -> argparse._ArgumentGroup:
+    """Add the flags on threads and chance, and return their group."""
     group = parser.add_argument_group("machine")
     group.add_argument("--threads", metavar="N", type=positive, help="torch threads of each process")
     group.add_argument("--seed", metavar="N", type=natural, help=seed)
+    return group
 
 
 def read_settings(parser: argparse.ArgumentParser, arguments: Sequence[str], lengths: str) -> dict[str, Any]:
@@ -214,8 +231,14 @@ def _as_arguments(file: Path, name: str, value: Any) -> list[str]:
         return []
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
+    if name == "stop":
+        # Each with its flag, so that a text may begin like one.
+        texts = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in texts):
+            raise ConfigError(f"--config {file}: stop is {value!r}; a text or a list of texts was expected")
+        return [f"{flag}={text}" for text in texts]
     if isinstance(value, list):
-        return [f"{flag}={','.join(map(str, value))}"] if name == "task" else [flag, *map(str, value)]
+        return [f"{flag}={','.join(map(str, value))}"] if name in ("task", "template") else [flag, *map(str, value)]
     if isinstance(value, (int, float, str)):
         return [f"{flag}={value}"]
     raise ConfigError(f"--config {file}: {name} is {value!r}; a text, a number or a list was expected")

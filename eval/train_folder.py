@@ -19,7 +19,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from eval.run_folder import RunFolder, RunFolderError, append_line
+from eval.journal import RunFolderError, append_line
+from eval.run_folder import RunFolder
 
 STATE = "state"
 _CHECKPOINTS = "checkpoints"

@@ -25,6 +25,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.device_attention import flash_attention, flex_attention, has_flash_attention
+from masformer.joined import RUN_KEYS, JoinedKeys, joined_attention
 from masformer.spans import FULL, LayerSpan
 from masformer.tiles import Scores, num_causal, tile_attention
 from masformer.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
@@ -37,8 +38,6 @@ _FLASH_HEAD_SIZE = 256
 _FLEX_HEAD_SIZE = 16
 # Queries that a masked call handles at once: bounds the mask to this many rows.
 _MASK_ROWS = 512
-# Keys that one product over a run takes: in half precision torch copies them, and more memory than that is not used.
-_RUN_KEYS = 8192
 
 Runs = tuple[tuple[Tensor, Tensor], ...]
 Kernel = Literal["causal", "tiles", "masked", "flash", "flex"]
@@ -153,6 +152,15 @@ def span_attention(
         ValueError: The keys are not laid out as a `SpanCache` does it.
     """
     mask = mask or SpanMask(offset=0)
+    scores = Scores(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
+    if isinstance(key, JoinedKeys):
+        if key.num_tokens != mask.offset + query.shape[2]:
+            raise ValueError(
+                f"a joined cache holds {key.num_tokens} tokens, {mask.offset + query.shape[2]} are expected"
+            )
+        if dropout or torch.is_autocast_enabled(query.device.type):
+            raise ValueError("a joined cache works without dropout and without autocast")
+        return joined_attention(query, key.as_subclass(Tensor), value, key, scores, learned_sinks)
     before: Runs = getattr(key, "before", ())
     found = key.shape[2] + sum(keys.shape[2] for keys, _ in before)
     expected = num_cached(span, mask.offset, query.shape[2])
@@ -161,11 +169,7 @@ def span_attention(
             f"a layer with '{span}' got {found} keys where a SpanCache returns {expected}; give the model a "
             "SpanCache of its plan"
         )
-    how = _How(
-        scores=Scores(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap),
-        learned_sinks=learned_sinks,
-        dropout=dropout,
-    )
+    how = _How(scores=scores, learned_sinks=learned_sinks, dropout=dropout)
     if not torch.is_autocast_enabled(query.device.type):
         return _run(query, key, value, before, span, mask, how)
     # What torch's own attention does: all but fp64 is cast.
@@ -249,7 +253,9 @@ def _padded(
 def _decode(query: Tensor, runs: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
     """Attend from one token a row to what the cache kept: everything, unless blocks or padding hide some of it."""
     visible = None
-    if mask.padding is not None or span.block is not None:
+    # Once the ring of the shortest row is full, a window's row sees all that its ring holds.
+    is_filled = mask.offset + 1 - mask.most_padding >= span.sinks + (span.num_recent or mask.offset + 1)
+    if span.block is not None or (mask.padding is not None and not is_filled):
         slots = cached_slots(span, mask.offset, 1, mask.padding, query.device)
         pad = slots.new_zeros(1) if mask.padding is None else mask.padding.to(query.device)
         positions = torch.where(slots < 0, -1, slots - pad[:, None])
@@ -340,7 +346,7 @@ def _merge(query: Tensor, key: Tensor, value: Tensor, before: Runs, scale: float
 
     def parts() -> Iterator[tuple[Tensor, Tensor]]:
         for keys, values in (*before, (key[:, :, :own], value[:, :, :own])):
-            for run in zip(*(torch.split(x, _RUN_KEYS, dim=2) for x in (keys, values)), strict=True):
+            for run in zip(*(torch.split(x, RUN_KEYS, dim=2) for x in (keys, values)), strict=True):
                 if run[0].shape[2]:
                     part, total = attend(folded, *run, scale=scale)
                     yield part.reshape(batch, heads, length, -1), total.reshape(batch, heads, length)

@@ -85,10 +85,9 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         found = [states.untyped_storage() for pair in (*self.before, *own) for states in pair]
         return {storage.data_ptr(): storage.nbytes() for storage in found}
 
-    def fork(self, copy: bool = False) -> SpanCacheLayer:
+    def fork(self, max_tokens: int = 0, copy: bool = False) -> SpanCacheLayer:
         """Return a layer that goes on from the same tokens; `copy` gives a full layer keys of its own."""
-        # Room for what it will write grows by steps: how much that will be, nobody has said.
-        other = SpanCacheLayer(self.span)
+        other = SpanCacheLayer(self.span, max_tokens)
         other.num_tokens, other.padding, other.has_sinks = self.num_tokens, self.padding, self.has_sinks
         if not self.is_initialized:
             return other
@@ -238,12 +237,20 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
             self.padding = self.padding.repeat_interleave(repeats, dim=0)
 
 
+class Filled(Exception):
+    """All layers of a cache hold the tokens of a forward pass that was made for nothing else."""
+
+
 class SpanCache(Cache):  # type: ignore[misc]
     """A `transformers` cache with one `SpanCacheLayer` a layer of the plan.
 
     Args:
         plan: Of the model.
         max_tokens: Slots to allocate at once for, when the final length is known; a longer sequence still fits.
+
+    Attributes:
+        raises_when_filled: Raise `Filled` once the last layer has stored its keys: what that layer would make of them
+            is of use to nobody in a prefill.
     """
 
     def __init__(self, plan: SpanPlan, max_tokens: int = 0) -> None:
@@ -251,17 +258,30 @@ class SpanCache(Cache):  # type: ignore[misc]
         self.plan = plan
         # Latent attention (DeepSeek) computes keys from what is cached, so a fork cannot leave it where it is.
         self.is_latent = False
+        self.raises_when_filled = False
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        states: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self.raises_when_filled and layer_idx == len(self.layers) - 1:
+            raise Filled
+        return states
 
     @property
     def num_bytes(self) -> int:
         """Return the bytes of all keys and values that this cache reads, unused room included."""
         return num_bytes(self)
 
-    def fork(self) -> SpanCache:
-        """Return a second cache that goes on from the same tokens; neither sees what the other writes."""
+    def fork(self, max_tokens: int = 0) -> SpanCache:
+        """Return a second cache that goes on from the same tokens; neither sees what the other writes.
+
+        Args:
+            max_tokens: Slots to allocate at once for, those of the tokens before included, when known.
+        """
         other = SpanCache(self.plan)
         other.is_latent = self.is_latent
-        other.layers = [layer.fork(copy=self.is_latent) for layer in self.layers]
+        other.layers = [layer.fork(max_tokens, copy=self.is_latent) for layer in self.layers]
         return other
 
     def set_padding(self, attention_mask: Tensor | SpanMask | Mapping[str, Any]) -> None:

@@ -133,8 +133,15 @@ class Checkpoint:
     revision: str | None
     trust_remote_code: bool
 
-    def load_model(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
+    def load_model(
+        self, dtype: torch.dtype, device: torch.device | str = "cpu", device_map: str | None = None
+    ) -> PreTrainedModel:
         """Return the model in eval mode, with the weights as plain tensors of `dtype`.
+
+        Args:
+            dtype: Of the weights.
+            device: Where they go.
+            device_map: `auto` spreads them over all devices of this machine instead.
 
         Raises:
             CheckpointError: There are no safetensors, or the weights do not fit the config.
@@ -148,6 +155,7 @@ class Checkpoint:
                 revision=self.revision or "main",
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
+                device_map=device_map,
                 **source,
             )
         except Exception as error:  # whatever a broken file or a missing package makes transformers raise
@@ -173,7 +181,7 @@ class Checkpoint:
         model.generation_config = GenerationConfig(
             eos_token_id=sorted(ends) or None, pad_token_id=pad, bos_token_id=own.bos_token_id
         )
-        return model.to(device).eval()
+        return (model if device_map else model.to(device)).eval()
 
 
 def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Checkpoint:

@@ -10,13 +10,15 @@ Shapes: B batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
+
+from masformer.cache import Filled, SpanCache
 
 # Tokens of all rows that go through the model at once: enough for full speed, few enough for little memory.
 CHUNK_TOKENS = 2048
@@ -32,7 +34,8 @@ def prefill(
 ) -> None:
     """Add (B, T) tokens to a cache.
 
-    Only the base model runs, because logits over the vocabulary for each token would dwarf everything else.
+    Only the base model runs, because logits over the vocabulary for each token would dwarf everything else; of its last
+    layer, only keys and values are computed where the cache is a `SpanCache`.
 
     Args:
         model: A decoder of transformers.
@@ -49,7 +52,23 @@ def prefill(
             mask = attention_mask[:, : cache.get_seq_length() + chunk.shape[1]]
             positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -chunk.shape[1] :]
             more = {"attention_mask": mask, "position_ids": positions}
-        model.base_model(input_ids=chunk, past_key_values=cache, use_cache=True, **more)
+        with _only_filling(model, cache):
+            model.base_model(input_ids=chunk, past_key_values=cache, use_cache=True, **more)
+
+
+@contextmanager
+def _only_filling(model: PreTrainedModel, cache: Cache) -> Iterator[None]:
+    """End a forward pass once the last layer has stored its keys."""
+    # Hooks that move weights between devices must see the end of each module's pass.
+    if not isinstance(cache, SpanCache) or hasattr(model, "hf_device_map"):
+        yield
+        return
+    cache.raises_when_filled = True
+    try:
+        with suppress(Filled):
+            yield
+    finally:
+        cache.raises_when_filled = False
 
 
 @contextmanager
@@ -82,3 +101,25 @@ def _depends_on_length(module: nn.Module) -> bool:
     kinds = getattr(module, "rope_type", None)
     names = kinds.values() if isinstance(kinds, dict) else [kinds]
     return any(isinstance(name, str) and ("dynamic" in name or name == "longrope") for name in names)
+
+
+def frequency_class(config: PreTrainedConfig, num_tokens: int) -> int:
+    """Return a number that is the same for prompts whose rotary frequencies agree, so that they may share keys.
+
+    It is 0 unless frequencies depend on the length (`fixed_frequencies`): of `dynamic` ones each length beyond the
+    trained positions has its own, of `longrope` all of them have others than the lengths within.
+    """
+    config = config.get_text_config(decoder=True)
+    former = getattr(config, "rope_parameters", None) or {}
+    each = [former] if "rope_type" in former else [kind for kind in former.values() if isinstance(kind, dict)]
+    classes = []
+    for kind in each:
+        name = str(kind.get("rope_type"))
+        trained = config.max_position_embeddings
+        if name == "longrope":
+            trained = kind.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", trained
+            )
+        if "dynamic" in name or name == "longrope":
+            classes.append(0 if num_tokens <= trained else 1 if name == "longrope" else num_tokens)
+    return max(classes, default=0)

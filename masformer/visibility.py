@@ -10,7 +10,7 @@ Source: the mask function is one of the `AttentionMaskInterface` of transformers
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,14 +26,20 @@ class SpanMask:
     Attributes:
         offset: Slot of the first query: the number of slots already in the cache.
         padding: (B,) left-padding tokens of each row; None when no row is padded.
+        most_padding: Of any row.
         documents: Where the packed documents of each row start, from `packed_documents`; the first layer looks once for
             all that share this mask. None when no row holds more than one.
     """
 
     offset: int
     padding: Tensor | None = None
+    most_padding: int = field(init=False, default=0)
     documents: list[list[int]] | None = None
     has_looked: bool = False
+
+    def __post_init__(self) -> None:
+        if self.padding is not None:
+            self.most_padding = int(self.padding.max())
 
     def look_for_documents(self, position_ids: Tensor | None, batch: int, num_queries: int) -> None:
         """Find packed documents, unless an earlier layer did.

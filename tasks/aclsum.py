@@ -117,7 +117,7 @@ ACLSUM = Task(
 
 ACLSUM_ASPECTS = Task(
     name="aclsum_aspects",
-    version=1,
+    version=2,
     description="ACL paper and aspect (challenge, approach, outcome) -> summary of that aspect",
     source=_SOURCE,
     licence="MIT",
@@ -126,11 +126,16 @@ ACLSUM_ASPECTS = Task(
     max_new_tokens=64,
     templates={
         # The query comes after the paper alone, so that the three aspects of a paper share one prefill.
-        "instruct": (
+        "context_first": (
             "Here is a scientific paper.\n\n{context}\n\nUsing the paper above, answer in one sentence: {query}"
         ),
+        # What to look for is known while reading, and each query pays for its own reading.
+        "query_first": (
+            "{query}\n\nHere is a scientific paper.\n\n{context}\n\nUsing the paper above, answer in one sentence: "
+            "{query}"
+        ),
     },
-    default_template="instruct",
+    default_template="context_first",
     needs_hub=False,
     load=partial(load_aclsum, "aclsum_aspects", _read_aspects),
 )

@@ -147,7 +147,7 @@ def _scrolls_examples(rows: list[Row], split: str) -> Iterator[Example]:
 
 QMSUM = Task(
     name="qmsum",
-    version=1,
+    version=2,
     description="meeting transcript and query -> summary that answers the query",
     source=f"hub {HUB_ID} qmsum.zip; --data takes the original JSON lines, one meeting as .json, or SCROLLS JSON lines",
     licence="MIT",
@@ -156,13 +156,20 @@ QMSUM = Task(
     max_new_tokens=256,
     templates={
         # The query comes after the transcript alone, so that all queries about a meeting share one prefill.
-        "instruct": (
+        "context_first": (
+            "Here is the transcript of a meeting.\n\n"
+            "{context}\n\n"
+            "Using the transcript above, answer in one paragraph: {query}"
+        ),
+        # What to look for is known while reading, and each query pays for its own reading.
+        "query_first": (
+            "{query}\n\n"
             "Here is the transcript of a meeting.\n\n"
             "{context}\n\n"
             "Using the transcript above, answer in one paragraph: {query}"
         ),
     },
-    default_template="instruct",
+    default_template="context_first",
     needs_hub=True,
     load=load_qmsum,
 )

@@ -37,6 +37,8 @@ TEMPLATES = {
     "instruct": (
         "Summarize the following scientific paper.\n\n{context}\n\nSummarize the paper above in one paragraph."
     ),
+    # Begins like the other, so that both share the prefill of a paper.
+    "abstract": "Summarize the following scientific paper.\n\n{context}\n\nWrite the abstract of the paper above.",
 }
 
 

@@ -17,6 +17,7 @@ EXPECTED = {
     "cpu": DistributedType.NO,
     "cpu_two_processes": DistributedType.MULTI_GPU,
     "one_gpu": DistributedType.NO,
+    "one_model_over_gpus": DistributedType.NO,
     "several_gpus": DistributedType.MULTI_GPU,
     "fsdp2": DistributedType.FSDP,
     "deepspeed_zero3": DistributedType.DEEPSPEED,

@@ -44,6 +44,17 @@ def test_yaml_takes_the_same_names_and_the_command_line_wins(tmp_path: Path) -> 
     assert (config.maxlen, config.allow_extrapolation, config.plan) == ((512,), False, "full")
 
 
+def test_lists_of_templates_and_of_stop_texts(tmp_path: Path) -> None:
+    config = from_yaml(
+        tmp_path, "template: [instruct, abstract]\nstop: ['---', '--stop', \"\\n\"]\nshard: 2/3\n", *LEAST
+    )
+    assert config.template == ("instruct", "abstract")
+    assert config.stop == ("---", "--stop", "\n")
+    assert config.shard == (2, 3)
+    assert load_config([*LEAST, "--stop", "a", "b", "--stop=--c"]).stop == ("a", "b", "--c")
+    assert from_yaml(tmp_path, "stop: []\n", *LEAST).stop == ()
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
 def test_every_shipped_config_loads(file: Path) -> None:
     assert load_config(["--config", str(file)]).task
@@ -64,6 +75,9 @@ def test_there_are_shipped_configs() -> None:
         ("- plos", "holds a list"),
         ("task: [", "is not YAML"),
         ("truncation: left", "invalid choice: 'left'"),
+        ("stop: [null]", "stop is [None]; a text or a list of texts was expected"),
+        ("top_p: 95", "95 must be above 0 and at most 1"),
+        ("length_penalty: .nan", "nan is not finite"),
     ],
 )
 def test_malformed_yaml_is_one_line_that_names_the_file(tmp_path: Path, text: str, message: str) -> None:
@@ -84,6 +98,8 @@ def test_malformed_yaml_is_one_line_that_names_the_file(tmp_path: Path, text: st
         (["--task", "plos,plos", "--maxlen", "10"], "names a task twice"),
         (["--task", "plos,aclsum", "--maxlen", "10", "--data", "x"], "--data x is one source for 2 tasks"),
         ([*LEAST, "--split", "train"], "task 'plos' has no split 'train'; known: test"),
+        ([*LEAST, "--stop", ""], "--stop has an empty text"),
+        ([*LEAST, "--template", ","], "--template is empty"),
         ([*LEAST, "--limit", "0"], "argument --limit: 0 must be at least 1"),
         ([*LEAST, "--limit", "-3"], "argument --limit: -3 must be at least 1"),
         ([*LEAST, "--threads", "0"], "argument --threads: 0 must be at least 1"),

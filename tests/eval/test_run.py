@@ -1,4 +1,4 @@
-"""The main job end to end on a random tiny model: one process and two, killed and resumed, the hub, wrong input."""
+"""The main job end to end on a random tiny model: processes, shards, resuming, the hub, wrong input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from eval.merge import main as merge
 from eval.run import main
 from masformer.checkpoints import Checkpoint
 from tests.hub_standin import hub_standin
@@ -136,6 +136,8 @@ def test_the_same_command_resumes_and_lengths_examples_and_tasks_may_be_added(
     assert [result["num_examples"] for result in results(folder)] == [3, 3, 3]
     assert len(read(folder, "run.json")["sessions"]) == 2
 
+    assert {line["group"] for line in lines if line["maxlen"] == 1000} == {0}, "what is added forms its own groups"
+
     added = [argument if argument != "arxiv" else "pubmed" for argument in least]
     assert main([*added, "--limit", "1"]) == 0
     assert [result["task"] for result in results(folder)] == ["arxiv"] * 3 + ["pubmed"] * 2
@@ -190,26 +192,168 @@ def test_two_processes_write_the_scores_of_one(least: list[str], tmp_path: Path)
     assert read(tmp_path / "two", "run.json")["world_size"] == 2
 
 
-def test_a_killed_run_resumes_to_the_same_result(least: list[str], tmp_path: Path) -> None:
-    slow = [*least, "--max-new-tokens", "300", "--maxlen", "900", "1200"]
-    process = subprocess.Popen(
-        [sys.executable, "eval/run.py", *slow], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+@pytest.mark.parametrize(
+    ("policy", "options"), [("middle", ["--num-beams", "2"]), ("tail", [])], ids=["middle beams", "tail"]
+)
+def test_three_processes_write_what_one_does(policy: str, options: list[str], least: list[str], tmp_path: Path) -> None:
+    plan = ["--plan", "full@1 span=48 sinks=2", "--truncation", policy, "--batch-size", "4", "--dtype", "float64"]
+    plan += options
+    assert main([*least, *plan]) == 0
+    arguments = [*least[:-1], str(tmp_path / "three"), *plan]
+    three = launch(arguments, "--multi_gpu", "--num_processes", "3", ACCELERATE_USE_CPU="true")
+    assert three.returncode == 0, three.stderr
+    assert read(tmp_path / "three", "run.json")["world_size"] == 3
+    assert read(tmp_path / "three", "run.json")["grouping"]["num_shares"] == 3
+    assert texts(tmp_path / "three") == texts(tmp_path / "run")
+    assert results(tmp_path / "three") == results(tmp_path / "run")
+    for process in range(3):
+        assert f"process {process}: group " in three.stdout
+
+
+@pytest.mark.parametrize("policy", ["head", "middle", "tail"])
+@pytest.mark.parametrize("options", [[], ["--num-beams", "3"]], ids=["greedy", "beams"])
+def test_a_sweep_writes_what_separate_runs_do(
+    policy: str, options: list[str], least: list[str], tmp_path: Path
+) -> None:
+    """One run over tasks, templates and lengths, against one run each with a batch of one."""
+    common = [*least, "--truncation", policy, *options, "--plan", "full@1 span=48 sinks=2", "--limit", "3"]
+    common += ["--dtype", "float64"]
+    templates = ["--template", "instruct,abstract"]
+    assert main([*common, *templates]) == 0
+    swept = read(tmp_path / "run", "predictions.jsonl")
+    assert sum(line["prefilled_tokens"] for line in swept) < sum(line["prompt_tokens"] for line in swept)
+    assert max(line["batch_size"] for line in swept) > 1
+    separate = {}
+    for template in ("instruct", "abstract"):
+        for maxlen in ("400", "700"):
+            folder = tmp_path / f"{template}-{maxlen}"
+            alone = [*common, "--template", template, "--maxlen", maxlen, "--batch-size", "1", "--output", str(folder)]
+            assert main(alone) == 0
+            for line in read(folder, "predictions.jsonl"):
+                assert line["batch_size"] == 1
+                separate[template, line["id"], line["maxlen"]] = line
+    assert len(swept) == len(separate) == 12
+    for line in swept:
+        other = separate[line["template"], line["id"], line["maxlen"]]
+        same = ("text", "fingerprint", "finish_reason", "prompt_tokens", "context_tokens_kept", "num_generated_tokens")
+        assert {name: line[name] for name in same} == {name: other[name] for name in same}
+
+
+def test_prompts_that_fit_at_several_lengths_are_answered_once(least: list[str], tmp_path: Path) -> None:
+    assert main([*least, "--limit", "1", "--maxlen", "1000", "1500", "2000"]) == 0
+    lines = read(tmp_path / "run", "predictions.jsonl")
+    assert [line["context_tokens_dropped"] for line in lines] == [0, 0, 0]
+    assert [line["prefilled_tokens"] for line in lines] == [lines[0]["prompt_tokens"], 0, 0]
+    assert len({line["text"] for line in lines}) == 1
+    assert len({line["fingerprint"] for line in lines}) == 3
+    assert {line["batch_size"] for line in lines} == {1}
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert (
+        f"Prefilled: {lines[0]['prompt_tokens']:,} tokens of {3 * lines[0]['prompt_tokens']:,} asked for (0.33)."
+        in report
     )
-    journal = tmp_path / "run" / "journal" / "00000.jsonl"
-    deadline = time.monotonic() + 120
-    while not (journal.exists() and journal.read_text().count("\n") >= 2) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = journal.read_text().splitlines()
-    assert 2 <= len(before) < 10
-    journal.write_text(journal.read_text() + '{"task": "arx')  # torn, as a full disk would leave it
-    assert main(slow) == 0
-    assert main([*slow, "--output", str(tmp_path / "undisturbed")]) == 0
-    assert texts(tmp_path / "run") == texts(tmp_path / "undisturbed")
-    assert results(tmp_path / "run") == results(tmp_path / "undisturbed")
-    kept = {json.dumps(line) for line in read(tmp_path / "run", "predictions.jsonl")}
-    assert {json.dumps(json.loads(line)) for line in before} <= kept
+
+
+def test_shards_are_jobs_of_their_own_whose_folders_merge(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*least, "--batch-size", "2"]) == 0
+    parts = [str(tmp_path / f"part-{part}") for part in (1, 2, 3)]
+    for part, folder in enumerate(parts, start=1):
+        assert main([*least, "--batch-size", "2", "--shard", f"{part}/3", "--output", folder]) == 0
+        assert f"shard {part} of 3 is done" in capsys.readouterr().out
+        assert not (Path(folder) / "scores.json").exists()
+    counts = [len(read(Path(folder), "predictions.jsonl")) for folder in parts]
+    assert sum(counts) == 10
+    assert min(counts) > 0
+    assert merge([*parts, "--output", str(tmp_path / "whole")]) == 0
+    assert texts(tmp_path / "whole") == texts(tmp_path / "run")
+    assert results(tmp_path / "whole") == results(tmp_path / "run")
+    assert len(read(tmp_path / "whole", "run.json")["sessions"]) == 3
+
+    # A part that is missing is said, and the whole run's own command makes it.
+    assert merge([*parts[:2], "--output", str(tmp_path / "most")]) == 0
+    assert f"Not there yet: {counts[2]} predictions" in capsys.readouterr().out
+    assert main([*least, "--output", str(tmp_path / "most")]) == 0
+    assert texts(tmp_path / "most") == texts(tmp_path / "run")
+
+    capsys.readouterr()
+    assert main([*least, "--truncation", "tail", "--shard", "3/3", "--output", str(tmp_path / "other")]) == 0
+    for wrong, told in {
+        (parts[0], str(tmp_path / "other")): 'holds another run: truncation is "head" there and "tail" now',
+        (parts[0], str(tmp_path / "absent")): "absent holds no run",
+    }.items():
+        assert merge([*wrong, "--output", str(tmp_path / "new")]) == 2
+        assert told in capsys.readouterr().err
+    assert merge([*parts, "--output", str(tmp_path / "whole")]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*least, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    rows_of_lengths = [line.split() for line in printed.splitlines() if line.startswith("arxiv")]
+    assert [row[:4] for row in rows_of_lengths] == [["arxiv", "instruct", n, "5"] for n in ("400", "700")]
+    kept, dropped = ([int(row[column].replace(",", "")) for row in rows_of_lengths] for column in (6, 7))
+    assert kept[0] + dropped[0] == kept[1] + dropped[1] == sum(len(row["article"]) for row in rows(5))
+    assert dropped[0] > dropped[1] > 0
+    for part in ("groups  1, of 10 distinct prompts", "tokens ", "time    about", "memory ", "nothing was written"):
+        assert part in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_foretells_what_is_prefilled(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*least, "--dry-run"]) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("tokens"))
+    assert main(least) == 0
+    counted = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Prefilled"))
+    numbers = [[word for word in line.replace("(", "").split() if word[0].isdigit()] for line in (told, counted)]
+    (told_prefilled, told_asked), (prefilled, asked) = ([int(n.replace(",", "")) for n in some[:2]] for some in numbers)
+    assert told_asked == asked
+    # Documents of a group share the beginning of the template too.
+    assert 0.9 * told_prefilled < prefilled <= told_prefilled < asked
+
+
+def test_a_resumed_run_forms_the_groups_it_began_with(least: list[str], tmp_path: Path) -> None:
+    assert main([*least, "--batch-size", "3", "--memory-budget", "0.5", "--limit", "2"]) == 0
+    grouping = read(tmp_path / "run", "run.json")["grouping"]
+    assert grouping == {"num_shares": 1, "batch_size": 3, "memory_budget": 2**29}
+    assert main(least) == 0
+    assert read(tmp_path / "run", "run.json")["grouping"] == grouping
+    assert max(line["batch_size"] for line in read(tmp_path / "run", "predictions.jsonl")) <= 3
+
+
+def test_overwriting_begins_anew_and_takes_out_nothing_else(least: list[str], tmp_path: Path) -> None:
+    assert main([*least, "--limit", "2"]) == 0
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert main([*least, "--limit", "1", "--truncation", "tail", "--overwrite"]) == 0
+    assert {line["truncation"] for line in read(tmp_path / "run", "predictions.jsonl")} == {"tail"}
+    assert len(read(tmp_path / "run", "predictions.jsonl")) == 2
+    assert len(read(tmp_path / "run", "run.json")["sessions"]) == 1
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_one_model_over_all_devices(least: list[str], tmp_path: Path) -> None:
+    """On a CPU that is one device; what several do is not tested."""
+    assert main([*least, "--limit", "2"]) == 0
+    assert main([*least, "--limit", "2", "--device-map", "auto", "--output", str(tmp_path / "mapped")]) == 0
+    assert texts(tmp_path / "mapped") == texts(tmp_path / "run")
+
+
+def test_a_model_that_masformer_does_not_convert_is_slower_and_not_wrong(least: list[str], tmp_path: Path) -> None:
+    falcon = save_tiny_checkpoint(tmp_path / "falcon", kind="falcon")
+    arguments = [*least, "--limit", "2", "--model", str(falcon)]
+    assert main(arguments) == 0
+    lines = read(tmp_path / "run", "predictions.jsonl")
+    assert {line["batch_size"] for line in lines} == {1}
+    assert sum(line["prefilled_tokens"] for line in lines) < sum(line["prompt_tokens"] for line in lines)
+    assert main([*arguments, "--maxlen", "700", "--output", str(tmp_path / "one")]) == 0
+    assert texts(tmp_path / "one").items() <= texts(tmp_path / "run").items()
 
 
 def test_data_and_model_come_from_a_stand_in_of_the_hub(model: Path, tmp_path: Path) -> None:
@@ -274,6 +418,16 @@ def test_wrong_input_is_one_line_before_weights_load(
         ("--plan", "middle:1 spam=64"): ("character 10", "'spam=64' is no setting"),
         ("--model", str(tmp_path / "absent")): ("model folder", "does not exist"),
         ("--limit", "-1"): ("--limit: -1 must be at least 1",),
+        ("--template", "nope"): ("task 'arxiv' has no template 'nope'; known: instruct, abstract",),
+        ("--shard", "3/2"): ("--shard: 3/2: parts count from 1 to 2",),
+        ("--shard", "half"): ("'half' is no part; write 1/4",),
+        ("--top-p", "0.9"): ("--top-p and --top-k choose what is sampled; give --temperature too",),
+        ("--num-beams", "2", "--temperature", "1"): ("--temperature samples and --num-beams 2 searches",),
+        ("--length-penalty", "2"): ("--length-penalty 2 is one of beams",),
+        ("--min-new-tokens", "9"): ("--min-new-tokens 9 is more than the 8 new tokens of 'arxiv'",),
+        ("--stop", ""): ("--stop has an empty text",),
+        ("--memory-budget", "0"): ("--memory-budget: 0 must be above 0",),
+        ("--batch-size", "0"): ("--batch-size: 0 must be at least 1",),
         ("--maxlen", "0"): ("--maxlen: 0 must be at least 1",),
     }.items():
         expect_error([*least, *arguments], capsys, *parts)
@@ -319,13 +473,15 @@ def test_a_folder_with_another_run_is_refused_and_left_as_it_was(
     for arguments, named in {
         ("--max-new-tokens", "9"): "max_new_tokens of arxiv is 8 there and 9 now",
         ("--truncation", "tail"): 'truncation is "head" there',
-        ("--plan", "local span=32"): "plan is null there",
+        ("--plan", "local span=32"): "plan is",
         ("--model", str(other)): "holds another run: model files config.json",
         ("--dtype", "bfloat16"): 'dtype is "float32" there and "bfloat16" now',
         ("--profile", "scrolls"): 'profile is "hf" there',
         ("--seed", "1"): "seed is 0 there and 1 now",
         ("--threads", "2"): "threads is 1 there and 2 now",
         ("--limit", "1"): "limit of arxiv is 2 there and 1 now",
+        ("--num-beams", "2"): "generation num_beams is 1 there and 2 now",
+        ("--stop", "x"): 'generation stop is [] there and ["x"] now',
     }.items():
         expect_error([*least, "--limit", "2", *arguments], capsys, "holds another run", named)
     assert {file: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
@@ -353,7 +509,7 @@ def test_lost_predictions_are_told_and_made_again(
     other = [argument if argument != "arxiv" else "pubmed" for argument in least]
     assert main([*other, "--limit", "1"]) == 0
     assert "Not there yet: 1 predictions" in capsys.readouterr().out
-    monkeypatch.setattr("eval.run.answer_share", lambda *_: None)  # a machine whose journal is elsewhere
+    monkeypatch.setattr("eval.answering.Answering.run", lambda *_: None)  # a process that went away
     expect_error([*least, "--limit", "2"], capsys, "1 predictions are not in", "test-1 at 700")
     monkeypatch.undo()
     assert main([*least, "--limit", "2"]) == 0

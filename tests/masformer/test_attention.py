@@ -87,7 +87,7 @@ def test_dense_attention_is_the_formula(softcap: float | None, learned: bool) ->
 @torch.no_grad()
 def test_attention_on_top_of_a_cache_equals_the_definition(case: Case, lanes: int | None, run_keys: int) -> None:
     states = random_states(case)
-    with lanes_at_once(lanes), mock.patch.object(attention, "_RUN_KEYS", run_keys):
+    with lanes_at_once(lanes), mock.patch.object(attention, "RUN_KEYS", run_keys):
         assert_close(attend(case, states), defined(case, states), EXACT)
 
 

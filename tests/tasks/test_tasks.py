@@ -22,7 +22,8 @@ def test_the_table_is_keyed_by_name() -> None:
 @pytest.mark.parametrize("task", [task for task in TASKS.values() if task.has_references], ids=lambda task: task.name)
 def test_templates_hold_the_context_once_and_the_instruction_after_it(task: Task) -> None:
     assert task.default_template in task.templates
-    assert "instruct" in task.templates
+    assert task.default_template == ("context_first" if task.name in QUERY_TASKS else "instruct")
+    assert len(task.templates) > 1
     for template in task.templates.values():
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
         assert fields.count("context") == 1

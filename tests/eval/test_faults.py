@@ -1,0 +1,298 @@
+"""Runs that are killed, interrupted, or short of disk or memory: what is written stays, the rest is made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eval import answering, run
+from eval.run import main
+from tests.eval.test_run import ROOT, expect_error, read, rows
+from tests.tiny_models import save_tiny_checkpoint
+
+NUM_DOCUMENTS, LENGTHS = 12, ("400", "700")
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments of a run of 24 predictions in 6 groups, which takes a second or two."""
+    folder = tmp_path_factory.mktemp("faults")
+    model = save_tiny_checkpoint(folder / "model")
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(NUM_DOCUMENTS)))
+    data = folder / "data.jsonl"
+    text = f"--task arxiv --model {model} --data {data} --max-new-tokens 60 --threads 1"
+    text += " --batch-size 4 --dtype float64"
+    return [*text.split(), "--maxlen", *LENGTHS, "--plan", "full@1 span=64 sinks=4"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main([*arguments, "--output", str(folder)]) == 0
+    return folder
+
+
+def predictions(folder: Path) -> list[dict[str, Any]]:
+    """Return the predictions without what differs from run to run: times and memory, and who paid for shared edges."""
+    apart = ("seconds", "prefill_seconds", "decode_seconds", "peak_bytes", "prefilled_tokens")
+    lines = read(folder, "predictions.jsonl")
+    return [{key: value for key, value in line.items() if key not in apart} for line in lines]
+
+
+def num_written(folder: Path) -> int:
+    """Return the whole lines in the journals of a run."""
+    return sum(file.read_bytes().count(b"\n") for file in (folder / "journal").glob("*.jsonl"))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def in_child(arguments: list[str]) -> int:
+    """Start a run in a process of its own that has imported everything; return its id."""
+    child = os.fork()
+    if not child:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        os._exit(main(arguments))
+    return child
+
+
+def test_killed_at_20_random_moments_and_resumed(arguments: list[str], undisturbed: Path, tmp_path: Path) -> None:
+    """Each of several runs is killed again and again, at a random moment after it wrote its first prediction."""
+    # A process of its own forks them: one in which torch has computed nothing yet.
+    code = f"""
+import random, sys
+sys.path[0] = {str(ROOT)!r}
+from pathlib import Path
+import tests.eval.test_faults as faults
+import os, signal, time
+arguments, kills, chance, attempt = {arguments!r}, 0, random.Random(0), 0
+while kills < 20:
+    folder = Path({str(tmp_path)!r}) / f"run-{{attempt}}"
+    before = faults.num_written(folder)
+    child = faults.in_child([*arguments, "--output", str(folder)])
+    while faults.num_written(folder) <= before and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.002)
+    time.sleep(chance.uniform(0, 0.7))
+    try:
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+    except (ProcessLookupError, ChildProcessError):
+        status = 0
+    kills += os.WIFSIGNALED(status)
+    if (folder / "scores.json").exists():
+        attempt += 1
+print(kills, attempt)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    kills, finished = map(int, done.stdout.split())
+    assert kills >= 20
+    folders = [tmp_path / f"run-{attempt}" for attempt in range(finished + 1)]
+    for folder in folders:
+        assert main([*arguments, "--output", str(folder)]) == 0
+        assert predictions(folder) == predictions(undisturbed)
+        assert not (folder / "journal").exists()
+    sessions = [len(read(folder, "run.json")["sessions"]) for folder in folders]
+    assert max(sessions) > 1, "no run was resumed"
+
+
+def start(arguments: list[str], *launcher: str, **environment: str) -> subprocess.Popen[str]:
+    command = [*launcher, "eval/run.py"] if launcher else ["eval/run.py"]
+    return subprocess.Popen(
+        [sys.executable, *command, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_an_interrupt_leaves_a_run_that_can_be_resumed_and_says_how(
+    arguments: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    for name, number in (("int", signal.SIGINT), ("term", signal.SIGTERM)):
+        folder = tmp_path / name
+        process = start([*arguments, "--output", str(folder)])
+        wait_for(lambda folder=folder: num_written(folder) > 0)  # type: ignore[misc]
+        process.send_signal(number)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "interrupted: the same command goes on where this one stopped" in told
+        assert "Traceback" not in told
+        assert 0 < num_written(folder) < 24
+        assert main([*arguments, "--output", str(folder)]) == 0
+        assert predictions(folder) == predictions(undisturbed)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_dies_leaves_the_work_of_the_others_whole(
+    rank: int, arguments: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2")
+    process = start(
+        [*arguments, "--output", str(folder)], *launcher, "--main_process_port", "0", ACCELERATE_USE_CPU="true"
+    )
+    wait_for(lambda: num_written(folder) >= 4)
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(ranks.split()[rank]), signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    before = [line for file in (folder / "journal").glob("*.jsonl") for line in file.read_bytes().splitlines(True)]
+    whole = [json.loads(line) for line in before if line.endswith(b"\n")]
+    assert len(whole) >= 4
+    assert len({(line["id"], line["maxlen"]) for line in whole}) == len(whole), "no prediction was made twice"
+    assert read(folder, "run.json")["world_size"] == 2
+    assert main([*arguments, "--output", str(folder)]) == 0
+    lines = read(folder, "predictions.jsonl")
+    assert len(lines) == 24
+    assert all(line in lines for line in whole)
+    assert [line["text"] for line in lines] == [line["text"] for line in predictions(undisturbed)]
+
+
+def test_an_interrupted_run_that_began_anew_goes_on_without_beginning_anew_again(
+    arguments: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert main([*arguments, "--limit", "1", "--truncation", "tail", "--output", str(folder)]) == 0
+    process = start([*arguments, "--overwrite", "--output", str(folder)])
+    wait_for(lambda: num_written(folder) > 0)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert "interrupted: the same command, without --overwrite, goes on where this one stopped" in told
+    assert main([*arguments, "--output", str(folder)]) == 0
+    assert predictions(folder) == predictions(undisturbed)
+    assert len(read(folder, "run.json")["sessions"]) == 2
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_run_resumes(
+    arguments: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    limited = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
+sys.path[0] = {str(ROOT)!r}
+from eval.run import main
+sys.exit(main({[*arguments, "--output", str(folder)]!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", limited], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (told,) = [text for text in done.stderr.splitlines() if text.startswith("error:")]
+    assert "cannot be written: File too large; what is there is kept; resume once there is room" in told
+    assert "Traceback" not in done.stderr
+    assert 0 < num_written(folder) < 24
+    assert main([*arguments, "--output", str(folder)]) == 0
+    assert predictions(folder) == predictions(undisturbed)
+
+
+def test_torn_garbled_and_duplicated_lines_are_told_and_made_again(
+    arguments: list[str], undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main([*arguments, "--output", str(folder)]) == 0
+    lines = (folder / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (folder / "journal").mkdir()
+    (folder / "predictions.jsonl").write_text("".join(lines[:4]))
+    journal = [lines[5], lines[5], "garbage\n", lines[6].replace('"arxiv"', '"arxiv'), lines[7], lines[8][:50]]
+    (folder / "journal" / "00000.jsonl").write_text("".join(journal))
+    capsys.readouterr()
+    assert main([*arguments, "--output", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "6 of 24 predictions are there" in printed
+    assert "lines dropped from the journal: 1 torn, 2 garbled, 1 duplicated" in printed
+    # What a finished session had left is in no group any more, so that the others are in other groups.
+    assert [line["text"] for line in predictions(folder)] == [line["text"] for line in predictions(undisturbed)]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(arguments: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = start([*arguments, "--output", str(folder)])
+    wait_for(lambda: num_written(folder) > 0)
+    first.send_signal(signal.SIGSTOP)
+    second = start([*arguments, "--output", str(folder)])
+    _, told = second.communicate(timeout=120)
+    first.send_signal(signal.SIGCONT)
+    first.communicate(timeout=120)
+    assert second.returncode == 2
+    assert "is in use by another run" in told
+    assert first.returncode == 0
+    assert len(read(folder, "predictions.jsonl")) == 24
+
+
+def test_a_changed_checkpoint_under_the_same_name_is_never_taken_for_the_former(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny_checkpoint(tmp_path / "model")
+    changed = [*arguments, "--model", str(model), "--limit", "2", "--output", str(tmp_path / "run")]
+    assert main(changed) == 0
+    former = predictions(tmp_path / "run")
+    save_tiny_checkpoint(model, rms_norm_eps=0.1)
+    expect_error(changed, capsys, "holds another run", "model files", "--overwrite begins anew")
+    assert predictions(tmp_path / "run") == former
+    assert main([*changed, "--overwrite"]) == 0
+    assert [line["text"] for line in predictions(tmp_path / "run")] != [line["text"] for line in former]
+    assert not {line["fingerprint"] for line in predictions(tmp_path / "run")} & {f["fingerprint"] for f in former}
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(
+    arguments: list[str],
+    undisturbed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, most = answering.decode, 700
+
+    def short_of_memory(model: Any, tokenizer: Any, prompts: Any, *rest: Any) -> Any:
+        if sum(map(len, prompts)) > most:
+            # What torch really raises for more than there is.
+            torch.empty(2**60, dtype=torch.uint8)
+        return original(model, tokenizer, prompts, *rest)
+
+    monkeypatch.setattr(answering, "decode", short_of_memory)
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("out of memory with 4 prompts of") == 1
+    assert 1 <= printed.count("out of memory with 2 prompts of") <= 3
+    found = read(tmp_path / "run", "predictions.jsonl")
+    assert {line["batch_size"] for line in found} == {1}
+    assert [line["text"] for line in found] == [line["text"] for line in predictions(undisturbed)]
+    most = 0
+    expect_error([*arguments, "--output", str(tmp_path / "none")], capsys, "out of memory with a single prompt of")
+
+
+def test_a_bug_is_no_lack_of_memory(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(answering, "decode", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main([*arguments, "--output", str(tmp_path / "run")])
+
+
+def test_machines_that_do_not_share_the_folder_are_told(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_VISIBLE_SECONDS", 0)
+    monkeypatch.setattr("eval.run_folder.RunFolder.make", lambda *_: None)  # made on another machine
+    expect_error([*arguments, "--output", str(tmp_path / "run")], capsys, "on a shared disk", "--shard I/N")

@@ -1,0 +1,151 @@
+"""Prompts decoded as one batch give the logits of each alone, whatever they share and however long each is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan, prefill
+from masformer import joined as joined_module
+from masformer.cache import num_bytes
+from masformer.joined import can_join, join, row_bytes
+from masformer.spans import FULL
+from tests.tiny_models import SUPPORTED, VOCAB, tiny_model
+
+TOLERANCE = 1e-5  # fp32
+WINDOWS = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(span=9)))
+BLOCKS = SpanPlan((FULL, LayerSpan(block=8, previous=1, sinks=2), FULL))
+JOINABLE = [kind for kind in SUPPORTED if can_join(tiny_model(kind).config)]
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    return torch.randint(3, VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def tree(model: PreTrainedModel, plan: SpanPlan) -> tuple[list[list[int]], list[SpanCache]]:
+    """Return prompts of several lengths that share beginnings, and a cache of each: all tokens but the last."""
+    stem, branch = tokens(0, 41), tokens(1, 30)
+    ends = [stem + tokens(2, 12), stem + branch + tokens(3, 1), stem + branch + tokens(4, 25), tokens(5, 6)]
+    trunk, twig = SpanCache(plan), None
+    prefill(model, torch.tensor([stem]), trunk)
+    twig = trunk.fork(max_tokens=71)
+    prefill(model, torch.tensor([branch]), twig)
+    caches = [trunk.fork(), twig.fork(), twig.fork(), SpanCache(plan)]
+    for end, cache in zip(ends, caches, strict=True):
+        prefill(model, torch.tensor([end[cache.get_seq_length() : -1]]), cache)
+    return ends, caches
+
+
+def left_padded(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("plan", [WINDOWS, BLOCKS], ids=["windows", "blocks"])
+@pytest.mark.parametrize("tail_tokens", [0, 20, 512])
+@pytest.mark.parametrize("kind", JOINABLE)
+def test_each_row_gets_the_logits_it_gets_alone(
+    kind: str, tail_tokens: int, plan: SpanPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joined_module, "TAIL_TOKENS", tail_tokens)
+    monkeypatch.setattr(joined_module, "RUN_KEYS", 24)
+    monkeypatch.setattr(joined_module, "_MIN_HALF", 4)
+    model = tiny_model(kind)
+    apply_plan(model, plan)
+    prompts, caches = tree(model, plan)
+    batch = join(caches, room=30)
+    more = [tokens(10 + row, 24) for row in range(4)]
+    rows = list(range(4))
+    for step in range(24):
+        ids, mask = left_padded([prompts[row] + more[row][:step] for row in range(4)])
+        if step == 12:
+            # Two rows end; the others go on.
+            rows = [1, 2]
+            batch.batch_select_indices(torch.tensor(rows))
+        ids, mask = ids[rows], mask[rows]
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -1:]
+        logits = model(ids[:, -1:], attention_mask=mask, position_ids=positions, past_key_values=batch).logits[:, 0]
+        for at, row in enumerate(rows):
+            alone = model(torch.tensor([prompts[row] + more[row][:step]]), use_cache=False).logits[0, -1]
+            torch.testing.assert_close(logits[at], alone, atol=TOLERANCE, rtol=0)
+    # What they shared is as it was.
+    for prompt, cache in zip(prompts, caches, strict=True):
+        logits = model(torch.tensor([prompt[-1:]]), past_key_values=cache).logits[0, -1]
+        alone = model(torch.tensor([prompt]), use_cache=False).logits[0, -1]
+        torch.testing.assert_close(logits, alone, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generate_goes_on_from_a_joined_cache(beams: int) -> None:
+    model = tiny_model("llama", initializer_range=0.4)
+    apply_plan(model, WINDOWS)
+    prompts, caches = tree(model, WINDOWS)
+    settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "num_beams": beams}
+    batch = join(caches, room=12)
+    batch.batch_repeat_interleave(beams)
+    ids, mask = left_padded(prompts)
+    made = model.generate(ids, attention_mask=mask, past_key_values=batch, **settings)
+    for row, prompt in enumerate(prompts):
+        alone = model.generate(torch.tensor([prompt]), use_cache=False, **settings)[0, len(prompt) :]
+        assert torch.equal(made[row, ids.shape[1] :], alone)
+
+
+@torch.no_grad()
+def test_what_is_shared_is_neither_copied_nor_counted_twice() -> None:
+    plan = SpanPlan((FULL, LayerSpan(span=64, sinks=4)))
+    trunk = SpanCache(plan, max_tokens=5000)
+    states = torch.randn(1, 2, 5000, 8)
+    for layer in range(2):
+        trunk.update(states, states, layer)
+    branches = [trunk.fork(max_tokens=5010) for _ in range(3)]
+    for branch in branches:
+        for layer in range(2):
+            branch.update(states[:, :, :10], states[:, :, :10], layer)
+    a_token = 2 * 8 * 4 * 2  # heads, size, bytes, keys and values
+    joined = join(branches, room=6)
+    assert num_bytes(joined) == (5000 + 3 * (10 + 6) + 3 * 68) * a_token
+    assert num_bytes(joined, *branches) == num_bytes(joined) + 3 * (10 + 68) * a_token
+    assert row_bytes(joined, 1) == (5000 + 16 + 68) * a_token
+
+
+@torch.no_grad()
+def test_misuse_is_told() -> None:
+    model = tiny_model("llama")
+    apply_plan(model, BLOCKS)
+    prompts, caches = tree(model, BLOCKS)
+    batch = join(caches[:2], room=1)
+    ids, mask = left_padded(prompts[:2])
+    model(ids[:, -1:], attention_mask=mask, past_key_values=batch)
+    with pytest.raises(ValueError, match="room of a joined cache is used up"):
+        model(ids[:, -1:], attention_mask=torch.cat([mask, mask[:, -1:]], dim=1), past_key_values=batch)
+    with pytest.raises(ValueError, match="cannot be forked"):
+        batch.fork()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("plan", [WINDOWS, BLOCKS], ids=["windows", "blocks"])
+@pytest.mark.parametrize("kind", ["llama", "gpt_oss", "gemma2", "gpt2"])
+def test_several_tokens_a_row_go_through_the_model_at_once(kind: str, plan: SpanPlan) -> None:
+    model = tiny_model(kind)
+    apply_plan(model, plan)
+    prompts, caches = tree(model, plan)
+    batch = join(caches, room=12)
+    whole = [prompt[:-1] + tokens(20 + row, 11) for row, prompt in enumerate(prompts)]
+    ids, mask = left_padded(whole)
+    prefill(model, ids[:, -11:-4], batch, mask[:, :-4])
+    for count in (3, 1):
+        stop = ids.shape[1] - count + 1
+        shown = mask[:, : stop if count == 1 else -1]
+        new = ids[:, -4:-1] if count == 3 else ids[:, -1:]
+        positions = (shown.cumsum(dim=1) - 1).clamp(min=0)[:, -count:]
+        logits = model(new, attention_mask=shown, position_ids=positions, past_key_values=batch).logits
+        for row, text in enumerate(whole):
+            seen = text[:-1] if count == 3 else text
+            alone = model(torch.tensor([seen]), use_cache=False).logits[0, -count:]
+            torch.testing.assert_close(logits[row], alone, atol=TOLERANCE, rtol=0)
