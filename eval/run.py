@@ -101,9 +101,9 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Job:
     dtype = config.dtype or default_dtype(accelerator)
     loaded = {name: _load_task(config, name) for name in config.task}
     checkpoint = open_checkpoint(config.model, trust_remote_code=config.trust_remote_code)
-    plan = resolve_plan(config.plan, checkpoint)
+    plan = resolve_plan(config.plan, checkpoint, keeps_full=True)
     check_positions(max(config.maxlen), checkpoint, allow_extrapolation=config.allow_extrapolation)
-    folder = RunFolder(config.output or _default_output(config))
+    folder = RunFolder(config.output or _default_output(config), advice="; --overwrite begins anew")
     held = folder.read_run(is_replaced=config.overwrite)
     before = None if config.overwrite else held
     identity = identity_of(config, checkpoint, plan, dtype)

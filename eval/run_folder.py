@@ -33,10 +33,12 @@ class RunFolder:
 
     Args:
         path: Of the folder; need not exist.
+        advice: What else may be done where another run is in the way.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, advice: str = "") -> None:
         self.path = path
+        self.advice = advice
 
     def read_run(self, *, is_replaced: bool = False) -> dict[str, Any] | None:
         """Return `run.json`; None when the folder is new or empty.
@@ -108,7 +110,7 @@ class RunFolder:
     def _differs(self, name: str, held: Any, asked: Any) -> RunFolderError:
         return RunFolderError(
             f"output folder {self.path} holds another run: {name} is {_short(held)} there and {_short(asked)} now; "
-            "give another folder with --output, or the same settings (--overwrite begins anew)"
+            f"give another folder with --output, or the same settings{self.advice}"
         )
 
     @contextmanager

@@ -141,7 +141,7 @@ def add_model_flags(parser: argparse.ArgumentParser, model: str, dtype: str) -> 
         "--plan",
         metavar="PLAN",
         help="attention spans: full, local, bottom:N, middle:N, top:N, every:N or full@LAYERS, then span=N sinks=N, or "
-        "block=N previous=N sinks=N; default: auto, the plan that the checkpoint carries, else untouched",
+        "block=N previous=N sinks=N; default: auto, the plan that the checkpoint carries, else its architecture's own",
     )
     group.add_argument("--dtype", choices=DTYPES, help=dtype)
     group.add_argument(

@@ -37,7 +37,7 @@ from tasks import TASKS, Example, LoadedExamples
 _GROUPS_A_SHARE = 2
 # Operations of a decoded token take so many times as long as those of a prefilled one: products of a few rows are bound
 # by reading weights and keys. From benchmarks/sweep.py: 16 rows, full plan, fp32.
-DECODING = 6
+DECODING = 5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,12 @@ import importlib.util
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from benchmarks import sweep
 from eval import finetune, perplexity
 from eval.run import main
 from masformer import SpanCache, SpanPlan, apply_plan, prefill, remove_plan
@@ -75,6 +77,21 @@ def test_chunks_forks_and_decoding_give_the_logits_of_one_pass() -> None:
         # A chunk on top of the cache, then token by token.
         parts = [model(part, past_key_values=cache).logits for part in tokens[:, 1200:].split((60, *[1] * 40), dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), logits, atol=1e-3, rtol=0)
+
+
+def test_a_sweep_writes_what_transformers_does_prompt_by_prompt() -> None:
+    """At least 95% of answers are the same; where one differs, the two tokens were as good as equal to the peer."""
+    checkpoint = open_checkpoint("smollm2-135m")
+    peer, ours = (checkpoint.load_model(torch.float32) for _ in range(2))
+    peer.set_attn_implementation("sdpa")
+    apply_plan(ours, SpanPlan.full(30))
+    with mock.patch.multiple(sweep, LENGTHS=(512, 768, 1024, 1536, 2048)):
+        prompts = sweep.sweep_prompts(checkpoint.tokenizer, 32)
+    assert len(prompts) == 20
+    swept, plain = sweep.ours(ours, checkpoint.tokenizer, prompts, 32), sweep.plain(peer, prompts, 32)
+    found = sweep.compare(peer, prompts, swept, plain)
+    assert found["identical"] >= 0.95 * len(prompts)
+    assert found["largest gap"] < 1e-3
 
 
 def test_aspect_queries_of_real_papers_get_answers_that_differ_by_query(tmp_path: Path) -> None:

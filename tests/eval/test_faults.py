@@ -247,7 +247,7 @@ def test_a_changed_checkpoint_under_the_same_name_is_never_taken_for_the_former(
     assert main(changed) == 0
     former = predictions(tmp_path / "run")
     save_tiny_checkpoint(model, rms_norm_eps=0.1)
-    expect_error(changed, capsys, "holds another run", "model files", "--overwrite begins anew")
+    expect_error(changed, capsys, "holds another run", "model files", "; --overwrite begins anew")
     assert predictions(tmp_path / "run") == former
     assert main([*changed, "--overwrite"]) == 0
     assert [line["text"] for line in predictions(tmp_path / "run")] != [line["text"] for line in former]
