@@ -31,8 +31,8 @@ def resolve_plan(text: str, checkpoint: Checkpoint, *, keeps_full: bool = False)
     Args:
         text: As it was asked for.
         checkpoint: Of the model.
-        keeps_full: Under `auto`, put the full plan on a plain model too: it computes the same, and prompts can share its
-            cache.
+        keeps_full: Under `auto`, put the full plan on a plain model too: it computes the same, and prompts can share
+            its cache.
     """
     if text != "auto":
         return SpanPlan.parse(text, num_layers(checkpoint.config))

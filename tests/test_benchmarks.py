@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import attention, candidates, pairs
+from benchmarks import attention, candidates, overhead, pairs
 from benchmarks.pairs import Case, alternate
 from masformer.spans import LayerSpan
 
@@ -56,6 +56,16 @@ def test_the_candidates_compute_what_the_kernel_does(
     monkeypatch.setattr(torch, "compile", lambda function: function)
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     assert len(run(candidates, monkeypatch, capsys)) == 14
+
+
+def test_the_overhead_of_a_prediction_is_measured_on_a_run_that_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["overhead", "--examples", "20"])
+    overhead.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("40 predictions of 20 examples")
+    assert json.loads(printed[-1])[0]["case"] == "overhead of the last fifth to the first"
 
 
 def test_finish_keeps_four_digits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,9 @@ def texts(folder: Path) -> dict[tuple[str, int], str]:
 
 
 def launch(arguments: list[str], *launcher: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = ["accelerate", "launch", *launcher, "eval/run.py", *arguments]
+    # Port 0 is any free one, so that tests may run side by side.
+    port = ["--main_process_port", "0"] if "--multi_gpu" in launcher else []
+    command = ["accelerate", "launch", *launcher, *port, "eval/run.py", *arguments]
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "MASTER_"))} | environment
     return subprocess.run(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command[1:]],
