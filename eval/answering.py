@@ -132,6 +132,7 @@ class Progress:
     def finish(self, group: Group, text: str) -> None:
         """Tell what a group came to, and how much time the rest will take."""
         self.within = 0.0
+        self.bar.n = self.share * self.total
         spent, share = time.monotonic() - self.started, self.share
         left = f"; about {_duration(spent * (1 - share) / share)} left" if 0 < share < 1 else ""
         self.tell(f"group {self.claims.num_finished} of {len(self.claims.costs)}: {text}{left}")
@@ -230,7 +231,7 @@ class Answering:
         )
 
     def _filled(self, node: Node) -> None:
-        self.progress.advance(self.needs.prefill(node.start, node.stop), f", prefilled to {node.stop:,}")
+        self.progress.advance(self.needs.prefill(node.start, node.stop), f"prefilled to {node.stop:,}")
 
     def _decode(
         self, group: Group, leaves: Sequence[int], prompts: Sequence[Sequence[int]], caches: TreeCaches
@@ -275,7 +276,7 @@ class Answering:
         a_step = DECODING * settings.num_beams * sum(self.needs.decode(len(prompt), 1) for prompt in batch)
 
         def decoded(steps: int) -> None:
-            self.progress.advance(a_step * steps, f", decoding {len(batch)} rows")
+            self.progress.advance(a_step * steps, f"decoding {len(batch)} rows")
 
         try:
             filled = [caches.take(leaf) for leaf in leaves]
