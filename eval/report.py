@@ -90,9 +90,10 @@ _KEEPS = {"head": "the beginning", "middle": "both ends", "tail": "the end"}
 
 LEGEND = (
     "n: examples (documents where fewer). cut: examples whose context was truncated. prefill and decode: tokens of all "
-    "examples over their seconds, in one process; what prompts share counts for each of them, and decoding is that of a "
-    "whole batch. peak: device memory on a GPU, resident memory of the process (weights and libraries included) on a CPU. "
-    "cache: keys and values at the end, allocated. attn: attention's matrix products for one example, in closed form."
+    "examples over their seconds, in one process; what prompts share counts for each of them, and decoding is that of "
+    "a whole batch. peak: device memory on a GPU, resident memory of the process (weights and libraries included) on a "
+    "CPU. cache: keys and values at the end, allocated. attn: attention's matrix products for one example, in closed "
+    "form."
 )
 
 
