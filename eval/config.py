@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from eval.generate import GenerationSettings
+from eval.generate import GenerationOptions, GenerationSettings
 from eval.rouge_profiles import PROFILES
 from eval.settings import (
     ConfigError,
@@ -29,8 +29,8 @@ from tasks import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What one run does. Every attribute is a flag of `eval/run.py` with the same name.
+class RunConfig(GenerationOptions):
+    """What one run does. Every attribute, how answers are chosen included, is a flag of `eval/run.py` of the same name.
 
     Attributes:
         task: Names of tasks.
@@ -41,15 +41,6 @@ class RunConfig:
         truncation: Which part of the context is kept.
         template: Names of templates that each task has; None takes the task's default.
         max_new_tokens: Room for the answer; None takes the task's default.
-        min_new_tokens: No end token before as many.
-        num_beams: 1 is greedy decoding, or sampling.
-        length_penalty: Exponent of the length by which beams' scores are divided.
-        temperature: Of sampling; None does not sample.
-        top_p: Sample among the likeliest tokens that hold this much probability.
-        top_k: Sample among this many tokens; 0 takes all.
-        repetition_penalty: Divides the logits of all tokens seen before; 1 is off.
-        no_repeat_ngram_size: Tokens in a row that never occur twice; 0 is off.
-        stop: Texts that end an answer and are left out of it.
         model: Short name, `.gguf` file, folder or hub id.
         plan: Text form of a span plan, or `auto`: the plan the checkpoint carries, else the spans of its
             architecture.
@@ -65,7 +56,6 @@ class RunConfig:
         memory_budget: GiB for keys and values in each process; None takes half of what the weights leave.
         device_map: `auto` spreads one model over all devices of this machine.
         threads: Torch threads of each process; None shares the cores among the local processes.
-        seed: Of torch, and of sampling.
     """
 
     task: tuple[str, ...]
@@ -76,15 +66,6 @@ class RunConfig:
     truncation: str = "head"
     template: tuple[str, ...] | None = None
     max_new_tokens: int | None = None
-    min_new_tokens: int = 0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    temperature: float | None = None
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    stop: tuple[str, ...] = ()
     model: str = "smollm2-135m"
     plan: str = "auto"
     dtype: str | None = None
@@ -99,7 +80,6 @@ class RunConfig:
     memory_budget: float | None = None
     device_map: str | None = None
     threads: int | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
         check_tasks(self.task, self.data, self.split)
@@ -128,8 +108,8 @@ class RunConfig:
 
     def generation(self, max_new_tokens: int) -> GenerationSettings:
         """Return how answers of as much room are chosen."""
-        values = {field.name: getattr(self, field.name) for field in fields(GenerationSettings)}
-        return GenerationSettings(**values | {"max_new_tokens": max_new_tokens})
+        options = {field.name: getattr(self, field.name) for field in fields(GenerationOptions)}
+        return GenerationSettings(max_new_tokens=max_new_tokens, **options)
 
 
 def build_parser() -> argparse.ArgumentParser:

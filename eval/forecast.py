@@ -12,9 +12,8 @@ from accelerate import Accelerator
 from eval.journal import Key
 from eval.report import as_columns
 from eval.work import Group, Needs, WorkPlan
+from masformer.prefill import CHUNK_TOKENS
 
-# Part of the speed of a large product that whole models reach, measured with SmolLM2-135M on a CPU.
-_EFFICIENCY = 0.7
 # Part of the memory that the weights leave, for keys and values; the rest is for activations and what else runs.
 _SHARE = 0.5
 _UNKNOWN_MEMORY = 8 * 2**30
@@ -77,7 +76,7 @@ def describe_plan(
     units = [unit for group in groups for unit in group.units]
     asked = sum(unit.asked + len(unit.keys) for unit in units)
     prefilled = sum(unit.prefilled + unit.num_rows for unit in units)
-    speed = _speed(needs, dtype, accelerator.device) * _EFFICIENCY
+    speed = _speed(needs, dtype, accelerator.device)
     prefill, decode = sum(unit.prefill_cost for unit in units), sum(unit.decode_cost for unit in units)
     held = max((_held(group, budget) for group in groups), default=0)
     count = accelerator.num_processes
@@ -104,15 +103,17 @@ def _held(group: Group, budget: int) -> float:
 
 
 def _speed(needs: Needs, dtype: torch.dtype, device: torch.device) -> float:
-    """Return operations a second of a product of this model's size."""
+    """Return operations a second of a product such as a prefill of this model makes."""
     size = int(needs.config.get_text_config(decoder=True).hidden_size)
-    rows, weights = (torch.ones(shape, dtype=dtype, device=device) for shape in ((1024, size), (size, 4 * size)))
+    rows, weights = (
+        torch.ones(shape, dtype=dtype, device=device) for shape in ((CHUNK_TOKENS, size), (size, 4 * size))
+    )
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
         float((rows @ weights)[0, 0])
         best = min(best, time.perf_counter() - start)
-    return 2 * 1024 * size * 4 * size / best
+    return 2 * CHUNK_TOKENS * size * 4 * size / best
 
 
 def _hours(seconds: float) -> str:

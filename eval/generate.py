@@ -42,11 +42,10 @@ _JOINT_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationSettings:
-    """How an answer is chosen; all that can change it beyond the prompt and the model.
+class GenerationOptions:
+    """How an answer is chosen, whatever the room for it.
 
     Attributes:
-        max_new_tokens: Room for the answer.
         min_new_tokens: No end token before as many.
         num_beams: 1 is greedy decoding, or sampling.
         length_penalty: Exponent of the length by which beams' scores are divided.
@@ -59,7 +58,6 @@ class GenerationSettings:
         seed: Of sampling.
     """
 
-    max_new_tokens: int
     min_new_tokens: int = 0
     num_beams: int = 1
     length_penalty: float = 1.0
@@ -70,6 +68,17 @@ class GenerationSettings:
     no_repeat_ngram_size: int = 0
     stop: tuple[str, ...] = ()
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings(GenerationOptions):
+    """All that can change an answer beyond the prompt and the model.
+
+    Attributes:
+        max_new_tokens: Room for the answer.
+    """
+
+    max_new_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)

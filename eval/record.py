@@ -6,19 +6,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from eval.config import RunConfig
-from eval.generate import GENERATION_VERSION
+from eval.generate import GENERATION_VERSION, GenerationOptions
 from eval.prompts import PromptBuilder
 from masformer import SpanPlan
 from masformer.checkpoints import Checkpoint
 from tasks import TASKS, LoadedExamples
-
-# Settings of generation that are a task's, or stand by themselves.
-_APART = ("max_new_tokens", "seed")
 
 
 def identity_of(config: RunConfig, checkpoint: Checkpoint, plan: SpanPlan | None, dtype: str) -> dict[str, Any]:
@@ -32,7 +29,9 @@ def identity_of(config: RunConfig, checkpoint: Checkpoint, plan: SpanPlan | None
         "trust_remote_code": config.trust_remote_code,
         "threads": config.threads,
         "seed": config.seed,
-        "generation": {name: value for name, value in asdict(config.generation(1)).items() if name not in _APART},
+        "generation": {
+            field.name: getattr(config, field.name) for field in fields(GenerationOptions) if field.name != "seed"
+        },
         "generation_version": GENERATION_VERSION,
     }
 

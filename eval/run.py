@@ -166,9 +166,9 @@ def _grouping(
 
 def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
     """Generate what is missing, with the other processes, and finish the folder."""
-    found = Journal() if job.config.overwrite else job.folder.read_predictions(job.work.fingerprints)
     if job.config.dry_run:
         if accelerator.is_main_process:
+            found = _read_predictions(job)
             _introduce(job, found, accelerator)
             absent = {key for group in job.work.groups for key in group.keys if key not in found.lines}
             budget = job.record["grouping"]["memory_budget"]
@@ -178,7 +178,7 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
     lock = job.folder.lock(job.held, is_replaced=job.config.overwrite)
     with lock if accelerator.is_main_process else nullcontext():
         # Under the lock nobody else writes. All read the folder before the main process does.
-        found = Journal() if job.config.overwrite else job.folder.read_predictions(job.work.fingerprints)
+        found = _read_predictions(job)
         accelerator.wait_for_everyone()
         todo = [group for group in job.work.groups if any(key not in found.lines for key in group.keys)]
         todo.sort(key=lambda group: (-group.cost, group.index))
@@ -222,6 +222,11 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
             if missing:
                 job.record["sessions"][-1]["finished"] = now()
             finish_folder(job.folder, job.record, job.config.profile, set(job.keys), job.work.fingerprints)
+
+
+def _read_predictions(job: Job) -> Journal:
+    """Return the predictions that are there and are used."""
+    return Journal() if job.config.overwrite else job.folder.read_predictions(job.work.fingerprints)
 
 
 def _check_shared(claimed: Path) -> None:

@@ -1,11 +1,10 @@
 """What is to be predicted, in which groups, and what that will cost, before any weights load.
 
-    documents = documents_of(...)                 # examples that share a context, with all their prompts
-    units = [unit for document in documents for unit in measure(document, ...)]
-    groups = form_groups(units, grouping)         # prompts that share one prefix tree and decode together
+    documents = documents_of(...)                     # examples that share a context, with all their prompts
+    plan = plan_work(documents, needs, grouping, {})  # of `groups`: prompts that share a prefix tree and its batches
 
-Groups follow from the run's settings and data alone, not from what is done already or by how many processes, so that a
-group that was interrupted is computed again as it would have been.
+Groups follow from the run's settings, data and `Grouping`, and not from the journal of an interrupted session, so that
+a group that was interrupted is computed again as it would have been.
 """
 
 from __future__ import annotations
