@@ -302,6 +302,7 @@ class Answering:
             "prompt_tokens": len(prompt.token_ids),
             "context_tokens_kept": prompt.num_context_kept,
             "context_tokens_dropped": prompt.num_context_dropped,
+            "context_spans": request.document.spans_shown(prompt),
             "num_generated_tokens": len(answer.token_ids),
             "finish_reason": answer.finish_reason,
             "seconds": prefill_seconds + answer.seconds,

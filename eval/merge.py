@@ -58,7 +58,11 @@ def merge(parts: Sequence[Path], output: Path) -> None:
         locks.enter_context(whole.lock(None))
         lines = [line for folder in folders for line in folder.read_predictions().lines.values()]
         examples = {(line["task"], line["id"]): line for folder in folders for line in folder.read_examples()}
+        documents = {
+            (line["task"], line["document_id"]): line for folder in folders for line in folder.read_documents()
+        }
         whole.write_json("run.json", merged)
+        whole.write_documents(documents.values())
         whole.write_lines("examples.jsonl", examples.values())
         whole.write_lines("predictions.jsonl", lines)
         finish_folder(whole, merged, merged["identity"]["profile"], set())

@@ -13,7 +13,7 @@ from functools import cached_property
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from eval.truncation import truncate
+from eval.truncation import Ranges, kept_ranges
 from tasks import Example
 
 # Stands for the context while the chat template is rendered: no template and no query contains it.
@@ -39,13 +39,17 @@ class Prompt:
 
     Attributes:
         token_ids: The whole prompt.
-        num_context_kept: Context tokens in it.
+        context_ranges: Which of the context's tokens are in it.
         num_context_dropped: Context tokens that were cut.
     """
 
     token_ids: tuple[int, ...]
-    num_context_kept: int
+    context_ranges: Ranges
     num_context_dropped: int
+
+    @property
+    def num_context_kept(self) -> int:
+        return sum(stop - start for start, stop in self.context_ranges)
 
 
 class PromptBuilder:
@@ -63,6 +67,8 @@ class PromptBuilder:
         self.uses_chat_template = bool(tokenizer.chat_template)
         self._bos: tuple[int, ...] = ()
         self._fixed: dict[str | None, PromptParts] = {}
+        # Of the context asked about last: its prompts are answered together.
+        self._offsets: tuple[str, list[tuple[int, int]]] = "", []
         if tokenizer.bos_token_id is not None:
             # Plain text begins as the tokenizer begins it.
             first = tokenizer("a").input_ids[:1]
@@ -93,6 +99,22 @@ class PromptBuilder:
             PromptError: As `fixed_parts`.
         """
         return self.fixed_parts(example.query, self._tokenize_data(example.context))
+
+    def spans_of(self, context: str, ranges: Ranges) -> list[list[int]]:
+        """Return the characters of a context that ranges of its tokens stand for, as starts and ends.
+
+        A tokenizer that does not tell where its tokens stand is taken at the length of what it decodes.
+        """
+        if not self.tokenizer.is_fast:
+            ids = self._tokenize_data(context)
+            return [[min(len(self.tokenizer.decode(ids[:end])), len(context)) for end in pair] for pair in ranges]
+        if self._offsets[0] != context:
+            encoded = self.tokenizer(
+                context, add_special_tokens=False, split_special_tokens=True, verbose=False, return_offsets_mapping=True
+            )
+            self._offsets = context, encoded.offset_mapping
+        offsets = self._offsets[1]
+        return [[offsets[start][0], offsets[stop - 1][1]] for start, stop in ranges]
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Return the token ids of an answer, with what ends the model's turn.
@@ -170,9 +192,10 @@ def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str) -> Pr
             f"maxlen {maxlen} is too small: {num_fixed} tokens of instruction and template and {max_new_tokens} for "
             f"the answer need {maxlen - budget} even with an empty context; raise --maxlen or lower --max-new-tokens"
         )
-    kept = truncate(parts.context, budget, policy)
+    ranges = kept_ranges(len(parts.context), budget, policy)
+    kept = tuple(token for start, stop in ranges for token in parts.context[start:stop])
     return Prompt(
-        token_ids=(*parts.prefix, *kept, *parts.suffix),
-        num_context_kept=len(kept),
+        token_ids=parts.prefix + kept + parts.suffix,
+        context_ranges=ranges,
         num_context_dropped=len(parts.context) - len(kept),
     )

@@ -105,8 +105,21 @@ def merge_examples(held: list[dict[str, Any]], loaded: Mapping[str, LoadedExampl
                 "document_id": example.document_id,
                 "query": example.query,
                 "references": list(example.references),
+                "evidence": None if example.evidence is None else [list(span) for span in example.evidence],
             }
     return list(lines.values())
+
+
+def merge_documents(
+    held: Sequence[Mapping[str, Any]], loaded: Mapping[str, LoadedExamples]
+) -> list[Mapping[str, Any]] | None:
+    """Return the lines of `documents.jsonl.gz`; None where all that is loaded is held."""
+    lines = {(line["task"], line["document_id"]): line for line in held}
+    for name, source in loaded.items():
+        for example in source.examples:
+            line = {"task": name, "document_id": example.document_id, "text": example.context}
+            lines.setdefault((name, example.document_id), line)
+    return list(lines.values()) if len(lines) > len(held) else None
 
 
 def default_output(kind: str, config: Any, free: Sequence[str]) -> Path:

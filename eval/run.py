@@ -30,7 +30,7 @@ from eval.config import RunConfig, load_config
 from eval.forecast import describe_plan, memory_budget
 from eval.journal import Journal, Key, RunFolderError
 from eval.model import TORCH_DTYPES, check_positions, default_dtype, describe_weights, load_converted, resolve_plan
-from eval.record import default_output, identity_of, merge_examples, merge_record, task_record
+from eval.record import default_output, identity_of, merge_documents, merge_examples, merge_record, task_record
 from eval.report import LEGEND, as_text, render_report, table
 from eval.run_folder import RunFolder
 from eval.score import score_predictions
@@ -192,6 +192,8 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
                 job.record["sessions"].append(session | {"num_to_generate": missing})
             job.folder.write_json("run.json", job.record)
             job.folder.write_lines("examples.jsonl", merge_examples(job.folder.read_examples(), job.loaded))
+            if documents := merge_documents(job.folder.read_documents(), job.loaded):
+                job.folder.write_documents(documents)
             if missing:
                 job.folder.make(claimed)
             _introduce(job, found, accelerator)

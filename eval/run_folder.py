@@ -2,6 +2,7 @@
 
     run.json            settings, provenance of model and data, and one entry a session that worked on it
     examples.jsonl      id, document, query and references of each example, so that scoring needs no data set
+    documents.jsonl.gz  text of each document, so that what a length showed of it can be scored too
     predictions.jsonl   one line a prediction
     journal/            lines of a run that has not ended: one file a process, merged when all are done (`eval.journal`)
     scores.json         `results`: one entry a task, template, profile, system and length
@@ -14,6 +15,7 @@ difference is refused.
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import shutil
@@ -25,7 +27,9 @@ from typing import Any
 
 from eval.journal import Journal, Key, RunFolderError, disk_errors, open_journal, read_journal, read_lines
 
-_FILES = ("run.json", "examples.jsonl", "predictions.jsonl", "scores.json", "report.md")
+# Made anew by scoring.
+RESULT_FILES = ("scores.json", "report.md")
+_FILES = ("run.json", "examples.jsonl", "documents.jsonl.gz", "predictions.jsonl", *RESULT_FILES)
 
 
 class RunFolder:
@@ -145,25 +149,46 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace a JSON file of the folder in one step, so that no reader and no crash sees half of it."""
-        self._replace(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, content: str) -> None:
         """Replace a text file of the folder in one step."""
-        self._replace(name, content)
+        self._replace(name, content.encode())
 
     def write_lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
         """Replace a JSON-lines file of the folder in one step."""
-        self._replace(name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        self.write_text(name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
-    def _replace(self, name: str, content: str) -> None:
+    def _replace(self, name: str, content: bytes) -> None:
         partial = self.path / f".{name}.partial"
         with disk_errors(self.path / name):
             self.path.mkdir(parents=True, exist_ok=True)
-            with partial.open("w", encoding="utf-8") as stream:
+            with partial.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(self.path / name)
+
+    def write_documents(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Replace `documents.jsonl.gz` in one step."""
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        # No time within, so that the same documents are the same file.
+        self._replace("documents.jsonl.gz", gzip.compress(text.encode(errors="surrogatepass"), 6, mtime=0))
+
+    def read_documents(self) -> list[dict[str, Any]]:
+        """Return the lines of `documents.jsonl.gz`; none when there is no such file yet.
+
+        Raises:
+            RunFolderError: It cannot be read.
+        """
+        file = self.path / "documents.jsonl.gz"
+        if not file.exists():
+            return []
+        try:
+            with gzip.open(file) as stream:
+                return [json.loads(line.decode(errors="surrogatepass")) for line in stream]
+        except (OSError, EOFError, ValueError) as error:
+            raise RunFolderError(f"{file} cannot be read: {error}; make the run again with --overwrite") from error
 
     def read_examples(self) -> list[dict[str, Any]]:
         """Return the lines of `examples.jsonl`; none when there is no such file yet."""

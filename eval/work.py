@@ -46,6 +46,7 @@ class Request:
     key: Key
     prompt: Prompt
     fingerprint: str
+    document: Document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,15 @@ class Document:
                         key=(self.task, template, example.id, maxlen),
                         prompt=fit(parts, maxlen, self.settings.max_new_tokens, self.policy),
                         fingerprint=fingerprint(self.pins[template, maxlen], content),
+                        document=self,
                     )
+
+    def spans_shown(self, prompt: Prompt) -> list[list[int]]:
+        """Return the characters of the context that a prompt shows, as starts and ends."""
+        context = self.examples[0].context
+        if not prompt.num_context_dropped:
+            return [[0, len(context)]]
+        return next(iter(self.builders.values())).spans_of(context, prompt.context_ranges)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,8 @@ class Example:
         context: The document. The only field that truncation may cut.
         references: One or more reference texts; a score is that against the best of them, metric by metric.
         query: The question or aspect, never cut; None for plain summarization.
+        evidence: Where in the context the source says that the answer stands, as starts and ends in characters; None
+            where it does not say.
     """
 
     id: str
@@ -36,6 +38,7 @@ class Example:
     context: str
     references: tuple[str, ...]
     query: str | None = None
+    evidence: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task
 from tasks.sources import (
@@ -104,11 +104,17 @@ def _read_examples(rows: Rows[Row], split: str) -> Iterator[Example]:
 
 
 def _meeting_examples(meeting: Row, split: str, first: int) -> Iterator[Example]:
-    turns = []
+    turns: list[str] = []
+    places: list[tuple[int, int] | None] = []
+    position = 0
     for turn in meeting.rows("meeting_transcripts"):
         content = clean_transcript(turn.text("content", may_be_empty=True))
-        if re.search(r"\w", content):  # else nothing but markup was said
-            turns.append(f"{turn.text('speaker')}: {content}")
+        if not re.search(r"\w", content):  # nothing but markup was said
+            places.append(None)
+            continue
+        turns.append(f"{turn.text('speaker')}: {content}")
+        places.append((position, position + len(turns[-1])))
+        position += len(turns[-1]) + 1
     if not turns:
         raise DataError(f"{meeting.where}: field 'meeting_transcripts' has no words; take the meeting out")
     context = "\n".join(turns)
@@ -120,7 +126,33 @@ def _meeting_examples(meeting: Row, split: str, first: int) -> Iterator[Example]
             context=context,
             references=(query.text("answer"),),
             query=query.text("query"),
+            evidence=_evidence(query, places),
         )
+
+
+def _evidence(query: Row, places: Sequence[tuple[int, int] | None]) -> tuple[tuple[int, int], ...] | None:
+    """Return where the turns of `relevant_text_span` stand in the context; turns beyond the last are not there."""
+    if "relevant_text_span" not in query.fields:
+        return None
+    evidence = []
+    for first, last in _turn_ranges(query):
+        said = [place for place in places[first : last + 1] if place]
+        if said:
+            evidence.append((said[0][0], said[-1][1]))
+    return tuple(evidence) or None
+
+
+def _turn_ranges(query: Row) -> list[tuple[int, int]]:
+    spans = query.fields["relevant_text_span"]
+    try:
+        ranges = [(int(first), int(last)) for first, last in spans]
+    except (TypeError, ValueError):
+        ranges = [(-1, -1)]
+    if any(first < 0 for first, _ in ranges):
+        raise DataError(
+            f'{query.where}: field \'relevant_text_span\' is {str(spans)[:80]}; expected pairs of turns: [["4", "9"]]'
+        )
+    return ranges
 
 
 def _scrolls_examples(rows: list[Row], split: str) -> Iterator[Example]:

@@ -123,10 +123,16 @@ def collect(request: LoadRequest, rows: Rows[T], examples: Iterable[Example]) ->
         left = f"{rows.num_read} rows read, {rows.num_skipped} of them left out"
         raise DataError(f"{name} has no examples for split {request.split} ({left}); check the file and its format")
     seen: set[str] = set()
+    contexts: dict[str, str] = {}
     for example in kept:
         if example.id in seen:
             raise DataError(f"{name}: id '{example.id}' occurs twice; give every example an id of its own")
         seen.add(example.id)
+        if contexts.setdefault(example.document_id, example.context) != example.context:
+            raise DataError(
+                f"{name}: '{example.id}' has another context than others of document '{example.document_id}'; give "
+                "documents ids of their own"
+            )
     counts = {"num_rows": rows.num_read, "num_skipped": rows.num_skipped}
     return LoadedExamples(examples=kept, provenance={**rows.provenance, **counts})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eval.prompts import PromptBuilder, PromptError, PromptParts, fit
-from eval.truncation import truncate
+from eval.truncation import kept_ranges
 from tasks import TASKS, Example
 from tests.tiny_models import tiny_tokenizer
 
@@ -23,10 +23,13 @@ def decode(ids: tuple[int, ...]) -> str:
     ("policy", "kept"), [("head", [0, 1, 2, 3, 4]), ("tail", [5, 6, 7, 8, 9]), ("middle", [0, 1, 2, 8, 9])]
 )
 def test_truncation_keeps_what_its_name_says(policy: str, kept: list[int]) -> None:
-    assert truncate(range(10), 5, policy) == kept
-    assert truncate(range(10), 10, policy) == list(range(10))
-    assert truncate(range(10), 0, policy) == []
-    assert truncate(range(10), 1, policy) == ([9] if policy == "tail" else [0])
+    def truncate(budget: int) -> list[int]:
+        return [token for start, stop in kept_ranges(10, budget, policy) for token in range(start, stop)]
+
+    assert truncate(5) == kept
+    assert truncate(10) == list(range(10))
+    assert truncate(0) == []
+    assert truncate(1) == ([9] if policy == "tail" else [0])
 
 
 def test_chat_prompt_is_the_rendered_template() -> None:
@@ -56,6 +59,25 @@ def test_maxlen_counts_everything_and_only_the_context_gives_way(policy: str, ma
     assert prompt.token_ids[-len(parts.suffix) :] == parts.suffix
     assert prompt.num_context_kept + prompt.num_context_dropped == 200
     assert len(prompt.token_ids) == len(parts.prefix) + prompt.num_context_kept + len(parts.suffix)
+
+
+@pytest.mark.parametrize("policy", ["head", "middle", "tail"])
+def test_the_characters_shown_are_those_of_the_tokens_kept(policy: str) -> None:
+    builder = PromptBuilder(tiny_tokenizer(), "{context}")
+    context = "été, 東京 and <|im_end|> " * 5
+    example = Example(id="a", document_id="a", context=context, references=("x",))
+    parts = builder.parts(example)
+    fixed = len(parts.prefix + parts.suffix)
+    for kept in (0, 1, 40, 60, len(parts.context)):
+        prompt = fit(parts, fixed + kept + 4, 4, policy)
+        spans = builder.spans_of(context, prompt.context_ranges)
+        ids = prompt.token_ids[len(parts.prefix) : len(prompt.token_ids) - len(parts.suffix)]
+        shown = "".join(context[start:stop] for start, stop in spans)
+        # A character of several bytes may be cut in two, and is shown then.
+        decoded = decode(ids).replace("\N{REPLACEMENT CHARACTER}", "")
+        assert decoded.replace(" ", "") in shown.replace(" ", "") or policy == "middle"
+        assert len(decoded) <= len(shown) <= len(decoded) + 2
+        assert prompt.num_context_kept == kept
 
 
 def test_head_prompts_begin_alike_at_all_lengths() -> None:

@@ -49,6 +49,29 @@ def test_every_query_of_a_meeting_is_an_example_of_the_same_document(tmp_path: P
     assert loaded.provenance["num_rows"] == 2
 
 
+def test_evidence_is_where_its_turns_stand(tmp_path: Path) -> None:
+    general, specific = load(write(tmp_path / "val.jsonl", MEETING)).examples
+    assert general.evidence is None
+    # The second turn is nothing but markup.
+    assert [specific.context[start:end] for start, end in specific.evidence] == [
+        "Project Manager: So the LCD is fine ."
+    ]
+    spans = [["1", "2"], ["0", "0"], ["7", "9"]]
+    meeting = MEETING | {"specific_query_list": [{"query": "q", "answer": "a", "relevant_text_span": spans}]}
+    example = load(write(tmp_path / "val.jsonl", meeting)).examples[1]
+    assert [example.context[start:end] for start, end in example.evidence] == [
+        "Marketing: Yes .",
+        "Project Manager: So the LCD is fine .",
+    ]
+
+
+@pytest.mark.parametrize("spans", [3, [3], [["a", "b"]], [["-1", "4"]], [["1"]]])
+def test_evidence_that_is_no_pair_of_turns_is_named(spans: Any, tmp_path: Path) -> None:
+    meeting = MEETING | {"specific_query_list": [{"query": "q", "answer": "a", "relevant_text_span": spans}]}
+    with pytest.raises(DataError, match="relevant_text_span"):
+        load(write(tmp_path / "val.jsonl", meeting))
+
+
 def test_a_limit_counts_queries_and_reads_no_further_meeting(tmp_path: Path) -> None:
     path = write(tmp_path / "val.jsonl", MEETING, MEETING)
     path.write_text(path.read_text() + "broken\n")
