@@ -16,6 +16,7 @@ from eval.settings import (
     add_extrapolation_flag,
     add_machine_flags,
     add_model_flags,
+    add_tracker_flag,
     add_truncation_flag,
     check_tasks,
     finite_number,
@@ -49,6 +50,8 @@ class RunConfig(GenerationOptions):
         trust_remote_code: Run code that comes with the checkpoint.
         profile: ROUGE profile.
         output: Run folder; None makes a name under `runs/` from the settings.
+        texts: Put texts of documents, references and predictions into the report's page.
+        report_to: Names of accelerate's trackers.
         overwrite: Begin anew in a folder that holds a run.
         dry_run: Print what would be done, and do nothing.
         shard: Which of how many independent jobs this is; None is the whole run.
@@ -73,6 +76,8 @@ class RunConfig(GenerationOptions):
     trust_remote_code: bool = False
     profile: str = "hf"
     output: Path | None = None
+    texts: bool = True
+    report_to: tuple[str, ...] = ()
     overwrite: bool = False
     dry_run: bool = False
     shard: tuple[int, int] | None = None
@@ -149,6 +154,12 @@ def build_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="begin anew in a folder that holds a run; its predictions are lost (default: off)",
     )
+    out.add_argument(
+        "--texts",
+        action=argparse.BooleanOptionalAction,
+        help="put texts into report.html; --no-texts for a page that is published (default: on)",
+    )
+    add_tracker_flag(out)
     machine = add_machine_flags(parser, f"of torch and of sampling (default: {RunConfig.seed})")
     machine.add_argument(
         "--batch-size", metavar="N", type=positive, help="prompts that decode together at most (default: 16, GPU: 64)"
@@ -222,6 +233,7 @@ def load_config(arguments: Sequence[str]) -> RunConfig:
         values["template"] = tuple(
             dict.fromkeys(name.strip() for name in values["template"].split(",") if name.strip())
         )
-    if "stop" in values:
-        values["stop"] = tuple(values["stop"])
+    for name in ("stop", "report_to"):
+        if name in values:
+            values[name] = tuple(values[name])
     return RunConfig(**values)

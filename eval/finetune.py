@@ -23,7 +23,6 @@ if not __package__:
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import set_seed
 from peft import PeftModel
 from tqdm import tqdm
@@ -46,6 +45,7 @@ from eval.sequences import (
 )
 from eval.session import LaunchError, describe_session, now, run_script, set_threads, start_processes
 from eval.settings import ConfigError
+from eval.trackers import check_trackers, start_trackers
 from eval.train_folder import STATE, TrainFolder, find_checkpoint, step_of
 from eval.train_record import train_identity, train_record, train_tasks
 from eval.train_report import CURVES, draw_curves, render_train_report
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
     config = load_train_config(arguments)
-    _check_trackers(config.report_to)
+    check_trackers(config.report_to)
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
     if dtype not in MIXED_PRECISION:
@@ -197,7 +197,7 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
         trainer, model, adapters = _build(job, accelerator)
         reset_peak(accelerator.device)
         if job.config.report_to:
-            accelerator.init_trackers("masformer-finetune", config=_flat(job.record["config"]))
+            start_trackers(accelerator, "masformer-finetune", job.record["config"])
         _train(job, trainer, model, adapters)
         if main_process:
             job.record["sessions"][-1]["finished"] = now()
@@ -337,16 +337,6 @@ def _tell_deepspeed(config: TrainConfig, accelerator: Accelerator) -> None:
         accelerator.gradient_accumulation_steps = config.gradient_accumulation
 
 
-def _check_trackers(names: Sequence[str]) -> None:
-    there = {str(getattr(name, "value", name)) for name in get_available_trackers()}
-    known = sorted(str(getattr(name, "value", name)) for name in LOGGER_TYPE_TO_CLASS)
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--report-to {name} is no tracker of accelerate; known: {', '.join(known)}")
-        if name not in there:
-            raise ConfigError(f"--report-to {name}: its package is not installed; run: pip install {name}")
-
-
 def _extended(config: TrainConfig, checkpoint: Checkpoint) -> Checkpoint:
     """Return the checkpoint, for positions up to maxlen if that was asked for."""
     known = max_positions(checkpoint.config)
@@ -392,11 +382,6 @@ def _step_to_resume(config: TrainConfig, folder: TrainFolder) -> int:
             f"--resume {folder.checkpoint(step)} holds no {STATE}/; it is a model, and no checkpoint of a training"
         )
     return step
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what trackers take: no lists and no None."""
-    return {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from eval.settings import (
     add_data_flags,
     add_machine_flags,
     add_model_flags,
+    add_tracker_flag,
     add_truncation_flag,
     check_tasks,
     fraction,
@@ -204,7 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
         const=True,
         help="go on from the last checkpoint of --output, or from the training folder or checkpoint given",
     )
-    out.add_argument("--report-to", metavar="NAME", nargs="+", help="trackers of accelerate: tensorboard, wandb, ...")
+    add_tracker_flag(out)
     add_machine_flags(parser, f"of order, dropout and new weights (default: {default.seed})")
     return parser
 

@@ -7,7 +7,6 @@ Parts that lack predictions are joined too, which is said; the run's own command
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from eval.command import CommandParser, run_command
 from eval.journal import RunFolderError
 from eval.record import merge_tasks
 from eval.run import finish_folder
@@ -65,21 +65,16 @@ def merge(parts: Sequence[Path], output: Path) -> None:
         whole.write_documents(documents.values())
         whole.write_lines("examples.jsonl", examples.values())
         whole.write_lines("predictions.jsonl", lines)
-        finish_folder(whole, merged, merged["identity"]["profile"], set())
+        finish_folder(whole, merged, set())
 
 
 def main(arguments: Sequence[str]) -> int:
     """Join, and return the exit status: 0, or 2 after one line on what is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser("python eval/merge.py", __doc__)
     parser.add_argument("parts", metavar="FOLDER", type=Path, nargs="+", help="of one shard")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="new folder for the whole run")
     asked = parser.parse_args(arguments)
-    try:
-        merge(asked.parts, asked.output)
-    except RunFolderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: merge(asked.parts, asked.output))
 
 
 if __name__ == "__main__":

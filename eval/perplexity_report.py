@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.report import as_markdown, number_or_dash
-from eval.score import interval_of_ratio
+from eval.significance import interval_of_ratio
 
 # Stands in the place of a prompt's name: documents are read as they are.
 TEMPLATE = "text"

@@ -1,51 +1,158 @@
-"""Scores as tables for people: quality with intervals, cost beside it."""
+"""Scores as tables for people: quality with intervals and yardsticks, paired comparisons, cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from eval.rouge_profiles import METRICS
+Result = Mapping[str, Any]
+Rows = list[list[str]]
 
-_COLUMNS = (
-    *("maxlen", "n", "cut", "R1", "R2", "RL", "RLsum"),
-    *("prefill tok/s", "decode tok/s", "s/example", "peak GiB", "cache MiB", "attn TFLOP"),
+_METRIC_NAMES = {
+    "rouge1": "R1",
+    "rouge2": "R2",
+    "rougeL": "RL",
+    "rougeLsum": "RLsum",
+    "geometric": "geometric",
+}
+_SYSTEM_NAMES = {
+    "visible_oracle": "visible oracle",
+    "lead": "lead",
+    "tail": "tail",
+    "query_echo": "query echo",
+}
+_KEEPS = {"head": "the beginning", "middle": "both ends", "tail": "the end"}
+
+LEGEND = (
+    "n: examples (documents where fewer). cut: examples whose context was truncated. lead, tail: as many words as "
+    "references have in the median, from either end of what was shown. visible oracle: sentences that were shown, "
+    "picked greedily with the references in hand; a reference line, no strict ceiling. evidence: share of the gold "
+    "evidence that was shown."
+)
+COST_LEGEND = (
+    "prefill and decode: tokens of all examples over their seconds, in one process; what prompts share counts for each "
+    "of them, and decoding is that of a whole batch. peak: device memory on a GPU, resident memory of the process "
+    "(weights and libraries included) on a CPU. cache: keys and values at the end, allocated. attn: attention's matrix "
+    "products for one example, in closed form."
+)
+COMPARISON_LEGEND = (
+    "difference: second minus first on the same examples, F x 100, 95% bootstrap interval over documents. p: "
+    "permutation of whole documents; Holm: corrected for the rows of the table. detectable: the smallest difference "
+    "that so many documents would have shown with power 0.8. as good: the interval of the loss lies within the margin, "
+    "which was fixed beforehand."
 )
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return a header and one row a length: ROUGE F x 100 with its interval, then cost."""
-    rows = [list(_COLUMNS)]
+def metric_name(metric: str) -> str:
+    """Return what tables call a metric."""
+    return _METRIC_NAMES.get(metric, metric)
+
+
+def system_name(result: Result) -> str:
+    """Return what tables call what wrote a result."""
+    return "model" if result["kind"] == "model" else _SYSTEM_NAMES[result["system"]]
+
+
+def select(results: Sequence[Result], **fields: Any) -> list[Result]:
+    """Return the results that have these fields."""
+    return [result for result in results if all(result[name] == value for name, value in fields.items())]
+
+
+def quality_table(results: Sequence[Result]) -> Rows:
+    """Return a header and rows of one task, template and subset: the model at each length, its yardsticks below."""
+    metrics = list(results[0]["metrics"])
+    has_evidence = any(result["evidence_visible"] for result in results)
+    rows = [["maxlen", "", "n", "cut", *map(metric_name, metrics), *(["evidence %"] if has_evidence else [])]]
+    order = ["model", *_SYSTEM_NAMES.values()]
+    for maxlen in dict.fromkeys(result["maxlen"] for result in results):
+        of_length = select(results, maxlen=maxlen)
+        for result in sorted(of_length, key=lambda result: order.index(system_name(result))):
+            is_model = result["kind"] == "model"
+            rows.append(
+                [
+                    f"{maxlen:,}" if is_model else "",
+                    system_name(result),
+                    count(result) if is_model else "",
+                    str(result["num_truncated"]) if is_model else "",
+                    *(percent(result["metrics"][metric]) for metric in metrics),
+                ]
+            )
+            if has_evidence:
+                rows[-1].append(percent(result["evidence_visible"], 1) if result["evidence_visible"] else "")
+    return rows
+
+
+def cost_table(results: Sequence[Result]) -> Rows:
+    """Return a header and one row a length, of the model's results."""
+    rows = [["maxlen", "prefill tok/s", "decode tok/s", "s/example", "peak GiB", "cache MiB", "attn TFLOP"]]
     for result in results:
         cost = result["cost"]
+        if cost is not None:
+            rows.append([f"{result['maxlen']:,}", *cost_cells(cost)])
+    return rows
+
+
+def cost_cells(cost: Mapping[str, float | None]) -> list[str]:
+    """Return a result's costs, in the units of `cost_table`."""
+    return [
+        number_or_dash(cost["prefill_tokens_per_second"], 1),
+        number_or_dash(cost["decode_tokens_per_second"], 1),
+        number_or_dash(cost["seconds"], 1),
+        number_or_dash(cost["peak_memory_bytes"], 2, 2**30),
+        number_or_dash(cost["cache_bytes"], 1, 2**20),
+        number_or_dash(cost["attention_flops"], 3, 10**12),
+    ]
+
+
+def comparison_table(comparisons: Sequence[Result], label: str = "settings") -> Rows:
+    """Return a header and one row a comparison.
+
+    Args:
+        comparisons: Of one table, each with `name`, what was compared with what.
+        label: Of the first column.
+    """
+    rows = [[label, "metric", "n", "difference", "p", "Holm", "wins/ties/losses", "detectable", ""]]
+    for one in comparisons:
         rows.append(
             [
-                f"{result['maxlen']:,}",
-                _count(result),
-                str(result["num_truncated"]),
-                *(_percent(result["metrics"][metric]) for metric in METRICS),
-                number_or_dash(cost["prefill_tokens_per_second"], 1),
-                number_or_dash(cost["decode_tokens_per_second"], 1),
-                number_or_dash(cost["seconds"], 1),
-                number_or_dash(cost["peak_memory_bytes"], 2, 2**30),
-                number_or_dash(cost["cache_bytes"], 1, 2**20),
-                number_or_dash(cost["attention_flops"], 3, 10**12),
+                one["name"],
+                metric_name(one["metric"]),
+                count(one),
+                signed_percent(one),
+                _p_value(one["p_value"]),
+                _p_value(one["p_holm"]),
+                f"{one['wins']}/{one['ties']}/{one['losses']}",
+                number_or_dash(one["detectable"], 2, 0.01),
+                verdict(one),
             ]
         )
     return rows
 
 
+def verdict(comparison: Result) -> str:
+    """Return what a comparison lets one say of the second setting; nothing where it settles nothing."""
+    p, margin = comparison["p_holm"], 100 * comparison["margin"]
+    is_different = p is not None and p < 0.05
+    if is_different and comparison["difference"] > 0:
+        return "better"
+    as_good = f"as good, margin {margin:g}" if comparison["non_inferior"] else ""
+    if is_different:
+        return f"worse, within the margin of {margin:g}" if as_good else "worse"
+    return as_good or "not settled"
+
+
+def name_settings(comparison: Result) -> str:
+    """Return which settings of a run a comparison is of."""
+    first, second = comparison["first"], comparison["second"]
+    if first["template"] == second["template"]:
+        return f"{first['maxlen']:,} to {second['maxlen']:,}"
+    return f"{first['template']} to {second['template']} at {first['maxlen']:,}"
+
+
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table, numbers to the right."""
     lines = [rows[0], ["---:"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def as_text(rows: Sequence[list[str]]) -> str:
-    """Return the table for a terminal: quality, and cost below it, because together they are too wide."""
-    quality = 3 + len(METRICS)
-    cost = [row[:1] + row[quality:] for row in rows]
-    return f"{as_columns([row[:quality] for row in rows])}\n\n{as_columns(cost)}"
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def as_columns(rows: Sequence[Sequence[str]]) -> str:
@@ -54,62 +161,105 @@ def as_columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def render_report(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
-    """Return `report.md`; what produced the numbers is that of the last session that generated any."""
-    identity, session = run["identity"], run["sessions"][-1]
-    parts = [f"# {', '.join(run['tasks'])}: {identity['model']['reference']}", ""]
-    facts = {
+Block = tuple[str, str, Rows]  # title, remark, table
+
+
+def blocks_of(record: Result, scores: Mapping[str, Any], task: str) -> Iterator[Block]:
+    """Return the tables of a task in reading order.
+
+    Args:
+        record: `run.json`.
+        scores: `scores.json`.
+        task: Of the run.
+    """
+    of_task = select(scores["results"], task=task)
+    for template in record["tasks"][task]["templates"]:
+        everything = select(of_task, template=template, subset="all")
+        if not everything:
+            continue
+        where = f"{task}, template {template}"
+        yield f"Quality: {where}", "", quality_table(everything)
+        if truncated := select(of_task, template=template, subset="always_truncated"):
+            documents = max(result["num_documents"] for result in truncated)
+            remark = f"The {documents} document(s) that every length truncates; short ones dilute the comparison."
+            yield f"Quality where every length cuts: {where}", remark, quality_table(truncated)
+        yield f"Cost: {where}", "", cost_table(everything)
+    for subset, where in (("all", ""), ("always_truncated", " where every length cuts")):
+        if table := select(scores["comparisons"], task=task, subset=subset):
+            named = [dict(one) | {"name": name_settings(one)} for one in table]
+            yield f"Comparisons{where}: {task}", "", comparison_table(named, "first to second")
+
+
+def facts_of(record: Result, scores: Mapping[str, Any]) -> dict[str, str]:
+    """Return what produced the numbers: that of the last session that generated any."""
+    identity, session = record["identity"], record["sessions"][-1]
+    budgets = {task: about["word_budget"] for task, about in scores["yardsticks"].items()}
+    return {
         "model": f"`{identity['model']['reference']}` ({identity['model']['source']}), {identity['dtype']}",
-        "spans": f"`{run['plan_description']}`",
+        "spans": f"`{record['plan_description']}`",
         "truncation": f"keeps {_KEEPS[identity['truncation']]} of the context",
-        "ROUGE profile": f"`{identity['profile']}`, F x 100, 95% bootstrap interval over documents",
+        "ROUGE profile": f"`{scores['profile']}`, F x 100, 95% bootstrap interval over documents",
+        "yardsticks": ", ".join(f"{budget} words ({task})" for task, budget in budgets.items())
+        + "; the oracle aims at "
+        + next(iter(scores["yardsticks"].values()))["objective"],
         "machine": f"{session['machine']['device']}, {session['world_size']} process(es), "
         f"{session['threads']} torch thread(s) each",
-        "sessions": f"{len(run['sessions'])}, all in run.json",
+        "sessions": f"{len(record['sessions'])}, all in run.json",
         "code": f"commit {session['commit'] or 'unknown'}{', with uncommitted changes' if session['dirty'] else ''}",
     }
-    parts += [f"- {name}: {text}" for name, text in facts.items()]
-    for task in run["tasks"]:
-        of_task = [result for result in results if result["task"] == task]
-        if not of_task:
+
+
+def render_report(record: Result, scores: Mapping[str, Any], notes: Sequence[str]) -> str:
+    """Return `report.md`."""
+    parts = [f"# {', '.join(record['tasks'])}: {record['identity']['model']['reference']}", ""]
+    parts += [f"- {name}: {text}" for name, text in facts_of(record, scores).items()]
+    for task, about in record["tasks"].items():
+        blocks = list(blocks_of(record, scores, task))
+        if not blocks:
             continue
-        settings = run["tasks"][task]
-        parts += ["", f"## {task}", ""]
-        about = (
-            f"{settings['description']}. Split `{settings['split']}`, room for {settings['max_new_tokens']} new tokens"
-        )
-        parts += [f"{about}."]
-        for template in settings["templates"]:
-            of_template = [result for result in of_task if result["template"] == template]
-            parts += ["", f"Template `{template}`:", "", as_markdown(table(of_template))] if of_template else []
-    parts += ["", *notes, LEGEND, ""]
-    return "\n".join(parts)
+        room = f"room for {about['max_new_tokens']} new tokens"
+        parts += ["", f"## {task}", "", f"{about['description']}. Split `{about['split']}`, {room}."]
+        for title, remark, rows in blocks:
+            parts += ["", f"### {title}", "", *([remark, ""] if remark else []), as_markdown(rows)]
+    return "\n".join([*parts, "", *notes, "", LEGEND, "", COMPARISON_LEGEND, "", COST_LEGEND, ""])
 
 
-_KEEPS = {"head": "the beginning", "middle": "both ends", "tail": "the end"}
+def render_terminal(record: Result, scores: Mapping[str, Any]) -> str:
+    """Return the same tables for a terminal."""
+    parts = [f"ROUGE profile {scores['profile']}, F x 100, 95% intervals over documents"]
+    for task in record["tasks"]:
+        for title, remark, rows in blocks_of(record, scores, task):
+            parts.append("\n".join([title, *([remark] if remark else [])]))
+            parts.append(as_columns(rows))
+    return "\n\n".join(parts)
 
-LEGEND = (
-    "n: examples (documents where fewer). cut: examples whose context was truncated. prefill and decode: tokens of all "
-    "examples over their seconds, in one process; what prompts share counts for each of them, and decoding is that of "
-    "a whole batch. peak: device memory on a GPU, resident memory of the process (weights and libraries included) on a "
-    "CPU. cache: keys and values at the end, allocated. attn: attention's matrix products for one example, in closed "
-    "form."
-)
 
-
-def _count(result: Mapping[str, Any]) -> str:
+def count(result: Result) -> str:
+    """Return the number of examples, and that of documents where there are fewer."""
     examples, documents = result["num_examples"], result["num_documents"]
     return str(examples) if examples == documents else f"{examples} ({documents})"
 
 
-def _percent(metric: Mapping[str, float | None]) -> str:
+def percent(metric: Mapping[str, float | None], digits: int = 2) -> str:
+    """Return an estimate x 100 with its interval."""
     mean, low, high = (metric[name] for name in ("mean", "low", "high"))
     assert mean is not None
     if low is None or high is None:
-        return f"{100 * mean:.2f}"
-    return f"{100 * mean:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"{100 * mean:.{digits}f}"
+    return f"{100 * mean:.{digits}f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def signed_percent(comparison: Result) -> str:
+    """Return a difference x 100 with its interval."""
+    low, high = comparison["low"], comparison["high"]
+    interval = "" if low is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{100 * comparison['difference']:+.2f}{interval}"
 
 
 def number_or_dash(value: float | None, digits: int, unit: float = 1) -> str:
     """Return a number in some unit, or a dash for one that is not known."""
     return "-" if value is None else f"{value / unit:,.{digits}f}"
+
+
+def _p_value(value: float | None) -> str:
+    return "-" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import textwrap
 import time
 from collections.abc import Container, Mapping, Sequence
 from contextlib import nullcontext
@@ -31,11 +30,11 @@ from eval.forecast import describe_plan, memory_budget
 from eval.journal import Journal, Key, RunFolderError
 from eval.model import TORCH_DTYPES, check_positions, default_dtype, describe_weights, load_converted, resolve_plan
 from eval.record import default_output, identity_of, merge_documents, merge_examples, merge_record, task_record
-from eval.report import LEGEND, as_text, render_report, table
-from eval.run_folder import RunFolder
-from eval.score import score_predictions
+from eval.run_folder import RunFolder, keys_of
+from eval.score import print_scores, score_run
 from eval.session import describe_session, now, run_script, set_threads, start_processes
 from eval.settings import ConfigError
+from eval.trackers import check_trackers, log_scores, start_trackers
 from eval.work import Grouping, Needs, WorkPlan, check_prompts, documents_of, plan_work
 from masformer import SpanPlan
 from masformer.checkpoints import Checkpoint, open_checkpoint
@@ -85,7 +84,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
     config = load_config(arguments)
-    accelerator = start_processes(os.environ)
+    check_trackers(config.report_to)
+    accelerator = start_processes(
+        os.environ, log_with=list(config.report_to) or None, project_dir=str(config.output or _default_output(config))
+    )
     return prepare(config, accelerator), accelerator
 
 
@@ -140,7 +142,7 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Job:
 
 def _default_output(config: RunConfig) -> Path:
     free = ("maxlen", "template", "limit", "output", "overwrite", "dry_run", "batch_size", "memory_budget", "shard")
-    folder = default_output("", config, (*free, "device_map"))
+    folder = default_output("", config, (*free, "device_map", "texts", "report_to"))
     return folder.with_name(f"{folder.name}-shard-{config.shard[0]}-of-{config.shard[1]}") if config.shard else folder
 
 
@@ -223,7 +225,10 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             if missing:
                 job.record["sessions"][-1]["finished"] = now()
-            finish_folder(job.folder, job.record, job.config.profile, set(job.keys), job.work.fingerprints)
+            scores = finish_folder(job.folder, job.record, set(job.keys), job.work.fingerprints)
+            if scores is not None and job.config.report_to:
+                start_trackers(accelerator, "masformer-eval", job.record["config"])
+                log_scores(accelerator.trackers, job.record, scores, job.folder.path / "plots")
 
 
 def _read_predictions(job: Job) -> Journal:
@@ -273,30 +278,21 @@ def _load_task(config: RunConfig, name: str) -> LoadedExamples:
 def finish_folder(
     folder: RunFolder,
     record: dict[str, Any],
-    profile: str,
     required: Container[Key],
     expected: Mapping[Key, str] | None = None,
-) -> None:
-    """Merge the journals, score, write the report, and print its tables; of a shard, only merge.
+) -> dict[str, Any] | None:
+    """Merge the journals, score, write the reports, print their tables, and return the scores; of a shard, only merge.
 
     Args:
         folder: Of the run.
         record: Its `run.json`.
-        profile: Of ROUGE.
         required: Predictions that must be there.
         expected: Fingerprints by key.
 
     Raises:
         RunFolderError: A prediction that must be there is not.
     """
-    examples = folder.read_examples()
-    order = [
-        (line["task"], template, line["id"], maxlen)
-        for line in examples
-        for template in record["tasks"][line["task"]]["templates"]
-        for maxlen in record["tasks"][line["task"]]["maxlen"]
-    ]
-    predictions, absent = folder.merge_journal(order, required, expected)
+    predictions, _ = folder.merge_journal(keys_of(record, folder.read_examples()), required, expected)
     folder.write_json("run.json", record)
     if record["config"]["shard"]:
         part, num_parts = record["config"]["shard"]
@@ -304,25 +300,11 @@ def finish_folder(
             f"\nshard {part} of {num_parts} is done: {len(predictions)} predictions. Once all parts are done:\n"
             f"python eval/merge.py FOLDER_1 ... FOLDER_{num_parts} --output MERGED\nfolder: {folder.path}"
         )
-        return
-    results = score_predictions(predictions, examples, profile, record["identity"]["model"]["reference"])
-    folder.write_json("scores.json", {"results": results})
-    notes = [_reuse(predictions)]
-    notes += [f"Not there yet: {len(absent)} predictions of a run that was interrupted."] if absent else []
-    folder.write_text("report.md", render_report(record, results, notes))
-    for name, about in record["tasks"].items():
-        for template in about["templates"]:
-            some = [result for result in results if (result["task"], result["template"]) == (name, template)]
-            if some:
-                print(f"\n{name}, template {template}, ROUGE profile {profile}\n{as_text(table(some))}")
-    print("\n" + "\n".join([*notes, textwrap.fill(LEGEND, 120), f"folder: {folder.path}"]))
-
-
-def _reuse(predictions: Sequence[Mapping[str, Any]]) -> str:
-    """Return what prompts that begin alike have saved, in a sentence."""
-    asked = sum(line["prompt_tokens"] for line in predictions)
-    prefilled = sum(line["prefilled_tokens"] for line in predictions)
-    return f"Prefilled: {prefilled:,} tokens of {asked:,} asked for ({prefilled / max(asked, 1):.2f})."
+        return None
+    profile, with_texts = record["identity"]["profile"], record["config"]["texts"]
+    scores, notes = score_run(folder, record, predictions, profile, with_texts=with_texts)
+    print_scores(folder, record, scores, notes)
+    return scores
 
 
 def _describe_source(loaded: LoadedExamples) -> str:

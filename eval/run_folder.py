@@ -5,8 +5,9 @@
     documents.jsonl.gz  text of each document, so that what a length showed of it can be scored too
     predictions.jsonl   one line a prediction
     journal/            lines of a run that has not ended: one file a process, merged when all are done (`eval.journal`)
-    scores.json         `results`: one entry a task, template, profile, system and length
-    report.md           the same for people
+    scores.json         `results`, one entry a task, template, length, subset and system, and `comparisons`
+    example_scores.jsonl  one line a prediction, and one a yardstick beside it
+    report.md, report.html, plots/  the same for people
 
 A folder belongs to one set of settings. Lengths, templates, examples and tasks may be added; any other
 difference is refused.
@@ -28,8 +29,8 @@ from typing import Any
 from eval.journal import Journal, Key, RunFolderError, disk_errors, open_journal, read_journal, read_lines
 
 # Made anew by scoring.
-RESULT_FILES = ("scores.json", "report.md")
-_FILES = ("run.json", "examples.jsonl", "documents.jsonl.gz", "predictions.jsonl", *RESULT_FILES)
+_RESULT_FILES = ("scores.json", "example_scores.jsonl", "report.md", "report.html")
+_FILES = ("run.json", "examples.jsonl", "documents.jsonl.gz", "predictions.jsonl", *_RESULT_FILES)
 
 
 class RunFolder:
@@ -250,8 +251,20 @@ class RunFolder:
             # The record goes last: while it is there, this is a run's folder.
             if (self.path / "journal").exists():
                 shutil.rmtree(self.path / "journal")
+            for plot in (self.path / "plots").glob("*"):
+                plot.unlink()
             for name in reversed(_FILES):
                 (self.path / name).unlink(missing_ok=True)
+
+
+def keys_of(record: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]) -> list[Key]:
+    """Return what names each prediction of a run that is done, in order."""
+    return [
+        (line["task"], template, line["id"], maxlen)
+        for line in examples
+        for template in record["tasks"][line["task"]]["templates"]
+        for maxlen in record["tasks"][line["task"]]["maxlen"]
+    ]
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,121 +1,170 @@
-"""Predictions and references of a run folder -> `scores.json`. Needs no model and no data set."""
+"""Score a run folder again, or anybody's predictions. Needs no model and no data set.
+
+    python -m eval.score RUN [--profile scrolls]
+    python -m eval.score --predictions FILE --references FILE --profile hf
+
+A run folder is scored under its own profile unless another is given, and its scores and reports are written anew. Files
+are plain text, an item a line, or JSON lines (see docs/scoring.md); their scores are printed as JSON.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import bootstrap
+from eval.command import CommandParser, margin, run_command
+from eval.journal import RunFolderError, prediction_key
+from eval.report import COMPARISON_LEGEND, COST_LEGEND, LEGEND, render_report, render_terminal
+from eval.rouge_profiles import PROFILES
+from eval.run_folder import RunFolder, keys_of
+from eval.run_page import write_page
+from eval.score_files import score_files
+from eval.scored_run import predictions_digest
+from eval.scoring import SCORING_VERSION, compare_settings, score_examples, summarize
+from eval.significance import MARGIN
 
-from eval.rouge_profiles import METRICS, score_prediction
 
-NUM_RESAMPLES = 2000
-CONFIDENCE = 0.95
-
-
-def score_predictions(
-    predictions: Iterable[Mapping[str, Any]], examples: Iterable[Mapping[str, Any]], profile: str, system: str
-) -> list[dict[str, Any]]:
-    """Return one result a task, template and length, in the order in which they first appear.
+def score_run(
+    folder: RunFolder,
+    record: Mapping[str, Any],
+    predictions: Sequence[Mapping[str, Any]],
+    profile: str,
+    margin: float = MARGIN,
+    *,
+    with_texts: bool = True,
+) -> tuple[dict[str, Any], list[str]]:
+    """Score the predictions of a run, write scores and reports, and return `scores.json` with what else is to be said.
 
     Args:
+        folder: Of the run, locked.
+        record: Its `run.json`.
         predictions: Lines of `predictions.jsonl`.
-        examples: Lines of `examples.jsonl`.
-        profile: Of `PROFILES`.
-        system: Name of what predicted.
+        profile: Of ROUGE.
+        margin: Of non-inferiority.
+        with_texts: Put texts of documents, references and predictions into the page.
+
+    Raises:
+        RunFolderError: The folder lacks what scoring needs.
     """
-    known = {(line["task"], line["id"]): line for line in examples}
-    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = defaultdict(list)
-    for line in predictions:
-        groups[line["task"], line["template"], line["maxlen"]].append(line)
-    results = []
-    for (task, template, maxlen), lines in groups.items():
-        sources = [known[task, line["id"]] for line in lines]
-        documents = [str(source["document_id"]) for source in sources]
-        scores = [
-            score_prediction(profile, line["text"], source["references"])
-            for line, source in zip(lines, sources, strict=True)
-        ]
-        results.append(
-            {
-                "task": task,
-                "template": template,
-                "profile": profile,
-                "system": system,
-                "maxlen": maxlen,
-                "num_examples": len(lines),
-                "num_documents": len(set(documents)),
-                "num_truncated": sum(line["context_tokens_dropped"] > 0 for line in lines),
-                "metrics": {
-                    metric: mean_with_interval([score[metric] for score in scores], documents) for metric in METRICS
-                },
-                "cost": cost(lines),
-            }
-        )
-    return results
-
-
-def mean_with_interval(values: Sequence[float], documents: Sequence[str]) -> dict[str, float | None]:
-    """Return the mean and its 95% percentile-bootstrap interval over documents.
-
-    Documents are resampled, not examples: several queries about one meeting are no independent evidence. With a single
-    document there is no interval.
-    """
-    sums: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
-    for value, document in zip(values, documents, strict=True):
-        sums[document] += value
-        counts[document] += 1
-    low, high = interval_of_ratio(list(sums.values()), list(counts.values()))
-    return {"mean": float(np.mean(values)), "low": low, "high": high}
-
-
-def interval_of_ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float | None, float | None]:
-    """Return the 95% percentile-bootstrap interval of total sum to total count, one of each a document.
-
-    With a single document there is none.
-    """
-    if len(sums) < 2:
-        return None, None
-
-    def ratio(totals: NDArray[np.float64], sizes: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-        of_all: NDArray[np.float64] = totals.sum(axis=axis) / sizes.sum(axis=axis)
-        return of_all
-
-    interval = bootstrap(
-        (np.array(sums, dtype=np.float64), np.array(counts, dtype=np.float64)),
-        ratio,
-        n_resamples=NUM_RESAMPLES,
-        paired=True,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
-def cost(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
-    """Return what the predictions cost.
-
-    Speeds are tokens of all predictions over seconds of all, of one process; memory is the largest of any; attention
-    FLOPs are the mean of a prediction, None where the attention is of a kind that has no closed form here.
-    """
-    peaks = [line["peak_bytes"] for line in lines if line["peak_bytes"] is not None]
-    flops = [line["attention_flops"] for line in lines if line["attention_flops"] is not None]
-    return {
-        "prefill_tokens_per_second": _rate(lines, "prompt_tokens", "prefill_seconds"),
-        "decode_tokens_per_second": _rate(lines, "num_generated_tokens", "decode_seconds"),
-        "seconds": float(np.mean([line["seconds"] for line in lines])),
-        "peak_memory_bytes": max(peaks, default=None),
-        "cache_bytes": max(line["cache_bytes"] for line in lines),
-        "attention_flops": float(np.mean(flops)) if len(flops) == len(lines) else None,
+    examples, documents = folder.read_examples(), folder.read_documents()
+    _check(folder, predictions, examples, documents)
+    scores = score_examples(predictions, examples, documents, profile, record["identity"]["model"]["reference"])
+    content = {
+        "profile": profile,
+        "scoring_version": SCORING_VERSION,
+        "predictions": predictions_digest({prediction_key(line): line for line in predictions}),
+        "yardsticks": scores.yardsticks,
+        "results": summarize(scores.scored, profile),
+        "comparisons": compare_settings(scores.scored, profile, margin),
     }
+    lines = [scored.line for scored in scores.scored]
+    folder.write_lines("example_scores.jsonl", lines)
+    folder.write_json("scores.json", content)
+    notes = _notes(record, predictions, examples)
+    folder.write_text("report.md", render_report(record, content, notes))
+    write_page(folder, record, content, lines, predictions, examples, documents, notes, with_texts=with_texts)
+    return content, notes
 
 
-def _rate(lines: Sequence[Mapping[str, Any]], tokens: str, seconds: str) -> float | None:
-    total = sum(line[seconds] for line in lines)
-    return sum(line[tokens] for line in lines) / total if total > 0 else None
+def print_scores(folder: RunFolder, record: Mapping[str, Any], scores: Mapping[str, Any], notes: Sequence[str]) -> None:
+    """Print the tables of a run that was scored."""
+    legends = [textwrap.fill(legend, 120) for legend in (LEGEND, COMPARISON_LEGEND, COST_LEGEND)]
+    print("\n" + render_terminal(record, scores))
+    print("\n" + "\n".join([*notes, *legends, f"report: {folder.path / 'report.html'}", f"folder: {folder.path}"]))
+
+
+def _check(
+    folder: RunFolder,
+    predictions: Sequence[Mapping[str, Any]],
+    examples: Sequence[Mapping[str, Any]],
+    documents: Sequence[Mapping[str, Any]],
+) -> None:
+    if not predictions:
+        raise RunFolderError(f"{folder.path} has no predictions yet; the run's own command makes them")
+    texts = {(line["task"], line["document_id"]) for line in documents}
+    known = {(line["task"], line["id"]): line["document_id"] for line in examples}
+    for line in predictions:
+        name = line["task"], line["id"]
+        if name not in known or (line["task"], known[name]) not in texts or "context_spans" not in line:
+            raise RunFolderError(
+                f"{folder.path} lacks the document of {line['id']}, or what was shown of it, as runs of earlier "
+                "versions do; make the run again with --overwrite"
+            )
+
+
+def _notes(
+    record: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return what prompts that begin alike have saved, and what is not there, in sentences."""
+    asked = sum(line["prompt_tokens"] for line in predictions)
+    prefilled = sum(line["prefilled_tokens"] for line in predictions)
+    notes = [f"Prefilled: {prefilled:,} tokens of {asked:,} asked for ({prefilled / max(asked, 1):.2f})."]
+    absent = {*keys_of(record, examples)} - {prediction_key(line) for line in predictions}
+    notes += [f"Not there yet: {len(absent)} predictions of a run that was interrupted."] if absent else []
+    return notes
+
+
+def score_again(path: Path, profile: str | None, margin: float, *, with_texts: bool, as_json: bool) -> None:
+    """Score a run folder without its model.
+
+    Raises:
+        RunFolderError: It holds no run, lacks what scoring needs, or is in use.
+    """
+    folder = RunFolder(path)
+    record = folder.read_run()
+    if record is None or "grouping" not in record:
+        raise RunFolderError(f"{path} holds no run of eval/run.py; give the folder of one")
+    with folder.lock(record):
+        predictions = list(folder.read_predictions().lines.values())
+        content, notes = score_run(
+            folder, record, predictions, profile or record["identity"]["profile"], margin, with_texts=with_texts
+        )
+    if as_json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        print_scores(folder, record, content, notes)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser("python -m eval.score", __doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="folder of a run")
+    parser.add_argument("--predictions", metavar="FILE", type=Path, help="of any system: .txt, or .jsonl")
+    parser.add_argument("--references", metavar="FILE", type=Path, help="one or several an item: .txt, or .jsonl")
+    parser.add_argument("--profile", choices=list(PROFILES), help="default: the run's own; hf for files")
+    parser.add_argument(
+        "--margin", metavar="X", type=margin, default=MARGIN, help=f"of non-inferiority (default: {MARGIN})"
+    )
+    parser.add_argument(
+        "--texts",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="put texts into the page; --no-texts for one that is published",
+    )
+    parser.add_argument("--json", action="store_true", help="print scores.json instead of tables")
+    asked = parser.parse_args(arguments)
+    if (asked.run is None) == (asked.predictions is None) or (asked.predictions is None) != (asked.references is None):
+        parser.error("give the folder of a run, or --predictions with --references")
+    return asked
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Score, and return the exit status: 0, or 2 after one line on what is wrong."""
+    asked = _parse(arguments)
+
+    def work() -> None:
+        if asked.run is None:
+            content = score_files(asked.predictions, asked.references, asked.profile or "hf")
+            print(json.dumps(content, indent=2, ensure_ascii=False))
+        else:
+            score_again(asked.run, asked.profile, asked.margin, with_texts=asked.texts, as_json=asked.json)
+
+    return run_command(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

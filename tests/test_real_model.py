@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -17,6 +16,7 @@ from eval.run import main
 from masformer import SpanCache, SpanPlan, apply_plan, prefill, remove_plan
 from masformer.checkpoints import open_checkpoint
 from tasks import TASKS, LoadRequest
+from tests.run_folders import model_results
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,16 +29,11 @@ FOUR_GIB = 4 * 2**30
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
-def results(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((folder / "scores.json").read_text())["results"]
-    return found
-
-
 @pytest.mark.parametrize("plan", ["auto", "middle:8 span=1024 sinks=4"])
 def test_8192_tokens_need_less_than_4_gib_above_the_weights(plan: str, tmp_path: Path) -> None:
     arguments = ["--task", "plos", "--maxlen", "8192", "--limit", "1", "--max-new-tokens", "4", "--plan", plan]
     assert main([*arguments, "--output", str(tmp_path)]) == 0
-    (result,) = results(tmp_path)
+    (result,) = model_results(tmp_path)
     peak = result["cost"]["peak_memory_bytes"]
     assert peak is not None
     assert peak - WEIGHT_BYTES < FOUR_GIB
@@ -99,7 +94,7 @@ def test_aspect_queries_of_real_papers_get_answers_that_differ_by_query(tmp_path
     assert main([*arguments, "--plan", "middle:8 span=256", "--output", str(tmp_path)]) == 0
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len({line["text"] for line in lines}) == 3
-    (result,) = results(tmp_path)
+    (result,) = model_results(tmp_path)
     assert (result["num_examples"], result["num_documents"]) == (3, 1)
     assert result["metrics"]["rouge1"]["mean"] > 0.05
 
@@ -125,7 +120,7 @@ def test_a_plan_costs_perplexity_on_a_real_paper_and_sinks_save_most_of_it(tmp_p
     for plan in ("full", "local span=256 sinks=4", "local span=256 sinks=0"):
         arguments = ["--task", "aclsum", "--maxlen", "1024", "--limit", "2", "--plan", plan]
         assert perplexity.main([*arguments, "--output", str(tmp_path / plan)]) == 0
-        (result,) = results(tmp_path / plan)
+        (result,) = model_results(tmp_path / plan)
         found[plan] = result["metrics"]["perplexity"]["mean"]
     full, with_sinks, without = found.values()
     assert 5 < full < with_sinks < without
@@ -138,4 +133,4 @@ def test_documents_in_official_formats(task: str, file: str, tmp_path: Path) -> 
         pytest.skip(f"needs ../shared/data/{file}")
     arguments = ["--task", task, "--data", str(SHARED / file), "--maxlen", "512", "1024", "--limit", "1"]
     assert main([*arguments, "--max-new-tokens", "24", "--output", str(tmp_path)]) == 0
-    assert all(result["metrics"]["rouge1"]["mean"] > 0.02 for result in results(tmp_path))
+    assert all(result["metrics"]["rouge1"]["mean"] > 0.02 for result in model_results(tmp_path))

@@ -10,6 +10,12 @@ from masformer.checkpoints import Checkpoint
 
 
 @pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the files of plots, which are drawn and looked at in tests of their own: they take a second a run."""
+    monkeypatch.setattr("eval.run_page.save_chart", lambda spec, path: None)
+
+
+@pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the test when weights are loaded."""
 

@@ -20,6 +20,8 @@ from eval.run import main
 from tests.eval.test_run import ROOT, expect_error, read, rows
 from tests.tiny_models import save_tiny_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 NUM_DOCUMENTS, LENGTHS = 12, ("400", "700")
 
 

@@ -26,6 +26,7 @@ from eval.finetune import main
 from eval.finetune_config import TrainConfig, build_parser, load_train_config
 from eval.sequences import Batch
 from eval.training import Trainer, learning_rate_at
+from tests.run_folders import model_results
 from tests.tiny_models import save_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +104,7 @@ def test_two_examples_are_memorized_under_every_kind_of_plan_and_written_again(
     assert run.main([*arguments.split(), "--output", str(tmp_path / "scored")]) == 0
     record = json.loads((tmp_path / "scored" / "run.json").read_text())
     assert record["plan_description"].replace(" sinks=0", "") == plan
-    (result,) = json.loads((tmp_path / "scored" / "scores.json").read_text())["results"]
+    (result,) = model_results(tmp_path / "scored")
     assert result["metrics"]["rouge1"]["mean"] == 1
     predictions = [json.loads(line) for line in (tmp_path / "scored" / "predictions.jsonl").read_text().splitlines()]
     assert [(line["text"], line["finish_reason"]) for line in predictions] == [

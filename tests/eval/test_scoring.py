@@ -1,121 +1,167 @@
-"""Scores equal the reference package; intervals resample documents; costs add up."""
+"""Yardsticks stand beside predictions; results count documents; lengths are compared on the same examples."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
 
-from eval.rouge_profiles import METRICS, PROFILES, score_prediction, split_sentences
-from eval.score import cost, mean_with_interval, score_predictions
+from eval.scoring import compare_settings, cost, headline, metric_columns, score_examples, summarize
+from eval.significance import compare_paired
+from tests.run_folders import document, example_line, prediction_line, sentence
 
-PREDICTION = "The cats were running. They quickly jumped over many fences! Nobody knew why."
-REFERENCES = [
-    "A cat runs. It jumps over a fence. Nobody knows why it was running quickly.",
-    "Many fences were jumped over by the cats.",
-]
+TEXT = document(3, 20)
+REFERENCE = sentence(5)
 
 
-@pytest.mark.parametrize("profile", list(PROFILES))
-def test_profiles_equal_rouge_score(profile: str) -> None:
-    scorer = RougeScorer(list(METRICS), use_stemmer=profile == "hf")
-    scores = [
-        scorer.score("\n".join(split_sentences(reference)), "\n".join(split_sentences(PREDICTION)))
-        for reference in REFERENCES
-    ]
-    expected = {metric: max(score[metric].fmeasure for score in scores) for metric in METRICS}
-    assert score_prediction(profile, PREDICTION, REFERENCES) == pytest.approx(expected, abs=1e-12)
-
-
-def test_profiles_differ_and_are_known_by_hand() -> None:
-    # One word each; "running" and "runs" share the stem "run".
-    assert score_prediction("scrolls", "running", ["runs"])["rouge1"] == 0
-    assert score_prediction("hf", "running", ["runs"])["rouge1"] == 1
-    # Unigrams a b c against a b d: 2 of 3 both ways; bigrams 1 of 2.
-    scores = score_prediction("scrolls", "aa bb cc", ["aa bb dd"])
-    assert scores["rouge1"] == pytest.approx(2 / 3)
-    assert scores["rouge2"] == pytest.approx(1 / 2)
-
-
-def test_sentences_make_rougelsum_another_number_than_rougel() -> None:
-    scores = score_prediction("scrolls", "Dogs bark. Cats meow.", ["Cats meow. Dogs bark."])
-    assert scores["rougeL"] == pytest.approx(0.5)
-    assert scores["rougeLsum"] == pytest.approx(1.0)
-
-
-def test_empty_prediction_scores_zero() -> None:
-    assert score_prediction("hf", "", ["something"]) == dict.fromkeys(METRICS, 0.0)
-
-
-def test_interval_resamples_documents_not_examples() -> None:
-    values = [0.0] * 50 + [1.0] * 50
-    by_document = mean_with_interval(values, ["a"] * 50 + ["b"] * 50)
-    by_example = mean_with_interval(values, [str(i) for i in range(100)])
-    assert by_document == {"mean": 0.5, "low": 0.0, "high": 1.0}
-    assert by_example["low"] is not None
-    assert by_example["low"] == pytest.approx(0.4, abs=0.03)
-
-
-def test_interval_weighs_documents_by_their_examples() -> None:
-    rng = np.random.default_rng(1)
-    documents = [str(i) for i in rng.integers(0, 30, 300)]
-    values = rng.random(300).tolist()
-    got = mean_with_interval(values, documents)
-    names = sorted(set(documents))
-    sums = np.array([sum(v for v, d in zip(values, documents, strict=True) if d == n) for n in names])
-    counts = np.array([documents.count(n) for n in names])
-    picks = rng.integers(0, len(names), (4000, len(names)))
-    means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
-    assert got["mean"] == pytest.approx(np.mean(values))
-    assert got["low"] == pytest.approx(np.quantile(means, 0.025), abs=0.005)
-    assert got["high"] == pytest.approx(np.quantile(means, 0.975), abs=0.005)
-
-
-def test_one_document_has_no_interval() -> None:
-    assert mean_with_interval([0.2, 0.4], ["a", "a"]) == {"mean": pytest.approx(0.3), "low": None, "high": None}
-
-
-def line(example: str, maxlen: int, text: str, **changes: Any) -> dict[str, Any]:
-    return {
-        "task": "t",
-        "template": "instruct",
-        "id": example,
-        "maxlen": maxlen,
-        "text": text,
-        "prompt_tokens": 100,
-        "context_tokens_dropped": 5,
-        "num_generated_tokens": 10,
-        "seconds": 3.0,
-        "prefill_seconds": 2.0,
-        "decode_seconds": 1.0,
-        "cache_bytes": 7,
-        "peak_bytes": None,
-        "attention_flops": 11,
-    } | changes
-
-
-def test_one_result_a_length_with_counts_of_examples_and_documents() -> None:
+def scored(
+    answers: dict[str, dict[int, str]], profile: str = "hf", documents: dict[str, str] | None = None, **changes: Any
+) -> list[Any]:
+    """Return the scores of answers by document and maxlen, each about a document of its own."""
+    texts = documents or dict.fromkeys(answers, TEXT)
     examples = [
-        {"task": "t", "id": name, "document_id": document, "references": ["aa bb"]}
-        for name, document in (("x", "d1"), ("y", "d1"), ("z", "d2"))
+        example_line(index, id=name, document_id=name, references=[REFERENCE], **changes)
+        for index, name in enumerate(answers)
     ]
-    lines = [line(name, maxlen, "aa bb" if maxlen == 20 else "") for name in "xyz" for maxlen in (10, 20)]
-    short, long = score_predictions(lines, examples, "hf", "model")
-    assert (short["maxlen"], short["num_examples"], short["num_documents"]) == (10, 3, 2)
+    lines = [
+        prediction_line(example, maxlen, text, len(texts[example["id"]]))
+        for example in examples
+        for maxlen, text in answers[example["id"]].items()
+    ]
+    held = [{"task": "plos", "document_id": name, "text": text} for name, text in texts.items()]
+    return score_examples(lines, examples, held, profile, "tiny").scored
+
+
+def test_each_prediction_is_followed_by_what_needs_no_model() -> None:
+    found = scored({"a": {100: REFERENCE, 200: ""}}, query="what do its authors say?")
+    assert [(one.line["maxlen"], one.line["system"], one.is_model) for one in found] == [
+        (maxlen, system, system == "tiny")
+        for maxlen in (100, 200)
+        for system in ("tiny", "lead", "tail", "query_echo", "visible_oracle")
+    ]
+    assert found[0].line["metrics"] == dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 1.0)
+    assert found[5].line["metrics"] == dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 0.0)
+    for oracle in (found[4], found[9]):
+        assert all(end <= 2 * oracle.line["maxlen"] for _, end in oracle.line["sentences"])
+        assert oracle.line["sentences"]
+
+
+def test_the_lead_is_scored_as_its_words_would_be() -> None:
+    lead = next(one for one in scored({"a": {100: ""}}) if one.line["system"] == "lead")
+    words = " ".join(TEXT[:200].split()[: len(REFERENCE.split())])
+    (same, *_) = scored({"a": {100: words}})
+    assert lead.line["metrics"] == same.line["metrics"]
+
+
+def test_one_result_a_length_and_system_with_counts_of_examples_and_documents() -> None:
+    examples = [
+        example_line(i, id=name, document_id=of, references=["aa bb"])
+        for i, (name, of) in enumerate((("x", "d1"), ("y", "d1"), ("z", "d2")))
+    ]
+    lines = [
+        prediction_line(example, maxlen, "aa bb" if maxlen == 200 else "", 900)
+        for example in examples
+        for maxlen in (100, 200)
+    ]
+    documents = [{"task": "plos", "document_id": name, "text": "aa bb. " * 120} for name in ("d1", "d2")]
+    results = summarize(score_examples(lines, examples, documents, "hf", "tiny").scored, "hf")
+    assert [(one["maxlen"], one["system"]) for one in results] == [
+        (maxlen, system) for maxlen in (100, 200) for system in ("tiny", "lead", "tail", "visible_oracle")
+    ]
+    short, long = (one for one in results if one["kind"] == "model")
+    assert (short["num_examples"], short["num_documents"], short["num_truncated"]) == (3, 2, 3)
     assert short["metrics"]["rouge1"]["mean"] == 0
     assert long["metrics"]["rouge1"] == {"mean": 1, "low": 1, "high": 1}
-    assert {name: long[name] for name in ("task", "template", "profile", "system")} == {
-        "task": "t",
+    assert {name: long[name] for name in ("task", "template", "profile", "subset", "evidence_visible")} == {
+        "task": "plos",
         "template": "instruct",
         "profile": "hf",
-        "system": "model",
+        "subset": "all",
+        "evidence_visible": None,
+    }
+    assert all(one["cost"] is None for one in results if one["kind"] == "yardstick")
+    json.dumps(results, allow_nan=False)
+
+
+def test_documents_that_every_length_cuts_are_a_subset_of_their_own() -> None:
+    short, long = sentence(1), TEXT
+    answers = {name: {100: REFERENCE, 200: ""} for name in "abc"}
+    results = summarize(scored(answers, documents={"a": short, "b": long, "c": long}), "hf")
+    subsets = {(one["subset"], one["maxlen"]): one["num_examples"] for one in results if one["kind"] == "model"}
+    assert subsets == {("all", 100): 3, ("all", 200): 3, ("always_truncated", 100): 2, ("always_truncated", 200): 2}
+    for documents in ({"a": short, "b": short, "c": short}, {"a": long, "b": long, "c": long}):
+        assert {one["subset"] for one in summarize(scored(answers, documents=documents), "hf")} == {"all"}
+
+
+def test_the_share_of_gold_evidence_that_was_shown() -> None:
+    results = summarize(scored({"a": {100: "", 200: ""}}, evidence=[[150, 250]]), "hf")
+    shares = {one["maxlen"]: one["evidence_visible"] for one in results if one["kind"] == "model"}
+    assert {maxlen: (share["mean"], share["num_examples"]) for maxlen, share in shares.items()} == {
+        100: (0.5, 1),
+        200: (1.0, 1),
     }
 
 
+def test_the_headline_of_scrolls_is_the_geometric_mean_of_corpus_means() -> None:
+    assert metric_columns("scrolls")["geometric"] == ("rouge1", "rouge2", "rougeL")
+    assert (headline("scrolls"), headline("hf"), headline("longbench")) == ("geometric", "rougeLsum", "rougeL")
+    found = scored({name: {100: f"{REFERENCE} {TEXT[: 40 * i]}"} for i, name in enumerate("abcd")}, "scrolls")
+    (result,) = (one for one in summarize(found, "scrolls") if one["kind"] == "model")
+    means = [result["metrics"][metric]["mean"] for metric in ("rouge1", "rouge2", "rougeL")]
+    assert result["metrics"]["geometric"]["mean"] == pytest.approx(np.prod(means) ** (1 / 3))
+    assert 0 < result["metrics"]["geometric"]["low"] < result["metrics"]["geometric"]["high"]
+
+
+def test_lengths_are_compared_with_the_one_before_and_the_ends_with_each_other() -> None:
+    texts = {100: "nothing of it", 150: REFERENCE, 200: f"{REFERENCE} and more"}
+    found = scored(dict.fromkeys("abcdefgh", texts))
+    rows = compare_settings(found, "hf")
+    assert [(row["first"]["maxlen"], row["second"]["maxlen"]) for row in rows] == [(100, 150), (150, 200), (100, 200)]
+    model = {
+        maxlen: [one.line["metrics"]["rougeLsum"] for one in found if one.is_model and one.line["maxlen"] == maxlen]
+        for maxlen in texts
+    }
+    expected = compare_paired(model[100], model[150], list("abcdefgh"))
+    assert (rows[0]["difference"], rows[0]["p_value"], rows[0]["wins"]) == (
+        expected.difference,
+        expected.p_value,
+        expected.wins,
+    )
+    assert all(row["p_holm"] >= row["p_value"] for row in rows)
+    # All examples gain alike, so that eight documents settle it; the loss afterwards is beyond the margin.
+    assert rows[0]["p_holm"] < 0.05
+    assert (rows[0]["non_inferior"], rows[1]["non_inferior"]) == (True, False)
+    assert rows[0]["p_holm"] == pytest.approx(min(3 * row["p_value"] for row in rows))
+
+
+def test_templates_are_compared_at_each_length() -> None:
+    example = example_line(0, references=[REFERENCE])
+    lines = [
+        prediction_line(example, maxlen, REFERENCE, len(TEXT), template=template)
+        for template in ("instruct", "abstract")
+        for maxlen in (100, 200)
+    ]
+    documents = [{"task": "plos", "document_id": "doc-0", "text": TEXT}]
+    rows = compare_settings(score_examples(lines, [example], documents, "hf", "tiny").scored, "hf")
+    ends = [tuple(row[end].values()) for row in rows for end in ("first", "second")]
+    assert list(zip(ends[::2], ends[1::2], strict=True)) == [
+        (("instruct", 100), ("instruct", 200)),
+        (("abstract", 100), ("abstract", 200)),
+        (("instruct", 100), ("abstract", 100)),
+        (("instruct", 200), ("abstract", 200)),
+    ]
+    assert all(row["p_value"] is None and row["low"] is None for row in rows)  # one document
+
+
 def test_costs_are_sums_over_sums_and_missing_stays_missing() -> None:
-    lines = [line("x", 10, "", prefill_seconds=1.0, peak_bytes=5), line("y", 10, "", prompt_tokens=500)]
+    example = example_line(0)
+    lines = [
+        prediction_line(example, 100, "", 900, prefill_seconds=1.0, peak_bytes=5, cache_bytes=7, attention_flops=11),
+        prediction_line(example, 100, "", 900, prompt_tokens=500, peak_bytes=None, cache_bytes=7, attention_flops=11),
+    ]
     assert cost(lines) == {
         "prefill_tokens_per_second": 200.0,
         "decode_tokens_per_second": 10.0,
@@ -124,4 +170,14 @@ def test_costs_are_sums_over_sums_and_missing_stays_missing() -> None:
         "cache_bytes": 7,
         "attention_flops": 11.0,
     }
-    assert cost([line("x", 10, "", attention_flops=None)])["attention_flops"] is None
+    assert cost([lines[0] | {"attention_flops": None}])["attention_flops"] is None
+
+
+def test_scoring_imports_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, eval.score, eval.compare; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    root = Path(__file__).parents[2]
+    printed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["False", "False"]

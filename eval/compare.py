@@ -1,0 +1,211 @@
+"""Compare two runs on the same examples: differences with intervals, tests, and the examples that changed most.
+
+    python -m eval.compare RUN_A RUN_B [--metric rouge1] [--margin 0.01]
+    python -m eval.compare RUN RUN --maxlen-a 1024 --maxlen-b 8192
+
+Positive differences favour the second run. Runs whose examples, references or ROUGE profiles differ are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.command import CommandParser, ScoringError, margin, run_command
+from eval.report import COMPARISON_LEGEND, as_columns, comparison_table, metric_name
+from eval.scored_run import ScoredRun, read_scored
+from eval.scoring import Setting, compare_lines, correct, headline, metric_columns, values_of
+from eval.significance import MARGIN
+
+_NUM_CHANGED = 5
+_WIDTH = 120
+
+
+def check_comparable(first: ScoredRun, second: ScoredRun) -> None:
+    """Check that two runs answered the same examples and were scored alike.
+
+    Raises:
+        ScoringError: They did not; it says in what they differ.
+    """
+    profiles = first.scores["profile"], second.scores["profile"]
+    if profiles[0] != profiles[1]:
+        raise ScoringError(
+            f"ROUGE profiles differ: {profiles[0]} in {first.path}, {profiles[1]} in {second.path}; run: python -m "
+            f"eval.score {second.path} --profile {profiles[0]}"
+        )
+    tasks = [list(dict.fromkeys(task for task, _ in run.content)) for run in (first, second)]
+    shared = [task for task in tasks[0] if task in tasks[1]]
+    if not shared:
+        raise ScoringError(
+            f"tasks differ: {', '.join(tasks[0])} in {first.path}, {', '.join(tasks[1])} in {second.path}"
+        )
+    for task in shared:
+        versions = [run.record["tasks"][task]["version"] for run in (first, second)]
+        if versions[0] != versions[1]:
+            raise ScoringError(
+                f"versions of task {task} differ: {versions[0]} in {first.path}, {versions[1]} in {second.path}"
+            )
+        for run, other in ((first, second), (second, first)):
+            alone = [key for key in run.content if key[0] == task and key not in other.content]
+            if alone:
+                raise ScoringError(
+                    f"examples differ: {len(alone)} of {task} are in {run.path} and not in {other.path}, "
+                    f"'{alone[0][1]}' among them; give both runs the same --limit and --split"
+                )
+        for key, digest in first.content.items():
+            if key[0] == task and digest != second.content[key]:
+                held, now = first.examples[key], second.examples[key]
+                what = next((name for name in ("references", "query") if held[name] != now[name]), "document")
+                raise ScoringError(
+                    f"examples differ: '{key[1]}' of {task} has another {what} in {first.path} than in {second.path}; "
+                    "compare runs on the same data"
+                )
+
+
+def compare_runs(
+    first: ScoredRun,
+    second: ScoredRun,
+    metrics: Sequence[str],
+    margin: float,
+    maxlens: tuple[int | None, int | None] = (None, None),
+) -> dict[str, Any]:
+    """Return what the second run has over the first, JSON-ready.
+
+    P values are corrected (Holm) over all rows.
+
+    Args:
+        first: A scored run.
+        second: One that `check_comparable` accepts beside it.
+        metrics: Of the profile; empty takes all.
+        margin: Of non-inferiority, fixed beforehand.
+        maxlens: Of each run, which to compare; None for each that both have.
+
+    Raises:
+        ScoringError: They have no length and template in common, or no such metric.
+    """
+    columns = metric_columns(first.scores["profile"])
+    for metric in metrics:
+        if metric not in columns:
+            raise ScoringError(
+                f"profile {first.scores['profile']} has no metric '{metric}'; known: {', '.join(columns)}"
+            )
+    table, changed = [], []
+    for one, other in _settings(first, second, maxlens):
+        for metric in metrics or columns:
+            row = compare_lines(first.lines[one], second.lines[other], columns[metric], margin)
+            if row is not None:
+                names = {"name": _name(one, other), "task": one[0], "template": one[1], "metric": metric}
+                table.append({**names, "maxlen_a": one[2], "maxlen_b": other[2], **row})
+        changed += _changes(first, second, one, other)
+    if not table:
+        has = [
+            "; ".join(f"{task} {template} {maxlen}" for task, template, maxlen in run.lines) for run in (first, second)
+        ]
+        raise ScoringError(
+            f"no task, template and length in common: {first.path} has {has[0]}, {second.path} has {has[1]}"
+        )
+    changed.sort(key=lambda change: -abs(change["difference"]))
+    return {
+        "a": _about(first),
+        "b": _about(second),
+        "profile": first.scores["profile"],
+        "margin": margin,
+        "comparisons": correct(table),
+        "changed_most": changed[:_NUM_CHANGED],
+    }
+
+
+def _settings(
+    first: ScoredRun, second: ScoredRun, maxlens: tuple[int | None, int | None]
+) -> Iterator[tuple[Setting, Setting]]:
+    for task, template, maxlen in sorted(first.lines):
+        if maxlens[0] in (None, maxlen):
+            other = task, template, maxlen if maxlens[1] is None else maxlens[1]
+            if other in second.lines:
+                yield (task, template, maxlen), other
+
+
+def _name(one: Setting, other: Setting) -> str:
+    lengths = f"{one[2]:,}" if one[2] == other[2] else f"{one[2]:,} to {other[2]:,}"
+    return f"{one[0]}, {one[1]}, {lengths}"
+
+
+def _about(run: ScoredRun) -> dict[str, Any]:
+    model = run.record["identity"]["model"]["reference"]
+    return {"run": str(run.path), "model": model, "plan": run.record["plan_description"], "num_absent": run.num_absent}
+
+
+def _changes(first: ScoredRun, second: ScoredRun, one: Setting, other: Setting) -> list[dict[str, Any]]:
+    columns = metric_columns(first.scores["profile"])[headline(first.scores["profile"])]
+    shared = [name for name in first.lines[one] if name in second.lines[other]]
+    before, after = (
+        values_of((lines[name] for name in shared), columns).prod(axis=1) ** (1 / len(columns))
+        for lines in (first.lines[one], second.lines[other])
+    )
+    order = np.argsort(-np.abs(after - before), kind="stable")[:_NUM_CHANGED]
+    return [
+        {
+            "name": _name(one, other),
+            "id": shared[index],
+            "a": float(before[index]),
+            "b": float(after[index]),
+            "difference": float(after[index] - before[index]),
+        }
+        for index in order
+    ]
+
+
+def render_comparison(content: Mapping[str, Any]) -> str:
+    """Return a comparison for a terminal."""
+    parts = [
+        f"{letter.upper()}: {content[letter]['run']}: {content[letter]['model']}, {content[letter]['plan']}"
+        + (f" ({content[letter]['num_absent']} predictions not there yet)" if content[letter]["num_absent"] else "")
+        for letter in "ab"
+    ]
+    parts += ["", f"B minus A, ROUGE profile {content['profile']}, F x 100", ""]
+    parts += [as_columns(comparison_table(content["comparisons"], "task, template, maxlen")), ""]
+    parts += [f"Examples that changed most, {metric_name(headline(content['profile']))} of each:", ""]
+    rows = [["example", "task, template, maxlen", "A", "B", "change"]]
+    rows += [
+        [one["id"], one["name"], f"{100 * one['a']:.2f}", f"{100 * one['b']:.2f}", f"{100 * one['difference']:+.2f}"]
+        for one in content["changed_most"]
+    ]
+    return "\n".join([*parts, as_columns(rows), "", textwrap.fill(COMPARISON_LEGEND, _WIDTH)])
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser("python -m eval.compare", __doc__)
+    parser.add_argument("first", metavar="RUN_A", type=Path, help="folder of a run")
+    parser.add_argument("second", metavar="RUN_B", type=Path, help="folder of another, or of the same")
+    parser.add_argument("--metric", metavar="NAME", nargs="+", default=[], help="default: all of the profile")
+    parser.add_argument("--maxlen-a", metavar="N", type=int, help="length of the first run (default: all)")
+    parser.add_argument("--maxlen-b", metavar="N", type=int, help="length of the second (default: the first's)")
+    parser.add_argument(
+        "--margin", metavar="X", type=margin, default=MARGIN, help=f"of non-inferiority (default: {MARGIN})"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare, and return the exit status: 0, or 2 after one line on what is wrong."""
+    asked = _parse(arguments)
+
+    def work() -> None:
+        first, second = read_scored(asked.first), read_scored(asked.second)
+        check_comparable(first, second)
+        content = compare_runs(first, second, asked.metric, asked.margin, (asked.maxlen_a, asked.maxlen_b))
+        print(json.dumps(content, indent=2, ensure_ascii=False) if asked.json else render_comparison(content))
+
+    return run_command(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+// One example: its query, references and answers side by side, scores and costs, and its document.
+
+function sampleView(data, entry, state, choose) {
+  const { example } = entry;
+  const shown = entry.answers.get(state.length) ?? null;
+  const other = state.other === state.length ? null : (entry.answers.get(state.other) ?? null);
+  const source = data.documents[example.document] ?? null;
+  const parts = [
+    el("h3", { tabindex: "-1" }, example.id),
+    el("p", { class: "origin" }, [example.task, entry.template].join(" · ")),
+  ];
+  if (example.query) parts.push(el("p", { class: "query" }, el("b", {}, "Query "), example.query));
+  const answers = [shown, other].filter((answer) => answer !== null);
+  if (answers.some((answer) => answer.text !== null)) {
+    parts.push(textsView(example.references ?? [], answers, state.metric), overlapLegend());
+  } else {
+    parts.push(el("p", { class: "note" }, shown ? "Texts were left out of this page." : "No answer at this length."));
+  }
+  parts.push(scoresView(data.metrics, entry, [shown, other], choose));
+  if (source) parts.push(documentView(source, entry, shown));
+  return parts;
+}
+
+function textsView(references, answers, metric) {
+  const texts = answers.map((answer) => answer.text ?? "");
+  const column = (title, detail, ...content) =>
+    el("div", { class: "text" }, el("h4", {}, title, " ", el("small", {}, detail)), ...content);
+  const referenceTexts = references.map((text) => el("p", {}, ...markedText(text, texts.slice(0, 1))));
+  return el(
+    "div",
+    { class: "texts" },
+    column(references.length > 1 ? `${references.length} references` : "Reference", "", ...referenceTexts),
+    ...answers.map((answer, index) =>
+      column(
+        `At ${count(answer.maxlen)}`,
+        `${metricName(metric)} ${score(answer.scores?.[metric])}`,
+        texts[index] ? el("p", {}, ...markedText(texts[index], references)) : el("p", { class: "note" }, "Empty answer."),
+      ),
+    ),
+  );
+}
+
+function overlapLegend() {
+  return el(
+    "p",
+    { class: "legend" },
+    "Shared with the other side: ",
+    el("mark", { class: "word" }, "content word"),
+    " ",
+    el("mark", { class: "phrase" }, "two or more words"),
+    " (lower case, without stemming; the reference is marked for the first answer)",
+  );
+}
+
+function scoresView(metrics, entry, chosen, choose) {
+  const columns = [
+    ...metrics.map((metric) => [metricName(metric), (answer) => score(answer.scores?.[metric], 2)]),
+    ["kept", (answer) => fixed(answer.context_tokens_kept, 0)],
+    ["dropped", (answer) => fixed(answer.context_tokens_dropped, 0)],
+    ["seconds", (answer) => fixed(answer.seconds, 1)],
+    ["cache MiB", (answer) => fixed(megabytes(answer.cache_bytes), 1)],
+    ["end", (answer) => answer.finish_reason ?? "–"],
+  ];
+  const rows = [...entry.answers.values()].map((answer) =>
+    el(
+      "tr",
+      { class: chosen.includes(answer) ? "chosen" : null },
+      el("th", { scope: "row" }, button(count(answer.maxlen), () => choose(answer.maxlen), { title: "Show this length" })),
+      ...columns.map(([, value]) => el("td", { class: "number" }, value(answer))),
+    ),
+  );
+  const header = ["maxlen", ...columns.map(([name]) => name)].map((name) =>
+    el("th", { scope: "col", class: "number" }, name),
+  );
+  const table = el(
+    "table",
+    {},
+    el("caption", {}, "Scores (F × 100) and cost of each length; kept and dropped are tokens of the context"),
+    el("thead", {}, el("tr", {}, ...header)),
+    el("tbody", {}, ...rows),
+  );
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Scores and cost" }, table);
+}
+
+const megabytes = (bytes) => (bytes === null || bytes === undefined ? null : bytes / 2 ** 20);

@@ -1,0 +1,199 @@
+// The sample browser: what is chosen, the list that follows from it, and the keys that move in it.
+
+const PAGE_SIZE = 50;
+const ORDERS = {
+  run: "as in the run",
+  lowest: "score, lowest first",
+  highest: "score, highest first",
+  loss: "change, largest loss first",
+  gain: "change, largest gain first",
+};
+
+// An entry is an example under one template, with its answers by length.
+function entriesOf(examples) {
+  return examples.flatMap((example) => {
+    const byTemplate = new Map();
+    const ordered = [...example.answers].sort((first, second) => first.maxlen - second.maxlen);
+    for (const answer of ordered) {
+      if (!byTemplate.has(answer.template)) byTemplate.set(answer.template, new Map());
+      byTemplate.get(answer.template).set(answer.maxlen, answer);
+    }
+    return [...byTemplate].map(([template, answers]) => ({ example, template, answers, text: null }));
+  });
+}
+
+// What the search looks in, made when it is first used.
+function searchText(entry) {
+  const { example } = entry;
+  const texts = [example.id, example.query, ...(example.references ?? [])];
+  entry.text ??= [...texts, ...[...entry.answers.values()].map(({ text }) => text)].join("\n").toLowerCase();
+  return entry.text;
+}
+
+const scoreAt = (entry, length, metric) => entry.answers.get(length)?.scores?.[metric] ?? null;
+
+function changeOf(entry, { length, other, metric }) {
+  const [after, before] = [scoreAt(entry, length, metric), scoreAt(entry, other, metric)];
+  return after === null || before === null ? null : after - before;
+}
+
+function orderedEntries(entries, state) {
+  const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
+  const found = entries.filter(
+    (entry) =>
+      (!state.task || entry.example.task === state.task) &&
+      (!state.template || entry.template === state.template) &&
+      words.every((word) => searchText(entry).includes(word)),
+  );
+  if (state.order === "run") return found;
+  const byChange = state.order === "loss" || state.order === "gain";
+  const sign = state.order === "highest" || state.order === "gain" ? -1 : 1;
+  const value = (entry) => (byChange ? changeOf(entry, state) : scoreAt(entry, state.length, state.metric));
+  const keyed = found.map((entry) => [value(entry), entry]);
+  const known = keyed.filter(([key]) => key !== null).sort(([first], [second]) => sign * (first - second));
+  return [...known, ...keyed.filter(([key]) => key === null)].map(([, entry]) => entry);
+}
+
+// Search, filters and order; each change goes to `update`. Those with nothing to choose from are hidden by the styles.
+function controlsView(metrics, entries, lengths, state, update) {
+  const selects = {};
+  const control = (name, label, options) => {
+    const parse = typeof state[name] === "number" ? Number : String;
+    const select = el("select", {}, ...options.map(([value, text]) => el("option", { value }, text)));
+    select.value = state[name];
+    select.addEventListener("change", () => update({ [name]: parse(select.value) }));
+    selects[name] = select;
+    return el("label", { class: options.length > 1 ? null : "single" }, label, select);
+  };
+  const filter = (all, values) => {
+    const distinct = [...new Set(values)];
+    return [["", all], ...(distinct.length > 1 ? distinct.map((value) => [value, value]) : [])];
+  };
+  const search = el("input", { type: "search", autocomplete: "off", placeholder: "id, query, reference, answer" });
+  search.addEventListener("input", () => update({ search: search.value }));
+  const lengthOptions = lengths.map((length) => [length, count(length)]);
+  const controls = el(
+    "div",
+    { class: "controls", role: "group", "aria-label": "Which examples, and in which order" },
+    el("label", { class: "search" }, "Search", search),
+    control("task", "Task", filter("all tasks", entries.map(({ example }) => example.task))),
+    control("template", "Template", filter("all templates", entries.map(({ template }) => template))),
+    control("length", "Length", lengthOptions),
+    control("other", "Compared with", lengthOptions),
+    control("metric", "Score", metrics.map((metric) => [metric, metricName(metric)])),
+    control("order", "Order", Object.entries(ORDERS)),
+  );
+  return { controls, selects };
+}
+
+function itemView(entry, state) {
+  const { example } = entry;
+  const difference = changeOf(entry, state);
+  const about = example.query ?? (example.references ?? [])[0] ?? "";
+  const direction = difference ? (difference > 0 ? " gain" : " loss") : "";
+  return el(
+    "div",
+    { role: "option", class: "item" },
+    el("span", { class: "id" }, example.id),
+    el("span", { class: "score" }, score(scoreAt(entry, state.length, state.metric))),
+    el("span", { class: "about" }, about.slice(0, 160)),
+    el("span", { class: "change" + direction }, state.other === state.length ? "" : change(difference)),
+  );
+}
+
+function keepInView(list, node) {
+  const [above, below] = [node.offsetTop, node.offsetTop + node.offsetHeight];
+  if (above < list.scrollTop) list.scrollTop = above;
+  else if (below > list.scrollTop + list.clientHeight) list.scrollTop = below - list.clientHeight;
+}
+
+function startSamples() {
+  const source = document.getElementById("sample-data");
+  if (!source) return;
+  const data = JSON.parse(source.textContent);
+  const entries = entriesOf(data.examples);
+  const lengths = [...new Set(entries.flatMap(({ answers }) => [...answers.keys()]))].sort((a, b) => a - b);
+  const state = {
+    ...{ search: "", task: "", template: "", order: "run", metric: data.metrics.at(-1) },
+    ...{ length: lengths.at(-1), other: lengths[0] },
+  };
+  let visible = entries;
+  let selected = 0;
+
+  const list = el("div", { class: "list", role: "listbox", tabindex: "0", "aria-label": "Examples" });
+  const status = el("p", { class: "count", role: "status" });
+  const detail = el("article", { class: "sample", "aria-label": "Example" });
+  const range = el("span", {});
+  const previous = button("Previous", () => select((page() - 1) * PAGE_SIZE));
+  const next = button("Next", () => select((page() + 1) * PAGE_SIZE));
+  const page = () => Math.floor(selected / PAGE_SIZE);
+  const { controls, selects } = controlsView(data.metrics, entries, lengths, state, update);
+
+  function update(changes) {
+    const entry = visible[selected];
+    Object.assign(state, changes);
+    for (const name of Object.keys(changes)) if (selects[name]) selects[name].value = state[name];
+    visible = orderedEntries(entries, state);
+    // A new order begins at its top; otherwise the example stays, where it is still among the found.
+    selected = "order" in changes ? 0 : Math.max(visible.indexOf(entry), 0);
+    showList();
+    showDetail();
+  }
+
+  function select(index) {
+    const target = Math.min(Math.max(index, 0), visible.length - 1);
+    if (target < 0 || target === selected) return;
+    selected = target;
+    showList();
+    showDetail();
+  }
+
+  function showList() {
+    const first = page() * PAGE_SIZE;
+    const items = visible.slice(first, first + PAGE_SIZE);
+    const nodes = items.map((entry) => itemView(entry, state));
+    nodes.forEach((node, index) => {
+      node.id = `entry-${first + index}`;
+      node.setAttribute("aria-selected", String(first + index === selected));
+      node.addEventListener("click", () => select(first + index));
+    });
+    list.replaceChildren(...nodes);
+    if (items.length) list.setAttribute("aria-activedescendant", `entry-${selected}`);
+    else list.removeAttribute("aria-activedescendant");
+    status.textContent = `${count(visible.length)} of ${count(entries.length)}`;
+    const last = first + items.length;
+    range.textContent = items.length ? `${count(first + 1)}–${count(last)}` : "none";
+    previous.disabled = first === 0;
+    next.disabled = last >= visible.length;
+    if (items.length) keepInView(list, nodes[selected - first]);
+  }
+
+  function showDetail() {
+    const entry = visible[selected];
+    const choose = (length) => {
+      update({ length });
+      // The button that was pressed is gone with the view before; its like takes the focus.
+      [...detail.querySelectorAll("th button")].find((node) => node.textContent === count(length)).focus();
+    };
+    const parts = entry ? sampleView(data, entry, state, choose) : [el("p", { class: "note" }, "No example is found.")];
+    detail.replaceChildren(...parts);
+  }
+
+  const steps = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity };
+  list.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key in steps) select(selected + steps[event.key]);
+    else if (event.key === "Enter") detail.querySelector("h3")?.focus();
+    else return;
+    event.preventDefault();
+  });
+  detail.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") list.focus();
+  });
+
+  const help = el("p", { class: "keys" }, "In the list: arrows or j and k move, Enter goes to the example, Escape back.");
+  const pager = el("p", { class: "pager" }, previous, range, next);
+  const side = el("div", { class: "side" }, el("div", { class: "status" }, status, pager), list, help);
+  document.getElementById("sample-browser").append(controls, el("div", { class: "browser" }, side, detail));
+  update({});
+}

@@ -1,0 +1,273 @@
+"""Run folders and files are scored without a model; what does not belong together is refused in one line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.compare import main as compare
+from eval.report import verdict
+from eval.rouge_profiles import score_prediction
+from eval.score import main as score
+from tests.run_folders import document, example_line, run_record, write_run
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+
+def half(line: Any, maxlen: int) -> str:
+    """Answer with the reference, or half of it at the smallest length."""
+    words = line["references"][0].split()
+    return " ".join(words if maxlen > 100 else words[: len(words) // 2])
+
+
+def nothing(line: Any, maxlen: int) -> str:
+    return ""
+
+
+def read(folder: Path, name: str = "scores.json") -> Any:
+    text = (folder / name).read_text()
+    return [json.loads(line) for line in text.splitlines()] if name.endswith("jsonl") else json.loads(text)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_a_run_is_scored_again_under_another_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, half)
+    assert score([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for part in ("ROUGE profile hf", "visible oracle", "where every length cuts", "100 to 200", "attn TFLOP"):
+        assert part in printed
+    first = read(tmp_path)
+    assert first["profile"] == "hf"
+    assert score([str(tmp_path), "--profile", "scrolls"]) == 0
+    again = read(tmp_path)
+    assert (again["profile"], {one["profile"] for one in again["results"]}) == ("scrolls", {"scrolls"})
+    assert "geometric" in again["results"][0]["metrics"]
+    assert score([str(tmp_path)]) == 0
+    assert read(tmp_path) == first
+    lines = read(tmp_path, "example_scores.jsonl")
+    assert len(lines) == 6 * 2 * 4  # six examples at two lengths: the model, lead, tail, oracle
+    assert all(line["metrics"]["rouge1"] == 1 for line in lines if line["is_model"] and line["maxlen"] == 200)
+
+
+def test_a_page_for_others_holds_no_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, half)
+    assert score([str(tmp_path), "--no-texts"]) == 0
+    page = (tmp_path / "report.html").read_text()
+    for line in read(tmp_path, "examples.jsonl"):
+        assert line["references"][0][:30] not in page
+    with gzip.open(tmp_path / "documents.jsonl.gz") as stream:
+        assert json.loads(stream.readline())["text"][:30] not in page
+    assert "test-0" in page
+
+
+def test_json_instead_of_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, half)
+    assert score([str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == read(tmp_path)
+
+
+def test_folders_that_cannot_be_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score([str(tmp_path / "none")]) == 2
+    assert "holds no run" in said(capsys)
+    folder = write_run(tmp_path / "run", half)
+    (folder.path / "documents.jsonl.gz").write_bytes(b"no gzip")
+    assert score([str(folder.path)]) == 2
+    assert "documents.jsonl.gz cannot be read" in said(capsys)
+    (folder.path / "documents.jsonl.gz").unlink()
+    assert score([str(folder.path)]) == 2
+    assert "lacks the document of test-0" in said(capsys)
+    (folder.path / "predictions.jsonl").unlink()
+    assert score([str(folder.path)]) == 2
+    assert "no predictions yet" in said(capsys)
+    assert not (folder.path / "scores.json").exists()
+
+
+def test_a_run_that_was_interrupted_is_scored_as_far_as_it_got(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path, half)
+    lines = read(tmp_path, "predictions.jsonl")
+    folder.make(tmp_path / "journal")
+    folder.write_lines("journal/00000.jsonl", lines[:5]) if False else None
+    (tmp_path / "journal" / "00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:5]))
+    (tmp_path / "predictions.jsonl").unlink()
+    assert score([str(tmp_path)]) == 0
+    assert "Not there yet: 7 predictions" in capsys.readouterr().out
+    assert [one["num_examples"] for one in read(tmp_path)["results"] if one["kind"] == "model"][:2] == [3, 2]
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "objects"])
+def test_files_of_any_system_are_scored(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictions = ["The cat sat.", "A dog ran\u2028far."]
+    references = [["The cat sat down."], ["The dog ran.", "A dog ran far."]]
+    if kind == "txt":
+        references = [[texts[0]] for texts in references]
+        files = ["\n".join(predictions) + "\n", "\n".join(texts[0] for texts in references)]
+    elif kind == "jsonl":
+        files = ["\n".join(map(json.dumps, items)) for items in (predictions, references)]
+    else:
+        items = [{"id": i, "prediction": text} for i, text in enumerate(predictions)]
+        held = [{"id": i, "references": texts, "document_id": "d"} for i, texts in enumerate(references)]
+        files = ["\n".join(map(json.dumps, rows)) for rows in (items, reversed(held))]
+    suffix = "txt" if kind == "txt" else "jsonl"
+    paths = [tmp_path / f"{name}.{suffix}" for name in ("predictions", "references")]
+    for path, text in zip(paths, files, strict=True):
+        path.write_text(text)
+    assert score(["--predictions", str(paths[0]), "--references", str(paths[1]), "--profile", "scrolls"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    (result,) = content["results"]
+    expected = [score_prediction("scrolls", *pair) for pair in zip(predictions, references, strict=True)]
+    assert [line["metrics"] for line in content["examples"]] == expected
+    assert result["metrics"]["rouge1"]["mean"] == pytest.approx(sum(one["rouge1"] for one in expected) / 2)
+    assert (result["num_examples"], result["num_documents"]) == (2, 1 if kind == "objects" else 2)
+    assert result["metrics"]["geometric"]["mean"] > 0
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ('"a"\n"b"\n', '"a"\n', "2 predictions for 1 references"),
+        ('"a"\nb\n', '"a"\n"b"\n', "predictions.jsonl, line 2: not JSON"),
+        ('{"other": 1}\n', '"a"\n', "no field 'prediction' or 'text', fields found: other"),
+        ("3\n", '"a"\n', "line 1: 3; a text or a list of texts was expected"),
+        ('["a", "b"]\n', '"a"\n', "2 predictions; give one text an item"),
+        ('"a"\n', "[]\n", "no reference"),
+        ("", '"a"\n', "predictions.jsonl is empty"),
+        ('{"id": 1, "text": "a"}\n', '{"id": 2, "references": ["a"]}\n', "2 ids are in one file alone"),
+        ('{"id": 1, "text": "a"}\n' * 2, '{"id": 1, "references": ["a"]}\n', "id '1' occurs twice"),
+    ],
+)
+def test_files_that_do_not_belong_together(
+    predictions: str, references: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (("predictions", predictions), ("references", references)):
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    arguments = [
+        "--predictions",
+        str(tmp_path / "predictions.jsonl"),
+        "--references",
+        str(tmp_path / "references.jsonl"),
+    ]
+    assert score(arguments) == 2
+    assert message in said(capsys)
+
+
+def test_a_command_line_that_asks_for_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["run", "--predictions", "a", "--references", "b"], ["--predictions", "a"]):
+        with pytest.raises(SystemExit) as caught:
+            score(arguments)
+        assert caught.value.code == 2
+        assert "give the folder of a run, or --predictions with --references" in said(capsys)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> list[Path]:
+    """Two scored runs: the second answers nothing at the smallest length."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, answer in zip(
+        folders, (half, lambda line, maxlen: half(line, maxlen) if maxlen > 100 else ""), strict=True
+    ):
+        write_run(folder, answer)
+        assert score([str(folder)]) == 0
+    capsys.readouterr()
+    return folders
+
+
+def test_runs_are_compared_pair_by_pair(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare([*map(str, runs), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    rows = {(row["maxlen_a"], row["metric"]): row for row in content["comparisons"]}
+    assert len(rows) == 2 * 4
+    lost, same = rows[100, "rouge1"], rows[200, "rouge1"]
+    assert (lost["wins"], lost["ties"], lost["losses"]) == (0, 0, 6)
+    assert lost["difference"] < -0.5
+    assert (same["difference"], same["ties"], same["p_value"], same["low"], same["high"]) == (0, 6, 1.0, 0, 0)
+    assert (verdict(same), same["non_inferior"], lost["non_inferior"]) == ("as good, margin 1", True, False)
+    assert content["changed_most"][0]["a"] > content["changed_most"][0]["b"] == 0
+    assert compare(list(map(str, runs))) == 0
+    printed = capsys.readouterr().out
+    assert "wins/ties/losses" in printed
+    assert "Examples that changed most" in printed
+
+
+def test_a_run_is_compared_with_itself_at_two_lengths(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(runs[0]), str(runs[0]), "--maxlen-a", "100", "--maxlen-b", "200", "--metric", "rouge1", "--json"]
+    assert compare(arguments) == 0
+    (row,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert (row["name"], row["wins"]) == ("plos, instruct, 100 to 200", 6)
+
+
+@pytest.mark.parametrize(
+    ("examples", "documents", "message"),
+    [
+        ([example_line(i) for i in range(5)], None, "1 of plos are in {a} and not in {b}, 'test-5' among them"),
+        (
+            [example_line(i) if i else example_line(i, references=["another"]) for i in range(6)],
+            None,
+            "'test-0' of plos has another references",
+        ),
+        ([example_line(i) if i else example_line(i, query="what?") for i in range(6)], None, "has another query"),
+        (None, {f"doc-{i}": document(i + 9, 20) for i in range(6)}, "has another document"),
+    ],
+)
+def test_runs_on_other_data_are_refused(
+    examples: Any, documents: Any, message: str, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "c"
+    write_run(other, half, examples, documents)
+    assert score([str(other)]) == 0
+    capsys.readouterr()
+    assert compare([str(runs[0]), str(other)]) == 2
+    assert message.format(a=runs[0], b=other) in said(capsys)
+
+
+def test_runs_scored_otherwise_are_refused(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert score([str(runs[1]), "--profile", "longbench"]) == 0
+    capsys.readouterr()
+    assert compare(list(map(str, runs))) == 2
+    assert "ROUGE profiles differ: hf" in said(capsys)
+    assert score([str(runs[1])]) == 0
+    lines = read(runs[1], "predictions.jsonl")
+    lines[0]["text"] = "changed by hand"
+    (runs[1] / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    capsys.readouterr()
+    assert compare(list(map(str, runs))) == 2
+    assert f"are not those of its predictions; run: python -m eval.score {runs[1]}" in said(capsys)
+    (runs[1] / "scores.json").unlink()
+    assert compare(list(map(str, runs))) == 2
+    assert "has no scores that can be read" in said(capsys)
+
+
+def test_settings_that_the_runs_do_not_share(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare([*map(str, runs), "--metric", "bleu"]) == 2
+    assert "has no metric 'bleu'; known: rouge1" in said(capsys)
+    assert compare([*map(str, runs), "--maxlen-a", "7"]) == 2
+    assert "no task, template and length in common" in said(capsys)
+    other = tmp_path / "other"
+    write_run(other, half, [example_line(0, task="arxiv")], record=run_record(("arxiv",)))
+    assert score([str(other)]) == 0
+    capsys.readouterr()
+    assert compare([str(runs[0]), str(other)]) == 2
+    assert "tasks differ: plos" in said(capsys)
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nasty = "</script><img src=x onerror=alert(1)><script>alert(2)</script>"
+    examples = [example_line(0, references=[nasty], query=nasty)]
+    write_run(tmp_path, lambda line, maxlen: nasty, examples, {"doc-0": f"{nasty} {document(1)}"})
+    assert score([str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "onerror=alert(1)>" not in page.replace("\\u003c", "<").split("<script")[0]
+    assert nasty not in page
