@@ -90,7 +90,8 @@ def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_fron
         results: Those of one task, template and subset.
         metric: Key of `metrics`.
         cost: Of `COSTS`.
-        draw_frontier: Draw the steps through the points that no other beats in both.
+        draw_frontier: Draw the steps through the points that no other beats in both, and label these alone: among many
+            systems the labels of all would cover each other.
     """
     title, unit = COSTS[cost]
     rows = [
@@ -116,10 +117,11 @@ def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_fron
         "title": _metric_title(results, metric),
         "scale": {"domain": [low, high], "nice": False, "zero": False},
     }
-    layers = [_frontier_line(rows, x, y)] if draw_frontier else []
+    best = [rows[index] for index in frontier([(row["x"], row["mean"]) for row in rows])]
+    layers = [_frontier_line(best, x, y)] if draw_frontier else []
     layers += _model_layers(rows, models, x, y, order="maxlen")
     labels: Layer = {
-        "data": {"values": rows},
+        "data": {"values": best if draw_frontier else rows},
         "mark": {"type": "text", "align": "left", "dx": 6, "dy": 11, "style": "label"},
         "encoding": {"x": x, "y": y, "text": {"field": "label"}},
     }
@@ -401,9 +403,8 @@ def _model_layers(
 
 
 def _frontier_line(rows: Sequence[Mapping[str, Any]], x: Layer, y: Layer) -> Layer:
-    best = [rows[index] for index in frontier([(row["x"], row["mean"]) for row in rows])]
     return {
-        "data": {"values": best},
+        "data": {"values": list(rows)},
         "mark": {"type": "line", "interpolate": "step-after", "style": "frontier"},
         "encoding": {"x": x, "y": y},
     }

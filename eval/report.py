@@ -70,7 +70,7 @@ def quality_table(results: Sequence[Result]) -> Rows:
             is_model = result["kind"] == "model"
             rows.append(
                 [
-                    f"{maxlen:,}" if is_model else "",
+                    f"{maxlen:,}",
                     system_name(result),
                     count(result) if is_model else "",
                     str(result["num_truncated"]) if is_model else "",

@@ -22,12 +22,16 @@ Floats: TypeAlias = NDArray[np.float64]
 # Totals over documents (..., C) -> the value (...) and its gradient by each total (..., C).
 Statistic: TypeAlias = Callable[[Floats], tuple[Floats, Floats]]
 
+# A hundredth of ROUGE's range: what a loss has to stay below to be called none.
 MARGIN = 0.01
 ALPHA = 0.05
 POWER = 0.8
 NUM_RESAMPLES = 4000
 NUM_EXCHANGES = 9999
 SMALLEST_ERROR = 0.25
+# Fewer documents have no interval: no exchange of so few could come out below p = 0.05, and of two that happen to agree
+# resamples would make an interval of no width.
+MIN_DOCUMENTS = 6
 # Scores are sums of thousands of roundings: what differs by less is the same.
 ROUNDING = 1e-12
 # Documents drawn in a block of resamples: few enough to stay in the processor's cache.
@@ -36,7 +40,7 @@ PICKS_AT_ONCE = 2**17
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean and its 95% interval; with a single document there is no interval."""
+    """A mean and its 95% interval; with fewer than `MIN_DOCUMENTS` there is no interval."""
 
     mean: float
     low: float | None
@@ -49,9 +53,9 @@ class PairedResult:
 
     Attributes:
         difference: Second minus first.
-        low: Lower end of the 95% interval of the difference. None with a single document, as are the next two.
+        low: Lower end of the 95% interval of the difference. None with fewer than `MIN_DOCUMENTS`.
         high: Upper end.
-        p_value: Two-sided.
+        p_value: Two-sided. None with a single document, as is `detectable`.
         wins: Examples on which the second is better. With several scores an example, by their geometric mean.
         ties: Examples on which they are equal.
         losses: Examples on which the second is worse.
@@ -89,7 +93,7 @@ def mean_interval(values: ArrayLike, documents: ArrayLike, *, num_resamples: int
     """
     columns = _by_document(_fractions(values), documents)
     value, _ = _geometric_mean(columns.sum(axis=0))
-    if len(columns) < 2:
+    if len(columns) < MIN_DOCUMENTS:
         return Estimate(mean=float(value), low=None, high=None)
     low, high, _ = _studentized(columns, _geometric_mean, num_resamples)
     return Estimate(mean=float(value), low=max(low, 0.0), high=min(high, 1.0))
@@ -100,7 +104,7 @@ def interval_of_ratio(
 ) -> tuple[float | None, float | None]:
     """Return the 95% interval of total sum to total count, one of each a document.
 
-    With a single document there is none. A document without a count says nothing and is left out.
+    With fewer than `MIN_DOCUMENTS` there is none. A document without a count says nothing and is left out.
 
     Raises:
         ValueError: The lengths differ, or a number is not finite.
@@ -111,7 +115,7 @@ def interval_of_ratio(
     if not np.isfinite(columns).all():
         raise ValueError("a document's sum or count is not a finite number; leave out what was not measured")
     columns = columns[columns[:, 1] > 0]
-    if len(columns) < 2:
+    if len(columns) < MIN_DOCUMENTS:
         return None, None
     low, high, _ = _studentized(columns, _geometric_mean, num_resamples)
     return low, high
@@ -155,7 +159,7 @@ def compare_paired(
     low = high = p_value = detectable = None
     if len(columns) > 1:
         low, high, error = _studentized(columns, statistic, num_resamples)
-        low, high = max(low, -1.0), min(high, 1.0)
+        low, high = (max(low, -1.0), min(high, 1.0)) if len(columns) >= MIN_DOCUMENTS else (None, None)
         p_value = _exchange_test(columns, num_scores, num_exchanges)
         quantiles = students_t.ppf([1 - ALPHA / 2, POWER], len(columns) - 1)
         detectable = float(quantiles.sum() * error) if error else None
@@ -193,7 +197,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def is_non_inferior(result: PairedResult, margin: float = MARGIN) -> bool:
     """Return whether the second system is as good as the first: the interval rules out a loss of the margin or more.
 
-    Fix the margin before looking at the scores. With a single document nothing is ruled out.
+    Fix the margin before looking at the scores. Without an interval nothing is ruled out.
     """
     return result.low is not None and result.low > -margin
 
@@ -208,12 +212,12 @@ def within_margin_of_best(
     """Return for each system whether it is shown to lie within the margin of the best, whichever that is.
 
     A system is marked if against every other one the upper bound of what it loses to that one lies below the margin.
-    Nothing is assumed of the system that came out best: it has to pass the same test, and where few documents leave wide
-    bounds, no system may be marked at all. So there is no picking of a best that would need a correction.
+    Nothing is assumed of the system that came out best: it has to pass the same test, and where few documents leave
+    wide bounds, no system may be marked at all. So there is no picking of a best that would need a correction.
 
     The claim "no other system is better by the margin" is false only if some one system is, and then the comparison
-    with that one has to be wrong. Requiring all comparisons to pass therefore needs no correction over the opponents (an
-    intersection-union test). There is one such claim a system, so each bound has the one-sided level 1 - 0.05 / S
+    with that one has to be wrong. Requiring all comparisons to pass therefore needs no correction over the opponents
+    (an intersection-union test). There is one such claim a system, so each bound has the one-sided level 1 - 0.05 / S
     (Bonferroni), and the chance of any false mark in the table is 5% at most.
 
     With 60 systems that is the 99.9% bound, where quantiles of a few thousand resamples are noise. So a bound is the
@@ -235,7 +239,7 @@ def within_margin_of_best(
         raise ValueError(f"scores of shapes {sorted(shapes)} are not of the same examples; give some, all of one shape")
     columns = _by_document(np.hstack(list(scores.values())), documents)
     num_documents, num_systems = len(columns), len(scores)
-    if num_documents < 2:
+    if num_documents < MIN_DOCUMENTS:
         return dict.fromkeys(scores, num_systems == 1)
 
     def means(totals: Floats) -> Floats:
@@ -384,10 +388,11 @@ def _exchange_test(columns: Floats, num_scores: int, num_exchanges: int) -> floa
     half_sum, half_gain = (before + after).sum(axis=0) / 2, (after - before) / 2
     count = columns[:, -1].sum()
 
-    # 1 leaves a document as it is, -1 exchanges it. Rounded, so that equal differences count as equal.
+    # 1 leaves a document as it is, -1 exchanges it. Rounding must not part equal differences, nor take a mean below 0.
     def distance(signs: Floats, axis: int) -> Floats:
         gain = signs @ half_gain
-        return np.abs(_combined((half_sum + gain) / count) - _combined((half_sum - gain) / count)).round(12)
+        after, before = (np.maximum(half_sum + sign * gain, 0.0) / count for sign in (1, -1))
+        return np.abs(_combined(after) - _combined(before)).round(12)
 
     as_observed = np.ones(num_documents)
     if 2**num_documents <= num_exchanges:

@@ -94,7 +94,7 @@ def test_perplexity_is_that_of_the_logits_of_each_window(
                 far = [far[0] + float(losses[255:].sum()), far[1] + len(losses[255:])]
         metric = results[maxlen]["metrics"]["perplexity"]
         assert metric["mean"] == pytest.approx(math.exp(total / count), rel=1e-4)
-        assert metric["low"] <= metric["mean"] <= metric["high"]
+        assert (metric["low"], metric["high"]) == (None, None)  # three documents are too few
         assert results[maxlen]["num_tokens"] == count
         if maxlen == 600:
             buckets = results[maxlen]["by_position"]
@@ -105,6 +105,17 @@ def test_perplexity_is_that_of_the_logits_of_each_window(
     report = (tmp_path / "run" / "report.md").read_text()
     assert "| 600 | 3 |" in report
     assert "| 256 to 511 |" in report
+
+
+def test_the_interval_of_a_perplexity_is_over_documents() -> None:
+    line = {"task": "text", "maxlen": 600, "buckets": [[0, 600, 1000.0, 500]], "num_tokens": 500, "seconds": 1.0}
+    line |= {"num_tokens_dropped": 0, "cache_bytes": 1, "peak_bytes": None, "attention_flops": None}
+    lines = [line | {"id": str(i), "negative_log_likelihood": 1000.0 + 50 * i} for i in range(8)]
+    examples = [{"task": "text", "id": str(i), "document_id": str(i)} for i in range(8)]
+    (result,) = score_lines(lines, examples, "tiny")
+    metric = result["metrics"]["perplexity"]
+    assert metric["mean"] == pytest.approx(math.exp(1175 / 500))
+    assert math.exp(2.1) < metric["low"] < metric["mean"] < metric["high"] < math.exp(2.7)
 
 
 def test_lengths_may_be_added_and_what_is_there_is_kept(

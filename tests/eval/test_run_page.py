@@ -102,6 +102,6 @@ def test_a_table_of_one_length_has_the_model_above_its_yardsticks() -> None:
     assert quality_table(results) == [
         ["maxlen", "", "n", "cut", "R1", "evidence %"],
         ["1,024", "model", "4 (2)", "3", "50.00 [40.0, 60.0]", "50.0 [40.0, 60.0]"],
-        ["", "visible oracle", "", "", "50.00 [40.0, 60.0]", ""],
-        ["", "lead", "", "", "50.00 [40.0, 60.0]", ""],
+        ["1,024", "visible oracle", "", "", "50.00 [40.0, 60.0]", ""],
+        ["1,024", "lead", "", "", "50.00 [40.0, 60.0]", ""],
     ]

@@ -1,0 +1,202 @@
+"""Rank many scored runs by quality, beside what each cost: task x model x plan x template x length.
+
+    python -m eval.leaderboard DIR [--profile hf] [--margin 0.01] [--cost cache_bytes] [--output DIR]
+
+Each task has a board. All that a board ranks answered the same examples about the same documents, so that any two rows
+can be paired; every run that is left out is named with the reason. Needs no model and no data set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eval.charts import COSTS
+from eval.command import CommandParser, ScoringError, margin, run_command
+from eval.journal import RunFolderError
+from eval.leaderboard_page import write_leaderboard
+from eval.leaderboard_tables import render_terminal
+from eval.ranking import Candidate, plain, rank, read_candidate
+from eval.rouge_profiles import PROFILES
+from eval.scoring import SCORING_VERSION, headline
+from eval.significance import MARGIN
+
+_NUM_REASONS = 5  # that an error names
+
+
+def make_leaderboard(directory: Path, profile: str | None, margin: float, cost: str) -> dict[str, Any]:
+    """Return `leaderboard.json`: boards, what was left out, and the runs that are ranked.
+
+    Args:
+        directory: Run folders are looked for in it and below.
+        profile: Of ROUGE; None takes the one that most runs were scored under.
+        margin: That "as good as the best" allows, fixed beforehand.
+        cost: Of `COSTS`, against which the frontier is drawn.
+
+    Raises:
+        ScoringError: There is nothing to rank; it says why.
+    """
+    root = directory.absolute()
+    if not root.is_dir():
+        raise ScoringError(f"{directory} is not a folder; give one that holds run folders")
+    candidates, left_out = _read_all(root)
+    profile = profile or _most_common_profile(candidates)
+    ranked, others = _split(candidates, profile)
+    left_out += others
+    boards = []
+    for task in dict.fromkeys(task for candidate in ranked for task in candidate.tasks):
+        board, apart = rank([one for one in ranked if task in one.tasks], task, profile, margin, cost)
+        boards.append(board)
+        left_out += [_left_out(name, task, reason) for name, reason in apart.items()]
+    if not boards:
+        raise ScoringError(f"nothing to rank in {directory}: {_why(left_out)}")
+    models = shorten([candidate.about["model"] for candidate in ranked])
+    for board in boards:
+        for row in board["rows"]:
+            row["model"] = models[row["model"]]
+    on_board = {row["run"] for board in boards for row in board["rows"]}
+    return {
+        "profile": profile,
+        "metric": headline(profile),
+        "margin": margin,
+        "cost": cost,
+        "scoring_version": SCORING_VERSION,
+        "boards": boards,
+        "left_out": sorted(left_out, key=lambda one: (one["run"], one["task"] or "")),
+        "runs": [
+            {"run": one.name, **one.about, "model": models[one.about["model"]]}
+            for one in ranked
+            if one.name in on_board
+        ],
+    }
+
+
+def _read_all(root: Path) -> tuple[list[Candidate], list[dict[str, Any]]]:
+    """Return the runs that may be ranked, and why others are left out."""
+    candidates: list[Candidate] = []
+    left_out: list[dict[str, Any]] = []
+    unreadable: list[OSError] = []
+    for path in tqdm(list(_find_runs(root, unreadable)), desc="reading runs", delay=2, leave=False):
+        name = plain(path.relative_to(root).as_posix() if path != root else root.name)
+        try:
+            candidates.append(read_candidate(path, name))
+        except (RunFolderError, ScoringError) as error:
+            left_out.append(_left_out(name, None, _reason(error, root, name)))
+        except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
+            # One broken folder among many must not hide the others.
+            found = f"its files are not those of one scored run ({type(error).__name__}: {error})"
+            left_out.append(_left_out(name, None, _reason(found, root, name)))
+    for problem in unreadable:
+        name = plain(Path(problem.filename).relative_to(root).as_posix())
+        left_out.append(_left_out(name, None, f"cannot be read: {problem.strerror}"))
+    return candidates, left_out
+
+
+def _find_runs(root: Path, unreadable: list[OSError]) -> Iterator[Path]:
+    """Yield each folder that holds a `run.json`, in order; links are not followed, so that none is found twice.
+
+    Args:
+        root: Where to begin.
+        unreadable: Takes what the disk says of folders that cannot be looked into.
+    """
+    for folder, names, files in os.walk(root, onerror=unreadable.append):
+        names.sort()
+        if "run.json" in files:
+            yield Path(folder)
+
+
+def _left_out(run: str, task: str | None, reason: str) -> dict[str, Any]:
+    return {"run": run, "task": task, "reason": reason}
+
+
+def _reason(problem: object, root: Path, name: str) -> str:
+    """Return why a run is left out, with paths as seen from the folder that is ranked."""
+    above = plain(root)
+    text = plain(problem).replace(f"{above}{os.sep}", "").replace(above, plain(root.name))
+    return text.removeprefix(f"{name} ").removesuffix("; give another folder with --output")
+
+
+def _most_common_profile(candidates: Iterable[Candidate]) -> str:
+    counts = Counter(candidate.profile for candidate in candidates)
+    return max(PROFILES, key=lambda profile: counts[profile])
+
+
+def _split(candidates: Sequence[Candidate], profile: str) -> tuple[list[Candidate], list[dict[str, Any]]]:
+    ranked, left_out = [], []
+    for candidate in candidates:
+        if candidate.profile == profile:
+            ranked.append(candidate)
+        else:
+            reason = (
+                f"scored under the ROUGE profile {candidate.profile} where {profile} is ranked; run: python -m "
+                f"eval.score {candidate.name} --profile {profile}"
+            )
+            left_out.append(_left_out(candidate.name, None, reason))
+    return ranked, left_out
+
+
+def _why(left_out: Sequence[dict[str, Any]]) -> str:
+    if not left_out:
+        return "no folder in it or below holds a run.json"
+    reasons = [f"{one['run']}: {one['reason']}" for one in left_out[:_NUM_REASONS]]
+    more = len(left_out) - len(reasons)
+    return " | ".join([*reasons, *([f"and {more} more"] if more else [])])
+
+
+def shorten(references: Iterable[str]) -> dict[str, str]:
+    """Return what each model is called: its reference, and of an absolute path the last parts.
+
+    Three parts, or as many as tell all paths apart: what lies above them is one machine's own.
+    """
+    references = list(dict.fromkeys(references))
+    parts = {name: Path(name).parts[1:] for name in references if Path(name).is_absolute()}
+    num_parts = 3
+    while len({path[-num_parts:] for path in parts.values()}) < len(set(parts.values())):
+        num_parts += 1
+    return {name: "/".join(parts[name][-num_parts:]) if name in parts else name for name in references}
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser("python -m eval.leaderboard", __doc__)
+    parser.add_argument("directory", metavar="DIR", type=Path, help="run folders are looked for in it and below")
+    parser.add_argument("--profile", choices=list(PROFILES), help="default: the one that most runs were scored under")
+    parser.add_argument(
+        "--margin", metavar="X", type=margin, default=MARGIN, help=f"of the best, a fraction (default: {MARGIN})"
+    )
+    parser.add_argument(
+        "--cost", choices=list(COSTS), default="attention_flops", help="of the frontier (default: attention_flops)"
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, help="for what is written (default: DIR/leaderboard)")
+    parser.add_argument("--json", action="store_true", help="print leaderboard.json instead of tables")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rank, and return the exit status: 0, or 2 after one line on what is wrong."""
+    asked = _parse(arguments)
+    output = asked.output or asked.directory / "leaderboard"
+
+    def work() -> None:
+        if (output / "run.json").exists():
+            raise ScoringError(f"output folder {output} holds a run; give another with --output")
+        content = make_leaderboard(asked.directory, asked.profile, asked.margin, asked.cost)
+        write_leaderboard(output, content)
+        if asked.json:
+            print(json.dumps(content, indent=2, ensure_ascii=False))
+        else:
+            print(render_terminal(content))
+            print(f"\nleaderboard: {output / 'leaderboard.html'}, and as .md, .csv, .json\nplots: {output / 'plots'}")
+
+    return run_command(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

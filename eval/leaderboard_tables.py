@@ -1,0 +1,220 @@
+"""A leaderboard as Markdown, CSV, and tables for a terminal."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from eval.ranking import describe_settings, varying
+from eval.report import COST_LEGEND, Rows, as_columns, as_markdown, cost_cells, cost_table, count, metric_name, percent
+from eval.scoring import metric_columns
+
+Content = Mapping[str, Any]
+
+_RANK_LEGEND = (
+    "rank: by the mean of the metric that has an interval (95%, bootstrap over documents); rows that share a rank are "
+    "equal. best observed: the highest mean. within margin: shown to lose less than the margin, which was fixed "
+    "beforehand, to whichever row is truly best: the upper bound of the loss to every other row lies below it. The "
+    "best observed has to pass as well, so nothing is owed to having picked it, and bounds are corrected for the "
+    "number of rows: the chance of any false mark in the table is 5% at most. frontier: no other row has a higher mean "
+    "at no more cost."
+)
+_WINDOW_LEGEND = (
+    "oracle: sentences that this row's window showed, picked greedily with the references in hand; a reference line, "
+    "no strict ceiling. n: examples (documents where fewer). cut: examples whose context was truncated. evidence: "
+    "share of the gold evidence that was shown."
+)
+LEGENDS = (_RANK_LEGEND, _WINDOW_LEGEND, COST_LEGEND)
+_COSTS = {  # what each is, and the name of its column
+    "attention_flops": ("attention operations of an example", "attn TFLOP"),
+    "cache_bytes": ("bytes of keys and values", "cache MiB"),
+    "seconds": ("seconds an example", "s/example"),
+}
+_NAMES = ("model", "plan", "template", "dtype", "other settings", "run")  # columns whose cells others have chosen
+_WIDTH = 120
+
+
+def facts_of(content: Content) -> dict[str, str]:
+    """Return what holds for all boards."""
+    metric = metric_name(content["metric"])
+    num_left_out = len({one["run"] for one in content["left_out"]})
+    return {
+        "ranked by": f"{metric}, ROUGE profile `{content['profile']}`, F x 100",
+        "margin": f"less than {100 * content['margin']:g} below the best ({metric} x 100), fixed beforehand",
+        "frontier": f"{metric} against {_COSTS[content['cost']][0]}",
+        "runs": f"{len(content['runs'])} ranked, {num_left_out} left out",
+    }
+
+
+def describe_board(board: Content) -> str:
+    """Return what a board ranks, in a sentence or two."""
+    examples, documents = board["num_examples"], board["num_documents"]
+    counted = f"{examples} examples" + (f" about {documents} documents" if documents != examples else "")
+    return (
+        f"{board['description']}. {len(board['rows'])} rows of {board['num_runs']} run(s), all on the same {counted} "
+        f"of the split {board['split']}."
+    )
+
+
+def marks(row: Content) -> str:
+    """Return what is said of a row."""
+    said = {
+        "best observed": row["is_best"],
+        "within margin": row["is_within_margin"],
+        "frontier": row["is_on_frontier"],
+    }
+    return ", ".join(name for name, applies in said.items() if applies)
+
+
+def board_table(board: Content, metric: str, cost: str) -> Rows:
+    """Return a header and the rows of a board, what matters most to the left.
+
+    Args:
+        board: Of the leaderboard.
+        metric: By which it is ranked.
+        cost: Against which its frontier is drawn.
+    """
+    rows = board["rows"]
+    has_template = len({row["template"] for row in rows}) > 1
+    has_evidence = any(row["evidence_visible"] for row in rows)
+    settings = varying(rows)
+    table = []
+    for row in rows:
+        oracle = row["yardsticks"].get("visible_oracle")
+        costs = _costs(row)
+        cells = {"rank": str(row["rank"]), metric_name(metric): percent(row["metrics"][metric])}
+        cells |= {"model": row["model"], "plan": row["plan"]}
+        cells |= {"template": row["template"]} if has_template else {}
+        cells |= {"maxlen": f"{row['maxlen']:,}", "marks": marks(row), _COSTS[cost][1]: costs[_COSTS[cost][1]]}
+        cells |= {"oracle": _mean(oracle[metric]) if oracle else "-"}
+        cells |= {metric_name(name): _mean(row["metrics"][name]) for name in row["metrics"] if name != metric}
+        cells |= {"evidence %": _mean(row["evidence_visible"], 1)} if has_evidence else {}
+        cells |= {"n": count(row), "cut": str(row["num_truncated"])} | costs | {"dtype": row["dtype"]}
+        cells |= {"other settings": describe_settings(row, settings)} if settings else {}
+        table.append(cells | {"run": row["run"]})
+    return [list(table[0]), *(list(cells.values()) for cells in table)]
+
+
+def _mean(estimate: Mapping[str, float | None] | None, digits: int = 2) -> str:
+    return "-" if estimate is None else percent({"mean": estimate["mean"], "low": None, "high": None}, digits)
+
+
+def _costs(row: Content) -> dict[str, str]:
+    """Return the cost columns by name."""
+    names = cost_table([])[0][1:]
+    return dict(zip(names, cost_cells(row["cost"]) if row["cost"] else ["-"] * len(names), strict=True))
+
+
+def render_terminal(content: Content) -> str:
+    """Return the boards for a terminal, without the columns that would not fit one."""
+    metric, parts = content["metric"], []
+    for board in content["boards"]:
+        full = board_table(board, metric, content["cost"])
+        kept = _columns_for_terminal(full[0], metric, content["cost"])
+        rows = [[row[index] for index in kept] for row in full]
+        title = f"{board['task']}: {describe_board(board)}"
+        notes = [textwrap.fill(note, _WIDTH) for note in board["notes"]]
+        parts.append("\n".join([textwrap.fill(title, _WIDTH), "", as_columns(rows), *([""] if notes else []), *notes]))
+    lines = [textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in left_out_lines(content)]
+    parts.append("\n".join(["Left out:", *lines] if lines else ["Left out: nothing."]))
+    facts = [f"{name}: {text.replace('`', '')}" for name, text in facts_of(content).items()]
+    parts.append("\n".join([*facts, *(textwrap.fill(legend, _WIDTH) for legend in LEGENDS)]))
+    return "\n\n".join(parts)
+
+
+def _columns_for_terminal(header: Sequence[str], metric: str, cost: str) -> list[int]:
+    shown = ("rank", "model", "plan", "template", "maxlen", metric_name(metric), "marks", "oracle", "run")
+    return [index for index, name in enumerate(header) if name in (*shown, _COSTS[cost][1])]
+
+
+def left_out_lines(content: Content) -> list[str]:
+    """Return which runs are not ranked, and why."""
+    return [
+        f"{one['run']}{' (' + one['task'] + ')' if one['task'] else ''}: {one['reason']}" for one in content["left_out"]
+    ]
+
+
+def render_markdown(content: Content, plots: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+    """Return `leaderboard.md`.
+
+    Args:
+        content: `leaderboard.json`.
+        plots: Titles and paths of the pictures, by task.
+    """
+    parts = [f"# {_prose(title_of(content))}", "", *(f"- {name}: {text}" for name, text in facts_of(content).items())]
+    for board in content["boards"]:
+        parts += ["", f"## {_prose(board['task'])}", "", _prose(describe_board(board)), ""]
+        header, *rows = board_table(board, content["metric"], content["cost"])
+        named = [
+            [_code(cell) if name in _NAMES else cell for name, cell in zip(header, row, strict=True)] for row in rows
+        ]
+        parts += [as_markdown([header, *named])]
+        parts += [line for note in board["notes"] for line in ("", _prose(note))]
+        parts += [line for title, path in plots[board["task"]] for line in ("", f"![{_prose(title)}]({path})")]
+    parts += ["", "## Left out", ""]
+    parts += [f"- {_prose(line)}" for line in left_out_lines(content)] or ["Nothing."]
+    parts += ["", "## Commands", "", "As each run recorded them; names of runs are folders.", ""]
+    parts += [f"- {_code(one['run'])}: {_code(command)}" for one in content["runs"] for command in one["commands"]]
+    parts += ["", "## What the columns mean", *(line for legend in LEGENDS for line in ("", legend)), ""]
+    return "\n".join(parts)
+
+
+def title_of(content: Content) -> str:
+    """Return the title of the page."""
+    return f"Leaderboard: {', '.join(board['task'] for board in content['boards'])}"
+
+
+def _prose(text: str) -> str:
+    """Return text that Markdown shows as it is, however it was meant."""
+    return re.sub(r"([\\`*_\[\]#|])", r"\\\1", html.escape(text, quote=False)).replace("\\|", "|")
+
+
+def _code(text: str) -> str:
+    """Return text as code, which Markdown takes as it is."""
+    fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
+    room = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{room}{text}{room}{fence}" if text else ""
+
+
+def render_csv(content: Content) -> str:
+    """Return `leaderboard.csv`: fractions and base units; what is not known is empty."""
+    lines = [_plain_row(content, board, row) for board in content["boards"] for row in board["rows"]]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return stream.getvalue()
+
+
+def _plain_row(content: Content, board: Content, row: Content) -> dict[str, Any]:
+    same = ("run", "model", "plan", "dtype", "template")
+    found: dict[str, Any] = {"task": board["task"], "rank": row["rank"], **{name: row[name] for name in same}}
+    found["maxlen_tokens"] = row["maxlen"]
+    found["max_new_tokens"] = row["settings"]["max_new_tokens"]
+    found["truncation"] = row["settings"]["truncation"]
+    found |= {name: row[name] for name in ("num_examples", "num_documents", "num_truncated")}
+    oracle = row["yardsticks"].get("visible_oracle", {})
+    for metric in metric_columns(content["profile"]):
+        found |= dict(_fractions(metric, row["metrics"][metric]))
+        found |= dict(_fractions(f"visible_oracle_{metric}", oracle.get(metric)))
+    found |= dict(_fractions("evidence_visible", row["evidence_visible"]))
+    cost = row["cost"] or {}
+    found |= {
+        "prefill_tokens_per_second": cost.get("prefill_tokens_per_second"),
+        "decode_tokens_per_second": cost.get("decode_tokens_per_second"),
+        "seconds_per_example": cost.get("seconds"),
+        "peak_memory_bytes": cost.get("peak_memory_bytes"),
+        "cache_bytes": cost.get("cache_bytes"),
+        "attention_flops_per_example": cost.get("attention_flops"),
+    }
+    return found | {name: row[name] for name in ("is_best", "is_within_margin", "is_on_frontier")}
+
+
+def _fractions(name: str, estimate: Mapping[str, float | None] | None) -> Iterator[tuple[str, float | None]]:
+    for part in ("mean", "low", "high"):
+        yield f"{name}_{part}_fraction", estimate[part] if estimate else None

@@ -1,0 +1,532 @@
+"""A leaderboard ranks what can be paired, marks what may be claimed, and names what it leaves out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.journal import read_lines
+from eval.leaderboard import main as leaderboard
+from eval.leaderboard import shorten
+from eval.leaderboard_page import charts_of
+from eval.ranking import read_candidate
+from eval.rouge_profiles import PROFILES
+from eval.run_folder import RunFolder
+from eval.score import main as score
+from tests.browser import chromium, open_page
+from tests.run_folders import document, example_line, run_record, write_run
+
+HOSTILE = "</script><img src=x onerror=alert(1)>`|*"
+
+
+def record(model: str = "tiny", plan: str = "full", **changes: Any) -> dict[str, Any]:
+    identity = {"seed": 0, "generation": {"num_beams": 1}, "generation_version": 4}
+    made = run_record(model={"reference": model, "source": "folder", "files": {"weights": model}}, **identity)
+    return made | {"plan_description": plan} | changes
+
+
+def share(quality: float) -> Callable[[Any, int], str]:
+    """Answer with a part of the reference, a greater one at the greater length."""
+
+    def answer(line: Any, maxlen: int) -> str:
+        words = line["references"][0].split()
+        return " ".join(words[: round(quality * len(words) * (1 if maxlen > 100 else 0.75))])
+
+    return answer
+
+
+def add_run(path: Path, answer: Callable[[Any, int], str], profile: str = "hf", **options: Any) -> RunFolder:
+    folder = write_run(path, answer, **{"record": record()} | options)
+    assert score([str(path), "--profile", profile]) == 0
+    return folder
+
+
+def edit(path: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Change a JSON file, or each line of a JSON-lines file."""
+    text = (path / name).read_text()
+    lines = [change(json.loads(line)) for line in ([text] if name.endswith(".json") else text.splitlines())]
+    (path / name).write_text("".join(json.dumps(line) + "\n" for line in lines if line is not None))
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pages of the runs, which are not read here, and draw no pictures."""
+    monkeypatch.setattr("eval.score.write_page", lambda *_, **__: None)
+    monkeypatch.setattr("eval.leaderboard_page.save_chart", lambda spec, path: path.write_text("drawn"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder of three scored runs: `good`, `fair`, whose attention costs half, and `poor`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.score.write_page", lambda *_, **__: None)
+        root = tmp_path_factory.mktemp("runs")
+        add_run(root / "good", share(1.0), record=record("large"))
+        add_run(root / "poor", share(0.3), record=record("tiny", "local span=8"))
+        fair = write_run(root / "deep" / "fair", share(0.7), record=record("tiny"))
+        edit(fair.path, "predictions.jsonl", lambda line: line | {"attention_flops": line["attention_flops"] // 2})
+        assert score([str(fair.path)]) == 0
+        yield root
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path) -> Path:
+    """Return a copy of the three runs that a test may change."""
+    return Path(shutil.copytree(made, tmp_path / "runs"))
+
+
+def ranked(root: Path, *options: str) -> dict[str, Any]:
+    assert leaderboard([str(root), *options]) == 0
+    content: dict[str, Any] = json.loads((root / "leaderboard" / "leaderboard.json").read_text())
+    return content
+
+
+def reasons(content: dict[str, Any]) -> dict[str, str]:
+    return {one["run"]: one["reason"] for one in content["left_out"]}
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_rows_are_ranked_by_the_headline_metric(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = ranked(runs)
+    (board,) = content["boards"]
+    rows = board["rows"]
+    order = [("good", 200), ("good", 100), ("deep/fair", 200), ("deep/fair", 100), ("poor", 200), ("poor", 100)]
+    assert [(row["run"], row["maxlen"]) for row in rows] == order
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["is_best"] for row in rows] == [True, *[False] * 5]
+    assert (content["profile"], content["metric"], content["margin"]) == ("hf", "rougeLsum", 0.01)
+    assert (board["num_examples"], board["num_documents"], board["num_runs"]) == (6, 6, 3)
+    assert rows[0]["metrics"]["rougeLsum"]["mean"] == 1
+    assert {"lead", "tail", "visible_oracle"} <= rows[0]["yardsticks"].keys()
+    assert content["left_out"] == []
+    printed = capsys.readouterr().out
+    for part in ("deep/fair", "local span=8", "best observed", "Left out: nothing.", "leaderboard.html"):
+        assert part in printed
+
+
+def test_equal_rows_share_a_rank_and_twins_are_told_apart(runs: Path) -> None:
+    shutil.copytree(runs / "good", runs / "twin")
+    content = ranked(runs)
+    (board,) = content["boards"]
+    assert [(row["run"], row["rank"]) for row in board["rows"]][:4] == [
+        ("good", 1),
+        ("twin", 1),
+        ("good", 3),
+        ("twin", 3),
+    ]
+    spec = charts_of(board, content)["leaderboard-plos-length-rougeLsum"].spec
+    (points,) = [layer for layer in spec["layer"] if layer["mark"]["type"] == "point"]
+    names = ["tiny, full", "large, full, good instruct", "tiny, local span=8", "large, full, twin instruct"]
+    assert points["encoding"]["color"]["scale"]["domain"] == names
+
+
+def test_what_is_left_out_is_named_with_the_reason(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("training", "alien", "unscored", "stale", "old", "unfinished", "other-profile", "torn", "half"):
+        shutil.copytree(runs / "poor", runs / name)
+    edit(runs / "training", "run.json", lambda held: {name: held[name] for name in held if name != "grouping"})
+    edit(runs / "alien", "run.json", lambda held: {"steps": 3})
+    (runs / "unscored" / "scores.json").unlink()
+    edit(runs / "stale", "predictions.jsonl", lambda line: line | {"text": "other"})
+    edit(runs / "old", "scores.json", lambda held: held | {"scoring_version": 0})
+    edit(runs / "unfinished", "predictions.jsonl", lambda line: None if line["id"] == "test-5" else line)
+    assert score([str(runs / "unfinished")]) == 0
+    assert score([str(runs / "other-profile"), "--profile", "scrolls"]) == 0
+    edit(runs / "torn", "scores.json", lambda held: {"scoring_version": held["scoring_version"]})
+    edit(runs / "half", "example_scores.jsonl", lambda line: None if line["id"] == "test-5" else line)
+    content = ranked(runs)
+    expected = {
+        "training": "is a training or a measurement of perplexity",
+        "alien": "alien/run.json is not the record of a run",
+        "unscored": "has no scores that can be read",
+        "stale": "not those of its predictions; run: python -m eval.score stale",
+        "old": "was scored by another version of the code",
+        "unfinished": "unfinished: 2 of its predictions are not there yet",
+        "other-profile": "the ROUGE profile scrolls where hf is ranked; run: python -m eval.score other-profile",
+        "torn": "its files are not those of one scored run",
+        "half": "lacks predictions",
+    }
+    assert reasons(content).keys() == expected.keys()
+    for name, part in expected.items():
+        assert part in reasons(content)[name]
+    assert {row["run"] for row in content["boards"][0]["rows"]} == {"good", "deep/fair", "poor"}
+    printed = " ".join(capsys.readouterr().out.split())
+    folder = runs / "leaderboard"
+    for text in (printed, (folder / "leaderboard.md").read_text(), (folder / "leaderboard.html").read_text()):
+        for part in ("unfinished: 2 of its predictions", "a measurement of perplexity", "9 left out"):
+            assert part in text
+
+
+def test_a_folder_that_cannot_be_looked_into_is_left_out(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def deny(path: Any) -> Any:
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", deny)
+    assert reasons(ranked(runs)) == {"deep": "cannot be read: Permission denied"}
+
+
+def test_a_board_ranks_the_examples_that_most_runs_share(runs: Path) -> None:
+    everything = [example_line(index) for index in range(6)]
+    texts = {f"doc-{index}": document(index, 3 if index < 2 else 20) for index in range(6)}
+    changed = {
+        "few": {"examples": everything[:4]},
+        "many": {"examples": [example_line(index) for index in range(8)]},
+        "others": {"examples": [*everything[:5], example_line(7)]},
+        "references": {"examples": [*everything[:5], example_line(5, references=["other words"])]},
+        "query": {"examples": [*everything[:5], example_line(5, query="What is it about?")]},
+        "document": {"documents": texts | {"doc-5": document(9, 20)}},
+        "version": {"record": record(tasks={"plos": record()["tasks"]["plos"] | {"version": 2}})},
+    }
+    for name, options in changed.items():
+        add_run(runs / name, share(0.5), **options)
+    content = ranked(runs)
+    assert {row["run"] for row in content["boards"][0]["rows"]} == {"good", "deep/fair", "poor"}
+    assert {one["task"] for one in content["left_out"]} == {"plos"}
+    assert reasons(content) == {
+        "few": "has 4 examples where 6 are ranked",
+        "many": "has 8 examples where 6 are ranked",
+        "others": "has other examples than those ranked: 'test-5' is not among them",
+        "references": "has another set of references under id 'test-5' than those ranked",
+        "query": "has another query under id 'test-5' than those ranked",
+        "document": "has another document under id 'test-5' than those ranked",
+        "version": "has version 2 of the task where 1 is ranked",
+    }
+
+
+def test_of_two_sets_as_common_the_larger_is_ranked(tmp_path: Path) -> None:
+    add_run(tmp_path / "a", share(1.0), examples=[example_line(index) for index in range(3)])
+    add_run(tmp_path / "b", share(0.5), examples=[example_line(index) for index in range(4)])
+    assert reasons(ranked(tmp_path)) == {"a": "has 3 examples where 4 are ranked"}
+
+
+def test_templates_are_rows_of_their_own_and_evidence_is_shown(tmp_path: Path) -> None:
+    examples = [example_line(index, query="What?", evidence=[[0, 300]]) for index in range(6)]
+    asked = record()
+    asked["tasks"]["plos"]["templates"]["brief"] = {"text": "In short: {context}", "prompt_sha256": "1"}
+    folder = write_run(tmp_path / "run", share(0.6), examples, record=asked)
+    lines = list(folder.read_predictions().lines.values())
+    brief = [line | {"template": "brief", "text": "something else"} for line in lines]
+    folder.write_lines("predictions.jsonl", [*lines, *brief])
+    assert score([str(folder.path)]) == 0
+    (board,) = ranked(tmp_path)["boards"]
+    assert [row["template"] for row in board["rows"]] == ["instruct", "instruct", "brief", "brief"]
+    assert 0.6 < board["rows"][1]["evidence_visible"]["mean"] < 1
+    header = (tmp_path / "leaderboard" / "leaderboard.md").read_text().split("| rank |")[1].splitlines()[0]
+    assert {"template", "evidence %"} <= {name.strip() for name in header.split("|")}
+
+
+def test_each_task_has_a_board(runs: Path) -> None:
+    tasks = run_record(("plos", "aclsum"))["tasks"]
+    examples = [example_line(index, task=task) for task in tasks for index in range(6)]
+    texts = {f"doc-{index}": document(index, 3 if index < 2 else 20) for index in range(6)}
+    folder = write_run(runs / "two", share(0.9), examples, texts, record(tasks=tasks))
+    folder.write_documents({"task": task, "document_id": name, "text": texts[name]} for task in tasks for name in texts)
+    assert score([str(folder.path)]) == 0
+    content = ranked(runs)
+    assert {board["task"]: board["num_runs"] for board in content["boards"]} == {"plos": 4, "aclsum": 1}
+    with (runs / "leaderboard" / "leaderboard.csv").open() as stream:
+        assert [line["task"] for line in csv.DictReader(stream)].count("aclsum") == 2
+
+
+def test_the_profile_is_the_one_that_most_have_or_the_one_asked_for(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("good", "poor"):
+        assert score([str(runs / name), "--profile", "scrolls"]) == 0
+    content = ranked(runs)
+    assert (content["profile"], content["metric"], len(content["boards"][0]["rows"])) == ("scrolls", "geometric", 4)
+    assert list(reasons(content)) == ["deep/fair"]
+    assert content["boards"][0]["rows"][0]["metrics"]["geometric"]["mean"] == 1
+    content = ranked(runs, "--profile", "hf")
+    assert [row["run"] for row in content["boards"][0]["rows"]] == ["deep/fair", "deep/fair"]
+    capsys.readouterr()
+    assert leaderboard([str(runs), "--profile", "longbench"]) == 2
+    error = said(capsys)
+    assert "nothing to rank" in error
+    assert "good: scored under the ROUGE profile scrolls where longbench is ranked" in error
+
+
+def test_marks_say_what_lies_within_the_margin_of_the_best(tmp_path: Path) -> None:
+    examples = [example_line(index) for index in range(12)]
+
+    def nearly(line: Any, maxlen: int) -> str:
+        return line["references"][0] + (" again" if line["id"] == "test-3" else "")
+
+    add_run(tmp_path / "best", lambda line, maxlen: line["references"][0], examples=examples)
+    add_run(tmp_path / "close", nearly, examples=examples)
+    add_run(tmp_path / "far", share(0.5), examples=examples)
+
+    def within(margin: str) -> set[str]:
+        content = ranked(tmp_path, "--margin", margin)
+        return {row["run"] for row in content["boards"][0]["rows"] if row["is_within_margin"]}
+
+    assert within("0.02") == {"best", "close"}
+    assert within("0.9") == {"best", "close", "far"}
+    # Nothing is shown to be best itself: the best observed row is better by too little on one example.
+    assert within("0") == set()
+    notes = ranked(tmp_path, "--margin", "0")["boards"][0]["notes"]
+    assert any("No row is shown to be within the margin of the best" in note for note in notes)
+    page = (tmp_path / "leaderboard" / "leaderboard.md").read_text()
+    assert "less than 0 below the best" in page
+
+
+def test_scores_stand_in_the_order_of_the_ids_whatever_that_of_the_lines(tmp_path: Path) -> None:
+    def answer(line: Any, maxlen: int) -> str:
+        return " ".join(line["references"][0].split()[: 3 + 2 * int(line["id"][-1])])
+
+    folder = add_run(tmp_path, answer, "scrolls")
+    before = read_candidate(tmp_path, "run")
+    folder.write_lines("example_scores.jsonl", reversed(read_lines(tmp_path / "example_scores.jsonl")))
+    after = read_candidate(tmp_path, "run")
+    assert list(after.documents["plos"]) == [f"doc-{index}" for index in range(6)]
+    for setting, values in before.values.items():
+        assert values.shape == (6, 3)
+        assert (np.diff(values, axis=0) > 0).all()
+        np.testing.assert_array_equal(after.values[setting], values)
+
+
+def test_many_examples_of_one_document_are_no_evidence(tmp_path: Path) -> None:
+    examples = [example_line(index, document_id="doc-0", query=str(index)) for index in range(12)]
+    for name, quality in (("a", 1.0), ("b", 0.9)):
+        add_run(tmp_path / name, share(quality), examples=examples)
+    (board,) = ranked(tmp_path, "--margin", "0.9")["boards"]
+    assert (board["num_examples"], board["num_documents"]) == (12, 1)
+    assert not any(row["is_within_margin"] for row in board["rows"])
+
+
+def test_the_frontier_is_what_nothing_beats_at_no_more_cost(runs: Path) -> None:
+    def on_frontier(*options: str) -> set[tuple[str, int]]:
+        rows = ranked(runs, *options)["boards"][0]["rows"]
+        return {(row["run"], row["maxlen"]) for row in rows if row["is_on_frontier"]}
+
+    assert on_frontier() == {("deep/fair", 100), ("good", 100), ("good", 200)}
+    content = ranked(runs)
+    spec = charts_of(content["boards"][0], content)["leaderboard-plos-cost-attention_flops"].spec
+    steps, labels = spec["layer"][0], spec["layer"][-1]
+    assert (steps["mark"]["style"], labels["mark"]["type"]) == ("frontier", "text")
+    assert [row["label"] for row in labels["data"]["values"]] == ["100", "100", "200"]
+    assert on_frontier("--cost", "cache_bytes") == {("good", 100), ("good", 200)}
+    assert on_frontier("--cost", "seconds") == {("good", 200)}
+    edit(runs / "good", "predictions.jsonl", lambda line: line | {"attention_flops": None})
+    assert score([str(runs / "good")]) == 0
+    assert on_frontier() == {("deep/fair", 100), ("deep/fair", 200)}
+    notes = ranked(runs)["boards"][0]["notes"]
+    assert "2 row(s) have no known attention_flops and are not on the frontier." in notes
+
+
+def test_notes_warn_of_what_does_not_compare(runs: Path) -> None:
+    assert not [note for note in ranked(runs)["boards"][0]["notes"] if "margin" not in note]
+
+    def on_a_gpu(held: Any) -> Any:
+        held["sessions"][0]["machine"]["device"] = "GPU"
+        held["identity"]["model"]["files"]["weights"] = "others"
+        held["tasks"]["plos"]["templates"]["instruct"]["text"] = "In short: {context}"
+        held["identity"]["truncation"] = "tail"
+        return held
+
+    edit(runs / "poor", "run.json", on_a_gpu)
+    content = ranked(runs)
+    machines, weights, template, *_ = content["boards"][0]["notes"]
+    charts = charts_of(content["boards"][0], content)
+    assert charts["leaderboard-plos-cost-seconds"].caption.endswith("Times were measured in different places.")
+    assert "GPU, 1 process(es), 1 thread(s) each: poor" in machines
+    assert weights == "A model of the same name has other weights in deep/fair, and in poor."
+    assert template == "The template instruct has other words in deep/fair, good, and in poor."
+    assert "| `truncation=tail` |" in (runs / "leaderboard" / "leaderboard.md").read_text()
+
+
+def test_csv_and_json_agree_and_nothing_is_rounded(runs: Path) -> None:
+    content = ranked(runs)
+    with (runs / "leaderboard" / "leaderboard.csv").open() as stream:
+        lines = list(csv.DictReader(stream))
+    rows = content["boards"][0]["rows"]
+    assert len(lines) == len(rows)
+    for line, row in zip(lines, rows, strict=True):
+        assert [line[name] for name in ("run", "model", "plan", "dtype", "template")] == [
+            row[name] for name in ("run", "model", "plan", "dtype", "template")
+        ]
+        assert (int(line["rank"]), int(line["maxlen_tokens"])) == (row["rank"], row["maxlen"])
+        for metric in PROFILES["hf"].metrics:
+            assert float(line[f"{metric}_mean_fraction"]) == row["metrics"][metric]["mean"]
+            assert float(line[f"{metric}_low_fraction"]) == row["metrics"][metric]["low"]
+            oracle = row["yardsticks"]["visible_oracle"][metric]["mean"]
+            assert float(line[f"visible_oracle_{metric}_mean_fraction"]) == oracle
+        assert float(line["attention_flops_per_example"]) == row["cost"]["attention_flops"]
+        assert int(line["peak_memory_bytes"]) == row["cost"]["peak_memory_bytes"]
+        assert line["evidence_visible_mean_fraction"] == ""
+        assert line["is_on_frontier"] == str(row["is_on_frontier"])
+    (command,) = content["runs"][0]["commands"]
+    assert command == "eval/run.py --task plos"
+
+
+def test_the_same_runs_give_the_same_files(runs: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert leaderboard([str(runs), "--output", str(tmp_path / name)]) == 0
+    for file in (tmp_path / "one").glob("leaderboard.*"):
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+    assert {file.suffix for file in (tmp_path / "one").glob("leaderboard.*")} == {".md", ".csv", ".json", ".html"}
+
+
+def test_a_second_leaderboard_replaces_the_first_and_is_no_run(runs: Path) -> None:
+    first = ranked(runs)
+    (runs / "leaderboard" / "plots" / "leaderboard-gone-length-rouge1.png").write_text("of a task that is no more")
+    (runs / "leaderboard" / "plots" / "mine.png").write_text("of somebody else")
+    assert ranked(runs) == first
+    names = {file.name for file in (runs / "leaderboard" / "plots").iterdir()}
+    assert "leaderboard-gone-length-rouge1.png" not in names
+    assert {"mine.png", "leaderboard-plos-cost-attention_flops.svg", "leaderboard-plos-length-rouge1.png"} <= names
+
+
+def test_names_are_text_wherever_they_stand(runs: Path) -> None:
+    edit(runs / "poor", "run.json", lambda held: held | {"plan_description": HOSTILE + "\n\ud800"})
+    (runs / "poor").rename(runs / "<script>alert(2)<")
+    shutil.copytree(runs / "good", runs / "<b>")
+    (runs / "<b>" / "scores.json").unlink()
+    ranked(runs)
+    page = (runs / "leaderboard" / "leaderboard.html").read_text()
+    assert "<img src=x" not in page
+    assert "<script>alert" not in page
+    text = (runs / "leaderboard" / "leaderboard.md").read_text()
+    assert "| ``</script><img src=x onerror=alert(1)>`\\|* ?`` |" in text
+    assert "- &lt;b&gt;: has no scores" in text
+    with (runs / "leaderboard" / "leaderboard.csv").open() as stream:
+        assert [line["plan"] for line in csv.DictReader(stream)][-1] == f"{HOSTILE} ?"
+
+
+def test_no_text_and_no_path_of_this_machine_is_written(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def moved(held: Any) -> Any:
+        held["identity"]["model"]["reference"] = str(runs / "trained" / "full" / "best")
+        return held
+
+    edit(runs / "good", "run.json", moved)
+    (runs / "poor" / "scores.json").unlink()
+    content = ranked(runs)
+    assert content["boards"][0]["rows"][0]["model"] == "trained/full/best"
+    printed = capsys.readouterr().out.split("leaderboard: ")[0]
+    written = [file.read_text() for file in (runs / "leaderboard").glob("leaderboard.*")]
+    for text in (printed, *written):
+        assert str(runs) not in text
+        assert document(2, 20)[:40] not in text
+        assert example_line(2)["references"][0][:40] not in text
+
+
+def test_long_references_of_models_are_cut_where_they_differ() -> None:
+    paths = ["/home/a/x/full/best", "/home/a/y/full/best", "/home/b/y/full/best", "tiny", "runs/of/some/model/best"]
+    assert list(shorten(paths[:2]).values()) == ["x/full/best", "y/full/best"]
+    assert list(shorten(paths).values()) == ["a/x/full/best", "a/y/full/best", "b/y/full/best", *paths[3:]]
+    assert shorten(["/best", "/a/best"]) == {"/best": "best", "/a/best": "a/best"}
+
+
+def test_one_curve_of_a_yardstick_serves_all_runs_that_share_it(runs: Path) -> None:
+    def dashed(content: dict[str, Any]) -> list[str]:
+        spec = charts_of(content["boards"][0], content)["leaderboard-plos-length-rougeLsum"].spec
+        lines = [layer for layer in spec["layer"] if layer["mark"].get("style") == "yardstick"]
+        return [layer["data"]["values"][0]["system"] for layer in lines]
+
+    assert sorted(dashed(ranked(runs))) == ["lead", "tail", "visible_oracle"]
+    edit(runs / "good", "predictions.jsonl", lambda line: line | {"context_spans": [[0, 100]]})
+    assert score([str(runs / "good")]) == 0
+    assert sorted(dashed(ranked(runs))) == ["oracle, large", "oracle, tiny"]
+    edit(runs / "poor", "predictions.jsonl", lambda line: line | {"context_spans": [[0, 50]]})
+    assert score([str(runs / "poor")]) == 0
+    names = ["oracle, large", "oracle, tiny, deep/fair instruct", "oracle, tiny, poor instruct"]
+    assert sorted(dashed(ranked(runs))) == names
+
+
+def test_what_cannot_be_ranked_is_told_in_one_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = {
+        "is not a folder": [str(tmp_path / "none")],
+        "no folder in it or below holds a run.json": [str(tmp_path / "empty")],
+        "holds a run; give another with --output": [str(runs), "--output", str(runs / "good")],
+        "cannot be written": [str(runs), "--output", str(runs / "good" / "run.json")],
+    }
+    (tmp_path / "empty").mkdir()
+    for part, arguments in wrong.items():
+        assert leaderboard(arguments) == 2
+        assert part in said(capsys)
+    with pytest.raises(SystemExit) as exit_info:
+        leaderboard([str(runs), "--margin", "1.5"])
+    assert exit_info.value.code == 2
+    assert "must be at least 0 and below 1" in said(capsys)
+    (runs / "poor" / "scores.json").unlink()
+    assert leaderboard([str(runs / "poor")]) == 2
+    assert "poor: has no scores that can be read" in said(capsys)
+
+
+def test_json_instead_of_tables(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = ranked(runs, "--json")
+    assert json.loads(capsys.readouterr().out) == content
+
+
+def test_a_picture_that_cannot_be_written_leaves_no_half(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(spec: Any, path: Path) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    ranked(runs)
+    monkeypatch.setattr("eval.leaderboard_page.save_chart", full)
+    capsys.readouterr()
+    assert leaderboard([str(runs)]) == 2
+    assert "No space left on device" in said(capsys)
+    drawn = (runs / "leaderboard" / "plots").glob("leaderboard-*")
+    assert {file.read_text() for file in drawn} == {"drawn"}
+
+
+def test_the_pictures_are_drawn(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    shutil.rmtree(runs / "poor")
+    ranked(runs)
+    plots = runs / "leaderboard" / "plots"
+    assert (plots / "leaderboard-plos-cost-attention_flops.png").read_bytes().startswith(b"\x89PNG")
+    assert (plots / "leaderboard-plos-length-rougeLsum.svg").read_text().startswith("<svg")
+    assert not [file for file in plots.iterdir() if "partial" in file.name]
+
+
+def test_the_page_filters_and_sorts_and_requests_nothing(runs: Path) -> None:
+    edit(runs / "poor", "run.json", lambda held: held | {"plan_description": HOSTILE})
+    shutil.copytree(runs / "good", runs / "twin")
+    ranked(runs)
+    file = runs / "leaderboard" / "leaderboard.html"
+    with chromium() as browser:
+        opened = open_page(browser, file)
+        rows = opened.page.locator("div.table").first.locator("tbody tr")
+        assert rows.count() == 8
+        opened.page.get_by_label("Filter rows").fill("frontier deep/fair")
+        assert [row.is_visible() for row in rows.all()].count(True) == 1
+        opened.page.get_by_label("Filter rows").fill("")
+        opened.page.locator("th button", has_text="RLsum").first.click()
+        opened.page.locator("th button", has_text="RLsum").first.click()
+        assert [row.locator("td").first.inner_text() for row in rows.all()] == ["8", "7", "6", "5", "3", "3", "1", "1"]
+        opened.page.locator("th button", has_text="attn TFLOP").first.click()
+        costs = [float(row.locator("td").nth(6).inner_text()) for row in rows.all()]
+        assert costs == sorted(costs, reverse=True)
+        assert opened.requests == [file.as_uri()]
+        assert opened.complaints == []
+
+
+def test_ranking_needs_no_torch() -> None:
+    code = "import sys, eval.leaderboard; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
