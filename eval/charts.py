@@ -169,7 +169,7 @@ def oracle_positions(positions: Iterable[Mapping[str, float]], coverage: Sequenc
             "y": {
                 "field": "share",
                 "type": "quantitative",
-                "title": ["Documents shown", "here (%)"],
+                "title": ["Examples that", "show this (%)"],
                 "scale": {"domain": [0, 1.02], "nice": False},
                 "axis": {"labelExpr": "datum.value * 100", "values": [0, 0.25, 0.5, 0.75, 1]},
             },
@@ -182,7 +182,7 @@ def oracle_positions(positions: Iterable[Mapping[str, float]], coverage: Sequenc
             "tooltip": [
                 {"field": "length", "title": "maximum length"},
                 {"field": "position", "title": "position (%)", "format": ".0f"},
-                {"field": "share", "title": "documents shown", "format": ".0%"},
+                {"field": "share", "title": "examples that show it", "format": ".0%"},
             ],
         },
     }
@@ -212,8 +212,10 @@ def oracle_positions(positions: Iterable[Mapping[str, float]], coverage: Sequenc
             ],
         },
     }
-    described = "Share of documents shown by position at each length; below it, positions of the oracle's sentences."
-    views = [view | {"width": _WIDTH} for view in (above, below)]
+    described = (
+        "Share of examples that show each position of their document, by length; below it, the oracle's sentences."
+    )
+    views = [view | {"width": _WIDTH} for view in ((above, below) if histogram else (above,))]
     return {"$schema": _SCHEMA, "description": described, "spacing": 12, "vconcat": views}
 
 
@@ -387,12 +389,15 @@ def _model_layers(
     shape = {"field": "system", "type": "nominal", "scale": {"domain": list(models)}, "legend": legend}
     along = {"order": {"field": order}} if order else {}
     line = {"type": "line", "strokeWidth": 2.5}
+    with_interval = [row for row in rows if row["low"] is not None]
+    intervals: Layer = {
+        "data": {"values": with_interval},
+        "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.55},
+        "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}, "color": colour},
+    }
+    # A layer without data has no extent, of which browsers complain.
     return [
-        {
-            "data": {"values": [row for row in rows if row["low"] is not None]},
-            "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.55},
-            "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}, "color": colour},
-        },
+        *([intervals] if with_interval else []),
         {"data": {"values": list(rows)}, "mark": line, "encoding": {"x": x, "y": y, "color": colour, **along}},
         {
             "data": {"values": list(rows)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -37,6 +38,10 @@ class CommandParser(argparse.ArgumentParser):
 
 def run_command(work: Callable[[], None]) -> int:
     """Do the work, and return the exit status: 0, or 2 after one line on what is wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names and texts may hold what a terminal cannot show.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         work()
     except (RunFolderError, ScoringError) as error:
@@ -45,13 +50,19 @@ def run_command(work: Callable[[], None]) -> int:
     except BrokenPipeError:
         # What reads the output has seen enough; nothing more is written to it, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(
+            f"error: {error.filename or 'the output'}: {error.strerror}; check the path and permissions",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
-        print("interrupted: nothing was changed by what had not ended", file=sys.stderr)
+        print("interrupted: run the same command again", file=sys.stderr)
         return 130
     return 0
 
 
-def margin(text: str) -> float:
+def margin_share(text: str) -> float:
     """Return a margin of non-inferiority: a fraction of at least 0 and below 1."""
     try:
         value = float(text)

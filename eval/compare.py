@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from eval.command import CommandParser, ScoringError, margin, run_command
+from eval.command import CommandParser, ScoringError, margin_share, run_command
 from eval.report import COMPARISON_LEGEND, as_columns, comparison_table, metric_name
 from eval.scored_run import ScoredRun, read_scored
 from eval.scoring import Setting, compare_lines, correct, headline, metric_columns, values_of
-from eval.significance import MARGIN
+from eval.significance import MARGIN, combined
 
 _NUM_CHANGED = 5
+_SUBSETS = ("all", "always_truncated")
 _WIDTH = 120
 
 
@@ -54,6 +55,11 @@ def check_comparable(first: ScoredRun, second: ScoredRun) -> None:
             )
         for run, other in ((first, second), (second, first)):
             alone = [key for key in run.content if key[0] == task and key not in other.content]
+            if alone and other.num_absent:
+                raise ScoringError(
+                    f"{other.path} lacks {other.num_absent} predictions, of '{alone[0][1]}' of {task} among them; "
+                    "finish it by its own command, or give the other run's --limit"
+                )
             if alone:
                 raise ScoringError(
                     f"examples differ: {len(alone)} of {task} are in {run.path} and not in {other.path}, "
@@ -78,7 +84,8 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Return what the second run has over the first, JSON-ready.
 
-    P values are corrected (Holm) over all rows.
+    P values are corrected (Holm) over all rows of a subset, which make one table. The subset `always_truncated`,
+    between lengths, holds the examples that both truncate, unless that is none or all.
 
     Args:
         first: A scored run.
@@ -98,11 +105,14 @@ def compare_runs(
             )
     table, changed = [], []
     for one, other in _settings(first, second, maxlens):
-        for metric in metrics or columns:
-            row = compare_lines(first.lines[one], second.lines[other], columns[metric], margin)
-            if row is not None:
-                names = {"name": _name(one, other), "task": one[0], "template": one[1], "metric": metric}
-                table.append({**names, "maxlen_a": one[2], "maxlen_b": other[2], **row})
+        for subset, names in _subsets(first.lines[one], second.lines[other]):
+            mine, theirs = (
+                {name: run.lines[at][name] for name in names} for run, at in ((first, one), (second, other))
+            )
+            for metric in metrics or columns:
+                names_of_row = {"name": _name(one, other), "task": one[0], "template": one[1], "metric": metric}
+                about = {**names_of_row, "maxlen_a": one[2], "maxlen_b": other[2], "subset": subset}
+                table.append(about | compare_lines(mine, theirs, columns[metric], margin))
         changed += _changes(first, second, one, other)
     if not table:
         has = [
@@ -117,7 +127,10 @@ def compare_runs(
         "b": _about(second),
         "profile": first.scores["profile"],
         "margin": margin,
-        "comparisons": correct(table),
+        "differences": _differences(first, second),
+        "comparisons": [
+            row for subset in _SUBSETS for row in correct([row for row in table if row["subset"] == subset])
+        ],
         "changed_most": changed[:_NUM_CHANGED],
     }
 
@@ -130,6 +143,34 @@ def _settings(
             other = task, template, maxlen if maxlens[1] is None else maxlens[1]
             if other in second.lines:
                 yield (task, template, maxlen), other
+
+
+def _subsets(
+    first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, list[str]]]:
+    shared = [name for name in first if name in second]
+    if shared:
+        yield "all", shared
+    truncated = [name for name in shared if first[name]["is_truncated"] and second[name]["is_truncated"]]
+    lengths = {line["maxlen"] for lines in (first, second) for line in lines.values()}
+    if len(lengths) > 1 and 0 < len(truncated) < len(shared):
+        yield "always_truncated", truncated
+
+
+def _differences(first: ScoredRun, second: ScoredRun) -> dict[str, list[Any]]:
+    """Return the settings that differ besides model and plan, by name, with both values."""
+    held, now = _settings_of(first), _settings_of(second)
+    return {name: [held[name], now[name]] for name in held if name in now and held[name] != now[name]}
+
+
+def _settings_of(run: ScoredRun) -> dict[str, Any]:
+    identity = run.record["identity"]
+    found: dict[str, Any] = {name: identity.get(name) for name in ("dtype", "truncation", "seed")}
+    found |= identity.get("generation", {})
+    for task, about in run.record["tasks"].items():
+        found |= {f"{task} {name}": about.get(name) for name in ("split", "max_new_tokens")}
+        found |= {f"{task} template {name}": template["text"] for name, template in about["templates"].items()}
+    return found
 
 
 def _name(one: Setting, other: Setting) -> str:
@@ -146,7 +187,7 @@ def _changes(first: ScoredRun, second: ScoredRun, one: Setting, other: Setting) 
     columns = metric_columns(first.scores["profile"])[headline(first.scores["profile"])]
     shared = [name for name in first.lines[one] if name in second.lines[other]]
     before, after = (
-        values_of((lines[name] for name in shared), columns).prod(axis=1) ** (1 / len(columns))
+        combined(values_of((lines[name] for name in shared), columns))
         for lines in (first.lines[one], second.lines[other])
     )
     order = np.argsort(-np.abs(after - before), kind="stable")[:_NUM_CHANGED]
@@ -169,8 +210,15 @@ def render_comparison(content: Mapping[str, Any]) -> str:
         + (f" ({content[letter]['num_absent']} predictions not there yet)" if content[letter]["num_absent"] else "")
         for letter in "ab"
     ]
+    parts += [
+        f"differ in {name}: {_short(held)} | {_short(now)}" for name, (held, now) in content["differences"].items()
+    ]
     parts += ["", f"B minus A, ROUGE profile {content['profile']}, F x 100", ""]
-    parts += [as_columns(comparison_table(content["comparisons"], "task, template, maxlen")), ""]
+    for subset in _SUBSETS:
+        rows = [row for row in content["comparisons"] if row["subset"] == subset]
+        if rows:
+            parts += ["Where both lengths cut:", ""] if subset == "always_truncated" else []
+            parts += [as_columns(comparison_table(rows, "task, template, maxlen")), ""]
     parts += [f"Examples that changed most, {metric_name(headline(content['profile']))} of each:", ""]
     rows = [["example", "task, template, maxlen", "A", "B", "change"]]
     rows += [
@@ -178,6 +226,11 @@ def render_comparison(content: Mapping[str, Any]) -> str:
         for one in content["changed_most"]
     ]
     return "\n".join([*parts, as_columns(rows), "", textwrap.fill(COMPARISON_LEGEND, _WIDTH)])
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -188,7 +241,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--maxlen-a", metavar="N", type=int, help="length of the first run (default: all)")
     parser.add_argument("--maxlen-b", metavar="N", type=int, help="length of the second (default: the first's)")
     parser.add_argument(
-        "--margin", metavar="X", type=margin, default=MARGIN, help=f"of non-inferiority (default: {MARGIN})"
+        "--margin", metavar="X", type=margin_share, default=MARGIN, help=f"of non-inferiority (default: {MARGIN})"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser.parse_args(arguments)

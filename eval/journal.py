@@ -143,6 +143,6 @@ def disk_errors(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunFolderError(
-            f"{file} cannot be written: {error.strerror or error}; what is there is kept; resume "
-            "once there is room and permission"
+            f"{file} cannot be written: {error.strerror or error}; what is there is kept; run the "
+            "same command again once there is room and permission"
         ) from error

@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.charts import COSTS
-from eval.command import CommandParser, ScoringError, margin, run_command
+from eval.command import CommandParser, ScoringError, margin_share, run_command
 from eval.journal import RunFolderError
 from eval.leaderboard_page import write_leaderboard
 from eval.leaderboard_tables import render_terminal
@@ -169,7 +169,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("directory", metavar="DIR", type=Path, help="run folders are looked for in it and below")
     parser.add_argument("--profile", choices=list(PROFILES), help="default: the one that most runs were scored under")
     parser.add_argument(
-        "--margin", metavar="X", type=margin, default=MARGIN, help=f"of the best, a fraction (default: {MARGIN})"
+        "--margin", metavar="X", type=margin_share, default=MARGIN, help=f"of the best, a fraction (default: {MARGIN})"
     )
     parser.add_argument(
         "--cost", choices=list(COSTS), default="attention_flops", help="of the frontier (default: attention_flops)"

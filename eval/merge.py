@@ -22,6 +22,7 @@ from eval.journal import RunFolderError
 from eval.record import merge_tasks
 from eval.run import finish_folder
 from eval.run_folder import RunFolder
+from eval.run_inputs import gather_inputs, index_predictions
 
 
 def merge(parts: Sequence[Path], output: Path) -> None:
@@ -61,6 +62,8 @@ def merge(parts: Sequence[Path], output: Path) -> None:
         documents = {
             (line["task"], line["document_id"]): line for folder in folders for line in folder.read_documents()
         }
+        # What cannot be scored is told before anything is written.
+        gather_inputs(output, merged, index_predictions(lines), [*examples.values()], [*documents.values()])
         whole.write_json("run.json", merged)
         whole.write_documents(documents.values())
         whole.write_lines("examples.jsonl", examples.values())

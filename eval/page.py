@@ -26,7 +26,7 @@ PAGE_BYTES = 10_000_000
 _ASSETS = Path(__file__).parent / "page_assets"
 _SCRIPTS = ("dom.js", "tables.js", "plots.js", "overlap.js", "document.js", "sample.js", "samples.js", "page.js")
 _MIN_GAP = 100  # characters: less is shown rather than replaced by a note of how much is missing
-_RESERVE_BYTES = 1_500_000  # libraries, charts and tables of a page
+RESERVE_BYTES = 1_500_000  # libraries, charts and tables of a page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,8 @@ def render_page(
             example is `{"task", "id", "document": key, "query", "references", "evidence", "oracle", "answers"}`, and an
             answer `{"template", "maxlen", "text", "scores": {metric: fraction}, "kept": spans, "context_tokens_kept",
             "context_tokens_dropped", "seconds", "cache_bytes", "finish_reason"}`. Spans are characters of the document,
-            `oracle` those of the visible oracle's sentences. Texts that are None are left out of the browser.
+            `oracle` those of the visible oracle's sentences. Texts that are None are left out of the browser. A `note`,
+            if there is one, stands above it.
     """
     for section in sections:
         if isinstance(section, Table):
@@ -118,6 +119,7 @@ def render_page(
             facts=facts,
             sections=list(enumerate(sections)),
             samples=None if samples is None else as_json(samples),
+            samples_note=(samples or {}).get("note", ""),
             plots=as_json({"specs": charts, "themes": {"light": theme(dark=False), "dark": theme(dark=True)}}),
             style=Markup(_asset("page.css")),
             library=Markup(library),
@@ -136,7 +138,7 @@ def as_json(value: Any) -> Markup:
 
 def document_budget(examples: Sequence[Mapping[str, Any]]) -> int:
     """Return the bytes that are left for documents in a page of `PAGE_BYTES` with these examples, 0 where none are."""
-    return max(PAGE_BYTES - _RESERVE_BYTES - _num_bytes(examples), 0)
+    return max(PAGE_BYTES - RESERVE_BYTES - num_json_bytes(examples), 0)
 
 
 def fit_documents(
@@ -162,14 +164,14 @@ def fit_documents(
 
     too_wide = max((len(text) for text in documents.values()), default=0) + 1
     fitted = fit(too_wide)
-    if _num_bytes(fitted) <= budget_bytes:
+    if num_json_bytes(fitted) <= budget_bytes:
         return fitted
     widest = 0
     fitted = fit(widest)
     while too_wide - widest > 1:
         window = (widest + too_wide) // 2
         candidate = fit(window)
-        if _num_bytes(candidate) <= budget_bytes:
+        if num_json_bytes(candidate) <= budget_bytes:
             widest, fitted = window, candidate
         else:
             too_wide = window
@@ -189,7 +191,8 @@ def _windows(text: str, edges: Sequence[int], window: int) -> dict[str, Any]:
     return {"text": None, "length": len(text), "pieces": [[start, text[start:end]] for start, end in spans]}
 
 
-def _num_bytes(value: Any) -> int:
+def num_json_bytes(value: Any) -> int:
+    """Return how much room a value takes in a page."""
     return len(as_json(value).encode())
 
 

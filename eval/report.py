@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from eval.significance import MIN_DOCUMENTS
+
 Result = Mapping[str, Any]
 Rows = list[list[str]]
 
@@ -62,7 +64,7 @@ def quality_table(results: Sequence[Result]) -> Rows:
     """Return a header and rows of one task, template and subset: the model at each length, its yardsticks below."""
     metrics = list(results[0]["metrics"])
     has_evidence = any(result["evidence_visible"] for result in results)
-    rows = [["maxlen", "", "n", "cut", *map(metric_name, metrics), *(["evidence %"] if has_evidence else [])]]
+    rows = [["maxlen", "system", "n", "cut", *map(metric_name, metrics), *(["evidence %"] if has_evidence else [])]]
     order = ["model", *_SYSTEM_NAMES.values()]
     for maxlen in dict.fromkeys(result["maxlen"] for result in results):
         of_length = select(results, maxlen=maxlen)
@@ -111,7 +113,7 @@ def comparison_table(comparisons: Sequence[Result], label: str = "settings") -> 
         comparisons: Of one table, each with `name`, what was compared with what.
         label: Of the first column.
     """
-    rows = [[label, "metric", "n", "difference", "p", "Holm", "wins/ties/losses", "detectable", ""]]
+    rows = [[label, "metric", "n", "difference", "p", "Holm", "wins/ties/losses", "detectable", "verdict"]]
     for one in comparisons:
         rows.append(
             [
@@ -198,7 +200,7 @@ def facts_of(record: Result, scores: Mapping[str, Any]) -> dict[str, str]:
         "model": f"`{identity['model']['reference']}` ({identity['model']['source']}), {identity['dtype']}",
         "spans": f"`{record['plan_description']}`",
         "truncation": f"keeps {_KEEPS[identity['truncation']]} of the context",
-        "ROUGE profile": f"`{scores['profile']}`, F x 100, 95% bootstrap interval over documents",
+        "ROUGE profile": f"`{scores['profile']}`, F x 100, {describe_intervals(scores['results'])}",
         "yardsticks": ", ".join(f"{budget} words ({task})" for task, budget in budgets.items())
         + "; the oracle aims at "
         + next(iter(scores["yardsticks"].values()))["objective"],
@@ -207,6 +209,13 @@ def facts_of(record: Result, scores: Mapping[str, Any]) -> dict[str, str]:
         "sessions": f"{len(record['sessions'])}, all in run.json",
         "code": f"commit {session['commit'] or 'unknown'}{', with uncommitted changes' if session['dirty'] else ''}",
     }
+
+
+def describe_intervals(results: Sequence[Result]) -> str:
+    """Return what stands behind the means, or why nothing does."""
+    if any(estimate["low"] is not None for result in results for estimate in result["metrics"].values()):
+        return "95% bootstrap intervals over documents"
+    return f"no intervals: fewer than {MIN_DOCUMENTS} documents"
 
 
 def render_report(record: Result, scores: Mapping[str, Any], notes: Sequence[str]) -> str:
@@ -226,7 +235,7 @@ def render_report(record: Result, scores: Mapping[str, Any], notes: Sequence[str
 
 def render_terminal(record: Result, scores: Mapping[str, Any]) -> str:
     """Return the same tables for a terminal."""
-    parts = [f"ROUGE profile {scores['profile']}, F x 100, 95% intervals over documents"]
+    parts = [f"ROUGE profile {scores['profile']}, F x 100, {describe_intervals(scores['results'])}"]
     for task in record["tasks"]:
         for title, remark, rows in blocks_of(record, scores, task):
             parts.append("\n".join([title, *([remark] if remark else [])]))

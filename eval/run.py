@@ -31,6 +31,7 @@ from eval.journal import Journal, Key, RunFolderError
 from eval.model import TORCH_DTYPES, check_positions, default_dtype, describe_weights, load_converted, resolve_plan
 from eval.record import default_output, identity_of, merge_documents, merge_examples, merge_record, task_record
 from eval.run_folder import RunFolder, keys_of
+from eval.run_inputs import read_inputs
 from eval.score import print_scores, score_run
 from eval.session import describe_session, now, run_script, set_threads, start_processes
 from eval.settings import ConfigError
@@ -225,10 +226,10 @@ def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             if missing:
                 job.record["sessions"][-1]["finished"] = now()
-            scores = finish_folder(job.folder, job.record, set(job.keys), job.work.fingerprints)
-            if scores is not None and job.config.report_to:
+            finished = finish_folder(job.folder, job.record, set(job.keys), job.work.fingerprints)
+            if finished is not None and job.config.report_to:
                 start_trackers(accelerator, "masformer-eval", job.record["config"])
-                log_scores(accelerator.trackers, job.record, scores, job.folder.path / "plots")
+                log_scores(accelerator.trackers, job.record, *finished)
 
 
 def _read_predictions(job: Job) -> Journal:
@@ -280,8 +281,8 @@ def finish_folder(
     record: dict[str, Any],
     required: Container[Key],
     expected: Mapping[Key, str] | None = None,
-) -> dict[str, Any] | None:
-    """Merge the journals, score, write the reports, print their tables, and return the scores; of a shard, only merge.
+) -> tuple[dict[str, Any], list[Path]] | None:
+    """Merge the journals, score, write and print the reports, and return scores and plots; of a shard, only merge.
 
     Args:
         folder: Of the run.
@@ -292,19 +293,20 @@ def finish_folder(
     Raises:
         RunFolderError: A prediction that must be there is not.
     """
-    predictions, _ = folder.merge_journal(keys_of(record, folder.read_examples()), required, expected)
+    lines, _ = folder.merge_journal(keys_of(record, folder.read_examples()), required, expected)
     folder.write_json("run.json", record)
     if record["config"]["shard"]:
         part, num_parts = record["config"]["shard"]
         print(
-            f"\nshard {part} of {num_parts} is done: {len(predictions)} predictions. Once all parts are done:\n"
+            f"\nshard {part} of {num_parts} is done: {len(lines)} predictions. Once all parts are done:\n"
             f"python eval/merge.py FOLDER_1 ... FOLDER_{num_parts} --output MERGED\nfolder: {folder.path}"
         )
         return None
-    profile, with_texts = record["identity"]["profile"], record["config"]["texts"]
-    scores, notes = score_run(folder, record, predictions, profile, with_texts=with_texts)
-    print_scores(folder, record, scores, notes)
-    return scores
+    inputs = read_inputs(folder, record)
+    profile, with_texts = record["identity"]["profile"], record["config"].get("texts", True)
+    scores, plots = score_run(folder, inputs, profile, with_texts=with_texts)
+    print_scores(folder, inputs, scores)
+    return scores, plots
 
 
 def _describe_source(loaded: LoadedExamples) -> str:

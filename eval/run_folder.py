@@ -39,11 +39,13 @@ class RunFolder:
     Args:
         path: Of the folder; need not exist.
         advice: What else may be done where another run is in the way.
+        remedy: What to do where the folder holds no run.
     """
 
-    def __init__(self, path: Path, advice: str = "") -> None:
+    def __init__(self, path: Path, advice: str = "", remedy: str = "give another folder with --output") -> None:
         self.path = path
         self.advice = advice
+        self.remedy = remedy
 
     def read_run(self, *, is_replaced: bool = False) -> dict[str, Any] | None:
         """Return `run.json`; None when the folder is new or empty.
@@ -58,20 +60,21 @@ class RunFolder:
         if not self.path.exists():
             return None
         if not self.path.is_dir():
-            raise RunFolderError(f"output {self.path} is a file; give a folder with --output")
+            raise RunFolderError(f"{self.path} is a file; {self.remedy}")
         if not file.exists():
             # What a run leaves that was killed before its first record, or worked beside the main process's machine.
             if any(not file.name.startswith(".") and file.name != "journal" for file in self.path.iterdir()):
-                raise RunFolderError(f"output folder {self.path} holds files but no run; give another with --output")
+                raise RunFolderError(f"folder {self.path} holds files but no run; {self.remedy}")
             return None
         try:
             run = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             if is_replaced:
                 return None
-            raise RunFolderError(f"{file} cannot be read: {error}; give another folder with --output") from error
-        if not isinstance(run, dict) or not {"identity", "tasks", "sessions"} <= run.keys():
-            raise RunFolderError(f"{file} is not the record of a run; give another folder with --output")
+            raise RunFolderError(f"{file} cannot be read: {error}; {self.remedy}") from error
+        kinds = {"identity": dict, "tasks": dict, "sessions": list}
+        if not isinstance(run, dict) or not all(isinstance(run.get(name), kind) for name, kind in kinds.items()):
+            raise RunFolderError(f"{file} is not the record of a run; {self.remedy}")
         return run
 
     def check_accepts(self, identity: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> None:

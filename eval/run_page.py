@@ -2,58 +2,64 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from eval.charts import document_positions, length_curves, oracle_positions, quality_cost, save_chart
-from eval.page import Cell, Chart, Column, Heading, Prose, Section, Table, document_budget, fit_documents, render_page
+from eval.charts import COSTS, document_positions, length_curves, oracle_positions, quality_cost, save_chart
+from eval.journal import disk_errors
+from eval.page import (
+    PAGE_BYTES,
+    RESERVE_BYTES,
+    Cell,
+    Chart,
+    Column,
+    Heading,
+    Prose,
+    Section,
+    Table,
+    document_budget,
+    fit_documents,
+    num_json_bytes,
+    render_page,
+)
 from eval.report import (
     COMPARISON_LEGEND,
     COST_LEGEND,
     LEGEND,
     Rows,
     blocks_of,
+    describe_intervals,
     facts_of,
     metric_name,
     select,
 )
 from eval.run_folder import RunFolder
+from eval.run_inputs import RunInputs
+from eval.scoring import headline
 
 Line = Mapping[str, Any]
-_COSTS = {
-    "attention_flops": "attention operations",
-    "seconds": "time, prefill and decoding",
-    "cache_bytes": "bytes of keys and values",
-}
+_OWN_PLOT = re.compile(r"-(length-\w+|cost-\w+|positions)\.(png|svg)$")
+# Least room for a document in a page that does not hold all: its ends, cuts and the oracle's sentences.
+_DOCUMENT_BYTES = 2_000
 
 
 def write_page(
-    folder: RunFolder,
-    record: Line,
-    scores: Line,
-    lines: Sequence[Line],
-    predictions: Sequence[Line],
-    examples: Sequence[Line],
-    documents: Sequence[Line],
-    notes: Sequence[str],
-    *,
-    with_texts: bool,
-) -> None:
-    """Write `report.html` and `plots/` into a run folder.
+    folder: RunFolder, inputs: RunInputs, scores: Line, lines: Sequence[Line], *, with_texts: bool
+) -> list[Path]:
+    """Write `report.html` and `plots/` into a run folder, and return the PNG files.
 
     Args:
         folder: Of the run.
-        record: Its `run.json`.
-        scores: Its `scores.json`.
+        inputs: Of the folder.
+        scores: `scores.json`.
         lines: Of `example_scores.jsonl`.
-        predictions: Lines of `predictions.jsonl`.
-        examples: Lines of `examples.jsonl`.
-        documents: Lines of `documents.jsonl.gz`.
-        notes: What else is to be said, in sentences.
         with_texts: Put texts of documents, references and predictions into the page.
     """
+    record = inputs.record
     charts = {
-        (task, template): dict(_charts(task, template, scores, lines, predictions, documents))
+        (task, template): dict(_charts(task, template, scores, lines, inputs))
         for task in record["tasks"]
         for template in record["tasks"][task]["templates"]
         if select(scores["results"], task=task, template=template)
@@ -72,16 +78,27 @@ def write_page(
             sections += [as_table(title, rows)]
     sections += [
         Heading(text="What the columns mean"),
-        Prose(text="\n\n".join([*notes, LEGEND, COMPARISON_LEGEND, COST_LEGEND])),
+        Prose(text="\n\n".join([*inputs.notes, LEGEND, COMPARISON_LEGEND, COST_LEGEND])),
     ]
     title = f"{', '.join(record['tasks'])}: {record['identity']['model']['reference']}"
-    samples = gather_samples(lines, predictions, examples, documents, with_texts=with_texts)
+    samples = gather_samples(lines, inputs, with_texts=with_texts)
     folder.write_text("report.html", render_page(title, list(facts_of(record, scores).items()), sections, samples))
-    folder.make(folder.path / "plots")
-    for (task, template), drawn in charts.items():
-        for name, chart in drawn.items():
+    named = {f"{'-'.join(where)}-{name}": chart for where, drawn in charts.items() for name, chart in drawn.items()}
+    return _draw(folder, named)
+
+
+def _draw(folder: RunFolder, charts: Mapping[str, Chart]) -> list[Path]:
+    """Write charts by name, take out those of earlier scores, and return the PNG files."""
+    plots = folder.path / "plots"
+    folder.make(plots)
+    with disk_errors(plots):
+        for file in plots.iterdir():
+            if _OWN_PLOT.search(file.name) and file.stem not in charts:
+                file.unlink()
+        for name, chart in charts.items():
             for suffix in (".png", ".svg"):
-                save_chart(chart.spec, folder.path / "plots" / f"{task}-{template}-{name}{suffix}")
+                save_chart(chart.spec, plots / f"{name}{suffix}")
+    return [plots / f"{name}.png" for name in charts]
 
 
 def _charts(
@@ -89,34 +106,35 @@ def _charts(
     template: str,
     scores: Line,
     lines: Sequence[Line],
-    predictions: Sequence[Line],
-    documents: Sequence[Line],
+    inputs: RunInputs,
 ) -> Iterator[tuple[str, Chart]]:
     """Return the charts of a task and template, by the name of their file."""
     results = select(scores["results"], task=task, template=template, subset="all")
+    intervals = describe_intervals(results)
     for metric in results[0]["metrics"]:
         yield (
             f"length-{metric}",
             Chart(
                 title=f"{metric_name(metric)} over length",
-                caption="95% bootstrap intervals over documents. Dashed: what needs no model.",
+                caption=f"{intervals[0].upper()}{intervals[1:]}. Dashed: what needs no model (the oracle aims at "
+                "R1 + R2).",
                 spec=length_curves(results, metric),
             ),
         )
-    metric = list(results[0]["metrics"])[-1]
-    for cost, name in _COSTS.items():
+    metric = headline(scores["profile"])
+    for cost, (name, _) in COSTS.items():
         if any(result["cost"] and result["cost"][cost] is not None for result in results):
             yield (
                 f"cost-{cost}",
                 Chart(
-                    title=f"{metric_name(metric)} against {name}",
+                    title=f"{metric_name(metric)} against {name[0].lower()}{name[1:]}",
                     caption="Of an example, in the mean; bytes are those of the largest.",
                     spec=quality_cost(results, metric, cost),
                 ),
             )
-    lengths = {line["document_id"]: len(line["text"]) for line in documents if line["task"] == task}
+    lengths = {line["document_id"]: len(line["text"]) for line in inputs.documents if line["task"] == task}
     positions, coverage = document_positions(
-        select(lines, task=task, template=template), select(predictions, task=task, template=template), lengths
+        select(lines, task=task, template=template), select(inputs.predictions, task=task, template=template), lengths
     )
     yield (
         "positions",
@@ -158,32 +176,27 @@ def _number(text: str) -> float | None:
         return None
 
 
-def gather_samples(
-    lines: Sequence[Line],
-    predictions: Sequence[Line],
-    examples: Sequence[Line],
-    documents: Sequence[Line],
-    *,
-    with_texts: bool,
-) -> dict[str, Any]:
-    """Return what the page's browser of samples shows; without texts, only scores and costs."""
+def gather_samples(lines: Sequence[Line], inputs: RunInputs, *, with_texts: bool) -> dict[str, Any]:
+    """Return what the page's browser of samples shows; without texts, only scores and costs.
+
+    Where a page does not hold all, some are left out, evenly, and it says so.
+    """
     model = {
         (line["task"], line["template"], line["id"], line["maxlen"]): line["metrics"]
         for line in lines
         if line["is_model"]
     }
-    oracles = {(line["task"], line["id"]): line["sentences"] for line in lines if "sentences" in line}
+    # Of the greatest length.
+    with_oracle = sorted((line for line in lines if "sentences" in line), key=lambda line: int(line["maxlen"]))
+    oracles = {(line["task"], line["id"]): line["sentences"] for line in with_oracle}
     answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for line in predictions:
+    for line in inputs.predictions:
         answers.setdefault((line["task"], line["id"]), []).append(
             {
                 "template": line["template"],
                 "maxlen": line["maxlen"],
                 "text": line["text"] if with_texts else None,
-                "scores": {
-                    name: round(value, 5)
-                    for name, value in model[line["task"], line["template"], line["id"], line["maxlen"]].items()
-                },
+                "scores": model[line["task"], line["template"], line["id"], line["maxlen"]],
                 "kept": line["context_spans"],
                 "context_tokens_kept": line["context_tokens_kept"],
                 "context_tokens_dropped": line["context_tokens_dropped"],
@@ -203,10 +216,12 @@ def gather_samples(
             "oracle": oracles.get((line["task"], line["id"]), []),
             "answers": answers[line["task"], line["id"]],
         }
-        for line in examples
+        for line in inputs.examples
         if (line["task"], line["id"]) in answers
     ]
-    texts = {f"{line['task']}/{line['document_id']}": line["text"] for line in documents}
+    num_examples = len(shown)
+    shown = _that_fit(shown)
+    texts = {f"{line['task']}/{line['document_id']}": line["text"] for line in inputs.documents}
     texts = {name: texts[name] for name in dict.fromkeys(example["document"] for example in shown)}
     if with_texts:
         interest: dict[str, list[tuple[int, int]]] = {}
@@ -217,4 +232,15 @@ def gather_samples(
         fitted = fit_documents(texts, interest, document_budget(shown))
     else:
         fitted = {name: {"text": None, "length": len(text), "pieces": []} for name, text in texts.items()}
-    return {"metrics": list(next(iter(model.values()))), "documents": fitted, "examples": shown}
+    note = ""
+    if len(shown) < num_examples:
+        note = f"{len(shown):,} of {num_examples:,} examples, evenly spaced: a page of 10 MB holds no more."
+    return {"metrics": list(next(iter(model.values()))), "documents": fitted, "examples": shown, "note": note}
+
+
+def _that_fit(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return as many examples as a page holds beside some text of their documents, evenly spaced."""
+    num_bytes = num_json_bytes(examples) + _DOCUMENT_BYTES * len({example["document"] for example in examples})
+    room = PAGE_BYTES - RESERVE_BYTES
+    kept = min(len(examples), max(1, int(len(examples) * room / num_bytes)))
+    return [examples[index * len(examples) // kept] for index in range(kept)]

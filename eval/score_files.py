@@ -1,8 +1,8 @@
 """Predictions and references of any system, from files.
 
-Plain text holds an item a line. JSON lines hold texts, lists of texts (references), or objects: `prediction` or `text`,
-`reference` or `references`; with an `id` on both sides items are joined by it, else they are paired in order. An object
-may name its `document_id`, over which intervals resample.
+Plain text holds an item a line. JSON lines (.jsonl, .ndjson, .json) hold texts, lists of texts (references), or
+objects: `prediction` or `text`, `reference` or `references`. With an `id` on every item of both sides items are joined
+by it, without any they are paired in order. An object may name its `document_id`, over which intervals resample.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from eval.rouge_profiles import score_prediction
 from eval.scoring import SCORING_VERSION, metric_columns, values_of
 from eval.significance import mean_interval
 
-_JSON = (".jsonl", ".json")
+_JSON = (".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +45,21 @@ def score_files(predictions: Path, references: Path, profile: str) -> dict[str, 
         ScoringError: A file cannot be read, or the two do not belong together.
     """
     pairs = _pair(_read(predictions, ("prediction", "text")), _read(references, ("references", "reference")))
-    lines = []
+    lines: list[dict[str, Any]] = []
+    documents = []
     for index, (prediction, reference) in enumerate(pairs):
         if len(prediction.texts) != 1:
             raise ScoringError(f"{prediction.where}: {len(prediction.texts)} predictions; give one text an item")
         if not reference.texts:
             raise ScoringError(f"{reference.where}: no reference; give one at least")
-        name = reference.id if reference.id is not None else str(index)
+        named = {item.document_id for item in (prediction, reference) if item.document_id is not None}
+        if len(named) > 1:
+            raise ScoringError(f"{prediction.where}: another document_id than in {reference.where}; give both the same")
+        name = str(index) if reference.id is None else reference.id
         metrics = score_prediction(profile, prediction.texts[0], reference.texts)
-        lines.append({"id": name, "document_id": reference.document_id or name, "metrics": metrics})
-    documents = [str(line["document_id"]) for line in lines]
+        lines.append({"id": name, "document_id": min(named, default=name), "metrics": metrics})
+        # An item that names no document is one by itself, whatever other documents are called.
+        documents.append(f"document {min(named)}" if named else f"item {index}")
     result = {
         "profile": profile,
         "system": predictions.name,
@@ -71,25 +76,33 @@ def score_files(predictions: Path, references: Path, profile: str) -> dict[str, 
 
 
 def _pair(predictions: list[Item], references: list[Item]) -> list[tuple[Item, Item]]:
-    by_id = {item.id: item for item in references}
-    if None not in by_id and all(item.id is not None for item in predictions):
-        for items in (predictions, references):
-            seen: set[str | None] = set()
-            for item in items:
-                if item.id in seen:
-                    raise ScoringError(f"{item.where}: id '{item.id}' occurs twice; give every item an id of its own")
-                seen.add(item.id)
-        lost = {item.id for item in predictions} ^ set(by_id)
+    named = [item for item in (*predictions, *references) if item.id is not None]
+    if named:
+        unnamed = next((item for item in (*predictions, *references) if item.id is None), None)
+        if unnamed is not None:
+            raise ScoringError(
+                f"{unnamed.where}: no id, where {named[0].where} has one; give every item of both files an id, or none"
+            )
+        by_id = [_by_id(items) for items in (predictions, references)]
+        lost = by_id[0].keys() ^ by_id[1].keys()
         if lost:
             raise ScoringError(
-                f"{len(lost)} ids are in one file alone, '{min(map(str, lost))}' among them; give both the same items"
+                f"{len(lost)} ids are in one file alone, '{min(lost)}' among them; give both the same items"
             )
-        return [(item, by_id[item.id]) for item in predictions]
+        return [(item, by_id[1][name]) for name, item in by_id[0].items()]
     if len(predictions) != len(references):
         raise ScoringError(
             f"{len(predictions)} predictions for {len(references)} references; give as many, or an id on every item"
         )
     return list(zip(predictions, references, strict=True))
+
+
+def _by_id(items: list[Item]) -> dict[str, Item]:
+    found: dict[str, Item] = {}
+    for item in items:
+        if found.setdefault(str(item.id), item) is not item:
+            raise ScoringError(f"{item.where}: id '{item.id}' occurs twice; give every item an id of its own")
+    return found
 
 
 def _read(file: Path, fields: tuple[str, str]) -> list[Item]:
@@ -100,18 +113,23 @@ def _read(file: Path, fields: tuple[str, str]) -> list[Item]:
     except UnicodeDecodeError as error:
         raise ScoringError(f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     # At line ends alone: texts may hold other characters that Python takes for one.
-    lines = content.replace("\r\n", "\n").removesuffix("\n").split("\n") if content.strip() else []
-    if not lines:
+    lines = content.replace("\r\n", "\n").removesuffix("\n").split("\n") if content else []
+    is_json = file.suffix.lower() in _JSON
+    if not lines or (is_json and not content.strip()):
         raise ScoringError(f"{file} is empty; give it an item a line")
+    if not is_json and all(line.startswith(("{", "[")) and line.endswith(("}", "]")) for line in lines):
+        raise ScoringError(f"{file} looks like JSON lines and would be taken for plain text; name it .jsonl")
     items = []
     for number, line in enumerate(lines, start=1):
         where = f"{file.name}, line {number}"
-        if file.suffix not in _JSON:
+        if not is_json:
             items.append(Item(where=where, id=None, document_id=None, texts=(line,)))
+            continue
+        if not line.strip():
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ScoringError(f"{where}: not JSON ({error}); write one value a line, or name the file .txt") from error
         items.append(_item(value, where, fields))
     return items

@@ -90,8 +90,6 @@ def score_examples(
     documents: Iterable[Line],
     profile: str,
     system: str,
-    *,
-    is_silent: bool = False,
 ) -> Scores:
     """Return the score of each prediction and of the yardsticks beside it.
 
@@ -101,7 +99,6 @@ def score_examples(
         documents: Lines of `documents.jsonl.gz`.
         profile: Of `PROFILES`.
         system: Name of what predicted.
-        is_silent: Show no progress.
     """
     known = {(line["task"], line["id"]): line for line in examples}
     by_document: dict[tuple[str, str], dict[str, dict[str, list[Line]]]] = {}
@@ -115,7 +112,7 @@ def score_examples(
     budgets = {task: word_budget(texts) for task, texts in references.items()}
     texts = {(line["task"], line["document_id"]): line["text"] for line in documents}
     found: dict[tuple[str, str, str, int], list[Scored]] = {}
-    for (task, name), asked in tqdm(by_document.items(), desc="scoring", delay=2, leave=False, disable=is_silent):
+    for (task, name), asked in tqdm(by_document.items(), desc="scoring", delay=2, leave=False):
         document = prepare_document(texts[task, name], profile)
         for example_id, by_template in asked.items():
             example, memory = known[task, example_id], _Memory(profile, known[task, example_id]["references"])
@@ -170,6 +167,7 @@ def _score_line(
 ) -> dict[str, Any]:
     line = {name: prediction[name] for name in ("task", "template", "id")}
     line |= {"document_id": document, "maxlen": prediction["maxlen"], "system": system}
+    line |= {"is_truncated": prediction["context_tokens_dropped"] > 0}
     line |= {"is_model": is_model, "metrics": metrics}
     return line if sentences is None else line | {"sentences": [list(span) for span in sentences]}
 
@@ -182,10 +180,10 @@ def summarize(scored: Sequence[Scored], profile: str) -> list[dict[str, Any]]:
     """
     results = []
     for subset, members in _subsets(scored):
-        groups: dict[tuple[Setting, str], list[Scored]] = defaultdict(list)
+        groups: dict[tuple[Setting, bool, str], list[Scored]] = defaultdict(list)
         for one in members:
-            groups[one.setting, one.line["system"]].append(one)
-        for ((task, template, maxlen), system), group in groups.items():
+            groups[one.setting, one.is_model, one.line["system"]].append(one)
+        for ((task, template, maxlen), is_model, system), group in groups.items():
             lines = [one.line for one in group]
             predictions = [one.prediction for one in group]
             documents = [line["document_id"] for line in lines]
@@ -196,7 +194,7 @@ def summarize(scored: Sequence[Scored], profile: str) -> list[dict[str, Any]]:
                     "template": template,
                     "profile": profile,
                     "system": system,
-                    "kind": "model" if group[0].is_model else "yardstick",
+                    "kind": "model" if is_model else "yardstick",
                     "subset": subset,
                     "maxlen": maxlen,
                     "num_examples": len(lines),
@@ -206,18 +204,26 @@ def summarize(scored: Sequence[Scored], profile: str) -> list[dict[str, Any]]:
                         metric: asdict(mean_interval(values_of(lines, columns), documents))
                         for metric, columns in metric_columns(profile).items()
                     },
-                    "evidence_visible": _mean_share(shares) if group[0].is_model else None,
-                    "cost": cost(predictions) if group[0].is_model else None,
+                    "evidence_visible": _mean_share(shares) if is_model else None,
+                    "cost": cost(predictions) if is_model else None,
                 }
             )
     return results
 
 
 def _subsets(scored: Sequence[Scored]) -> Iterator[tuple[str, list[Scored]]]:
-    """Return all, then those truncated at every length of their task and template, unless that is none or all."""
+    """Return all, then those that the greatest length of their task and template truncates, unless none or all."""
     yield "all", list(scored)
-    untruncated = {(*one.setting[:2], one.line["id"]) for one in scored if not one.prediction["context_tokens_dropped"]}
-    longest = [one for one in scored if (*one.setting[:2], one.line["id"]) not in untruncated]
+    greatest: dict[tuple[str, str], int] = {}
+    for task, template, maxlen in (one.setting for one in scored):
+        greatest[task, template] = max(maxlen, greatest.get((task, template), 0))
+    truncated = {
+        (task, template, one.line["id"])
+        for one in scored
+        for task, template, maxlen in [one.setting]
+        if maxlen == greatest[task, template] and one.prediction["context_tokens_dropped"]
+    }
+    longest = [one for one in scored if (*one.setting[:2], one.line["id"]) in truncated]
     if longest and len(longest) < len(scored):
         yield "always_truncated", longest
 
@@ -246,8 +252,10 @@ def compare_settings(scored: Sequence[Scored], profile: str, margin: float = MAR
         for task in dict.fromkeys(task for task, _, _ in by_setting):
             table = []
             for first, second in _pairs([setting for setting in by_setting if setting[0] == task]):
-                result = compare_lines(by_setting[first], by_setting[second], metric_columns(profile)[metric], margin)
-                if result is not None:
+                if by_setting[first].keys() & by_setting[second].keys():
+                    result = compare_lines(
+                        by_setting[first], by_setting[second], metric_columns(profile)[metric], margin
+                    )
                     ends = {
                         end: {"template": setting[1], "maxlen": setting[2]}
                         for end, setting in (("first", first), ("second", second))
@@ -272,8 +280,8 @@ def _pairs(settings: Sequence[Setting]) -> Iterator[tuple[Setting, Setting]]:
 
 def compare_lines(
     first: Mapping[str, Line], second: Mapping[str, Line], columns: Sequence[str], margin: float
-) -> dict[str, Any] | None:
-    """Return what `second` has over `first` on the examples that both have; None where there are none.
+) -> dict[str, Any]:
+    """Return what `second` has over `first` on the examples that both have; there is one at least.
 
     Args:
         first: Lines of `example_scores.jsonl` by id.
@@ -282,8 +290,6 @@ def compare_lines(
         margin: Loss, as a fraction, up to which the second counts as no worse; fixed beforehand.
     """
     shared = [name for name in first if name in second]
-    if not shared:
-        return None
     before, after = (values_of((lines[name] for name in shared), columns) for lines in (first, second))
     result = compare_paired(before, after, [first[name]["document_id"] for name in shared])
     return {**asdict(result), "margin": margin, "non_inferior": is_non_inferior(result, margin)}

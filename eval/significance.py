@@ -55,14 +55,15 @@ class PairedResult:
         difference: Second minus first.
         low: Lower end of the 95% interval of the difference. None with fewer than `MIN_DOCUMENTS`.
         high: Upper end.
-        p_value: Two-sided. None with a single document, as is `detectable`.
+        p_value: Two-sided. None with a single document.
         wins: Examples on which the second is better. With several scores an example, by their geometric mean.
         ties: Examples on which they are equal.
         losses: Examples on which the second is worse.
         num_examples: Of each system.
         num_documents: That they come from.
         detectable: The smallest difference that as many documents, with differences that spread as these do, would
-            have shown at p < 0.05 with a probability of 0.8. None where the differences do not spread at all.
+            have shown at p < 0.05 with a probability of 0.8. None without an interval, and where the differences do not
+            spread at all.
     """
 
     difference: float
@@ -154,13 +155,14 @@ def compare_paired(
     columns = _by_document(np.hstack([before, after]), documents)
     statistic = _difference_of(num_scores)
     difference, _ = statistic(columns.sum(axis=0))
-    gains = _combined(after) - _combined(before)
+    gains = combined(after) - combined(before)
     wins, losses = int((gains > ROUNDING).sum()), int((gains < -ROUNDING).sum())
     low = high = p_value = detectable = None
     if len(columns) > 1:
-        low, high, error = _studentized(columns, statistic, num_resamples)
-        low, high = (max(low, -1.0), min(high, 1.0)) if len(columns) >= MIN_DOCUMENTS else (None, None)
         p_value = _exchange_test(columns, num_scores, num_exchanges)
+    if len(columns) >= MIN_DOCUMENTS:
+        low, high, error = _studentized(columns, statistic, num_resamples)
+        low, high = max(low, -1.0), min(high, 1.0)
         quantiles = students_t.ppf([1 - ALPHA / 2, POWER], len(columns) - 1)
         detectable = float(quantiles.sum() * error) if error else None
     return PairedResult(
@@ -244,7 +246,7 @@ def within_margin_of_best(
 
     def means(totals: Floats) -> Floats:
         by_score = totals[:, :-1].reshape(len(totals), num_systems, -1) / totals[:, -1:, None]
-        return _combined(by_score)
+        return combined(by_score)
 
     distribution = _resample(columns, lambda totals: means(totals).T, num_resamples).bootstrap_distribution
     covariance = np.atleast_2d(np.cov(distribution)) * num_documents / (num_documents - 1)
@@ -280,7 +282,7 @@ def _by_document(scores: Floats, documents: ArrayLike) -> Floats:
     return np.column_stack([*sums, np.bincount(index)]).astype(np.float64)
 
 
-def _combined(scores: Floats) -> Floats:
+def combined(scores: Floats) -> Floats:
     """Return the geometric mean over the last axis (..., K) -> (...)."""
     combined: Floats = np.prod(scores, axis=-1) ** (1 / scores.shape[-1])
     return combined
@@ -289,7 +291,7 @@ def _combined(scores: Floats) -> Floats:
 def _geometric_mean(totals: Floats) -> tuple[Floats, Floats]:
     """Return the geometric mean of the K ratios of sums to the count, and its gradient; see `Statistic`."""
     sums, counts = totals[..., :-1], totals[..., -1:]
-    value = _combined(sums / counts)[..., None]
+    value = combined(sums / counts)[..., None]
     # The slope of a geometric mean is infinite where a mean is 0; without it, the smallest error takes its place.
     by_sum = np.divide(value, sums.shape[-1] * sums, out=np.zeros_like(sums), where=sums != 0)
     return value[..., 0], np.concatenate([by_sum, -value / counts], axis=-1)
@@ -392,7 +394,7 @@ def _exchange_test(columns: Floats, num_scores: int, num_exchanges: int) -> floa
     def distance(signs: Floats, axis: int) -> Floats:
         gain = signs @ half_gain
         after, before = (np.maximum(half_sum + sign * gain, 0.0) / count for sign in (1, -1))
-        return np.abs(_combined(after) - _combined(before)).round(12)
+        return np.abs(combined(after) - combined(before)).round(12)
 
     as_observed = np.ones(num_documents)
     if 2**num_documents <= num_exchanges:

@@ -43,7 +43,7 @@ def start_trackers(accelerator: Accelerator, project: str, config: Mapping[str, 
 
 
 def log_scores(
-    trackers: Sequence[GeneralTracker], record: Mapping[str, Any], scores: Mapping[str, Any], plots: Path
+    trackers: Sequence[GeneralTracker], record: Mapping[str, Any], scores: Mapping[str, Any], plots: Sequence[Path]
 ) -> None:
     """Give trackers what the report has: metrics and costs at each length as a step, tables, pictures.
 
@@ -53,31 +53,37 @@ def log_scores(
         trackers: That were started.
         record: `run.json`.
         scores: `scores.json`.
-        plots: Folder of PNG files.
+        plots: PNG files.
     """
     steps = _values_by_length(scores)
     tables = {
         title: rows for task in record["tasks"] for title, _, rows in blocks_of(record, scores, task) if len(rows) > 1
     }
-    pictures = {file.stem: np.asarray(Image.open(file).convert("RGB"))[None] for file in sorted(plots.glob("*.png"))}
+    pictures = {file.stem: np.asarray(Image.open(file).convert("RGB"))[None] for file in plots}
     for tracker in trackers:
         for maxlen, values in sorted(steps.items()):
             tracker.log(values, step=maxlen)
+        refused = []
         for title, (header, *rows) in tables.items():
             if tracker.name == "tensorboard":
                 tracker.log({title: as_markdown([header, *rows])}, step=max(steps))
             elif hasattr(tracker, "log_table"):
                 tracker.log_table(title, columns=header, data=rows, step=max(steps))
+            else:
+                refused = ["tables"]
         if tracker.name == "tensorboard":
             tracker.log_images(pictures, step=max(steps), dataformats="NHWC")
         elif tracker.name == "aim":
             tracker.log_images({name: picture[0] for name, picture in pictures.items()}, step=max(steps))
         elif hasattr(tracker, "log_images"):
             tracker.log_images({name: list(picture) for name, picture in pictures.items()}, step=max(steps))
-        elif hasattr(tracker, "log_artifacts"):
-            tracker.log_artifacts(str(plots))
+        elif hasattr(tracker, "log_artifact"):
+            for file in plots:
+                tracker.log_artifact(str(file))
         else:
-            print(f"{tracker.name} takes no tables and pictures through accelerate; it got the numbers")
+            refused.append("pictures")
+        if refused:
+            print(f"{tracker.name} takes no {' and no '.join(refused)} through accelerate; they are in the run folder")
 
 
 def _values_by_length(scores: Mapping[str, Any]) -> dict[int, dict[str, float]]:

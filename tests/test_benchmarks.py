@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
@@ -12,6 +14,11 @@ import torch
 from benchmarks import attention, candidates, overhead, pairs
 from benchmarks.pairs import Case, alternate
 from masformer.spans import LayerSpan
+
+needs_papers = pytest.mark.skipif(
+    not (find_spec("aclsum") and find_spec("allofplos")),
+    reason="needs pip install --no-deps allofplos==0.11.1 aclsum==0.1.2",
+)
 
 
 def run(
@@ -66,6 +73,34 @@ def test_the_overhead_of_a_prediction_is_measured_on_a_run_that_ends(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("40 predictions of 20 examples")
     assert json.loads(printed[-1])[0]["case"] == "overhead of the last fifth to the first"
+
+
+@needs_papers
+def test_rouge_is_compared_on_real_pairs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import rouge
+
+    monkeypatch.setattr(sys, "argv", ["rouge", "--pairs", "20"])
+    rouge.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("20 pairs")
+    assert sum("largest difference: 0 of a pair, 0 of a mean" in line for line in printed) == 3
+    assert [case["target"] for case in json.loads(printed[-1])] == [10.0, None, None]
+
+
+@needs_papers
+def test_the_oracle_is_timed_on_real_papers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import oracle
+
+    papers = oracle.load_papers()[:1]
+    short = [replace(paper, windows={n: [(0, n)] for n in oracle.LENGTHS}) for paper in papers]
+    monkeypatch.setattr(oracle, "load_papers", lambda: short)
+    monkeypatch.setattr(sys, "argv", ["oracle", "--peer-papers", "1", "--profile", "scrolls"])
+    oracle.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert any("6,440 papers in" in line for line in printed)
+    assert len(json.loads(printed[-1])) == 1
 
 
 def test_finish_keeps_four_digits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,7 +200,10 @@ sys.exit(main({[*arguments, "--output", str(folder)]!r}))
     done = subprocess.run([sys.executable, "-c", limited], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     (told,) = [text for text in done.stderr.splitlines() if text.startswith("error:")]
-    assert "cannot be written: File too large; what is there is kept; resume once there is room" in told
+    assert (
+        "cannot be written: File too large; what is there is kept; run the same command again once there is room"
+        in told
+    )
     assert "Traceback" not in done.stderr
     assert 0 < num_written(folder) < 24
     assert main([*arguments, "--output", str(folder)]) == 0

@@ -12,14 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from eval.journal import read_lines
 from eval.leaderboard import main as leaderboard
 from eval.leaderboard import shorten
 from eval.leaderboard_page import charts_of
-from eval.ranking import read_candidate
 from eval.rouge_profiles import PROFILES
 from eval.run_folder import RunFolder
 from eval.score import main as score
@@ -158,8 +155,8 @@ def test_what_is_left_out_is_named_with_the_reason(runs: Path, capsys: pytest.Ca
         "old": "was scored by another version of the code",
         "unfinished": "unfinished: 2 of its predictions are not there yet",
         "other-profile": "the ROUGE profile scrolls where hf is ranked; run: python -m eval.score other-profile",
-        "torn": "its files are not those of one scored run",
-        "half": "lacks predictions",
+        "torn": "was interrupted, or is at work",
+        "half": "was interrupted, or is at work",
     }
     assert reasons(content).keys() == expected.keys()
     for name, part in expected.items():
@@ -287,21 +284,6 @@ def test_marks_say_what_lies_within_the_margin_of_the_best(tmp_path: Path) -> No
     assert any("No row is shown to be within the margin of the best" in note for note in notes)
     page = (tmp_path / "leaderboard" / "leaderboard.md").read_text()
     assert "less than 0 below the best" in page
-
-
-def test_scores_stand_in_the_order_of_the_ids_whatever_that_of_the_lines(tmp_path: Path) -> None:
-    def answer(line: Any, maxlen: int) -> str:
-        return " ".join(line["references"][0].split()[: 3 + 2 * int(line["id"][-1])])
-
-    folder = add_run(tmp_path, answer, "scrolls")
-    before = read_candidate(tmp_path, "run")
-    folder.write_lines("example_scores.jsonl", reversed(read_lines(tmp_path / "example_scores.jsonl")))
-    after = read_candidate(tmp_path, "run")
-    assert list(after.documents["plos"]) == [f"doc-{index}" for index in range(6)]
-    for setting, values in before.values.items():
-        assert values.shape == (6, 3)
-        assert (np.diff(values, axis=0) > 0).all()
-        np.testing.assert_array_equal(after.values[setting], values)
 
 
 def test_many_examples_of_one_document_are_no_evidence(tmp_path: Path) -> None:

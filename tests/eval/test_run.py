@@ -119,7 +119,7 @@ def test_a_run_leaves_predictions_scores_report_and_its_own_record(
         assert (result["task"], result["template"], result["profile"]) == ("arxiv", "instruct", "hf")
         assert (result["maxlen"], result["num_examples"], result["num_documents"]) == (maxlen, 5, 5)
         assert set(result["metrics"]) == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
-        assert all(0 <= m["low"] <= m["mean"] <= m["high"] <= 1 for m in result["metrics"].values())
+        assert all(0 <= m["mean"] <= 1 and m["low"] is None for m in result["metrics"].values())  # five documents
         assert result["cost"]["prefill_tokens_per_second"] > 0
         assert result["cost"]["attention_flops"] > 0
     assert "| 400 | model | 5 |" in (folder / "report.md").read_text()

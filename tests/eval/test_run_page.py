@@ -11,8 +11,10 @@ import pytest
 
 from eval.page import PAGE_BYTES
 from eval.report import quality_table
+from eval.run_inputs import RunInputs
 from eval.run_page import as_table, gather_samples
 from eval.score import main as score
+from tests.browser import chromium, open_page
 from tests.eval.test_score import half
 from tests.run_folders import document, example_line, prediction_line, write_run
 
@@ -23,7 +25,7 @@ def test_the_report_and_the_plots_are_there(tmp_path: Path, capsys: pytest.Captu
     assert "| 100 | model | 6 | " in (tmp_path / "report.md").read_text()
     page = (tmp_path / "report.html").read_text()
     assert document(3, 20)[:40] in page
-    for title in ("R1 over length", "RLsum against attention operations", "Where the oracle", "Comparisons: plos"):
+    for title in ("R1 over length", "RLsum against attention per example", "Where the oracle", "Comparisons: plos"):
         assert title in page
     names = {file.name for file in (tmp_path / "plots").iterdir()}
     for name in ("length-rouge1", "cost-seconds", "positions"):
@@ -50,12 +52,10 @@ def test_samples_carry_scores_costs_and_what_was_shown(tmp_path: Path) -> None:
     assert (answer["maxlen"], answer["kept"], answer["scores"]["rouge1"]) == (200, [[0, 400]], 1)
 
 
-def samples_of(num_documents: int, num_characters: int, *, with_texts: bool) -> dict[str, Any]:
+def samples_of(num_documents: int, num_characters: int, *, with_texts: bool, answer: str = "an answer") -> Any:
     text = (document(1, 40) * (num_characters // 1000))[:num_characters]
     examples = [example_line(index) for index in range(num_documents)]
-    predictions = [
-        prediction_line(example, maxlen, "an answer", len(text)) for example in examples for maxlen in (100, 200)
-    ]
+    predictions = [prediction_line(example, maxlen, answer, len(text)) for example in examples for maxlen in (100, 200)]
     lines = [
         {name: line[name] for name in ("task", "template", "id", "maxlen")}
         | {"system": system, "is_model": system == "tiny", "metrics": {"rouge1": 0.5}}
@@ -64,7 +64,8 @@ def samples_of(num_documents: int, num_characters: int, *, with_texts: bool) -> 
         for system in ("tiny", "visible_oracle")
     ]
     documents = [{"task": "plos", "document_id": line["document_id"], "text": text} for line in examples]
-    return gather_samples(lines, predictions, examples, documents, with_texts=with_texts)
+    inputs = RunInputs(record={}, predictions=predictions, examples=examples, documents=documents, notes=[])
+    return gather_samples(lines, inputs, with_texts=with_texts)
 
 
 def test_documents_that_do_not_fit_the_page_are_shown_around_what_matters() -> None:
@@ -73,8 +74,46 @@ def test_documents_that_do_not_fit_the_page_are_shown_around_what_matters() -> N
     (start, first), *_ = samples["documents"]["plos/doc-0"]["pieces"]
     assert start == 0
     assert len(first) > 400  # both cuts and the oracle's sentence
+    assert (len(samples["examples"]), samples["note"]) == (300, "")
     small = samples_of(3, 60_000, with_texts=True)
     assert len(small["documents"]["plos/doc-0"]["text"]) == 60_000
+
+
+def test_examples_that_do_not_fit_the_page_are_left_out_evenly_and_counted() -> None:
+    samples = samples_of(1_000, 8_000, with_texts=True, answer="a long answer " * 700)
+    assert len(json.dumps(samples)) < PAGE_BYTES
+    kept = [int(example["id"].removeprefix("test-")) for example in samples["examples"]]
+    assert samples["note"].startswith(f"{len(kept)} of 1,000 examples")
+    assert 200 < len(kept) < 1_000
+    assert kept[0] == 0
+    assert kept[-1] > 990
+    assert {samples["documents"][example["document"]]["length"] for example in samples["examples"]} == {8_000}
+    assert all(document["pieces"] or document["text"] for document in samples["documents"].values())
+
+
+def test_plots_of_earlier_scores_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    write_run(tmp_path, half)
+    assert score([str(tmp_path)]) == 0
+    (tmp_path / "plots" / "mine.png").write_bytes(b"")
+    assert score([str(tmp_path), "--profile", "longbench"]) == 0
+    names = {file.name for file in (tmp_path / "plots").iterdir()}
+    assert "mine.png" in names
+    assert {name for name in names if "length" in name} == {
+        "plos-instruct-length-rougeL.png",
+        "plos-instruct-length-rougeL.svg",
+    }
+
+
+def test_the_page_of_a_few_documents_says_that_there_are_no_intervals(tmp_path: Path) -> None:
+    write_run(tmp_path, half, [example_line(index) for index in range(3)])
+    assert score([str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "95% bootstrap" not in page.split("What the columns mean")[0]
+    assert "no intervals: fewer than 6 documents" in page
+    with chromium() as browser:
+        opened = open_page(browser, tmp_path / "report.html")
+        assert opened.complaints == []
+        assert len(opened.requests) == 1
 
 
 def test_samples_without_texts_hold_none() -> None:
@@ -100,7 +139,7 @@ def test_a_table_of_one_length_has_the_model_above_its_yardsticks() -> None:
         {"kind": "model", "system": "m", "evidence_visible": estimate | {"num_examples": 4}, **common},
     ]
     assert quality_table(results) == [
-        ["maxlen", "", "n", "cut", "R1", "evidence %"],
+        ["maxlen", "system", "n", "cut", "R1", "evidence %"],
         ["1,024", "model", "4 (2)", "3", "50.00 [40.0, 60.0]", "50.0 [40.0, 60.0]"],
         ["1,024", "visible oracle", "", "", "50.00 [40.0, 60.0]", ""],
         ["1,024", "lead", "", "", "50.00 [40.0, 60.0]", ""],

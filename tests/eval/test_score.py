@@ -12,6 +12,7 @@ import pytest
 from eval.compare import main as compare
 from eval.report import verdict
 from eval.rouge_profiles import score_prediction
+from eval.run_folder import RunFolder
 from eval.score import main as score
 from tests.run_folders import document, example_line, run_record, write_run
 
@@ -70,6 +71,37 @@ def test_a_page_for_others_holds_no_texts(tmp_path: Path, capsys: pytest.Capture
     assert "test-0" in page
 
 
+def test_a_run_without_texts_stays_without_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = run_record()
+    record["config"]["texts"] = False
+    write_run(tmp_path, half, record=record)
+    reference = read(tmp_path, "examples.jsonl")[3]["references"][0][:30]
+    for flags, is_there in (([], False), (["--texts"], True), ([], False)):
+        assert score([str(tmp_path), *flags]) == 0
+        assert (reference in (tmp_path / "report.html").read_text()) == is_there
+
+
+def test_scores_that_were_interrupted_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, half)
+    assert score([str(tmp_path)]) == 0
+    original = RunFolder.write_json
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "write_json", interrupt)
+    assert score([str(tmp_path), "--profile", "longbench"]) == 130
+    monkeypatch.setattr(RunFolder, "write_json", original)
+    assert read(tmp_path)["profile"] == "hf"
+    capsys.readouterr()
+    assert compare([str(tmp_path)] * 2) == 2
+    assert "was interrupted, or is at work; run: python -m eval.score" in said(capsys)
+    assert score([str(tmp_path), "--profile", "longbench"]) == 0
+    assert compare([str(tmp_path)] * 2) == 0
+
+
 def test_json_instead_of_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, half)
     assert score([str(tmp_path), "--json"]) == 0
@@ -83,6 +115,12 @@ def test_folders_that_cannot_be_scored(tmp_path: Path, capsys: pytest.CaptureFix
     (folder.path / "documents.jsonl.gz").write_bytes(b"no gzip")
     assert score([str(folder.path)]) == 2
     assert "documents.jsonl.gz cannot be read" in said(capsys)
+    lines = (folder.path / "examples.jsonl").read_text()
+    folder.write_documents([])
+    (folder.path / "examples.jsonl").write_text(lines.replace('"evidence"', '"proof"'))
+    assert score([str(folder.path)]) == 2
+    assert "examples.jsonl, line 1 has no field 'evidence'" in said(capsys)
+    (folder.path / "examples.jsonl").write_text(lines)
     (folder.path / "documents.jsonl.gz").unlink()
     assert score([str(folder.path)]) == 2
     assert "lacks the document of test-0" in said(capsys)
@@ -98,12 +136,15 @@ def test_a_run_that_was_interrupted_is_scored_as_far_as_it_got(
     folder = write_run(tmp_path, half)
     lines = read(tmp_path, "predictions.jsonl")
     folder.make(tmp_path / "journal")
-    folder.write_lines("journal/00000.jsonl", lines[:5]) if False else None
-    (tmp_path / "journal" / "00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:5]))
+    written = "".join(json.dumps(line) + "\n" for line in reversed(lines[:5]))
+    (tmp_path / "journal" / "00000.jsonl").write_text(written + '{"task": "pl')
     (tmp_path / "predictions.jsonl").unlink()
     assert score([str(tmp_path)]) == 0
-    assert "Not there yet: 7 predictions" in capsys.readouterr().out
-    assert [one["num_examples"] for one in read(tmp_path)["results"] if one["kind"] == "model"][:2] == [3, 2]
+    printed = capsys.readouterr().out
+    assert "Not there yet: 7 predictions" in printed
+    assert "Lines dropped from the journal: 1 torn." in printed
+    model = [one for one in read(tmp_path)["results"] if one["kind"] == "model" and one["subset"] == "all"]
+    assert [(one["maxlen"], one["num_examples"]) for one in model] == [(100, 3), (200, 2)]
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "objects"])
@@ -144,6 +185,14 @@ def test_files_of_any_system_are_scored(kind: str, tmp_path: Path, capsys: pytes
         ('"a"\n', "[]\n", "no reference"),
         ("", '"a"\n', "predictions.jsonl is empty"),
         ('{"id": 1, "text": "a"}\n', '{"id": 2, "references": ["a"]}\n', "2 ids are in one file alone"),
+        ('{"id": 1, "text": "a"}\n"b"\n', '"a"\n"b"\n', "predictions.jsonl, line 2: no id, where"),
+        ('{"id": 1, "text": "a"}\n', '"a"\n', "references.jsonl, line 1: no id, where predictions.jsonl, line 1 has"),
+        ("[" * 100_000 + "\n", '"a"\n', "line 1: not JSON"),
+        (
+            '{"text": "a", "document_id": "x"}\n',
+            '{"reference": "a", "document_id": "y"}\n',
+            "another document_id than in references.jsonl, line 1",
+        ),
         ('{"id": 1, "text": "a"}\n' * 2, '{"id": 1, "references": ["a"]}\n', "id '1' occurs twice"),
     ],
 )
@@ -160,6 +209,23 @@ def test_files_that_do_not_belong_together(
     ]
     assert score(arguments) == 2
     assert message in said(capsys)
+
+
+def test_a_system_that_says_nothing_scores_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("\n\n")
+    (tmp_path / "b.ndjson").write_text('{"references": ["one", "two"], "document_id": "1"}\n\n"three"\n')
+    assert score(["--predictions", str(tmp_path / "a.txt"), "--references", str(tmp_path / "b.ndjson")]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert (result["metrics"]["rouge1"]["mean"], result["num_documents"]) == (0, 2)
+
+
+def test_json_lines_are_not_taken_for_plain_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text('{"text": "one"}\n')
+    assert score(["--predictions", str(tmp_path / "a.txt"), "--references", str(tmp_path / "a.txt")]) == 2
+    assert "looks like JSON lines" in said(capsys)
+    with pytest.raises(SystemExit):
+        score(["--predictions", "a.txt", "--references", "b.txt", "--margin", "0.1"])
+    assert "--margin is for the folder of a run" in said(capsys)
 
 
 def test_a_command_line_that_asks_for_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,8 +269,43 @@ def test_runs_are_compared_pair_by_pair(runs: list[Path], capsys: pytest.Capture
 def test_a_run_is_compared_with_itself_at_two_lengths(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(runs[0]), str(runs[0]), "--maxlen-a", "100", "--maxlen-b", "200", "--metric", "rouge1", "--json"]
     assert compare(arguments) == 0
-    (row,) = json.loads(capsys.readouterr().out)["comparisons"]
+    row, _ = json.loads(capsys.readouterr().out)["comparisons"]
     assert (row["name"], row["wins"]) == ("plos, instruct, 100 to 200", 6)
+
+
+def test_examples_that_both_lengths_cut_are_compared_apart(
+    runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = [str(runs[0])] * 2 + ["--maxlen-a", "100", "--maxlen-b", "200", "--metric", "rouge1"]
+    assert compare([*long, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["comparisons"]
+    assert [(row["subset"], row["num_examples"]) for row in rows] == [("all", 6), ("always_truncated", 4)]
+    assert rows[0]["p_holm"] == rows[0]["p_value"]
+    assert compare(long) == 0
+    assert "Where both lengths cut:" in capsys.readouterr().out
+
+
+def test_settings_that_differ_are_named(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = run_record(truncation="tail", generation={"num_beams": 4})
+    record["tasks"]["plos"]["max_new_tokens"] = 32
+    write_run(tmp_path / "other", half, record=record)
+    assert score([str(tmp_path / "other")]) == 0
+    capsys.readouterr()
+    assert compare([str(runs[0]), str(tmp_path / "other")]) == 0
+    printed = capsys.readouterr().out
+    assert 'differ in truncation: "head" | "tail"' in printed
+    assert "differ in plos max_new_tokens: 16 | 32" in printed
+
+
+def test_a_run_that_is_not_finished_is_said_to_be(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = read(runs[1], "predictions.jsonl")[:8]
+    (runs[1] / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert score([str(runs[1])]) == 0
+    capsys.readouterr()
+    assert compare(list(map(str, runs))) == 2
+    assert "lacks 4 predictions, of 'test-4' of plos among them; finish it" in said(capsys)
 
 
 @pytest.mark.parametrize(

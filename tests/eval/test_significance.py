@@ -317,10 +317,10 @@ def test_wins_ties_and_losses_are_counted_by_example() -> None:
 
 
 def test_detectable_is_two_quantiles_of_student_times_the_standard_error() -> None:
-    gains = np.array([0.1, -0.1, 0.2, 0.0, 0.05])
-    result = compare_paired([0.5] * 5, 0.5 + gains, list("abcde"))
-    # t with 4 degrees of freedom: 2.776 at 97.5%, 0.941 at 80%.
-    assert result.detectable == pytest.approx((2.7764 + 0.9410) * gains.std(ddof=1) / math.sqrt(5), rel=1e-3)
+    gains = np.array([0.1, -0.1, 0.2, 0.0, 0.05, 0.1])
+    result = compare_paired([0.5] * 6, 0.5 + gains, list("abcdef"))
+    # t with 5 degrees of freedom: 2.571 at 97.5%, 0.920 at 80%.
+    assert result.detectable == pytest.approx((2.5706 + 0.9195) * gains.std(ddof=1) / math.sqrt(6), rel=1e-3)
 
 
 def test_holm_by_hand() -> None:

@@ -1,0 +1,134 @@
+"""What scoring needs of a run folder, checked once, so that what is missing or damaged is told by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.journal import Journal, RunFolderError, prediction_key
+from eval.run_folder import RunFolder, keys_of
+
+Line = Mapping[str, Any]
+
+_PREDICTION = (
+    *("task", "template", "id", "maxlen", "fingerprint", "text", "context_spans", "context_tokens_kept"),
+    *("context_tokens_dropped", "prompt_tokens", "prefilled_tokens", "num_generated_tokens", "finish_reason"),
+    *("seconds", "prefill_seconds", "decode_seconds", "cache_bytes", "peak_bytes", "attention_flops"),
+)
+_EXAMPLE = ("task", "id", "document_id", "query", "references", "evidence")
+_DOCUMENT = ("task", "document_id", "text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """A run as scoring reads it.
+
+    Attributes:
+        record: `run.json`.
+        predictions: In the order of the examples, then templates and lengths.
+        examples: Lines of `examples.jsonl`.
+        documents: Lines of `documents.jsonl.gz`.
+        notes: What else is to be said of the run, in sentences.
+    """
+
+    record: Line
+    predictions: Sequence[Line]
+    examples: Sequence[Line]
+    documents: Sequence[Line]
+    notes: Sequence[str]
+
+
+def open_run(path: Path) -> tuple[RunFolder, dict[str, Any]]:
+    """Return the folder of a run of `eval/run.py`, and its record.
+
+    Raises:
+        RunFolderError: It is none.
+    """
+    folder = RunFolder(path, remedy="give the folder of a run of eval/run.py")
+    record = folder.read_run()
+    if record is None:
+        raise RunFolderError(f"{path} holds no run; give the folder of one")
+    if "grouping" not in record:
+        raise RunFolderError(f"{path} is a training or a measurement of perplexity; give a run of eval/run.py")
+    return folder, record
+
+
+def gather_inputs(
+    path: Path, record: Line, found: Journal, examples: Sequence[Line], documents: Sequence[Line]
+) -> RunInputs:
+    """Return what scoring needs, once it is known to be there.
+
+    Args:
+        path: Of the folder, for messages.
+        record: `run.json`.
+        found: Predictions.
+        examples: Lines of `examples.jsonl`.
+        documents: Lines of `documents.jsonl.gz`.
+
+    Raises:
+        RunFolderError: Something is missing.
+    """
+    if not found.lines:
+        raise RunFolderError(f"{path} has no predictions yet; the run's own command makes them")
+    check_fields(path / "predictions.jsonl", found.lines.values(), _PREDICTION)
+    check_fields(path / "examples.jsonl", examples, _EXAMPLE)
+    check_fields(path / "documents.jsonl.gz", documents, _DOCUMENT)
+    texts = {(line["task"], line["document_id"]) for line in documents}
+    known = {(line["task"], line["id"]): line["document_id"] for line in examples}
+    for task, template, name, _ in found.lines:
+        if (task, name) not in known or (task, known[task, name]) not in texts:
+            raise RunFolderError(
+                f"{path} lacks the document of {name}, as runs of earlier versions do; make the run again with "
+                "--overwrite"
+            )
+        if template not in record["tasks"].get(task, {}).get("templates", {}):
+            raise RunFolderError(f"{path / 'run.json'} knows no template '{template}' of task '{task}'; it was changed")
+    order = keys_of(record, examples)
+    present = [key for key in order if key in found.lines]
+    others = [key for key in found.lines if key not in set(order)]
+    predictions = [found.lines[key] for key in [*present, *others]]
+    notes = [_reuse(predictions)]
+    if len(present) < len(order):
+        notes.append(f"Not there yet: {len(order) - len(present)} predictions of a run that was interrupted.")
+    if dropped := found.describe():
+        notes.append(f"{dropped[0].upper()}{dropped[1:]}.")
+    return RunInputs(record=record, predictions=predictions, examples=examples, documents=documents, notes=notes)
+
+
+def read_inputs(folder: RunFolder, record: Line) -> RunInputs:
+    """Return what scoring needs, predictions in the journal of an interrupted run included.
+
+    Raises:
+        RunFolderError: Something is missing.
+    """
+    found, examples, documents = folder.read_predictions(), folder.read_examples(), folder.read_documents()
+    return gather_inputs(folder.path, record, found, examples, documents)
+
+
+def index_predictions(predictions: Iterable[Line]) -> Journal:
+    """Return predictions as a journal holds them."""
+    return Journal(lines={prediction_key(line): dict(line) for line in predictions})
+
+
+def check_fields(file: Path, lines: Iterable[Line], fields: Sequence[str]) -> None:
+    """Check that lines have the fields that will be read.
+
+    Raises:
+        RunFolderError: One has not.
+    """
+    for number, line in enumerate(lines, start=1):
+        absent = [field for field in fields if field not in line]
+        if absent:
+            raise RunFolderError(
+                f"{file}, line {number} has no field '{absent[0]}', as those of earlier versions; make the run again "
+                "with --overwrite"
+            )
+
+
+def _reuse(predictions: Sequence[Line]) -> str:
+    """Return what prompts that begin alike have saved, in a sentence."""
+    asked = sum(line["prompt_tokens"] for line in predictions)
+    prefilled = sum(line["prefilled_tokens"] for line in predictions)
+    return f"Prefilled: {prefilled:,} tokens of {asked:,} asked for ({prefilled / max(asked, 1):.2f})."
