@@ -7,6 +7,7 @@ and paper. Scores are drawn as F x 100.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import vl_convert
+
+from eval.journal import disk_errors
 
 VEGA_LITE_VERSION = "6.4"
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name that tools know the version by; nothing loads it
@@ -33,6 +36,8 @@ _WIDTH, _HEIGHT = 460, 300
 _LABEL_GAP = 14  # pixels between direct labels, which are 11 pixels high
 _POSITIONS = 100  # along a document, where it is asked what was shown
 _DODGE = 0.07  # of a doubling: how far systems at one length stand apart, so that their intervals do not overlap
+
+_PARTIAL = ".partial-"  # before the name of a file that is being written
 
 # Okabe and Ito's colours, distinct under the common kinds of colour blindness; shapes tell systems apart as well.
 _LIGHT_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#AA4499", "#B07D00", "#4A5560"]
@@ -273,6 +278,32 @@ def save_chart(spec: Mapping[str, Any], path: Path) -> None:
         path.write_text(drawn, encoding="utf-8")
     else:
         raise ValueError(f"cannot draw a chart as {path.name!r}; end the name in .png or .svg")
+
+
+def save_charts(folder: Path, specs: Mapping[str, Mapping[str, Any]], own: str) -> list[Path]:
+    """Write charts as PNG and SVG, each whole or not at all, and return the PNG files.
+
+    Args:
+        folder: Is made where it is not there.
+        specs: By name of the file, without its end.
+        own: Regular expression for the names of charts that earlier calls have written: those that are no more go.
+
+    Raises:
+        RunFolderError: The disk refuses.
+    """
+    suffixes = (".png", ".svg")
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            name = file.stem.removeprefix(_PARTIAL)
+            if file.suffix in suffixes and re.fullmatch(own, name) and file.stem not in specs:
+                file.unlink()
+        for name, spec in specs.items():
+            for suffix in suffixes:
+                partial = folder / f"{_PARTIAL}{name}{suffix}"
+                save_chart(spec, partial)
+                partial.replace(folder / f"{name}{suffix}")
+    return [folder / f"{name}.png" for name in specs]
 
 
 def theme(*, dark: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from eval.command import CommandParser, ScoringError, margin_share, run_command
 from eval.report import COMPARISON_LEGEND, as_columns, comparison_table, metric_name
-from eval.scored_run import ScoredRun, read_scored
+from eval.scored_run import ScoredRun, read_scored, settings_of
 from eval.scoring import Setting, compare_lines, correct, headline, metric_columns, values_of
 from eval.significance import MARGIN, combined
 
@@ -115,12 +115,13 @@ def compare_runs(
                 table.append(about | compare_lines(mine, theirs, columns[metric], margin))
         changed += _changes(first, second, one, other)
     if not table:
+        asked = [f"--maxlen-{letter} {maxlen}" for letter, maxlen in zip("ab", maxlens, strict=True) if maxlen]
+        runs = [first] if first.path == second.path else [first, second]
         has = [
-            "; ".join(f"{task} {template} {maxlen}" for task, template, maxlen in run.lines) for run in (first, second)
+            f"{run.path} has {'; '.join(f'{task} {template} {n:,}' for task, template, n in run.lines)}" for run in runs
         ]
-        raise ScoringError(
-            f"no task, template and length in common: {first.path} has {has[0]}, {second.path} has {has[1]}"
-        )
+        where = f" with {' and '.join(asked)}" if asked else ""
+        raise ScoringError(f"no task, template and length in common{where}: {', and '.join(has)}")
     changed.sort(key=lambda change: -abs(change["difference"]))
     return {
         "a": _about(first),
@@ -159,17 +160,15 @@ def _subsets(
 
 def _differences(first: ScoredRun, second: ScoredRun) -> dict[str, list[Any]]:
     """Return the settings that differ besides model and plan, by name, with both values."""
-    held, now = _settings_of(first), _settings_of(second)
+    held, now = _settings_of_all(first), _settings_of_all(second)
     return {name: [held[name], now[name]] for name in held if name in now and held[name] != now[name]}
 
 
-def _settings_of(run: ScoredRun) -> dict[str, Any]:
-    identity = run.record["identity"]
-    found: dict[str, Any] = {name: identity.get(name) for name in ("dtype", "truncation", "seed")}
-    found |= identity.get("generation", {})
+def _settings_of_all(run: ScoredRun) -> dict[str, Any]:
+    found: dict[str, Any] = {"dtype": run.record["identity"]["dtype"]}
     for task, about in run.record["tasks"].items():
-        found |= {f"{task} {name}": about.get(name) for name in ("split", "max_new_tokens")}
-        found |= {f"{task} template {name}": template["text"] for name, template in about["templates"].items()}
+        found |= {f"{name} of {task}": value for name, value in settings_of(run.record, task).items()}
+        found |= {f"template {name} of {task}": template["text"] for name, template in about["templates"].items()}
     return found
 
 

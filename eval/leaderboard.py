@@ -62,6 +62,10 @@ def make_leaderboard(directory: Path, profile: str | None, margin: float, cost: 
     for board in boards:
         for row in board["rows"]:
             row["model"] = models[row["model"]]
+    commands = {
+        one.name: [command.replace(one.about["model"], models[one.about["model"]]) for command in one.about["commands"]]
+        for one in ranked
+    }
     on_board = {row["run"] for board in boards for row in board["rows"]}
     return {
         "profile": profile,
@@ -72,7 +76,7 @@ def make_leaderboard(directory: Path, profile: str | None, margin: float, cost: 
         "boards": boards,
         "left_out": sorted(left_out, key=lambda one: (one["run"], one["task"] or "")),
         "runs": [
-            {"run": one.name, **one.about, "model": models[one.about["model"]]}
+            {"run": one.name, **one.about, "model": models[one.about["model"]], "commands": commands[one.name]}
             for one in ranked
             if one.name in on_board
         ],
@@ -86,6 +90,9 @@ def _read_all(root: Path) -> tuple[list[Candidate], list[dict[str, Any]]]:
     unreadable: list[OSError] = []
     for path in tqdm(list(_find_runs(root, unreadable)), desc="reading runs", delay=2, leave=False):
         name = plain(path.relative_to(root).as_posix() if path != root else root.name)
+        if path.is_symlink():
+            left_out.append(_left_out(name, None, "a link; give the folder that it leads to"))
+            continue
         try:
             candidates.append(read_candidate(path, name))
         except (RunFolderError, ScoringError) as error:
@@ -101,7 +108,7 @@ def _read_all(root: Path) -> tuple[list[Candidate], list[dict[str, Any]]]:
 
 
 def _find_runs(root: Path, unreadable: list[OSError]) -> Iterator[Path]:
-    """Yield each folder that holds a `run.json`, in order; links are not followed, so that none is found twice.
+    """Yield each folder that holds a `run.json`, in order; links are yielded and not followed further.
 
     Args:
         root: Where to begin.
@@ -111,6 +118,9 @@ def _find_runs(root: Path, unreadable: list[OSError]) -> Iterator[Path]:
         names.sort()
         if "run.json" in files:
             yield Path(folder)
+        yield from (
+            link for name in names if (link := Path(folder) / name).is_symlink() and (link / "run.json").exists()
+        )
 
 
 def _left_out(run: str, task: str | None, reason: str) -> dict[str, Any]:
@@ -118,10 +128,15 @@ def _left_out(run: str, task: str | None, reason: str) -> dict[str, Any]:
 
 
 def _reason(problem: object, root: Path, name: str) -> str:
-    """Return why a run is left out, with paths as seen from the folder that is ranked."""
-    above = plain(root)
-    text = plain(problem).replace(f"{above}{os.sep}", "").replace(above, plain(root.name))
-    return text.removeprefix(f"{name} ").removesuffix("; give another folder with --output")
+    """Return why a run is left out, with paths as seen from the folder that is ranked.
+
+    What to type against it is told once for all (`RESCORE`), because a board does not know where it is read.
+    """
+    text = plain(problem).partition("; run: ")[0]
+    above = plain(root).rstrip(os.sep)
+    if above:
+        text = text.replace(f"{above}{os.sep}", "").replace(above, plain(root.name))
+    return text.removeprefix(f"{name} ")
 
 
 def _most_common_profile(candidates: Iterable[Candidate]) -> str:
@@ -135,10 +150,7 @@ def _split(candidates: Sequence[Candidate], profile: str) -> tuple[list[Candidat
         if candidate.profile == profile:
             ranked.append(candidate)
         else:
-            reason = (
-                f"scored under the ROUGE profile {candidate.profile} where {profile} is ranked; run: python -m "
-                f"eval.score {candidate.name} --profile {profile}"
-            )
+            reason = f"scored under the ROUGE profile {candidate.profile} where {profile} is ranked"
             left_out.append(_left_out(candidate.name, None, reason))
     return ranked, left_out
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.charts import COSTS, length_curves, quality_cost, save_chart
-from eval.journal import disk_errors
+from eval.charts import COSTS, length_curves, quality_cost, save_charts
 from eval.leaderboard_tables import (
     LEGENDS,
+    RESCORE,
     board_table,
     describe_board,
     facts_of,
@@ -33,7 +33,7 @@ Charts = dict[str, Chart]  # by the name of their file, without its end
 _PREFIX = "leaderboard"
 _NOTES = {
     "marks": "best observed: the highest mean; within margin: shown to be as good as the best, whichever that is; "
-    "frontier: no other row is better at no more cost",
+    "frontier: no other row costs no more, is no worse, and is better in one of the two",
     "oracle": "what sentences of this row's window score that were picked with the references in hand",
     "cut": "examples whose context was truncated",
     "n": "examples (documents where fewer)",
@@ -48,19 +48,8 @@ def write_leaderboard(output: Path, content: dict[str, Any]) -> None:
     """
     folder = RunFolder(output)
     charts = {board["task"]: charts_of(board, content) for board in content["boards"]}
-    plots = output / "plots"
-    folder.make(plots)
-    drawn = set()
-    for of_task in charts.values():
-        for name, chart in of_task.items():
-            for suffix in (".png", ".svg"):
-                file = plots / f"{name}{suffix}"
-                _save(chart, file)
-                drawn.add(file.name)
-    with disk_errors(plots):
-        for file in plots.glob(f"{_PREFIX}-*"):
-            if file.name not in drawn:  # of a board that is no more
-                file.unlink()
+    specs = {name: chart.spec for of_task in charts.values() for name, chart in of_task.items()}
+    save_charts(output / "plots", specs, rf"{_PREFIX}-.+-(length|cost)-\w+")
     pictures = {
         task: [(chart.title, f"plots/{name}.svg") for name, chart in of_task.items()]
         for task, of_task in charts.items()
@@ -73,13 +62,6 @@ def write_leaderboard(output: Path, content: dict[str, Any]) -> None:
     }
     for suffix, text in texts.items():
         folder.write_text(f"{_PREFIX}.{suffix}", text)
-
-
-def _save(chart: Chart, file: Path) -> None:
-    partial = file.with_name(f".partial-{file.name}")
-    with disk_errors(file):
-        save_chart(chart.spec, partial)
-        partial.replace(file)
 
 
 def render_html(content: Content, charts: Mapping[str, Charts]) -> str:
@@ -119,7 +101,7 @@ def _left_out(content: Content) -> list[Section]:
     rows = [[one["run"], one["task"] or "all", one["reason"]] for one in content["left_out"]]
     if not rows:
         return [Prose(text="Nothing.")]
-    return [as_table("Runs that are not ranked", [["run", "task", "reason"], *rows])]
+    return [as_table("Runs that are not ranked", [["run", "task", "reason"], *rows]), Prose(text=RESCORE)]
 
 
 def charts_of(board: Content, content: Content) -> Charts:
@@ -130,8 +112,8 @@ def charts_of(board: Content, content: Content) -> Charts:
     costs = {
         cost: Chart(
             title=f"{metric_name(metric)} against {COSTS[cost][0][0].lower()}{COSTS[cost][0][1:]}",
-            caption="The shaded steps are the frontier: no other point is better at no more cost. Its points have "
-            "their maximum lengths beside them."
+            caption="The shaded steps are the frontier: no other point costs no more and is no worse. Its points "
+            "have their maximum lengths beside them."
             + ("" if board["is_one_machine"] or cost != "seconds" else " Times were measured in different places."),
             spec=quality_cost(results, metric, cost, draw_frontier=True),
         )

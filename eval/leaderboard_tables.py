@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from typing import Any
 from eval.ranking import describe_settings, varying
 from eval.report import COST_LEGEND, Rows, as_columns, as_markdown, cost_cells, cost_table, count, metric_name, percent
 from eval.scoring import metric_columns
+from eval.yardsticks import YARDSTICKS
 
 Content = Mapping[str, Any]
 
@@ -21,13 +22,16 @@ _RANK_LEGEND = (
     "equal. best observed: the highest mean. within margin: shown to lose less than the margin, which was fixed "
     "beforehand, to whichever row is truly best: the upper bound of the loss to every other row lies below it. The "
     "best observed has to pass as well, so nothing is owed to having picked it, and bounds are corrected for the "
-    "number of rows: the chance of any false mark in the table is 5% at most. frontier: no other row has a higher mean "
-    "at no more cost."
+    "number of rows: the chance of any false mark in the table is about 5% at most. frontier: no other row costs no "
+    "more, is no worse, and is better in one of the two."
 )
 _WINDOW_LEGEND = (
     "oracle: sentences that this row's window showed, picked greedily with the references in hand; a reference line, "
     "no strict ceiling. n: examples (documents where fewer). cut: examples whose context was truncated. evidence: "
     "share of the gold evidence that was shown."
+)
+RESCORE = (
+    "Scores are made anew, without the model, by `python -m eval.score RUN`, with `--profile` under another profile."
 )
 LEGENDS = (_RANK_LEGEND, _WINDOW_LEGEND, COST_LEGEND)
 _COSTS = {  # what each is, and the name of its column
@@ -121,6 +125,7 @@ def render_terminal(content: Content) -> str:
         notes = [textwrap.fill(note, _WIDTH) for note in board["notes"]]
         parts.append("\n".join([textwrap.fill(title, _WIDTH), "", as_columns(rows), *([""] if notes else []), *notes]))
     lines = [textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in left_out_lines(content)]
+    lines += [RESCORE] if lines else []
     parts.append("\n".join(["Left out:", *lines] if lines else ["Left out: nothing."]))
     facts = [f"{name}: {text.replace('`', '')}" for name, text in facts_of(content).items()]
     parts.append("\n".join([*facts, *(textwrap.fill(legend, _WIDTH) for legend in LEGENDS)]))
@@ -157,7 +162,8 @@ def render_markdown(content: Content, plots: Mapping[str, Sequence[tuple[str, st
         parts += [line for note in board["notes"] for line in ("", _prose(note))]
         parts += [line for title, path in plots[board["task"]] for line in ("", f"![{_prose(title)}]({path})")]
     parts += ["", "## Left out", ""]
-    parts += [f"- {_prose(line)}" for line in left_out_lines(content)] or ["Nothing."]
+    lines = left_out_lines(content)
+    parts += [*(f"- {_prose(line)}" for line in lines), "", RESCORE] if lines else ["Nothing."]
     parts += ["", "## Commands", "", "As each run recorded them; names of runs are folders.", ""]
     parts += [f"- {_code(one['run'])}: {_code(command)}" for one in content["runs"] for command in one["commands"]]
     parts += ["", "## What the columns mean", *(line for legend in LEGENDS for line in ("", legend)), ""]
@@ -171,7 +177,7 @@ def title_of(content: Content) -> str:
 
 def _prose(text: str) -> str:
     """Return text that Markdown shows as it is, however it was meant."""
-    return re.sub(r"([\\`*_\[\]#|])", r"\\\1", html.escape(text, quote=False)).replace("\\|", "|")
+    return re.sub(r"([\\`*_\[\]#|])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;")).replace("\\|", "|")
 
 
 def _code(text: str) -> str:
@@ -195,13 +201,15 @@ def _plain_row(content: Content, board: Content, row: Content) -> dict[str, Any]
     same = ("run", "model", "plan", "dtype", "template")
     found: dict[str, Any] = {"task": board["task"], "rank": row["rank"], **{name: row[name] for name in same}}
     found["maxlen_tokens"] = row["maxlen"]
-    found["max_new_tokens"] = row["settings"]["max_new_tokens"]
-    found["truncation"] = row["settings"]["truncation"]
+    found |= {
+        name: value if isinstance(value, (str, int, float)) else json.dumps(value)
+        for name, value in row["settings"].items()
+    }
     found |= {name: row[name] for name in ("num_examples", "num_documents", "num_truncated")}
-    oracle = row["yardsticks"].get("visible_oracle", {})
     for metric in metric_columns(content["profile"]):
         found |= dict(_fractions(metric, row["metrics"][metric]))
-        found |= dict(_fractions(f"visible_oracle_{metric}", oracle.get(metric)))
+        for system in YARDSTICKS:
+            found |= dict(_fractions(f"{system}_{metric}", row["yardsticks"].get(system, {}).get(metric)))
     found |= dict(_fractions("evidence_visible", row["evidence_visible"]))
     cost = row["cost"] or {}
     found |= {

@@ -49,7 +49,9 @@ def merge(parts: Sequence[Path], output: Path) -> None:
     for record in records:
         tasks = merge_tasks(tasks, record["tasks"])
     merged = records[0] | {
-        "config": records[0]["config"] | {"shard": None, "output": str(output)},
+        "config": records[0]["config"]
+        | {"shard": None, "output": str(output)}
+        | {"texts": all(record["config"].get("texts", True) for record in records)},
         "tasks": tasks,
         "sessions": [session for record in records for session in record["sessions"]],
     }

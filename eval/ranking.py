@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from eval.charts import frontier
 from eval.command import ScoringError
 from eval.journal import fingerprint
-from eval.scored_run import ScoredRun, read_scored
+from eval.scored_run import ScoredRun, read_scored, settings_of
 from eval.scoring import Setting, headline, metric_columns, values_of
 from eval.significance import ROUNDING, within_margin_of_best
 
@@ -115,7 +115,7 @@ def _about(run: ScoredRun) -> dict[str, Any]:
 
 def _row(run: ScoredRun, name: str, setting: Setting) -> Row:
     task, template, maxlen = setting
-    identity, about = run.record["identity"], run.record["tasks"][task]
+    identity = run.record["identity"]
     results = [
         result
         for result in run.scores["results"]
@@ -131,13 +131,7 @@ def _row(run: ScoredRun, name: str, setting: Setting) -> Row:
         "dtype": plain(identity["dtype"]),
         "template": plain(template),
         "maxlen": maxlen,
-        "settings": {
-            "truncation": identity["truncation"],
-            "max_new_tokens": about["max_new_tokens"],
-            "seed": identity["seed"],
-            **identity["generation"],
-            "generation_version": identity["generation_version"],
-        },
+        "settings": settings_of(run.record, task),
         **{field: model[field] for field in counts},
         "yardsticks": yardsticks,
     }
@@ -189,7 +183,7 @@ def rank(
 
 def _on_frontier(rows: Sequence[Row], metric: str, cost: str) -> set[int]:
     known = [index for index, row in enumerate(rows) if row["cost"] and row["cost"][cost] is not None]
-    points = [(rows[index]["cost"][cost], rows[index]["metrics"][metric]["mean"]) for index in known]
+    points = [(rows[index]["cost"][cost], round(rows[index]["metrics"][metric]["mean"], 12)) for index in known]
     return {known[index] for index in frontier(points)}
 
 

@@ -237,8 +237,7 @@ class RunFolder:
                 f"{len(lost)} predictions are not in {self.path}, {lost[0][2]} at {lost[0][3]} among them; the process "
                 "that was to make them did not; run the same command again"
             )
-        known = set(order)
-        lines = [found[key] for key in [*order, *(key for key in found if key not in known)] if key in found]
+        lines = in_order(found, order)
         self.write_lines("predictions.jsonl", lines)
         shutil.rmtree(self.path / "journal", ignore_errors=True)
         return lines, absent
@@ -258,6 +257,12 @@ class RunFolder:
                 plot.unlink()
             for name in reversed(_FILES):
                 (self.path / name).unlink(missing_ok=True)
+
+
+def in_order(found: Mapping[Key, dict[str, Any]], order: Sequence[Key]) -> list[dict[str, Any]]:
+    """Return predictions in an order, those that it does not name after the others."""
+    known = set(order)
+    return [found[key] for key in [*order, *(key for key in found if key not in known)] if key in found]
 
 
 def keys_of(record: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]) -> list[Key]:

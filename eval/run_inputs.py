@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.journal import Journal, RunFolderError, prediction_key
-from eval.run_folder import RunFolder, keys_of
+from eval.run_folder import RunFolder, in_order, keys_of
 
 Line = Mapping[str, Any]
 
@@ -86,12 +86,10 @@ def gather_inputs(
         if template not in record["tasks"].get(task, {}).get("templates", {}):
             raise RunFolderError(f"{path / 'run.json'} knows no template '{template}' of task '{task}'; it was changed")
     order = keys_of(record, examples)
-    present = [key for key in order if key in found.lines]
-    others = [key for key in found.lines if key not in set(order)]
-    predictions = [found.lines[key] for key in [*present, *others]]
+    predictions = in_order(found.lines, order)
     notes = [_reuse(predictions)]
-    if len(present) < len(order):
-        notes.append(f"Not there yet: {len(order) - len(present)} predictions of a run that was interrupted.")
+    if num_absent := sum(key not in found.lines for key in order):
+        notes.append(f"Not there yet: {num_absent} predictions of a run that was interrupted.")
     if dropped := found.describe():
         notes.append(f"{dropped[0].upper()}{dropped[1:]}.")
     return RunInputs(record=record, predictions=predictions, examples=examples, documents=documents, notes=notes)

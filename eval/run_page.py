@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.charts import COSTS, document_positions, length_curves, oracle_positions, quality_cost, save_chart
-from eval.journal import disk_errors
+from eval.charts import COSTS, document_positions, length_curves, oracle_positions, quality_cost, save_charts
 from eval.page import (
     PAGE_BYTES,
     RESERVE_BYTES,
@@ -40,7 +39,6 @@ from eval.run_inputs import RunInputs
 from eval.scoring import headline
 
 Line = Mapping[str, Any]
-_OWN_PLOT = re.compile(r"-(length-\w+|cost-\w+|positions)\.(png|svg)$")
 # Least room for a document in a page that does not hold all: its ends, cuts and the oracle's sentences.
 _DOCUMENT_BYTES = 2_000
 
@@ -83,22 +81,11 @@ def write_page(
     title = f"{', '.join(record['tasks'])}: {record['identity']['model']['reference']}"
     samples = gather_samples(lines, inputs, with_texts=with_texts)
     folder.write_text("report.html", render_page(title, list(facts_of(record, scores).items()), sections, samples))
-    named = {f"{'-'.join(where)}-{name}": chart for where, drawn in charts.items() for name, chart in drawn.items()}
-    return _draw(folder, named)
-
-
-def _draw(folder: RunFolder, charts: Mapping[str, Chart]) -> list[Path]:
-    """Write charts by name, take out those of earlier scores, and return the PNG files."""
-    plots = folder.path / "plots"
-    folder.make(plots)
-    with disk_errors(plots):
-        for file in plots.iterdir():
-            if _OWN_PLOT.search(file.name) and file.stem not in charts:
-                file.unlink()
-        for name, chart in charts.items():
-            for suffix in (".png", ".svg"):
-                save_chart(chart.spec, plots / f"{name}{suffix}")
-    return [plots / f"{name}.png" for name in charts]
+    specs = {f"{'-'.join(at)}-{name}": chart.spec for at, drawn in charts.items() for name, chart in drawn.items()}
+    prefixes = "|".join(
+        re.escape(f"{task}-{template}") for task, about in record["tasks"].items() for template in about["templates"]
+    )
+    return save_charts(folder.path / "plots", specs, rf"({prefixes})-(length-\w+|cost-\w+|positions)")
 
 
 def _charts(
@@ -239,8 +226,12 @@ def gather_samples(lines: Sequence[Line], inputs: RunInputs, *, with_texts: bool
 
 
 def _that_fit(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return as many examples as a page holds beside some text of their documents, evenly spaced."""
-    num_bytes = num_json_bytes(examples) + _DOCUMENT_BYTES * len({example["document"] for example in examples})
-    room = PAGE_BYTES - RESERVE_BYTES
-    kept = min(len(examples), max(1, int(len(examples) * room / num_bytes)))
-    return [examples[index * len(examples) // kept] for index in range(kept)]
+    """Return as many examples as a page holds beside some text of their documents, evenly spaced, one at least."""
+    kept, room = list(examples), PAGE_BYTES - RESERVE_BYTES
+    while len(kept) > 1:
+        num_bytes = num_json_bytes(kept) + _DOCUMENT_BYTES * len({example["document"] for example in kept})
+        if num_bytes <= room:
+            break
+        count = max(1, min(len(kept) - 1, int(len(kept) * room / num_bytes)))
+        kept = [examples[index * len(examples) // count] for index in range(count)]
+    return kept

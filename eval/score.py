@@ -50,6 +50,7 @@ def score_run(
         "scoring_version": SCORING_VERSION,
         "predictions": predictions_digest(inputs.predictions),
         "example_scores": fingerprint(lines),
+        "texts": with_texts,
         "yardsticks": scores.yardsticks,
         "results": summarize(scores.scored, profile),
         "comparisons": compare_settings(scores.scored, profile, margin),
@@ -78,7 +79,7 @@ def score_again(path: Path, profile: str | None, margin: float, *, with_texts: b
         path: Of the folder.
         profile: None takes the run's own.
         margin: Of non-inferiority.
-        with_texts: None does as the run did.
+        with_texts: None does as the last time, and first as the run did.
         as_json: Print `scores.json` rather than tables.
 
     Raises:
@@ -86,7 +87,7 @@ def score_again(path: Path, profile: str | None, margin: float, *, with_texts: b
     """
     folder, record = open_run(path)
     if with_texts is None:
-        with_texts = record["config"].get("texts", True)
+        with_texts = had_texts(path, record)
     with folder.lock(record):
         inputs = read_inputs(folder, record)
         content, _ = score_run(folder, inputs, profile or record["identity"]["profile"], margin, with_texts=with_texts)
@@ -94,6 +95,16 @@ def score_again(path: Path, profile: str | None, margin: float, *, with_texts: b
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         print_scores(folder, inputs, content)
+
+
+def had_texts(path: Path, record: Mapping[str, Any]) -> bool:
+    """Return whether the page of a run holds texts, or is to by the run's own settings."""
+    try:
+        scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        scores = {}
+    settings = scores if isinstance(scores, dict) and "texts" in scores else record["config"]
+    return bool(settings.get("texts", True))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -106,12 +117,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--texts",
         action=argparse.BooleanOptionalAction,
-        help="put texts into the page; --no-texts for one that is published (default: as the run did)",
+        help="put texts into the page; --no-texts for one that is published (default: as before)",
     )
     parser.add_argument("--json", action="store_true", help="print scores.json instead of tables")
     asked = parser.parse_args(arguments)
     if (asked.run is None) == (asked.predictions is None) or (asked.predictions is None) != (asked.references is None):
-        parser.error("give the folder of a run, or --predictions with --references")
+        parser.error("give either the folder of a run, or --predictions with --references")
     if asked.run is None:
         for flag, value in (("--margin", asked.margin), ("--texts", asked.texts), ("--json", asked.json or None)):
             if value is not None:

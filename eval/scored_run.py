@@ -55,6 +55,19 @@ class ScoredRun:
         }
 
 
+def settings_of(record: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Return the settings of a task's answers besides model, plan, dtype, template and length, by name."""
+    identity, about = record["identity"], record["tasks"][task]
+    return {
+        "truncation": identity["truncation"],
+        "max_new_tokens": about["max_new_tokens"],
+        "split": about["split"],
+        "seed": identity.get("seed"),
+        **identity.get("generation", {}),
+        "generation_version": identity.get("generation_version"),
+    }
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 

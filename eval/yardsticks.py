@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from eval.rouge_profiles import PROFILES, sentence_spans
 from eval.rouge_words import rouge_words
 
+YARDSTICKS = ("visible_oracle", "lead", "tail", "query_echo")
 Span = tuple[int, int]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

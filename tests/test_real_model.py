@@ -120,7 +120,7 @@ def test_a_plan_costs_perplexity_on_a_real_paper_and_sinks_save_most_of_it(tmp_p
     for plan in ("full", "local span=256 sinks=4", "local span=256 sinks=0"):
         arguments = ["--task", "aclsum", "--maxlen", "1024", "--limit", "2", "--plan", plan]
         assert perplexity.main([*arguments, "--output", str(tmp_path / plan)]) == 0
-        (result,) = model_results(tmp_path / plan)
+        (result,) = json.loads((tmp_path / plan / "scores.json").read_text())["results"]
         found[plan] = result["metrics"]["perplexity"]["mean"]
     full, with_sinks, without = found.values()
     assert 5 < full < with_sinks < without
@@ -131,6 +131,18 @@ def test_a_plan_costs_perplexity_on_a_real_paper_and_sinks_save_most_of_it(tmp_p
 def test_documents_in_official_formats(task: str, file: str, tmp_path: Path) -> None:
     if not (SHARED / file).exists():
         pytest.skip(f"needs ../shared/data/{file}")
-    arguments = ["--task", task, "--data", str(SHARED / file), "--maxlen", "512", "1024", "--limit", "1"]
+    limit = "6" if task == "qmsum" else "1"  # the first queries are general ones, without evidence
+    arguments = ["--task", task, "--data", str(SHARED / file), "--maxlen", "512", "1024", "--limit", limit]
     assert main([*arguments, "--max-new-tokens", "24", "--output", str(tmp_path)]) == 0
-    assert all(result["metrics"]["rouge1"]["mean"] > 0.02 for result in model_results(tmp_path))
+    found = model_results(tmp_path)
+    assert all(result["metrics"]["rouge1"]["mean"] > 0.02 for result in found)
+    lines = [json.loads(line) for line in (tmp_path / "example_scores.jsonl").read_text().splitlines()]
+    scores = {
+        system: [line["metrics"]["rouge1"] for line in lines if line["system"] == system and line["maxlen"] == 1024]
+        for system in ("lead", "visible_oracle")
+    }
+    assert all(oracle > lead for lead, oracle in zip(*scores.values(), strict=True))
+    if task == "qmsum":
+        short, long = (result["evidence_visible"] for result in found)
+        assert 0 <= short["mean"] <= long["mean"] <= 1
+        assert short["num_examples"] >= 4

@@ -12,7 +12,7 @@ from masformer.checkpoints import Checkpoint
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the files of plots, which are drawn and looked at in tests of their own: they take a second a run."""
-    monkeypatch.setattr("eval.run_page.save_chart", lambda spec, path: None)
+    monkeypatch.setattr("eval.run_page.save_charts", lambda folder, specs, own: [])
 
 
 @pytest.fixture

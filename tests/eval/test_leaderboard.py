@@ -59,7 +59,7 @@ def edit(path: Path, name: str, change: Callable[[Any], Any]) -> None:
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pages of the runs, which are not read here, and draw no pictures."""
     monkeypatch.setattr("eval.score.write_page", lambda *_, **__: None)
-    monkeypatch.setattr("eval.leaderboard_page.save_chart", lambda spec, path: path.write_text("drawn"))
+    monkeypatch.setattr("eval.charts.save_chart", lambda spec, path: path.write_text("drawn"))
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +151,10 @@ def test_what_is_left_out_is_named_with_the_reason(runs: Path, capsys: pytest.Ca
         "training": "is a training or a measurement of perplexity",
         "alien": "alien/run.json is not the record of a run",
         "unscored": "has no scores that can be read",
-        "stale": "not those of its predictions; run: python -m eval.score stale",
+        "stale": "not those of its predictions",
         "old": "was scored by another version of the code",
         "unfinished": "unfinished: 2 of its predictions are not there yet",
-        "other-profile": "the ROUGE profile scrolls where hf is ranked; run: python -m eval.score other-profile",
+        "other-profile": "the ROUGE profile scrolls where hf is ranked",
         "torn": "was interrupted, or is at work",
         "half": "was interrupted, or is at work",
     }
@@ -167,6 +167,30 @@ def test_what_is_left_out_is_named_with_the_reason(runs: Path, capsys: pytest.Ca
     for text in (printed, (folder / "leaderboard.md").read_text(), (folder / "leaderboard.html").read_text()):
         for part in ("unfinished: 2 of its predictions", "a measurement of perplexity", "9 left out"):
             assert part in text
+
+
+def test_a_link_to_a_run_is_named_and_not_followed(runs: Path) -> None:
+    (runs / "again").symlink_to(runs / "good")
+    assert reasons(ranked(runs)) == {"again": "a link; give the folder that it leads to"}
+
+
+def test_files_beside_the_plots_stay(runs: Path) -> None:
+    ranked(runs)
+    plots = runs / "leaderboard" / "plots"
+    for name in ("leaderboard-notes.txt", "leaderboard-gone-length-rouge1.svg", "mine-length-rouge1.png"):
+        (plots / name).write_text("")
+    ranked(runs)
+    left = {file.name for file in plots.iterdir()}
+    assert {"leaderboard-notes.txt", "mine-length-rouge1.png"} <= left
+    assert "leaderboard-gone-length-rouge1.svg" not in left
+
+
+def test_the_csv_has_settings_and_yardsticks(runs: Path) -> None:
+    ranked(runs)
+    with (runs / "leaderboard" / "leaderboard.csv").open() as stream:
+        row = next(csv.DictReader(stream))
+    assert {"seed", "truncation", "max_new_tokens", "generation_version", "lead_rouge1_mean_fraction"} <= row.keys()
+    assert float(row["visible_oracle_rouge1_mean_fraction"]) > 0
 
 
 def test_a_folder_that_cannot_be_looked_into_is_left_out(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +413,7 @@ def test_names_are_text_wherever_they_stand(runs: Path) -> None:
     assert "<script>alert" not in page
     text = (runs / "leaderboard" / "leaderboard.md").read_text()
     assert "| ``</script><img src=x onerror=alert(1)>`\\|* ?`` |" in text
-    assert "- &lt;b&gt;: has no scores" in text
+    assert "- &lt;b>: has no scores" in text
     with (runs / "leaderboard" / "leaderboard.csv").open() as stream:
         assert [line["plan"] for line in csv.DictReader(stream)][-1] == f"{HOSTILE} ?"
 
@@ -469,7 +493,7 @@ def test_a_picture_that_cannot_be_written_leaves_no_half(
         raise OSError(28, "No space left on device")
 
     ranked(runs)
-    monkeypatch.setattr("eval.leaderboard_page.save_chart", full)
+    monkeypatch.setattr("eval.charts.save_chart", full)
     capsys.readouterr()
     assert leaderboard([str(runs)]) == 2
     assert "No space left on device" in said(capsys)

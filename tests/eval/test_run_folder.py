@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eval.journal import RunFolderError, append_line, prediction_key
-from eval.run_folder import RunFolder
+from eval.run_folder import RunFolder, in_order
 
 IDENTITY = {"model": {"reference": "m", "files": {"w": "1"}}, "dtype": "float32"}
 TASKS = {"plos": {"version": 1, "limit": 3, "maxlen": [10]}}
@@ -150,3 +150,10 @@ def test_clearing_takes_out_what_a_run_has_left_and_nothing_else(folder: RunFold
     (folder.path / "notes.txt").write_text("mine")
     folder.clear()
     assert [file.name for file in folder.path.iterdir()] == ["notes.txt"]
+
+
+def test_predictions_come_in_the_order_asked_for_and_others_after_them() -> None:
+    keys = [("t", "p", str(index), 1) for index in range(50_000)]
+    found = {key: {"id": key[2]} for key in reversed(keys)}
+    lines = in_order(found, keys[:40_000])
+    assert [lines[index]["id"] for index in (0, 1, 39_999, 40_000, 49_999)] == ["0", "1", "39999", "49999", "40000"]

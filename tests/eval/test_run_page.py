@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from eval.page import PAGE_BYTES
+from eval.page import PAGE_BYTES, RESERVE_BYTES
 from eval.report import quality_table
 from eval.run_inputs import RunInputs
-from eval.run_page import as_table, gather_samples
+from eval.run_page import _that_fit, as_table, gather_samples
 from eval.score import main as score
 from tests.browser import chromium, open_page
 from tests.eval.test_score import half
@@ -89,6 +89,14 @@ def test_examples_that_do_not_fit_the_page_are_left_out_evenly_and_counted() -> 
     assert kept[-1] > 990
     assert {samples["documents"][example["document"]]["length"] for example in samples["examples"]} == {8_000}
     assert all(document["pieces"] or document["text"] for document in samples["documents"].values())
+
+
+def test_examples_of_uneven_size_fit_the_page_too() -> None:
+    answers = ["short", "a long answer " * 1300]
+    examples = [{"document": str(index), "answers": [answers[index % 2]]} for index in range(1_500)]
+    kept = _that_fit(examples)
+    assert 100 < len(kept) < 1_000
+    assert len(json.dumps(kept)) + 2_000 * len(kept) < PAGE_BYTES - RESERVE_BYTES
 
 
 def test_plots_of_earlier_scores_go_and_those_of_others_stay(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_run_without_texts_stays_without_them(tmp_path: Path, capsys: pytest.C
     record["config"]["texts"] = False
     write_run(tmp_path, half, record=record)
     reference = read(tmp_path, "examples.jsonl")[3]["references"][0][:30]
-    for flags, is_there in (([], False), (["--texts"], True), ([], False)):
+    for flags, is_there in (([], False), (["--texts"], True), ([], True), (["--no-texts"], False), ([], False)):
         assert score([str(tmp_path), *flags]) == 0
         assert (reference in (tmp_path / "report.html").read_text()) == is_there
 
@@ -233,7 +233,7 @@ def test_a_command_line_that_asks_for_nothing(capsys: pytest.CaptureFixture[str]
         with pytest.raises(SystemExit) as caught:
             score(arguments)
         assert caught.value.code == 2
-        assert "give the folder of a run, or --predictions with --references" in said(capsys)
+        assert "give either the folder of a run, or --predictions with --references" in said(capsys)
 
 
 @pytest.fixture
@@ -293,8 +293,8 @@ def test_settings_that_differ_are_named(runs: list[Path], tmp_path: Path, capsys
     capsys.readouterr()
     assert compare([str(runs[0]), str(tmp_path / "other")]) == 0
     printed = capsys.readouterr().out
-    assert 'differ in truncation: "head" | "tail"' in printed
-    assert "differ in plos max_new_tokens: 16 | 32" in printed
+    assert 'differ in truncation of plos: "head" | "tail"' in printed
+    assert "differ in max_new_tokens of plos: 16 | 32" in printed
 
 
 def test_a_run_that_is_not_finished_is_said_to_be(
