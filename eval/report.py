@@ -180,8 +180,9 @@ def blocks_of(record: Result, scores: Mapping[str, Any], task: str) -> Iterator[
         if not everything:
             continue
         where = f"{task}, template {template}"
-        yield f"Quality: {where}", "", quality_table(everything)
-        if truncated := select(of_task, template=template, subset="always_truncated"):
+        truncated = select(of_task, template=template, subset="always_truncated")
+        yield f"Quality: {where}", "" if truncated else _which_are_cut(everything), quality_table(everything)
+        if truncated:
             documents = max(result["num_documents"] for result in truncated)
             remark = f"The {documents} document(s) that every length truncates; short ones dilute the comparison."
             yield f"Quality where every length cuts: {where}", remark, quality_table(truncated)
@@ -190,6 +191,12 @@ def blocks_of(record: Result, scores: Mapping[str, Any], task: str) -> Iterator[
         if table := select(scores["comparisons"], task=task, subset=subset):
             named = [dict(one) | {"name": name_settings(one)} for one in table]
             yield f"Comparisons{where}: {task}", "", comparison_table(named, "first to second")
+
+
+def _which_are_cut(results: Sequence[Result]) -> str:
+    """Return why there is no table of the examples that every length truncates."""
+    longest = max(select(results, kind="model"), key=lambda result: int(result["maxlen"]))
+    return "Every length truncates all of them." if longest["num_truncated"] else "The greatest length truncates none."
 
 
 def facts_of(record: Result, scores: Mapping[str, Any]) -> dict[str, str]:

@@ -60,6 +60,17 @@ def test_a_run_is_scored_again_under_another_profile(tmp_path: Path, capsys: pyt
     assert all(line["metrics"]["rouge1"] == 1 for line in lines if line["is_model"] and line["maxlen"] == 200)
 
 
+def test_where_no_subset_is_shown_the_reason_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, num_sentences, reason in (
+        ("long", 20, "Every length truncates all of them."),
+        ("short", 3, "The greatest length truncates none."),
+    ):
+        write_run(tmp_path / name, half, documents={f"doc-{i}": document(i, num_sentences) for i in range(6)})
+        assert score([str(tmp_path / name)]) == 0
+        assert reason in capsys.readouterr().out
+        assert reason in (tmp_path / name / "report.html").read_text()
+
+
 def test_a_page_for_others_holds_no_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, half)
     assert score([str(tmp_path), "--no-texts"]) == 0
