@@ -88,7 +88,7 @@ def _read_all(root: Path) -> tuple[list[Candidate], list[dict[str, Any]]]:
     candidates: list[Candidate] = []
     left_out: list[dict[str, Any]] = []
     unreadable: list[OSError] = []
-    for path in tqdm(list(_find_runs(root, unreadable)), desc="reading runs", delay=2, leave=False):
+    for path in tqdm(list(_find_runs(root, unreadable)), desc="reading runs", delay=2, leave=False, disable=None):
         name = plain(path.relative_to(root).as_posix() if path != root else root.name)
         if path.is_symlink():
             left_out.append(_left_out(name, None, "a link; give the folder that it leads to"))

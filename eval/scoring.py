@@ -112,7 +112,7 @@ def score_examples(
     budgets = {task: word_budget(texts) for task, texts in references.items()}
     texts = {(line["task"], line["document_id"]): line["text"] for line in documents}
     found: dict[tuple[str, str, str, int], list[Scored]] = {}
-    for (task, name), asked in tqdm(by_document.items(), desc="scoring", delay=2, leave=False):
+    for (task, name), asked in tqdm(by_document.items(), desc="scoring", delay=2, leave=False, disable=None):
         document = prepare_document(texts[task, name], profile)
         for example_id, by_template in asked.items():
             example, memory = known[task, example_id], _Memory(profile, known[task, example_id]["references"])
