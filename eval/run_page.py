@@ -127,8 +127,8 @@ def _charts(
         "positions",
         Chart(
             title="Where the oracle's sentences lie",
-            caption="Above: how many documents show each position. Below: sentences that the oracle picks at the "
-            "greatest length.",
+            caption="Above: how many examples show each position of their document. Below: sentences that the oracle "
+            "picks at the greatest length.",
             spec=oracle_positions(positions, coverage),
         ),
     )
