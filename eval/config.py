@@ -50,7 +50,8 @@ class RunConfig(GenerationOptions):
         trust_remote_code: Run code that comes with the checkpoint.
         profile: ROUGE profile.
         output: Run folder; None makes a name under `runs/` from the settings.
-        texts: Put texts of documents, references and predictions into the report's page.
+        texts: Put texts of documents, references and predictions into the report's page; None does as before, and
+            first does.
         report_to: Names of accelerate's trackers.
         overwrite: Begin anew in a folder that holds a run.
         dry_run: Print what would be done, and do nothing.
@@ -76,7 +77,7 @@ class RunConfig(GenerationOptions):
     trust_remote_code: bool = False
     profile: str = "hf"
     output: Path | None = None
-    texts: bool = True
+    texts: bool | None = None
     report_to: tuple[str, ...] = ()
     overwrite: bool = False
     dry_run: bool = False
@@ -157,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--texts",
         action=argparse.BooleanOptionalAction,
-        help="put texts into report.html; --no-texts for a page that is published (default: on)",
+        help="put texts into report.html; --no-texts for a page that is published (default: as before, at first on)",
     )
     add_tracker_flag(out)
     machine = add_machine_flags(parser, f"of torch and of sampling (default: {RunConfig.seed})")

@@ -51,7 +51,7 @@ def merge(parts: Sequence[Path], output: Path) -> None:
     merged = records[0] | {
         "config": records[0]["config"]
         | {"shard": None, "output": str(output)}
-        | {"texts": all(record["config"].get("texts", True) for record in records)},
+        | {"texts": all(record["config"].get("texts") is not False for record in records)},
         "tasks": tasks,
         "sessions": [session for record in records for session in record["sessions"]],
     }

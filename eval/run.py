@@ -32,7 +32,7 @@ from eval.model import TORCH_DTYPES, check_positions, default_dtype, describe_we
 from eval.record import default_output, identity_of, merge_documents, merge_examples, merge_record, task_record
 from eval.run_folder import RunFolder, keys_of
 from eval.run_inputs import read_inputs
-from eval.score import print_scores, score_run
+from eval.score import has_texts, print_scores, score_run
 from eval.session import describe_session, now, run_script, set_threads, start_processes
 from eval.settings import ConfigError
 from eval.trackers import check_trackers, log_scores, start_trackers
@@ -303,8 +303,8 @@ def finish_folder(
         )
         return None
     inputs = read_inputs(folder, record)
-    profile, with_texts = record["identity"]["profile"], record["config"].get("texts", True)
-    scores, plots = score_run(folder, inputs, profile, with_texts=with_texts)
+    with_texts = has_texts(folder.path, record)
+    scores, plots = score_run(folder, inputs, record["identity"]["profile"], with_texts=with_texts)
     print_scores(folder, inputs, scores)
     return scores, plots
 

@@ -87,7 +87,7 @@ def score_again(path: Path, profile: str | None, margin: float, *, with_texts: b
     """
     folder, record = open_run(path)
     if with_texts is None:
-        with_texts = had_texts(path, record)
+        with_texts = _had_texts(path) if (path / "scores.json").exists() else has_texts(path, record)
     with folder.lock(record):
         inputs = read_inputs(folder, record)
         content, _ = score_run(folder, inputs, profile or record["identity"]["profile"], margin, with_texts=with_texts)
@@ -97,14 +97,23 @@ def score_again(path: Path, profile: str | None, margin: float, *, with_texts: b
         print_scores(folder, inputs, content)
 
 
-def had_texts(path: Path, record: Mapping[str, Any]) -> bool:
-    """Return whether the page of a run holds texts, or is to by the run's own settings."""
+def has_texts(path: Path, record: Mapping[str, Any]) -> bool:
+    """Return whether the page of a run is to hold texts: as its last session was told, or else as the page is.
+
+    Args:
+        path: Of the folder.
+        record: `run.json`.
+    """
+    told = record["config"].get("texts")
+    return _had_texts(path) if told is None else bool(told)
+
+
+def _had_texts(path: Path) -> bool:
     try:
         scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        scores = {}
-    settings = scores if isinstance(scores, dict) and "texts" in scores else record["config"]
-    return bool(settings.get("texts", True))
+        return True
+    return bool(scores.get("texts", True)) if isinstance(scores, dict) else True
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -244,6 +244,14 @@ def test_a_sweep_writes_what_separate_runs_do(
         assert {name: line[name] for name in same} == {name: other[name] for name in same}
 
 
+def test_a_page_without_texts_stays_so_when_lengths_are_added(least: list[str], tmp_path: Path) -> None:
+    page = tmp_path / "run" / "report.html"
+    reference = document(50, 12)
+    for flags, is_there in ((["--no-texts"], False), (["--maxlen", "1000"], False), (["--texts"], True), ([], True)):
+        assert main([*least, "--limit", "1", *flags]) == 0
+        assert (reference in page.read_text()) == is_there
+
+
 def test_a_tracker_gets_numbers_tables_and_plots(least: list[str], tmp_path: Path) -> None:
     # By a process of its own, because an accelerator's trackers are those of its process.
     done = launch([*least, "--report-to", "tensorboard"])
