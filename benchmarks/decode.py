@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache
 from benchmarks.pairs import MIXED, Case, alternate, finish, show
 from benchmarks.texts import long_text
 from eval.session import set_threads
-from masformer import SpanCache, SpanPlan, apply_plan, num_layers
+from masformer import SpanCache, apply_plan, read_plan
 from masformer.checkpoints import open_checkpoint
 
 PLANS = {"full plan": "full", "4 full layers, span 512": MIXED}
@@ -64,7 +64,7 @@ def main() -> None:
         peer, ours = (checkpoint.load_model(dtype) for _ in range(2))
         peer.set_attn_implementation("sdpa")
         for name, text in PLANS.items():
-            apply_plan(ours, SpanPlan.parse(text, num_layers(ours.config)))
+            apply_plan(ours, read_plan(text, ours.config))
             cache = SpanCache(ours.span_plan, arguments.tokens + arguments.repeats + 2)
             ours.base_model(prompt, past_key_values=cache, use_cache=True)
             if name == "full plan":

@@ -22,7 +22,7 @@ from benchmarks.pairs import MIXED, Case, finish
 from benchmarks.prefill import product_flops
 from benchmarks.texts import long_text
 from eval.session import set_threads
-from masformer import SpanCache, SpanPlan, apply_plan, num_layers, prefill
+from masformer import SpanCache, apply_plan, prefill, read_plan
 from masformer.checkpoints import open_checkpoint
 from masformer.cost import attention_flops
 
@@ -42,7 +42,7 @@ def main() -> None:
     for num_tokens in arguments.tokens:
         seconds, work = {}, {}
         for name in (arguments.plan, "full"):
-            plan = apply_plan(model, SpanPlan.parse(name, num_layers(model.config)))
+            plan = apply_plan(model, read_plan(name, model.config))
             prefill(model, text[:, :256], SpanCache(plan))
             cache = SpanCache(plan, num_tokens)
             start = time.perf_counter()

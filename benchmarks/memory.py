@@ -26,7 +26,7 @@ from benchmarks.pairs import MIXED, Case, finish, show
 from benchmarks.texts import long_text
 from eval.generate import reset_peak, resident_bytes, storage_bytes
 from eval.session import set_threads
-from masformer import SpanCache, SpanPlan, apply_plan, num_layers, prefill
+from masformer import SpanCache, apply_plan, prefill, read_plan
 from masformer.checkpoints import open_checkpoint
 from masformer.cost import cache_bytes
 
@@ -42,7 +42,7 @@ def measure(plan: str | None, num_tokens: int) -> tuple[int, int]:
     model = checkpoint.load_model(torch.bfloat16)
     model.set_attn_implementation("sdpa")
     if plan is not None:
-        apply_plan(model, SpanPlan.parse(plan, num_layers(model.config)))
+        apply_plan(model, read_plan(plan, model.config))
     prompt = long_text(checkpoint.tokenizer, num_tokens)[None]
 
     def fill(tokens: torch.Tensor) -> SpanCache | DynamicCache:
@@ -79,8 +79,7 @@ def main() -> None:
     (full, full_more), (peer, peer_more) = figures["full", SHORT], figures[None, SHORT]
     config = open_checkpoint("smollm2-135m").config
     least, most = (
-        cache_bytes(config, SpanPlan.parse(text, num_layers(config)), SHORT, torch.bfloat16.itemsize)
-        for text in (plan, "full")
+        cache_bytes(config, read_plan(text, config), SHORT, torch.bfloat16.itemsize) for text in (plan, "full")
     )
     cases = [
         Case(

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from eval.session import set_threads
-from masformer import SpanPlan, apply_plan, num_layers
+from masformer import apply_plan, read_plan
 from masformer.checkpoints import open_checkpoint
 from tasks import TASKS, LoadRequest
 
@@ -72,7 +72,7 @@ def main() -> None:
     count = len(papers) * (arguments.tokens - arguments.tokens // 2)
     perplexities = []
     for text in PLANS:
-        apply_plan(model, SpanPlan.parse(text, num_layers(model.config)))
+        apply_plan(model, read_plan(text, model.config))
         start = time.perf_counter()
         total = sum(negative_log_likelihood(model, tokens, arguments.tokens // 2) for _, tokens in papers)
         perplexities.append(math.exp(total / count))

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from benchmarks.pairs import MIXED, Case, alternate, finish, show
 from benchmarks.texts import long_text
 from eval.session import set_threads
-from masformer import SpanCache, SpanPlan, apply_plan, num_layers, prefill
+from masformer import SpanCache, SpanPlan, apply_plan, prefill, read_plan
 from masformer.checkpoints import open_checkpoint
 from masformer.cost import attention_flops
 from masformer.prefill import CHUNK_TOKENS
@@ -76,7 +76,7 @@ def main() -> None:
         checkpoint = open_checkpoint(name)
         ours, peer = (checkpoint.load_model(dtype) for _ in range(2))
         peer.set_attn_implementation("sdpa")
-        plan = apply_plan(ours, None if text is None else SpanPlan.parse(text, num_layers(ours.config)))
+        plan = apply_plan(ours, None if text is None else read_plan(text, ours.config))
         prompt = long_text(checkpoint.tokenizer, num_tokens)[None]
         found: dict[str, Tensor] = {}
 

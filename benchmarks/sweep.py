@@ -33,7 +33,7 @@ from eval.model import TORCH_DTYPES
 from eval.prompt_tree import PromptTree, TreeCaches
 from eval.prompts import PromptBuilder, fit
 from eval.session import set_threads
-from masformer import SpanPlan, apply_plan, num_layers
+from masformer import apply_plan, read_plan
 from masformer.checkpoints import open_checkpoint
 from tasks import TASKS, LoadRequest
 
@@ -145,7 +145,7 @@ def main() -> None:
             print(f"{name}, {dtype}: {prefilled:,} tokens to prefill of {asked:,} asked for: {prefilled / asked:.2f}")
             theirs = None
             for label, text in PLANS.items():
-                apply_plan(model, SpanPlan.parse(text, num_layers(model.config)))
+                apply_plan(model, read_plan(text, model.config))
                 warm_up(model, tokenizer)
                 mine = ours(model, tokenizer, prompts, num_new)
                 if theirs is None:

@@ -34,10 +34,9 @@ from eval.generate import reset_peak, resident_bytes
 from eval.sequences import Row, windows
 from eval.session import set_threads
 from eval.training import Trainer, make_optimizer
-from masformer import SpanPlan, apply_plan, num_layers
+from masformer import SpanPlan, apply_plan, read_plan
 from masformer.checkpoints import open_checkpoint
 from masformer.loss import Head, NextTokenLoss, summed_loss
-from masformer.spans import FULL
 
 STEP_TOKENS, LONG_TOKENS = 4096, 8192
 VOCABULARY, HIDDEN = 49_152, 576
@@ -49,7 +48,7 @@ def trainer_for(plan: str, *, checkpointing: bool) -> tuple[Trainer, NextTokenLo
     """Return what trains SmolLM2 under a plan, and the model that it trains."""
     set_threads(None, {})
     model = open_checkpoint("smollm2-135m").load_model(torch.float32)
-    apply_plan(model, SpanPlan.parse(plan, num_layers(model.config)))
+    apply_plan(model, read_plan(plan, model.config))
     if checkpointing:
         # As `eval/finetune.py` does.
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -154,8 +153,8 @@ def main() -> None:
         print(f"seconds of the loss, one run: {way} {seconds:.1f}")
 
     trainer, wrapped = trainer_for(arguments.plan, checkpointing=False)
-    row, count = row_of(STEP_TOKENS), num_layers(wrapped.model.config)
-    mixed, full = SpanPlan.parse(arguments.plan, count), SpanPlan((FULL,) * count)
+    row, mixed = row_of(STEP_TOKENS), read_plan(arguments.plan, wrapped.model.config)
+    full = SpanPlan.full(len(mixed))
 
     def step(plan: SpanPlan) -> None:
         apply_plan(wrapped.model, plan)

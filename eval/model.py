@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from eval.settings import ConfigError
-from masformer import ConversionError, PlanError, SpanPlan, apply_plan, native_plan, num_layers, stored_plan
+from masformer import ConversionError, PlanError, SpanPlan, apply_plan, native_plan, read_plan, stored_plan
 from masformer.checkpoints import Checkpoint, has_learned_positions, max_positions
 
 TORCH_DTYPES = {
@@ -35,7 +35,7 @@ def resolve_plan(text: str, checkpoint: Checkpoint, *, keeps_full: bool = False)
             its cache.
     """
     if text != "auto":
-        return SpanPlan.parse(text, num_layers(checkpoint.config))
+        return read_plan(text, checkpoint.config)
     stored = stored_plan(checkpoint.config)
     if stored is not None:
         return stored

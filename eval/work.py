@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -231,18 +232,20 @@ class Needs:
 
     def tree_bytes(self, tree: PromptTree, num_new: int, beams: int) -> int:
         """Return the bytes of keys and values when all prompts of a tree decode at once."""
-        num_full = sum(span.num_recent is None for span in self.plan)
         nodes = [node.stop for node in tree]
         rows = [end.stop for end in tree.ends]
         tokens = tree.num_tokens if self.is_converted else sum(nodes) + max(rows)
         ends = [len(end.tokens) for end in tree.ends]
         tail = max((length for length in ends if length <= TAIL_TOKENS), default=0) if self.is_converted else 0
-        kept = num_full * (tokens + beams * (tail + num_new) * len(rows))
-        for span in self.plan:
-            if span.num_recent is not None:
+        kept = Fraction(0)
+        for span, share in self.plan.shares.items():
+            if span.num_recent is None:
+                kept += share * (tokens + beams * (tail + num_new) * len(rows))
+            else:
                 ring = span.sinks + span.num_recent
-                kept += sum(min(ring, stop) for stop in nodes) + beams * sum(min(ring, stop + num_new) for stop in rows)
-        return kept * self.a_token
+                of_rows = sum(min(ring, stop + num_new) for stop in rows)
+                kept += share * (sum(min(ring, stop) for stop in nodes) + beams * of_rows)
+        return int(kept * self.a_token)
 
 
 def documents_of(

@@ -6,17 +6,19 @@ from masformer.convert import (
     apply_plan,
     native_plan,
     num_layers,
+    read_plan,
     remove_plan,
     stored_plan,
 )
 from masformer.prefill import fixed_frequencies, prefill
 from masformer.publish import PushError, push_to_hub
 from masformer.saving import SaveError, save_checkpoint
-from masformer.spans import FULL, LayerSpan, PlanError, SpanPlan
+from masformer.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 
 __all__ = [
     "FULL",
     "ConversionError",
+    "HeadSpans",
     "LayerSpan",
     "PlanError",
     "PushError",
@@ -29,6 +31,7 @@ __all__ = [
     "num_layers",
     "prefill",
     "push_to_hub",
+    "read_plan",
     "remove_plan",
     "save_checkpoint",
     "stored_plan",

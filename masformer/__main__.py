@@ -23,11 +23,11 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from masformer.card import origin_of
 from masformer.checkpoints import Checkpoint, CheckpointError, max_positions, open_checkpoint
-from masformer.convert import ConversionError, apply_plan, native_plan, num_layers, stored_plan
+from masformer.convert import ConversionError, apply_plan, native_plan, num_layers, read_plan, stored_plan
 from masformer.measure import MeasureError, closed_form, cost_record, lengths_to_measure
 from masformer.publish import PushError, check_push, push_to_hub
 from masformer.saving import SaveError, check_output, check_space, save_checkpoint
-from masformer.spans import LayerSpan, PlanError, SpanPlan
+from masformer.spans import HeadSpans, LayerSpan, PlanError, SpanPlan
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SHOWN_LENGTHS = (1024, 2048, 4096, 8192)
@@ -70,7 +70,7 @@ def convert(options: argparse.Namespace) -> None:
     device = _device(options.device)
     check_output(folder, overwrite=options.overwrite)
     checkpoint = open_checkpoint(options.model, trust_remote_code=options.trust_remote_code)
-    plan = SpanPlan.parse(options.plan, num_layers(checkpoint.config))
+    plan = read_plan(options.plan, checkpoint.config)
     native_plan(checkpoint.config)  # layers that no span describes would be refused later, with the weights loaded
     lengths = lengths_to_measure(options.measure, checkpoint.config)
     if repo_id is not None:
@@ -99,7 +99,7 @@ def show(options: argparse.Namespace) -> None:
     """Print a model's layers and what a plan costs at several lengths, without loading weights."""
     checkpoint = open_checkpoint(options.model, trust_remote_code=options.trust_remote_code)
     config, own = checkpoint.config, native_plan(checkpoint.config)
-    plan = SpanPlan.parse(options.plan, num_layers(config)) if options.plan is not None else stored_plan(config)
+    plan = read_plan(options.plan, config) if options.plan is not None else stored_plan(config)
     plan = plan or own
     known = max_positions(config)
     positions = "" if known is None else f", trained to {known:,} positions"
@@ -125,9 +125,9 @@ def push(options: argparse.Namespace) -> None:
     _say(f"pushed  {push_to_hub(options.folder, options.repo_id, private=options.private or None)}")
 
 
-def _runs(plan: SpanPlan) -> list[tuple[int, int, LayerSpan]]:
+def _runs(plan: SpanPlan) -> list[tuple[int, int, LayerSpan | HeadSpans]]:
     """Return runs of layers with the same span: first, last, span."""
-    runs: list[tuple[int, int, LayerSpan]] = []
+    runs: list[tuple[int, int, LayerSpan | HeadSpans]] = []
     for layer, span in enumerate(plan):
         if runs and runs[-1][2] == span:
             runs[-1] = (runs[-1][0], layer, span)
@@ -185,7 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(_command(commands, "convert", convert))
     shows = _command(commands, "show", show)
     _add_model(shows)
-    shows.add_argument("--plan", help="text form; default: the plan in the checkpoint, else its architecture's spans")
+    shows.add_argument(
+        "--plan", help="as of convert; default: the plan in the checkpoint, else its architecture's spans"
+    )
     shows.add_argument("--lengths", type=_positive, nargs="+", default=list(_SHOWN_LENGTHS), metavar="TOKENS")
     pushes = _command(commands, "push", push)
     pushes.add_argument("folder", help="of a converted checkpoint")
@@ -208,7 +210,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument("--plan", required=True, help='text form, such as "full@17,18,20,23 span=512 sinks=4"')
+    parser.add_argument("--plan", required=True, help='as "full@17,18,20,23 span=512 sinks=4", or a .json file')
     parser.add_argument("--output", required=True, metavar="DIR", help="folder that is made")
     parser.add_argument("--overwrite", action="store_true", help="replace the converted checkpoint in DIR")
     measured = parser.add_mutually_exclusive_group()

@@ -8,6 +8,7 @@ Shapes: B batch, H query heads, K key/value heads, G = H / K, T tokens (Tq of th
 
 Key layout. Without a cache, and in full layers, keys are all slots in order. In a layer with a finite span, the keys
 that `SpanCache` returns are its sinks, then the slots that it kept, then the new ones (`visibility.cached_slots`).
+Where the key/value heads have spans of their own, it returns that for each group of them (`masformer.heads`).
 
 Source: `AttentionInterface` and `AttentionMaskInterface` of transformers 5.23.
 """
@@ -25,8 +26,9 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.device_attention import flash_attention, flex_attention, has_flash_attention
+from masformer.heads import attend_by_head
 from masformer.joined import RUN_KEYS, JoinedKeys, joined_attention
-from masformer.spans import FULL, LayerSpan
+from masformer.spans import FULL, HeadSpans, LayerSpan
 from masformer.tiles import Scores, num_causal, tile_attention
 from masformer.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
 
@@ -127,7 +129,7 @@ def span_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    span: LayerSpan,
+    span: LayerSpan | HeadSpans,
     mask: SpanMask | None = None,
     *,
     scale: float | None = None,
@@ -141,7 +143,7 @@ def span_attention(
         query: (B, H, Tq, D).
         key: (B, K, Tk, D), in the layout that the module's docstring describes.
         value: (B, K, Tk, D).
-        span: Of the layer.
+        span: Of the layer, or of each of its key/value heads.
         mask: Offset of the queries, left padding, packed documents; None is an offset of 0 and nothing else.
         scale: Of the products; None is D ** -0.5.
         softcap: Scores x become softcap * tanh(x / softcap) (Gemma 2); None leaves them.
@@ -149,9 +151,16 @@ def span_attention(
         dropout: Probability of dropping an attention weight.
 
     Raises:
-        ValueError: The keys are not laid out as a `SpanCache` does it.
+        ValueError: The keys are not laid out as a `SpanCache` does it, or the span is for other heads.
     """
     mask = mask or SpanMask(offset=0)
+    if isinstance(span, HeadSpans):
+        options: dict[str, Any] = {"scale": scale, "softcap": softcap, "dropout": dropout}
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, learned_sinks: Tensor | None) -> Tensor:
+            return span_attention(query, key, value, span, mask, learned_sinks=learned_sinks, **options)
+
+        return attend_by_head(attend, query, key, value, span, learned_sinks)
     scores = Scores(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
     if isinstance(key, JoinedKeys):
         if key.num_tokens != mask.offset + query.shape[2]:

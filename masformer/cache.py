@@ -3,7 +3,8 @@
 A layer with full attention keeps every key in a buffer that grows by steps. A layer with a finite span keeps its sinks
 and a ring of its last keys. Keys carry their rotary position from when they were written, so the order inside the ring
 does not matter to the one token that is decoded; a prefill on top of the cache gets the kept keys in order.
-`masformer.visibility.cached_slots` says which slots a layer returns.
+`masformer.visibility.cached_slots` says which slots a layer returns. Where the key/value heads of a layer have spans of
+their own, those of each span are kept as if they were a layer (`HeadSpansCacheLayer`).
 
     cache = SpanCache(plan)
     model(input_ids, past_key_values=cache)
@@ -20,14 +21,15 @@ Shapes: B batch, K key/value heads, T tokens, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from masformer.spans import LayerSpan, SpanPlan
+from masformer.heads import HeadKeys, heads_of
+from masformer.spans import HeadSpans, LayerSpan, SpanPlan
 from masformer.visibility import SpanMask, left_padding
 
 # Tokens by which a buffer grows: rare enough that copying is a small part of decoding them.
@@ -72,6 +74,11 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Return the most entries this layer ever holds; None when there is no limit."""
         recent = self.span.num_recent
         return None if recent is None else self.span.sinks + recent
+
+    @property
+    def parts(self) -> tuple[SpanCacheLayer, ...]:
+        """Return the layer itself, as the only part of all heads."""
+        return (self,)
 
     @property
     def num_before(self) -> int:
@@ -237,12 +244,115 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
             self.padding = self.padding.repeat_interleave(repeats, dim=0)
 
 
+class HeadSpansCacheLayer(CacheLayerMixin):  # type: ignore[misc]
+    """The keys and values of one layer whose key/value heads have spans of their own.
+
+    Args:
+        span: Of the layer.
+        parts: One for each of `HeadSpans.groups`, with the keys and values of these heads.
+    """
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self, span: HeadSpans, parts: Sequence[SpanCacheLayer]) -> None:
+        super().__init__()
+        self.span, self.parts = span, tuple(parts)
+        self.is_initialized = all(part.is_initialized for part in parts)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.parts[0].num_tokens
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    @property
+    def padding(self) -> Tensor | None:
+        return self.parts[0].padding
+
+    @padding.setter
+    def padding(self, padding: Tensor | None) -> None:
+        for part in self.parts:
+            part.padding = padding
+
+    @property
+    def storages(self) -> dict[int, int]:
+        """Return the bytes of each piece of memory that this layer reads, by its address; unused room included."""
+        return {address: held for part in self.parts for address, held in part.storages.items()}
+
+    def fork(self, max_tokens: int = 0, copy: bool = False) -> HeadSpansCacheLayer:
+        """Return a layer that goes on from the same tokens; `copy` gives full heads keys of their own."""
+        return HeadSpansCacheLayer(self.span, [part.fork(max_tokens, copy) for part in self.parts])
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        for part, runs in zip(self.parts, self.span.groups.values(), strict=True):
+            part.lazy_initialization(heads_of(key_states, runs), heads_of(value_states, runs))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store (B, K, T, D) new keys and values; return what `masformer.heads.attend_by_head` takes."""
+        if key_states.shape[1] != len(self.span.heads):
+            raise ValueError(
+                f"a cache for spans of {len(self.span.heads)} key/value heads got {key_states.shape[1]} of them"
+            )
+        keys = key_states.as_subclass(HeadKeys)
+        keys.parts = tuple(
+            part.update(heads_of(key_states, runs), heads_of(value_states, runs))
+            for part, runs in zip(self.parts, self.span.groups.values(), strict=True)
+        )
+        self.is_initialized = True
+        return keys, value_states
+
+    def get_seq_length(self) -> int:
+        return self.num_tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.num_tokens + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        for part in self.parts:
+            part.reset()
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self.parts[0].crop(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        for part in self.parts:
+            part.reorder_cache(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        for part in self.parts:
+            part.batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        for part in self.parts:
+            part.batch_repeat_interleave(repeats)
+
+
+def cache_layer(span: LayerSpan | HeadSpans, max_tokens: int = 0) -> SpanCacheLayer | HeadSpansCacheLayer:
+    """Return an empty layer of a cache.
+
+    Args:
+        span: Of the layer.
+        max_tokens: Slots to allocate at once for, when known.
+    """
+    if isinstance(span, HeadSpans):
+        return HeadSpansCacheLayer(span, [SpanCacheLayer(each, max_tokens) for each in span.groups])
+    return SpanCacheLayer(span, max_tokens)
+
+
 class Filled(Exception):
     """All layers of a cache hold the tokens of a forward pass that was made for nothing else."""
 
 
 class SpanCache(Cache):  # type: ignore[misc]
-    """A `transformers` cache with one `SpanCacheLayer` a layer of the plan.
+    """A `transformers` cache with one layer (`cache_layer`) a layer of the plan.
 
     Args:
         plan: Of the model.
@@ -254,7 +364,7 @@ class SpanCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(self, plan: SpanPlan, max_tokens: int = 0) -> None:
-        super().__init__(layers=[SpanCacheLayer(span, max_tokens) for span in plan])
+        super().__init__(layers=[cache_layer(span, max_tokens) for span in plan])
         self.plan = plan
         # Latent attention (DeepSeek) computes keys from what is cached, so a fork cannot leave it where it is.
         self.is_latent = False

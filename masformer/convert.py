@@ -1,6 +1,6 @@
 """Put a span plan on a model and take it off.
 
-    plan = SpanPlan.parse("middle:8 span=1024 sinks=4", num_layers(model.config))
+    plan = read_plan("middle:8 span=1024 sinks=4", model.config)
     apply_plan(model, plan)          # weights are not touched
     remove_plan(model)               # exactly the model it was
     save_checkpoint(model, tokenizer, "smollm2-mas")                  # masformer/saving.py
@@ -8,14 +8,17 @@
 
 Each conversion proves itself on a few random tokens, because transformers accepts an attention function for
 architectures that never call it: every layer must call ours, the model's own spans must give the untouched logits, a
-short span must change them, and decoding through the cache must equal one pass.
+short span must change them, and decoding through the cache must equal one pass. Before the first plan with spans of
+single heads, these must be what changes the logits, and decode as in one pass too.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +30,7 @@ from masformer.adapters import adapt, layer_of, set_attention, unadapt
 from masformer.attention import ATTENTION_NAME, masformer_attention, register
 from masformer.cache import SpanCache
 from masformer.checkpoints import first_line
-from masformer.spans import FULL, LayerSpan, PlanError, SpanPlan
+from masformer.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 from masformer.visibility import span_mask
 
 # The largest difference of the probe's logits that rounding explains, relative to the largest logit.
@@ -35,6 +38,7 @@ PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2
 _PROBE_NAME = "masformer_probe"
 _PROBE_TOKENS = 24
 _PROBE_WINDOW = 5
+_PROBE_SHORT = LayerSpan(span=2, sinks=1)
 
 
 class ConversionError(ValueError):
@@ -51,6 +55,58 @@ def num_layers(config: PreTrainedConfig) -> int:
     return int(text_config(config).num_hidden_layers)
 
 
+def num_kv_heads(config: PreTrainedConfig) -> int | None:
+    """Return the number of key/value heads of a layer; None where the config names none for all layers."""
+    config = text_config(config)
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
+    return heads if isinstance(heads, int) else None
+
+
+def read_plan(text: str, config: PreTrainedConfig) -> SpanPlan:
+    """Return the plan that a person gives for a model.
+
+    Args:
+        text: The text form, or the name of a .json file that holds what `SpanPlan.to_json` returns, alone or as `plan`
+            of an object.
+        config: Of the model.
+
+    Raises:
+        PlanError: It is malformed or does not fit the model, or the file cannot be read.
+    """
+    if text.endswith(".json"):
+        plan = _plan_in_file(text)
+    else:
+        plan = SpanPlan.parse(text, num_layers(config), num_kv_heads(config))
+    check_fits(plan, config)
+    return plan
+
+
+def _plan_in_file(name: str) -> SpanPlan:
+    try:
+        stored = json.loads(Path(name).read_text(encoding="utf-8"))
+        if isinstance(stored, dict):
+            if "plan" not in stored:
+                raise PlanError("it holds an object without 'plan'")
+            stored = stored["plan"]
+        return SpanPlan.from_json(stored)
+    except OSError as error:
+        raise PlanError(f"plan file '{name}' cannot be read: {error.strerror or error}; give another") from None
+    except PlanError as error:
+        raise PlanError(f"plan file '{name}': {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"plan file '{name}' is no JSON: {error}") from None
+
+
+def check_fits(plan: SpanPlan, config: PreTrainedConfig) -> None:
+    """Raise `PlanError` for a plan with other layers or heads than the model's."""
+    plan.check_fits(num_layers(config), config.model_type, num_kv_heads(config))
+    if plan.num_heads is not None and getattr(text_config(config), "kv_lora_rank", None):
+        raise PlanError(
+            f"span plan has spans of single heads, and {config.model_type} keeps one latent for all heads; give whole "
+            "layers"
+        )
+
+
 def stored_plan(config: PreTrainedConfig) -> SpanPlan | None:
     """Return the plan that `save_checkpoint` wrote into a config; None when there is none.
 
@@ -63,7 +119,7 @@ def stored_plan(config: PreTrainedConfig) -> SpanPlan | None:
     if not isinstance(stored, dict) or "plan" not in stored:
         raise PlanError(f"config.json: 'masformer' holds {stored!r}, an object with 'plan' was expected")
     plan = SpanPlan.from_json(stored["plan"])
-    plan.check_fits(num_layers(config), config.model_type)
+    check_fits(plan, config)
     return plan
 
 
@@ -116,8 +172,9 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
     """
     if plan is None:
         plan = stored_plan(model.config) or native_plan(model.config)
-    plan.check_fits(num_layers(model.config), model.config.model_type)
-    if not hasattr(model, "span_plan"):
+    check_fits(plan, model.config)
+    former_plan: SpanPlan | None = getattr(model, "span_plan", None)
+    if former_plan is None:
         _probe(model)
         register()
         former = (model.config._attn_implementation, getattr(model.config, "masformer", None))
@@ -126,10 +183,25 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
         hook = model.get_decoder().register_forward_pre_hook(_prepare_cache, with_kwargs=True)
         adapt(model)
         model.masformer_former = (*former, hook)
+    if plan.num_heads is not None and not hasattr(model, "proven_heads"):
+        try:
+            _probe_heads(model, plan.num_heads)
+        except ConversionError:
+            if former_plan is None:
+                remove_plan(model)
+            else:
+                _give(model, former_plan)
+            raise
+        model.proven_heads = True
+    _give(model, plan)
+    return plan
+
+
+def _give(model: PreTrainedModel, plan: SpanPlan) -> None:
+    """Set the spans of a model that is converted."""
     _set_spans(model, plan)
     model.span_plan = model.get_decoder().span_plan = plan
     model.config.masformer = {"plan": plan.to_json()}
-    return plan
 
 
 def remove_plan(model: PreTrainedModel) -> None:
@@ -142,6 +214,8 @@ def remove_plan(model: PreTrainedModel) -> None:
     set_attention(model, attention)
     _clear_spans(model)
     del model.span_plan, model.masformer_former, model.config.masformer
+    if hasattr(model, "proven_heads"):
+        del model.proven_heads
     if model.get_decoder() is not model:
         del model.get_decoder().span_plan
     if stored is not None:
@@ -215,11 +289,9 @@ def _probe(model: PreTrainedModel) -> None:
     window = None if own.is_full else getattr(config, "sliding_window", None)
     if window is not None:
         own = SpanPlan(tuple(FULL if span.is_full else LayerSpan(span=_PROBE_WINDOW) for span in own))
-    tokens = torch.randint(int(config.vocab_size), (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0)).to(
-        model.device
-    )
+    tokens = _probe_tokens(model)
     restores = model.config._attn_implementation
-    short = SpanPlan((LayerSpan(span=2, sinks=1),) * count)
+    short = SpanPlan((_PROBE_SHORT,) * count)
     refuse = f"{kind} models cannot take a span plan:"
     adapt(model)
     try:
@@ -230,7 +302,7 @@ def _probe(model: PreTrainedModel) -> None:
                     # Flash attention takes the window that each module copied; these take the mask's.
                     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
             untouched = model(tokens, use_cache=False).logits[0, -1]
-            tolerance = PROBE_TOLERANCE.get(untouched.dtype, 1e-4) * max(1.0, float(untouched.abs().max()))
+            tolerance = _tolerance(untouched)
             AttentionInterface.register(_PROBE_NAME, counting)
             AttentionMaskInterface.register(_PROBE_NAME, span_mask)
             set_attention(model, _PROBE_NAME)
@@ -247,10 +319,7 @@ def _probe(model: PreTrainedModel) -> None:
             changed = model(tokens, use_cache=False).logits[0, -1]
             if torch.equal(changed, same):
                 raise ConversionError(f"{refuse} a span of 2 changes nothing in their logits")
-            cache = SpanCache(short)
-            model(tokens[:, :-1], past_key_values=cache, use_cache=True)
-            cached = model(tokens[:, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
-            _check_close(cached, changed, tolerance, f"{refuse} decoding through the cache is")
+            _check_close(_decoded(model, tokens, short), changed, tolerance, f"{refuse} decoding through the cache is")
     except ConversionError:
         raise
     except Exception as error:
@@ -261,6 +330,48 @@ def _probe(model: PreTrainedModel) -> None:
         set_attention(model, restores)
         _clear_spans(model)
         unadapt(model)
+
+
+def _probe_heads(model: PreTrainedModel, num_heads: int) -> None:
+    """Check on random tokens that spans of single heads do to a converted model what they say; its plan is lost.
+
+    Raises:
+        ConversionError: They do not.
+    """
+    one = SpanPlan((HeadSpans((FULL, *(_PROBE_SHORT,) * (num_heads - 1))),) * num_layers(model.config))
+    refuse = f"{model.config.model_type} models cannot take spans of single heads:"
+    tokens, found = _probe_tokens(model), []
+    try:
+        with _inference(model):
+            for plan in (SpanPlan.full(len(one)), SpanPlan((_PROBE_SHORT,) * len(one)), one):
+                _give(model, plan)
+                found.append(model(tokens, use_cache=False).logits[0, -1])
+            *alike, mixed = found
+            if any(torch.equal(mixed, logits) for logits in alike):
+                raise ConversionError(f"{refuse} one full head among short ones changes nothing in their logits")
+            cached = _decoded(model, tokens, one)
+            _check_close(cached, mixed, _tolerance(mixed), f"{refuse} decoding through the cache is")
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise ConversionError(f"{refuse} {first_line(error)}") from error
+
+
+def _probe_tokens(model: PreTrainedModel) -> Tensor:
+    vocabulary, generator = int(text_config(model.config).vocab_size), torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (1, _PROBE_TOKENS), generator=generator).to(model.device)
+
+
+def _decoded(model: PreTrainedModel, tokens: Tensor, plan: SpanPlan) -> Tensor:
+    """Return the logits of the last token, on top of a cache of those before."""
+    cache = SpanCache(plan)
+    model(tokens[:, :-1], past_key_values=cache, use_cache=True)
+    logits: Tensor = model(tokens[:, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
+    return logits
+
+
+def _tolerance(logits: Tensor) -> float:
+    return PROBE_TOLERANCE.get(logits.dtype, 1e-4) * max(1.0, float(logits.abs().max()))
 
 
 def _check_close(logits: Tensor, reference: Tensor, tolerance: float, what: str) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
+from masformer.convert import num_kv_heads
 from masformer.spans import LayerSpan, SpanPlan
 
 
 def visible_pairs(span: LayerSpan, num_tokens: int) -> int:
-    """Return the number of (query, key) pairs that `num_tokens` tokens see in one layer."""
+    """Return the number of (query, key) pairs that `num_tokens` tokens see in one head."""
     sinks = span.sinks
     if span.block is not None:
         block, previous = span.block, span.previous
@@ -44,23 +45,21 @@ def attention_flops(config: PreTrainedConfig, plan: SpanPlan, num_tokens: int) -
     config = config.get_text_config(decoder=True)
     query_size, value_size = _head_sizes(config)
     a_pair = 2 * int(config.num_attention_heads) * (query_size + value_size)
-    return a_pair * sum(visible_pairs(span, num_tokens) for span in plan)
+    return int(a_pair * sum(share * visible_pairs(span, num_tokens) for span, share in plan.shares.items()))
 
 
 def cache_bytes(config: PreTrainedConfig, plan: SpanPlan, num_tokens: int, bytes_per_value: int) -> int:
     """Return the bytes of keys and values that decoding needs after `num_tokens` tokens, batch 1."""
     config = config.get_text_config(decoder=True)
-    latent = getattr(config, "kv_lora_rank", None)
-    if latent:
+    values = int(num_kv_heads(config) or config.num_attention_heads) * sum(_head_sizes(config))
+    if latent := getattr(config, "kv_lora_rank", None):
         # Multi-head latent attention (DeepSeek) caches what all heads are computed from.
         values = int(latent) + int(config.qk_rope_head_dim)
-    else:
-        heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-        values = heads * sum(_head_sizes(config))
     kept = sum(
-        num_tokens if span.num_recent is None else min(num_tokens, span.sinks + span.num_recent) for span in plan
+        share * (num_tokens if span.num_recent is None else min(num_tokens, span.sinks + span.num_recent))
+        for span, share in plan.shares.items()
     )
-    return kept * values * bytes_per_value
+    return int(kept * values * bytes_per_value)
 
 
 def _head_sizes(config: PreTrainedConfig) -> tuple[int, int]:

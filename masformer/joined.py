@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from masformer.cache import SpanCache, SpanCacheLayer
-from masformer.spans import LayerSpan
+from masformer.cache import HeadSpansCacheLayer, SpanCache, SpanCacheLayer
+from masformer.spans import HeadSpans, LayerSpan
 from masformer.tiles import Scores
 
 # Tokens of a row's own runs that are copied into its tail: cheaper than products of their own at each step.
@@ -205,12 +205,22 @@ def join(caches: Sequence[SpanCache], room: int) -> SpanCache:
     longest = max(lengths)
     joined = SpanCache(caches[0].plan)
     padding = None if min(lengths) == longest else torch.tensor([longest - length for length in lengths])
-    for index, span in enumerate(joined.plan):
-        layers = [cache.layers[index] for cache in caches]
-        layer = _join_full(layers, longest, room) if span.is_full else _join_rings(layers, lengths, room)
+    for index in range(len(joined.plan)):
+        layer = _join_layers([cache.layers[index] for cache in caches], lengths, room)
         layer.padding = None if padding is None else padding.to(layer.device)
         joined.layers[index] = layer
     return joined
+
+
+def _join_layers(
+    layers: Sequence[SpanCacheLayer | HeadSpansCacheLayer], lengths: Sequence[int], room: int
+) -> SpanCacheLayer | HeadSpansCacheLayer:
+    parts = [
+        _join_full(part, max(lengths), room) if part[0].span.is_full else _join_rings(part, lengths, room)
+        for part in zip(*(layer.parts for layer in layers), strict=True)
+    ]
+    span = layers[0].span
+    return HeadSpansCacheLayer(span, parts) if isinstance(span, HeadSpans) else parts[0]
 
 
 def _join_full(layers: Sequence[SpanCacheLayer], longest: int, room: int) -> SpanCacheLayer:
@@ -270,9 +280,9 @@ def _join_rings(layers: Sequence[SpanCacheLayer], lengths: Sequence[int], room: 
 def row_bytes(joined: SpanCache, row: int, beams: int = 1) -> int:
     """Return the bytes of keys and values that a row reads, or a prompt's beams; what is shared counts whole, once."""
     total = 0
-    for layer in joined.layers:
-        total += beams * ((layer.keys.nbytes + layer.values.nbytes) // len(layer.keys))
-        for run in getattr(layer, "runs", ()):
+    for part in (part for layer in joined.layers for part in layer.parts):
+        total += beams * ((part.keys.nbytes + part.values.nbytes) // len(part.keys))
+        for run in getattr(part, "runs", ()):
             if run.first <= row < run.stop:
                 total += run.keys.nbytes + run.values.nbytes
     return total

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from masformer import tiles
 from masformer.attention import dense_attention, span_attention
-from masformer.cache import SpanCacheLayer
-from masformer.spans import FULL, LayerSpan
+from masformer.cache import cache_layer
+from masformer.spans import FULL, HeadSpans, LayerSpan, layer_of_heads
 from masformer.tiles import Scores
 from masformer.visibility import SpanMask
 
@@ -53,7 +53,7 @@ class Case:
     """One call of an attention function.
 
     Attributes:
-        span: Of the layer.
+        span: Of the layer, or of each of its key/value heads.
         num_new: Queries (Tq).
         offset: Tokens that are in the cache before.
         batch: Rows (B).
@@ -70,7 +70,7 @@ class Case:
         seed: Of the states.
     """
 
-    span: LayerSpan
+    span: LayerSpan | HeadSpans
     num_new: int
     offset: int = 0
     batch: int = 1
@@ -93,6 +93,17 @@ class Case:
     @property
     def is_plain(self) -> bool:
         return self.softcap is None and not self.learned
+
+    @property
+    def by_head(self) -> bool:
+        return isinstance(self.span, HeadSpans)
+
+    def sight(self, first: int, stop: int) -> Tensor:
+        """Return bools, to broadcast to (H, stop - first, stop): what the queries at positions [first, stop) see."""
+        if not isinstance(self.span, HeadSpans):
+            return visible(self.span, first, stop)
+        heads = torch.stack([visible(span, first, stop) for span in self.span.heads])
+        return heads.repeat_interleave(self.heads // self.kv_heads, dim=0)
 
     @property
     def scores(self) -> Scores:
@@ -155,7 +166,7 @@ def defined(case: Case, states: States) -> Tensor:
         first = max(pad - case.offset, 0)
         part = slice(row, row + 1)
         query, key, value = states.query[part, :, first:], states.key[part, :, pad:], states.value[part, :, pad:]
-        sight = visible(case.span, case.offset + first - pad, case.num_tokens - pad).to(query.device)
+        sight = case.sight(case.offset + first - pad, case.num_tokens - pad).to(query.device)
         options = {"softcap": case.softcap, "learned_sinks": states.learned_sinks}
         out = dense_attention(query, key, value, sight, case.scale, **options)  # type: ignore[arg-type]
         rows.append(torch.cat([out.new_zeros(1, case.heads, first, case.value_size), out], dim=2))
@@ -164,7 +175,7 @@ def defined(case: Case, states: States) -> Tensor:
 
 def cached(case: Case, states: States, forked: bool = False) -> tuple[Tensor, Tensor]:
     """Return the keys and values that a cache, or a fork of it, hands to the case's queries."""
-    layer = SpanCacheLayer(case.span)
+    layer = cache_layer(case.span)
     layer.padding = case.mask(str(states.key.device)).padding
     old, new = slice(case.offset), slice(case.offset, None)
     if case.offset:
@@ -209,12 +220,18 @@ WINDOWS = st.builds(LayerSpan, span=st.integers(1, 70), sinks=_SINKS)
 BLOCKS = st.builds(LayerSpan, block=st.integers(1, 40), previous=st.integers(0, 3), sinks=_SINKS)
 SPANS = WINDOWS | BLOCKS | st.just(FULL)
 LANES = st.sampled_from([None, 1, 2, 5])
-_HEADS = st.sampled_from([(1, 1), (2, 2), (4, 2), (6, 2), (3, 1)])  # H, K
+_HEADS = st.sampled_from([(1, 1), (2, 2), (4, 2), (6, 2), (3, 1), (6, 3), (4, 4)])  # H, K
 
 
 @st.composite
 def cases(
-    draw: st.DrawFn, *, longest: int = 150, num_tokens: int | None = None, can_pad: bool = True, can_cache: bool = True
+    draw: st.DrawFn,
+    *,
+    longest: int = 150,
+    num_tokens: int | None = None,
+    can_pad: bool = True,
+    can_cache: bool = True,
+    by_head: bool = True,
 ) -> Case:
     """Draw a case.
 
@@ -224,17 +241,19 @@ def cases(
         num_tokens: New tokens; None draws them too.
         can_pad: Rows may have padding.
         can_cache: There may be tokens in the cache.
+        by_head: The key/value heads may have spans of their own.
     """
     num_new = num_tokens or draw(st.integers(2, longest) | st.just(1))
     offset = draw(st.integers(0, longest) | st.just(0)) if can_cache else 0
     batch = draw(st.integers(1, 3))
     heads, kv_heads = draw(_HEADS)
     size, value_size = draw(st.sampled_from([(4, 4), (8, 8), (8, 4), (4, 8)]))
+    kinds = draw(st.lists(SPANS, min_size=1, max_size=3 if by_head else 1))
     padding = None
     if can_pad and draw(st.booleans()):
         padding = tuple(draw(st.integers(0, offset + num_new - 1)) for _ in range(batch))
     return Case(
-        span=draw(SPANS),
+        span=layer_of_heads([draw(st.sampled_from(kinds)) for _ in range(kv_heads)]),
         num_new=num_new,
         offset=offset,
         batch=batch,
@@ -275,6 +294,20 @@ _PLAIN_CASES = {
     "one token, blocks": Case(span=LayerSpan(block=32, previous=1, sinks=4), num_new=1, offset=300, heads=8),
     "padding": Case(span=LayerSpan(span=64, sinks=4), num_new=200, batch=2, padding=(0, 61)),
     "padding on a cache": Case(span=LayerSpan(span=64, sinks=4), num_new=90, offset=110, batch=2, padding=(37, 0)),
+    "heads": Case(span=HeadSpans((FULL, LayerSpan(span=64, sinks=4))), num_new=300, heads=4, batch=2),
+    "heads on a cache": Case(
+        span=HeadSpans((LayerSpan(span=64, sinks=4), FULL, LayerSpan(span=64, sinks=4))),
+        num_new=130,
+        offset=170,
+        heads=6,
+        kv_heads=3,
+    ),
+    "heads, one token on a fork": Case(
+        span=HeadSpans((FULL, LayerSpan(block=32, previous=1, sinks=4))), num_new=1, offset=300, heads=4, forked=True
+    ),
+    "heads and padding": Case(
+        span=HeadSpans((LayerSpan(span=64, sinks=4), FULL)), num_new=200, batch=2, padding=(0, 61), by_token=True
+    ),
     "values of another size": Case(span=LayerSpan(span=64, sinks=4), num_new=300, value_size=32),
 }
 CASES = _PLAIN_CASES | {
@@ -287,6 +320,7 @@ CASES = _PLAIN_CASES | {
         "window with sinks",
         "window on a cache, all in sight",
         "blocks with sinks on a cache",
+        "heads on a cache",
         "one token",
         "padding",
     )

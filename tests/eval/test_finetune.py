@@ -32,7 +32,13 @@ from tests.tiny_models import save_tiny_checkpoint
 ROOT = Path(__file__).parents[2]
 TEXT = "long documents hold many words and every word costs a token of context to read"
 WORDS = TEXT.split()
-PLANS = ["full", "local span=24 sinks=2", "local block=32 previous=1 sinks=1", "full@1 span=24 sinks=2"]
+PLANS = [
+    "full",
+    "local span=24 sinks=2",
+    "local block=32 previous=1 sinks=1",
+    "full@1 span=24 sinks=2",
+    "full@0.1,1 span=24 sinks=2",
+]
 COMPARED = {
     "steps.jsonl": ("step", "loss", "grad_norm", "learning_rate", "num_tokens"),
     "evals.jsonl": ("step", "loss"),

@@ -18,6 +18,7 @@ import pytest
 
 from eval.merge import main as merge
 from eval.run import main
+from masformer import SpanPlan
 from masformer.checkpoints import Checkpoint
 from tasks import TASKS
 from tests.hub_standin import hub_standin
@@ -158,18 +159,28 @@ def test_the_same_command_resumes_and_lengths_examples_and_tasks_may_be_added(
 
 def test_truncation_and_plan_change_what_is_generated(least: list[str], tmp_path: Path) -> None:
     made = {}
+    (tmp_path / "plan.json").write_text(json.dumps(SpanPlan.parse("full@0,1.1 span=32 sinks=2", 3, 2).to_json()))
     for name, extra in {
         "head": [],
         "tail": ["--truncation", "tail"],
         "full": ["--plan", "full"],
         "local": ["--plan", "local span=32 sinks=2"],
+        "heads": ["--plan", "full@0,1.1 span=32 sinks=2"],
+        "file": ["--plan", str(tmp_path / "plan.json")],
     }.items():
         assert main([*least, "--limit", "3", *extra, "--output", str(tmp_path / name)]) == 0
         made[name] = texts(tmp_path / name)
     assert made["full"] == made["head"]
     assert made["tail"] != made["head"]
     assert made["local"] != made["head"]
-    mixed, full = (model_results(tmp_path / name)[1]["cost"] for name in ("local", "full"))
+    assert made["heads"] not in (made["head"], made["local"])
+    assert made["file"] == made["heads"]
+    for name in ("heads", "file"):
+        assert read(tmp_path / name, "run.json")["plan_description"] == "full@0,1.1 span=32 sinks=2"
+    mixed, heads, full = (model_results(tmp_path / name)[1]["cost"] for name in ("local", "heads", "full"))
+    # One layer of three and one head of two; what is written differs in length.
+    assert heads["cache_bytes"] == pytest.approx((full["cache_bytes"] + mixed["cache_bytes"]) / 2, rel=0.02)
+    assert heads["attention_flops"] == pytest.approx((full["attention_flops"] + mixed["attention_flops"]) / 2, rel=0.02)
     assert mixed["cache_bytes"] < full["cache_bytes"] / 4
     assert mixed["attention_flops"] < full["attention_flops"] / 4
     assert read(tmp_path / "local", "run.json")["plan_description"] == "local span=32 sinks=2"
@@ -447,6 +458,8 @@ def test_wrong_input_is_one_line_before_weights_load(
         ("--maxlen", "4096"): ("maxlen 4096 is beyond the 2048 positions", "--allow-extrapolation"),
         ("--plan", "middle:8"): ("plan 'middle:8', character 8", "8 layers asked for, the model has 3"),
         ("--plan", "full@3 span=64"): ("character 6", "layer 3 does not exist"),
+        ("--plan", "full@2.2 span=64"): ("character 8", "head 2 does not exist, the model has key/value heads 0 to 1"),
+        ("--plan", "absent.json"): ("plan file 'absent.json' cannot be read", "No such file"),
         ("--plan", "middle:1 spam=64"): ("character 10", "'spam=64' is no setting"),
         ("--model", str(tmp_path / "absent")): ("model folder", "does not exist"),
         ("--limit", "-1"): ("--limit: -1 must be at least 1",),

@@ -19,7 +19,7 @@ from masformer.checkpoints import Checkpoint
 from masformer.joined import join
 from masformer.spans import FULL
 from tasks import Example, LoadedExamples
-from tests.tiny_models import tiny_model, tiny_tokenizer
+from tests.tiny_models import plan_by_head, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 MIXED = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2)))
@@ -212,10 +212,11 @@ def test_every_unit_goes_to_exactly_one_part_and_none_is_idle(num_parts: int) ->
 
 
 @torch.no_grad()
-def test_what_a_model_needs_is_what_it_takes() -> None:
+@pytest.mark.parametrize("by_head", [False, True])
+def test_what_a_model_needs_is_what_it_takes(by_head: bool) -> None:
     model = tiny_model("llama", vocab_size=len(TOKENIZER), tie_word_embeddings=False)
-    apply_plan(model, MIXED)
-    needs = Needs(model.config, MIXED, 4)
+    plan = apply_plan(model, plan_by_head(model.config) if by_head else MIXED)
+    needs = Needs(model.config, plan, 4)
     assert needs.num_weights == sum(x.numel() for x in model.parameters())
     outer = model.get_input_embeddings().weight.numel()
     assert needs.body == sum(x.numel() for x in model.parameters() if x.ndim > 1) - 2 * outer

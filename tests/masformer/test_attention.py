@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from masformer import attention
 from masformer.attention import choose_kernel, dense_attention, span_attention
-from masformer.spans import FULL, LayerSpan
+from masformer.heads import attend_by_head
+from masformer.spans import FULL, HeadSpans, LayerSpan
 from masformer.tiles import Scores
 from masformer.visibility import SpanMask, left_padding, visible_keys
 from tests.attention_cases import (
@@ -169,7 +170,7 @@ def test_each_dtype_is_as_exact_as_torch_with_a_mask(case: Case, dtype: torch.dt
 
 
 def with_a_mask(case: Case, states: States) -> Tensor:
-    sight = visible(case.span, case.offset, case.num_tokens)
+    sight = case.sight(case.offset, case.num_tokens)
     return F.scaled_dot_product_attention(states.query, states.key, states.value, attn_mask=sight, enable_gqa=True)
 
 
@@ -441,6 +442,40 @@ def test_keys_of_another_cache_are_refused() -> None:
     key = torch.randn(1, 2, 50, HEAD_SIZE)
     with pytest.raises(ValueError, match="got 50 keys where a SpanCache returns 12"):
         span_attention(query, key, key, LayerSpan(span=10, sinks=2), SpanMask(offset=49))
+
+
+@torch.no_grad()
+def test_heads_that_stand_side_by_side_are_not_copied() -> None:
+    window = LayerSpan(span=64, sinks=4)
+    states = random_states(Case(span=FULL, num_new=300, heads=8, kv_heads=4))
+    handed: list[Tensor] = []
+
+    def noting(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+        handed.extend((query, key, value))
+        return query
+
+    spans = HeadSpans((window, FULL, FULL, window))
+    out = attend_by_head(noting, states.query, states.key, states.value, spans, None)
+    assert torch.equal(out, states.query)
+    pairs = zip(handed, states.all() * 2, strict=True)
+    shared = [x.data_ptr() in range(y.data_ptr(), y.data_ptr() + y.nbytes) for x, y in pairs]
+    # Heads 0 and 3 are put together; heads 1 and 2 are read where they are.
+    assert shared == [False] * 3 + [True] * 3
+
+
+def test_spans_of_other_heads_are_refused() -> None:
+    query, key = torch.randn(1, 4, 9, HEAD_SIZE), torch.randn(1, 4, 9, HEAD_SIZE)
+    with pytest.raises(ValueError, match="spans of 2 key/value heads got 4 of them"):
+        span_attention(query, key, key, HeadSpans((FULL, LayerSpan(span=4))))
+
+
+@torch.no_grad()
+def test_keys_of_heads_that_a_model_has_changed_after_the_cache_are_refused() -> None:
+    spans = HeadSpans((FULL, LayerSpan(span=10, sinks=2)))
+    states = random_states(Case(span=spans, num_new=1, offset=49))
+    key, value = cached(Case(span=spans, num_new=1, offset=49), states)
+    with pytest.raises(ValueError, match="got 1 keys where a SpanCache returns 50"):
+        span_attention(states.query, key * 1, value, spans, SpanMask(offset=49))
 
 
 @settings(PROPERTY, max_examples=60)

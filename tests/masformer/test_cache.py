@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masformer.attention import dense_attention, span_attention
-from masformer.cache import SpanCache, SpanCacheLayer
-from masformer.spans import FULL, LayerSpan, SpanPlan
+from masformer.cache import HeadSpansCacheLayer, SpanCache, SpanCacheLayer, cache_layer
+from masformer.spans import FULL, HeadSpans, LayerSpan, SpanPlan
 from masformer.visibility import SpanMask, cached_slots, num_cached, visible_keys
 from tests.attention_cases import PROPERTY, SPANS, Case, States, assert_close, cases, defined, random_states
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-10  # fp64
 HEAD_SIZE = 8
+Layer = SpanCacheLayer | HeadSpansCacheLayer
 # Lengths of what is given to a cache at a time.
 CHUNKS = st.lists(st.just(1) | st.just(1) | st.integers(1, 50), min_size=1, max_size=25)
 
@@ -30,7 +31,7 @@ def chunked_cases(draw: st.DrawFn) -> tuple[Case, list[int]]:
     return draw(cases(num_tokens=sum(chunks), can_cache=False)), chunks
 
 
-def step(case: Case, states: States, layer: SpanCacheLayer, first: int, stop: int) -> Tensor:
+def step(case: Case, states: States, layer: Layer, first: int, stop: int) -> Tensor:
     """Return the outputs of tokens [first, stop), which are given to the cache."""
     new = (slice(None), slice(None), slice(first, stop))
     padding = None if case.padding is None else torch.tensor(case.padding)
@@ -45,8 +46,8 @@ def step(case: Case, states: States, layer: SpanCacheLayer, first: int, stop: in
     )
 
 
-def layer_of(case: Case, max_tokens: int = 0) -> SpanCacheLayer:
-    layer = SpanCacheLayer(case.span, max_tokens)
+def layer_of(case: Case, max_tokens: int = 0) -> Layer:
+    layer = cache_layer(case.span, max_tokens)
     layer.padding = None if case.padding is None else torch.tensor(case.padding)
     return layer
 
@@ -115,7 +116,7 @@ def continued(states: States, other: States, first: int) -> States:
 @torch.no_grad()
 def test_forks_go_on_apart(split: tuple[Case, list[int]], data: st.DataObject) -> None:
     case, chunks = split
-    branches: list[tuple[SpanCacheLayer, States, list[Tensor]]] = [(layer_of(case), random_states(case), [])]
+    branches: list[tuple[Layer, States, list[Tensor]]] = [(layer_of(case), random_states(case), [])]
     first = 0
     for length in chunks:
         if len(branches) < 4 and data.draw(st.booleans()):
@@ -191,9 +192,31 @@ def test_cache_holds_sinks_and_last_keys_only() -> None:
     assert cache.layers[0].keys.data_ptr() == after != before  # grown once, by a step, not for each token
 
 
-def test_tokens_are_not_taken_back() -> None:
-    layer = SpanCacheLayer(LayerSpan(span=4))
-    layer.update(torch.randn(1, 1, 9, HEAD_SIZE), torch.randn(1, 1, 9, HEAD_SIZE))
+def test_heads_hold_what_their_own_span_sees() -> None:
+    window = LayerSpan(span=64, sinks=4)
+    plan = SpanPlan((HeadSpans((window, FULL, window, window)), FULL))
+    cache = SpanCache(plan, max_tokens=1000)
+    assert not cache.is_initialized
+    states = torch.randn(2, 4, 1000, HEAD_SIZE)
+    for part in states.split((700, 300), dim=2):
+        cache.update(part, part, 0)
+    row = 2 * HEAD_SIZE * 4 * 2  # batch, size, bytes, keys and values of one head
+    assert cache.num_bytes == (1000 + 3 * 68) * row
+    for part in states.split((700, 300), dim=2):
+        cache.update(part, part, 1)
+    assert cache.num_bytes == (1000 + 3 * 68 + 4 * 1000) * row
+    assert cache.is_initialized
+    cache.reset()
+    assert not cache.is_initialized
+    assert cache.num_bytes == cache.get_seq_length() == 0
+    with pytest.raises(ValueError, match="spans of 4 key/value heads got 3 of them"):
+        cache.update(states[:, :3], states[:, :3], 0)
+
+
+@pytest.mark.parametrize("span", [LayerSpan(span=4), HeadSpans((FULL, LayerSpan(span=4)))], ids=str)
+def test_tokens_are_not_taken_back(span: LayerSpan | HeadSpans) -> None:
+    layer = cache_layer(span)
+    layer.update(torch.randn(1, 2, 9, HEAD_SIZE), torch.randn(1, 2, 9, HEAD_SIZE))
     layer.crop(0)
     with pytest.raises(ValueError, match="cannot give back tokens"):
         layer.crop(1)

@@ -22,13 +22,14 @@ from masformer.spans import PlanError
 from tests.tiny_models import LAYERS, save_tiny_checkpoint, tiny_model, tiny_tokenizer
 
 PLAN = SpanPlan.parse("full@1 span=16 sinks=2", LAYERS)
+BY_HEAD = SpanPlan.parse("full@1,2.1 span=16 sinks=2", LAYERS, 2)
 TOKENS = torch.arange(3, 93)[None]
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
+@pytest.fixture(params=[PLAN])
+def saved(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     model = tiny_model("llama", initializer_range=0.4, vocab_size=len(tiny_tokenizer()))
-    apply_plan(model, PLAN)
+    apply_plan(model, request.param)
     save_checkpoint(model, tiny_tokenizer(), tmp_path / "mas")
     with torch.no_grad():
         torch.save(model(TOKENS).logits, tmp_path / "logits.pt")
@@ -36,13 +37,14 @@ def saved(tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
-def test_a_saved_plan_comes_back_and_plain_loading_ignores_it(saved: Path) -> None:
+@pytest.mark.parametrize(("saved", "plan"), [(PLAN, PLAN), (BY_HEAD, BY_HEAD)], indirect=["saved"], ids=str)
+def test_a_saved_plan_comes_back_and_plain_loading_ignores_it(saved: Path, plan: SpanPlan) -> None:
     expected = torch.load(saved.parent / "logits.pt")
     checkpoint = open_checkpoint(str(saved))
-    assert stored_plan(checkpoint.config) == PLAN
+    assert stored_plan(checkpoint.config) == plan
     model = checkpoint.load_model(torch.float32)
     assert not torch.allclose(model(TOKENS).logits, expected, atol=1e-3)
-    assert apply_plan(model) == PLAN
+    assert apply_plan(model) == plan
     torch.testing.assert_close(model(TOKENS).logits, expected, atol=1e-5, rtol=0)
 
 

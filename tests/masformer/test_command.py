@@ -289,6 +289,29 @@ def test_show_prints_layers_and_cost_without_weights(
     assert float(ratio) == pytest.approx(float(flops.replace(",", "")) / float(full.replace(",", "")), abs=0.005)
 
 
+def test_show_prints_heads_of_a_plan_in_a_file(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "full@1,2.0 span=16 sinks=2"
+    config = open_checkpoint(str(base)).config
+    plan = SpanPlan.parse(text, LAYERS, 2)
+    (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
+    printed = []
+    for asked in (text, str(tmp_path / "plan.json")):
+        assert main(["show", str(base), "--plan", asked, "--lengths", "100000"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    lines = printed[0].splitlines()
+    assert f"plan    {text}" in lines
+    assert [line.split(maxsplit=2)[1:] for line in lines if line.startswith("layers")] == [
+        ["0", "span=16 sinks=2"],
+        ["1", "full"],
+        ["2", "head 0 full, head 1 span=16 sinks=2"],
+    ]
+    flops = float(lines[-1].split()[1].replace(",", ""))
+    assert flops == pytest.approx(cost.attention_flops(config, plan, 100_000) / 1e9, abs=0.005)
+    assert main(["show", str(base), "--plan", "absent.json"]) == 2
+    assert capsys.readouterr().err.startswith("error: plan file 'absent.json' cannot be read")
+
+
 def test_show_takes_the_plan_that_a_checkpoint_carries(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

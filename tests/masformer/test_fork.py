@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan
+from masformer import HeadSpans, LayerSpan, SpanCache, SpanPlan, apply_plan
 from masformer.cache import num_bytes
 from masformer.spans import FULL
-from tests.tiny_models import SUPPORTED, VOCAB, tiny_model
+from tests.tiny_models import BY_HEAD, SUPPORTED, VOCAB, plan_by_head, tiny_model
 
 TOLERANCE = 1e-5  # fp32
 MIXED = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2)))
@@ -22,14 +22,16 @@ def continued(stem: Tensor, seed: int, num_tokens: int) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", list(SUPPORTED))
-def test_branches_do_not_see_each_other(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "by_head"), [*((kind, False) for kind in SUPPORTED), *((kind, True) for kind in BY_HEAD)]
+)
+def test_branches_do_not_see_each_other(kind: str, by_head: bool) -> None:
     model = tiny_model(kind)
-    apply_plan(model, MIXED)
+    plan = apply_plan(model, plan_by_head(model.config) if by_head else MIXED)
     stem = continued(torch.empty(1, 0, dtype=torch.long), 0, STEM)
     first, second = continued(stem, 1, 40), continued(stem, 2, 40)
     third = continued(second[:, : STEM + 15], 3, 25)
-    trunk = SpanCache(MIXED)
+    trunk = SpanCache(plan)
     model(stem, past_key_values=trunk)
     branch = trunk.fork()
     outs: dict[str, list[Tensor]] = {"first": [], "second": [], "third": []}
@@ -84,12 +86,13 @@ def test_branches_with_left_padding_do_not_see_each_other() -> None:
 
 
 @torch.no_grad()
-def test_a_fork_goes_on_in_generate_with_beams() -> None:
+@pytest.mark.parametrize("by_head", [False, True])
+def test_a_fork_goes_on_in_generate_with_beams(by_head: bool) -> None:
     model = tiny_model("llama", initializer_range=0.4)
-    apply_plan(model, MIXED)
+    plan = apply_plan(model, plan_by_head(model.config) if by_head else MIXED)
     stem = continued(torch.empty(1, 0, dtype=torch.long), 0, STEM)
     settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "num_beams": 3}
-    trunk = SpanCache(MIXED)
+    trunk = SpanCache(plan)
     model(stem[:, :-1], past_key_values=trunk)
     expected = model.generate(stem, use_cache=False, **settings)
     for cache in (trunk.fork(), trunk.fork(), trunk):
@@ -116,6 +119,21 @@ def test_a_fork_copies_only_what_is_written_afterwards() -> None:
     assert [layer.keys.data_ptr() for layer in trunk.layers] == addresses
     assert branch.get_seq_length() == 5010
     assert trunk.get_seq_length() == 5000
+
+
+def test_a_fork_by_head_copies_only_what_is_written_afterwards() -> None:
+    window = LayerSpan(span=64, sinks=4)
+    trunk = SpanCache(SpanPlan((HeadSpans((window, FULL, window)),)), max_tokens=5000)
+    states = torch.randn(1, 3, 5000, 8)
+    trunk.update(states, states, 0)
+    row = 8 * 4 * 2  # size, bytes, keys and values of one head
+    assert trunk.num_bytes == (5000 + 2 * 68) * row
+    branch = trunk.fork()
+    assert num_bytes(trunk, branch) == trunk.num_bytes
+    branch.update(states[:, :, :10], states[:, :, :10], 0)
+    # Ten tokens of the full head, and the rings of the two others.
+    assert num_bytes(trunk, branch) - trunk.num_bytes == (10 + 2 * 68) * row
+    assert (branch.get_seq_length(), trunk.get_seq_length()) == (5010, 5000)
 
 
 def test_a_fork_of_an_empty_cache_is_empty() -> None:

@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan, prefill
+from masformer import HeadSpans, LayerSpan, SpanCache, SpanPlan, apply_plan, prefill
 from masformer import joined as joined_module
 from masformer.cache import num_bytes
 from masformer.joined import can_join, join, row_bytes
 from masformer.spans import FULL
-from tests.tiny_models import SUPPORTED, VOCAB, tiny_model
+from tests.tiny_models import BY_HEAD, SUPPORTED, VOCAB, plan_by_head, tiny_model
 
 TOLERANCE = 1e-5  # fp32
 WINDOWS = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(span=9)))
 BLOCKS = SpanPlan((FULL, LayerSpan(block=8, previous=1, sinks=2), FULL))
+PLANS = {"windows": WINDOWS, "blocks": BLOCKS}
 JOINABLE = [kind for kind in SUPPORTED if can_join(tiny_model(kind).config)]
 
 
@@ -46,9 +47,14 @@ def left_padded(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("plan", [WINDOWS, BLOCKS], ids=["windows", "blocks"])
 @pytest.mark.parametrize("tail_tokens", [0, 20, 512])
-@pytest.mark.parametrize("kind", JOINABLE)
+@pytest.mark.parametrize(
+    ("kind", "plan"),
+    [
+        *(pytest.param(kind, plan, id=f"{kind}-{name}") for kind in JOINABLE for name, plan in PLANS.items()),
+        *(pytest.param(kind, plan_by_head(tiny_model(kind).config), id=f"{kind}-heads") for kind in BY_HEAD),
+    ],
+)
 def test_each_row_gets_the_logits_it_gets_alone(
     kind: str, tail_tokens: int, plan: SpanPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,11 +87,12 @@ def test_each_row_gets_the_logits_it_gets_alone(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("by_head", [False, True])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generate_goes_on_from_a_joined_cache(beams: int) -> None:
+def test_generate_goes_on_from_a_joined_cache(beams: int, by_head: bool) -> None:
     model = tiny_model("llama", initializer_range=0.4)
-    apply_plan(model, WINDOWS)
-    prompts, caches = tree(model, WINDOWS)
+    plan = apply_plan(model, plan_by_head(model.config) if by_head else WINDOWS)
+    prompts, caches = tree(model, plan)
     settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "num_beams": beams}
     batch = join(caches, room=12)
     batch.batch_repeat_interleave(beams)
@@ -115,10 +122,28 @@ def test_what_is_shared_is_neither_copied_nor_counted_twice() -> None:
 
 
 @torch.no_grad()
-def test_misuse_is_told() -> None:
+def test_heads_share_what_their_own_span_lets_them_share() -> None:
+    window = LayerSpan(span=64, sinks=4)
+    trunk = SpanCache(SpanPlan((HeadSpans((window, FULL, window)),)), max_tokens=5000)
+    states = torch.randn(1, 3, 5000, 8)
+    trunk.update(states, states, 0)
+    branches = [trunk.fork(max_tokens=5010) for _ in range(3)]
+    for branch in branches:
+        branch.update(states[:, :, :10], states[:, :, :10], 0)
+    of_a_head = 8 * 4 * 2  # size, bytes, keys and values
+    joined = join(branches, room=6)
+    assert num_bytes(joined) == (5000 + 3 * (10 + 6) + 3 * 2 * 68) * of_a_head
+    assert num_bytes(joined, *branches) == num_bytes(joined) + 3 * (10 + 2 * 68) * of_a_head
+    assert row_bytes(joined, 1) == (5000 + 16 + 2 * 68) * of_a_head
+    assert row_bytes(joined, 1, beams=2) == (5000 + 2 * (16 + 2 * 68)) * of_a_head
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by_head", [False, True])
+def test_misuse_is_told(by_head: bool) -> None:
     model = tiny_model("llama")
-    apply_plan(model, BLOCKS)
-    prompts, caches = tree(model, BLOCKS)
+    plan = apply_plan(model, plan_by_head(model.config) if by_head else BLOCKS)
+    prompts, caches = tree(model, plan)
     batch = join(caches[:2], room=1)
     ids, mask = left_padded(prompts[:2])
     model(ids[:, -1:], attention_mask=mask, past_key_values=batch)
@@ -129,11 +154,11 @@ def test_misuse_is_told() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("plan", [WINDOWS, BLOCKS], ids=["windows", "blocks"])
+@pytest.mark.parametrize("plan", [WINDOWS, BLOCKS, None], ids=["windows", "blocks", "heads"])
 @pytest.mark.parametrize("kind", ["llama", "gpt_oss", "gemma2", "gpt2"])
-def test_several_tokens_a_row_go_through_the_model_at_once(kind: str, plan: SpanPlan) -> None:
+def test_several_tokens_a_row_go_through_the_model_at_once(kind: str, plan: SpanPlan | None) -> None:
     model = tiny_model(kind)
-    apply_plan(model, plan)
+    plan = apply_plan(model, plan or plan_by_head(model.config))
     prompts, caches = tree(model, plan)
     batch = join(caches, room=12)
     whole = [prompt[:-1] + tokens(20 + row, 11) for row, prompt in enumerate(prompts)]

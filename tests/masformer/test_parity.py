@@ -14,16 +14,27 @@ from transformers import (
     DynamicCache,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    PreTrainedModel,
     StaticCache,
 )
 from transformers.masking_utils import AttentionMaskInterface
 
-from masformer import ConversionError, LayerSpan, PlanError, SpanCache, SpanPlan, apply_plan, native_plan, remove_plan
+from masformer import (
+    ConversionError,
+    LayerSpan,
+    PlanError,
+    SpanCache,
+    SpanPlan,
+    apply_plan,
+    attention,
+    native_plan,
+    remove_plan,
+)
 from masformer.adapters import set_attention
 from masformer.attention import dense_attention
-from masformer.spans import FULL
+from masformer.spans import FULL, HeadSpans
 from masformer.visibility import SpanMask, span_mask, visible_keys
-from tests.tiny_models import LAYERS, REFUSED, SUPPORTED, VOCAB, tiny_model
+from tests.tiny_models import BY_HEAD, LAYERS, REFUSED, SUPPORTED, VOCAB, plan_by_head, tiny_model
 
 TOLERANCE = 1e-5  # fp32
 NUM_TOKENS = 90
@@ -63,12 +74,25 @@ def dense_reference(
 ) -> tuple[Tensor, None]:
     pad = torch.zeros(len(query), dtype=torch.long) if attention_mask.padding is None else attention_mask.padding
     positions = torch.arange(query.shape[2])[None] - pad[:, None]
-    visible = visible_keys(positions, positions, module.layer_span)[:, None]  # type: ignore[arg-type]
+    span: Any = module.layer_span
+    spans = span.heads if isinstance(span, HeadSpans) else (span,) * key.shape[1]
+    visible = torch.stack([visible_keys(positions, positions, each) for each in spans], dim=1)  # (B, K, T, T)
+    visible = visible.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     out = dense_attention(query, key, value, visible, scaling, softcap=softcap, learned_sinks=s_aux)
     return out.transpose(1, 2), None
 
 
 each_supported = pytest.mark.parametrize("kind", list(SUPPORTED))
+each_planned = pytest.mark.parametrize(
+    ("kind", "by_head"),
+    [*[pytest.param(kind, False, id=kind) for kind in SUPPORTED]]
+    + [pytest.param(kind, True, id=f"{kind} by head") for kind in BY_HEAD],
+)
+
+
+def converted(kind: str, by_head: bool, **changes: Any) -> tuple[PreTrainedModel, SpanPlan]:
+    model = tiny_model(kind, **changes)
+    return model, apply_plan(model, plan_by_head(model.config) if by_head else MIXED)
 
 
 @torch.no_grad()
@@ -100,11 +124,10 @@ def test_full_plan_removes_the_models_own_windows(kind: str) -> None:
 
 
 @torch.no_grad()
-@each_supported
-def test_mixed_spans_equal_the_dense_reference(kind: str) -> None:
-    model = tiny_model(kind)
-    full = model(tokens()).logits
-    apply_plan(model, MIXED)
+@each_planned
+def test_mixed_spans_equal_the_dense_reference(kind: str, by_head: bool) -> None:
+    full = tiny_model(kind)(tokens()).logits
+    model, _ = converted(kind, by_head)
     alone, padded = model(tokens()).logits, model(**padded_inputs()).logits
     assert not torch.allclose(alone, full, atol=1e-4)
     AttentionInterface.register("dense_reference", dense_reference)
@@ -116,30 +139,28 @@ def test_mixed_spans_equal_the_dense_reference(kind: str) -> None:
 
 
 @torch.no_grad()
-@each_supported
+@each_planned
 @pytest.mark.parametrize("steps", [(40, *[1] * 50), (1, 38, 1, 1, 29, 20)], ids=["decode", "chunks"])
-def test_cached_equals_uncached(kind: str, steps: tuple[int, ...]) -> None:
-    model = tiny_model(kind)
-    apply_plan(model, MIXED)
+def test_cached_equals_uncached(kind: str, by_head: bool, steps: tuple[int, ...]) -> None:
+    model, plan = converted(kind, by_head)
     once = model(tokens(), use_cache=False).logits
-    cache = SpanCache(MIXED)
+    cache = SpanCache(plan)
     parts = [model(part, past_key_values=cache).logits for part in tokens().split(steps, dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), once, atol=TOLERANCE, rtol=0)
-    assert cache.layers[0].keys.shape[2] == 17 + 3
-    assert cache.layers[2].keys.shape[2] == 16 + 2
+    assert cache.layers[0].parts[-1].keys.shape[2] == 17 + 3
+    assert cache.layers[2].parts[0].keys.shape[2] == 16 + 2
 
 
 @torch.no_grad()
-@each_supported
+@each_planned
 @pytest.mark.parametrize(
     "steps", [(40, *[1] * 50), (39, 1, 30, 20), (8, 8, 1, 22, 40, 11)], ids=["decode", "chunks", "all padding at first"]
 )
-def test_cached_equals_uncached_with_left_padding(kind: str, steps: tuple[int, ...]) -> None:
-    model = tiny_model(kind)
-    apply_plan(model, MIXED)
+def test_cached_equals_uncached_with_left_padding(kind: str, by_head: bool, steps: tuple[int, ...]) -> None:
+    model, plan = converted(kind, by_head)
     inputs = padded_inputs()
     once = model(**inputs, use_cache=False).logits
-    cache, parts, seen = SpanCache(MIXED), [], 0
+    cache, parts, seen = SpanCache(plan), [], 0
     for step in steps:
         part = slice(seen, seen + step)
         seen += step
@@ -158,16 +179,15 @@ def test_cached_equals_uncached_with_left_padding(kind: str, steps: tuple[int, .
 
 
 @torch.no_grad()
-@each_supported
+@each_planned
 @pytest.mark.parametrize(
     "options",
     [{}, {"num_beams": 3}, {"do_sample": True}, {"prefill_chunk_size": 20}],
     ids=["greedy", "beams", "sampling", "prefill in chunks"],
 )
-def test_generate_uses_a_span_cache(kind: str, options: dict[str, Any]) -> None:
+def test_generate_uses_a_span_cache(kind: str, by_head: bool, options: dict[str, Any]) -> None:
     # Large weights, so that what is read far away changes what is written.
-    model = tiny_model(kind, initializer_range=0.4)
-    apply_plan(model, MIXED)
+    model, _ = converted(kind, by_head, initializer_range=0.4)
     inputs = {name: value for name, value in padded_inputs().items() if name != "position_ids"}
     settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **options}
     torch.manual_seed(0)
@@ -193,10 +213,9 @@ PACKED = torch.cat([torch.arange(31), torch.arange(NUM_TOKENS - 31)])[None]
 
 
 @torch.no_grad()
-@each_supported
-def test_packed_documents_do_not_see_each_other(kind: str) -> None:
-    model = tiny_model(kind)
-    apply_plan(model, MIXED)
+@each_planned
+def test_packed_documents_do_not_see_each_other(kind: str, by_head: bool) -> None:
+    model, _ = converted(kind, by_head)
     packed = tokens(2)
     logits = model(packed, position_ids=PACKED, use_cache=False).logits
     first, second = model(packed[:, :31]).logits, model(packed[:, 31:]).logits
@@ -310,10 +329,72 @@ def test_architectures_that_ignore_spans_are_refused_by_name_and_left_alone(kind
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["llama", "gpt_neo"])
-def test_copies_and_pickles_of_a_converted_model_stand_on_their_own(kind: str) -> None:
+@pytest.mark.parametrize("kind", BY_HEAD)
+def test_spans_of_heads_go_on_and_off_and_between_other_plans(kind: str) -> None:
     model = tiny_model(kind)
+    untouched = model(tokens(), use_cache=False).logits
     apply_plan(model, MIXED)
+    mixed = model(tokens(), use_cache=False).logits
+    plan = apply_plan(model, plan_by_head(model.config))
+    by_head = model(tokens(), use_cache=False).logits
+    assert not torch.allclose(by_head, mixed, atol=1e-4)
+    apply_plan(model, MIXED)
+    assert torch.equal(model(tokens(), use_cache=False).logits, mixed)
+    remove_plan(model)
+    assert torch.equal(model(tokens(), use_cache=False).logits, untouched)
+    apply_plan(model, plan)
+    assert torch.equal(model(tokens(), use_cache=False).logits, by_head)
+
+
+@pytest.mark.parametrize("kind", BY_HEAD)
+def test_gradients_under_spans_of_heads_are_those_of_the_dense_reference(kind: str) -> None:
+    model, _ = converted(kind, by_head=True)
+    model.train()
+    AttentionInterface.register("dense_reference", dense_reference)
+    AttentionMaskInterface.register("dense_reference", span_mask)
+    found = []
+    for name in ("masformer", "dense_reference"):
+        set_attention(model, name)
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(tokens(2), labels=tokens(2)).loss.backward()
+        found.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, grad in found[0].items():
+        torch.testing.assert_close(grad, found[1][name], atol=TOLERANCE, rtol=1e-4)
+
+
+@pytest.mark.parametrize("before", [None, MIXED])
+def test_heads_that_a_model_does_not_tell_apart_are_refused_and_it_is_left_alone(
+    before: SpanPlan | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    if before is not None:
+        apply_plan(model, before)
+    logits = model(tokens(), use_cache=False).logits
+    # As if the heads of all layers were one.
+    monkeypatch.setattr(attention, "attend_by_head", lambda attend, q, k, v, spans, sinks: attend(q, k, v, FULL, sinks))
+    with pytest.raises(ConversionError, match=r"^llama models cannot take spans of single heads: one full head among"):
+        apply_plan(model, plan_by_head(model.config))
+    assert getattr(model, "span_plan", None) == before
+    assert torch.equal(model(tokens(), use_cache=False).logits, logits)
+
+
+def test_spans_of_heads_that_do_not_fit_are_refused() -> None:
+    plan = plan_by_head(tiny_model("gpt_neox").config)
+    with pytest.raises(
+        PlanError, match="span plan has 4 key/value heads in layer 0, llama has 2; give one entry a head"
+    ):
+        apply_plan(tiny_model("llama"), plan)
+    with pytest.raises(PlanError, match="spans of single heads, and deepseek_v3 keeps one latent for all heads"):
+        apply_plan(tiny_model("deepseek_v3"), plan)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "gpt_neo"])
+@pytest.mark.parametrize("by_head", [False, True])
+def test_copies_and_pickles_of_a_converted_model_stand_on_their_own(kind: str, by_head: bool) -> None:
+    model, _ = converted(kind, by_head)
     expected = model(tokens(2), position_ids=PACKED, use_cache=False).logits
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     remove_plan(model)
