@@ -95,7 +95,7 @@ def length_curves(results: Sequence[Result], metric: str) -> Spec:
     layers += [_direct_labels(yardsticks, low, high, y)] if yardsticks else []
     layers += _model_layers([row for name in models for row in rows[name]], models, x, y)
     described = f"{y['title']} against maximum length, a line a system: {', '.join(map(str, rows))}."
-    return _spec(layer=layers, description=described)
+    return spec_of(layer=layers, description=described)
 
 
 def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_frontier: bool = False) -> Spec:
@@ -142,7 +142,7 @@ def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_fron
         "mark": {"type": "text", "align": "left", "dx": 6, "dy": 11, "style": "label"},
         "encoding": {"x": x, "y": y, "text": {"field": "label"}},
     }
-    return _spec(layer=[*layers, labels], description=f"{y['title']} against {title.lower()}.")
+    return spec_of(layer=[*layers, labels], description=f"{y['title']} against {title.lower()}.")
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -460,5 +460,6 @@ def _tooltip() -> list[dict[str, str]]:
 _TOOLTIP_SCORES = {"mean": "score", "low": "95% from", "high": "95% to"}
 
 
-def _spec(**parts: Any) -> Spec:
+def spec_of(**parts: Any) -> Spec:
+    """Return a Vega-Lite spec of these parts, in the size of all charts unless they say another."""
     return {"$schema": _SCHEMA, "width": _WIDTH, "height": _HEIGHT, **parts}

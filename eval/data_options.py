@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tasks import (
     TASKS,
     CustomTask,
     DataError,
+    Example,
     LoadedExamples,
     LoadRequest,
     Task,
@@ -35,6 +36,7 @@ class DataOptions:
         data: Local file or folder that is read instead of the hub or the package.
         split: None takes the task's default.
         limit: First examples of each task; None takes all.
+        min_words: Of a context; examples of fewer are left out before `limit` counts. None takes all.
         revision: Of a hub data set; None takes the task's.
         on_bad_row: `fail` or `skip`.
         context_field: Of `--task custom`, as are the others below: field of the document.
@@ -48,6 +50,7 @@ class DataOptions:
     data: Path | None = None
     split: str | None = None
     limit: int | None = None
+    min_words: int | None = None
     revision: str | None = None
     on_bad_row: str = "fail"
     context_field: str | None = None
@@ -117,10 +120,19 @@ class DataOptions:
                 split=split or self.split or task.default_split,
                 data=self._data_of(name),
                 limit=self.limit,
+                min_words=self.min_words,
                 revision=self.revision,
                 on_bad_row=self.on_bad_row,
             )
         )
+
+    def load_documents(self, name: str) -> LoadedExamples:
+        """Return the examples of a task, one a document: several queries about one share its context."""
+        loaded = self.load(name)
+        documents: dict[str, Example] = {}
+        for example in loaded.examples:
+            documents.setdefault(example.document_id, example)
+        return replace(loaded, examples=tuple(documents.values()))
 
     def _data_of(self, name: str) -> Path | None:
         if self.data is None or len(self.tasks) == 1:
@@ -149,6 +161,12 @@ def add_data_flags(parser: argparse.ArgumentParser, split: str) -> None:
     )
     group.add_argument("--split", metavar="NAME", help=f"default: {split}")
     group.add_argument("--limit", metavar="N", type=positive, help="first N examples of each task; default: all")
+    group.add_argument(
+        "--min-words",
+        metavar="N",
+        type=positive,
+        help="leave out, before --limit counts, documents of fewer words between white space",
+    )
     group.add_argument("--revision", metavar="REF", help="commit, tag or branch of the data on the hub")
     group.add_argument(
         "--on-bad-row", choices=["fail", "skip"], help="what to do with a row that cannot be used (default: fail)"

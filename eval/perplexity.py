@@ -39,6 +39,7 @@ from eval.prompts import PromptBuilder
 from eval.record import default_output, merge_examples, merge_record
 from eval.report import as_columns
 from eval.run_folder import RunFolder
+from eval.run_inputs import notes_on_tasks
 from eval.session import describe_session, now, run_script, set_threads, start_processes
 from eval.settings import ConfigError
 from masformer import SpanCache, SpanPlan, fixed_frequencies
@@ -95,8 +96,8 @@ def prepare(config: PerplexityConfig, accelerator: Accelerator) -> Job:
     threads = set_threads(config.threads, os.environ)
     torch.manual_seed(config.seed)
     dtype = config.dtype or default_dtype(accelerator)
-    loaded = {name: _load_documents(config, name) for name in config.tasks}
     checkpoint = open_checkpoint(config.model, trust_remote_code=config.trust_remote_code)
+    loaded = {name: _long_enough(config.load_documents(name), config, checkpoint) for name in config.tasks}
     plan = resolve_plan(config.plan, checkpoint)
     check_positions(max(config.maxlen), checkpoint, allow_extrapolation=config.allow_extrapolation)
     folder = RunFolder(config.output or default_output("perplexity", config, ("maxlen", "limit", "output")))
@@ -125,6 +126,8 @@ def prepare(config: PerplexityConfig, accelerator: Accelerator) -> Job:
             "rows": {key: value for key, value in of_task.provenance.items() if key.startswith("num_")},
             "split": config.split or config.tasks[name].default_split,
             "limit": config.limit,
+            "min_tokens": config.min_tokens,
+            "min_words": config.min_words,
             "maxlen": list(config.maxlen),
         }
         for name, of_task in loaded.items()
@@ -147,13 +150,18 @@ def prepare(config: PerplexityConfig, accelerator: Accelerator) -> Job:
     )
 
 
-def _load_documents(config: PerplexityConfig, name: str) -> LoadedExamples:
-    """Return the examples of a task, one a document: several queries about one share its context."""
-    loaded = config.load(name)
-    documents: dict[str, Example] = {}
-    for example in loaded.examples:
-        documents.setdefault(example.document_id, example)
-    return replace(loaded, examples=tuple(documents.values()))
+def _long_enough(loaded: LoadedExamples, config: PerplexityConfig, checkpoint: Checkpoint) -> LoadedExamples:
+    """Return the documents of a task that have the tokens asked for."""
+    if config.min_tokens is None:
+        return loaded
+    builder = PromptBuilder(checkpoint.tokenizer, Template(text="{context}"))
+    kept = tuple(one for one in loaded.examples if len(builder.document(one.context)) >= config.min_tokens)
+    if not kept:
+        raise ConfigError(
+            f"none of {len(loaded.examples)} documents has --min-tokens {config.min_tokens}; lower it, or raise --limit"
+        )
+    num_few = len(loaded.examples) - len(kept)
+    return replace(loaded, examples=kept, provenance={**loaded.provenance, "num_few_tokens": num_few})
 
 
 def execute(job: Job, arguments: list[str], accelerator: Accelerator) -> None:
@@ -298,6 +306,7 @@ def _finish(job: Job, has_measured: bool) -> None:
     job.folder.write_json("run.json", record)
     job.folder.write_json("scores.json", {"results": results})
     notes = [f"Not there yet: {len(absent)} measurements of a task whose run was interrupted."] if absent else []
+    notes += notes_on_tasks(record)
     job.folder.write_text("report.md", render_perplexity_report(record, results, notes))
     for name in record["tasks"]:
         some = [result for result in results if result["task"] == name]

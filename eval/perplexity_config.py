@@ -25,6 +25,7 @@ class PerplexityConfig(DataOptions):
 
     Attributes:
         maxlen: Lengths in tokens: a document is read in windows of that many.
+        min_tokens: Documents with fewer are left out; None measures all.
         tokens: Of each document that are read at the most, the same at all lengths; None is the greatest length.
         model: Short name, `.gguf` file, folder or hub id.
         plan: Text form of a span plan, or `auto`.
@@ -38,6 +39,7 @@ class PerplexityConfig(DataOptions):
 
     maxlen: tuple[int, ...]
     tokens: int | None = None
+    min_tokens: int | None = None
     model: str = "smollm2-135m"
     plan: str = "auto"
     dtype: str | None = None
@@ -71,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--tokens", metavar="N", type=positive, help="of each document at the most; default: the greatest length"
     )
+    how.add_argument("--min-tokens", metavar="N", type=positive, help="leave out documents with fewer tokens")
     add_extrapolation_flag(how)
     add_model_flags(parser, PerplexityConfig.model, "default: bfloat16 on a GPU, float32 on a CPU")
     out = parser.add_argument_group("output")

@@ -119,7 +119,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 f"{result['maxlen']:,}",
                 str(result["num_documents"]),
                 f"{result['num_tokens']:,}",
-                _with_interval(result["metrics"]["perplexity"]),
+                with_interval(result["metrics"]["perplexity"]),
                 number_or_dash(cost["tokens_per_second"], 0),
                 number_or_dash(cost["peak_memory_bytes"], 2, 2**30),
                 number_or_dash(cost["cache_bytes"], 1, 2**20),
@@ -134,12 +134,13 @@ def position_table(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = [["position", *(f"{result['maxlen']:,}" for result in results)]]
     for first in sorted({first for buckets in found for first in buckets}):
         last = max(buckets[first]["last"] for buckets in found if first in buckets)
-        cells = [_with_interval(buckets[first]["perplexity"]) if first in buckets else "" for buckets in found]
+        cells = [with_interval(buckets[first]["perplexity"]) if first in buckets else "" for buckets in found]
         rows.append([f"{first:,} to {last:,}", *cells])
     return rows
 
 
-def _with_interval(metric: Mapping[str, float | None]) -> str:
+def with_interval(metric: Mapping[str, float | None]) -> str:
+    """Return a perplexity with its interval, a dash for one that is not known."""
     mean, low, high = (metric[name] for name in ("mean", "low", "high"))
     if mean is None:
         return "-"

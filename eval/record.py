@@ -74,6 +74,7 @@ def task_record(
         "scores_first_line": task.scores_first_line,
         "max_new_tokens": config.max_new_tokens or task.max_new_tokens,
         "limit": config.limit,
+        "min_words": config.min_words,
         "maxlen": list(config.maxlen),
     }
 
@@ -144,6 +145,9 @@ def default_output(kind: str, config: Any, free: Sequence[str]) -> Path:
         free: Names of those that may grow or change in a folder.
     """
     fixed = {name: str(value) for name, value in asdict(config).items() if name not in free}
+    for name in ("min_words", "min_tokens"):  # folders of versions without these settings keep their names
+        if fixed.get(name) == "None":
+            del fixed[name]
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
-    words = "-".join([*([kind] if kind else []), *config.tasks, Path(config.model).name, config.plan])
+    words = "-".join([*([kind] if kind else []), *config.tasks, Path(config.model).name, Path(config.plan).name])
     return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', words)[:80]}-{digest}"

@@ -133,21 +133,7 @@ class RunFolder:
         Raises:
             RunFolderError: Another run is at work in it, or was since then.
         """
-        file = self.path / ".lock"
-        with disk_errors(file):
-            self.path.mkdir(parents=True, exist_ok=True)
-            stream = file.open("w")
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunFolderError(
-                    f"output folder {self.path} is in use by another run; wait for it, or give another with --output"
-                ) from None
-            except OSError as error:
-                raise RunFolderError(
-                    f"output folder {self.path} cannot be locked: {error.strerror}; give one elsewhere with --output"
-                ) from error
+        with locked(self.path):
             if self.read_run(is_replaced=is_replaced) != held:
                 raise RunFolderError(f"output folder {self.path} was changed by another run meanwhile; run again")
             yield
@@ -165,14 +151,15 @@ class RunFolder:
         self.write_text(name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def _replace(self, name: str, content: bytes) -> None:
-        partial = self.path / f".{name}.partial"
-        with disk_errors(self.path / name):
-            self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / name
+        partial = file.with_name(f".{file.name}.partial")
+        with disk_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            partial.replace(self.path / name)
+            partial.replace(file)
 
     def write_documents(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Replace `documents.jsonl.gz` in one step."""
@@ -260,6 +247,31 @@ class RunFolder:
                     plot.unlink()
             for name in reversed(_FILES):
                 (self.path / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep others out of a folder, which is made where it is not there, for as long as this lasts.
+
+    Raises:
+        RunFolderError: It is in use, or cannot be locked.
+    """
+    file = path / ".lock"
+    with disk_errors(file):
+        path.mkdir(parents=True, exist_ok=True)
+        stream = file.open("w")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(
+                f"output folder {path} is in use by another run; wait for it, or give another with --output"
+            ) from None
+        except OSError as error:
+            raise RunFolderError(
+                f"output folder {path} cannot be locked: {error.strerror}; give one elsewhere with --output"
+            ) from error
+        yield
 
 
 def own_plots(record: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ def open_run(path: Path) -> tuple[RunFolder, dict[str, Any]]:
     if record is None:
         raise RunFolderError(f"{path} holds no run; give the folder of one")
     if "grouping" not in record:
-        raise RunFolderError(f"{path} is a training or a measurement of perplexity; give a run of eval/run.py")
+        raise RunFolderError(f"{path} is a training, a search or a measurement of perplexity; give one of eval/run.py")
     return folder, record
 
 
@@ -103,7 +103,7 @@ def gather_inputs(
     num_absent = sum(key not in found.lines for key in order)
     if num_absent:
         notes.append(f"Not there yet: {num_absent} predictions of a run that was interrupted.")
-    notes += _notes_on_tasks(record)
+    notes += notes_on_tasks(record)
     if dropped := found.describe():
         notes.append(f"{dropped[0].upper()}{dropped[1:]}.")
     return RunInputs(
@@ -153,10 +153,17 @@ def _reuse(predictions: Sequence[Line]) -> str:
     return f"Prefilled: {prefilled:,} tokens of {asked:,} asked for ({prefilled / max(asked, 1):.2f})."
 
 
-def _notes_on_tasks(record: Line) -> Iterator[str]:
+def notes_on_tasks(record: Line) -> Iterator[str]:
     """Yield what a reader of the scores has to know about the tasks, in sentences."""
     for task, about in record["tasks"].items():
         rows = about.get("rows", {})
+        if num_short := rows.get("num_short", 0):
+            yield (
+                f"{num_short:,} examples of {task} were left out: their documents have fewer than "
+                f"{about['min_words']:,} words."
+            )
+        if num_few := rows.get("num_few_tokens", 0):
+            yield f"{num_few:,} documents of {task} were left out: they have fewer than {about['min_tokens']:,} tokens."
         if num_bad := rows.get("num_bad", 0):
             said = f" The first: {rows['bad'][0]}." if rows.get("bad") else ""
             yield f"{num_bad} rows of {task} could not be used and were skipped.{said}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -128,18 +128,22 @@ def add_extrapolation_flag(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_model_flags(parser: argparse.ArgumentParser, model: str, dtype: str) -> argparse._ArgumentGroup:
+def add_model_flags(
+    parser: argparse.ArgumentParser, model: str, dtype: str, *, with_plan: bool = True
+) -> argparse._ArgumentGroup:
     """Add the flags that name a model, its spans and its numbers, and return their group."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", metavar="REF", help=f"hub id, folder, .gguf file, or {', '.join(SHORT_NAMES)} (default: {model})"
     )
-    group.add_argument(
-        "--plan",
-        metavar="PLAN",
-        help="attention spans: full, local, bottom:N, middle:N, top:N, every:N or full@LAYERS, then span=N sinks=N, or "
-        "block=N previous=N sinks=N; default: auto, the plan that the checkpoint carries, else its architecture's own",
-    )
+    if with_plan:
+        group.add_argument(
+            "--plan",
+            metavar="PLAN",
+            help="attention spans: full, local, bottom:N, middle:N, top:N, every:N or full@LAYERS, then span=N sinks=N "
+            "or block=N previous=N sinks=N; or a .json file; default: auto, the plan that the checkpoint carries, else "
+            "its architecture's own",
+        )
     group.add_argument("--dtype", choices=DTYPES, help=dtype)
     group.add_argument(
         "--trust-remote-code",
@@ -194,20 +198,34 @@ def _parse_yaml(parser: argparse.ArgumentParser, file: Path) -> argparse.Namespa
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"--config {file} holds a {type(content).__name__}; write 'name: value' lines")
+    try:
+        return parser.parse_args(arguments_of(parser, content))
+    except ConfigError as error:
+        raise ConfigError(f"--config {file}: {error}") from None
+
+
+def arguments_of(parser: argparse.ArgumentParser, content: Mapping[Any, Any]) -> list[str]:
+    """Return settings of a YAML file as they would stand on the command line.
+
+    Raises:
+        ConfigError: The parser has no such flag, or a value is no text, number or list.
+    """
     known = {action.dest for action in parser._actions} - {"help", "config"}
     arguments: list[str] = []
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            raise ConfigError(f"--config {file}: unknown key '{key}'; known: {', '.join(sorted(known))}")
-        arguments += _as_arguments(file, name, value)
-    try:
-        return parser.parse_args(arguments)
-    except ConfigError as error:
-        raise ConfigError(f"--config {file}: {error}") from None
+            raise ConfigError(f"unknown key '{key}'; known: {', '.join(sorted(known))}")
+        arguments += _as_arguments(name, value)
+    return arguments
 
 
-def _as_arguments(file: Path, name: str, value: Any) -> list[str]:
+def _as_arguments(name: str, value: Any) -> list[str]:
+    """Return a setting of a YAML file as it would stand on the command line; nothing for one that is null.
+
+    Raises:
+        ConfigError: The value is no text, number or list.
+    """
     flag = "--" + name.replace("_", "-")
     if value is None:
         return []
@@ -217,10 +235,10 @@ def _as_arguments(file: Path, name: str, value: Any) -> list[str]:
         # Each with its flag, so that a text may begin like one.
         texts = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) for text in texts):
-            raise ConfigError(f"--config {file}: stop is {value!r}; a text or a list of texts was expected")
+            raise ConfigError(f"stop is {value!r}; a text or a list of texts was expected")
         return [f"{flag}={text}" for text in texts]
     if isinstance(value, list):
         return [f"{flag}={','.join(map(str, value))}"] if name in ("task", "template") else [flag, *map(str, value)]
     if isinstance(value, (int, float, str)):
         return [f"{flag}={value}"]
-    raise ConfigError(f"--config {file}: {name} is {value!r}; a text, a number or a list was expected")
+    raise ConfigError(f"{name} is {value!r}; a text, a number or a list was expected")

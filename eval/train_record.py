@@ -27,7 +27,7 @@ def train_identity(
     """Return what a resumed training must share with the one it goes on with."""
     rate = config.learning_rate or (2e-4 if config.lora_rank else 5e-5)
     fixed = ("objective", "maxlen", "limit", "held_out", "held_out_limit", "truncation", "extend_positions", "schedule")
-    more = ("weight_decay", "max_grad_norm", "gradient_checkpointing", "lora_rank", "seed", "batch_size")
+    more = ("min_words", "weight_decay", "max_grad_norm", "gradient_checkpointing", "lora_rank", "seed", "batch_size")
     return {
         "task": list(config.task),
         "model": checkpoint.provenance,

@@ -31,11 +31,13 @@ def render_train_report(
     rank = identity["lora_rank"]
     weights = f"LoRA of rank {rank}" if rank else "all weights"
     trained, total = run["num_trainable"], run["num_parameters"]
+    short = [about["source"].get("num_short", 0) for about in run["tasks"].values()]
+    left_out = f", {sum(short):,} left out as shorter than {identity['min_words']:,} words" if any(short) else ""
     facts = {
         "model": f"`{identity['model']['reference']}`, {weights}: {trained:,} of {total:,} numbers trained",
         "spans": f"`{run['plan_description']}`",
         "data": f"{', '.join(run['tasks'])}, objective `{identity['objective']}`, {run['num_train_examples']} examples "
-        f"trained on, {run['num_held_out_examples']} held out ({run['num_held_out_rows']} rows of them read)",
+        f"trained on, {run['num_held_out_examples']} held out ({run['num_held_out_rows']} rows of them read){left_out}",
         "steps": f"{len(steps)} of {identity['total_steps']}, {tokens:,} tokens, rows of {identity['maxlen']:,}, "
         f"{identity['step_rows']} row(s) a step",
         "learning rate": f"{identity['learning_rate']:g}, {identity['warmup_steps']} steps of warm-up, then "

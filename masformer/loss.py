@@ -114,6 +114,11 @@ def token_losses(model: PreTrainedModel, hidden: Tensor, next_tokens: Tensor) ->
     return _negative_log_likelihood(_head_of(model), hidden, next_tokens)
 
 
+def total_loss(model: PreTrainedModel, hidden: Tensor, next_tokens: Tensor) -> Tensor:
+    """Return the sum of `token_losses`, to be differentiated."""
+    return summed_loss(hidden, _head_of(model), next_tokens)
+
+
 def _chunks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     for first in range(0, len(targets), CHUNK_TOKENS):
         part = slice(first, first + CHUNK_TOKENS)

@@ -49,6 +49,7 @@ class LoadRequest:
         split: `train`, `validation` or `test`, whatever the source calls it.
         data: A local file or folder in one of the set's official formats; None reads the hub or the installed package.
         limit: Keep the first `limit` examples; None keeps all.
+        min_words: Leave out, before they are counted, examples whose context has fewer words between white space.
         revision: Branch, tag or commit of the data set on the hub; None takes the task's.
         on_bad_row: `fail` at the first row that cannot be used, or `skip` it and count it.
     """
@@ -56,6 +57,7 @@ class LoadRequest:
     split: str
     data: Path | None = None
     limit: int | None = None
+    min_words: int | None = None
     revision: str | None = None
     on_bad_row: str = "fail"
 

@@ -114,6 +114,7 @@ class Rows(Generic[T]):
     Attributes:
         provenance: JSON-ready facts that pin the source.
         bad: What is wrong with the rows that cannot be used.
+        short: Words of each example that was left out because it has too few.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Rows(Generic[T]):
         self._num_read = 0
         self._num_skipped = 0
         self.bad: list[str] = []
+        self.short: list[int] = []
 
     def __iter__(self) -> Iterator[T | BadRow]:
         for row in self._rows:
@@ -165,7 +167,7 @@ def check_request(task: str, request: LoadRequest, splits: Collection[str]) -> N
 
 
 def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> LoadedExamples:
-    """Return the first `limit` examples with the provenance of `rows`; reads no further than that.
+    """Return the first `limit` examples that are long enough, with the provenance of `rows`; reads no further.
 
     Args:
         request: Says, besides, what happens to a row that cannot be used.
@@ -175,7 +177,12 @@ def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable
     Raises:
         DataError: A row cannot be used and is not to be skipped, or no example is left.
     """
-    kept = tuple(itertools.islice(_usable_examples(request, rows, convert), request.limit))
+    kept = tuple(itertools.islice(_long_examples(request, rows, convert), request.limit))
+    if not kept and rows.short:
+        raise DataError(
+            f"{rows.provenance['name']} has no example of {request.min_words:,} words or more in split "
+            f"{request.split}: {len(rows.short):,} were read, the longest of {max(rows.short):,}; lower --min-words"
+        )
     if not kept:
         left = f"{rows.num_read} rows read, {rows.num_skipped} of them left out, {len(rows.bad)} bad"
         first = f"; the first bad one: {rows.bad[0]}" if rows.bad else ""
@@ -184,7 +191,17 @@ def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable
             f"format{first}"
         )
     counts = {"num_rows": rows.num_read, "num_skipped": rows.num_skipped, "num_bad": len(rows.bad)}
+    if request.min_words is not None:
+        counts["num_short"] = len(rows.short)
     return LoadedExamples(examples=kept, provenance={**rows.provenance, **counts}, bad_rows=tuple(rows.bad))
+
+
+def _long_examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> Iterator[Example]:
+    for example in _usable_examples(request, rows, convert):
+        if request.min_words and (num_words := len(example.context.split())) < request.min_words:
+            rows.short.append(num_words)
+        else:
+            yield example
 
 
 def _usable_examples(

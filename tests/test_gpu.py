@@ -14,6 +14,7 @@ from eval.run import main
 from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan
 from masformer.attention import choose_kernel
 from masformer.device_attention import flash_attention, flex_attention, has_flash_attention
+from masformer.placement import PlanMeter, gate_gradients
 from masformer.spans import FULL
 from tests.attention_cases import CASES, Case, assert_close, attend, cached, defined, gradients, random_states
 from tests.tiny_models import SUPPORTED, save_tiny_checkpoint, tiny_model
@@ -29,7 +30,9 @@ ATTENTION_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16:
 HALF = [torch.float16, torch.bfloat16]
 DEVICE = "cuda"
 # What a kernel computes; one token on top of a cache needs none.
-SEVERAL = {name: case for name, case in CASES.items() if not case.padding and not case.forked and case.num_new > 1}
+SEVERAL = {
+    name: case for name, case in CASES.items() if not (case.padding or case.forked or case.by_head) and case.num_new > 1
+}
 FOR_FLASH = {
     name: case
     for name, case in SEVERAL.items()
@@ -164,3 +167,13 @@ def test_main_job_uses_the_device_and_bfloat16(tmp_path: Path) -> None:
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["identity"]["dtype"] == "bfloat16"
     assert torch.cuda.get_device_name() in run["sessions"][0]["machine"]["device"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_plans_and_gates_are_measured_as_on_the_cpu(kind: str) -> None:
+    text, plans = list(range(3, 93)), [SpanPlan.full(3), PLAN, SpanPlan((FULL, *PLAN.layers[1:]))]
+    model = tiny_model(kind)
+    losses, gates = PlanMeter(model, [text], 40).measure(plans), gate_gradients(model, [text], 40, PLAN)
+    model = model.to(DEVICE)
+    assert PlanMeter(model, [text], 40).measure(plans) == pytest.approx(losses, rel=1e-4)
+    torch.testing.assert_close(gate_gradients(model, [text], 40, PLAN), gates, atol=1e-4, rtol=1e-2)

@@ -158,3 +158,27 @@ def test_a_template_is_trained_with(tmp_path: Path) -> None:
     assert config.template_of("aclsum") == config.tasks["aclsum"].templates["abstract-plain"]
     with pytest.raises(ConfigError, match="task 'aclsum' has no template 'x'"):
         load_train_config(["--task", "aclsum", "--maxlen", "300", "--template", "x"])
+
+
+def test_short_documents_are_left_out_of_runs_and_trainings(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [{"ticket": "Too short.", "gist": "No.", "question": "What?"}]
+    data = write_lines(tmp_path / "tickets.jsonl", [*short, *tickets(2)])
+    arguments = ["--task", "custom", "--data", str(data), *FIELDS, "--model", str(model), *LEAST]
+    output = ["--output", str(tmp_path / "run")]
+    assert main([*arguments, *output, "--min-words", "20", "--limit", "1"]) == 0
+    about = record_of(tmp_path / "run")["tasks"]["custom"]
+    assert (about["min_words"], about["rows"]["num_short"]) == (20, 1)
+    assert "1 examples of custom were left out" in (tmp_path / "run" / "report.md").read_text()
+    # More of them may be added; other ones may not.
+    assert main([*arguments, *output, "--min-words", "20"]) == 0
+    (result,) = model_results(tmp_path / "run")
+    assert result["num_examples"] == 2
+    capsys.readouterr()
+    assert main([*arguments, *output]) == 2
+    assert "min_words of custom is 20 there and null now" in capsys.readouterr().err
+    config = load_train_config(
+        ["--task", "custom", "--data", str(data), *FIELDS, "--maxlen", "300", "--min-words", "9"]
+    )
+    assert len(config.load("custom").examples) == 2

@@ -148,7 +148,7 @@ def test_what_is_left_out_is_named_with_the_reason(runs: Path, capsys: pytest.Ca
     edit(runs / "half", "example_scores.jsonl", lambda line: None if line["id"] == "test-5" else line)
     content = ranked(runs)
     expected = {
-        "training": "is a training or a measurement of perplexity",
+        "training": "is a training, a search or a measurement of perplexity",
         "alien": "alien/run.json is not the record of a run",
         "unscored": "has no scores that can be read",
         "stale": "not those of its predictions",

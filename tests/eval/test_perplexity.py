@@ -245,3 +245,32 @@ def test_wrong_input_is_one_line_before_weights_load(
 def test_every_flag_is_a_setting_and_every_setting_a_flag() -> None:
     flags = {action.dest for action in build_parser()._actions} - {"help", "config"}
     assert flags == set(PerplexityConfig.__dataclass_fields__)
+
+
+def test_short_documents_are_left_out_and_said(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*least, "--min-words", "100", "--limit", "1"]
+    assert main(arguments) == 0
+    run = read(tmp_path / "run", "run.json")
+    assert (run["tasks"]["text"]["min_words"], run["tasks"]["text"]["rows"]["num_short"]) == (100, 1)
+    assert {line["id"] for line in read(tmp_path / "run", "predictions.jsonl")} == {"1.txt"}
+    note = "1 examples of text were left out: their documents have fewer than 100 words."
+    assert note in (tmp_path / "run" / "report.md").read_text()
+    capsys.readouterr()
+    assert main([*least, "--min-words", "101", "--limit", "1"]) == 2
+    assert "min_words of text is 100 there and 101 now" in capsys.readouterr().err
+    assert main([*least, "--min-words", "1000"]) == 2
+    assert capsys.readouterr().err.endswith("the longest of 260; lower --min-words\n")
+
+
+def test_documents_with_too_few_tokens_are_left_out(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*least, "--min-tokens", "400"]) == 0
+    measured = {line["id"] for line in read(tmp_path / "run", "predictions.jsonl")}
+    every = {line["id"]: line["num_tokens"] for line in read(tmp_path / "run", "predictions.jsonl")}
+    assert measured < {"0.txt", "1.txt", "2.txt"}
+    assert min(every.values()) >= 399
+    assert main([*least, "--min-tokens", "100000"]) == 2
+    assert "none of 3 documents has --min-tokens 100000" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -56,3 +57,20 @@ def test_what_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"article": "a"}\n')
     with pytest.raises(DataError, match="field 'text' is missing"):
         load(tmp_path / "rows.jsonl")
+
+
+def test_short_documents_are_left_out_before_the_limit_counts(tmp_path: Path) -> None:
+    rows = ["one two", "one two  three\nfour", "one", "five six seven"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    request = LoadRequest(split="train", data=tmp_path / "rows.jsonl", min_words=3)
+    loaded = load_text(request)
+    assert [example.id for example in loaded.examples] == ["train-1", "train-3"]
+    assert loaded.provenance["num_short"] == 2
+    first = load_text(replace(request, limit=1))
+    assert ([example.id for example in first.examples], first.provenance["num_short"]) == (["train-1"], 1)
+    assert "num_short" not in load(tmp_path / "rows.jsonl").provenance
+    with pytest.raises(DataError) as caught:
+        load_text(replace(request, min_words=5))
+    assert str(caught.value).endswith(
+        "has no example of 5 words or more in split train: 4 were read, the longest of 4; lower --min-words"
+    )
