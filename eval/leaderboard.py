@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ from eval.significance import MARGIN
 _NUM_REASONS = 5  # that an error names
 
 
-def make_leaderboard(directory: Path, profile: str | None, margin: float, cost: str) -> dict[str, Any]:
+def make_leaderboard(
+    directory: Path, profile: str | None, margin: float, cost: str, runs: Collection[Path] | None = None
+) -> dict[str, Any]:
     """Return `leaderboard.json`: boards, what was left out, and the runs that are ranked.
 
     Args:
@@ -42,6 +44,7 @@ def make_leaderboard(directory: Path, profile: str | None, margin: float, cost: 
         profile: Of all boards; None takes for each the one that most runs of its task were scored under.
         margin: That "as good as the best" allows, fixed beforehand.
         cost: Of `COSTS`, against which the frontier is drawn.
+        runs: Those in the directory that are looked at; None looks at all.
 
     Raises:
         ScoringError: There is nothing to rank; it says why.
@@ -49,7 +52,7 @@ def make_leaderboard(directory: Path, profile: str | None, margin: float, cost: 
     root = directory.absolute()
     if not root.is_dir():
         raise ScoringError(f"{directory} is not a folder; give one that holds run folders")
-    candidates, left_out = _read_all(root)
+    candidates, left_out = _read_all(root, None if runs is None else {run.absolute() for run in runs})
     boards = []
     for task in dict.fromkeys(task for candidate in candidates for task in candidate.tasks):
         of_task = [one for one in candidates if task in one.tasks]
@@ -86,12 +89,14 @@ def make_leaderboard(directory: Path, profile: str | None, margin: float, cost: 
     }
 
 
-def _read_all(root: Path) -> tuple[list[Candidate], list[dict[str, Any]]]:
+def _read_all(root: Path, only: Collection[Path] | None) -> tuple[list[Candidate], list[dict[str, Any]]]:
     """Return the runs that may be ranked, and why others are left out."""
     candidates: list[Candidate] = []
     left_out: list[dict[str, Any]] = []
     unreadable: list[OSError] = []
     for path in tqdm(list(_find_runs(root, unreadable)), desc="reading runs", delay=2, leave=False, disable=None):
+        if only is not None and path not in only:
+            continue
         name = plain(path.relative_to(root).as_posix() if path != root else root.name)
         if path.is_symlink():
             left_out.append(_left_out(name, None, "a link; give the folder that it leads to"))

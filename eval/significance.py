@@ -78,6 +78,26 @@ class PairedResult:
     detectable: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class PerplexityRatio:
+    """How the perplexities of two systems on the same tokens differ.
+
+    Attributes:
+        ratio: Second over first.
+        low: Lower end of the 95% interval. None with fewer than `MIN_DOCUMENTS`, and where the systems do not differ.
+        high: Upper end.
+        detectable: The smallest ratio above 1 that as many documents, spreading as these do, would have told from 1 at
+            p < 0.05 with a probability of 0.8; its inverse below 1. None without an interval.
+        num_documents: With tokens.
+    """
+
+    ratio: float
+    low: float | None
+    high: float | None
+    detectable: float | None
+    num_documents: int
+
+
 def mean_interval(values: ArrayLike, documents: ArrayLike, *, num_resamples: int = NUM_RESAMPLES) -> Estimate:
     """Return the mean over all examples and its 95% interval over documents; none where all documents are alike.
 
@@ -125,6 +145,46 @@ def interval_of_ratio(
     return (low, high) if error else (None, None)
 
 
+def ratio_of_perplexities(
+    first: Sequence[float], second: Sequence[float], tokens: Sequence[int], *, num_resamples: int = NUM_RESAMPLES
+) -> PerplexityRatio:
+    """Return how much higher the second system's perplexity is than the first's on the same tokens.
+
+    The logarithm of the ratio is the total difference of losses over all tokens; its interval, a bootstrap-t over
+    documents, is taken there, and so each document is its own control.
+
+    Args:
+        first: Negative log likelihood of each document under the first system, in nats.
+        second: The same under the second.
+        tokens: Predicted in each document; one without any says nothing and is left out.
+        num_resamples: Of the documents.
+
+    Raises:
+        ValueError: The lengths differ, a number is not finite, or there is no token.
+    """
+    if not len(first) == len(second) == len(tokens):
+        raise ValueError(
+            f"{len(first)} and {len(second)} losses but {len(tokens)} counts; give each for every document"
+        )
+    gains = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    columns = np.column_stack([gains, np.asarray(tokens, dtype=np.float64)])
+    if not np.isfinite(columns).all():
+        raise ValueError("a document's loss or count is not a finite number; leave out what was not measured")
+    columns = columns[columns[:, 1] > 0]
+    if not len(columns):
+        raise ValueError("no document has a predicted token; there is nothing to compare")
+    log_ratio = float(_ratio(columns.sum(axis=0))[0])
+    low = high = detectable = None
+    if len(columns) >= MIN_DOCUMENTS:
+        start, stop, error = _studentized(columns, _ratio, num_resamples)
+        if error:
+            low, high = float(np.exp(start)), float(np.exp(stop))
+            detectable = float(np.exp(_detectable(len(columns), error)))
+    return PerplexityRatio(
+        ratio=float(np.exp(log_ratio)), low=low, high=high, detectable=detectable, num_documents=len(columns)
+    )
+
+
 def compare_paired(
     first: ArrayLike,
     second: ArrayLike,
@@ -168,8 +228,7 @@ def compare_paired(
     if len(columns) >= MIN_DOCUMENTS and not tells_nothing:
         low, high, error = _studentized(columns, statistic, num_resamples)
         low, high = max(low, -1.0), min(high, 1.0)
-        quantiles = students_t.ppf([1 - ALPHA / 2, POWER], len(columns) - 1)
-        detectable = float(quantiles.sum() * error) if error else None
+        detectable = _detectable(len(columns), error) if error else None
     return PairedResult(
         difference=float(difference),
         low=low,
@@ -291,6 +350,17 @@ def combined(scores: Floats) -> Floats:
     """Return the geometric mean over the last axis (..., K) -> (...)."""
     combined: Floats = np.prod(scores, axis=-1) ** (1 / scores.shape[-1])
     return combined
+
+
+def _detectable(num_documents: int, error: float) -> float:
+    """Return the smallest difference that a standard error shows at p < 0.05 with a probability of 0.8."""
+    return float(students_t.ppf([1 - ALPHA / 2, POWER], num_documents - 1).sum() * error)
+
+
+def _ratio(totals: Floats) -> tuple[Floats, Floats]:
+    """Return the ratio of a sum, of any sign, to a count, and its gradient; see `Statistic`."""
+    value, counts = totals[..., 0] / totals[..., 1], totals[..., 1:]
+    return value, np.concatenate([1 / counts, -value[..., None] / counts], axis=-1)
 
 
 def _is_constant(columns: Floats) -> bool:

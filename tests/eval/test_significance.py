@@ -19,6 +19,7 @@ from eval.significance import (
     interval_of_ratio,
     is_non_inferior,
     mean_interval,
+    ratio_of_perplexities,
     within_margin_of_best,
 )
 
@@ -380,3 +381,60 @@ def test_what_cannot_be_compared_says_why_in_one_line(call: Callable[[], object]
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def losses(
+    rng: np.random.Generator, num_documents: int, effect: float, *, skewed: bool = True
+) -> tuple[list[float], list[float], list[int]]:
+    """Losses of two systems that share what is hard about a document and differ by the effect a token in the mean."""
+    tokens = rng.integers(200, 4000, num_documents)
+    level = 2.5 + 0.5 * rng.standard_normal(num_documents)
+    spread = rng.exponential(1, num_documents) - 1 if skewed else rng.standard_normal(num_documents)
+    gain = effect + 0.02 * spread
+    return list(tokens * level), list(tokens * (level + gain)), list(tokens)
+
+
+def test_a_ratio_of_perplexities_by_hand() -> None:
+    same = ratio_of_perplexities([30.0, 10.0], [33.0, 10.0], [20, 10])
+    assert same.ratio == pytest.approx(math.exp(43 / 30) / math.exp(40 / 30))
+    assert (same.low, same.high, same.detectable, same.num_documents) == (None, None, None, 2)
+    # Documents that differ a thousandfold in loss and all lose a hundredth of a nat a token.
+    tokens = [100 * index for index in range(8)]
+    first = [count * 10.0 ** (index % 4 - 2) for index, count in enumerate(tokens)]
+    exact = ratio_of_perplexities(first, [loss + 0.01 * n for loss, n in zip(first, tokens, strict=True)], tokens)
+    assert exact.ratio == pytest.approx(math.exp(0.01))
+    assert exact.num_documents == 7  # that without tokens says nothing
+    alike = ratio_of_perplexities(first, first, tokens)
+    assert (alike.ratio, alike.low, alike.high) == (1.0, None, None)
+
+
+def test_a_ratio_of_perplexities_needs_numbers() -> None:
+    with pytest.raises(ValueError, match="give each for every document"):
+        ratio_of_perplexities([1.0], [1.0, 2.0], [1, 1])
+    with pytest.raises(ValueError, match="not a finite number"):
+        ratio_of_perplexities([1.0], [math.nan], [1])
+    with pytest.raises(ValueError, match="nothing to compare"):
+        ratio_of_perplexities([1.0], [1.0], [0])
+
+
+@pytest.mark.parametrize(("skewed", "least"), [(False, 0.93), (True, 0.88)])
+def test_the_interval_of_a_ratio_of_perplexities_covers(skewed: bool, least: float) -> None:
+    rng, num_simulations = np.random.default_rng(0), 1000
+    found = [
+        ratio_of_perplexities(*losses(rng, 20, 0.01, skewed=skewed), num_resamples=FEW_RESAMPLES)
+        for _ in range(num_simulations)
+    ]
+    covered = sum(one.low <= math.exp(0.01) <= one.high for one in found if one.low and one.high)
+    assert least <= covered / num_simulations <= 0.975
+
+
+def test_what_is_called_detectable_is_detected() -> None:
+    rng = np.random.default_rng(0)
+    # An effect of the size that is called detectable is told from none in about four of five studies.
+    shown = [ratio_of_perplexities(*losses(rng, 30, 0, skewed=False), num_resamples=FEW_RESAMPLES) for _ in range(100)]
+    effect = math.log(np.median([one.detectable for one in shown if one.detectable is not None]))
+    again = [
+        ratio_of_perplexities(*losses(rng, 30, effect, skewed=False), num_resamples=FEW_RESAMPLES) for _ in range(400)
+    ]
+    power = sum(one.low is not None and one.low > 1 for one in again) / len(again)
+    assert 0.72 <= power <= 0.88

@@ -259,7 +259,9 @@ def test_oracle_never_falls_as_the_window_grows(
         assert oracle.text == "\n".join(chosen)
         assert len(oracle.text.split()) <= budget
         assert oracle.sentences == tuple(sorted(set(oracle.sentences)))
-        assert all(any(a <= start and end <= b for a, b in windows[kept]) for start, end in oracle.sentences)
+        # A window that was not cut may come in two ranges that touch.
+        shown = {place for a, b in windows[kept] for place in range(a, b)}
+        assert all(shown.issuperset(range(start, end)) for start, end in oracle.sentences)
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,205 @@
+"""A study's sections from folders that are written by hand: known numbers come out, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.run_folder import RunFolder
+from eval.score import main as score
+from eval.study_answers import repeated_share, repetition_section, rouge_section
+from eval.study_charts import ratio_chart
+from eval.study_config import PERPLEXITY, PLACEMENT, RUN, Section
+from eval.study_costs import cost_section
+from eval.study_losses import perplexity_section, placements_section
+from eval.study_section import Content, Given
+from tests.run_folders import example_line, run_record, write_run
+
+NUM_DOCUMENTS = 8
+
+
+@pytest.fixture(autouse=True)
+def _no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.run_page.save_charts", lambda folder, specs, own: [])
+
+
+def given(kind: str, script: str, folders: dict[str, Path], reference: str | None = None, **more: Any) -> Given:
+    section = Section(kind=kind, title="A title", parts=tuple(folders), reference=reference, **more)
+    return Given(section=section, folders=folders, scripts=dict.fromkeys(folders, script))
+
+
+def table(content: Content, title: str) -> list[dict[str, str]]:
+    """Return the rows of a table by the names of their columns; a name that comes again has a mark."""
+    (index,) = [i for i, block in enumerate(content.blocks) if block == f"**{title}**"]
+    lines = [[cell.strip() for cell in line.split(" | ")] for line in content.blocks[index + 1].splitlines()]
+    lines = [[cell.strip("| ") for cell in line] for line in lines]
+    header: list[str] = []
+    for name in lines[0]:
+        header.append(f"{name}'" if name in header else name)
+    return [dict(zip(header, line, strict=True)) for line in lines[2:]]
+
+
+def measured(folder: Path, far: float, share: int, **changes: Any) -> Path:
+    """Write losses of documents, with so many nats a token more from position 4,096 on, and a cost of this share."""
+    lines = []
+    for index in range(NUM_DOCUMENTS):
+        near = [0, 4096, (2.5 + 0.1 * index) * 4096, 4096]
+        beyond = [4096, 8192, (2.0 + 0.1 * index + far) * 2048, 2048]
+        line = {"task": "plos", "template": "text", "id": f"d{index}", "maxlen": 8192, "num_tokens": 6144}
+        line |= {"negative_log_likelihood": near[2] + beyond[2], "buckets": [near, beyond], "seconds": 2.0 * share}
+        lines.append(line | {"cache_bytes": 1000 * share, "attention_flops": 10**9 * share} | changes)
+    perplexity = {"mean": 12.0, "low": 11.0, "high": 13.0}
+    positions = [{"first": 0, "last": 4095}, {"first": 4096, "last": 8191}]
+    result = {"task": "plos", "maxlen": 8192, "num_documents": NUM_DOCUMENTS, "metrics": {"perplexity": perplexity}}
+    result["by_position"] = [one | {"perplexity": perplexity} for one in positions]
+    run = RunFolder(folder)
+    run.write_json("run.json", run_record())
+    run.write_json("scores.json", {"results": [result]})
+    run.write_lines("predictions.jsonl", lines)
+    return folder
+
+
+def test_ratios_of_perplexities_are_paired_by_document(tmp_path: Path) -> None:
+    folders = {"full": measured(tmp_path / "a", 0.0, 100), "local": measured(tmp_path / "b", 0.03, 25)}
+    content = perplexity_section(given("perplexity", PERPLEXITY, folders, "full", from_position=4096))
+    full, local = table(content, "By length")
+    assert (full["ratio"], full["perplexity"]) == ("1", "12.000 [11.00, 13.00]")
+    # Documents that differ far more from each other than the two systems do, and all by as much.
+    assert local["ratio"] == f"{math.exp(0.03 * 2048 / 6144):.4f}"
+    assert local["ratio from 4,096 on"] == f"{math.exp(0.03):.4f}"
+    assert (local["attention"], local["cache"], local["seconds"]) == ("25.0%", "25.0%", "25.0%")
+    near, far = table(content, "By position, plos at 8,192")
+    assert (near["local: ratio"], far["local: ratio"]) == ("1.0000", f"{math.exp(0.03):.4f}")
+    assert list(content.charts) == [
+        "perplexity-a-title-plos-8192-from-0",
+        "perplexity-a-title-plos-8192-from-4096",
+    ]
+
+
+def test_other_tokens_and_a_missing_reference_are_not_compared(tmp_path: Path) -> None:
+    other = [[0, 8192, 100.0, 50]]
+    folders = {"full": measured(tmp_path / "a", 0, 4), "other": measured(tmp_path / "b", 0, 1, buckets=other)}
+    _, row = table(perplexity_section(given("perplexity", PERPLEXITY, folders, "full")), "By length")
+    assert (row["ratio"], row["detectable"]) == ("other tokens", "-")
+    alone = perplexity_section(given("perplexity", PERPLEXITY, {"other": folders["other"]}, "full"))
+    (row,) = table(alone, "By length")
+    assert (row["ratio"], row["attention"]) == ("-", "-")
+    assert not alone.charts
+
+
+def test_plans_are_set_beside_random_ones(tmp_path: Path) -> None:
+    gains = {"full": 0.0, "chosen": 0.01} | {f"random {index}": 0.005 * index for index in range(1, 5)}
+    cost = {"flops": 0.3, "cache": 0.25, "layers": 4}
+    held_out = [
+        {"name": name, "plan": f"plan of {name}", "num_documents": 2, "perplexity": 10 * math.exp(gain)}
+        | {"low": None, "high": None, "cost": cost}
+        for name, gain in gains.items()
+    ]
+    lines = [
+        {"part": part, "task": "plos", "id": f"{index}", "plan": f"plan of {name}", "num_tokens": 100 * index}
+        | {"negative_log_likelihood": 100 * index * (2.3 + gain + (0.5 if part == "calibration" else 0))}
+        for name, gain in gains.items()
+        for part in ("calibration", "held-out")
+        for index in (1, 2)
+    ]
+    run = RunFolder(tmp_path)
+    run.write_json("run.json", run_record())
+    run.write_json("placement.json", {"held_out": held_out})
+    run.write_lines("measurements.jsonl", lines)
+    content = placements_section(given("placements", PLACEMENT, {"search": tmp_path}))
+    full, chosen = table(content, "search, held-out documents")
+    assert (full["plan"], full["ratio"], full["random better"]) == ("full", "1", "0 of 4")
+    assert (chosen["ratio"], chosen["random better"]) == (f"{math.exp(0.01):.4f}", "1 of 4")
+    assert (chosen["attention"], chosen["cache"], chosen["spans"]) == ("30.0%", "25.0%", "`plan of chosen`")
+    assert "4 random plans: ratios from 1.0050 to 1.0202, median 1.0126." in content.blocks
+    assert list(content.charts) == ["placements-a-title-search"]
+
+
+def answers(folder: Path, num_words: int, repeats: int = 1) -> Path:
+    """Write a run whose answers are the first words of the references, said again and again."""
+
+    def answer(line: Any, maxlen: int) -> str:
+        more = line["id"] == "test-0"  # answers that are all alike have no interval
+        return " ".join([*line["references"][0].split()[: num_words + more]] * repeats)
+
+    write_run(folder, answer, [example_line(index) for index in range(8)], record=run_record())
+    assert score([str(folder)]) == 0
+    return folder
+
+
+def test_scores_are_compared_with_the_reference_at_each_length(tmp_path: Path) -> None:
+    folders = {"good": answers(tmp_path / "a", 12), "bad": answers(tmp_path / "b", 3)}
+    content = rouge_section(given("rouge", RUN, folders, "good"))
+    rows = table(content, "Scores: plos, template instruct")
+    assert [(row["maxlen"], row["part"]) for row in rows] == [
+        ("100", "good"),
+        ("100", "bad"),
+        ("200", "good"),
+        ("200", "bad"),
+    ]
+    assert rows[0]["RLsum"].endswith("]")
+    assert rows[0]["visible oracle"] != "-"
+    differences = table(content, "Differences from good")
+    assert [row["part: task, template, maxlen"] for row in differences] == [
+        "bad: plos, instruct, 100",
+        "bad: plos, instruct, 200",
+    ]
+    assert all(row["difference"].startswith("-") and row["verdict"] == "worse" for row in differences)
+    # Two tests make one table: 2 / 2^8 each, and twice that.
+    assert [(row["p"], row["Holm"]) for row in differences] == [("0.008", "0.016")] * 2
+    assert list(content.charts) == ["rouge-a-title-plos-instruct"]
+
+
+def test_runs_on_other_examples_are_named_and_not_compared(tmp_path: Path) -> None:
+    folders = {"one": answers(tmp_path / "a", 12), "two": tmp_path / "b"}
+    write_run(folders["two"], lambda line, maxlen: "a", [example_line(index + 1) for index in range(8)])
+    assert score([str(folders["two"])]) == 0
+    content = rouge_section(given("rouge", RUN, folders, "one"))
+    assert any(block.startswith("`two` is not compared with `one`: examples differ") for block in content.blocks)
+    assert "**Differences from one**" not in content.blocks
+
+
+def test_repeated_4_grams_by_hand() -> None:
+    assert repeated_share("a b c") is None
+    assert repeated_share("a b c d") == 0
+    # Of the runs abcd bcda cdab dabc abcd, the last stands there before.
+    assert repeated_share("A b c d a b c d") == pytest.approx(1 / 5)
+    assert repeated_share("a a a a a a a") == pytest.approx(3 / 4)
+
+
+def test_repetition_stands_beside_length_and_scores(tmp_path: Path) -> None:
+    folders = {"plain": answers(tmp_path / "a", 8), "again": answers(tmp_path / "b", 8, repeats=3)}
+    content = repetition_section(given("repetition", RUN, folders, "plain"))
+    plain, again, *_ = table(content, "Repetition and scores")
+    shares = [repeated_share(json.loads(line)["text"]) for line in (tmp_path / "b/predictions.jsonl").open()]
+    mean = 100 * sum(share for share in shares if share is not None) / len(shares)
+    assert float(again["repeated 4-grams"].split()[0]) == pytest.approx(mean, abs=0.01)
+    assert float(plain["repeated 4-grams"].split()[0]) < mean
+    assert (plain["words"], again["words"]) == ("8.1", "24.4")
+    rows = table(content, "Repeated 4-grams, difference from plain")
+    assert all(row["difference"].startswith("+") and row["p"] == "0.008" for row in rows)
+    assert "verdict" not in rows[0]
+    assert table(content, "Differences from plain")[0]["metric"] == "RLsum"
+
+
+def test_costs_are_means_and_shares_of_the_reference(tmp_path: Path) -> None:
+    folders = {"full": measured(tmp_path / "a", 0, 2000), "local": measured(tmp_path / "b", 0, 500)}
+    content = cost_section(given("cost", PERPLEXITY, folders, "full"))
+    full, local = table(content, "Cost")
+    assert (full["attention TFLOP"], full["prefill s"], full["decode s"]) == ("2.000", "4,000.00", "-")
+    assert (local["attention TFLOP"], local["prefill s"]) == ("0.500 (25.0%)", "1,000.00 (25.0%)")
+    run = answers(tmp_path / "c", 5)
+    (short, _) = table(cost_section(given("cost", RUN, {"run": run}, "run")), "Cost")
+    assert (short["prefill s"], short["decode s"]) == ("2.00", "1.00")
+
+
+def test_labels_of_a_chart_stand_apart() -> None:
+    rows = [{"name": n, "share": 0.4, "ratio": 1.1, "low": 1.0, "high": 1.2} for n in ("a", "b", "c")]
+    labels = ratio_chart([*rows, rows[0] | {"name": "far", "share": 1.0}], "Ratio")["layer"][-1]["data"]["values"]
+    heights = {one["name"]: one["ratio"] for one in labels}
+    assert heights["a"] < heights["b"] < heights["c"]
+    assert heights["far"] == 1.1
