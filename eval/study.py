@@ -156,7 +156,9 @@ def main(arguments: Sequence[str]) -> int:
     if threading.current_thread() is threading.main_thread():
         # What a scheduler sends before it kills, and a terminal that closes, do as Ctrl-C does.
         for name in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(name, signal.default_int_handler)
+            # Under nohup a terminal may close.
+            if signal.getsignal(name) != signal.SIG_IGN:
+                signal.signal(name, signal.default_int_handler)
     status = command.run_command(work, ConfigError, RunFolderError, ScoringError)
     if failed:
         print(f"error: {len(failed)} part(s) not done: {', '.join(failed)}", file=sys.stderr)

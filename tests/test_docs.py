@@ -34,6 +34,9 @@ from eval.finetune_config import build_parser as finetune_parser
 from eval.finetune_config import load_train_config
 from eval.perplexity_config import build_parser as perplexity_parser
 from eval.perplexity_config import load_perplexity_config
+from eval.placement_config import build_parser as placement_parser
+from eval.placement_config import load_placement_config
+from eval.study_config import KINDS, read_study
 from masformer import SpanPlan
 from tasks import CustomTask, read_task_file
 
@@ -50,12 +53,14 @@ SETTINGS = {
     "eval.run": (load_config, run_parser),
     "eval.finetune": (load_train_config, finetune_parser),
     "eval.perplexity": (load_perplexity_config, perplexity_parser),
+    "eval.placement": (load_placement_config, placement_parser),
 }
 # Programs of others, whose flags are theirs; modules of theirs that `python -m` runs; and what blocks may really call.
 OTHER_PROGRAMS = ("pip", "tox", "pytest", "pre-commit")
 OTHER_MODULES = ("venv", "pip")
 REAL_PROGRAMS = ("tr",)
-NUM_LAYERS = 30  # of SmolLM2-135M, the model of all plans in the documentation
+# Layers and key/value heads of SmolLM2-135M, the model of all plans in the documentation.
+NUM_LAYERS, NUM_HEADS = 30, 3
 
 NOTE = """#!{bash}
 printf '%s\\0' "$#" "${{0##*/}}" "$@" >> "$NOTES"
@@ -213,7 +218,8 @@ def check_arguments(module: str, arguments: list[str], *, is_short: bool) -> Non
                 load, build = SETTINGS[module]
                 asked = build().parse_args(arguments) if is_short else load(arguments)
                 plan = getattr(asked, "plan", "auto")
-                assert plan == "auto" or SpanPlan.parse(plan, NUM_LAYERS)
+                # A file is what another command has written.
+                assert plan == "auto" or plan.endswith(".json") or SpanPlan.parse(plan, NUM_LAYERS, NUM_HEADS)
             else:
                 parse(module, arguments)
     except SystemExit as ended:
@@ -316,6 +322,8 @@ def test_yaml_is_settings_of_a_run(page: Path, tmp_path: Path) -> None:
         file.write_text(block, encoding="utf-8")
         if "context_field" in block:
             assert read_task_file(file).task().templates
+        elif "sections:" in block:
+            assert {section.kind for section in read_study(file).sections} == set(KINDS)
         else:
             load_config(["--config", str(file)])
 
