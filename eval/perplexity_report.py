@@ -51,11 +51,13 @@ def score_lines(
                 "num_truncated": sum(line["num_tokens_dropped"] > 0 for line in some),
                 "num_tokens": num_tokens,
                 "metrics": {
-                    "perplexity": _perplexity([(line["negative_log_likelihood"], line["num_tokens"]) for line in some])
+                    "perplexity": perplexity_of(
+                        [(line["negative_log_likelihood"], line["num_tokens"]) for line in some]
+                    )
                 },
                 "by_position": [
                     {"first": start, "last": stop - 1, "num_tokens": sum(count for _, count in pairs)}
-                    | {"perplexity": _perplexity(pairs)}
+                    | {"perplexity": perplexity_of(pairs)}
                     for (start, stop), pairs in sorted(by_bucket.items())
                 ],
                 "cost": {
@@ -70,7 +72,7 @@ def score_lines(
     return results
 
 
-def _perplexity(pairs: Sequence[tuple[float, int]]) -> dict[str, float | None]:
+def perplexity_of(pairs: Sequence[tuple[float, int]]) -> dict[str, float | None]:
     """Return exp(total loss / total tokens) of (loss, tokens) pairs, one a document, with its interval."""
     tokens = sum(count for _, count in pairs)
     if not tokens:

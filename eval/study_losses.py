@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from eval.command import ScoringError
 from eval.journal import read_lines
-from eval.perplexity_report import with_interval
+from eval.perplexity_report import perplexity_of, with_interval
 from eval.report import Rows
 from eval.significance import PerplexityRatio, ratio_of_perplexities
 from eval.study_charts import ratio_chart, strip_chart
-from eval.study_section import Content, Given, read_json, share, timed_alike
+from eval.study_section import Content, Given, Record, read_json, share, timed_alike
 
 Line = Mapping[str, Any]
+Lines = Mapping[str, Line]  # by document
+Pair = tuple[Lines, Lines]  # of the reference and of a part, the same documents
 Losses = Mapping[str, tuple[float, int]]  # by document: negative log likelihood in nats, tokens
 Setting = tuple[str, int]  # task, maxlen
 
@@ -23,45 +27,73 @@ LEGEND = (
     "detectable: the smallest ratio that so many documents would have told from 1 with power 0.8. attention, cache, "
     "seconds: shares of the reference over the same documents."
 )
-_OTHER_TOKENS = "other tokens"
+_SHARED_LEGEND = "shared: documents with such tokens that both have measured, of which the ratio is."
+_ALL_TASKS = "all tasks"
 
 # Names that a search gives to its random placements.
 _RANDOM = re.compile(r"random \d+")
+# Of the source of data: what may differ where the content is the same.
+_NAMES_OF_SOURCE = ("kind", "name", "version")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What the parts of a section have measured.
+
+    Attributes:
+        lines: By part.
+        reference: None where it is not there.
+        refused: By part and task, why it is not compared with the reference.
+    """
+
+    lines: Mapping[str, Mapping[Setting, Lines]]
+    reference: str | None
+    refused: Mapping[tuple[str, str], str]
+
+    def pair(self, name: str, setting: Setting) -> Pair | None:
+        """Return the lines of the documents that the reference and a part share; None where they do not compare."""
+        if self.reference is None or (name, setting[0]) in self.refused:
+            return None
+        before, after = (self.lines[one].get(setting, {}) for one in (self.reference, name))
+        shared = [document for document in before if document in after]
+        if not shared:
+            return None
+        return {document: before[document] for document in shared}, {document: after[document] for document in shared}
+
+    def pooled(self, name: str, maxlen: int) -> Pair | None:
+        """Return what `pair` does over all tasks of the reference; None where there is one, or one does not compare."""
+        settings = [] if self.reference is None else [one for one in self.lines[self.reference] if one[1] == maxlen]
+        before: dict[str, Line] = {}
+        after: dict[str, Line] = {}
+        for setting in settings:
+            if (pair := self.pair(name, setting)) is None:
+                return None
+            for pool, lines in zip((before, after), pair, strict=True):
+                pool.update({f"{setting[0]} {document}": line for document, line in lines.items()})
+        return (before, after) if len(settings) > 1 else None
 
 
 def perplexity_section(given: Given) -> Content:
     """Return ratios of perplexities by length and by position."""
-    content = Content(section=given.section)
-    lines = {name: _by_setting(read_lines(folder / "predictions.jsonl")) for name, folder in given.folders.items()}
+    content, records = Content(section=given.section), given.records()
     results = {
         name: {(one["task"], one["maxlen"]): one for one in read_json(folder / "scores.json")["results"]}
         for name, folder in given.folders.items()
     }
+    lines = {name: _by_setting(read_lines(folder / "predictions.jsonl")) for name, folder in given.folders.items()}
+    measured = _Measured(lines=lines, reference=given.reference, refused=_refused(given, records, lines))
+    for (name, task), why in measured.refused.items():
+        content.say(f"`{name}` is not compared with `{given.reference}` on {task}: {why}.")
+    for name in given.others:
+        content.say(_differences(given.reference, name, records))
+    content.table("By length", _length_rows(given, measured, results))
     settings = sorted({setting for of_part in results.values() for setting in of_part})
-    position = given.section.from_position
-    rows = [_header(position)]
-    for setting in settings:
-        for name in given.folders:
-            if setting in results[name]:
-                before = lines[given.reference].get(setting) if given.reference else None
-                is_reference = name == given.reference
-                rows.append(
-                    [
-                        setting[0],
-                        f"{setting[1]:,}",
-                        name,
-                        str(results[name][setting]["num_documents"]),
-                        with_interval(results[name][setting]["metrics"]["perplexity"]),
-                        *_compared(before, lines[name][setting], position, is_reference=is_reference),
-                    ]
-                )
-    content.table("By length", rows)
     for task in dict.fromkeys(task for task, _ in settings):
         longest = max(setting for setting in settings if setting[0] == task)
-        content.table(f"By position, {task} at {longest[1]:,}", _position_rows(given, lines, results, longest))
-        _draw(content, given, lines, longest)
-    content.say(timed_alike(given.records()))
-    content.say(LEGEND)
+        content.table(f"By position, {task} at {longest[1]:,}", _position_rows(given, measured, results, longest))
+        _draw(content, given, measured, longest)
+    content.say(timed_alike(records))
+    content.say(f"{LEGEND} {_SHARED_LEGEND}")
     return content
 
 
@@ -72,36 +104,102 @@ def _by_setting(lines: Sequence[Line]) -> dict[Setting, dict[str, Line]]:
     return found
 
 
-def _header(position: int | None) -> list[str]:
-    far = [] if position is None else [f"ratio from {position:,} on", "detectable"]
-    return [
-        *("task", "maxlen", "part", "n", "perplexity", "ratio", "detectable", *far),
-        *("attention", "cache", "seconds"),
-    ]
+def _refused(
+    given: Given, records: Mapping[str, Record], lines: Mapping[str, Mapping[Setting, Lines]]
+) -> dict[tuple[str, str], str]:
+    """Return why a part is not compared with the reference on a task: other data, or other tokens of a document."""
+    found: dict[tuple[str, str], str] = {}
+    if given.reference is None:
+        return found
+    for name in given.others:
+        for task, about in records[name]["tasks"].items():
+            before = records[given.reference]["tasks"].get(task)
+            if before is not None and _content_of(before) != _content_of(about):
+                found[name, task] = "the data, or the version of the task, is another"
+        for setting, of_reference in lines[given.reference].items():
+            for document, line in lines[name].get(setting, {}).items():
+                if document in of_reference and _length(line) != _length(of_reference[document]):
+                    now, held = (
+                        "{} tokens and {} left out".format(*_length(one)) for one in (line, of_reference[document])
+                    )
+                    why = f"'{document}' has {now} there and {held} here; give both one tokenizer and the same --tokens"
+                    found.setdefault((name, setting[0]), why)
+    return found
 
 
-def _compared(
-    before: Mapping[str, Line] | None, after: Mapping[str, Line], position: int | None, *, is_reference: bool
-) -> list[str]:
+def _content_of(task: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what differs between tasks whose documents may."""
+    source = task["source"]
+    names = _NAMES_OF_SOURCE if "sha256" in source else ()
+    return task["version"], {key: value for key, value in source.items() if key not in names}
+
+
+def _length(line: Line) -> tuple[int, int]:
+    """Return the tokens of a document that are predicted, and those that are left out, at one length of windows."""
+    return line["num_tokens"], line["num_tokens_dropped"]
+
+
+def _differences(reference: str | None, name: str, records: Mapping[str, Record]) -> str:
+    """Return what a ratio may come from besides model and plan; empty where nothing is known."""
+    if reference is None:
+        return ""
+    before, after = (records[one]["identity"] for one in (reference, name))
+    said = []
+    if before["dtype"] != after["dtype"]:
+        said.append(f"computes in {after['dtype']} instead of {before['dtype']}")
+    held, now = (one["model"].get("files", {}).get("tokenizer.json") for one in (before, after))
+    if held and now and held != now:
+        said.append("has another tokenizer.json, under which the documents that compare are of the same lengths")
+    return f"`{name}`, unlike `{reference}`, {' and '.join(said)}." if said else ""
+
+
+def _length_rows(given: Given, measured: _Measured, results: Mapping[str, Mapping[Setting, Line]]) -> Rows:
+    """Return a row a part at each length of each task, and of all tasks where there are several."""
+    position = given.section.from_position
+    far = [] if position is None else [f"ratio from {position:,} on", "shared", "detectable"]
+    header = ["task", "maxlen", "part", "n", "perplexity", "ratio", "shared", "detectable", *far]
+    rows = [[*header, "attention", "cache", "seconds"]]
+    settings = sorted({setting for of_part in results.values() for setting in of_part})
+    for setting in settings:
+        for name in given.folders:
+            if (result := results[name].get(setting)) is not None:
+                about = [str(result["num_documents"]), with_interval(result["metrics"]["perplexity"])]
+                cells = _compared(measured.pair(name, setting), position, is_reference=name == given.reference)
+                rows.append([setting[0], f"{setting[1]:,}", name, *about, *cells])
+    for maxlen in sorted({maxlen for _, maxlen in settings}):
+        for name in given.folders:
+            if (pair := measured.pooled(name, maxlen)) is not None:
+                losses = _losses(pair[1], 0)
+                about = [str(len(losses)), with_interval(perplexity_of(list(losses.values())))]
+                cells = _compared(pair, position, is_reference=name == given.reference)
+                rows.append([_ALL_TASKS, f"{maxlen:,}", name, *about, *cells])
+    return rows
+
+
+def _compared(pair: Pair | None, position: int | None, *, is_reference: bool) -> list[str]:
     """Return the cells of a part beside the reference."""
-    num_ratios = 1 if position is None else 2
-    if before is None or not (shared := before.keys() & after.keys()):
-        return ["-"] * (2 * num_ratios + 3)
+    starts = [0] if position is None else [0, position]
+    if pair is None:
+        return ["-"] * (3 * len(starts) + 3)
     cells = []
-    for first in (0, position)[:num_ratios]:
-        ratio = _ratio(_losses(before, first or 0), _losses(after, first or 0))
-        cells += ["1", ""] if is_reference else ratio_cells(ratio)
+    for first in starts:
+        ratio = _ratio(*(_losses(lines, first) for lines in pair))
+        if ratio is None or not is_reference:
+            value, detectable = ratio_cells(ratio)
+            cells += [value, "-" if ratio is None else str(ratio.num_documents), detectable]
+        else:
+            cells += ["1", str(ratio.num_documents), ""]
     for key in ("attention_flops", "cache_bytes", "seconds"):
-        cells.append(share(*(_total(lines, shared, key) for lines in (after, before))))
+        cells.append(share(_total(pair[1], key), _total(pair[0], key)))
     return cells
 
 
-def _total(lines: Mapping[str, Line], names: set[str], key: str) -> float | None:
-    values = [lines[name][key] for name in names]
+def _total(lines: Lines, key: str) -> float | None:
+    values = [line[key] for line in lines.values()]
     return None if None in values else float(sum(values))
 
 
-def _losses(lines: Mapping[str, Line], first: int, stop: int | None = None) -> dict[str, tuple[float, int]]:
+def _losses(lines: Lines, first: int, stop: int | None = None) -> dict[str, tuple[float, int]]:
     """Return the losses of each document in buckets of positions from `first` to one below `stop`."""
     found = {}
     for name, line in lines.items():
@@ -110,40 +208,41 @@ def _losses(lines: Mapping[str, Line], first: int, stop: int | None = None) -> d
     return found
 
 
-def _ratio(first: Losses, second: Losses) -> PerplexityRatio | str | None:
-    """Return how the second differs on the documents of both, or why it cannot be said; None where nothing is."""
+def _ratio(first: Losses, second: Losses) -> PerplexityRatio | None:
+    """Return how the second differs on the documents of both; None where there is no token.
+
+    Raises:
+        ScoringError: A document has other tokens in one than in the other.
+    """
     names = [name for name in first if name in second]
-    if any(first[name][1] != second[name][1] for name in names):
-        return _OTHER_TOKENS
+    for name in names:
+        if first[name][1] != second[name][1]:
+            raise ScoringError(f"'{name}' has {first[name][1]} tokens in one place and {second[name][1]} in another")
     counts = [first[name][1] for name in names]
     if not sum(counts):
         return None
     return ratio_of_perplexities([first[name][0] for name in names], [second[name][0] for name in names], counts)
 
 
-def ratio_cells(ratio: PerplexityRatio | str | None) -> list[str]:
+def ratio_cells(ratio: PerplexityRatio | None) -> list[str]:
     """Return a ratio with its interval, and the smallest one that would have been found."""
-    if not isinstance(ratio, PerplexityRatio):
-        return [ratio or "-", "-"]
+    if ratio is None:
+        return ["-", "-"]
     interval = "" if ratio.low is None else f" [{ratio.low:.4f}, {ratio.high:.4f}]"
     return [f"{ratio.ratio:.4f}{interval}", "-" if ratio.detectable is None else f"{ratio.detectable:.4f}"]
 
 
 def _position_rows(
-    given: Given,
-    lines: Mapping[str, Mapping[Setting, Mapping[str, Line]]],
-    results: Mapping[str, Mapping[Setting, Line]],
-    setting: Setting,
+    given: Given, measured: _Measured, results: Mapping[str, Mapping[Setting, Line]], setting: Setting
 ) -> Rows:
     """Return a row a bucket: the perplexity of the reference, and the ratio of each other part."""
     if given.reference is None or setting not in results[given.reference]:
         return []
-    others = [name for name in given.others if setting in lines[name]]
-    before = lines[given.reference][setting]
-    rows = [["positions", f"{given.reference}: perplexity", *(f"{name}: ratio" for name in others)]]
+    pairs = {name: pair for name in given.others if (pair := measured.pair(name, setting)) is not None}
+    rows = [["positions", f"{given.reference}: perplexity", *(f"{name}: ratio" for name in pairs)]]
     for bucket in results[given.reference][setting]["by_position"]:
         first, stop = bucket["first"], bucket["last"] + 1
-        ratios = [_ratio(_losses(before, first, stop), _losses(lines[name][setting], first, stop)) for name in others]
+        ratios = [_ratio(*(_losses(lines, first, stop) for lines in pair)) for pair in pairs.values()]
         rows.append(
             [
                 f"{first:,} to {bucket['last']:,}",
@@ -154,21 +253,16 @@ def _position_rows(
     return rows
 
 
-def _draw(
-    content: Content, given: Given, lines: Mapping[str, Mapping[Setting, Mapping[str, Line]]], setting: Setting
-) -> None:
+def _draw(content: Content, given: Given, measured: _Measured, setting: Setting) -> None:
     """Add a chart of all positions, and one of those from the section's first on."""
-    if given.reference is None or setting not in lines[given.reference]:
-        return
-    before = lines[given.reference][setting]
     for first in dict.fromkeys([0, given.section.from_position or 0]):
         rows = [{"name": given.reference, "share": 1.0, "ratio": 1.0, "low": None, "high": None}]
         for name in given.others:
-            after = lines[name].get(setting, {})
-            shared = before.keys() & after.keys()
-            now, full = (_total(some, shared, "attention_flops") for some in (after, before))
-            ratio = _ratio(_losses(before, first), _losses(after, first))
-            if isinstance(ratio, PerplexityRatio) and now is not None and full:
+            if (pair := measured.pair(name, setting)) is None:
+                continue
+            full, now = (_total(lines, "attention_flops") for lines in pair)
+            ratio = _ratio(*(_losses(lines, first) for lines in pair))
+            if ratio is not None and now is not None and full:
                 rows.append(
                     {"name": name, "share": now / full, "ratio": ratio.ratio, "low": ratio.low, "high": ratio.high}
                 )
@@ -199,10 +293,10 @@ def placements_section(given: Given) -> Content:
 
 
 def _placements(
-    content: Content, part: str, held_out: Sequence[Line], found: Mapping[str, PerplexityRatio | str | None]
+    content: Content, part: str, held_out: Sequence[Line], found: Mapping[str, PerplexityRatio | None]
 ) -> None:
     """Add the tables and the chart of one search."""
-    ratios = {name: ratio for name, ratio in found.items() if isinstance(ratio, PerplexityRatio)}
+    ratios = {name: ratio for name, ratio in found.items() if ratio is not None}
     by_chance = sorted(ratio.ratio for name, ratio in ratios.items() if _RANDOM.fullmatch(name))
     rows = [["plan", "n", "perplexity", "ratio", "detectable", "random better", "attention", "cache", "spans"]]
     points = []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -43,51 +46,129 @@ def table(content: Content, title: str) -> list[dict[str, str]]:
     return [dict(zip(header, line, strict=True)) for line in lines[2:]]
 
 
-def measured(folder: Path, far: float, share: int, **changes: Any) -> Path:
-    """Write losses of documents, with so many nats a token more from position 4,096 on, and a cost of this share."""
+def measured(
+    folder: Path,
+    gains: Sequence[float],
+    share: int,
+    tasks: Sequence[str] = ("plos",),
+    identity: Mapping[str, Any] = MappingProxyType({}),
+    **changes: Any,
+) -> Path:
+    """Write losses of documents, each with so many nats a token more from position 4,096 on, and a cost of this share.
+
+    A second task has half of the gains. A folder of a smaller share has its lines in another order.
+    """
     lines = []
-    for index in range(NUM_DOCUMENTS):
-        near = [0, 4096, (2.5 + 0.1 * index) * 4096, 4096]
-        beyond = [4096, 8192, (2.0 + 0.1 * index + far) * 2048, 2048]
-        line = {"task": "plos", "template": "text", "id": f"d{index}", "maxlen": 8192, "num_tokens": 6144}
-        line |= {"negative_log_likelihood": near[2] + beyond[2], "buckets": [near, beyond], "seconds": 2.0 * share}
-        lines.append(line | {"cache_bytes": 1000 * share, "attention_flops": 10**9 * share} | changes)
+    for number, task in enumerate(tasks):
+        for index, gain in enumerate(gains):
+            near = [0, 4096, (2.5 + 0.1 * index) * 4096, 4096]
+            beyond = [4096, 8192, (2.0 + 0.1 * index + gain / (1 + number)) * 2048, 2048]
+            line = {"task": task, "template": "text", "id": f"d{index}", "maxlen": 8192, "num_tokens": 6144}
+            line |= {"num_tokens_dropped": 0, "negative_log_likelihood": near[2] + beyond[2]}
+            line |= {"buckets": [near, beyond], "seconds": 2.0 * share}
+            lines.append(line | {"cache_bytes": 1000 * share, "attention_flops": 10**9 * share} | changes)
+    if share < 100:
+        lines = lines[3:] + lines[:3]
     perplexity = {"mean": 12.0, "low": 11.0, "high": 13.0}
     positions = [{"first": 0, "last": 4095}, {"first": 4096, "last": 8191}]
-    result = {"task": "plos", "maxlen": 8192, "num_documents": NUM_DOCUMENTS, "metrics": {"perplexity": perplexity}}
+    result = {"maxlen": 8192, "num_documents": len(gains), "metrics": {"perplexity": perplexity}}
     result["by_position"] = [one | {"perplexity": perplexity} for one in positions]
     run = RunFolder(folder)
-    run.write_json("run.json", run_record())
-    run.write_json("scores.json", {"results": [result]})
+    run.write_json("run.json", run_record(tasks=tasks, **identity))
+    run.write_json("scores.json", {"results": [result | {"task": task} for task in tasks]})
     run.write_lines("predictions.jsonl", lines)
     return folder
 
 
+EQUAL = [0.0] * NUM_DOCUMENTS
+GAINS = [0.01, 0.05, 0.02, 0.04, 0.03, 0.03, 0.0, 0.06]  # of mean 0.03
+
+
 def test_ratios_of_perplexities_are_paired_by_document(tmp_path: Path) -> None:
-    folders = {"full": measured(tmp_path / "a", 0.0, 100), "local": measured(tmp_path / "b", 0.03, 25)}
+    folders = {"full": measured(tmp_path / "a", EQUAL, 100), "local": measured(tmp_path / "b", GAINS, 25)}
     content = perplexity_section(given("perplexity", PERPLEXITY, folders, "full", from_position=4096))
     full, local = table(content, "By length")
     assert (full["ratio"], full["perplexity"]) == ("1", "12.000 [11.00, 13.00]")
-    # Documents that differ far more from each other than the two systems do, and all by as much.
-    assert local["ratio"] == f"{math.exp(0.03 * 2048 / 6144):.4f}"
-    assert local["ratio from 4,096 on"] == f"{math.exp(0.03):.4f}"
+    # Documents that differ far more from each other than the two systems do: were they not paired, nothing would show.
+    assert local["ratio"] == f"{math.exp(0.03 / 3):.4f} [1.0044, 1.0157]"
+    assert local["ratio from 4,096 on"] == f"{math.exp(0.03):.4f} [1.0133, 1.0479]"
+    assert (local["shared"], local["detectable"]) == ("8", "1.0077")
+    assert (local["shared'"], local["detectable'"]) == ("8", "1.0233")
+    # Student's t of seven degrees at 97.5% and 80%, times the standard error.
+    error = statistics.stdev(GAINS) / math.sqrt(NUM_DOCUMENTS)
+    assert float(local["detectable'"]) == pytest.approx(math.exp((2.3646 + 0.8960) * error), abs=1e-4)
     assert (local["attention"], local["cache"], local["seconds"]) == ("25.0%", "25.0%", "25.0%")
     near, far = table(content, "By position, plos at 8,192")
-    assert (near["local: ratio"], far["local: ratio"]) == ("1.0000", f"{math.exp(0.03):.4f}")
+    assert (near["local: ratio"], far["local: ratio"]) == ("1.0000", local["ratio from 4,096 on"])
     assert list(content.charts) == [
         "perplexity-a-title-plos-8192-from-0",
         "perplexity-a-title-plos-8192-from-4096",
     ]
 
 
-def test_other_tokens_and_a_missing_reference_are_not_compared(tmp_path: Path) -> None:
-    other = [[0, 8192, 100.0, 50]]
-    folders = {"full": measured(tmp_path / "a", 0, 4), "other": measured(tmp_path / "b", 0, 1, buckets=other)}
-    _, row = table(perplexity_section(given("perplexity", PERPLEXITY, folders, "full")), "By length")
-    assert (row["ratio"], row["detectable"]) == ("other tokens", "-")
-    alone = perplexity_section(given("perplexity", PERPLEXITY, {"other": folders["other"]}, "full"))
+def test_documents_of_all_tasks_are_pooled(tmp_path: Path) -> None:
+    tasks = ("plos", "aclsum")
+    folders = {"full": measured(tmp_path / "a", EQUAL, 100, tasks), "local": measured(tmp_path / "b", GAINS, 25, tasks)}
+    folders["one"] = measured(tmp_path / "c", GAINS, 25)
+    content = perplexity_section(given("perplexity", PERPLEXITY, folders, "full", from_position=4096))
+    rows = [row for row in table(content, "By length") if row["task"] == "all tasks"]
+    # A part that has measured one of the tasks has no figure for all.
+    assert [row["part"] for row in rows] == ["full", "local"]
+    assert (rows[0]["ratio"], rows[0]["n"], rows[1]["shared"], rows[1]["shared'"]) == ("1", "16", "16", "16")
+    assert rows[1]["ratio"] == f"{math.exp(0.75 * 0.01):.4f} [1.0044, 1.0107]"
+    assert rows[1]["ratio from 4,096 on"].startswith(f"{math.exp(0.75 * 0.03):.4f} [")
+    losses = [value + 0.1 * index for index in range(NUM_DOCUMENTS) for value in (2.5, 2.5, 2.0)]
+    perplexity = math.exp(statistics.mean(losses) + 0.75 * 0.01)
+    assert rows[1]["perplexity"].startswith(f"{perplexity:.3f} [")
+
+
+def test_ratios_are_of_the_documents_that_both_have(tmp_path: Path) -> None:
+    folders = {"full": measured(tmp_path / "a", EQUAL[:7], 100), "local": measured(tmp_path / "b", GAINS, 25)}
+    _, local = table(perplexity_section(given("perplexity", PERPLEXITY, folders, "full")), "By length")
+    assert (local["n"], local["shared"], local["attention"]) == ("8", "7", "25.0%")
+    assert local["ratio"].startswith(f"{math.exp(0.18 / 7 / 3):.4f} [")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_tokens_dropped": 5}, "'d3' has 6144 tokens and 5 left out there and 6144 tokens and 0 left out here"),
+        ({"num_tokens": 6145}, "'d3' has 6145 tokens and 0 left out there and 6144 tokens and 0 left out here"),
+        ({}, "the data, or the version of the task, is another"),
+    ],
+    ids=["tokenizer", "tokens", "data"],
+)
+def test_other_data_and_other_tokens_are_not_compared(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    folders = {"full": measured(tmp_path / "a", EQUAL, 100), "other": measured(tmp_path / "b", GAINS, 25, **changes)}
+    if not changes:
+        record = json.loads((folders["other"] / "run.json").read_text())
+        record["tasks"]["plos"]["source"]["version"] = "1"
+        RunFolder(folders["other"]).write_json("run.json", record)
+    content = perplexity_section(given("perplexity", PERPLEXITY, folders, "full"))
+    assert content.blocks[0].startswith(f"`other` is not compared with `full` on plos: {said}")
+    _, row = table(content, "By length")
+    assert (row["ratio"], row["shared"], row["detectable"], row["attention"]) == ("-", "-", "-", "-")
+    assert all("other: ratio" not in block for block in content.blocks)
+    assert not content.charts
+
+
+def test_what_else_a_ratio_may_come_from_is_named(tmp_path: Path) -> None:
+    model = {"reference": "tiny", "source": "folder", "files": {"tokenizer.json": "0"}}
+    identity = {"dtype": "bfloat16", "model": model | {"files": {"tokenizer.json": "1"}}}
+    folders = {
+        "full": measured(tmp_path / "a", EQUAL, 100, identity={"model": model}),
+        "other": measured(tmp_path / "b", GAINS, 25, identity=identity),
+    }
+    said = perplexity_section(given("perplexity", PERPLEXITY, folders, "full")).blocks[0]
+    assert said.startswith("`other`, unlike `full`, computes in bfloat16 instead of float32 and has another tokenizer")
+
+
+def test_a_missing_reference_is_not_compared_with(tmp_path: Path) -> None:
+    alone = perplexity_section(
+        given("perplexity", PERPLEXITY, {"other": measured(tmp_path, GAINS, 25)}, "full", from_position=4096)
+    )
     (row,) = table(alone, "By length")
-    assert (row["ratio"], row["attention"]) == ("-", "-")
+    assert (row["ratio"], row["attention"], row["perplexity"]) == ("-", "-", "12.000 [11.00, 13.00]")
     assert not alone.charts
 
 
@@ -187,7 +268,7 @@ def test_repetition_stands_beside_length_and_scores(tmp_path: Path) -> None:
 
 
 def test_costs_are_means_and_shares_of_the_reference(tmp_path: Path) -> None:
-    folders = {"full": measured(tmp_path / "a", 0, 2000), "local": measured(tmp_path / "b", 0, 500)}
+    folders = {"full": measured(tmp_path / "a", EQUAL, 2000), "local": measured(tmp_path / "b", EQUAL, 500)}
     content = cost_section(given("cost", PERPLEXITY, folders, "full"))
     full, local = table(content, "Cost")
     assert (full["attention TFLOP"], full["prefill s"], full["decode s"]) == ("2.000", "4,000.00", "-")
