@@ -40,6 +40,7 @@ def rouge_section(given: Given) -> Content:
             title = f"{metric_name(metric)} over length: {task}, template {template}"
             content.chart(f"{task} {template}", title, length_curves(results, metric))
     _add_differences(content, given, runs)
+    content.table("Longest maxlen against the shortest, by part", comparison_table(_length_rows(runs), _LABEL))
     content.say(COMPARISON_LEGEND)
     return content
 
@@ -97,14 +98,33 @@ def _add_differences(content: Content, given: Given, runs: Mapping[str, ScoredRu
         except ScoringError as error:
             content.say(f"`{name}` is not compared with `{given.reference}`: {error}")
             continue
-        table += [
-            row | {"name": f"{name}: {row['name']}"}
-            for row in found["comparisons"]
-            if row["subset"] == "all" and row["metric"] == headline(before.scores["profiles"][row["task"]])
-        ]
+        table += _headline_rows(name, found)
         for setting, (held, now) in found["differences"].items():
             content.say(f"`{name}` differs from `{given.reference}` in {setting}: {now} instead of {held}.")
     content.table(f"Differences from {given.reference}", comparison_table(correct(table), _LABEL))
+
+
+def _length_rows(runs: Mapping[str, ScoredRun]) -> list[dict[str, Any]]:
+    """Return how each part differs between its shortest and its longest maxlen, corrected over all rows."""
+    table: list[dict[str, Any]] = []
+    for name, run in runs.items():
+        lengths: dict[tuple[str, str], list[int]] = {}
+        for task, template, maxlen in run.lines:
+            lengths.setdefault((task, template), []).append(maxlen)
+        ends = {which: (min(found), max(found)) for which, found in lengths.items() if len(found) > 1}
+        for pair in sorted(set(ends.values())):
+            found = compare_runs(run, run, _headlines(run), MARGIN, pair)
+            table += [row for row in _headline_rows(name, found) if ends.get((row["task"], row["template"])) == pair]
+    return correct(table)
+
+
+def _headline_rows(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a comparison about all examples and the headline of each task, under the name of a part."""
+    return [
+        row | {"name": f"{name}: {row['name']}"}
+        for row in found["comparisons"]
+        if row["subset"] == "all" and row["metric"] == headline(found["profiles"][row["task"]])
+    ]
 
 
 def _headlines(*runs: ScoredRun) -> list[str]:

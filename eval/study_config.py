@@ -95,6 +95,7 @@ class Section:
     """One section of the report.
 
     Attributes:
+        number: In the report, from 1.
         kind: Of `KINDS`.
         title: Its heading.
         parts: Names, in the order of tables.
@@ -103,6 +104,7 @@ class Section:
         from_position: Of perplexity: positions from here on are compared too.
     """
 
+    number: int
     kind: str
     title: str
     parts: tuple[str, ...]
@@ -285,7 +287,7 @@ def _section(number: int, content: Any, parts: Mapping[str, Part]) -> Section:
         raise ConfigError(
             f"{where}: from_position is {position}; it is of perplexity, and begins a bucket: 256, 512, 1024, ..."
         )
-    return Section(**found | {"parts": names})
+    return Section(**found | {"parts": names, "number": number})
 
 
 def _fields(where: str, content: Any, required: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from eval.study_section import Content, Given, Record, mean, share, timed_alike
 from eval.train_folder import TrainFolder
 
 Setting = tuple[str, str, int]  # task, template, maxlen
-Costs = Mapping[str, float | None]
+Costs = Mapping[str, float | None]  # of one document or answer
 
 _COST_LEGEND = (
     "Means of a document or answer. attention: matrix products in closed form. cache: keys and values at the end. "
-    "prefill: what reading the prompt takes by itself, or measuring the document. Shares, in brackets, are of the "
-    "reference. n: documents or answers. Operations and bytes are counted, seconds are measured."
+    "prefill: what reading the prompt takes by itself, or measuring the document. n: documents or answers. Shares, in "
+    "brackets, are of the reference over those that both have, whose number is shared. Operations and bytes are "
+    "counted, seconds are measured."
 )
 _TRAINING_LEGEND = (
     "Losses are nats a target token on the held-out documents; in brackets the gap to the reference at the same step. "
@@ -33,8 +34,8 @@ def cost_section(given: Given) -> Content:
     """Return attention, cache and seconds of runs and measurements, and their shares of the reference."""
     content = Content(section=given.section)
     costs = {name: _costs(folder, given.scripts[name]) for name, folder in given.folders.items()}
-    header = ("task", "template", "maxlen", "part", "n", "attention TFLOP", "cache MiB", "prefill s", "decode s")
-    rows = [list(header)]
+    measures = ["attention TFLOP", "cache MiB", "prefill s", "decode s"]
+    rows = [["task", "template", "maxlen", "part", "n", "shared", *measures]]
     for setting in sorted({setting for found in costs.values() for setting in found}):
         for name in given.folders:
             if setting in costs[name]:
@@ -47,29 +48,30 @@ def cost_section(given: Given) -> Content:
     return content
 
 
-def _costs(folder: Path, script: str) -> dict[Setting, dict[str, float | None]]:
-    by_setting: dict[Setting, list[Mapping[str, Any]]] = {}
-    for line in read_lines(folder / "predictions.jsonl"):
-        by_setting.setdefault((line["task"], line["template"], line["maxlen"]), []).append(line)
+def _costs(folder: Path, script: str) -> dict[Setting, dict[str, Costs]]:
+    """Return what each document or answer has cost, by setting."""
     prefill, decode = ("prefill_seconds", "decode_seconds") if script == RUN else ("seconds", None)
-    return {
-        setting: {
-            "n": len(lines),
-            "flops": mean([line["attention_flops"] for line in lines]),
-            "cache": mean([line["cache_bytes"] for line in lines]),
-            "prefill": mean([line[prefill] for line in lines]),
-            "decode": mean([line[decode] for line in lines]) if decode else None,
+    found: dict[Setting, dict[str, Costs]] = {}
+    for line in read_lines(folder / "predictions.jsonl"):
+        found.setdefault((line["task"], line["template"], line["maxlen"]), {})[line["id"]] = {
+            "flops": line["attention_flops"],
+            "cache": line["cache_bytes"],
+            "prefill": line[prefill],
+            "decode": line[decode] if decode else None,
         }
-        for setting, lines in by_setting.items()
-    }
+    return found
 
 
-def _cost_cells(costs: Costs, before: Costs | None) -> list[str]:
-    shown = {"flops": (3, 1e12), "cache": (1, 2**20), "prefill": (2, 1), "decode": (2, 1)}
-    cells = [number_or_dash(costs["n"], 0)]
-    for name, (digits, unit) in shown.items():
-        of = share(costs[name], before[name]) if before is not None and before is not costs else "-"
-        cells.append(number_or_dash(costs[name], digits, unit) + (f" ({of})" if of != "-" else ""))
+def _cost_cells(costs: Mapping[str, Costs], before: Mapping[str, Costs] | None) -> list[str]:
+    shared = [] if before is None or before is costs else [name for name in costs if name in before]
+    cells = [str(len(costs)), str(len(shared)) if shared else "-"]
+    for name, (digits, unit) in {"flops": (3, 1e12), "cache": (1, 2**20), "prefill": (2, 1), "decode": (2, 1)}.items():
+        cell = number_or_dash(mean([one[name] for one in costs.values()]), digits, unit)
+        if before is not None and shared:
+            now, held = (mean([one[document][name] for document in shared]) for one in (costs, before))
+            of = share(now, held)
+            cell += "" if of == "-" else f" ({of})"
+        cells.append(cell)
     return cells
 
 

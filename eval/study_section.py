@@ -70,8 +70,10 @@ class Content:
             self.blocks += [f"**{title}**", as_markdown(rows)]
 
     def chart(self, name: str, title: str, spec: Spec) -> None:
-        """Add a chart."""
-        file = slug(f"{self.section.kind} {self.section.title} {name}")
+        """Add a chart under a name that no other has, whatever is lost of titles."""
+        file = slug(f"{self.section.kind} {self.section.number} {self.section.title} {name}")
+        while file in self.charts:
+            file += "-more"
         self.charts[file] = spec
         self.blocks.append(f"![{title}](plots/{file}.svg)")
 

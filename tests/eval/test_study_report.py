@@ -16,11 +16,11 @@ from eval.run_folder import RunFolder
 from eval.score import main as score
 from eval.study_answers import repeated_share, repetition_section, rouge_section
 from eval.study_charts import ratio_chart
-from eval.study_config import PERPLEXITY, PLACEMENT, RUN, Section
-from eval.study_costs import cost_section
+from eval.study_config import FINETUNE, PERPLEXITY, PLACEMENT, RUN, Section
+from eval.study_costs import cost_section, training_section
 from eval.study_losses import perplexity_section, placements_section
 from eval.study_section import Content, Given
-from tests.run_folders import example_line, run_record, write_run
+from tests.run_folders import example_line, model_results, run_record, write_run
 
 NUM_DOCUMENTS = 8
 
@@ -31,7 +31,7 @@ def _no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def given(kind: str, script: str, folders: dict[str, Path], reference: str | None = None, **more: Any) -> Given:
-    section = Section(kind=kind, title="A title", parts=tuple(folders), reference=reference, **more)
+    section = Section(number=2, kind=kind, title="A title", parts=tuple(folders), reference=reference, **more)
     return Given(section=section, folders=folders, scripts=dict.fromkeys(folders, script))
 
 
@@ -101,8 +101,8 @@ def test_ratios_of_perplexities_are_paired_by_document(tmp_path: Path) -> None:
     near, far = table(content, "By position, plos at 8,192")
     assert (near["local: ratio"], far["local: ratio"]) == ("1.0000", local["ratio from 4,096 on"])
     assert list(content.charts) == [
-        "perplexity-a-title-plos-8192-from-0",
-        "perplexity-a-title-plos-8192-from-4096",
+        "perplexity-2-a-title-plos-8192-from-0",
+        "perplexity-2-a-title-plos-8192-from-4096",
     ]
 
 
@@ -197,7 +197,7 @@ def test_plans_are_set_beside_random_ones(tmp_path: Path) -> None:
     assert (chosen["ratio"], chosen["random better"]) == (f"{math.exp(0.01):.4f}", "1 of 4")
     assert (chosen["attention"], chosen["cache"], chosen["spans"]) == ("30.0%", "25.0%", "`plan of chosen`")
     assert "4 random plans: ratios from 1.0050 to 1.0202, median 1.0126." in content.blocks
-    assert list(content.charts) == ["placements-a-title-search"]
+    assert list(content.charts) == ["placements-2-a-title-search"]
 
 
 def answers(folder: Path, num_words: int, repeats: int = 1) -> Path:
@@ -230,9 +230,35 @@ def test_scores_are_compared_with_the_reference_at_each_length(tmp_path: Path) -
         "bad: plos, instruct, 200",
     ]
     assert all(row["difference"].startswith("-") and row["verdict"] == "worse" for row in differences)
+    by_length = table(content, "Longest maxlen against the shortest, by part")
+    assert [row["part: task, template, maxlen"] for row in by_length] == [
+        "good: plos, instruct, 100 to 200",
+        "bad: plos, instruct, 100 to 200",
+    ]
+    assert [row["wins/ties/losses"] for row in by_length] == ["0/8/0"] * 2
     # Two tests make one table: 2 / 2^8 each, and twice that.
     assert [(row["p"], row["Holm"]) for row in differences] == [("0.008", "0.016")] * 2
-    assert list(content.charts) == ["rouge-a-title-plos-instruct"]
+    assert list(content.charts) == ["rouge-2-a-title-plos-instruct"]
+
+
+def test_a_part_is_compared_between_its_shortest_and_longest_length(tmp_path: Path) -> None:
+    def answer(line: Any, maxlen: int) -> str:
+        words = line["references"][0].split()
+        return " ".join(words[: maxlen // 20 + (line["id"] == "test-0")])
+
+    for name, lengths in (("all", (60, 100, 200)), ("one", (100,))):
+        examples = [example_line(index) for index in range(8)]
+        write_run(tmp_path / name, answer, examples, record=run_record(lengths=lengths))
+        assert score([str(tmp_path / name)]) == 0
+    content = rouge_section(given("rouge", RUN, {name: tmp_path / name for name in ("all", "one")}, "all"))
+    (row,) = table(content, "Longest maxlen against the shortest, by part")
+    assert row["part: task, template, maxlen"] == "all: plos, instruct, 60 to 200"
+    means = {one["maxlen"]: one["metrics"]["rougeLsum"]["mean"] for one in model_results(tmp_path / "all")}
+    assert row["difference"].startswith(f"{100 * (means[200] - means[60]):+.2f} [")
+    # Every document is better: 2 / 2^8, of one test.
+    assert (row["metric"], row["n"], row["p"], row["Holm"]) == ("RLsum", "8", "0.008", "0.008")
+    assert row["wins/ties/losses"] == "8/0/0"
+    assert float(row["detectable"]) > 0
 
 
 def test_runs_on_other_examples_are_named_and_not_compared(tmp_path: Path) -> None:
@@ -273,9 +299,71 @@ def test_costs_are_means_and_shares_of_the_reference(tmp_path: Path) -> None:
     full, local = table(content, "Cost")
     assert (full["attention TFLOP"], full["prefill s"], full["decode s"]) == ("2.000", "4,000.00", "-")
     assert (local["attention TFLOP"], local["prefill s"]) == ("0.500 (25.0%)", "1,000.00 (25.0%)")
+    # Shares are of the documents that both have, whatever others cost.
+    some = measured(tmp_path / "d", EQUAL[:6], 500)
+    lines = [json.loads(line) for line in (some / "predictions.jsonl").open()]
+    RunFolder(some).write_lines(
+        "predictions.jsonl", [*lines, lines[0] | {"id": "alone", "attention_flops": 3 * 10**12}]
+    )
+    _, part = table(cost_section(given("cost", PERPLEXITY, {"full": folders["full"], "some": some}, "full")), "Cost")
+    assert (part["n"], part["shared"], part["cache MiB"]) == ("7", "6", "0.5 (25.0%)")
+    assert part["attention TFLOP"] == f"{(6 * 0.5 + 3) / 7:.3f} (25.0%)"
     run = answers(tmp_path / "c", 5)
     (short, _) = table(cost_section(given("cost", RUN, {"run": run}, "run")), "Cost")
     assert (short["prefill s"], short["decode s"]) == ("2.00", "1.00")
+
+
+def test_charts_whose_titles_look_alike_have_files_of_their_own() -> None:
+    content = Content(section=Section(number=3, kind="placements", title="Ä", parts=("a.b", "a-b")))
+    for part in content.section.parts:
+        content.chart(part, f"Of {part}", {})
+    assert list(content.charts) == ["placements-3-a-b", "placements-3-a-b-more"]
+    assert content.blocks[1] == "![Of a-b](plots/placements-3-a-b-more.svg)"
+
+
+def trained(folder: Path, losses: Mapping[int, float], seconds: Sequence[float], **changes: Any) -> Path:
+    """Write a training with these held-out losses by step, and a step of each of these times."""
+    folder.mkdir()
+    record = run_record(held_out_limit=4, maxlen=300)
+    record |= {"peak_bytes": 3 * 2**29, "held_out_documents": {"plos": ["a", "b"]}} | changes
+    (folder / "run.json").write_text(json.dumps(record))
+    steps = [{"step": step, "seconds": value, "num_tokens": 600} for step, value in enumerate(seconds, start=1)]
+    evals = [{"step": step, "loss": loss} for step, loss in losses.items()]
+    for name, lines in (("steps", steps), ("evals", evals)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_trainings_are_set_beside_the_reference_at_each_step(tmp_path: Path) -> None:
+    folders = {
+        "full": trained(tmp_path / "a", {0: 3.0, 2: 2.5, 4: 2.25}, [2.0, 1.0, 4.0, 1.5]),
+        "local": trained(tmp_path / "b", {0: 3.125, 2: 2.375, 3: 2.4375}, [1.0, 0.5, 0.75], plan_description="local"),
+    }
+    content = training_section(given("training", FINETUNE, folders, "full"))
+    assert table(content, "Held-out loss by step") == [
+        {"step": "0", "full": "3.0000", "local": "3.1250 (+0.1250)"},
+        {"step": "2", "full": "2.5000", "local": "2.3750 (-0.1250)"},
+        {"step": "3", "full": "", "local": "2.4375"},
+        {"step": "4", "full": "2.2500", "local": ""},
+    ]
+    full, local = table(content, "Trainings")
+    assert full == {"part": "full", "spans": "`full`", "steps": "4", "tokens": "2,400", "s/step, median": "1.75"} | {
+        "peak GiB": "1.50",
+        "held out": "2",
+        "lowest loss": "2.2500",
+        "at step": "4",
+    }
+    assert [local[name] for name in ("spans", "s/step, median", "lowest loss", "at step")] == [
+        "`local`",
+        "0.75",
+        "2.3750",
+        "2",
+    ]
+    assert list(content.charts) == ["training-2-a-title-loss"]
+    assert not any("holds out other documents" in block for block in content.blocks)
+    folders["other"] = trained(tmp_path / "c", {0: 1.0}, [1.0], held_out_documents={"plos": ["a", "c"]})
+    content = training_section(given("training", FINETUNE, folders, "full"))
+    assert "`other` holds out other documents than `full`: their losses do not compare." in content.blocks
 
 
 def test_labels_of_a_chart_stand_apart() -> None:
