@@ -126,7 +126,11 @@ def write(tmp_path: Path, content: Content) -> Path:
 
 
 def test_a_study_is_run_reported_and_not_run_again(
-    content: Content, launched: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: Content,
+    launched: list[list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file, output = write(tmp_path, content), tmp_path / "out"
     arguments = [str(file), "--output", str(output)]
@@ -153,6 +157,9 @@ def test_a_study_is_run_reported_and_not_run_again(
             assert not any(text in found for text in texts if len(text) > 4), one
     launched.clear()
     capsys.readouterr()
+    # Once is enough to draw.
+    for module in ("study_report", "leaderboard_page"):
+        monkeypatch.setattr(f"eval.{module}.save_charts", lambda folder, specs, own: [])
     with locked(output):
         assert main(arguments) == 2  # one study at a time, of which a report may be written meanwhile
         assert "is in use by another run" in capsys.readouterr().err
@@ -409,20 +416,41 @@ def test_what_a_file_cannot_hold_is_told_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+# Stands for a script: it holds its folder, is at work for long in its first session, and ends in its second.
+_SCRIPT = """
+import sys, time
+from pathlib import Path
+from eval.run_folder import RunFolder, locked
+path = Path(sys.argv[sys.argv.index("--output") + 1])
+has_begun = path.exists()
+with locked(path):
+    print("at work")
+    time.sleep(0 if has_begun else 600)
+    RunFolder(path).write_json("run.json", {"identity": {}, "tasks": {}, "sessions": [{"finished": "now"}]})
+    RunFolder(path).write_json("scores.json", {})
+    print("at its end")
+"""
+
+
 def test_an_interrupted_study_ends_its_part_and_goes_on_by_the_same_command(
-    content: Content, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    content: Content, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, output = write(tmp_path, small(content, "losses")), tmp_path / "out"
     log, handler = output / "losses.log", signal.getsignal(signal.SIGTERM)
+    (tmp_path / "eval").mkdir()
+    (tmp_path / PERPLEXITY).write_text(_SCRIPT)
+    assert all((study.ROOT / script).is_file() for script in SCRIPTS)
+    monkeypatch.setenv("PYTHONPATH", str(study.ROOT))
+    monkeypatch.setattr(study, "ROOT", tmp_path)
 
     def interrupt() -> None:
         deadline = time.monotonic() + 120
-        while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        while not (log.exists() and "at work" in log.read_text()) and time.monotonic() < deadline:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    scheduler = threading.Thread(target=interrupt)
     try:
-        scheduler = threading.Thread(target=interrupt)
         scheduler.start()
         assert main([str(file), "--output", str(output)]) == 130
         scheduler.join()
@@ -435,5 +463,5 @@ def test_an_interrupted_study_ends_its_part_and_goes_on_by_the_same_command(
     assert "1 of 1 parts are done" in printed
     # Both sessions are in the log, and what the script printed is on the terminal too.
     assert log.read_text().count("$ eval/perplexity.py") == 2
-    assert "by position" in log.read_text()
-    assert "by position" in printed
+    assert "at its end" in log.read_text()
+    assert "at its end" in printed
