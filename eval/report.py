@@ -144,9 +144,9 @@ def name_settings(comparison: Result) -> str:
     return f"{first['template']} to {second['template']} at {first['maxlen']:,}"
 
 
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, numbers to the right."""
-    lines = [rows[0], ["---:"] * len(rows[0]), *rows[1:]]
+def as_markdown(rows: Sequence[Sequence[str]], num_names: int = 0) -> str:
+    """Return a Markdown table, numbers to the right and so many first columns, of names, to the left."""
+    lines = [rows[0], [":---" if index < num_names else "---:" for index in range(len(rows[0]))], *rows[1:]]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 

@@ -9,7 +9,8 @@
     sections:
       - {kind: rouge, title: Summaries, parts: [full, middle8], reference: full}
 
-Everything is checked before anything runs: unknown keys fail, and each part's settings are read as its script would.
+The file is checked before anything runs: unknown keys fail, and the settings of each part are read as its script would.
+Plans, models and data are opened by the script, so that what one part lacks stops no other.
 """
 
 from __future__ import annotations

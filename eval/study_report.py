@@ -62,7 +62,7 @@ def _parts(folder: StudyFolder) -> list[str]:
     rows = [["part", "script", "state"]]
     rows += [[part.name, f"`{part.script}`", folder.state(part)] for part in folder.study.parts.values()]
     words = ["python", "-m", "eval.study", str(folder.study.file), "--output", str(folder.path)]
-    return [_shell(shlex.join(words)), as_markdown(rows)]
+    return [_shell(shlex.join(words)), as_markdown(rows, 3)]
 
 
 def _shell(*commands: str) -> str:

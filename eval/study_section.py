@@ -67,7 +67,7 @@ class Content:
     def table(self, title: str, rows: Rows) -> None:
         """Add a table, if it has a row below its header."""
         if len(rows) > 1:
-            self.blocks += [f"**{title}**", as_markdown(rows)]
+            self.blocks += [f"**{title}**", as_markdown(rows, 1)]
 
     def chart(self, name: str, title: str, spec: Spec) -> None:
         """Add a chart under a name that no other has, whatever is lost of titles."""
