@@ -152,6 +152,16 @@ def test_other_data_and_other_tokens_are_not_compared(changes: dict[str, Any], s
     assert not content.charts
 
 
+def test_the_same_content_under_another_name_is_compared(tmp_path: Path) -> None:
+    folders = {"full": measured(tmp_path / "a", EQUAL, 100), "local": measured(tmp_path / "b", GAINS, 25)}
+    for folder, named in ((folders["full"], "package"), (folders["local"], "file")):
+        record = json.loads((folder / "run.json").read_text())
+        record["tasks"]["plos"]["source"] = {"kind": named, "name": named, "sha256": "0"}
+        RunFolder(folder).write_json("run.json", record)
+    _, local = table(perplexity_section(given("perplexity", PERPLEXITY, folders, "full")), "By length")
+    assert local["ratio"] == "1.0101 [1.0044, 1.0157]"
+
+
 def test_what_else_a_ratio_may_come_from_is_named(tmp_path: Path) -> None:
     model = {"reference": "tiny", "source": "folder", "files": {"tokenizer.json": "0"}}
     identity = {"dtype": "bfloat16", "model": model | {"files": {"tokenizer.json": "1"}}}
