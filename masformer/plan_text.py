@@ -14,16 +14,7 @@ DEFAULT_PREVIOUS = 1
 
 
 def layers_of(text: str, num_layers: int, num_heads: int | None) -> list[LayerSpan | HeadSpans]:
-    """Return the layers that a text form describes.
-
-    Args:
-        text: As a person types it.
-        num_layers: Of the model.
-        num_heads: Key/value heads of the model; None refuses spans of heads.
-
-    Raises:
-        PlanError: The text is malformed, naming the character, or names a layer or a head that the model lacks.
-    """
+    """Return the layers that a text form describes; arguments and errors are those of `SpanPlan.parse`."""
     return _Parser(text, num_layers, num_heads).layers()
 
 
