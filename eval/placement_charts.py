@@ -17,11 +17,12 @@ _ATTENTION = {
 _TOOLTIP = [{"field": "plan"}, {"field": "perplexity", "format": ".3f"}]
 
 
-def unit_chart(scores: Sequence[Mapping[str, Any]]) -> Spec:
+def unit_chart(scores: Sequence[Mapping[str, Any]], rank: str) -> Spec:
     """Return what each layer is worth alone as bars, or each head of each layer as the cells of a grid.
 
     Args:
         scores: {"unit", "layer", "head", "only_full", "only_local"}.
+        rank: "scan", where they are differences of losses, or "gates", where they are slopes of the loss.
     """
     layer = {"field": "layer", "type": "ordinal", "title": "Layer", "axis": {"labelAngle": 0, "grid": False}}
     if any(score["head"] is not None for score in scores):
@@ -36,7 +37,7 @@ def unit_chart(scores: Sequence[Mapping[str, Any]]) -> Spec:
                 "color": {
                     "field": "gain",
                     "type": "quantitative",
-                    "title": "Loss saved (0.001 nats)",
+                    "title": "Loss saved (0.001 nats)" if rank == "scan" else "Slope (0.001 nats)",
                     "scale": {"scheme": "blueorange", "domain": [-most, most], "reverse": True},
                 },
             },
@@ -45,6 +46,8 @@ def unit_chart(scores: Sequence[Mapping[str, Any]]) -> Spec:
             layer=[cells], description="What each head saves of the loss by seeing everything.", width=640, height=90
         )
     names = {"only_full": "only this layer full: loss saved", "only_local": "only this layer local: loss added"}
+    if rank == "gates":
+        names = {"only_full": "slope of the loss by the layer's gate, halfway"}
     values = [
         {"layer": s["layer"], "way": names[way], "nats": 1000 * s[way]}
         for s in scores

@@ -86,7 +86,7 @@ def write_placement(folder: RunFolder, record: Mapping[str, Any], found: Mapping
         folder.write_json("plan.json", found["chosen"])
     charts = {}
     if found["scores"]:
-        charts["units"] = unit_chart(found["scores"])
+        charts["units"] = unit_chart(found["scores"], found["rank"])
         charts["frontier"] = frontier_chart(found["found"], found["frontier"])
     if found["held_out"]:
         charts["held-out"] = held_out_chart(found["held_out"])
@@ -127,7 +127,8 @@ def _report(record: Mapping[str, Any], found: Mapping[str, Any], charts: Sequenc
 def _tables(found: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
     tables = []
     if found["scores"]:
-        tables.append(("What each is worth alone (best first)", _unit_table(found["scores"])))
+        title = "What each is worth alone" if found["rank"] == "scan" else "Slope of the loss by each gate, halfway"
+        tables.append((f"{title} (best first)", _unit_table(found["scores"], found["rank"])))
         tables.append(("On the frontier of loss and attention, calibration documents", _found_table(found["frontier"])))
     if found["held_out"]:
         tables.append(
@@ -139,8 +140,10 @@ def _tables(found: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
     return tables
 
 
-def _unit_table(scores: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def _unit_table(scores: Sequence[Mapping[str, Any]], rank: str) -> list[list[str]]:
     best = sorted(scores, key=lambda score: -score["only_full"])[:_BEST_UNITS]
+    if rank == "gates":
+        return [["unit", "nats a unit of the gate"], *([score["unit"], f"{score['only_full']:.4f}"] for score in best)]
     rows = [["unit", "only this full: nats gained", "only this local: nats lost"]]
     return rows + [
         [score["unit"], f"{score['only_full']:.4f}", number_or_dash(score["only_local"], 4)] for score in best

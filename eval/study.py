@@ -105,15 +105,26 @@ def _copy(process: subprocess.Popen[bytes], stream: IO[bytes]) -> None:
     while text := os.read(process.stdout.fileno(), _READ_BYTES):
         stream.write(text)
         stream.flush()
-        sys.stdout.write(decoder.decode(text))
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(decoder.decode(text))
+            sys.stdout.flush()
+        except OSError as error:
+            raise KeyboardInterrupt from error  # nobody reads on
 
 
 def _stop(process: subprocess.Popen[bytes], stream: IO[bytes]) -> None:
     """End a part as a scheduler would, so that it keeps what it has; by force when it is told twice."""
+    assert process.stdout is not None
     try:
         os.killpg(process.pid, signal.SIGTERM)
-        _copy(process, stream)
+        while text := os.read(process.stdout.fileno(), _READ_BYTES):
+            # A terminal that was closed and a disk that is full do not keep the part from saving.
+            with suppress(OSError):
+                stream.write(text)
+                stream.flush()
+            with suppress(OSError):
+                sys.stdout.write(text.decode(errors="replace"))
+                sys.stdout.flush()
     except BaseException:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -143,6 +154,8 @@ def main(arguments: Sequence[str]) -> int:
     def work() -> None:
         study = read_study(asked.study)
         parts = study.chosen(asked.only)
+        if asked.report and not asked.output.is_dir():
+            raise RunFolderError(f"there is no folder '{asked.output}' to report on; --output names that of a study")
         folder = open_study_folder(study, asked.output)
         if asked.list:
             print(list_parts(folder, parts))

@@ -113,7 +113,9 @@ def _training_rows(
     evals: Mapping[str, Mapping[int, float]],
     steps: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Rows:
-    rows = [["part", "spans", "steps", "tokens", "s/step, median", "peak GiB", "held out", "lowest loss", "at step"]]
+    rows = [
+        ["part", "spans", "steps", "tokens", "s/step, median", "peak GiB", "rows held out", "lowest loss", "at step"]
+    ]
     for name, record in records.items():
         best = min(evals[name], key=lambda step: evals[name][step], default=None)
         seconds = statistics.median(line["seconds"] for line in steps[name]) if steps[name] else None
@@ -123,7 +125,7 @@ def _training_rows(
                 f"{sum(line['num_tokens'] for line in steps[name]):,}",
                 number_or_dash(seconds, 2),
                 number_or_dash(record["peak_bytes"], 2, 2**30),
-                str(sum(len(names) for names in record["held_out_documents"].values())),
+                number_or_dash(record["num_held_out_rows"], 0),
                 "-" if best is None else f"{evals[name][best]:.4f}",
                 "-" if best is None else f"{best:,}",
             ]

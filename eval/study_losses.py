@@ -29,6 +29,8 @@ LEGEND = (
 )
 _SHARED_LEGEND = "shared: documents with such tokens that both have measured, of which the ratio is."
 _ALL_TASKS = "all tasks"
+_RANDOM_LEGEND = " random better: of random plans, how many are; for plans of their cost alone."
+_SAME = {"ratio": 1.0, "low": None, "high": None, "detectable": None}  # of full attention to itself
 
 # Names that a search gives to its random placements.
 _RANDOM = re.compile(r"random \d+")
@@ -278,32 +280,26 @@ def placements_section(given: Given) -> Content:
     content = Content(section=given.section)
     for name, folder in given.folders.items():
         held_out = read_json(folder / "placement.json")["held_out"]
-        losses: dict[str, dict[str, tuple[float, int]]] = {}
-        for line in read_lines(folder / "measurements.jsonl"):
-            if line["part"] == "held-out":
-                of_plan = losses.setdefault(line["plan"], {})
-                of_plan[f"{line['task']} {line['id']}"] = line["negative_log_likelihood"], line["num_tokens"]
-        full = next((losses[row["plan"]] for row in held_out if row["name"] == "full"), None)
-        if full is None:
+        if not any(row["name"] == "full" for row in held_out):
             content.say(f"`{name}` has not measured the plan `full`, so there is nothing to compare with.")
             continue
-        _placements(content, name, held_out, {row["name"]: _ratio(full, losses[row["plan"]]) for row in held_out})
-    content.say(LEGEND.replace("the reference", "full attention").replace(", seconds", ""))
+        _placements(content, name, held_out)
+    content.say(LEGEND.replace("the reference", "full attention").replace(", seconds", "") + _RANDOM_LEGEND)
     return content
 
 
-def _placements(
-    content: Content, part: str, held_out: Sequence[Line], found: Mapping[str, PerplexityRatio | None]
-) -> None:
+def _placements(content: Content, part: str, held_out: Sequence[Line]) -> None:
     """Add the tables and the chart of one search."""
-    ratios = {name: ratio for name, ratio in found.items() if ratio is not None}
-    by_chance = sorted(ratio.ratio for name, ratio in ratios.items() if _RANDOM.fullmatch(name))
+    ratios = {
+        row["name"]: PerplexityRatio(**row["to_full"] or _SAME | {"num_documents": row["num_documents"]})
+        for row in held_out
+    }
+    random = [row for row in held_out if _RANDOM.fullmatch(row["name"])]
+    by_chance = sorted(ratios[row["name"]].ratio for row in random)
     rows = [["plan", "n", "perplexity", "ratio", "detectable", "random better", "attention", "cache", "spans"]]
     points = []
     for row in sorted(held_out, key=lambda row: float(row["perplexity"])):
-        name, ratio = row["name"], ratios.get(row["name"])
-        if ratio is None:
-            continue
+        name, ratio = row["name"], ratios[row["name"]]
         is_random = _RANDOM.fullmatch(name) is not None
         label = f"random ({len(by_chance)})" if is_random else name
         interval = {"low": None, "high": None} if is_random else {"low": ratio.low, "high": ratio.high}
@@ -315,7 +311,7 @@ def _placements(
             rows.append(
                 [
                     *(name, str(ratio.num_documents), with_interval(metric), *cells),
-                    f"{better} of {len(by_chance)}" if by_chance else "-",
+                    f"{better} of {len(by_chance)}" if any(row["cost"] == one["cost"] for one in random) else "-",
                     *(share(row["cost"]["flops"], 1), share(row["cost"]["cache"], 1), f"`{row['plan']}`"),
                 ]
             )

@@ -1,6 +1,6 @@
 """What of a study is done: by the folders of its parts, and by `study.json`, which says what made them.
 
-study.json    title, and of each part that has ended the command, a digest of its settings, and the time it took
+study.json    title, and of each part that has ended the command, a digest of its settings, and when it ended
 NAME/         the folder of a part
 NAME.log      what its sessions have printed
 report.md, plots/, gallery/   `eval.study_report`

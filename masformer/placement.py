@@ -337,14 +337,19 @@ _PROBE_TOKENS = 24
 
 
 def _check_lengths(texts: Sequence[Sequence[int]], first: int) -> None:
-    short = next((len(text) for text in texts if len(text) <= first), None)
-    if first < 1 or short is not None:
+    if first < 1:
+        raise ValueError(f"losses count from token {first}; the first that is predicted is 1")
+    if not texts:
+        raise ValueError("there is no text to measure on")
+    if (short := min(len(text) for text in texts)) <= first:
         raise ValueError(f"losses count from token {first}, which a text of {short} tokens lacks")
 
 
 def _shared_order(former: SpanPlan | None, plans: Sequence[SpanPlan]) -> list[int]:
     """Return the indices of plans so that those with a common beginning stand together, nearest to `former` first."""
-    ranks: list[dict[Any, int]] = [{} for _ in (plans[0] if plans else ())]
+    if not plans:
+        return []
+    ranks: list[dict[Any, int]] = [{} for _ in plans[0]]
     for plan in ([former] if former else []) + list(plans):
         for layer, span in enumerate(plan):
             ranks[layer].setdefault(span, len(ranks[layer]))
@@ -439,7 +444,9 @@ def gate_gradients(
             ids = torch.tensor([list(text)], device=model.device)
             hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
             loss = total_loss(model, hidden[first - 1 : -1], ids[0, first:])
-            total += torch.autograd.grad(loss, gates)[0].to(total)
+            # Where nothing is gated, the loss does not depend on gates at all.
+            if loss.requires_grad:
+                total += torch.autograd.grad(loss, gates)[0].to(total)
             num_tokens += len(text) - first
     finally:
         set_attention(model, ATTENTION_NAME)

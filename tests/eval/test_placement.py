@@ -234,7 +234,13 @@ def test_charts_hold_each_plan() -> None:
     assert [row["name"] for row in layers[0]["data"]["values"]] == ["random 1"]
     assert [row["name"] for row in layers[2]["data"]["values"]] == ["full"]
     scores = [{"unit": "0.1", "layer": 0, "head": 1, "only_full": 0.01, "only_local": None}]
-    assert unit_chart(scores)["layer"][0]["data"]["values"] == [{"layer": 0, "head": 1, "gain": 10.0}]
+    (cells,) = unit_chart(scores, "scan")["layer"]
+    assert cells["data"]["values"] == [{"layer": 0, "head": 1, "gain": 10.0}]
+    assert cells["encoding"]["color"]["title"] == "Loss saved (0.001 nats)"
+    # What gates say is a slope, not a loss that was measured.
+    assert unit_chart(scores, "gates")["layer"][0]["encoding"]["color"]["title"] == "Slope (0.001 nats)"
+    layers = unit_chart([scores[0] | {"unit": "0", "head": None}], "gates")["layer"][0]["data"]["values"]
+    assert [row["way"] for row in layers] == ["slope of the loss by the layer's gate, halfway"]
 
 
 def test_plans_are_judged_without_a_search(

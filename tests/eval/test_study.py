@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -414,6 +415,50 @@ def test_what_a_file_cannot_hold_is_told_in_one_line(
     assert line.startswith(f"error: study {file}: ")
     assert said in line
     assert not (tmp_path / "out").exists()
+
+
+# Stands for a script that saves when it is ended.
+_SAVING = """
+import signal, sys, time
+from pathlib import Path
+def end(*_):
+    print("saving")
+    time.sleep(0.5)
+    Path(sys.argv[1]).write_text("saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+print("at work")
+time.sleep(600)
+"""
+
+
+def test_a_terminal_that_is_gone_leaves_a_part_the_time_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "part.py").write_text(_SAVING)
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+
+    class Gone:
+        def write(self, text: str) -> int:
+            if "at work" in text:  # what the launcher says comes before
+                raise OSError("no such terminal")
+            return len(text)
+
+        def flush(self) -> None: ...
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Gone())
+        with pytest.raises(KeyboardInterrupt):
+            study._launch(["part.py", str(tmp_path / "state")], tmp_path / "log")
+    assert (tmp_path / "state").read_text() == "saved"
+    assert "saving" in (tmp_path / "log").read_text()
+
+
+def test_a_report_needs_a_folder(content: Content, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "typo"
+    assert main([str(write(tmp_path, content)), "--output", str(output), "--report"]) == 2
+    assert f"there is no folder '{output}' to report on" in capsys.readouterr().err
+    assert not output.exists()
 
 
 # Stands for a script: it holds its folder, is at work for long in its first session, and ends in its second.

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from eval.placement_report import held_out_rows
 from eval.run_folder import RunFolder
 from eval.score import main as score
 from eval.study_answers import repeated_share, repetition_section, rouge_section
@@ -185,26 +186,22 @@ def test_a_missing_reference_is_not_compared_with(tmp_path: Path) -> None:
 def test_plans_are_set_beside_random_ones(tmp_path: Path) -> None:
     gains = {"full": 0.0, "chosen": 0.01} | {f"random {index}": 0.005 * index for index in range(1, 5)}
     cost = {"flops": 0.3, "cache": 0.25, "layers": 4}
-    held_out = [
-        {"name": name, "plan": f"plan of {name}", "num_documents": 2, "perplexity": 10 * math.exp(gain)}
-        | {"low": None, "high": None, "cost": cost}
-        for name, gain in gains.items()
-    ]
     lines = [
-        {"part": part, "task": "plos", "id": f"{index}", "plan": f"plan of {name}", "num_tokens": 100 * index}
-        | {"negative_log_likelihood": 100 * index * (2.3 + gain + (0.5 if part == "calibration" else 0))}
+        {"task": "plos", "id": f"{index}", "plan": f"plan of {name}", "num_tokens": 100 * index}
+        | {"negative_log_likelihood": 100 * index * (2.3 + gain)}
         for name, gain in gains.items()
-        for part in ("calibration", "held-out")
         for index in (1, 2)
     ]
+    judged = {name: (f"plan of {name}", cost | ({"flops": 1.0} if name == "full" else {})) for name in gains}
     run = RunFolder(tmp_path)
     run.write_json("run.json", run_record())
-    run.write_json("placement.json", {"held_out": held_out})
-    run.write_lines("measurements.jsonl", lines)
+    run.write_json("placement.json", {"held_out": held_out_rows(judged, lines)})
+    # What is there of other documents, as those that calibrate now, is not of the rows.
+    run.write_lines("measurements.jsonl", [line | {"part": "held-out", "id": "3"} for line in lines])
     content = placements_section(given("placements", PLACEMENT, {"search": tmp_path}))
     full, chosen = table(content, "search, held-out documents")
-    assert (full["plan"], full["ratio"], full["random better"]) == ("full", "1", "0 of 4")
-    assert (chosen["ratio"], chosen["random better"]) == (f"{math.exp(0.01):.4f}", "1 of 4")
+    assert (full["plan"], full["ratio"], full["random better"]) == ("full", "1", "-")
+    assert (chosen["ratio"], chosen["n"], chosen["random better"]) == (f"{math.exp(0.01):.4f}", "2", "1 of 4")
     assert (chosen["attention"], chosen["cache"], chosen["spans"]) == ("30.0%", "25.0%", "`plan of chosen`")
     assert "4 random plans: ratios from 1.0050 to 1.0202, median 1.0126." in content.blocks
     assert list(content.charts) == ["placements-2-a-title-search"]
@@ -335,7 +332,11 @@ def trained(folder: Path, losses: Mapping[int, float], seconds: Sequence[float],
     """Write a training with these held-out losses by step, and a step of each of these times."""
     folder.mkdir()
     record = run_record(held_out_limit=4, maxlen=300)
-    record |= {"peak_bytes": 3 * 2**29, "held_out_documents": {"plos": ["a", "b"]}} | changes
+    record |= {
+        "peak_bytes": 3 * 2**29,
+        "held_out_documents": {"plos": ["a", "b", "c"]},
+        "num_held_out_rows": 2,
+    } | changes
     (folder / "run.json").write_text(json.dumps(record))
     steps = [{"step": step, "seconds": value, "num_tokens": 600} for step, value in enumerate(seconds, start=1)]
     evals = [{"step": step, "loss": loss} for step, loss in losses.items()]
@@ -359,7 +360,7 @@ def test_trainings_are_set_beside_the_reference_at_each_step(tmp_path: Path) -> 
     full, local = table(content, "Trainings")
     assert full == {"part": "full", "spans": "`full`", "steps": "4", "tokens": "2,400", "s/step, median": "1.75"} | {
         "peak GiB": "1.50",
-        "held out": "2",
+        "rows held out": "2",
         "lowest loss": "2.2500",
         "at step": "4",
     }

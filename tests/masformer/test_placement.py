@@ -218,3 +218,16 @@ def test_what_cannot_be_placed_is_refused() -> None:
         Placements(config, LOCAL, 24, heads=True)
     with pytest.raises(ValueError, match="losses count from token 24, which a text of 24 tokens lacks"):
         PlanMeter(tiny_model("llama"), texts(), 24)
+    with pytest.raises(ValueError, match="losses count from token 0; the first that is predicted is 1"):
+        PlanMeter(tiny_model("llama"), texts(), 0)
+    with pytest.raises(ValueError, match="no text to measure on"):
+        gate_gradients(tiny_model("llama"), [], FIRST, SpanPlan.full(3))
+
+
+def test_where_there_is_nothing_to_measure_nothing_comes_back() -> None:
+    model = tiny_model("llama")
+    full = SpanPlan.full(len(Placements(model.config, LOCAL, 24).units))
+    assert not gate_gradients(model, texts(), FIRST, full).any()
+    meter = PlanMeter(model, texts(), FIRST)
+    meter.measure([full])
+    assert meter.measure([]) == []
