@@ -80,7 +80,7 @@ def test_a_sweep_writes_what_transformers_does_prompt_by_prompt() -> None:
     peer, ours = (checkpoint.load_model(torch.float32) for _ in range(2))
     peer.set_attn_implementation("sdpa")
     apply_plan(ours, SpanPlan.full(30))
-    with mock.patch.multiple(sweep, LENGTHS=(512, 768, 1024, 1536, 2048)):
+    with mock.patch.multiple(sweep, LENGTHS=(128, 256, 384, 512, 1024)):
         prompts = sweep.sweep_prompts(checkpoint.tokenizer, 32)
     assert len(prompts) == 20
     swept, plain = sweep.ours(ours, checkpoint.tokenizer, prompts, 32), sweep.plain(peer, prompts, 32)
