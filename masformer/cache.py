@@ -47,7 +47,22 @@ class SegmentedKeys(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
-class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
+class _CountedLayer(CacheLayerMixin):  # type: ignore[misc]
+    """A layer of a cache that knows how many tokens it was given, of which it may keep some."""
+
+    num_tokens: int
+
+    def get_seq_length(self) -> int:
+        return self.num_tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.num_tokens + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class SpanCacheLayer(_CountedLayer):
     """The keys and values of one layer.
 
     Args:
@@ -203,15 +218,6 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         if padding is not None:
             self.has_sinks = total >= int(padding.max()) + sinks
 
-    def get_seq_length(self) -> int:
-        return self.num_tokens
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.num_tokens + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
-
     def reset(self) -> None:
         self.keys = self.values = None  # type: ignore[assignment]
         self.is_initialized = False
@@ -244,7 +250,7 @@ class SpanCacheLayer(CacheLayerMixin):  # type: ignore[misc]
             self.padding = self.padding.repeat_interleave(repeats, dim=0)
 
 
-class HeadSpansCacheLayer(CacheLayerMixin):  # type: ignore[misc]
+class HeadSpansCacheLayer(_CountedLayer):
     """The keys and values of one layer whose key/value heads have spans of their own.
 
     Args:
@@ -261,7 +267,7 @@ class HeadSpansCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = all(part.is_initialized for part in parts)
 
     @property
-    def num_tokens(self) -> int:
+    def num_tokens(self) -> int:  # type: ignore[override]
         return self.parts[0].num_tokens
 
     @property
@@ -304,15 +310,6 @@ class HeadSpansCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         )
         self.is_initialized = True
         return keys, value_states
-
-    def get_seq_length(self) -> int:
-        return self.num_tokens
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.num_tokens + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
 
     def reset(self) -> None:
         for part in self.parts:
