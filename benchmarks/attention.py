@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from benchmarks.pairs import Case, alternate, finish, show
-from eval.session import set_threads
-from masformer.attention import masformer_attention, span_attention
-from masformer.cost import visible_pairs
-from masformer.spans import FULL, LayerSpan
-from masformer.visibility import SpanMask, visible_keys
+from eval.runtime.session import set_threads
+from masformer.attention.span_attention import masformer_attention, span_attention
+from masformer.attention.visibility import SpanMask, visible_keys
+from masformer.plans.cost import visible_pairs
+from masformer.plans.spans import FULL, LayerSpan
 
 # Tokens, dtype, span, target; block-sparse spans and fp16 for completeness.
 AGAINST_FULL = (

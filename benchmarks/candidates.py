@@ -23,11 +23,11 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.attention.flex_attention import flex_attention as eager_flex_attention
 
 from benchmarks.pairs import Case, alternate, finish, show
-from eval.session import set_threads
-from masformer.attention import span_attention
-from masformer.cost import visible_pairs
-from masformer.spans import FULL, LayerSpan
-from masformer.visibility import is_visible, visible_keys
+from eval.runtime.session import set_threads
+from masformer.attention.span_attention import span_attention
+from masformer.attention.visibility import is_visible, visible_keys
+from masformer.plans.cost import visible_pairs
+from masformer.plans.spans import FULL, LayerSpan
 
 TOKENS, SINKS, WINDOW, BLOCK = 8192, 4, 512, 512
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}

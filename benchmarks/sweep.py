@@ -28,13 +28,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.pairs import MIXED, Case, finish, show
-from eval.generate import GenerationSettings, decode, warm_up
-from eval.model import TORCH_DTYPES
-from eval.prompt_tree import PromptTree, TreeCaches
-from eval.prompts import PromptBuilder, fit
-from eval.session import set_threads
+from eval.generation.decode import GenerationSettings, decode, warm_up
+from eval.generation.prompt_tree import PromptTree, TreeCaches
+from eval.prompting.prompts import PromptBuilder, fit
+from eval.runtime.model import TORCH_DTYPES
+from eval.runtime.session import set_threads
 from masformer import apply_plan, read_plan
-from masformer.checkpoints import open_checkpoint
+from masformer.checkpoints.open import open_checkpoint
 from tasks import TASKS, LoadRequest
 
 LENGTHS = (1024, 2048, 4096, 8192)

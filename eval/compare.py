@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from eval.command import CommandParser, ScoringError, margin_share, run_command
-from eval.profiles import describe_profiles, headline, metric_columns, metric_name
-from eval.report import COMPARISON_LEGEND, as_columns, comparison_table
-from eval.run_inputs import profiles_of
-from eval.scored_run import ScoredRun, read_scored, settings_of
-from eval.scoring import Setting, compare_lines, correct, values_of
-from eval.significance import MARGIN, combined
+from eval.errors import UserError
+from eval.jobs import CommandParser, margin_share, run_command
+from eval.records.read_run import profiles_of
+from eval.reporting.tables import COMPARISON_LEGEND, as_columns, comparison_table
+from eval.scoring.examples import Setting, compare_lines, correct, values_of
+from eval.scoring.profiles import describe_profiles, headline, metric_columns, metric_name
+from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
+from eval.scoring.significance import MARGIN, combined
 
 _NUM_CHANGED = 5
 _SUBSETS = ("all", "always_truncated")
@@ -35,30 +36,28 @@ def check_comparable(first: ScoredRun, second: ScoredRun) -> None:
     """Check that two runs answered the same examples and were scored alike.
 
     Raises:
-        ScoringError: They did not; it says in what they differ.
+        UserError: They did not; it says in what they differ.
     """
     shared = shared_tasks(first, second)
     if not shared:
         tasks = [list(dict.fromkeys(task for task, _ in run.content)) for run in (first, second)]
-        raise ScoringError(
-            f"tasks differ: {', '.join(tasks[0])} in {first.path}, {', '.join(tasks[1])} in {second.path}"
-        )
+        raise UserError(f"tasks differ: {', '.join(tasks[0])} in {first.path}, {', '.join(tasks[1])} in {second.path}")
     for task in shared:
         _check_profiles(first, second, task)
         versions = [run.record["tasks"][task]["version"] for run in (first, second)]
         if versions[0] != versions[1]:
-            raise ScoringError(
+            raise UserError(
                 f"versions of task {task} differ: {versions[0]} in {first.path}, {versions[1]} in {second.path}"
             )
         for run, other in ((first, second), (second, first)):
             alone = [key for key in run.content if key[0] == task and key not in other.content]
             if alone and other.num_absent:
-                raise ScoringError(
+                raise UserError(
                     f"{other.path} lacks {other.num_absent} predictions, of '{alone[0][1]}' of {task} among them; "
                     "finish it by its own command, or give the other run's --limit"
                 )
             if alone:
-                raise ScoringError(
+                raise UserError(
                     f"examples differ: {len(alone)} of {task} are in {run.path} and not in {other.path}, "
                     f"'{alone[0][1]}' among them; give both runs the same --limit and --split"
                 )
@@ -66,7 +65,7 @@ def check_comparable(first: ScoredRun, second: ScoredRun) -> None:
             if key[0] == task and digest != second.content[key]:
                 held, now = first.examples[key], second.examples[key]
                 what = next((name for name in ("references", "query") if held[name] != now[name]), "document")
-                raise ScoringError(
+                raise UserError(
                     f"examples differ: '{key[1]}' of {task} has another {what} in {first.path} than in {second.path}; "
                     "compare runs on the same data"
                 )
@@ -77,7 +76,7 @@ def _check_profiles(first: ScoredRun, second: ScoredRun, task: str) -> None:
     if held != now:
         # Back to its own, where that is what is wanted: an override would change the other tasks too.
         override = "" if profiles_of(second.record)[task] == held else f" --profile {held}"
-        raise ScoringError(
+        raise UserError(
             f"profiles of {task} differ: {held} in {first.path}, {now} in {second.path}; run: python -m eval.score "
             f"{second.path}{override}"
         )
@@ -103,7 +102,7 @@ def compare_runs(
         maxlens: Of each run, which to compare; None for each that both have.
 
     Raises:
-        ScoringError: They have no length and template in common, or no such metric.
+        UserError: They have no length and template in common, or no such metric.
     """
     profiles = {task: first.scores["profiles"][task] for task in shared_tasks(first, second)}
     _check_metrics(metrics, list(dict.fromkeys(profiles.values())))
@@ -126,7 +125,7 @@ def compare_runs(
             f"{run.path} has {'; '.join(f'{task} {template} {n:,}' for task, template, n in run.lines)}" for run in runs
         ]
         where = f" with {' and '.join(asked)}" if asked else ""
-        raise ScoringError(f"no task, template and length in common{where}: {', and '.join(has)}")
+        raise UserError(f"no task, template and length in common{where}: {', and '.join(has)}")
     return {
         "a": _about(first),
         "b": _about(second),
@@ -152,7 +151,7 @@ def _check_metrics(metrics: Sequence[str], profiles: Sequence[str]) -> None:
     known = dict.fromkeys(metric for profile in profiles for metric in metric_columns(profile))
     for metric in metrics:
         if metric not in known:
-            raise ScoringError(f"profile {', '.join(profiles)} has no metric '{metric}'; known: {', '.join(known)}")
+            raise UserError(f"profile {', '.join(profiles)} has no metric '{metric}'; known: {', '.join(known)}")
 
 
 def shared_tasks(first: ScoredRun, second: ScoredRun) -> list[str]:

@@ -26,10 +26,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from eval.command import CommandParser, run_command
-from eval.run_folder import RunFolder
-from eval.scored_run import ScoredRun, read_scored, settings_of
-from eval.scoring import Setting
+from eval.jobs import CommandParser, run_command
+from eval.records.run_folder import RunFolder
+from eval.scoring.examples import Setting
+from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
 
 # Half the width of a normal 95% interval, in standard errors.
 _NORMAL = 1.959964

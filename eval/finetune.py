@@ -28,32 +28,25 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from eval.finetune_config import TrainConfig, load_train_config
-from eval.generate import peak_bytes, reset_peak
-from eval.lora import add_adapters, check_targets, num_trainable
-from eval.model import describe_weights, load_converted, resolve_plan
-from eval.prompts import PromptBuilder
-from eval.record import default_output
-from eval.sequences import (
-    Pieces,
-    Row,
-    chosen_rows,
-    count_rows,
-    split_held_out,
-    training_steps,
-)
-from eval.session import LaunchError, describe_session, now, run_script, set_threads, start_processes
-from eval.settings import ConfigError
-from eval.trackers import check_trackers, start_trackers
-from eval.train_folder import STATE, TrainFolder, find_checkpoint, step_of
-from eval.train_record import train_identity, train_record, train_tasks
-from eval.train_report import CURVES, draw_curves, render_train_report
-from eval.train_state import keep_only_what_is_trained, write_checkpoint
-from eval.training import Trainer, learning_rate_at, make_optimizer
+from eval.config.finetune import TrainConfig, load_train_config
+from eval.errors import UserError
+from eval.generation.decode import peak_bytes, reset_peak
+from eval.prompting.prompts import PromptBuilder
+from eval.records.record import default_output
+from eval.reporting.trackers import check_trackers, start_trackers
+from eval.reporting.training_report import CURVES, draw_curves, render_train_report
+from eval.runtime.model import describe_weights, load_converted, resolve_plan
+from eval.runtime.session import describe_session, now, run_script, set_threads, start_processes
+from eval.training.checkpoint import keep_only_what_is_trained, write_checkpoint
+from eval.training.folder import STATE, TrainFolder, find_checkpoint, step_of
+from eval.training.lora import add_adapters, check_targets, num_trainable
+from eval.training.record import train_identity, train_record, train_tasks
+from eval.training.sequences import Pieces, Row, chosen_rows, count_rows, split_held_out, training_steps
+from eval.training.trainer import Trainer, learning_rate_at, make_optimizer
 from masformer import SpanPlan
-from masformer.checkpoints import Checkpoint, has_learned_positions, max_positions, open_checkpoint
+from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
+from masformer.checkpoints.positions import extend_table, extended_config
 from masformer.loss import NextTokenLoss, check_packing
-from masformer.positions import extend_table, extended_config
 from tasks import LoadedExamples
 
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -96,9 +89,9 @@ def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
     if dtype not in MIXED_PRECISION:
-        raise ConfigError(f"--dtype {dtype} is no dtype of trainings; use {', '.join(MIXED_PRECISION)}")
+        raise UserError(f"--dtype {dtype} is no dtype of trainings; use {', '.join(MIXED_PRECISION)}")
     if on_cpu and dtype == "float16":
-        raise ConfigError("--dtype float16 trains on a GPU alone; use bfloat16 or float32 on a CPU")
+        raise UserError("--dtype float16 trains on a GPU alone; use bfloat16 or float32 on a CPU")
     accelerator = start_processes(
         os.environ,
         mixed_precision=MIXED_PRECISION[dtype],
@@ -107,7 +100,7 @@ def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
         project_dir=str(_folder_of(config).path),
     )
     if accelerator.device.type != "cuda" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes"):
-        raise LaunchError(
+        raise UserError(
             "FSDP was asked for on a CPU, where accelerate trains with DDP without a word; use "
             "configs/accelerate/cpu_two_processes.yaml, or a machine with GPUs"
         )
@@ -134,9 +127,9 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Job:
     tasks = train_tasks(config, loaded, pieces)
     before = folder.run.read_run()
     if before is None and config.resume:
-        raise ConfigError(f"--resume: {folder.path} holds no training; leave --resume out to begin one")
+        raise UserError(f"--resume: {folder.path} holds no training; leave --resume out to begin one")
     if before is not None and not config.resume:
-        raise ConfigError(
+        raise UserError(
             f"output folder {folder.path} holds a training; add --resume to go on, or give another with --output"
         )
     folder.run.check_accepts(identity, tasks)
@@ -340,7 +333,7 @@ def _extended(config: TrainConfig, checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     if config.extend_positions is None:
         how = "copy" if has_learned_positions(checkpoint.config) else "yarn or linear"
-        raise ConfigError(
+        raise UserError(
             f"maxlen {config.maxlen} is beyond the {known} positions of '{config.model}'; lower it, or pass "
             f"--extend-positions {how}"
         )
@@ -374,7 +367,7 @@ def _step_to_resume(config: TrainConfig, folder: TrainFolder) -> int:
     if step is None:
         return 0
     if not (folder.checkpoint(step) / STATE).is_dir():
-        raise ConfigError(
+        raise UserError(
             f"--resume {folder.checkpoint(step)} holds no {STATE}/; it is a model, and no checkpoint of a training"
         )
     return step

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from eval.session import USER_ERRORS, set_threads
+from eval.runtime.session import USER_ERRORS, set_threads
 
 MODEL_NAME = "masformer"
 # A plan that is not quoted, up to the next argument: in a plan, what follows a comma is a number.
@@ -29,7 +29,7 @@ def register() -> None:
     from lm_eval.api.registry import model_registry
 
     if MODEL_NAME not in model_registry:
-        model_registry.register(MODEL_NAME, target="eval.harness_model:MasformerLM")
+        model_registry.register(MODEL_NAME, target="eval.interop.lm_eval_model:MasformerLM")
 
 
 def quote_plan(argument: str) -> str:

@@ -20,16 +20,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eval.charts import COSTS
-from eval.command import CommandParser, ScoringError, margin_share, run_command
-from eval.journal import RunFolderError
-from eval.leaderboard_page import write_leaderboard
-from eval.leaderboard_tables import render_terminal
-from eval.profiles import PROFILES
-from eval.ranking import Candidate, plain, rank, read_candidate
-from eval.scoring import SCORING_VERSION
-from eval.scrolls_ranking import scrolls_ranking
-from eval.significance import MARGIN
+from eval.errors import UserError
+from eval.jobs import CommandParser, margin_share, run_command
+from eval.reporting.charts import COSTS
+from eval.reporting.leaderboard_report import write_leaderboard
+from eval.reporting.leaderboard_tables import render_terminal
+from eval.scoring.board import Candidate, plain, rank, read_candidate
+from eval.scoring.examples import SCORING_VERSION
+from eval.scoring.profiles import PROFILES
+from eval.scoring.scrolls_ranking import scrolls_ranking
+from eval.scoring.significance import MARGIN
 
 _NUM_REASONS = 5  # that an error names
 
@@ -47,11 +47,11 @@ def make_leaderboard(
         runs: Those in the directory that are looked at; None looks at all.
 
     Raises:
-        ScoringError: There is nothing to rank; it says why.
+        UserError: There is nothing to rank; it says why.
     """
     root = directory.absolute()
     if not root.is_dir():
-        raise ScoringError(f"{directory} is not a folder; give one that holds run folders")
+        raise UserError(f"{directory} is not a folder; give one that holds run folders")
     candidates, left_out = _read_all(root, None if runs is None else {run.absolute() for run in runs})
     boards = []
     for task in dict.fromkeys(task for candidate in candidates for task in candidate.tasks):
@@ -64,7 +64,7 @@ def make_leaderboard(
             boards.append(board)
             left_out += [_left_out(name, task, reason) for name, reason in apart.items()]
     if not boards:
-        raise ScoringError(f"nothing to rank in {directory}: {_why(left_out)}")
+        raise UserError(f"nothing to rank in {directory}: {_why(left_out)}")
     on_board = {row["run"] for board in boards for row in board["rows"]}
     ranked = [one for one in candidates if one.name in on_board]
     models = shorten([candidate.about["model"] for candidate in ranked])
@@ -103,7 +103,7 @@ def _read_all(root: Path, only: Collection[Path] | None) -> tuple[list[Candidate
             continue
         try:
             candidates.append(read_candidate(path, name))
-        except (RunFolderError, ScoringError) as error:
+        except UserError as error:
             left_out.append(_left_out(name, None, _reason(error, root, name)))
         except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
             # One broken folder among many must not hide the others.
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str]) -> int:
 
     def work() -> None:
         if (output / "run.json").exists():
-            raise ScoringError(f"output folder {output} holds a run; give another with --output")
+            raise UserError(f"output folder {output} holds a run; give another with --output")
         content = make_leaderboard(asked.directory, asked.profile, asked.margin, asked.cost)
         write_leaderboard(output, content)
         if asked.json:

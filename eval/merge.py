@@ -17,19 +17,19 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.command import CommandParser, run_command
-from eval.journal import RunFolderError
-from eval.record import merge_tasks
+from eval.errors import UserError
+from eval.jobs import CommandParser, run_command
+from eval.records.read_run import gather_inputs, index_predictions
+from eval.records.record import merge_tasks
+from eval.records.run_folder import RunFolder
 from eval.run import finish_folder
-from eval.run_folder import RunFolder
-from eval.run_inputs import gather_inputs, index_predictions
 
 
 def merge(parts: Sequence[Path], output: Path) -> None:
     """Join run folders into a new one.
 
     Raises:
-        RunFolderError: A part is no run of `eval/run.py`, is at work, or was made under other settings; or
+        UserError: A part is no run of `eval/run.py`, is at work, or was made under other settings; or
             the new folder holds a run already.
     """
     folders = [RunFolder(part) for part in parts]
@@ -37,14 +37,14 @@ def merge(parts: Sequence[Path], output: Path) -> None:
     for folder in folders:
         record = folder.read_run()
         if record is None or "grouping" not in record:
-            raise RunFolderError(f"{folder.path} holds no run of eval/run.py; give the folders of its shards")
+            raise UserError(f"{folder.path} holds no run of eval/run.py; give the folders of its shards")
         records.append(record)
         # Both ways, so that neither may have more examples than the other.
         folders[0].check_accepts(record["identity"], record["tasks"])
         folder.check_accepts(records[0]["identity"], records[0]["tasks"])
     whole = RunFolder(output)
     if whole.read_run() is not None:
-        raise RunFolderError(f"output folder {output} holds a run already; give a new one with --output")
+        raise UserError(f"output folder {output} holds a run already; give a new one with --output")
     tasks: dict[str, Any] = {}
     for record in records:
         tasks = merge_tasks(tasks, record["tasks"])

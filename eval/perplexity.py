@@ -30,23 +30,30 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
-from eval.generate import peak_bytes, reset_peak, storage_bytes
-from eval.journal import Key, append_line
-from eval.model import check_positions, default_dtype, describe_weights, load_converted, plan_of, resolve_plan
-from eval.perplexity_config import PerplexityConfig, load_perplexity_config
-from eval.perplexity_report import LEGEND, TEMPLATE, position_table, render_perplexity_report, score_lines, table
-from eval.prompts import PromptBuilder
-from eval.record import default_output, merge_examples, merge_record
-from eval.report import as_columns
-from eval.run_folder import RunFolder
-from eval.run_inputs import notes_on_tasks
-from eval.session import describe_session, now, run_script, set_threads, start_processes
-from eval.settings import ConfigError
+from eval.config.perplexity import PerplexityConfig, load_perplexity_config
+from eval.errors import UserError
+from eval.generation.decode import peak_bytes, reset_peak, storage_bytes
+from eval.prompting.prompts import PromptBuilder
+from eval.records.journal import Key, append_line
+from eval.records.read_run import notes_on_tasks
+from eval.records.record import default_output, merge_examples, merge_record
+from eval.records.run_folder import RunFolder
+from eval.reporting.perplexity_report import (
+    LEGEND,
+    TEMPLATE,
+    position_table,
+    render_perplexity_report,
+    score_lines,
+    table,
+)
+from eval.reporting.tables import as_columns
+from eval.runtime.model import check_positions, default_dtype, describe_weights, load_converted, plan_of, resolve_plan
+from eval.runtime.session import describe_session, now, run_script, set_threads, start_processes
 from masformer import SpanCache, SpanPlan, fixed_frequencies
-from masformer.checkpoints import Checkpoint, CheckpointError, open_checkpoint
-from masformer.cost import attention_flops
+from masformer.attention.prefill import CHUNK_TOKENS
+from masformer.checkpoints.open import Checkpoint, CheckpointError, open_checkpoint
 from masformer.loss import check_head, token_losses
-from masformer.prefill import CHUNK_TOKENS
+from masformer.plans.cost import attention_flops
 from tasks import Example, LoadedExamples, Template
 
 # Raised by hand whenever a change of the code changes what is measured.
@@ -105,7 +112,7 @@ def prepare(config: PerplexityConfig, accelerator: Accelerator) -> Job:
     # A folder of another kind names no tokens, and is refused below.
     tokens = config.tokens or (held["identity"].get("tokens") if held else None) or config.maxlen[-1]
     if held and tokens < config.maxlen[-1]:
-        raise ConfigError(
+        raise UserError(
             f"output folder {folder.path} reads {tokens} tokens a document, fewer than maxlen {config.maxlen[-1]}; "
             "give another folder with --output (--tokens N leaves room for lengths up to N)"
         )
@@ -157,7 +164,7 @@ def _long_enough(loaded: LoadedExamples, config: PerplexityConfig, checkpoint: C
     builder = PromptBuilder(checkpoint.tokenizer, Template(text="{context}"))
     kept = tuple(one for one in loaded.examples if len(builder.document(one.context)) >= config.min_tokens)
     if not kept:
-        raise ConfigError(
+        raise UserError(
             f"none of {len(loaded.examples)} documents has --min-tokens {config.min_tokens}; lower it, or raise --limit"
         )
     num_few = len(loaded.examples) - len(kept)

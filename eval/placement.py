@@ -28,17 +28,17 @@ if not __package__:
 import torch
 from accelerate import Accelerator
 
-from eval.journal import Key, append_line
-from eval.model import TORCH_DTYPES, check_positions, default_dtype, describe_weights, resolve_plan
-from eval.placement_config import PlacementConfig, load_placement_config
-from eval.placement_report import describe, held_out_rows, read_placement, write_placement
-from eval.prompts import PromptBuilder
-from eval.record import default_output, merge_examples, merge_record
-from eval.run_folder import RunFolder
-from eval.session import describe_session, now, run_script, set_threads, start_processes
-from eval.settings import ConfigError
+from eval.config.placement import PlacementConfig, load_placement_config
+from eval.errors import UserError
+from eval.prompting.prompts import PromptBuilder
+from eval.records.journal import Key, append_line
+from eval.records.record import default_output, merge_examples, merge_record
+from eval.records.run_folder import RunFolder
+from eval.reporting.placement_report import describe, held_out_rows, read_placement, write_placement
+from eval.runtime.model import TORCH_DTYPES, check_positions, default_dtype, describe_weights, resolve_plan
+from eval.runtime.session import describe_session, now, run_script, set_threads, start_processes
 from masformer import LayerSpan, PlanError, SpanPlan, num_layers
-from masformer.checkpoints import Checkpoint, CheckpointError, open_checkpoint
+from masformer.checkpoints.open import Checkpoint, CheckpointError, open_checkpoint
 from masformer.convert import num_kv_heads
 from masformer.placement import (
     Budget,
@@ -146,9 +146,9 @@ def prepare(config: PlacementConfig, accelerator: Accelerator) -> Job:
     budget = Budget.parse(config.budget)
     space = Placements(checkpoint.config, local, config.cost_at or config.maxlen, heads=config.units == "heads")
     if config.rank != "none" and not any(space.fits(space.plan([unit]), budget) for unit in space.units):
-        raise ConfigError(f"--budget {budget} leaves room for no {config.units[:-1]}; raise it")
+        raise UserError(f"--budget {budget} leaves room for no {config.units[:-1]}; raise it")
     if config.rank != "none" and config.maxlen <= (local.num_recent or 0):
-        raise ConfigError(f"--local '{config.local}' hides nothing of {config.maxlen} tokens; shorten it")
+        raise UserError(f"--local '{config.local}' hides nothing of {config.maxlen} tokens; shorten it")
     judged = _judged(config.measure, checkpoint)
     loaded = _load(config)
     documents = [
@@ -162,7 +162,7 @@ def prepare(config: PlacementConfig, accelerator: Accelerator) -> Job:
     wanted = {"calibration": config.rank != "none", "held-out": config.held_out_split is not None}
     for part in (part for part, is_wanted in wanted.items() if is_wanted):
         if not any(document.part == part for document in documents):
-            raise ConfigError(f"no {part} document has {config.maxlen} tokens; lower --maxlen, or raise the limit")
+            raise UserError(f"no {part} document has {config.maxlen} tokens; lower --maxlen, or raise the limit")
     identity = {
         "model": checkpoint.provenance,
         "dtype": dtype,
@@ -208,10 +208,10 @@ def _judged(texts: Sequence[str], checkpoint: Checkpoint) -> dict[str, SpanPlan]
         file = Path(text)
         name = text if file.suffix != ".json" else file.parent.name if file.name == "plan.json" else file.stem
         if name in judged or (name != text and re.fullmatch(_OWN_NAMES, name)):
-            raise ConfigError(f"--measure {text}: another plan is called '{name}' already; give the file another name")
+            raise UserError(f"--measure {text}: another plan is called '{name}' already; give the file another name")
         plan = resolve_plan(text, checkpoint, keeps_full=True)
         if plan is None:
-            raise ConfigError(f"--measure {text}: no span describes what this model attends to")
+            raise UserError(f"--measure {text}: no span describes what this model attends to")
         judged[name] = plan
     return judged
 

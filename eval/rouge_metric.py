@@ -32,7 +32,7 @@ Returns:
 def _profiles() -> ModuleType:
     # Looked up by name: `evaluate` takes an import statement for a package of that name that pip could fetch.
     try:
-        return importlib.import_module("eval.profiles")
+        return importlib.import_module("eval.scoring.profiles")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error}; run `pip install -e .` in the checkout that holds eval/rouge_metric.py, or start Python there"

@@ -24,21 +24,28 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from eval.answering import Answering, Claims, Progress
-from eval.config import RunConfig, load_config
-from eval.forecast import describe_plan, memory_budget
-from eval.journal import Journal, Key, RunFolderError
-from eval.model import TORCH_DTYPES, check_positions, default_dtype, describe_weights, load_converted, resolve_plan
-from eval.record import default_output, identity_of, merge_documents, merge_examples, merge_record, task_record
-from eval.run_folder import RunFolder, keys_of
-from eval.run_inputs import gather_inputs, index_predictions
+from eval.config.run import RunConfig, load_config
+from eval.errors import UserError
+from eval.generation.answering import Answering, Claims, Progress
+from eval.generation.forecast import describe_plan, memory_budget
+from eval.generation.groups import Grouping, Needs, WorkPlan, check_prompts, documents_of, plan_work
+from eval.records.journal import Journal, Key
+from eval.records.read_run import gather_inputs, index_predictions
+from eval.records.record import default_output, identity_of, merge_documents, merge_examples, merge_record, task_record
+from eval.records.run_folder import RunFolder, keys_of
+from eval.reporting.trackers import check_trackers, log_scores, start_trackers
+from eval.runtime.model import (
+    TORCH_DTYPES,
+    check_positions,
+    default_dtype,
+    describe_weights,
+    load_converted,
+    resolve_plan,
+)
+from eval.runtime.session import describe_session, now, run_script, set_threads, start_processes
 from eval.score import has_texts, print_scores, score_run
-from eval.session import describe_session, now, run_script, set_threads, start_processes
-from eval.settings import ConfigError
-from eval.trackers import check_trackers, log_scores, start_trackers
-from eval.work import Grouping, Needs, WorkPlan, check_prompts, documents_of, plan_work
 from masformer import SpanPlan
-from masformer.checkpoints import Checkpoint, open_checkpoint
+from masformer.checkpoints.open import Checkpoint, open_checkpoint
 from tasks import LoadedExamples
 
 # Seconds that a folder on a network may take to show other machines what one has written.
@@ -95,7 +102,7 @@ def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
 def prepare(config: RunConfig, accelerator: Accelerator) -> Job:
     """Return the run with everything checked that can be checked before weights load; writes nothing."""
     if config.device_map and accelerator.num_processes > 1:
-        raise ConfigError(
+        raise UserError(
             f"--device-map {config.device_map} is one model over all devices, and {accelerator.num_processes} processes"
             " would each have one; launch one process"
         )
@@ -252,12 +259,12 @@ def _check_shared(claimed: Path) -> None:
     """Check that this process sees what the main process has written.
 
     Raises:
-        RunFolderError: It does not: the folder is another one on this machine.
+        UserError: It does not: the folder is another one on this machine.
     """
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while not claimed.is_dir():
         if time.monotonic() > deadline:
-            raise RunFolderError(
+            raise UserError(
                 f"{claimed} was made by the main process and is not here; processes on several machines need --output "
                 "on a shared disk, or run as independent jobs with --shard I/N"
             )
@@ -299,7 +306,7 @@ def finish_folder(
         expected: Fingerprints by key.
 
     Raises:
-        RunFolderError: A prediction that must be there is not.
+        UserError: A prediction that must be there is not.
     """
     examples = folder.read_examples()
     lines, _ = folder.merge_journal(keys_of(record, examples), required, expected)

@@ -19,18 +19,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.command import CommandParser, margin_share, run_command
-from eval.journal import fingerprint
-from eval.profiles import PROFILES
-from eval.report import COMPARISON_LEGEND, COST_LEGEND, LEGEND, render_report, render_terminal
-from eval.run_folder import RunFolder
-from eval.run_inputs import RunInputs, open_run, profiles_of, read_inputs, tasks_scored_by_first_line
-from eval.run_page import write_page
-from eval.score_files import score_files
-from eval.scored_run import predictions_digest
-from eval.scoring import SCORING_VERSION, compare_settings, score_examples, summarize
-from eval.scrolls_score import scrolls_score
-from eval.significance import MARGIN
+from eval.jobs import CommandParser, margin_share, run_command
+from eval.records.journal import fingerprint
+from eval.records.read_run import RunInputs, open_run, profiles_of, read_inputs, tasks_scored_by_first_line
+from eval.records.run_folder import RunFolder
+from eval.reporting.run_report import write_page
+from eval.reporting.tables import COMPARISON_LEGEND, COST_LEGEND, LEGEND, render_report, render_terminal
+from eval.scoring.examples import SCORING_VERSION, compare_settings, score_examples, summarize
+from eval.scoring.files import score_files
+from eval.scoring.profiles import PROFILES
+from eval.scoring.scored_run import predictions_digest
+from eval.scoring.scrolls import scrolls_score
+from eval.scoring.significance import MARGIN
 
 
 def score_run(
@@ -96,7 +96,7 @@ def score_again(path: Path, profile: str | None, margin: float, *, with_texts: b
         as_json: Print `scores.json` rather than tables.
 
     Raises:
-        RunFolderError: It holds no run, lacks what scoring needs, or is in use.
+        UserError: It holds no run, lacks what scoring needs, or is in use.
     """
     folder, record = open_run(path)
     if with_texts is None:

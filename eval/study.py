@@ -21,13 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from eval.command import CommandParser, ScoringError
-from eval.journal import RunFolderError, disk_errors
-from eval.run_folder import locked
-from eval.settings import ConfigError
-from eval.study_config import Part, read_study
-from eval.study_report import write_report
-from eval.study_state import DONE, StudyFolder, open_study_folder
+from eval.errors import UserError
+from eval.jobs import CommandParser
+from eval.records.journal import disk_errors
+from eval.records.run_folder import locked
+from eval.studies.parts import Part, read_study
+from eval.studies.report import write_report
+from eval.studies.state import DONE, StudyFolder, open_study_folder
 from tasks import command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str]) -> int:
         study = read_study(asked.study)
         parts = study.chosen(asked.only)
         if asked.report and not asked.output.is_dir():
-            raise RunFolderError(f"there is no folder '{asked.output}' to report on; --output names that of a study")
+            raise UserError(f"there is no folder '{asked.output}' to report on; --output names that of a study")
         folder = open_study_folder(study, asked.output)
         if asked.list:
             print(list_parts(folder, parts))
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str]) -> int:
             # Under nohup a terminal may close.
             if signal.getsignal(name) != signal.SIG_IGN:
                 signal.signal(name, signal.default_int_handler)
-    status = command.run_command(work, ConfigError, RunFolderError, ScoringError)
+    status = command.run_command(work, UserError)
     if failed:
         print(f"error: {len(failed)} part(s) not done: {', '.join(failed)}", file=sys.stderr)
     return status or (1 if failed else 0)

@@ -1,6 +1,9 @@
 """Any decoder checkpoint with a chosen attention span in each layer."""
 
-from masformer.cache import SpanCache
+from masformer.attention.cache import SpanCache
+from masformer.attention.prefill import fixed_frequencies, prefill
+from masformer.checkpoints.publish import PushError, push_to_hub
+from masformer.checkpoints.saving import SaveError, save_checkpoint
 from masformer.convert import (
     ConversionError,
     apply_plan,
@@ -10,10 +13,7 @@ from masformer.convert import (
     remove_plan,
     stored_plan,
 )
-from masformer.prefill import fixed_frequencies, prefill
-from masformer.publish import PushError, push_to_hub
-from masformer.saving import SaveError, save_checkpoint
-from masformer.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
+from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 
 __all__ = [
     "FULL",

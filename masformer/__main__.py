@@ -21,13 +21,13 @@ import transformers
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel
 
-from masformer.card import origin_of
-from masformer.checkpoints import Checkpoint, CheckpointError, max_positions, open_checkpoint
+from masformer.checkpoints.card import origin_of
+from masformer.checkpoints.open import Checkpoint, CheckpointError, max_positions, open_checkpoint
+from masformer.checkpoints.publish import PushError, check_push, push_to_hub
+from masformer.checkpoints.saving import SaveError, check_output, check_space, save_checkpoint
 from masformer.convert import ConversionError, apply_plan, native_plan, num_layers, read_plan, stored_plan
 from masformer.measure import MeasureError, closed_form, cost_record, lengths_to_measure
-from masformer.publish import PushError, check_push, push_to_hub
-from masformer.saving import SaveError, check_output, check_space, save_checkpoint
-from masformer.spans import HeadSpans, LayerSpan, PlanError, SpanPlan
+from masformer.plans.spans import HeadSpans, LayerSpan, PlanError, SpanPlan
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SHOWN_LENGTHS = (1024, 2048, 4096, 8192)

@@ -3,7 +3,7 @@
     plan = read_plan("middle:8 span=1024 sinks=4", model.config)
     apply_plan(model, plan)          # weights are not touched
     remove_plan(model)               # exactly the model it was
-    save_checkpoint(model, tokenizer, "smollm2-mas")                  # masformer/saving.py
+    save_checkpoint(model, tokenizer, "smollm2-mas")                  # masformer/checkpoints/saving.py
     apply_plan(AutoModelForCausalLM.from_pretrained("smollm2-mas"))   # the stored plan; without this: full attention
 
 Each conversion proves itself on a few random tokens, because transformers accepts an attention function for
@@ -27,11 +27,11 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedConfig, Pre
 from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.adapters import adapt, layer_of, set_attention, unadapt
-from masformer.attention import ATTENTION_NAME, masformer_attention, register
-from masformer.cache import SpanCache
-from masformer.checkpoints import first_line
-from masformer.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
-from masformer.visibility import span_mask
+from masformer.attention.cache import SpanCache
+from masformer.attention.span_attention import ATTENTION_NAME, masformer_attention, register
+from masformer.attention.visibility import span_mask
+from masformer.checkpoints.open import first_line
+from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 
 # The largest difference of the probe's logits that rounding explains, relative to the largest logit.
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from masformer.cache import SpanCache
-from masformer.checkpoints import max_positions
+from masformer.attention.cache import SpanCache
+from masformer.attention.prefill import fixed_frequencies, prefill
+from masformer.checkpoints.open import max_positions
 from masformer.convert import apply_plan, native_plan
-from masformer.cost import attention_flops, cache_bytes
-from masformer.prefill import fixed_frequencies, prefill
-from masformer.spans import SpanPlan
+from masformer.plans.cost import attention_flops, cache_bytes
+from masformer.plans.spans import SpanPlan
 
 DECODED_TOKENS = 16
 REPEATS = 3

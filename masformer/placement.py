@@ -37,12 +37,12 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.adapters import layer_of, set_attention
-from masformer.attention import ATTENTION_NAME, masformer_attention
+from masformer.attention.span_attention import ATTENTION_NAME, masformer_attention
+from masformer.attention.visibility import span_mask
 from masformer.convert import ConversionError, apply_plan, check_fits, num_kv_heads, num_layers
-from masformer.cost import attention_flops, cache_bytes
 from masformer.loss import check_head, token_losses, total_loss
-from masformer.spans import FULL, LayerSpan, PlanError, SpanPlan, layer_of_heads
-from masformer.visibility import span_mask
+from masformer.plans.cost import attention_flops, cache_bytes
+from masformer.plans.spans import FULL, LayerSpan, PlanError, SpanPlan, layer_of_heads
 
 Unit = tuple[int, int | None]  # a layer and a key/value head of it; None is the whole layer
 # Where the gradients of gates are taken: between the plan and full attention.

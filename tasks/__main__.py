@@ -126,7 +126,7 @@ def _show(options: argparse.Namespace) -> list[str]:
     if index >= len(loaded.examples):
         raise DataError(f"--index is {index}, and task {task.name} has {len(loaded.examples)} examples there")
 
-    from eval.show_prompt import show_prompt
+    from eval.prompting.show import show_prompt
 
     return show_prompt(
         task,

@@ -15,11 +15,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tasks.articles import Section, article_text
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, query_templates
-from tasks.files import read_json, record_rows, require_path
+from tasks.readers.articles import Section, article_text
+from tasks.readers.files import read_json, record_rows, require_path
+from tasks.readers.sources import Row, check_request, collect, package_folder, package_provenance, sha256_of
 from tasks.scientific_papers import TEMPLATES
-from tasks.sources import Row, check_request, collect, package_folder, package_provenance, sha256_of
 
 PACKAGE = "aclsum"
 PIP_REQUIREMENT = "aclsum==0.1.2"

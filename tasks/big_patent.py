@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 
 from tasks.base import DataError, LoadedExamples, LoadRequest, Task, template_variants
-from tasks.files import read_records, record_rows, require_path, split_file, split_names
-from tasks.hub import CONVERTED_REVISION, hub_rows
-from tasks.pairs import PairFields, read_pair
-from tasks.sources import BadRow, Row, Rows, check_request, collect, sha256_of
+from tasks.readers.files import read_records, record_rows, require_path, split_file, split_names
+from tasks.readers.hub import CONVERTED_REVISION, hub_rows
+from tasks.readers.pairs import PairFields, read_pair
+from tasks.readers.sources import BadRow, Row, Rows, check_request, collect, sha256_of
 
 HUB_ID = "NortheasternUniversity/big_patent"
 FIELDS = PairFields(context="description", target="abstract")

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, template_variants
-from tasks.files import data_rows, split_names
-from tasks.hub import hub_rows
-from tasks.pairs import PairFields
-from tasks.sources import BadRow, Row, Rows, check_request, collect
+from tasks.readers.files import data_rows, split_names
+from tasks.readers.hub import hub_rows
+from tasks.readers.pairs import PairFields
+from tasks.readers.sources import BadRow, Row, Rows, check_request, collect
 
 HUB_ID = "kmfoda/booksum"
 # Of chapters nobody has published a number: those of the paper are of other files.

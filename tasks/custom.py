@@ -38,13 +38,13 @@ from tasks.base import (
     query_templates,
     template_variants,
 )
-from tasks.files import (
+from tasks.readers.files import (
     read_text_file,
     record_rows,
     require_path,
     split_file,
 )
-from tasks.sources import BadRow, Row, Rows, check_request, collect, sha256_of
+from tasks.readers.sources import BadRow, Row, Rows, check_request, collect, sha256_of
 
 SPLITS = dict.fromkeys(("train", "validation", "test"))
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")

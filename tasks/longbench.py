@@ -36,9 +36,9 @@ from tasks.base import (
     question_templates,
     template_variants,
 )
-from tasks.files import data_rows
-from tasks.hub import hub_rows
-from tasks.sources import Row, check_request, collect, document_names
+from tasks.readers.files import data_rows
+from tasks.readers.hub import hub_rows
+from tasks.readers.sources import Row, check_request, collect, document_names
 
 HUB_ID = "zai-org/LongBench"
 REVISION = "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"

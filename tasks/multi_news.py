@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, template_variants
-from tasks.files import record_rows, require_path, split_file, split_names
-from tasks.hub import CONVERTED_REVISION, hub_rows
-from tasks.pairs import PairFields
-from tasks.sources import MAX_LINE_BYTES, BadRow, Row, Rows, check_request, collect, sha256_of
+from tasks.readers.files import record_rows, require_path, split_file, split_names
+from tasks.readers.hub import CONVERTED_REVISION, hub_rows
+from tasks.readers.pairs import PairFields
+from tasks.readers.sources import MAX_LINE_BYTES, BadRow, Row, Rows, check_request, collect, sha256_of
 
 HUB_ID = "alexfabbri/multi_news"
 SPLITS = {"train": 44_972, "validation": 5_622, "test": 5_622}

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tasks.articles import Section, article_text
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task
-from tasks.files import require_path
+from tasks.readers.articles import Section, article_text
+from tasks.readers.files import require_path
+from tasks.readers.sources import Rows, check_request, collect, package_folder, package_provenance, sha256_of
 from tasks.scientific_papers import TEMPLATES
-from tasks.sources import Rows, check_request, collect, package_folder, package_provenance, sha256_of
 
 PACKAGE = "allofplos"
 PIP_REQUIREMENT = "allofplos==0.11.1"

@@ -20,9 +20,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, query_templates
-from tasks.files import file_provenance, read_json
-from tasks.scrolls import HUB_ID, REVISION, ScrollsRow, scrolls_rows
-from tasks.sources import Row, Rows, check_request, collect, document_names
+from tasks.readers.files import file_provenance, read_json
+from tasks.readers.scrolls_lines import HUB_ID, REVISION, ScrollsRow, scrolls_rows
+from tasks.readers.sources import Row, Rows, check_request, collect, document_names
 
 SPLITS = {"train": 1_257, "validation": 272, "test": 281}
 # {disfmarker}, { vocalsound }, {pause}, ...: what the transcribers heard besides words.

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from functools import partial
 
-from tasks.articles import without_abstract
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, template_variants
-from tasks.files import data_rows
-from tasks.hub import hub_rows
-from tasks.sources import Row, Rows, check_request, collect
+from tasks.readers.articles import without_abstract
+from tasks.readers.files import data_rows
+from tasks.readers.hub import hub_rows
+from tasks.readers.sources import Row, Rows, check_request, collect
 
 CONFIG = "document"
 COLUMNS = ("id", "article", "abstract")

@@ -3,7 +3,7 @@
     accelerate launch eval/run.py --task gov_report,qasper --maxlen 4096 8192 --limit 50
     accelerate launch eval/run.py --task quality --data quality.zip --maxlen 8192
 
-One line a reference; what is asked about comes first, then a blank line, then the document (see `tasks.scrolls`):
+One line a reference; what is asked about comes first, then a blank line, then the document (`readers.scrolls_lines`):
 
     {"id": "1", "pid": "1_0", "input": "DOCUMENT", "output": "SUMMARY"}                       gov_report, summ_screen_fd
     {"id": "1", "pid": "1_0", "input": "QUESTION\\n\\nDOCUMENT", "output": "ANSWER"}           qasper, narrative_qa
@@ -32,8 +32,8 @@ from tasks.base import (
     question_templates,
     template_variants,
 )
-from tasks.scrolls import HUB_ID, REVISION, ScrollsRow, scrolls_rows
-from tasks.sources import Row, check_request, collect, document_names
+from tasks.readers.scrolls_lines import HUB_ID, REVISION, ScrollsRow, scrolls_rows
+from tasks.readers.sources import Row, check_request, collect, document_names
 
 LABELS = ("Entailment", "Contradiction", "Not mentioned")
 _OPTION = re.compile(r"(?:^|\s)\([A-D]\)\s*")

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task
-from tasks.files import file_provenance, read_text_file, record_rows, require_path
-from tasks.hub import hub_rows
-from tasks.sources import Row, Rows, check_request, collect, sha256_of
+from tasks.readers.files import file_provenance, read_text_file, record_rows, require_path
+from tasks.readers.hub import hub_rows
+from tasks.readers.sources import Row, Rows, check_request, collect, sha256_of
 
 SPLITS = dict.fromkeys(("train", "validation", "test"))
 COLUMNS = ("id", "text")

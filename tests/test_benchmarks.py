@@ -14,8 +14,8 @@ import torch
 
 from benchmarks import attention, candidates, overhead, pairs
 from benchmarks.pairs import Case, alternate
-from masformer.spans import LayerSpan
-from tests.tiny_models import save_tiny_checkpoint
+from masformer.plans.spans import LayerSpan
+from tests.helpers.tiny_models import save_tiny_checkpoint
 
 needs_papers = pytest.mark.skipif(
     not (find_spec("aclsum") and find_spec("allofplos")),

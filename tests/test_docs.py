@@ -28,15 +28,15 @@ from accelerate.commands.launch import launch_command_parser
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from eval.config import build_parser as run_parser
-from eval.config import load_config
-from eval.finetune_config import build_parser as finetune_parser
-from eval.finetune_config import load_train_config
-from eval.perplexity_config import build_parser as perplexity_parser
-from eval.perplexity_config import load_perplexity_config
-from eval.placement_config import build_parser as placement_parser
-from eval.placement_config import load_placement_config
-from eval.study_config import KINDS, read_study
+from eval.config.finetune import build_parser as finetune_parser
+from eval.config.finetune import load_train_config
+from eval.config.perplexity import build_parser as perplexity_parser
+from eval.config.perplexity import load_perplexity_config
+from eval.config.placement import build_parser as placement_parser
+from eval.config.placement import load_placement_config
+from eval.config.run import build_parser as run_parser
+from eval.config.run import load_config
+from eval.studies.parts import KINDS, read_study
 from masformer import SpanPlan
 from tasks import CustomTask, read_task_file
 
@@ -260,7 +260,7 @@ def parse(name: str, arguments: list[str]) -> None:
 def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     # Task files are the reader's own.
-    monkeypatch.setattr("eval.data_options.read_task_file", lambda file: CustomTask(name=file.stem))
+    monkeypatch.setattr("eval.config.data.read_task_file", lambda file: CustomTask(name=file.stem))
     for number, block in enumerate(blocks_of(page, *SHELL)):
         folder = tmp_path / str(number)
         folder.mkdir()

@@ -14,9 +14,9 @@ from benchmarks import sweep
 from eval import finetune, perplexity
 from eval.run import main
 from masformer import SpanCache, SpanPlan, apply_plan, prefill, remove_plan
-from masformer.checkpoints import open_checkpoint
+from masformer.checkpoints.open import open_checkpoint
 from tasks import TASKS, LoadRequest
-from tests.run_folders import model_results
+from tests.helpers.run_folders import model_results
 
 pytestmark = [
     pytest.mark.slow,

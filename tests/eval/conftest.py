@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from masformer.checkpoints import Checkpoint
+from masformer.checkpoints.open import Checkpoint
 
 
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the files of plots, which are drawn and looked at in tests of their own: they take a second a run."""
-    monkeypatch.setattr("eval.run_page.save_charts", lambda folder, specs, own: [])
+    monkeypatch.setattr("eval.reporting.run_report.save_charts", lambda folder, specs, own: [])
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 
 from eval.run import main
 from tasks import TASKS
-from tests.official_files import LINES, OTHERS, write_official
-from tests.tiny_models import save_tiny_checkpoint
+from tests.helpers.official_files import LINES, OTHERS, write_official
+from tests.helpers.tiny_models import save_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 

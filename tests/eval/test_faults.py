@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from eval import answering, run
+from eval import run
+from eval.generation import answering
 from eval.run import main
 from tests.eval.test_run import ROOT, expect_error, read, rows
-from tests.tiny_models import save_tiny_checkpoint
+from tests.helpers.tiny_models import save_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -299,5 +300,5 @@ def test_machines_that_do_not_share_the_folder_are_told(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "_VISIBLE_SECONDS", 0)
-    monkeypatch.setattr("eval.run_folder.RunFolder.make", lambda *_: None)  # made on another machine
+    monkeypatch.setattr("eval.records.run_folder.RunFolder.make", lambda *_: None)  # made on another machine
     expect_error([*arguments, "--output", str(tmp_path / "run")], capsys, "on a shared disk", "--shard I/N")

@@ -22,12 +22,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from eval import run
+from eval.config.finetune import TrainConfig, build_parser, load_train_config
 from eval.finetune import main
-from eval.finetune_config import TrainConfig, build_parser, load_train_config
-from eval.sequences import Batch
-from eval.training import Trainer, learning_rate_at
-from tests.run_folders import model_results
-from tests.tiny_models import save_tiny_checkpoint
+from eval.training.sequences import Batch
+from eval.training.trainer import Trainer, learning_rate_at
+from tests.helpers.run_folders import model_results
+from tests.helpers.tiny_models import save_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TEXT = "long documents hold many words and every word costs a token of context to read"

@@ -16,12 +16,12 @@ import pytest
 
 from eval.leaderboard import main as leaderboard
 from eval.leaderboard import shorten
-from eval.leaderboard_page import charts_of
-from eval.profiles import PROFILES
-from eval.run_folder import RunFolder
+from eval.records.run_folder import RunFolder
+from eval.reporting.leaderboard_report import charts_of
 from eval.score import main as score
-from tests.browser import chromium, open_page
-from tests.run_folders import document, example_line, run_record, write_run
+from eval.scoring.profiles import PROFILES
+from tests.helpers.browser import chromium, open_page
+from tests.helpers.run_folders import document, example_line, run_record, write_run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>`|*"
 
@@ -59,7 +59,7 @@ def edit(path: Path, name: str, change: Callable[[Any], Any]) -> None:
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pages of the runs, which are not read here, and draw no pictures."""
     monkeypatch.setattr("eval.score.write_page", lambda *_, **__: None)
-    monkeypatch.setattr("eval.charts.save_chart", lambda spec, path: path.write_text("drawn"))
+    monkeypatch.setattr("eval.reporting.charts.save_chart", lambda spec, path: path.write_text("drawn"))
 
 
 @pytest.fixture(scope="module")
@@ -530,7 +530,7 @@ def test_a_picture_that_cannot_be_written_leaves_no_half(
         raise OSError(28, "No space left on device")
 
     ranked(runs)
-    monkeypatch.setattr("eval.charts.save_chart", full)
+    monkeypatch.setattr("eval.reporting.charts.save_chart", full)
     capsys.readouterr()
     assert leaderboard([str(runs)]) == 2
     assert "No space left on device" in said(capsys)

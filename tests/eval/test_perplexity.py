@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import perplexity
+from eval.config.perplexity import PerplexityConfig, build_parser
 from eval.perplexity import buckets_of, losses_of, main
-from eval.perplexity_config import PerplexityConfig, build_parser
-from eval.perplexity_report import score_lines
+from eval.reporting.perplexity_report import score_lines
 from masformer import SpanPlan, apply_plan
-from tests.tiny_models import save_tiny_checkpoint, tiny_model
+from tests.helpers.tiny_models import save_tiny_checkpoint, tiny_model
 
 WORDS = [
     "long",

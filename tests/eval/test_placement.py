@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM
 from eval import placement
 from eval.perplexity import losses_of
 from eval.placement import main
-from eval.placement_charts import frontier_chart, held_out_chart, unit_chart
-from eval.run_folder import RunFolder
+from eval.records.run_folder import RunFolder
+from eval.reporting.placement_charts import frontier_chart, held_out_chart, unit_chart
 from masformer import SpanPlan, apply_plan
 from masformer.convert import read_plan
 from masformer.placement import PlanMeter, gate_gradients
-from tests.tiny_models import save_tiny_checkpoint
+from tests.helpers.tiny_models import save_tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["long", "documents", "hold", "many", "words", "and", "every", "word", "costs", "a", "token", "of", "context"]
@@ -133,7 +133,7 @@ def test_gates_rank_heads(least: list[str], model: Path, tmp_path: Path) -> None
 def test_what_is_measured_is_not_measured_again(
     judged: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None
 ) -> None:
-    monkeypatch.setattr("eval.placement_report.save_charts", lambda folder, specs, own: [])
+    monkeypatch.setattr("eval.reporting.placement_report.save_charts", lambda folder, specs, own: [])
     calls = 0
     measure = PlanMeter._loss
 
@@ -246,7 +246,7 @@ def test_charts_hold_each_plan() -> None:
 def test_plans_are_judged_without_a_search(
     judged: list[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eval.placement_report.save_charts", lambda folder, specs, own: [])
+    monkeypatch.setattr("eval.reporting.placement_report.save_charts", lambda folder, specs, own: [])
     file = tmp_path / "heads" / "plan.json"
     file.parent.mkdir()
     file.write_text(json.dumps(SpanPlan.parse("full@0,2.1 span=8 sinks=0", 3, 2).to_json()))
@@ -265,7 +265,7 @@ def test_plans_are_judged_without_a_search(
 
 
 def test_two_processes_find_what_one_does(judged: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.placement_report.save_charts", lambda folder, specs, own: [])
+    monkeypatch.setattr("eval.reporting.placement_report.save_charts", lambda folder, specs, own: [])
     assert main([*judged, "--rank", "gates", "--units", "heads"]) == 0
     shared = [*judged, "--rank", "gates", "--units", "heads"]
     shared[shared.index("--output") + 1] = str(tmp_path / "two")
@@ -292,7 +292,7 @@ def test_two_processes_find_what_one_does(judged: list[str], tmp_path: Path, mon
 def test_a_list_of_plans_in_a_search_s_folder_keeps_what_was_found(
     judged: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eval.placement_report.save_charts", lambda folder, specs, own: [])
+    monkeypatch.setattr("eval.reporting.placement_report.save_charts", lambda folder, specs, own: [])
     assert main(judged) == 0
     before = read(tmp_path / "run", "placement.json")
     at = judged.index("--random")

@@ -19,11 +19,11 @@ import pytest
 from eval.merge import main as merge
 from eval.run import main
 from masformer import SpanPlan
-from masformer.checkpoints import Checkpoint
+from masformer.checkpoints.open import Checkpoint
 from tasks import TASKS
-from tests.hub_standin import hub_standin
-from tests.run_folders import model_results
-from tests.tiny_models import save_tiny_checkpoint
+from tests.helpers.hub_standin import hub_standin
+from tests.helpers.run_folders import model_results
+from tests.helpers.tiny_models import save_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -554,7 +554,7 @@ def test_lost_predictions_are_told_and_made_again(
     other = [argument if argument != "arxiv" else "pubmed" for argument in least]
     assert main([*other, "--limit", "1"]) == 0
     assert "Not there yet: 1 predictions" in capsys.readouterr().out
-    monkeypatch.setattr("eval.answering.Answering.run", lambda *_: None)  # a process that went away
+    monkeypatch.setattr("eval.generation.answering.Answering.run", lambda *_: None)  # a process that went away
     expect_error([*least, "--limit", "2"], capsys, "1 predictions are not in", "test-1 at 700")
     monkeypatch.undo()
     assert main([*least, "--limit", "2"]) == 0

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from eval.compare import main as compare
-from eval.profiles import score_prediction
-from eval.report import verdict
-from eval.run_folder import RunFolder
+from eval.records.run_folder import RunFolder
+from eval.reporting.tables import verdict
 from eval.score import main as score
-from tests.run_folders import document, example_line, run_record, write_run
+from eval.scoring.profiles import score_prediction
+from tests.helpers.run_folders import document, example_line, run_record, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 

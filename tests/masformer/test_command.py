@@ -17,10 +17,12 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from masformer import SpanPlan, apply_plan, cost, save_checkpoint, saving, stored_plan
+from masformer import SpanPlan, apply_plan, save_checkpoint, stored_plan
 from masformer.__main__ import main
-from masformer.checkpoints import CheckpointError, open_checkpoint
-from tests.tiny_models import LAYERS, save_tiny_checkpoint, tiny_model, tiny_tokenizer
+from masformer.checkpoints import saving
+from masformer.checkpoints.open import CheckpointError, open_checkpoint
+from masformer.plans import cost
+from tests.helpers.tiny_models import LAYERS, save_tiny_checkpoint, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PLAN = "full@1 span=16 sinks=2"
@@ -246,7 +248,9 @@ def test_what_is_wrong_is_one_line_before_weights_load(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("masformer.checkpoints.Checkpoint.load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(
+        "masformer.checkpoints.open.Checkpoint.load_model", lambda *_: pytest.fail("weights were loaded")
+    )
     try:
         status = convert(base, tmp_path / "mas", *arguments)
     except SystemExit as exit:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from masformer import ConversionError, SpanPlan, apply_plan, loss
 from masformer.loss import IGNORED, NextTokenLoss, check_packing, token_losses
-from tests.tiny_models import SUPPORTED, VOCAB, tiny_model
+from tests.helpers.tiny_models import SUPPORTED, VOCAB, tiny_model
 
 # Cohere and Granite scale their logits, Gemma 2 caps them; small enough here to bend them.
 HEADS: dict[str, dict[str, Any]] = {kind: {} for kind in SUPPORTED} | {

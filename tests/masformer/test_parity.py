@@ -31,10 +31,10 @@ from masformer import (
     remove_plan,
 )
 from masformer.adapters import set_attention
-from masformer.attention import dense_attention
-from masformer.spans import FULL, HeadSpans
-from masformer.visibility import SpanMask, span_mask, visible_keys
-from tests.tiny_models import BY_HEAD, LAYERS, REFUSED, SUPPORTED, VOCAB, plan_by_head, tiny_model
+from masformer.attention.span_attention import dense_attention
+from masformer.attention.visibility import SpanMask, span_mask, visible_keys
+from masformer.plans.spans import FULL, HeadSpans
+from tests.helpers.tiny_models import BY_HEAD, LAYERS, REFUSED, SUPPORTED, VOCAB, plan_by_head, tiny_model
 
 TOLERANCE = 1e-5  # fp32
 NUM_TOKENS = 90

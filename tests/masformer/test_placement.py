@@ -22,7 +22,7 @@ from masformer.placement import (
     scan,
     scores_of_gates,
 )
-from tests.tiny_models import SUPPORTED, VOCAB, tiny_model
+from tests.helpers.tiny_models import SUPPORTED, VOCAB, tiny_model
 
 LOCAL = LayerSpan(span=4, sinks=1)
 FIRST = 8
@@ -104,8 +104,8 @@ def _gated_loss(model: PreTrainedModel, space: Placements, changes: dict[tuple[i
     from transformers import AttentionInterface
 
     from masformer.adapters import layer_of, set_attention
-    from masformer.attention import ATTENTION_NAME, masformer_attention
-    from masformer.spans import FULL
+    from masformer.attention.span_attention import ATTENTION_NAME, masformer_attention
+    from masformer.plans.spans import FULL
 
     def mixed(module, query, *args, **kwargs):  # type: ignore[no-untyped-def]
         outs = []

@@ -13,8 +13,8 @@ import yaml
 
 from tasks import LONGBENCH, SCROLLS, SUMMARIES, TASKS
 from tasks.__main__ import list_tasks, main
-from tests.official_files import write_official
-from tests.tiny_models import save_tiny_checkpoint
+from tests.helpers.official_files import write_official
+from tests.helpers.tiny_models import save_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from tasks import LONGBENCH, TASKS, DataError, LoadedExamples, LoadRequest
-from tests.official_files import DOCUMENT, LINES, OPTIONS, OTHERS, as_lines, chapters, write_csv, write_official
+from tests.helpers.official_files import DOCUMENT, LINES, OPTIONS, OTHERS, as_lines, chapters, write_csv, write_official
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 # One of each loader and kind of row; the others differ in names.

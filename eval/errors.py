@@ -1,0 +1,5 @@
+"""The error of everything that a user can cause."""
+
+
+class UserError(ValueError):
+    """A mistake that a user can mend: one line that says what is wrong, the value, and what to do."""

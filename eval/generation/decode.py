@@ -1,0 +1,341 @@
+"""Decode answers to prompts whose beginnings are in caches already, several at once.
+
+Greedy decoding and beams share a batch: caches are joined (`masformer.attention.joined`), rows that have ended leave
+it. What cannot share one is decoded alone: sampling, whose random numbers belong to the prompt; models that masformer
+does not convert; n-grams of padding. The loop over tokens is transformers' `generate`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from masformer import SpanCache, fixed_frequencies, prefill
+from masformer.attention.joined import can_join, join, row_bytes
+
+# Raised by hand whenever a change of the code changes what is generated; part of what a resumed run must share.
+GENERATION_VERSION = 4
+# Tokens that a batch decodes before rows that have ended are taken out.
+_STEPS = 32
+# Tokens of a batch's ends that go through the model at once: their scores exist as a whole.
+_JOINT_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How an answer is chosen, whatever the room for it.
+
+    Attributes:
+        min_new_tokens: No end token before as many.
+        num_beams: 1 is greedy decoding, or sampling.
+        length_penalty: Exponent of the length by which beams' scores are divided.
+        temperature: Of sampling; None does not sample.
+        top_p: Sample among the likeliest tokens that hold this much probability.
+        top_k: Sample among this many tokens; 0 takes all.
+        repetition_penalty: Divides the logits of all tokens seen before, those of the prompt included; 1 is off.
+        no_repeat_ngram_size: Tokens in a row that never occur twice, the prompt included; 0 is off.
+        stop: Texts that end an answer and are left out of it.
+        seed: Of sampling.
+    """
+
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings(GenerationOptions):
+    """All that can change an answer beyond the prompt and the model.
+
+    Attributes:
+        max_new_tokens: Room for the answer.
+    """
+
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What was decoded for one prompt.
+
+    Attributes:
+        text: Without special tokens, surrounding white space, and what follows a stop text.
+        token_ids: The end token included, and the tokens of a stop text.
+        finish_reason: `stop` at an end token or a stop text, `length` when the room was used up.
+        prefill_seconds: Share of this row in the time of the ends of prompts.
+        seconds: Share of this row in the time that its batch took to decode.
+        cache_bytes: Keys and values that this row reads at the end, from real storage.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    prefill_seconds: float
+    seconds: float
+    cache_bytes: int
+
+
+def rows_together(model: PreTrainedModel, settings: GenerationSettings) -> int | None:
+    """Return how many prompts may decode as one batch without a change of what any of them gets; None is any number."""
+    alone = getattr(model, "span_plan", None) is None or not can_join(model.config) or settings.temperature is not None
+    # Padding must be no part of an n-gram: a row that has written the end token has ended.
+    ngrams = settings.no_repeat_ngram_size
+    return 1 if alone or ngrams == 1 or (ngrams and not end_tokens(model)) else None
+
+
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """Return the tokens that end an answer."""
+    ends = model.generation_config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    caches: Sequence[Cache],
+    settings: GenerationSettings,
+    decoded: Callable[[int], None] = lambda steps: None,
+) -> list[Answer]:
+    """Return an answer to each prompt; they decode as one batch.
+
+    Args:
+        model: With a plan, unless there is one prompt alone.
+        tokenizer: Of the model.
+        prompts: Token ids, two at least.
+        caches: Each holds all tokens of its prompt but the last few, as many of each. Those that share memory stand
+            side by side.
+        settings: The same for all.
+        decoded: Called with the steps that were decoded, every few of them.
+    """
+    assert len(prompts) == 1 or rows_together(model, settings) is None
+    device, ends, beams = model.device, end_tokens(model), settings.num_beams
+    pad, longest = (ends or [0])[0], max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    start = now(device)
+    (missing,) = {len(prompt) - cache.get_seq_length() for prompt, cache in zip(prompts, caches, strict=True)}
+    if isinstance(caches[0], SpanCache) and can_join(model.config):
+        cache: Cache = join(caches, missing + settings.max_new_tokens)
+        held = [row_bytes(cache, row, beams) for row in range(len(prompts))]
+    else:
+        (cache,) = caches
+        held = []
+    if missing > 1:
+        prefill(model, ids[:, -missing:-1], cache, mask[:, :-1], _JOINT_TOKENS)
+    prefill_seconds = (now(device) - start) / len(prompts)
+    if beams > 1:
+        cache.batch_repeat_interleave(beams)
+    if settings.temperature is not None:
+        torch.manual_seed(_seed_of(settings.seed, prompts[0]))
+
+    active, seconds = list(range(len(prompts))), [0.0] * len(prompts)
+    answers: list[list[int]] = [[] for _ in prompts]
+    reasons = ["length"] * len(prompts)
+    left = settings.max_new_tokens
+    while active and left:
+        # Beams are not taken apart.
+        steps = left if beams > 1 else min(left, _STEPS)
+        start = now(device)
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            generation_config=_config(settings, steps, settings.max_new_tokens - left, ends, pad),
+            stopping_criteria=_stopping(settings.stop, tokenizer, longest),
+        )
+        spent = (now(device) - start) / len(active)
+        left -= steps
+        decoded(steps)
+        going = []
+        for row, index in enumerate(active):
+            seconds[index] += spent
+            new, reason = _cut(made[row, longest:].tolist(), ends, settings.stop, tokenizer)
+            answers[index] = new
+            if reason == "stop":
+                reasons[index] = reason
+            elif left:
+                going.append(row)
+        if left and len(going) < len(active) and going:
+            cache.batch_select_indices(torch.tensor(going, device=device))
+        active, ids = [active[row] for row in going], made[going]
+        mask = torch.cat([mask[going], mask.new_ones(len(going), made.shape[1] - mask.shape[1])], dim=1)
+    return [
+        Answer(
+            text=_text(answer, settings.stop, tokenizer),
+            token_ids=tuple(answer),
+            finish_reason=reasons[index],
+            prefill_seconds=prefill_seconds,
+            seconds=seconds[index],
+            cache_bytes=held[index] if held else storage_bytes(cache),
+        )
+        for index, answer in enumerate(answers)
+    ]
+
+
+def _config(settings: GenerationSettings, steps: int, done: int, ends: list[int], pad: int) -> GenerationConfig:
+    # All options that this suite has are said: what is not comes from the checkpoint's own generation config, of which
+    # `Checkpoint.load_model` leaves the end tokens alone.
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    if settings.temperature is not None:
+        sampling = {
+            "do_sample": True,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+        }
+    return GenerationConfig(
+        max_new_tokens=steps,
+        min_new_tokens=min(max(settings.min_new_tokens - done, 0), steps) if ends else 0,
+        num_beams=settings.num_beams,
+        length_penalty=settings.length_penalty,
+        early_stopping=False,
+        repetition_penalty=float(settings.repetition_penalty),
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        eos_token_id=ends or None,
+        pad_token_id=pad,
+        **sampling,
+    )
+
+
+def _seed_of(seed: int, prompt: Sequence[int]) -> int:
+    digest = hashlib.sha256(f"{seed} {' '.join(map(str, prompt))}".encode()).digest()
+    return int.from_bytes(digest[:7])
+
+
+class _StopTexts(StoppingCriteria):  # type: ignore[misc]
+    """Ends a row once what it has written, and not its prompt, holds one of some texts."""
+
+    def __init__(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, first: int) -> None:
+        self.texts, self.tokenizer, self.first = texts, tokenizer, first
+        # A token is one byte at least.
+        self.window = max(len(text.encode()) for text in texts) + 4
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        tails = input_ids[:, max(self.first, input_ids.shape[1] - self.window) :].tolist()
+        found = [any(text in self.tokenizer.decode(tail) for text in self.texts) for tail in tails]
+        return torch.tensor(found, device=input_ids.device)
+
+
+def _stopping(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, first: int) -> StoppingCriteriaList:
+    return StoppingCriteriaList([_StopTexts(texts, tokenizer, first)] if texts else [])
+
+
+def _cut(
+    tokens: list[int], ends: Sequence[int], stop: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], str]:
+    """Return the tokens up to the first end, that included, and `stop` when there is one."""
+    # Beams without an end token are filled up with -1.
+    tokens = tokens[: tokens.index(-1)] if -1 in tokens else tokens
+    cut = next((at + 1 for at, token in enumerate(tokens) if token in ends), None)
+    if stop and any(text in tokenizer.decode(tokens[:cut]) for text in stop):
+        counts = range(1, len(tokens) + 1)
+        cut = next(count for count in counts if any(text in tokenizer.decode(tokens[:count]) for text in stop))
+    return (tokens, "length") if cut is None else (tokens[:cut], "stop")
+
+
+def _text(tokens: Sequence[int], stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+    return text[: min((text.find(end) for end in stop if end in text), default=len(text))].strip()
+
+
+def new_cache(model: PreTrainedModel, max_tokens: int) -> Cache:
+    """Return an empty cache for one prompt."""
+    plan = getattr(model, "span_plan", None)
+    return DynamicCache(config=model.config) if plan is None else SpanCache(plan, max_tokens)
+
+
+def fork(cache: Cache, max_tokens: int) -> Cache:
+    """Return a second cache that goes on from the same tokens; neither sees what the other writes."""
+    if isinstance(cache, SpanCache):
+        return cache.fork(max_tokens)
+    other = copy.copy(cache)
+    # These make new tensors for what they add and leave the former as they were; others write where they are.
+    light = (DynamicLayer, DynamicSlidingWindowLayer)
+    other.layers = [copy.copy(layer) if type(layer) in light else copy.deepcopy(layer) for layer in cache.layers]
+    return other
+
+
+def warm_up(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Generate once and throw it away: first calls allocate and page in weights, which no prediction should pay for."""
+    prompt = [token % model.config.get_text_config().vocab_size for token in range(3, 67)]
+    cache = new_cache(model, len(prompt))
+    with fixed_frequencies(model, len(prompt)):
+        prefill(model, torch.tensor([prompt[:-1]], device=model.device), cache)
+        decode(model, tokenizer, [prompt], [cache], GenerationSettings(max_new_tokens=4))
+
+
+def storage_bytes(cache: Cache) -> int:
+    """Return the bytes of a cache's keys and values, from real storage."""
+    if isinstance(cache, SpanCache):
+        return cache.num_bytes
+    return sum(
+        states.untyped_storage().nbytes()
+        for layer in cache.layers
+        for states in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if states is not None
+    )
+
+
+def now(device: torch.device) -> float:
+    """Return a time in seconds, once the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Measure the most memory from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    # Linux keeps the peak of a process and takes this as the order to begin anew; elsewhere it is that of the process.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Return the most memory since `reset_peak`; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident_bytes("VmHWM")
+
+
+def resident_bytes(field: str) -> int | None:
+    """Return resident memory of this process, now (VmRSS) or at the most (VmHWM); None off Linux."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,327 @@
+"""A conversion as a model of lm-evaluation-harness.
+
+    lm = MasformerLM("smollm2-135m", plan="full@17,18,20,23 span=512 sinks=4", dtype="float32")
+    lm_eval.simple_evaluate(model=lm, tasks=["longbench_qmsum"])
+
+It is the harness's own `hf` model on top of a model with a span plan. Log-likelihoods, chat templates and processes are
+computed by its code. Answers are decoded by ours: the prompts of all requests form one tree, what they share is
+prefilled once, and rows decode together. Texts are cut as the `hf` model cuts them.
+
+Source: `HFLM` in lm_eval/models/huggingface.py of lm-evaluation-harness 0.4.13. Deliberate deviations: the device is
+the CPU where there is no other, processes on CPUs share the work, and too long prompts are told once with their count.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from eval.errors import UserError
+from eval.generation.answering import is_out_of_memory
+from eval.generation.decode import GenerationSettings, decode, rows_together
+from eval.generation.forecast import memory_budget
+from eval.generation.groups import Needs
+from eval.generation.prompt_tree import PromptTree, TreeCaches
+from eval.runtime.model import TORCH_DTYPES, load_converted, resolve_plan
+from masformer import fixed_frequencies
+from masformer.attention.prefill import frequency_class
+from masformer.checkpoints.open import open_checkpoint
+
+# Under lm-evaluation-harness's logger, so that its level and format hold.
+_log = logging.getLogger("lm_eval.masformer")
+# Options of the `hf` model that mean the same here.
+_OPTIONS = (
+    "add_bos_token",
+    "backend",
+    "batch_size",
+    "chat_template_args",
+    "device",
+    "enable_thinking",
+    "logits_cache",
+    "max_batch_size",
+    "max_length",
+    "prefix_token_id",
+    "softmax_dtype",
+    "think_end_token",
+    "tokenizer",
+    "truncation",
+    "trust_remote_code",
+    "use_fast_tokenizer",
+)
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Generation arguments that change nothing where the likeliest token is always taken, one answer at a time.
+_UNUSED = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "length_penalty", "early_stopping")
+_IGNORED = {*_UNUSED, *_TOKENS, "use_cache", "transformers_version"}
+# Of a checkpoint's suggestions: lengths are those of the requests, and the cache is ours.
+_OF_REQUESTS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "cache_implementation")
+# Those that a batch of ours has too.
+_SHARED = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
+
+Tokens = tuple[int, ...]
+
+
+class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
+    """The `hf` model of lm-evaluation-harness with a span plan and shared prefills.
+
+    Args:
+        pretrained: What `--model` takes: a short name, a `.gguf` file, a folder, a hub id.
+        plan: What `--plan` takes.
+        dtype: A key of `TORCH_DTYPES`; `auto` is that of the checkpoint's config, as in the `hf` model.
+        rows: Prompts that decode together at most; `batch_size` is for log-likelihoods. None is 16, on CUDA 64.
+        memory_gib: For keys and values while answers are written; None is half of what the weights leave.
+        options: Of the `hf` model.
+
+    Raises:
+        CheckpointError: The reference leads to no usable decoder.
+        UserError: An unknown option or value.
+        ConversionError: The architecture cannot take the plan.
+        PlanError: The plan is malformed, or does not fit the model.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        plan: str = "auto",
+        dtype: str = "auto",
+        rows: int | None = None,
+        memory_gib: float | None = None,
+        **options: Any,
+    ) -> None:
+        unknown = sorted(options.keys() - set(_OPTIONS))
+        if unknown:
+            known = ", ".join(("pretrained", "plan", "dtype", "rows", "memory_gib", *_OPTIONS))
+            raise UserError(f"model_args: '{unknown[0]}' is no option of the masformer model; known: {known}")
+        if dtype not in ("auto", *TORCH_DTYPES):
+            raise UserError(f"model_args: dtype '{dtype}' is unknown; known: auto, {', '.join(TORCH_DTYPES)}")
+        if rows is not None and not (isinstance(rows, int) and rows > 0):
+            raise UserError(f"model_args: rows is {rows!r}, a whole number above 0 was expected")
+        if memory_gib is not None and not (isinstance(memory_gib, (int, float)) and memory_gib > 0):
+            raise UserError(f"model_args: memory_gib is {memory_gib!r}, a number above 0 was expected")
+        trusts = bool(options.get("trust_remote_code"))
+        self.checkpoint = open_checkpoint(str(pretrained), trust_remote_code=trusts)
+        self.asked_plan = str(plan)
+        self.plan = resolve_plan(self.asked_plan, self.checkpoint, keeps_full=True)
+        own = next((name for name, of in TORCH_DTYPES.items() if of == self.checkpoint.config.dtype), "float32")
+        self.dtype_name = own if dtype == "auto" else dtype
+        self.memory_gib = memory_gib
+        options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+        super().__init__(pretrained=str(pretrained), dtype=self.dtype_name, **options)
+        if hasattr(self, "accelerator"):
+            # The `hf` model leaves this out on CPUs, where each process would do all of the work.
+            self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.rows = rows or (64 if self.device.type == "cuda" else 16)
+
+    def _get_config(self, pretrained: str, **_: Any) -> None:
+        self._config = self.checkpoint.config
+
+    def _create_tokenizer(self, pretrained: str, tokenizer: Any, **options: Any) -> None:
+        if tokenizer or options.get("add_bos_token") is not None or not options.get("use_fast_tokenizer", True):
+            checkpoint = self.checkpoint
+            source = {"revision": checkpoint.revision or "main", "gguf_file": checkpoint.gguf_file}
+            super()._create_tokenizer(checkpoint.location, tokenizer, **options | source)
+        else:
+            self.tokenizer = self.checkpoint.tokenizer
+
+    def _create_model(self, pretrained: str, **_: Any) -> None:
+        self._model = load_converted(
+            self.checkpoint, self.dtype_name, self.device, self.plan, self.asked_plan, _log.warning
+        )
+        # What the checkpoint suggests for generation counts, as in the `hf` model; its end tokens are there already.
+        ends = {name: getattr(self._model.generation_config, name) for name in _TOKENS}
+        suggested = _suggested(self.checkpoint.location, self.checkpoint.revision)
+        self._model.generation_config = GenerationConfig(**suggested | ends)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what is recorded with the results: the plan, and what pins the weights."""
+        return {
+            "model_num_parameters": self.model.num_parameters(),
+            "model_dtype": self.model.dtype,
+            "model_revision": self.checkpoint.revision or "",
+            "model_sha": self.checkpoint.revision or "",
+            "model_provenance": self.checkpoint.provenance,
+            "plan": None if self.plan is None else str(self.plan),
+        }
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return an answer to each request, in order.
+
+        Args:
+            requests: Instances of lm-evaluation-harness, with a prompt and its generation arguments.
+            disable_tqdm: Show no progress.
+
+        Raises:
+            UserError: A generation argument is unknown, or leaves no room for the prompt.
+        """
+        alike: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)
+        for members in alike.values():
+            _check_arguments(requests[members[0]].args[1])
+        texts: dict[int, str] = {}
+        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
+        with bar:
+            for members in alike.values():
+                for index, text in self._answer([requests[index] for index in members]):
+                    texts[members[index]] = text
+                    bar.update(1)
+        return [texts[index] for index in range(len(requests))]
+
+    def _answer(self, requests: Sequence[Any]) -> Iterator[tuple[int, str]]:
+        """Return answers to requests with the same generation arguments, by index, as they are made."""
+        asked = requests[0].args[1]
+        kwargs: dict[str, Any] = dict(normalize_gen_kwargs(asked, self.max_gen_toks))
+        until, num_new = kwargs.pop("until"), kwargs.pop("max_gen_toks")
+        if num_new >= self.max_length:
+            raise UserError(
+                f"max_gen_toks {num_new} leaves no room for a prompt within max_length {self.max_length}; lower it, or "
+                "pass max_length in --model_args"
+            )
+        given = self.model.generation_config.to_diff_dict() | kwargs
+        options = {name: value for name, value in given.items() if name not in _IGNORED and not _is_off(name, value)}
+        special = ["do_sample"] if given["do_sample"] else sorted(options.keys() - set(_SHARED))
+        prompts = [] if special else self._prompts([request.args[0] for request in requests], num_new)
+        if special or min(map(len, prompts)) < 2:
+            why = f"use {', '.join(special)}" if special else "have a prompt of one token"
+            _log.warning("%d requests %s: they share no prefill and decode as in the hf model", len(requests), why)
+            yield from enumerate(super().generate_until(list(requests), disable_tqdm=True))
+            return
+        settings = GenerationSettings(max_new_tokens=num_new, stop=tuple(filter(None, until)), **options)
+        askers: dict[Tokens, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            askers.setdefault(prompt, []).append(index)
+        cuts = handle_stop_sequences(until, eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False))
+        for prompt, tokens in self._decode_all(list(askers), settings):
+            text = self._text(list(tokens), cuts)
+            for index in askers[prompt]:
+                self.cache_hook.add_partial("generate_until", (requests[index].args[0], asked), text)
+                yield index, text
+
+    def _prompts(self, texts: Sequence[str], num_new: int) -> list[Tokens]:
+        """Return the tokens of prompts, cut from the left to leave room for the answer, which is told."""
+        most = self.max_length - num_new
+        known: dict[str, Tokens] = {}
+        for text in texts:
+            if text not in known:
+                known[text] = tuple(self.tok_batch_encode([text], truncation=self.truncation)[0][0].tolist())
+        cut = sum(len(known[text]) > most for text in texts)
+        if cut:
+            _log.warning(
+                "%d of %d prompts are longer than %d tokens (max_length %d less %d for the answer) and were cut from "
+                "the left",
+                *(cut, len(texts), most, self.max_length, num_new),
+            )
+        return [known[text][-most:] for text in texts]
+
+    def _text(self, tokens: list[int], cuts: list[str]) -> str:
+        """Return an answer as the `hf` model makes it of its tokens: without stop texts and what was thought."""
+        end = self.think_end_token
+        thought = [at for at, token in enumerate(tokens) if token == end] if isinstance(end, int) else []
+        text = str(self.tok_decode(tokens[thought[-1] + 1 :] if thought else tokens))
+        text = text.lstrip() if isinstance(end, int) else text
+        return str(postprocess_generated_text(text, cuts, end if isinstance(end, str) else None))
+
+    def _decode_all(self, prompts: Sequence[Tokens], settings: GenerationSettings) -> Iterator[tuple[Tokens, Tokens]]:
+        """Return the tokens of the answer to each prompt, in the order in which they are made: the longest first."""
+        by_class: dict[int, list[Tokens]] = {}
+        for prompt in sorted(prompts, key=len, reverse=True):
+            by_class.setdefault(frequency_class(self.config, len(prompt)), []).append(prompt)
+        most = rows_together(self.model, settings) or self.rows
+        for alike in by_class.values():
+            tree = PromptTree(alike)
+            caches = TreeCaches(self.model, tree, range(len(alike)))
+
+            def fits(leaves: Sequence[int], alike: Sequence[Tokens] = alike) -> bool:
+                batch = PromptTree([alike[leaf] for leaf in leaves])
+                return self._needs.tree_bytes(batch, settings.max_new_tokens, 1) <= self._budget
+
+            with fixed_frequencies(self.model, len(alike[0])):
+                for batch in _batches(tree.order, most, fits):
+                    for leaf, answer in self._decode(batch, alike, caches, settings):
+                        yield alike[leaf], answer
+                    caches.release(batch)
+
+    def _decode(
+        self, leaves: Sequence[int], prompts: Sequence[Tokens], caches: TreeCaches, settings: GenerationSettings
+    ) -> Iterator[tuple[int, Tokens]]:
+        """Return answers to some prompts: of one batch, or of halves of it where memory does not hold it."""
+        try:
+            filled = [caches.take(leaf) for leaf in leaves]
+            answers = decode(self.model, self.tokenizer, [prompts[leaf] for leaf in leaves], filled, settings)
+        except (RuntimeError, MemoryError) as error:
+            if len(leaves) == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            yield from ((leaf, answer.token_ids) for leaf, answer in zip(leaves, answers, strict=True))
+            return
+        _log.warning("out of memory with %d prompts at once; going on with half as many", len(leaves))
+        filled = []
+        caches.release()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = (len(leaves) + 1) // 2
+        for part in (leaves[:half], leaves[half:]):
+            yield from self._decode(part, prompts, caches, settings)
+
+    @cached_property
+    def _needs(self) -> Needs:
+        size = TORCH_DTYPES[self.dtype_name].itemsize
+        plan = getattr(self.model, "span_plan", None)
+        return Needs(self.config, plan, size, trust_remote_code=self.checkpoint.trust_remote_code)
+
+    @cached_property
+    def _budget(self) -> int:
+        if self.memory_gib is not None:
+            return int(self.memory_gib * 2**30)
+        weights = self._needs.num_weights * TORCH_DTYPES[self.dtype_name].itemsize
+        return memory_budget(self.device, weights, os.environ, None)
+
+
+def _suggested(location: str, revision: str | None) -> dict[str, Any]:
+    """Return what a checkpoint's `generation_config.json` says beyond transformers' defaults; nothing without one."""
+    try:
+        suggested = GenerationConfig.from_pretrained(location, revision=revision or "main").to_diff_dict()
+    except OSError:
+        return {}
+    return {name: value for name, value in suggested.items() if name not in _OF_REQUESTS}
+
+
+def _is_off(name: str, value: Any) -> bool:
+    """Return whether a generation argument says what is so without it."""
+    return value is None or value is False or name.startswith("_") or (name.startswith("num_") and value == 1)
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check that generation arguments are known before anything is decoded."""
+    known = GenerationConfig()
+    aliases = ("until", "max_gen_toks", "max_tokens", "max_completion_tokens")
+    unknown = sorted(name for name in arguments if name not in aliases and not hasattr(known, name))
+    if unknown or "cache_implementation" in arguments:
+        raise UserError(
+            f"generation argument '{(*unknown, 'cache_implementation')[0]}' is not taken; give until, max_gen_toks, or "
+            "what transformers' GenerationConfig has besides the cache, which is masformer's"
+        )
+
+
+def _batches(order: Sequence[int], most: int, fits: Callable[[Sequence[int]], bool]) -> Iterator[list[int]]:
+    """Return prompts that decode together: side by side, in even numbers, as many as rows and memory allow."""
+    even = math.ceil(len(order) / math.ceil(len(order) / most))
+    batch: list[int] = []
+    for leaf in order:
+        if batch and (len(batch) == even or not fits([*batch, leaf])):
+            yield batch
+            batch = []
+        batch.append(leaf)
+    yield batch

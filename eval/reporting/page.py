@@ -1,0 +1,244 @@
+"""Facts, charts, tables and samples -> one HTML file that opens offline, in any browser of 2024 or later.
+
+Everything is inside: Vega's libraries from the installed `vl_convert`, the data as JSON, styles and scripts from
+`page_assets/`. Texts are untrusted. The template escapes what it writes, the scripts build text nodes only, and the
+page's own policy lets no script run but the two whose digests it names, and no request leave.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import vl_convert
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from eval.reporting.charts import VEGA_LITE_VERSION, theme
+
+PAGE_BYTES = 10_000_000
+_ASSETS = Path(__file__).parent / "page_assets"
+_SCRIPTS = ("dom.js", "tables.js", "plots.js", "overlap.js", "document.js", "sample.js", "samples.js", "page.js")
+_MIN_GAP = 100  # characters: less is shown rather than replaced by a note of how much is missing
+RESERVE_BYTES = 1_500_000  # libraries, charts and tables of a page
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heading:
+    """A title, which the list of contents leads to; level 2 or 3."""
+
+    text: str
+    level: Literal[2, 3] = 2
+    kind: Literal["heading"] = "heading"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prose:
+    """Paragraphs, separated by empty lines; `code` between backquotes. Captions, facts and cells read the same way."""
+
+    text: str
+    kind: Literal["prose"] = "prose"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A Vega-Lite spec with its data inside; charts that follow each other stand side by side where there is room."""
+
+    title: str
+    caption: str
+    spec: Mapping[str, Any]
+    kind: Literal["chart"] = "chart"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table; numbers stand to the right and sort from the largest first."""
+
+    name: str
+    is_number: bool = False
+    note: str = ""
+    """What the name means, shown when a pointer rests on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What a cell shows, and what it sorts by: None sorts last, either way."""
+
+    text: str
+    sort: float | str | None = None
+    is_strong: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table that sorts by its headers; one of more than six rows also has a filter."""
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    kind: Literal["table"] = "table"
+
+
+Section = Heading | Prose | Chart | Table
+
+
+def render_page(
+    title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section], samples: Mapping[str, Any] | None = None
+) -> str:
+    """Return the page.
+
+    Args:
+        title: Also the page's first heading.
+        facts: Names and what is to be said of them, the first thing on the page.
+        sections: In reading order.
+        samples: For the sample browser: `{"metrics", "documents", "examples"}`. A document, under its key, is
+            `{"text": str | None, "length": characters, "pieces": [[start, text], ...]}` as `fit_documents` returns. An
+            example is `{"task", "id", "document": key, "query", "references", "evidence", "oracle", "answers"}`, and an
+            answer `{"template", "maxlen", "text", "scores": {metric: fraction}, "kept": spans, "context_tokens_kept",
+            "context_tokens_dropped", "seconds", "cache_bytes", "finish_reason"}`. Spans are characters of the document,
+            `oracle` those of the visible oracle's sentences. Texts that are None are left out of the browser. A `note`,
+            if there is one, stands above it. `headlines` may name a metric of each task, by which its examples are
+            shown until another is chosen.
+    """
+    for section in sections:
+        if isinstance(section, Table):
+            _check_rows(section)
+    charts = [section.spec for section in sections if isinstance(section, Chart)]
+    library = _vega() if charts else ""
+    script = _page_script()
+    return (
+        _template()
+        .get_template("page.html")
+        .render(
+            title=title,
+            facts=facts,
+            sections=list(enumerate(sections)),
+            samples=None if samples is None else as_json(samples),
+            samples_note=(samples or {}).get("note", ""),
+            plots=as_json({"specs": charts, "themes": {"light": theme(dark=False), "dark": theme(dark=True)}}),
+            style=Markup(_asset("page.css")),
+            library=Markup(library),
+            script=Markup(script),
+            policy=_policy([library, script]),
+        )
+    )
+
+
+def as_json(value: Any) -> Markup:
+    """Return JSON that may stand in a script element, whatever text it holds: no `<` is left in it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    # Half of a pair has no UTF-8; a question mark keeps the offsets of what follows.
+    return Markup(text.encode("utf-8", "replace").decode())
+
+
+def document_budget(examples: Sequence[Mapping[str, Any]]) -> int:
+    """Return the bytes that are left for documents in a page of `PAGE_BYTES` with these examples, 0 where none are."""
+    return max(PAGE_BYTES - RESERVE_BYTES - num_json_bytes(examples), 0)
+
+
+def fit_documents(
+    documents: Mapping[str, str], spans_of_interest: Mapping[str, Sequence[tuple[int, int]]], budget_bytes: int
+) -> dict[str, dict[str, Any]]:
+    """Return the documents for a page: whole if all fit, otherwise windows of text around what is of interest.
+
+    Windows stand around both ends of each document and of each span (what was kept, the oracle's sentences, evidence)
+    and are all of one size, the largest that fits the budget. Documents that they cover are whole again.
+
+    Args:
+        documents: Texts by key.
+        spans_of_interest: Spans of characters, by key; a document may have none.
+        budget_bytes: Of all documents together, as they stand in the page.
+    """
+    edges = {
+        key: sorted({0, len(text), *(edge for span in spans_of_interest.get(key, ()) for edge in span)})
+        for key, text in documents.items()
+    }
+
+    def fit(window: int) -> dict[str, dict[str, Any]]:
+        return {key: _windows(text, edges[key], window) for key, text in documents.items()}
+
+    too_wide = max((len(text) for text in documents.values()), default=0) + 1
+    fitted = fit(too_wide)
+    if num_json_bytes(fitted) <= budget_bytes:
+        return fitted
+    widest = 0
+    fitted = fit(widest)
+    while too_wide - widest > 1:
+        window = (widest + too_wide) // 2
+        candidate = fit(window)
+        if num_json_bytes(candidate) <= budget_bytes:
+            widest, fitted = window, candidate
+        else:
+            too_wide = window
+    return fitted
+
+
+def _windows(text: str, edges: Sequence[int], window: int) -> dict[str, Any]:
+    spans: list[list[int]] = []
+    for edge in edges if window else ():
+        start, end = max(edge - window, 0), min(edge + window, len(text))
+        if spans and start - spans[-1][1] < _MIN_GAP:
+            spans[-1][1] = max(spans[-1][1], end)
+        else:
+            spans.append([start, end])
+    if spans == [[0, len(text)]]:
+        return {"text": text, "length": len(text), "pieces": []}
+    return {"text": None, "length": len(text), "pieces": [[start, text[start:end]] for start, end in spans]}
+
+
+def num_json_bytes(value: Any) -> int:
+    """Return how much room a value takes in a page."""
+    return len(as_json(value).encode())
+
+
+def _check_rows(table: Table) -> None:
+    for row in table.rows:
+        if len(row) != len(table.columns):
+            raise ValueError(
+                f"a row of the table {table.caption!r} has {len(row)} cells for {len(table.columns)} columns"
+            )
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+def _page_script() -> str:
+    """Return the page's scripts as one function, so that their names meet no others."""
+    return "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in _SCRIPTS) + "\n})();"
+
+
+@cache
+def _vega() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script, of which only `vegaEmbed` is visible."""
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE_VERSION)
+    return "(() => {" + bundle.replace("\r\n", "\n") + "})();"
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Return a Content-Security-Policy that runs exactly these inline scripts and requests nothing."""
+    digests = [
+        "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() + "'"
+        for script in scripts
+        if script
+    ]
+    return (
+        f"default-src 'none'; script-src {' '.join(digests)}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _template() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(_ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

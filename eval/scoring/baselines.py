@@ -1,0 +1,401 @@
+"""Rows that keep a reader honest: texts that need no model, from the part of the document that a model was shown.
+
+    document = prepare_document(text, "hf")
+    rows = yardsticks(document, {1024: [(0, 4700)], 2048: [(0, 9400)]}, references, query, budget)
+    [row.system for row in rows[1024]] -> ["lead", "tail", "query_echo", "visible_oracle"]
+
+- `lead`, `tail`: the first and the last words that were shown, as many as the budget allows.
+- `query_echo`: the query itself; absent where there is none.
+- `visible_oracle`: sentences that were shown, picked with the references in hand. It tells "the information was not in
+  the window" from "the model did not use it". It is a reference line and no strict ceiling: the search is greedy, whole
+  sentences are all it can say, and it aims at its own objective, so a model can score higher.
+- `common_answer`: what most examples of the task have among their references; of short answers and choices alone. It
+  reads nothing, and knows only how often each answer is right.
+
+The oracle's objective is ROUGE-1 F + ROUGE-2 F against the best reference. Words are the profile's own and count as
+often as they occur; bigrams lie within one sentence, in the document and in the reference. Of short answers it is their
+F1, and no budget holds: a sentence is longer than most answers, and F1 has its own price for words that are too many.
+Sentences are those of `sentence_spans`, and end at a line break too, because tasks put a heading, a paragraph or a turn
+on a line of its own.
+
+Array shapes: `S` sentences of the document, `W` words of the document, `N` n-grams of the reference that the document
+has too, `E` pairs of a sentence and such an n-gram, `C` sets of sentences. A last axis of 2 is unigrams and bigrams.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.scoring.answers import answer_words
+from eval.scoring.profiles import PROFILES
+from eval.scoring.rouge import sentence_spans
+from eval.scoring.rouge_words import rouge_words
+
+YARDSTICKS = ("visible_oracle", "lead", "tail", "query_echo", "common_answer")
+Span = tuple[int, int]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# A line without the white space around it.
+_LINE = re.compile(r"\S(?:[^\n]*\S)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """One text that needs no model.
+
+    Attributes:
+        system: Of `YARDSTICKS`.
+        text: What it says; empty where nothing fits.
+        sentences: Of the oracle, its sentences as character spans in the document, in order.
+        objective: Of the oracle, what it reached; None for the others.
+    """
+
+    system: str
+    text: str
+    sentences: tuple[Span, ...] = ()
+    objective: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedDocument:
+    """A document's sentences and words, found once for all its queries and lengths.
+
+    Attributes:
+        text: The document.
+        split_words: The profile's words of a text.
+        is_rouge: Whether the oracle aims at ROUGE, under a budget; otherwise at the F1 of words, and bigrams are none.
+        spans: (S, 2) characters where sentences begin and end.
+        lengths: (S,) words between white space, which is what the budget counts.
+        sizes: (S, 2) the profile's words and bigrams.
+        vocabulary: A number for each word.
+        words: (W,) numbers of the words, sentence after sentence.
+        word_rows: (W,) the sentence of each word.
+        bigrams: Numbers of the bigrams: the first word's times the size of the vocabulary, plus the second's.
+        bigram_rows: The sentence of each bigram.
+    """
+
+    text: str
+    split_words: Callable[[str], list[str]]
+    is_rouge: bool
+    spans: Ints
+    lengths: Ints
+    sizes: Ints
+    vocabulary: dict[str, int]
+    words: Ints
+    word_rows: Ints
+    bigrams: Ints
+    bigram_rows: Ints
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Choice:
+    """Sentences, how often they have each of the (N,) n-grams, and the value of the objective."""
+
+    sentences: list[int]
+    counts: Floats
+    value: float
+
+
+def objective(profile: str) -> str:
+    """Return the oracle's objective in words, for reports."""
+    if not PROFILES[profile].is_rouge:
+        return f"F1 against the best reference, words as profile {profile} has them, of as many sentences as help"
+    return (
+        f"ROUGE-1 F + ROUGE-2 F against the best reference, words as profile {profile} has them, "
+        "bigrams within a sentence"
+    )
+
+
+def word_budget(references: Iterable[str]) -> int:
+    """Return the median number of words between white space of all references of a task, at least 1."""
+    median = statistics.median([len(reference.split()) for reference in references])
+    return max(1, int(median + 0.5))
+
+
+def common_answer(references: Iterable[Sequence[str]]) -> str:
+    """Return what most examples have among their references, the first of those that are as common.
+
+    Answers of the same words count as one, and once an example.
+
+    Args:
+        references: Of each example of a task, one at least.
+    """
+    counts: Counter[str] = Counter()
+    texts: dict[str, str] = {}
+    for of_example in references:
+        found = {text: " ".join(answer_words(text)) for text in of_example}
+        counts.update(list(dict.fromkeys(found.values())))
+        for text, words in found.items():
+            texts.setdefault(words, text)
+    [(best, _)] = counts.most_common(1)
+    return texts[best]
+
+
+def visible_share(evidence: Sequence[Sequence[int]] | None, windows: Sequence[Sequence[int]]) -> float | None:
+    """Return the share of the evidence's characters that was shown, a character counted once; None without evidence."""
+    wanted, shown = _merge(evidence or ()), _merge(windows)
+    total = sum(end - start for start, end in wanted)
+    seen = sum(max(0, min(end, last) - max(start, first)) for start, end in wanted for first, last in shown)
+    return seen / total if total else None
+
+
+def prepare_document(text: str, profile: str) -> PreparedDocument:
+    """Return what all yardsticks of a document share."""
+    split_words, is_rouge = _word_splitter(profile), PROFILES[profile].is_rouge
+    spans = _sentences(text)
+    sentences = [text[start:end] for start, end in spans]
+    words_of = [split_words(sentence) for sentence in sentences]
+    vocabulary: dict[str, int] = {}
+    numbers = [vocabulary.setdefault(word, len(vocabulary)) for words in words_of for word in words]
+    words = np.array(numbers, dtype=np.int64)
+    num_words = np.array([len(found) for found in words_of], dtype=np.int64)
+    rows = np.repeat(np.arange(len(spans)), num_words)
+    inside = (rows[1:] == rows[:-1]) & is_rouge
+    return PreparedDocument(
+        text=text,
+        split_words=split_words,
+        is_rouge=is_rouge,
+        spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
+        lengths=np.array([len(sentence.split()) for sentence in sentences], dtype=np.int64),
+        sizes=np.stack([num_words, np.maximum(num_words - 1, 0) * is_rouge], axis=1),
+        vocabulary=vocabulary,
+        words=words,
+        word_rows=rows,
+        bigrams=(words[:-1] * len(vocabulary) + words[1:])[inside],
+        bigram_rows=rows[1:][inside],
+    )
+
+
+def yardsticks(
+    document: PreparedDocument,
+    windows: Mapping[int, Sequence[Sequence[int]]],
+    references: Sequence[str],
+    query: str | None,
+    budget: int,
+) -> dict[int, list[Yardstick]]:
+    """Return the rows of one example at each maximum length, from what was shown and asked.
+
+    Args:
+        document: What the example is about.
+        windows: By maximum length, the characters of the document that the model was shown.
+        references: Of the example.
+        query: Of the example; None where the task has none.
+        budget: The most words of `lead`, `tail` and, under ROUGE, `visible_oracle`; see `word_budget`.
+    """
+    assert references
+    assert budget > 0
+    merged = {maxlen: _merge(windows[maxlen]) for maxlen in sorted(windows)}
+    oracles = _visible_oracles(document, merged, references, budget if document.is_rouge else len(document.text))
+    rows: dict[int, list[Yardstick]] = {}
+    for maxlen, window in merged.items():
+        rows[maxlen] = [
+            Yardstick(system="lead", text=_first_words(document.text, window, budget)),
+            Yardstick(system="tail", text=_last_words(document.text, window, budget)),
+        ]
+        if query and query.strip():
+            rows[maxlen].append(Yardstick(system="query_echo", text=query))
+        rows[maxlen].append(oracles[maxlen])
+    return rows
+
+
+def _merge(spans: Iterable[Sequence[int]]) -> list[Span]:
+    """Return the spans in order, joined where they touch or overlap, without empty ones."""
+    merged: list[Span] = []
+    for start, end in sorted((start, end) for start, end in spans if start < end):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _word_splitter(profile: str) -> Callable[[str], list[str]]:
+    use_stemmer = PROFILES[profile].use_stemmer
+    if use_stemmer is None:
+        return answer_words
+    if profile == "longbench":
+        return _spaced_words
+    return partial(rouge_words, use_stemmer=use_stemmer)
+
+
+def _spaced_words(text: str) -> list[str]:
+    # As the package `rouge` has them: full stops and white space part words, case and other signs stay.
+    return text.replace(".", " ").split()
+
+
+def _sentences(text: str) -> list[Span]:
+    return [match.span() for start, end in sentence_spans(text) for match in _LINE.finditer(text, start, end)]
+
+
+def _first_words(text: str, window: Sequence[Span], budget: int) -> str:
+    pieces = []
+    for start, end in window:
+        piece = text[start:end]
+        *found, rest = [*piece.split(None, budget), ""][: budget + 1]
+        pieces.append(piece[: len(piece) - len(rest)].strip())
+        budget -= len(found)
+        if not budget:
+            break
+    return "\n".join(piece for piece in pieces if piece)
+
+
+def _last_words(text: str, window: Sequence[Span], budget: int) -> str:
+    pieces = []
+    for start, end in reversed(window):
+        piece = text[start:end]
+        rest, *found = ["", *piece.rsplit(None, budget)][-budget - 1 :]
+        pieces.append(piece[len(rest) :].strip())
+        budget -= len(found)
+        if not budget:
+            break
+    return "\n".join(piece for piece in reversed(pieces) if piece)
+
+
+def _visible_oracles(
+    document: PreparedDocument, windows: Mapping[int, Sequence[Span]], references: Sequence[str], budget: int
+) -> dict[int, Yardstick]:
+    """Return the oracle of each window.
+
+    Every search starts twice, from nothing and from the choice of the window before, and runs towards each reference;
+    the best end counts. So the objective never falls from a window to one that holds it.
+    """
+    searches = [_Search(document, reference) for reference in references]
+    oracles: dict[int, Yardstick] = {}
+    seed: list[int] = []
+    before = None
+    for maxlen, window in windows.items():
+        shown = _whole_sentences(document.spans, window)
+        if before is None or not np.array_equal(shown, before):
+            allowed = shown & (document.lengths <= budget)
+            starts = [[], [sentence for sentence in seed if shown[sentence]]] if seed else [[]]
+            ends = [search.climb(start, allowed, budget).sentences for search in searches for start in starts]
+            values = [max(search.choice(end).value for search in searches) for end in ends]
+            best = int(np.argmax(values))
+            seed, before = sorted(ends[best]), shown
+            spans = tuple((int(start), int(end)) for start, end in document.spans[seed])
+            oracle = Yardstick(
+                system="visible_oracle",
+                # A line each, so that whoever scores the text sees the same sentences.
+                text="\n".join(document.text[start:end] for start, end in spans),
+                sentences=spans,
+                objective=values[best],
+            )
+        oracles[maxlen] = oracle
+    return oracles
+
+
+def _whole_sentences(spans: Ints, window: Sequence[Span]) -> NDArray[np.bool_]:
+    """Return (S,) bools, True where a sentence lies wholly in one of the spans shown."""
+    shown = np.zeros(len(spans), dtype=np.bool_)
+    for start, end in window:
+        shown |= (spans[:, 0] >= start) & (spans[:, 1] <= end)
+    return shown
+
+
+class _Search:
+    """Greedy search towards one reference.
+
+    Only n-grams of the reference can match, so a sentence is a handful of counts, and a step is a few operations on
+    arrays, whatever the number of sentences.
+    """
+
+    def __init__(self, document: PreparedDocument, reference: str) -> None:
+        split = [document.split_words(reference[start:end]) for start, end in _sentences(reference)]
+        numbers = [[document.vocabulary.get(word, -1) for word in words] for words in split]
+        words = Counter(number for sentence in numbers for number in sentence if number >= 0)
+        bigrams = Counter(
+            first * len(document.vocabulary) + second
+            for sentence in numbers
+            for first, second in itertools.pairwise(sentence)
+            if first >= 0 and second >= 0
+        )
+        self._document = document
+        self._reference_sizes = np.array([sum(map(len, split)), sum(max(len(words) - 1, 0) for words in split)])
+        self._wanted = np.array([*words.values(), *bigrams.values()], dtype=np.float64)  # (N,)
+        self._num_words = len(words)
+        word_rows, word_columns = _find(document.words, document.word_rows, list(words))
+        bigram_rows, bigram_columns = _find(document.bigrams, document.bigram_rows, list(bigrams))
+        cells = np.concatenate([word_rows, bigram_rows]) * len(self._wanted)
+        cells += np.concatenate([word_columns, bigram_columns + self._num_words])
+        shape = len(document.spans), len(self._wanted)
+        table = np.bincount(cells, minlength=shape[0] * shape[1])
+        self._table: Floats = table.reshape(shape).astype(np.float64)  # (S, N)
+        self._rows, self._columns = self._table.nonzero()  # (E,)
+        self._counts = self._table[self._rows, self._columns]
+
+    def choice(self, sentences: Sequence[int]) -> _Choice:
+        """Return these sentences with their counts and value."""
+        picked = list(sentences)
+        counts = self._table[picked].sum(axis=0)
+        value = self._values(self._matched(counts), self._document.sizes[picked].sum(axis=0))
+        return _Choice(sentences=picked, counts=counts, value=float(value))
+
+    def climb(self, start: Sequence[int], allowed: NDArray[np.bool_], budget: int) -> _Choice:
+        """Return the choice that no allowed sentence improves, neither added nor in the place of one chosen."""
+        choice = self.choice(start)
+        if not allowed.any():
+            return choice
+        while True:
+            better = self._step(choice, False, allowed, budget) or self._step(choice, True, allowed, budget)
+            if better is None:
+                return choice
+            choice = better
+
+    def _step(self, choice: _Choice, swap: bool, allowed: NDArray[np.bool_], budget: int) -> _Choice | None:
+        """Return the best choice with one more sentence or, to `swap`, another one; None where none is better."""
+        document, chosen = self._document, choice.sentences
+        if swap and not chosen:
+            return None
+        counts, sizes = choice.counts[None], document.sizes[chosen].sum(axis=0)[None]
+        lengths = document.lengths[chosen].sum()[None]
+        if swap:  # C choices, each without one of the sentences
+            counts, sizes = counts - self._table[chosen], sizes - document.sizes[chosen]
+            lengths = lengths - document.lengths[chosen]
+        inside = allowed[self._rows]
+        rows, columns = self._rows[inside], self._columns[inside]
+        missing = np.maximum(self._wanted - counts, 0)  # (C, N)
+        gains = np.minimum(self._counts[inside], missing[:, columns])  # (C, E)
+        slots = 2 * rows + (columns >= self._num_words) + 2 * len(allowed) * np.arange(len(counts))[:, None]
+        gained = np.bincount(slots.ravel(), weights=gains.ravel(), minlength=2 * len(allowed) * len(counts))
+        matched = self._matched(counts)[:, None] + gained.reshape(len(counts), -1, 2)
+        values = self._values(matched, sizes[:, None] + document.sizes)  # (C, S)
+        fits = allowed & (document.lengths <= budget - lengths[:, None])
+        fits[:, chosen] = False
+        values[~fits] = -1
+        dropped, sentence = divmod(int(values.argmax()), len(allowed))
+        if values[dropped, sentence] <= choice.value:
+            return None
+        kept = [other for other in chosen if other != chosen[dropped]] if swap else chosen
+        return self.choice([*kept, sentence])
+
+    def _matched(self, counts: Floats) -> Floats:
+        """Return (..., 2) matches of (..., N) counts: no n-gram more often than the reference has it."""
+        clipped = np.minimum(counts, self._wanted)
+        words, bigrams = clipped[..., : self._num_words], clipped[..., self._num_words :]
+        return np.stack([words.sum(axis=-1), bigrams.sum(axis=-1)], axis=-1)
+
+    def _values(self, matched: Floats, sizes: Ints) -> Floats:
+        """Return (...) ROUGE-1 F + ROUGE-2 F of (..., 2) matches and sizes, the second 0 where there are no bigrams."""
+        measures: Floats = 2 * matched / np.maximum(sizes + self._reference_sizes, 1)
+        return measures[..., 0] + measures[..., 1]
+
+
+def _find(numbers: Ints, rows: Ints, wanted: Sequence[int]) -> tuple[Ints, Ints]:
+    """Return the rows of the numbers that are wanted, and the place of each in `wanted`."""
+    if not wanted:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    order = np.argsort(wanted)
+    ordered = np.array(wanted, dtype=np.int64)[order]
+    places = np.minimum(np.searchsorted(ordered, numbers), len(ordered) - 1)
+    hits = ordered[places] == numbers
+    return rows[hits], order[places[hits]]

@@ -1,0 +1,179 @@
+"""The folder of one training: what was asked, what each step cost, and checkpoints that are whole or not there.
+
+run.json                 settings, provenance of model and data, one entry a session
+steps.jsonl              one line a step: loss, gradient norm, learning rate, tokens, seconds
+evals.jsonl              one line an evaluation: loss and perplexity on what was held out
+checkpoints/step-000040/ a model folder that `eval/run.py --model` takes; `state/` in it is what a resume needs
+best, last               links to two of them; others are deleted
+report.md, curves.svg    the same for people
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from eval.errors import UserError
+from eval.records.journal import append_line
+from eval.records.run_folder import RunFolder
+
+STATE = "state"
+_CHECKPOINTS = "checkpoints"
+
+
+class TrainFolder:
+    """Reads and writes the files of one training.
+
+    Args:
+        path: Of the folder; need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = RunFolder(path)
+
+    def step_of(self, name: str) -> int | None:
+        """Return the step of the checkpoint that `best` or `last` names; None before the first.
+
+        Raises:
+            UserError: The link was replaced by a copy, or names what is not there.
+        """
+        link = self.path / name
+        if not link.is_symlink() and not link.exists():
+            return None
+        if not link.is_symlink() or not link.exists():
+            problem = "is a copy and not a link" if link.exists() else "names a checkpoint that is not there"
+            raise UserError(f"{link} {problem}; give --resume one of {self.path / _CHECKPOINTS}/step-*")
+        return step_of(link)
+
+    def point(self, name: str, step: int) -> None:
+        """Let `best` or `last` name the checkpoint of a step."""
+        link = self.path / f".{name}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.checkpoint(step).relative_to(self.path))
+        link.replace(self.path / name)
+
+    def checkpoint(self, step: int) -> Path:
+        """Return where the checkpoint of a step lies, or would."""
+        return self.path / _CHECKPOINTS / f"step-{step:06}"
+
+    def partial(self, step: int) -> Path:
+        """Return where the checkpoint of a step lies while it is written."""
+        return self.path / _CHECKPOINTS / f".step-{step:06}.partial"
+
+    def begin_checkpoint(self, step: int) -> None:
+        """Make an empty folder for a checkpoint; what earlier attempts left goes.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        for left in (self.path / _CHECKPOINTS).glob(".*"):
+            shutil.rmtree(left, ignore_errors=True)
+        self.written(step, lambda: (self.partial(step) / STATE).mkdir(parents=True))
+
+    def written(self, step: int, write: Callable[[], object]) -> None:
+        """Call what writes a part of a checkpoint; should it fail, the part goes and the last whole one is named.
+
+        Raises:
+            UserError: The disk is full, or gone.
+        """
+        try:
+            write()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch and safetensors have exceptions of their own for a full disk.
+            shutil.rmtree(self.partial(step), ignore_errors=True)
+            last = self.step_of("last")
+            kept = "none was written before" if last is None else f"the one before, step {last}, is whole"
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(
+                f"the checkpoint of step {step} cannot be written to {self.path}: {first}; {kept}; make room and run "
+                "the same command with --resume"
+            ) from error
+
+    def end_checkpoint(self, step: int, *, is_best: bool) -> None:
+        """Give a checkpoint its name, let `last`, and perhaps `best`, point to it, and delete those that neither names.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+
+        def publish() -> None:
+            _sync(self.partial(step))
+            # A checkpoint of this step may be there, from before a resume; it goes when the new one has its name.
+            former = self.partial(step).with_suffix(".former")
+            shutil.rmtree(former, ignore_errors=True)
+            if self.checkpoint(step).exists():
+                self.checkpoint(step).replace(former)
+            self.partial(step).replace(self.checkpoint(step))
+            for name in ("last", "best") if is_best else ("last",):
+                self.point(name, step)
+            shutil.rmtree(former, ignore_errors=True)
+
+        self.written(step, publish)
+        kept = {(self.path / name).resolve() for name in ("last", "best")}
+        for folder in (self.path / _CHECKPOINTS).glob("step-*"):
+            if folder.resolve() not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def read_log(self, name: str) -> list[dict[str, Any]]:
+        """Return the whole lines of `steps.jsonl` or `evals.jsonl`."""
+        file = self.path / name
+        lines = []
+        for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break  # torn by a kill
+        return lines
+
+    def cut_logs(self, step: int) -> None:
+        """Drop what the logs say about steps after the one from which a training goes on."""
+        for name in ("steps.jsonl", "evals.jsonl"):
+            self.run.write_lines(name, [line for line in self.read_log(name) if line["step"] <= step])
+
+    def log(self, name: str, line: Mapping[str, Any]) -> None:
+        """Append a line to `steps.jsonl` or `evals.jsonl` and see it onto the disk.
+
+        Raises:
+            UserError: The disk is full, or gone.
+        """
+        with (self.path / name).open("ab", buffering=0) as stream:
+            append_line(stream, line)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that the folder of a checkpoint, or a link to it, names.
+
+    Raises:
+        UserError: It is no checkpoint.
+    """
+    name = checkpoint.resolve().name
+    if not name.removeprefix("step-").isdigit():
+        raise UserError(f"{checkpoint} is no checkpoint of a training; give one of {_CHECKPOINTS}/step-*")
+    return int(name.removeprefix("step-"))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the training folder that a path given to `--resume` is, or lies in.
+
+    Raises:
+        UserError: It is neither a training folder nor one of its checkpoints.
+    """
+    for folder in (path, *path.resolve().parents[:2]):
+        if (folder / "run.json").is_file() and ((folder / _CHECKPOINTS).is_dir() or folder == path):
+            return folder
+    raise UserError(f"--resume {path} is no training folder and no checkpoint in one; give what --output named")
+
+
+def _sync(folder: Path) -> None:
+    """See all files of a folder onto the disk."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())

@@ -1,0 +1,77 @@
+"""Low-rank adapters through peft: put on a model, and added to its weights for a checkpoint.
+
+Source: LoRA (arXiv 2106.09685).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from accelerate import init_empty_weights
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from eval.config.finetune import ALL_LINEAR
+from eval.errors import UserError
+
+ADAPTER = "default"
+
+
+def check_targets(targets: Sequence[str], config: PreTrainedConfig, *, trust_remote_code: bool) -> None:
+    """Raise `UserError` for a name of `--lora-targets` that no linear layer of the model has; reads no weights."""
+    if tuple(targets) == (ALL_LINEAR,):
+        return
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    # The loss reads the output layer's weights themselves.
+    linear = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not model.get_output_embeddings()
+    }
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise UserError(f"--lora-targets names '{target}', which no linear layer of its decoder is called: {known}")
+
+
+def add_adapters(model: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str]) -> PeftModel:
+    """Put trainable adapters on the model in place, freeze the rest, and return peft's view of it."""
+    names: Any = ALL_LINEAR if tuple(targets) == (ALL_LINEAR,) else list(targets)
+    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, task_type="CAUSAL_LM")
+    # Weights stay in their own dtype: they are float32, and so are the adapters.
+    return get_peft_model(model, settings, autocast_adapter_dtype=False)
+
+
+def merged_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict as if there had never been adapters: what they add is in the weights.
+
+    Args:
+        model: With adapters, whose layers say how they scale; its own weights are not read.
+        state: Of that model, whole.
+    """
+    merged = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            low, high = (state[f"{name}.lora_{side}.{ADAPTER}.weight"].float() for side in "AB")
+            added = high @ low * module.scaling[ADAPTER]
+            if getattr(module, "fan_in_fan_out", False):
+                added = added.T
+            weight = merged[f"{name}.weight"]
+            merged[f"{name}.weight"] = (weight.float() + added).to(weight.dtype)
+    return merged
+
+
+def trainable_names(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that are trained."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def num_trainable(model: nn.Module) -> tuple[int, int]:
+    """Return how many numbers are trained, and how many there are."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)

@@ -1,0 +1,165 @@
+"""Optimizer steps and evaluations of a training, on one process or several.
+
+The loss of a step is the mean over all its targets, on whichever process and in whichever forward pass they are. So
+processes and gradient accumulation change how a step is computed and not what it is.
+
+Shapes: A forward passes of one process in a step, P processes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from eval.errors import UserError
+from eval.training.sequences import Batch, Row, collate
+
+
+def learning_rate_at(step: int, highest: float, warmup: int, total: int, schedule: str) -> float:
+    """Return the learning rate of a step, counted from 1: a rise, then a fall that would be at 0 one step later."""
+    if step <= warmup:
+        return highest * step / (warmup + 1)
+    left = (total - step + 1) / (total - warmup)
+    if schedule == "constant":
+        return highest
+    return highest * (left if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
+
+
+def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """Return AdamW over what is trained, with decay on matrices alone; its learning rate is set at each step."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """A prepared model and its optimizer.
+
+    Attributes:
+        accelerator: Of this process.
+        model: Returns a summed loss (`masformer.loss.NextTokenLoss`), prepared.
+        optimizer: Prepared.
+        batch_size: Rows of a forward pass of one process.
+        accumulation: Forward passes of one process in a step (A).
+        max_grad_norm: To which gradients are clipped.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batch_size: int
+    accumulation: int
+    max_grad_norm: float
+
+    def step(self, number: int, rows: Sequence[Row], learning_rate: float) -> dict[str, Any]:
+        """Train on the rows of one step of all processes, and return what its log says.
+
+        Raises:
+            UserError: The loss, or a gradient, is not a number; weights are those before the step.
+        """
+        started = time.perf_counter()
+        accelerator = self.accelerator
+        passes = self._split(rows)
+        num_targets = sum(piece.num_targets for row in rows for piece in row)
+        self.model.train()
+        losses, norm = [], None
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        for some in passes[accelerator.process_index]:
+            with accelerator.accumulate(self.model):
+                loss = self._loss(collate(some))
+                # Gradients are averaged over processes and, by accelerate, over forward passes.
+                accelerator.backward(loss * (accelerator.num_processes * self.accumulation / num_targets))
+                losses.append(loss.detach())
+                if accelerator.sync_gradients:
+                    self._check_losses(number, torch.stack(losses), passes)
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+                    if norm is not None and not math.isfinite(float(norm)) and accelerator.scaler is None:
+                        raise UserError(
+                            f"gradients are not finite at step {number} ({_names(rows)}); the last checkpoint is kept; "
+                            "lower --learning-rate or take the examples out"
+                        )
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        total = float(accelerator.gather(torch.stack(losses)).sum(dtype=torch.float64))
+        return {
+            "step": number,
+            "loss": total / num_targets,
+            "grad_norm": None if norm is None else float(norm),
+            "learning_rate": learning_rate,
+            "num_tokens": sum(len(piece) for row in rows for piece in row),
+            "num_targets": num_targets,
+            "seconds": time.perf_counter() - started,
+        }
+
+    @torch.no_grad()
+    def evaluate(self, rows: Sequence[Row], step: int) -> dict[str, Any]:
+        """Return the mean loss per target over some rows, computed by all processes together.
+
+        Raises:
+            UserError: It is no number; the checkpoint of this step is not to be kept.
+        """
+        started = time.perf_counter()
+        accelerator = self.accelerator
+        self.model.eval()
+        total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        # As many forward passes on each process, since sharded weights are gathered by all at once.
+        for first in range(0, len(rows), accelerator.num_processes):
+            index = first + accelerator.process_index
+            loss = self._loss(collate([rows[min(index, len(rows) - 1)]]))
+            if index < len(rows):
+                total += loss
+        num_targets = sum(piece.num_targets for row in rows for piece in row)
+        mean = float(accelerator.reduce(total, reduction="sum")) / num_targets
+        if not math.isfinite(mean):
+            raise UserError(
+                f"the held-out loss is {mean} after step {step}; the last checkpoint before it is kept; lower "
+                "--learning-rate"
+            )
+        return {
+            "loss": mean,
+            "perplexity": math.exp(mean) if mean < 700 else None,
+            "num_targets": num_targets,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def _loss(self, batch: Batch) -> Tensor:
+        device = self.accelerator.device
+        loss: Tensor = self.model(
+            batch.input_ids.to(device), batch.next_tokens.to(device), batch.position_ids.to(device)
+        )
+        return loss
+
+    def _split(self, rows: Sequence[Row]) -> list[list[Sequence[Row]]]:
+        """Return the rows of each forward pass of each process (P lists of A)."""
+        processes = self.accelerator.num_processes
+        assert len(rows) == processes * self.accumulation * self.batch_size
+        passes = [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
+        return [passes[process::processes] for process in range(processes)]
+
+    def _check_losses(self, number: int, losses: Tensor, passes: list[list[Sequence[Row]]]) -> None:
+        """Stop all processes where one of them has a loss that is no number."""
+        of_all = self.accelerator.gather(losses).view(len(passes), -1)
+        for process, row in enumerate(of_all.tolist()):
+            for index, loss in enumerate(row):
+                if not math.isfinite(loss):
+                    raise UserError(
+                        f"the loss is {loss} at step {number} on {_names(passes[process][index])}; the last checkpoint "
+                        "is kept; lower --learning-rate or take the example out"
+                    )
+
+
+def _names(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(piece.id for row in rows for piece in row))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,180 @@
+"""What a query sees: the numbers a layer needs beyond its span, which slots a cache returns, and the definition.
+
+Positions count from the first real token of a row; slots count from the first column, padding included. A row with
+`p` left-padding tokens holds position `slot - p` in a slot.
+
+Shapes: B batch, T tokens (Tq of the queries, Tk of the keys), S sinks.
+
+Source: the mask function is one of the `AttentionMaskInterface` of transformers 5.23.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from masformer.plans.spans import LayerSpan
+
+
+@dataclass(kw_only=True)
+class SpanMask:
+    """What a layer must know beyond its span.
+
+    Attributes:
+        offset: Slot of the first query: the number of slots already in the cache.
+        padding: (B,) left-padding tokens of each row; None when no row is padded.
+        most_padding: Of any row.
+        documents: Where the packed documents of each row start, from `packed_documents`; the first layer looks once for
+            all that share this mask. None when no row holds more than one.
+    """
+
+    offset: int
+    padding: Tensor | None = None
+    most_padding: int = field(init=False, default=0)
+    documents: list[list[int]] | None = None
+    has_looked: bool = False
+
+    def __post_init__(self) -> None:
+        if self.padding is not None:
+            self.most_padding = int(self.padding.max())
+
+    def look_for_documents(self, position_ids: Tensor | None, batch: int, num_queries: int) -> None:
+        """Find packed documents, unless an earlier layer did.
+
+        Raises:
+            ValueError: Documents are packed in a batch with padding, or on top of a cache.
+        """
+        if not self.has_looked:
+            self.documents = packed_documents(position_ids, self, batch, num_queries)
+            self.has_looked = True
+
+
+def left_padding(attention_mask: Tensor) -> Tensor | None:
+    """Return (B,) left-padding tokens of each row of a (B, T) mask; None when no row has any.
+
+    Tokens to the right of the real ones are left alone: no real token sees them.
+
+    Raises:
+        ValueError: A row has padding between real tokens.
+    """
+    mask = attention_mask.bool()
+    if bool(mask.all()):
+        return None
+    count = mask.sum(dim=1)
+    # A row may hold nothing but padding as yet.
+    first = torch.where(count > 0, mask.int().argmax(dim=1), mask.shape[1])
+    slots = torch.arange(mask.shape[1], device=mask.device)
+    if not torch.equal(mask, (slots >= first[:, None]) & (slots < (first + count)[:, None])):
+        raise ValueError("attention_mask has padding between real tokens; pad on the left only")
+    return first if bool(first.any()) else None
+
+
+def span_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    **kwargs: Any,
+) -> SpanMask:
+    """Return the `SpanMask` of one forward pass; the mask function registered with transformers.
+
+    Raises:
+        ValueError: The model wants another mask than a causal one, or the padding is not on the left.
+    """
+    if use_vmap:
+        raise ValueError(
+            "this model adds a mask of its own (images or prefixes seen both ways); only causal masks work"
+        )
+    padding = None if attention_mask is None else left_padding(attention_mask[:, : int(q_offset) + q_length])
+    return SpanMask(offset=int(q_offset), padding=padding)
+
+
+def is_visible(query: Tensor, key: Tensor, span: LayerSpan) -> Tensor:
+    """Return bools, True where the query at a position sees the key at another; element by element, broadcast."""
+    seen = (key >= 0) & (key <= query)
+    if span.is_full:
+        return seen
+    if span.block is not None:
+        near = key // span.block >= query // span.block - span.previous
+    else:
+        assert span.span is not None
+        near = query - key < span.span
+    return seen & (near | (key < span.sinks))
+
+
+def visible_keys(query_positions: Tensor, key_positions: Tensor, span: LayerSpan) -> Tensor:
+    """Return (..., Tq, Tk) bools, True where a query sees a key; negative key positions are nowhere."""
+    return is_visible(query_positions.unsqueeze(-1), key_positions.unsqueeze(-2), span)
+
+
+def cached_slots(span: LayerSpan, offset: int, num_new: int, padding: Tensor | None, device: torch.device) -> Tensor:
+    """Return (1 or B, Tk) the slot of each key that a `SpanCache` layer returns, -1 where it holds nothing to see.
+
+    Args:
+        span: Of the layer.
+        offset: Slots in the cache before this call.
+        num_new: Slots written in this call. One slot is written in place, so the ring is out of order; several are
+            appended to the kept slots in order.
+        padding: (B,) left-padding tokens, or None.
+        device: Of the result.
+    """
+    total = offset + num_new
+    if span.num_recent is None:
+        return torch.arange(total, device=device)[None]
+    sinks, ring = span.sinks, span.num_recent
+    pad = torch.zeros(1, dtype=torch.long, device=device) if padding is None else padding.to(device)
+    stored = total if num_new == 1 else offset
+    sink_slots = pad[:, None] + torch.arange(min(sinks, stored), device=device)  # (B, S)
+    sink_slots = torch.where(sink_slots < stored, sink_slots, -1)
+    if num_new == 1:
+        last = total - 1
+        entries = torch.arange(min(max(total - sinks, 0), ring), device=device)
+        recent = last - (last - sinks - entries) % ring
+        new = recent.new_empty(0)
+    else:
+        recent = torch.arange(max(min(sinks, offset), offset - ring), offset, device=device)
+        new = torch.arange(offset, total, device=device)
+    # A padded row's sinks lie beyond the first `sinks` slots, so that the ring holds some of them again.
+    recent_slots = torch.where(recent[None] >= pad[:, None] + sinks, recent[None], -1)
+    return torch.cat([sink_slots, recent_slots, new[None].expand(len(pad), -1)], dim=1)
+
+
+def num_cached(span: LayerSpan, offset: int, num_new: int) -> int:
+    """Return the number of keys that a `SpanCache` layer returns: the length of `cached_slots`."""
+    total = offset + num_new
+    if span.num_recent is None or offset == 0:
+        return total
+    if num_new == 1:
+        return min(total, span.sinks + span.num_recent)
+    return min(span.sinks, offset) + min(max(offset - span.sinks, 0), span.num_recent) + num_new
+
+
+def packed_documents(
+    position_ids: Tensor | None, mask: SpanMask, batch: int, num_queries: int
+) -> list[list[int]] | None:
+    """Return for each row where its packed documents start; None when no row holds more than one.
+
+    Raises:
+        ValueError: Documents are packed in a batch with padding, or on top of a cache.
+    """
+    if position_ids is None or position_ids.ndim != 2 or num_queries == 1:
+        return None
+    # Negative positions are some models' padding.
+    breaks = ((position_ids.diff(dim=1) != 1) & (position_ids[:, 1:] >= 0)).expand(batch, -1)
+    if mask.padding is not None:
+        # Padding carries any position; a document starts anew only after it.
+        slots = torch.arange(1, num_queries, device=breaks.device) + mask.offset
+        breaks = breaks & (slots > mask.padding.to(breaks.device)[:, None])
+    if mask.offset and mask.padding is None:
+        # A document of its own, though the cache holds another.
+        breaks = breaks | (position_ids[:, :1] == 0).expand(batch, -1)
+    if not bool(breaks.any()):
+        return None
+    if mask.padding is not None or mask.offset:
+        raise ValueError("packed documents (position_ids that start again) work without padding and without a cache")
+    return [[0, *(row.nonzero().flatten() + 1).tolist()] for row in breaks]

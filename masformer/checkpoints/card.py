@@ -1,0 +1,194 @@
+"""The model card of a checkpoint: where it comes from, its plan, how to load it, what it costs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+
+from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
+from masformer.checkpoints.open import SHORT_NAMES, Checkpoint
+from masformer.plans.spans import SpanPlan
+
+PAPER = "https://arxiv.org/abs/2310.12442"
+_TAGS = ["masformer", "long-context", "sparse-attention", "arxiv:2310.12442"]
+_LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a converted checkpoint was made from.
+
+    Attributes:
+        weights: Names the files that the weights were read from, with digests or a revision, without local folders.
+        base_model: Hub id; None where no hub id is known.
+        license: `license` and what goes with it, as in the metadata of a card; empty where it is not known.
+    """
+
+    weights: str
+    base_model: str | None
+    license: Mapping[str, str]
+
+
+def origin_of(checkpoint: Checkpoint) -> Origin:
+    """Return what a card says about the checkpoint that a conversion starts from, its own card read where it has one.
+
+    A folder without a base model or licence in its card is said to have none, rather than one that is guessed.
+    """
+    known = checkpoint.provenance
+    own = _own_card(checkpoint)
+    license = {name: own[name] for name in _LICENSE_FIELDS if isinstance(own.get(name), str)}
+    if checkpoint.gguf_file and not license:
+        license = _gguf_license(Path(checkpoint.location) / checkpoint.gguf_file)
+    if known["source"] == "hub":
+        return Origin(
+            weights=f"`{known['hub_id']}` at revision `{known['revision']}`",
+            base_model=known["hub_id"],
+            license=license,
+        )
+    base = SHORT_NAMES[checkpoint.name].hub_id if known["source"] == "package" else own.get("base_model")
+    files = [f"`{name}` (SHA-256 `{digest}`)" for name, digest in known["files"].items() if not _is_text(name)]
+    dequantized = ", dequantized" if checkpoint.gguf_file else ""
+    return Origin(
+        weights=", ".join(files) + dequantized, base_model=base if isinstance(base, str) else None, license=license
+    )
+
+
+def model_card(
+    name: str, plan: SpanPlan | None, origin: Origin | None, cost: Mapping[str, Any] | None, dtype: str
+) -> str:
+    """Return the text of a checkpoint's `README.md`.
+
+    Args:
+        name: What the loading lines load: a hub id, or the name of the folder.
+        plan: Of the checkpoint; None is the architecture's own attention.
+        origin: None leaves out base model and licence.
+        cost: As `masformer.measure.cost_record` returns it; None leaves the table out.
+        dtype: Of the stored weights.
+    """
+    known: dict[str, Any] = {**origin.license, "base_model": origin.base_model} if origin else {}
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="text-generation", tags=_TAGS if plan else None, **known
+    )
+    parts = [f"# {name.rsplit('/')[-1]}", _about_plan(name, plan)]
+    if origin:
+        made_of = f"Weights: {origin.weights}, stored in {dtype}. The plan changed none of them."
+        parts.append(f"## Origin\n\n{made_of}")
+    if cost:
+        parts.append(_about_cost(cost))
+    if plan:
+        parts.append(
+            f"## Paper\n\nMixed attention spans: [MASFormer]({PAPER}), *Efficient Long-Range Transformers: You Need to "
+            "Attend More, but Not Necessarily at Every Layer*, Findings of EMNLP 2023."
+        )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
+
+
+def rename(card: str, name: str) -> str:
+    """Return the card with loading lines that load `name`; a card without such lines as it is."""
+    found = re.search(r'(from_pretrained\(".*"\))\nimport masformer', card)
+    return card.replace(found[1], f'from_pretrained("{name}")') if found else card
+
+
+def _about_plan(name: str, plan: SpanPlan | None) -> str:
+    return f"""Attention spans of the layers (MASFormer plan): `{plan or "full"}`
+
+The plan is stored in `config.json` under `masformer`. **Plain `from_pretrained` ignores it without a warning and
+computes the architecture's own attention: full attention in every layer, but for models with windows of their own.**
+The line with `apply_plan` applies it:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}")
+import masformer; masformer.apply_plan(model)
+```
+
+`model.generate` then works as before. A plan changes what the model computes, so its quality has to be measured:
+nothing on this page does."""
+
+
+def _about_cost(cost: Mapping[str, Any]) -> str:
+    own = cost["own_plan"]
+    lines = [
+        "## Cost",
+        "",
+        f"| tokens | | this plan | own spans (`{own}`) | ratio |",
+        "| ---: | --- | ---: | ---: | ---: |",
+    ]
+    for row in cost["lengths"]:
+        for label, figures, unit in _figures(row):
+            plan, base = (_number(figures[side] / unit) for side in ("plan", "own"))
+            lines.append(f"| {row['length']:,} | {label} | {plan} | {base} | {figures['ratio']:.2f} |")
+    about = (
+        "Ratio is this plan / own spans. Attention operations (two matrix products) and cache: closed form, batch 1."
+    )
+    how = cost["measured_with"]
+    if how:
+        prefill, decoding = (
+            max(row["measured"][name]["slowest_to_fastest"] for row in cost["lengths"])
+            for name in ("prefill_seconds", "decode_ms_per_token")
+        )
+        versions = ", ".join(f"{package} {number}" for package, number in how["versions"].items())
+        about += (
+            f" Prefill, decoding and the measured cache: medians of {how['repeats']} turns in one process, both plans "
+            "computed by masformer, in turn, on the same random tokens. A length counts the prompt and the "
+            f"{how['decoded_tokens']} tokens decoded after it. Turns of one plan differed by up to {prefill:.2f}x in "
+            f"prefill and {decoding:.2f}x in decoding: smaller differences are noise. {how['device']}, threads: "
+            f"{how['threads']}, {how['dtype']}, {versions}, {how['date']}."
+        )
+    lines += ["", about, "", "The same figures, unrounded: `masformer_cost.json`."]
+    return "\n".join(lines)
+
+
+def _figures(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float], float]]:
+    closed = [("attention, GFLOP", row["attention_flops"], 1e9), ("cache, MiB", row["cache_bytes"], 2.0**20)]
+    measured = row["measured"]
+    if not measured:
+        return closed
+    return [
+        ("prefill, s", measured["prefill_seconds"], 1.0),
+        ("decoding, ms a token", measured["decode_ms_per_token"], 1.0),
+        ("cache measured, MiB", measured["cache_bytes"], 2.0**20),
+        *closed,
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _is_text(name: str) -> bool:
+    return not name.endswith((".safetensors", ".gguf"))
+
+
+def _own_card(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return the metadata of the checkpoint's own card; empty where there is none that can be read."""
+    folder = Path(checkpoint.location)
+    try:
+        if checkpoint.provenance["source"] != "hub" or folder.is_dir():
+            file = folder / "README.md"
+        else:
+            file = Path(
+                within(
+                    HUB_TIMEOUT_SECONDS,
+                    lambda: hf_hub_download(checkpoint.location, "README.md", revision=checkpoint.revision),
+                )
+            )
+        card = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        return dict(vars(card.data))
+    except Exception:  # no card, or one that is broken: it only adds what is known
+        return {}
+
+
+def _gguf_license(file: Path) -> dict[str, str]:
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).fields.get("general.license")
+    value = field.contents() if field else None
+    return {"license": value} if isinstance(value, str) and value else {}

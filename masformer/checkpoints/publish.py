@@ -1,0 +1,120 @@
+"""A saved checkpoint to the hub.
+
+push_to_hub("smollm2-mas", "owner/smollm2-mas")     # -> https://huggingface.co/owner/smollm2-mas/commit/...
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from masformer.checkpoints.card import rename
+from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
+from masformer.checkpoints.open import first_line
+from masformer.checkpoints.saving import CARD, checkpoint_files
+
+# Creating a repository takes the hub longer than an answer.
+_CREATE_TIMEOUT_SECONDS = 30.0
+
+
+class PushError(ValueError):
+    """A checkpoint that did not reach the hub; the one on the disk is whole."""
+
+
+def push_to_hub(folder: Path | str, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """Upload the converted checkpoint in a folder, and return the URL of the commit.
+
+    Only the checkpoint's own files are uploaded, not what else lies in the folder; weights that the repository had
+    under other names are taken out in the same commit. The loading lines of the card in the folder are changed to load
+    `repo_id`.
+
+    Args:
+        folder: As `save_checkpoint` wrote it.
+        repo_id: `OWNER/NAME`; made where the hub does not have it.
+        private: Of a repository that is made; None is the owner's default.
+        token: None takes `HF_TOKEN` or that of `hf auth login`.
+
+    Raises:
+        SaveError: The folder holds no converted checkpoint.
+        PushError: The hub cannot be reached or refuses.
+    """
+    folder = Path(folder)
+    files = checkpoint_files(folder)
+    check_push(repo_id, token)
+    card = folder / CARD
+    if CARD in files:
+        former = card.read_text(encoding="utf-8")
+        named = rename(former, repo_id)
+        if named != former:
+            partial = card.with_suffix(".partial")
+            partial.write_text(named, encoding="utf-8")
+            partial.replace(card)
+    api = HfApi(token=token)
+    try:
+        within(_CREATE_TIMEOUT_SECONDS, lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        commit = api.upload_folder(
+            folder_path=folder,
+            repo_id=repo_id,
+            allow_patterns=[glob.escape(name) for name in files],
+            # Weights of an earlier upload under other names would be loaded in place of these.
+            delete_patterns=["*.safetensors", "*.safetensors.index.json"],
+            commit_message="Upload a checkpoint with a MASFormer plan",
+        )
+    except Exception as error:  # the client's own, its transport's and OSError
+        again = f"the checkpoint is in '{folder}', send it with: masformer push '{folder}' {repo_id}"
+        raise PushError(f"{_reason(error, repo_id)}; {again}") from error
+    return str(commit.commit_url)
+
+
+def check_push(repo_id: str, token: str | None = None) -> None:
+    """Check that a push can begin: name, token, and that the hub answers and knows the token.
+
+    Raises:
+        PushError: It cannot.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise PushError(f"'{repo_id}' is no name for a repository: {first_line(error)}") from None
+    if "/" not in repo_id:
+        raise PushError(f"'{repo_id}' names no owner; give OWNER/NAME")
+    if constants.HF_HUB_OFFLINE:
+        raise PushError("HF_HUB_OFFLINE is set, so nothing can be sent to the hub; unset it")
+    if not (token or get_token()):
+        raise PushError("there is no hub token; set HF_TOKEN or run: hf auth login")
+    try:
+        within(HUB_TIMEOUT_SECONDS, lambda: HfApi(token=token).whoami())
+    except Exception as error:  # the client's own, its transport's and OSError
+        raise PushError(_reason(error, repo_id)) from error
+
+
+def _reason(error: BaseException, repo_id: str) -> str:
+    """Return what an upload failed of, and what to do."""
+    status = next((code for cause in _causes(error) if (code := _status(cause))), None)
+    if status == 401:
+        return "the hub does not accept the token (HTTP 401); set HF_TOKEN to a valid one or run: hf auth login"
+    if status == 403:
+        return (
+            f"the token may not write to {repo_id} (HTTP 403); use one with write access to "
+            f"'{repo_id.split('/')[0]}', or another owner"
+        )
+    if status:
+        return f"the hub refuses {repo_id} (HTTP {status}: {first_line(error)}); try again later"
+    deepest = list(_causes(error))[-1]
+    return f"the hub at {constants.ENDPOINT} cannot be reached or failed ({first_line(deepest)}); try again later"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _status(error: BaseException) -> int | None:
+    code = getattr(getattr(error, "response", None), "status_code", None)
+    return code if isinstance(code, int) else None

@@ -1,0 +1,204 @@
+"""The text form of a plan, read and written; `masformer.plans.spans` describes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from masformer.plans.layer_spans import FULL, HeadSpans, Item, LayerSpan, PlanError, layer_of_heads, ranges_of
+
+DEFAULT_SPAN = 1024
+DEFAULT_SINKS = 4
+DEFAULT_PREVIOUS = 1
+
+
+def layers_of(text: str, num_layers: int, num_heads: int | None) -> list[LayerSpan | HeadSpans]:
+    """Return the layers that a text form describes; arguments and errors are those of `SpanPlan.parse`."""
+    return _Parser(text, num_layers, num_heads).layers()
+
+
+def text_of(layers: Sequence[LayerSpan | HeadSpans]) -> str:
+    """Return the canonical text form."""
+    kinds: dict[LayerSpan, list[Item]] = {}
+    for index, layer in enumerate(layers):
+        if isinstance(layer, HeadSpans):
+            for head, span in enumerate(layer.heads):
+                kinds.setdefault(span, []).append((index, head))
+        else:
+            kinds.setdefault(layer, []).append((index, None))
+    full_layers = kinds.pop(FULL, [])
+    if not kinds:
+        return "full"
+    if len(kinds) == 1:
+        start = f"full@{ranges_of(full_layers)}" if full_layers else "local"
+        return f"{start} {next(iter(kinds))}"
+    clauses = [f"full@{ranges_of(full_layers)}"] if full_layers else []
+    return "; ".join(clauses + [f"{layer}@{ranges_of(items)}" for layer, items in kinds.items()])
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,9}", text) is not None
+
+
+class _Parser:
+    """Reads one text form. Every error names the character at which it stopped."""
+
+    def __init__(self, text: str, num_layers: int, num_heads: int | None) -> None:
+        self.text = text
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+
+    def fail(self, at: int, what: str) -> NoReturn:
+        raise PlanError(f"plan '{self.text}', character {at + 1}: {what}")
+
+    def layers(self) -> list[LayerSpan | HeadSpans]:
+        if not self.text.strip():
+            self.fail(0, "the plan is empty; write 'full', or for example 'middle:8 span=1024 sinks=4'")
+        clauses = [(match.start(), match.group()) for match in re.finditer(r"[^;]+", self.text)]
+        if len(clauses) == 1:
+            return self._placed(clauses[0])
+        return self._mixture(clauses)
+
+    def _placed(self, clause: tuple[int, str]) -> list[LayerSpan | HeadSpans]:
+        """A placement of the full layers, then the numbers of all others."""
+        words = self._words(clause)
+        at, head = words[0]
+        if head.partition("=")[0] in ("span", "block", "previous", "sinks"):
+            if "@" in self.text:
+                return self._mixture([clause])
+            self.fail(
+                at, f"'{head}' needs a placement before it: local, bottom:N, middle:N, top:N, every:N, full@LAYERS"
+            )
+        if head.startswith("full@"):
+            full = {cell for item in self._items(at + 5, head[5:]) for cell in self._cells(item)}
+        else:
+            full = {cell for layer in self._placement(at, head) for cell in self._cells((layer, None))}
+        every = [cell for layer in range(self.num_layers) for cell in self._cells((layer, None))]
+        if len(full) == len(every):
+            if len(words) > 1:
+                self.fail(words[1][0], f"'{words[1][1]}' has no layer to apply to, every layer is full")
+            return [FULL] * self.num_layers
+        local = self._numbers(words[1:])
+        return self._layers_of({cell: FULL if cell in full else local for cell in every})
+
+    def _cells(self, item: Item) -> list[tuple[int, int]]:
+        """Return the heads that an item names, one a layer where their number is not known."""
+        layer, head = item
+        return [(layer, head)] if head is not None else [(layer, each) for each in range(self.num_heads or 1)]
+
+    def _layers_of(self, spans: Mapping[tuple[int, int], LayerSpan]) -> list[LayerSpan | HeadSpans]:
+        return [layer_of_heads([spans[cell] for cell in self._cells((i, None))]) for i in range(self.num_layers)]
+
+    def _placement(self, at: int, word: str) -> set[int]:
+        count = self.num_layers
+        if word == "full":
+            return set(range(count))
+        if word == "local":
+            return set()
+        name, colon, number = word.partition(":")
+        if name not in ("bottom", "middle", "top", "every"):
+            self.fail(
+                at, f"'{word}' is no placement; known: full, local, bottom:N, middle:N, top:N, every:N, full@LAYERS"
+            )
+        if not colon or not _is_number(number) or int(number) < 1:
+            self.fail(at + len(name) + len(colon), f"{name} needs a positive number, as in '{name}:8'")
+        n = int(number)
+        if n > count:
+            self.fail(at + len(name) + 1, f"{n} layers asked for, the model has {count}")
+        if name == "bottom":
+            return set(range(n))
+        if name == "top":
+            return set(range(count - n, count))
+        if name == "middle":
+            start = (count - n) // 2
+            return set(range(start, start + n))
+        # The last layer of each group of n, as Gemma 3 places its full layers.
+        return set(range(n - 1, count, n))
+
+    def _mixture(self, clauses: list[tuple[int, str]]) -> list[LayerSpan | HeadSpans]:
+        """Clauses that each name their layers and together name every layer once."""
+        spans: dict[tuple[int, int], LayerSpan] = {}
+        for clause in clauses:
+            start, text = clause
+            at_sign = text.find("@")
+            if at_sign < 0:
+                self.fail(start, f"'{text.strip()}' names no layers; in a plan with ';' every clause ends in @LAYERS")
+            words = self._words((start, text[:at_sign]))
+            if words[0][1] == "full":
+                if len(words) > 1:
+                    self.fail(words[1][0], f"'{words[1][1]}' does not go with 'full'")
+                span = FULL
+            else:
+                span = self._numbers(words)
+            for item in self._items(start + at_sign + 1, text[at_sign + 1 :].rstrip()):
+                cells = self._cells(item)
+                if not spans.keys().isdisjoint(cells):
+                    what = f"layer {item[0]}" if item[1] is None else f"head {item[1]} of layer {item[0]}"
+                    self.fail(start + at_sign + 1, f"{what} is named twice")
+                spans |= dict.fromkeys(cells, span)
+        missing: list[Item] = []
+        for layer in range(self.num_layers):
+            cells = self._cells((layer, None))
+            left = [cell for cell in cells if cell not in spans]
+            missing += [(layer, None)] if len(left) == len(cells) else left
+        if missing:
+            self.fail(len(self.text), f"no clause names layers {ranges_of(missing)}")
+        return self._layers_of(spans)
+
+    def _words(self, clause: tuple[int, str]) -> list[tuple[int, str]]:
+        start, text = clause
+        words = [(start + match.start(), match.group()) for match in re.finditer(r"\S+", text)]
+        if not words:
+            self.fail(start, "a setting is missing here")
+        return words
+
+    def _items(self, at: int, text: str) -> list[Item]:
+        items: list[Item] = []
+        for part in text.split(","):
+            match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9})|\.([0-9]{1,9}))?", part)
+            if match is None:
+                self.fail(at, f"'{part}' is no layer; write numbers and ranges, as in '0-3,7', or '7.1' for one head")
+            first, last, head = int(match[1]), int(match[2] or match[1]), match[3]
+            if last < first:
+                self.fail(at, f"'{part}' runs backwards")
+            if last >= self.num_layers:
+                self.fail(at, f"layer {last} does not exist, the model has layers 0 to {self.num_layers - 1}")
+            if head is None:
+                items.extend((layer, None) for layer in range(first, last + 1))
+            else:
+                items.append((first, self._head(at, part, int(head))))
+            at += len(part) + 1
+        return items
+
+    def _head(self, at: int, part: str, head: int) -> int:
+        if self.num_heads is None:
+            self.fail(at, f"'{part}' names a head, and how many key/value heads there are is not known here")
+        if head >= self.num_heads:
+            self.fail(
+                at + part.index(".") + 1,
+                f"head {head} does not exist, the model has key/value heads 0 to {self.num_heads - 1}",
+            )
+        return head
+
+    def _numbers(self, words: list[tuple[int, str]]) -> LayerSpan:
+        numbers: dict[str, int] = {}
+        places: dict[str, int] = {}
+        for at, word in words:
+            name, equals, value = word.partition("=")
+            if not equals or name not in ("span", "block", "previous", "sinks"):
+                self.fail(at, f"'{word}' is no setting; known: span=N, block=N, previous=N, sinks=N")
+            if name in numbers:
+                self.fail(at, f"{name} is given twice")
+            if not _is_number(value):
+                self.fail(at + len(name) + 1, f"{name} needs a whole number of at most 9 digits, got '{value[:20]}'")
+            numbers[name], places[name] = int(value), at
+        if "block" in numbers:
+            numbers.setdefault("previous", DEFAULT_PREVIOUS)
+        else:
+            numbers.setdefault("span", DEFAULT_SPAN)
+        numbers.setdefault("sinks", DEFAULT_SINKS)
+        try:
+            return LayerSpan(**numbers)
+        except PlanError as error:
+            self.fail(min(places.values(), default=0), str(error))

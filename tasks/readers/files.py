@@ -1,0 +1,290 @@
+"""Records of local files and of open streams: JSON lines, CSV, Parquet, plain text, also zipped or gzipped.
+
+    rows = record_rows(Path("val.jsonl"))
+    for row in rows:  # a `BadRow` in place of a line that cannot be read
+        row.text("abstract")
+
+Every failure here is a `DataError` of one line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from tasks.base import DataError
+from tasks.readers.sources import MAX_LINE_BYTES, BadRow, Row, Rows, kind_of, one_line, sha256_of
+
+_SPLIT_NAMES = {"validation": ("val", "valid", "dev")}
+_DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zip")
+_PAGE_BUFFER_BYTES = 64 * 1024
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def require_path(path: Path) -> Path:
+    """Return the path, or raise `DataError` where nothing is there."""
+    if not path.exists():
+        raise DataError(f"no such file or folder: {path}; check the path given to --data")
+    return path
+
+
+def require_file(path: Path) -> Path:
+    """Return the path of a file, or raise `DataError` where there is none."""
+    if require_path(path).is_dir():
+        raise DataError(f"{path} is a folder; give --data a file")
+    return path
+
+
+def file_provenance(path: Path) -> dict[str, Any]:
+    """Return the provenance of one local file: its name without folders, and its SHA-256."""
+    return {"kind": "file", "name": path.name, "sha256": sha256_of([path])}
+
+
+def parse_json_lines(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
+    """Yield a row for each line that is not blank; of one that is too long, no more than the limit is held."""
+    index = 0
+    for number in itertools.count(1):
+        line = stream.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        where = f"{name} line {number}"
+        if len(line) > MAX_LINE_BYTES:
+            num_bytes = len(line)
+            while not line.endswith(b"\n") and (line := stream.readline(1 << 20)):
+                num_bytes += len(line)
+            yield BadRow(
+                f"{where}: {num_bytes / 2**20:.1f} MiB long, and {MAX_LINE_BYTES >> 20} MiB, about a million tokens, "
+                "is the most; split the document or take it out"
+            )
+        elif line.strip():
+            try:
+                yield _parse_json(line, where, index)
+            except DataError as error:
+                yield BadRow(str(error))
+        else:
+            continue
+        index += 1
+
+
+def zip_rows(path: Path, member: str) -> Rows[Row]:
+    """Return the records of a JSON lines file inside a local zip file."""
+    require_file(path)
+    return Rows(read_zip(path, member, path.name, "fetch it again"), file_provenance(path) | {"member": member})
+
+
+def read_zip(file: Path | BinaryIO, member: str, where: str, remedy: str) -> Iterator[Row | BadRow]:
+    """Yield the records of a file inside a zip file, given by path or open for reading and seeking."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if member not in archive.namelist():
+                raise DataError(f"{where} has no file {member}; it has {', '.join(archive.namelist())[:500]}")
+            with archive.open(member) as stream:
+                yield from parse_records(stream, member)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:  # RuntimeError: encrypted
+        raise DataError(f"{where}, {member}: not a readable zip file ({one_line(error)}); {remedy}") from error
+
+
+def parse_records(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
+    """Yield the records of an open file, whose name tells its format."""
+    delimiter = _DELIMITERS.get(Path(name).suffix.lower())
+    return parse_json_lines(stream, name) if delimiter is None else parse_table(stream, name, delimiter)
+
+
+def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | BadRow]:
+    """Yield a row for each record under the first line, which names the fields; all values are texts."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    # Bytes that are no UTF-8 stay apart from all characters, so that the record that has them is told.
+    lines = csv.reader(
+        io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""), delimiter=delimiter, strict=True
+    )
+    try:
+        header = next(lines, [])
+    except csv.Error as error:
+        raise DataError(f"{name}: its first line is not readable CSV ({one_line(error)}); correct it") from error
+    _check_names(header, name)
+    index = 0
+    while True:
+        first = lines.line_num + 1
+        where = f"{name} line {first}"
+        try:
+            cells = next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if lines.line_num > first:
+                # A quote that nothing closes: what follows was taken for the field's own.
+                raise DataError(
+                    f"{where}: not readable CSV up to line {lines.line_num} ({one_line(error)}); a quote is not closed"
+                ) from error
+            yield BadRow(f"{where}: not readable CSV ({one_line(error)}); correct it")
+            index += 1
+            continue
+        if len(cells) == len(header):
+            yield Row(where, index, dict(zip(header, cells, strict=True)))
+        elif cells:
+            yield BadRow(f"{where}: {len(cells)} cells under a header of {len(header)}; correct it")
+        else:
+            continue
+        index += 1
+
+
+def _check_names(names: Sequence[str], file: str) -> None:
+    for field, count in Counter(names).items():
+        if count > 1:
+            raise DataError(f"{file}: the field '{field}' is there {count} times; give each a name of its own")
+
+
+def record_rows(path: Path, columns: Sequence[str] | None = None) -> Rows[Row]:
+    """Return the records of a local file, whose name tells its format: Parquet, CSV, TSV, else JSON lines; or gzipped.
+
+    Args:
+        path: Of the file.
+        columns: Read from Parquet, those that it has; None reads all. Other formats give whole records.
+    """
+    require_file(path)
+    if path.suffix.lower() == ".parquet":
+        return parquet_rows([path], columns, file_provenance(path))
+    return Rows(read_records(path), file_provenance(path))
+
+
+def read_records(path: Path) -> Iterator[Row | BadRow]:
+    """Yield the records of a local file of JSON lines, CSV or TSV, gzipped where its name ends in .gz."""
+    is_gzip = path.suffix.lower() == ".gz"
+    try:
+        with path.open("rb") as stream:
+            plain: Any = gzip.GzipFile(fileobj=stream) if is_gzip else stream
+            yield from parse_records(plain, path.stem if is_gzip else path.name)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path.name}: not a readable gzip file ({one_line(error)}); fetch it again") from error
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """Return what publishers call a split."""
+    return (split, *_SPLIT_NAMES.get(split, ()))
+
+
+def split_file(folder: Path, split: str, *others: str) -> Path:
+    """Return the one file of a folder that is named for a split, or the one zip file in it.
+
+    Args:
+        folder: To look in.
+        split: As the task calls it.
+        others: What else a file may be called, without its suffix; the first name with a file counts.
+
+    Raises:
+        DataError: There is none, or more than one.
+    """
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in _DATA)
+    found: list[Path] = []
+    for names in (*((other,) for other in others), split_names(split)):
+        found = found or [file for file in files if file.name.removesuffix(".gz").rpartition(".")[0] in names]
+    found = found or sorted(folder.glob("*.zip"))
+    if len(found) != 1:
+        what = f"holds {', '.join(file.name for file in found)}" if found else f"holds no file named {split}"
+        raise DataError(f"{folder} {what}; give --data a file, or a folder with one for the split")
+    return found[0]
+
+
+def data_rows(
+    path: Path, split: str, *others: str, member: str | None = None, columns: Sequence[str] | None = None
+) -> Rows[Row]:
+    """Return the records that `--data` names: of a file, or of the one of a folder that is for the split.
+
+    Args:
+        path: File or folder.
+        split: As the task calls it.
+        others: As `split_file` takes them.
+        member: Of a zip file, the JSON lines to read.
+        columns: As `record_rows` takes them.
+    """
+    if require_path(path).is_dir():
+        path = split_file(path, split, *others)
+    is_zip = member is not None and path.suffix.lower() == ".zip"
+    return zip_rows(path, str(member)) if is_zip else record_rows(path, columns)
+
+
+def read_text_file(path: Path, name: str) -> str:
+    """Return the text of a file without the space around it; `name` is for messages."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig").strip()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; check that it is readable") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    if not text:
+        raise DataError(f"{name} is empty; give it a text or take it out")
+    return text
+
+
+def read_json(path: Path) -> Row:
+    """Return the one object of a JSON file."""
+    try:
+        data = require_file(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; check that it is readable") from error
+    return _parse_json(data, path.name, 0)
+
+
+def _parse_json(data: bytes, where: str, index: int) -> Row:
+    try:
+        record = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text ({error.reason}); expected JSON") from error
+    except json.JSONDecodeError as error:
+        if data.lstrip()[:1] == b"[":
+            raise DataError(
+                f"{where}: begins a JSON array; write one object a line, without brackets around"
+            ) from error
+        raise DataError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); correct it") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise DataError(f"{where}: not readable JSON ({one_line(error)}); correct it") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: holds {kind_of(record)}; expected a JSON object")
+    return Row(where, index, record)
+
+
+def parquet_rows(files: Sequence[Path], columns: Sequence[str] | None, provenance: Mapping[str, Any]) -> Rows[Row]:
+    """Return the records of Parquet files, with those of the named columns that they have, read batch by batch."""
+    return Rows(read_parquet(files, columns), provenance)
+
+
+def read_parquet(files: Sequence[Path | BinaryIO], columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
+    """Yield the records of Parquet files, given by path or open for reading and seeking; columns None takes all.
+
+    Pages are read as the rows that they hold are, not whole row groups: an open file may be far away.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    index = 0
+    for file in files:
+        name = Path(file.name).name
+        try:
+            table = pyarrow.parquet.ParquetFile(file, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False)
+            found = table.schema_arrow.names
+            _check_names(found, name)
+            present = [column for column in found if columns is None or column in columns]
+            if not present:
+                raise DataError(f"{name}: columns are {', '.join(found)}; expected {', '.join(columns or ())}")
+            for group in range(table.num_row_groups):  # a batch of its own each: it would read on into the next
+                for batch in table.iter_batches(16, [group], present, use_threads=False):
+                    for place in range(batch.num_rows):
+                        where = f"{name} row {index}"
+                        try:
+                            (record,) = batch.slice(place, 1).to_pylist()
+                        except UnicodeDecodeError as error:
+                            yield BadRow(f"{where}: not UTF-8 text ({error.reason}); correct it")
+                        else:
+                            yield Row(where, index, record)
+                        index += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{name}: not a readable Parquet file ({one_line(error)}); fetch it again") from error

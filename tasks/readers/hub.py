@@ -1,0 +1,221 @@
+"""Rows of data sets on the hub: Parquet, CSV and JSON lines, also inside a zip, all of one commit.
+
+    rows = hub_rows("tau/scrolls", ["qasper.zip"], member="qasper/validation.jsonl", request=request)
+    rows.provenance["revision"]  # the full commit, whichever branch was asked for
+
+Without a limit, whole files are fetched into huggingface_hub's cache. With one, only those parts of the files that
+hold the rows that are read (see `tasks.readers.hub_client`). Both are served again when the hub is away.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from tasks.base import DataError, LoadRequest
+from tasks.readers.files import parse_records, read_parquet, read_zip
+from tasks.readers.hub_client import HubFile, ask_commit, keep_listing, kept_listing, refusal, status_of, without_hub
+from tasks.readers.sources import BadRow, Row, Rows, one_line
+
+# Where the hub keeps its own Parquet conversion of a data set: CONFIG/SPLIT/NUMBER.parquet.
+CONVERTED_REVISION = "refs/convert/parquet"
+
+
+def hub_rows(
+    repo: str,
+    files: Sequence[str],
+    *,
+    request: LoadRequest,
+    columns: Sequence[str] | None = None,
+    member: str | None = None,
+    config: str | None = None,
+) -> Rows[Row]:
+    """Return the rows of the files of a hub data set that match, in the order of their paths.
+
+    Args:
+        repo: Owner and name.
+        files: Patterns of paths inside the repository; `*` stands for anything but a slash, `**/` for any folders.
+            The first of them with a match counts.
+        request: Says which revision is read: `main`, which None is too, gives way to the hub's own Parquet conversion
+            where it has no matching file. Its limit decides between whole files and parts of them.
+        columns: Read from Parquet files, those that they have; None reads all. Other formats give whole records.
+        member: The path of a .jsonl, .json or .csv file inside the .zip file.
+        config: For the provenance.
+
+    Raises:
+        DataError: Not reachable and not cached, not found, no access, no file or member matches, or a file is damaged.
+    """
+    revision = request.revision or "main"
+    revisions = (revision, CONVERTED_REVISION) if revision == "main" else (revision,)
+    found = _find(repo, files, revisions, whole=request.limit is None)
+    provenance: dict[str, Any] = {"kind": "hub", "name": repo, "config": config, "revision": found.commit}
+    provenance |= {"files": list(found.paths), "member": member}
+    rows = _read(found, columns, member)
+    return Rows(rows, {key: value for key, value in provenance.items() if value is not None})
+
+
+# Finding one commit and its files
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Files of one commit.
+
+    Attributes:
+        repo: Owner and name.
+        commit: All 40 digits.
+        paths: Inside the repository, sorted.
+        local: Where whole files lie, by path; the others are read in parts.
+        unreachable: Why the hub cannot be asked for more, or None.
+    """
+
+    repo: str
+    commit: str
+    paths: tuple[str, ...]
+    local: dict[str, Path]
+    unreachable: str | None = None
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file, whole or in parts, for reading and seeking."""
+        if path in self.local:
+            return self.local[path].open("rb")
+        return io.BufferedReader(HubFile(self.repo, self.commit, path, self.unreachable), 64 * 1024)
+
+
+def _find(repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: bool) -> _Found:
+    from huggingface_hub import constants
+
+    wanted = " or ".join(patterns)
+    if constants.HF_HUB_OFFLINE:
+        if found := _find_cached(repo, patterns, revisions, whole, "HF_HUB_OFFLINE is set"):
+            return found
+        raise DataError(f"{repo} {wanted} is not in the cache and HF_HUB_OFFLINE is set; unset it, or {without_hub()}")
+    missing = []
+    for revision in revisions:
+        answer = ask_commit(repo, revision)
+        if isinstance(answer, Exception):
+            if _is_missing_revision(answer):
+                missing.append(revision)
+                continue  # the next one may be there
+            if final := refusal(repo, answer):
+                raise final from answer
+            reason = f"the hub cannot be reached ({one_line(answer)})"
+            if found := _find_cached(repo, patterns, revisions, whole, reason):
+                return found
+            raise DataError(
+                f"cannot reach the hub at {constants.ENDPOINT} for {repo} ({one_line(answer)}); {without_hub()}"
+            ) from answer
+        commit, listed = str(answer.sha), [file.rfilename for file in answer.siblings or ()]
+        if paths := matching(listed, patterns):
+            keep_listing(repo, revision, commit, listed)
+            local = _cached_files(repo, commit, paths)
+            if whole and len(local) < len(paths):
+                local = _download(repo, commit, paths)
+            return _Found(repo, commit, paths, local)
+    if missing == [*revisions]:
+        raise DataError(f"{repo} on the hub has no branch, tag or commit {' or '.join(missing)}; {without_hub()}")
+    raise DataError(f"{repo} on the hub has no file {wanted} at {' or '.join(revisions)}; {without_hub()}")
+
+
+def _is_missing_revision(error: Exception) -> bool:
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    return isinstance(error, RevisionNotFoundError)
+
+
+def _find_cached(
+    repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: bool, unreachable: str
+) -> _Found | None:
+    """Return files that earlier runs left in the caches, or None; parts of files serve only where parts are asked."""
+    for revision in revisions:
+        commit, listed = kept_listing(repo, revision) or ("", [])
+        if paths := matching(listed, patterns):
+            local = _cached_files(repo, commit, paths)
+            first_is_there = paths[0] in local or HubFile(repo, commit, paths[0], unreachable).has_blocks
+            if len(local) == len(paths) or (first_is_there and not whole):
+                return _Found(repo, commit, paths, local, unreachable)
+    for revision in revisions:  # fetched by another program
+        if folder := _snapshot(repo, revision):
+            paths = matching([file.relative_to(folder).as_posix() for file in folder.rglob("*")], patterns)
+            if paths and _all_shards(paths):
+                return _Found(repo, folder.name, paths, {path: folder / path for path in paths}, unreachable)
+    return None
+
+
+def matching(paths: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the paths that match the first of the patterns that any path matches, sorted."""
+    parts = {"**/": "(?:.*/)?", "*": "[^/]*"}
+    for pattern in patterns:
+        pieces = re.split(r"(\*\*/|\*)", pattern)
+        expression = re.compile("".join(parts.get(piece) or re.escape(piece) for piece in pieces))
+        if found := sorted(path for path in paths if expression.fullmatch(path)):
+            return tuple(found)
+    return ()
+
+
+def _cached_files(repo: str, commit: str, paths: Sequence[str]) -> dict[str, Path]:
+    """Return those files that lie whole in huggingface_hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = {path: try_to_load_from_cache(repo, path, revision=commit, repo_type="dataset") for path in paths}
+    return {path: Path(place) for path, place in cached.items() if isinstance(place, str)}
+
+
+def _download(repo: str, commit: str, paths: Sequence[str]) -> dict[str, Path]:
+    from huggingface_hub import snapshot_download
+
+    exact = [glob.escape(path) for path in paths]
+    try:
+        folder = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=exact))
+    except Exception as error:  # the transport's exceptions depend on the version of huggingface_hub
+        if status_of(error) in (401, 403) and (final := refusal(repo, error)):
+            raise final from error
+        raise DataError(f"fetching {repo} from the hub failed: {one_line(error)}; try again") from error
+    return {path: folder / path for path in paths}
+
+
+def _snapshot(repo: str, revision: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _all_shards(files: Sequence[str]) -> bool:
+    """Return whether files named NAME-00000-of-00003 are all there; an interrupted download may leave fewer."""
+    totals = {int(match.group(1)) for file in files if (match := re.search(r"-of-(\d+)\.", file))}
+    return not totals or totals == {len(files)}
+
+
+# Reading
+
+
+def _read(found: _Found, columns: Sequence[str] | None, member: str | None) -> Iterator[Row | BadRow]:
+    if all(path.endswith(".parquet") for path in found.paths):
+        yield from read_parquet([found.local.get(path) or found.open(path) for path in found.paths], columns)
+        return
+    num_rows = 0
+    for path in found.paths:
+        first = num_rows
+        for row in _read_file(found, path) if member is None else _read_zip(found, path, member):
+            yield replace(row, index=num_rows) if first and isinstance(row, Row) else row
+            num_rows += 1
+
+
+def _read_file(found: _Found, path: str) -> Iterator[Row | BadRow]:
+    with found.open(path) as stream:
+        yield from parse_records(stream, PurePosixPath(path).name)
+
+
+def _read_zip(found: _Found, path: str, member: str) -> Iterator[Row | BadRow]:
+    where = f"{path} of {found.repo} at {found.commit[:12]}"
+    with found.open(path) as file:
+        yield from read_zip(file, member, where, f"delete it from the hub's cache and run again, or {without_hub()}")

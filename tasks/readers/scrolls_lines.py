@@ -1,0 +1,121 @@
+"""SCROLLS' format: one reference a line, the input being the query, a blank line, and the document.
+
+    {"id": "va-sq-1", "pid": "va-sq-1_0", "input": "What ...?\\n\\nGrad G: So yes .", "output": "..."}
+
+Lines with one id are references of one example. The hub has a zip file a task, with `NAME/SPLIT.jsonl` inside. The
+references of the test splits are hidden: their `output` is null.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from tasks.base import DataError, LoadRequest
+from tasks.readers.files import data_rows
+from tasks.readers.hub import hub_rows
+from tasks.readers.sources import BadRow, Row, Rows
+
+HUB_ID = "tau/scrolls"
+# The newest that is known to hold all seven zip files.
+REVISION = "fd1aa83070c138b7b7f381388d3b59f1f70a0fa7"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrollsRow:
+    """The lines of one id.
+
+    Attributes:
+        where: Of the first line, for messages.
+        index: 0-based position among the examples.
+        id: Theirs.
+        input: Query and document, or the document alone.
+        references: What `output` says, line by line, each once.
+    """
+
+    where: str
+    index: int
+    id: str
+    input: str
+    references: tuple[str, ...]
+
+    def query_and_document(self) -> tuple[str, str]:
+        """Return what stands before the first blank line, and what after it."""
+        query, _, document = self.input.partition("\n\n")
+        if not query.strip():
+            raise DataError(f"{self.where}: field 'input' has no query before the first blank line")
+        if not document.strip():
+            raise DataError(f"{self.where}: field 'input' has no document after the query and a blank line")
+        return query.strip(), document.strip()
+
+
+def scrolls_rows(name: str, request: LoadRequest, *, elsewhere: str = "") -> Rows[Row | ScrollsRow]:
+    """Return the rows of one of the sets: those with an `input` as one an id, and others as they are.
+
+    They come from the hub, or from a local file: JSON lines, the zip file, or a folder that holds one of them.
+
+    Args:
+        name: Of the set.
+        request: What is asked for.
+        elsewhere: Where the hidden references are, if anywhere; follows "use --split validation".
+
+    Raises:
+        DataError: The hub or the file is at fault, or the references that are asked for are hidden.
+    """
+    hidden = f"the references of the test split are hidden in SCROLLS; use --split validation{elsewhere}"
+    member = f"{name}/{request.split}.jsonl"
+    if request.data is None:
+        if request.split == "test":
+            raise DataError(f"task {name}: {hidden}")
+        rows = hub_rows(HUB_ID, (f"{name}.zip",), request=request, member=member)
+    else:
+        rows = data_rows(request.data, request.split, member=member)
+    # References may stand anywhere in a file. With a limit, a hub's file is read no further than it takes, so there
+    # those count that stand together, as they do in the files of SCROLLS.
+    stream = request.data is None and request.limit is not None
+    merged = _merge(rows, stream=stream, hidden=hidden if request.split == "test" else None)
+    return Rows(merged, rows.provenance, lines=rows)
+
+
+def _merge(rows: Iterable[Row | BadRow], *, stream: bool, hidden: str | None) -> Iterator[Row | ScrollsRow | BadRow]:
+    groups: dict[str, list[Row]] = {}
+    numbers = itertools.count()
+    for row in rows:
+        if isinstance(row, BadRow) or "input" not in row.fields:
+            yield row
+            continue
+        try:
+            if hidden and row.fields.get("output", "") is None:
+                raise DataError(f"{row.where}: field 'output' is null: {hidden}")
+            name = row.text("id")
+        except DataError as error:
+            yield BadRow(str(error))
+            continue
+        if stream and groups and name not in groups:
+            yield from _merged(groups, numbers)
+            groups = {}
+        groups.setdefault(name, []).append(row)
+    yield from _merged(groups, numbers)
+
+
+def _merged(groups: dict[str, list[Row]], numbers: Iterator[int]) -> Iterator[ScrollsRow | BadRow]:
+    for name, group in groups.items():
+        try:
+            group[0].text("input")
+            # As it stands: without its query, it begins with the blank line.
+            first = str(group[0].fields["input"])
+            references = [row.text("output") for row in group]
+            for row in group[1:]:
+                if row.fields["input"] != first:
+                    raise DataError(f"{row.where}: id '{name}' occurs with another input; make ids unique")
+        except DataError as error:
+            yield BadRow(str(error))
+            continue
+        yield ScrollsRow(
+            where=group[0].where,
+            index=next(numbers),
+            id=name,
+            input=first,
+            references=tuple(dict.fromkeys(references)),
+        )

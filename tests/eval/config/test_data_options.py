@@ -1,0 +1,184 @@
+"""A user's own data, several tasks at once, templates and bad rows, through the main job on a random tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.config.finetune import load_train_config
+from eval.config.run import load_config
+from eval.errors import UserError
+from eval.run import main
+from tasks import DataError
+from tests.helpers.run_folders import document, model_results, sentence
+from tests.helpers.tiny_models import save_tiny_checkpoint, tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+LEAST = ["--maxlen", "300", "--max-new-tokens", "8", "--threads", "1"]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+def tickets(count: int = 3) -> list[dict[str, Any]]:
+    return [{"ticket": document(i), "gist": sentence(i), "question": f"What of {i}?"} for i in range(count)]
+
+
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def record_of(folder: Path) -> Any:
+    return json.loads((folder / "run.json").read_text())
+
+
+FIELDS = ["--context-field", "ticket", "--target-field", "gist", "--query-field", "question"]
+
+
+def test_a_file_and_the_names_of_its_fields_are_a_task(model: Path, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "tickets.jsonl", tickets())
+    told = ["--instruction", "Answer from the ticket.", "--metrics", "scrolls"]
+    arguments = ["--task", "custom", "--data", str(data), *FIELDS, *told, "--model", str(model), *LEAST]
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
+    about = record_of(tmp_path / "run")["tasks"]["custom"]
+    assert about["profile"] == "scrolls"
+    assert about["templates"]["context_first"]["text"].count("Answer from the ticket.") == 2
+    (result,) = model_results(tmp_path / "run")
+    assert (result["profile"], result["num_examples"]) == ("scrolls", 3)
+    # The same again resumes; another instruction is another run.
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
+    arguments[arguments.index("Answer from the ticket.")] = "Say it."
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 2
+
+
+def test_a_task_file_is_a_task_beside_published_ones(model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    write_lines(own / "tickets.jsonl", tickets())
+    file = own / "tickets.yaml"
+    file.write_text("data: tickets.jsonl\ncontext_field: ticket\ntarget_field: gist\nmax_new_tokens: 9\n")
+    folder = tmp_path / "sets"
+    folder.mkdir()
+    write_lines(folder / "arxiv.jsonl", [{"article": document(i), "abstract": sentence(i)} for i in range(2)])
+    write_lines(folder / "tickets.jsonl", tickets(2))
+    arguments = ["--task", f"arxiv,{file}", "--data", str(folder), "--model", str(model), *LEAST]
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
+    assert {result["task"]: result["num_examples"] for result in model_results(tmp_path / "run")} == {
+        "arxiv": 2,
+        "tickets": 2,
+    }
+    config = load_config(["--task", str(file), "--maxlen", "300"])
+    assert len(config.load("tickets").examples) == 3
+    assert config.tasks["tickets"].max_new_tokens == 9
+
+
+def test_templates_are_run_side_by_side_and_a_plain_one_has_no_chat_markup(model: Path, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "tickets.jsonl", tickets())
+    asked = ["instruct", "instruct-once", "instruct-plain", "instruct-once-plain"]
+    arguments = ["--task", "custom", "--data", str(data), *FIELDS[:4], "--template", ",".join(asked)]
+    assert main([*arguments, "--model", str(model), *LEAST, "--output", str(tmp_path / "run")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert {line["template"] for line in lines} == set(asked)
+    kept = record_of(tmp_path / "run")["tasks"]["custom"]["templates"]
+    assert [kept[name]["chat"] for name in asked] == [True, True, False, False]
+    markup = len(tiny_tokenizer().apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True))
+    assert markup > 0
+    by_template = {line["template"]: line for line in lines if line["id"] == "test-0"}
+    room = {name: line["prompt_tokens"] - line["context_tokens_kept"] for name, line in by_template.items()}
+    assert room["instruct"] > room["instruct-once"]
+    assert room["instruct-plain"] > room["instruct-once-plain"]
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert {tuple(sorted({one["first"]["template"], one["second"]["template"]})) for one in scores["comparisons"]} >= {
+        ("instruct", other) for other in asked[1:]
+    }
+
+
+def test_bad_rows_fail_by_name_and_are_counted_when_skipped(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tickets(4)
+    rows[1]["gist"] = ""
+    rows[2]["ticket"] = None
+    data = write_lines(tmp_path / "tickets.jsonl", rows)
+    run = tmp_path / "run"
+    arguments = ["--task", "custom", "--data", str(data), *FIELDS[:4], "--model", str(model), *LEAST]
+    assert main([*arguments, "--output", str(run)]) == 2
+    assert "tickets.jsonl line 2: field 'gist' is empty" in capsys.readouterr().err
+    assert not run.exists()
+    assert main([*arguments, "--on-bad-row", "skip", "--output", str(run)]) == 0
+    assert "2 bad rows skipped, the first: tickets.jsonl line 2: field 'gist' is empty" in capsys.readouterr().out
+    kept = record_of(run)["tasks"]["custom"]["rows"]
+    assert (kept["num_rows"], kept["num_bad"]) == (4, 2)
+    assert ["line 2" in kept["bad"][0], "line 3: field 'ticket' is null" in kept["bad"][1]] == [True, True]
+    (result,) = model_results(run)
+    assert result["num_examples"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "plos", "--context-field", "x"], "--context-field is of --task custom"),
+        (["--task", "custom", "--data", "x", "--instruction", "Read {context}"], "holds a placeholder"),
+        (["--task", "custom", "--data", "x", "--metrics", "bleu"], "asks for unknown metrics 'bleu'; known: hf"),
+        (["--task", "nothing.yaml"], "task file nothing.yaml cannot be read"),
+    ],
+)
+def test_what_cannot_be_a_task_is_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config([*arguments, "--maxlen", "300"])
+    assert message in str(error.value)
+
+
+def test_a_folder_lacks_a_task_or_holds_it_twice(tmp_path: Path) -> None:
+    (tmp_path / "arxiv.jsonl").touch()
+    config = load_config(["--task", "arxiv,pubmed", "--data", str(tmp_path), "--maxlen", "300"])
+    with pytest.raises(DataError, match="holds nothing named pubmed"):
+        config.load("pubmed")
+    (tmp_path / "arxiv").mkdir()
+    with pytest.raises(DataError, match=r"holds arxiv and arxiv\.jsonl"):
+        config.load("arxiv")
+
+
+def test_a_task_file_may_not_be_called_like_a_published_task(tmp_path: Path) -> None:
+    file = tmp_path / "plos.yaml"
+    file.write_text("data: x.jsonl\n")
+    with pytest.raises(UserError, match=r"is called .plos. like a published task"):
+        load_config(["--task", str(file), "--maxlen", "300"])
+
+
+def test_a_template_is_trained_with(tmp_path: Path) -> None:
+    config = load_train_config(["--task", "aclsum", "--maxlen", "300", "--template", "abstract-plain"])
+    assert config.template_of("aclsum") == config.tasks["aclsum"].templates["abstract-plain"]
+    with pytest.raises(UserError, match="task 'aclsum' has no template 'x'"):
+        load_train_config(["--task", "aclsum", "--maxlen", "300", "--template", "x"])
+
+
+def test_short_documents_are_left_out_of_runs_and_trainings(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [{"ticket": "Too short.", "gist": "No.", "question": "What?"}]
+    data = write_lines(tmp_path / "tickets.jsonl", [*short, *tickets(2)])
+    arguments = ["--task", "custom", "--data", str(data), *FIELDS, "--model", str(model), *LEAST]
+    output = ["--output", str(tmp_path / "run")]
+    assert main([*arguments, *output, "--min-words", "20", "--limit", "1"]) == 0
+    about = record_of(tmp_path / "run")["tasks"]["custom"]
+    assert (about["min_words"], about["rows"]["num_short"]) == (20, 1)
+    assert "1 examples of custom were left out" in (tmp_path / "run" / "report.md").read_text()
+    # More of them may be added; other ones may not.
+    assert main([*arguments, *output, "--min-words", "20"]) == 0
+    (result,) = model_results(tmp_path / "run")
+    assert result["num_examples"] == 2
+    capsys.readouterr()
+    assert main([*arguments, *output]) == 2
+    assert "min_words of custom is 20 there and null now" in capsys.readouterr().err
+    config = load_train_config(
+        ["--task", "custom", "--data", str(data), *FIELDS, "--maxlen", "300", "--min-words", "9"]
+    )
+    assert len(config.load("custom").examples) == 2

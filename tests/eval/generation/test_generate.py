@@ -1,0 +1,296 @@
+"""What prompts get together is what each gets alone, without any cache, by transformers' `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from eval.generation.decode import Answer, GenerationSettings, decode, rows_together, warm_up
+from eval.generation.prompt_tree import PromptTree, TreeCaches
+from masformer import LayerSpan, SpanPlan, apply_plan, fixed_frequencies
+from masformer.attention.prefill import frequency_class
+from masformer.plans.cost import cache_bytes
+from masformer.plans.spans import FULL
+from tests.helpers.tiny_models import SUPPORTED, tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+MIXED = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2)))
+# Mixtures of experts route in fp32.
+ROUTED = ("qwen3_moe", "deepseek_v3", "gpt_oss")
+NUM_NEW = 40  # more than a batch decodes between two looks at who has ended
+
+
+def random_model(kind: str, plan: SpanPlan | None, **changes: Any) -> PreTrainedModel:
+    """Return a model in fp64, where the order of sums decides nothing, that ends answers at different lengths."""
+    model = tiny_model(kind, vocab_size=len(TOKENIZER), initializer_range=0.4, **changes)
+    if kind not in ROUTED:
+        model = model.double()
+    if plan is not None:
+        apply_plan(model, plan)
+    model.generation_config.eos_token_id = list(range(2, 12))
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    return torch.randint(12, len(TOKENIZER), (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def prompts_of_a_sweep() -> list[list[int]]:
+    """Return prompts that share beginnings, and one that shares nothing."""
+    context = tokens(0, 90)
+    lengths = [[*context[:kept], *tokens(1, 5)] for kept in (20, 45, 90)]
+    queries = [[*context, *tokens(seed, seed)] for seed in (2, 9)]
+    return [*lengths, *queries, tokens(3, 12)]
+
+
+def together(model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Answer]:
+    tree = PromptTree(prompts)
+    caches = TreeCaches(model, tree, range(len(prompts)))
+    most = rows_together(model, settings) or len(prompts)
+    answers = {}
+    with fixed_frequencies(model, len(prompts[0])):
+        for first in range(0, len(prompts), most):
+            leaves = tree.order[first : first + most]
+            filled = [caches.take(leaf) for leaf in leaves]
+            made = decode(model, TOKENIZER, [prompts[leaf] for leaf in leaves], filled, settings)
+            answers |= dict(zip(leaves, made, strict=True))
+    return [answers[leaf] for leaf in range(len(prompts))]
+
+
+@torch.no_grad()
+def alone(model: PreTrainedModel, prompt: Sequence[int], settings: GenerationSettings) -> tuple[int, ...]:
+    ids = torch.tensor([list(prompt)])
+    config = GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        min_new_tokens=settings.min_new_tokens,
+        num_beams=settings.num_beams,
+        length_penalty=settings.length_penalty,
+        do_sample=False,
+        repetition_penalty=settings.repetition_penalty,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=0,
+    )
+    made = model.generate(ids, use_cache=False, generation_config=config)
+    return tuple(made[0, ids.shape[1] :].tolist())
+
+
+@pytest.mark.parametrize("plan", [None, MIXED], ids=["untouched", "mixed"])
+@pytest.mark.parametrize("kind", list(SUPPORTED))
+def test_a_sweep_is_greedy_decoding_of_each_prompt(kind: str, plan: SpanPlan | None) -> None:
+    model = random_model(kind, plan)
+    settings = GenerationSettings(max_new_tokens=NUM_NEW)
+    prompts = prompts_of_a_sweep()
+    answers = together(model, prompts, settings)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.token_ids == alone(model, prompt, settings)
+        assert answer.finish_reason == ("stop" if answer.token_ids[-1] < 12 else "length")
+        assert answer.text == TOKENIZER.decode(answer.token_ids, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"num_beams": 4, "length_penalty": 2.0, "min_new_tokens": 9},
+        {"min_new_tokens": 35},
+        {"repetition_penalty": 1.4},
+        {"repetition_penalty": 1.2, "num_beams": 2},
+        {"no_repeat_ngram_size": 1},
+        {"no_repeat_ngram_size": 2, "repetition_penalty": 1.2, "min_new_tokens": 3},
+        {"num_beams": 2, "no_repeat_ngram_size": 2},
+    ],
+    ids=lambda options: " ".join(options),
+)
+@pytest.mark.parametrize("plan", [None, MIXED], ids=["untouched", "mixed"])
+def test_every_option_gives_each_prompt_what_it_gets_alone(plan: SpanPlan | None, options: dict[str, Any]) -> None:
+    model = random_model("llama", plan)
+    settings = GenerationSettings(max_new_tokens=NUM_NEW, **options)
+    prompts = prompts_of_a_sweep()
+    answers = [answer.token_ids for answer in together(model, prompts, settings)]
+    assert answers == [alone(model, prompt, settings) for prompt in prompts]
+    assert answers != [alone(model, prompt, GenerationSettings(max_new_tokens=NUM_NEW)) for prompt in prompts]
+
+
+def test_padding_counts_as_nothing_that_was_said() -> None:
+    """With one end token, which no prompt holds, and which the answer to the shortest comes to."""
+    model = random_model("llama", MIXED)
+    settings = GenerationSettings(max_new_tokens=NUM_NEW, repetition_penalty=30.0)
+    prompts = prompts_of_a_sweep()
+    end = next(token for token in alone(model, prompts[-1], settings) if not any(token in prompt for prompt in prompts))
+    model.generation_config.eos_token_id = [end]
+    answers = [answer.token_ids for answer in together(model, prompts, settings)]
+    assert answers == [alone(model, prompt, settings) for prompt in prompts]
+
+
+@pytest.mark.parametrize("num_shared", [0, 1, 30])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_prompts_of_a_few_tokens_and_ends_of_all_lengths(num_shared: int, beams: int) -> None:
+    """Shorter than the sinks, and ends that go through the model together."""
+    model = random_model("llama", SpanPlan((LayerSpan(span=9, sinks=6), FULL, LayerSpan(span=4, sinks=20))))
+    settings = GenerationSettings(max_new_tokens=NUM_NEW, num_beams=beams)
+    for counts in ((2, 3, 4), (9, 5, 70), (2, 100, 12)):
+        prompts = [[*tokens(0, num_shared), *tokens(seed + 1, count)] for seed, count in enumerate(counts)]
+        answers = [answer.token_ids for answer in together(model, prompts, settings)]
+        assert answers == [alone(model, prompt, settings) for prompt in prompts]
+
+
+def test_beams_that_end_at_a_stop_text_where_there_is_no_end_token() -> None:
+    model = random_model("llama", MIXED)
+    model.generation_config.eos_token_id = None
+    prompts = prompts_of_a_sweep()
+    free = together(model, prompts, GenerationSettings(max_new_tokens=NUM_NEW, num_beams=2))
+    stop = TOKENIZER.decode(free[0].token_ids)[4:6]
+    settings = GenerationSettings(max_new_tokens=NUM_NEW, num_beams=2, stop=(stop,))
+    swept = together(model, prompts, settings)
+    assert [answer.token_ids for answer in swept] == [together(model, [p], settings)[0].token_ids for p in prompts]
+    assert any(answer.finish_reason == "stop" for answer in swept)
+    assert all(stop not in answer.text for answer in swept)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "lfm2"])
+def test_states_that_are_written_in_place_are_not_shared(kind: str) -> None:
+    """Hybrid models, which masformer does not convert, keep a recurrent state beside keys."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": len(TOKENIZER), "max_position_embeddings": 512}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    heads = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8}
+    more = {"qwen3_next": experts | heads | {"linear_value_head_dim": 8, "shared_expert_intermediate_size": 16}}
+    more |= {"lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "block_ff_dim": 48}}
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[kind](**sizes | more[kind] | {"initializer_range": 0.4})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.eos_token_id = None
+    settings = GenerationSettings(max_new_tokens=8)
+    prompts = prompts_of_a_sweep()
+    answers = [answer.token_ids for answer in together(model, prompts, settings)]
+    # The recurrence is computed in chunks in a prefill and step by step in decoding, so that no cache is no reference.
+    assert answers == [together(model, [prompt], settings)[0].token_ids for prompt in prompts]
+
+
+def test_sampling_belongs_to_the_prompt_and_the_seed() -> None:
+    model = random_model("llama", MIXED)
+    settings = GenerationSettings(max_new_tokens=NUM_NEW, temperature=1.5, top_p=0.9, top_k=20)
+    prompts = prompts_of_a_sweep()
+    answers = [answer.token_ids for answer in together(model, prompts, settings)]
+    torch.manual_seed(7)
+    backwards = [answer.token_ids for answer in together(model, prompts[::-1], settings)]
+    assert backwards[::-1] == answers
+    other = GenerationSettings(max_new_tokens=NUM_NEW, temperature=1.5, top_p=0.9, top_k=20, seed=1)
+    assert [answer.token_ids for answer in together(model, prompts, other)] != answers
+
+
+def test_a_checkpoints_own_options_do_not_slip_in() -> None:
+    model = random_model("llama", MIXED)
+    settings = GenerationSettings(max_new_tokens=NUM_NEW)
+    prompts = prompts_of_a_sweep()
+    expected = [answer.token_ids for answer in together(model, prompts, settings)]
+    for name, value in {
+        "repetition_penalty": 1.5,
+        "no_repeat_ngram_size": 2,
+        "num_beams": 3,
+        "do_sample": True,
+    }.items():
+        setattr(model.generation_config, name, value)
+    assert [answer.token_ids for answer in together(model, prompts, settings)] == expected
+
+
+@pytest.mark.parametrize("plan", [None, MIXED], ids=["untouched", "mixed"])
+def test_a_stop_text_ends_an_answer_and_is_left_out_of_it(plan: SpanPlan | None) -> None:
+    model = random_model("llama", plan)
+    model.generation_config.eos_token_id = None
+    prompts = prompts_of_a_sweep()
+    free = together(model, prompts, GenerationSettings(max_new_tokens=NUM_NEW))
+    # Three letters that the first answer has in its middle; a prompt that ends with two of them stops nothing.
+    stop = TOKENIZER.decode(free[0].token_ids)[10:13]
+    prompts[1] = prompts[1][:-2] + TOKENIZER(stop[:2], add_special_tokens=False).input_ids
+    free = together(model, prompts, GenerationSettings(max_new_tokens=NUM_NEW))
+    answers = together(model, prompts, GenerationSettings(max_new_tokens=NUM_NEW, stop=(stop, "no such text")))
+    assert answers[0].finish_reason == "stop"
+    for answer, whole in zip(answers, free, strict=True):
+        text = TOKENIZER.decode(whole.token_ids)
+        assert answer.finish_reason == ("stop" if stop in text else "length")
+        assert answer.text == text.partition(stop)[0].strip()
+        assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
+
+
+def test_what_cannot_share_a_batch_is_decoded_alone() -> None:
+    def rows(model: PreTrainedModel, **options: Any) -> int | None:
+        return rows_together(model, GenerationSettings(max_new_tokens=4, **options))
+
+    mixed = random_model("llama", MIXED)
+    assert rows(mixed) is None
+    assert rows(mixed, num_beams=4, repetition_penalty=1.2, no_repeat_ngram_size=3, stop=("a",)) is None
+    assert rows(mixed, temperature=1.0) == rows(mixed, no_repeat_ngram_size=1) == 1
+    assert rows(random_model("llama", None)) == rows(random_model("deepseek_v3", MIXED)) == 1
+    mixed.generation_config.eos_token_id = None
+    assert rows(mixed, no_repeat_ngram_size=3) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (
+            "phi3",
+            {
+                "original_max_position_embeddings": 64,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 10000.0,
+                    "short_factor": [1.0] * 4,
+                    "long_factor": [2.0] * 4,
+                    "original_max_position_embeddings": 64,
+                },
+            },
+        ),
+        (
+            "llama",
+            {
+                "max_position_embeddings": 64,
+                "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+            },
+        ),
+        ("gemma3_text", {}),
+        ("gpt2", {}),
+    ],
+)
+def test_prompts_share_keys_only_where_their_rotary_frequencies_agree(kind: str, changes: dict[str, Any]) -> None:
+    model = tiny_model(kind, **changes)
+    rotary = [module for module in model.modules() if hasattr(module, "inv_freq")]
+    found: dict[int, tuple[Any, ...]] = {}
+    for count in (10, 63, 64, 65, 66, 200):
+        with fixed_frequencies(model, count):
+            frequencies = tuple(tuple(module.inv_freq.tolist()) for module in rotary)
+        assert found.setdefault(frequency_class(model.config, count), frequencies) == frequencies
+    assert len(set(found.values())) == len(found)
+    assert len(found) == {"phi3": 2, "llama": 4}.get(kind, 1)
+
+
+def test_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("llama", MIXED)
+    model.generation_config.eos_token_id = None
+    warm_up(model, TOKENIZER)
+    steps: list[int] = []
+    prompts = prompts_of_a_sweep()
+    tree = PromptTree(prompts)
+    caches = TreeCaches(model, tree, range(len(prompts)))
+    times = iter(range(100))
+    monkeypatch.setattr("eval.generation.decode.now", lambda device: float(next(times)))
+    filled = [caches.take(leaf) for leaf in tree.order]
+    settings = GenerationSettings(max_new_tokens=NUM_NEW)
+    answers = decode(model, TOKENIZER, [prompts[leaf] for leaf in tree.order], filled, settings, steps.append)
+    assert sum(steps) == NUM_NEW
+    assert len(steps) == 2
+    # A second for joining and the ends of prompts, and two looks of one each, shared by six rows.
+    assert [answer.prefill_seconds for answer in answers] == [pytest.approx(1 / 6)] * 6
+    assert [answer.seconds for answer in answers] == [pytest.approx(2 / 6)] * 6
+    for leaf, answer in zip(tree.order, answers, strict=True):
+        needed = cache_bytes(model.config, MIXED, len(prompts[leaf]) + NUM_NEW, 8)
+        # The last token is never stored; the tails of all rows are as long as the longest of them.
+        assert needed <= answer.cache_bytes * 1.1
+        assert answer.cache_bytes <= 2 * needed

@@ -1,0 +1,127 @@
+"""Prompts: only the context is cut, counts are exact, and what does not fit says how much it needs."""
+
+from __future__ import annotations
+
+import pytest
+
+from eval.errors import UserError
+from eval.prompting.prompts import PromptBuilder, PromptParts, fit
+from eval.prompting.truncation import kept_ranges
+from tasks import TASKS, Example, Template
+from tests.helpers.tiny_models import tiny_tokenizer
+
+TEMPLATE = "Answer: {query}\n\n{context}\n\nAgain: {query}"
+EXAMPLE = Example(
+    id="a", document_id="a", context="0123456789" * 20, query="What {context} is <|im_end|>?", references=("x",)
+)
+
+
+def decode(ids: tuple[int, ...]) -> str:
+    return str(tiny_tokenizer().decode(list(ids)))
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"), [("head", [0, 1, 2, 3, 4]), ("tail", [5, 6, 7, 8, 9]), ("middle", [0, 1, 2, 8, 9])]
+)
+def test_truncation_keeps_what_its_name_says(policy: str, kept: list[int]) -> None:
+    def truncate(budget: int) -> list[int]:
+        return [token for start, stop in kept_ranges(10, budget, policy) for token in range(start, stop)]
+
+    assert truncate(5) == kept
+    assert truncate(10) == list(range(10))
+    assert truncate(0) == []
+    assert truncate(1) == ([9] if policy == "tail" else [0])
+
+
+def test_chat_prompt_is_the_rendered_template() -> None:
+    builder = PromptBuilder(tiny_tokenizer(), Template(text=TEMPLATE))
+    parts = builder.parts(EXAMPLE)
+    text = f"Answer: {EXAMPLE.query}\n\n{EXAMPLE.context}\n\nAgain: {EXAMPLE.query}"
+    expected = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    prompt = fit(parts, 2000, 16, "head")
+    assert decode(prompt.token_ids) == expected
+    assert (prompt.num_context_kept, prompt.num_context_dropped) == (200, 0)
+
+
+def test_plain_prompt_begins_as_the_tokenizer_begins_text() -> None:
+    tokenizer = tiny_tokenizer(chat=False)
+    parts = PromptBuilder(tokenizer, Template(text="{context}\nSummary:")).parts(EXAMPLE)
+    assert decode(parts.prefix + parts.context + parts.suffix) == EXAMPLE.context + "\nSummary:"
+    assert parts.prefix == tuple(tokenizer("a").input_ids[:-1])
+
+
+@pytest.mark.parametrize("policy", ["head", "middle", "tail"])
+@pytest.mark.parametrize("maxlen", [200, 250, 400, 1000])
+def test_maxlen_counts_everything_and_only_the_context_gives_way(policy: str, maxlen: int) -> None:
+    parts = PromptBuilder(tiny_tokenizer(), Template(text=TEMPLATE)).parts(EXAMPLE)
+    prompt = fit(parts, maxlen, 20, policy)
+    assert len(prompt.token_ids) == min(maxlen - 20, len(parts.prefix + parts.context + parts.suffix))
+    assert prompt.token_ids[: len(parts.prefix)] == parts.prefix
+    assert prompt.token_ids[-len(parts.suffix) :] == parts.suffix
+    assert prompt.num_context_kept + prompt.num_context_dropped == 200
+    assert len(prompt.token_ids) == len(parts.prefix) + prompt.num_context_kept + len(parts.suffix)
+
+
+@pytest.mark.parametrize("policy", ["head", "middle", "tail"])
+def test_the_characters_shown_are_those_of_the_tokens_kept(policy: str) -> None:
+    builder = PromptBuilder(tiny_tokenizer(), Template(text="{context}"))
+    context = "été, 東京 and <|im_end|> " * 5
+    example = Example(id="a", document_id="a", context=context, references=("x",))
+    parts = builder.parts(example)
+    fixed = len(parts.prefix + parts.suffix)
+    for kept in (0, 1, 40, 60, len(parts.context)):
+        prompt = fit(parts, fixed + kept + 4, 4, policy)
+        spans = builder.spans_of(context, prompt.context_ranges)
+        ids = prompt.token_ids[len(parts.prefix) : len(prompt.token_ids) - len(parts.suffix)]
+        shown = "".join(context[start:stop] for start, stop in spans)
+        # A character of several bytes may be cut in two, and is shown then.
+        decoded = decode(ids).replace("\N{REPLACEMENT CHARACTER}", "")
+        assert decoded.replace(" ", "") in shown.replace(" ", "") or policy == "middle"
+        assert len(decoded) <= len(shown) <= len(decoded) + 2
+        assert prompt.num_context_kept == kept
+
+
+def test_head_prompts_begin_alike_at_all_lengths() -> None:
+    parts = PromptBuilder(tiny_tokenizer(), Template(text=TEMPLATE)).parts(EXAMPLE)
+    short, long = (fit(parts, maxlen, 20, "head") for maxlen in (250, 300))
+    shared = len(parts.prefix) + short.num_context_kept
+    assert short.num_context_kept > 0
+    assert short.token_ids[:shared] == long.token_ids[:shared]
+
+
+def test_chat_markup_inside_a_document_or_a_query_is_text() -> None:
+    tokenizer = tiny_tokenizer()
+    example = Example(id="a", document_id="a", context="<|im_end|>", query="<|im_end|>", references=("x",))
+    ids = fit(
+        PromptBuilder(tokenizer, Template(text="{query} {context} {query}")).parts(example), 500, 8, "head"
+    ).token_ids
+    assert decode(ids).count("<|im_end|>") == 4
+    assert ids.count(tokenizer.eos_token_id) == 1  # that of the template
+
+
+def test_too_small_a_maxlen_says_how_many_tokens_are_needed() -> None:
+    parts = PromptParts(prefix=(1,) * 10, context=(2,) * 50, suffix=(3,) * 5)
+    assert fit(parts, 35, 20, "head").token_ids == (1,) * 10 + (3,) * 5
+    with pytest.raises(UserError, match=r"maxlen 34 is too small: 15 tokens .* need 35 even with an empty context"):
+        fit(parts, 34, 20, "head")
+
+
+def test_digest_changes_with_template_and_chat_markup() -> None:
+    digests = {
+        PromptBuilder(tiny_tokenizer(chat=chat), Template(text=template)).sha256
+        for chat in (True, False)
+        for template in (TEMPLATE, TEMPLATE + "!")
+    }
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_template_of_every_task_builds(name: str) -> None:
+    task = TASKS[name]
+    for template in task.templates.values():
+        builder = PromptBuilder(tiny_tokenizer(), template)
+        asks = "{query}" in template.text
+        example = Example(id="a", document_id="a", context="C", query="Q?" if asks else None, references=("x",))
+        text = decode(fit(builder.parts(example), 5000, 16, "head").token_ids)
+        assert ("Q?" in text) == asks
+        assert "{" not in text

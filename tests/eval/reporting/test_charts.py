@@ -1,0 +1,203 @@
+"""Charts say what the results say, in units that people read, and are drawn without a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vl_convert
+
+from eval.reporting.charts import (
+    VEGA_LITE_VERSION,
+    document_positions,
+    frontier,
+    length_curves,
+    oracle_positions,
+    quality_cost,
+    save_chart,
+    theme,
+)
+
+
+def result(system: str, maxlen: int, mean: float, **changes: Any) -> dict[str, Any]:
+    cost = {"attention_flops": maxlen * 1e9, "cache_bytes": maxlen * 2**10, "seconds": 0.5}
+    return {
+        "system": system,
+        "kind": "model",
+        "profile": "hf",
+        "maxlen": maxlen,
+        "num_examples": 20,
+        "metrics": {"rougeLsum": {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}},
+        "cost": cost,
+    } | changes
+
+
+def yardstick(system: str, maxlen: int, mean: float) -> dict[str, Any]:
+    return result(system, maxlen, mean, kind="yardstick", cost=None)
+
+
+RESULTS = [
+    *(result("tiny", maxlen, mean) for maxlen, mean in ((1024, 0.20), (2048, 0.25), (8192, 0.31))),
+    *(yardstick("lead", maxlen, 0.18) for maxlen in (1024, 2048, 8192)),
+    *(yardstick("tail", maxlen, 0.181) for maxlen in (1024, 2048, 8192)),
+    *(yardstick("visible_oracle", maxlen, mean) for maxlen, mean in ((1024, 0.3), (2048, 0.4), (8192, 0.5))),
+]
+
+
+def layers(spec: dict[str, Any], mark: str) -> list[dict[str, Any]]:
+    return [layer for layer in spec["layer"] if layer["mark"]["type"] == mark]
+
+
+def compiled(spec: dict[str, Any]) -> dict[str, Any]:
+    vega: dict[str, Any] = vl_convert.vegalite_to_vega(spec, vl_version=VEGA_LITE_VERSION, config=theme(dark=False))
+    return vega
+
+
+def test_curves_show_scores_times_100_at_the_lengths_that_were_run() -> None:
+    spec = length_curves(RESULTS, "rougeLsum")
+    (points,) = layers(spec, "point")
+    rows = points["data"]["values"]
+    assert [(row["maxlen"], row["mean"]) for row in rows] == [(1024, 20.0), (2048, 25.0), (8192, 31.0)]
+    assert rows[0]["low"] == pytest.approx(18)
+    assert points["encoding"]["x"]["axis"]["values"] == [1024, 2048, 8192]
+    assert points["encoding"]["x"]["scale"]["base"] == 2
+    assert points["encoding"]["y"]["title"] == "ROUGE-Lsum F × 100 (hf)"
+    low, high = points["encoding"]["y"]["scale"]["domain"]
+    assert low < 16
+    assert high > 52
+
+
+def test_yardsticks_are_dashed_and_named_and_not_in_the_legend() -> None:
+    spec = length_curves(RESULTS, "rougeLsum")
+    dashes = [layer["mark"]["strokeDash"] for layer in layers(spec, "line") if "strokeDash" in layer["mark"]]
+    assert len(dashes) == 3
+    assert len({tuple(dash) for dash in dashes}) == 3
+    (labels,) = layers(spec, "text")
+    assert [row["label"] for row in labels["data"]["values"]] == ["lead", "tail", "visible oracle"]
+    (points,) = layers(spec, "point")
+    assert points["encoding"]["color"]["scale"]["domain"] == ["tiny"]
+
+
+def test_names_of_yardsticks_do_not_overlap() -> None:
+    spec = length_curves(RESULTS, "rougeLsum")
+    (labels,) = layers(spec, "text")
+    low, high = labels["encoding"]["y"]["scale"]["domain"]
+    lead, tail, oracle = (row["mean"] for row in labels["data"]["values"])
+    assert (tail - lead) / (high - low) * spec["height"] >= 13.9
+    assert oracle == 50
+
+
+def test_plans_are_systems_of_their_own_and_stand_apart() -> None:
+    results = [result("tiny", maxlen, 0.2, plan=plan) for plan in ("full", "middle:8") for maxlen in (1024, 2048)]
+    (points,) = layers(length_curves(results, "rougeLsum"), "point")
+    assert points["encoding"]["color"]["scale"]["domain"] == ["tiny, full", "tiny, middle:8"]
+    first = [row["x"] for row in points["data"]["values"] if row["maxlen"] == 1024]
+    assert first[0] < 1024 < first[1]
+
+
+def test_missing_intervals_have_no_rule() -> None:
+    lonely = result("tiny", 1024, 0.2) | {"metrics": {"rougeLsum": {"mean": 0.2, "low": None, "high": None}}}
+    spec = length_curves([lonely], "rougeLsum")
+    assert layers(spec, "rule") == []
+    assert compiled(spec)
+
+
+def test_one_length_still_shows_the_yardsticks() -> None:
+    spec = length_curves([line for line in RESULTS if line["maxlen"] == 1024], "rougeLsum")
+    line = layers(spec, "line")[0]
+    ends = [row["x"] for row in line["data"]["values"]]
+    assert ends == line["encoding"]["x"]["scale"]["domain"]
+
+
+@pytest.mark.parametrize(
+    ("cost", "at_1024", "title"),
+    [
+        ("attention_flops", 1.024, "Attention per example (TFLOP)"),
+        ("cache_bytes", 1.0, "Key/value cache (MiB)"),
+        ("seconds", 0.5, "Time per example (s)"),
+    ],
+)
+def test_costs_are_in_the_units_of_the_axis(cost: str, at_1024: float, title: str) -> None:
+    (points,) = layers(quality_cost(RESULTS, "rougeLsum", cost), "point")
+    assert points["data"]["values"][0]["x"] == pytest.approx(at_1024)
+    assert points["encoding"]["x"]["title"] == title
+
+
+def test_points_without_a_known_cost_are_left_out() -> None:
+    unknown = result("other", 1024, 0.2) | {"cost": {"attention_flops": None, "cache_bytes": 1, "seconds": 0.0}}
+    (points,) = layers(quality_cost([*RESULTS, unknown], "rougeLsum", "attention_flops"), "point")
+    assert {row["system"] for row in points["data"]["values"]} == {"tiny"}
+    # A cost of 0 has no logarithm.
+    (points,) = layers(quality_cost([unknown], "rougeLsum", "seconds"), "point")
+    assert "type" not in points["encoding"]["x"]["scale"]
+    assert compiled(quality_cost([unknown], "rougeLsum", "attention_flops"))
+
+
+def test_frontier_holds_the_points_that_no_other_beats() -> None:
+    points = [(3.0, 5.0), (1.0, 2.0), (2.0, 1.0), (2.0, 4.0), (4.0, 5.0), (1.0, 1.0), (2.0, 4.0)]
+    # (2, 1) and (1, 1) are worse than (1, 2), and (4, 5) is no better than (3, 5) that costs less; equal points stay.
+    assert frontier(points) == [1, 3, 6, 0]
+    assert frontier([]) == []
+
+
+def test_frontier_is_drawn_when_asked_for() -> None:
+    worse = result("worse", 8192, 0.1)
+    spec = quality_cost([*RESULTS, worse], "rougeLsum", "seconds", draw_frontier=True)
+    (line,) = [layer for layer in layers(spec, "line") if layer["mark"].get("style") == "frontier"]
+    assert [row["mean"] for row in line["data"]["values"]] == [31.0]
+
+
+def test_positions_are_relative_to_each_document() -> None:
+    scores = [
+        {"id": "a", "document_id": "A", "maxlen": 64, "system": "visible_oracle", "sentences": [[0, 100], [300, 400]]},
+        {"id": "b", "document_id": "B", "maxlen": 64, "system": "lead"},
+    ]
+    predictions = [
+        {"id": "a", "maxlen": 64, "context_spans": [[0, 200], [300, 400]]},
+        {"id": "b", "maxlen": 64, "context_spans": [[0, 1000]]},
+        {"id": "b", "maxlen": 32, "context_spans": [[0, 500]]},
+    ]
+    positions, coverage = document_positions(scores, predictions, {"A": 400, "B": 1000})
+    assert positions == [{"maxlen": 64, "position": 12.5}, {"maxlen": 64, "position": 87.5}]
+    shares = {(line["maxlen"], line["position"]): line["share"] for line in coverage}
+    assert len(shares) == 200
+    assert (shares[64, 49.5], shares[64, 50.5], shares[64, 74.5], shares[64, 75.5]) == (1, 0.5, 0.5, 1)
+    assert (shares[32, 49.5], shares[32, 50.5]) == (1, 0)
+
+
+def test_oracle_histogram_is_that_of_the_longest_length() -> None:
+    positions = [{"maxlen": 64, "position": at} for at in (0.0, 4.9, 5.0, 100.0)] + [{"maxlen": 32, "position": 50.0}]
+    spec = oracle_positions(positions, [{"maxlen": 64, "position": 0.5, "share": 1.0}])
+    bars = {row["start"]: row["share"] for row in spec["vconcat"][1]["data"]["values"] if row["share"]}
+    assert bars == {0: 0.5, 5: 0.25, 95: 0.25}
+    assert compiled(oracle_positions([], []))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_charts_become_files_for_papers(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"curve{suffix}"
+    save_chart(length_curves(RESULTS, "rougeLsum"), path)
+    if suffix == ".png":
+        assert path.read_bytes().startswith(b"\x89PNG")
+    else:
+        drawn = path.read_text(encoding="utf-8")
+        assert "Maximum length (tokens)" in drawn
+        assert "visible oracle" in drawn
+        assert "8,192" in drawn
+
+
+def test_other_endings_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"curve\.pdf.*\.png or \.svg"):
+        save_chart(length_curves(RESULTS, "rougeLsum"), tmp_path / "curve.pdf")
+
+
+def test_specs_load_nothing() -> None:
+    for spec in (
+        length_curves(RESULTS, "rougeLsum"),
+        quality_cost(RESULTS, "rougeLsum", "seconds", draw_frontier=True),
+        oracle_positions([{"maxlen": 64, "position": 1.0}], [{"maxlen": 64, "position": 0.5, "share": 1.0}]),
+    ):
+        assert '"url"' not in json.dumps(spec)
+        assert '"url"' not in json.dumps(compiled(spec))

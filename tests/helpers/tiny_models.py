@@ -1,0 +1,161 @@
+"""Random tiny models of many architectures, for tests on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from masformer.convert import num_kv_heads
+from masformer.plans.spans import FULL, HeadSpans, LayerSpan, SpanPlan
+
+VOCAB = 96
+LAYERS = 3
+_LLAMA_LIKE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "vocab_size": VOCAB,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_ONE_KV_SIZE = {k: v for k, v in _LLAMA_LIKE.items() if k != "head_dim"}
+_MULTI_HEAD = {k: v for k, v in _ONE_KV_SIZE.items() if k != "num_key_value_heads"}
+_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+# Architectures that a plan can be put on.
+SUPPORTED: dict[str, dict[str, Any]] = {
+    "llama": _LLAMA_LIKE,
+    "qwen2": _ONE_KV_SIZE,
+    "qwen3": _LLAMA_LIKE,
+    "qwen3_moe": _LLAMA_LIKE | _MOE,
+    "mistral": _LLAMA_LIKE | {"sliding_window": 12},
+    "ministral": _LLAMA_LIKE
+    | {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "gemma3_text": _LLAMA_LIKE
+    | {"sliding_window": 12, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    "gpt_neox": _MULTI_HEAD,
+    "gpt2": {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 512, "vocab_size": VOCAB},
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "vocab_size": VOCAB,
+        "word_embed_proj_dim": 32,
+    },
+    "phi": _ONE_KV_SIZE,
+    "phi3": _ONE_KV_SIZE,
+    "olmo2": _ONE_KV_SIZE,
+    "smollm3": _ONE_KV_SIZE,
+    "granite": _ONE_KV_SIZE,
+    "starcoder2": _ONE_KV_SIZE | {"sliding_window": None},
+    "cohere": _ONE_KV_SIZE,
+    "deepseek_v3": _MULTI_HEAD
+    | {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    },
+    # Masks of its own, soft-capped scores, learned sinks.
+    "gpt_neo": {
+        "hidden_size": 32,
+        "num_layers": LAYERS,
+        "num_heads": 4,
+        "attention_types": [[["local", "global", "local"], 1]],
+        "window_size": 12,
+        "max_position_embeddings": 512,
+        "vocab_size": VOCAB,
+    },
+    "gemma2": _LLAMA_LIKE | {"sliding_window": 12, "attn_logit_softcapping": 0.02},
+    "gpt_oss": _LLAMA_LIKE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 12},
+}
+
+# Architectures that must be refused by name.
+_BLOOM_LIKE = {"hidden_size": 32, "n_layer": LAYERS, "n_head": 4, "vocab_size": VOCAB}
+_GPTJ_LIKE = {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "rotary_dim": 4, "n_positions": 512, "vocab_size": VOCAB}
+REFUSED: dict[str, dict[str, Any]] = {
+    "falcon": {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "vocab_size": VOCAB},
+    "bloom": _BLOOM_LIKE,
+    "gptj": _GPTJ_LIKE,
+    "mpt": {"d_model": 32, "n_layers": LAYERS, "n_heads": 4, "vocab_size": VOCAB, "max_seq_len": 512},
+    "codegen": _GPTJ_LIKE,
+}
+
+
+# Architectures on which spans of single heads are tried at length: plain, norms of heads, windows of their own, fused
+# projections, as many key/value heads as query heads, an adapter, soft-capped scores, learned sinks.
+BY_HEAD = ["llama", "qwen3", "gemma3_text", "phi3", "gpt_neox", "gpt_neo", "gemma2", "gpt_oss"]
+
+
+def plan_by_head(config: PreTrainedConfig) -> SpanPlan:
+    """Return a plan for three layers in which heads see differently, and those that see alike stand apart."""
+    window, blocks = LayerSpan(span=17, sinks=3), LayerSpan(block=8, previous=1, sinks=2)
+    heads = range(num_kv_heads(config) or 0)
+    first, last = tuple((FULL, window)[head % 2] for head in heads), (blocks, *(FULL,) * heads[-1])
+    return SpanPlan((HeadSpans(first), window, HeadSpans(last)))
+
+
+def tiny_model(kind: str, **changes: Any) -> PreTrainedModel:
+    """Return a random model of an architecture, in eval mode, with the same weights at every call."""
+    config = CONFIG_MAPPING[kind](**((SUPPORTED | REFUSED)[kind] | changes))
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model.eval()
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerBase:
+    """Return a byte-level tokenizer: one token a byte, so that counts can be checked by hand."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {token: index for index, token in enumerate([*special, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<|pad|>", bos_token="<|im_start|>", eos_token="<|im_end|>"
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def save_tiny_checkpoint(folder: Path, *, chat: bool = True, kind: str = "llama", **changes: Any) -> Path:
+    """Write a random tiny model and its tokenizer to a folder that `--model` takes."""
+    tokenizer = tiny_tokenizer(chat=chat)
+    # Large weights, so that what is read far away changes what is written.
+    model = tiny_model(kind, vocab_size=len(tokenizer), max_position_embeddings=2048, initializer_range=0.4, **changes)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,498 @@
+"""Span attention against the definition, pair by pair: values, gradients, dtypes, and the memory it takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from masformer.attention import span_attention as attention
+from masformer.attention.heads import attend_by_head
+from masformer.attention.span_attention import choose_kernel, dense_attention, span_attention
+from masformer.attention.tiles import Scores
+from masformer.attention.visibility import SpanMask, left_padding, visible_keys
+from masformer.plans.spans import FULL, HeadSpans, LayerSpan
+from tests.helpers.attention_cases import (
+    CASES,
+    LANES,
+    PROPERTY,
+    SPANS,
+    Case,
+    States,
+    assert_close,
+    attend,
+    cached,
+    cases,
+    defined,
+    gradients,
+    lanes_at_once,
+    random_states,
+    sees,
+    visible,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+EXACT = TOLERANCE[torch.float64]
+HEAD_SIZE = 8
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@settings(PROPERTY, max_examples=60)
+@given(SPANS, st.integers(0, 30), st.integers(-3, 60))
+def test_visible_keys_is_the_definition(span: LayerSpan, first: int, start: int) -> None:
+    queries, keys = torch.arange(first, first + 30), torch.arange(start, start + 40)
+    expected = [[sees(int(q), int(k), span) for k in keys] for q in queries]
+    assert torch.equal(visible_keys(queries, keys, span), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("learned", [False, True])
+def test_dense_attention_is_the_formula(softcap: float | None, learned: bool) -> None:
+    case = Case(span=LayerSpan(span=3, sinks=1), num_new=7, heads=4, kv_heads=2, size=3, value_size=2, learned=learned)
+    states, sight = random_states(case), visible(case.span, 0, 7)
+    out = dense_attention(
+        states.query, states.key, states.value, sight, 0.9, softcap=softcap, learned_sinks=states.learned_sinks
+    )
+    query, key, value = (x[0].tolist() for x in (states.query, states.key, states.value))
+    for head in range(4):
+        for q in range(7):
+            scores = {
+                k: 0.9 * sum(x * y for x, y in zip(query[head][q], key[head // 2][k], strict=True))
+                for k in range(7)
+                if sees(q, k, case.span)
+            }
+            if softcap is not None:
+                scores = {k: softcap * math.tanh(score / softcap) for k, score in scores.items()}
+            total = sum(math.exp(score) for score in scores.values())
+            if states.learned_sinks is not None:
+                total += math.exp(float(states.learned_sinks[head]))
+            for at in range(2):
+                expected = sum(math.exp(score) / total * value[head // 2][k][at] for k, score in scores.items())
+                assert float(out[0, head, q, at]) == pytest.approx(expected, abs=EXACT)
+
+
+@settings(PROPERTY, max_examples=1000)
+@given(cases(), LANES, st.sampled_from([5, 8192]))
+@torch.no_grad()
+def test_attention_on_top_of_a_cache_equals_the_definition(case: Case, lanes: int | None, run_keys: int) -> None:
+    states = random_states(case)
+    with lanes_at_once(lanes), mock.patch.object(attention, "RUN_KEYS", run_keys):
+        assert_close(attend(case, states), defined(case, states), EXACT)
+
+
+@settings(PROPERTY, max_examples=600)
+@given(cases(longest=90), LANES)
+def test_gradients_equal_those_of_the_definition(case: Case, lanes: int | None) -> None:
+    states = random_states(case).with_grad()
+    with lanes_at_once(lanes):
+        out = attend(case, states)
+        found = gradients(out, states)
+    expected = defined(case, states)
+    assert_close(out, expected, EXACT)
+    for ours, theirs in zip(found, gradients(expected, states), strict=True):
+        assert_close(ours, theirs, EXACT)
+
+
+@settings(PROPERTY, max_examples=60)
+@given(cases(longest=120, can_pad=False, can_cache=False), st.data(), LANES)
+def test_packed_documents_equal_each_document_alone(case: Case, data: st.DataObject, lanes: int | None) -> None:
+    states = random_states(case)
+    starts = st.sets(st.integers(0, case.num_new - 1), max_size=4)
+    documents = [sorted({0, *data.draw(starts)}) for _ in range(case.batch)]
+    options = {"scale": case.scale, "softcap": case.softcap, "learned_sinks": states.learned_sinks}
+    mask = SpanMask(offset=0, documents=documents)
+    with torch.no_grad(), lanes_at_once(lanes):
+        out = span_attention(states.query, states.key, states.value, case.span, mask, **options)  # type: ignore[arg-type]
+    for row, firsts in enumerate(documents):
+        for first, stop in zip(firsts, [*firsts[1:], case.num_new], strict=True):
+            part = (slice(row, row + 1), slice(None), slice(first, stop))
+            alone = replace(case, num_new=stop - first, batch=1)
+            document = States(
+                query=states.query[part],
+                key=states.key[part],
+                value=states.value[part],
+                learned_sinks=states.learned_sinks,
+            )
+            assert_close(out[part], defined(alone, document), EXACT)
+
+
+@settings(PROPERTY, max_examples=100)
+@given(cases(can_cache=False), st.sampled_from([7, 512]))
+def test_attention_with_dropout_that_drops_nothing_equals_the_definition(case: Case, mask_rows: int) -> None:
+    states = random_states(case)
+    with mock.patch.object(attention, "_MASK_ROWS", mask_rows):
+        assert_close(attend(case, states, dropout=1e-14), defined(case, states), EXACT)
+
+
+def test_dropout_drops_weights_and_scales_the_others() -> None:
+    case = CASES["window with sinks"]
+    states = random_states(case)
+    ones = replace(states, value=torch.ones_like(states.value))
+    torch.manual_seed(0)
+    sums = attend(case, ones, dropout=0.25)[:, :, 100:]
+    assert sums.std() > 0.01
+    assert sums.mean() == pytest.approx(1, abs=0.01)
+
+
+def test_scores_far_from_zero_give_finite_weights() -> None:
+    for case in (CASES["window with sinks, softcap"], CASES["window with sinks, learned sinks"], CASES["blocks"]):
+        states = random_states(replace(case, scale=500.0)).with_grad()
+        out, expected = attend(replace(case, scale=500.0), states), defined(replace(case, scale=500.0), states)
+        assert_close(out, expected, EXACT)
+        for ours, theirs in zip(gradients(out, states), gradients(expected, states), strict=True):
+            assert_close(ours / 500, theirs / 500, EXACT)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@each_case
+@torch.no_grad()
+def test_each_dtype_is_as_exact_as_torch_with_a_mask(case: Case, dtype: torch.dtype) -> None:
+    states = random_states(case, dtype)
+    exact = defined(case, states.map(Tensor.double))
+    out = attend(case, states)
+    assert out.dtype == dtype
+    assert_close(out.double(), exact, TOLERANCE[dtype])
+    if case.is_plain and case.padding is None and dtype != torch.float64:
+        torchs = with_a_mask(case, states)
+        assert root_mean_square(out - exact) <= 2 * root_mean_square(torchs - exact)
+
+
+def with_a_mask(case: Case, states: States) -> Tensor:
+    sight = case.sight(case.offset, case.num_tokens)
+    return F.scaled_dot_product_attention(states.query, states.key, states.value, attn_mask=sight, enable_gqa=True)
+
+
+def root_mean_square(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@each_case
+def test_gradients_of_each_dtype_are_as_exact_as_those_of_torch(case: Case, dtype: torch.dtype) -> None:
+    states = random_states(case, dtype).with_grad()
+    wide = states.map(Tensor.double).with_grad()
+    found, exact = gradients(attend(case, states), states), gradients(defined(case, wide), wide)
+    for ours, right in zip(found, exact, strict=True):
+        assert ours.dtype == dtype
+        assert_close(ours.double(), right, TOLERANCE[dtype] * max(4.0, float(right.abs().max())))
+    if case.is_plain and case.padding is None:
+        for ours, torchs, right in zip(found, gradients(with_a_mask(case, states), states), exact, strict=True):
+            assert root_mean_square(ours - right) <= 2 * root_mean_square(torchs - right)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_many_small_gradients_of_a_sink_add_up(dtype: torch.dtype) -> None:
+    case = Case(span=LayerSpan(span=32, sinks=2), num_new=1200, learned=True)
+    states = random_states(case, dtype).with_grad()
+    wide = states.map(Tensor.double).with_grad()
+    with lanes_at_once(1):
+        found = torch.autograd.grad(attend(case, states).sum(), states.all())
+    exact = torch.autograd.grad(defined(case, wide).sum(), wide.all())
+    for ours, right in zip(found[1:], exact[1:], strict=True):
+        first = (..., slice(case.span.sinks), slice(None)) if right.dim() > 1 else ...
+        # Rounded once, at the end.
+        tolerance = 0.6 * torch.finfo(dtype).eps * float(right[first].abs().max())
+        assert_close(ours[first].double(), right[first], tolerance)
+
+
+@torch.no_grad()
+def test_autocast_leaves_fp64_alone_as_torch_does() -> None:
+    case = Case(span=LayerSpan(span=20, sinks=2), num_new=50)
+    states = random_states(case)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(attend(case, states), defined(case, states), EXACT)
+
+
+def test_a_backward_pass_under_autocast_keeps_its_sums_wide() -> None:
+    case = Case(span=LayerSpan(span=20, sinks=2), num_new=90)
+    states = random_states(case, torch.float32).with_grad()
+    expected = gradients(attend(case, states), states)
+    out = attend(case, states)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(out, states)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert_close(ours, theirs, TOLERANCE[torch.float32])
+
+
+def test_dropout_on_a_cache_that_has_dropped_keys_is_refused() -> None:
+    case = Case(span=LayerSpan(span=20, sinks=2), num_new=30, offset=100)
+    with pytest.raises(ValueError, match="needs all 130 keys, and a cache of 'span=20 sinks=2' has kept 52"):
+        attend(case, random_states(case), dropout=0.1)
+
+
+@each_case
+def test_autocast_computes_in_its_dtype_forward_and_backward(case: Case) -> None:
+    states = random_states(case, torch.float32).with_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(case, states)
+    assert out.dtype == torch.bfloat16
+    wide = states.map(Tensor.double).with_grad()
+    exact = defined(case, wide)
+    # Inputs are rounded too.
+    tolerance = 4 * TOLERANCE[torch.bfloat16]
+    assert_close(out.double(), exact, tolerance)
+    for ours, theirs in zip(gradients(out, states), gradients(exact, wide), strict=True):
+        assert ours.dtype == torch.float32
+        assert_close(ours.double(), theirs, tolerance * max(1.0, float(theirs.abs().max())))
+
+
+WINDOW, SINKS, BLOCK = LayerSpan(span=64), LayerSpan(span=64, sinks=4), LayerSpan(block=32, previous=1, sinks=4)
+EARLY = LayerSpan(block=32, previous=1, sinks=40)  # sinks reach into the second block, so that three see everything
+CAPPED = {"softcap": 50.0}
+LEARNED = {"learned": True}
+BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+
+
+def kernel(
+    device: str,
+    dtype: torch.dtype,
+    span: LayerSpan,
+    num_new: int,
+    offset: int,
+    *,
+    softcap: float | None = None,
+    learned: bool = False,
+    dropout: float = 0.0,
+    size: int = 16,
+    value_size: int = 16,
+) -> str:
+    query: Any = SimpleNamespace(device=SimpleNamespace(type=device), dtype=dtype, shape=(1, 2, num_new, size))
+    return choose_kernel(query, span, offset, Scores(scale=1.0, softcap=softcap), learned, dropout, value_size)
+
+
+@pytest.mark.parametrize(
+    ("span", "num_new", "offset", "options", "expected"),
+    [
+        (FULL, 500, 0, {}, "causal"),
+        (FULL, 500, 9, {}, "causal"),
+        (FULL, 500, 0, CAPPED, "tiles"),
+        (FULL, 500, 0, LEARNED, "tiles"),
+        (FULL, 500, 0, {"dropout": 0.1}, "masked"),
+        (WINDOW, 64, 0, {}, "causal"),
+        (WINDOW, 65, 0, {}, "tiles"),
+        (WINDOW, 60, 4, {}, "causal"),
+        (WINDOW, 60, 5, {}, "tiles"),
+        (WINDOW, 60, 0, CAPPED, "tiles"),
+        (WINDOW, 60, 0, LEARNED, "tiles"),
+        (WINDOW, 500, 0, {"dropout": 0.1}, "masked"),
+        (SINKS, 68, 0, {}, "causal"),
+        (SINKS, 69, 0, {}, "tiles"),
+        (BLOCK, 64, 0, {}, "causal"),
+        (BLOCK, 65, 0, {}, "tiles"),
+        (EARLY, 96, 0, {}, "causal"),
+        (EARLY, 97, 0, {}, "tiles"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32, FP64], ids=str)
+def test_kernels_on_the_cpu(
+    span: LayerSpan, num_new: int, offset: int, options: dict[str, Any], expected: str, dtype: torch.dtype
+) -> None:
+    assert kernel("cpu", dtype, span, num_new, offset, **options) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "span", "num_new", "offset", "options", "expected", "with_flash"),
+    [
+        (BF16, FULL, 500, 0, {}, "causal", "causal"),
+        (BF16, FULL, 500, 9, {}, "flex", "flash"),
+        (FP16, FULL, 500, 9, {}, "flex", "flash"),
+        (FP32, FULL, 500, 9, {}, "flex", "flex"),
+        (FP64, FULL, 500, 9, {}, "tiles", "tiles"),
+        (FP64, FULL, 500, 0, {}, "causal", "causal"),
+        (BF16, FULL, 500, 0, CAPPED, "flex", "flash"),
+        (BF16, FULL, 500, 0, LEARNED, "flex", "flex"),
+        (FP32, FULL, 500, 0, CAPPED, "flex", "flex"),
+        (FP64, FULL, 500, 0, CAPPED, "tiles", "tiles"),
+        (BF16, FULL, 500, 0, {"dropout": 0.1}, "masked", "masked"),
+        (BF16, WINDOW, 64, 0, {}, "causal", "causal"),
+        (BF16, WINDOW, 65, 0, {}, "flex", "flash"),
+        (BF16, WINDOW, 500, 100, {}, "flex", "flash"),
+        (BF16, WINDOW, 500, 0, CAPPED, "flex", "flash"),
+        (BF16, WINDOW, 500, 0, LEARNED, "flex", "flex"),
+        (FP32, WINDOW, 500, 0, {}, "flex", "flex"),
+        (FP64, WINDOW, 500, 0, {}, "tiles", "tiles"),
+        (BF16, SINKS, 68, 0, {}, "causal", "causal"),
+        (BF16, SINKS, 69, 0, {}, "flex", "flex"),
+        (BF16, SINKS, 500, 100, {}, "flex", "flex"),
+        (BF16, SINKS, 500, 0, CAPPED, "flex", "flex"),
+        (FP64, SINKS, 500, 0, LEARNED, "tiles", "tiles"),
+        (BF16, BLOCK, 64, 0, {}, "causal", "causal"),
+        (BF16, BLOCK, 65, 0, {}, "flex", "flex"),
+        (BF16, BLOCK, 20, 20, {}, "flex", "flash"),
+        (BF16, BLOCK, 60, 0, CAPPED, "flex", "flash"),
+        (BF16, BLOCK, 500, 0, {"dropout": 0.1}, "masked", "masked"),
+        # Compiled flex_attention takes no smaller heads.
+        (BF16, SINKS, 500, 0, {"size": 8}, "tiles", "tiles"),
+        (BF16, SINKS, 500, 0, {"value_size": 8}, "tiles", "tiles"),
+    ],
+)
+def test_kernels_on_cuda(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    span: LayerSpan,
+    num_new: int,
+    offset: int,
+    options: dict[str, Any],
+    expected: str,
+    with_flash: str,
+) -> None:
+    for installed, name in ((False, expected), (True, with_flash)):
+        monkeypatch.setattr(attention, "has_flash_attention", lambda installed=installed: installed)
+        assert kernel("cuda", dtype, span, num_new, offset, **options) == name
+
+
+class Largest(TorchDispatchMode):
+    """Notes the operations that run and the most memory behind a tensor that one of them returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = 0
+        self.operations: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.operations.add(func.overloadpacket.__name__)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self.num_bytes = max(self.num_bytes, tensor.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("offset", [0, 6144])
+@pytest.mark.parametrize(
+    ("span", "softcap"),
+    [
+        (LayerSpan(span=256, sinks=4), None),
+        (LayerSpan(span=256, sinks=4), 30.0),
+        (LayerSpan(block=512, previous=1, sinks=4), None),
+        (LayerSpan(block=512, previous=1, sinks=4), 30.0),
+        (FULL, 30.0),
+    ],
+    ids=str,
+)
+def test_no_mask_or_scores_of_the_whole_sequence(
+    span: LayerSpan, softcap: float | None, offset: int, backward: bool
+) -> None:
+    tokens = 8192
+    case = Case(span=span, num_new=tokens - offset, offset=offset, kv_heads=1, size=HEAD_SIZE, value_size=HEAD_SIZE)
+    states = random_states(case, torch.float32)
+    states = states.with_grad() if backward else states
+    key, value = cached(case, states)
+    with Largest() as largest:
+        out = span_attention(states.query, key, value, span, SpanMask(offset=offset), softcap=softcap)
+        if backward:
+            out.sum().backward()
+    # Scores of the whole sequence take 64 MiB a head on top of the cache and 256 MiB without, a mask a quarter of it.
+    rows = 128 * case.heads * tokens * 4
+    assert 0 < largest.num_bytes <= (rows if span.is_full else rows / 4)
+
+
+def test_dropout_masks_a_few_rows_at_a_time() -> None:
+    query, key = torch.randn(1, 2, 8192, HEAD_SIZE), torch.randn(1, 1, 8192, HEAD_SIZE)
+    with torch.no_grad(), Largest() as largest:
+        span_attention(query, key, key, LayerSpan(span=256, sinks=4), dropout=0.1)
+    assert 0 < largest.num_bytes <= 2 * 512 * 8192 * 4
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_full_attention_is_one_call_of_torch(dtype: torch.dtype, kv_heads: int) -> None:
+    query = torch.randn(1, 4, 4096, HEAD_SIZE, dtype=dtype)
+    key = torch.randn(1, kv_heads, 4096, HEAD_SIZE, dtype=dtype)
+    with Largest() as largest:
+        span_attention(query, key, key, FULL)
+    assert "_scaled_dot_product_flash_attention_for_cpu" in largest.operations
+    assert largest.num_bytes <= query.nbytes
+
+
+def test_values_of_another_size_take_no_scores_of_the_whole_sequence() -> None:
+    query, value = torch.randn(1, 2, 4096, HEAD_SIZE), torch.randn(1, 2, 4096, 2 * HEAD_SIZE)
+    with Largest() as largest:
+        span_attention(query, query, value, FULL)
+    assert 0 < largest.num_bytes <= 2 * 512 * 4096 * 4
+
+
+@pytest.mark.parametrize("previous", [0, 1])
+@torch.no_grad()
+def test_long_blocks_side_by_side(previous: int) -> None:
+    case = Case(span=LayerSpan(block=600, previous=previous, sinks=3), num_new=2600, heads=4, size=HEAD_SIZE)
+    states, positions = random_states(case), torch.arange(2600)
+    expected = dense_attention(states.query, states.key, states.value, visible_keys(positions, positions, case.span))
+    for lanes in (None, 1, 2):
+        with lanes_at_once(lanes):
+            assert_close(attend(case, states), expected, EXACT)
+
+
+def test_keys_of_another_cache_are_refused() -> None:
+    query = torch.randn(1, 2, 1, HEAD_SIZE)
+    key = torch.randn(1, 2, 50, HEAD_SIZE)
+    with pytest.raises(ValueError, match="got 50 keys where a SpanCache returns 12"):
+        span_attention(query, key, key, LayerSpan(span=10, sinks=2), SpanMask(offset=49))
+
+
+@torch.no_grad()
+def test_heads_that_stand_side_by_side_are_not_copied() -> None:
+    window = LayerSpan(span=64, sinks=4)
+    states = random_states(Case(span=FULL, num_new=300, heads=8, kv_heads=4))
+    handed: list[Tensor] = []
+
+    def noting(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+        handed.extend((query, key, value))
+        return query
+
+    spans = HeadSpans((window, FULL, FULL, window))
+    out = attend_by_head(noting, states.query, states.key, states.value, spans, None)
+    assert torch.equal(out, states.query)
+    pairs = zip(handed, states.all() * 2, strict=True)
+    shared = [x.data_ptr() in range(y.data_ptr(), y.data_ptr() + y.nbytes) for x, y in pairs]
+    # Heads 0 and 3 are put together; heads 1 and 2 are read where they are.
+    assert shared == [False] * 3 + [True] * 3
+
+
+def test_spans_of_other_heads_are_refused() -> None:
+    query, key = torch.randn(1, 4, 9, HEAD_SIZE), torch.randn(1, 4, 9, HEAD_SIZE)
+    with pytest.raises(ValueError, match="spans of 2 key/value heads got 4 of them"):
+        span_attention(query, key, key, HeadSpans((FULL, LayerSpan(span=4))))
+
+
+@torch.no_grad()
+def test_keys_of_heads_that_a_model_has_changed_after_the_cache_are_refused() -> None:
+    spans = HeadSpans((FULL, LayerSpan(span=10, sinks=2)))
+    states = random_states(Case(span=spans, num_new=1, offset=49))
+    key, value = cached(Case(span=spans, num_new=1, offset=49), states)
+    with pytest.raises(ValueError, match="got 1 keys where a SpanCache returns 50"):
+        span_attention(states.query, key * 1, value, spans, SpanMask(offset=49))
+
+
+@settings(PROPERTY, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=4))
+@example([(0, 5, 0), (2, 3, 0)])
+def test_left_padding(rows: list[tuple[int, int, int]]) -> None:
+    width = max(sum(row) for row in rows) + 1
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for row, (left, real, _) in enumerate(rows):
+        mask[row, left : left + real] = 1
+    # Padding after the text hides nothing, and a row without text is padding as yet.
+    expected = [left if real else width for left, real, _ in rows]
+    found = left_padding(mask)
+    assert (found is None) == (not any(expected))
+    assert found is None or found.tolist() == expected
+
+
+def test_padding_between_real_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="between real tokens"):
+        left_padding(torch.tensor([[1, 0, 1]]))

@@ -1,0 +1,176 @@
+"""Prompts decoded as one batch give the logits of each alone, whatever they share and however long each is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from masformer import HeadSpans, LayerSpan, SpanCache, SpanPlan, apply_plan, prefill
+from masformer.attention import joined as joined_module
+from masformer.attention.cache import num_bytes
+from masformer.attention.joined import can_join, join, row_bytes
+from masformer.plans.spans import FULL
+from tests.helpers.tiny_models import BY_HEAD, SUPPORTED, VOCAB, plan_by_head, tiny_model
+
+TOLERANCE = 1e-5  # fp32
+WINDOWS = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(span=9)))
+BLOCKS = SpanPlan((FULL, LayerSpan(block=8, previous=1, sinks=2), FULL))
+PLANS = {"windows": WINDOWS, "blocks": BLOCKS}
+JOINABLE = [kind for kind in SUPPORTED if can_join(tiny_model(kind).config)]
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    return torch.randint(3, VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def tree(model: PreTrainedModel, plan: SpanPlan) -> tuple[list[list[int]], list[SpanCache]]:
+    """Return prompts of several lengths that share beginnings, and a cache of each: all tokens but the last."""
+    stem, branch = tokens(0, 41), tokens(1, 30)
+    ends = [stem + tokens(2, 12), stem + branch + tokens(3, 1), stem + branch + tokens(4, 25), tokens(5, 6)]
+    trunk, twig = SpanCache(plan), None
+    prefill(model, torch.tensor([stem]), trunk)
+    twig = trunk.fork(max_tokens=71)
+    prefill(model, torch.tensor([branch]), twig)
+    caches = [trunk.fork(), twig.fork(), twig.fork(), SpanCache(plan)]
+    for end, cache in zip(ends, caches, strict=True):
+        prefill(model, torch.tensor([end[cache.get_seq_length() : -1]]), cache)
+    return ends, caches
+
+
+def left_padded(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tail_tokens", [0, 20, 512])
+@pytest.mark.parametrize(
+    ("kind", "plan"),
+    [
+        *(pytest.param(kind, plan, id=f"{kind}-{name}") for kind in JOINABLE for name, plan in PLANS.items()),
+        *(pytest.param(kind, plan_by_head(tiny_model(kind).config), id=f"{kind}-heads") for kind in BY_HEAD),
+    ],
+)
+def test_each_row_gets_the_logits_it_gets_alone(
+    kind: str, tail_tokens: int, plan: SpanPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joined_module, "TAIL_TOKENS", tail_tokens)
+    monkeypatch.setattr(joined_module, "RUN_KEYS", 24)
+    monkeypatch.setattr(joined_module, "_MIN_HALF", 4)
+    model = tiny_model(kind)
+    apply_plan(model, plan)
+    prompts, caches = tree(model, plan)
+    batch = join(caches, room=30)
+    more = [tokens(10 + row, 24) for row in range(4)]
+    rows = list(range(4))
+    for step in range(24):
+        ids, mask = left_padded([prompts[row] + more[row][:step] for row in range(4)])
+        if step == 12:
+            # Two rows end; the others go on.
+            rows = [1, 2]
+            batch.batch_select_indices(torch.tensor(rows))
+        ids, mask = ids[rows], mask[rows]
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -1:]
+        logits = model(ids[:, -1:], attention_mask=mask, position_ids=positions, past_key_values=batch).logits[:, 0]
+        for at, row in enumerate(rows):
+            alone = model(torch.tensor([prompts[row] + more[row][:step]]), use_cache=False).logits[0, -1]
+            torch.testing.assert_close(logits[at], alone, atol=TOLERANCE, rtol=0)
+    # What they shared is as it was.
+    for prompt, cache in zip(prompts, caches, strict=True):
+        logits = model(torch.tensor([prompt[-1:]]), past_key_values=cache).logits[0, -1]
+        alone = model(torch.tensor([prompt]), use_cache=False).logits[0, -1]
+        torch.testing.assert_close(logits, alone, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generate_goes_on_from_a_joined_cache(beams: int, by_head: bool) -> None:
+    model = tiny_model("llama", initializer_range=0.4)
+    plan = apply_plan(model, plan_by_head(model.config) if by_head else WINDOWS)
+    prompts, caches = tree(model, plan)
+    settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "num_beams": beams}
+    batch = join(caches, room=12)
+    batch.batch_repeat_interleave(beams)
+    ids, mask = left_padded(prompts)
+    made = model.generate(ids, attention_mask=mask, past_key_values=batch, **settings)
+    for row, prompt in enumerate(prompts):
+        alone = model.generate(torch.tensor([prompt]), use_cache=False, **settings)[0, len(prompt) :]
+        assert torch.equal(made[row, ids.shape[1] :], alone)
+
+
+@torch.no_grad()
+def test_what_is_shared_is_neither_copied_nor_counted_twice() -> None:
+    plan = SpanPlan((FULL, LayerSpan(span=64, sinks=4)))
+    trunk = SpanCache(plan, max_tokens=5000)
+    states = torch.randn(1, 2, 5000, 8)
+    for layer in range(2):
+        trunk.update(states, states, layer)
+    branches = [trunk.fork(max_tokens=5010) for _ in range(3)]
+    for branch in branches:
+        for layer in range(2):
+            branch.update(states[:, :, :10], states[:, :, :10], layer)
+    a_token = 2 * 8 * 4 * 2  # heads, size, bytes, keys and values
+    joined = join(branches, room=6)
+    assert num_bytes(joined) == (5000 + 3 * (10 + 6) + 3 * 68) * a_token
+    assert num_bytes(joined, *branches) == num_bytes(joined) + 3 * (10 + 68) * a_token
+    assert row_bytes(joined, 1) == (5000 + 16 + 68) * a_token
+
+
+@torch.no_grad()
+def test_heads_share_what_their_own_span_lets_them_share() -> None:
+    window = LayerSpan(span=64, sinks=4)
+    trunk = SpanCache(SpanPlan((HeadSpans((window, FULL, window)),)), max_tokens=5000)
+    states = torch.randn(1, 3, 5000, 8)
+    trunk.update(states, states, 0)
+    branches = [trunk.fork(max_tokens=5010) for _ in range(3)]
+    for branch in branches:
+        branch.update(states[:, :, :10], states[:, :, :10], 0)
+    of_a_head = 8 * 4 * 2  # size, bytes, keys and values
+    joined = join(branches, room=6)
+    assert num_bytes(joined) == (5000 + 3 * (10 + 6) + 3 * 2 * 68) * of_a_head
+    assert num_bytes(joined, *branches) == num_bytes(joined) + 3 * (10 + 2 * 68) * of_a_head
+    assert row_bytes(joined, 1) == (5000 + 16 + 2 * 68) * of_a_head
+    assert row_bytes(joined, 1, beams=2) == (5000 + 2 * (16 + 2 * 68)) * of_a_head
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by_head", [False, True])
+def test_misuse_is_told(by_head: bool) -> None:
+    model = tiny_model("llama")
+    plan = apply_plan(model, plan_by_head(model.config) if by_head else BLOCKS)
+    prompts, caches = tree(model, plan)
+    batch = join(caches[:2], room=1)
+    ids, mask = left_padded(prompts[:2])
+    model(ids[:, -1:], attention_mask=mask, past_key_values=batch)
+    with pytest.raises(ValueError, match="room of a joined cache is used up"):
+        model(ids[:, -1:], attention_mask=torch.cat([mask, mask[:, -1:]], dim=1), past_key_values=batch)
+    with pytest.raises(ValueError, match="cannot be forked"):
+        batch.fork()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("plan", [WINDOWS, BLOCKS, None], ids=["windows", "blocks", "heads"])
+@pytest.mark.parametrize("kind", ["llama", "gpt_oss", "gemma2", "gpt2"])
+def test_several_tokens_a_row_go_through_the_model_at_once(kind: str, plan: SpanPlan | None) -> None:
+    model = tiny_model(kind)
+    plan = apply_plan(model, plan or plan_by_head(model.config))
+    prompts, caches = tree(model, plan)
+    batch = join(caches, room=12)
+    whole = [prompt[:-1] + tokens(20 + row, 11) for row, prompt in enumerate(prompts)]
+    ids, mask = left_padded(whole)
+    prefill(model, ids[:, -11:-4], batch, mask[:, :-4])
+    for count in (3, 1):
+        stop = ids.shape[1] - count + 1
+        shown = mask[:, : stop if count == 1 else -1]
+        new = ids[:, -4:-1] if count == 3 else ids[:, -1:]
+        positions = (shown.cumsum(dim=1) - 1).clamp(min=0)[:, -count:]
+        logits = model(new, attention_mask=shown, position_ids=positions, past_key_values=batch).logits
+        for row, text in enumerate(whole):
+            seen = text[:-1] if count == 3 else text
+            alone = model(torch.tensor([seen]), use_cache=False).logits[0, -count:]
+            torch.testing.assert_close(logits[row], alone, atol=TOLERANCE, rtol=0)
