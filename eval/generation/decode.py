@@ -33,8 +33,6 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from masformer import SpanCache, fixed_frequencies, prefill
 from masformer.attention.joined import can_join, join, row_bytes
 
-# Raised by hand whenever a change of the code changes what is generated; part of what a resumed run must share.
-GENERATION_VERSION = 4
 # Tokens that a batch decodes before rows that have ended are taken out.
 _STEPS = 32
 # Tokens of a batch's ends that go through the model at once: their scores exist as a whole.
