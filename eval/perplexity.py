@@ -30,7 +30,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
-from eval.config.perplexity import PerplexityConfig, load_perplexity_config
+from eval.config.perplexity import PerplexityConfig
 from eval.errors import UserError
 from eval.generation.decode import peak_bytes, reset_peak, storage_bytes
 from eval.prompting.prompts import PromptBuilder
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
-    config = load_perplexity_config(arguments)
+    config = PerplexityConfig.from_command_line(arguments)
     accelerator = start_processes(os.environ)
     return prepare(config, accelerator), accelerator
 

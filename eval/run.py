@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from eval.config.run import RunConfig, load_config
+from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.generation.answering import Answering, Claims, Progress
 from eval.generation.forecast import describe_plan, memory_budget
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
-    config = load_config(arguments)
+    config = RunConfig.from_command_line(arguments)
     check_trackers(config.report_to)
     accelerator = start_processes(
         os.environ, log_with=list(config.report_to) or None, project_dir=str(config.output or _default_output(config))

@@ -21,8 +21,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from eval.config.generation import GenerationSettings
 from eval.config.run import RunConfig
-from eval.generation.decode import GenerationSettings
 from eval.generation.prompt_tree import PromptTree
 from eval.prompting.prompts import Prompt, PromptBuilder, fit
 from eval.records.journal import Key, fingerprint

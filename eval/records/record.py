@@ -10,9 +10,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from eval.config.generation import GenerationOptions
 from eval.config.run import RunConfig
 from eval.errors import UserError
-from eval.generation.decode import GENERATION_VERSION, GenerationOptions
+from eval.generation.decode import GENERATION_VERSION
 from eval.prompting.prompts import PromptBuilder
 from masformer import SpanPlan
 from masformer.checkpoints.open import Checkpoint
