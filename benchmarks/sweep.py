@@ -28,7 +28,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.pairs import MIXED, Case, finish, show
-from eval.generation.decode import GenerationSettings, decode, warm_up
+from eval.config.generation import GenerationSettings
+from eval.generation.decode import decode, warm_up
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.prompting.prompts import PromptBuilder, fit
 from eval.runtime.model import TORCH_DTYPES

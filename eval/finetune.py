@@ -28,7 +28,7 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from eval.config.finetune import TrainConfig, load_train_config
+from eval.config.finetune import TrainConfig
 from eval.errors import UserError
 from eval.generation.decode import peak_bytes, reset_peak
 from eval.prompting.prompts import PromptBuilder
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
-    config = load_train_config(arguments)
+    config = TrainConfig.from_command_line(arguments)
     check_trackers(config.report_to)
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     dtype = config.dtype or ("float32" if on_cpu else "bfloat16")

@@ -28,7 +28,7 @@ if not __package__:
 import torch
 from accelerate import Accelerator
 
-from eval.config.placement import PlacementConfig, load_placement_config
+from eval.config.placement import PlacementConfig
 from eval.errors import UserError
 from eval.prompting.prompts import PromptBuilder
 from eval.records.journal import Key, append_line
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _start(arguments: Sequence[str]) -> tuple[Job, Accelerator]:
-    config = load_placement_config(arguments)
+    config = PlacementConfig.from_command_line(arguments)
     accelerator = start_processes(os.environ)
     return prepare(config, accelerator), accelerator
 

@@ -28,9 +28,10 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from eval.config.generation import GenerationSettings
 from eval.errors import UserError
 from eval.generation.answering import is_out_of_memory
-from eval.generation.decode import GenerationSettings, decode, rows_together
+from eval.generation.decode import decode, rows_together
 from eval.generation.forecast import memory_budget
 from eval.generation.groups import Needs
 from eval.generation.prompt_tree import PromptTree, TreeCaches
