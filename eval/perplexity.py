@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     """Measure what a command line asks for."""
     config = PerplexityConfig.from_command_line(argv)
     process = start_accelerated(config.threads)
-    model = open_model(config, process, max(config.maxlen))  # checks plan and positions; no weights yet
+    model = open_model(config, config.plan, process, max(config.maxlen))  # checks plan and positions; no weights yet
     job = open_perplexity(config, model)  # resumes, or says why it cannot
     with job.lock(process):
         missing = job.start(model, process, argv)

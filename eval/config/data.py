@@ -126,6 +126,14 @@ class DataOptions(Options):
             )
         )
 
+    def load_tasks(self) -> dict[str, LoadedExamples]:
+        """Return the examples of each task, by name.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        return {name: self.load(name) for name in self.tasks}
+
     def load_documents(self, name: str) -> LoadedExamples:
         """Return the examples of a task, one a document: several queries about one share its context."""
         loaded = self.load(name)

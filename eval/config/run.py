@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError
 from dataclasses import dataclass, fields
+from pathlib import Path
 
-from eval.config.checks import Value, ascending, distinct_names, positive, positive_number, switch
+from eval.config.checks import Value, ascending, distinct_names, path, positive, positive_number, switch
 from eval.config.generation import GenerationOptions, GenerationSettings
 from eval.config.job import JobOptions, extrapolation_option, plan_option, trackers_option, truncation_option
 from eval.config.options import REQUIRED, Group
 from eval.errors import UserError
 from eval.scoring.profiles import PROFILES
+
+
+# Module and class of each engine; imported when it is chosen, so that one engine does not need another's packages.
+BACKENDS = {
+    "local": "eval.generation.local:LocalBackend",
+    "mock": "eval.generation.mock:MockBackend",
+}
 
 
 def _shard(value: Value) -> tuple[int, int]:
@@ -52,6 +60,12 @@ class RunConfig(JobOptions, GenerationOptions):
     truncation: str = truncation_option(Group.LENGTHS)
     plan: str = plan_option()
     allow_extrapolation: bool = extrapolation_option()
+    backend: str = Group.MODEL.option(
+        "local", "engine that answers: this suite's own, or mock, which has no model", choices=tuple(BACKENDS)
+    )
+    answers: Path | None = Group.MODEL.option(
+        None, "with --backend mock, JSON lines of id, text and perhaps maxlen; else it echoes documents", path
+    )
     device_map: str | None = Group.MODEL.option(
         None, "spread one model over all devices of this machine (one process)", choices=("auto",)
     )
@@ -104,6 +118,8 @@ class RunConfig(JobOptions, GenerationOptions):
                 raise UserError(
                     f"task '{name}' asks for unknown metrics '{task.profile}'; known: {', '.join(PROFILES)}"
                 )
+        if self.answers is not None and self.backend != "mock":
+            raise UserError(f"--answers {self.answers} is read by --backend mock alone; add it, or leave it out")
         if self.temperature is None and (self.top_p != 1 or self.top_k):
             raise UserError("--top-p and --top-k choose what is sampled; give --temperature too, 1 for example")
         if self.temperature is not None and self.num_beams > 1:

@@ -1,4 +1,4 @@
-"""What answers requests. A new engine is a file here and a line in `BACKENDS`.
+"""What answers requests. A new engine is a file here and a line in `BACKENDS` of eval/config/run.py.
 
     backend = open_backend(config)          # checks the model and its settings; loads no weights
     for prediction in backend.answer(requests, process, shared):
@@ -15,18 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.config.run import RunConfig
+from eval.config.run import BACKENDS, RunConfig
 from eval.generation.requests import Request, Requests
 from eval.records.run_folder import default_output
 from eval.records.schema import Grouping, ModelRecord, Prediction
 from eval.runtime.processes import Process, num_threads, start_accelerated
-
-# Module and class of each engine; imported when it is chosen, so that one engine does not need another's packages.
-BACKENDS = {
-    "local": "eval.generation.local:LocalBackend",
-    "mock": "eval.generation.mock:MockBackend",
-}
-
 
 class Backend(ABC):
     """An engine, with what it was asked to run.

@@ -61,7 +61,7 @@ class LocalBackend(Backend):
         torch.manual_seed(config.seed)
         self.config = config
         self.process = process
-        self.opened = open_model(config, process, max(config.maxlen), keeps_full=True)
+        self.opened = open_model(config, config.plan, process, max(config.maxlen), keeps_full=True)
         self.tokenizer = self.opened.checkpoint.tokenizer
         self.model, self.dtype = self.opened.record, self.opened.dtype
         self.plan, self.plan_description = self.opened.plan_json, self.opened.plan_description

@@ -19,6 +19,7 @@ from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.generation.backend import Backend, share_by_turns, start_for
 from eval.generation.requests import Request, Requests
+from eval.records.journal import fingerprint
 from eval.records.schema import ModelRecord, Prediction
 from eval.runtime.processes import Process
 
@@ -73,8 +74,8 @@ class MockBackend(Backend):
         self.tokenizer = WordTokenizer()
         self.model = ModelRecord(reference="mock", source="mock")
         self.plan_description = "none"
-        self.identity = {"name": "mock"}
         self._answers = {} if config.answers is None else _read_answers(config.answers)
+        self.identity = {"name": "mock", "answers": fingerprint(sorted(map(str, self._answers.items())))}
 
     def answer(self, requests: Requests, process: Process, shared: Path) -> Iterator[Prediction]:
         for request in share_by_turns(requests, process):

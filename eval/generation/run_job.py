@@ -90,7 +90,7 @@ class RunJob(Job[RunRecord, Prediction]):
         """Print what is about to be run, on what."""
         config, process = self.config, backend.process
         facts = [
-            ("model", f"{config.model}: {backend.describe_model()}, {backend.dtype}"),
+            ("model", f"{backend.model.reference}: {backend.describe_model()}, {backend.dtype}"),
             ("spans", self.record.plan_description),
         ]
         for name, loaded in self.data.items():

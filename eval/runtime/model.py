@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from eval.config.job import JobOptions
 from eval.errors import UserError
 from eval.records.schema import ModelRecord
 from eval.records.typed import from_json
@@ -78,28 +79,14 @@ class OpenedModel:
         )
 
 
-class ModelOptions(Protocol):
-    """Settings that choose a model."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def plan(self) -> str: ...
-    @property
-    def dtype(self) -> str | None: ...
-    @property
-    def trust_remote_code(self) -> bool: ...
-    @property
-    def allow_extrapolation(self) -> bool: ...
-
-
 def open_model(
-    config: ModelOptions, process: AcceleratedProcess, longest: int, *, keeps_full: bool = False
+    config: JobOptions, plan: str, process: AcceleratedProcess, longest: int, *, keeps_full: bool = False
 ) -> OpenedModel:
     """Return the model that settings name, with plan and positions checked; loads no weights.
 
     Args:
-        config: Settings.
+        config: Settings, with `allow_extrapolation` for lengths beyond the positions.
+        plan: Text form of the plan, or `auto`.
         process: Process that will load it.
         longest: Most tokens that it will see.
         keeps_full: As for `resolve_plan`.
@@ -110,12 +97,10 @@ def open_model(
         UserError: The length is beyond its positions.
     """
     checkpoint = open_checkpoint(config.model, trust_remote_code=config.trust_remote_code)
-    plan = resolve_plan(config.plan, checkpoint, keeps_full=keeps_full)
-    check_positions(longest, checkpoint, allow_extrapolation=config.allow_extrapolation)
+    resolved = resolve_plan(plan, checkpoint, keeps_full=keeps_full)
+    check_positions(longest, checkpoint, allow_extrapolation=getattr(config, "allow_extrapolation", False))
     dtype = config.dtype or default_dtype(process.device_type)
-    return OpenedModel(
-        process=process, checkpoint=checkpoint, plan=plan, dtype=dtype, requested_plan=config.plan
-    )
+    return OpenedModel(process=process, checkpoint=checkpoint, plan=resolved, dtype=dtype, requested_plan=plan)
 
 
 def resolve_plan(text: str, checkpoint: Checkpoint, *, keeps_full: bool = False) -> SpanPlan | None:
