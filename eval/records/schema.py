@@ -774,3 +774,43 @@ class RankedRun:
     machines: list[str] = entry("what its sessions ran on")
     commits: list[str | None] = entry("commits of its sessions")
     commands: list[str] = entry("commands of its sessions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrollsRow(ScrollsEntry):
+    """The SCROLLS score of a system at one length and set of templates."""
+
+    model: str = entry("the model")
+    plan: str = entry("text form of the plan")
+    dtype: str = entry("dtype of the computation")
+    runs: list[str] = entry("folders of the runs that answered the tasks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrollsMissing:
+    """What keeps a system from a SCROLLS score."""
+
+    runs: list[str] = entry("folders of the system's runs")
+    missing: list[str] = entry("what is missing, in words")
+    has_scores: bool = entry("whether it has a score at some length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrollsBoard:
+    """The ranking by the SCROLLS score."""
+
+    rows: list[ScrollsRow] = entry("best first")
+    missing: list[ScrollsMissing] = entry("systems without a score, or not everywhere")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard:
+    """`leaderboard.json`."""
+
+    margin: float = entry("loss up to which a row is as good as the best, as a fraction, fixed beforehand")
+    cost: str = entry("cost against which the frontier is drawn")
+    scoring_version: int = entry("raised when the code changes what a score is")
+    boards: list[Board] = entry("one a task")
+    scrolls_score: ScrollsBoard | None = entry("null where no system has two tasks of SCROLLS", default=None)
+    left_out: list[LeftOut] = entry("runs that are not ranked")
+    runs: list[RankedRun] = entry("runs that are ranked")
