@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.records.read_run import RunInputs
 from eval.records.schema import ExampleScore, Prediction
-from eval.reporting.columns import ANSWERS
+from eval.reporting.columns import ANSWERS, Column
 from eval.reporting.page import PAGE_BYTES, RESERVE_BYTES, document_budget, fit_documents, num_json_bytes
 from eval.scoring.profiles import PROFILES, metric_name
 
@@ -55,15 +55,20 @@ def gather_samples(
         note = f"{len(kept):,} of {len(shown):,} examples, evenly spaced: a page of 10 MB holds no more."
     return {
         "metrics": {metric: metric_name(metric) for metrics in scores.values() for metric in metrics},
-        "columns": [
-            {"key": column.key, "heading": column.heading, "digits": column.digits, "unit": column.unit}
-            for column in ANSWERS
-        ],
+        "columns": describe_columns(ANSWERS),
         "headlines": {task: PROFILES[name].headline[-1] for task, name in profiles.items()},
         "documents": _documents(kept, inputs, with_texts=with_texts),
         "examples": kept,
         "note": note,
     }
+
+
+def describe_columns(columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Return columns as the scripts of the page read them."""
+    return [
+        {"key": column.key, "heading": column.heading, "digits": column.digits, "unit": column.unit}
+        for column in columns
+    ]
 
 
 def _answer(one: Prediction, scores: Mapping[str, float], *, with_texts: bool) -> dict[str, Any]:
