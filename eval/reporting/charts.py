@@ -17,6 +17,7 @@ from typing import Any
 import vl_convert
 
 from eval.records.journal import disk_errors
+from eval.scoring.board import frontier
 from eval.scoring.profiles import metric_title
 
 VEGA_LITE_VERSION = "6.4"
@@ -143,19 +144,6 @@ def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_fron
         "encoding": {"x": x, "y": y, "text": {"field": "label"}},
     }
     return spec_of(layer=[*layers, labels], description=f"{y['title']} against {title.lower()}.")
-
-
-def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return which (cost, quality) points no other point beats, cheapest first.
-
-    A point is beaten by one that costs no more and is no worse, and better in one of the two.
-    """
-    order = sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1]))
-    kept: list[int] = []
-    for index in order:
-        if not kept or points[index][1] > points[kept[-1]][1] or points[index] == points[kept[-1]]:
-            kept.append(index)
-    return kept
 
 
 def oracle_positions(positions: Iterable[Mapping[str, float]], coverage: Sequence[Mapping[str, float]]) -> Spec:
