@@ -17,6 +17,8 @@ from eval.records.typed import entry
 
 # Names a prediction within its folder: task, template, id, maxlen.
 Key = tuple[str, str, str, int]
+# All examples, or those that even the greatest length cuts.
+Subset = Literal["all", "always_truncated"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -213,6 +215,12 @@ class Estimate:
     low: float | None = entry("lower end of the interval")
     high: float | None = entry("upper end of the interval")
 
+    @property
+    def value(self) -> float:
+        """Return the mean where it must be known, as that of every score is."""
+        assert self.mean is not None
+        return self.mean
+
 
 @dataclass(frozen=True, kw_only=True)
 class Share(Estimate):
@@ -242,7 +250,7 @@ class Result:
     profile: str = entry("metrics")
     system: str = entry("the model, or the name of a baseline: lead, tail, query_echo, visible_oracle, common_answer")
     kind: Literal["model", "yardstick"] = entry("whether a model or a baseline wrote the texts")
-    subset: Literal["all", "always_truncated"] = entry("all examples, or those that even the greatest length cuts")
+    subset: Subset = entry("all examples, or those that even the greatest length cuts")
     maxlen: int = entry("length in tokens")
     num_examples: int = entry("examples")
     num_documents: int = entry("documents")
@@ -281,7 +289,7 @@ class Comparison(PairedResult):
     """An entry of `comparisons` in `scores.json`."""
 
     task: str = entry("name of the task")
-    subset: Literal["all", "always_truncated"] = entry("examples that are compared")
+    subset: Subset = entry("examples that are compared")
     metric: str = entry("headline metric of the task")
     first: Compared = entry("what the second is compared with")
     second: Compared = entry("what is compared")

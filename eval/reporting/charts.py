@@ -15,7 +15,8 @@ import vl_convert
 
 from eval.records.journal import disk_errors
 from eval.records.schema import Result
-from eval.reporting.columns import BASELINES, Column, charted_costs
+from eval.reporting.columns import BASELINE_STYLES, Column, charted_costs
+from eval.scoring.board import frontier
 from eval.scoring.profiles import metric_title
 
 VEGA_LITE_VERSION = "6.4"
@@ -126,19 +127,6 @@ def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_fron
         "encoding": {"x": x, "y": y, "text": {"field": "label"}},
     }
     return spec_of(layer=[*layers, labels], description=f"{y['title']} against {column.axis.lower()}.")
-
-
-def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return which (cost, quality) points no other point beats, cheapest first.
-
-    A point is beaten by one that costs no more and is no worse, and better in one of the two.
-    """
-    order = sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1]))
-    kept: list[int] = []
-    for index in order:
-        if not kept or points[index][1] > points[kept[-1]][1] or points[index] == points[kept[-1]]:
-            kept.append(index)
-    return kept
 
 
 def save_chart(spec: Mapping[str, Any], path: Path) -> None:
@@ -271,7 +259,7 @@ def _padded(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _baseline_line(name: str, rows: Sequence[Mapping[str, Any]], x: Layer, y: Layer) -> Layer:
-    dash = list(BASELINES[name].dash) if name in BASELINES else [4, 4]
+    dash = list(BASELINE_STYLES[name].dash) if name in BASELINE_STYLES else [4, 4]
     return {
         "data": {"values": list(rows)},
         "mark": {"type": "line", "style": "yardstick", "strokeDash": dash},

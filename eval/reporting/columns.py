@@ -208,7 +208,7 @@ EVIDENCE = Column(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
+class BaselineStyle:
     """A system that needs no model.
 
     Attributes:
@@ -222,8 +222,8 @@ class Baseline:
     column: Column | None = None
 
 
-BASELINES = {
-    "visible_oracle": Baseline(
+BASELINE_STYLES = {
+    "visible_oracle": BaselineStyle(
         heading="visible oracle",
         dash=[7, 3],
         column=Column(
@@ -232,10 +232,10 @@ BASELINES = {
             "reference line, no strict ceiling.",
         ),
     ),
-    "lead": Baseline(heading="lead", dash=[2, 2]),
-    "tail": Baseline(heading="tail", dash=[9, 3, 2, 3]),
-    "query_echo": Baseline(heading="query echo", dash=[1, 4]),
-    "common_answer": Baseline(
+    "lead": BaselineStyle(heading="lead", dash=[2, 2]),
+    "tail": BaselineStyle(heading="tail", dash=[9, 3, 2, 3]),
+    "query_echo": BaselineStyle(heading="query echo", dash=[1, 4]),
+    "common_answer": BaselineStyle(
         heading="common answer",
         dash=[12, 2],
         column=Column(heading="common answer", legend="common answer: what most examples have among their references."),
@@ -289,4 +289,4 @@ COMPARISON_LEGEND = legend_of(COMPARISONS)
 
 def system_name(result: Result) -> str:
     """Return the name of a result's system in tables."""
-    return "model" if result.kind == "model" else BASELINES[result.system].heading
+    return "model" if result.kind == "model" else BASELINE_STYLES[result.system].heading

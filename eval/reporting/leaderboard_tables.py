@@ -13,7 +13,7 @@ from typing import Any
 
 from eval.records.schema import Board, BoardRow, Estimate, Leaderboard, ScrollsRow
 from eval.reporting.columns import (
-    BASELINES,
+    BASELINE_STYLES,
     COSTS,
     COUNTS,
     EVIDENCE,
@@ -38,7 +38,7 @@ _RANK_LEGEND = (
 RESCORE = (
     "Scores are made anew, without the model, by `python -m eval.score RUN`, with `--profile` under another profile."
 )
-_BESIDE = {name: baseline.column for name, baseline in BASELINES.items() if baseline.column is not None}
+_BESIDE = {name: baseline.column for name, baseline in BASELINE_STYLES.items() if baseline.column is not None}
 _MARKS = Column(
     heading="marks",
     show=lambda row: ", ".join(marks(row)),
@@ -258,7 +258,7 @@ def _plain_row(board: Board, row: BoardRow) -> dict[str, Any]:
     found |= {name: getattr(row, name) for name in ("num_examples", "num_documents", "num_truncated")}
     for metric in metric_columns(board.profile):
         found |= dict(_fractions(metric, row.metrics[metric]))
-        for system in BASELINES:
+        for system in BASELINE_STYLES:
             found |= dict(_fractions(f"{system}_{metric}", row.yardsticks.get(system, {}).get(metric)))
     found |= dict(_fractions("evidence_visible", row.evidence_visible))
     found |= {column.plain_name or column.key: column.value(row.cost) for column in COSTS}

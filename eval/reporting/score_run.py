@@ -44,7 +44,7 @@ def score_run(
         predictions=predictions_digest(inputs.predictions),
         example_scores=fingerprint(to_json(lines)),
         texts=with_texts,
-        yardsticks=scored.yardsticks,
+        yardsticks=scored.baselines,
         results=results,
         comparisons=compare_settings(scored.scored, margin),
         scrolls_score=scrolls_score(results, Counter(example.task for example in inputs.examples)),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from eval.records.read_run import RunInputs
 from eval.records.schema import Comparison, Result, RunRecord, Scores
-from eval.reporting.columns import BASELINES, Column, N, percent, percent_mean, signed_interval, verdict
+from eval.reporting.columns import BASELINE_STYLES, Column, N, percent, percent_mean, signed_interval, verdict
 from eval.reporting.tables import Rows, as_columns, describe_intervals, select, table_of
 from eval.scoring.profiles import describe_profiles, headline, metric_name
 from eval.scoring.significance import MIN_DOCUMENTS
@@ -54,8 +54,8 @@ def score_table(models: Sequence[Result], results: Sequence[Result]) -> Rows:
             scores = baselines.get((result.task, result.template, result.maxlen, name))
             return "-" if scores is None else percent_mean(scores[metrics[result.task]])
 
-        own = BASELINES[name].column
-        return Column(heading=own.heading if own else BASELINES[name].heading, show=show)
+        own = BASELINE_STYLES[name].column
+        return Column(heading=own.heading if own else BASELINE_STYLES[name].heading, show=show)
 
     def metric(name: str) -> Column:
         return Column(heading=metric_name(name), show=lambda result: percent_mean(result.metrics[name]))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from eval.records.schema import Comparison, Result, ScrollsEntry
-from eval.reporting.columns import BASELINES, COMPARISONS, COSTS, COUNTS, EVIDENCE, Column, percent, system_name
+from eval.reporting.columns import BASELINE_STYLES, COMPARISONS, COSTS, COUNTS, EVIDENCE, Column, percent, system_name
 from eval.scoring.profiles import metric_name
 from eval.scoring.scrolls import SCROLLS_TASKS
 from eval.scoring.significance import MIN_DOCUMENTS
@@ -38,7 +38,7 @@ def quality_table(results: Sequence[Result]) -> Rows:
     evidence = [EVIDENCE] if any(result.evidence_visible for result in results) else []
     headings = [column.heading for column in COUNTS], [column.heading for column in evidence]
     rows = [["maxlen", "system", *headings[0], *map(metric_name, metrics), *headings[1]]]
-    order = ["model", *(baseline.heading for baseline in BASELINES.values())]
+    order = ["model", *(baseline.heading for baseline in BASELINE_STYLES.values())]
     for maxlen in dict.fromkeys(result.maxlen for result in results):
         for result in sorted(select(results, maxlen=maxlen), key=lambda result: order.index(system_name(result))):
             counts = [column.cell(result) if result.kind == "model" else "" for column in COUNTS]
