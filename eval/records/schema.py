@@ -17,6 +17,8 @@ from eval.records.typed import entry
 
 # Names a prediction within its folder: task, template, id, maxlen.
 Key = tuple[str, str, str, int]
+# All examples, or those that even the greatest length cuts.
+Subset = Literal["all", "always_truncated"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -213,6 +215,12 @@ class Estimate:
     low: float | None = entry("lower end of the interval")
     high: float | None = entry("upper end of the interval")
 
+    @property
+    def value(self) -> float:
+        """Return the mean where it must be known, as that of every score is."""
+        assert self.mean is not None
+        return self.mean
+
 
 @dataclass(frozen=True, kw_only=True)
 class Share(Estimate):
@@ -242,7 +250,7 @@ class Result:
     profile: str = entry("metrics")
     system: str = entry("the model, or the name of a baseline: lead, tail, query_echo, visible_oracle, common_answer")
     kind: Literal["model", "yardstick"] = entry("whether a model or a baseline wrote the texts")
-    subset: Literal["all", "always_truncated"] = entry("all examples, or those that even the greatest length cuts")
+    subset: Subset = entry("all examples, or those that even the greatest length cuts")
     maxlen: int = entry("length in tokens")
     num_examples: int = entry("examples")
     num_documents: int = entry("documents")
@@ -281,7 +289,7 @@ class Comparison(PairedResult):
     """An entry of `comparisons` in `scores.json`."""
 
     task: str = entry("name of the task")
-    subset: Literal["all", "always_truncated"] = entry("examples that are compared")
+    subset: Subset = entry("examples that are compared")
     metric: str = entry("headline metric of the task")
     first: Compared = entry("what the second is compared with")
     second: Compared = entry("what is compared")
@@ -774,3 +782,43 @@ class RankedRun:
     machines: list[str] = entry("what its sessions ran on")
     commits: list[str | None] = entry("commits of its sessions")
     commands: list[str] = entry("commands of its sessions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrollsRow(ScrollsEntry):
+    """The SCROLLS score of a system at one length and set of templates."""
+
+    model: str = entry("the model")
+    plan: str = entry("text form of the plan")
+    dtype: str = entry("dtype of the computation")
+    runs: list[str] = entry("folders of the runs that answered the tasks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrollsMissing:
+    """What keeps a system from a SCROLLS score."""
+
+    runs: list[str] = entry("folders of the system's runs")
+    missing: list[str] = entry("what is missing, in words")
+    has_scores: bool = entry("whether it has a score at some length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrollsBoard:
+    """The ranking by the SCROLLS score."""
+
+    rows: list[ScrollsRow] = entry("best first")
+    missing: list[ScrollsMissing] = entry("systems without a score, or not everywhere")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard:
+    """`leaderboard.json`."""
+
+    margin: float = entry("loss up to which a row is as good as the best, as a fraction, fixed beforehand")
+    cost: str = entry("cost against which the frontier is drawn")
+    scoring_version: int = entry("raised when the code changes what a score is")
+    boards: list[Board] = entry("one a task")
+    scrolls_score: ScrollsBoard | None = entry("null where no system has two tasks of SCROLLS", default=None)
+    left_out: list[LeftOut] = entry("runs that are not ranked")
+    runs: list[RankedRun] = entry("runs that are ranked")
