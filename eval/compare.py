@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.jobs import CommandParser, margin_share, run_command
 from eval.reporting.columns import COMPARISON_LEGEND
 from eval.reporting.tables import as_columns, comparison_table
+from eval.runtime.jobs import CommandParser, margin_share, run_command
 from eval.scoring.compare_runs import (
     SUBSETS,
     RunComparison,

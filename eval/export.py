@@ -26,8 +26,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from eval.jobs import CommandParser, run_command
 from eval.records.run_folder import RunFolder
+from eval.runtime.jobs import CommandParser, run_command
 from eval.scoring.examples import Setting
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
 

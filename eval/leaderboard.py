@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.errors import UserError
-from eval.jobs import CommandParser, margin_share, run_command
 from eval.records.typed import to_json
 from eval.reporting.columns import charted_costs
 from eval.reporting.leaderboard_report import write_leaderboard
 from eval.reporting.leaderboard_tables import render_terminal
+from eval.runtime.jobs import CommandParser, margin_share, run_command
 from eval.scoring.leaderboard import make_leaderboard
 from eval.scoring.profiles import PROFILES
 from eval.scoring.significance import MARGIN

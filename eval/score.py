@@ -16,11 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.jobs import CommandParser, margin_share, run_command
 from eval.records.read_run import open_run, read_inputs
 from eval.records.schema import RunRecord
 from eval.records.typed import to_json
 from eval.reporting.score_run import had_texts, has_texts, print_scores, score_run
+from eval.runtime.jobs import CommandParser, margin_share, run_command
 from eval.scoring.files import score_files
 from eval.scoring.profiles import PROFILES
 from eval.scoring.significance import MARGIN

@@ -13,7 +13,6 @@ from eval.config.options import REQUIRED, Group
 from eval.errors import UserError
 from eval.scoring.profiles import PROFILES
 
-
 # Module and class of each engine; imported when it is chosen, so that one engine does not need another's packages.
 BACKENDS = {
     "local": "eval.generation.local:LocalBackend",

@@ -1,8 +1,8 @@
 """What answers requests. A new engine is a file here and a line in `BACKENDS` of eval/config/run.py.
 
-    backend = open_backend(config)          # checks the model and its settings; loads no weights
-    for prediction in backend.answer(requests, process, shared):
-        ...
+backend = open_backend(config)          # checks the model and its settings; loads no weights
+for prediction in backend.answer(requests, process, shared):
+    ...
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from eval.generation.requests import Request, Requests
 from eval.records.run_folder import default_output
 from eval.records.schema import Grouping, ModelRecord, Prediction
 from eval.runtime.processes import Process, num_threads, start_accelerated
+
 
 class Backend(ABC):
     """An engine, with what it was asked to run.

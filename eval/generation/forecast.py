@@ -52,8 +52,8 @@ def describe_plan(
         "tokens": f"{prefilled:,} to prefill at most, of {requested:,} asked for ({prefilled / max(requested, 1):.2f})",
         "time": f"about {seconds[0]}: {seconds[1]} to prefill and up to {seconds[2]} to decode",
         "": f"{count} process(es) at {speed / 1e9:,.0f} GFLOP/s, by a product timed now; right within a factor of two",
-        "memory": f"{weights / 2**30:.2f} GiB of weights and up to {cache / 2**30:.2f} GiB of keys and values a process "
-        f"(budget {budget / 2**30:.2f})",
+        "memory": f"{weights / 2**30:.2f} GiB of weights and up to {cache / 2**30:.2f} GiB of keys and values "
+        f"a process (budget {budget / 2**30:.2f})",
     }
     lines = [f"{name:8}{text}" for name, text in facts.items()]
     return "\n".join([_columns(rows), "", *lines, "nothing was written, and no weights were loaded"])

@@ -180,9 +180,7 @@ def measure(requests: Requests, size: ModelSize, *, is_silent: bool) -> list[Doc
     return units
 
 
-def _measure(
-    source: PromptSource, frequencies: int, requests: Sequence[Request], size: ModelSize
-) -> DocumentPrompts:
+def _measure(source: PromptSource, frequencies: int, requests: Sequence[Request], size: ModelSize) -> DocumentPrompts:
     num_new, beams = source.settings.max_new_tokens, source.settings.num_beams
     prompts = list(dict.fromkeys(request.prompt.token_ids for request in requests))
     tree = PromptTree(prompts)

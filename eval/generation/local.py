@@ -79,7 +79,7 @@ class LocalBackend(Backend):
         return describe_weights(self.opened.checkpoint)
 
     def grouping(self, saved: Grouping | None) -> Grouping:
-        """Return the batching settings: from the command line, else from the saved run, else chosen for this machine."""
+        """Return the batching settings: of the command line, else of the saved run, else for this machine."""
         chosen = saved or Grouping(
             num_shares=self.process.count,
             batch_size=64 if self.process.device_type == "cuda" else 16,
@@ -183,7 +183,8 @@ class _Answering:
         self.progress.finish(
             group,
             f"{len(group.units)} document(s), {num_written} predictions, {num_prefilled:,} tokens prefilled of "
-            f"{num_requested:,} asked for ({num_prefilled / num_requested:.2f}), {duration(time.monotonic() - started)}",
+            f"{num_requested:,} asked for ({num_prefilled / num_requested:.2f}), "
+            f"{duration(time.monotonic() - started)}",
         )
 
     def _batches(self, tree: PromptTree, group: Group) -> list[Sequence[int]]:

@@ -1,7 +1,7 @@
 """An engine without a model: answers from a table, or the beginning of the document. For tests, and to try a command.
 
     python eval/run.py --backend mock --task plos --maxlen 64 128 --limit 2
-    python eval/run.py --backend mock --answers answers.jsonl ...    # {"id": "...", "text": "..."}, maxlen if it matters
+    python eval/run.py --backend mock --answers answers.jsonl ...    # {"id": "...", "text": "..."}
 
 Its tokens are words. It needs neither torch nor weights, and knows no cost.
 """
@@ -71,7 +71,7 @@ class MockBackend(Backend):
 
     def __init__(self, config: RunConfig) -> None:
         self.process = start_for(config, needs_torch=False)
-        self.tokenizer = WordTokenizer()
+        self.tokenizer = self._words = WordTokenizer()
         self.model = ModelRecord(reference="mock", source="mock")
         self.plan_description = "none"
         self._answers = {} if config.answers is None else _read_answers(config.answers)
@@ -83,15 +83,16 @@ class MockBackend(Backend):
             yield self._predict(request, self._beginning(request) if text is None else text)
 
     def _beginning(self, request: Request) -> str:
-        shown = "".join(request.example.context[start:stop] for start, stop in request.source.spans_shown(request.prompt))
-        return self.tokenizer.decode(self.tokenizer(shown).input_ids[: request.settings.max_new_tokens]).strip()
+        spans, context = request.source.spans_shown(request.prompt), request.example.context
+        shown = "".join(context[start:stop] for start, stop in spans)
+        return self._words.decode(self._words(shown).input_ids[: request.settings.max_new_tokens]).strip()
 
     def _predict(self, request: Request, text: str) -> Prediction:
-        ids = self.tokenizer(text).input_ids
+        ids = self._words(text).input_ids
         room = request.settings.max_new_tokens
         if len(ids) < room:
             return request.prediction(text, len(ids) + 1, "stop")
-        return request.prediction(self.tokenizer.decode(ids[:room]).strip(), room, "length")
+        return request.prediction(self._words.decode(ids[:room]).strip(), room, "length")
 
 
 def _read_answers(file: Path) -> dict[tuple[str, int | None], str]:

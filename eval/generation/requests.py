@@ -55,9 +55,7 @@ class Request:
             costs: Further fields of `Prediction`.
         """
         task, template, example_id, maxlen = self.key
-        unknown = dict.fromkeys(
-            ("seconds", "prefill_seconds", "decode_seconds", "cache_bytes", "attention_flops")
-        )
+        unknown = dict.fromkeys(("seconds", "prefill_seconds", "decode_seconds", "cache_bytes", "attention_flops"))
         return Prediction(
             task=task,
             template=template,

@@ -89,25 +89,27 @@ class RunJob(Job[RunRecord, Prediction]):
     def introduce(self, requests: Requests, backend: Backend, dropped: str = "") -> None:
         """Print what is about to be run, on what."""
         config, process = self.config, backend.process
-        facts = [
-            ("model", f"{backend.model.reference}: {backend.describe_model()}, {backend.dtype}"),
-            ("spans", self.record.plan_description),
-        ]
+        tasks = []
         for name, loaded in self.data.items():
-            facts.append(("task", f"{name}: {len(loaded.examples)} examples, {_describe_source(loaded)}"))
+            tasks.append(f"{name}: {len(loaded.examples)} examples, {_describe_source(loaded)}")
             if loaded.bad_rows:
-                facts.append(("", f"{len(loaded.bad_rows)} bad rows skipped, the first: {loaded.bad_rows[0]}"))
-        facts += [
-            ("lengths", ", ".join(map(str, config.maxlen))),
-            process.fact,
-        ]
+                tasks.append(f"  {len(loaded.bad_rows)} bad rows skipped, the first: {loaded.bad_rows[0]}")
         num_keys = len(requests.keys)
-        if config.shard:
-            part, num_parts = config.shard
-            facts.append(("shard", f"{part} of {num_parts}: {num_keys} of {len(requests.fingerprints)} predictions"))
-        num_existing = num_keys - requests.num_missing
-        facts.append(("folder", f"{self.folder.path}: {num_existing} of {num_keys} predictions are there"))
-        print_facts([*facts, *([("", dropped)] if dropped else [])])
+        part, num_parts = config.shard or (1, 1)
+        print_facts(
+            {
+                "model": f"{backend.model.reference}: {backend.describe_model()}, {backend.dtype}",
+                "spans": self.record.plan_description,
+                "task": tasks,
+                "lengths": ", ".join(map(str, config.maxlen)),
+                "machine": process.describe(),
+                "shard": f"{part} of {num_parts}: {num_keys} of {len(requests.fingerprints)} predictions"
+                if config.shard
+                else "",
+                "folder": f"{self.folder.path}: {num_keys - requests.num_missing} of {num_keys} predictions are there",
+                "": dropped,
+            }
+        )
 
     def append(self, prediction: Prediction, process: Process) -> None:
         """Write a prediction to the disk, in the journal of this process."""

@@ -13,7 +13,14 @@ from eval.prompting.prompts import PromptBuilder
 from eval.records.merging import merge_examples, merge_tasks, pinned, row_counts
 from eval.records.read_run import notes_on_tasks
 from eval.records.run_folder import RunFolder, default_output
-from eval.records.schema import DocumentLoss, Key, PerplexityIdentity, PerplexityRecord, PerplexityScores, PerplexityTask
+from eval.records.schema import (
+    DocumentLoss,
+    Key,
+    PerplexityIdentity,
+    PerplexityRecord,
+    PerplexityScores,
+    PerplexityTask,
+)
 from eval.reporting.perplexity_report import TEMPLATE, print_perplexity, render_perplexity_report, score_perplexity
 from eval.runtime.jobs import Job, print_facts
 from eval.runtime.model import OpenedModel, describe_weights
@@ -59,23 +66,20 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
                 self.change(world_size=process.count)
                 self.add_session(process, argv, num_to_measure=len(missing))
             self.write(merge_examples(self.folder.read_examples(), self.data))
-            dropped, tokens = existing.describe(), self.record.identity.tokens
+            num_known, tokens = len(windows) - len(missing), self.record.identity.tokens
             print_facts(
-                [
-                    ("model", f"{self.config.model}: {describe_weights(model.checkpoint)}, {model.dtype}"),
-                    ("spans", self.record.plan_description),
-                    *(
-                        ("task", f"{name}: {len(loaded.examples)} documents, {tokens} tokens of each at most")
+                {
+                    "model": f"{self.config.model}: {describe_weights(model.checkpoint)}, {model.dtype}",
+                    "spans": self.record.plan_description,
+                    "task": [
+                        f"{name}: {len(loaded.examples)} documents, {tokens} tokens of each at most"
                         for name, loaded in self.data.items()
-                    ),
-                    ("lengths", ", ".join(map(str, self.config.maxlen))),
-                    process.fact,
-                    (
-                        "folder",
-                        f"{self.folder.path}: {len(windows) - len(missing)} of {len(windows)} measurements are there",
-                    ),
-                    *([("", dropped)] if dropped else []),
-                ]
+                    ],
+                    "lengths": ", ".join(map(str, self.config.maxlen)),
+                    "machine": process.describe(),
+                    "folder": f"{self.folder.path}: {num_known} of {len(windows)} measurements are there",
+                    "": existing.describe(),
+                }
             )
         return missing
 
@@ -97,7 +101,8 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
         notes = [f"Not there yet: {len(absent)} measurements of a task whose run was interrupted."] if absent else []
         notes += notes_on_tasks(self.record.tasks)
         self.folder.write_text("report.md", render_perplexity_report(self.record, results, notes))
-        print_perplexity(self.record, results, notes, self.folder.path)
+        print_perplexity(self.record, results, notes)
+        print(f"folder: {self.folder.path}")
 
 
 def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJob:

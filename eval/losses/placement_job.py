@@ -17,6 +17,7 @@ from eval.records.merging import merge_examples, merge_tasks, pinned, row_counts
 from eval.records.run_folder import RunFolder, default_output
 from eval.records.schema import (
     DocumentsTask,
+    Key,
     PlacementIdentity,
     PlacementRecord,
     PlacementResult,
@@ -63,7 +64,7 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
     space: Space
     judged: Mapping[str, SpanPlan]
 
-    def start(self, model: OpenedModel, process: Process, argv: Sequence[str]) -> dict[tuple[str, str, str, int], PlanLoss]:
+    def start(self, model: OpenedModel, process: Process, argv: Sequence[str]) -> Mapping[Key, PlanLoss]:
         """Write what is about to be done, and return what is measured already."""
         existing, config = self.existing(), self.config
         process.wait()  # all have read the folder before the main process writes
@@ -72,25 +73,19 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
             self.add_session(process, argv)
             self.write(merge_examples(self.folder.read_examples(), self.data))
             counts = {part: sum(text.part == part for text in self.texts) for part in (CALIBRATION, HELD_OUT)}
-            dropped = existing.describe()
+            num_calibrating, num_held_out = counts[CALIBRATION], counts[HELD_OUT]
             print_facts(
-                [
-                    ("model", f"{config.model}: {describe_weights(model.checkpoint)}, {model.dtype}"),
-                    (
-                        "search",
-                        f"{config.units}, budget {self.space.budget}, the others {self.space.local}; ranked by "
-                        f"{config.rank}",
-                    ),
-                    (
-                        "data",
-                        f"{counts[CALIBRATION]} documents to calibrate, {counts[HELD_OUT]} held out, {config.maxlen} "
-                        "tokens",
-                    ),
-                    ("", f"losses of tokens {config.first} to {config.maxlen - 1}"),
-                    process.fact,
-                    ("folder", f"{self.folder.path}: {len(existing.lines)} measurements are there"),
-                    *([("", dropped)] if dropped else []),
-                ]
+                {
+                    "model": f"{config.model}: {describe_weights(model.checkpoint)}, {model.dtype}",
+                    "search": f"{config.units}, budget {self.space.budget}, the others {self.space.local}; ranked by "
+                    f"{config.rank}",
+                    "data": f"{num_calibrating} documents to calibrate, {num_held_out} held out, "
+                    f"{config.maxlen} tokens",
+                    "losses": f"of tokens {config.first} to {config.maxlen - 1}",
+                    "machine": process.describe(),
+                    "folder": f"{self.folder.path}: {len(existing.lines)} measurements are there",
+                    "": existing.describe(),
+                }
             )
         return existing.lines
 
@@ -167,11 +162,7 @@ def open_placement(config: PlacementConfig, model: OpenedModel) -> PlacementJob:
     folder = RunFolder(config.output or default_output("placement", config, _FREE))
     saved = folder.read_record(PlacementRecord)
     builder = PromptBuilder(model.checkpoint.tokenizer, Template(text="{context}"))
-    texts = [
-        text
-        for label, source in data.items()
-        for text in _texts(label, source.examples, builder, config.maxlen)
-    ]
+    texts = [text for label, source in data.items() for text in _texts(label, source.examples, builder, config.maxlen)]
     texts = _without_calibrated(texts, folder)
     wanted = {CALIBRATION: config.rank != "none", HELD_OUT: config.held_out_split is not None}
     for part in (part for part, is_wanted in wanted.items() if is_wanted):
@@ -235,10 +226,7 @@ def _without_calibrated(texts: Sequence[SearchText], folder: RunFolder) -> list[
         text
         for text in texts
         if text.part == CALIBRATION
-        or (
-            tuple(text.token_ids) not in calibrating
-            and (text.task.removesuffix(HELD_OUT_MARK), text.id) not in names
-        )
+        or (tuple(text.token_ids) not in calibrating and (text.task.removesuffix(HELD_OUT_MARK), text.id) not in names)
     ]
 
 

@@ -74,9 +74,7 @@ def measure(
             bar.update()
 
 
-def _measure(
-    window: Window, model: PreTrainedModel, whole: Sequence[int], tokens: int, dtype: str
-) -> DocumentLoss:
+def _measure(window: Window, model: PreTrainedModel, whole: Sequence[int], tokens: int, dtype: str) -> DocumentLoss:
     spans, maxlen = plan_of(model), window.maxlen
     token_ids = whole[:tokens]
     reset_peak(model.device)

@@ -57,7 +57,9 @@ def read_inputs(folder: RunFolder, record: RunRecord) -> RunInputs:
     journal = folder.read_journal(Prediction)
     dropped = journal.describe()
     inputs = gather_inputs(folder.path, record, journal.lines, folder.read_examples(), folder.read_documents())
-    return replace(inputs, notes=[*inputs.notes, f"{dropped[0].upper()}{dropped[1:]}."]) if dropped else inputs
+    if not dropped:
+        return inputs
+    return replace(inputs, notes=[*inputs.notes, f"{dropped[0].upper()}{dropped[1:]}."], dropped=dropped)
 
 
 def gather_inputs(
@@ -110,7 +112,6 @@ def gather_inputs(
         documents=documents,
         num_absent=num_absent,
         notes=notes,
-        dropped=dropped,
     )
 
 

@@ -1,11 +1,11 @@
 """What the scripts share: how a command ends, and a folder that is opened, resumed and finished.
 
-    def main(argv):
+def main(argv):
+    ...
+    with job.lock(process):
         ...
-        with job.lock(process):
-            ...
 
-    sys.exit(run_command(main, sys.argv[1:]))
+sys.exit(run_command(main, sys.argv[1:]))
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def margin_share(text: str) -> float:
     return value
 
 
-def run_command(
-    main: Callable[[Sequence[str]], object], argv: Sequence[str], again: str = "the same command"
-) -> int:
+def run_command(main: Callable[[Sequence[str]], object], argv: Sequence[str], again: str = "the same command") -> int:
     """Run a script, and return its exit status: 0, 2 after one line on what is wrong, 130 after an interrupt.
 
     Args:
@@ -211,7 +209,9 @@ class Job(Generic[Record, Line]):
         return list(self.record.sessions)  # type: ignore[attr-defined]
 
 
-def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print a name and a text a line, texts below each other."""
-    for name, text in facts:
-        print(f"{name:<7} {text}")
+def print_facts(facts: Mapping[str, str | Sequence[str]]) -> None:
+    """Print a name and a text a line, texts below each other; what is empty is left out."""
+    for name, texts in facts.items():
+        for text in [texts] if isinstance(texts, str) else texts:
+            if text:
+                print(f"{name:<7} {text}")

@@ -44,10 +44,9 @@ class Process:
         """Return the name by which a reader of a figure knows the device."""
         return f"CPU ({processor_name()})"
 
-    @property
-    def fact(self) -> tuple[str, str]:
-        """Return what the work runs on, for `print_facts`."""
-        return "machine", f"{self.device_type}, {self.count} process(es), {self.threads} thread(s) each"
+    def describe(self) -> str:
+        """Return what the work runs on, for people."""
+        return f"{self.device_type}, {self.count} process(es), {self.threads} thread(s) each"
 
     def wait(self) -> None:
         """Wait for all processes of the launch."""

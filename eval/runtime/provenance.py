@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,11 +39,8 @@ def describe_session(command: Sequence[str], process: Process) -> Session:
 
 def _versions() -> dict[str, str]:
     versions = {name: version(name) for name in _PACKAGES}
-    try:
-        # A checkout that is not installed has no version, and a commit.
+    with suppress(PackageNotFoundError):  # a checkout that is not installed has no version, and a commit
         versions["masformer"] = version("masformer")
-    except PackageNotFoundError:
-        pass
     return versions
 
 
