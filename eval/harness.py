@@ -18,7 +18,7 @@ from importlib.util import find_spec
 
 from eval.errors import UserError
 from eval.runtime.jobs import run_command
-from eval.runtime.processes import num_threads
+from eval.runtime.processes import set_threads
 
 MODEL_NAME = "masformer"
 # A plan that is not quoted, up to the next argument: in a plan, what follows a comma is a number.
@@ -43,11 +43,10 @@ def main(argv: Sequence[str]) -> None:
     """Run its command line; what is wrong with the model is an error of one line."""
     if find_spec("lm_eval") is None:
         raise UserError("lm-evaluation-harness is not installed; pip install 'masformer[harness]'")
-    import torch
     from lm_eval.__main__ import cli_evaluate
 
     register()
-    torch.set_num_threads(num_threads(os.environ))
+    set_threads(None, os.environ)
     sys.argv = ["lm_eval", *map(quote_plan, argv)]
     try:
         cli_evaluate()

@@ -30,7 +30,10 @@ from transformers import GenerationConfig
 from eval.config.generation import GenerationSettings
 from eval.errors import UserError
 from eval.generation.decode import rows_together
+from eval.generation.groups import ModelSize
 from eval.generation.prompt_tree import PromptTree
+from eval.generation.tree_decoder import Observer, TreeDecoder
+from eval.runtime.memory import memory_budget
 from eval.runtime.model import TORCH_DTYPES, load_converted, resolve_plan
 from masformer import fixed_frequencies
 from masformer.attention.prefill import frequency_class

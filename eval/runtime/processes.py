@@ -109,7 +109,6 @@ def start_accelerated(threads: int | None, **options: Any) -> AcceleratedProcess
     Raises:
         UserError: Several processes were asked for and each believes it is alone, or only one was started.
     """
-    import torch
     import transformers
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -122,9 +121,7 @@ def start_accelerated(threads: int | None, **options: Any) -> AcceleratedProcess
         raise UserError(
             f"{started} processes were started and each believes it is alone; on a CPU set ACCELERATE_USE_CPU=true"
         )
-    threads = threads or num_threads(os.environ)
-    torch.set_num_threads(threads)
-    return AcceleratedProcess(threads, accelerator)
+    return AcceleratedProcess(set_threads(threads, os.environ), accelerator)
 
 
 def check_launch(environ: Mapping[str, str]) -> None:
@@ -144,6 +141,20 @@ def check_launch(environ: Mapping[str, str]) -> None:
             "several processes were asked for and accelerate started one; on a CPU use: ACCELERATE_USE_CPU=true "
             "accelerate launch --multi_gpu --num_processes N eval/run.py ..."
         )
+
+
+def set_threads(threads: int | None, environ: Mapping[str, str]) -> int:
+    """Give torch its threads in this process, and return their number.
+
+    Args:
+        threads: Threads to use; None shares the cores among the processes of this machine.
+        environ: As for `num_threads`.
+    """
+    import torch
+
+    threads = threads or num_threads(environ)
+    torch.set_num_threads(threads)
+    return threads
 
 
 def num_threads(environ: Mapping[str, str]) -> int:
