@@ -9,6 +9,9 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from masformer.checkpoints.open import Checkpoint
+from tests.helpers.properties import load_profiles
+
+load_profiles()
 
 
 @pytest.fixture
