@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
 from rouge_score.tokenize import tokenize
@@ -23,6 +23,7 @@ from eval.scoring.baselines import (
     word_budget,
     yardsticks,
 )
+from tests.helpers.properties import tries
 
 STEMMER = PorterStemmer()
 SPLIT_WORDS: dict[str, Callable[[str], list[str]]] = {
@@ -233,7 +234,7 @@ def lines(sentences: Sequence[Sequence[str]]) -> str:
     return "\n".join(" ".join(words) for words in sentences)
 
 
-@settings(max_examples=150, deadline=None)
+@tries(150)
 @given(
     sentences=SENTENCES,
     references=st.lists(SENTENCES.map(lines), min_size=1, max_size=3),
@@ -264,7 +265,7 @@ def test_oracle_never_falls_as_the_window_grows(
         assert all(shown.issuperset(range(start, end)) for start, end in oracle.sentences)
 
 
-@settings(max_examples=60, deadline=None)
+@tries(60)
 @given(sentences=SENTENCES, reference=SENTENCES.map(lines), budget=st.integers(1, 20))
 def test_no_sentence_added_or_replaced_improves_the_oracle(
     sentences: list[list[str]], reference: str, budget: int
@@ -319,7 +320,7 @@ def test_the_oracle_of_answers_takes_whole_sentences_for_their_f1() -> None:
     assert both.objective == pytest.approx(token_f1(both.text, "known cats sleep fish swim"))
 
 
-@settings(max_examples=60, deadline=None)
+@tries(60)
 @given(sentences=SENTENCES, references=st.lists(SENTENCES.map(lines), min_size=1, max_size=3))
 def test_the_oracle_of_answers_reaches_what_scoring_gives_it(sentences: list[list[str]], references: list[str]) -> None:
     oracle = oracle_of(lines(sentences), references=references, profile="f1")

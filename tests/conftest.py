@@ -1,12 +1,17 @@
-"""What tests of several scripts share."""
+"""What tests of several folders share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 
 from masformer.checkpoints.open import Checkpoint
+from tests.helpers.properties import load_profiles
+
+load_profiles()
 
 
 @pytest.fixture
@@ -23,3 +28,11 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("weights were loaded before the input was checked")
 
     monkeypatch.setattr(Checkpoint, "load_model", fail)
+
+
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """Let each test set up accelerate anew, whose state belongs to the process."""
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
