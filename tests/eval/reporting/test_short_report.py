@@ -120,10 +120,11 @@ def test_templates_are_compared_at_the_greatest_length() -> None:
     (template,) = record.tasks["plos"].templates.values()
     record = with_task(record, templates={"instruct": template, "plain": template})
     results = [*RESULTS, *(replace(one, template="plain") for one in RESULTS)]
-    sides = {"first": "instruct", "second": "plain"}
     between = [
         comparison(
-            0.1, first=Compared(template="instruct", maxlen=maxlen), second=Compared(template="plain", maxlen=maxlen)
+            0.1,
+            first=Compared(template="instruct", maxlen=maxlen),
+            second=Compared(template="plain", maxlen=maxlen),
         )
         for maxlen in LENGTHS
     ]
