@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.jobs import CommandParser, margin_share, run_command
-from eval.reporting.tables import COMPARISON_LEGEND, as_columns, comparison_table
+from eval.reporting.columns import COMPARISON_LEGEND
+from eval.reporting.tables import as_columns, comparison_table
 from eval.scoring.compare_runs import (
     SUBSETS,
     RunComparison,

@@ -18,7 +18,7 @@ from pathlib import Path
 from eval.errors import UserError
 from eval.jobs import CommandParser, margin_share, run_command
 from eval.records.typed import to_json
-from eval.reporting.charts import COSTS
+from eval.reporting.columns import charted_costs
 from eval.reporting.leaderboard_report import write_leaderboard
 from eval.reporting.leaderboard_tables import render_terminal
 from eval.scoring.leaderboard import make_leaderboard
@@ -36,7 +36,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--margin", metavar="X", type=margin_share, default=MARGIN, help=f"of the best, a fraction (default: {MARGIN})"
     )
     parser.add_argument(
-        "--cost", choices=list(COSTS), default="attention_flops", help="of the frontier (default: attention_flops)"
+        "--cost",
+        choices=list(charted_costs()),
+        default="attention_flops",
+        help="of the frontier (default: attention_flops)",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="for what is written (default: DIR/leaderboard)")
     parser.add_argument("--json", action="store_true", help="print leaderboard.json instead of tables")

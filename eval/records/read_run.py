@@ -24,6 +24,7 @@ class RunInputs:
         documents: Lines of `documents.jsonl.gz`.
         num_absent: Predictions that are not there yet.
         notes: What else a reader must know of the run, in sentences.
+        dropped: Lines of the journal that could not be used, in words; empty where there are none.
     """
 
     record: RunRecord
@@ -32,6 +33,7 @@ class RunInputs:
     documents: Sequence[DocumentRecord]
     num_absent: int
     notes: Sequence[str]
+    dropped: str = ""
 
 
 def open_run(path: Path) -> tuple[RunFolder, RunRecord]:
@@ -109,6 +111,7 @@ def gather_inputs(
         documents=documents,
         num_absent=num_absent,
         notes=notes,
+        dropped=dropped,
     )
 
 
