@@ -16,7 +16,7 @@ import pytest
 from eval.leaderboard import main as leaderboard
 from eval.records.schema import Estimate, ExampleRecord, Result, ScrollsScore
 from eval.reporting.tables import describe_missing
-from eval.reporting.trackers import _values_by_length
+from eval.reporting.trackers import values_by_length
 from eval.score import main as score
 from eval.scoring.profiles import headline
 from eval.scoring.scrolls import SCROLLS_TASKS, mean_of_tasks, scrolls_score
@@ -169,7 +169,7 @@ def write_seven(path: Path, tasks: Iterable[str] = tuple(SCROLLS_TASKS), quality
         return " ".join(words[: len(words) // 2] if maxlen == 100 else words[: round(quality * len(words))])
 
     write_run(path, answer, examples, documents, record)
-    assert score([str(path)]) == 0
+    assert score([str(path), "--full"]) == 0
 
 
 def test_a_run_of_seven_tasks_has_it_in_scores_report_and_page(
@@ -187,14 +187,14 @@ def test_a_run_of_seven_tasks_has_it_in_scores_report_and_page(
     for text in (printed, (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()):
         assert "SCROLLS score" in text
         assert "100.00" in text
-    assert {name: value for name, value in _values_by_length(scores)[200].items() if "scrolls" in name} == {
+    assert {name: value for name, value in values_by_length(scores)[200].items() if "scrolls" in name} == {
         "scrolls_score/mean": 1.0  # all alike, so without an interval
     }
     # An answer that is missing keeps its length from a score.
     lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
     gone = [line for line in lines if '"quality-3"' not in line or '"maxlen": 200' not in line]
     (tmp_path / "predictions.jsonl").write_text("\n".join(gone) + "\n")
-    assert score([str(tmp_path)]) == 0
+    assert score([str(tmp_path), "--full"]) == 0
     found = read_scores(tmp_path).scrolls_score
     assert found is not None
     assert [row.maxlen for row in found.scores] == [100]
