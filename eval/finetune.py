@@ -16,13 +16,14 @@ if not __package__:
 
 from eval.config.finetune import TrainConfig
 from eval.reporting.trackers import start_trackers
-from eval.runtime.jobs import run_command
+from eval.runtime.jobs import command
 from eval.runtime.memory import reset_peak
 from eval.training.job import open_training
 from eval.training.launch import start_training
 from eval.training.train import build_trainer, train
 
 
+@command(again="the same command with --resume")
 def main(argv: Sequence[str]) -> None:
     """Train what a command line asks for."""
     config = TrainConfig.from_command_line(argv)
@@ -41,4 +42,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:], again="the same command with --resume"))
+    sys.exit(main(sys.argv[1:]))

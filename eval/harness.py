@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from eval.errors import UserError
-from eval.runtime.jobs import run_command
+from eval.runtime.jobs import command
 from eval.runtime.processes import set_threads
 
 MODEL_NAME = "masformer"
@@ -39,6 +39,7 @@ def quote_plan(argument: str) -> str:
     return _BARE_PLAN.sub(r'plan="\1"', argument)
 
 
+@command()
 def main(argv: Sequence[str]) -> None:
     """Run its command line; what is wrong with the model is an error of one line."""
     if find_spec("lm_eval") is None:
@@ -58,4 +59,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

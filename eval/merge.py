@@ -16,9 +16,10 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.generation.run_job import merge_runs
-from eval.runtime.jobs import CommandParser, run_command
+from eval.runtime.jobs import CommandParser, command
 
 
+@command()
 def main(argv: Sequence[str]) -> None:
     """Join what a command line names."""
     parser = CommandParser("python eval/merge.py", __doc__)
@@ -29,4 +30,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

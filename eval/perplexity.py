@@ -20,12 +20,13 @@ from eval.config.perplexity import PerplexityConfig
 from eval.losses.perplexity_job import open_perplexity
 from eval.losses.windows import measure
 from eval.records.journal import append_line
-from eval.runtime.jobs import run_command
+from eval.runtime.jobs import command
 from eval.runtime.model import open_model
 from eval.runtime.processes import start_accelerated
 from masformer.loss import check_head
 
 
+@command()
 def main(argv: Sequence[str]) -> None:
     """Measure what a command line asks for."""
     config = PerplexityConfig.from_command_line(argv)
@@ -49,4 +50,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -22,11 +22,12 @@ from eval.config.placement import PlacementConfig
 from eval.losses.ledger import HELD_OUT, Ledger
 from eval.losses.placement_job import open_placement
 from eval.losses.search import plans_to_judge, search
-from eval.runtime.jobs import run_command
+from eval.runtime.jobs import command
 from eval.runtime.model import open_model
 from eval.runtime.processes import start_accelerated
 
 
+@command()
 def main(argv: Sequence[str]) -> None:
     """Search what a command line asks for."""
     config = PlacementConfig.from_command_line(argv)
@@ -49,4 +50,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

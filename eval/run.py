@@ -16,9 +16,10 @@ if not __package__:
 from eval.config.run import RunConfig
 from eval.generation.backend import open_backend
 from eval.generation.run_job import open_run
-from eval.runtime.jobs import run_command
+from eval.runtime.jobs import command
 
 
+@command()
 def main(argv: Sequence[str]) -> None:
     """Run what a command line asks for."""
     config = RunConfig.from_command_line(argv)
@@ -43,4 +44,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

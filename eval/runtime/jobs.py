@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any, Generic, NoReturn, TypeVar
 
 from eval.errors import UserError
@@ -63,7 +64,19 @@ def margin_share(text: str) -> float:
     return value
 
 
-def run_command(main: Callable[[Sequence[str]], object], argv: Sequence[str], again: str = "the same command") -> int:
+Main = Callable[[Sequence[str]], None]
+
+
+def command(again: str = "the same command") -> Callable[[Main], Callable[[Sequence[str]], int]]:
+    """Return a decorator that gives a script its ending: it then returns an exit status.
+
+    Args:
+        again: What continues after an interrupt.
+    """
+    return lambda main: wraps(main)(lambda argv: run_command(main, argv, again))
+
+
+def run_command(main: Main, argv: Sequence[str], again: str = "the same command") -> int:
     """Run a script, and return its exit status: 0, 2 after one line on what is wrong, 130 after an interrupt.
 
     Args:
