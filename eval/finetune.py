@@ -48,6 +48,7 @@ from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_po
 from masformer.checkpoints.positions import extend_table, extended_config
 from masformer.loss import NextTokenLoss, check_packing
 from tasks import LoadedExamples
+from tasks.command import as_typed
 
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -311,7 +312,8 @@ def _conclude(job: Job) -> None:
             f"held-out loss {first['loss']:.4f} at step {first['step']}, {last['loss']:.4f} at step {last['step']}, "
             f"lowest {lowest['loss']:.4f} at step {lowest['step']}"
         )
-    print(f"folder: {job.folder.path}; evaluate with: accelerate launch eval/run.py --model {job.folder.path}/best ...")
+    again = as_typed("accelerate launch eval/run.py")
+    print(f"folder: {job.folder.path}; evaluate with: {again} --model {job.folder.path}/best ...")
 
 
 def _tell_deepspeed(config: TrainConfig, accelerator: Accelerator) -> None:

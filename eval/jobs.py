@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from eval.errors import UserError
 from tasks import command
+from tasks.command import as_typed
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -20,7 +21,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, command: str, description: str | None) -> None:
         super().__init__(
-            prog=command,
+            prog=as_typed(command),
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -28,6 +29,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help explains the flags)\n")
+
+    def format_help(self) -> str:
+        return as_typed(super().format_help())
 
 
 def run_command(work: Callable[[], None]) -> int:

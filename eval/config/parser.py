@@ -17,6 +17,7 @@ import yaml
 from eval.errors import UserError
 from eval.prompting.truncation import POLICIES
 from masformer.checkpoints.open import SHORT_NAMES
+from tasks.command import as_typed
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -26,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, example: str) -> None:
         super().__init__(
-            prog=prog,
+            prog=as_typed(prog),
             description=textwrap.fill(description, 80),
             epilog=f"example: {example}",
             argument_default=argparse.SUPPRESS,
@@ -37,6 +38,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help explains the flags)")
+
+    def format_help(self) -> str:
+        return as_typed(super().format_help())
 
 
 _LARGEST = 2**31 - 1

