@@ -44,7 +44,14 @@ __all__ = [
 ]
 
 # Where the names above are, those without torch first.
-_MODULES = ("plans.spans", "convert", "attention.cache", "attention.prefill", "checkpoints.saving", "checkpoints.publish")
+_MODULES = (
+    "plans.spans",
+    "convert",
+    "attention.cache",
+    "attention.prefill",
+    "checkpoints.saving",
+    "checkpoints.publish",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -36,7 +36,7 @@ _USER_ERRORS = (CheckpointError, ConversionError, MeasureError, PlanError, PushE
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one of the three commands, and return its exit status: 0, 2 after one line on what is wrong, 130 after an interrupt."""
+    """Run a command, and return its exit status: 0, 2 after one line on what is wrong, 130 after an interrupt."""
     options = _parser().parse_args(arguments)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 _SCRIPTS = r"eval/(run|perplexity|finetune|placement|merge)\.py"
 _LAUNCHED = re.compile(rf"(accelerate launch(?: -[-\w]+(?: [\dN]+)?)*) {_SCRIPTS}")
-_STARTED = re.compile(rf"(?:python )?\b{_SCRIPTS}|python -m (?:eval\.(score|compare|leaderboard|export|study)|(tasks)\b)")
+_MODULES = r"python -m (?:eval\.(score|compare|leaderboard|export|study|harness)|(tasks)\b)"
+_STARTED = re.compile(rf"(?:python )?\b{_SCRIPTS}|{_MODULES}")
 
 
 def as_typed(text: str) -> str:
