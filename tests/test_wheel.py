@@ -18,20 +18,8 @@ from tests.helpers.tiny_models import save_tiny_checkpoint
 SUITE = Path(sysconfig.get_path("purelib")) / "masformer" / "_suite"
 PROGRAMS = Path(sys.executable).parent
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-DATA = [
-    "--task",
-    "custom",
-    "--data",
-    "rows.jsonl",
-    "--context-field",
-    "text",
-    "--target-field",
-    "summary",
-    "--model",
-    "tiny",
-    "--threads",
-    "1",
-]
+FIELDS = ["--context-field", "text", "--target-field", "summary"]
+DATA = ["--task", "custom", "--data", "rows.jsonl", *FIELDS, "--model", "tiny", "--threads", "1"]
 SWEEP = [*DATA, "--maxlen", "128", "256", "--max-new-tokens", "4"]
 
 pytestmark = pytest.mark.skipif(not SUITE.is_dir(), reason="needs an installed wheel: tox -e wheel")
