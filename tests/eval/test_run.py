@@ -562,7 +562,7 @@ def test_lost_predictions_are_told_and_made_again(
     other = [argument if argument != "arxiv" else "pubmed" for argument in least]
     assert main([*other, "--limit", "1"]) == 0
     assert "Not there yet: 1 predictions" in capsys.readouterr().out
-    monkeypatch.setattr("eval.generation.answering.Answering.run", lambda *_: None)  # a process that went away
+    monkeypatch.setattr("eval.generation.local.LocalBackend.answer", lambda *_: iter(()))  # a process that went away
     expect_error([*least, "--limit", "2"], capsys, "1 predictions are not in", "test-1 at 700")
     monkeypatch.undo()
     assert main([*least, "--limit", "2"]) == 0
