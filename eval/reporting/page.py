@@ -57,18 +57,21 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column of a table; numbers stand to the right and sort from the largest first."""
+class Header:
+    """The head of a table's column; numbers stand to the right and sort from the largest first.
+
+    Attributes:
+        note: What the name means, shown when a pointer rests on it.
+    """
 
     name: str
     is_number: bool = False
     note: str = ""
-    """What the name means, shown when a pointer rests on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What a cell shows, and what it sorts by: None sorts last, either way."""
+    """What a cell shows, and the value that it sorts by: None sorts last, either way."""
 
     text: str
     sort: float | str | None = None
@@ -80,12 +83,48 @@ class Table:
     """A table that sorts by its headers; one of more than six rows also has a filter."""
 
     caption: str
-    columns: Sequence[Column]
+    columns: Sequence[Header]
     rows: Sequence[Sequence[Cell]]
     kind: Literal["table"] = "table"
 
 
 Section = Heading | Prose | Chart | Table
+
+
+def as_table(caption: str, rows: Sequence[Sequence[str]], notes: Mapping[str, str] | None = None) -> Table:
+    """Return a table of a report for the page; cells sort by their first number.
+
+    Args:
+        caption: Title of the table.
+        rows: Its header, and a row of texts each.
+        notes: What the names of columns mean.
+    """
+    header, *body = rows
+    are_numbers = [
+        any(row[column] for row in body)
+        and all(_number(row[column]) is not None or row[column] in ("", "-") for row in body)
+        for column in range(len(header))
+    ]
+    heads = [
+        Header(name=name, is_number=is_number, note=(notes or {}).get(name, ""))
+        for name, is_number in zip(header, are_numbers, strict=True)
+    ]
+    cells = [
+        [
+            Cell(text=text, sort=_number(text) if is_number else text or None)
+            for text, is_number in zip(row, are_numbers, strict=True)
+        ]
+        for row in body
+    ]
+    return Table(caption=caption, columns=heads, rows=cells)
+
+
+def _number(text: str) -> float | None:
+    first = text.split(" ")[0].replace(",", "").lstrip("<")
+    try:
+        return float(first)
+    except ValueError:
+        return None
 
 
 def render_page(
@@ -95,16 +134,15 @@ def render_page(
 
     Args:
         title: Also the page's first heading.
-        facts: Names and what is to be said of them, the first thing on the page.
+        facts: Names and texts, the first thing on the page.
         sections: In reading order.
-        samples: For the sample browser: `{"metrics", "documents", "examples"}`. A document, under its key, is
-            `{"text": str | None, "length": characters, "pieces": [[start, text], ...]}` as `fit_documents` returns. An
-            example is `{"task", "id", "document": key, "query", "references", "evidence", "oracle", "answers"}`, and an
-            answer `{"template", "maxlen", "text", "scores": {metric: fraction}, "kept": spans, "context_tokens_kept",
-            "context_tokens_dropped", "seconds", "cache_bytes", "finish_reason"}`. Spans are characters of the document,
-            `oracle` those of the visible oracle's sentences. Texts that are None are left out of the browser. A `note`,
-            if there is one, stands above it. `headlines` may name a metric of each task, by which its examples are
-            shown until another is chosen.
+        samples: For the sample browser: `{"metrics": {metric: heading}, "columns": [{"key", "heading", "digits",
+            "unit"}], "documents", "examples"}`. A document, under its key, is as `fit_documents` returns it. An example
+            is `{"task", "id", "document": key, "query", "references", "evidence", "oracle", "answers"}`, and an answer
+            `{"template", "maxlen", "text", "scores": {metric: fraction}, "kept": spans}` with a value for the key of
+            each column. Spans are characters of the document, `oracle` those of the visible oracle's sentences. Texts
+            that are None are left out of the browser. A `note` stands above it. `headlines` may name a metric of each
+            task, by which its examples are shown until another is chosen.
     """
     for section in sections:
         if isinstance(section, Table):

@@ -1,4 +1,4 @@
-"""ROUGE as the packages compute it, which the profiles of `eval.scoring.profiles` call.
+"""ROUGE as the packages compute it.
 
     score_sentences(["a cat sat"], ["the cat sat"], use_stemmer=True) -> {"rouge1": 0.66, "rouge2": ..., ...}
 
@@ -84,7 +84,7 @@ def score_rouge(prediction: str, references: Sequence[str], *, use_stemmer: bool
 
 
 def score_sentences(prediction: Sequence[str], reference: Sequence[str], *, use_stemmer: bool) -> dict[str, float]:
-    """Return the same against one reference, for texts that are split into sentences already."""
+    """Return the F-measures against one reference, for texts that are split into sentences already."""
     return _score(_Words(prediction, use_stemmer), _Reference(reference, use_stemmer))
 
 
@@ -122,6 +122,16 @@ def _f_measure(hits: int, num_prediction: int, num_reference: int) -> float:
 
 
 # The package rouge
+
+
+def score_rouge_l(prediction: str, references: Sequence[str]) -> list[dict[str, float]]:
+    """Return `score_longbench` against each reference."""
+    return [{"rougeL": score_longbench(prediction, reference)} for reference in references]
+
+
+def spaced_words(text: str) -> list[str]:
+    """Return words as that package has them: full stops and white space part them, case and other signs stay."""
+    return text.replace(".", " ").split()
 
 
 def score_longbench(prediction: str, reference: str) -> float:

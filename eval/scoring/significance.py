@@ -1,16 +1,18 @@
 """Scores by example -> intervals, paired tests and claims that resample documents, never examples.
 
-Several queries about one meeting are no independent evidence, so the document is the unit throughout: it is drawn, or
-exchanged between two systems, with all its examples. Everything is seeded: the same scores give the same numbers.
+Several queries about one meeting are no independent evidence, so the document is the unit: it is drawn, or exchanged
+between two systems, with all its examples. Everything is seeded: the same scores give the same numbers.
 
 Legend: `N` examples, `D` documents, `K` scores of an example whose corpus means are combined by the geometric mean (one
 in most profiles, three in SCROLLS' headline), `C` columns of totals, `B` resamples, `S` systems.
+
+Arguments of several functions: `values` are (N,) or (N, K) scores, a row an example; `documents` are N names, of the
+document of each example; `within` is the range of the scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,11 +20,15 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, monte_carlo_test, permutation_test
 from scipy.stats import t as students_t
 
+from eval.records.schema import Estimate, PairedResult, PerplexityRatio
+
 Floats: TypeAlias = NDArray[np.float64]
+Range: TypeAlias = tuple[float, float]
 # Totals over documents (..., C) -> the value (...) and its gradient by each total (..., C).
 Statistic: TypeAlias = Callable[[Floats], tuple[Floats, Floats]]
 
-# A hundredth of ROUGE's range: what a loss has to stay below to be called none.
+FRACTIONS: Range = (0.0, 1.0)
+# A hundredth of ROUGE's range: a smaller loss counts as none.
 MARGIN = 0.01
 ALPHA = 0.05
 POWER = 0.8
@@ -32,95 +38,32 @@ SMALLEST_ERROR = 0.25
 # Fewer documents have no interval: no exchange of so few could come out below p = 0.05, and of two that happen to agree
 # resamples would make an interval of no width.
 MIN_DOCUMENTS = 6
-# Scores are sums of thousands of roundings: what differs by less is the same.
+# Scores are sums of thousands of roundings: a smaller difference is none.
 ROUNDING = 1e-12
 # Documents drawn in a block of resamples: few enough to stay in the processor's cache.
 PICKS_AT_ONCE = 2**17
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean and its 95% interval; with fewer than `MIN_DOCUMENTS` there is no interval."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedResult:
-    """How two systems differ on the same examples.
-
-    Attributes:
-        difference: Second minus first.
-        low: Lower end of the 95% interval of the difference. None with fewer than `MIN_DOCUMENTS`.
-        high: Upper end.
-        p_value: Two-sided. None with a single document.
-        wins: Examples on which the second is better. With several scores an example, by their geometric mean.
-        ties: Examples on which they are equal.
-        losses: Examples on which the second is worse.
-        num_examples: Of each system.
-        num_documents: That they come from.
-        detectable: The smallest difference that as many documents, with differences that spread as these do, would
-            have shown at p < 0.05 with a probability of 0.8. None without an interval, and where the differences do not
-            spread at all.
-    """
-
-    difference: float
-    low: float | None
-    high: float | None
-    p_value: float | None
-    wins: int
-    ties: int
-    losses: int
-    num_examples: int
-    num_documents: int
-    detectable: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerplexityRatio:
-    """How the perplexities of two systems on the same tokens differ.
-
-    Attributes:
-        ratio: Second over first.
-        low: Lower end of the 95% interval. None with fewer than `MIN_DOCUMENTS`, and where the systems do not differ.
-        high: Upper end.
-        detectable: The smallest ratio above 1 that as many documents, spreading as these do, would have told from 1 at
-            p < 0.05 with a probability of 0.8; its inverse below 1. None without an interval.
-        num_documents: With tokens.
-    """
-
-    ratio: float
-    low: float | None
-    high: float | None
-    detectable: float | None
-    num_documents: int
-
-
-def mean_interval(values: ArrayLike, documents: ArrayLike, *, num_resamples: int = NUM_RESAMPLES) -> Estimate:
+def mean_interval(
+    values: ArrayLike, documents: ArrayLike, *, within: Range = FRACTIONS, num_resamples: int = NUM_RESAMPLES
+) -> Estimate:
     """Return the mean over all examples and its 95% interval over documents; none where all documents are alike.
 
     A document weighs as many examples as it has: the mean is total score over total count. With K > 1 columns it is the
     geometric mean of the K means.
 
-    Args:
-        values: (N,) or (N, K) fractions, a row an example.
-        documents: N names, of the document of each example.
-        num_resamples: Of the documents.
-
     Raises:
-        ValueError: Scores are missing or no fractions, or there is not one document for each.
+        ValueError: Scores are missing or out of range, or there is not one document for each.
     """
-    columns = _by_document(_fractions(values), documents)
-    value, _ = _geometric_mean(columns.sum(axis=0))
-    if len(columns) < MIN_DOCUMENTS:
-        return Estimate(mean=float(value), low=None, high=None)
-    low, high, error = _studentized(columns, _geometric_mean, num_resamples)
-    if not error:
+    columns = _by_document(_fractions(values, within), documents)
+    mean = float(_geometric_mean(columns.sum(axis=0))[0])
+    low = high = None
+    if len(columns) >= MIN_DOCUMENTS:
+        start, end, error = _studentized(columns, _geometric_mean, num_resamples)
         # Documents that are all alike do not tell how far others may lie.
-        return Estimate(mean=float(value), low=None, high=None)
-    return Estimate(mean=float(value), low=max(low, 0.0), high=min(high, 1.0))
+        if error:
+            low, high = max(start, 0.0), min(end, 1.0)
+    return Estimate(mean=_placed(mean, within), low=_placed(low, within), high=_placed(high, within))
 
 
 def interval_of_ratio(
@@ -128,17 +71,14 @@ def interval_of_ratio(
 ) -> tuple[float | None, float | None]:
     """Return the 95% interval of total sum to total count, one of each a document.
 
-    With fewer than `MIN_DOCUMENTS` there is none. A document without a count says nothing and is left out.
+    With fewer than `MIN_DOCUMENTS` there is none. A document without a count is left out.
 
     Raises:
         ValueError: The lengths differ, or a number is not finite.
     """
     if len(sums) != len(counts):
         raise ValueError(f"{len(sums)} sums but {len(counts)} counts; give one of each for every document")
-    columns = np.column_stack([np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)])
-    if not np.isfinite(columns).all():
-        raise ValueError("a document's sum or count is not a finite number; leave out what was not measured")
-    columns = columns[columns[:, 1] > 0]
+    columns = _counted(sums, counts, "a document's sum or count")
     if len(columns) < MIN_DOCUMENTS:
         return None, None
     low, high, error = _studentized(columns, _geometric_mean, num_resamples)
@@ -148,16 +88,16 @@ def interval_of_ratio(
 def ratio_of_perplexities(
     first: Sequence[float], second: Sequence[float], tokens: Sequence[int], *, num_resamples: int = NUM_RESAMPLES
 ) -> PerplexityRatio:
-    """Return how much higher the second system's perplexity is than the first's on the same tokens.
+    """Return the second system's perplexity over the first's on the same tokens.
 
     The logarithm of the ratio is the total difference of losses over all tokens; its interval, a bootstrap-t over
     documents, is taken there, and so each document is its own control.
 
     Args:
         first: Negative log likelihood of each document under the first system, in nats.
-        second: The same under the second.
-        tokens: Predicted in each document; one without any says nothing and is left out.
-        num_resamples: Of the documents.
+        second: Negative log likelihood of each document under the second system.
+        tokens: Predicted tokens of each document; one without any is left out.
+        num_resamples: How often the documents are drawn.
 
     Raises:
         ValueError: The lengths differ, a number is not finite, or there is no token.
@@ -167,10 +107,7 @@ def ratio_of_perplexities(
             f"{len(first)} and {len(second)} losses but {len(tokens)} counts; give each for every document"
         )
     gains = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    columns = np.column_stack([gains, np.asarray(tokens, dtype=np.float64)])
-    if not np.isfinite(columns).all():
-        raise ValueError("a document's loss or count is not a finite number; leave out what was not measured")
-    columns = columns[columns[:, 1] > 0]
+    columns = _counted(gains, tokens, "a document's loss or count")
     if not len(columns):
         raise ValueError("no document has a predicted token; there is nothing to compare")
     log_ratio = float(_ratio(columns.sum(axis=0))[0])
@@ -190,10 +127,11 @@ def compare_paired(
     second: ArrayLike,
     documents: ArrayLike,
     *,
+    within: Range = FRACTIONS,
     num_resamples: int = NUM_RESAMPLES,
     num_exchanges: int = NUM_EXCHANGES,
 ) -> PairedResult:
-    """Return how the second system differs from the first on the same examples, in the same order.
+    """Return how the values of a second system differ from those of a first on the same examples, in the same order.
 
     The p-value is that of a permutation test: were the two systems alike, each document's scores could as well have
     come from the one as from the other, so documents are exchanged at random, all examples of one together, and p is
@@ -201,23 +139,19 @@ def compare_paired(
     can be exchanged in no more than `num_exchanges` ways (13 documents or fewer), all 2^D are counted instead, the
     observed one among them: p is then exact, and never below 2 / 2^D.
 
-    Args:
-        first: (N,) or (N, K) fractions, a row an example.
-        second: The same of the second system.
-        documents: N names, of the document of each example.
-        num_resamples: Of the documents, for the interval.
-        num_exchanges: For the p-value.
+    A single document has no p-value, and fewer than `MIN_DOCUMENTS` have no interval. Without an interval, or where the
+    differences do not spread at all, there is no detectable difference.
 
     Raises:
-        ValueError: Scores are missing or no fractions, or the lengths differ.
+        ValueError: Scores are missing or out of range, or the lengths differ.
     """
-    before, after = _fractions(first), _fractions(second)
+    before, after = _fractions(first, within), _fractions(second, within)
     if before.shape != after.shape:
         raise ValueError(f"scores of shapes {before.shape} and {after.shape} are not of the same examples")
     num_scores = before.shape[1]
     columns = _by_document(np.hstack([before, after]), documents)
     statistic = _difference_of(num_scores)
-    difference, _ = statistic(columns.sum(axis=0))
+    difference = float(statistic(columns.sum(axis=0))[0])
     gains = combined(after) - combined(before)
     wins, losses = int((gains > ROUNDING).sum()), int((gains < -ROUNDING).sum())
     low = high = p_value = detectable = None
@@ -225,12 +159,13 @@ def compare_paired(
         p_value = _exchange_test(columns, num_scores, num_exchanges)
     # Documents that all score the same under both systems do not tell how far others may differ.
     tells_nothing = not wins and not losses and _is_constant(columns)
+    size = within[1] - within[0]
     if len(columns) >= MIN_DOCUMENTS and not tells_nothing:
-        low, high, error = _studentized(columns, statistic, num_resamples)
-        low, high = max(low, -1.0), min(high, 1.0)
-        detectable = _detectable(len(columns), error) if error else None
+        start, end, error = _studentized(columns, statistic, num_resamples)
+        low, high = size * max(start, -1.0), size * min(end, 1.0)
+        detectable = size * _detectable(len(columns), error) if error else None
     return PairedResult(
-        difference=float(difference),
+        difference=size * difference,
         low=low,
         high=high,
         p_value=p_value,
@@ -273,6 +208,7 @@ def within_margin_of_best(
     documents: ArrayLike,
     margin: float = MARGIN,
     *,
+    within: Range = FRACTIONS,
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, bool]:
     """Return for each system whether it is shown to lie within the margin of the best, whichever that is.
@@ -291,15 +227,16 @@ def within_margin_of_best(
     resamples of the documents, which all S x S comparisons share.
 
     Args:
-        values_by_system: (N,) or (N, K) fractions of each system, on the same examples in the same order.
-        documents: N names, of the document of each example.
-        margin: That "as good as" allows.
-        num_resamples: Of the documents.
+        values_by_system: Values of each system, on the same examples in the same order.
+        documents: Names of the documents.
+        margin: Loss that counts as none.
+        within: Range of the values.
+        num_resamples: How often the documents are drawn.
 
     Raises:
-        ValueError: Scores are missing or no fractions, or the lengths differ.
+        ValueError: Scores are missing or out of range, or the lengths differ.
     """
-    scores = {name: _fractions(values) for name, values in values_by_system.items()}
+    scores = {name: _fractions(values, within) for name, values in values_by_system.items()}
     shapes = {values.shape for values in scores.values()}
     if len(shapes) != 1:
         raise ValueError(f"scores of shapes {sorted(shapes)} are not of the same examples; give some, all of one shape")
@@ -320,24 +257,42 @@ def within_margin_of_best(
     quantile = float(students_t.ppf(1 - ALPHA / num_systems, num_documents - 1))
     losses = observed[None, :] - observed[:, None] + quantile * errors  # (S, S), of the row's system to the column's
     np.fill_diagonal(losses, -np.inf)
-    return {name: bool(passed) for name, passed in zip(scores, (losses < margin).all(axis=1), strict=True)}
+    passed = ((within[1] - within[0]) * losses < margin).all(axis=1)
+    return {name: bool(has_passed) for name, has_passed in zip(scores, passed, strict=True)}
 
 
-def _fractions(values: ArrayLike) -> Floats:
-    """Return scores as (N, K)."""
+def _fractions(values: ArrayLike, within: Range) -> Floats:
+    """Return scores as (N, K) fractions of their range."""
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim not in (1, 2) or scores.size == 0:
         raise ValueError(f"scores have the shape {scores.shape}; give one row of at least one score for each example")
-    scores = scores.reshape(len(scores), -1)
-    wrong = ~((scores >= -ROUNDING) & (scores <= 1 + ROUNDING))
+    low, high = within
+    fractions = (scores.reshape(len(scores), -1) - low) / (high - low)
+    wrong = ~((fractions >= -ROUNDING) & (fractions <= 1 + ROUNDING))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        raise ValueError(f"the score of example {row} is {scores[row, column]}; give a fraction from 0 to 1 for each")
-    return scores.clip(0.0, 1.0)
+        value = scores.reshape(len(scores), -1)[row, column]
+        expected = "a fraction from 0 to 1" if within == FRACTIONS else f"a number from {low:g} to {high:g}"
+        raise ValueError(f"the score of example {row} is {value}; give {expected} for each")
+    return fractions.clip(0.0, 1.0)
+
+
+def _placed(fraction: float | None, within: Range) -> float | None:
+    """Return the score that a fraction of the range is."""
+    return None if fraction is None else within[0] + (within[1] - within[0]) * fraction
+
+
+def _counted(sums: ArrayLike, counts: ArrayLike, what: str) -> Floats:
+    """Return (D, 2) sums and counts of the documents that have a count."""
+    columns = np.column_stack([np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)])
+    if not np.isfinite(columns).all():
+        raise ValueError(f"{what} is not a finite number; leave out what was not measured")
+    counted: Floats = columns[columns[:, 1] > 0]
+    return counted
 
 
 def _by_document(scores: Floats, documents: ArrayLike) -> Floats:
-    """Return (D, C) totals of each document: a sum for each column of scores, then the number of examples."""
+    """Return (D, C) totals: a sum for each column of scores, then the number of examples."""
     names = np.asarray(documents)
     if names.shape != (len(scores),):
         raise ValueError(f"{len(scores)} scores but documents of shape {names.shape}; name one document for each score")
@@ -406,11 +361,6 @@ def _studentized(columns: Floats, statistic: Statistic, num_resamples: int) -> t
 
     Source: Hall, On symmetric bootstrap confidence intervals, Journal of the Royal Statistical Society B 50 (1988). The
     smallest error is ours.
-
-    Args:
-        columns: (D, C) totals of each document.
-        statistic: What is estimated.
-        num_resamples: Of the documents.
     """
     num_documents, num_columns = columns.shape
     unbiased = num_documents / (num_documents - 1)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from eval.config.finetune import load_train_config
-from eval.config.run import load_config
+from eval.config.finetune import TrainConfig
+from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.run import main
 from tasks import DataError
@@ -74,7 +74,7 @@ def test_a_task_file_is_a_task_beside_published_ones(model: Path, tmp_path: Path
         "arxiv": 2,
         "tickets": 2,
     }
-    config = load_config(["--task", str(file), "--maxlen", "300"])
+    config = RunConfig.from_command_line(["--task", str(file), "--maxlen", "300"])
     assert len(config.load("tickets").examples) == 3
     assert config.tasks["tickets"].max_new_tokens == 9
 
@@ -132,13 +132,13 @@ def test_bad_rows_fail_by_name_and_are_counted_when_skipped(
 )
 def test_what_cannot_be_a_task_is_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        load_config([*arguments, "--maxlen", "300"])
+        RunConfig.from_command_line([*arguments, "--maxlen", "300"])
     assert message in str(error.value)
 
 
 def test_a_folder_lacks_a_task_or_holds_it_twice(tmp_path: Path) -> None:
     (tmp_path / "arxiv.jsonl").touch()
-    config = load_config(["--task", "arxiv,pubmed", "--data", str(tmp_path), "--maxlen", "300"])
+    config = RunConfig.from_command_line(["--task", "arxiv,pubmed", "--data", str(tmp_path), "--maxlen", "300"])
     with pytest.raises(DataError, match="holds nothing named pubmed"):
         config.load("pubmed")
     (tmp_path / "arxiv").mkdir()
@@ -150,14 +150,14 @@ def test_a_task_file_may_not_be_called_like_a_published_task(tmp_path: Path) -> 
     file = tmp_path / "plos.yaml"
     file.write_text("data: x.jsonl\n")
     with pytest.raises(UserError, match=r"is called .plos. like a published task"):
-        load_config(["--task", str(file), "--maxlen", "300"])
+        RunConfig.from_command_line(["--task", str(file), "--maxlen", "300"])
 
 
 def test_a_template_is_trained_with(tmp_path: Path) -> None:
-    config = load_train_config(["--task", "aclsum", "--maxlen", "300", "--template", "abstract-plain"])
+    config = TrainConfig.from_command_line(["--task", "aclsum", "--maxlen", "300", "--template", "abstract-plain"])
     assert config.template_of("aclsum") == config.tasks["aclsum"].templates["abstract-plain"]
     with pytest.raises(UserError, match="task 'aclsum' has no template 'x'"):
-        load_train_config(["--task", "aclsum", "--maxlen", "300", "--template", "x"])
+        TrainConfig.from_command_line(["--task", "aclsum", "--maxlen", "300", "--template", "x"])
 
 
 def test_short_documents_are_left_out_of_runs_and_trainings(
@@ -178,7 +178,7 @@ def test_short_documents_are_left_out_of_runs_and_trainings(
     capsys.readouterr()
     assert main([*arguments, *output]) == 2
     assert "min_words of custom is 20 there and null now" in capsys.readouterr().err
-    config = load_train_config(
+    config = TrainConfig.from_command_line(
         ["--task", "custom", "--data", str(data), *FIELDS, "--maxlen", "300", "--min-words", "9"]
     )
     assert len(config.load("custom").examples) == 2

@@ -8,22 +8,23 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
 from rouge_score.tokenize import tokenize
 
 from eval.scoring.answers import token_f1
 from eval.scoring.baselines import (
-    Yardstick,
+    Baseline,
+    PreparedDocument,
     common_answer,
-    objective,
+    describe_objective,
+    document_baselines,
     prepare_document,
     visible_share,
     word_budget,
-    yardsticks,
 )
-from tests.helpers.properties import tries
+from eval.scoring.profiles import PROFILES
 
 STEMMER = PorterStemmer()
 SPLIT_WORDS: dict[str, Callable[[str], list[str]]] = {
@@ -38,6 +39,12 @@ POLICIES: dict[str, Callable[[int, int], list[tuple[int, int]]]] = {
 }
 
 
+def prepare(text: str, profile: str) -> PreparedDocument:
+    objective = PROFILES[profile].objective
+    assert objective is not None
+    return prepare_document(text, objective)
+
+
 def rows_of(
     text: str,
     window: Sequence[tuple[int, int]] | None = None,
@@ -45,14 +52,14 @@ def rows_of(
     query: str | None = None,
     budget: int = 5,
     profile: str = "hf",
-) -> dict[str, Yardstick]:
+) -> dict[str, Baseline]:
     windows = {100: [(0, len(text))] if window is None else window}
     return {
-        row.system: row for row in yardsticks(prepare_document(text, profile), windows, references, query, budget)[100]
+        row.system: row for row in document_baselines(prepare(text, profile), windows, references, query, budget)[100]
     }
 
 
-def oracle_of(*arguments: object, **options: object) -> Yardstick:
+def oracle_of(*arguments: object, **options: object) -> Baseline:
     return rows_of(*arguments, **options)["visible_oracle"]  # type: ignore[arg-type]
 
 
@@ -219,8 +226,8 @@ def test_a_choice_that_greed_would_lose_is_kept_as_the_window_grows() -> None:
     text = "Aa bb cc.\nDd ee ff.\nAa bb cc dd."
     # The longer sentence is the best single one, and leaves no room for two more.
     assert oracle_of(text, references=[reference], budget=6).text == "Aa bb cc dd."
-    document = prepare_document(text, "hf")
-    rows = yardsticks(document, {20: [(0, len(text))], 10: [(0, 20)]}, [reference], None, 6)
+    document = prepare(text, "hf")
+    rows = document_baselines(document, {20: [(0, len(text))], 10: [(0, 20)]}, [reference], None, 6)
     assert list(rows) == [10, 20]
     assert rows[10][-1] == rows[20][-1]
     assert rows[20][-1].text == "Aa bb cc.\nDd ee ff."
@@ -234,7 +241,7 @@ def lines(sentences: Sequence[Sequence[str]]) -> str:
     return "\n".join(" ".join(words) for words in sentences)
 
 
-@tries(150)
+@settings(max_examples=150, deadline=None)
 @given(
     sentences=SENTENCES,
     references=st.lists(SENTENCES.map(lines), min_size=1, max_size=3),
@@ -248,7 +255,7 @@ def test_oracle_never_falls_as_the_window_grows(
 ) -> None:
     text = lines(sentences)
     windows = {kept: POLICIES[policy](len(text), kept) for kept in {int(cut * len(text)) for cut in cuts}}
-    rows = yardsticks(prepare_document(text, profile), windows, references, None, budget)
+    rows = document_baselines(prepare(text, profile), windows, references, None, budget)
     reached = 0.0
     for kept in sorted(windows):
         oracle = rows[kept][-1]
@@ -265,7 +272,7 @@ def test_oracle_never_falls_as_the_window_grows(
         assert all(shown.issuperset(range(start, end)) for start, end in oracle.sentences)
 
 
-@tries(60)
+@settings(max_examples=60, deadline=None)
 @given(sentences=SENTENCES, reference=SENTENCES.map(lines), budget=st.integers(1, 20))
 def test_no_sentence_added_or_replaced_improves_the_oracle(
     sentences: list[list[str]], reference: str, budget: int
@@ -296,18 +303,19 @@ def test_oracle_beats_lead_and_tail_where_the_reference_is_about_the_document() 
 def test_queries_about_one_document_get_what_they_would_get_alone() -> None:
     text = "Cats sleep all day. Dogs bark loudly. Birds sing at dawn. Fish swim in circles."
     windows = {5: [(0, 40)], 9: [(0, len(text))]}
-    shared = prepare_document(text, "scrolls")
+    shared = prepare(text, "scrolls")
     for reference in ("Dogs bark.", "Birds sing and fish swim.", "Cats sleep all day."):
-        together = yardsticks(shared, windows, [reference], reference, 6)
-        assert together == yardsticks(prepare_document(text, "scrolls"), windows, [reference], reference, 6)
+        together = document_baselines(shared, windows, [reference], reference, 6)
+        assert together == document_baselines(prepare(text, "scrolls"), windows, [reference], reference, 6)
         for maxlen, window in windows.items():
-            lead, tail, *_ = yardsticks(shared, {maxlen: window}, [reference], reference, 6)[maxlen]
+            lead, tail, *_ = document_baselines(shared, {maxlen: window}, [reference], reference, 6)[maxlen]
             assert together[maxlen][:2] == [lead, tail]
 
 
-def test_objective_names_the_profile() -> None:
-    assert "profile scrolls" in objective("scrolls")
-    assert "F1 against the best reference, words as profile f1" in objective("f1")
+def test_the_objective_names_the_profile() -> None:
+    assert "profile scrolls" in str(describe_objective("scrolls"))
+    assert "F1 against the best reference, words as profile f1" in str(describe_objective("f1"))
+    assert describe_objective("exact_match") is None
 
 
 def test_the_oracle_of_answers_takes_whole_sentences_for_their_f1() -> None:
@@ -320,7 +328,7 @@ def test_the_oracle_of_answers_takes_whole_sentences_for_their_f1() -> None:
     assert both.objective == pytest.approx(token_f1(both.text, "known cats sleep fish swim"))
 
 
-@tries(60)
+@settings(max_examples=60, deadline=None)
 @given(sentences=SENTENCES, references=st.lists(SENTENCES.map(lines), min_size=1, max_size=3))
 def test_the_oracle_of_answers_reaches_what_scoring_gives_it(sentences: list[list[str]], references: list[str]) -> None:
     oracle = oracle_of(lines(sentences), references=references, profile="f1")

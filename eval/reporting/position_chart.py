@@ -1,0 +1,128 @@
+"""Where the sentences of the oracle lie in the documents, and what was shown of them, as a Vega-Lite spec."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+
+from eval.records.schema import ExampleScore, Prediction
+from eval.reporting.charts import SCHEMA, WIDTH, Spec
+
+_POSITIONS = 100  # points of a document at which the share of examples that show it is counted
+
+
+def oracle_positions(positions: Iterable[Mapping[str, float]], coverage: Sequence[Mapping[str, float]]) -> Spec:
+    """Return where the oracle's sentences lie in the documents, under what was shown of them at each length.
+
+    Args:
+        positions: {"maxlen", "position"}, one a sentence, position in percent of its document; those of the
+            longest length count.
+        coverage: {"maxlen", "position", "share"}, the fraction of documents whose text at that position was shown.
+    """
+    positions = list(positions)
+    longest = max((line["maxlen"] for line in positions), default=0)
+    bins = [0] * 20
+    for line in positions:
+        if line["maxlen"] == longest:
+            bins[min(int(line["position"] // 5), 19)] += 1
+    total = sum(bins)
+    histogram = [
+        {"start": 5 * index, "end": 5 * index + 5, "share": count / total} for index, count in enumerate(bins) if total
+    ]
+    along = {
+        "type": "quantitative",
+        "title": "Position in the document (%)",
+        "scale": {"domain": [0, 100], "nice": False},
+        "axis": {"values": [0, 20, 40, 60, 80, 100], "grid": False},
+    }
+    above = {
+        "height": 140,
+        "data": {"values": [dict(line) | {"length": f"{line['maxlen']:,}"} for line in coverage]},
+        "mark": {"type": "line", "strokeWidth": 2.5, "interpolate": "monotone", "clip": True},
+        "encoding": {
+            "x": along | {"field": "position"} | ({"axis": None} if histogram else {}),
+            "y": {
+                "field": "share",
+                "type": "quantitative",
+                "title": ["Examples that", "show this (%)"],
+                "scale": {"domain": [0, 1.02], "nice": False},
+                "axis": {"labelExpr": "datum.value * 100", "values": [0, 0.25, 0.5, 0.75, 1]},
+            },
+            "color": {
+                "field": "length",
+                "type": "ordinal",
+                "sort": [f"{length:,}" for length in sorted({int(line["maxlen"]) for line in coverage})],
+                "legend": {"title": "Maximum length (tokens)", "orient": "top", "direction": "horizontal"},
+            },
+            "tooltip": [
+                {"field": "length", "title": "maximum length"},
+                {"field": "position", "title": "position (%)", "format": ".0f"},
+                {"field": "share", "title": "examples that show it", "format": ".0%"},
+            ],
+        },
+    }
+    below = {
+        "height": 110,
+        "data": {"values": histogram},
+        "mark": {"type": "bar", "style": "histogram"},
+        "encoding": {
+            "x": along | {"field": "start", "bin": {"binned": True, "step": 5}},
+            "x2": {"field": "end"},
+            "y": {
+                "field": "share",
+                "type": "quantitative",
+                "title": ["Oracle's", "sentences (%)"],
+                "axis": {"labelExpr": "datum.value * 100", "tickCount": 4},
+            },
+            "tooltip": [
+                {"field": "start", "title": "from (%)"},
+                {"field": "end", "title": "to (%)"},
+                {"field": "share", "title": "oracle's sentences", "format": ".1%"},
+            ],
+        },
+    }
+    described = "Share of examples that show each position of their document, by length"
+    described += "; below it, the oracle's sentences." if histogram else "."
+    views = [view | {"width": WIDTH} for view in ((above, below) if histogram else (above,))]
+    return {"$schema": SCHEMA, "description": described, "spacing": 12, "vconcat": views}
+
+
+def document_positions(
+    example_scores: Iterable[ExampleScore], predictions: Iterable[Prediction], lengths: Mapping[str, int]
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Return `positions` and `coverage` for `oracle_positions`; an example counts as a document with a query.
+
+    Args:
+        example_scores: Scores of one task and template; of baselines only the oracle counts.
+        predictions: Predictions of the same.
+        lengths: Characters of each document, by its id.
+    """
+    length_of: dict[str, int] = {}
+    positions = []
+    for line in example_scores:
+        length_of[line.id] = length = lengths[line.document_id] or 1  # an empty one shows nothing anywhere
+        if line.system == "visible_oracle":
+            positions += [
+                {"maxlen": line.maxlen, "position": 50 * (start + end) / length} for start, end in line.sentences or ()
+            ]
+    edges: dict[int, list[float]] = {}  # how many more examples show a position than the one before it
+    counts: Counter[int] = Counter()
+    for one in predictions:
+        length, steps = length_of[one.id], edges.setdefault(one.maxlen, [0.0] * (_POSITIONS + 1))
+        counts[one.maxlen] += 1
+        for start, end in one.context_spans:
+            steps[_first_position(start, length)] += 1
+            steps[_first_position(end, length)] -= 1
+    coverage = [
+        {"maxlen": maxlen, "position": 100 * (index + 0.5) / _POSITIONS, "share": shown / counts[maxlen]}
+        for maxlen, steps in sorted(edges.items())
+        for index, shown in enumerate(accumulate(steps[:-1]))
+    ]
+    return positions, coverage
+
+
+def _first_position(character: int, length: int) -> int:
+    """Return the first of the positions, midpoints of equal parts of a document, that is not before a character."""
+    return min(max(math.ceil(character / length * _POSITIONS - 0.5), 0), _POSITIONS)
