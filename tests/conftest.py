@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +10,8 @@ from accelerate.state import AcceleratorState, GradientState
 
 from masformer.checkpoints.open import Checkpoint
 from tests.helpers.properties import load_profiles
-from tests.helpers.tiny_models import save_tiny_checkpoint
 
 load_profiles()
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a random tiny checkpoint, which `--model` takes."""
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

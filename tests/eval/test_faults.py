@@ -18,8 +18,7 @@ import torch
 from eval import run
 from eval.generation import answering
 from eval.run import main
-from tests.eval.test_run import expect_error, rows
-from tests.helpers.commands import ROOT, read
+from tests.eval.test_run import ROOT, expect_error, read, rows
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_plots")

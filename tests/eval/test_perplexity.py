@@ -19,15 +19,41 @@ from eval.config.perplexity import PerplexityConfig
 from eval.perplexity import buckets_of, losses_of, main
 from eval.reporting.perplexity_report import score_lines
 from masformer import SpanPlan, apply_plan
-from tests.helpers.commands import document, read
-from tests.helpers.tiny_models import tiny_model
+from tests.helpers.tiny_models import save_tiny_checkpoint, tiny_model
+
+WORDS = [
+    "long",
+    "documents",
+    "hold",
+    "many",
+    "words",
+    "and",
+    "every",
+    "word",
+    "costs",
+    "a",
+    "token",
+    "of",
+    "context",
+    "to",
+    "read",
+]
+
+
+def text(seed: int, num_words: int) -> str:
+    return " ".join(WORDS[(seed * 7 + i * (seed + 3)) % len(WORDS)] for i in range(num_words))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("texts")
     for number, length in enumerate((30, 120, 260)):
-        (folder / f"{number}.txt").write_text(document(number, length))
+        (folder / f"{number}.txt").write_text(text(number, length))
     return folder
 
 
@@ -36,6 +62,11 @@ def least(model: Path, data: Path, tmp_path: Path) -> list[str]:
     """Arguments of a measurement that works."""
     arguments = f"--task text --data {data} --model {model} --maxlen 200 600 --threads 1"
     return [*arguments.split(), "--output", str(tmp_path / "run")]
+
+
+def read(folder: Path, name: str) -> Any:
+    content = (folder / name).read_text()
+    return [json.loads(line) for line in content.splitlines()] if name.endswith("jsonl") else json.loads(content)
 
 
 @torch.no_grad()
@@ -179,7 +210,7 @@ def test_a_bucket_that_nobody_reaches_is_not_there_and_one_document_has_no_inter
 
 def test_documents_of_several_queries_are_read_once(tmp_path: Path, model: Path) -> None:
     meeting = {
-        "meeting_transcripts": [{"speaker": "A", "content": document(1, 80)}],
+        "meeting_transcripts": [{"speaker": "A", "content": text(1, 80)}],
         "general_query_list": [{"query": "one", "answer": "x"}, {"query": "two", "answer": "y"}],
         "specific_query_list": [],
     }

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,11 +23,17 @@ from eval.reporting.placement_charts import frontier_chart, held_out_chart, unit
 from masformer import SpanPlan, apply_plan
 from masformer.convert import read_plan
 from masformer.placement import PlanMeter, gate_gradients
-from tests.helpers.commands import ROOT, read
+from tests.helpers.tiny_models import save_tiny_checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["long", "documents", "hold", "many", "words", "and", "every", "word", "costs", "a", "token", "of", "context"]
 # Under this span, of this model, layer 1 helps by seeing everything, and the others do harm.
 LOCAL = "span=1 sinks=0"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +57,11 @@ def judged(least: list[str]) -> list[str]:
     """Arguments of a search whose plans are judged on the seven other documents that are long enough."""
     split = next(iter(PlacementConfig.from_command_line(least).tasks["text"].splits))
     return [*least, "--held-out-split", split, "--random", "2", "--measure", "top:1 span=8 sinks=0"]
+
+
+def read(folder: Path, name: str) -> Any:
+    content = (folder / name).read_text()
+    return [json.loads(line) for line in content.splitlines()] if name.endswith("jsonl") else json.loads(content)
 
 
 @torch.no_grad()
