@@ -3,10 +3,8 @@
     pip install --no-deps aclsum==0.1.2
     accelerate launch eval/run.py --task aclsum_aspects
 
-The package's `dataset/` folder holds `train.jsonl`, `val.jsonl`, `test.jsonl`, and the parsed papers:
-
-    {"id": "P06-1112", "summary": {"challenge": "...", "approach": "...", "outcome": "..."}, ...}
-    paper_jsons/P06-1112.json: {"abstract": "...", "pdf_parse": {"body_text": [{"text": "...", "section": "..."}]}}
+The package's `dataset/` folder holds `train.jsonl`, `val.jsonl`, `test.jsonl`, and the parsed papers in `paper_jsons/`,
+as `SAMPLE` shows.
 """
 
 from __future__ import annotations
@@ -15,10 +13,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, query_templates
+from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Sample, Task, query_templates
 from tasks.readers.articles import Section, article_text
 from tasks.readers.files import read_json, record_rows, require_path
-from tasks.readers.sources import Row, check_request, collect, package_folder, package_provenance, sha256_of
+from tasks.readers.rows import Row, collect, file_provenance, package_folder, package_provenance
 from tasks.scientific_papers import TEMPLATES
 
 PACKAGE = "aclsum"
@@ -30,17 +28,23 @@ QUERIES = {
     "approach": "What do the authors do or propose to address it?",
     "outcome": "What do the authors find, or what does the paper contribute?",
 }
+SAMPLE: Sample = {
+    "test.jsonl": [
+        {
+            "id": "P06-1112",
+            "summary": {"challenge": "It rained.", "approach": "They waited.", "outcome": "It stopped."},
+        }
+    ],
+    "paper_jsons/P06-1112.json": """{"abstract": "We study rain.", "pdf_parse": {"body_text": [
+        {"section": "Introduction", "text": "It rained for a week, so they waited."}]}}""",
+}
+
+ReadPaper = Callable[[str, Row, str, str], Iterator[Example]]
+"""Yields the examples of a paper's id, summaries, context and abstract."""
 
 
-def load_aclsum(
-    task: str, read_paper: Callable[[str, Row, str, str], Iterator[Example]], request: LoadRequest
-) -> LoadedExamples:
-    """Return the examples that `read_paper` makes of each paper's id, summary, context and abstract.
-
-    Raises:
-        DataError: The request, the package or a file is at fault.
-    """
-    check_request(task, request, SPLITS)
+def load_aclsum(read_paper: ReadPaper, request: LoadRequest) -> LoadedExamples:
+    """Return the examples of the papers of a split."""
     if request.data is None:
         folder = package_folder(PACKAGE, "dataset", PIP_REQUIREMENT)
     elif not require_path(request.data).is_dir():
@@ -54,7 +58,7 @@ def load_aclsum(
     if request.data is None:
         rows.provenance = package_provenance(PACKAGE, files)
     else:
-        rows.provenance = {"kind": "file", "name": folder.resolve().name, "sha256": sha256_of(files)}
+        rows.provenance = file_provenance(folder, files)
 
     def read(row: Row) -> Iterator[Example]:
         paper = read_json(papers / f"{row.text('id')}.json")
@@ -79,13 +83,8 @@ def _read_abstract(paper_id: str, summary: Row, context: str, abstract: str) -> 
 
 def _read_aspects(paper_id: str, summary: Row, context: str, abstract: str) -> Iterator[Example]:
     for aspect, query in QUERIES.items():
-        yield Example(
-            id=f"{paper_id}-{aspect}",
-            document_id=paper_id,
-            context=context,
-            references=(summary.text(aspect),),
-            query=query,
-        )
+        example_id, references = f"{paper_id}-{aspect}", (summary.text(aspect),)
+        yield Example(id=example_id, document_id=paper_id, context=context, references=references, query=query)
 
 
 _SOURCE = f"package {PIP_REQUIREMENT}; --data takes a folder with the split's .jsonl and paper_jsons/"
@@ -97,12 +96,9 @@ ACLSUM = Task(
     source=_SOURCE,
     licence="MIT",
     splits=SPLITS,
-    default_split="test",
-    max_new_tokens=256,
+    read=partial(load_aclsum, _read_abstract),
     templates=TEMPLATES,
-    default_template="instruct",
-    needs_hub=False,
-    read=partial(load_aclsum, "aclsum", _read_abstract),
+    sample=SAMPLE,
 )
 
 ACLSUM_ASPECTS = Task(
@@ -112,14 +108,13 @@ ACLSUM_ASPECTS = Task(
     source=_SOURCE,
     licence="MIT",
     splits={split: len(QUERIES) * size for split, size in SPLITS.items()},
-    default_split="test",
-    max_new_tokens=64,
+    read=partial(load_aclsum, _read_aspects),
     templates=query_templates(
         "Here is a scientific paper.\n\n",
         "\n\nUsing the paper above, answer in one sentence: {query}",
         "\n\nAnswer:",
     ),
     default_template="context_first",
-    needs_hub=False,
-    read=partial(load_aclsum, "aclsum_aspects", _read_aspects),
+    max_new_tokens=64,
+    sample=SAMPLE,
 )

@@ -27,7 +27,7 @@ from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, te
 from tasks.readers.files import record_rows, require_path, split_file, split_names
 from tasks.readers.hub import CONVERTED_REVISION, hub_rows
 from tasks.readers.pairs import PairFields
-from tasks.readers.sources import MAX_LINE_BYTES, BadRow, Row, Rows, check_request, collect, sha256_of
+from tasks.readers.rows import MAX_LINE_BYTES, BadRow, Row, Rows, collect, file_provenance
 
 HUB_ID = "alexfabbri/multi_news"
 SPLITS = {"train": 44_972, "validation": 5_622, "test": 5_622}
@@ -37,12 +37,7 @@ _SOURCES = (".src.cleaned", ".src")
 
 
 def load_multi_news(request: LoadRequest) -> LoadedExamples:
-    """Return one example a summary; rows of the hub without an article or a summary are left out and counted.
-
-    Raises:
-        DataError: The request, the hub or a file is at fault.
-    """
-    check_request("multi_news", request, SPLITS)
+    """Return one example a summary; rows of the hub without an article or a summary are left out and counted."""
     if request.data is None:
         files = (f"default/{request.split}/*.parquet",)
         rows = hub_rows(HUB_ID, files, request=request, columns=FIELDS.columns)
@@ -76,8 +71,7 @@ def _file_rows(path: Path, split: str) -> Rows[Row]:
             targets = path.with_name(path.name.removesuffix(end) + ".tgt")
             if not targets.exists():
                 raise DataError(f"{path} has no {targets.name} beside it, with the summaries; put it there")
-            provenance = {"kind": "file", "name": path.name, "sha256": sha256_of([path, targets])}
-            return Rows(_pairs_of_lines(path, targets), provenance)
+            return Rows(_pairs_of_lines(path, targets), file_provenance(path, [path, targets]))
     return record_rows(path, FIELDS.columns)
 
 
@@ -91,13 +85,13 @@ def _pairs_of_lines(sources: Path, targets: Path) -> Iterator[Row | BadRow]:
             if max(len(source), len(target)) > MAX_LINE_BYTES:
                 yield BadRow(f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; take it out of both files")
                 continue
-            # Bytes that are no UTF-8 stay apart from all characters, so that the row that has them is told.
+            # Bytes that are no UTF-8 become surrogates, so that the row that has them can be named.
             texts = [line.decode("utf-8", "surrogateescape").replace("NEWLINE_CHAR", "\n") for line in (source, target)]
             yield Row(where, index, dict(zip(FIELDS.columns, texts, strict=True)))
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield lines as bytes: a text may hold what Python takes for the end of a line and the files do not."""
+    """Yield lines as bytes: in a text, Python ends lines at more characters than a line feed."""
     return iter(stream.readline, b"")
 
 
@@ -108,16 +102,18 @@ MULTI_NEWS = Task(
     source=f"hub {HUB_ID}; --data takes SPLIT.src.cleaned with SPLIT.tgt, Parquet, JSON lines, or a folder of them",
     licence="of the publishers' own: for non-commercial research",
     splits=SPLITS,
-    default_split="test",
-    max_new_tokens=512,
+    read=load_multi_news,
     templates=template_variants(
         "instruct",
         f"Summarize the following news articles, which are about one event and separated by {SEPARATOR}\n\n",
         "\n\nSummarize the articles above together in a few paragraphs.",
         "\n\nSummary:",
     ),
-    default_template="instruct",
-    needs_hub=True,
-    read=load_multi_news,
+    max_new_tokens=512,
     revision=CONVERTED_REVISION,
+    sample={
+        "test.src.cleaned": "A first article. NEWLINE_CHAR NEWLINE_CHAR More of it. ||||| A second one. |||||\n"
+        "One alone.\nAnd one more.\n",
+        "test.tgt": "– Two articles.\n– One.\n– Another.\n",
+    },
 )

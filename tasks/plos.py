@@ -3,8 +3,8 @@
     pip install --no-deps allofplos==0.11.1
     accelerate launch eval/run.py --task plos
 
-Articles are JATS XML. An abstract without `abstract-type` is the article's own; the others are blurbs for a table of
-contents, and summaries by authors and editors.
+Articles are JATS XML, as `SAMPLE` shows. An abstract without `abstract-type` is the article's own; the others are
+blurbs for a table of contents, and summaries by authors and editors.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from pathlib import Path
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task
 from tasks.readers.articles import Section, article_text
 from tasks.readers.files import require_path
-from tasks.readers.sources import Rows, check_request, collect, package_folder, package_provenance, sha256_of
+from tasks.readers.rows import Rows, collect, file_provenance, package_folder, package_provenance
 from tasks.scientific_papers import TEMPLATES
 
 PACKAGE = "allofplos"
 PIP_REQUIREMENT = "allofplos==0.11.1"
-SPLITS = {"test": 90}
 MIN_ABSTRACT_WORDS = 80
 MIN_BODY_WORDS = 2_000
 # Not running text. MathML stays: its letters and signs are readable, and sentences need them.
@@ -33,6 +32,10 @@ _SKIPPED |= {"inline-graphic", "label", "tex-math", "annotation", "fn", "fn-grou
 _BLOCKS = {"p", "list", "list-item", "disp-quote", "disp-formula", "break", "title"}
 # Elements that hold further paragraphs.
 _CONTAINERS = {"boxed-text", "disp-quote", "list", "list-item"}
+SAMPLE = f"""<article article-type="research-article">
+<front><article-meta><article-id pub-id-type="doi">10.1371/x</article-id>
+<abstract><p>{"It rains. " * 45}</p></abstract></article-meta></front>
+<body><sec><title>Results</title><p>{"The river rose. " * 700}</p></sec></body></article>"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +54,7 @@ def load_plos(request: LoadRequest) -> LoadedExamples:
     Kept are research articles with more than `MIN_ABSTRACT_WORDS` in the abstract and `MIN_BODY_WORDS` in the body.
     Of the package's 122 articles, those whose first abstract is a blurb for a table of contents are left out too,
     which makes the fixed set of 90.
-
-    Raises:
-        DataError: The request, the package or a file is at fault.
     """
-    check_request("plos", request, SPLITS)
     if request.data is None:
         folder = package_folder(PACKAGE, "starter_corpus", PIP_REQUIREMENT)
         files = sorted(folder.glob("*.xml"))
@@ -65,7 +64,7 @@ def load_plos(request: LoadRequest) -> LoadedExamples:
         files = sorted(path.glob("*.xml")) if path.is_dir() else [path]
         if not files or files[0].suffix != ".xml":
             raise DataError(f"{path}: format not recognized; give --data a JATS .xml file or a folder of them")
-        provenance = {"kind": "file", "name": path.resolve().name, "sha256": sha256_of(files)}
+        provenance = file_provenance(path.resolve(), files)
     rows = Rows(files, provenance)
     return collect(request, rows, partial(_read_examples, rows))
 
@@ -156,11 +155,8 @@ PLOS = Task(
     description="PLOS research article -> abstract",
     source=f"package {PIP_REQUIREMENT}; --data takes a JATS .xml file or a folder of them",
     licence="CC BY",
-    splits=SPLITS,
-    default_split="test",
-    max_new_tokens=256,
-    templates=TEMPLATES,
-    default_template="instruct",
-    needs_hub=False,
+    splits={"test": 90},
     read=load_plos,
+    templates=TEMPLATES,
+    sample={"journal.pone.0000001.xml": SAMPLE},
 )

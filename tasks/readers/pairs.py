@@ -10,17 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks.base import Example
-from tasks.readers.sources import Row, Rows
+from tasks.readers.rows import Row, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairFields:
-    """Names of the fields of a row.
-
-    Attributes:
-        context: Of the document.
-        target: Of what should be written.
-    """
+    """Names of the fields that hold the document and the text to be written."""
 
     context: str
     target: str
