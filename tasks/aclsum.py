@@ -10,7 +10,7 @@ as `SAMPLE` shows.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Sample, Task, query_templates
@@ -39,12 +39,9 @@ SAMPLE: Sample = {
         {"section": "Introduction", "text": "It rained for a week, so they waited."}]}}""",
 }
 
-ReadPaper = Callable[[str, Row, str, str], Iterator[Example]]
-"""Yields the examples of a paper's id, summaries, context and abstract."""
 
-
-def load_aclsum(read_paper: ReadPaper, request: LoadRequest) -> LoadedExamples:
-    """Return the examples of the papers of a split."""
+def load_aclsum(queries: Mapping[str, str], request: LoadRequest) -> LoadedExamples:
+    """Return an example for each paper and query; without queries, one for each paper and its abstract."""
     if request.data is None:
         folder = package_folder(PACKAGE, "dataset", PIP_REQUIREMENT)
     elif not require_path(request.data).is_dir():
@@ -66,7 +63,12 @@ def load_aclsum(read_paper: ReadPaper, request: LoadRequest) -> LoadedExamples:
         context = article_text(_sections(paper.row("pdf_parse")), abstract)
         if not context:
             raise DataError(f"{paper.where}: field 'pdf_parse.body_text' has no text besides the abstract")
-        yield from read_paper(row.text("id"), row.row("summary"), context, abstract)
+        name, summary = row.text("id"), row.row("summary")
+        if not queries:
+            yield Example(id=name, document_id=name, context=context, references=(abstract,))
+        for aspect, query in queries.items():
+            references = (summary.text(aspect),)
+            yield Example(id=f"{name}-{aspect}", document_id=name, context=context, references=references, query=query)
 
     return collect(request, rows, read)
 
@@ -75,16 +77,6 @@ def _sections(pdf_parse: Row) -> Iterator[Section]:
     paragraphs = pdf_parse.rows("body_text")
     for title, group in itertools.groupby(paragraphs, key=lambda row: str(row.fields.get("section") or "")):
         yield Section(title=title, paragraphs=[row.text("text", may_be_empty=True) for row in group])
-
-
-def _read_abstract(paper_id: str, summary: Row, context: str, abstract: str) -> Iterator[Example]:
-    yield Example(id=paper_id, document_id=paper_id, context=context, references=(abstract,))
-
-
-def _read_aspects(paper_id: str, summary: Row, context: str, abstract: str) -> Iterator[Example]:
-    for aspect, query in QUERIES.items():
-        example_id, references = f"{paper_id}-{aspect}", (summary.text(aspect),)
-        yield Example(id=example_id, document_id=paper_id, context=context, references=references, query=query)
 
 
 _SOURCE = f"package {PIP_REQUIREMENT}; --data takes a folder with the split's .jsonl and paper_jsons/"
@@ -96,7 +88,7 @@ ACLSUM = Task(
     source=_SOURCE,
     licence="MIT",
     splits=SPLITS,
-    read=partial(load_aclsum, _read_abstract),
+    read=partial(load_aclsum, {}),
     templates=TEMPLATES,
     sample=SAMPLE,
 )
@@ -108,7 +100,7 @@ ACLSUM_ASPECTS = Task(
     source=_SOURCE,
     licence="MIT",
     splits={split: len(QUERIES) * size for split, size in SPLITS.items()},
-    read=partial(load_aclsum, _read_aspects),
+    read=partial(load_aclsum, QUERIES),
     templates=query_templates(
         "Here is a scientific paper.\n\n",
         "\n\nUsing the paper above, answer in one sentence: {query}",

@@ -1,13 +1,11 @@
-"""What a task hands to the evaluation: examples, and where they came from.
-
-A task turns rows of a published data set into `Example` records. It knows no model and no tokenizer.
+"""Tasks, which turn rows of a published data set into examples. They know no model and no tokenizer.
 
     task = TASKS["qmsum"]
     loaded = task.load(LoadRequest(split="validation", data=Path("val.jsonl"), limit=4))
     loaded.examples[0].context, loaded.examples[0].query, loaded.examples[0].references
 
 **To add a task**, write `tasks/NAME.py` with a `Task` and its `sample`, and list it in `tasks/__init__.py`. The tests
-load the sample, and `python -m tasks list --markdown docs/tasks.md` writes the table of the documentation.
+load the sample, and `python -m tasks list --write docs/tasks.md` writes the table of the documentation.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ class Example:
     """One context with what should be written about it.
 
     Attributes:
-        id: The source's own id, or `SPLIT-ROW` where it has none; unique within the task and split.
+        id: The source's own id, or `SPLIT-ROW` if it has none; unique within the task and split.
         document_id: Equal for examples that share a document (several queries about one meeting).
         context: The document. The only field that truncation may cut.
         references: One or more texts; a score is that against the best of them, metric by metric.
@@ -54,7 +52,7 @@ class LoadRequest:
     Attributes:
         split: `train`, `validation` or `test`, whatever the source calls it.
         data: A local file or folder in one of the set's official formats; None reads the hub or the installed package.
-        limit: Keep the first `limit` examples; None keeps all.
+        limit: Number of examples to keep; None keeps all.
         min_words: Leave out, before the limit counts, examples whose context has fewer words between white space.
         revision: Branch, tag or commit of the data set on the hub; None takes the task's.
         on_bad_row: `fail` at the first row that cannot be used, or `skip` it and count it.
@@ -104,7 +102,7 @@ def template_variants(name: str, before: str, after: str, cue: str, *, once: boo
     Args:
         name: Name of the first template.
         before: Text before the context.
-        after: Text after it: the instruction once more.
+        after: Text after the context: the instruction once more.
         cue: End of a plain prompt, so that a model without a chat template knows that it is to answer.
         once: False if only `after` says what to do, so that it cannot be left out.
     """
@@ -131,15 +129,15 @@ def query_templates(before: str, after: str, cue: str, first: str = "{query}") -
     )
 
 
-def question_templates(document: str, told: str, asked: str = "Question: {query}") -> dict[str, Template]:
+def question_templates(document: str, instruction: str, question: str = "Question: {query}") -> dict[str, Template]:
     """Return `query_templates` that say how to answer wherever they ask.
 
     Args:
         document: Name of the kind of document, with its article.
-        told: How to answer.
-        asked: The question; holds `{query}`.
+        instruction: How to answer.
+        question: Holds `{query}`.
     """
-    ask = f"{told}\n\n{asked}"
+    ask = f"{instruction}\n\n{question}"
     return query_templates(f"Here is {document}.\n\n", f"\n\n{ask}", "\n\nAnswer:", ask)
 
 
@@ -153,7 +151,7 @@ class Task:
         description: One line: document -> target.
         source: Hub id or package, with the formats that `--data` takes.
         licence: Licence of the data.
-        splits: Number of examples of each split as published; None where it is not published.
+        splits: Number of examples of each split as published; None if it is not published.
         read: Reads examples, for `load`. Raises `DataError`.
         templates: Prompts by name; none for a task of texts alone.
         default_template: A key of `templates`, or empty if there are none.

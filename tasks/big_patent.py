@@ -22,14 +22,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from tasks.base import SPLIT_NAMES, DataError, LoadedExamples, LoadRequest, Task, template_variants
+from tasks.base import SPLIT_NAMES, DataError, Example, LoadedExamples, LoadRequest, Task, template_variants
 from tasks.readers.files import read_records, record_rows, require_path, split_file, split_names
 from tasks.readers.hub import CONVERTED_REVISION, hub_rows
-from tasks.readers.pairs import PairFields, read_pair
-from tasks.readers.rows import BadRow, Row, Rows, collect, file_provenance
+from tasks.readers.rows import BadRow, Row, Rows, collect, file_provenance, text_pair
 
 HUB_ID = "NortheasternUniversity/big_patent"
-FIELDS = PairFields(context="description", target="abstract")
+FIELDS = ("description", "abstract")
 # Codes of the Cooperative Patent Classification.
 CLASSES = {
     "a": "human necessities",
@@ -55,18 +54,24 @@ def load_big_patent(config: str, request: LoadRequest) -> LoadedExamples:
     """Return patents with their abstracts as references; `config` is one of `CLASSES`, or `all`."""
     if request.data is None:
         files = (f"{config}/{request.split}/*.parquet", f"{config}/{request.split}-*.parquet")
-        rows = hub_rows(HUB_ID, files, request=request, columns=FIELDS.columns, config=config)
+        rows = hub_rows(HUB_ID, files, request=request, columns=FIELDS, config=config)
     else:
         rows = _file_rows(require_path(request.data), config, request.split)
-    return collect(request, rows, partial(read_pair, rows, request.split, FIELDS))
+
+    def read(row: Row) -> Iterator[Example]:
+        if pair := text_pair(rows, row, FIELDS):
+            name = f"{request.split}-{row.index}"
+            yield Example(id=name, document_id=name, context=pair[0], references=(pair[1],))
+
+    return collect(request, rows, read)
 
 
 def _file_rows(path: Path, config: str, split: str) -> Rows[Row]:
     if not path.is_dir():
-        return record_rows(path, FIELDS.columns)
+        return record_rows(path, FIELDS)
     folders = [path / name for name in split_names(split) if (path / name).is_dir()]
     if not folders:
-        return record_rows(split_file(path, split), FIELDS.columns)
+        return record_rows(split_file(path, split), FIELDS)
     codes = CLASSES if config == "all" else (config,)
     files = [file for code in codes for file in sorted((folders[0] / code).glob("*.gz"))]
     if not files:

@@ -18,11 +18,10 @@ from dataclasses import dataclass, replace
 from tasks.base import SPLIT_NAMES, DataError, Example, LoadedExamples, LoadRequest, Task, template_variants
 from tasks.readers.files import data_rows, split_names
 from tasks.readers.hub import hub_rows
-from tasks.readers.pairs import PairFields
-from tasks.readers.rows import BadRow, Row, Rows, collect
+from tasks.readers.rows import BadRow, Row, Rows, collect, text_pair
 
 HUB_ID = "kmfoda/booksum"
-FIELDS = PairFields(context="chapter", target="summary_text")
+FIELDS = ("chapter", "summary_text")
 _OTHERS = {"bid": "27681", "is_aggregate": "True", "chapter_path": "a/b.txt", "summary_id": "chapters 1-2"}
 SAMPLE = [
     _OTHERS | {"source": source, "chapter": chapter, "chapter_length": "9", "summary_text": summary}
@@ -54,16 +53,16 @@ def load_book_sum(request: LoadRequest) -> LoadedExamples:
     if request.data is None:
         files = [f"{name}.csv" for name in split_names(request.split)] + [f"default/{request.split}/*.parquet"]
         whole = replace(request, limit=None)
-        rows = hub_rows(HUB_ID, files, request=whole, columns=FIELDS.columns)
+        rows = hub_rows(HUB_ID, files, request=whole, columns=FIELDS)
     else:
-        rows = data_rows(request.data, request.split, columns=FIELDS.columns)
+        rows = data_rows(request.data, request.split, columns=FIELDS)
 
     def read(chapter: _Chapter) -> Iterator[Example]:
         name = f"{request.split}-{chapter.index}"
         references = tuple(dict.fromkeys(chapter.summaries))
         yield Example(id=name, document_id=name, context=chapter.text, references=references)
 
-    return collect(request, Rows(_chapters(rows), rows.provenance, lines=rows), read)
+    return collect(request, Rows(_chapters(rows), rows.provenance, source=rows), read)
 
 
 def _chapters(rows: Rows[Row]) -> Iterator[_Chapter | BadRow]:
@@ -73,7 +72,7 @@ def _chapters(rows: Rows[Row]) -> Iterator[_Chapter | BadRow]:
             yield row
             continue
         try:
-            pair = FIELDS.read(rows, row)
+            pair = text_pair(rows, row, FIELDS)
         except DataError as error:
             yield BadRow(str(error))
             continue

@@ -99,10 +99,10 @@ class CustomTask:
 
     def _templates(self) -> dict[str, Template]:
         if self.query_field is None:
-            told = self.instruction or "Summarize the following document."
-            return template_variants("instruct", f"{told}\n\n", f"\n\n{told}", "\n\nAnswer:")
-        told = self.instruction or "Answer the question from the document."
-        return query_templates(f"{told}\n\n", f"\n\n{told}\n\n{{query}}", "\n\nAnswer:")
+            text = self.instruction or "Summarize the following document."
+            return template_variants("instruct", f"{text}\n\n", f"\n\n{text}", "\n\nAnswer:")
+        text = self.instruction or "Answer the question from the document."
+        return query_templates(f"{text}\n\n", f"\n\n{text}\n\n{{query}}", "\n\nAnswer:")
 
 
 def read_task_file(file: Path) -> CustomTask:
@@ -191,11 +191,9 @@ def _load(about: CustomTask, request: LoadRequest) -> LoadedExamples:
         for what in ("context_field", "target_field", "query_field"):
             field = getattr(about, what)
             if field is not None and field not in row.fields:
-                found = ", ".join(row.fields) or "none"
-                flag = "--" + what.replace("_", "-")
                 raise DataError(
-                    f"{row.where}: no field '{field}', fields found: {found}; name one with {flag}, or {what} in a "
-                    "task file"
+                    f"{row.where}: no field '{field}', fields found: {', '.join(row.fields) or 'none'}; name one with "
+                    f"--{what.replace('_', '-')}, or {what} in a task file"
                 )
         context = row.text(about.context_field)
         example_id = row.name(request.split)

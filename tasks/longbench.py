@@ -125,14 +125,9 @@ def _task(
 
 
 def _question(
-    name: str, document: str, told: str, max_new_tokens: int, description: str, num_examples: int = 200
+    name: str, document: str, instruction: str, max_new_tokens: int, description: str, num_examples: int = 200
 ) -> Task:
-    return _task(name, description, question_templates(document, told), max_new_tokens, "f1", num_examples)
-
-
-def _passages(name: str) -> Task:
-    told = f"Answer the following question from the passages {_BRIEFLY}."
-    return _question(name, "a collection of passages", told, 32, "passages of Wikipedia and question -> short answer")
+    return _task(name, description, question_templates(document, instruction), max_new_tokens, "f1", num_examples)
 
 
 def _summary(name: str, before: str, after: str, description: str) -> Task:
@@ -140,12 +135,12 @@ def _summary(name: str, before: str, after: str, description: str) -> Task:
     return _task(name, description, templates, 512, "longbench", default_template="instruct")
 
 
-def _few_shot(name: str, told: str, max_new_tokens: int, profile: str, description: str) -> Task:
+def _few_shot(name: str, instruction: str, max_new_tokens: int, profile: str, description: str) -> Task:
     # Records end with what introduces the answer, so a plain prompt needs no cue.
     return _task(
         name,
         description,
-        template_variants("context_first", told, "\n\n{query}", "", once=False),
+        template_variants("context_first", instruction, "\n\n{query}", "", once=False),
         max_new_tokens,
         profile,
         default_template="context_first-plain",
@@ -177,9 +172,16 @@ _TASKS = (
         "document and question -> short answer",
         num_examples=150,
     ),
-    _passages("hotpotqa"),
-    _passages("2wikimqa"),
-    _passages("musique"),
+    *(
+        _question(
+            name,
+            "a collection of passages",
+            f"Answer the following question from the passages {_BRIEFLY}.",
+            32,
+            "passages of Wikipedia and question -> short answer",
+        )
+        for name in ("hotpotqa", "2wikimqa", "musique")
+    ),
     _summary(
         "gov_report",
         "Summarize the following government report.\n\n",

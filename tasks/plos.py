@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -38,16 +37,6 @@ SAMPLE = f"""<article article-type="research-article">
 <body><sec><title>Results</title><p>{"The river rose. " * 700}</p></sec></body></article>"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Article:
-    doi: str
-    is_research: bool
-    abstract: str
-    opens_with_abstract: bool
-    body: ET.Element
-    num_body_words: int
-
-
 def load_plos(request: LoadRequest) -> LoadedExamples:
     """Return research articles with their own abstracts as references, in the order of their file names.
 
@@ -70,17 +59,26 @@ def load_plos(request: LoadRequest) -> LoadedExamples:
 
 
 def _read_examples(rows: Rows[Path], file: Path) -> Iterator[Example]:
-    from_package = rows.provenance["kind"] == "package"
-    article = _read_article(file)
-    long_enough = len(article.abstract.split()) > MIN_ABSTRACT_WORDS and article.num_body_words > MIN_BODY_WORDS
-    if not (article.is_research and long_enough) or (from_package and not article.opens_with_abstract):
-        rows.skip()
-        return
-    context = article_text(_sections(article.body), article.abstract)
-    yield Example(id=article.doi, document_id=article.doi, context=context, references=(article.abstract,))
+    root, doi = _read_article(file)
+    abstracts = root.findall("front/article-meta/abstract")
+    own = [abstract for abstract in abstracts if not abstract.get("abstract-type")]
+    abstract = "\n".join(_paragraphs(own[0])) if own else ""
+    body = root.find("body")
+    if body is None:
+        body = ET.Element("body")
+    num_body_words = len(" ".join(body.itertext()).split())
+    is_usable = root.get("article-type") == "research-article"
+    is_usable &= len(abstract.split()) > MIN_ABSTRACT_WORDS and num_body_words > MIN_BODY_WORDS
+    if rows.provenance["kind"] == "package":
+        is_usable &= abstracts[:1] == own[:1]
+    if is_usable:
+        yield Example(id=doi, document_id=doi, context=article_text(_sections(body), abstract), references=(abstract,))
+    else:
+        rows.num_skipped += 1
 
 
-def _read_article(file: Path) -> _Article:
+def _read_article(file: Path) -> tuple[ET.Element, str]:
+    """Return the root element of an article, and its DOI."""
     try:
         root = ET.parse(file).getroot()
     except ET.ParseError as error:
@@ -90,19 +88,7 @@ def _read_article(file: Path) -> _Article:
     doi = root.findtext("front/article-meta/article-id[@pub-id-type='doi']", "").strip()
     if not doi:
         raise DataError(f"{file.name}: field article-id[@pub-id-type='doi'] is missing; give the article its DOI")
-    abstracts = root.findall("front/article-meta/abstract")
-    own = [abstract for abstract in abstracts if not abstract.get("abstract-type")]
-    body = root.find("body")
-    if body is None:
-        body = ET.Element("body")
-    return _Article(
-        doi=doi,
-        is_research=root.get("article-type") == "research-article",
-        abstract="\n".join(_paragraphs(own[0])) if own else "",
-        opens_with_abstract=abstracts[:1] == own[:1],
-        body=body,
-        num_body_words=len(" ".join(body.itertext()).split()),
-    )
+    return root, doi
 
 
 def _paragraphs(element: ET.Element) -> list[str]:

@@ -67,7 +67,7 @@ def _meeting_examples(meeting: Row, split: str, numbers: Iterator[int]) -> Itera
     position = 0
     for turn in meeting.rows("meeting_transcripts"):
         content = clean_transcript(turn.text("content", may_be_empty=True))
-        if not re.search(r"\w", content):  # nothing but markup was said
+        if not re.search(r"\w", content):  # only markup
             places.append(None)
             continue
         turns.append(f"{turn.text('speaker')}: {content}")
@@ -96,9 +96,9 @@ def _evidence(query: Row, places: Sequence[tuple[int, int] | None]) -> tuple[tup
         return None
     evidence = []
     for first, last in _turn_ranges(query):
-        said = [place for place in places[first : last + 1] if place]
-        if said:
-            evidence.append((said[0][0], said[-1][1]))
+        turns = [place for place in places[first : last + 1] if place]
+        if turns:
+            evidence.append((turns[0][0], turns[-1][1]))
     return tuple(evidence) or None
 
 

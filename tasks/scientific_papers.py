@@ -25,7 +25,7 @@ CONFIG = "document"
 COLUMNS = ("id", "article", "abstract")
 _BEFORE = "Summarize the following scientific paper.\n\n"
 _CUE = "\n\nAbstract:"
-# All begin alike, so that what is not plain shares the prefill of a paper.
+# All begin alike, so that templates with a chat template share the prefill of a paper.
 TEMPLATES = template_variants(
     "instruct", _BEFORE, "\n\nSummarize the paper above in one paragraph.", _CUE
 ) | template_variants("abstract", _BEFORE, "\n\nWrite the abstract of the paper above.", _CUE, once=False)
@@ -73,7 +73,7 @@ def _read_paper(rows: Rows[Row], split: str, row: Row) -> Iterator[Example]:
             "expected `article, abstract` or `article_id, article_text, abstract_text`"
         )
     if from_hub and not (article and abstract):
-        rows.skip()
+        rows.num_skipped += 1
         return
     if not abstract or not article:
         field = "article_text" if abstract else "abstract_text"

@@ -3,7 +3,7 @@
     accelerate launch eval/run.py --task gov_report,qasper --maxlen 4096 8192 --limit 50
     accelerate launch eval/run.py --task quality --data quality.zip --maxlen 8192
 
-One line a reference: what is asked, then a blank line, then the document (`readers.scrolls_lines`):
+One line a reference: the question, a blank line, and the document (`readers.scrolls_lines`):
 
     {"id": "1", "pid": "1_0", "input": "DOCUMENT", "output": "SUMMARY"}                       gov_report, summ_screen_fd
     {"id": "1", "pid": "1_0", "input": "QUESTION\\n\\nDOCUMENT", "output": "ANSWER"}           qasper, narrative_qa

@@ -49,7 +49,7 @@ def _is_hub_name(path: Path) -> bool:
 def _read_row(rows: Rows[Row], split: str, row: Row) -> Iterator[Example]:
     text = row.text("text", may_be_empty=rows.provenance["kind"] == "hub")
     if not text:
-        rows.skip()
+        rows.num_skipped += 1
         return
     example_id = row.name(split)
     yield Example(id=example_id, document_id=example_id, context=text, references=())

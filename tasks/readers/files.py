@@ -171,14 +171,14 @@ def split_file(folder: Path, split: str, *others: str) -> Path:
         DataError: There is none, or more than one.
     """
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in _DATA)
-    found: list[Path] = []
+    matches: list[Path] = []
     for names in (*((other,) for other in others), split_names(split)):
-        found = found or [file for file in files if file.name.removesuffix(".gz").rpartition(".")[0] in names]
-    found = found or sorted(folder.glob("*.zip"))
-    if len(found) != 1:
-        what = f"holds {', '.join(file.name for file in found)}" if found else f"holds no file named {split}"
+        matches = matches or [file for file in files if file.name.removesuffix(".gz").rpartition(".")[0] in names]
+    matches = matches or sorted(folder.glob("*.zip"))
+    if len(matches) != 1:
+        what = f"holds {', '.join(file.name for file in matches)}" if matches else f"holds no file named {split}"
         raise DataError(f"{folder} {what}; give --data a file, or a folder with one for the split")
-    return found[0]
+    return matches[0]
 
 
 def data_rows(
@@ -255,11 +255,11 @@ def read_parquet(files: Sequence[Path | BinaryIO], columns: Sequence[str] | None
         name = Path(file.name).name
         try:
             table = pyarrow.parquet.ParquetFile(file, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False)
-            found = table.schema_arrow.names
-            _check_names(found, name)
-            present = [column for column in found if columns is None or column in columns]
+            names = table.schema_arrow.names
+            _check_names(names, name)
+            present = [column for column in names if columns is None or column in columns]
             if not present:
-                raise DataError(f"{name}: columns are {', '.join(found)}; expected {', '.join(columns or ())}")
+                raise DataError(f"{name}: columns are {', '.join(names)}; expected {', '.join(columns or ())}")
             for group in range(table.num_row_groups):  # a batch of its own each: it would read on into the next
                 for batch in table.iter_batches(16, [group], present, use_threads=False):
                     for place in range(batch.num_rows):

@@ -13,6 +13,7 @@ import glob
 import io
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -125,6 +126,9 @@ def _find_cached(
     repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: bool, unreachable: str
 ) -> _HubFiles | None:
     """Return files that earlier runs left in the caches, or None; parts of files only count if parts are requested."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     for revision in revisions:
         commit, listed = kept_listing(repo, revision)
         if paths := matching(listed, patterns):
@@ -133,7 +137,8 @@ def _find_cached(
             if len(local) == len(paths) or (has_first and not whole):
                 return _HubFiles(repo, commit, paths, local, unreachable)
     for revision in revisions:  # fetched by another program
-        if folder := _snapshot(repo, revision):
+        with suppress(LocalEntryNotFoundError):
+            folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
             paths = matching([file.relative_to(folder).as_posix() for file in folder.rglob("*")], patterns)
             if paths and _all_shards(paths):
                 return _HubFiles(repo, folder.name, paths, {path: folder / path for path in paths}, unreachable)
@@ -172,16 +177,6 @@ def _download(repo: str, commit: str, paths: Sequence[str]) -> dict[str, Path]:
     return {path: folder / path for path in paths}
 
 
-def _snapshot(repo: str, revision: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-
-
 def _all_shards(files: Sequence[str]) -> bool:
     """Return whether files named NAME-00000-of-00003 are all there; an interrupted download may leave fewer."""
     totals = {int(match.group(1)) for file in files if (match := re.search(r"-of-(\d+)\.", file))}
@@ -209,6 +204,5 @@ def _read_file(source: _HubFiles, path: str, member: str | None) -> Iterator[Row
             yield from parse_records(file, PurePosixPath(path).name)
         else:
             where = f"{path} of {source.repo} at {source.commit[:12]}"
-            yield from read_zip(
-                file, member, where, f"delete it from the hub's cache and run again, or {without_hub()}"
-            )
+            remedy = f"delete it from the hub's cache and run again, or {without_hub()}"
+            yield from read_zip(file, member, where, remedy)

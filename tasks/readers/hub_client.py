@@ -6,11 +6,9 @@
 Requests go through the client of huggingface_hub, which knows endpoint, token and proxies. Blocks that were read are
 kept in its assets cache, under the commit: `assets/masformer/datasets--OWNER--NAME/COMMIT/FILE@BLOCK_BYTES/NUMBER`.
 
-`HfFileSystem` with fsspec's `blockcache` would be shorter and cannot replace this file (huggingface_hub 2.4, fsspec
-2026.9, measured): it asks the hub whenever it opens a file that is cached in part, so that nothing is read offline; it
-takes the whole file that a proxy sends in answer to a request for a part as that part, and returns wrong rows; it
-records blocks only when a file is closed, so that a kill loses them; it does not notice a damaged block; and a refusal
-(HTTP 403) ends in a `TypeError`.
+`HfFileSystem` with fsspec's `blockcache` (huggingface_hub 2.4, fsspec 2026.9) cannot replace `HubFile`: it asks the hub
+before it opens a file, also offline; it returns wrong rows behind a proxy that sends whole files for parts; a kill
+loses what was fetched; a damaged block goes unnoticed; and a refusal (HTTP 403) ends in a `TypeError`.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -94,7 +91,7 @@ class HubFile(io.RawIOBase):
     """A file of a hub data set at one commit, open for reading; fetches the blocks that are read and keeps them.
 
     The further a reader goes on in one place, the longer the range of one request, but never longer than what was read
-    before that place. So at most about half of what is fetched is not needed.
+    before that place, so that at most about half of the bytes fetched are not needed.
 
     Every failure is a `DataError`, also through the readers of Parquet and zip files above it.
     """
@@ -104,7 +101,7 @@ class HubFile(io.RawIOBase):
 
         Args:
             repo: Owner and name.
-            commit: All 40 digits, so that kept blocks can never belong to another content.
+            commit: All 40 digits, so that kept blocks never belong to another content.
             path: Inside the repository.
             unreachable: Why only kept blocks can be read; None asks the hub for others.
         """
@@ -208,11 +205,7 @@ class HubFile(io.RawIOBase):
         return data
 
     def _with_retries(self, fetch: Callable[[], T]) -> T:
-        """Return the result of `fetch`, which is called again after failures that may pass.
-
-        Raises:
-            DataError: The hub cannot be reached, refuses, or fails every time.
-        """
+        """Return the result of `fetch`, called again after failures that may pass; raises `DataError` after others."""
         if self._unreachable:
             raise DataError(
                 f"the cache holds less of {self._what} than this run needs, and {self._unreachable}; "
@@ -266,20 +259,12 @@ def _listing_file(repo: str, revision: str) -> Path:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write the whole file or nothing, even if the process is killed.
-
-    Raises:
-        DataError: The cache cannot be written.
-    """
+    """Write the whole file or nothing, even if the process is killed. Raises `DataError` if it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as stream:
-            try:
-                stream.write(data)
-            except OSError:
-                Path(stream.name).unlink()
-                raise
-        Path(stream.name).replace(path)
+        temporary.write_bytes(data)
+        temporary.replace(path)
     except OSError as error:
         raise DataError(
             f"cannot write the hub's cache, {path.parent}: {error.strerror or error}; set HF_HOME to a folder with "

@@ -49,12 +49,10 @@ class Row:
 
     def texts(self, field: str) -> list[str]:
         """Return a field that is a list of texts."""
-        values = self._get(field, list, "a list of texts")
+        values = self._list(field, str, "texts", "text")
         for i, value in enumerate(values):
-            if not isinstance(value, str):
-                raise DataError(f"{self.where}: field '{field}[{i}]' is {kind_of(value)}; expected text")
             _check_text(value, f"{self.where}: field '{field}[{i}]'")
-        return list(values)
+        return values
 
     def references(self, field: str) -> tuple[str, ...]:
         """Return a text field, or each text once of a field that is a list of texts; none may be empty."""
@@ -80,11 +78,15 @@ class Row:
 
     def rows(self, field: str) -> list[Row]:
         """Return a field that is a list of objects."""
-        values = self._get(field, list, "a list of objects")
-        for i, value in enumerate(values):
-            if not isinstance(value, dict):
-                raise DataError(f"{self.where}: field '{field}[{i}]' is {kind_of(value)}; expected an object")
+        values = self._list(field, dict, "objects", "an object")
         return [Row(f"{self.where}, {field}[{i}]", self.index, value) for i, value in enumerate(values)]
+
+    def _list(self, field: str, kind: type, plural: str, one: str) -> list[Any]:
+        values = self._get(field, list, f"a list of {plural}")
+        for i, value in enumerate(values):
+            if not isinstance(value, kind):
+                raise DataError(f"{self.where}: field '{field}[{i}]' is {kind_of(value)}; expected {one}")
+        return list(values)
 
     def _get(self, field: str, kind: type, expected: str) -> Any:
         if field not in self.fields:
@@ -105,45 +107,39 @@ class BadRow:
 class Rows(Generic[T]):
     """Iterates over rows once and counts those that were read.
 
-    Args:
-        rows: The rows.
-        provenance: JSON-ready facts that pin the source.
-        lines: The rows that these were merged from, to count those instead.
-
     Attributes:
+        provenance: JSON-ready facts that pin the source.
+        source: The rows that these were merged from, which are counted instead; else these rows.
+        num_skipped: Rows that the task leaves out by its definition.
         bad: One message for each row that cannot be used.
         short: Number of words of each example that was left out as too short.
     """
 
     def __init__(
-        self, rows: Iterable[T | BadRow], provenance: Mapping[str, Any], lines: Rows[Any] | None = None
+        self, rows: Iterable[T | BadRow], provenance: Mapping[str, Any], source: Rows[Any] | None = None
     ) -> None:
         self._rows = rows
-        self._lines = lines
         self.provenance = provenance
-        self._num_read = 0
-        self._num_skipped = 0
+        self.source = source or self
+        self.num_read = 0
+        self.num_skipped = 0
         self.bad: list[str] = []
         self.short: list[int] = []
 
     def __iter__(self) -> Iterator[T | BadRow]:
         for row in self._rows:
-            self._num_read += 1
+            self.num_read += 1
             yield row
 
-    @property
-    def num_read(self) -> int:
-        """Return the number of rows of the source that were read so far."""
-        return self._num_read if self._lines is None else self._lines.num_read
 
-    @property
-    def num_skipped(self) -> int:
-        """Return the number of rows that the task leaves out by its definition."""
-        return self._num_skipped + (self._lines.num_skipped if self._lines else 0)
-
-    def skip(self) -> None:
-        """Count a row that the task leaves out."""
-        self._num_skipped += 1
+def text_pair(rows: Rows[Row], row: Row, fields: tuple[str, str]) -> tuple[str, str] | None:
+    """Return two texts of a row, or None for a row of the hub that lacks one, which is left out and counted."""
+    from_hub = rows.provenance["kind"] == "hub"
+    first, second = (row.text(field, may_be_empty=from_hub) for field in fields)
+    if first and second:
+        return first, second
+    rows.num_skipped += 1
+    return None
 
 
 def document_names(prefix: str) -> Callable[[str], str]:
@@ -163,36 +159,27 @@ def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable
     Raises:
         DataError: A row cannot be used and `on_bad_row` is `fail`, or no example is left.
     """
-    kept = tuple(itertools.islice(_long_examples(request, rows, convert), request.limit))
+    kept = tuple(itertools.islice(_examples(request, rows, convert), request.limit))
     if not kept and rows.short:
         raise DataError(
             f"{rows.provenance['name']} has no example of {request.min_words:,} words or more in split "
             f"{request.split}: {len(rows.short):,} were read, the longest of {max(rows.short):,}; lower --min-words"
         )
+    num_rows, num_skipped = rows.source.num_read, rows.source.num_skipped
     if not kept:
-        left = f"{rows.num_read} rows read, {rows.num_skipped} of them left out, {len(rows.bad)} bad"
+        left = f"{num_rows} rows read, {num_skipped} of them left out, {len(rows.bad)} bad"
         first = f"; the first bad one: {rows.bad[0]}" if rows.bad else ""
         raise DataError(
             f"{rows.provenance['name']} has no examples for split {request.split} ({left}); check the file and its "
             f"format{first}"
         )
-    counts = {"num_rows": rows.num_read, "num_skipped": rows.num_skipped, "num_bad": len(rows.bad)}
+    counts = {"num_rows": num_rows, "num_skipped": num_skipped, "num_bad": len(rows.bad)}
     if request.min_words is not None:
         counts["num_short"] = len(rows.short)
     return LoadedExamples(examples=kept, provenance={**rows.provenance, **counts}, bad_rows=tuple(rows.bad))
 
 
-def _long_examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> Iterator[Example]:
-    for example in _usable_examples(request, rows, convert):
-        if request.min_words and (num_words := len(example.context.split())) < request.min_words:
-            rows.short.append(num_words)
-        else:
-            yield example
-
-
-def _usable_examples(
-    request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]
-) -> Iterator[Example]:
+def _examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> Iterator[Example]:
     contexts: dict[str, str] = {}
     seen: set[str] = set()
     for row in rows:
@@ -205,8 +192,12 @@ def _usable_examples(
             if request.on_bad_row == "fail":
                 raise
             rows.bad.append(str(error))
-        else:
-            yield from examples
+            continue
+        for example in examples:
+            if request.min_words and (num_words := len(example.context.split())) < request.min_words:
+                rows.short.append(num_words)
+            else:
+                yield example
 
 
 def _check_ids(examples: Iterable[Example], where: str, seen: set[str], contexts: dict[str, str]) -> None:

@@ -25,16 +25,11 @@ SAMPLE_DOCUMENT = "It rained for a week. The river rose, and the bridge was clos
 
 def sample_lines(name: str, query: str | None, *outputs: str) -> dict[str, list[dict[str, str]]]:
     """Return the sample of a task: a line for each output."""
-    start = "" if query is None else f"{query}\n\n"
-    lines = [
-        {
-            "id": f"{name}-{i}",
-            "pid": f"{name}-{i}_0",
-            "input": f"{start}Report {i}. {SAMPLE_DOCUMENT}",
-            "output": output,
-        }
-        for i, output in enumerate(outputs)
-    ]
+    before = "" if query is None else f"{query}\n\n"
+    lines = []
+    for i, output in enumerate(outputs):
+        text = f"{before}Report {i}. {SAMPLE_DOCUMENT}"
+        lines.append({"id": f"{name}-{i}", "pid": f"{name}-{i}_0", "input": text, "output": output})
     return {f"{name}.zip/{name}/validation.jsonl": lines}
 
 
@@ -90,7 +85,7 @@ def scrolls_rows(name: str, request: LoadRequest, *, elsewhere: str = "") -> Row
     # adjacent lines are merged; in the files of SCROLLS, lines of one id are adjacent.
     stream = request.data is None and request.limit is not None
     merged = _merge(rows, stream=stream, hidden=hidden if request.split == "test" else None)
-    return Rows(merged, rows.provenance, lines=rows)
+    return Rows(merged, rows.provenance, source=rows)
 
 
 def _merge(rows: Iterable[Row | BadRow], *, stream: bool, hidden: str | None) -> Iterator[Row | ScrollsItem | BadRow]:
