@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -260,11 +261,15 @@ def _listing_file(repo: str, revision: str) -> Path:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write the whole file or nothing, even if the process is killed. Raises `DataError` if it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as stream:
+            try:
+                stream.write(data)
+            except OSError:
+                Path(stream.name).unlink()
+                raise
+        Path(stream.name).replace(path)
     except OSError as error:
         raise DataError(
             f"cannot write the hub's cache, {path.parent}: {error.strerror or error}; set HF_HOME to a folder with "

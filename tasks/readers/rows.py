@@ -109,7 +109,7 @@ class Rows(Generic[T]):
 
     Attributes:
         provenance: JSON-ready facts that pin the source.
-        source: The rows that these were merged from, which are counted instead; else these rows.
+        source: The rows that these were merged from, which are counted instead, or None.
         num_skipped: Rows that the task leaves out by its definition.
         bad: One message for each row that cannot be used.
         short: Number of words of each example that was left out as too short.
@@ -120,7 +120,7 @@ class Rows(Generic[T]):
     ) -> None:
         self._rows = rows
         self.provenance = provenance
-        self.source = source or self
+        self.source = source
         self.num_read = 0
         self.num_skipped = 0
         self.bad: list[str] = []
@@ -165,7 +165,8 @@ def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable
             f"{rows.provenance['name']} has no example of {request.min_words:,} words or more in split "
             f"{request.split}: {len(rows.short):,} were read, the longest of {max(rows.short):,}; lower --min-words"
         )
-    num_rows, num_skipped = rows.source.num_read, rows.source.num_skipped
+    source = rows.source or rows
+    num_rows, num_skipped = source.num_read, source.num_skipped
     if not kept:
         left = f"{num_rows} rows read, {num_skipped} of them left out, {len(rows.bad)} bad"
         first = f"; the first bad one: {rows.bad[0]}" if rows.bad else ""
