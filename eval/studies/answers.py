@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.compare import check_comparable, compare_runs
 from eval.errors import UserError
 from eval.records.journal import read_lines
 from eval.reporting.charts import length_curves
 from eval.reporting.tables import COMPARISON_LEGEND, Rows, comparison_table, percent, select
+from eval.scoring.compare_runs import check_comparable, compare_runs
 from eval.scoring.examples import Setting, compare_lines, correct, values_of
 from eval.scoring.profiles import headline, metric_name
 from eval.scoring.scored_run import ScoredRun, read_scored
