@@ -23,7 +23,7 @@ import torch
 from scipy.stats import spearmanr
 
 from eval.records.schema import PerplexityRatio
-from eval.runtime.session import set_threads
+from eval.runtime.processes import set_threads
 from eval.scoring.significance import ratio_of_perplexities
 from masformer import LayerSpan, SpanPlan
 from masformer.checkpoints.open import Checkpoint, open_checkpoint

@@ -129,7 +129,7 @@ def _judged(comparison: Comparison, subject: str, other: str) -> str:
     elif found.startswith("worse, "):
         claim = f"worse than {other}, by less than the margin of {margin}"
     elif found.startswith("as good"):
-        claim = f"as good as {other} within the margin of {margin}"
+        claim = f"at least as good as {other}, within the margin of {margin}"
     else:
         claim = f"{'not shown to be better or worse' if found == 'not settled' else found} than {other}"
     numbers = f"{metric_name(comparison.metric)} {100 * comparison.difference:+.1f}{signed_interval(comparison)}"

