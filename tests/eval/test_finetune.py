@@ -112,7 +112,7 @@ def test_two_examples_are_memorized_under_every_kind_of_plan_and_written_again(
     record = json.loads((tmp_path / "scored" / "run.json").read_text())
     assert record["plan_description"].replace(" sinks=0", "") == plan
     (result,) = model_results(tmp_path / "scored")
-    assert result["metrics"]["rouge1"]["mean"] == 1
+    assert result.metrics["rouge1"].mean == 1
     predictions = [json.loads(line) for line in (tmp_path / "scored" / "predictions.jsonl").read_text().splitlines()]
     assert [(line["text"], line["finish_reason"]) for line in predictions] == [
         (text(50, 4), "stop"),
