@@ -10,7 +10,8 @@ from eval.compare import check_comparable, compare_runs
 from eval.errors import UserError
 from eval.records.journal import read_lines
 from eval.reporting.charts import length_curves
-from eval.reporting.tables import COMPARISON_LEGEND, Rows, comparison_table, percent, select
+from eval.reporting.columns import COMPARISON_LEGEND, percent
+from eval.reporting.tables import Rows, comparison_table, select
 from eval.scoring.examples import Setting, compare_lines, correct, values_of
 from eval.scoring.profiles import headline, metric_name
 from eval.scoring.scored_run import ScoredRun, read_scored

@@ -99,7 +99,7 @@ def ranked(root: Path, *options: str) -> dict[str, Any]:
 def charts(content: dict[str, Any], index: int = 0) -> dict[str, Any]:
     """Return the charts of one board."""
     made = from_json(Leaderboard, content, "leaderboard.json")
-    return dict(charts_of(made.boards[index], made))
+    return dict(charts_of(made.boards[index], made.cost))
 
 
 def reasons(content: dict[str, Any]) -> dict[str, str]:
