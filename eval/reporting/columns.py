@@ -19,12 +19,12 @@ class Column:
 
     Attributes:
         key: Field of the record; empty where only `show` reads it.
-        heading: Its name in tables.
+        heading: Name in tables.
         digits: Digits after the point.
         unit: What the value is divided by.
         show: Returns the text of a cell; by default it shows the field as a number, or a dash where it is not known.
         legend: A sentence on what it means, which begins with its name and a colon; may be empty.
-        plain_name: Its name in CSV files, which hold base units; by default the key.
+        plain_name: Name in CSV files, which hold base units; by default the key.
         axis: Title of the axis against which quality is drawn, for a cost of which less is better; empty draws none.
         phrase: The cost within a sentence.
     """
@@ -108,6 +108,33 @@ def verdict(comparison: Any) -> str:
     return as_good or "not settled"
 
 
+_PEAK = Column(
+    key="peak_memory_bytes",
+    heading="peak GiB",
+    digits=2,
+    unit=2**30,
+    legend="peak: device memory on a GPU, resident memory of the process (weights and libraries included) on a CPU.",
+)
+_CACHE = Column(
+    key="cache_bytes",
+    heading="cache MiB",
+    digits=1,
+    unit=2**20,
+    legend="cache: keys and values at the end, allocated.",
+    axis="Key/value cache (MiB)",
+    phrase="bytes of keys and values",
+)
+_ATTENTION = Column(
+    key="attention_flops",
+    heading="attn TFLOP",
+    digits=3,
+    unit=1e12,
+    legend="attn: attention's matrix products for one example, in closed form.",
+    plain_name="attention_flops_per_example",
+    axis="Attention per example (TFLOP)",
+    phrase="attention operations of an example",
+)
+
 # What predictions cost: fields of `Cost`.
 COSTS = [
     Column(
@@ -126,65 +153,23 @@ COSTS = [
         axis="Time per example (s)",
         phrase="seconds an example",
     ),
-    Column(
-        key="peak_memory_bytes",
-        heading="peak GiB",
-        digits=2,
-        unit=2**30,
-        legend="peak: device memory on a GPU, resident memory of the process (weights and libraries included) on a "
-        "CPU.",
-    ),
-    Column(
-        key="cache_bytes",
-        heading="cache MiB",
-        digits=1,
-        unit=2**20,
-        legend="cache: keys and values at the end, allocated.",
-        axis="Key/value cache (MiB)",
-        phrase="bytes of keys and values",
-    ),
-    Column(
-        key="attention_flops",
-        heading="attn TFLOP",
-        digits=3,
-        unit=1e12,
-        legend="attn: attention's matrix products for one example, in closed form.",
-        plain_name="attention_flops_per_example",
-        axis="Attention per example (TFLOP)",
-        phrase="attention operations of an example",
-    ),
+    _PEAK,
+    _CACHE,
+    _ATTENTION,
 ]
 
 
 def charted_costs() -> dict[str, Column]:
-    """Return the costs against which quality is drawn, by key; the first is the default of frontiers."""
+    """Return the costs against which quality is drawn, by key."""
     return {column.key: column for column in reversed(COSTS) if column.axis}
 
 
 # What a measurement of perplexity cost: fields of `PerplexityCost`.
 PERPLEXITY_COSTS = [
     Column(key="tokens_per_second", heading="tok/s"),
-    Column(
-        key="peak_memory_bytes",
-        heading="peak GiB",
-        digits=2,
-        unit=2**30,
-        legend="peak: device memory on a GPU, resident memory of the process on a CPU.",
-    ),
-    Column(
-        key="cache_bytes",
-        heading="cache MiB",
-        digits=1,
-        unit=2**20,
-        legend="cache: keys and values after the longest window.",
-    ),
-    Column(
-        key="attention_flops",
-        heading="attn TFLOP",
-        digits=3,
-        unit=1e12,
-        legend="attn: attention's matrix products for one document, in closed form.",
-    ),
+    replace(_PEAK, legend="peak: device memory on a GPU, resident memory of the process on a CPU."),
+    replace(_CACHE, legend="cache: keys and values after the longest window."),
+    replace(_ATTENTION, legend="attn: attention's matrix products for one document, in closed form."),
 ]
 
 # What the page shows of an answer beside its scores: fields of `Prediction`.
@@ -192,7 +177,7 @@ ANSWERS = [
     Column(key="context_tokens_kept", heading="kept"),
     Column(key="context_tokens_dropped", heading="dropped"),
     Column(key="seconds", heading="seconds", digits=1),
-    Column(key="cache_bytes", heading="cache MiB", digits=1, unit=2**20),
+    _CACHE,
     Column(key="finish_reason", heading="end"),
 ]
 
@@ -212,9 +197,9 @@ class BaselineStyle:
     """A system that needs no model.
 
     Attributes:
-        heading: Its name in tables.
+        heading: Name in tables.
         dash: How charts draw its line.
-        column: Its column where baselines stand beside the model; None leaves it out there.
+        column: Column where baselines stand beside the model; None leaves it out there.
     """
 
     heading: str

@@ -46,7 +46,7 @@ _FOUND = [
 def held_out_rows(
     plans: Mapping[str, tuple[str, Mapping[str, float]]], lines: Sequence[PlanMeasurement]
 ) -> list[HeldOutRow]:
-    """Return what each plan came to on the held-out documents.
+    """Return the perplexity and cost of each plan on the held-out documents.
 
     Args:
         plans: Text form and cost of each plan, by name.

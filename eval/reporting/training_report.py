@@ -66,7 +66,7 @@ def _facts(record: TrainingRecord, steps: Sequence[TrainingStep]) -> dict[str, s
 
 
 def draw_curves(steps: Sequence[TrainingStep], evals: Sequence[Evaluation]) -> str:
-    """Return `curves.svg`: loss of steps and of what is held out, learning rate, gradient norm."""
+    """Return `curves.svg`: loss of training steps and held-out documents, learning rate, gradient norm."""
     return draw_svg(curves(steps, evals))
 
 
