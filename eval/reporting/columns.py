@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from eval.records.schema import Estimate, PairedResult, Result
 from eval.scoring.profiles import metric_name
@@ -96,16 +96,22 @@ def p_value(value: float | None) -> str:
     return "-" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def verdict(comparison: Any) -> str:
-    """Return what a comparison lets one say of the second setting."""
-    p, margin = comparison.p_holm, 100 * comparison.margin
-    is_different = p is not None and p < 0.05
+def outcome(comparison: Any) -> Literal["better", "worse", "slightly worse", "as good", "not settled"]:
+    """Return what a comparison shows of the second setting; slightly worse is worse by less than the margin."""
+    is_different = comparison.p_holm is not None and comparison.p_holm < 0.05
     if is_different and comparison.difference > 0:
         return "better"
-    as_good = f"as good, margin {margin:g}" if comparison.non_inferior else ""
     if is_different:
-        return f"worse, within the margin of {margin:g}" if as_good else "worse"
-    return as_good or "not settled"
+        return "slightly worse" if comparison.non_inferior else "worse"
+    return "as good" if comparison.non_inferior else "not settled"
+
+
+def verdict(comparison: Any) -> str:
+    """Return the outcome of a comparison as tables show it."""
+    found, margin = outcome(comparison), f"{100 * comparison.margin:g}"
+    return {"slightly worse": f"worse, within the margin of {margin}", "as good": f"as good, margin {margin}"}.get(
+        found, found
+    )
 
 
 _PEAK = Column(
