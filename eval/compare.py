@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.jobs import CommandParser, margin_share, run_command
 from eval.reporting.columns import COMPARISON_LEGEND
 from eval.reporting.tables import as_columns, comparison_table
+from eval.runtime.jobs import CommandParser, command, margin_share
 from eval.scoring.compare_runs import (
     SUBSETS,
     RunComparison,
@@ -77,20 +77,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Compare, and return the exit status: 0, or 2 after one line on what is wrong."""
-    asked = _parse(arguments)
-
-    def work() -> None:
-        first, second = read_scored(asked.first), read_scored(asked.second)
-        check_comparable(first, second)
-        content = compare_runs(first, second, asked.metric, asked.margin, (asked.maxlen_a, asked.maxlen_b))
-        if asked.json:
-            print(json.dumps(comparison_json(content), indent=2, ensure_ascii=False))
-        else:
-            print(render_comparison(content))
-
-    return run_command(work)
+@command()
+def main(argv: Sequence[str]) -> None:
+    """Compare what a command line names."""
+    options = _parse(argv)
+    first, second = read_scored(options.first), read_scored(options.second)
+    check_comparable(first, second)
+    content = compare_runs(first, second, options.metric, options.margin, (options.maxlen_a, options.maxlen_b))
+    if options.json:
+        print(json.dumps(comparison_json(content), indent=2, ensure_ascii=False))
+    else:
+        print(render_comparison(content))
 
 
 if __name__ == "__main__":

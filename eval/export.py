@@ -14,22 +14,19 @@ from datetime import datetime
 from pathlib import Path
 
 from eval.interop.lm_eval_files import export_run
-from eval.jobs import CommandParser, run_command
+from eval.runtime.jobs import CommandParser, command
 from eval.scoring.scored_run import read_scored
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Export, and return the exit status: 0, or 2 after one line on what is wrong."""
+@command()
+def main(argv: Sequence[str]) -> None:
+    """Export what a command line names."""
     parser = CommandParser("python -m eval.export", __doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a scored run")
     parser.add_argument("--output", metavar="DIR", type=Path, help="default: RUN/lm_eval")
-    options = parser.parse_args(arguments)
-
-    def work() -> None:
-        for file in export_run(read_scored(options.run), options.output or options.run / "lm_eval", datetime.now()):
-            print(file)
-
-    return run_command(work)
+    options = parser.parse_args(argv)
+    for file in export_run(read_scored(options.run), options.output or options.run / "lm_eval", datetime.now()):
+        print(file)
 
 
 if __name__ == "__main__":

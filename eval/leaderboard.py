@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.errors import UserError
-from eval.jobs import CommandParser, margin_share, run_command
 from eval.records.typed import to_json
 from eval.reporting.columns import charted_costs
 from eval.reporting.leaderboard_report import write_leaderboard
 from eval.reporting.leaderboard_tables import render_terminal
+from eval.runtime.jobs import CommandParser, command, margin_share
 from eval.scoring.leaderboard import make_leaderboard
 from eval.scoring.profiles import PROFILES
 from eval.scoring.significance import MARGIN
@@ -46,23 +46,20 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Rank, and return the exit status: 0, or 2 after one line on what is wrong."""
-    asked = _parse(arguments)
-    output = asked.output or asked.directory / "leaderboard"
-
-    def work() -> None:
-        if (output / "run.json").exists():
-            raise UserError(f"output folder {output} holds a run; give another with --output")
-        content = make_leaderboard(asked.directory, asked.profile, asked.margin, asked.cost)
-        write_leaderboard(output, content)
-        if asked.json:
-            print(json.dumps(to_json(content), indent=2, ensure_ascii=False))
-        else:
-            print(render_terminal(content))
-            print(f"\nleaderboard: {output / 'leaderboard.html'}, and as .md, .csv, .json\nplots: {output / 'plots'}")
-
-    return run_command(work)
+@command()
+def main(argv: Sequence[str]) -> None:
+    """Rank what a command line names."""
+    options = _parse(argv)
+    output = options.output or options.directory / "leaderboard"
+    if (output / "run.json").exists():
+        raise UserError(f"output folder {output} holds a run; give another with --output")
+    content = make_leaderboard(options.directory, options.profile, options.margin, options.cost)
+    write_leaderboard(output, content)
+    if options.json:
+        print(json.dumps(to_json(content), indent=2, ensure_ascii=False))
+    else:
+        print(render_terminal(content))
+        print(f"\nleaderboard: {output / 'leaderboard.html'}, and as .md, .csv, .json\nplots: {output / 'plots'}")
 
 
 if __name__ == "__main__":

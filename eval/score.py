@@ -16,11 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.jobs import CommandParser, margin_share, run_command
 from eval.records.read_run import open_run, read_inputs
 from eval.records.schema import RunRecord
 from eval.records.typed import to_json
 from eval.reporting.score_run import had_texts, has_texts, print_scores, score_run
+from eval.runtime.jobs import CommandParser, command, margin_share
 from eval.scoring.files import score_files
 from eval.scoring.profiles import PROFILES
 from eval.scoring.significance import MARGIN
@@ -77,18 +77,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Score, and return the exit status: 0, or 2 after one line on what is wrong."""
-    options = _parse(arguments)
-
-    def work() -> None:
-        if options.run is None:
-            content = score_files(options.predictions, options.references, options.profile or "hf")
-            print(json.dumps(to_json(content), indent=2, ensure_ascii=False))
-        else:
-            score_again(options)
-
-    return run_command(work)
+@command()
+def main(argv: Sequence[str]) -> None:
+    """Score what a command line names."""
+    options = _parse(argv)
+    if options.run is None:
+        content = score_files(options.predictions, options.references, options.profile or "hf")
+        print(json.dumps(to_json(content), indent=2, ensure_ascii=False))
+    else:
+        score_again(options)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO
 
 from eval.errors import UserError
-from eval.jobs import CommandParser
 from eval.records.journal import disk_errors
 from eval.records.run_folder import locked
+from eval.runtime.jobs import CommandParser
 from eval.studies.parts import Part, read_study
 from eval.studies.report import write_report
 from eval.studies.state import DONE, StudyFolder, open_study_folder

@@ -97,7 +97,7 @@ def cost_record(
             "repeats": REPEATS,
             "decoded_tokens": DECODED_TOKENS,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+            "versions": {"python": platform.python_version()} | {name: installed_version(name) for name in _PACKAGES},
         }
     return {"plan": str(plan), "own_plan": str(own), "measured_with": how, "lengths": rows}
 
@@ -165,7 +165,8 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """Return the version of a package, or that it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:  # run from a checkout that is not installed

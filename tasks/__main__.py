@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tasks import CUSTOM, TASKS, DataError, LoadRequest, Task, read_task_file
-from tasks.command import run_command
+from tasks.command import as_typed, run_command
 
 _WIDTH = 100
 _ROW = "{:27}{:27}{:14}{:>14}{:>9}"
@@ -25,6 +25,9 @@ _ROW = "{:27}{:27}{:14}{:>14}{:>9}"
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise DataError(f"{message} (--help explains the flags)")
+
+    def format_help(self) -> str:
+        return as_typed(super().format_help())
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m tasks", description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    parser = _Parser(prog=as_typed("python -m tasks"), description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | show", parser_class=_Parser)
     listing = commands.add_parser("list", help="all tasks", allow_abbrev=False)
     listing.add_argument("--json", action="store_true", help="all that is known of them, as JSON")

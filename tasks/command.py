@@ -1,11 +1,25 @@
-"""What commands that load no model share: how they end."""
+"""What commands share: how they are named to a user, and how those that load no model end."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
+
+_SCRIPTS = r"eval/(run|perplexity|finetune|placement|merge)\.py"
+_LAUNCHED = re.compile(rf"(accelerate launch(?: -[-\w]+(?: [\dN]+)?)*) {_SCRIPTS}")
+_MODULES = r"python -m (?:eval\.(score|compare|leaderboard|export|study|harness)|(tasks)\b)"
+_STARTED = re.compile(rf"(?:python )?\b{_SCRIPTS}|{_MODULES}")
+
+
+def as_typed(text: str) -> str:
+    """Return a text for a user, with `masformer run` for `eval/run.py` and so on where `masformer` was typed."""
+    if not sys.argv[0].startswith("masformer "):  # as its `main` leaves it
+        return text
+    text = _LAUNCHED.sub(r"\1 -m masformer \2", text)
+    return _STARTED.sub(lambda found: f"masformer {found[found.lastindex or 0]}", text)
 
 
 def run_command(work: Callable[[], None], *expected: type[Exception]) -> int:
@@ -23,7 +37,7 @@ def run_command(work: Callable[[], None], *expected: type[Exception]) -> int:
         work()
         sys.stdout.flush()
     except expected as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(as_typed(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
     except BrokenPipeError:
         # What reads the output has seen enough; nothing more is written to it, at exit neither.

@@ -30,55 +30,14 @@ from transformers import (
 )
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from eval.config.generation import GenerationSettings
 from masformer import SpanCache, fixed_frequencies, prefill
 from masformer.attention.joined import can_join, join, row_bytes
 
-# Raised by hand whenever a change of the code changes what is generated; part of what a resumed run must share.
-GENERATION_VERSION = 4
 # Tokens that a batch decodes before rows that have ended are taken out.
 _STEPS = 32
 # Tokens of a batch's ends that go through the model at once: their scores exist as a whole.
 _JOINT_TOKENS = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationOptions:
-    """How an answer is chosen, whatever the room for it.
-
-    Attributes:
-        min_new_tokens: No end token before as many.
-        num_beams: 1 is greedy decoding, or sampling.
-        length_penalty: Exponent of the length by which beams' scores are divided.
-        temperature: Of sampling; None does not sample.
-        top_p: Sample among the likeliest tokens that hold this much probability.
-        top_k: Sample among this many tokens; 0 takes all.
-        repetition_penalty: Divides the logits of all tokens seen before, those of the prompt included; 1 is off.
-        no_repeat_ngram_size: Tokens in a row that never occur twice, the prompt included; 0 is off.
-        stop: Texts that end an answer and are left out of it.
-        seed: Of sampling.
-    """
-
-    min_new_tokens: int = 0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    temperature: float | None = None
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationSettings(GenerationOptions):
-    """All that can change an answer beyond the prompt and the model.
-
-    Attributes:
-        max_new_tokens: Room for the answer.
-    """
-
-    max_new_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)

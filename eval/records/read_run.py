@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.records.journal import Journal
 from eval.records.run_folder import RunFolder, in_order, keys_of
-from eval.records.schema import DocumentRecord, ExampleRecord, Prediction, RunRecord
+from eval.records.schema import DocumentRecord, ExampleRecord, Key, Prediction, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +54,18 @@ def read_inputs(folder: RunFolder, record: RunRecord) -> RunInputs:
     Raises:
         UserError: Something is missing.
     """
-    journal, examples, documents = folder.read_journal(Prediction), folder.read_examples(), folder.read_documents()
-    return gather_inputs(folder.path, record, journal, examples, documents)
+    journal = folder.read_journal(Prediction)
+    dropped = journal.describe()
+    inputs = gather_inputs(folder.path, record, journal.lines, folder.read_examples(), folder.read_documents())
+    if not dropped:
+        return inputs
+    return replace(inputs, notes=[*inputs.notes, f"{dropped[0].upper()}{dropped[1:]}."], dropped=dropped)
 
 
 def gather_inputs(
     path: Path,
     record: RunRecord,
-    journal: Journal[Prediction],
+    lines: Mapping[Key, Prediction],
     examples: Sequence[ExampleRecord],
     documents: Sequence[DocumentRecord],
 ) -> RunInputs:
@@ -71,18 +74,18 @@ def gather_inputs(
     Args:
         path: The folder, for messages.
         record: `run.json`.
-        journal: Predictions.
+        lines: Predictions by key.
         examples: Lines of `examples.jsonl`.
         documents: Lines of `documents.jsonl.gz`.
 
     Raises:
         UserError: Something is missing.
     """
-    if not journal.lines:
+    if not lines:
         raise UserError(f"{path} has no predictions yet; the run's own command makes them")
     texts = {(one.task, one.document_id) for one in documents}
     known = {(one.task, one.id): one.document_id for one in examples}
-    for task, template, name, _ in journal.lines:
+    for task, template, name, _ in lines:
         if (task, name) not in known or (task, known[task, name]) not in texts:
             raise UserError(
                 f"{path} lacks the document of {name}, as runs of earlier versions do; make the run again with "
@@ -91,9 +94,9 @@ def gather_inputs(
         if task not in record.tasks or template not in record.tasks[task].templates:
             raise UserError(f"{path / 'run.json'} knows no template '{template}' of task '{task}'; it was changed")
     order = keys_of(record, examples)
-    predictions = in_order(journal.lines, order)
+    predictions = in_order(lines, order)
     notes = list(_reuse(predictions))
-    num_absent = sum(key not in journal.lines for key in order)
+    num_absent = sum(key not in lines for key in order)
     if num_absent:
         notes.append(f"Not there yet: {num_absent} predictions of a run that was interrupted.")
     notes += notes_on_tasks(record.tasks)
@@ -102,8 +105,6 @@ def gather_inputs(
             f"Scored by the first line of each answer, as the benchmark does: {', '.join(by_first_line)}. Texts that "
             "are shown are whole."
         )
-    if dropped := journal.describe():
-        notes.append(f"{dropped[0].upper()}{dropped[1:]}.")
     return RunInputs(
         record=record,
         predictions=predictions,
@@ -111,7 +112,6 @@ def gather_inputs(
         documents=documents,
         num_absent=num_absent,
         notes=notes,
-        dropped=dropped,
     )
 
 

@@ -6,6 +6,7 @@ Needs no model and no data set.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ from eval.records.schema import (
     PositionLoss,
 )
 from eval.reporting.columns import PERPLEXITY_COSTS, legend_of
-from eval.reporting.tables import Rows, as_markdown, beside, select, table_of
+from eval.reporting.tables import Rows, as_columns, as_markdown, beside, select, table_of
 from eval.scoring.significance import interval_of_ratio
 
 # Stands in the place of a prompt's name: documents are read as they are.
@@ -118,6 +119,14 @@ def render_perplexity_report(
             parts += ["", f"## {task}", "", as_markdown(perplexity_table(some)), "", "By position, a column a length:"]
             parts += ["", as_markdown(position_table(some))]
     return "\n".join([*parts, "", *notes, legend(), ""])
+
+
+def print_perplexity(record: PerplexityRecord, results: Sequence[PerplexityResult], notes: Sequence[str]) -> None:
+    """Print the tables of each task, what else is to be known, and the legend."""
+    for task in record.tasks:
+        if some := [result for result in results if result.task == task]:
+            print(f"\n{task}\n{as_columns(perplexity_table(some))}\n\n{as_columns(position_table(some))}")
+    print("\n" + "\n".join([*notes, textwrap.fill(legend(), 100)]))
 
 
 def perplexity_table(results: Sequence[PerplexityResult]) -> Rows:

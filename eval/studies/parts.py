@@ -15,38 +15,33 @@ Plans, models and data are opened by the script, so that what one part lacks sto
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from eval.config.finetune import build_parser as finetune_parser
-from eval.config.finetune import load_train_config
-from eval.config.parser import arguments_of
-from eval.config.perplexity import build_parser as perplexity_parser
-from eval.config.perplexity import load_perplexity_config
-from eval.config.placement import build_parser as placement_parser
-from eval.config.placement import load_placement_config
-from eval.config.run import build_parser as run_parser
-from eval.config.run import load_config
+from eval.config.finetune import TrainConfig
+from eval.config.options import Options
+from eval.config.perplexity import PerplexityConfig
+from eval.config.placement import PlacementConfig
+from eval.config.run import RunConfig
 from eval.errors import UserError
+from tasks.command import as_typed
 
 RUN, PERPLEXITY, FINETUNE, PLACEMENT = "eval/run.py", "eval/perplexity.py", "eval/finetune.py", "eval/placement.py"
 
-Loader = Callable[[Sequence[str]], object]
-# By script: its parser, and what checks its settings.
-SCRIPTS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Loader]] = {
-    RUN: (run_parser, load_config),
-    PERPLEXITY: (perplexity_parser, load_perplexity_config),
-    FINETUNE: (finetune_parser, load_train_config),
-    PLACEMENT: (placement_parser, load_placement_config),
+# By script, what checks its settings.
+SCRIPTS: dict[str, type[Options]] = {
+    RUN: RunConfig,
+    PERPLEXITY: PerplexityConfig,
+    FINETUNE: TrainConfig,
+    PLACEMENT: PlacementConfig,
 }
 # By kind of section, the scripts whose folders it reads.
 KINDS: dict[str, tuple[str, ...]] = {
@@ -89,7 +84,7 @@ class Part:
 
     def shell(self, output: Path, *more: str) -> str:
         """Return the command that runs this part alone, as it is typed."""
-        return f"accelerate launch {shlex.join(self.command(output, *more))}"
+        return as_typed(f"accelerate launch {shlex.join(self.command(output, *more))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,17 +217,17 @@ def _part(where: str, content: Any, defaults: Mapping[str, Mapping[str, Any]]) -
     for key in _NOT_FOR_PARTS:
         if key in settings:
             raise UserError(f"{where}: '{key}' is no setting of a part; the study gives what it needs of it")
-    parser, load = SCRIPTS[script]
+    config = SCRIPTS[script]
     try:
-        arguments = arguments_of(parser(), settings)
-        load(arguments)
+        arguments = config.arguments_of(settings)
+        config.from_command_line(arguments)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     used = [match for word in arguments for match in re.findall(rf"{re.escape(_OUTPUT)}/([^/\s]+)", word)]
     return Part(
         name=name,
         script=script,
-        arguments=tuple(word for argument in arguments for word in _words(argument)),
+        arguments=tuple(arguments),
         needs=tuple(dict.fromkeys(map(str, [*found.get("needs", []), *used]))),
     )
 
@@ -240,12 +235,6 @@ def _part(where: str, content: Any, defaults: Mapping[str, Mapping[str, Any]]) -
 def _check_script(where: str, script: str) -> None:
     if script not in SCRIPTS:
         raise UserError(f"{where}: script '{script}' is not known; known: {', '.join(SCRIPTS)}")
-
-
-def _words(argument: str) -> list[str]:
-    """Return a flag and its value as a person would write them; a value that looks like a flag stays with its own."""
-    flag, _, value = argument.partition("=")
-    return [flag, value] if flag.startswith("--") and value and not value.startswith("-") else [argument]
 
 
 def _in_order(parts: Mapping[str, Part]) -> Iterator[str]:

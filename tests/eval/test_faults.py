@@ -75,7 +75,10 @@ def in_child(arguments: list[str]) -> int:
     return child
 
 
-def test_killed_at_20_random_moments_and_resumed(arguments: list[str], undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.nightly)])
+def test_killed_at_random_moments_and_resumed(
+    count: int, arguments: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
     """Each of several runs is killed again and again, at a random moment after it wrote its first prediction."""
     # A process of its own forks them: one in which torch has computed nothing yet.
     code = f"""
@@ -85,7 +88,7 @@ from pathlib import Path
 import tests.eval.test_faults as faults
 import os, signal, time
 arguments, kills, chance, attempt = {arguments!r}, 0, random.Random(0), 0
-while kills < 20:
+while kills < {count}:
     folder = Path({str(tmp_path)!r}) / f"run-{{attempt}}"
     before = faults.num_written(folder)
     child = faults.in_child([*arguments, "--output", str(folder)])
@@ -107,7 +110,7 @@ print(kills, attempt)
     )
     assert done.returncode == 0, done.stderr
     kills, finished = map(int, done.stdout.split())
-    assert kills >= 20
+    assert kills >= count
     folders = [tmp_path / f"run-{attempt}" for attempt in range(finished + 1)]
     for folder in folders:
         assert main([*arguments, "--output", str(folder)]) == 0
@@ -146,7 +149,7 @@ def test_an_interrupt_leaves_a_run_that_can_be_resumed_and_says_how(
         assert predictions(folder) == predictions(undisturbed)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_a_rank_that_dies_leaves_the_work_of_the_others_whole(
     rank: int, arguments: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:

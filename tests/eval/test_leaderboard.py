@@ -179,7 +179,7 @@ def test_what_is_left_out_is_named_with_the_reason(runs: Path, capsys: pytest.Ca
     printed = " ".join(capsys.readouterr().out.split())
     folder = runs / "leaderboard"
     for text in (printed, (folder / "leaderboard.md").read_text(), (folder / "leaderboard.html").read_text()):
-        for part in ("unfinished: 2 of its predictions", "no field 'grouping'", "9 left out"):
+        for part in ("unfinished: 2 of its predictions", "run.json has no field", "9 left out"):
             assert part in text
 
 

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eval import placement
+from eval.config.placement import PlacementConfig
 from eval.perplexity import losses_of
 from eval.placement import main
 from eval.records.run_folder import RunFolder
@@ -53,7 +54,7 @@ def least(model: Path, data: Path, tmp_path: Path) -> list[str]:
 @pytest.fixture
 def judged(least: list[str]) -> list[str]:
     """Arguments of a search whose plans are judged on the seven other documents that are long enough."""
-    split = next(iter(placement.load_placement_config(least).tasks["text"].splits))
+    split = next(iter(PlacementConfig.from_command_line(least).tasks["text"].splits))
     return [*least, "--held-out-split", split, "--random", "2", "--measure", "top:1 span=8 sinks=0"]
 
 
@@ -93,7 +94,7 @@ def test_a_search_finds_the_best_layer_and_judges_it_on_others(
     checkpoint = AutoModelForCausalLM.from_pretrained(model).eval()
     documents = {
         document.id: document.token_ids
-        for document in placement.prepare(placement.load_placement_config(judged), placement.Accelerator()).documents
+        for document in placement.prepare(PlacementConfig.from_command_line(judged), placement.Accelerator()).documents
     }
     for line in lines[::5]:
         apply_plan(checkpoint, SpanPlan.parse(line["plan"], 3))
@@ -117,7 +118,7 @@ def test_gates_rank_heads(least: list[str], model: Path, tmp_path: Path) -> None
     assert [score["unit"] for score in found["scores"]] == ["0.0", "0.1", "1.0", "1.1", "2.0", "2.1"]
     # The mean over the tokens of both documents.
     checkpoint = AutoModelForCausalLM.from_pretrained(model).eval()
-    job = placement.prepare(placement.load_placement_config(least), placement.Accelerator())
+    job = placement.prepare(PlacementConfig.from_command_line(least), placement.Accelerator())
     texts = [document.token_ids for document in job.documents]
     expected = gate_gradients(checkpoint, texts, 24, SpanPlan.parse(f"local {LOCAL}", 3))
     assert [-score["only_full"] for score in found["scores"]] == pytest.approx(expected.flatten().tolist(), rel=1e-4)

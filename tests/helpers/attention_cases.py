@@ -14,7 +14,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,9 +23,6 @@ from masformer.attention.span_attention import dense_attention, span_attention
 from masformer.attention.tiles import Scores
 from masformer.attention.visibility import SpanMask
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, layer_of_heads
-
-# The same examples at every run.
-PROPERTY = settings(deadline=None, derandomize=True, database=None)
 
 
 def sees(query: int, key: int, span: LayerSpan) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from eval.config.generation import GenerationSettings
 from eval.config.run import RunConfig
-from eval.generation.decode import GenerationSettings, storage_bytes
+from eval.generation.decode import storage_bytes
 from eval.generation.groups import Document, Group, Grouping, Needs, Unit, deal, documents_of, form_groups, plan_work
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.records.record import identity_of, merge_record, task_record

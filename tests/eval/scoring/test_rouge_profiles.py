@@ -16,7 +16,7 @@ from typing import Any
 
 import punkt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rouge import Rouge
 from rouge_score.rouge_scorer import RougeScorer
@@ -28,6 +28,7 @@ from eval.scoring.rouge_lcs import SentenceBits
 from eval.scoring.rouge_words import rouge_words
 from tasks import TASKS, LoadRequest
 from tasks.base import DataError
+from tests.helpers.properties import tries
 
 ROOT = Path(__file__).resolve().parents[3]
 TOLERANCE = 1e-9
@@ -324,19 +325,19 @@ def test_words_by_hand() -> None:
     assert rouge_words(text, use_stemmer=False)[3] == "running"
 
 
-@settings(max_examples=200, deadline=None)
+@tries(200)
 @given(st.text(max_size=60), st.booleans())
 def test_words_are_those_of_rouge_score(text: str, use_stemmer: bool) -> None:
     assert rouge_words(text, use_stemmer=use_stemmer) == DefaultTokenizer(use_stemmer).tokenize(text)
 
 
-@settings(max_examples=200, deadline=None)
+@tries(200)
 @given(st.text("aeiouydglnst", min_size=1, max_size=15))
 def test_stems_are_those_of_rouge_score(word: str) -> None:
     assert rouge_words(word, use_stemmer=True) == DefaultTokenizer(use_stemmer=True).tokenize(word)
 
 
-@settings(max_examples=200, deadline=None)
+@tries(200)
 @given(st.text("aB. \n!?\")'1\u00a0\x1c", max_size=60))
 def test_sentences_hold_the_whole_text_in_order(text: str) -> None:
     spans = sentence_spans(text)
@@ -346,7 +347,7 @@ def test_sentences_hold_the_whole_text_in_order(text: str) -> None:
     assert not "".join(text[end:start] for end, start in zip(bounds[::2], bounds[1::2], strict=True)).strip()
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(st.text("ab .\n", max_size=40), st.text("ab .\n", max_size=40))
 def test_scores_are_fractions_and_one_for_the_same_words(first: str, second: str) -> None:
     for profile in ROUGE:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from eval.records.run_folder import RunFolder
+from eval.records.schema import ExampleRecord
+from eval.records.typed import to_json
 from eval.reporting.placement_report import held_out_rows
 from eval.score import main as score
 from eval.studies.answers import repeated_share, repetition_section, rouge_section
@@ -75,7 +77,8 @@ def measured(
     result = {"maxlen": 8192, "num_documents": len(gains), "metrics": {"perplexity": perplexity}}
     result["by_position"] = [one | {"perplexity": perplexity} for one in positions]
     run = RunFolder(folder)
-    run.write_json("run.json", run_record(tasks=tasks, **identity))
+    record = to_json(run_record(tasks=tasks))
+    run.write_json("run.json", record | {"identity": record["identity"] | dict(identity)})
     run.write_json("scores.json", {"results": [result | {"task": task} for task in tasks]})
     run.write_lines("predictions.jsonl", lines)
     return folder
@@ -210,9 +213,9 @@ def test_plans_are_set_beside_random_ones(tmp_path: Path) -> None:
 def answers(folder: Path, num_words: int, repeats: int = 1) -> Path:
     """Write a run whose answers are the first words of the references, said again and again."""
 
-    def answer(line: Any, maxlen: int) -> str:
-        more = line["id"] == "test-0"  # answers that are all alike have no interval
-        return " ".join([*line["references"][0].split()[: num_words + more]] * repeats)
+    def answer(example: ExampleRecord, maxlen: int) -> str:
+        more = example.id == "test-0"  # answers that are all alike have no interval
+        return " ".join([*example.references[0].split()[: num_words + more]] * repeats)
 
     write_run(folder, answer, [example_line(index) for index in range(8)], record=run_record())
     assert score([str(folder)]) == 0
@@ -249,9 +252,9 @@ def test_scores_are_compared_with_the_reference_at_each_length(tmp_path: Path) -
 
 
 def test_a_part_is_compared_between_its_shortest_and_longest_length(tmp_path: Path) -> None:
-    def answer(line: Any, maxlen: int) -> str:
-        words = line["references"][0].split()
-        return " ".join(words[: maxlen // 20 + (line["id"] == "test-0")])
+    def answer(example: ExampleRecord, maxlen: int) -> str:
+        words = example.references[0].split()
+        return " ".join(words[: maxlen // 20 + (example.id == "test-0")])
 
     for name, lengths in (("all", (60, 100, 200)), ("one", (100,))):
         examples = [example_line(index) for index in range(8)]
@@ -260,7 +263,7 @@ def test_a_part_is_compared_between_its_shortest_and_longest_length(tmp_path: Pa
     content = rouge_section(given("rouge", RUN, {name: tmp_path / name for name in ("all", "one")}, "all"))
     (row,) = table(content, "Longest maxlen against the shortest, by part")
     assert row["part: task, template, maxlen"] == "all: plos, instruct, 60 to 200"
-    means = {one["maxlen"]: one["metrics"]["rougeLsum"]["mean"] for one in model_results(tmp_path / "all")}
+    means = {one.maxlen: one.metrics["rougeLsum"].value for one in model_results(tmp_path / "all")}
     assert row["difference"].startswith(f"{100 * (means[200] - means[60]):+.2f} [")
     # Every document is better: 2 / 2^8, of one test.
     assert (row["metric"], row["n"], row["p"], row["Holm"]) == ("RLsum", "8", "0.008", "0.008")
@@ -331,7 +334,8 @@ def test_charts_whose_titles_look_alike_have_files_of_their_own() -> None:
 def trained(folder: Path, losses: Mapping[int, float], seconds: Sequence[float], **changes: Any) -> Path:
     """Write a training with these held-out losses by step, and a step of each of these times."""
     folder.mkdir()
-    record = run_record(held_out_limit=4, maxlen=300)
+    record = to_json(run_record())
+    record["identity"] |= {"held_out_limit": 4, "maxlen": 300}
     record |= {
         "peak_bytes": 3 * 2**29,
         "held_out_documents": {"plos": ["a", "b", "c"]},

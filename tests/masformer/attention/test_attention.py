@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +26,6 @@ from masformer.plans.spans import FULL, HeadSpans, LayerSpan
 from tests.helpers.attention_cases import (
     CASES,
     LANES,
-    PROPERTY,
     SPANS,
     Case,
     States,
@@ -41,6 +40,7 @@ from tests.helpers.attention_cases import (
     sees,
     visible,
 )
+from tests.helpers.properties import tries
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -49,7 +49,7 @@ HEAD_SIZE = 8
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-@settings(PROPERTY, max_examples=60)
+@tries(60)
 @given(SPANS, st.integers(0, 30), st.integers(-3, 60))
 def test_visible_keys_is_the_definition(span: LayerSpan, first: int, start: int) -> None:
     queries, keys = torch.arange(first, first + 30), torch.arange(start, start + 40)
@@ -83,7 +83,7 @@ def test_dense_attention_is_the_formula(softcap: float | None, learned: bool) ->
                 assert float(out[0, head, q, at]) == pytest.approx(expected, abs=EXACT)
 
 
-@settings(PROPERTY, max_examples=1000)
+@tries(150)
 @given(cases(), LANES, st.sampled_from([5, 8192]))
 @torch.no_grad()
 def test_attention_on_top_of_a_cache_equals_the_definition(case: Case, lanes: int | None, run_keys: int) -> None:
@@ -92,7 +92,7 @@ def test_attention_on_top_of_a_cache_equals_the_definition(case: Case, lanes: in
         assert_close(attend(case, states), defined(case, states), EXACT)
 
 
-@settings(PROPERTY, max_examples=600)
+@tries(150)
 @given(cases(longest=90), LANES)
 def test_gradients_equal_those_of_the_definition(case: Case, lanes: int | None) -> None:
     states = random_states(case).with_grad()
@@ -105,7 +105,7 @@ def test_gradients_equal_those_of_the_definition(case: Case, lanes: int | None) 
         assert_close(ours, theirs, EXACT)
 
 
-@settings(PROPERTY, max_examples=60)
+@tries(60)
 @given(cases(longest=120, can_pad=False, can_cache=False), st.data(), LANES)
 def test_packed_documents_equal_each_document_alone(case: Case, data: st.DataObject, lanes: int | None) -> None:
     states = random_states(case)
@@ -128,7 +128,7 @@ def test_packed_documents_equal_each_document_alone(case: Case, data: st.DataObj
             assert_close(out[part], defined(alone, document), EXACT)
 
 
-@settings(PROPERTY, max_examples=100)
+@tries(100)
 @given(cases(can_cache=False), st.sampled_from([7, 512]))
 def test_attention_with_dropout_that_drops_nothing_equals_the_definition(case: Case, mask_rows: int) -> None:
     states = random_states(case)
@@ -478,7 +478,7 @@ def test_keys_of_heads_that_a_model_has_changed_after_the_cache_are_refused() ->
         span_attention(states.query, key * 1, value, spans, SpanMask(offset=49))
 
 
-@settings(PROPERTY, max_examples=60)
+@tries(60)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=4))
 @example([(0, 5, 0), (2, 3, 0)])
 def test_left_padding(rows: list[tuple[int, int, int]]) -> None:
