@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.records.journal import read_lines
-from eval.reporting.tables import Rows, number_or_dash
+from eval.reporting.columns import number_or_dash
+from eval.reporting.tables import Rows
 from eval.studies.charts import loss_chart
 from eval.studies.parts import RUN
 from eval.studies.section import Content, Given, Record, mean, share, timed_alike

@@ -12,7 +12,6 @@ from pathlib import Path
 from eval.errors import UserError
 from eval.records.run_folder import RunFolder
 from eval.reporting.charts import Spec, save_charts
-from eval.reporting.columns import charted_costs
 from eval.reporting.leaderboard_report import write_leaderboard
 from eval.reporting.tables import as_markdown
 from eval.scoring.leaderboard import make_leaderboard
@@ -32,7 +31,7 @@ SECTIONS: dict[str, Callable[[Given], Content]] = {
     "cost": cost_section,
     "repetition": repetition_section,
 }
-_COST = next(iter(charted_costs()))
+_COST = "attention_flops"
 
 
 def write_report(folder: StudyFolder) -> str:

@@ -19,7 +19,6 @@ from eval.config.placement import PlacementConfig
 from eval.perplexity import losses_of
 from eval.placement import main
 from eval.records.run_folder import RunFolder
-from eval.reporting.placement_charts import frontier_chart, held_out_chart, unit_chart
 from masformer import SpanPlan, apply_plan
 from masformer.convert import read_plan
 from masformer.placement import PlanMeter, gate_gradients
@@ -220,28 +219,6 @@ def test_another_model_length_or_first_token_is_refused(
     assert main(least) == 0
     assert main([*least, "--score-from", "30"]) == 2
     assert "score_from is 24 there and 30 now" in capsys.readouterr().err
-
-
-def test_charts_hold_each_plan() -> None:
-    cost = {"flops": 0.25, "layers": 1, "cache": 0.2}
-    plans = [{"text": f"plan {n}", "perplexity": 9.0 + n, "cost": cost} for n in range(3)]
-    assert [row["plan"] for row in frontier_chart(plans, plans[:1])["layer"][1]["data"]["values"]] == [
-        "plan 0",
-        "plan 1",
-        "plan 2",
-    ]
-    rows = [{"name": name, "plan": name, "perplexity": 9.0, "cost": cost} for name in ("full", "random 1")]
-    layers = held_out_chart(rows)["layer"]
-    assert [row["name"] for row in layers[0]["data"]["values"]] == ["random 1"]
-    assert [row["name"] for row in layers[2]["data"]["values"]] == ["full"]
-    scores = [{"unit": "0.1", "layer": 0, "head": 1, "only_full": 0.01, "only_local": None}]
-    (cells,) = unit_chart(scores, "scan")["layer"]
-    assert cells["data"]["values"] == [{"layer": 0, "head": 1, "gain": 10.0}]
-    assert cells["encoding"]["color"]["title"] == "Loss saved (0.001 nats)"
-    # What gates say is a slope, not a loss that was measured.
-    assert unit_chart(scores, "gates")["layer"][0]["encoding"]["color"]["title"] == "Slope (0.001 nats)"
-    layers = unit_chart([scores[0] | {"unit": "0", "head": None}], "gates")["layer"][0]["data"]["values"]
-    assert [row["way"] for row in layers] == ["slope of the loss by the layer's gate, halfway"]
 
 
 def test_plans_are_judged_without_a_search(
