@@ -328,6 +328,13 @@ def test_yaml_is_settings_of_a_run(page: Path, tmp_path: Path) -> None:
             load_config(["--config", str(file)])
 
 
+def test_parts_are_those_of_the_study() -> None:
+    lines = [line for line in (ROOT / "docs/study.md").read_text(encoding="utf-8").splitlines() if line[:6] == "Parts:"]
+    named_parts = {name for line in lines for name in re.findall(r"`(.+?)`", line)}
+    assert len(named_parts) > 20
+    assert named_parts <= set(read_study(ROOT / "configs/study/smollm2.yaml").parts)
+
+
 @named
 def test_json_is_json(page: Path) -> None:
     for block in blocks_of(page, "json"):
