@@ -328,6 +328,14 @@ def test_yaml_is_settings_of_a_run(page: Path, tmp_path: Path) -> None:
             RunConfig.from_command_line(["--config", str(file)])
 
 
+def test_parts_are_those_of_the_study() -> None:
+    text = (ROOT / "docs/study.md").read_text(encoding="utf-8")
+    paragraphs = re.findall(r"^Parts: (.+?)\n\n", text, re.MULTILINE | re.DOTALL)
+    parts = {name for paragraph in paragraphs for name in re.findall(r"`(.+?)`", paragraph)}
+    assert len(parts) > 20
+    assert parts <= set(read_study(ROOT / "configs/study/smollm2.yaml").parts)
+
+
 @named
 def test_json_is_json(page: Path) -> None:
     for block in blocks_of(page, "json"):
