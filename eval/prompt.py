@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from eval.errors import UserError
-from eval.jobs import CommandParser
+from eval.runtime.jobs import CommandParser
 from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
 from eval.prompting.truncation import POLICIES
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
