@@ -28,9 +28,9 @@ from transformers.masking_utils import AttentionMaskInterface
 from masformer.attention.cuda import flash_attention, flex_attention, has_flash_attention
 from masformer.attention.heads import attend_by_head
 from masformer.attention.joined import RUN_KEYS, JoinedKeys, joined_attention
-from masformer.attention.tiles import Scores, num_causal, tile_attention
+from masformer.attention.tiles import TILED, Scores, tile_attention
 from masformer.attention.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
-from masformer.plans.spans import FULL, HeadSpans, LayerSpan
+from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
 
 ATTENTION_NAME = "masformer"
 
@@ -58,32 +58,32 @@ def choose_kernel(
 
     causal: One `scaled_dot_product_attention` where every query sees all before it, or one a run of earlier keys.
     tiles: `masformer.attention.tiles`; its first queries, which see all before them, are left to `causal`.
-    masked: Explicit masks of a few rows, for dropout of attention weights.
+    masked: Explicit masks of a few rows, for dropout of attention weights and for patterns without tiles.
     flash: The window of FlashAttention, on CUDA where the package is installed.
     flex: Compiled `flex_attention` with a block mask, on CUDA.
     """
     if dropout:
         return "masked"
+    exact: Kernel = "tiles" if isinstance(span, TILED) else "masked"
     is_causal = _sees_all(span, offset + query.shape[2])
     is_plain = scores.softcap is None and not learned
     if query.device.type == "cuda":
         if is_plain and is_causal and not offset:
             return "causal"
-        has_window = is_causal or (span.span is not None and not span.sinks)
+        has_window = is_causal or (isinstance(span, Window) and not span.sinks)
         size = query.shape[3]
         if min(size, value_size) < _FLEX_HEAD_SIZE:
-            return "tiles"
+            return exact
         fits = query.dtype in (torch.float16, torch.bfloat16) and value_size == size and size <= _FLASH_HEAD_SIZE
         if has_window and fits and not learned and has_flash_attention():
             return "flash"
-        return "flex" if query.dtype != torch.float64 else "tiles"
-    return "causal" if is_plain and is_causal else "tiles"
+        return "flex" if query.dtype != torch.float64 else exact
+    return "causal" if is_plain and is_causal else exact
 
 
 def _sees_all(span: LayerSpan, num_tokens: int) -> bool:
     """Return whether each of the first tokens sees all before it, sinks or not."""
-    causal = num_causal(span)
-    return causal is None or num_tokens <= causal
+    return span.num_causal is None or num_tokens <= span.num_causal
 
 
 def dense_attention(
@@ -211,7 +211,7 @@ class _How:
 
 def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
     """Attend in whole documents, from one token a row, in rows without padding, or in rows with it."""
-    if before and mask.padding is None and how.can_merge(query, key, value):
+    if before and span.is_full and mask.padding is None and how.can_merge(query, key, value):
         return _merge(query, key, value, before, how.scores.scale)
     if mask.offset and query.shape[2] == 1:
         return _decode(query, (*before, (key, value)), span, mask, how)
@@ -264,7 +264,7 @@ def _decode(query: Tensor, runs: Runs, span: LayerSpan, mask: SpanMask, how: _Ho
     visible = None
     # Once the ring of the shortest row is full, a window's row sees all that its ring holds.
     is_filled = mask.offset + 1 - mask.most_padding >= span.sinks + (span.num_recent or mask.offset + 1)
-    if span.block is not None or (mask.padding is not None and not is_filled):
+    if not span.keeps_only_seen or (mask.padding is not None and not is_filled):
         slots = cached_slots(span, mask.offset, 1, mask.padding, query.device)
         pad = slots.new_zeros(1) if mask.padding is None else mask.padding.to(query.device)
         positions = torch.where(slots < 0, -1, slots - pad[:, None])
@@ -315,7 +315,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
     if scores.softcap is not None or learned is not None:
         return tile_attention(query, key, value, span, offset, 0, scores, learned)
     # The first queries see everything before them; all keys up to them are there.
-    skip = max((num_causal(span) or 0) - offset, 0)
+    skip = max((span.num_causal or 0) - offset, 0)
     out = tile_attention(query, key, value, span, offset, skip, scores)
     if skip:
         seen = offset + skip
@@ -377,18 +377,20 @@ def _merge(query: Tensor, key: Tensor, value: Tensor, before: Runs, scale: float
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
-    """Attend under an explicit mask, `_MASK_ROWS` queries at a time; keys are all positions in order."""
-    if key.shape[2] != offset + query.shape[2]:
+    """Attend under an explicit mask, `_MASK_ROWS` queries at a time."""
+    missing = offset + query.shape[2] - key.shape[2]
+    if missing and how.dropout:
         raise ValueError(
             f"dropout of attention weights needs all {offset + query.shape[2]} keys, and a cache of '{span}' has kept "
             f"{key.shape[2]}; call model.eval(), or pass use_cache=False"
         )
+    places = torch.arange(key.shape[2], device=query.device)
+    positions = torch.where(places < span.sinks, places, places + missing)
     parts = []
     for first in range(0, query.shape[2], _MASK_ROWS):
         part = query[:, :, first : first + _MASK_ROWS]
-        stop = offset + first + part.shape[2]
-        positions = torch.arange(stop, device=query.device)
-        visible = visible_keys(positions[offset + first :], positions, span)
+        stop = offset + first + part.shape[2] - missing
+        visible = visible_keys(positions[stop - part.shape[2] : stop], positions[:stop], span)
         parts.append(how.dense(part, key[:, :, :stop], value[:, :, :stop], visible))
     return torch.cat(parts, dim=2)
 

@@ -31,7 +31,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from masformer.plans.spans import LayerSpan
+from masformer.plans.layer_spans import Blocks, Full, LayerSpan, Window
+
+# What `lanes_of` cuts into tiles.
+TILED = (Full, Window, Blocks)
 
 # Scores that a thread works on at once, and a GPU: about a second-level cache, and few launches.
 _BYTES_A_THREAD = 5 * 2**18
@@ -81,13 +84,6 @@ class Lanes:
     sinks: int
 
 
-def num_causal(span: LayerSpan) -> int | None:
-    """Return how many of the first queries see everything before them; None when all do."""
-    if span.block is not None:
-        return (span.sinks // span.block + span.previous + 1) * span.block
-    return None if span.span is None else span.span + span.sinks
-
-
 def lanes_of(span: LayerSpan, start: int, stop: int, groups: int, device: torch.device) -> Iterator[Lanes]:
     """Yield lanes that hold each query at positions [start, stop) once.
 
@@ -98,7 +94,7 @@ def lanes_of(span: LayerSpan, start: int, stop: int, groups: int, device: torch.
         groups: Query heads that share a key/value head (G).
         device: Where the work is done.
     """
-    causal = num_causal(span)
+    causal = span.num_causal
     seeing_all = stop if causal is None else min(stop, causal)
     if start < seeing_all:
         length = seeing_all - start
@@ -119,7 +115,7 @@ def lanes_of(span: LayerSpan, start: int, stop: int, groups: int, device: torch.
     assert recent is not None
     rows = max(_MIN_QUERIES, min(_MAX_QUERIES, _PRODUCT_ROWS // groups, recent // 4) // 16 * 16)
     at_once = _lanes_at_once(groups * rows * (sinks + recent + rows) * 4, device)
-    if span.span is not None:
+    if isinstance(span, Window):
         # Lanes of equal length, and a short one of what is left.
         length = max((stop - start) // at_once, min(rows, stop - start))
         count = (stop - start) // length
@@ -136,7 +132,7 @@ def lanes_of(span: LayerSpan, start: int, stop: int, groups: int, device: torch.
                     sinks=sinks,
                 )
         return
-    assert span.block is not None
+    assert isinstance(span, Blocks)
     block = span.block
     # The rest of a block that began earlier, whole blocks, the beginning of one that goes on.
     whole = min(-(-start // block) * block, stop)

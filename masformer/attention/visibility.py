@@ -96,15 +96,7 @@ def span_mask(
 
 def is_visible(query: Tensor, key: Tensor, span: LayerSpan) -> Tensor:
     """Return bools, True where the query at a position sees the key at another; element by element, broadcast."""
-    seen = (key >= 0) & (key <= query)
-    if span.is_full:
-        return seen
-    if span.block is not None:
-        near = key // span.block >= query // span.block - span.previous
-    else:
-        assert span.span is not None
-        near = query - key < span.span
-    return seen & (near | (key < span.sinks))
+    return (key >= 0) & (key <= query) & span.sees(query, key)
 
 
 def visible_keys(query_positions: Tensor, key_positions: Tensor, span: LayerSpan) -> Tensor:
