@@ -28,9 +28,9 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.adapters import adapt, layer_of, set_attention, unadapt
 from masformer.attention.cache import SpanCache
-from masformer.attention.span_attention import ATTENTION_NAME, masformer_attention, register
+from masformer.attention.kernels import ATTENTION_NAME, masformer_attention, register
 from masformer.attention.visibility import span_mask
-from masformer.checkpoints.open import first_line
+from masformer.errors import first_line
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 
 # The largest difference of the probe's logits that rounding explains, relative to the largest logit.
@@ -68,7 +68,6 @@ def read_plan(text: str, config: PreTrainedConfig) -> SpanPlan:
     Args:
         text: The text form, or the name of a .json file that holds what `SpanPlan.to_json` returns, alone or as `plan`
             of an object.
-        config: Of the model.
 
     Raises:
         PlanError: It is malformed or does not fit the model, or the file cannot be read.
@@ -163,7 +162,6 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
     given another plan at any time.
 
     Args:
-        model: A decoder of transformers.
         plan: None takes the plan stored in the model's config, else the spans of its architecture.
 
     Raises:

@@ -36,8 +36,6 @@ class Head:
     """How hidden states become logits: `cap * tanh(scale * (hidden @ weight.T + bias) / cap)`.
 
     Attributes:
-        weight: (V, D).
-        bias: (V,), or None.
         scale: Of the products (Cohere, Granite).
         cap: Of the logits (Gemma 2); None leaves them.
     """
@@ -73,9 +71,6 @@ class NextTokenLoss(nn.Module):
 
     Auxiliary losses of a mixture of experts are not added.
 
-    Args:
-        model: A decoder of transformers.
-
     Raises:
         ConversionError: Its logits are not made of its last hidden states in a way that is known here.
     """
@@ -91,7 +86,6 @@ class NextTokenLoss(nn.Module):
         """Return the summed negative log likelihood, in nats.
 
         Args:
-            input_ids: (B, T).
             next_tokens: (B, T), what follows each token; IGNORED where that is not asked.
             position_ids: (B, T), from 0 in each packed document.
         """
@@ -134,9 +128,6 @@ def summed_loss(hidden: Tensor, head: Head, targets: Tensor, dtype: torch.dtype 
     """Return the summed negative log likelihood of (N,) targets after (N, D) hidden states, in nats.
 
     Args:
-        hidden: (N, D).
-        head: What makes logits of them.
-        targets: (N,).
         dtype: Of the products; None is that of the hidden states.
     """
     loss: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]

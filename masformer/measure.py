@@ -73,9 +73,6 @@ def cost_record(
     """Return what the plan costs at each length, JSON-ready; the model has the plan on it afterwards.
 
     Args:
-        model: Converted.
-        plan: To compare with the model's own spans.
-        lengths: In tokens.
         is_measured: Time it; else only the closed form is there, and `measured` is None.
         say: Prints what is being measured.
 

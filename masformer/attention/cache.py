@@ -66,7 +66,6 @@ class SpanCacheLayer(_CountedLayer):
     """The keys and values of one layer.
 
     Args:
-        span: Of the layer.
         max_tokens: Slots to allocate at once for, when known.
     """
 
@@ -254,7 +253,6 @@ class HeadSpansCacheLayer(_CountedLayer):
     """The keys and values of one layer whose key/value heads have spans of their own.
 
     Args:
-        span: Of the layer.
         parts: One for each of `HeadSpans.groups`, with the keys and values of these heads.
     """
 
@@ -333,12 +331,7 @@ class HeadSpansCacheLayer(_CountedLayer):
 
 
 def cache_layer(span: LayerSpan | HeadSpans, max_tokens: int = 0) -> SpanCacheLayer | HeadSpansCacheLayer:
-    """Return an empty layer of a cache.
-
-    Args:
-        span: Of the layer.
-        max_tokens: Slots to allocate at once for, when known.
-    """
+    """Return an empty layer of a cache."""
     if isinstance(span, HeadSpans):
         return HeadSpansCacheLayer(span, [SpanCacheLayer(each, max_tokens) for each in span.groups])
     return SpanCacheLayer(span, max_tokens)
@@ -352,7 +345,6 @@ class SpanCache(Cache):  # type: ignore[misc]
     """A `transformers` cache with one layer (`cache_layer`) a layer of the plan.
 
     Args:
-        plan: Of the model.
         max_tokens: Slots to allocate at once for, when the final length is known; a longer sequence still fits.
 
     Attributes:

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from masformer.attention.cache import HeadSpansCacheLayer, SpanCache, SpanCacheLayer
-from masformer.attention.tiles import Scores
+from masformer.attention.tiles import ScoreRule
 from masformer.plans.spans import HeadSpans, LayerSpan
 
 # Tokens of a row's own runs that are copied into its tail: cheaper than products of their own at each step.
@@ -291,17 +291,13 @@ def row_bytes(joined: SpanCache, row: int, beams: int = 1) -> int:
 
 
 def joined_attention(
-    query: Tensor, key: Tensor, value: Tensor, joined: JoinedKeys, scores: Scores, learned_sinks: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, joined: JoinedKeys, scores: ScoreRule, learned_sinks: Tensor | None
 ) -> Tensor:
     """Return (B, H, Tq, D): each row attends to its runs and its tail.
 
     Args:
-        query: (B, H, Tq, D), of the last Tq tokens.
         key: (B, K, T, D), the tails.
-        value: (B, K, T, D).
         joined: What the cache returned as keys: the runs, and what is hidden of the tails.
-        scores: Scale and soft cap.
-        learned_sinks: (H,) scores of a key without a value that every query sees, or None.
     """
     batch, heads, length, size = query.shape
     kv_heads, groups = key.shape[1], heads // key.shape[1] * length
@@ -337,7 +333,9 @@ def joined_attention(
     return out.to(value.dtype).reshape(batch, heads, length, value.shape[3])
 
 
-def _partial(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scores: Scores) -> tuple[Tensor, Tensor]:
+def _partial(
+    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scores: ScoreRule
+) -> tuple[Tensor, Tensor]:
     """Return (B, K, R, D) attention of R queries a head to all keys, and (B, K, R) its sums of exponentials (log).
 
     Both in fp32 at least.

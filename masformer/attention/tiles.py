@@ -47,11 +47,10 @@ _CAUSAL_QUERIES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class ScoreRule:
     """How a query-key product becomes a score.
 
     Attributes:
-        scale: Its factor.
         softcap: Scores x become softcap * tanh(x / softcap) (Gemma 2); None leaves them.
     """
 
@@ -67,7 +66,6 @@ class Lanes:
         first: Position of the first lane's first query.
         length: Queries a lane.
         stride: Positions from one lane to the next.
-        count: Number of lanes.
         rows: Queries a tile (R); the last of a lane may have fewer.
         before: Keys before a lane's first query that it sees, sinks not counted.
         slides: The first key seen moves on with the query (a window); else it is the same for the whole lane.
@@ -88,11 +86,7 @@ def lanes_of(span: LayerSpan, start: int, stop: int, groups: int, device: torch.
     """Yield lanes that hold each query at positions [start, stop) once.
 
     Args:
-        span: Of the layer.
-        start: First position.
-        stop: Position after the last.
         groups: Query heads that share a key/value head (G).
-        device: Where the work is done.
     """
     causal = span.num_causal
     seeing_all = stop if causal is None else min(stop, causal)
@@ -171,19 +165,14 @@ def tile_attention(
     span: LayerSpan,
     offset: int,
     skip: int,
-    scores: Scores,
+    scores: ScoreRule,
     learned_sinks: Tensor | None = None,
 ) -> Tensor:
     """Return (B, H, Tq, D) attention under a span, of which the first `skip` queries are left to the caller.
 
     Args:
-        query: (B, H, Tq, D), at positions from `offset` on.
         key: (B, K, Tk, D): all positions in order, or the sinks and then a run that ends at the last query.
-        value: (B, K, Tk, D).
-        span: Of the layer.
-        offset: Position of the first query.
         skip: Queries whose rows of the result are not written.
-        scores: What happens to query-key products.
         learned_sinks: (H,) scores of a key without a value that every query sees (gpt-oss); None is no such key.
     """
     # Tokens before heads, as the projection after attention takes them.
@@ -199,7 +188,7 @@ class _Work:
     span: LayerSpan
     offset: int
     skip: int
-    scores: Scores
+    scores: ScoreRule
 
 
 class _TileAttention(torch.autograd.Function):
@@ -323,10 +312,6 @@ class _Lanes:
         hidden: (R, 2, R), -inf where a query does not see: among the first keys of a window, among the last keys.
         keys: (N, lead + before + length, D), fp32 at least.
         values: Likewise, in the dtype in which weights meet them.
-        queries: Room for (N, G R, D).
-        products: Room for (N, G R, W).
-        narrowed: Room for (N, G R, W) of the values' dtype.
-        results: Room for (N, G R, D).
     """
 
     shape: Lanes
@@ -339,7 +324,7 @@ class _Lanes:
     first_key: int
     lead: int
     learned: Tensor | None
-    how: Scores
+    how: ScoreRule
     hidden: Tensor
     sinks: tuple[Tensor, Tensor]
     keys: Tensor

@@ -76,8 +76,6 @@ class SpanPlan:
         """Return the plan that the text form describes (see the module's docstring).
 
         Args:
-            text: As a person types it.
-            num_layers: Of the model.
             num_heads: Key/value heads of the model; None refuses spans of heads.
 
         Raises:

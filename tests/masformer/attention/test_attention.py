@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from masformer.attention import span_attention as attention
+from masformer.attention import kernels as attention
 from masformer.attention.heads import attend_by_head
-from masformer.attention.span_attention import choose_kernel, dense_attention, span_attention
-from masformer.attention.tiles import Scores
+from masformer.attention.kernels import choose_kernel, dense_attention, span_attention
+from masformer.attention.tiles import ScoreRule
 from masformer.attention.visibility import SpanMask, left_padding, visible_keys
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan
 from tests.helpers.attention_cases import (
@@ -285,7 +285,7 @@ def kernel(
     value_size: int = 16,
 ) -> str:
     query: Any = SimpleNamespace(device=SimpleNamespace(type=device), dtype=dtype, shape=(1, 2, num_new, size))
-    return choose_kernel(query, span, offset, Scores(scale=1.0, softcap=softcap), learned, dropout, value_size)
+    return choose_kernel(query, span, offset, ScoreRule(scale=1.0, softcap=softcap), learned, dropout, value_size)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from masformer.attention.cuda import flash_attention, flex_attention, has_flash_attention
 from masformer.attention.heads import attend_by_head
 from masformer.attention.joined import RUN_KEYS, JoinedKeys, joined_attention
-from masformer.attention.tiles import TILED, Scores, tile_attention
+from masformer.attention.tiles import TILED, ScoreRule, tile_attention
 from masformer.attention.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
 from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
 
@@ -49,7 +49,7 @@ def choose_kernel(
     query: Tensor,
     span: LayerSpan,
     offset: int,
-    scores: Scores,
+    scores: ScoreRule,
     learned: bool,
     dropout: float,
     value_size: int,
@@ -102,14 +102,10 @@ def dense_attention(
     A query that sees nothing gets zeros.
 
     Args:
-        query: (B, H, Tq, D).
-        key: (B, K, Tk, D).
-        value: (B, K, Tk, D).
         visible: (..., Tq, Tk) bools, to broadcast to (B, H, Tq, Tk).
         scale: Of the products; None is D ** -0.5.
         softcap: Scores x become softcap * tanh(x / softcap); None leaves them.
         learned_sinks: (H,) scores of a key without a value that every query sees; None is no such key.
-        dropout: Probability of dropping an attention weight.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -140,15 +136,12 @@ def span_attention(
     """Return (B, H, Tq, D) attention in which a query sees what `span` allows.
 
     Args:
-        query: (B, H, Tq, D).
         key: (B, K, Tk, D), in the layout that the module's docstring describes.
-        value: (B, K, Tk, D).
         span: Of the layer, or of each of its key/value heads.
         mask: Offset of the queries, left padding, packed documents; None is an offset of 0 and nothing else.
         scale: Of the products; None is D ** -0.5.
         softcap: Scores x become softcap * tanh(x / softcap) (Gemma 2); None leaves them.
         learned_sinks: (H,) scores of a key without a value that every query sees (gpt-oss); None is no such key.
-        dropout: Probability of dropping an attention weight.
 
     Raises:
         ValueError: The keys are not laid out as a `SpanCache` does it, or the span is for other heads.
@@ -161,7 +154,7 @@ def span_attention(
             return span_attention(query, key, value, span, mask, learned_sinks=learned_sinks, **options)
 
         return attend_by_head(attend, query, key, value, span, learned_sinks)
-    scores = Scores(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
+    scores = ScoreRule(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
     if isinstance(key, JoinedKeys):
         if key.num_tokens != mask.offset + query.shape[2]:
             raise ValueError(
@@ -193,7 +186,7 @@ def span_attention(
 class _How:
     """What happens to query-key products on their way to weights; the arguments of `span_attention`."""
 
-    scores: Scores
+    scores: ScoreRule
     learned_sinks: Tensor | None
     dropout: float
 
@@ -340,11 +333,8 @@ def _merge(query: Tensor, key: Tensor, value: Tensor, before: Runs, scale: float
     """Attend to all earlier positions: to each run of keys alone, weighed by its sum of exponentials.
 
     Args:
-        query: (B, H, Tq, D).
         key: (B, K, Tk, D), whose last Tq are those of the queries' positions.
-        value: (B, K, Tk, D).
         before: Keys and values of earlier positions.
-        scale: Of the products.
     """
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     batch, heads, length, size = query.shape
