@@ -39,7 +39,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from masformer.adapters import layer_of, set_attention
 from masformer.attention.kernels import ATTENTION_NAME, masformer_attention
 from masformer.attention.visibility import span_mask
-from masformer.convert import ConversionError, apply_plan, check_fits, num_kv_heads, num_layers
+from masformer.convert import ConversionError, apply_plan, check_fits, num_kv_heads, num_layers, probe_tokens
 from masformer.loss import check_head, token_losses, total_loss
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.spans import FULL, LayerSpan, PlanError, SpanPlan, layer_of_heads
@@ -306,8 +306,7 @@ class PlanMeter:
     def _check_reuse(self) -> None:
         """Check on random tokens that layers entered in the middle give what the whole model gives."""
         count = len(self._layers)
-        vocabulary = int(self.model.config.get_text_config(decoder=True).vocab_size)
-        tokens = torch.randint(vocabulary, (_PROBE_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
+        tokens = probe_tokens(self.model)[0].tolist()
         short = LayerSpan(span=2, sinks=1)
         plans = [SpanPlan((FULL,) * (count - n) + (short,) * n) for n in (0, 1, count // 2)]
         mine = self.texts, self.first, self._held, self.num_layers_run
@@ -324,9 +323,6 @@ class PlanMeter:
                     )
         finally:
             self.texts, self.first, self._held, self.num_layers_run = mine
-
-
-_PROBE_TOKENS = 24
 
 
 def _check_lengths(texts: Sequence[Sequence[int]], first: int) -> None:

@@ -50,6 +50,8 @@ class SegmentedKeys(Tensor):
 class _CountedLayer(CacheLayerMixin):  # type: ignore[misc]
     """A layer of a cache that knows how many tokens it was given, of which it may keep some."""
 
+    is_sliding = False
+    is_croppable = False
     num_tokens: int
 
     def get_seq_length(self) -> int:
@@ -68,9 +70,6 @@ class SpanCacheLayer(_CountedLayer):
     Args:
         max_tokens: Slots to allocate at once for, when known.
     """
-
-    is_sliding = False
-    is_croppable = False
 
     def __init__(self, span: LayerSpan, max_tokens: int = 0) -> None:
         super().__init__()
@@ -255,9 +254,6 @@ class HeadSpansCacheLayer(_CountedLayer):
     Args:
         parts: One for each of `HeadSpans.groups`, with the keys and values of these heads.
     """
-
-    is_sliding = False
-    is_croppable = False
 
     def __init__(self, span: HeadSpans, parts: Sequence[SpanCacheLayer]) -> None:
         super().__init__()

@@ -345,9 +345,7 @@ def _partial(
         attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, total = attend(query, key, value, attn_mask=hidden, scale=scores.scale)
         return out.to(wide), total.to(wide)
-    products = query.to(wide) @ key.to(wide).transpose(-1, -2) * scores.scale
-    if scores.softcap is not None:
-        products = scores.softcap * (products / scores.softcap).tanh()
+    products = scores.of(query, key)
     if hidden is not None:
         products = products + hidden.to(wide)
     total = products.logsumexp(dim=-1)

@@ -109,13 +109,10 @@ def dense_attention(
     """
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(wide) @ key.to(wide).transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if softcap is not None:
-        scores = softcap * (scores / softcap).tanh()
-    scores = scores.masked_fill(~visible, -torch.inf)
+    rule = ScoreRule(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
+    scores = rule.of(query, key).masked_fill(~visible, -torch.inf)
     if learned_sinks is not None:
-        column = learned_sinks.to(wide)[:, None, None].expand(*scores.shape[:3], 1)
+        column = learned_sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, column], dim=-1)
     weights = torch.nan_to_num(scores.softmax(dim=-1))[..., : key.shape[2]].to(value.dtype)
     return F.dropout(weights, dropout) @ value
@@ -277,15 +274,11 @@ def _decode(query: Tensor, runs: Runs, span: LayerSpan, mask: SpanMask, how: _Ho
 
 def _explicit(folded: Tensor, runs: Runs, visible: Tensor | None, how: _How) -> Tensor:
     """Attend by the definition from (B, K, G, D) queries of one token to runs of keys that nobody joins."""
-    wide = torch.promote_types(folded.dtype, torch.float32)
-    scores = torch.cat([folded.to(wide) @ keys.to(wide).transpose(-1, -2) for keys, _ in runs], dim=-1)
-    scores = scores * how.scores.scale
-    if how.scores.softcap is not None:
-        scores = how.scores.softcap * (scores / how.scores.softcap).tanh()
+    scores = torch.cat([how.scores.of(folded, keys) for keys, _ in runs], dim=-1)
     if visible is not None:
         scores = scores.masked_fill(~visible, -torch.inf)
     if how.learned_sinks is not None:
-        column = how.learned_sinks.to(wide).view(1, *folded.shape[1:3], 1).expand(len(folded), -1, -1, -1)
+        column = how.learned_sinks.to(scores.dtype).view(1, *folded.shape[1:3], 1).expand(len(folded), -1, -1, -1)
         scores = torch.cat([scores, column], dim=-1)
     lengths = [keys.shape[2] for keys, _ in runs]
     weights = torch.nan_to_num(scores.softmax(dim=-1))[..., : sum(lengths)].to(folded.dtype)

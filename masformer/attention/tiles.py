@@ -57,6 +57,12 @@ class ScoreRule:
     scale: float
     softcap: float | None = None
 
+    def of(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return (..., Tq, Tk) scores in fp32 at least."""
+        wide = torch.promote_types(query.dtype, torch.float32)
+        scores = query.to(wide) @ key.to(wide).transpose(-1, -2) * self.scale
+        return scores if self.softcap is None else self.softcap * (scores / self.softcap).tanh()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lanes:
