@@ -113,15 +113,15 @@ class _Parser:
         n = int(number)
         if n > count:
             self.fail(at + len(name) + 1, f"{n} layers asked for, the model has {count}")
-        if name == "bottom":
-            return set(range(n))
-        if name == "top":
-            return set(range(count - n, count))
-        if name == "middle":
-            start = (count - n) // 2
-            return set(range(start, start + n))
-        # The last layer of each group of n, as Gemma 3 places its full layers.
-        return set(range(n - 1, count, n))
+        start = (count - n) // 2
+        placed = {
+            "bottom": range(n),
+            "middle": range(start, start + n),
+            "top": range(count - n, count),
+            # The last layer of each group of n, as Gemma 3 places its full layers.
+            "every": range(n - 1, count, n),
+        }
+        return set(placed[name])
 
     def _mixture(self, clauses: list[tuple[int, str]]) -> list[LayerSpan | HeadSpans]:
         """Clauses that each name their layers and together name every layer once."""
