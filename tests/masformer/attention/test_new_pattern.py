@@ -11,11 +11,12 @@ from torch import Tensor
 
 from masformer import SpanCache, SpanPlan, apply_plan, prefill, read_plan
 from masformer.attention import kernels
+from masformer.attention.cuda import flex_attention
 from masformer.attention.joined import join
 from masformer.attention.kernels import dense_attention
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.layer_spans import PATTERNS, LayerSpan, PlanError
-from tests.helpers.attention_cases import Case, attend, gradients, random_states
+from tests.helpers.attention_cases import Case, attend, cached, gradients, random_states
 from tests.helpers.tiny_models import VOCAB, tiny_model
 
 TOLERANCE = 1e-5  # fp32
@@ -167,6 +168,16 @@ def test_its_gradients_are_those_of_the_definition(span: LayerSpan) -> None:
     expected = dense_attention(states.query, states.key, states.value, sight(span, 60))
     for ours, theirs in zip(gradients(attend(case, states), states), gradients(expected, states), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("offset", [0, 40])
+@pytest.mark.parametrize("span", [Dilated(dilated=3, sinks=2), Comb(comb=9)], ids=str)
+def test_flex_attention_takes_its_rule(span: LayerSpan, offset: int) -> None:
+    case = Case(span=span, num_new=60, offset=offset, heads=4)
+    states = random_states(case)
+    out = flex_attention(states.query, *cached(case, states), span, offset, case.scores)
+    expected = dense_attention(states.query, states.key, states.value, sight(span, case.num_tokens)[offset:])
+    torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
 
 
 def test_its_cost_is_counted() -> None:
