@@ -6,15 +6,12 @@ pairs a causal query sees. Projections and feed-forward layers cost the same und
 
 from __future__ import annotations
 
-import functools
-
 from transformers import PreTrainedConfig
 
 from masformer.convert import num_kv_heads
 from masformer.plans.spans import LayerSpan, SpanPlan
 
 
-@functools.lru_cache(maxsize=4096)
 def visible_pairs(span: LayerSpan, num_tokens: int) -> int:
     """Return the number of (query, key) pairs that `num_tokens` tokens see in one head."""
     return span.num_pairs(num_tokens)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import ClassVar
 
 import torch
@@ -100,11 +100,8 @@ class LayerSpan:
 
     def num_pairs(self, num_tokens: int) -> int:
         """Return the number of (query, key) pairs that `num_tokens` tokens see in one head."""
-        positions, pairs = torch.arange(num_tokens), 0
-        for first in range(0, num_tokens, _COUNTED_ROWS):
-            query, key = positions[first : first + _COUNTED_ROWS, None], positions[: first + _COUNTED_ROWS]
-            pairs += int((self.sees(query, key) & (key <= query)).sum())
-        return pairs
+        # Counted for a length of few, because costs are wanted at many.
+        return int(_counted_pairs(self, max(_COUNTED_ROWS, 1 << num_tokens.bit_length()))[num_tokens])
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in vars(self).items())
@@ -216,6 +213,16 @@ def _pattern_of(numbers: Mapping[str, int | None]) -> type[LayerSpan]:
         given = " and ".join(f"{key}={numbers[key]}" for key in keys)
         raise PlanError(f"{given} exclude each other; keep one of them")
     return PATTERNS[keys[0]] if keys else Full
+
+
+@lru_cache(maxsize=16)
+def _counted_pairs(span: LayerSpan, most_tokens: int) -> Tensor:
+    """Return (most_tokens + 1,) how many pairs the first tokens see, from none of them to all."""
+    positions, counts = torch.arange(most_tokens), torch.zeros(most_tokens + 1, dtype=torch.long)
+    for first in range(0, most_tokens, _COUNTED_ROWS):
+        query, key = positions[first : first + _COUNTED_ROWS, None], positions[: first + _COUNTED_ROWS]
+        counts[first + 1 : first + 1 + len(query)] = (span.sees(query, key) & (key <= query)).sum(dim=1)
+    return counts.cumsum(0)
 
 
 def _triangle(n: int) -> int:
