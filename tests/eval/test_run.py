@@ -362,7 +362,8 @@ def test_a_dry_run_foretells_what_is_prefilled(
     assert main([*least, "--dry-run"]) == 0
     told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("tokens"))
     assert main(least) == 0
-    counted = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Prefilled"))
+    report = (tmp_path / "run" / "report.md").read_text()
+    counted = next(line for line in report.splitlines() if line.startswith("Prefilled"))
     numbers = [[word for word in line.replace("(", "").split() if word[0].isdigit()] for line in (told, counted)]
     (told_prefilled, told_asked), (prefilled, asked) = ([int(n.replace(",", "")) for n in some[:2]] for some in numbers)
     assert told_asked == asked
