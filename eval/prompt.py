@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from eval.errors import UserError
-from eval.runtime.jobs import CommandParser
 from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
 from eval.prompting.truncation import POLICIES
+from eval.runtime.jobs import CommandParser
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
 from tasks import DataError, Example, LoadRequest, Task, find_task
 from tasks.command import add_prompt_flags, run_command

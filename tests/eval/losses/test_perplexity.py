@@ -16,36 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import perplexity
 from eval.config.perplexity import PerplexityConfig
-from eval.perplexity import buckets_of, losses_of, main
+from eval.losses.windows import buckets_of, losses_of
+from eval.perplexity import main
 from masformer import SpanPlan, apply_plan
-from tests.helpers.tiny_models import save_tiny_checkpoint, tiny_model
-
-WORDS = [
-    "long",
-    "documents",
-    "hold",
-    "many",
-    "words",
-    "and",
-    "every",
-    "word",
-    "costs",
-    "a",
-    "token",
-    "of",
-    "context",
-    "to",
-    "read",
-]
-
-
-def text(seed: int, num_words: int) -> str:
-    return " ".join(WORDS[(seed * 7 + i * (seed + 3)) % len(WORDS)] for i in range(num_words))
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
+from tests.helpers.texts import read, text
+from tests.helpers.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -63,17 +38,12 @@ def least(model: Path, data: Path, tmp_path: Path) -> list[str]:
     return [*arguments.split(), "--output", str(tmp_path / "run")]
 
 
-def read(folder: Path, name: str) -> Any:
-    content = (folder / name).read_text()
-    return [json.loads(line) for line in content.splitlines()] if name.endswith("jsonl") else json.loads(content)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("plan", ["auto", "local span=40 sinks=2"])
 def test_perplexity_is_that_of_the_logits_of_each_window(
     plan: str, least: list[str], model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(perplexity, "CHUNK_TOKENS", 64)
+    monkeypatch.setattr("eval.losses.windows.CHUNK_TOKENS", 64)
     assert main([*least, "--plan", plan]) == 0
     reference = AutoModelForCausalLM.from_pretrained(model).eval()
     if plan != "auto":
