@@ -171,7 +171,7 @@ def measure(requests: Requests, size: ModelSize, *, is_silent: bool) -> list[Doc
     units = []
     for source in tqdm(requests.sources, desc="tokenizing", delay=2, leave=False, disable=is_silent):
         by_class: dict[int, list[Request]] = defaultdict(list)
-        if all(map(requests.is_finished, source.fingerprints())):
+        if all(map(requests.is_finished, source.fingerprints)):
             continue
         for request in source.requests():
             if not requests.is_finished(request.key):

@@ -172,14 +172,14 @@ def test_what_a_finished_session_has_predicted_is_in_no_group() -> None:
 def test_a_document_without_missing_requests_is_not_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = requests_of()
     first = requests.sources[0]
-    existing = Journal[Prediction](lines=dict.fromkeys(first.fingerprints()))  # type: ignore[arg-type]
+    existing = Journal[Prediction](lines=dict.fromkeys(first.fingerprints))  # type: ignore[arg-type]
     left = requests.without(existing)
     tokenized: list[str] = []
     original = PromptBuilder.parts
     monkeypatch.setattr(
         PromptBuilder, "parts", lambda self, example: tokenized.append(example.id) or original(self, example)
     )
-    assert {request.key for request in left.missing()} == requests.fingerprints.keys() - first.fingerprints().keys()
+    assert {request.key for request in left.missing()} == requests.fingerprints.keys() - first.fingerprints.keys()
     assert tokenized == ["1-0", "2-0"]
     assert left.num_missing == 8
 
