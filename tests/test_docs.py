@@ -57,6 +57,8 @@ SETTINGS: dict[str, type[Options]] = {
 OTHER_PROGRAMS = ("pip", "tox", "pytest", "pre-commit")
 OTHER_MODULES = ("venv", "pip")
 REAL_PROGRAMS = ("tr",)
+# Files that a reader writes, and a folder that `tox -e docs` makes.
+FILES_OF_READERS = {"tasks/new.py", "tasks/NAME.py", "eval/generation/mine.py", "docs/_build/html"}
 # Layers and key/value heads of SmolLM2-135M, the model of all plans in the documentation.
 NUM_LAYERS, NUM_HEADS = 30, 3
 
@@ -346,6 +348,18 @@ def test_every_benchmark_has_its_flags_on_the_page() -> None:
     shown = {block.split()[1] for block in blocks_of(ROOT / "docs/commands/benchmarks.md", "{flags}")}
     scripts = {file for file in ROOT.glob("benchmarks/*.py") if "\ndef main(" in file.read_text(encoding="utf-8")}
     assert shown == {file.relative_to(ROOT).as_posix() for file in scripts}
+
+
+def test_the_architecture_page_quotes_the_rooms() -> None:
+    (quoted_rooms,) = [block for block in blocks_of(ROOT / "docs/design.md", "python") if "BELOW" in block]
+    assert quoted_rooms in (ROOT / "tests/test_rooms.py").read_text(encoding="utf-8")
+
+
+@named
+def test_files_that_are_named_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:eval|tasks|masformer|tests|configs|benchmarks|docs)/[\w./-]*)`", text))
+    assert sorted(path for path in paths - FILES_OF_READERS if not (ROOT / path).exists()) == []
 
 
 # Messages
