@@ -115,12 +115,7 @@ def describe_objective(profile: str) -> str | None:
 
 
 def describe_baselines(profile: str, references: Sequence[Sequence[str]]) -> Baselines:
-    """Return what the baselines of a task are made with.
-
-    Args:
-        profile: Profile of the task.
-        references: References of each example.
-    """
+    """Return what the baselines of a task are made with, from the references of each example."""
     known = PROFILES[profile]
     return Baselines(
         word_budget=word_budget(itertools.chain.from_iterable(references)) if known.objective else None,
@@ -139,9 +134,6 @@ def common_answer(references: Iterable[Sequence[str]]) -> str:
     """Return the reference that most examples have, the first of several that are as common.
 
     Answers of the same words count as one, and once an example.
-
-    Args:
-        references: References of each example, at least one.
     """
     counts: Counter[str] = Counter()
     texts: dict[str, str] = {}

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from eval.errors import UserError
 from eval.records.journal import fingerprint
 from eval.records.schema import Board, BoardRow, RankedRun, TaskRecord
+from eval.scoring.bootstrap import ROUNDING
 from eval.scoring.examples import Setting, setting_of, values_of
 from eval.scoring.profiles import headline, metric_columns, metric_range
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
-from eval.scoring.significance import ROUNDING, within_margin_of_best
+from eval.scoring.significance import within_margin_of_best
 
 Example = tuple[str, str, str]  # digests of its query, of its references, and of these with the document
 

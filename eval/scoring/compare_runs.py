@@ -11,10 +11,10 @@ import numpy as np
 from eval.errors import UserError
 from eval.records.schema import Comparison, ExampleRecord, ExampleScore, Subset
 from eval.records.typed import to_json
+from eval.scoring.bootstrap import combined
 from eval.scoring.examples import Setting, compare_lines, correct, values_of
 from eval.scoring.profiles import headline, metric_columns, metric_range
 from eval.scoring.scored_run import ScoredRun, settings_of
-from eval.scoring.significance import combined
 
 SUBSETS: tuple[Subset, ...] = ("all", "always_truncated")
 _NUM_CHANGED = 5
@@ -22,36 +22,19 @@ _NUM_CHANGED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedRun:
-    """One side of a comparison.
-
-    Attributes:
-        run: The folder.
-        model: Reference of the model.
-        plan: Text form of the plan.
-        num_absent: Predictions that are not there yet.
-    """
+    """One side of a comparison."""
 
     run: str
     model: str
     plan: str
-    num_absent: int
+    num_absent: int  # predictions that are not there yet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """An example that changed.
+    """An example's headline score under the first run, `a`, and under the second, `b`."""
 
-    Attributes:
-        name: Task, template and lengths, for people.
-        task: Name of the task.
-        metric: Headline metric of the task.
-        id: Name of the example.
-        a: Score under the first run.
-        b: Score under the second run.
-        difference: Second minus first.
-    """
-
-    name: str
+    name: str  # task, template and lengths, for people
     task: str
     metric: str
     id: str
@@ -65,8 +48,6 @@ class RunComparison:
     """What a second run has over a first.
 
     Attributes:
-        a: The first run.
-        b: The second run.
         profiles: Profile of each task that both have.
         margin: Loss up to which the second is as good, fixed beforehand.
         differences: Settings that differ besides model and plan, with both values.
@@ -191,14 +172,13 @@ def compare_runs(
         margin=margin,
         differences=_differences(first, second),
         comparisons=[row for subset in SUBSETS for row in correct([row for row in table if row.subset == subset])],
-        changed_most=[
-            change
-            for task in profiles
-            for change in sorted((one for one in changed if one.task == task), key=lambda one: -abs(one.difference))[
-                :_NUM_CHANGED
-            ]
-        ],
+        changed_most=[change for task in profiles for change in _largest(changed, task)],
     )
+
+
+def _largest(changes: Sequence[Change], task: str) -> list[Change]:
+    of_task = [one for one in changes if one.task == task]
+    return sorted(of_task, key=lambda one: -abs(one.difference))[:_NUM_CHANGED]
 
 
 def _nothing_in_common(first: ScoredRun, second: ScoredRun, maxlens: tuple[int | None, int | None]) -> UserError:
@@ -282,26 +262,23 @@ def _changes(first: Mapping[str, ExampleScore], second: Mapping[str, ExampleScor
     """Return the examples of one setting that changed most."""
     metric = headline(profile)
     shared = [name for name in first if name in second]
+    one, other = first[shared[0]], second[shared[0]]
     before, after = (
         combined(values_of((lines[name] for name in shared), metric_columns(profile)[metric]))
         for lines in (first, second)
     )
-    order = np.argsort(-np.abs(after - before), kind="stable")[:_NUM_CHANGED]
-    changes = []
-    for index in order:
-        line = first[shared[index]]
-        changes.append(
-            Change(
-                name=_name(line.task, line.template, line.maxlen, second[line.id].maxlen),
-                task=line.task,
-                metric=metric,
-                id=line.id,
-                a=float(before[index]),
-                b=float(after[index]),
-                difference=float(after[index] - before[index]),
-            )
+    return [
+        Change(
+            name=_name(one.task, one.template, one.maxlen, other.maxlen),
+            task=one.task,
+            metric=metric,
+            id=shared[index],
+            a=float(before[index]),
+            b=float(after[index]),
+            difference=float(after[index] - before[index]),
         )
-    return changes
+        for index in np.argsort(-np.abs(after - before), kind="stable")[:_NUM_CHANGED]
+    ]
 
 
 def comparison_json(content: RunComparison) -> dict[str, Any]:

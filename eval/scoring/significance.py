@@ -12,36 +12,39 @@ document of each example; `within` is the range of the scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import bootstrap, monte_carlo_test, permutation_test
+from numpy.typing import ArrayLike
+from scipy.stats import monte_carlo_test, permutation_test
 from scipy.stats import t as students_t
 
 from eval.records.schema import Estimate, PairedResult, PerplexityRatio
+from eval.scoring.bootstrap import (
+    ALPHA,
+    NUM_RESAMPLES,
+    PICKS_AT_ONCE,
+    ROUNDING,
+    Floats,
+    combined,
+    detectable_difference,
+    difference_of,
+    geometric_mean,
+    ratio,
+    resample,
+    studentized,
+)
 
-Floats: TypeAlias = NDArray[np.float64]
 Range: TypeAlias = tuple[float, float]
-# Totals over documents (..., C) -> the value (...) and its gradient by each total (..., C).
-Statistic: TypeAlias = Callable[[Floats], tuple[Floats, Floats]]
 
 FRACTIONS: Range = (0.0, 1.0)
 # A hundredth of ROUGE's range: a smaller loss counts as none.
 MARGIN = 0.01
-ALPHA = 0.05
-POWER = 0.8
-NUM_RESAMPLES = 4000
 NUM_EXCHANGES = 9999
-SMALLEST_ERROR = 0.25
 # Fewer documents have no interval: no exchange of so few could come out below p = 0.05, and of two that happen to agree
 # resamples would make an interval of no width.
 MIN_DOCUMENTS = 6
-# Scores are sums of thousands of roundings: a smaller difference is none.
-ROUNDING = 1e-12
-# Documents drawn in a block of resamples: few enough to stay in the processor's cache.
-PICKS_AT_ONCE = 2**17
 
 
 def mean_interval(
@@ -56,10 +59,10 @@ def mean_interval(
         ValueError: Scores are missing or out of range, or there is not one document for each.
     """
     columns = _by_document(_fractions(values, within), documents)
-    mean = float(_geometric_mean(columns.sum(axis=0))[0])
+    mean = float(geometric_mean(columns.sum(axis=0))[0])
     low = high = None
     if len(columns) >= MIN_DOCUMENTS:
-        start, end, error = _studentized(columns, _geometric_mean, num_resamples)
+        start, end, error = studentized(columns, geometric_mean, num_resamples)
         # Documents that are all alike do not tell how far others may lie.
         if error:
             low, high = max(start, 0.0), min(end, 1.0)
@@ -81,7 +84,7 @@ def interval_of_ratio(
     columns = _counted(sums, counts, "a document's sum or count")
     if len(columns) < MIN_DOCUMENTS:
         return None, None
-    low, high, error = _studentized(columns, _geometric_mean, num_resamples)
+    low, high, error = studentized(columns, geometric_mean, num_resamples)
     return (low, high) if error else (None, None)
 
 
@@ -110,13 +113,13 @@ def ratio_of_perplexities(
     columns = _counted(gains, tokens, "a document's loss or count")
     if not len(columns):
         raise ValueError("no document has a predicted token; there is nothing to compare")
-    log_ratio = float(_ratio(columns.sum(axis=0))[0])
+    log_ratio = float(ratio(columns.sum(axis=0))[0])
     low = high = detectable = None
     if len(columns) >= MIN_DOCUMENTS:
-        start, stop, error = _studentized(columns, _ratio, num_resamples)
+        start, stop, error = studentized(columns, ratio, num_resamples)
         if error:
             low, high = float(np.exp(start)), float(np.exp(stop))
-            detectable = float(np.exp(_detectable(len(columns), error)))
+            detectable = float(np.exp(detectable_difference(len(columns), error)))
     return PerplexityRatio(
         ratio=float(np.exp(log_ratio)), low=low, high=high, detectable=detectable, num_documents=len(columns)
     )
@@ -150,7 +153,7 @@ def compare_paired(
         raise ValueError(f"scores of shapes {before.shape} and {after.shape} are not of the same examples")
     num_scores = before.shape[1]
     columns = _by_document(np.hstack([before, after]), documents)
-    statistic = _difference_of(num_scores)
+    statistic = difference_of(num_scores)
     difference = float(statistic(columns.sum(axis=0))[0])
     gains = combined(after) - combined(before)
     wins, losses = int((gains > ROUNDING).sum()), int((gains < -ROUNDING).sum())
@@ -161,9 +164,9 @@ def compare_paired(
     tells_nothing = not wins and not losses and _is_constant(columns)
     size = within[1] - within[0]
     if len(columns) >= MIN_DOCUMENTS and not tells_nothing:
-        start, end, error = _studentized(columns, statistic, num_resamples)
+        start, end, error = studentized(columns, statistic, num_resamples)
         low, high = size * max(start, -1.0), size * min(end, 1.0)
-        detectable = size * _detectable(len(columns), error) if error else None
+        detectable = size * detectable_difference(len(columns), error) if error else None
     return PairedResult(
         difference=size * difference,
         low=low,
@@ -249,7 +252,7 @@ def within_margin_of_best(
         by_score = totals[:, :-1].reshape(len(totals), num_systems, -1) / totals[:, -1:, None]
         return combined(by_score)
 
-    distribution = _resample(columns, lambda totals: means(totals).T, num_resamples).bootstrap_distribution
+    distribution = resample(columns, lambda totals: means(totals).T, num_resamples).bootstrap_distribution
     covariance = np.atleast_2d(np.cov(distribution)) * num_documents / (num_documents - 1)
     variances = np.diag(covariance)
     errors = np.sqrt(np.maximum(variances[:, None] + variances - 2 * covariance, 0.0))
@@ -301,111 +304,10 @@ def _by_document(scores: Floats, documents: ArrayLike) -> Floats:
     return np.column_stack([*sums, np.bincount(index)]).astype(np.float64)
 
 
-def combined(scores: Floats) -> Floats:
-    """Return the geometric mean over the last axis (..., K) -> (...)."""
-    combined: Floats = np.prod(scores, axis=-1) ** (1 / scores.shape[-1])
-    return combined
-
-
-def _detectable(num_documents: int, error: float) -> float:
-    """Return the smallest difference that a standard error shows at p < 0.05 with a probability of 0.8."""
-    return float(students_t.ppf([1 - ALPHA / 2, POWER], num_documents - 1).sum() * error)
-
-
-def _ratio(totals: Floats) -> tuple[Floats, Floats]:
-    """Return the ratio of a sum, of any sign, to a count, and its gradient; see `Statistic`."""
-    value, counts = totals[..., 0] / totals[..., 1], totals[..., 1:]
-    return value, np.concatenate([1 / counts, -value[..., None] / counts], axis=-1)
-
-
 def _is_constant(columns: Floats) -> bool:
     """Return whether all documents have the same mean scores."""
     means = columns[:, :-1] / columns[:, -1:]
     return bool((np.ptp(means, axis=0) < ROUNDING).all())
-
-
-def _geometric_mean(totals: Floats) -> tuple[Floats, Floats]:
-    """Return the geometric mean of the K ratios of sums to the count, and its gradient; see `Statistic`."""
-    sums, counts = totals[..., :-1], totals[..., -1:]
-    value = combined(sums / counts)[..., None]
-    # The slope of a geometric mean is infinite where a mean is 0; without it, the smallest error takes its place.
-    by_sum = np.divide(value, sums.shape[-1] * sums, out=np.zeros_like(sums), where=sums != 0)
-    return value[..., 0], np.concatenate([by_sum, -value / counts], axis=-1)
-
-
-def _difference_of(num_scores: int) -> Statistic:
-    """Return the statistic for totals of K sums of the first system, K of the second, and the count."""
-
-    def difference(totals: Floats) -> tuple[Floats, Floats]:
-        counts = totals[..., -1:]
-        before, slope_before = _geometric_mean(np.concatenate([totals[..., :num_scores], counts], axis=-1))
-        after, slope_after = _geometric_mean(totals[..., num_scores:])
-        by_count = slope_after[..., -1:] - slope_before[..., -1:]
-        return after - before, np.concatenate([-slope_before[..., :-1], slope_after[..., :-1], by_count], axis=-1)
-
-    return difference
-
-
-def _studentized(columns: Floats, statistic: Statistic, num_resamples: int) -> tuple[float, float, float]:
-    """Return the ends of the symmetric 95% bootstrap-t interval over documents, and the standard error.
-
-    The half width is the standard error times what 95% of resamples stay within, each in units of its own standard
-    error. Scores are skewed and documents differ in size, and where an estimate comes out low, so does its error. The
-    percentile and BCa intervals that SciPy has ready miss that: with 50 documents they cover down to 91%. SciPy draws
-    the resamples and takes the quantile; the standard errors, of ratios and of their geometric mean, are made here by
-    linearization around each resample's own totals. The interval still misses more often on the side of the long tail.
-
-    A resample that draws nearly the same document again and again has hardly an error, and what is divided by it could
-    be any number. So errors count as a quarter of the sample's at least. From 35 documents on that is felt only where
-    very few documents differ from the others.
-
-    Source: Hall, On symmetric bootstrap confidence intervals, Journal of the Royal Statistical Society B 50 (1988). The
-    smallest error is ours.
-    """
-    num_documents, num_columns = columns.shape
-    unbiased = num_documents / (num_documents - 1)
-    value, gradient = statistic(columns.sum(axis=0))
-    error = float(np.sqrt(unbiased * np.square(columns @ gradient).sum()))
-    if error < ROUNDING * max(1.0, abs(float(value))):
-        return float(value), float(value), 0.0
-    products = (columns[:, :, None] * columns[:, None, :]).reshape(num_documents, -1)
-
-    def deviation(totals: Floats) -> Floats:
-        values, gradients = statistic(totals[:, :num_columns])
-        moments = totals[:, num_columns:].reshape(-1, num_columns, num_columns)
-        squares = np.einsum("bi,bij,bj->b", gradients, moments, gradients)
-        errors = np.sqrt(np.maximum(unbiased * squares, 0.0))
-        in_errors: Floats = np.abs(values - value) / np.maximum(errors, SMALLEST_ERROR * error)
-        return in_errors
-
-    half_width = _resample(np.hstack([columns, products]), deviation, num_resamples).confidence_interval.high * error
-    return float(value - half_width), float(value + half_width), error
-
-
-def _resample(columns: Floats, function: Callable[[Floats], Floats], num_resamples: int) -> Any:
-    """Return SciPy's bootstrap result of a function of totals (B, C) -> (..., B) over resampled documents.
-
-    Its interval ends at the 95% quantile.
-    """
-    num_documents = len(columns)
-
-    # How often each document was drawn gives all columns' totals in one matrix product, with no copy of a column.
-    def of_picks(picks: NDArray[np.int64], axis: int) -> Floats:
-        rows = num_documents * np.arange(len(picks))[:, None]
-        times = np.bincount((picks + rows).ravel(), minlength=picks.size).reshape(picks.shape)
-        return function(times.astype(np.float64) @ columns)
-
-    return bootstrap(
-        (np.arange(num_documents),),
-        of_picks,
-        n_resamples=num_resamples,
-        batch=max(1, PICKS_AT_ONCE // num_documents),
-        vectorized=True,
-        confidence_level=1 - ALPHA,
-        alternative="less",
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
 
 
 def _exchange_test(columns: Floats, num_scores: int, num_exchanges: int) -> float:

@@ -10,9 +10,10 @@ from typing import Any
 
 from eval.errors import UserError
 from eval.records.journal import read_lines
+from eval.records.schema import PerplexityRatio
 from eval.reporting.perplexity_report import perplexity_of, with_interval
 from eval.reporting.tables import Rows
-from eval.scoring.significance import PerplexityRatio, ratio_of_perplexities
+from eval.scoring.significance import ratio_of_perplexities
 from eval.studies.charts import ratio_chart, strip_chart
 from eval.studies.section import Content, Given, Record, read_json, share, timed_alike
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from eval.errors import UserError
-from eval.leaderboard import make_leaderboard
 from eval.records.run_folder import RunFolder
 from eval.reporting.charts import COSTS, Spec, save_charts
 from eval.reporting.leaderboard_report import write_leaderboard
 from eval.reporting.tables import as_markdown
+from eval.scoring.leaderboard import make_leaderboard
 from eval.scoring.significance import MARGIN
 from eval.studies.answers import repetition_section, rouge_section
 from eval.studies.costs import cost_section, training_section

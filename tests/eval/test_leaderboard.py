@@ -99,7 +99,7 @@ def ranked(root: Path, *options: str) -> dict[str, Any]:
 def charts(content: dict[str, Any], index: int = 0) -> dict[str, Any]:
     """Return the charts of one board."""
     made = from_json(Leaderboard, content, "leaderboard.json")
-    return dict(charts_of(made.boards[index], made))
+    return dict(charts_of(made.boards[index], made.cost))
 
 
 def reasons(content: dict[str, Any]) -> dict[str, str]:
@@ -179,7 +179,7 @@ def test_what_is_left_out_is_named_with_the_reason(runs: Path, capsys: pytest.Ca
     printed = " ".join(capsys.readouterr().out.split())
     folder = runs / "leaderboard"
     for text in (printed, (folder / "leaderboard.md").read_text(), (folder / "leaderboard.html").read_text()):
-        for part in ("unfinished: 2 of its predictions", "no field 'grouping'", "9 left out"):
+        for part in ("unfinished: 2 of its predictions", "run.json has no field", "9 left out"):
             assert part in text
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from eval.records.schema import PairedResult
 from eval.scoring.significance import (
     MARGIN,
-    PairedResult,
     compare_paired,
     holm,
     interval_of_ratio,
