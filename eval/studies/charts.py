@@ -7,8 +7,7 @@ from typing import Any
 
 from eval.reporting.charts import Layer, Spec, spec_of
 
-Row = Mapping[str, Any]
-
+Point = Mapping[str, Any]  # "name", "share" of attention, "ratio", and "low" and "high", None without an interval
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 _WIDTH, _HEIGHT = 460, 300  # of `ratio_chart`, in pixels
@@ -16,10 +15,6 @@ _MARGIN = 75  # beside the points that lie farthest to the left and to the right
 _LETTER = (6.0, 12.0)  # of a label, wide and high, in pixels
 # From a point to the edge of its label and to the middle of its height, best first.
 _PLACES = [(x, y) for y in (-7, 8, -20, 21, -33, 34) for x in (8, -8)]
-_ONE: Layer = {
-    "data": {"values": [{"one": 1}]},
-    "mark": {"type": "rule", "style": "yardstick", "strokeDash": [4, 4]},
-}
 _TOOLTIP = [
     {"field": "name"},
     *({"field": field, "format": ".4f"} for field in ("ratio", "low", "high")),
@@ -27,19 +22,14 @@ _TOOLTIP = [
 ]
 
 
-def ratio_chart(rows: Sequence[Row], title: str) -> Spec:
-    """Return ratios of perplexities against the share of attention, with intervals and names beside the points.
-
-    Args:
-        rows: {"name", "share", "ratio", "low", "high"}; the last two None without an interval.
-        title: Of the ratio.
-    """
-    shares = [row["share"] for row in rows]
+def ratio_chart(points: Sequence[Point], title: str) -> Spec:
+    """Return ratios of perplexities against the share of attention, with intervals and names beside the points."""
+    shares = [point["share"] for point in points]
     beside = _MARGIN / (_WIDTH - 2 * _MARGIN) * (max(shares) - min(shares)) or 0.1
     across = [min(shares) - beside, max(shares) + beside]
-    ends = [row[key] for row in rows for key in ("ratio", "low", "high") if row[key] is not None] + [1.0]
+    ends = [end for point in points for end in _ends(point)] + [1.0]
     room = 0.08 * (max(ends) - min(ends)) or 0.01
-    domain = [min(ends) - room, max(ends) + room]
+    up = [min(ends) - room, max(ends) + room]
     x = {
         "field": "share",
         "type": "quantitative",
@@ -47,63 +37,88 @@ def ratio_chart(rows: Sequence[Row], title: str) -> Spec:
         "scale": {"domain": across, "nice": False},
         "axis": {"format": "%", "grid": False},
     }
-    y = {"field": "ratio", "type": "quantitative", "title": title, "scale": {"domain": domain, "nice": False}}
-    labels = _labels(rows, across, domain)
-    layers: list[Layer] = [
-        _ONE | {"encoding": {"y": y | {"field": "one"}}},
-        *_intervals(rows, {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}}),
+    y = {"field": "ratio", "type": "quantitative", "title": title, "scale": {"domain": up, "nice": False}}
+    labels = _labels(points, across, up)
+    texts: list[Layer] = [
         {
-            "data": {"values": list(rows)},
-            "mark": {"type": "point", "style": "histogram", "filled": True, "size": 70, "opacity": 1},
-            "encoding": {"x": x, "y": y, "tooltip": _TOOLTIP},
-        },
-        *(
-            {
-                "data": {"values": some},
-                "mark": {"type": "text", "align": align, "baseline": "middle", "style": "label"},
-                "encoding": {"x": x, "y": y, "text": {"field": "name"}},
-            }
-            for align in ("left", "right")
-            if (some := [label for label in labels if label["align"] == align])
-        ),
+            "data": {"values": some},
+            "mark": {"type": "text", "align": align, "baseline": "middle", "style": "label"},
+            "encoding": {"x": x, "y": y, "text": {"field": "name"}},
+        }
+        for align in ("left", "right")
+        if (some := [label for label in labels if label["align"] == align])
     ]
-    description = f"{title} against the share of attention operations, a point a part."
-    return spec_of(layer=layers, width=_WIDTH, height=_HEIGHT, description=description)
+    described = f"{title} against the share of attention operations, a point a part."
+    layers = [*_ratios(points, x, y, "y", size=70, opacity=1), *texts]
+    return spec_of(layer=layers, width=_WIDTH, height=_HEIGHT, description=described)
 
 
-def _labels(rows: Sequence[Row], across: Sequence[float], domain: Sequence[float]) -> list[dict[str, Any]]:
+def strip_chart(points: Sequence[Point], title: str) -> Spec:
+    """Return ratios of perplexities along a line for each name, with intervals; several points of a name share it."""
+    order = list(dict.fromkeys(point["name"] for point in points))
+    x = {"field": "ratio", "type": "quantitative", "title": title, "scale": {"zero": False, "padding": 10}}
+    y = {"field": "name", "type": "nominal", "sort": order, "title": None, "axis": {"labelLimit": 260}}
+    layers = _ratios(points, x, y, "x", size=50, opacity=0.7)
+    return spec_of(layer=layers, height=26 * len(order), description=f"{title}, a line a plan: {', '.join(order)}.")
+
+
+def _ratios(points: Sequence[Point], x: Layer, y: Layer, ratio: str, **mark: Any) -> list[Layer]:
+    """Return a line at 1, intervals and points; `ratio` is the axis of ratios, `x` or `y`."""
+    axes = {"x": x, "y": y}
+    interval = axes | {ratio: axes[ratio] | {"field": "low"}, f"{ratio}2": {"field": "high"}}
+    known = [point for point in points if point["low"] is not None]
+    layers: list[Layer] = [
+        {
+            "data": {"values": [{"one": 1}]},
+            "mark": {"type": "rule", "style": "yardstick", "strokeDash": [4, 4]},
+            "encoding": {ratio: axes[ratio] | {"field": "one"}},
+        },
+        {"data": {"values": known}, "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.55}, "encoding": interval},
+        {
+            "data": {"values": list(points)},
+            "mark": {"type": "point", "style": "histogram", "filled": True, **mark},
+            "encoding": axes | {"tooltip": _TOOLTIP},
+        },
+    ]
+    # A layer without data has no extent, of which browsers complain.
+    return [layer for layer in layers if layer["data"]["values"]]
+
+
+def _ends(point: Point) -> list[float]:
+    return [point[key] for key in ("ratio", "low", "high") if point[key] is not None]
+
+
+def _labels(points: Sequence[Point], across: Sequence[float], up: Sequence[float]) -> list[dict[str, Any]]:
     """Return names where they stand on no point, interval or other name, as {"name", "share", "ratio", "align"}.
 
     Args:
-        rows: Of the chart.
+        points: Points of the chart.
         across: Ends of the horizontal axis.
-        domain: Ends of the vertical axis.
+        up: Ends of the vertical axis.
     """
-    a_pixel, a_pixel_up = (across[1] - across[0]) / _WIDTH, (domain[1] - domain[0]) / _HEIGHT
+    a_pixel, a_pixel_up = (across[1] - across[0]) / _WIDTH, (up[1] - up[0]) / _HEIGHT
 
-    def down(ratio: float) -> float:
-        return (domain[1] - ratio) / a_pixel_up
+    def place(point: Point, ratio: float) -> tuple[float, float]:
+        return (point["share"] - across[0]) / a_pixel, (up[1] - ratio) / a_pixel_up
 
-    points = [(row["share"] - across[0]) / a_pixel for row in rows]
     taken: list[Box] = []
-    for row, at in zip(rows, points, strict=True):
-        ends = [row[key] for key in ("ratio", "low", "high") if row[key] is not None]
-        taken.append((at - 6, down(max(ends)) - 6, at + 6, down(min(ends)) + 6))
+    for point in points:
+        (left, top), (right, bottom) = place(point, max(_ends(point))), place(point, min(_ends(point)))
+        taken.append((left - 6, top - 6, right + 6, bottom + 6))
     labels = []
-    for row, at in zip(rows, points, strict=True):
-        places = [(_box(at + x, down(row["ratio"]) + y, row["name"], to_right=x > 0), x, y) for x, y in _PLACES]
+    for point in points:
+        at, down = place(point, point["ratio"])
+        wide, half = _LETTER[0] * len(point["name"]), _LETTER[1] / 2
+        boxes = {}
+        for x, y in _PLACES:
+            left = at + x - wide * (x < 0)
+            boxes[x, y] = left, down + y - half, left + wide, down + y + half
         # Where all are taken, the one that is taken least.
-        box, x, y = min(places, key=lambda place: _num_overlaps(place[0], taken))
-        taken.append(box)
-        place = {"share": row["share"] + x * a_pixel, "ratio": row["ratio"] - y * a_pixel_up}
-        labels.append({"name": row["name"], **place, "align": "left" if x > 0 else "right"})
+        x, y = min(boxes, key=lambda xy: _num_overlaps(boxes[xy], taken))
+        taken.append(boxes[x, y])
+        where = {"share": point["share"] + x * a_pixel, "ratio": point["ratio"] - y * a_pixel_up}
+        labels.append({"name": point["name"], **where, "align": "left" if x > 0 else "right"})
     return labels
-
-
-def _box(x: float, y: float, name: str, *, to_right: bool) -> Box:
-    """Return what a label covers."""
-    wide, high = _LETTER[0] * len(name), _LETTER[1]
-    return (x if to_right else x - wide), y - high / 2, (x + wide if to_right else x), y + high / 2
 
 
 def _num_overlaps(box: Box, taken: Sequence[Box]) -> int:
@@ -113,62 +128,19 @@ def _num_overlaps(box: Box, taken: Sequence[Box]) -> int:
     return is_outside + sum(left < b[2] and b[0] < right and top < b[3] and b[1] < bottom for b in taken)
 
 
-def strip_chart(rows: Sequence[Row], title: str) -> Spec:
-    """Return ratios of perplexities along a line for each name, with intervals; several points of a name share it.
-
-    Args:
-        rows: As of `ratio_chart`.
-        title: Of the ratio.
-    """
-    order = list(dict.fromkeys(row["name"] for row in rows))
-    x = {"field": "ratio", "type": "quantitative", "title": title, "scale": {"zero": False, "padding": 10}}
-    y = {"field": "name", "type": "nominal", "sort": order, "title": None, "axis": {"labelLimit": 260}}
-    layers: list[Layer] = [
-        _ONE | {"encoding": {"x": x | {"field": "one"}}},
-        *_intervals(rows, {"x": x | {"field": "low"}, "x2": {"field": "high"}, "y": y}),
-        {
-            "data": {"values": list(rows)},
-            "mark": {"type": "point", "style": "histogram", "filled": True, "size": 50, "opacity": 0.7},
-            "encoding": {"x": x, "y": y, "tooltip": _TOOLTIP},
-        },
-    ]
-    return spec_of(layer=layers, height=26 * len(order), description=f"{title}, a line a plan: {', '.join(order)}.")
-
-
-def _intervals(rows: Sequence[Row], encoding: Layer) -> list[Layer]:
-    # A layer without data has no extent, of which browsers complain.
-    known = [row for row in rows if row["low"] is not None]
-    mark = {"type": "rule", "strokeWidth": 2, "opacity": 0.55}
-    return [{"data": {"values": known}, "mark": mark, "encoding": encoding}] if known else []
-
-
-def loss_chart(rows: Sequence[Row]) -> Spec:
-    """Return held-out losses over steps, a line a part.
-
-    Args:
-        rows: {"name", "step", "loss"}.
-    """
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    colour = {
-        "field": "name",
-        "type": "nominal",
-        "scale": {"domain": names},
-        "legend": {"title": None, "orient": "bottom", "columns": 2},
-    }
+def loss_chart(points: Sequence[Mapping[str, Any]]) -> Spec:
+    """Return held-out losses over steps, a line a part, from points of {"name", "step", "loss"}."""
+    names = list(dict.fromkeys(point["name"] for point in points))
+    legend = {"title": None, "orient": "bottom", "columns": 2}
+    part = {"field": "name", "type": "nominal", "scale": {"domain": names}, "legend": legend}
+    scale, title = {"zero": False, "padding": 8}, "Held-out loss (nats a token)"
     encoding = {
         "x": {"field": "step", "type": "quantitative", "title": "Step", "axis": {"grid": False}},
-        "y": {
-            "field": "loss",
-            "type": "quantitative",
-            "title": "Held-out loss (nats a token)",
-            "scale": {"zero": False, "padding": 8},
-        },
-        "color": colour,
-        "shape": {"field": "name", "type": "nominal", "scale": {"domain": names}, "legend": colour["legend"]},
+        "y": {"field": "loss", "type": "quantitative", "title": title, "scale": scale},
+        "color": part,
     }
-    line = {name: channel for name, channel in encoding.items() if name != "shape"}
     layers: list[Layer] = [
-        {"mark": {"type": "line", "strokeWidth": 2.5}, "encoding": line},
-        {"mark": {"type": "point", "filled": True, "size": 60, "opacity": 1}, "encoding": encoding},
+        {"mark": {"type": "line", "strokeWidth": 2.5}, "encoding": encoding},
+        {"mark": {"type": "point", "filled": True, "size": 60, "opacity": 1}, "encoding": encoding | {"shape": part}},
     ]
-    return spec_of(data={"values": list(rows)}, layer=layers, description=f"Held-out loss: {', '.join(names)}.")
+    return spec_of(data={"values": list(points)}, layer=layers, description=f"Held-out loss: {', '.join(names)}.")
