@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from eval.errors import UserError
-from eval.records.journal import read_lines
 from eval.records.schema import Comparison, ExampleScore, Prediction, Result
 from eval.reporting.charts import length_curves
 from eval.reporting.columns import BASELINE_STYLES, COMPARISON_LEGEND, COUNTS, legend_of, percent
 from eval.reporting.tables import Rows, comparison_table, select
 from eval.scoring.compare_runs import RunComparison, check_comparable, compare_runs, name_comparison
-from eval.scoring.examples import Setting, compare_lines, correct, setting_of, values_of
+from eval.scoring.examples import Setting, compare_lines, correct, values_of
 from eval.scoring.profiles import headline, metric_name
 from eval.scoring.scored_run import ScoredRun, read_scored
 from eval.scoring.significance import MARGIN, mean_interval
@@ -94,16 +93,15 @@ def _write_differences(draft: Draft, runs: Runs) -> None:
 
 
 def _length_rows(runs: Runs) -> list[Row]:
-    """Return how each part differs between its shortest and its longest maxlen."""
+    """Return how each part differs between its shortest and its longest maxlen, which scoring has compared."""
     rows: list[Row] = []
     for name, run in runs.items():
-        lengths: dict[tuple[str, str], list[int]] = {}
-        for task, template, maxlen in run.lines:
-            lengths.setdefault((task, template), []).append(maxlen)
-        ends = {which: (min(some), max(some)) for which, some in lengths.items() if len(some) > 1}
-        for pair in sorted(set(ends.values())):
-            of_pair = _headline_rows(name, compare_runs(run, run, _headlines(run), MARGIN, pair))
-            rows += [row for row in of_pair if ends.get((row[1].task, row[1].first.template)) == pair]
+        of_all = select(run.scores.comparisons, subset="all")
+        for one in sorted(of_all, key=lambda one: (one.task, one.second.template)):
+            lengths = [maxlen for *which, maxlen in run.lines if which == [one.task, one.second.template]]
+            ends = replace(one.second, maxlen=min(lengths)), replace(one.second, maxlen=max(lengths))
+            if (one.first, one.second) == ends:
+                rows.append((f"{name}: {name_comparison(one)}", one))
     return rows
 
 
@@ -123,7 +121,10 @@ def _headlines(*runs: ScoredRun) -> list[str]:
 def write_repetition(draft: Draft) -> None:
     """Write how much answers repeat themselves, how long they are, and what they score."""
     runs = _read(draft)
-    answers = {name: _answers(run) for name, run in runs.items()}
+    answers = {
+        name: {setting: _answers(run, setting, some) for setting, some in draft.lines(name).items()}
+        for name, run in runs.items()
+    }
     rows = [["task", "template", "maxlen", "part", "n", f"repeated {NGRAM}-grams", "words", "score", "metric"]]
     for setting in sorted({setting for some in answers.values() for setting in some}):
         for name, run in runs.items():
@@ -158,15 +159,14 @@ def repeated_share(text: str) -> float | None:
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else None
 
 
-def _answers(run: ScoredRun) -> dict[Setting, dict[str, ExampleScore]]:
+def _answers(run: ScoredRun, setting: Setting, answers: Mapping[str, Prediction]) -> dict[str, ExampleScore]:
     """Return the number of words of each answer and, where it has 4-grams, the share that it repeats."""
-    answers: dict[Setting, dict[str, ExampleScore]] = {}
-    for line in read_lines(Prediction, run.path / "predictions.jsonl"):
-        repeated, num_words = repeated_share(line.text), len(line.text.split())
+    measured = {}
+    for name, answer in answers.items():
+        repeated, num_words = repeated_share(answer.text), len(answer.text.split())
         metrics = {_WORDS: float(num_words)} | ({} if repeated is None else {_REPEATED: repeated})
-        scored = run.lines[setting_of(line)][line.id]
-        answers.setdefault(setting_of(line), {})[line.id] = replace(scored, metrics=metrics)
-    return answers
+        measured[name] = replace(run.lines[setting][name], metrics=metrics)
+    return measured
 
 
 def _with_ngrams(answers: Mapping[str, ExampleScore]) -> dict[str, ExampleScore]:

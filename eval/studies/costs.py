@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from eval.records.journal import read_lines
-from eval.records.schema import DocumentLoss, Prediction, RunRecord, TrainingRecord
+from eval.records.schema import DocumentLoss, Prediction, TrainingRecord
 from eval.reporting.columns import COSTS, Column, legend_of, number_or_dash
 from eval.reporting.tables import Rows
-from eval.scoring.examples import Setting
 from eval.studies.charts import loss_chart
-from eval.studies.section import Draft, mean, share
+from eval.studies.section import Draft, in_both, share
 from eval.training.folder import TrainFolder
 
-Costs = Mapping[str, Mapping[str, float | None]]  # by document or answer, then by key of `_COSTS`
+Lines = Mapping[str, Prediction | DocumentLoss]  # by document or answer
+Losses = Mapping[int, float]  # by step
 
 _OF_RUNS = {column.key: column for column in COSTS}
 _COSTS = [
@@ -43,72 +42,53 @@ _TRAINING_LEGEND = (
 
 def write_costs(draft: Draft) -> None:
     """Write attention, cache and seconds of runs and measurements, and their shares of the reference."""
-    costs = {name: _read_costs(draft, name) for name in draft.folders}
+    lines = {name: draft.lines(name) for name in draft.folders}
     rows = [["task", "template", "maxlen", "part", "n", "shared", *(column.heading for column in _COSTS)]]
-    for setting in sorted({setting for of_part in costs.values() for setting in of_part}):
-        for name in draft.folders:
-            if setting in costs[name]:
-                before = costs[draft.reference].get(setting) if draft.reference not in (None, name) else None
+    for setting in sorted({setting for some in lines.values() for setting in some}):
+        for name, some in lines.items():
+            if setting in some:
+                before = lines[draft.reference].get(setting, {}) if draft.reference not in (None, name) else {}
                 task, template, maxlen = setting
-                rows.append([task, template, f"{maxlen:,}", name, *_cost_cells(costs[name][setting], before or {})])
+                rows.append([task, template, f"{maxlen:,}", name, *_cost_cells(before, some[setting])])
     draft.table("Cost", rows)
     draft.note_machines()
     draft.say(_COST_LEGEND)
 
 
-def _read_costs(draft: Draft, name: str) -> dict[Setting, dict[str, dict[str, float | None]]]:
-    file = draft.folders[name] / "predictions.jsonl"
-    is_run = isinstance(draft.records[name], RunRecord)
-    lines: Sequence[Prediction | DocumentLoss] = (
-        read_lines(Prediction, file) if is_run else read_lines(DocumentLoss, file)
-    )
-    costs: dict[Setting, dict[str, dict[str, float | None]]] = {}
-    for line in lines:
-        values = vars(line) if isinstance(line, Prediction) else {**vars(line), "prefill_seconds": line.seconds}
-        of_setting = costs.setdefault((line.task, line.template, line.maxlen), {})
-        of_setting[line.id] = {column.key: values.get(column.key) for column in _COSTS}
-    return costs
-
-
-def _cost_cells(costs: Costs, before: Costs) -> list[str]:
-    shared = [name for name in costs if name in before]
-    cells = [str(len(costs)), str(len(shared)) if shared else "-"]
+def _cost_cells(before: Lines, lines: Lines) -> list[str]:
+    pair = in_both(before, lines)
+    cells = [str(len(lines)), str(len(pair[0])) if pair[0] else "-"]
     for column in _COSTS:
-        key = column.key
-        value, *both = (
-            mean([some[name][key] for name in names])
-            for some, names in ((costs, list(costs)), (costs, shared), (before, shared))
-        )
-        of_reference = share(*both)
-        cell = number_or_dash(value, column.digits, column.unit)
+        reference, shared, all_lines = (_mean(some, column.key) for some in (*pair, lines))
+        of_reference = share(shared, reference)
+        cell = number_or_dash(all_lines, column.digits, column.unit)
         cells.append(cell if of_reference == "-" else f"{cell} ({of_reference})")
     return cells
 
 
+def _mean(lines: Lines, key: str) -> float | None:
+    """Return the mean of a cost; None where one is not known."""
+    values = [_cost(line, key) for line in lines.values()]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _cost(line: Prediction | DocumentLoss, key: str) -> float | None:
+    if isinstance(line, Prediction):
+        found: float | None = getattr(line, key)
+        return found
+    return line.seconds if key == "prefill_seconds" else getattr(line, key, None)  # nothing is decoded
+
+
 def write_training(draft: Draft) -> None:
     """Write held-out losses by step, their gaps to the reference, and seconds a step."""
-    losses = {
-        name: {one.step: one.loss for one in TrainFolder(folder).evaluations()}
-        for name, folder in draft.folders.items()
-    }
+    logs = {name: TrainFolder(folder).evaluations() for name, folder in draft.folders.items()}
+    losses = {name: {one.step: one.loss for one in log} for name, log in logs.items()}
     draft.table("Held-out loss by step", _loss_rows(losses, draft.reference))
-    points = [
-        {"name": name, "step": step, "loss": loss} for name, some in losses.items() for step, loss in some.items()
-    ]
-    if points:
-        draft.chart("loss", "Held-out loss by step", loss_chart(points))
-    header = [
-        "part",
-        "spans",
-        "steps",
-        "tokens",
-        "s/step, median",
-        "peak GiB",
-        "rows held out",
-        "lowest loss",
-        "at step",
-    ]
-    draft.table("Trainings", [header, *(_training_row(draft, name, losses[name]) for name in draft.folders)])
+    if any(losses.values()):
+        draft.chart("loss", "Held-out loss by step", loss_chart(losses))
+    rows = [_training_row(draft, name, losses[name]) for name in draft.folders]
+    draft.table("Trainings", [list(rows[0]), *(list(row.values()) for row in rows)])
     for name in draft.others:
         if draft.reference and _held_out(draft.records[name]) != _held_out(draft.records[draft.reference]):
             draft.say(f"`{name}` holds out other documents than `{draft.reference}`: their losses do not compare.")
@@ -116,35 +96,36 @@ def write_training(draft: Draft) -> None:
     draft.say(_TRAINING_LEGEND)
 
 
-def _loss_rows(losses: Mapping[str, Mapping[int, float]], reference: str | None) -> Rows:
+def _loss_rows(losses: Mapping[str, Losses], reference: str | None) -> Rows:
     before = losses[reference] if reference else {}
     rows = [["step", *losses]]
     for step in sorted({step for some in losses.values() for step in some}):
-        cells = []
-        for name, some in losses.items():
-            gap = (
-                f" ({some[step] - before[step]:+.4f})" if name != reference and step in some and step in before else ""
-            )
-            cells.append(f"{some[step]:.4f}{gap}" if step in some else "")
+        cells = [_loss_cell(some.get(step), None if some is before else before.get(step)) for some in losses.values()]
         rows.append([f"{step:,}", *cells])
     return rows
 
 
-def _training_row(draft: Draft, name: str, losses: Mapping[int, float]) -> list[str]:
+def _loss_cell(loss: float | None, before: float | None) -> str:
+    if loss is None:
+        return ""
+    return f"{loss:.4f}" if before is None else f"{loss:.4f} ({loss - before:+.4f})"
+
+
+def _training_row(draft: Draft, name: str, losses: Losses) -> dict[str, str]:
     record: TrainingRecord = draft.records[name]
     steps = TrainFolder(draft.folders[name]).steps()
     best = min(losses, key=lambda step: losses[step], default=None)
-    return [
-        name,
-        f"`{record.plan_description}`",
-        f"{len(steps):,}",
-        f"{sum(step.num_tokens for step in steps):,}",
-        number_or_dash(statistics.median(step.seconds for step in steps) if steps else None, 2),
-        number_or_dash(record.peak_bytes, 2, 2**30),
-        number_or_dash(record.num_held_out_rows, 0),
-        "-" if best is None else f"{losses[best]:.4f}",
-        number_or_dash(best, 0),
-    ]
+    return {
+        "part": name,
+        "spans": f"`{record.plan_description}`",
+        "steps": f"{len(steps):,}",
+        "tokens": f"{sum(step.num_tokens for step in steps):,}",
+        "s/step, median": number_or_dash(statistics.median(one.seconds for one in steps) if steps else None, 2),
+        "peak GiB": number_or_dash(record.peak_bytes, 2, 2**30),
+        "rows held out": number_or_dash(record.num_held_out_rows, 0),
+        "lowest loss": "-" if best is None else f"{losses[best]:.4f}",
+        "at step": number_or_dash(best, 0),
+    }
 
 
 def _held_out(record: TrainingRecord) -> tuple[Any, ...]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.errors import UserError
-from eval.records.journal import read_lines
 from eval.records.schema import (
     DocumentLoss,
     DocumentsTask,
@@ -24,7 +23,7 @@ from eval.reporting.perplexity_report import perplexity_of, with_interval
 from eval.reporting.tables import Rows
 from eval.scoring.significance import ratio_of_perplexities
 from eval.studies.charts import ratio_chart, strip_chart
-from eval.studies.section import Draft, share
+from eval.studies.section import Draft, in_both, share
 
 Lines = dict[str, DocumentLoss]  # by document
 Pair = tuple[Lines, Lines]  # of the reference and of a part, the same documents
@@ -63,9 +62,8 @@ class _Measured:
         """Return the lines of the documents that the reference and a part share; None where they do not compare."""
         if self.reference is None or (name, setting[0]) in self.refused:
             return None
-        before, after = (self.lines[one].get(setting, {}) for one in (self.reference, name))
-        shared = [document for document in before if document in after]
-        return ({one: before[one] for one in shared}, {one: after[one] for one in shared}) if shared else None
+        pair = in_both(*(self.lines[one].get(setting, {}) for one in (self.reference, name)))
+        return pair if pair[0] else None
 
     def pooled(self, name: str, maxlen: int) -> Pair | None:
         """Return the pairs of all tasks of the reference as one; None where it has one task, or one has no pair."""
@@ -98,12 +96,10 @@ def write_perplexity(draft: Draft) -> None:
 
 def _read(draft: Draft) -> _Measured:
     results, lines = {}, {}
-    for name, folder in draft.folders.items():
+    for name in draft.folders:
         scores = draft.read(PerplexityScores, name, "scores.json")
         results[name] = {(one.task, one.maxlen): one for one in scores.results}
-        lines[name] = by_setting = dict[Setting, Lines]()
-        for line in read_lines(DocumentLoss, folder / "predictions.jsonl"):
-            by_setting.setdefault((line.task, line.maxlen), {})[line.id] = line
+        lines[name] = {(task, maxlen): some for (task, _, maxlen), some in draft.lines(name).items()}
     refused = _refused(draft, lines) if draft.reference else {}
     return _Measured(reference=draft.reference, results=results, lines=lines, refused=refused)
 

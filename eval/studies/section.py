@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eval.errors import UserError
+from eval.records.journal import read_lines
+from eval.records.schema import DocumentLoss, Prediction, RunRecord
 from eval.records.typed import Record, from_json
 from eval.reporting.charts import Spec
 from eval.reporting.tables import Rows, as_markdown
+from eval.scoring.examples import Setting
 from eval.studies.parts import Section
+
+Line = TypeVar("Line")
 
 
 @dataclass(kw_only=True)
@@ -54,6 +59,14 @@ class Draft:
             raise UserError(f"{path} cannot be read: {error}; {remedy}") from error
         return from_json(kind, content, str(path), remedy=remedy)
 
+    def lines(self, name: str) -> dict[Setting, dict[str, Any]]:
+        """Return the answers or measurements of a part by setting, then by id."""
+        kind: type[Any] = Prediction if isinstance(self.records[name], RunRecord) else DocumentLoss
+        lines: dict[Setting, dict[str, Any]] = {}
+        for line in read_lines(kind, self.folders[name] / "predictions.jsonl"):
+            lines.setdefault((line.task, line.template, line.maxlen), {})[line.id] = line
+        return lines
+
     def say(self, text: str) -> None:
         """Add a paragraph."""
         self.blocks.append(text)
@@ -84,12 +97,12 @@ class Draft:
             self.say(f"Times were measured in different places and do not compare: {'; '.join(names)}.")
 
 
+def in_both(before: Mapping[str, Line], after: Mapping[str, Line]) -> tuple[dict[str, Line], dict[str, Line]]:
+    """Return the lines whose ids both have, in one order."""
+    shared = [name for name in before if name in after]
+    return {name: before[name] for name in shared}, {name: after[name] for name in shared}
+
+
 def share(value: float | None, of: float | None) -> str:
     """Return a part of something as a percentage; a dash where one is not known."""
     return "-" if value is None or not of else f"{value / of:.1%}"
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of numbers; None where one is not known."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None

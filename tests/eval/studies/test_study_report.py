@@ -491,28 +491,15 @@ def test_trainings_are_set_beside_the_reference_at_each_step(tmp_path: Path) -> 
     assert "`other` holds out other documents than `full`: their losses do not compare." in content.blocks
 
 
-def test_labels_of_a_chart_stand_on_no_other_point_or_label() -> None:
-    near: list[dict[str, Any]] = [
-        {"name": f"part-{n}", "share": 0.3 + 0.05 * n, "ratio": 1.1 - 0.002 * n} for n in range(4)
+def test_a_chart_names_its_parts_and_draws_the_intervals_that_are_known() -> None:
+    points: list[dict[str, Any]] = [
+        {"name": "reference", "share": 1.0, "ratio": 1.0, "low": None, "high": None},
+        {"name": "local", "share": 0.3, "ratio": 1.1, "low": 1.05, "high": 1.15},
     ]
-    rows = [
-        one | {"low": one["ratio"] - 0.004, "high": one["ratio"] + 0.004}
-        for one in [*near, {"name": "reference", "share": 1.0, "ratio": 1.0}]
-    ]
-    spec = ratio_chart(rows, "Ratio")
-    points, *texts = [layer for layer in spec["layer"] if layer["mark"]["type"] in ("point", "text")]
-    across, domain = (points["encoding"][axis]["scale"]["domain"] for axis in "xy")
-    boxes = []
-    for layer in texts:
-        for one in layer["data"]["values"]:
-            x = (one["share"] - across[0]) / (across[1] - across[0]) * spec["width"]
-            y = (domain[1] - one["ratio"]) / (domain[1] - domain[0]) * spec["height"]
-            wide = 6 * len(one["name"])
-            boxes.append((x, x + wide, y) if layer["mark"]["align"] == "left" else (x - wide, x, y))
-    assert len(boxes) == 5
-    for index, (left, right, y) in enumerate(boxes):
-        assert not any(left < b[1] and b[0] < right and abs(y - b[2]) < 12 for b in boxes[:index])
-        for row in rows:
-            x = (row["share"] - across[0]) / (across[1] - across[0]) * spec["width"]
-            top, bottom = ((domain[1] - row[end]) / (domain[1] - domain[0]) * spec["height"] for end in ("high", "low"))
-            assert not (left < x < right and top < y < bottom)
+    _, intervals, dots = ratio_chart(points, "Ratio")["layer"]
+    assert [dots["encoding"][channel]["scale"]["domain"] for channel in ("color", "shape")] == [
+        ["reference", "local"]
+    ] * 2
+    assert (intervals["data"]["values"], dots["data"]["values"]) == (points[1:], points)
+    assert (intervals["encoding"]["y"]["field"], intervals["encoding"]["y2"]["field"]) == ("low", "high")
+    assert len(ratio_chart(points[:1], "Ratio")["layer"]) == 2
