@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from eval.errors import UserError
@@ -28,6 +28,7 @@ from eval.studies.section import Draft, in_both, share
 Lines = dict[str, DocumentLoss]  # by document
 Pair = tuple[Lines, Lines]  # of the reference and of a part, the same documents
 Setting = tuple[str, int]  # task, maxlen
+Pairs = Mapping[str, Mapping[Setting, Pair]]  # by part
 
 LEGEND = (
     "ratio: perplexity over that of the reference on the same tokens, 95% bootstrap interval over documents, paired. "
@@ -37,86 +38,79 @@ LEGEND = (
 _SHARED_LEGEND = "shared: documents with such tokens that both have measured, of which the ratio is."
 _RANDOM_LEGEND = "random better: of random plans, how many are; for plans of their cost alone."
 
+_ALL_TASKS = "all tasks"
+_ITSELF = PerplexityRatio(ratio=1.0, low=None, high=None, detectable=None, num_documents=0)
 # Names that a search gives to its random placements.
 _RANDOM = re.compile(r"random \d+")
 # What may differ between sources of data whose content is the same.
 _NAMES_OF_SOURCE = ("kind", "name", "version")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """What the parts of a section have measured.
-
-    Attributes:
-        results: Perplexities by part.
-        lines: Losses of documents by part.
-        refused: By part and task, why it is not compared with the reference.
-    """
-
-    reference: str | None
-    results: Mapping[str, Mapping[Setting, PerplexityResult]]
-    lines: Mapping[str, Mapping[Setting, Lines]]
-    refused: Mapping[tuple[str, str], str]
-
-    def pair(self, name: str, setting: Setting) -> Pair | None:
-        """Return the lines of the documents that the reference and a part share; None where they do not compare."""
-        if self.reference is None or (name, setting[0]) in self.refused:
-            return None
-        pair = in_both(*(self.lines[one].get(setting, {}) for one in (self.reference, name)))
-        return pair if pair[0] else None
-
-    def pooled(self, name: str, maxlen: int) -> Pair | None:
-        """Return the pairs of all tasks of the reference as one; None where it has one task, or one has no pair."""
-        settings = [] if self.reference is None else [one for one in self.lines[self.reference] if one[1] == maxlen]
-        pools: Pair = {}, {}
-        for setting in settings:
-            if (pair := self.pair(name, setting)) is None:
-                return None
-            for pool, lines in zip(pools, pair, strict=True):
-                pool.update({f"{setting[0]} {document}": line for document, line in lines.items()})
-        return pools if len(settings) > 1 else None
-
-
 def write_perplexity(draft: Draft) -> None:
     """Write ratios of perplexities by length and by position."""
-    measured = _read(draft)
-    for (name, task), why in measured.refused.items():
-        draft.say(f"`{name}` is not compared with `{draft.reference}` on {task}: {why}.")
+    scores = {name: draft.read(PerplexityScores, name, "scores.json") for name in draft.folders}
+    results = {name: {(one.task, one.maxlen): one for one in some.results} for name, some in scores.items()}
+    pairs = _pairs(draft)
     for name in draft.others:
         if draft.reference and (unlike := _unlike(draft.records[draft.reference], draft.records[name])):
             draft.say(f"`{name}`, unlike `{draft.reference}`, {' and '.join(unlike)}.")
-    draft.table("By length", _length_rows(draft, measured))
-    settings = sorted({setting for results in measured.results.values() for setting in results})
-    for task, longest in dict(settings).items():  # of the settings of a task, the last counts
-        draft.table(f"By position, {task} at {longest:,}", _position_rows(draft, measured, (task, longest)))
-        _draw(draft, measured, (task, longest))
+    draft.table("By length", _length_rows(draft, results, pairs))
+    for task, longest in dict(sorted({setting for some in results.values() for setting in some})).items():
+        result = results[draft.reference].get((task, longest)) if draft.reference else None
+        of_task = {name: pair for name in draft.others if (pair := pairs[name].get((task, longest))) is not None}
+        if result is not None:
+            draft.table(f"By position, {task} at {longest:,}", _position_rows(draft, result, of_task))
+            _draw(draft, f"{task} {longest}", f"{task} at {longest:,}", of_task)
     draft.note_machines()
     draft.say(f"{LEGEND} {_SHARED_LEGEND}")
 
 
-def _read(draft: Draft) -> _Measured:
-    results, lines = {}, {}
-    for name in draft.folders:
-        scores = draft.read(PerplexityScores, name, "scores.json")
-        results[name] = {(one.task, one.maxlen): one for one in scores.results}
-        lines[name] = {(task, maxlen): some for (task, _, maxlen), some in draft.lines(name).items()}
-    refused = _refused(draft, lines) if draft.reference else {}
-    return _Measured(reference=draft.reference, results=results, lines=lines, refused=refused)
+def _pairs(draft: Draft) -> Pairs:
+    """Return what of each part compares with the reference, and say what does not."""
+    pairs: dict[str, dict[Setting, Pair]] = {name: {} for name in draft.folders}
+    if draft.reference is None:
+        return pairs
+    lines = {
+        name: {(task, maxlen): some for (task, _, maxlen), some in draft.lines(name).items()} for name in draft.folders
+    }
+    reference = lines[draft.reference]
+    for name, of_part in pairs.items():
+        refused = _refused(draft, name, reference, lines[name])
+        for task, why in refused.items():
+            draft.say(f"`{name}` is not compared with `{draft.reference}` on {task}: {why}.")
+        for setting, before in reference.items():
+            pair = in_both(before, lines[name].get(setting, {}))
+            if pair[0] and setting[0] not in refused:
+                of_part[setting] = pair
+        for maxlen in sorted({maxlen for _, maxlen in reference}):
+            settings = [setting for setting in reference if setting[1] == maxlen]
+            if len(settings) > 1 and of_part.keys() >= set(settings):
+                of_part[_ALL_TASKS, maxlen] = _pooled({task: of_part[task, maxlen] for task, _ in settings})
+    return pairs
 
 
-def _refused(draft: Draft, lines: Mapping[str, Mapping[Setting, Lines]]) -> dict[tuple[str, str], str]:
-    """Return why a part is not compared with the reference on a task: other data, or other tokens of a document."""
-    refused: dict[tuple[str, str], str] = {}
-    reference = str(draft.reference)
-    before = draft.records[reference].tasks
-    for name in draft.others:
-        for task, about in draft.records[name].tasks.items():
-            if task in before and _content_of(before[task]) != _content_of(about):
-                refused[name, task] = "the data, or the version of the task, is another"
-        for setting, of_reference in lines[reference].items():
-            for document, line in lines[name].get(setting, {}).items():
-                if document in of_reference and (why := _other_tokens(line, of_reference[document])):
-                    refused.setdefault((name, setting[0]), why)
+def _pooled(pairs: Mapping[str, Pair]) -> Pair:
+    """Return the pairs of several tasks as one."""
+    before, after = (
+        {f"{task} {name}": line for task, pair in pairs.items() for name, line in pair[side].items()} for side in (0, 1)
+    )
+    return before, after
+
+
+def _refused(
+    draft: Draft, name: str, reference: Mapping[Setting, Lines], lines: Mapping[Setting, Lines]
+) -> dict[str, str]:
+    """Return the tasks on which a part is not compared with the reference: other data, or other tokens."""
+    before = draft.records[str(draft.reference)].tasks
+    refused = {
+        task: "the data, or the version of the task, is another"
+        for task, about in draft.records[name].tasks.items()
+        if task in before and _content_of(before[task]) != _content_of(about)
+    }
+    for setting, of_reference in reference.items():
+        for document, line in lines.get(setting, {}).items():
+            if document in of_reference and (why := _other_tokens(line, of_reference[document])):
+                refused.setdefault(setting[0], why)
     return refused
 
 
@@ -146,28 +140,26 @@ def _unlike(before: Any, after: Any) -> list[str]:
     return unlike
 
 
-def _length_rows(draft: Draft, measured: _Measured) -> Rows:
+def _length_rows(draft: Draft, results: Mapping[str, Mapping[Setting, PerplexityResult]], pairs: Pairs) -> Rows:
     """Return a row a part at each length of each task, and of all tasks where there are several."""
     position = draft.section.from_position
     far = [] if position is None else [f"ratio from {position:,} on", "shared", "detectable"]
     header = ["task", "maxlen", "part", "n", "perplexity", "ratio", "shared", "detectable", *far]
     rows = [[*header, "attention", "cache", "seconds"]]
-
-    def add(task: str, maxlen: int, name: str, num_documents: int, perplexity: Estimate, pair: Pair | None) -> None:
-        cells = _compared(pair, position, is_reference=name == draft.reference)
-        rows.append([task, f"{maxlen:,}", name, str(num_documents), with_interval(perplexity), *cells])
-
-    settings = sorted({setting for results in measured.results.values() for setting in results})
-    for setting in settings:
-        for name, results in measured.results.items():
-            if (result := results.get(setting)) is not None:
-                perplexity, pair = result.metrics["perplexity"], measured.pair(name, setting)
-                add(*setting, name, result.num_documents, perplexity, pair)
-    for maxlen in sorted({maxlen for _, maxlen in settings}):
+    settings = sorted({setting for some in results.values() for setting in some})
+    pooled = sorted({setting for some in pairs.values() for setting in some if setting[0] == _ALL_TASKS})
+    for task, maxlen in [*settings, *pooled]:
         for name in draft.folders:
-            if (pair := measured.pooled(name, maxlen)) is not None:
+            pair, result = pairs[name].get((task, maxlen)), results[name].get((task, maxlen))
+            if result is not None:
+                num_documents, perplexity = result.num_documents, result.metrics["perplexity"]
+            elif task == _ALL_TASKS and pair is not None:
                 losses = list(_losses(pair[1]).values())
-                add("all tasks", maxlen, name, len(losses), perplexity_of(losses), pair)
+                num_documents, perplexity = len(losses), perplexity_of(losses)
+            else:
+                continue
+            cells = _compared(pair, position, is_reference=name == draft.reference)
+            rows.append([task, f"{maxlen:,}", name, str(num_documents), with_interval(perplexity), *cells])
     return rows
 
 
@@ -220,12 +212,8 @@ def ratio_cells(ratio: PerplexityRatio | None) -> tuple[str, str]:
     return f"{ratio.ratio:.4f}{interval}", "-" if ratio.detectable is None else f"{ratio.detectable:.4f}"
 
 
-def _position_rows(draft: Draft, measured: _Measured, setting: Setting) -> Rows:
+def _position_rows(draft: Draft, result: PerplexityResult, pairs: Mapping[str, Pair]) -> Rows:
     """Return a row a bucket: the perplexity of the reference, and the ratio of each other part."""
-    result = measured.results[draft.reference].get(setting) if draft.reference else None
-    if result is None:
-        return []
-    pairs = {name: pair for name in draft.others if (pair := measured.pair(name, setting)) is not None}
     rows = [["positions", f"{draft.reference}: perplexity", *(f"{name}: ratio" for name in pairs)]]
     for bucket in result.by_position:
         ratios = [ratio_cells(_ratio(pair, bucket.first, bucket.last + 1))[0] for pair in pairs.values()]
@@ -233,21 +221,19 @@ def _position_rows(draft: Draft, measured: _Measured, setting: Setting) -> Rows:
     return rows
 
 
-def _draw(draft: Draft, measured: _Measured, setting: Setting) -> None:
+def _draw(draft: Draft, file: str, setting: str, pairs: Mapping[str, Pair]) -> None:
     """Add a chart of all positions, and one of those from the section's first on."""
     for first in dict.fromkeys([0, draft.section.from_position or 0]):
-        points = [{"name": draft.reference, "share": 1.0, "ratio": 1.0, "low": None, "high": None}]
-        for name in draft.others:
-            if (pair := measured.pair(name, setting)) is not None:
-                full, now = (_total(lines, "attention_flops") for lines in pair)
-                ratio = _ratio(pair, first)
-                if ratio is not None and now is not None and full:
-                    points.append(_point(name, now / full, ratio))
+        points = [_point(str(draft.reference), 1.0, _ITSELF)]
+        for name, pair in pairs.items():
+            full, now = (_total(lines, "attention_flops") for lines in pair)
+            ratio = _ratio(pair, first)
+            if ratio is not None and now is not None and full:
+                points.append(_point(name, now / full, ratio))
         if len(points) > 1:
             where = f"positions from {first:,} on" if first else "all positions"
-            title = f"{setting[0]} at {setting[1]:,}, {where}: ratio of perplexities against attention"
             spec = ratio_chart(points, f"Perplexity / {draft.reference}'s, {where}")
-            draft.chart(f"{setting[0]} {setting[1]} from {first}", title, spec)
+            draft.chart(f"{file} from {first}", f"{setting}, {where}: ratio of perplexities against attention", spec)
 
 
 def _point(name: str, of_attention: float, ratio: PerplexityRatio) -> dict[str, Any]:
@@ -292,6 +278,4 @@ def _write_search(draft: Draft, part: str, held_out: Sequence[HeldOutRow]) -> No
 
 
 def _to_full(row: HeldOutRow) -> PerplexityRatio:
-    """Return the ratio to full attention, which is 1 for that itself."""
-    itself = PerplexityRatio(ratio=1.0, low=None, high=None, detectable=None, num_documents=row.num_documents)
-    return row.to_full or itself
+    return row.to_full or replace(_ITSELF, num_documents=row.num_documents)
