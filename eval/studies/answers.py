@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ Row = tuple[str, Comparison]  # what is compared with what
 NGRAM = 4
 _BESIDE = ("visible_oracle", "lead")
 _LABEL = "part: task, template, maxlen"
-_REPEATED, _WORDS = "repeated", "words"
+_REPEATED = "repeated"
 _REPETITION_LEGEND = (
     f"repeated {NGRAM}-grams: of the runs of {NGRAM} words of an answer, the share that stands in it before; answers "
     "of fewer words have none and do not count. words: of an answer, between white space."
@@ -121,21 +122,22 @@ def _headlines(*runs: ScoredRun) -> list[str]:
 def write_repetition(draft: Draft) -> None:
     """Write how much answers repeat themselves, how long they are, and what they score."""
     runs = _read(draft)
-    answers = {
-        name: {setting: _answers(run, setting, some) for setting, some in draft.lines(name).items()}
-        for name, run in runs.items()
+    answers = {name: draft.lines(name) for name in runs}
+    repeated = {
+        name: {at: _repeated(run, at, some) for at, some in answers[name].items()} for name, run in runs.items()
     }
     rows = [["task", "template", "maxlen", "part", "n", f"repeated {NGRAM}-grams", "words", "score", "metric"]]
     for setting in sorted({setting for some in answers.values() for setting in some}):
         for name, run in runs.items():
             if setting in answers[name]:
-                rows.append([*_cells(setting), name, *_answer_cells(run, setting, answers[name][setting])])
+                cells = _answer_cells(run, setting, answers[name][setting], list(repeated[name][setting].values()))
+                rows.append([*_cells(setting), name, *cells])
     draft.table("Repetition and scores", rows)
     differences = [
-        (f"{name}: {', '.join(_cells(setting))}", comparison)
+        (f"{name}: {', '.join(_cells(setting))}", compare_lines(before, after, _REPEATED, [_REPEATED], MARGIN))
         for name in (draft.others if draft.reference else ())
-        for setting, before in answers[draft.reference or ""].items()
-        if (comparison := _repetition_difference(before, answers[name].get(setting, {}))) is not None
+        for setting, before in repeated[draft.reference or ""].items()
+        if before.keys() & (after := repeated[name].get(setting, {})).keys()
     ]
     # Whether less repetition is better is for the reader to say.
     rows = [row[:-1] for row in _table(differences)]
@@ -159,34 +161,20 @@ def repeated_share(text: str) -> float | None:
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else None
 
 
-def _answers(run: ScoredRun, setting: Setting, answers: Mapping[str, Prediction]) -> dict[str, ExampleScore]:
-    """Return the number of words of each answer and, where it has 4-grams, the share that it repeats."""
-    measured = {}
-    for name, answer in answers.items():
-        repeated, num_words = repeated_share(answer.text), len(answer.text.split())
-        metrics = {_WORDS: float(num_words)} | ({} if repeated is None else {_REPEATED: repeated})
-        measured[name] = replace(run.lines[setting][name], metrics=metrics)
-    return measured
+def _repeated(run: ScoredRun, setting: Setting, answers: Mapping[str, Prediction]) -> dict[str, ExampleScore]:
+    """Return the share that each answer repeats, of those that have 4-grams."""
+    shares = {name: repeated_share(answer.text) for name, answer in answers.items()}
+    lines = run.lines[setting]
+    return {name: replace(lines[name], metrics={_REPEATED: one}) for name, one in shares.items() if one is not None}
 
 
-def _with_ngrams(answers: Mapping[str, ExampleScore]) -> dict[str, ExampleScore]:
-    return {name: one for name, one in answers.items() if _REPEATED in one.metrics}
-
-
-def _answer_cells(run: ScoredRun, setting: Setting, answers: Mapping[str, ExampleScore]) -> list[str]:
-    some = list(_with_ngrams(answers).values())
-    documents = [one.document_id for one in some]
-    repeated = mean_interval(values_of(some, [_REPEATED]), documents) if some else None
-    words = sum(one.metrics[_WORDS] for one in answers.values()) / len(answers)
+def _answer_cells(
+    run: ScoredRun, setting: Setting, answers: Mapping[str, Prediction], repeated: Sequence[ExampleScore]
+) -> list[str]:
+    documents = [one.document_id for one in repeated]
+    share = mean_interval(values_of(repeated, [_REPEATED]), documents) if repeated else None
+    words = statistics.mean(len(answer.text.split()) for answer in answers.values())
     (result,) = select(_results(run, *setting[:2]), maxlen=setting[2], kind="model")
     metric = headline(result.profile)
     score = percent(result.metrics[metric])
-    return [str(len(answers)), percent(repeated), f"{words:.1f}", score, metric_name(metric)]
-
-
-def _repetition_difference(before: Mapping[str, ExampleScore], after: Mapping[str, ExampleScore]) -> Comparison | None:
-    """Return the paired difference on the examples whose answers have 4-grams in both; None where there is none."""
-    first, second = _with_ngrams(before), _with_ngrams(after)
-    if not first.keys() & second.keys():
-        return None
-    return compare_lines(first, second, _REPEATED, [_REPEATED], MARGIN)
+    return [str(len(answers)), percent(share), f"{words:.1f}", score, metric_name(metric)]

@@ -41,16 +41,11 @@ _LAST_FILE = {RUN: "scores.json", PERPLEXITY: "scores.json", FINETUNE: "report.m
 
 @dataclass(kw_only=True)
 class StudyFolder:
-    """Reads and writes what is known of a study's parts.
-
-    Attributes:
-        path: The folder; it need not exist.
-        ended: Entries of `study.json`, by part.
-    """
+    """Reads and writes what is known of a study's parts."""
 
     study: Study
-    path: Path
-    ended: dict[str, StudyPart] = field(default_factory=dict)
+    path: Path  # need not exist
+    ended: dict[str, StudyPart] = field(default_factory=dict)  # `study.json`
 
     def log(self, part: Part) -> Path:
         """Return the file that holds what a part's sessions have printed."""

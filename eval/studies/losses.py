@@ -55,6 +55,7 @@ def write_perplexity(draft: Draft) -> None:
         if draft.reference and (unlike := _unlike(draft.records[draft.reference], draft.records[name])):
             draft.say(f"`{name}`, unlike `{draft.reference}`, {' and '.join(unlike)}.")
     draft.table("By length", _length_rows(draft, results, pairs))
+    # The last setting of a task is its longest.
     for task, longest in dict(sorted({setting for some in results.values() for setting in some})).items():
         result = results[draft.reference].get((task, longest)) if draft.reference else None
         of_task = {name: pair for name in draft.others if (pair := pairs[name].get((task, longest))) is not None}

@@ -62,18 +62,12 @@ _TYPE_NAMES = {str: "text", list: "list", dict: "mapping", int: "whole number"}
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One call of a script.
-
-    Attributes:
-        script: One of `SCRIPTS`.
-        arguments: Words of the command line without `--output`; `{output}` stands for the folder of the study.
-        needs: Names of parts whose results it uses.
-    """
+    """One call of a script."""
 
     name: str
-    script: str
-    arguments: tuple[str, ...]
-    needs: tuple[str, ...]
+    script: str  # one of `SCRIPTS`
+    arguments: tuple[str, ...]  # without `--output`; `{output}` stands for the folder of the study
+    needs: tuple[str, ...]  # names of parts whose results it uses
 
     def command(self, output: Path, *more: str) -> list[str]:
         """Return the script and its arguments for the study's folder."""
@@ -87,40 +81,25 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One section of the report.
+    """One section of the report."""
 
-    Attributes:
-        number: Position in the report, from 1.
-        kind: One of `KINDS`.
-        parts: Names, in the order of tables.
-        reference: The part that others are compared with; None where the kind has none.
-        text: A paragraph below the heading.
-        from_position: In a section of perplexity, positions from here on are compared too.
-    """
-
-    number: int
-    kind: str
+    number: int  # from 1
+    kind: str  # one of `KINDS`
     title: str
-    parts: tuple[str, ...]
-    reference: str | None = None
-    text: str = ""
-    from_position: int | None = None
+    parts: tuple[str, ...]  # names, in the order of tables
+    reference: str | None = None  # the part that others are compared with
+    text: str = ""  # a paragraph below the heading
+    from_position: int | None = None  # in a section of perplexity, positions from here on are compared too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is run and reported.
-
-    Attributes:
-        file: The YAML file.
-        text: A paragraph below the title.
-        parts: Parts by name, each after those that it needs.
-    """
+    """What is run and reported."""
 
     file: Path
     title: str
-    text: str
-    parts: Mapping[str, Part]
+    text: str  # a paragraph below the title
+    parts: Mapping[str, Part]  # by name, each after those that it needs
     sections: Sequence[Section]
 
     def chosen(self, names: Sequence[str]) -> list[Part]:

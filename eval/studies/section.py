@@ -23,19 +23,13 @@ Line = TypeVar("Line")
 
 @dataclass(kw_only=True)
 class Draft:
-    """A section with those of its parts that are there, and the Markdown and charts that it comes to.
-
-    Attributes:
-        folders: Folder of each part, in the order of the section.
-        records: `run.json` of each part.
-        charts: Charts by the name of their files, without ends.
-    """
+    """A section with those of its parts that are there, and the Markdown and charts that it comes to."""
 
     section: Section
-    folders: Mapping[str, Path]
-    records: Mapping[str, Any]
+    folders: Mapping[str, Path]  # by part, in the order of the section
+    records: Mapping[str, Any]  # `run.json` by part
     blocks: list[str] = field(default_factory=list)
-    charts: dict[str, Spec] = field(default_factory=dict)
+    charts: dict[str, Spec] = field(default_factory=dict)  # by file name without its end
 
     @property
     def reference(self) -> str | None:
