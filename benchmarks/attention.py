@@ -25,7 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from benchmarks.pairs import Case, alternate, finish, show
 from eval.runtime.processes import set_threads
-from masformer.attention.span_attention import masformer_attention, span_attention
+from masformer.attention.kernels import masformer_attention, span_attention
 from masformer.attention.visibility import SpanMask, visible_keys
 from masformer.plans.cost import visible_pairs
 from masformer.plans.spans import FULL, LayerSpan

@@ -24,7 +24,7 @@ from torch.nn.attention.flex_attention import flex_attention as eager_flex_atten
 
 from benchmarks.pairs import Case, alternate, finish, show
 from eval.runtime.processes import set_threads
-from masformer.attention.span_attention import span_attention
+from masformer.attention.kernels import span_attention
 from masformer.attention.visibility import is_visible, visible_keys
 from masformer.plans.cost import visible_pairs
 from masformer.plans.spans import FULL, LayerSpan

@@ -80,11 +80,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 @command()
 def main(argv: Sequence[str]) -> None:
     """Compare what a command line names."""
-    asked = _parse(argv)
-    first, second = read_scored(asked.first), read_scored(asked.second)
+    options = _parse(argv)
+    first, second = read_scored(options.first), read_scored(options.second)
     check_comparable(first, second)
-    content = compare_runs(first, second, asked.metric, asked.margin, (asked.maxlen_a, asked.maxlen_b))
-    if asked.json:
+    content = compare_runs(first, second, options.metric, options.margin, (options.maxlen_a, options.maxlen_b))
+    if options.json:
         print(json.dumps(comparison_json(content), indent=2, ensure_ascii=False))
     else:
         print(render_comparison(content))

@@ -49,13 +49,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 @command()
 def main(argv: Sequence[str]) -> None:
     """Rank what a command line names."""
-    asked = _parse(argv)
-    output = asked.output or asked.directory / "leaderboard"
+    options = _parse(argv)
+    output = options.output or options.directory / "leaderboard"
     if (output / "run.json").exists():
         raise UserError(f"output folder {output} holds a run; give another with --output")
-    content = make_leaderboard(asked.directory, asked.profile, asked.margin, asked.cost)
+    content = make_leaderboard(options.directory, options.profile, options.margin, options.cost)
     write_leaderboard(output, content)
-    if asked.json:
+    if options.json:
         print(json.dumps(to_json(content), indent=2, ensure_ascii=False))
     else:
         print(render_terminal(content))

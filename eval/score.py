@@ -69,8 +69,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if (options.run is None) == (files[0] is None) or (files[0] is None) != (files[1] is None):
         parser.error("give either the folder of a run, or --predictions with --references")
     if options.run is None:
-        for name in ("margin", "texts", "full", "json"):
-            if getattr(options, name) not in (None, False) or (name == "texts" and options.texts is False):
+        given = {"margin": options.margin, "texts": options.texts}
+        given |= {name: getattr(options, name) or None for name in ("full", "json")}
+        for name, value in given.items():
+            if value is not None:
                 parser.error(
                     f"--{name} is for the folder of a run; files are compared with nothing and printed as JSON"
                 )

@@ -28,9 +28,9 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.adapters import adapt, layer_of, set_attention, unadapt
 from masformer.attention.cache import SpanCache
-from masformer.attention.span_attention import ATTENTION_NAME, masformer_attention, register
+from masformer.attention.kernels import ATTENTION_NAME, masformer_attention, register
 from masformer.attention.visibility import span_mask
-from masformer.checkpoints.open import first_line
+from masformer.errors import first_line
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 
 # The largest difference of the probe's logits that rounding explains, relative to the largest logit.
@@ -68,7 +68,6 @@ def read_plan(text: str, config: PreTrainedConfig) -> SpanPlan:
     Args:
         text: The text form, or the name of a .json file that holds what `SpanPlan.to_json` returns, alone or as `plan`
             of an object.
-        config: Of the model.
 
     Raises:
         PlanError: It is malformed or does not fit the model, or the file cannot be read.
@@ -163,7 +162,6 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
     given another plan at any time.
 
     Args:
-        model: A decoder of transformers.
         plan: None takes the plan stored in the model's config, else the spans of its architecture.
 
     Raises:
@@ -260,7 +258,8 @@ def _prepare_cache(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict
 
 
 @contextmanager
-def _inference(model: PreTrainedModel) -> Iterator[None]:
+def inference(model: PreTrainedModel) -> Iterator[None]:
+    """Put a model in eval mode without gradients, and back afterwards."""
     training = model.training
     model.eval()
     try:
@@ -289,20 +288,20 @@ def _probe(model: PreTrainedModel) -> None:
     window = None if own.is_full else getattr(config, "sliding_window", None)
     if window is not None:
         own = SpanPlan(tuple(FULL if span.is_full else LayerSpan(span=_PROBE_WINDOW) for span in own))
-    tokens = _probe_tokens(model)
+    tokens = probe_tokens(model)
     restores = model.config._attn_implementation
     short = SpanPlan((_PROBE_SHORT,) * count)
     refuse = f"{kind} models cannot take a span plan:"
     adapt(model)
     try:
-        with _inference(model):
+        with inference(model):
             if window is not None:
                 config.sliding_window = _PROBE_WINDOW
                 if restores != "eager":
                     # Flash attention takes the window that each module copied; these take the mask's.
                     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
             untouched = model(tokens, use_cache=False).logits[0, -1]
-            tolerance = _tolerance(untouched)
+            tolerance = tolerance_of(untouched)
             AttentionInterface.register(_PROBE_NAME, counting)
             AttentionMaskInterface.register(_PROBE_NAME, span_mask)
             set_attention(model, _PROBE_NAME)
@@ -314,12 +313,12 @@ def _probe(model: PreTrainedModel) -> None:
                     f"{refuse} {len(missing)} of {count} layers never call the attention function given to "
                     "transformers, and would go on with full attention"
                 )
-            _check_close(same, untouched, tolerance, f"{refuse} with their own spans the logits are")
+            check_close(same, untouched, tolerance, f"{refuse} with their own spans the logits are")
             _set_spans(model, short)
             changed = model(tokens, use_cache=False).logits[0, -1]
             if torch.equal(changed, same):
                 raise ConversionError(f"{refuse} a span of 2 changes nothing in their logits")
-            _check_close(_decoded(model, tokens, short), changed, tolerance, f"{refuse} decoding through the cache is")
+            check_close(_decoded(model, tokens, short), changed, tolerance, f"{refuse} decoding through the cache is")
     except ConversionError:
         raise
     except Exception as error:
@@ -340,9 +339,9 @@ def _probe_heads(model: PreTrainedModel, num_heads: int) -> None:
     """
     one = SpanPlan((HeadSpans((FULL, *(_PROBE_SHORT,) * (num_heads - 1))),) * num_layers(model.config))
     refuse = f"{model.config.model_type} models cannot take spans of single heads:"
-    tokens, found = _probe_tokens(model), []
+    tokens, found = probe_tokens(model), []
     try:
-        with _inference(model):
+        with inference(model):
             for plan in (SpanPlan.full(len(one)), SpanPlan((_PROBE_SHORT,) * len(one)), one):
                 _give(model, plan)
                 found.append(model(tokens, use_cache=False).logits[0, -1])
@@ -350,16 +349,17 @@ def _probe_heads(model: PreTrainedModel, num_heads: int) -> None:
             if any(torch.equal(mixed, logits) for logits in alike):
                 raise ConversionError(f"{refuse} one full head among short ones changes nothing in their logits")
             cached = _decoded(model, tokens, one)
-            _check_close(cached, mixed, _tolerance(mixed), f"{refuse} decoding through the cache is")
+            check_close(cached, mixed, tolerance_of(mixed), f"{refuse} decoding through the cache is")
     except ConversionError:
         raise
     except Exception as error:
         raise ConversionError(f"{refuse} {first_line(error)}") from error
 
 
-def _probe_tokens(model: PreTrainedModel) -> Tensor:
+def probe_tokens(model: PreTrainedModel, count: int = _PROBE_TOKENS) -> Tensor:
+    """Return (1, count) random tokens, the same at each call."""
     vocabulary, generator = int(text_config(model.config).vocab_size), torch.Generator().manual_seed(0)
-    return torch.randint(vocabulary, (1, _PROBE_TOKENS), generator=generator).to(model.device)
+    return torch.randint(vocabulary, (1, count), generator=generator).to(model.device)
 
 
 def _decoded(model: PreTrainedModel, tokens: Tensor, plan: SpanPlan) -> Tensor:
@@ -370,11 +370,13 @@ def _decoded(model: PreTrainedModel, tokens: Tensor, plan: SpanPlan) -> Tensor:
     return logits
 
 
-def _tolerance(logits: Tensor) -> float:
+def tolerance_of(logits: Tensor) -> float:
+    """Return the largest difference that rounding explains."""
     return PROBE_TOLERANCE.get(logits.dtype, 1e-4) * max(1.0, float(logits.abs().max()))
 
 
-def _check_close(logits: Tensor, reference: Tensor, tolerance: float, what: str) -> None:
+def check_close(logits: Tensor, reference: Tensor, tolerance: float, what: str) -> None:
+    """Raise `ConversionError` where logits differ by more than the tolerance."""
     difference = float((logits - reference).abs().max())
     if not difference <= tolerance:
         raise ConversionError(f"{what} {difference:.3g} off where rounding explains {tolerance:.3g}")

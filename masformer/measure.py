@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from masformer.attention.cache import SpanCache
 from masformer.attention.prefill import fixed_frequencies, prefill
 from masformer.checkpoints.open import max_positions
-from masformer.convert import apply_plan, native_plan
+from masformer.convert import apply_plan, native_plan, probe_tokens
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.spans import SpanPlan
 
@@ -73,9 +73,6 @@ def cost_record(
     """Return what the plan costs at each length, JSON-ready; the model has the plan on it afterwards.
 
     Args:
-        model: Converted.
-        plan: To compare with the model's own spans.
-        lengths: In tokens.
         is_measured: Time it; else only the closed form is there, and `measured` is None.
         say: Prints what is being measured.
 
@@ -97,14 +94,13 @@ def cost_record(
             "repeats": REPEATS,
             "decoded_tokens": DECODED_TOKENS,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+            "versions": {"python": platform.python_version()} | {name: installed_version(name) for name in _PACKAGES},
         }
     return {"plan": str(plan), "own_plan": str(own), "measured_with": how, "lengths": rows}
 
 
 def _measure(model: PreTrainedModel, plan: SpanPlan, own: SpanPlan, num_tokens: int) -> dict[str, Any]:
-    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
-    tokens = torch.randint(vocabulary, (1, num_tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
+    tokens = probe_tokens(model, num_tokens)
     # By side, not by plan: a plan may be that of the own spans.
     prefills: list[list[float]] = [[], []]
     steps: list[list[float]] = [[], []]
@@ -165,7 +161,8 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """Return the version of a package, or that it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:  # run from a checkout that is not installed

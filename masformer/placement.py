@@ -37,9 +37,9 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.adapters import layer_of, set_attention
-from masformer.attention.span_attention import ATTENTION_NAME, masformer_attention
+from masformer.attention.kernels import ATTENTION_NAME, masformer_attention
 from masformer.attention.visibility import span_mask
-from masformer.convert import ConversionError, apply_plan, check_fits, num_kv_heads, num_layers
+from masformer.convert import ConversionError, apply_plan, check_fits, num_kv_heads, num_layers, probe_tokens
 from masformer.loss import check_head, token_losses, total_loss
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.spans import FULL, LayerSpan, PlanError, SpanPlan, layer_of_heads
@@ -58,7 +58,6 @@ class Budget:
     Attributes:
         kind: `layers` counts full layers, a head as its share of a layer; `cache` and `flops` are bytes of the cache
             and attention operations at the length of the placements, relative to full attention.
-        limit: The most.
     """
 
     kind: Literal["layers", "cache", "flops"]
@@ -87,7 +86,6 @@ class Placements:
     """The plans in which some units are full and all others local, and what they cost.
 
     Args:
-        config: Of the model.
         local: Span of what is not full.
         num_tokens: Length at which costs are counted.
         heads: Units are key/value heads rather than layers.
@@ -143,10 +141,8 @@ class Found:
     """A measured plan.
 
     Attributes:
-        plan: The plan.
         units: Its full units, in the order in which they were chosen.
         loss: Mean negative log likelihood of a token, in nats.
-        cost: As `Placements.cost` gives it.
     """
 
     plan: SpanPlan
@@ -170,7 +166,6 @@ class UnitScore:
     """What one unit is worth, in nats a token.
 
     Attributes:
-        unit: The unit.
         only_full: By how much the loss falls below that of the local plan when this unit alone is full.
         only_local: By how much it rises above that of full attention when this unit alone is local; None: not measured.
     """
@@ -217,8 +212,6 @@ def beam_search(
     ranking and are not in it yet, and measures what comes out. A width of 1 is greedy selection.
 
     Args:
-        measure: Plans -> losses.
-        space: The plans.
         budget: Plans beyond it are not measured.
         order: Units by what they are expected to be worth, best first.
         width: Plans that each round goes on from.
@@ -313,8 +306,7 @@ class PlanMeter:
     def _check_reuse(self) -> None:
         """Check on random tokens that layers entered in the middle give what the whole model gives."""
         count = len(self._layers)
-        vocabulary = int(self.model.config.get_text_config(decoder=True).vocab_size)
-        tokens = torch.randint(vocabulary, (_PROBE_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
+        tokens = probe_tokens(self.model)[0].tolist()
         short = LayerSpan(span=2, sinks=1)
         plans = [SpanPlan((FULL,) * (count - n) + (short,) * n) for n in (0, 1, count // 2)]
         mine = self.texts, self.first, self._held, self.num_layers_run
@@ -331,9 +323,6 @@ class PlanMeter:
                     )
         finally:
             self.texts, self.first, self._held, self.num_layers_run = mine
-
-
-_PROBE_TOKENS = 24
 
 
 def _check_lengths(texts: Sequence[Sequence[int]], first: int) -> None:
@@ -421,10 +410,7 @@ def gate_gradients(
 
     Args:
         model: A decoder of transformers; it is given the plan.
-        texts: Token ids of each text, more than `first` of them.
-        first: Index of the first token whose loss counts.
         plan: What heads see at g = 0.
-        gate: Of all heads.
 
     Raises:
         ValueError: A text is too short.

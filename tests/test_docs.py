@@ -35,6 +35,7 @@ from eval.config.placement import PlacementConfig
 from eval.config.run import RunConfig
 from eval.studies.parts import KINDS, read_study
 from masformer import SpanPlan
+from masformer.__main__ import COMMANDS
 from tasks import CustomTask, read_task_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -199,6 +200,8 @@ def check_call(call: Sequence[str]) -> None:
     else:
         assert (ROOT / words[0]).is_file()
         module, arguments = words[0].removesuffix(".py").replace("/", "."), words[1:]
+    if module == "masformer" and arguments and not COMMANDS.get(arguments[0], "masformer.").startswith("masformer."):
+        module, arguments = COMMANDS[arguments[0]], arguments[1:]
     # Brackets stand around what may be left out, and dots for what is not repeated.
     arguments = [word.removeprefix("[").removesuffix("]") for word in arguments]
     given = [word for word in arguments if not (word.startswith("...") or word.endswith("..."))]
@@ -323,6 +326,14 @@ def test_yaml_is_settings_of_a_run(page: Path, tmp_path: Path) -> None:
             assert {section.kind for section in read_study(file).sections} == set(KINDS)
         else:
             RunConfig.from_command_line(["--config", str(file)])
+
+
+def test_parts_are_those_of_the_study() -> None:
+    text = (ROOT / "docs/study.md").read_text(encoding="utf-8")
+    paragraphs = re.findall(r"^Parts: (.+?)\n\n", text, re.MULTILINE | re.DOTALL)
+    parts = {name for paragraph in paragraphs for name in re.findall(r"`(.+?)`", paragraph)}
+    assert len(parts) > 20
+    assert parts <= set(read_study(ROOT / "configs/study/smollm2.yaml").parts)
 
 
 @named

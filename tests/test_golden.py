@@ -102,7 +102,11 @@ def test_two_runs_compare_as_before_and_a_run_with_itself(run: Command, folder: 
 
 
 def test_the_leaderboard_ranks_as_before(run: Command, folder: Path) -> None:
-    assert json.loads(run("eval.leaderboard", ". --json")) == read(folder / "leaderboard.json")
+    board, expected = json.loads(run("eval.leaderboard", ". --json")), read(folder / "leaderboard.json")
+    # Why a folder is no run is said in other words since.
+    for content in (board, expected):
+        content["left_out"] = [(one["run"], one["task"]) for one in content["left_out"]]
+    assert board == expected
 
 
 def test_a_run_is_exported(run: Command, folder: Path) -> None:

@@ -38,7 +38,7 @@ def test_8192_tokens_need_less_than_4_gib_above_the_weights(plan: str, tmp_path:
     arguments = ["--task", "plos", "--maxlen", "8192", "--limit", "1", "--max-new-tokens", "4", "--plan", plan]
     assert main([*arguments, "--output", str(tmp_path)]) == 0
     (result,) = model_results(tmp_path)
-    peak = result["cost"]["peak_memory_bytes"]
+    peak = result.cost.peak_memory_bytes
     assert peak is not None
     assert peak - WEIGHT_BYTES < FOUR_GIB
 
@@ -106,8 +106,8 @@ def test_aspect_queries_of_real_papers_get_answers_that_differ_by_query_and_a_ru
     lines = [json.loads(line) for line in text]
     assert len({line["text"] for line in lines}) == 3
     (result,) = model_results(tmp_path)
-    assert (result["num_examples"], result["num_documents"]) == (3, 1)
-    assert result["metrics"]["rouge1"]["mean"] > 0.05
+    assert (result.num_examples, result.num_documents) == (3, 1)
+    assert result.metrics["rouge1"].value > 0.05
 
 
 @pytest.mark.nightly
@@ -149,7 +149,7 @@ def test_documents_in_official_formats(task: str, file: str, tmp_path: Path) -> 
     arguments = ["--task", task, "--data", str(SHARED / file), "--maxlen", "512", "1024", "--limit", limit]
     assert main([*arguments, "--max-new-tokens", "24", "--output", str(tmp_path)]) == 0
     found = model_results(tmp_path)
-    assert all(result["metrics"]["rouge1"]["mean"] > 0.02 for result in found)
+    assert all(result.metrics["rouge1"].value > 0.02 for result in found)
     lines = [json.loads(line) for line in (tmp_path / "example_scores.jsonl").read_text().splitlines()]
     scores = {
         system: [line["metrics"]["rouge1"] for line in lines if line["system"] == system and line["maxlen"] == 1024]
@@ -157,6 +157,6 @@ def test_documents_in_official_formats(task: str, file: str, tmp_path: Path) -> 
     }
     assert all(oracle > lead for lead, oracle in zip(*scores.values(), strict=True))
     if task == "qmsum":
-        short, long = (result["evidence_visible"] for result in found)
-        assert 0 <= short["mean"] <= long["mean"] <= 1
-        assert short["num_examples"] >= 4
+        short, long = (result.evidence_visible for result in found)
+        assert 0 <= short.value <= long.value <= 1
+        assert short.num_examples >= 4

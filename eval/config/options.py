@@ -26,6 +26,7 @@ import yaml
 
 from eval.config.checks import Value, switch
 from eval.errors import UserError
+from tasks.command import as_typed
 
 REQUIRED: Any = MISSING
 
@@ -175,7 +176,7 @@ class Options:
         required = [f"{_flag(name)} {one.shown_metavar}" for name, one in options.items() if one.is_required]
         width = min(shutil.get_terminal_size().columns, 120) - 2
         parser = _Parser(
-            prog=cls.script,
+            prog=as_typed(cls.script),
             usage=" ".join(["%(prog)s", *required, "[more flags]"]),
             description="\n\n".join(textwrap.fill(text, 80) for text in about),
             epilog=f"example: accelerate launch {cls.script} {cls.example}",
@@ -254,6 +255,9 @@ class Options:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} {_SEE_HELP}")
+
+    def format_help(self) -> str:
+        return as_typed(super().format_help())
 
 
 def _flag(name: str) -> str:

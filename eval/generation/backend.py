@@ -70,7 +70,7 @@ class Backend(ABC):
             num_parts: Count of the jobs.
         """
         mine = requests.sources[part - 1 :: num_parts]
-        return replace(requests, part=frozenset(key for source in mine for key in source.fingerprints()))
+        return replace(requests, part=frozenset(key for source in mine for key in source.fingerprints))
 
     def describe_model(self) -> str:
         """Return what pins the weights, for people."""

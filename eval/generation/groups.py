@@ -148,12 +148,12 @@ class ModelSize:
         tail = max((length for length in ends if length <= TAIL_TOKENS), default=0) if self.is_converted else 0
         kept = Fraction(0)
         for span, share in self.plan.shares.items():
-            if span.num_recent is None:
+            if span.is_full:
                 kept += share * (tokens + beams * (tail + num_new) * len(rows))
             else:
-                ring = span.sinks + span.num_recent
-                of_rows = sum(min(ring, stop + num_new) for stop in rows)
-                kept += share * (sum(min(ring, stop) for stop in nodes) + beams * of_rows)
+                # Rows that decode together copy what they have kept.
+                of_rows = sum(span.num_kept(stop + num_new) for stop in rows)
+                kept += share * (sum(span.num_kept(stop) for stop in nodes) + beams * of_rows)
         return int(kept * self.a_token)
 
 
@@ -171,7 +171,7 @@ def measure(requests: Requests, size: ModelSize, *, is_silent: bool) -> list[Doc
     units = []
     for source in tqdm(requests.sources, desc="tokenizing", delay=2, leave=False, disable=is_silent):
         by_class: dict[int, list[Request]] = defaultdict(list)
-        if all(map(requests.is_finished, source.fingerprints())):
+        if all(map(requests.is_finished, source.fingerprints)):
             continue
         for request in source.requests():
             if not requests.is_finished(request.key):

@@ -93,6 +93,7 @@ class PromptSource:
     settings: GenerationSettings
     pins: Mapping[tuple[str, int], str]
 
+    @cached_property
     def fingerprints(self) -> dict[Key, str]:
         """Return the fingerprint of each request; tokenizes nothing."""
         contents = {example.id: fingerprint(example.context, example.query) for example in self.examples}
@@ -112,7 +113,7 @@ class PromptSource:
         # The context's tokens are the same under all templates.
         context = next(iter(self.builders.values())).parts(self.examples[0]).context
         queries = {example.id: example.query for example in self.examples}
-        for key, digest in self.fingerprints().items():
+        for key, digest in self.fingerprints.items():
             _, template, example_id, maxlen = key
             parts = self.builders[template].fixed_parts(queries[example_id], context)
             prompt = fit(parts, maxlen, self.settings.max_new_tokens, self.policy)
@@ -157,7 +158,7 @@ class Requests:
     @cached_property
     def fingerprints(self) -> dict[Key, str]:
         """Return the fingerprint of every request of the run, shards or not."""
-        return {key: digest for source in self.sources for key, digest in source.fingerprints().items()}
+        return {key: digest for source in self.sources for key, digest in source.fingerprints.items()}
 
     @cached_property
     def keys(self) -> list[Key]:
@@ -176,7 +177,7 @@ class Requests:
     def missing(self, source: PromptSource | None = None) -> Iterator[Request]:
         """Yield the requests without an answer, of one document or of all; a document without any is not tokenized."""
         for one in self.sources if source is None else [source]:
-            wanted = {key for key in one.fingerprints() if key not in self.existing}
+            wanted = {key for key in one.fingerprints if key not in self.existing}
             wanted = wanted if self.part is None else wanted & self.part
             if wanted:
                 yield from (request for request in one.requests() if request.key in wanted)

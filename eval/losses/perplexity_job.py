@@ -29,6 +29,8 @@ from tasks import LoadedExamples, Template
 
 # Raised by hand whenever a change of the code changes what is measured.
 PERPLEXITY_VERSION = 1
+# Settings that may change in a folder.
+_FREE = ("maxlen", "limit", "output")
 
 
 @dataclass(kw_only=True)
@@ -117,7 +119,7 @@ def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJ
     """
     builder = PromptBuilder(model.checkpoint.tokenizer, Template(text="{context}"))
     data = {name: _long_enough(config.load_documents(name), config.min_tokens, builder) for name in config.tasks}
-    folder = RunFolder(config.output or default_output("perplexity", config, ("maxlen", "limit", "output")))
+    folder = RunFolder(config.output or default_output("perplexity", config, _FREE))
     saved = folder.read_record(PerplexityRecord)
     tokens = config.tokens or (saved.identity.tokens if saved else None) or config.maxlen[-1]
     if saved and tokens < config.maxlen[-1]:

@@ -73,7 +73,7 @@ class RunFolder:
 
         Args:
             kind: Record that is expected.
-            is_replaced: What is there will not be used; a damaged record counts as none.
+            is_replaced: The existing run will be deleted; a damaged record counts as none.
 
         Raises:
             UserError: The path is no folder, or holds no run of this kind, or a field of the record is damaged.
@@ -81,10 +81,10 @@ class RunFolder:
         content = self._read_json(is_replaced=is_replaced)
         if content is None:
             return None
+        actual = kind_of(content)
+        if actual is not None and actual is not kind:
+            raise UserError(f"{self.path} holds {_KINDS[actual]}, not {_KINDS[kind]}; {self.remedy}")
         try:
-            actual = kind_of(content)
-            if actual is not None and actual is not kind:
-                raise UserError(f"{self.path} holds {_KINDS[actual]}, not {_KINDS[kind]}; {self.remedy}")
             return from_json(kind, content, str(self.path / "run.json"), remedy=f"restore the file, or {self.remedy}")
         except UserError:
             if is_replaced:
@@ -112,8 +112,6 @@ class RunFolder:
         if not isinstance(content, dict) or not all(
             isinstance(content.get(name), kind) for name, kind in kinds.items()
         ):
-            if is_replaced:
-                return None
             raise UserError(f"{file} is not the record of a run; {self.remedy}")
         return content
 

@@ -60,19 +60,13 @@ def length_curves(results: Sequence[Result], metric: str) -> Spec:
     low, high = _padded(value for line in rows.values() for row in line for value in _extent(row))
     lengths = sorted({line.maxlen for line in results})
     ends = [lengths[0] / 2**0.2, lengths[-1] * 2**0.2]
-    x = {
-        "field": "x",
-        "type": "quantitative",
-        "title": "Maximum length (tokens)",
-        "scale": {"type": "log", "base": 2, "nice": False, "domain": ends},
-        "axis": {"values": lengths, "format": ",d", "grid": False},
-    }
-    y = {
-        "field": "mean",
-        "type": "quantitative",
-        "title": metric_title(metric, (line.profile for line in results)),
-        "scale": {"domain": [low, high], "nice": False, "zero": False},
-    }
+    x = quantity(
+        "x",
+        "Maximum length (tokens)",
+        scale={"type": "log", "base": 2, "nice": False, "domain": ends},
+        axis={"values": lengths, "format": ",d", "grid": False},
+    )
+    y = _score_axis(results, metric, low, high)
     baselines = {name: line for name, line in rows.items() if name not in models}
     if len(lengths) == 1:  # a line needs two ends
         baselines = {name: [line[0] | {"x": end} for end in ends] for name, line in baselines.items()}
@@ -104,28 +98,15 @@ def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_fron
     ]
     models = list(dict.fromkeys(row["system"] for row in rows))
     is_positive = bool(rows) and min(row["x"] for row in rows) > 0
-    x = {
-        "field": "x",
-        "type": "quantitative",
-        "title": column.axis,
-        "scale": {"type": "log", "nice": False, "padding": 28} if is_positive else {"padding": 28},
-        "axis": {"format": "~r", "tickCount": 6, "grid": False},
-    }
+    scale = {"type": "log", "nice": False, "padding": 28} if is_positive else {"padding": 28}
+    x = quantity("x", column.axis, scale=scale, axis={"format": "~r", "tickCount": 6, "grid": False})
     low, high = _padded(value for row in rows for value in _extent(row))
-    y = {
-        "field": "mean",
-        "type": "quantitative",
-        "title": metric_title(metric, (line.profile for line in results)),
-        "scale": {"domain": [low, high], "nice": False, "zero": False},
-    }
+    y = _score_axis(results, metric, low, high)
     best = [rows[index] for index in frontier([(row["x"], row["mean"]) for row in rows])]
-    layers = [_frontier_line(best, x, y)] if draw_frontier else []
+    layers = [layer(best, FRONTIER, x=x, y=y)] if draw_frontier else []
     layers += _model_layers(rows, models, x, y, order="maxlen")
-    labels: Layer = {
-        "data": {"values": best if draw_frontier else rows},
-        "mark": {"type": "text", "align": "left", "dx": 6, "dy": 11, "style": "label"},
-        "encoding": {"x": x, "y": y, "text": {"field": "label"}},
-    }
+    mark = {"type": "text", "align": "left", "dx": 6, "dy": 11, "style": "label"}
+    labels = layer(best if draw_frontier else rows, mark, x=x, y=y, text={"field": "label"})
     return spec_of(layer=[*layers, labels], description=f"{y['title']} against {column.axis.lower()}.")
 
 
@@ -260,11 +241,7 @@ def _padded(values: Iterable[float]) -> tuple[float, float]:
 
 def _baseline_line(name: str, rows: Sequence[Mapping[str, Any]], x: Layer, y: Layer) -> Layer:
     dash = list(BASELINE_STYLES[name].dash) if name in BASELINE_STYLES else [4, 4]
-    return {
-        "data": {"values": list(rows)},
-        "mark": {"type": "line", "style": "yardstick", "strokeDash": dash},
-        "encoding": {"x": x, "y": y, "tooltip": _tooltip()},
-    }
+    return layer(rows, {"type": "line", "style": "yardstick", "strokeDash": dash}, x=x, y=y, tooltip=_TOOLTIP)
 
 
 def direct_labels(
@@ -284,11 +261,8 @@ def direct_labels(
     for name, rows in sorted(lines.items(), key=lambda item: item[1][-1]["mean"]):
         lowest = values[-1]["mean"] + gap if values else low
         values.append({"label": name.replace("_", " "), "mean": max(rows[-1]["mean"], lowest)})
-    return {
-        "data": {"values": values},
-        "mark": {"type": "text", "align": "left", "dx": 4, "style": "label"},
-        "encoding": {"x": {"value": "width"}, "y": y, "text": {"field": "label"}},
-    }
+    mark = {"type": "text", "align": "left", "dx": 4, "style": "label"}
+    return layer(values, mark, x={"value": "width"}, y=y, text={"field": "label"})
 
 
 def _model_layers(
@@ -299,40 +273,48 @@ def _model_layers(
     colour = {"field": "system", "type": "nominal", "scale": {"domain": list(models)}, "legend": legend}
     shape = {"field": "system", "type": "nominal", "scale": {"domain": list(models)}, "legend": legend}
     along = {"order": {"field": order}} if order else {}
-    line = {"type": "line", "strokeWidth": 2.5}
+    rule = {"type": "rule", "strokeWidth": 2, "opacity": 0.55}
+    point = {"type": "point", "filled": True, "size": 70, "opacity": 1}
     with_interval = [row for row in rows if row["low"] is not None]
-    intervals: Layer = {
-        "data": {"values": with_interval},
-        "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.55},
-        "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}, "color": colour},
-    }
+    intervals = layer(with_interval, rule, x=x, y=y | {"field": "low"}, y2={"field": "high"}, color=colour)
     # A layer without data has no extent, of which browsers complain.
     return [
         *([intervals] if with_interval else []),
-        {"data": {"values": list(rows)}, "mark": line, "encoding": {"x": x, "y": y, "color": colour, **along}},
-        {
-            "data": {"values": list(rows)},
-            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-            "encoding": {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": _tooltip()},
-        },
+        layer(rows, {"type": "line", "strokeWidth": 2.5}, x=x, y=y, color=colour, **along),
+        layer(rows, point, x=x, y=y, color=colour, shape=shape, tooltip=_TOOLTIP),
     ]
 
 
-def _frontier_line(rows: Sequence[Mapping[str, Any]], x: Layer, y: Layer) -> Layer:
-    return {
-        "data": {"values": list(rows)},
-        "mark": {"type": "line", "interpolate": "step-after", "style": "frontier"},
-        "encoding": {"x": x, "y": y},
-    }
+def _score_axis(results: Iterable[Result], metric: str, low: float, high: float) -> Layer:
+    title = metric_title(metric, (line.profile for line in results))
+    return quantity("mean", title, scale={"domain": [low, high], "nice": False, "zero": False})
 
 
-def _tooltip() -> list[dict[str, str]]:
-    fields = [{"field": "system"}, {"field": "maxlen", "title": "maximum length", "format": ","}]
-    scores = [{"field": field, "title": title, "format": ".2f"} for field, title in _TOOLTIP_SCORES.items()]
-    return [*fields, *scores, {"field": "n", "title": "examples", "format": ","}]
+def quantity(field: str, title: str | Sequence[str], **options: Any) -> Layer:
+    """Return the encoding of a number along an axis; options are those of Vega-Lite."""
+    return {"field": field, "type": "quantitative", "title": title, **options}
 
 
-_TOOLTIP_SCORES = {"mean": "score", "low": "95% from", "high": "95% to"}
+def layer(values: Iterable[Mapping[str, Any]], mark: Layer, **encoding: Any) -> Layer:
+    """Return a layer, or a view, that draws these rows."""
+    return {"data": {"values": list(values)}, "mark": mark, "encoding": encoding}
+
+
+def tooltip(**fields: tuple[str, str]) -> list[Layer]:
+    """Return what is shown beside a pointer: title and format of each field."""
+    shown = ({"field": field, "title": title, "format": number} for field, (title, number) in fields.items())
+    return [{name: value for name, value in one.items() if value} for one in shown]
+
+
+FRONTIER: Layer = {"type": "line", "interpolate": "step-after", "style": "frontier"}
+_TOOLTIP = tooltip(
+    system=("", ""),
+    maxlen=("maximum length", ","),
+    mean=("score", ".2f"),
+    low=("95% from", ".2f"),
+    high=("95% to", ".2f"),
+    n=("examples", ","),
+)
 
 
 def spec_of(**parts: Any) -> Spec:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from eval.records.schema import Estimate, PairedResult, Result
 from eval.scoring.profiles import metric_name
@@ -19,12 +19,12 @@ class Column:
 
     Attributes:
         key: Field of the record; empty where only `show` reads it.
-        heading: Its name in tables.
+        heading: Name in tables.
         digits: Digits after the point.
         unit: What the value is divided by.
         show: Returns the text of a cell; by default it shows the field as a number, or a dash where it is not known.
         legend: A sentence on what it means, which begins with its name and a colon; may be empty.
-        plain_name: Its name in CSV files, which hold base units; by default the key.
+        plain_name: Name in CSV files, which hold base units; by default the key.
         axis: Title of the axis against which quality is drawn, for a cost of which less is better; empty draws none.
         phrase: The cost within a sentence.
     """
@@ -96,17 +96,50 @@ def p_value(value: float | None) -> str:
     return "-" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def verdict(comparison: Any) -> str:
-    """Return what a comparison lets one say of the second setting."""
-    p, margin = comparison.p_holm, 100 * comparison.margin
-    is_different = p is not None and p < 0.05
+def outcome(comparison: Any) -> Literal["better", "worse", "slightly worse", "as good", "not settled"]:
+    """Return what a comparison shows of the second setting; slightly worse is worse by less than the margin."""
+    is_different = comparison.p_holm is not None and comparison.p_holm < 0.05
     if is_different and comparison.difference > 0:
         return "better"
-    as_good = f"as good, margin {margin:g}" if comparison.non_inferior else ""
     if is_different:
-        return f"worse, within the margin of {margin:g}" if as_good else "worse"
-    return as_good or "not settled"
+        return "slightly worse" if comparison.non_inferior else "worse"
+    return "as good" if comparison.non_inferior else "not settled"
 
+
+def verdict(comparison: Any) -> str:
+    """Return the outcome of a comparison as tables show it."""
+    found, margin = outcome(comparison), f"{100 * comparison.margin:g}"
+    return {"slightly worse": f"worse, within the margin of {margin}", "as good": f"as good, margin {margin}"}.get(
+        found, found
+    )
+
+
+_PEAK = Column(
+    key="peak_memory_bytes",
+    heading="peak GiB",
+    digits=2,
+    unit=2**30,
+    legend="peak: device memory on a GPU, resident memory of the process (weights and libraries included) on a CPU.",
+)
+_CACHE = Column(
+    key="cache_bytes",
+    heading="cache MiB",
+    digits=1,
+    unit=2**20,
+    legend="cache: keys and values at the end, allocated.",
+    axis="Key/value cache (MiB)",
+    phrase="bytes of keys and values",
+)
+_ATTENTION = Column(
+    key="attention_flops",
+    heading="attn TFLOP",
+    digits=3,
+    unit=1e12,
+    legend="attn: attention's matrix products for one example, in closed form.",
+    plain_name="attention_flops_per_example",
+    axis="Attention per example (TFLOP)",
+    phrase="attention operations of an example",
+)
 
 # What predictions cost: fields of `Cost`.
 COSTS = [
@@ -126,65 +159,23 @@ COSTS = [
         axis="Time per example (s)",
         phrase="seconds an example",
     ),
-    Column(
-        key="peak_memory_bytes",
-        heading="peak GiB",
-        digits=2,
-        unit=2**30,
-        legend="peak: device memory on a GPU, resident memory of the process (weights and libraries included) on a "
-        "CPU.",
-    ),
-    Column(
-        key="cache_bytes",
-        heading="cache MiB",
-        digits=1,
-        unit=2**20,
-        legend="cache: keys and values at the end, allocated.",
-        axis="Key/value cache (MiB)",
-        phrase="bytes of keys and values",
-    ),
-    Column(
-        key="attention_flops",
-        heading="attn TFLOP",
-        digits=3,
-        unit=1e12,
-        legend="attn: attention's matrix products for one example, in closed form.",
-        plain_name="attention_flops_per_example",
-        axis="Attention per example (TFLOP)",
-        phrase="attention operations of an example",
-    ),
+    _PEAK,
+    _CACHE,
+    _ATTENTION,
 ]
 
 
 def charted_costs() -> dict[str, Column]:
-    """Return the costs against which quality is drawn, by key; the first is the default of frontiers."""
+    """Return the costs against which quality is drawn, by key."""
     return {column.key: column for column in reversed(COSTS) if column.axis}
 
 
 # What a measurement of perplexity cost: fields of `PerplexityCost`.
 PERPLEXITY_COSTS = [
     Column(key="tokens_per_second", heading="tok/s"),
-    Column(
-        key="peak_memory_bytes",
-        heading="peak GiB",
-        digits=2,
-        unit=2**30,
-        legend="peak: device memory on a GPU, resident memory of the process on a CPU.",
-    ),
-    Column(
-        key="cache_bytes",
-        heading="cache MiB",
-        digits=1,
-        unit=2**20,
-        legend="cache: keys and values after the longest window.",
-    ),
-    Column(
-        key="attention_flops",
-        heading="attn TFLOP",
-        digits=3,
-        unit=1e12,
-        legend="attn: attention's matrix products for one document, in closed form.",
-    ),
+    replace(_PEAK, legend="peak: device memory on a GPU, resident memory of the process on a CPU."),
+    replace(_CACHE, legend="cache: keys and values after the longest window."),
+    replace(_ATTENTION, legend="attn: attention's matrix products for one document, in closed form."),
 ]
 
 # What the page shows of an answer beside its scores: fields of `Prediction`.
@@ -192,7 +183,7 @@ ANSWERS = [
     Column(key="context_tokens_kept", heading="kept"),
     Column(key="context_tokens_dropped", heading="dropped"),
     Column(key="seconds", heading="seconds", digits=1),
-    Column(key="cache_bytes", heading="cache MiB", digits=1, unit=2**20),
+    _CACHE,
     Column(key="finish_reason", heading="end"),
 ]
 
@@ -212,9 +203,9 @@ class BaselineStyle:
     """A system that needs no model.
 
     Attributes:
-        heading: Its name in tables.
+        heading: Name in tables.
         dash: How charts draw its line.
-        column: Its column where baselines stand beside the model; None leaves it out there.
+        column: Column where baselines stand beside the model; None leaves it out there.
     """
 
     heading: str

@@ -96,7 +96,7 @@ def as_table(caption: str, rows: Sequence[Sequence[str]], notes: Mapping[str, st
 
     Args:
         caption: Title of the table.
-        rows: Its header, and a row of texts each.
+        rows: A header, then texts of cells.
         notes: What the names of columns mean.
     """
     header, *body = rows
@@ -191,7 +191,7 @@ def fit_documents(
     Args:
         documents: Texts by key.
         spans_of_interest: Spans of characters, by key; a document may have none.
-        budget_bytes: Of all documents together, as they stand in the page.
+        budget_bytes: Bytes that all documents together may take in the page.
     """
     edges = {
         key: sorted({0, len(text), *(edge for span in spans_of_interest.get(key, ()) for edge in span)})

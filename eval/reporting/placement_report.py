@@ -18,7 +18,7 @@ from eval.records.schema import (
     UnitRecord,
 )
 from eval.records.typed import from_json
-from eval.reporting.charts import Layer, Spec, save_charts, spec_of
+from eval.reporting.charts import FRONTIER, Layer, Spec, layer, quantity, save_charts, spec_of, tooltip
 from eval.reporting.columns import Column
 from eval.reporting.tables import Rows, as_columns, as_markdown, table_of
 from eval.scoring.significance import interval_of_ratio, ratio_of_perplexities
@@ -46,7 +46,7 @@ _FOUND = [
 def held_out_rows(
     plans: Mapping[str, tuple[str, Mapping[str, float]]], lines: Sequence[PlanMeasurement]
 ) -> list[HeldOutRow]:
-    """Return what each plan came to on the held-out documents.
+    """Return the perplexity and cost of each plan on the held-out documents.
 
     Args:
         plans: Text form and cost of each plan, by name.
@@ -190,14 +190,14 @@ _HELD_OUT = [
 # ---------------------------------------------------------------------------------------------------------------------
 # Charts
 
-_ATTENTION = {
-    "field": "attention",
-    "type": "quantitative",
-    "title": "Attention (% of the operations of full attention)",
-    "scale": {"zero": False, "padding": 24},
-    "axis": {"grid": False},
-}
-_TOOLTIP = [{"field": "plan"}, {"field": "perplexity", "format": ".3f"}]
+_ATTENTION = quantity(
+    "attention",
+    "Attention (% of the operations of full attention)",
+    scale={"zero": False, "padding": 24},
+    axis={"grid": False},
+)
+_TOOLTIP = tooltip(plan=("", ""), perplexity=("", ".3f"))
+_LAYER: Layer = {"field": "layer", "type": "ordinal", "title": "Layer", "axis": {"labelAngle": 0, "grid": False}}
 
 
 def unit_chart(units: Sequence[UnitRecord], rank: str) -> Spec:
@@ -207,27 +207,8 @@ def unit_chart(units: Sequence[UnitRecord], rank: str) -> Spec:
         units: Layers or heads.
         rank: "scan", where values are differences of losses, or "gates", where they are slopes of the loss.
     """
-    layer = {"field": "layer", "type": "ordinal", "title": "Layer", "axis": {"labelAngle": 0, "grid": False}}
     if any(unit.head is not None for unit in units):
-        gains = [{"layer": unit.layer, "head": unit.head, "gain": 1000 * unit.only_full} for unit in units]
-        most = max(abs(1000 * unit.only_full) for unit in units)
-        cells: Layer = {
-            "data": {"values": gains},
-            "mark": {"type": "rect"},
-            "encoding": {
-                "x": layer,
-                "y": {"field": "head", "type": "ordinal", "title": "Key/value head"},
-                "color": {
-                    "field": "gain",
-                    "type": "quantitative",
-                    "title": "Loss saved (0.001 nats)" if rank == "scan" else "Slope (0.001 nats)",
-                    "scale": {"scheme": "blueorange", "domain": [-most, most], "reverse": True},
-                },
-            },
-        }
-        return spec_of(
-            layer=[cells], description="What each head saves of the loss by seeing everything.", width=640, height=90
-        )
+        return _head_chart(units, "Loss saved (0.001 nats)" if rank == "scan" else "Slope (0.001 nats)")
     names = {"only_full": "only this layer full: loss saved", "only_local": "only this layer local: loss added"}
     if rank == "gates":
         names = {"only_full": "slope of the loss by the layer's gate, halfway"}
@@ -237,70 +218,59 @@ def unit_chart(units: Sequence[UnitRecord], rank: str) -> Spec:
         for way, value in (("only_full", unit.only_full), ("only_local", unit.only_local))
         if way in names and value is not None
     ]
-    bars: Layer = {
-        "data": {"values": values},
-        "mark": {"type": "bar"},
-        "encoding": {
-            "x": layer,
-            "xOffset": {"field": "way", "sort": list(names.values())},
-            "y": {"field": "nats", "type": "quantitative", "title": "0.001 nats a token"},
-            "color": {"field": "way", "sort": list(names.values()), "legend": {"title": None, "orient": "top"}},
-        },
-    }
+    ways: Layer = {"field": "way", "sort": list(names.values())}
+    bars = layer(
+        values,
+        {"type": "bar"},
+        x=_LAYER,
+        xOffset=ways,
+        y=quantity("nats", "0.001 nats a token"),
+        color=ways | {"legend": {"title": None, "orient": "top"}},
+    )
     return spec_of(layer=[bars], description="What each layer is worth alone, both ways.", width=640, height=220)
+
+
+def _head_chart(units: Sequence[UnitRecord], title: str) -> Spec:
+    values = [{"layer": unit.layer, "head": unit.head, "gain": 1000 * unit.only_full} for unit in units]
+    most = max(abs(1000 * unit.only_full) for unit in units)
+    scale = {"scheme": "blueorange", "domain": [-most, most], "reverse": True}
+    heads = {"field": "head", "type": "ordinal", "title": "Key/value head"}
+    cells = layer(values, {"type": "rect"}, x=_LAYER, y=heads, color=quantity("gain", title, scale=scale))
+    described = "What each head saves of the loss by seeing everything."
+    return spec_of(layer=[cells], description=described, width=640, height=90)
 
 
 def frontier_chart(found: Sequence[PlanEntry], best: Sequence[PlanEntry]) -> Spec:
     """Return plans by attention and perplexity on the calibration documents, with the steps of the frontier."""
-    encoding = {"x": _ATTENTION, "y": _perplexity_axis("calibration")}
+    axes = {"x": _ATTENTION, "y": _perplexity_axis("calibration")}
     points, steps = ([_point(entry.text, entry) for entry in entries] for entries in (found, best))
-    line: Layer = {
-        "data": {"values": steps},
-        "mark": {"type": "line", "interpolate": "step-after", "style": "frontier"},
-        "encoding": encoding,
-    }
-    dots: Layer = {
-        "data": {"values": points},
-        "mark": {"type": "point", "filled": True, "size": 36, "opacity": 0.75},
-        "encoding": encoding | {"tooltip": _TOOLTIP},
-    }
+    dot = {"type": "point", "filled": True, "size": 36, "opacity": 0.75}
     return spec_of(
-        layer=[line, dots], description="Measured plans: perplexity against attention, and those that no other beats."
+        layer=[layer(steps, FRONTIER, **axes), layer(points, dot, **axes, tooltip=_TOOLTIP)],
+        description="Measured plans: perplexity against attention, and those that no other beats.",
     )
 
 
 def held_out_chart(rows: Sequence[HeldOutRow]) -> Spec:
     """Return plans by attention and perplexity on held-out documents: random placements small, the others named."""
-    encoding = {"x": _ATTENTION, "y": _perplexity_axis("held-out")}
+    axes = {"x": _ATTENTION, "y": _perplexity_axis("held-out")}
     points = [_point(row.plan, row) | {"name": row.name} for row in rows]
     random = [point for point in points if point["name"].startswith("random ")]
-    named = [point for point in points if point not in random]
-    layers: list[Layer] = [
-        {
-            "data": {"values": random},
-            "mark": {"type": "point", "size": 30, "opacity": 0.6, "style": "yardstick"},
-            "encoding": encoding | {"tooltip": _TOOLTIP},
-        },
-        {
-            "data": {"values": named},
-            "mark": {"type": "point", "filled": True, "size": 70},
-            "encoding": encoding | {"tooltip": _TOOLTIP},
-        },
-        {
-            "data": {"values": named},
-            "mark": {"type": "text", "align": "left", "dx": 7, "style": "label"},
-            "encoding": encoding | {"text": {"field": "name"}},
-        },
-    ]
+    named = [point for point in points if not point["name"].startswith("random ")]
+    circle = {"type": "point", "size": 30, "opacity": 0.6, "style": "yardstick"}
+    text = {"type": "text", "align": "left", "dx": 7, "style": "label"}
     return spec_of(
-        layer=layers,
+        layer=[
+            layer(random, circle, **axes, tooltip=_TOOLTIP),
+            layer(named, {"type": "point", "filled": True, "size": 70}, **axes, tooltip=_TOOLTIP),
+            layer(named, text, **axes, text={"field": "name"}),
+        ],
         description="Plans on held-out documents: perplexity against attention; hollow: random placements.",
     )
 
 
 def _perplexity_axis(documents: str) -> Layer:
-    title, scale = f"Perplexity, {documents} documents", {"zero": False, "padding": 10}
-    return {"field": "perplexity", "type": "quantitative", "title": title, "scale": scale}
+    return quantity("perplexity", f"Perplexity, {documents} documents", scale={"zero": False, "padding": 10})
 
 
 def _point(plan: str, entry: PlanEntry | HeldOutRow) -> dict[str, Any]:

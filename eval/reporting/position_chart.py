@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from eval.records.schema import ExampleScore, Prediction
-from eval.reporting.charts import SCHEMA, WIDTH, Spec
+from eval.reporting.charts import SCHEMA, WIDTH, Layer, Spec, layer, quantity, tooltip
 
+_TITLE = "Position in the document (%)"
 _POSITIONS = 100  # points of a document at which the share of examples that show it is counted
 
 
@@ -21,72 +22,59 @@ def oracle_positions(positions: Iterable[Mapping[str, float]], coverage: Sequenc
             longest length count.
         coverage: {"maxlen", "position", "share"}, the fraction of documents whose text at that position was shown.
     """
-    positions = list(positions)
+    histogram = _histogram(list(positions))
+    along = {
+        "scale": {"domain": [0, 100], "nice": False},
+        "axis": {"values": [0, 20, 40, 60, 80, 100], "grid": False},
+    }
+    x = quantity("position", _TITLE, **along)
+    views = [{"height": 140, "width": WIDTH, **_shown(coverage, x | ({"axis": None} if histogram else {}))}]
+    if histogram:
+        starts = quantity("start", _TITLE, **along, bin={"binned": True, "step": 5})
+        views.append({"height": 110, "width": WIDTH, **_sentences(histogram, starts)})
+    described = "Share of examples that show each position of their document, by length"
+    described += "; below it, the oracle's sentences." if histogram else "."
+    return {"$schema": SCHEMA, "description": described, "spacing": 12, "vconcat": views}
+
+
+def _histogram(positions: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return the share of the sentences of the longest length in each twentieth of the documents."""
     longest = max((line["maxlen"] for line in positions), default=0)
     bins = [0] * 20
     for line in positions:
         if line["maxlen"] == longest:
             bins[min(int(line["position"] // 5), 19)] += 1
     total = sum(bins)
-    histogram = [
+    return [
         {"start": 5 * index, "end": 5 * index + 5, "share": count / total} for index, count in enumerate(bins) if total
     ]
-    along = {
-        "type": "quantitative",
-        "title": "Position in the document (%)",
-        "scale": {"domain": [0, 100], "nice": False},
-        "axis": {"values": [0, 20, 40, 60, 80, 100], "grid": False},
+
+
+def _shown(coverage: Sequence[Mapping[str, float]], x: Layer) -> Layer:
+    y = quantity(
+        "share",
+        ["Examples that", "show this (%)"],
+        scale={"domain": [0, 1.02], "nice": False},
+        axis={"labelExpr": "datum.value * 100", "values": [0, 0.25, 0.5, 0.75, 1]},
+    )
+    colour = {
+        "field": "length",
+        "type": "ordinal",
+        "sort": [f"{length:,}" for length in sorted({int(line["maxlen"]) for line in coverage})],
+        "legend": {"title": "Maximum length (tokens)", "orient": "top", "direction": "horizontal"},
     }
-    above = {
-        "height": 140,
-        "data": {"values": [dict(line) | {"length": f"{line['maxlen']:,}"} for line in coverage]},
-        "mark": {"type": "line", "strokeWidth": 2.5, "interpolate": "monotone", "clip": True},
-        "encoding": {
-            "x": along | {"field": "position"} | ({"axis": None} if histogram else {}),
-            "y": {
-                "field": "share",
-                "type": "quantitative",
-                "title": ["Examples that", "show this (%)"],
-                "scale": {"domain": [0, 1.02], "nice": False},
-                "axis": {"labelExpr": "datum.value * 100", "values": [0, 0.25, 0.5, 0.75, 1]},
-            },
-            "color": {
-                "field": "length",
-                "type": "ordinal",
-                "sort": [f"{length:,}" for length in sorted({int(line["maxlen"]) for line in coverage})],
-                "legend": {"title": "Maximum length (tokens)", "orient": "top", "direction": "horizontal"},
-            },
-            "tooltip": [
-                {"field": "length", "title": "maximum length"},
-                {"field": "position", "title": "position (%)", "format": ".0f"},
-                {"field": "share", "title": "examples that show it", "format": ".0%"},
-            ],
-        },
-    }
-    below = {
-        "height": 110,
-        "data": {"values": histogram},
-        "mark": {"type": "bar", "style": "histogram"},
-        "encoding": {
-            "x": along | {"field": "start", "bin": {"binned": True, "step": 5}},
-            "x2": {"field": "end"},
-            "y": {
-                "field": "share",
-                "type": "quantitative",
-                "title": ["Oracle's", "sentences (%)"],
-                "axis": {"labelExpr": "datum.value * 100", "tickCount": 4},
-            },
-            "tooltip": [
-                {"field": "start", "title": "from (%)"},
-                {"field": "end", "title": "to (%)"},
-                {"field": "share", "title": "oracle's sentences", "format": ".1%"},
-            ],
-        },
-    }
-    described = "Share of examples that show each position of their document, by length"
-    described += "; below it, the oracle's sentences." if histogram else "."
-    views = [view | {"width": WIDTH} for view in ((above, below) if histogram else (above,))]
-    return {"$schema": SCHEMA, "description": described, "spacing": 12, "vconcat": views}
+    tips = tooltip(
+        length=("maximum length", ""), position=("position (%)", ".0f"), share=("examples that show it", ".0%")
+    )
+    rows = [dict(line) | {"length": f"{line['maxlen']:,}"} for line in coverage]
+    mark = {"type": "line", "strokeWidth": 2.5, "interpolate": "monotone", "clip": True}
+    return layer(rows, mark, x=x, y=y, color=colour, tooltip=tips)
+
+
+def _sentences(histogram: Sequence[Mapping[str, float]], x: Layer) -> Layer:
+    y = quantity("share", ["Oracle's", "sentences (%)"], axis={"labelExpr": "datum.value * 100", "tickCount": 4})
+    tips = tooltip(start=("from (%)", ""), end=("to (%)", ""), share=("oracle's sentences", ".1%"))
+    return layer(histogram, {"type": "bar", "style": "histogram"}, x=x, x2={"field": "end"}, y=y, tooltip=tips)
 
 
 def document_positions(

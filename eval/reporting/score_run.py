@@ -62,8 +62,8 @@ def print_scores(folder: RunFolder, inputs: RunInputs, scores: Scores, *, is_ful
 
     Args:
         folder: The run's folder.
-        inputs: What it holds.
-        scores: Its scores.
+        inputs: What the folder holds.
+        scores: Contents of `scores.json`.
         is_full: Print all tables of the report with their legends.
     """
     render = render_full(inputs.record, scores, inputs.notes) if is_full else render_short(inputs, scores)

@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from eval.records.read_run import RunInputs
-from eval.records.schema import Comparison, Result, RunRecord, Scores
-from eval.reporting.columns import BASELINE_STYLES, Column, N, percent, percent_mean, signed_interval, verdict
+from eval.records.schema import Compared, Comparison, Result, RunRecord, Scores
+from eval.reporting.columns import BASELINE_STYLES, Column, N, outcome, percent, percent_mean, signed_interval
 from eval.reporting.tables import Rows, as_columns, describe_intervals, select, table_of
 from eval.scoring.profiles import describe_profiles, headline, metric_name
 from eval.scoring.significance import MIN_DOCUMENTS
@@ -82,37 +82,51 @@ def score_table(models: Sequence[Result], results: Sequence[Result]) -> Rows:
 def meanings(record: RunRecord, scores: Scores) -> Iterator[str]:
     """Yield what the scores let one say, a sentence a task and template: the greatest length against the smallest."""
     results = select(scores.results, subset="all")
-    num_settings = len({(result.task, result.template) for result in results})
-    comparisons = select(scores.comparisons, subset="all")
+    settings = dict.fromkeys((result.task, result.template) for result in results)
     for task, about in record.tasks.items():
-        first = next(iter(about.templates))
-        for template in about.templates:
-            models = select(results, task=task, template=template, kind="model")
-            if not models:
-                continue
-            where = f"{task}, template {template}: " if len(about.templates) > 1 else f"{task}: "
-            where = where if num_settings > 1 else ""
-            lengths = sorted(result.maxlen for result in models)
-            of_template = [
-                one for one in select(comparisons, task=task) if one.first.template == one.second.template == template
-            ]
-            ends = [one for one in of_template if (one.first.maxlen, one.second.maxlen) == (lengths[0], lengths[-1])]
-            if ends:
-                yield where + _judged(ends[0], f"{lengths[-1]:,} tokens are", f"{lengths[0]:,}")
-            else:
-                yield where + _single(models[0], results)
-            against_first = [
-                one for one in select(comparisons, task=task) if one.second.template == template != one.first.template
-            ]
-            if against_first:
-                one = max(against_first, key=lambda one: one.second.maxlen)
-                at = f"{one.second.maxlen:,} tokens"
-                yield f"{task}: " * (num_settings > len(about.templates)) + _judged(
-                    one, f"at {at}, template {template} is", f"template {first}"
-                )
+        comparisons = select(scores.comparisons, task=task, subset="all")
+        templates = [template for template in about.templates if (task, template) in settings]
+        for template in templates:
+            where = [task] * (len(settings) > 1) + [f"template {template}"] * (len(templates) > 1)
+            prefix = f"{', '.join(where)}: " if where else ""
+            yield prefix + _over_length(select(results, task=task, template=template), comparisons)
+            # Of a template beside the first, the comparison at the greatest length.
+            others = [one for one in comparisons if one.second.template == template != one.first.template]
+            if others:
+                one = max(others, key=lambda one: one.second.maxlen)
+                subject = f"template {template} at {one.second.maxlen:,} tokens is"
+                yield f"{task}: " * (len(settings) > len(templates)) + _judged(one, subject, one.first.template)
     for row in scores.scrolls_score.scores if scores.scrolls_score else []:
         template = f", template {row.template}" if row.template else ""
         yield f"SCROLLS score at {row.maxlen:,} tokens{template}: {percent(row)}."
+
+
+def _over_length(results: Sequence[Result], comparisons: Sequence[Comparison]) -> str:
+    """Return what the greatest length is worth beside the smallest, or where a single one stands.
+
+    Args:
+        results: Results of one task and template about all examples.
+        comparisons: Comparisons of the task.
+    """
+    models = sorted(select(results, kind="model"), key=lambda one: one.maxlen)
+    first, last = models[0], models[-1]
+    if first is last:
+        return _single(first, results)
+    for one in comparisons:
+        if one.first == Compared(template=first.template, maxlen=first.maxlen) and one.second == Compared(
+            template=last.template, maxlen=last.maxlen
+        ):
+            return _judged(one, f"{last.maxlen:,} tokens are", f"{first.maxlen:,}")
+    return f"{last.maxlen:,} and {first.maxlen:,} tokens have no example in common, so nothing is compared."
+
+
+_CLAIMS = {
+    "better": "better than {other}",
+    "worse": "worse than {other}",
+    "slightly worse": "worse than {other}, by less than the margin of {margin:g}",
+    "as good": "at least as good as {other}, within the margin of {margin:g}",
+    "not settled": "not shown to be better or worse than {other}",
+}
 
 
 def _judged(comparison: Comparison, subject: str, other: str) -> str:
@@ -123,35 +137,27 @@ def _judged(comparison: Comparison, subject: str, other: str) -> str:
         subject: Name of the second setting, with its verb.
         other: Name of the first setting.
     """
-    found, margin = verdict(comparison), f"{100 * comparison.margin:g}"
-    if comparison.num_documents < MIN_DOCUMENTS:
-        claim = f"not shown to be better or worse than {other}"
-    elif found.startswith("worse, "):
-        claim = f"worse than {other}, by less than the margin of {margin}"
-    elif found.startswith("as good"):
-        claim = f"at least as good as {other}, within the margin of {margin}"
-    else:
-        claim = f"{'not shown to be better or worse' if found == 'not settled' else found} than {other}"
+    found = outcome(comparison)
+    claim = _CLAIMS[found].format(other=other, margin=100 * comparison.margin)
     numbers = f"{metric_name(comparison.metric)} {100 * comparison.difference:+.1f}{signed_interval(comparison)}"
-    interval = ""
-    if comparison.num_documents < MIN_DOCUMENTS:
-        interval = f", no interval with fewer than {MIN_DOCUMENTS}"
-    elif comparison.low is None:
-        interval = ", no interval"
+    remark = ""
+    if comparison.low is None:
+        few = f" with fewer than {MIN_DOCUMENTS}" if comparison.num_documents < MIN_DOCUMENTS else ""
+        remark = f", no interval{few}"
     elif found == "not settled" and comparison.detectable is not None:
-        interval = f"; so many would show a difference of {100 * comparison.detectable:.1f}"
-    return f"{subject[0].upper()}{subject[1:]} {claim}: {numbers}, {_counted(comparison)}{interval}."
+        remark = f"; so many would show a difference of {100 * comparison.detectable:.1f}"
+    return f"{subject[0].upper()}{subject[1:]} {claim}: {numbers}, {_counted(comparison)}{remark}."
 
 
 def _single(model: Result, results: Sequence[Result]) -> str:
     """Return how a single length stands beside the simplest baseline, which is not tested."""
-    metric = headline(model.profile)
-    said = f"One length, so nothing is compared: {metric_name(metric)} {percent(model.metrics[metric])}"
-    beside = select(results, task=model.task, template=model.template, maxlen=model.maxlen, kind="yardstick")
-    for name, article in (("lead", "the lead's"), ("common_answer", "the common answer's")):
-        for one in select(beside, system=name):
-            return f"{said} beside {article} {percent_mean(one.metrics[metric])} (not tested), {_counted(model)}."
-    return f"{said}, {_counted(model)}."
+    metric, beside = headline(model.profile), ""
+    for name in ("common_answer", "lead"):
+        for one in select(results, system=name, kind="yardstick"):
+            baseline = BASELINE_STYLES[name].heading
+            beside = f" beside the {baseline}'s {percent_mean(one.metrics[metric])} (not tested)"
+    score = f"{metric_name(metric)} {percent(model.metrics[metric])}"
+    return f"One length, so nothing is compared: {score}{beside}, {_counted(model)}."
 
 
 def _counted(record: Result | Comparison) -> str:

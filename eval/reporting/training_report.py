@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eval.records.schema import Evaluation, TrainingRecord, TrainingStep
-from eval.reporting.charts import SCHEMA, Layer, Spec, direct_labels, draw_svg
+from eval.reporting.charts import SCHEMA, Layer, Spec, direct_labels, draw_svg, layer, quantity
 from eval.reporting.tables import as_markdown
 
 CURVES = "curves.svg"
@@ -66,7 +66,7 @@ def _facts(record: TrainingRecord, steps: Sequence[TrainingStep]) -> dict[str, s
 
 
 def draw_curves(steps: Sequence[TrainingStep], evals: Sequence[Evaluation]) -> str:
-    """Return `curves.svg`: loss of steps and of what is held out, learning rate, gradient norm."""
+    """Return `curves.svg`: loss of training steps and held-out documents, learning rate, gradient norm."""
     return draw_svg(curves(steps, evals))
 
 
@@ -74,13 +74,12 @@ def curves(steps: Sequence[TrainingStep], evals: Sequence[Evaluation]) -> Spec:
     """Return the curves of a training, one above the other over the same steps."""
     numbers = [*(step.step for step in steps), *(one.step for one in evals)] or [0]
     first, last = min(numbers), max(numbers)
-    across = {
-        "field": "step",
-        "type": "quantitative",
-        "title": "Step",
-        "scale": {"domain": [first, last + (last - first or 1) / 60], "nice": False},
-        "axis": {"format": ",d", "tickCount": min(last - first or 1, 10), "grid": False},
-    }
+    across = quantity(
+        "step",
+        "Step",
+        scale={"domain": [first, last + (last - first or 1) / 60], "nice": False},
+        axis={"format": ",d", "tickCount": min(last - first or 1, 10), "grid": False},
+    )
     hidden = across | {"axis": {"labels": False, "ticks": False, "title": None, "grid": False}}
     rates = [{"step": step.step, "value": step.learning_rate} for step in steps]
     norms = [{"step": step.step, "value": step.grad_norm} for step in steps if step.grad_norm is not None]
@@ -104,31 +103,19 @@ def _losses(steps: Sequence[TrainingStep], evals: Sequence[Evaluation], x: Layer
     values = [row["mean"] for row in (*training, *held_out)] or [0.0]
     room = 0.05 * (max(values) - min(values)) or 0.05
     low, high = min(values) - room, max(values) + room
-    y = {
-        "field": "mean",
-        "type": "quantitative",
-        "title": "Loss (nats a target)",
-        "scale": {"domain": [low, high], "nice": False, "zero": False},
-    }
-    encoding = {"x": x, "y": y}
-    layers: list[Layer] = [{"data": {"values": training}, "mark": _mark(training), "encoding": encoding}]
+    y = quantity("mean", "Loss (nats a target)", scale={"domain": [low, high], "nice": False, "zero": False})
+    layers = [layer(training, _mark(training), x=x, y=y)]
     if held_out:
         marks = {"type": "line", "strokeWidth": 2.5}, {"type": "point", "filled": True, "size": 55, "opacity": 1}
-        layers += [{"data": {"values": held_out}, "mark": mark, "encoding": encoding} for mark in marks]
+        layers += [layer(held_out, mark, x=x, y=y) for mark in marks]
     ends = {name: rows for name, rows in (("training step", training), ("held out", held_out)) if rows}
     return [*layers, direct_labels(ends, low, high, y, _HEIGHT)]
 
 
 def _line(rows: Sequence[dict[str, Any]], x: Layer, title: str) -> Layer:
     label = "datum.value == 0 ? '0' : abs(datum.value) < 0.01 ? format(datum.value, '.1~e') : format(datum.value, '~r')"
-    y = {
-        "field": "value",
-        "type": "quantitative",
-        "title": title,
-        "axis": {"tickCount": 3, "labelExpr": label},
-        "scale": {"zero": False},
-    }
-    return {"data": {"values": list(rows)}, "mark": _mark(rows), "encoding": {"x": x, "y": y}}
+    y = quantity("value", title, axis={"tickCount": 3, "labelExpr": label}, scale={"zero": False})
+    return layer(rows, _mark(rows), x=x, y=y)
 
 
 def _mark(rows: Sequence[Any]) -> Layer:

@@ -29,6 +29,7 @@ from eval.records.schema import Key
 from eval.runtime.processes import Process
 from eval.runtime.provenance import describe_session, utc_now
 from tasks import DataError
+from tasks.command import as_typed
 
 Record = TypeVar("Record")
 
@@ -43,7 +44,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, command: str, description: str | None) -> None:
         super().__init__(
-            prog=command,
+            prog=as_typed(command),
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -51,6 +52,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help explains the flags)\n")
+
+    def format_help(self) -> str:
+        return as_typed(super().format_help())
 
 
 def margin_share(text: str) -> float:
@@ -110,7 +114,7 @@ def run_command(main: Main, argv: Sequence[str], again: str = "the same command"
         # A mistake in the settings is the same for all processes, and one of each machine reports it.
         if _is_first_here() or getattr(error, "is_of_one_process", False):
             who = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-            print(f"error: {who}{text}", file=sys.stderr)
+            print(as_typed(f"error: {who}{text}"), file=sys.stderr)
         return 2
     return 0
 

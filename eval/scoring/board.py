@@ -35,8 +35,8 @@ class Candidate:
     Attributes:
         profiles: Profile of each task.
         about: What made the run.
-        tasks: Its tasks by name.
-        examples: Digests of its examples, by task and id.
+        tasks: Records of the tasks by name.
+        examples: Digests of the examples, by task and id.
         documents: Document of each example, by task, in the order of the examples' ids.
         values: (N, K) scores by the task's headline metric, a row an example in the order of the ids.
         rows: What a board shows of each setting.

@@ -32,6 +32,7 @@ from eval.config.perplexity import PerplexityConfig
 from eval.config.placement import PlacementConfig
 from eval.config.run import RunConfig
 from eval.errors import UserError
+from tasks.command import as_typed
 
 RUN, PERPLEXITY, FINETUNE, PLACEMENT = "eval/run.py", "eval/perplexity.py", "eval/finetune.py", "eval/placement.py"
 
@@ -76,7 +77,7 @@ class Part:
 
     def shell(self, output: Path, *more: str) -> str:
         """Return the command that runs this part alone, as it is typed."""
-        return f"accelerate launch {shlex.join(self.command(output, *more))}"
+        return as_typed(f"accelerate launch {shlex.join(self.command(output, *more))}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from eval.studies.folder import DONE, StudyFolder
 from eval.studies.losses import write_perplexity, write_placements
 from eval.studies.parts import KINDS, RUN, Section
 from eval.studies.section import Draft
+from tasks.command import as_typed
 
 SECTIONS: dict[str, Callable[[Draft], None]] = {
     "perplexity": write_perplexity,
@@ -43,7 +44,7 @@ def write_report(folder: StudyFolder) -> str:
     command = shlex.join(["python", "-m", "eval.study", str(study.file), "--output", str(folder.path)])
     rows = [["part", "script", "state"]]
     rows += [[name, f"`{part.script}`", states[name]] for name, part in study.parts.items()]
-    blocks = [f"# {study.title}", study.text.strip(), _shell(command), as_markdown(rows, 3)]
+    blocks = [f"# {study.title}", study.text.strip(), _shell(as_typed(command)), as_markdown(rows, 3)]
     charts: dict[str, Spec] = {}
     for section in study.sections:
         draft = _section(folder, section)

@@ -22,6 +22,7 @@ from eval.training.sequences import Pieces, count_rows, split_held_out
 from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
 from masformer.checkpoints.positions import extended_config
 from tasks import LoadedExamples
+from tasks.command import as_typed
 
 
 @dataclass(kw_only=True)
@@ -96,7 +97,8 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
                 f"lowest {lowest.loss:.4f} at step {lowest.step}"
             )
         path = self.folder.path
-        print(f"folder: {path}; evaluate with: accelerate launch eval/run.py --model {path}/best ...")
+        again = as_typed("accelerate launch eval/run.py")
+        print(f"folder: {path}; evaluate with: {again} --model {path}/best ...")
 
 
 def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) -> TrainingJob:

@@ -50,6 +50,8 @@ class SegmentedKeys(Tensor):
 class _CountedLayer(CacheLayerMixin):  # type: ignore[misc]
     """A layer of a cache that knows how many tokens it was given, of which it may keep some."""
 
+    is_sliding = False
+    is_croppable = False
     num_tokens: int
 
     def get_seq_length(self) -> int:
@@ -66,12 +68,8 @@ class SpanCacheLayer(_CountedLayer):
     """The keys and values of one layer.
 
     Args:
-        span: Of the layer.
         max_tokens: Slots to allocate at once for, when known.
     """
-
-    is_sliding = False
-    is_croppable = False
 
     def __init__(self, span: LayerSpan, max_tokens: int = 0) -> None:
         super().__init__()
@@ -254,12 +252,8 @@ class HeadSpansCacheLayer(_CountedLayer):
     """The keys and values of one layer whose key/value heads have spans of their own.
 
     Args:
-        span: Of the layer.
         parts: One for each of `HeadSpans.groups`, with the keys and values of these heads.
     """
-
-    is_sliding = False
-    is_croppable = False
 
     def __init__(self, span: HeadSpans, parts: Sequence[SpanCacheLayer]) -> None:
         super().__init__()
@@ -333,12 +327,7 @@ class HeadSpansCacheLayer(_CountedLayer):
 
 
 def cache_layer(span: LayerSpan | HeadSpans, max_tokens: int = 0) -> SpanCacheLayer | HeadSpansCacheLayer:
-    """Return an empty layer of a cache.
-
-    Args:
-        span: Of the layer.
-        max_tokens: Slots to allocate at once for, when known.
-    """
+    """Return an empty layer of a cache."""
     if isinstance(span, HeadSpans):
         return HeadSpansCacheLayer(span, [SpanCacheLayer(each, max_tokens) for each in span.groups])
     return SpanCacheLayer(span, max_tokens)
@@ -352,7 +341,6 @@ class SpanCache(Cache):  # type: ignore[misc]
     """A `transformers` cache with one layer (`cache_layer`) a layer of the plan.
 
     Args:
-        plan: Of the model.
         max_tokens: Slots to allocate at once for, when the final length is known; a longer sequence still fits.
 
     Attributes:

@@ -31,10 +31,8 @@ def heads_of(states: Tensor, runs: Sequence[tuple[int, int]], size: int = 1, dim
     """Return the states of some heads; of those that stand side by side it is a view.
 
     Args:
-        states: Of all heads.
         runs: First head, and the one after the last.
         size: Entries a head along the dimension.
-        dim: That of heads.
     """
     parts = [states.narrow(dim, first * size, (stop - first) * size) for first, stop in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
@@ -47,11 +45,7 @@ def attend_by_head(
 
     Args:
         attend: Computes the heads of one span.
-        query: (B, H, Tq, D).
         key: (B, K, Tk, D), or what a cache returned.
-        value: (B, K, Tk, D).
-        spans: Of the layer.
-        learned_sinks: (H,), or None.
 
     Raises:
         ValueError: The spans are for another number of key/value heads.

@@ -38,8 +38,6 @@ def prefill(
     layer, only keys and values are computed where the cache is a `SpanCache`.
 
     Args:
-        model: A decoder of transformers.
-        token_ids: (B, T).
         cache: What earlier tokens have left; it holds these tokens too afterwards.
         attention_mask: (B, tokens in the cache + T), zeros at left padding; None is no padding.
         chunk_tokens: Tokens of all rows together that go through the model at once.

@@ -26,7 +26,6 @@ class SpanMask:
     Attributes:
         offset: Slot of the first query: the number of slots already in the cache.
         padding: (B,) left-padding tokens of each row; None when no row is padded.
-        most_padding: Of any row.
         documents: Where the packed documents of each row start, from `packed_documents`; the first layer looks once for
             all that share this mask. None when no row holds more than one.
     """
@@ -96,15 +95,7 @@ def span_mask(
 
 def is_visible(query: Tensor, key: Tensor, span: LayerSpan) -> Tensor:
     """Return bools, True where the query at a position sees the key at another; element by element, broadcast."""
-    seen = (key >= 0) & (key <= query)
-    if span.is_full:
-        return seen
-    if span.block is not None:
-        near = key // span.block >= query // span.block - span.previous
-    else:
-        assert span.span is not None
-        near = query - key < span.span
-    return seen & (near | (key < span.sinks))
+    return (key >= 0) & (key <= query) & span.sees(query, key)
 
 
 def visible_keys(query_positions: Tensor, key_positions: Tensor, span: LayerSpan) -> Tensor:
@@ -116,12 +107,9 @@ def cached_slots(span: LayerSpan, offset: int, num_new: int, padding: Tensor | N
     """Return (1 or B, Tk) the slot of each key that a `SpanCache` layer returns, -1 where it holds nothing to see.
 
     Args:
-        span: Of the layer.
         offset: Slots in the cache before this call.
         num_new: Slots written in this call. One slot is written in place, so the ring is out of order; several are
             appended to the kept slots in order.
-        padding: (B,) left-padding tokens, or None.
-        device: Of the result.
     """
     total = offset + num_new
     if span.num_recent is None:

@@ -65,10 +65,8 @@ def model_card(
 
     Args:
         name: What the loading lines load: a hub id, or the name of the folder.
-        plan: Of the checkpoint; None is the architecture's own attention.
         origin: None leaves out base model and licence.
         cost: As `masformer.measure.cost_record` returns it; None leaves the table out.
-        dtype: Of the stored weights.
     """
     known: dict[str, Any] = {**origin.license, "base_model": origin.base_model} if origin else {}
     data = ModelCardData(

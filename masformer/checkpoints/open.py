@@ -33,6 +33,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
+from masformer.errors import first_line
 
 # Architectures whose positions are a learned table, which has no entry beyond its end.
 _LEARNED_POSITIONS = {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "ctrl", "openai-gpt"}
@@ -50,7 +51,6 @@ class ShortName:
 
     Attributes:
         hub_id: Read when the package is not installed.
-        package: Import name of the package.
         install: The pip command that installs it.
         find: Returns the GGUF file of the installed package.
     """
@@ -113,15 +113,11 @@ class Checkpoint:
     """A decoder whose weights are not loaded yet.
 
     Attributes:
-        name: The reference as the user gave it.
-        config: Of transformers.
-        tokenizer: Of transformers.
         provenance: JSON-ready: `reference`, `source` (`package`, `gguf`, `folder` or `hub`), `files` with their
             `sha256`, or the hub's `revision`.
         location: Folder (the hub's cache included) or hub id that transformers loads from.
         gguf_file: File name inside the folder; None for safetensors.
         revision: Commit of the hub; None for local files.
-        trust_remote_code: Whether code that comes with the checkpoint may run.
     """
 
     name: str
@@ -139,8 +135,6 @@ class Checkpoint:
         """Return the model in eval mode, with the weights as plain tensors of `dtype`.
 
         Args:
-            dtype: Of the weights.
-            device: Where they go.
             device_map: `auto` spreads them over all devices of this machine instead.
 
         Raises:
@@ -318,9 +312,3 @@ def _digests(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
         except OSError as error:
             raise CheckpointError(f"model file '{file}' cannot be read: {error.strerror}") from error
     return digests
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message that says something, or the exception's name."""
-    lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)

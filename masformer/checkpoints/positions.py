@@ -33,8 +33,6 @@ def extended_config(config: PreTrainedConfig, num_positions: int, how: str) -> P
     """Return a config for `num_positions` positions; the one given where it has as many already.
 
     Args:
-        config: Of a model.
-        num_positions: That are to be there.
         how: A key of `EXTENSIONS`.
 
     Raises:

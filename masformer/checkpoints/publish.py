@@ -15,8 +15,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from masformer.checkpoints.card import rename
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
-from masformer.checkpoints.open import first_line
 from masformer.checkpoints.saving import CARD, checkpoint_files
+from masformer.errors import first_line
 
 # Creating a repository takes the hub longer than an answer.
 _CREATE_TIMEOUT_SECONDS = 30.0
@@ -34,7 +34,6 @@ def push_to_hub(folder: Path | str, repo_id: str, *, private: bool | None = None
     `repo_id`.
 
     Args:
-        folder: As `save_checkpoint` wrote it.
         repo_id: `OWNER/NAME`; made where the hub does not have it.
         private: Of a repository that is made; None is the owner's default.
         token: None takes `HF_TOKEN` or that of `hf auth login`.

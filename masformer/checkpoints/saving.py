@@ -54,12 +54,8 @@ def save_checkpoint(
     Files of a checkpoint that is already there are replaced; other files stay.
 
     Args:
-        model: Whose config is written.
-        tokenizer: Of the model.
-        folder: Made where it is not there.
         state: Weights to write; None is the model's.
         name: What the card calls it: a hub id; None is the name of the folder.
-        origin: What the card says about base model and licence.
         cost: Goes to the card and to `masformer_cost.json`.
 
     Raises:

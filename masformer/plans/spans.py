@@ -26,7 +26,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, PlanError, layer_of_heads
+from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, PlanError, layer_of_heads, number_names
 from masformer.plans.text import layers_of, text_of
 
 __all__ = ["FULL", "HeadSpans", "LayerSpan", "PlanError", "SpanPlan", "layer_of_heads"]
@@ -76,8 +76,6 @@ class SpanPlan:
         """Return the plan that the text form describes (see the module's docstring).
 
         Args:
-            text: As a person types it.
-            num_layers: Of the model.
             num_heads: Key/value heads of the model; None refuses spans of heads.
 
         Raises:
@@ -134,7 +132,7 @@ def _stored_layer(layer: Any, index: int) -> LayerSpan | HeadSpans:
 def _stored_span(stored: Any, where: str) -> LayerSpan:
     if not isinstance(stored, Mapping):
         raise PlanError(f"{where} is {stored!r}; an object was expected")
-    unknown = sorted(set(stored) - {"span", "block", "previous", "sinks"})
+    unknown = sorted(set(stored) - {*number_names()})
     if unknown:
         raise PlanError(f"{where} has unknown settings {', '.join(unknown)}")
     try:

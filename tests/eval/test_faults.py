@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from eval import run
-from eval.generation import answering
+from eval.generation import tree_decoder
 from eval.run import main
 from tests.eval.test_run import ROOT, expect_error, read, rows
 from tests.helpers.tiny_models import save_tiny_checkpoint
@@ -270,7 +269,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, most = answering.decode, 700
+    original, most = tree_decoder.decode, 700
 
     def short_of_memory(model: Any, tokenizer: Any, prompts: Any, *rest: Any) -> Any:
         if sum(map(len, prompts)) > most:
@@ -278,7 +277,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
             torch.empty(2**60, dtype=torch.uint8)
         return original(model, tokenizer, prompts, *rest)
 
-    monkeypatch.setattr(answering, "decode", short_of_memory)
+    monkeypatch.setattr(tree_decoder, "decode", short_of_memory)
     assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert printed.count("out of memory with 4 prompts of") == 1
@@ -294,7 +293,7 @@ def test_a_bug_is_no_lack_of_memory(arguments: list[str], tmp_path: Path, monkey
     def broken(*_: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(answering, "decode", broken)
+    monkeypatch.setattr(tree_decoder, "decode", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main([*arguments, "--output", str(tmp_path / "run")])
 
@@ -302,6 +301,6 @@ def test_a_bug_is_no_lack_of_memory(arguments: list[str], tmp_path: Path, monkey
 def test_machines_that_do_not_share_the_folder_are_told(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "_VISIBLE_SECONDS", 0)
+    monkeypatch.setattr("eval.generation.claims._VISIBLE_SECONDS", 0)
     monkeypatch.setattr("eval.records.run_folder.RunFolder.make", lambda *_: None)  # made on another machine
     expect_error([*arguments, "--output", str(tmp_path / "run")], capsys, "on a shared disk", "--shard I/N")

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from masformer.attention import tiles
 from masformer.attention.cache import cache_layer
-from masformer.attention.span_attention import dense_attention, span_attention
-from masformer.attention.tiles import Scores
+from masformer.attention.kernels import dense_attention, span_attention
+from masformer.attention.tiles import ScoreRule
 from masformer.attention.visibility import SpanMask
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, layer_of_heads
 
@@ -102,8 +102,8 @@ class Case:
         return heads.repeat_interleave(self.heads // self.kv_heads, dim=0)
 
     @property
-    def scores(self) -> Scores:
-        return Scores(scale=self.size**-0.5 if self.scale is None else self.scale, softcap=self.softcap)
+    def scores(self) -> ScoreRule:
+        return ScoreRule(scale=self.size**-0.5 if self.scale is None else self.scale, softcap=self.softcap)
 
     def mask(self, device: str = "cpu") -> SpanMask:
         padding = None if self.padding is None else torch.tensor(self.padding, device=device)

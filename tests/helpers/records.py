@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from eval.records.schema import Compared, Comparison, Cost, Estimate, Prediction, Result
+from tests.helpers.run_folders import example_line, prediction_line
 
 
 def cost_of(maxlen: int) -> Cost:
@@ -65,25 +66,4 @@ def comparison(difference: float, **changes: Any) -> Comparison:
 
 
 def prediction(name: str, maxlen: int, **changes: Any) -> Prediction:
-    made = Prediction(
-        task="plos",
-        template="instruct",
-        id=name,
-        maxlen=maxlen,
-        fingerprint=f"{name}-{maxlen}",
-        text="an answer",
-        prompt_tokens=maxlen,
-        context_tokens_kept=maxlen,
-        context_tokens_dropped=0,
-        context_spans=[[0, maxlen]],
-        num_generated_tokens=10,
-        finish_reason="stop",
-        seconds=3.0,
-        prefill_seconds=2.0,
-        decode_seconds=1.0,
-        cache_bytes=1000 * maxlen,
-        attention_flops=10**9 * maxlen**2,
-        prefilled_tokens=10,
-        peak_bytes=2**30,
-    )
-    return replace(made, **changes)
+    return replace(prediction_line(example_line(0), maxlen, "an answer", 2 * maxlen), id=name, **changes)

@@ -51,7 +51,7 @@ def test_a_file_and_the_names_of_its_fields_are_a_task(model: Path, tmp_path: Pa
     assert about["profile"] == "scrolls"
     assert about["templates"]["context_first"]["text"].count("Answer from the ticket.") == 2
     (result,) = model_results(tmp_path / "run")
-    assert (result["profile"], result["num_examples"]) == ("scrolls", 3)
+    assert (result.profile, result.num_examples) == ("scrolls", 3)
     # The same again resumes; another instruction is another run.
     assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
     arguments[arguments.index("Answer from the ticket.")] = "Say it."
@@ -70,7 +70,7 @@ def test_a_task_file_is_a_task_beside_published_ones(model: Path, tmp_path: Path
     write_lines(folder / "tickets.jsonl", tickets(2))
     arguments = ["--task", f"arxiv,{file}", "--data", str(folder), "--model", str(model), *LEAST]
     assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
-    assert {result["task"]: result["num_examples"] for result in model_results(tmp_path / "run")} == {
+    assert {result.task: result.num_examples for result in model_results(tmp_path / "run")} == {
         "arxiv": 2,
         "tickets": 2,
     }
@@ -118,7 +118,7 @@ def test_bad_rows_fail_by_name_and_are_counted_when_skipped(
     assert (kept["num_rows"], kept["num_bad"]) == (4, 2)
     assert ["line 2" in kept["bad"][0], "line 3: field 'ticket' is null" in kept["bad"][1]] == [True, True]
     (result,) = model_results(run)
-    assert result["num_examples"] == 2
+    assert result.num_examples == 2
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_short_documents_are_left_out_of_runs_and_trainings(
     # More of them may be added; other ones may not.
     assert main([*arguments, *output, "--min-words", "20"]) == 0
     (result,) = model_results(tmp_path / "run")
-    assert result["num_examples"] == 2
+    assert result.num_examples == 2
     capsys.readouterr()
     assert main([*arguments, *output]) == 2
     assert "min_words of custom is 20 there and null now" in capsys.readouterr().err

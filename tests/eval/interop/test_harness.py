@@ -190,10 +190,10 @@ def test_rows_and_memory_bound_a_batch_and_not_what_it_says(
         sizes.append(len(batch))
         return original(model, tokenizer, batch, *rest)
 
-    from eval.interop import lm_eval_model
+    from eval.generation import tree_decoder
 
-    original = lm_eval_model.decode
-    monkeypatch.setattr(lm_eval_model, "decode", decode)
+    original = tree_decoder.decode
+    monkeypatch.setattr(tree_decoder, "decode", decode)
     assert ours(model_folder, rows=rows).generate_until(requests(prompts())) == expected
     assert sizes == ([1] * 12 if rows == 1 else [4] * 3)
     sizes.clear()
@@ -206,16 +206,16 @@ def test_rows_and_memory_bound_a_batch_and_not_what_it_says(
 def test_a_batch_that_memory_does_not_hold_is_halved(
     full: MasformerLM, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
-    from eval.interop import lm_eval_model
+    from eval.generation import tree_decoder
 
-    expected, original = full.generate_until(requests(prompts())), lm_eval_model.decode
+    expected, original = full.generate_until(requests(prompts())), tree_decoder.decode
 
     def decode(model: Any, tokenizer: Any, batch: Any, *rest: Any) -> Any:
         if len(batch) > 3:
             raise torch.OutOfMemoryError("no")
         return original(model, tokenizer, batch, *rest)
 
-    monkeypatch.setattr(lm_eval_model, "decode", decode)
+    monkeypatch.setattr(tree_decoder, "decode", decode)
     assert full.generate_until(requests(prompts())) == expected
     assert warnings[0] == "out of memory with 12 prompts at once; going on with half as many"
 

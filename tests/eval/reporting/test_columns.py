@@ -106,7 +106,7 @@ def test_costs_that_an_engine_cannot_know_are_dashes(tmp_path: Path, capsys: pyt
         assert {row["seconds_per_example"] for row in csv.DictReader(stream)} == {""}
 
 
-def test_the_default_cost_of_frontiers_is_the_first_that_is_charted() -> None:
+def test_quality_is_drawn_against_three_costs() -> None:
     assert list(charted_costs()) == ["attention_flops", "cache_bytes", "seconds"]
 
 

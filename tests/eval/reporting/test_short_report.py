@@ -129,9 +129,8 @@ def test_templates_are_compared_at_the_greatest_length() -> None:
         for maxlen in LENGTHS
     ]
     lines = list(meanings(record, scores_of(results, between)))
-    assert lines[-1].startswith(
-        "At 8,192 tokens, template plain is not shown to be better or worse than template instruct"
-    )
+    expected = "Template plain at 8,192 tokens is not shown to be better or worse than instruct: RLsum +10.0"
+    assert lines[-1].startswith(expected)
     table = score_table([one for one in results if one.kind == "model"], results)
     assert [row[0] for row in table] == ["template", "instruct", "instruct", "plain", "plain"]
 
@@ -194,3 +193,8 @@ def test_the_path_of_the_page_is_last_and_the_full_form_has_all_tables(
     with pytest.raises(SystemExit):
         score(["--predictions", "a", "--references", "b", "--full"])
     assert "--full is for the folder of a run" in capsys.readouterr().err
+
+
+def test_lengths_without_a_common_example_are_not_compared() -> None:
+    (line,) = meanings(run_record(lengths=LENGTHS), scores_of(RESULTS, []))
+    assert line == "8,192 and 1,024 tokens have no example in common, so nothing is compared."

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from masformer.attention import span_attention as attention
+from masformer.attention import kernels as attention
 from masformer.attention.heads import attend_by_head
-from masformer.attention.span_attention import choose_kernel, dense_attention, span_attention
-from masformer.attention.tiles import Scores
+from masformer.attention.kernels import choose_kernel, dense_attention, span_attention
+from masformer.attention.tiles import ScoreRule
 from masformer.attention.visibility import SpanMask, left_padding, visible_keys
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan
 from tests.helpers.attention_cases import (
@@ -165,8 +165,23 @@ def test_each_dtype_is_as_exact_as_torch_with_a_mask(case: Case, dtype: torch.dt
     assert out.dtype == dtype
     assert_close(out.double(), exact, TOLERANCE[dtype])
     if case.is_plain and case.padding is None and dtype != torch.float64:
-        torchs = with_a_mask(case, states)
-        assert root_mean_square(out - exact) <= 2 * root_mean_square(torchs - exact)
+        assert_as_exact(out, with_a_mask(case, states), exact, case, states)
+
+
+def assert_as_exact(ours: Tensor, torchs: Tensor, exact: Tensor, case: Case, states: States) -> None:
+    """Check that our error is at most twice torch's, plus what rounding one score explains.
+
+    A score is exact to its size times the rounding of fp32, and a weight is off by that share. One key may hold most of
+    the weight: then its one score decides the error, and which library rounds it better is luck. In the case "one token
+    on a fork" one key of 301 makes 94% of our squared error, because MKL's code for AVX-512 and AMX rounds its score by
+    8.2e-7. MKL's code for AVX2 rounds it by 1.3e-7, as torch's own kernel does (`MKL_ENABLE_INSTRUCTIONS=AVX2`; oneDNN
+    has no part in fp32 here).
+    """
+    key = states.key.repeat_interleave(case.heads // case.kv_heads, dim=1)
+    scores = states.query.double() @ key.double().transpose(-1, -2) * case.size**-0.5
+    largest = scores.masked_fill(~case.sight(case.offset, case.num_tokens), 0).abs().max()
+    of_one_score = torch.finfo(torch.float32).eps * float(largest.detach()) * root_mean_square(exact)
+    assert root_mean_square(ours - exact) <= 2 * root_mean_square(torchs - exact) + of_one_score
 
 
 def with_a_mask(case: Case, states: States) -> Tensor:
@@ -175,7 +190,7 @@ def with_a_mask(case: Case, states: States) -> Tensor:
 
 
 def root_mean_square(x: Tensor) -> float:
-    return float(x.double().square().mean().sqrt())
+    return float(x.detach().double().square().mean().sqrt())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -189,7 +204,7 @@ def test_gradients_of_each_dtype_are_as_exact_as_those_of_torch(case: Case, dtyp
         assert_close(ours.double(), right, TOLERANCE[dtype] * max(4.0, float(right.abs().max())))
     if case.is_plain and case.padding is None:
         for ours, torchs, right in zip(found, gradients(with_a_mask(case, states), states), exact, strict=True):
-            assert root_mean_square(ours - right) <= 2 * root_mean_square(torchs - right)
+            assert_as_exact(ours, torchs, right, case, states)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -270,7 +285,7 @@ def kernel(
     value_size: int = 16,
 ) -> str:
     query: Any = SimpleNamespace(device=SimpleNamespace(type=device), dtype=dtype, shape=(1, 2, num_new, size))
-    return choose_kernel(query, span, offset, Scores(scale=1.0, softcap=softcap), learned, dropout, value_size)
+    return choose_kernel(query, span, offset, ScoreRule(scale=1.0, softcap=softcap), learned, dropout, value_size)
 
 
 @pytest.mark.parametrize(

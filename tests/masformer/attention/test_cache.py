@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masformer.attention.cache import HeadSpansCacheLayer, SpanCache, SpanCacheLayer, cache_layer
-from masformer.attention.span_attention import dense_attention, span_attention
+from masformer.attention.kernels import dense_attention, span_attention
 from masformer.attention.visibility import SpanMask, cached_slots, num_cached, visible_keys
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, SpanPlan
 from tests.helpers.attention_cases import SPANS, Case, States, assert_close, cases, defined, random_states

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masformer.attention import cuda as device_attention
-from masformer.attention import span_attention as attention
+from masformer.attention import kernels as attention
 from masformer.attention.cuda import flash_attention, flex_attention, has_flash_attention
 from masformer.plans.spans import FULL, LayerSpan
 from tests.helpers.attention_cases import (

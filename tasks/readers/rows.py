@@ -1,4 +1,4 @@
-"""Rows from a local file or an installed package, each with the provenance that pins its content.
+"""Rows of a source, the provenance that pins its content, and how rows become examples.
 
     rows = record_rows(Path("val.jsonl"))
     for row in rows:
@@ -13,7 +13,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,18 +22,17 @@ from tasks.base import DataError, Example, LoadedExamples, LoadRequest
 
 T = TypeVar("T")
 
-# Of one record and of one text; the longest books have three million characters.
+# The most for one record and for one text; the longest books have three million characters.
 MAX_LINE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Row:
-    """One record with its place in the source, so that a wrong field can be named.
+    """One record (`fields`) with its place in the source, so that a wrong field can be named.
 
     Attributes:
-        where: For messages: file and line, then the path inside the record.
+        where: File and line, then the path inside the record, for messages.
         index: 0-based position among the rows of the source.
-        fields: The record.
     """
 
     where: str
@@ -41,7 +40,7 @@ class Row:
     fields: Mapping[str, Any]
 
     def text(self, field: str, *, may_be_empty: bool = False) -> str:
-        """Return a text field, stripped. Raises `DataError` where it is missing, not text, or empty."""
+        """Return a text field, stripped. Raises `DataError` if it is missing, not text, or empty."""
         value = self._get(field, str, "text").strip()
         if not value and not may_be_empty:
             raise DataError(f"{self.where}: field '{field}' is empty; give it a text or take the row out")
@@ -50,12 +49,10 @@ class Row:
 
     def texts(self, field: str) -> list[str]:
         """Return a field that is a list of texts."""
-        values = self._get(field, list, "a list of texts")
+        values = self._list(field, str, "texts", "text")
         for i, value in enumerate(values):
-            if not isinstance(value, str):
-                raise DataError(f"{self.where}: field '{field}[{i}]' is {kind_of(value)}; expected text")
             _check_text(value, f"{self.where}: field '{field}[{i}]'")
-        return list(values)
+        return values
 
     def references(self, field: str) -> tuple[str, ...]:
         """Return a text field, or each text once of a field that is a list of texts; none may be empty."""
@@ -68,7 +65,7 @@ class Row:
         return values
 
     def name(self, split: str) -> str:
-        """Return what the row calls itself by a text or a whole number in `id`, else the split and its position."""
+        """Return the row's own `id` if it is a text or a whole number, else the split and its position."""
         value = self.fields.get("id")
         if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value):
             return f"{split}-{self.index}"
@@ -81,11 +78,15 @@ class Row:
 
     def rows(self, field: str) -> list[Row]:
         """Return a field that is a list of objects."""
-        values = self._get(field, list, "a list of objects")
-        for i, value in enumerate(values):
-            if not isinstance(value, dict):
-                raise DataError(f"{self.where}: field '{field}[{i}]' is {kind_of(value)}; expected an object")
+        values = self._list(field, dict, "objects", "an object")
         return [Row(f"{self.where}, {field}[{i}]", self.index, value) for i, value in enumerate(values)]
+
+    def _list(self, field: str, kind: type, plural: str, one: str) -> list[Any]:
+        values = self._get(field, list, f"a list of {plural}")
+        for i, value in enumerate(values):
+            if not isinstance(value, kind):
+                raise DataError(f"{self.where}: field '{field}[{i}]' is {kind_of(value)}; expected {one}")
+        return list(values)
 
     def _get(self, field: str, kind: type, expected: str) -> Any:
         if field not in self.fields:
@@ -106,107 +107,80 @@ class BadRow:
 class Rows(Generic[T]):
     """Iterates over rows once and counts those that were read.
 
-    Args:
-        rows: To be handed out.
-        provenance: As the attribute.
-        lines: What the rows are put together from, which is counted in their place.
-
     Attributes:
         provenance: JSON-ready facts that pin the source.
-        bad: What is wrong with the rows that cannot be used.
-        short: Words of each example that was left out because it has too few.
+        source: The rows that these were merged from, which are counted instead, or None.
+        num_skipped: Rows that the task leaves out by its definition.
+        bad: One message for each row that cannot be used.
+        short: Number of words of each example that was left out as too short.
     """
 
     def __init__(
-        self, rows: Iterable[T | BadRow], provenance: Mapping[str, Any], lines: Rows[Any] | None = None
+        self, rows: Iterable[T | BadRow], provenance: Mapping[str, Any], source: Rows[Any] | None = None
     ) -> None:
         self._rows = rows
-        self._lines = lines
         self.provenance = provenance
-        self._num_read = 0
-        self._num_skipped = 0
+        self.source = source
+        self.num_read = 0
+        self.num_skipped = 0
         self.bad: list[str] = []
         self.short: list[int] = []
 
     def __iter__(self) -> Iterator[T | BadRow]:
         for row in self._rows:
-            self._num_read += 1
+            self.num_read += 1
             yield row
 
-    @property
-    def num_read(self) -> int:
-        """Return the rows of the source that were handed out so far."""
-        return self._num_read if self._lines is None else self._lines.num_read
 
-    @property
-    def num_skipped(self) -> int:
-        """Return how many rows the task leaves out by its definition."""
-        return self._num_skipped + (self._lines.num_skipped if self._lines else 0)
-
-    def skip(self) -> None:
-        """Count a row that the task leaves out."""
-        self._num_skipped += 1
+def text_pair(rows: Rows[Row], row: Row, fields: tuple[str, str]) -> tuple[str, str] | None:
+    """Return two texts of a row, or None for a row of the hub that lacks one, which is left out and counted."""
+    from_hub = rows.provenance["kind"] == "hub"
+    first, second = (row.text(field, may_be_empty=from_hub) for field in fields)
+    if first and second:
+        return first, second
+    rows.num_skipped += 1
+    return None
 
 
 def document_names(prefix: str) -> Callable[[str], str]:
-    """Return what names documents, for sets that do not: the prefix with a number, the same for the same text."""
+    """Return a function that names documents: the prefix with a number, the same for the same text."""
     numbers: dict[str, int] = {}
     return lambda text: f"{prefix}-{numbers.setdefault(text, len(numbers))}"
-
-
-def check_request(task: str, request: LoadRequest, splits: Collection[str]) -> None:
-    """Raise `DataError` for a split that the task does not have, or a limit that keeps nothing."""
-    if request.split not in splits:
-        raise DataError(f"task {task} has no split '{request.split}'; choose from: {', '.join(splits)}")
-    if request.revision is not None and request.data is not None:
-        raise DataError(
-            f"--revision {request.revision} is of the hub, and --data {request.data} is read; leave one out"
-        )
-    if request.limit is not None and request.limit < 1:
-        raise DataError(f"limit is {request.limit}; give 1 or more, or leave it out to keep all examples")
 
 
 def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> LoadedExamples:
     """Return the first `limit` examples that are long enough, with the provenance of `rows`; reads no further.
 
     Args:
-        request: Says, besides, what happens to a row that cannot be used.
+        request: Gives `limit`, `min_words` and `on_bad_row`.
         rows: Read once.
         convert: Returns the examples of a row, and raises `DataError` for one that cannot be used.
 
     Raises:
-        DataError: A row cannot be used and is not to be skipped, or no example is left.
+        DataError: A row cannot be used and `on_bad_row` is `fail`, or no example is left.
     """
-    kept = tuple(itertools.islice(_long_examples(request, rows, convert), request.limit))
+    kept = tuple(itertools.islice(_examples(request, rows, convert), request.limit))
     if not kept and rows.short:
         raise DataError(
             f"{rows.provenance['name']} has no example of {request.min_words:,} words or more in split "
             f"{request.split}: {len(rows.short):,} were read, the longest of {max(rows.short):,}; lower --min-words"
         )
+    source = rows.source or rows
+    num_rows, num_skipped = source.num_read, source.num_skipped
     if not kept:
-        left = f"{rows.num_read} rows read, {rows.num_skipped} of them left out, {len(rows.bad)} bad"
+        left = f"{num_rows} rows read, {num_skipped} of them left out, {len(rows.bad)} bad"
         first = f"; the first bad one: {rows.bad[0]}" if rows.bad else ""
         raise DataError(
             f"{rows.provenance['name']} has no examples for split {request.split} ({left}); check the file and its "
             f"format{first}"
         )
-    counts = {"num_rows": rows.num_read, "num_skipped": rows.num_skipped, "num_bad": len(rows.bad)}
+    counts = {"num_rows": num_rows, "num_skipped": num_skipped, "num_bad": len(rows.bad)}
     if request.min_words is not None:
         counts["num_short"] = len(rows.short)
     return LoadedExamples(examples=kept, provenance={**rows.provenance, **counts}, bad_rows=tuple(rows.bad))
 
 
-def _long_examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> Iterator[Example]:
-    for example in _usable_examples(request, rows, convert):
-        if request.min_words and (num_words := len(example.context.split())) < request.min_words:
-            rows.short.append(num_words)
-        else:
-            yield example
-
-
-def _usable_examples(
-    request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]
-) -> Iterator[Example]:
+def _examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> Iterator[Example]:
     contexts: dict[str, str] = {}
     seen: set[str] = set()
     for row in rows:
@@ -219,8 +193,12 @@ def _usable_examples(
             if request.on_bad_row == "fail":
                 raise
             rows.bad.append(str(error))
-        else:
-            yield from examples
+            continue
+        for example in examples:
+            if request.min_words and (num_words := len(example.context.split())) < request.min_words:
+                rows.short.append(num_words)
+            else:
+                yield example
 
 
 def _check_ids(examples: Iterable[Example], where: str, seen: set[str], contexts: dict[str, str]) -> None:
@@ -237,7 +215,7 @@ def _check_ids(examples: Iterable[Example], where: str, seen: set[str], contexts
         contexts[example.document_id] = example.context
 
 
-# Installed packages
+# Where rows come from
 
 
 def package_folder(package: str, folder: str, pip_requirement: str) -> Path:
@@ -251,9 +229,15 @@ def package_folder(package: str, folder: str, pip_requirement: str) -> Path:
 
 
 def package_provenance(package: str, files: Iterable[Path]) -> dict[str, Any]:
-    """Return the provenance of files of an installed package: its version and the SHA-256 of the files in order."""
+    """Return the provenance of files of an installed package: its version and the SHA-256 of the files."""
     version = importlib.metadata.version(package)
     return {"kind": "package", "name": package, "version": version, "sha256": sha256_of(files)}
+
+
+def file_provenance(path: Path, files: Iterable[Path] | None = None) -> dict[str, Any]:
+    """Return the provenance of a local file, or of the `files` of a folder: its name and the SHA-256 of the content."""
+    name = path.resolve().name if path.is_dir() else path.name
+    return {"kind": "file", "name": name, "sha256": sha256_of([path] if files is None else files)}
 
 
 def sha256_of(files: Iterable[Path]) -> str:
@@ -270,12 +254,12 @@ def sha256_of(files: Iterable[Path]) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Return an exception's message without line breaks and not too long, or its name where it has none."""
+    """Return an exception's message on one line of at most 200 characters, or its name if it has none."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _check_text(text: str, where: str) -> None:
-    """Raise `DataError` for half a surrogate pair, which JSON can spell and no tokenizer or file takes."""
+    """Raise `DataError` for too long a text, or half a surrogate pair, which JSON can spell and no tokenizer takes."""
     if len(text) > MAX_LINE_BYTES:
         raise DataError(
             f"{where} has {len(text):,} characters, and {MAX_LINE_BYTES:,}, about a million tokens, is the most; split "
@@ -290,13 +274,6 @@ def _check_text(text: str, where: str) -> None:
 
 
 def kind_of(value: object) -> str:
-    """Return what a JSON value is, in words."""
-    names = {
-        str: "text",
-        list: "a list",
-        dict: "an object",
-        bool: "a boolean",
-        type(None): "null",
-        bytes: "binary data",
-    }
-    return names.get(type(value), "a number")
+    """Return the kind of a JSON value, in words."""
+    names = {str: "text", list: "a list", dict: "an object", bool: "a boolean", type(None): "null"}
+    return (names | {bytes: "binary data"}).get(type(value), "a number")

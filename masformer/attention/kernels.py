@@ -28,9 +28,9 @@ from transformers.masking_utils import AttentionMaskInterface
 from masformer.attention.cuda import flash_attention, flex_attention, has_flash_attention
 from masformer.attention.heads import attend_by_head
 from masformer.attention.joined import RUN_KEYS, JoinedKeys, joined_attention
-from masformer.attention.tiles import Scores, num_causal, tile_attention
+from masformer.attention.tiles import TILED, ScoreRule, tile_attention
 from masformer.attention.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
-from masformer.plans.spans import FULL, HeadSpans, LayerSpan
+from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
 
 ATTENTION_NAME = "masformer"
 
@@ -49,7 +49,7 @@ def choose_kernel(
     query: Tensor,
     span: LayerSpan,
     offset: int,
-    scores: Scores,
+    scores: ScoreRule,
     learned: bool,
     dropout: float,
     value_size: int,
@@ -58,32 +58,32 @@ def choose_kernel(
 
     causal: One `scaled_dot_product_attention` where every query sees all before it, or one a run of earlier keys.
     tiles: `masformer.attention.tiles`; its first queries, which see all before them, are left to `causal`.
-    masked: Explicit masks of a few rows, for dropout of attention weights.
+    masked: Explicit masks of a few rows, for dropout of attention weights and for patterns without tiles.
     flash: The window of FlashAttention, on CUDA where the package is installed.
     flex: Compiled `flex_attention` with a block mask, on CUDA.
     """
     if dropout:
         return "masked"
+    exact: Kernel = "tiles" if isinstance(span, TILED) else "masked"
     is_causal = _sees_all(span, offset + query.shape[2])
     is_plain = scores.softcap is None and not learned
     if query.device.type == "cuda":
         if is_plain and is_causal and not offset:
             return "causal"
-        has_window = is_causal or (span.span is not None and not span.sinks)
+        has_window = is_causal or (isinstance(span, Window) and not span.sinks)
         size = query.shape[3]
         if min(size, value_size) < _FLEX_HEAD_SIZE:
-            return "tiles"
+            return exact
         fits = query.dtype in (torch.float16, torch.bfloat16) and value_size == size and size <= _FLASH_HEAD_SIZE
         if has_window and fits and not learned and has_flash_attention():
             return "flash"
-        return "flex" if query.dtype != torch.float64 else "tiles"
-    return "causal" if is_plain and is_causal else "tiles"
+        return "flex" if query.dtype != torch.float64 else exact
+    return "causal" if is_plain and is_causal else exact
 
 
 def _sees_all(span: LayerSpan, num_tokens: int) -> bool:
     """Return whether each of the first tokens sees all before it, sinks or not."""
-    causal = num_causal(span)
-    return causal is None or num_tokens <= causal
+    return span.num_causal is None or num_tokens <= span.num_causal
 
 
 def dense_attention(
@@ -102,24 +102,17 @@ def dense_attention(
     A query that sees nothing gets zeros.
 
     Args:
-        query: (B, H, Tq, D).
-        key: (B, K, Tk, D).
-        value: (B, K, Tk, D).
         visible: (..., Tq, Tk) bools, to broadcast to (B, H, Tq, Tk).
         scale: Of the products; None is D ** -0.5.
         softcap: Scores x become softcap * tanh(x / softcap); None leaves them.
         learned_sinks: (H,) scores of a key without a value that every query sees; None is no such key.
-        dropout: Probability of dropping an attention weight.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(wide) @ key.to(wide).transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if softcap is not None:
-        scores = softcap * (scores / softcap).tanh()
-    scores = scores.masked_fill(~visible, -torch.inf)
+    rule = ScoreRule(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
+    scores = rule.of(query, key).masked_fill(~visible, -torch.inf)
     if learned_sinks is not None:
-        column = learned_sinks.to(wide)[:, None, None].expand(*scores.shape[:3], 1)
+        column = learned_sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, column], dim=-1)
     weights = torch.nan_to_num(scores.softmax(dim=-1))[..., : key.shape[2]].to(value.dtype)
     return F.dropout(weights, dropout) @ value
@@ -140,15 +133,12 @@ def span_attention(
     """Return (B, H, Tq, D) attention in which a query sees what `span` allows.
 
     Args:
-        query: (B, H, Tq, D).
         key: (B, K, Tk, D), in the layout that the module's docstring describes.
-        value: (B, K, Tk, D).
         span: Of the layer, or of each of its key/value heads.
         mask: Offset of the queries, left padding, packed documents; None is an offset of 0 and nothing else.
         scale: Of the products; None is D ** -0.5.
         softcap: Scores x become softcap * tanh(x / softcap) (Gemma 2); None leaves them.
         learned_sinks: (H,) scores of a key without a value that every query sees (gpt-oss); None is no such key.
-        dropout: Probability of dropping an attention weight.
 
     Raises:
         ValueError: The keys are not laid out as a `SpanCache` does it, or the span is for other heads.
@@ -161,7 +151,7 @@ def span_attention(
             return span_attention(query, key, value, span, mask, learned_sinks=learned_sinks, **options)
 
         return attend_by_head(attend, query, key, value, span, learned_sinks)
-    scores = Scores(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
+    scores = ScoreRule(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
     if isinstance(key, JoinedKeys):
         if key.num_tokens != mask.offset + query.shape[2]:
             raise ValueError(
@@ -193,7 +183,7 @@ def span_attention(
 class _How:
     """What happens to query-key products on their way to weights; the arguments of `span_attention`."""
 
-    scores: Scores
+    scores: ScoreRule
     learned_sinks: Tensor | None
     dropout: float
 
@@ -211,7 +201,7 @@ class _How:
 
 def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
     """Attend in whole documents, from one token a row, in rows without padding, or in rows with it."""
-    if before and mask.padding is None and how.can_merge(query, key, value):
+    if before and span.is_full and mask.padding is None and how.can_merge(query, key, value):
         return _merge(query, key, value, before, how.scores.scale)
     if mask.offset and query.shape[2] == 1:
         return _decode(query, (*before, (key, value)), span, mask, how)
@@ -264,7 +254,7 @@ def _decode(query: Tensor, runs: Runs, span: LayerSpan, mask: SpanMask, how: _Ho
     visible = None
     # Once the ring of the shortest row is full, a window's row sees all that its ring holds.
     is_filled = mask.offset + 1 - mask.most_padding >= span.sinks + (span.num_recent or mask.offset + 1)
-    if span.block is not None or (mask.padding is not None and not is_filled):
+    if not span.keeps_only_seen or (mask.padding is not None and not is_filled):
         slots = cached_slots(span, mask.offset, 1, mask.padding, query.device)
         pad = slots.new_zeros(1) if mask.padding is None else mask.padding.to(query.device)
         positions = torch.where(slots < 0, -1, slots - pad[:, None])
@@ -284,15 +274,11 @@ def _decode(query: Tensor, runs: Runs, span: LayerSpan, mask: SpanMask, how: _Ho
 
 def _explicit(folded: Tensor, runs: Runs, visible: Tensor | None, how: _How) -> Tensor:
     """Attend by the definition from (B, K, G, D) queries of one token to runs of keys that nobody joins."""
-    wide = torch.promote_types(folded.dtype, torch.float32)
-    scores = torch.cat([folded.to(wide) @ keys.to(wide).transpose(-1, -2) for keys, _ in runs], dim=-1)
-    scores = scores * how.scores.scale
-    if how.scores.softcap is not None:
-        scores = how.scores.softcap * (scores / how.scores.softcap).tanh()
+    scores = torch.cat([how.scores.of(folded, keys) for keys, _ in runs], dim=-1)
     if visible is not None:
         scores = scores.masked_fill(~visible, -torch.inf)
     if how.learned_sinks is not None:
-        column = how.learned_sinks.to(wide).view(1, *folded.shape[1:3], 1).expand(len(folded), -1, -1, -1)
+        column = how.learned_sinks.to(scores.dtype).view(1, *folded.shape[1:3], 1).expand(len(folded), -1, -1, -1)
         scores = torch.cat([scores, column], dim=-1)
     lengths = [keys.shape[2] for keys, _ in runs]
     weights = torch.nan_to_num(scores.softmax(dim=-1))[..., : sum(lengths)].to(folded.dtype)
@@ -315,7 +301,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
     if scores.softcap is not None or learned is not None:
         return tile_attention(query, key, value, span, offset, 0, scores, learned)
     # The first queries see everything before them; all keys up to them are there.
-    skip = max((num_causal(span) or 0) - offset, 0)
+    skip = max((span.num_causal or 0) - offset, 0)
     out = tile_attention(query, key, value, span, offset, skip, scores)
     if skip:
         seen = offset + skip
@@ -340,11 +326,8 @@ def _merge(query: Tensor, key: Tensor, value: Tensor, before: Runs, scale: float
     """Attend to all earlier positions: to each run of keys alone, weighed by its sum of exponentials.
 
     Args:
-        query: (B, H, Tq, D).
         key: (B, K, Tk, D), whose last Tq are those of the queries' positions.
-        value: (B, K, Tk, D).
         before: Keys and values of earlier positions.
-        scale: Of the products.
     """
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     batch, heads, length, size = query.shape
@@ -377,18 +360,20 @@ def _merge(query: Tensor, key: Tensor, value: Tensor, before: Runs, scale: float
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
-    """Attend under an explicit mask, `_MASK_ROWS` queries at a time; keys are all positions in order."""
-    if key.shape[2] != offset + query.shape[2]:
+    """Attend under an explicit mask, `_MASK_ROWS` queries at a time."""
+    missing = offset + query.shape[2] - key.shape[2]
+    if missing and how.dropout:
         raise ValueError(
             f"dropout of attention weights needs all {offset + query.shape[2]} keys, and a cache of '{span}' has kept "
             f"{key.shape[2]}; call model.eval(), or pass use_cache=False"
         )
+    places = torch.arange(key.shape[2], device=query.device)
+    positions = torch.where(places < span.sinks, places, places + missing)
     parts = []
     for first in range(0, query.shape[2], _MASK_ROWS):
         part = query[:, :, first : first + _MASK_ROWS]
-        stop = offset + first + part.shape[2]
-        positions = torch.arange(stop, device=query.device)
-        visible = visible_keys(positions[offset + first :], positions, span)
+        stop = offset + first + part.shape[2] - missing
+        visible = visible_keys(positions[stop - part.shape[2] : stop], positions[:stop], span)
         parts.append(how.dense(part, key[:, :, :stop], value[:, :, :stop], visible))
     return torch.cat(parts, dim=2)
 

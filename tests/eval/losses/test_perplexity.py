@@ -16,37 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import perplexity
 from eval.config.perplexity import PerplexityConfig
-from eval.perplexity import buckets_of, losses_of, main
-from eval.reporting.perplexity_report import score_lines
+from eval.losses.windows import buckets_of, losses_of
+from eval.perplexity import main
 from masformer import SpanPlan, apply_plan
-from tests.helpers.tiny_models import save_tiny_checkpoint, tiny_model
-
-WORDS = [
-    "long",
-    "documents",
-    "hold",
-    "many",
-    "words",
-    "and",
-    "every",
-    "word",
-    "costs",
-    "a",
-    "token",
-    "of",
-    "context",
-    "to",
-    "read",
-]
-
-
-def text(seed: int, num_words: int) -> str:
-    return " ".join(WORDS[(seed * 7 + i * (seed + 3)) % len(WORDS)] for i in range(num_words))
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
+from tests.helpers.texts import read, text
+from tests.helpers.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -64,17 +38,12 @@ def least(model: Path, data: Path, tmp_path: Path) -> list[str]:
     return [*arguments.split(), "--output", str(tmp_path / "run")]
 
 
-def read(folder: Path, name: str) -> Any:
-    content = (folder / name).read_text()
-    return [json.loads(line) for line in content.splitlines()] if name.endswith("jsonl") else json.loads(content)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("plan", ["auto", "local span=40 sinks=2"])
 def test_perplexity_is_that_of_the_logits_of_each_window(
     plan: str, least: list[str], model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(perplexity, "CHUNK_TOKENS", 64)
+    monkeypatch.setattr("eval.losses.windows.CHUNK_TOKENS", 64)
     assert main([*least, "--plan", plan]) == 0
     reference = AutoModelForCausalLM.from_pretrained(model).eval()
     if plan != "auto":
@@ -106,17 +75,6 @@ def test_perplexity_is_that_of_the_logits_of_each_window(
     report = (tmp_path / "run" / "report.md").read_text()
     assert "| 600 | 3 |" in report
     assert "| 256 to 511 |" in report
-
-
-def test_the_interval_of_a_perplexity_is_over_documents() -> None:
-    line = {"task": "text", "maxlen": 600, "buckets": [[0, 600, 1000.0, 500]], "num_tokens": 500, "seconds": 1.0}
-    line |= {"num_tokens_dropped": 0, "cache_bytes": 1, "peak_bytes": None, "attention_flops": None}
-    lines = [line | {"id": str(i), "negative_log_likelihood": 1000.0 + 50 * i} for i in range(8)]
-    examples = [{"task": "text", "id": str(i), "document_id": str(i)} for i in range(8)]
-    (result,) = score_lines(lines, examples, "tiny")
-    metric = result["metrics"]["perplexity"]
-    assert metric["mean"] == pytest.approx(math.exp(1175 / 500))
-    assert math.exp(2.1) < metric["low"] < metric["mean"] < metric["high"] < math.exp(2.7)
 
 
 def test_lengths_may_be_added_and_what_is_there_is_kept(
@@ -185,27 +143,6 @@ def test_losses_of_one_token_are_none() -> None:
     model = tiny_model("llama")
     losses, _ = losses_of(model, [5])
     assert len(losses) == 0
-
-
-def test_a_bucket_that_nobody_reaches_is_not_there_and_one_document_has_no_interval() -> None:
-    line = {
-        "task": "text",
-        "id": "a",
-        "maxlen": 600,
-        "num_tokens": 100,
-        "num_tokens_dropped": 0,
-        "negative_log_likelihood": 200.0,
-        "buckets": [[0, 256, 200.0, 100]],
-        "seconds": 2.0,
-        "cache_bytes": 10,
-        "peak_bytes": None,
-        "attention_flops": None,
-    }
-    (result,) = score_lines([line], [{"task": "text", "id": "a", "document_id": "a"}], "m")
-    assert result["metrics"]["perplexity"] == {"mean": pytest.approx(math.exp(2)), "low": None, "high": None}
-    assert len(result["by_position"]) == 1
-    assert result["cost"]["tokens_per_second"] == 50
-    assert result["cost"]["attention_flops"] is None
 
 
 def test_documents_of_several_queries_are_read_once(tmp_path: Path, model: Path) -> None:

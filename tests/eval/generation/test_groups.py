@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,17 @@ import torch
 
 from eval.config.generation import GenerationSettings
 from eval.config.run import RunConfig
+from eval.generation.backend import Backend
 from eval.generation.decode import storage_bytes
-from eval.generation.groups import Document, Group, Grouping, Needs, Unit, deal, documents_of, form_groups, plan_work
+from eval.generation.groups import DocumentPrompts, Group, ModelSize, deal, form_groups, measure
 from eval.generation.prompt_tree import PromptTree, TreeCaches
-from eval.records.record import identity_of, merge_record, task_record
+from eval.generation.requests import PromptSource, Requests, make_requests
+from eval.generation.run_job import run_record
+from eval.prompting.prompts import PromptBuilder
+from eval.records.journal import Journal
+from eval.records.schema import Grouping, Key, ModelRecord, Prediction
+from eval.records.typed import from_json
+from eval.runtime.processes import Process
 from masformer import LayerSpan, SpanPlan, apply_plan
 from masformer.attention.joined import join
 from masformer.checkpoints.open import Checkpoint
@@ -24,6 +32,7 @@ from tests.helpers.tiny_models import plan_by_head, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 MIXED = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2)))
+GROUPING = Grouping(num_shares=1, batch_size=64, memory_budget=2**40)
 CONFIG = RunConfig(task=("qmsum",), maxlen=(600, 1200), model="m")
 
 
@@ -55,23 +64,43 @@ def checkpoint(**changes: Any) -> Checkpoint:
     return Checkpoint(**values | changes)
 
 
-def documents(
+class Engine(Backend):
+    """An engine that answers nothing."""
+
+    def __init__(self, opened: Checkpoint, plan: SpanPlan, dtype: str) -> None:
+        self.process = Process(1)
+        self.tokenizer, self.dtype = opened.tokenizer, dtype
+        self.model = from_json(ModelRecord, opened.provenance, "m")
+        self.plan = plan.to_json()
+
+    def answer(self, *_: Any) -> Iterator[Prediction]:
+        return iter(())
+
+
+def requests_of(
     config: RunConfig = CONFIG,
     plan: SpanPlan = MIXED,
     dtype: str = "float32",
     loaded: LoadedExamples | None = None,
+    finished: Mapping[Key, str] | None = None,
     **changes: Any,
-) -> list[Document]:
-    loaded = loaded or LoadedExamples(examples=examples(), provenance={"kind": "file", "sha256": "2"})
-    model = checkpoint(**changes)
-    tasks = {"qmsum": task_record(config, "qmsum", loaded, model, None)}
-    record = merge_record(None, identity_of(config, model, plan, dtype), tasks, {}, plan)
-    return documents_of(config, {"qmsum": loaded}, record, model)
+) -> Requests:
+    data = {"qmsum": loaded or LoadedExamples(examples=examples(), provenance={"kind": "file", "sha256": "2"})}
+    engine = Engine(checkpoint(**changes), plan, dtype)
+    record = run_record(config, data, engine, None, Path("out"))
+    requests = make_requests(config, data, record, engine.tokenizer, {})
+    return replace(requests, grouping=GROUPING, finished=finished or {})
 
 
 def fingerprints(*arguments: Any, **changes: Any) -> set[str]:
-    made = documents(*arguments, **changes)
-    return {request.fingerprint for document in made for request in document.requests()}
+    requests = requests_of(*arguments, **changes)
+    made = {request.key: request.fingerprint for request in requests.missing()}
+    assert made == requests.fingerprints
+    return set(made.values())
+
+
+def units_of(requests: Requests) -> list[DocumentPrompts]:
+    return measure(requests, ModelSize(checkpoint().config, MIXED, 4), is_silent=True)
 
 
 def test_a_prediction_is_pinned_by_all_that_could_change_it_and_by_nothing_else() -> None:
@@ -111,43 +140,54 @@ def test_a_prediction_is_pinned_by_all_that_could_change_it_and_by_nothing_else(
 
 
 def test_examples_that_share_a_context_are_one_document_and_its_prompts_one_unit() -> None:
-    made = documents()
-    assert [len(document.examples) for document in made] == [2, 2, 2]
-    needs = Needs(checkpoint().config, MIXED, 4)
-    work = plan_work(made, needs, Grouping(num_shares=1, batch_size=64, memory_budget=2**40), {}, is_silent=True)
-    (group,) = work.groups
-    assert len(group.keys) == len(work.fingerprints) == len(work.sizes) == 12
+    requests = requests_of()
+    assert [len(source.examples) for source in requests.sources] == [2, 2, 2]
+    units = units_of(requests)
+    (group,) = form_groups(units, GROUPING)
+    sizes = {key: size for unit in units for key, size in unit.sizes.items()}
+    assert len(group.keys) == len(requests.fingerprints) == len(sizes) == 12
     assert [request.key for request in group.requests()] == group.keys
-    assert {request.key: request.fingerprint for request in group.requests()} == work.fingerprints
+    assert {request.key: request.fingerprint for request in group.requests()} == requests.fingerprints
     for unit in group.units:
-        prompts = {request.prompt.token_ids for request in unit.document.requests()}
+        prompts = {request.prompt.token_ids for request in unit.source.requests()}
         assert unit.num_rows == len(prompts) <= 4
-        assert unit.prefilled == PromptTree(list(prompts)).num_tokens < unit.asked
+        assert unit.prefilled == PromptTree(list(prompts)).num_tokens < unit.requested
     for example in examples():
-        num_prompt, kept, dropped = work.sizes["qmsum", "context_first", example.id, 600]
+        num_prompt, kept, dropped = sizes["qmsum", "context_first", example.id, 600]
         assert num_prompt == 600 - 256
         assert kept + dropped == len(example.context)
 
 
 def test_what_a_finished_session_has_predicted_is_in_no_group() -> None:
-    needs = Needs(checkpoint().config, MIXED, 4)
-    grouping = Grouping(num_shares=1, batch_size=64, memory_budget=2**40)
-    first = plan_work(documents(), needs, grouping, {}, is_silent=True)
-    finished = {key: {"fingerprint": fingerprint} for key, fingerprint in first.fingerprints.items()}
-    finished["qmsum", "context_first", "0-0", 600] = {"fingerprint": "of something else"}
-    more = replace(CONFIG, maxlen=(600, 900, 1200))
-    work = plan_work(documents(more), needs, grouping, finished, is_silent=True)
-    keys = [key for group in work.groups for key in group.keys]
-    assert {key[3] for key in keys} == {600, 900}
-    assert [key for key in keys if key[3] == 600] == [("qmsum", "context_first", "0-0", 600)]
-    assert len(keys) == 7
-    assert len(work.fingerprints) == 18
-    (group,) = work.groups
+    finished = {**requests_of().fingerprints, ("qmsum", "context_first", "0-0", 600): "of something else"}
+    requests = requests_of(replace(CONFIG, maxlen=(600, 900, 1200)), finished=finished)
+    (group,) = form_groups(units_of(requests), GROUPING)
+    assert {key[3] for key in group.keys} == {600, 900}
+    assert [key for key in group.keys if key[3] == 600] == [("qmsum", "context_first", "0-0", 600)]
+    assert len(group.keys) == 7
+    assert len(requests.fingerprints) == 18
     assert [request.key for request in group.requests()] == group.keys
 
 
-def unit(rows: int = 4, cost: float = 1.0, num_bytes: int = 10, task: str = "t", frequencies: int = 0) -> Unit:
-    document = Document(
+def test_a_document_without_missing_requests_is_not_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = requests_of()
+    first = requests.sources[0]
+    existing = Journal[Prediction](lines=dict.fromkeys(first.fingerprints))  # type: ignore[arg-type]
+    left = requests.without(existing)
+    tokenized: list[str] = []
+    original = PromptBuilder.parts
+    monkeypatch.setattr(
+        PromptBuilder, "parts", lambda self, example: tokenized.append(example.id) or original(self, example)
+    )
+    assert {request.key for request in left.missing()} == requests.fingerprints.keys() - first.fingerprints.keys()
+    assert tokenized == ["1-0", "2-0"]
+    assert left.num_missing == 8
+
+
+def unit(
+    rows: int = 4, cost: float = 1.0, num_bytes: int = 10, task: str = "t", frequencies: int = 0
+) -> DocumentPrompts:
+    source = PromptSource(
         task=task,
         examples=(),
         builders={},
@@ -156,12 +196,12 @@ def unit(rows: int = 4, cost: float = 1.0, num_bytes: int = 10, task: str = "t",
         settings=GenerationSettings(max_new_tokens=1),
         pins={},
     )
-    return Unit(
-        document=document,
+    return DocumentPrompts(
+        source=source,
         frequencies=frequencies,
-        keys=(),
+        sizes={},
         num_rows=rows,
-        asked=1,
+        requested=1,
         prefilled=1,
         prefill_cost=cost,
         decode_cost=0.0,
@@ -174,7 +214,7 @@ def sizes(groups: Sequence[Group]) -> list[int]:
 
 
 def test_groups_are_as_large_as_rows_memory_and_an_even_share_allow() -> None:
-    def grouped(units: Sequence[Unit], shares: int = 1, rows: int = 16, memory: int = 1000) -> list[Group]:
+    def grouped(units: Sequence[DocumentPrompts], shares: int = 1, rows: int = 16, memory: int = 1000) -> list[Group]:
         return form_groups(units, Grouping(num_shares=shares, batch_size=rows, memory_budget=memory))
 
     units = [unit() for _ in range(10)]
@@ -217,7 +257,7 @@ def test_every_unit_goes_to_exactly_one_part_and_none_is_idle(num_parts: int) ->
 def test_what_a_model_needs_is_what_it_takes(by_head: bool) -> None:
     model = tiny_model("llama", vocab_size=len(TOKENIZER), tie_word_embeddings=False)
     plan = apply_plan(model, plan_by_head(model.config) if by_head else MIXED)
-    needs = Needs(model.config, plan, 4)
+    needs = ModelSize(model.config, plan, 4)
     assert needs.num_weights == sum(x.numel() for x in model.parameters())
     outer = model.get_input_embeddings().weight.numel()
     assert needs.body == sum(x.numel() for x in model.parameters() if x.ndim > 1) - 2 * outer
@@ -241,6 +281,6 @@ def test_what_a_model_needs_is_what_it_takes(by_head: bool) -> None:
 def test_unconverted_models_are_counted_as_full_and_copied() -> None:
     config = tiny_model("falcon").config
     tree = PromptTree([list(range(40)), [*range(30), 5, 6]])
-    needs = Needs(config, None, 4)
+    needs = ModelSize(config, None, 4)
     full = needs.tree_bytes(tree, 10, beams=1) / needs.a_token / 3
     assert full > tree.num_tokens + 20

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eval.errors import UserError
-from eval.runtime.session import _num_cores, set_threads, start_processes
+from eval.runtime.processes import _num_cores, check_launch, set_threads, start_accelerated
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +28,16 @@ def test_cores_are_shared_among_the_processes_of_this_machine() -> None:
     assert set_threads(3, {"LOCAL_WORLD_SIZE": "2"}) == 3 == torch.get_num_threads()
 
 
-def test_processes_that_each_believe_they_are_alone_are_refused() -> None:
+def test_processes_that_each_believe_they_are_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were started and each believes it is alone"):
-        start_processes({"WORLD_SIZE": "2"})
+        start_accelerated(None)
 
 
-def test_one_process_where_accelerate_was_asked_for_several_is_refused() -> None:
+def test_one_process_where_accelerate_was_asked_for_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    simple = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}
     with pytest.raises(UserError, match="several processes were asked for and accelerate started one"):
-        start_processes({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"})
-    assert start_processes({"ACCELERATE_MIXED_PRECISION": "no"}).num_processes == 1
+        check_launch(simple)
+    check_launch(simple | {"OMPI_COMM_WORLD_SIZE": "2"})  # mpirun starts them all
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert start_accelerated(None).count == 1

@@ -7,41 +7,35 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eval import placement
 from eval.config.placement import PlacementConfig
-from eval.perplexity import losses_of
+from eval.losses.placement_job import open_placement
+from eval.losses.windows import losses_of
 from eval.placement import main
-from eval.records.run_folder import RunFolder
-from eval.reporting.placement_charts import frontier_chart, held_out_chart, unit_chart
+from eval.runtime.model import open_model
+from eval.runtime.processes import start_accelerated
 from masformer import SpanPlan, apply_plan
+from masformer.checkpoints.open import Checkpoint
 from masformer.convert import read_plan
 from masformer.placement import PlanMeter, gate_gradients
-from tests.helpers.tiny_models import save_tiny_checkpoint
+from tests.helpers.texts import WORDS, read, text
 
-ROOT = Path(__file__).resolve().parents[2]
-WORDS = ["long", "documents", "hold", "many", "words", "and", "every", "word", "costs", "a", "token", "of", "context"]
+ROOT = Path(__file__).resolve().parents[3]
 # Under this span, of this model, layer 1 helps by seeing everything, and the others do harm.
 LOCAL = "span=1 sinks=0"
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("texts")
     for seed, length in enumerate((60, 80, 100, 5, 90, 70, 75, 85, 95)):
-        text = " ".join(WORDS[(seed * 7 + i * (seed + 3)) % len(WORDS)] for i in range(length))
-        (folder / f"{seed}.txt").write_text(text)
+        (folder / f"{seed}.txt").write_text(text(seed, length, WORDS[:13]))
     return folder
 
 
@@ -59,9 +53,11 @@ def judged(least: list[str]) -> list[str]:
     return [*least, "--held-out-split", split, "--random", "2", "--measure", "top:1 span=8 sinks=0"]
 
 
-def read(folder: Path, name: str) -> Any:
-    content = (folder / name).read_text()
-    return [json.loads(line) for line in content.splitlines()] if name.endswith("jsonl") else json.loads(content)
+def token_ids_of(arguments: list[str]) -> list[tuple[str, Sequence[int]]]:
+    """Return name and tokens of each document that a search reads."""
+    config = PlacementConfig.from_command_line(arguments)
+    opened = open_model(config, "full", start_accelerated(1), config.maxlen)
+    return [(one.id, one.token_ids) for one in open_placement(config, opened).texts]
 
 
 @torch.no_grad()
@@ -93,10 +89,7 @@ def test_a_search_finds_the_best_layer_and_judges_it_on_others(
     assert all(row["num_documents"] == 6 and row["low"] < row["perplexity"] < row["high"] for row in found["held_out"])
     # Each loss is that of the model itself under the plan.
     checkpoint = AutoModelForCausalLM.from_pretrained(model).eval()
-    documents = {
-        document.id: document.token_ids
-        for document in placement.prepare(PlacementConfig.from_command_line(judged), placement.Accelerator()).documents
-    }
+    documents = dict(token_ids_of(judged))
     for line in lines[::5]:
         apply_plan(checkpoint, SpanPlan.parse(line["plan"], 3))
         losses, _ = losses_of(checkpoint, documents[line["id"]])
@@ -119,8 +112,7 @@ def test_gates_rank_heads(least: list[str], model: Path, tmp_path: Path) -> None
     assert [score["unit"] for score in found["scores"]] == ["0.0", "0.1", "1.0", "1.1", "2.0", "2.1"]
     # The mean over the tokens of both documents.
     checkpoint = AutoModelForCausalLM.from_pretrained(model).eval()
-    job = placement.prepare(PlacementConfig.from_command_line(least), placement.Accelerator())
-    texts = [document.token_ids for document in job.documents]
+    texts = [token_ids for _, token_ids in token_ids_of(least)]
     expected = gate_gradients(checkpoint, texts, 24, SpanPlan.parse(f"local {LOCAL}", 3))
     assert [-score["only_full"] for score in found["scores"]] == pytest.approx(expected.flatten().tolist(), rel=1e-4)
     ranked = sorted(found["scores"], key=lambda score: -score["only_full"])
@@ -134,7 +126,6 @@ def test_gates_rank_heads(least: list[str], model: Path, tmp_path: Path) -> None
 def test_what_is_measured_is_not_measured_again(
     judged: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None
 ) -> None:
-    monkeypatch.setattr("eval.reporting.placement_report.save_charts", lambda folder, specs, own: [])
     calls = 0
     measure = PlanMeter._loss
 
@@ -164,7 +155,7 @@ def test_what_is_measured_is_not_measured_again(
     assert other["chosen"]["text"] == found["chosen"]["text"]
     assert [row["perplexity"] for row in other["held_out"]] == [row["perplexity"] for row in found["held_out"]]
     # All is there: no weights load.
-    monkeypatch.setattr(placement.Checkpoint, "load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(Checkpoint, "load_model", lambda *_: pytest.fail("weights were loaded"))
     assert main(judged) == 0
 
 
@@ -216,38 +207,12 @@ def test_a_loss_that_is_no_number_stops_the_search(
 def test_another_model_length_or_first_token_is_refused(
     least: list[str], no_plots: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    RunFolder(tmp_path / "run")
     assert main(least) == 0
     assert main([*least, "--score-from", "30"]) == 2
     assert "score_from is 24 there and 30 now" in capsys.readouterr().err
 
 
-def test_charts_hold_each_plan() -> None:
-    cost = {"flops": 0.25, "layers": 1, "cache": 0.2}
-    plans = [{"text": f"plan {n}", "perplexity": 9.0 + n, "cost": cost} for n in range(3)]
-    assert [row["plan"] for row in frontier_chart(plans, plans[:1])["layer"][1]["data"]["values"]] == [
-        "plan 0",
-        "plan 1",
-        "plan 2",
-    ]
-    rows = [{"name": name, "plan": name, "perplexity": 9.0, "cost": cost} for name in ("full", "random 1")]
-    layers = held_out_chart(rows)["layer"]
-    assert [row["name"] for row in layers[0]["data"]["values"]] == ["random 1"]
-    assert [row["name"] for row in layers[2]["data"]["values"]] == ["full"]
-    scores = [{"unit": "0.1", "layer": 0, "head": 1, "only_full": 0.01, "only_local": None}]
-    (cells,) = unit_chart(scores, "scan")["layer"]
-    assert cells["data"]["values"] == [{"layer": 0, "head": 1, "gain": 10.0}]
-    assert cells["encoding"]["color"]["title"] == "Loss saved (0.001 nats)"
-    # What gates say is a slope, not a loss that was measured.
-    assert unit_chart(scores, "gates")["layer"][0]["encoding"]["color"]["title"] == "Slope (0.001 nats)"
-    layers = unit_chart([scores[0] | {"unit": "0", "head": None}], "gates")["layer"][0]["data"]["values"]
-    assert [row["way"] for row in layers] == ["slope of the loss by the layer's gate, halfway"]
-
-
-def test_plans_are_judged_without_a_search(
-    judged: list[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("eval.reporting.placement_report.save_charts", lambda folder, specs, own: [])
+def test_plans_are_judged_without_a_search(judged: list[str], tmp_path: Path, no_plots: None) -> None:
     file = tmp_path / "heads" / "plan.json"
     file.parent.mkdir()
     file.write_text(json.dumps(SpanPlan.parse("full@0,2.1 span=8 sinks=0", 3, 2).to_json()))
@@ -265,8 +230,7 @@ def test_plans_are_judged_without_a_search(
     assert all(row["num_documents"] == 8 for row in found["held_out"])
 
 
-def test_two_processes_find_what_one_does(judged: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.reporting.placement_report.save_charts", lambda folder, specs, own: [])
+def test_two_processes_find_what_one_does(judged: list[str], tmp_path: Path, no_plots: None) -> None:
     assert main([*judged, "--rank", "gates", "--units", "heads"]) == 0
     shared = [*judged, "--rank", "gates", "--units", "heads"]
     shared[shared.index("--output") + 1] = str(tmp_path / "two")
@@ -291,9 +255,8 @@ def test_two_processes_find_what_one_does(judged: list[str], tmp_path: Path, mon
 
 
 def test_a_list_of_plans_in_a_search_s_folder_keeps_what_was_found(
-    judged: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judged: list[str], tmp_path: Path, no_plots: None
 ) -> None:
-    monkeypatch.setattr("eval.reporting.placement_report.save_charts", lambda folder, specs, own: [])
     assert main(judged) == 0
     before = read(tmp_path / "run", "placement.json")
     at = judged.index("--random")
