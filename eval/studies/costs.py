@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from eval.records.schema import DocumentLoss, Prediction, TrainingRecord
+from eval.records.journal import read_lines
+from eval.records.schema import DocumentLoss, Evaluation, Prediction, TrainingRecord, TrainingStep
 from eval.reporting.columns import COSTS, Column, legend_of, number_or_dash
 from eval.reporting.tables import Rows
 from eval.studies.charts import loss_chart
 from eval.studies.section import Draft, in_both, share
-from eval.training.folder import TrainFolder
 
 Lines = Mapping[str, Prediction | DocumentLoss]  # by document or answer
 Losses = Mapping[int, float]  # by step
@@ -82,7 +82,7 @@ def _cost(line: Prediction | DocumentLoss, key: str) -> float | None:
 
 def write_training(draft: Draft) -> None:
     """Write held-out losses by step, their gaps to the reference, and seconds a step."""
-    logs = {name: TrainFolder(folder).evaluations() for name, folder in draft.folders.items()}
+    logs = {name: read_lines(Evaluation, folder / "evals.jsonl") for name, folder in draft.folders.items()}
     losses = {name: {one.step: one.loss for one in log} for name, log in logs.items()}
     draft.table("Held-out loss by step", _loss_rows(losses, draft.reference))
     if any(losses.values()):
@@ -113,7 +113,7 @@ def _loss_cell(loss: float | None, before: float | None) -> str:
 
 def _training_row(draft: Draft, name: str, losses: Losses) -> dict[str, str]:
     record: TrainingRecord = draft.records[name]
-    steps = TrainFolder(draft.folders[name]).steps()
+    steps = read_lines(TrainingStep, draft.folders[name] / "steps.jsonl")
     best = min(losses, key=lambda step: losses[step], default=None)
     return {
         "part": name,
