@@ -33,6 +33,14 @@ from tasks.command import as_typed
 
 Record = TypeVar("Record")
 
+# Errors of masformer that a user can mend, with their modules.
+_ERRORS = {
+    "CheckpointError": "masformer.checkpoints.open",
+    "ConversionError": "masformer.convert",
+    "PlanError": "masformer.plans.layer_spans",
+    "PositionError": "masformer.checkpoints.positions",
+}
+
 
 class CommandParser(argparse.ArgumentParser):
     """Reports a mistake in the flags in one line.
@@ -121,14 +129,9 @@ def run_command(main: Main, argv: Sequence[str], again: str = "the same command"
 
 def user_message(error: BaseException) -> str | None:
     """Return one line for an error that a user can mend; None for our own bugs."""
-    errors: tuple[type[BaseException], ...] = (UserError, DataError)
-    if "masformer" in sys.modules:  # else it has raised nothing, and it takes seconds to import
-        from masformer import ConversionError, PlanError
-        from masformer.checkpoints.open import CheckpointError
-        from masformer.checkpoints.positions import PositionError
-
-        errors += (CheckpointError, ConversionError, PlanError, PositionError)
-    if isinstance(error, errors):
+    # What is not imported has raised nothing, and some of it takes seconds to import.
+    errors = [getattr(sys.modules[module], name) for name, module in _ERRORS.items() if module in sys.modules]
+    if isinstance(error, (UserError, DataError, *errors)):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the path and permissions"

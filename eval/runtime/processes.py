@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eval.errors import UserError
+from masformer.hardware import device_name
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +41,8 @@ class Process:
 
     @property
     def device_name(self) -> str:
-        """Return the name by which a reader of a figure knows the device."""
-        return f"CPU ({processor_name()})"
+        """Return the name of the device for people."""
+        return device_name()
 
     def describe(self) -> str:
         """Return what the work runs on, for people."""
@@ -82,8 +82,6 @@ class AcceleratedProcess(Process):
 
     @property
     def device_name(self) -> str:
-        from masformer.measure import device_name
-
         return device_name(self.device)
 
     def wait(self) -> None:
@@ -175,11 +173,3 @@ def _num_cores() -> int:
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     return cores
-
-
-def processor_name() -> str:
-    """Return the system's name of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
