@@ -18,8 +18,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import wraps
+from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from eval.errors import UserError
@@ -227,6 +228,17 @@ class Job(Generic[Record, Line]):
     @property
     def _sessions(self) -> list[Any]:
         return list(self.record.sessions)  # type: ignore[attr-defined]
+
+
+def settings_json(config: Any, **resolved: Any) -> dict[str, Any]:
+    """Return the settings of a command as JSON-ready values.
+
+    Args:
+        config: Dataclass of settings.
+        resolved: Values in the place of defaults.
+    """
+    settings = asdict(config) | resolved
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
 
 
 def print_facts(facts: Mapping[str, str | Sequence[str]]) -> None:

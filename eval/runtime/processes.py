@@ -98,14 +98,14 @@ class AcceleratedProcess(Process):
 
 
 def start_accelerated(threads: int | None, **options: Any) -> AcceleratedProcess:
-    """Return this process with its device, once the launch is known to be what it looks like.
+    """Return this process with its device, after checking the launch.
 
     Args:
         threads: Torch threads; None shares the cores among the processes of this machine.
         options: Further arguments of `Accelerator`.
 
     Raises:
-        UserError: Several processes were asked for and each believes it is alone, or only one was started.
+        UserError: Each of several processes believes it is alone, or only one of them was started.
     """
     import transformers
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -123,10 +123,10 @@ def start_accelerated(threads: int | None, **options: Any) -> AcceleratedProcess
 
 
 def check_launch(environ: Mapping[str, str]) -> None:
-    """Check that the launcher started as many processes as it was asked for.
+    """Check that the launcher started all processes.
 
     Args:
-        environ: What the launcher has set.
+        environ: Variables of the environment.
 
     Raises:
         UserError: It started one of several.
@@ -146,7 +146,7 @@ def set_threads(threads: int | None, environ: Mapping[str, str]) -> int:
 
     Args:
         threads: Threads to use; None shares the cores among the processes of this machine.
-        environ: As for `num_threads`.
+        environ: Variables of the environment.
     """
     import torch
 
@@ -159,7 +159,7 @@ def num_threads(environ: Mapping[str, str]) -> int:
     """Return an even share of the cores for each process of this machine.
 
     Args:
-        environ: Holds `LOCAL_WORLD_SIZE` where a launcher started several.
+        environ: Variables; `LOCAL_WORLD_SIZE` is the number of processes on this machine.
     """
     return max(1, _num_cores() // int(environ.get("LOCAL_WORLD_SIZE", "1")))
 
