@@ -137,6 +137,13 @@ def test_a_reader_that_closes_the_output_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_full_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = ended("print('x' * 100_000)", stdout=full.fileno())
+    told = "error: the output cannot be written: No space left on device; make room, or send it elsewhere\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
 def test_a_scheduler_s_signal_is_an_interrupt() -> None:
     done = ended("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
     assert (done.returncode, done.stderr) == (
