@@ -25,7 +25,7 @@ from eval.training.train import build_trainer, train
 
 @command(again="the same command with --resume")
 def main(argv: Sequence[str]) -> None:
-    """Train what a command line asks for."""
+    """Train under the settings of a command line."""
     config = TrainConfig.from_command_line(argv)
     process, dtype = start_training(config)
     job = open_training(config, process, dtype)  # checks data, prompts and positions; no weights yet

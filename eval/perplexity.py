@@ -28,7 +28,7 @@ from masformer.loss import check_head
 
 @command()
 def main(argv: Sequence[str]) -> None:
-    """Measure what a command line asks for."""
+    """Measure under the settings of a command line."""
     config = PerplexityConfig.from_command_line(argv)
     process = start_accelerated(config.threads)
     model = open_model(config, config.plan, process, max(config.maxlen))  # checks plan and positions; no weights yet

@@ -29,7 +29,7 @@ from eval.runtime.processes import start_accelerated
 
 @command()
 def main(argv: Sequence[str]) -> None:
-    """Search what a command line asks for."""
+    """Search under the settings of a command line."""
     config = PlacementConfig.from_command_line(argv)
     process = start_accelerated(config.threads)
     model = open_model(config, "full", process, config.maxlen)  # plans are put on it one by one; no weights yet

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from masformer.attention.cache import SpanCache
 from masformer.attention.prefill import fixed_frequencies, prefill
 from masformer.checkpoints.open import max_positions
 from masformer.convert import apply_plan, native_plan, probe_tokens
+from masformer.hardware import device_name
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.spans import SpanPlan
 
@@ -167,16 +167,3 @@ def installed_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:  # run from a checkout that is not installed
         return "not installed"
-
-
-def processor_name() -> str:
-    """Return what the system calls its processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def device_name(device: torch.device) -> str:
-    """Return what a reader of a measured figure knows the device by."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({processor_name()})"

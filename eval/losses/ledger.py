@@ -34,7 +34,7 @@ class SearchText:
 
     Attributes:
         task: Name of its task in the folder.
-        token_ids: Its first `maxlen` tokens.
+        token_ids: The first `maxlen` tokens.
     """
 
     part: Part

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from eval.config.perplexity import PerplexityConfig
 from eval.errors import UserError
@@ -22,7 +21,7 @@ from eval.records.schema import (
     PerplexityTask,
 )
 from eval.reporting.perplexity_report import TEMPLATE, print_perplexity, render_perplexity_report, score_perplexity
-from eval.runtime.jobs import Job, print_facts
+from eval.runtime.jobs import Job, print_facts, settings_json
 from eval.runtime.model import OpenedModel, describe_weights
 from eval.runtime.processes import Process
 from tasks import LoadedExamples, Template
@@ -139,9 +138,8 @@ def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJ
     )
     tasks = {name: _task_record(config, name, loaded) for name, loaded in data.items()}
     folder.check_accepts(saved, identity, tasks)
-    resolved = asdict(config) | {"dtype": model.dtype, "output": folder.path, "threads": threads, "tokens": tokens}
     record = PerplexityRecord(
-        config={name: str(value) if isinstance(value, Path) else value for name, value in resolved.items()},
+        config=settings_json(config, dtype=model.dtype, output=folder.path, threads=threads, tokens=tokens),
         plan_description=model.plan_description,
         world_size=saved.world_size if saved else None,
         identity=identity,

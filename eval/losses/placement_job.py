@@ -1,11 +1,11 @@
-"""The folder of a search for placements: opened, resumed, and finished with what was found."""
+"""The folder of a search for placements: opened, resumed, and finished with a result."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.config.placement import PlacementConfig
@@ -27,7 +27,7 @@ from eval.records.schema import (
     UnitRecord,
 )
 from eval.reporting.placement_report import describe, held_out_rows, read_placement, write_placement
-from eval.runtime.jobs import Job, print_facts
+from eval.runtime.jobs import Job, print_facts, settings_json
 from eval.runtime.model import OpenedModel, describe_weights, resolve_plan
 from eval.runtime.processes import Process
 from masformer import SpanPlan
@@ -55,7 +55,7 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
         data: Documents by task; held-out ones have a mark after the task's name.
         texts: Documents as tokens.
         space: Placements, and the budget they must keep.
-        judged: Plans that were asked for by name.
+        judged: Plans of `--measure` by name.
     """
 
     config: PlacementConfig
@@ -92,7 +92,7 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
     def finish(
         self, result: SearchResult | None, judged: Mapping[str, SpanPlan], seconds: float, num_layers_run: int
     ) -> None:
-        """Merge the journals, write what was found, and print it."""
+        """Merge the journals, write the result, and print it."""
         keys = list(self.folder.read_journal(PlanLoss).lines)
         lines, _ = self.folder.merge_journal(PlanLoss, keys, set())
         self.end(seconds=seconds, num_layers_run=num_layers_run)
@@ -180,9 +180,8 @@ def open_placement(config: PlacementConfig, model: OpenedModel) -> PlacementJob:
     )
     tasks = {label: _task_record(config, label, source) for label, source in data.items()}
     folder.check_accepts(saved, identity, tasks)
-    resolved = asdict(config) | {"dtype": model.dtype, "output": folder.path, "threads": threads}
     record = PlacementRecord(
-        config={name: str(value) if isinstance(value, Path) else value for name, value in resolved.items()},
+        config=settings_json(config, dtype=model.dtype, output=folder.path, threads=threads),
         plan_description="untouched",
         world_size=saved.world_size if saved else None,
         identity=identity,

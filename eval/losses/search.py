@@ -1,4 +1,4 @@
-"""The search for a placement of full attention under a budget, and the plans that judge what it found."""
+"""The search for a placement of full attention under a budget, and the plans to compare its result with."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def plans_to_judge(
     requested: Mapping[str, SpanPlan],
     chosen: Found | None,
 ) -> dict[str, SpanPlan]:
-    """Return plans by name: the requested ones, and after a search what it found among what it is compared with."""
+    """Return plans by name: the requested ones, and after a search its result and the plans to compare it with."""
     if chosen is None:
         return dict(requested)
     own = resolve_plan("auto", checkpoint, keeps_full=True)

@@ -1,4 +1,4 @@
-"""The folder of one run: what was asked, what was predicted, and the scores.
+"""The folder of one run: settings, predictions, and scores.
 
     run.json              settings, provenance of model and data, and one entry a session (`RunRecord`)
     examples.jsonl        id, document, query and references of each example (`ExampleRecord`)
@@ -165,8 +165,8 @@ class RunFolder:
 
         Args:
             saved: What `read_record` returned when this run was checked against the folder.
-            kind: As given to `read_record`.
-            is_replaced: As given to `read_record`.
+            kind: Record that is expected.
+            is_replaced: The existing run will be deleted.
 
         Raises:
             UserError: Another run is at work in it, or was since then.

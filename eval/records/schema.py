@@ -60,7 +60,7 @@ class Session:
 class ModelRecord:
     """What pins the weights."""
 
-    reference: str = entry("the model as it was asked for: short name, file, folder or hub id")
+    reference: str = entry("`--model`: short name, file, folder or hub id")
     source: str = entry("`package`, `gguf`, `folder` or `hub`")
     hub_id: str | None = entry("repository on the hub", default=None, is_left_out=True)
     revision: str | None = entry("commit on the hub", default=None, is_left_out=True)
@@ -135,7 +135,7 @@ class RunRecord:
     plan_description: str = entry("text form of the plan, or `untouched`")
     world_size: int | None = entry("processes of the last session that generated")
     identity: Identity = entry("settings that a resumed run must share")
-    tasks: dict[str, TaskRecord] = entry("what was asked of each task")
+    tasks: dict[str, TaskRecord] = entry("settings and data of each task")
     sessions: list[Session] = entry("every launch that generated")
     grouping: Grouping = entry("what groups are formed by")
 
@@ -152,7 +152,7 @@ class ExampleRecord:
     task: str = entry("name of the task")
     id: str = entry("name of the example within its task")
     document_id: str = entry("name of the document within its task; examples may share one")
-    query: str | None = entry("what is asked about the document")
+    query: str | None = entry("question about the document")
     references: list[str] = entry("answers to score against")
     evidence: list[list[int]] | None = entry("character ranges of the document that hold the answer, where known")
 
@@ -312,7 +312,7 @@ class ScrollsEntry(Estimate):
     """The SCROLLS score at one length and set of templates."""
 
     maxlen: int = entry("length in tokens")
-    template: str = entry("template by which several are told apart; empty where each task has one")
+    template: str = entry("template that sets this entry apart; empty where each task has one")
     templates: dict[str, str] = entry("template of each task")
     num_examples: dict[str, int] = entry("examples of each task")
     tasks: dict[str, float] = entry("headline score of each task")

@@ -81,8 +81,8 @@ def from_json(kind: type[Record], value: Any, where: str, *, remedy: str = REMED
 class _Mismatch(Exception):
     """A value that is not what its field holds; each level on the way out puts its name before the path."""
 
-    def __init__(self, problem: str, path: str = "") -> None:
-        self.problem, self.path = problem, path
+    def __init__(self, problem: str) -> None:
+        self.problem, self.path = problem, ""
 
 
 def _expected(value: Any, what: str) -> _Mismatch:
@@ -162,13 +162,13 @@ def _list_reader(origin: type, parts: tuple[Any, ...]) -> Reader:
     def read(value: Any) -> Any:
         if not isinstance(value, (list, tuple)) or length not in (None, len(value)):
             raise _expected(value, "a list" if length is None else f"a list of {length}")
-        found = []
-        for index, part in enumerate(value):
-            try:
+        found: list[Any] = []
+        try:
+            for index, part in enumerate(value):
                 found.append(readers[index if length else 0](part))
-            except _Mismatch as error:
-                error.path = f"[{index}]{error.path}"
-                raise
+        except _Mismatch as error:
+            error.path = f"[{len(found)}]{error.path}"
+            raise
         return origin(found)
 
     return read
@@ -178,13 +178,14 @@ def _dict_reader(reader: Reader) -> Reader:
     def read(value: Any) -> Any:
         if not isinstance(value, dict):
             raise _expected(value, "an object")
-        found = {}
-        for name, part in value.items():
-            try:
+        found: dict[str, Any] = {}
+        name = ""
+        try:
+            for name, part in value.items():
                 found[name] = reader(part)
-            except _Mismatch as error:
-                error.path = f".{name}{error.path}"
-                raise
+        except _Mismatch as error:
+            error.path = f".{name}{error.path}"
+            raise
         return found
 
     return read
@@ -200,17 +201,17 @@ def _record_reader(kind: type) -> Reader:
     def read(value: Any) -> Any:
         if not isinstance(value, dict):
             raise _expected(value, "an object")
-        found = {}
-        for name, reader, is_required in known:
-            if name not in value:
-                if is_required:
-                    raise _Mismatch("absent", f".{name}")
-                continue
-            try:
-                found[name] = reader(value[name])
-            except _Mismatch as error:
-                error.path = f".{name}{error.path}"
-                raise
+        found: dict[str, Any] = {}
+        name = ""
+        try:
+            for name, reader, is_required in known:
+                if name in value:
+                    found[name] = reader(value[name])
+                elif is_required:
+                    raise _Mismatch("absent")
+        except _Mismatch as error:
+            error.path = f".{name}{error.path}"
+            raise
         return kind(**found)
 
     return read

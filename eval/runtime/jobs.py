@@ -11,6 +11,7 @@ sys.exit(run_command(main, sys.argv[1:]))
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -18,9 +19,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import wraps
-from typing import Any, Generic, NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeGuard, TypeVar
 
 from eval.errors import UserError
 from eval.records.journal import Journal, Line
@@ -32,6 +34,15 @@ from tasks import DataError
 from tasks.command import as_typed
 
 Record = TypeVar("Record")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors of masformer that a user can mend, with their modules.
+_ERRORS = {
+    "CheckpointError": "masformer.checkpoints.open",
+    "ConversionError": "masformer.convert",
+    "PlanError": "masformer.plans.layer_spans",
+    "PositionError": "masformer.checkpoints.positions",
+}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -96,9 +107,8 @@ def run_command(main: Main, argv: Sequence[str], again: str = "the same command"
     try:
         main(argv)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of the output has closed it; write nothing more, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of the output has closed it
+        _drop_output()
     except KeyboardInterrupt:
         _ignore_signals()
         if "--overwrite" in argv:
@@ -110,6 +120,8 @@ def run_command(main: Main, argv: Sequence[str], again: str = "the same command"
         text = user_message(error)
         if text is None:
             raise
+        if _is_full_output(error):
+            _drop_output()
         _ignore_signals()
         # A mistake in the settings is the same for all processes, and one of each machine reports it.
         if _is_first_here() or getattr(error, "is_of_one_process", False):
@@ -121,18 +133,25 @@ def run_command(main: Main, argv: Sequence[str], again: str = "the same command"
 
 def user_message(error: BaseException) -> str | None:
     """Return one line for an error that a user can mend; None for our own bugs."""
-    errors: tuple[type[BaseException], ...] = (UserError, DataError)
-    if "masformer" in sys.modules:  # else it has raised nothing, and it takes seconds to import
-        from masformer import ConversionError, PlanError
-        from masformer.checkpoints.open import CheckpointError
-        from masformer.checkpoints.positions import PositionError
-
-        errors += (CheckpointError, ConversionError, PlanError, PositionError)
-    if isinstance(error, errors):
+    # What is not imported has raised nothing, and some of it takes seconds to import.
+    errors = [getattr(sys.modules[module], name) for name, module in _ERRORS.items() if module in sys.modules]
+    if isinstance(error, (UserError, DataError, *errors)):
         return " ".join(str(error).split())
+    if _is_full_output(error):
+        return f"the output cannot be written: {error.strerror}; make room, or send it elsewhere"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the path and permissions"
     return None
+
+
+def _is_full_output(error: BaseException) -> TypeGuard[OSError]:
+    # Files of a run folder have names.
+    return isinstance(error, OSError) and error.filename is None and error.errno in _FULL
+
+
+def _drop_output() -> None:
+    """Write nothing more, at exit neither."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_first_here() -> bool:
@@ -224,6 +243,17 @@ class Job(Generic[Record, Line]):
     @property
     def _sessions(self) -> list[Any]:
         return list(self.record.sessions)  # type: ignore[attr-defined]
+
+
+def settings_json(config: Any, **resolved: Any) -> dict[str, Any]:
+    """Return the settings of a command as JSON-ready values.
+
+    Args:
+        config: Dataclass of settings.
+        resolved: Values in the place of defaults.
+    """
+    settings = asdict(config) | resolved
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
 
 
 def print_facts(facts: Mapping[str, str | Sequence[str]]) -> None:

@@ -21,7 +21,7 @@ def memory_budget(device: torch.device, weight_bytes: int, environ: Mapping[str,
     Args:
         device: Device of this process.
         weight_bytes: Bytes of the model's weights.
-        environ: Holds `LOCAL_WORLD_SIZE` where a launcher started several processes on this machine.
+        environ: Variables; `LOCAL_WORLD_SIZE` is the number of processes on this machine.
         device_map: Set where one model is spread over all devices.
     """
     if device.type == "cuda":

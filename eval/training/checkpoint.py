@@ -32,12 +32,12 @@ def write_checkpoint(
     """Write a checkpoint: a model folder, and in it what a resume needs.
 
     Args:
-        folder: Of the training.
-        trainer: Of this process.
-        model: The decoder in it, whose config is written.
-        tokenizer: Of the model.
+        folder: Folder of the training.
+        trainer: Trainer with the weights.
+        model: Decoder within the trainer; its config is written.
+        tokenizer: Tokenizer to write beside it.
         adapters: peft's view of the model; None when all weights are trained.
-        step: That was made last.
+        step: Last step.
 
     Raises:
         UserError: The disk is full, or gone; the checkpoint before is whole.

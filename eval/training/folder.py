@@ -1,4 +1,4 @@
-"""The folder of one training: what was asked, what each step cost, and checkpoints that are whole or not there.
+"""The folder of one training: settings, logs, and checkpoints that are whole or not there.
 
 run.json                 settings, provenance of model and data, one entry a session
 steps.jsonl              one line a step: loss, gradient norm, learning rate, tokens, seconds
@@ -33,7 +33,7 @@ class TrainFolder:
     """Reads and writes the files of one training.
 
     Args:
-        path: Of the folder; need not exist.
+        path: The folder; it need not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class TrainFolder:
         return self.path / _CHECKPOINTS / f".step-{step:06}.partial"
 
     def begin_checkpoint(self, step: int) -> None:
-        """Make an empty folder for a checkpoint; what earlier attempts left goes.
+        """Make an empty folder for a checkpoint, and delete what earlier attempts left.
 
         Raises:
             UserError: The folder cannot be written.
@@ -80,7 +80,7 @@ class TrainFolder:
         self.written(step, lambda: (self.partial(step) / STATE).mkdir(parents=True))
 
     def written(self, step: int, write: Callable[[], object]) -> None:
-        """Call what writes a part of a checkpoint; should it fail, the part goes and the last whole one is named.
+        """Write a part of a checkpoint; after a failure delete the part, and name the last whole checkpoint.
 
         Raises:
             UserError: The disk is full, or gone.
@@ -143,7 +143,7 @@ class TrainFolder:
         return lines
 
     def cut_logs(self, step: int) -> None:
-        """Drop what the logs say about steps after the one from which a training goes on."""
+        """Drop lines of the logs about steps after the one from which a training goes on."""
         self.run.write_lines(_STEPS, [line for line in self.steps() if line.step <= step])
         self.run.write_lines(_EVALUATIONS, [line for line in self.evaluations() if line.step <= step])
 
@@ -183,7 +183,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    """See all files of a folder onto the disk."""
+    """Wait until all files of a folder are on the disk."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as stream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.config.finetune import TrainConfig
@@ -13,7 +13,7 @@ from eval.prompting.prompts import PromptBuilder
 from eval.records.run_folder import default_output
 from eval.records.schema import Prediction, TrainingIdentity, TrainingRecord, TrainingTask
 from eval.reporting.training_report import CURVES, draw_curves, render_train_report
-from eval.runtime.jobs import Job, print_facts
+from eval.runtime.jobs import Job, print_facts, settings_json
 from eval.runtime.model import OpenedModel, describe_weights, resolve_plan
 from eval.runtime.processes import AcceleratedProcess
 from eval.training.folder import STATE, TrainFolder, find_checkpoint, step_of
@@ -145,7 +145,7 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
     }
     training.run.check_accepts(saved, identity, tasks)
     record = TrainingRecord(
-        config={name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
+        config=settings_json(config),
         plan_description=model.plan_description,
         identity=identity,
         tasks=tasks,

@@ -47,12 +47,11 @@ class Trainer:
     """A prepared model and its optimizer.
 
     Attributes:
-        accelerator: Of this process.
-        model: Returns a summed loss (`masformer.loss.NextTokenLoss`), prepared.
-        optimizer: Prepared.
+        model: Returns a summed loss (`masformer.loss.NextTokenLoss`); prepared by the accelerator.
+        optimizer: Prepared by the accelerator.
         batch_size: Rows of a forward pass of one process.
         accumulation: Forward passes of one process in a step (A).
-        max_grad_norm: To which gradients are clipped.
+        max_grad_norm: Norm to which gradients are clipped.
     """
 
     accelerator: Accelerator
@@ -63,7 +62,7 @@ class Trainer:
     max_grad_norm: float
 
     def step(self, number: int, rows: Sequence[Row], learning_rate: float) -> TrainingStep:
-        """Train on the rows of one step of all processes, and return what its log says.
+        """Train on the rows of one step of all processes, and return the line of its log.
 
         Raises:
             UserError: The loss, or a gradient, is not a number; weights are those before the step.
