@@ -113,7 +113,11 @@ def test_a_study_starts_its_parts(folder: Path) -> None:
     settings = {"task": "custom", "data": "rows.jsonl", "context_field": "text", "target_field": "summary"}
     settings |= {"model": "tiny", "maxlen": [128], "max_new_tokens": 4, "threads": 1}
     parts = [{"name": "short", "script": "eval/run.py", "settings": settings}]
-    study = {"title": "Small", "parts": parts, "sections": [{"kind": "cost", "title": "Costs", "parts": ["short"]}]}
+    study = {
+        "title": "Small",
+        "parts": parts,
+        "sections": [{"kind": "cost", "title": "Costs", "reference": "short", "parts": ["short"]}],
+    }
     (folder / "study.yaml").write_text(json.dumps(study))
     told = call("masformer", "study", "study.yaml", "--output", "studied", folder=folder)
     assert "short: accelerate launch -m masformer run --task custom" in told

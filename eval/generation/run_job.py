@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from eval.records.read_run import gather_inputs
 from eval.records.run_folder import RunFolder, keys_of
 from eval.records.schema import Identity, Key, Prediction, RunRecord, Scores, TaskRecord, TemplateRecord
 from eval.reporting.score_run import has_texts, print_scores, score_run
-from eval.runtime.jobs import Job, print_facts
+from eval.runtime.jobs import Job, print_facts, settings_json
 from eval.runtime.processes import Process
 from tasks import LoadedExamples
 
@@ -168,11 +168,11 @@ def run_record(
 ) -> RunRecord:
     """Return the `run.json` of this session's settings, with the sessions of the saved one."""
     generation = {one.name: getattr(config, one.name) for one in fields(GenerationOptions) if one.name != "seed"}
-    resolved = asdict(config) | {"dtype": backend.dtype, "output": output, "threads": backend.process.threads}
-    if config.backend == "local":  # run.json of runs without another engine has no word about engines
-        del resolved["backend"], resolved["answers"]
+    settings = settings_json(config, dtype=backend.dtype, output=output, threads=backend.process.threads)
+    if config.backend == "local":  # folders of 0.1 know no other engine
+        del settings["backend"], settings["answers"]
     return RunRecord(
-        config={name: str(value) if isinstance(value, Path) else value for name, value in resolved.items()},
+        config=settings,
         plan_description=backend.plan_description,
         world_size=saved.world_size if saved else None,
         identity=Identity(
