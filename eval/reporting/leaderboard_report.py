@@ -27,7 +27,7 @@ from eval.reporting.leaderboard_tables import (
 )
 from eval.reporting.page import Chart, Heading, Prose, Section, Table, as_table, render_page
 from eval.reporting.tables import describe_intervals, table_of
-from eval.scoring.board import describe_settings, varying
+from eval.scoring.board import describe_settings, result_of, varying
 from eval.scoring.profiles import metric_name
 
 Charts = dict[str, Chart]  # by the name of their file, without its end
@@ -153,30 +153,11 @@ def _model_results(board: Board) -> list[Result]:
         parts = [getattr(row, name) for name in fields] + ([describe_settings(row, settings)] if settings else [])
         names[row.run, row.template] = ", ".join(parts)
     names = _told_apart(names)
-    return [_result(board, row, names[row.run, row.template]) for row in rows]
+    return [result_of(board, row, names[row.run, row.template]) for row in rows]
 
 
 def _in_order(board: Board) -> list[BoardRow]:
     return sorted(board.rows, key=lambda row: (row.run, row.template, row.maxlen))
-
-
-def _result(board: Board, row: BoardRow, system: str, baseline: str | None = None) -> Result:
-    """Return a row as a result for charts: the model's, or that of a baseline."""
-    return Result(
-        task=board.task,
-        template=row.template,
-        profile=board.profile,
-        system=system,
-        kind="yardstick" if baseline else "model",
-        subset="all",
-        maxlen=row.maxlen,
-        num_examples=row.num_examples,
-        num_documents=row.num_documents,
-        num_truncated=row.num_truncated,
-        metrics=row.yardsticks[baseline] if baseline else row.metrics,
-        evidence_visible=None if baseline else row.evidence_visible,
-        cost=None if baseline else row.cost,
-    )
 
 
 def _told_apart(names: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
@@ -203,7 +184,7 @@ def _baseline_results(board: Board) -> Iterator[Result]:
         names = {(row.run, row.template): f"oracle, {row.model.rsplit('/', 1)[-1]}" for row in firsts}
         for curve, name in zip(curves, _told_apart(names).values(), strict=True):
             for _, row in sorted(curve.items()):
-                yield _result(board, row, baseline if len(curves) == 1 else name, baseline)
+                yield result_of(board, row, baseline if len(curves) == 1 else name, baseline)
 
 
 def _join(curves: list[Curve], own: Curve, baseline: str) -> None:
