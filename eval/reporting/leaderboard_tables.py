@@ -17,11 +17,15 @@ from eval.reporting.columns import (
     COSTS,
     COUNTS,
     EVIDENCE,
+    MAXLEN,
     Column,
     charted_costs,
     legend_of,
+    of_cost,
     percent,
     percent_mean,
+    score,
+    text,
 )
 from eval.reporting.tables import WIDTH, Rows, as_columns, as_markdown, describe_missing, scrolls_table, table_of
 from eval.scoring.board import describe_settings, varying
@@ -103,17 +107,8 @@ def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Co
     rows, metric = board.rows, board.metric
     settings = varying(rows)
 
-    def text(name: str) -> Column:
-        return Column(heading=name, show=lambda row: str(getattr(row, name)))
-
-    def score(name: str) -> Column:
-        return Column(heading=metric_name(name), show=lambda row: percent_mean(row.metrics[name]))
-
     def baseline(name: str, column: Column) -> Column:
         return replace(column, show=lambda row: percent_mean(row.yardsticks.get(name, {}).get(metric)))
-
-    def of_cost(column: Column) -> Column:
-        return replace(column, show=lambda row: column.cell(row.cost))
 
     costs = {column.key: of_cost(column) for column in COSTS}
     columns = [
@@ -122,7 +117,7 @@ def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Co
         text("model"),
         text("plan"),
         *([text("template")] if len({row.template for row in rows}) > 1 else []),
-        Column(key="maxlen", heading="maxlen"),
+        MAXLEN,
         _MARKS,
         costs.pop(cost),
     ]
@@ -145,13 +140,8 @@ def scrolls_block(content: Leaderboard) -> tuple[str, Rows]:
     if content.scrolls_score is None:
         return "", []
     rows = content.scrolls_score.rows
-    has_template = len({row.template for row in rows}) > 1
-    names = [
-        {"model": row.model, "plan": row.plan}
-        | ({"template": row.template} if has_template else {})
-        | {"run": ", ".join(row.runs)}
-        for row in rows
-    ]
+    names = [text("model"), text("plan"), *([text("template")] if len({row.template for row in rows}) > 1 else [])]
+    names.append(Column(heading="run", show=lambda row: ", ".join(row.runs)))
     remarks = ["The mean of the seven tasks' headline scores, each as on its board."] if rows else []
     lacking: dict[str, list[str]] = {}
     for one in content.scrolls_score.missing:

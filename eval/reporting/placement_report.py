@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from eval.records.run_folder import RunFolder
 from eval.records.schema import (
     HeldOutRow,
-    PerplexityRatio,
     PlacementRecord,
     PlacementResult,
     PlanEntry,
@@ -19,7 +19,7 @@ from eval.records.schema import (
 )
 from eval.records.typed import from_json
 from eval.reporting.charts import FRONTIER, Layer, Spec, layer, quantity, save_charts, spec_of, tooltip
-from eval.reporting.columns import Column
+from eval.reporting.columns import Column, interval, text
 from eval.reporting.tables import Rows, as_columns, as_markdown, table_of
 from eval.scoring.significance import interval_of_ratio, ratio_of_perplexities
 
@@ -39,7 +39,7 @@ _FOUND = [
     Column(heading="layers", show=lambda entry: f"{entry.cost['layers']:.3g}"),
     Column(key="perplexity", heading="ppl", digits=3),
     *_SHARES,
-    Column(heading="plan", show=lambda entry: str(entry.text)),
+    replace(text("text"), heading="plan"),
 ]
 
 
@@ -156,7 +156,7 @@ def _tables(result: PlacementResult) -> list[tuple[str, Rows]]:
 
 
 def _unit_columns(rank: str) -> list[Column]:
-    unit = Column(heading="unit", show=lambda unit: str(unit.unit))
+    unit = text("unit")
     if rank == "gates":
         return [unit, Column(key="only_full", heading="nats a unit of the gate", digits=4)]
     return [
@@ -166,25 +166,21 @@ def _unit_columns(rank: str) -> list[Column]:
     ]
 
 
-def _perplexity_cell(row: HeldOutRow) -> str:
-    interval = "" if row.low is None else f" [{row.low:.2f}, {row.high:.2f}]"
-    return f"{row.perplexity:.3f}{interval}"
-
-
-def _ratio_cell(ratio: PerplexityRatio | None) -> str:
+def _to_full(row: HeldOutRow) -> str:
+    ratio = row.to_full
     if ratio is None:
         return "-"
-    interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low - 1:+.2%}, {ratio.high - 1:+.2%}]"
-    return f"{ratio.ratio - 1:+.2%}{interval}"
+    ends = (None if end is None else end - 1 for end in (ratio.low, ratio.high))
+    return f"{ratio.ratio - 1:+.2%}" + interval(*ends, "+.2%")
 
 
 _HELD_OUT = [
-    Column(heading="name", show=lambda row: str(row.name)),
+    text("name"),
     Column(key="num_documents", heading="n"),
-    Column(heading="ppl", show=_perplexity_cell),
-    Column(heading="to full", show=lambda row: _ratio_cell(row.to_full)),
+    Column(heading="ppl", show=lambda row: f"{row.perplexity:.3f}" + interval(row.low, row.high, ".2f")),
+    Column(heading="to full", show=_to_full),
     *_SHARES,
-    Column(heading="plan", show=lambda row: str(row.plan)),
+    text("plan"),
 ]
 
 # ---------------------------------------------------------------------------------------------------------------------

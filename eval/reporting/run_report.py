@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from eval.records.read_run import RunInputs
 from eval.records.run_folder import RunFolder, own_plots
 from eval.records.schema import ExampleScore, Result, RunRecord, Scores
 from eval.reporting.charts import cost_name, length_curves, quality_cost, save_charts
-from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, charted_costs, legend_of
+from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, charted_costs, legend_of, text
 from eval.reporting.page import Chart, Heading, Prose, Section, as_table, render_page
 from eval.reporting.position_chart import document_positions, oracle_positions
 from eval.reporting.samples import gather_samples
@@ -120,7 +121,7 @@ def scrolls_blocks(scores: Scores) -> Iterator[Block]:
     """Yield the table of the SCROLLS score, where a run has one, and what is missing."""
     found = scores.scrolls_score
     if found is not None:
-        names = [{"templates": row.template} if row.template else {} for row in found.scores]
+        names = [replace(text("template"), heading="templates")] if any(row.template for row in found.scores) else []
         table = scrolls_table(found.scores, names) if found.scores else []
         yield Block("SCROLLS score", describe_missing(found.missing, has_scores=bool(found.scores)), table)
 
