@@ -99,10 +99,7 @@ def marks(row: BoardRow) -> list[str]:
 def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Column]:
     """Return the columns of a board, what matters most to the left.
 
-    Args:
-        board: The board.
-        cost: Key of the cost against which the frontier is drawn.
-        is_short: Leave out what does not fit a terminal.
+    The cost is that of the frontier; the short columns are those that fit a terminal.
     """
     rows, metric = board.rows, board.metric
     settings = varying(rows)
@@ -175,12 +172,7 @@ def render_terminal(content: Leaderboard) -> str:
 
 
 def render_markdown(content: Leaderboard, plots: Mapping[str, Sequence[tuple[str, str]]]) -> str:
-    """Return `leaderboard.md`.
-
-    Args:
-        content: The leaderboard.
-        plots: Titles and paths of the pictures, by task.
-    """
+    """Return `leaderboard.md`; plots are titles and paths of the pictures, by task."""
     parts = [f"# {_prose(title_of(content))}", "", *(f"- {name}: {text}" for name, text in facts_of(content).items())]
     for board in content.boards:
         parts += ["", f"## {_prose(board.task)}", "", _prose(describe_board(board)), ""]

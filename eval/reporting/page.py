@@ -20,7 +20,7 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.reporting.charts import VEGA_LITE_VERSION, theme
+from eval.reporting.charts import VEGA_LITE_VERSION, Chart, theme
 
 PAGE_BYTES = 10_000_000
 _ASSETS = Path(__file__).parent / "page_assets"
@@ -47,21 +47,10 @@ class Prose:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A Vega-Lite spec with its data inside; charts that follow each other stand side by side where there is room."""
-
-    title: str
-    caption: str
-    spec: Mapping[str, Any]
-    kind: Literal["chart"] = "chart"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Header:
     """The head of a table's column; numbers stand to the right and sort from the largest first.
 
-    Attributes:
-        note: What the name means, shown when a pointer rests on it.
+    The note says what the name means, and is shown when a pointer rests on it.
     """
 
     name: str
@@ -92,13 +81,7 @@ Section = Heading | Prose | Chart | Table
 
 
 def as_table(caption: str, rows: Sequence[Sequence[str]], notes: Mapping[str, str] | None = None) -> Table:
-    """Return a table of a report for the page; cells sort by their first number.
-
-    Args:
-        caption: Title of the table.
-        rows: A header, then texts of cells.
-        notes: What the names of columns mean.
-    """
+    """Return a table of a report for the page; cells sort by their first number, notes explain names of columns."""
     header, *body = rows
     are_numbers = [
         any(row[column] for row in body)
@@ -145,8 +128,10 @@ def render_page(
             task, by which its examples are shown until another is chosen.
     """
     for section in sections:
-        if isinstance(section, Table):
-            _check_rows(section)
+        for row in section.rows if isinstance(section, Table) else ():
+            if len(row) != len(section.columns):
+                name, expected = section.caption, len(section.columns)
+                raise ValueError(f"a row of the table {name!r} has {len(row)} cells for {expected} columns")
     charts = [section.spec for section in sections if isinstance(section, Chart)]
     library = _vega() if charts else ""
     script = _page_script()
@@ -233,14 +218,6 @@ def _windows(text: str, edges: Sequence[int], window: int) -> dict[str, Any]:
 def num_json_bytes(value: Any) -> int:
     """Return how much room a value takes in a page."""
     return len(as_json(value).encode())
-
-
-def _check_rows(table: Table) -> None:
-    for row in table.rows:
-        if len(row) != len(table.columns):
-            raise ValueError(
-                f"a row of the table {table.caption!r} has {len(row)} cells for {len(table.columns)} columns"
-            )
 
 
 def _asset(name: str) -> str:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from eval.records.read_run import RunInputs
 from eval.records.run_folder import RunFolder, own_plots
 from eval.records.schema import ExampleScore, Result, RunRecord, Scores
-from eval.reporting.charts import cost_name, length_curves, quality_cost, save_charts
-from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, charted_costs, legend_of, text
-from eval.reporting.page import Chart, Heading, Prose, Section, as_table, render_page
+from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
+from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, legend_of, text
+from eval.reporting.page import Heading, Prose, Section, as_table, render_page
 from eval.reporting.position_chart import document_positions, oracle_positions
 from eval.reporting.samples import gather_samples
 from eval.reporting.tables import (
@@ -30,7 +30,7 @@ from eval.reporting.tables import (
     scrolls_table,
     select,
 )
-from eval.scoring.profiles import describe_profile, describe_profiles, headline, metric_name
+from eval.scoring.profiles import describe_profile, describe_profiles, headline
 
 _KEEPS = {"head": "the beginning", "middle": "both ends", "tail": "the end"}
 
@@ -167,12 +167,7 @@ def write_page(
 ) -> list[Path]:
     """Write `report.html` and `plots/` into a run folder, and return the PNG files.
 
-    Args:
-        folder: The run's folder.
-        inputs: What the folder holds.
-        scores: Contents of `scores.json`.
-        lines: Lines of `example_scores.jsonl`.
-        with_texts: Put texts of documents, references and predictions into the page.
+    With texts, the page shows those of documents, references and predictions.
     """
     record = inputs.record
     charts = {
@@ -212,29 +207,13 @@ def _charts(
 ) -> Iterator[tuple[str, Chart]]:
     """Yield the charts of a task and template, after the names of their files."""
     results = select(scores.results, task=task, template=template, subset="all")
-    intervals = describe_intervals(results)
     objective = scores.yardsticks[task].objective
     aim = f" (the oracle aims at {objective.split(',')[0]})" if objective else ""
     for metric in results[0].metrics:
-        yield (
-            f"length-{metric}",
-            Chart(
-                title=f"{metric_name(metric)} over length",
-                caption=f"{intervals[0].upper()}{intervals[1:]}. Dashed: what needs no model{aim}.",
-                spec=length_curves(results, metric),
-            ),
-        )
-    metric = headline(scores.profiles[task])
-    for cost, column in charted_costs().items():
-        if any(column.value(result.cost) is not None for result in results):
-            yield (
-                f"cost-{cost}",
-                Chart(
-                    title=f"{metric_name(metric)} against {cost_name(column)}",
-                    caption="Of an example, in the mean; bytes are those of the largest.",
-                    spec=quality_cost(results, metric, cost),
-                ),
-            )
+        yield f"length-{metric}", length_chart(results, metric, describe_intervals(results), aim)
+    caption = "Of an example, in the mean; bytes are those of the largest."
+    for cost, chart in cost_charts(results, headline(scores.profiles[task]), caption).items():
+        yield f"cost-{cost}", chart
     lengths = {document.document_id: len(document.text) for document in select(inputs.documents, task=task)}
     of_template = {"task": task, "template": template}
     scored, predictions = select(lines, **of_template), select(inputs.predictions, **of_template)
