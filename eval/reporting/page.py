@@ -116,9 +116,6 @@ def render_page(
     """Return the page.
 
     Args:
-        title: Also the page's first heading.
-        facts: Names and texts, the first thing on the page.
-        sections: In reading order.
         samples: For the sample browser: `{"metrics": {metric: heading}, "columns": [{"key", "heading", "digits",
             "unit"}], "documents", "examples"}`. A document, under its key, is as `fit_documents` returns it. An example
             is `{"task", "id", "document": key, "query", "references", "evidence", "oracle", "answers"}`, and an answer
@@ -172,11 +169,6 @@ def fit_documents(
 
     Windows stand around both ends of each document and of each span (what was kept, the oracle's sentences, evidence)
     and are all of one size, the largest that fits the budget. Documents that they cover are whole again.
-
-    Args:
-        documents: Texts by key.
-        spans_of_interest: Spans of characters, by key; a document may have none.
-        budget_bytes: Bytes that all documents together may take in the page.
     """
     edges = {
         key: sorted({0, len(text), *(edge for span in spans_of_interest.get(key, ()) for edge in span)})

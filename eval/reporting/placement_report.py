@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,8 +19,9 @@ from eval.records.schema import (
 from eval.records.typed import from_json
 from eval.reporting.charts import FRONTIER, Layer, Spec, layer, quantity, save_charts, spec_of, tooltip
 from eval.reporting.columns import Column, interval, text
+from eval.reporting.perplexity_report import perplexity_of
 from eval.reporting.tables import Rows, as_columns, as_markdown, table_of
-from eval.scoring.significance import interval_of_ratio, ratio_of_perplexities
+from eval.scoring.significance import ratio_of_perplexities
 
 LEGEND = (
     "ppl: perplexity of the tokens that count. attention, cache: of this plan relative to full attention, in closed "
@@ -46,12 +46,7 @@ _FOUND = [
 def held_out_rows(
     plans: Mapping[str, tuple[str, Mapping[str, float]]], lines: Sequence[PlanMeasurement]
 ) -> list[HeldOutRow]:
-    """Return the perplexity and cost of each plan on the held-out documents.
-
-    Args:
-        plans: Text form and cost of each plan, by name.
-        lines: Measurements of the held-out documents.
-    """
+    """Return the perplexity and cost of each plan, given as text form and cost by name, on the held-out documents."""
     rows: list[HeldOutRow] = []
     full: dict[tuple[str, str], float] = {}
     for name, (plan, cost) in sorted(plans.items(), key=lambda item: item[0] != "full"):
@@ -59,7 +54,7 @@ def held_out_rows(
         if not own:
             continue
         losses, counts = [line.negative_log_likelihood for line in own], [line.num_tokens for line in own]
-        low, high = interval_of_ratio(losses, counts)
+        perplexity = perplexity_of(list(zip(losses, counts, strict=True)))
         if name == "full":
             full = {(line.task, line.id): line.negative_log_likelihood for line in own}
         to_full = None
@@ -70,9 +65,9 @@ def held_out_rows(
                 name=name,
                 plan=plan,
                 num_documents=len(own),
-                perplexity=math.exp(sum(losses) / sum(counts)),
-                low=None if low is None else math.exp(low),
-                high=None if high is None else math.exp(high),
+                perplexity=perplexity.value,
+                low=perplexity.low,
+                high=perplexity.high,
                 to_full=to_full,
                 cost=dict(cost),
             )
@@ -170,8 +165,8 @@ def _to_full(row: HeldOutRow) -> str:
     ratio = row.to_full
     if ratio is None:
         return "-"
-    ends = (None if end is None else end - 1 for end in (ratio.low, ratio.high))
-    return f"{ratio.ratio - 1:+.2%}" + interval(*ends, "+.2%")
+    low, high = (None if end is None else end - 1 for end in (ratio.low, ratio.high))
+    return f"{ratio.ratio - 1:+.2%}" + interval(low, high, "+.2%")
 
 
 _HELD_OUT = [
@@ -199,9 +194,7 @@ _LAYER: Layer = {"field": "layer", "type": "ordinal", "title": "Layer", "axis": 
 def unit_chart(units: Sequence[UnitRecord], rank: str) -> Spec:
     """Return what each layer is worth alone as bars, or each head of each layer as the cells of a grid.
 
-    Args:
-        units: Layers or heads.
-        rank: "scan", where values are differences of losses, or "gates", where they are slopes of the loss.
+    The values are differences of losses for the rank "scan", and slopes of the loss for "gates".
     """
     if any(unit.head is not None for unit in units):
         return _head_chart(units, "Loss saved (0.001 nats)" if rank == "scan" else "Slope (0.001 nats)")

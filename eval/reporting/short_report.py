@@ -47,12 +47,7 @@ def render_short(inputs: RunInputs, scores: Scores) -> str:
 
 
 def score_table(models: Sequence[Result], results: Sequence[Result]) -> Rows:
-    """Return one row a task, template and length: the model by its headline metric, baselines beside it.
-
-    Args:
-        models: Results of the model about all examples.
-        results: All results.
-    """
+    """Return one row a task, template and length: the model by its headline metric, baselines beside it."""
     metrics = {result.task: headline(result.profile) for result in models}
     names = list(dict.fromkeys(metrics.values()))
     baselines = {
@@ -107,12 +102,7 @@ def meanings(record: RunRecord, scores: Scores) -> Iterator[str]:
 
 
 def _over_length(results: Sequence[Result], comparisons: Sequence[Comparison]) -> str:
-    """Return what the greatest length is worth beside the smallest, or where a single one stands.
-
-    Args:
-        results: Results of one task and template about all examples.
-        comparisons: Comparisons of the task.
-    """
+    """Return what the greatest length is worth beside the smallest, or where a single one stands."""
     models = sorted(select(results, kind="model"), key=lambda one: one.maxlen)
     first, last = models[0], models[-1]
     if first is last:
@@ -137,10 +127,7 @@ _CLAIMS = {
 def _judged(comparison: Comparison, subject: str, other: str) -> str:
     """Return what a comparison lets one say, with its numbers.
 
-    Args:
-        comparison: The comparison.
-        subject: Name of the second setting, with its verb.
-        other: Name of the first setting.
+    The subject is the name of the second setting with its verb, the other the name of the first.
     """
     found = outcome(comparison)
     claim = _CLAIMS[found].format(other=other, margin=100 * comparison.margin)

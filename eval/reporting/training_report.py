@@ -27,14 +27,7 @@ _WIDTH, _HEIGHT, _LOW_HEIGHT = 640, 260, 80
 def render_train_report(
     record: TrainingRecord, steps: Sequence[TrainingStep], evals: Sequence[Evaluation], best: int | None
 ) -> str:
-    """Return `report.md`.
-
-    Args:
-        record: Contents of `run.json`.
-        steps: Lines of `steps.jsonl`.
-        evals: Lines of `evals.jsonl`.
-        best: Step of the best checkpoint; None before the first.
-    """
+    """Return `report.md`; no step is the best before the first checkpoint."""
     parts = [f"# Training on {', '.join(record.tasks)}: {record.identity.model.reference}", ""]
     parts += [f"- {name}: {text}" for name, text in _facts(record, steps).items()]
     parts += ["", f"![loss, learning rate and gradient norm by step]({CURVES})", ""]

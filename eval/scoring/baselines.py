@@ -37,7 +37,6 @@ from eval.scoring.answers import answer_words
 from eval.scoring.profiles import PROFILES, Objective
 from eval.scoring.rouge import sentence_spans
 
-BASELINES = ("visible_oracle", "lead", "tail", "query_echo", "common_answer")
 Span = tuple[int, int]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -50,11 +49,7 @@ _LINE = re.compile(r"\S(?:[^\n]*\S)?")
 class Baseline:
     """A text that needs no model.
 
-    Attributes:
-        system: Name, one of `BASELINES`.
-        text: The text; empty where nothing fits.
-        sentences: Character spans in the document of the sentences that the oracle picked, in order.
-        objective: Value that the oracle reached; None for others.
+    The oracle alone has sentences, as character spans of the document in order, and the objective that it reached.
     """
 
     system: str
@@ -68,12 +63,9 @@ class PreparedDocument:
     """A document's sentences as counts, made once for all its examples and windows.
 
     Attributes:
-        text: The whole document.
-        objective: What the oracle maximizes.
         spans: (S, 2) characters where sentences begin and end.
         lengths: (S,) words between white space, which the budget counts.
         sizes: (S, 2) words and bigrams, as the objective counts them.
-        vocabulary: A number for each word.
         words: (W,) numbers of the words, sentence after sentence.
         word_rows: (W,) the sentence of each word.
         bigrams: Number of the first word times the size of the vocabulary, plus number of the second.
@@ -189,12 +181,7 @@ def document_baselines(
 ) -> dict[int, list[Baseline]]:
     """Return the baselines of one example at each maximum length, from what was shown and what was asked.
 
-    Args:
-        document: The example's document.
-        windows: Characters of the document that the model was shown, by maximum length.
-        references: Answers that the oracle aims at.
-        query: What is asked about the document; None where the task asks nothing.
-        budget: Most words of `lead`, `tail` and an oracle of summaries; see `word_budget`.
+    Windows are the characters that the model was shown, by maximum length. The budget is that of `word_budget`.
     """
     assert references
     assert budget > 0

@@ -35,13 +35,9 @@ class Candidate:
     """What ranking keeps of a scored run, whose lines may be many.
 
     Attributes:
-        profiles: Profile of each task.
-        about: What made the run.
-        tasks: Records of the tasks by name.
         examples: Digests of the examples, by task and id.
         documents: Document of each example, by task, in the order of the examples' ids.
         values: (N, K) scores by the task's headline metric, a row an example in the order of the ids.
-        rows: What a board shows of each setting.
     """
 
     profiles: Mapping[str, str]
@@ -138,12 +134,7 @@ def rank(
 ) -> tuple[Board, dict[str, str]]:
     """Return the board of a task, and why runs were left out, by name.
 
-    Args:
-        candidates: Runs whose answers of the task were scored under the profile, at least one.
-        task: Task to rank.
-        profile: Profile of the scores.
-        margin: Loss up to which a row is as good as the best.
-        cost: Field of `Cost` against which the frontier is drawn.
+    All candidates, at least one, were scored under the profile. The frontier is drawn against a field of `Cost`.
     """
     chosen, left_out = _choose(candidates, task)
     metric = headline(profile)

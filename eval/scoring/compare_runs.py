@@ -136,12 +136,8 @@ def compare_runs(
     P values are corrected (Holm) over all rows of a subset, which make one table. The subset `always_truncated`,
     between lengths, holds the examples that both truncate, unless that is none or all.
 
-    Args:
-        first: A scored run.
-        second: A run that `check_comparable` accepts beside it.
-        metrics: Metrics to compare, each where the profile of a task has it; empty takes all.
-        margin: Loss up to which the second is as good, fixed beforehand.
-        maxlens: Length of each run to compare; None takes each that both have.
+    The second run is one that `check_comparable` accepts beside the first. No metrics means all; a metric that a task's
+    profile lacks is left out there. A length that is None means each that both have. The margin is fixed beforehand.
 
     Raises:
         UserError: They have no length and template in common, or no such metric.

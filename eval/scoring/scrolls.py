@@ -69,9 +69,7 @@ def scrolls_score(results: Iterable[Result], num_expected: Mapping[str, int] | N
     A task with several templates has an entry for each, beside those of the other tasks of the same name, or their only
     ones.
 
-    Args:
-        results: Results of `scores.json`; baselines and subsets are ignored.
-        num_expected: Examples of each task; one that lacks a prediction has no score, as in the benchmark.
+    Given how many examples each task should have, one that lacks a prediction has no score, as in the benchmark.
     """
     models = [one for one in results if one.kind == "model" and one.subset == "all"]
     return _score(models, num_expected or {})
@@ -133,10 +131,6 @@ def rank_scrolls(boards: Iterable[Board], runs: Mapping[str, RankedRun]) -> Scro
 
     A system is a model under a plan and a way to generate on one split; its tasks may be answered in several run
     folders, each in one of them.
-
-    Args:
-        boards: Boards of a leaderboard.
-        runs: What made each run, by its name.
     """
     systems: dict[str, list[tuple[BoardRow, Result]]] = {}
     for board in boards:
