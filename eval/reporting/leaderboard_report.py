@@ -70,7 +70,9 @@ def render_html(content: Leaderboard, charts: Mapping[str, Charts]) -> str:
     if remark:
         sections += [Heading(text="SCROLLS score"), Prose(text=remark)]
         sections += [as_table("Ranking: SCROLLS score", table)] if table else []
-    sections += [Heading(text="Left out"), *_left_out(content)]
+    rows = [[one.run, one.task or "all", one.reason] for one in content.left_out]
+    left_out = [as_table("Runs that are not ranked", [["run", "task", "reason"], *rows]), Prose(text=RESCORE)]
+    sections += [Heading(text="Left out"), *(left_out if rows else [Prose(text="Nothing.")])]
     sections += [Heading(text="Commands"), Prose(text="As each run recorded them; names of runs are folders.")]
     commands = [[one.run, f"`{command}`"] for one in content.runs for command in one.commands]
     sections += [as_table("Commands that made the runs", [["run", "command"], *commands])]
@@ -87,13 +89,6 @@ def _table(board: Board, cost: str) -> Table:
         for row, cells in zip(board.rows, table.rows, strict=True)
     ]
     return replace(table, rows=rows)
-
-
-def _left_out(content: Leaderboard) -> list[Section]:
-    rows = [[one.run, one.task or "all", one.reason] for one in content.left_out]
-    if not rows:
-        return [Prose(text="Nothing.")]
-    return [as_table("Runs that are not ranked", [["run", "task", "reason"], *rows]), Prose(text=RESCORE)]
 
 
 def charts_of(board: Board, cost: str) -> Charts:

@@ -43,9 +43,10 @@ RESCORE = (
     "Scores are made anew, without the model, by `python -m eval.score RUN`, with `--profile` under another profile."
 )
 _BESIDE = {name: baseline.column for name, baseline in BASELINE_STYLES.items() if baseline.column is not None}
+_CLAIMS = {"best observed": "is_best", "within margin": "is_within_margin", "frontier": "is_on_frontier"}
 _MARKS = Column(
     heading="marks",
-    show=lambda row: ", ".join(marks(row)),
+    show=lambda row: ", ".join(mark for mark, field in _CLAIMS.items() if getattr(row, field)),
     legend="marks: best observed: the highest mean; within margin: shown to be as good as the best, whichever that is; "
     "frontier: no other row costs no more, is no worse, and is better in one of the two",
 )
@@ -84,16 +85,6 @@ def describe_board(board: Board) -> str:
         f"{board.description}. Ranked by {scored}. {len(board.rows)} rows of {board.num_runs} run(s), all on the same "
         f"{counted} of the split {board.split}."
     )
-
-
-def marks(row: BoardRow) -> list[str]:
-    """Return what is claimed of a row."""
-    claims = {
-        "best observed": row.is_best,
-        "within margin": row.is_within_margin,
-        "frontier": row.is_on_frontier,
-    }
-    return [name for name, applies in claims.items() if applies]
 
 
 def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Column]:
@@ -244,7 +235,7 @@ def _plain_row(board: Board, row: BoardRow) -> dict[str, Any]:
             found |= dict(_fractions(f"{system}_{metric}", row.yardsticks.get(system, {}).get(metric)))
     found |= dict(_fractions("evidence_visible", row.evidence_visible))
     found |= {column.plain_name or column.key: column.value(row.cost) for column in COSTS}
-    return found | {name: getattr(row, name) for name in ("is_best", "is_within_margin", "is_on_frontier")}
+    return found | {name: getattr(row, name) for name in _CLAIMS.values()}
 
 
 def _fractions(name: str, estimate: Estimate | None) -> Iterator[tuple[str, float | None]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -131,7 +132,8 @@ def render_page(
                 raise ValueError(f"a row of the table {name!r} has {len(row)} cells for {expected} columns")
     charts = [section.spec for section in sections if isinstance(section, Chart)]
     library = _vega() if charts else ""
-    script = _page_script()
+    # As one function, so that the names of the scripts meet no others.
+    script = "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in _SCRIPTS) + "\n})();"
     return (
         _template()
         .get_template("page.html")
@@ -178,20 +180,12 @@ def fit_documents(
     def fit(window: int) -> dict[str, dict[str, Any]]:
         return {key: _windows(text, edges[key], window) for key, text in documents.items()}
 
-    too_wide = max((len(text) for text in documents.values()), default=0) + 1
-    fitted = fit(too_wide)
+    longest = max((len(text) for text in documents.values()), default=0)
+    fitted = fit(longest + 1)
     if num_json_bytes(fitted) <= budget_bytes:
         return fitted
-    widest = 0
-    fitted = fit(widest)
-    while too_wide - widest > 1:
-        window = (widest + too_wide) // 2
-        candidate = fit(window)
-        if num_json_bytes(candidate) <= budget_bytes:
-            widest, fitted = window, candidate
-        else:
-            too_wide = window
-    return fitted
+    windows = range(1, longest + 1)
+    return fit(bisect_left(windows, True, key=lambda window: num_json_bytes(fit(window)) > budget_bytes))
 
 
 def _windows(text: str, edges: Sequence[int], window: int) -> dict[str, Any]:
@@ -214,11 +208,6 @@ def num_json_bytes(value: Any) -> int:
 
 def _asset(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8")
-
-
-def _page_script() -> str:
-    """Return the page's scripts as one function, so that their names meet no others."""
-    return "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in _SCRIPTS) + "\n})();"
 
 
 @cache

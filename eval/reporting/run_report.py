@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from eval.records.read_run import RunInputs
 from eval.records.run_folder import RunFolder, own_plots
-from eval.records.schema import ExampleScore, Result, RunRecord, Scores
+from eval.records.schema import ExampleScore, RunRecord, Scores
 from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
 from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, legend_of, text
 from eval.reporting.page import Heading, Prose, Section, as_table, render_page
@@ -98,7 +98,9 @@ def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:
             continue
         where = f"{task}, template {template}"
         truncated = select(of_task, template=template, subset="always_truncated")
-        remark = "" if truncated else _which_are_cut(everything)
+        longest = max(select(everything, kind="model"), key=lambda result: result.maxlen)
+        cut = "Every length truncates all of them." if longest.num_truncated else "The greatest length truncates none."
+        remark = "" if truncated else cut
         yield Block(f"Quality: {where}", remark, quality_table(everything))
         if truncated:
             documents = max(result.num_documents for result in truncated)
@@ -109,12 +111,6 @@ def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:
         if table := select(scores.comparisons, task=task, subset=subset):
             rows = comparison_table(table, "first to second", name_settings)
             yield Block(f"Comparisons{where}: {task}", "", rows)
-
-
-def _which_are_cut(results: Sequence[Result]) -> str:
-    """Return why there is no table of the examples that every length truncates."""
-    longest = max(select(results, kind="model"), key=lambda result: result.maxlen)
-    return "Every length truncates all of them." if longest.num_truncated else "The greatest length truncates none."
 
 
 def scrolls_blocks(scores: Scores) -> Iterator[Block]:

@@ -192,8 +192,8 @@ def document_baselines(
     rows: dict[int, list[Baseline]] = {}
     for maxlen, window in merged.items():
         rows[maxlen] = [
-            Baseline(system="lead", text=_first_words(document.text, window, budget)),
-            Baseline(system="tail", text=_last_words(document.text, window, budget)),
+            Baseline(system="lead", text=_words_at_end(document.text, window, budget, is_last=False)),
+            Baseline(system="tail", text=_words_at_end(document.text, window, budget, is_last=True)),
         ]
         if query and query.strip():
             rows[maxlen].append(Baseline(system="query_echo", text=query))
@@ -216,28 +216,18 @@ def _sentences(text: str) -> list[Span]:
     return [match.span() for start, end in sentence_spans(text) for match in _LINE.finditer(text, start, end)]
 
 
-def _first_words(text: str, window: Sequence[Span], budget: int) -> str:
+def _words_at_end(text: str, window: Sequence[Span], budget: int, *, is_last: bool) -> str:
+    """Return the first or the last words that were shown, as many as the budget allows."""
     pieces = []
-    for start, end in window:
+    for start, end in reversed(window) if is_last else window:
         piece = text[start:end]
-        *found, rest = [*piece.split(None, budget), ""][: budget + 1]
-        pieces.append(piece[: len(piece) - len(rest)].strip())
-        budget -= len(found)
+        words = piece.rsplit(None, budget) if is_last else piece.split(None, budget)
+        rest = words.pop(0 if is_last else -1) if len(words) > budget else ""
+        pieces.append((piece[len(rest) :] if is_last else piece[: len(piece) - len(rest)]).strip())
+        budget -= len(words)
         if not budget:
             break
-    return "\n".join(piece for piece in pieces if piece)
-
-
-def _last_words(text: str, window: Sequence[Span], budget: int) -> str:
-    pieces = []
-    for start, end in reversed(window):
-        piece = text[start:end]
-        rest, *found = ["", *piece.rsplit(None, budget)][-budget - 1 :]
-        pieces.append(piece[len(rest) :].strip())
-        budget -= len(found)
-        if not budget:
-            break
-    return "\n".join(piece for piece in reversed(pieces) if piece)
+    return "\n".join(piece for piece in (reversed(pieces) if is_last else pieces) if piece)
 
 
 def _visible_oracles(

@@ -40,7 +40,8 @@ def make_leaderboard(
     boards = []
     for task in dict.fromkeys(task for candidate in candidates for task in candidate.tasks):
         of_task = [one for one in candidates if task in one.tasks]
-        of_board = profile or _most_common_profile(one.profiles[task] for one in of_task)
+        counts = Counter(one.profiles[task] for one in of_task)
+        of_board = profile or max(PROFILES, key=counts.__getitem__)
         for one in of_task:
             if one.profiles[task] != of_board:
                 reason = f"scored under profile {one.profiles[task]} where {of_board} is ranked"
@@ -135,11 +136,6 @@ def _reason(problem: object, root: Path, name: str) -> str:
     if above:
         text = text.replace(f"{above}{os.sep}", "").replace(above, plain(root.name))
     return text.removeprefix(f"{name} ")
-
-
-def _most_common_profile(profiles: Iterable[str]) -> str:
-    counts = Counter(profiles)
-    return max(PROFILES, key=lambda profile: counts[profile])
 
 
 def _why(left_out: Sequence[LeftOut]) -> str:

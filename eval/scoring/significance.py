@@ -148,7 +148,8 @@ def compare_paired(
     if len(columns) > 1:
         p_value = _exchange_test(columns, num_scores, num_exchanges)
     # Documents that all score the same under both systems do not tell how far others may differ.
-    tells_nothing = not wins and not losses and _is_constant(columns)
+    is_constant = (np.ptp(columns[:, :-1] / columns[:, -1:], axis=0) < ROUNDING).all()
+    tells_nothing = not wins and not losses and is_constant
     size = within[1] - within[0]
     if len(columns) >= MIN_DOCUMENTS and not tells_nothing:
         start, end, error = studentized(columns, statistic, num_resamples)
@@ -293,12 +294,6 @@ def _by_document(scores: Floats, documents: ArrayLike) -> Floats:
     _, index = np.unique(names, return_inverse=True)
     sums = [np.bincount(index, weights=column) for column in scores.T]
     return np.column_stack([*sums, np.bincount(index)]).astype(np.float64)
-
-
-def _is_constant(columns: Floats) -> bool:
-    """Return whether all documents have the same mean scores."""
-    means = columns[:, :-1] / columns[:, -1:]
-    return bool((np.ptp(means, axis=0) < ROUNDING).all())
 
 
 def _exchange_test(columns: Floats, num_scores: int, num_exchanges: int) -> float:
