@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from eval.scoring.answers import answer_words, score_answers
-from eval.scoring.rouge import score_rouge, score_rouge_l, spaced_words
-from eval.scoring.rouge_words import rouge_words
+from eval.scoring.rouge import rouge_words, score_rouge, score_rouge_l, spaced_words
 
 
 @dataclass(frozen=True, kw_only=True)
