@@ -31,13 +31,7 @@ Sample = dict[str, Any]  # a line of a samples file
 
 
 def export_run(run: ScoredRun, output: Path, now: datetime) -> list[Path]:
-    """Write a run's results and samples, and return the files, the results first.
-
-    Args:
-        run: A scored run.
-        output: The folder, made if needed.
-        now: Time that is part of the names.
-    """
+    """Write a run's results and samples into a folder, and return the files, the results first."""
     folder = output / _sanitized(run.record.identity.model.reference)
     folder.mkdir(parents=True, exist_ok=True)
     time = now.isoformat().replace(":", "-")
@@ -62,10 +56,7 @@ def task_name(setting: Setting, record: RunRecord) -> str:
 def results_of(run: ScoredRun, names: Mapping[Setting, str], samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
     """Return the content of the results file.
 
-    Args:
-        run: A scored run.
-        names: Names of its settings as tasks.
-        samples: Lines of the samples files, by these names.
+    Names of the run's settings as tasks are given, and the lines of the samples files by these names.
     """
     record, session = run.record, run.record.sessions[-1]
     model = record.identity.model.reference

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import vl_convert
 
 from eval.records.journal import disk_errors
 from eval.records.schema import Result
-from eval.reporting.columns import BASELINE_STYLES, Column, charted_costs
+from eval.reporting.columns import BASELINE_STYLES, charted_costs
 from eval.scoring.board import frontier
-from eval.scoring.profiles import metric_title
+from eval.scoring.profiles import metric_name, metric_title
 
 VEGA_LITE_VERSION = "6.4"
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name that tools know the version by; nothing loads it
@@ -36,17 +37,41 @@ _LIGHT_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#AA4499", "#B07D00", "#4A556
 _DARK_COLOURS = ["#56B4E9", "#FF9052", "#2EC4A0", "#E08BC0", "#E6C04A", "#B8C2CC"]
 
 
-def cost_name(cost: Column) -> str:
-    """Return the name of a cost within a sentence."""
-    return cost.axis[0].lower() + cost.axis[1:]
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A Vega-Lite spec with its data inside; charts that follow each other stand side by side where there is room."""
+
+    title: str
+    caption: str
+    spec: Mapping[str, Any]
+    kind: Literal["chart"] = "chart"
+
+
+def length_chart(results: Sequence[Result], metric: str, intervals: str, aim: str = "") -> Chart:
+    """Return `length_curves` with a caption, which says what the intervals are and what the oracle aims at."""
+    caption = f"{intervals[0].upper()}{intervals[1:]}. Dashed: what needs no model{aim}."
+    return Chart(title=f"{metric_name(metric)} over length", caption=caption, spec=length_curves(results, metric))
+
+
+def cost_charts(
+    results: Sequence[Result], metric: str, caption: str, *, draw_frontier: bool = False
+) -> dict[str, Chart]:
+    """Return `quality_cost` for each cost that is known of a result, by its key."""
+    return {
+        key: Chart(
+            title=f"{metric_name(metric)} against {column.axis[0].lower()}{column.axis[1:]}",
+            caption=caption,
+            spec=quality_cost(results, metric, key, draw_frontier=draw_frontier),
+        )
+        for key, column in charted_costs().items()
+        if any(column.value(result.cost) is not None for result in results)
+    }
 
 
 def length_curves(results: Sequence[Result], metric: str) -> Spec:
     """Return one metric over maxlen: a line a system, models with 95% intervals, baselines dashed and named.
 
-    Args:
-        results: Those of one task, template and subset.
-        metric: Key of `metrics`.
+    The results are those of one task, template and subset.
     """
     series = _by_system(results)
     models = [name for name, lines in series.items() if lines[0].kind == "model"]
@@ -80,14 +105,9 @@ def length_curves(results: Sequence[Result], metric: str) -> Spec:
 def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_frontier: bool = False) -> Spec:
     """Return one metric against a cost: points labelled by length, a line a system, intervals as rules.
 
-    Baselines and results whose cost is not known have no point.
-
-    Args:
-        results: Those of one task, template and subset.
-        metric: Key of `metrics`.
-        cost: Key of `charted_costs()`.
-        draw_frontier: Draw the steps through the points that no other beats in both, and label these alone: among many
-            systems the labels of all would cover each other.
+    The results are those of one task, template and subset; baselines and results whose cost is not known have no point.
+    The frontier is steps through the points that no other beats in both. With it these alone are labelled: among many
+    systems the labels of all would cover each other.
     """
     column = charted_costs()[cost]
     rows = [
@@ -137,10 +157,7 @@ def _paper() -> dict[str, Any]:
 def save_charts(folder: Path, specs: Mapping[str, Mapping[str, Any]], own: str) -> list[Path]:
     """Write charts as PNG and SVG, each whole or not at all, and return the PNG files.
 
-    Args:
-        folder: Is made where it is not there.
-        specs: By name of the file, without its end.
-        own: Regular expression for the names of charts that earlier calls have written: those that are no more go.
+    Charts of earlier calls, whose names match the expression `own`, are deleted where no spec replaces them.
 
     Raises:
         UserError: The disk refuses.
@@ -214,10 +231,7 @@ def _by_system(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 def _row(line: Result, metric: str) -> dict[str, Any]:
     score = line.metrics[metric]
-    percent = {
-        name: None if value is None else 100 * value
-        for name, value in (("mean", score.mean), ("low", score.low), ("high", score.high))
-    }
+    percent = {name: None if value is None else 100 * value for name, value in vars(score).items()}
     return {"system": line.system, "maxlen": line.maxlen, "n": line.num_examples, **percent}
 
 
@@ -247,15 +261,7 @@ def _baseline_line(name: str, rows: Sequence[Mapping[str, Any]], x: Layer, y: La
 def direct_labels(
     lines: Mapping[str, Sequence[Mapping[str, Any]]], low: float, high: float, y: Layer, height: int = _HEIGHT
 ) -> Layer:
-    """Return the names of lines at their right ends, moved up where they would overlap.
-
-    Args:
-        lines: Rows of each, by name.
-        low: Lower end of the vertical axis.
-        high: Upper end.
-        y: Encoding of the vertical axis.
-        height: Height of the chart in pixels.
-    """
+    """Return the names of lines at their right ends, moved up where they would overlap."""
     gap = _LABEL_GAP / height * (high - low)
     values: list[dict[str, Any]] = []
     for name, rows in sorted(lines.items(), key=lambda item: item[1][-1]["mean"]):
@@ -270,18 +276,17 @@ def _model_layers(
 ) -> list[Layer]:
     """Return intervals, lines and points of models, which share one legend."""
     legend = {"title": None, "orient": "bottom", "columns": 1, "labelExpr": "split(datum.label, ', ')"}
-    colour = {"field": "system", "type": "nominal", "scale": {"domain": list(models)}, "legend": legend}
-    shape = {"field": "system", "type": "nominal", "scale": {"domain": list(models)}, "legend": legend}
+    system = {"field": "system", "type": "nominal", "scale": {"domain": list(models)}, "legend": legend}
     along = {"order": {"field": order}} if order else {}
     rule = {"type": "rule", "strokeWidth": 2, "opacity": 0.55}
     point = {"type": "point", "filled": True, "size": 70, "opacity": 1}
     with_interval = [row for row in rows if row["low"] is not None]
-    intervals = layer(with_interval, rule, x=x, y=y | {"field": "low"}, y2={"field": "high"}, color=colour)
+    intervals = layer(with_interval, rule, x=x, y=y | {"field": "low"}, y2={"field": "high"}, color=system)
     # A layer without data has no extent, of which browsers complain.
     return [
         *([intervals] if with_interval else []),
-        layer(rows, {"type": "line", "strokeWidth": 2.5}, x=x, y=y, color=colour, **along),
-        layer(rows, point, x=x, y=y, color=colour, shape=shape, tooltip=_TOOLTIP),
+        layer(rows, {"type": "line", "strokeWidth": 2.5}, x=x, y=y, color=system, **along),
+        layer(rows, point, x=x, y=y, color=system, shape=system, tooltip=_TOOLTIP),
     ]
 
 

@@ -19,8 +19,6 @@ class Column:
 
     Attributes:
         key: Field of the record; empty where only `show` reads it.
-        heading: Name in tables.
-        digits: Digits after the point.
         unit: What the value is divided by.
         show: Returns the text of a cell; by default it shows the field as a number, or a dash where it is not known.
         legend: A sentence on what it means, which begins with its name and a colon; may be empty.
@@ -65,13 +63,16 @@ def count(record: Any) -> str:
     return str(examples) if examples == documents else f"{examples} ({documents})"
 
 
+def interval(low: float | None, high: float | None, form: str, scale: float = 1) -> str:
+    """Return an interval with a space before it, its ends in a form of `format`; empty where there is none."""
+    return "" if low is None or high is None else f" [{scale * low:{form}}, {scale * high:{form}}]"
+
+
 def percent(estimate: Estimate | None, digits: int = 2) -> str:
     """Return an estimate x 100 with its interval; a dash for one that is not known."""
     if estimate is None or estimate.mean is None:
         return "-"
-    if estimate.low is None or estimate.high is None:
-        return f"{100 * estimate.mean:.{digits}f}"
-    return f"{100 * estimate.mean:.{digits}f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return f"{100 * estimate.mean:.{digits}f}" + interval(estimate.low, estimate.high, ".1f", 100)
 
 
 def percent_mean(estimate: Estimate | None, digits: int = 2) -> str:
@@ -85,10 +86,8 @@ def signed_percent(paired: PairedResult) -> str:
 
 
 def signed_interval(paired: PairedResult) -> str:
-    """Return the interval of a difference x 100, with a space before it; empty where there is none."""
-    if paired.low is None or paired.high is None:
-        return ""
-    return f" [{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]"
+    """Return the interval of a difference x 100."""
+    return interval(paired.low, paired.high, "+.1f", 100)
 
 
 def p_value(value: float | None) -> str:
@@ -141,6 +140,22 @@ _ATTENTION = Column(
     phrase="attention operations of an example",
 )
 
+
+def text(name: str) -> Column:
+    """Return the column of a field that is shown as it is."""
+    return Column(heading=name, show=lambda record: str(getattr(record, name)))
+
+
+def score(metric: str) -> Column:
+    """Return the column of a metric without intervals."""
+    return Column(heading=metric_name(metric), show=lambda record: percent_mean(record.metrics[metric]))
+
+
+def of_cost(column: Column) -> Column:
+    """Return a column of a cost for tables of the records that have the cost."""
+    return replace(column, show=lambda record: column.cell(record.cost))
+
+
 # What predictions cost: fields of `Cost`.
 COSTS = [
     Column(
@@ -188,6 +203,7 @@ ANSWERS = [
 ]
 
 # What tables of scores show of a result beside its metrics. A baseline has the counts of the model above it.
+MAXLEN = Column(key="maxlen", heading="maxlen")
 N = Column(heading="n", show=count, legend="n: examples (documents where fewer).")
 CUT = Column(key="num_truncated", heading="cut", legend="cut: examples whose context was truncated.")
 COUNTS = [N, CUT]
@@ -200,13 +216,7 @@ EVIDENCE = Column(
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineStyle:
-    """A system that needs no model.
-
-    Attributes:
-        heading: Name in tables.
-        dash: How charts draw its line.
-        column: Column where baselines stand beside the model; None leaves it out there.
-    """
+    """A system that needs no model: its name, its line in charts, and its column beside the model, if it has one."""
 
     heading: str
     dash: Sequence[int]

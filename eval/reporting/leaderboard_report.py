@@ -12,8 +12,7 @@ from pathlib import Path
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Board, BoardRow, Leaderboard, Result
 from eval.records.typed import to_json
-from eval.reporting.charts import cost_name, length_curves, quality_cost, save_charts
-from eval.reporting.columns import charted_costs
+from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
 from eval.reporting.leaderboard_tables import (
     RESCORE,
     board_columns,
@@ -25,10 +24,9 @@ from eval.reporting.leaderboard_tables import (
     scrolls_block,
     title_of,
 )
-from eval.reporting.page import Chart, Heading, Prose, Section, Table, as_table, render_page
+from eval.reporting.page import Heading, Prose, Section, Table, as_table, render_page
 from eval.reporting.tables import describe_intervals, table_of
-from eval.scoring.board import describe_settings, varying
-from eval.scoring.profiles import metric_name
+from eval.scoring.board import describe_settings, result_of, varying
 
 Charts = dict[str, Chart]  # by the name of their file, without its end
 Curve = dict[int, BoardRow]  # by maxlen
@@ -61,12 +59,7 @@ def write_leaderboard(output: Path, content: Leaderboard) -> None:
 
 
 def render_html(content: Leaderboard, charts: Mapping[str, Charts]) -> str:
-    """Return the page; it holds no text of any document.
-
-    Args:
-        content: The leaderboard.
-        charts: Charts of each task.
-    """
+    """Return the page; it holds no text of any document. Charts are given by task."""
     sections: list[Section] = []
     for board in content.boards:
         first, *others = charts[board.task].values()
@@ -77,7 +70,9 @@ def render_html(content: Leaderboard, charts: Mapping[str, Charts]) -> str:
     if remark:
         sections += [Heading(text="SCROLLS score"), Prose(text=remark)]
         sections += [as_table("Ranking: SCROLLS score", table)] if table else []
-    sections += [Heading(text="Left out"), *_left_out(content)]
+    rows = [[one.run, one.task or "all", one.reason] for one in content.left_out]
+    left_out = [as_table("Runs that are not ranked", [["run", "task", "reason"], *rows]), Prose(text=RESCORE)]
+    sections += [Heading(text="Left out"), *(left_out if rows else [Prose(text="Nothing.")])]
     sections += [Heading(text="Commands"), Prose(text="As each run recorded them; names of runs are folders.")]
     commands = [[one.run, f"`{command}`"] for one in content.runs for command in one.commands]
     sections += [as_table("Commands that made the runs", [["run", "command"], *commands])]
@@ -96,42 +91,19 @@ def _table(board: Board, cost: str) -> Table:
     return replace(table, rows=rows)
 
 
-def _left_out(content: Leaderboard) -> list[Section]:
-    rows = [[one.run, one.task or "all", one.reason] for one in content.left_out]
-    if not rows:
-        return [Prose(text="Nothing.")]
-    return [as_table("Runs that are not ranked", [["run", "task", "reason"], *rows]), Prose(text=RESCORE)]
-
-
 def charts_of(board: Board, cost: str) -> Charts:
-    """Return a board's charts: the frontier, curves over length, then quality against the other costs.
-
-    Args:
-        board: The board.
-        cost: Key of the cost against which the frontier is drawn.
-    """
+    """Return a board's charts: the frontier, by its cost, curves over length, then quality against the other costs."""
     results = [*_model_results(board), *_baseline_results(board)]
-    costs = {
-        key: Chart(
-            title=f"{metric_name(board.metric)} against {cost_name(column)}",
-            caption="The shaded steps are the frontier: no other point costs no more and is no worse. Its points "
-            "have their maximum lengths beside them."
-            + ("" if board.is_one_machine or key != "seconds" else " Times were measured in different places."),
-            spec=quality_cost(results, board.metric, key, draw_frontier=True),
-        )
-        for key, column in charted_costs().items()
-        if any(column.value(row.cost) is not None for row in board.rows)
-    }
-    intervals = describe_intervals(board.rows)
+    caption = (
+        "The shaded steps are the frontier: no other point costs no more and is no worse. Its points have their "
+        "maximum lengths beside them."
+    )
+    costs = cost_charts(results, board.metric, caption, draw_frontier=True)
+    if "seconds" in costs and not board.is_one_machine:
+        caption = f"{caption} Times were measured in different places."
+        costs["seconds"] = replace(costs["seconds"], caption=caption)
     metrics = [board.metric, *(name for name in board.rows[0].metrics if name != board.metric)]
-    curves = {
-        name: Chart(
-            title=f"{metric_name(name)} over length",
-            caption=f"{intervals[0].upper()}{intervals[1:]}. Dashed: what needs no model.",
-            spec=length_curves(results, name),
-        )
-        for name in metrics
-    }
+    curves = {name: length_chart(results, name, describe_intervals(board.rows)) for name in metrics}
     ordered = {f"cost-{cost}": costs.pop(cost)} if cost in costs else {}
     ordered |= {f"length-{name}": chart for name, chart in curves.items()}
     ordered |= {f"cost-{key}": chart for key, chart in costs.items()}
@@ -153,30 +125,11 @@ def _model_results(board: Board) -> list[Result]:
         parts = [getattr(row, name) for name in fields] + ([describe_settings(row, settings)] if settings else [])
         names[row.run, row.template] = ", ".join(parts)
     names = _told_apart(names)
-    return [_result(board, row, names[row.run, row.template]) for row in rows]
+    return [result_of(board, row, names[row.run, row.template]) for row in rows]
 
 
 def _in_order(board: Board) -> list[BoardRow]:
     return sorted(board.rows, key=lambda row: (row.run, row.template, row.maxlen))
-
-
-def _result(board: Board, row: BoardRow, system: str, baseline: str | None = None) -> Result:
-    """Return a row as a result for charts: the model's, or that of a baseline."""
-    return Result(
-        task=board.task,
-        template=row.template,
-        profile=board.profile,
-        system=system,
-        kind="yardstick" if baseline else "model",
-        subset="all",
-        maxlen=row.maxlen,
-        num_examples=row.num_examples,
-        num_documents=row.num_documents,
-        num_truncated=row.num_truncated,
-        metrics=row.yardsticks[baseline] if baseline else row.metrics,
-        evidence_visible=None if baseline else row.evidence_visible,
-        cost=None if baseline else row.cost,
-    )
 
 
 def _told_apart(names: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
@@ -203,7 +156,7 @@ def _baseline_results(board: Board) -> Iterator[Result]:
         names = {(row.run, row.template): f"oracle, {row.model.rsplit('/', 1)[-1]}" for row in firsts}
         for curve, name in zip(curves, _told_apart(names).values(), strict=True):
             for _, row in sorted(curve.items()):
-                yield _result(board, row, baseline if len(curves) == 1 else name, baseline)
+                yield result_of(board, row, baseline if len(curves) == 1 else name, baseline)
 
 
 def _join(curves: list[Curve], own: Curve, baseline: str) -> None:

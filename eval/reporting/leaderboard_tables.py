@@ -17,11 +17,15 @@ from eval.reporting.columns import (
     COSTS,
     COUNTS,
     EVIDENCE,
+    MAXLEN,
     Column,
     charted_costs,
     legend_of,
+    of_cost,
     percent,
     percent_mean,
+    score,
+    text,
 )
 from eval.reporting.tables import WIDTH, Rows, as_columns, as_markdown, describe_missing, scrolls_table, table_of
 from eval.scoring.board import describe_settings, varying
@@ -39,9 +43,10 @@ RESCORE = (
     "Scores are made anew, without the model, by `python -m eval.score RUN`, with `--profile` under another profile."
 )
 _BESIDE = {name: baseline.column for name, baseline in BASELINE_STYLES.items() if baseline.column is not None}
+_CLAIMS = {"best observed": "is_best", "within margin": "is_within_margin", "frontier": "is_on_frontier"}
 _MARKS = Column(
     heading="marks",
-    show=lambda row: ", ".join(marks(row)),
+    show=lambda row: ", ".join(mark for mark, field in _CLAIMS.items() if getattr(row, field)),
     legend="marks: best observed: the highest mean; within margin: shown to be as good as the best, whichever that is; "
     "frontier: no other row costs no more, is no worse, and is better in one of the two",
 )
@@ -82,38 +87,16 @@ def describe_board(board: Board) -> str:
     )
 
 
-def marks(row: BoardRow) -> list[str]:
-    """Return what is claimed of a row."""
-    claims = {
-        "best observed": row.is_best,
-        "within margin": row.is_within_margin,
-        "frontier": row.is_on_frontier,
-    }
-    return [name for name, applies in claims.items() if applies]
-
-
 def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Column]:
     """Return the columns of a board, what matters most to the left.
 
-    Args:
-        board: The board.
-        cost: Key of the cost against which the frontier is drawn.
-        is_short: Leave out what does not fit a terminal.
+    The cost is that of the frontier; the short columns are those that fit a terminal.
     """
     rows, metric = board.rows, board.metric
     settings = varying(rows)
 
-    def text(name: str) -> Column:
-        return Column(heading=name, show=lambda row: str(getattr(row, name)))
-
-    def score(name: str) -> Column:
-        return Column(heading=metric_name(name), show=lambda row: percent_mean(row.metrics[name]))
-
     def baseline(name: str, column: Column) -> Column:
         return replace(column, show=lambda row: percent_mean(row.yardsticks.get(name, {}).get(metric)))
-
-    def of_cost(column: Column) -> Column:
-        return replace(column, show=lambda row: column.cell(row.cost))
 
     costs = {column.key: of_cost(column) for column in COSTS}
     columns = [
@@ -122,7 +105,7 @@ def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Co
         text("model"),
         text("plan"),
         *([text("template")] if len({row.template for row in rows}) > 1 else []),
-        Column(key="maxlen", heading="maxlen"),
+        MAXLEN,
         _MARKS,
         costs.pop(cost),
     ]
@@ -145,13 +128,8 @@ def scrolls_block(content: Leaderboard) -> tuple[str, Rows]:
     if content.scrolls_score is None:
         return "", []
     rows = content.scrolls_score.rows
-    has_template = len({row.template for row in rows}) > 1
-    names = [
-        {"model": row.model, "plan": row.plan}
-        | ({"template": row.template} if has_template else {})
-        | {"run": ", ".join(row.runs)}
-        for row in rows
-    ]
+    names = [text("model"), text("plan"), *([text("template")] if len({row.template for row in rows}) > 1 else [])]
+    names.append(Column(heading="run", show=lambda row: ", ".join(row.runs)))
     remarks = ["The mean of the seven tasks' headline scores, each as on its board."] if rows else []
     lacking: dict[str, list[str]] = {}
     for one in content.scrolls_score.missing:
@@ -185,12 +163,7 @@ def render_terminal(content: Leaderboard) -> str:
 
 
 def render_markdown(content: Leaderboard, plots: Mapping[str, Sequence[tuple[str, str]]]) -> str:
-    """Return `leaderboard.md`.
-
-    Args:
-        content: The leaderboard.
-        plots: Titles and paths of the pictures, by task.
-    """
+    """Return `leaderboard.md`; plots are titles and paths of the pictures, by task."""
     parts = [f"# {_prose(title_of(content))}", "", *(f"- {name}: {text}" for name, text in facts_of(content).items())]
     for board in content.boards:
         parts += ["", f"## {_prose(board.task)}", "", _prose(describe_board(board)), ""]
@@ -262,7 +235,7 @@ def _plain_row(board: Board, row: BoardRow) -> dict[str, Any]:
             found |= dict(_fractions(f"{system}_{metric}", row.yardsticks.get(system, {}).get(metric)))
     found |= dict(_fractions("evidence_visible", row.evidence_visible))
     found |= {column.plain_name or column.key: column.value(row.cost) for column in COSTS}
-    return found | {name: getattr(row, name) for name in ("is_best", "is_within_margin", "is_on_frontier")}
+    return found | {name: getattr(row, name) for name in _CLAIMS.values()}
 
 
 def _fractions(name: str, estimate: Estimate | None) -> Iterator[tuple[str, float | None]]:

@@ -9,6 +9,7 @@ import math
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from eval.records.schema import (
     DocumentLoss,
@@ -19,8 +20,8 @@ from eval.records.schema import (
     PerplexityResult,
     PositionLoss,
 )
-from eval.reporting.columns import PERPLEXITY_COSTS, legend_of
-from eval.reporting.tables import Rows, as_columns, as_markdown, beside, select, table_of
+from eval.reporting.columns import MAXLEN, PERPLEXITY_COSTS, Column, interval, legend_of, of_cost, text
+from eval.reporting.tables import Rows, as_columns, as_markdown, select, table_of
 from eval.scoring.significance import interval_of_ratio
 
 # Stands in the place of a prompt's name: documents are read as they are.
@@ -131,11 +132,13 @@ def print_perplexity(record: PerplexityRecord, results: Sequence[PerplexityResul
 
 def perplexity_table(results: Sequence[PerplexityResult]) -> Rows:
     """Return a header and one row a length."""
-    rows = [["maxlen", "n", "tokens", "perplexity"]]
-    for result in results:
-        perplexity = with_interval(result.metrics["perplexity"])
-        rows.append([f"{result.maxlen:,}", str(result.num_documents), f"{result.num_tokens:,}", perplexity])
-    return beside(rows, table_of(PERPLEXITY_COSTS, [result.cost for result in results]))
+    columns = [
+        MAXLEN,
+        replace(text("num_documents"), heading="n"),
+        Column(key="num_tokens", heading="tokens"),
+        Column(heading="perplexity", show=lambda result: with_interval(result.metrics["perplexity"])),
+    ]
+    return table_of([*columns, *map(of_cost, PERPLEXITY_COSTS)], results)
 
 
 def position_table(results: Sequence[PerplexityResult]) -> Rows:
@@ -153,6 +156,4 @@ def with_interval(estimate: Estimate) -> str:
     """Return a perplexity with its interval, a dash for one that is not known."""
     if estimate.mean is None:
         return "-"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.3f}"
-    return f"{estimate.mean:.3f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return f"{estimate.mean:.3f}" + interval(estimate.low, estimate.high, ".2f")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from eval.records.run_folder import RunFolder
 from eval.records.schema import (
     HeldOutRow,
-    PerplexityRatio,
     PlacementRecord,
     PlacementResult,
     PlanEntry,
@@ -19,9 +18,10 @@ from eval.records.schema import (
 )
 from eval.records.typed import from_json
 from eval.reporting.charts import FRONTIER, Layer, Spec, layer, quantity, save_charts, spec_of, tooltip
-from eval.reporting.columns import Column
+from eval.reporting.columns import Column, interval, text
+from eval.reporting.perplexity_report import perplexity_of
 from eval.reporting.tables import Rows, as_columns, as_markdown, table_of
-from eval.scoring.significance import interval_of_ratio, ratio_of_perplexities
+from eval.scoring.significance import ratio_of_perplexities
 
 LEGEND = (
     "ppl: perplexity of the tokens that count. attention, cache: of this plan relative to full attention, in closed "
@@ -39,19 +39,14 @@ _FOUND = [
     Column(heading="layers", show=lambda entry: f"{entry.cost['layers']:.3g}"),
     Column(key="perplexity", heading="ppl", digits=3),
     *_SHARES,
-    Column(heading="plan", show=lambda entry: str(entry.text)),
+    replace(text("text"), heading="plan"),
 ]
 
 
 def held_out_rows(
     plans: Mapping[str, tuple[str, Mapping[str, float]]], lines: Sequence[PlanMeasurement]
 ) -> list[HeldOutRow]:
-    """Return the perplexity and cost of each plan on the held-out documents.
-
-    Args:
-        plans: Text form and cost of each plan, by name.
-        lines: Measurements of the held-out documents.
-    """
+    """Return the perplexity and cost of each plan, given as text form and cost by name, on the held-out documents."""
     rows: list[HeldOutRow] = []
     full: dict[tuple[str, str], float] = {}
     for name, (plan, cost) in sorted(plans.items(), key=lambda item: item[0] != "full"):
@@ -59,7 +54,7 @@ def held_out_rows(
         if not own:
             continue
         losses, counts = [line.negative_log_likelihood for line in own], [line.num_tokens for line in own]
-        low, high = interval_of_ratio(losses, counts)
+        perplexity = perplexity_of(list(zip(losses, counts, strict=True)))
         if name == "full":
             full = {(line.task, line.id): line.negative_log_likelihood for line in own}
         to_full = None
@@ -70,9 +65,9 @@ def held_out_rows(
                 name=name,
                 plan=plan,
                 num_documents=len(own),
-                perplexity=math.exp(sum(losses) / sum(counts)),
-                low=None if low is None else math.exp(low),
-                high=None if high is None else math.exp(high),
+                perplexity=perplexity.value,
+                low=perplexity.low,
+                high=perplexity.high,
                 to_full=to_full,
                 cost=dict(cost),
             )
@@ -156,7 +151,7 @@ def _tables(result: PlacementResult) -> list[tuple[str, Rows]]:
 
 
 def _unit_columns(rank: str) -> list[Column]:
-    unit = Column(heading="unit", show=lambda unit: str(unit.unit))
+    unit = text("unit")
     if rank == "gates":
         return [unit, Column(key="only_full", heading="nats a unit of the gate", digits=4)]
     return [
@@ -166,25 +161,21 @@ def _unit_columns(rank: str) -> list[Column]:
     ]
 
 
-def _perplexity_cell(row: HeldOutRow) -> str:
-    interval = "" if row.low is None else f" [{row.low:.2f}, {row.high:.2f}]"
-    return f"{row.perplexity:.3f}{interval}"
-
-
-def _ratio_cell(ratio: PerplexityRatio | None) -> str:
+def _to_full(row: HeldOutRow) -> str:
+    ratio = row.to_full
     if ratio is None:
         return "-"
-    interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low - 1:+.2%}, {ratio.high - 1:+.2%}]"
-    return f"{ratio.ratio - 1:+.2%}{interval}"
+    low, high = (None if end is None else end - 1 for end in (ratio.low, ratio.high))
+    return f"{ratio.ratio - 1:+.2%}" + interval(low, high, "+.2%")
 
 
 _HELD_OUT = [
-    Column(heading="name", show=lambda row: str(row.name)),
+    text("name"),
     Column(key="num_documents", heading="n"),
-    Column(heading="ppl", show=_perplexity_cell),
-    Column(heading="to full", show=lambda row: _ratio_cell(row.to_full)),
+    Column(heading="ppl", show=lambda row: f"{row.perplexity:.3f}" + interval(row.low, row.high, ".2f")),
+    Column(heading="to full", show=_to_full),
     *_SHARES,
-    Column(heading="plan", show=lambda row: str(row.plan)),
+    text("plan"),
 ]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,9 +194,7 @@ _LAYER: Layer = {"field": "layer", "type": "ordinal", "title": "Layer", "axis": 
 def unit_chart(units: Sequence[UnitRecord], rank: str) -> Spec:
     """Return what each layer is worth alone as bars, or each head of each layer as the cells of a grid.
 
-    Args:
-        units: Layers or heads.
-        rank: "scan", where values are differences of losses, or "gates", where they are slopes of the loss.
+    The values are differences of losses for the rank "scan", and slopes of the loss for "gates".
     """
     if any(unit.head is not None for unit in units):
         return _head_chart(units, "Loss saved (0.001 nats)" if rank == "scan" else "Slope (0.001 nats)")

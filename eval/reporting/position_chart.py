@@ -82,10 +82,7 @@ def document_positions(
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Return `positions` and `coverage` for `oracle_positions`; an example counts as a document with a query.
 
-    Args:
-        example_scores: Scores of one task and template; of baselines only the oracle counts.
-        predictions: Predictions of the same.
-        lengths: Characters of each document, by its id.
+    Lines and predictions are those of one task and template; lengths are characters of each document, by its id.
     """
     length_of: dict[str, int] = {}
     positions = []

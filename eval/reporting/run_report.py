@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from eval.records.read_run import RunInputs
 from eval.records.run_folder import RunFolder, own_plots
-from eval.records.schema import ExampleScore, Result, RunRecord, Scores
-from eval.reporting.charts import cost_name, length_curves, quality_cost, save_charts
-from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, charted_costs, legend_of
-from eval.reporting.page import Chart, Heading, Prose, Section, as_table, render_page
+from eval.records.schema import ExampleScore, RunRecord, Scores
+from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
+from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, legend_of, text
+from eval.reporting.page import Heading, Prose, Section, as_table, render_page
 from eval.reporting.position_chart import document_positions, oracle_positions
 from eval.reporting.samples import gather_samples
 from eval.reporting.tables import (
@@ -29,7 +30,7 @@ from eval.reporting.tables import (
     scrolls_table,
     select,
 )
-from eval.scoring.profiles import describe_profile, describe_profiles, headline, metric_name
+from eval.scoring.profiles import describe_profile, describe_profiles, headline
 
 _KEEPS = {"head": "the beginning", "middle": "both ends", "tail": "the end"}
 
@@ -97,7 +98,9 @@ def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:
             continue
         where = f"{task}, template {template}"
         truncated = select(of_task, template=template, subset="always_truncated")
-        remark = "" if truncated else _which_are_cut(everything)
+        longest = max(select(everything, kind="model"), key=lambda result: result.maxlen)
+        cut = "Every length truncates all of them." if longest.num_truncated else "The greatest length truncates none."
+        remark = "" if truncated else cut
         yield Block(f"Quality: {where}", remark, quality_table(everything))
         if truncated:
             documents = max(result.num_documents for result in truncated)
@@ -110,17 +113,11 @@ def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:
             yield Block(f"Comparisons{where}: {task}", "", rows)
 
 
-def _which_are_cut(results: Sequence[Result]) -> str:
-    """Return why there is no table of the examples that every length truncates."""
-    longest = max(select(results, kind="model"), key=lambda result: result.maxlen)
-    return "Every length truncates all of them." if longest.num_truncated else "The greatest length truncates none."
-
-
 def scrolls_blocks(scores: Scores) -> Iterator[Block]:
     """Yield the table of the SCROLLS score, where a run has one, and what is missing."""
     found = scores.scrolls_score
     if found is not None:
-        names = [{"templates": row.template} if row.template else {} for row in found.scores]
+        names = [replace(text("template"), heading="templates")] if any(row.template for row in found.scores) else []
         table = scrolls_table(found.scores, names) if found.scores else []
         yield Block("SCROLLS score", describe_missing(found.missing, has_scores=bool(found.scores)), table)
 
@@ -166,12 +163,7 @@ def write_page(
 ) -> list[Path]:
     """Write `report.html` and `plots/` into a run folder, and return the PNG files.
 
-    Args:
-        folder: The run's folder.
-        inputs: What the folder holds.
-        scores: Contents of `scores.json`.
-        lines: Lines of `example_scores.jsonl`.
-        with_texts: Put texts of documents, references and predictions into the page.
+    With texts, the page shows those of documents, references and predictions.
     """
     record = inputs.record
     charts = {
@@ -211,29 +203,13 @@ def _charts(
 ) -> Iterator[tuple[str, Chart]]:
     """Yield the charts of a task and template, after the names of their files."""
     results = select(scores.results, task=task, template=template, subset="all")
-    intervals = describe_intervals(results)
     objective = scores.yardsticks[task].objective
     aim = f" (the oracle aims at {objective.split(',')[0]})" if objective else ""
     for metric in results[0].metrics:
-        yield (
-            f"length-{metric}",
-            Chart(
-                title=f"{metric_name(metric)} over length",
-                caption=f"{intervals[0].upper()}{intervals[1:]}. Dashed: what needs no model{aim}.",
-                spec=length_curves(results, metric),
-            ),
-        )
-    metric = headline(scores.profiles[task])
-    for cost, column in charted_costs().items():
-        if any(column.value(result.cost) is not None for result in results):
-            yield (
-                f"cost-{cost}",
-                Chart(
-                    title=f"{metric_name(metric)} against {cost_name(column)}",
-                    caption="Of an example, in the mean; bytes are those of the largest.",
-                    spec=quality_cost(results, metric, cost),
-                ),
-            )
+        yield f"length-{metric}", length_chart(results, metric, describe_intervals(results), aim)
+    caption = "Of an example, in the mean; bytes are those of the largest."
+    for cost, chart in cost_charts(results, headline(scores.profiles[task]), caption).items():
+        yield f"cost-{cost}", chart
     lengths = {document.document_id: len(document.text) for document in select(inputs.documents, task=task)}
     of_template = {"task": task, "template": template}
     scored, predictions = select(lines, **of_template), select(inputs.predictions, **of_template)

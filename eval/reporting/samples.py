@@ -21,12 +21,6 @@ def gather_samples(
     """Return the samples of `render_page`; without texts, only scores and costs.
 
     Where a page does not hold all, some are left out, evenly, and it says so.
-
-    Args:
-        lines: Lines of `example_scores.jsonl`.
-        inputs: What the run's folder holds.
-        profiles: Profile of each task.
-        with_texts: Show texts of documents, references and predictions.
     """
     scores = {(line.task, line.template, line.id, line.maxlen): line.metrics for line in lines if line.is_model}
     answers: dict[tuple[str, str], list[dict[str, Any]]] = {}

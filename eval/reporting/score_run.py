@@ -24,12 +24,8 @@ def score_run(
 ) -> tuple[Scores, list[Path]]:
     """Score the predictions of a run, write scores and reports, and return `scores.json` and the plots.
 
-    Args:
-        folder: The run's folder, locked.
-        inputs: What the folder holds.
-        profile: Profile of all tasks; None takes each task's own.
-        margin: Loss up to which a setting is as good as another.
-        with_texts: Put texts of documents, references and predictions into the page.
+    The folder is locked. Without a profile each task has its own. With texts, the page shows those of documents,
+    references and predictions.
     """
     record = inputs.record
     profiles = {task: profile or own for task, own in record.profiles.items()}
@@ -58,14 +54,7 @@ def score_run(
 
 
 def print_scores(folder: RunFolder, inputs: RunInputs, scores: Scores, *, is_full: bool = False) -> None:
-    """Print what a run scored and where its page is.
-
-    Args:
-        folder: The run's folder.
-        inputs: What the folder holds.
-        scores: Contents of `scores.json`.
-        is_full: Print all tables of the report with their legends.
-    """
+    """Print what a run scored and where its page is; in full with all tables of the report and their legends."""
     render = render_full(inputs.record, scores, inputs.notes) if is_full else render_short(inputs, scores)
     print(f"\n{render}")
     print(f"report: {folder.path / 'report.html'}" + (f"\nfolder: {folder.path}" if is_full else ""))

@@ -7,7 +7,18 @@ from collections.abc import Iterator, Sequence
 
 from eval.records.read_run import RunInputs
 from eval.records.schema import Compared, Comparison, Result, RunRecord, Scores
-from eval.reporting.columns import BASELINE_STYLES, Column, N, outcome, percent, percent_mean, signed_interval
+from eval.reporting.columns import (
+    BASELINE_STYLES,
+    MAXLEN,
+    Column,
+    N,
+    outcome,
+    percent,
+    percent_mean,
+    score,
+    signed_interval,
+    text,
+)
 from eval.reporting.tables import Rows, as_columns, describe_intervals, select, table_of
 from eval.scoring.profiles import describe_profiles, headline, metric_name
 from eval.scoring.significance import MIN_DOCUMENTS
@@ -36,12 +47,7 @@ def render_short(inputs: RunInputs, scores: Scores) -> str:
 
 
 def score_table(models: Sequence[Result], results: Sequence[Result]) -> Rows:
-    """Return one row a task, template and length: the model by its headline metric, baselines beside it.
-
-    Args:
-        models: Results of the model about all examples.
-        results: All results.
-    """
+    """Return one row a task, template and length: the model by its headline metric, baselines beside it."""
     metrics = {result.task: headline(result.profile) for result in models}
     names = list(dict.fromkeys(metrics.values()))
     baselines = {
@@ -57,26 +63,20 @@ def score_table(models: Sequence[Result], results: Sequence[Result]) -> Rows:
         own = BASELINE_STYLES[name].column
         return Column(heading=own.heading if own else BASELINE_STYLES[name].heading, show=show)
 
-    def metric(name: str) -> Column:
-        return Column(heading=metric_name(name), show=lambda result: percent_mean(result.metrics[name]))
-
-    def text(name: str) -> Column:
-        return Column(heading=name, show=lambda result: str(getattr(result, name)))
-
     several = [name for name in ("task", "template") if len({getattr(result, name) for result in models}) > 1]
     before = [text(name) for name in several]
-    before += [Column(key="maxlen", heading="maxlen"), N]
+    before += [MAXLEN, N]
     if len(names) > 1:
         before.append(Column(heading="metric", show=lambda result: metric_name(metrics[result.task])))
-    score = Column(
+    headlines = Column(
         heading=metric_name(names[0]) if len(names) == 1 else "score",
         show=lambda result: percent(result.metrics[metrics[result.task]]),
     )
     after = [baseline(name) for name in _BASELINES if any(key[3] == name for key in baselines)]
     others = [name for name in models[0].metrics if name not in names] if len(names) == 1 else []
-    wide = table_of([*before, score, *map(metric, others), *after], models)
+    wide = table_of([*before, headlines, *map(score, others), *after], models)
     is_narrow = len(as_columns(wide).partition("\n")[0]) <= _TABLE_WIDTH
-    return wide if is_narrow else table_of([*before, score, *after], models)
+    return wide if is_narrow else table_of([*before, headlines, *after], models)
 
 
 def meanings(record: RunRecord, scores: Scores) -> Iterator[str]:
@@ -102,12 +102,7 @@ def meanings(record: RunRecord, scores: Scores) -> Iterator[str]:
 
 
 def _over_length(results: Sequence[Result], comparisons: Sequence[Comparison]) -> str:
-    """Return what the greatest length is worth beside the smallest, or where a single one stands.
-
-    Args:
-        results: Results of one task and template about all examples.
-        comparisons: Comparisons of the task.
-    """
+    """Return what the greatest length is worth beside the smallest, or where a single one stands."""
     models = sorted(select(results, kind="model"), key=lambda one: one.maxlen)
     first, last = models[0], models[-1]
     if first is last:
@@ -132,10 +127,7 @@ _CLAIMS = {
 def _judged(comparison: Comparison, subject: str, other: str) -> str:
     """Return what a comparison lets one say, with its numbers.
 
-    Args:
-        comparison: The comparison.
-        subject: Name of the second setting, with its verb.
-        other: Name of the first setting.
+    The subject is the name of the second setting with its verb, the other the name of the first.
     """
     found = outcome(comparison)
     claim = _CLAIMS[found].format(other=other, margin=100 * comparison.margin)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from eval.records.schema import Comparison, Result, ScrollsEntry
-from eval.reporting.columns import BASELINE_STYLES, COMPARISONS, COSTS, COUNTS, EVIDENCE, Column, percent, system_name
-from eval.scoring.profiles import metric_name
+from eval.reporting.columns import (
+    BASELINE_STYLES,
+    COMPARISONS,
+    COSTS,
+    COUNTS,
+    EVIDENCE,
+    MAXLEN,
+    Column,
+    of_cost,
+    percent,
+    score,
+    system_name,
+)
 from eval.scoring.scrolls import SCROLLS_TASKS
 from eval.scoring.significance import MIN_DOCUMENTS
 
@@ -27,44 +39,32 @@ def table_of(columns: Sequence[Column], records: Iterable[Any]) -> Rows:
     return [[column.heading for column in columns], *([column.cell(one) for column in columns] for one in records)]
 
 
-def beside(left: Rows, right: Rows) -> Rows:
-    """Return two tables of equal height as one."""
-    return [[*first, *second] for first, second in zip(left, right, strict=True)]
-
-
 def quality_table(results: Sequence[Result]) -> Rows:
     """Return a header and rows of one task, template and subset: the model at each length, its baselines below."""
-    metrics = list(results[0].metrics)
-    evidence = [EVIDENCE] if any(result.evidence_visible for result in results) else []
-    headings = [column.heading for column in COUNTS], [column.heading for column in evidence]
-    rows = [["maxlen", "system", *headings[0], *map(metric_name, metrics), *headings[1]]]
+
+    def of_model(column: Column) -> Column:
+        return replace(column, show=lambda result: column.cell(result) if result.kind == "model" else "")
+
+    def with_interval(metric: str) -> Column:
+        return replace(score(metric), show=lambda result: percent(result.metrics[metric]))
+
+    columns = [MAXLEN, Column(heading="system", show=system_name), *map(of_model, COUNTS)]
+    columns += map(with_interval, results[0].metrics)
+    columns += [EVIDENCE] if any(result.evidence_visible for result in results) else []
+    lengths = list(dict.fromkeys(result.maxlen for result in results))
     order = ["model", *(baseline.heading for baseline in BASELINE_STYLES.values())]
-    for maxlen in dict.fromkeys(result.maxlen for result in results):
-        for result in sorted(select(results, maxlen=maxlen), key=lambda result: order.index(system_name(result))):
-            counts = [column.cell(result) if result.kind == "model" else "" for column in COUNTS]
-            scores = [percent(result.metrics[metric]) for metric in metrics]
-            more = [column.cell(result) for column in evidence]
-            rows.append([f"{maxlen:,}", system_name(result), *counts, *scores, *more])
-    return rows
+    rows = sorted(results, key=lambda result: (lengths.index(result.maxlen), order.index(system_name(result))))
+    return table_of(columns, rows)
 
 
 def cost_table(results: Sequence[Result]) -> Rows:
     """Return a header and one row a length, of the model's results."""
-    known = [result for result in results if result.cost is not None]
-    lengths = [["maxlen"], *([f"{result.maxlen:,}"] for result in known)]
-    return beside(lengths, table_of(COSTS, [result.cost for result in known]))
+    return table_of([MAXLEN, *map(of_cost, COSTS)], [result for result in results if result.cost is not None])
 
 
-def comparison_table(comparisons: Sequence[Any], label: str, name: Callable[[Any], str] | None = None) -> Rows:
-    """Return a header and one row a comparison.
-
-    Args:
-        comparisons: Rows of one table.
-        label: Heading of the first column.
-        name: Returns what is compared with what; by default the field `name`.
-    """
-    names = [[label], *([name(one) if name else one.name] for one in comparisons)]
-    return beside(names, table_of(COMPARISONS, comparisons))
+def comparison_table(comparisons: Sequence[Any], label: str, name: Callable[[Any], str]) -> Rows:
+    """Return a header and one row a comparison; a column of this label names what is compared with what."""
+    return table_of([Column(heading=label, show=name), *COMPARISONS], comparisons)
 
 
 def name_settings(comparison: Comparison) -> str:
@@ -75,18 +75,14 @@ def name_settings(comparison: Comparison) -> str:
     return f"{first.template} to {second.template} at {first.maxlen:,}"
 
 
-def scrolls_table(rows: Sequence[ScrollsEntry], names: Sequence[Mapping[str, str]]) -> Rows:
-    """Return a header and one row a SCROLLS score, with the seven headline scores behind it.
+def scrolls_table(rows: Sequence[ScrollsEntry], names: Sequence[Column]) -> Rows:
+    """Return a header and one row a SCROLLS score, after columns that name it and before the seven headline scores."""
 
-    Args:
-        rows: At least one.
-        names: Cells that go before each, by the heading of their column.
-    """
-    table = [
-        [*before.values(), f"{row.maxlen:,}", percent(row), *(f"{100 * row.tasks[task]:.2f}" for task in SCROLLS_TASKS)]
-        for row, before in zip(rows, names, strict=True)
-    ]
-    return [[*names[0], "maxlen", "SCROLLS score", *SCROLLS_TASKS], *table]
+    def of_task(task: str) -> Column:
+        return Column(heading=task, show=lambda row: f"{100 * row.tasks[task]:.2f}")
+
+    score = Column(heading="SCROLLS score", show=percent)
+    return table_of([*names, MAXLEN, score, *map(of_task, SCROLLS_TASKS)], rows)
 
 
 def describe_missing(missing: Sequence[str], *, has_scores: bool) -> str:

@@ -39,13 +39,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def start_trackers(accelerator: Accelerator, project: str, config: Mapping[str, Any]) -> None:
-    """Start the trackers that the accelerator was made with.
-
-    Args:
-        accelerator: The accelerator of all processes.
-        project: Name under which trackers file the run.
-        config: Settings of the run; trackers take no lists and no None.
-    """
+    """Start the trackers that the accelerator was made with; they take no lists and no None as settings."""
     plain = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()}
     accelerator.init_trackers(project, config=plain)
 
@@ -54,12 +48,6 @@ def log_scores(trackers: Sequence[GeneralTracker], record: RunRecord, scores: Sc
     """Give trackers what the report has: metrics and costs at each length as a step, tables, pictures.
 
     What a tracker does not take through accelerate is left out, and that is printed.
-
-    Args:
-        trackers: Trackers that were started.
-        record: Contents of `run.json`.
-        scores: Contents of `scores.json`.
-        plots: PNG files.
     """
     steps = values_by_length(scores)
     tables = {block.title: block.rows for block in all_blocks(record, scores) if len(block.rows) > 1}

@@ -7,37 +7,33 @@ from typing import Any
 
 from eval.records.schema import Evaluation, TrainingRecord, TrainingStep
 from eval.reporting.charts import SCHEMA, Layer, Spec, direct_labels, draw_svg, layer, quantity
-from eval.reporting.tables import as_markdown
+from eval.reporting.columns import Column
+from eval.reporting.tables import as_markdown, table_of
 
 CURVES = "curves.svg"
 _LEGEND = (
     "Losses are nats a target token. Held out: whole documents, chosen by the seed, never trained on. `best` and "
     "`last` are folders for `eval/run.py --model`."
 )
+_EVALUATION = [
+    Column(key="step", heading="step"),
+    Column(key="loss", heading="held-out loss", digits=4),
+    Column(key="perplexity", heading="perplexity", digits=3),
+    Column(key="num_targets", heading="targets"),
+]
 _WIDTH, _HEIGHT, _LOW_HEIGHT = 640, 260, 80
 
 
 def render_train_report(
     record: TrainingRecord, steps: Sequence[TrainingStep], evals: Sequence[Evaluation], best: int | None
 ) -> str:
-    """Return `report.md`.
-
-    Args:
-        record: Contents of `run.json`.
-        steps: Lines of `steps.jsonl`.
-        evals: Lines of `evals.jsonl`.
-        best: Step of the best checkpoint; None before the first.
-    """
+    """Return `report.md`; no step is the best before the first checkpoint."""
     parts = [f"# Training on {', '.join(record.tasks)}: {record.identity.model.reference}", ""]
     parts += [f"- {name}: {text}" for name, text in _facts(record, steps).items()]
     parts += ["", f"![loss, learning rate and gradient norm by step]({CURVES})", ""]
     if evals:
-        rows = [["step", "held-out loss", "perplexity", "targets", ""]]
-        for one in evals:
-            perplexity = "-" if one.perplexity is None else f"{one.perplexity:,.3f}"
-            mark = "best" if one.step == best else ""
-            rows.append([f"{one.step:,}", f"{one.loss:.4f}", perplexity, f"{one.num_targets:,}", mark])
-        parts += [as_markdown(rows), ""]
+        mark = Column(heading="", show=lambda one: "best" if one.step == best else "")
+        parts += [as_markdown(table_of([*_EVALUATION, mark], evals)), ""]
     return "\n".join([*parts, _LEGEND, ""])
 
 

@@ -37,7 +37,6 @@ from eval.scoring.answers import answer_words
 from eval.scoring.profiles import PROFILES, Objective
 from eval.scoring.rouge import sentence_spans
 
-BASELINES = ("visible_oracle", "lead", "tail", "query_echo", "common_answer")
 Span = tuple[int, int]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -50,11 +49,7 @@ _LINE = re.compile(r"\S(?:[^\n]*\S)?")
 class Baseline:
     """A text that needs no model.
 
-    Attributes:
-        system: Name, one of `BASELINES`.
-        text: The text; empty where nothing fits.
-        sentences: Character spans in the document of the sentences that the oracle picked, in order.
-        objective: Value that the oracle reached; None for others.
+    The oracle alone has sentences, as character spans of the document in order, and the objective that it reached.
     """
 
     system: str
@@ -68,12 +63,9 @@ class PreparedDocument:
     """A document's sentences as counts, made once for all its examples and windows.
 
     Attributes:
-        text: The whole document.
-        objective: What the oracle maximizes.
         spans: (S, 2) characters where sentences begin and end.
         lengths: (S,) words between white space, which the budget counts.
         sizes: (S, 2) words and bigrams, as the objective counts them.
-        vocabulary: A number for each word.
         words: (W,) numbers of the words, sentence after sentence.
         word_rows: (W,) the sentence of each word.
         bigrams: Number of the first word times the size of the vocabulary, plus number of the second.
@@ -189,12 +181,7 @@ def document_baselines(
 ) -> dict[int, list[Baseline]]:
     """Return the baselines of one example at each maximum length, from what was shown and what was asked.
 
-    Args:
-        document: The example's document.
-        windows: Characters of the document that the model was shown, by maximum length.
-        references: Answers that the oracle aims at.
-        query: What is asked about the document; None where the task asks nothing.
-        budget: Most words of `lead`, `tail` and an oracle of summaries; see `word_budget`.
+    Windows are the characters that the model was shown, by maximum length. The budget is that of `word_budget`.
     """
     assert references
     assert budget > 0
@@ -205,8 +192,8 @@ def document_baselines(
     rows: dict[int, list[Baseline]] = {}
     for maxlen, window in merged.items():
         rows[maxlen] = [
-            Baseline(system="lead", text=_first_words(document.text, window, budget)),
-            Baseline(system="tail", text=_last_words(document.text, window, budget)),
+            Baseline(system="lead", text=_words_at_end(document.text, window, budget, is_last=False)),
+            Baseline(system="tail", text=_words_at_end(document.text, window, budget, is_last=True)),
         ]
         if query and query.strip():
             rows[maxlen].append(Baseline(system="query_echo", text=query))
@@ -229,28 +216,18 @@ def _sentences(text: str) -> list[Span]:
     return [match.span() for start, end in sentence_spans(text) for match in _LINE.finditer(text, start, end)]
 
 
-def _first_words(text: str, window: Sequence[Span], budget: int) -> str:
+def _words_at_end(text: str, window: Sequence[Span], budget: int, *, is_last: bool) -> str:
+    """Return the first or the last words that were shown, as many as the budget allows."""
     pieces = []
-    for start, end in window:
+    for start, end in reversed(window) if is_last else window:
         piece = text[start:end]
-        *found, rest = [*piece.split(None, budget), ""][: budget + 1]
-        pieces.append(piece[: len(piece) - len(rest)].strip())
-        budget -= len(found)
+        words = piece.rsplit(None, budget) if is_last else piece.split(None, budget)
+        rest = words.pop(0 if is_last else -1) if len(words) > budget else ""
+        pieces.append((piece[len(rest) :] if is_last else piece[: len(piece) - len(rest)]).strip())
+        budget -= len(words)
         if not budget:
             break
-    return "\n".join(piece for piece in pieces if piece)
-
-
-def _last_words(text: str, window: Sequence[Span], budget: int) -> str:
-    pieces = []
-    for start, end in reversed(window):
-        piece = text[start:end]
-        rest, *found = ["", *piece.rsplit(None, budget)][-budget - 1 :]
-        pieces.append(piece[len(rest) :].strip())
-        budget -= len(found)
-        if not budget:
-            break
-    return "\n".join(piece for piece in reversed(pieces) if piece)
+    return "\n".join(piece for piece in (reversed(pieces) if is_last else pieces) if piece)
 
 
 def _visible_oracles(

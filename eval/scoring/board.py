@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from eval.errors import UserError
 from eval.records.journal import fingerprint
-from eval.records.schema import Board, BoardRow, RankedRun, TaskRecord
+from eval.records.schema import Board, BoardRow, RankedRun, Result, TaskRecord
 from eval.scoring.bootstrap import ROUNDING
 from eval.scoring.examples import Setting, setting_of, values_of
 from eval.scoring.profiles import headline, metric_columns, metric_range
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
 from eval.scoring.significance import within_margin_of_best
+
+_COUNTS = ("num_examples", "num_documents", "num_truncated")
 
 Example = tuple[str, str, str]  # digests of its query, of its references, and of these with the document
 
@@ -33,13 +35,9 @@ class Candidate:
     """What ranking keeps of a scored run, whose lines may be many.
 
     Attributes:
-        profiles: Profile of each task.
-        about: What made the run.
-        tasks: Records of the tasks by name.
         examples: Digests of the examples, by task and id.
         documents: Document of each example, by task, in the order of the examples' ids.
         values: (N, K) scores by the task's headline metric, a row an example in the order of the ids.
-        rows: What a board shows of each setting.
     """
 
     profiles: Mapping[str, str]
@@ -123,9 +121,7 @@ def _row(run: ScoredRun, about: RankedRun, setting: Setting) -> BoardRow:
         template=plain(model.template),
         maxlen=model.maxlen,
         settings=settings_of(run.record, model.task),
-        num_examples=model.num_examples,
-        num_documents=model.num_documents,
-        num_truncated=model.num_truncated,
+        **{name: getattr(model, name) for name in _COUNTS},
         metrics=model.metrics,
         evidence_visible=model.evidence_visible,
         cost=model.cost,
@@ -138,12 +134,7 @@ def rank(
 ) -> tuple[Board, dict[str, str]]:
     """Return the board of a task, and why runs were left out, by name.
 
-    Args:
-        candidates: Runs whose answers of the task were scored under the profile, at least one.
-        task: Task to rank.
-        profile: Profile of the scores.
-        margin: Loss up to which a row is as good as the best.
-        cost: Field of `Cost` against which the frontier is drawn.
+    All candidates, at least one, were scored under the profile. The frontier is drawn against a field of `Cost`.
     """
     chosen, left_out = _choose(candidates, task)
     metric = headline(profile)
@@ -181,6 +172,21 @@ def rank(
         rows=rows,
     )
     return board, left_out
+
+
+def result_of(board: Board, row: BoardRow, system: str, baseline: str | None = None) -> Result:
+    """Return a row of a board as the result of its model, or of a baseline, under a name."""
+    return Result(
+        task=board.task,
+        profile=board.profile,
+        system=system,
+        kind="yardstick" if baseline else "model",
+        subset="all",
+        **{name: getattr(row, name) for name in ("template", "maxlen", *_COUNTS)},
+        metrics=row.yardsticks[baseline] if baseline else row.metrics,
+        evidence_visible=None if baseline else row.evidence_visible,
+        cost=None if baseline else row.cost,
+    )
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:

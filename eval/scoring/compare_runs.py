@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from eval.errors import UserError
 from eval.records.schema import Comparison, ExampleRecord, ExampleScore, Subset
 from eval.records.typed import to_json
@@ -29,6 +27,12 @@ class ComparedRun:
     plan: str
     num_absent: int  # predictions that are not there yet
 
+    @classmethod
+    def of(cls, run: ScoredRun) -> ComparedRun:
+        """Return what a comparison says of a run."""
+        model, plan = run.record.identity.model.reference, run.record.plan_description
+        return cls(run=str(run.path), model=model, plan=plan, num_absent=run.num_absent)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
@@ -47,12 +51,8 @@ class Change:
 class RunComparison:
     """What a second run has over a first.
 
-    Attributes:
-        profiles: Profile of each task that both have.
-        margin: Loss up to which the second is as good, fixed beforehand.
-        differences: Settings that differ besides model and plan, with both values.
-        comparisons: Paired tests, one a task, template, length, subset and metric.
-        changed_most: Examples of each task whose headline score changed most.
+    `differences` holds the settings that differ besides model and plan, with both values. The margin, the loss up to
+    which the second is as good, is fixed beforehand.
     """
 
     a: ComparedRun
@@ -136,12 +136,8 @@ def compare_runs(
     P values are corrected (Holm) over all rows of a subset, which make one table. The subset `always_truncated`,
     between lengths, holds the examples that both truncate, unless that is none or all.
 
-    Args:
-        first: A scored run.
-        second: A run that `check_comparable` accepts beside it.
-        metrics: Metrics to compare, each where the profile of a task has it; empty takes all.
-        margin: Loss up to which the second is as good, fixed beforehand.
-        maxlens: Length of each run to compare; None takes each that both have.
+    The second run is one that `check_comparable` accepts beside the first. No metrics means all; a metric that a task's
+    profile lacks is left out there. A length that is None means each that both have. The margin is fixed beforehand.
 
     Raises:
         UserError: They have no length and template in common, or no such metric.
@@ -166,8 +162,8 @@ def compare_runs(
     if not table:
         raise _nothing_in_common(first, second, maxlens)
     return RunComparison(
-        a=_about(first),
-        b=_about(second),
+        a=ComparedRun.of(first),
+        b=ComparedRun.of(second),
         profiles=profiles,
         margin=margin,
         differences=_differences(first, second),
@@ -249,17 +245,8 @@ def _name(task: str, template: str, first: int, second: int) -> str:
     return f"{task}, {template}, {f'{first:,}' if first == second else f'{first:,} to {second:,}'}"
 
 
-def _about(run: ScoredRun) -> ComparedRun:
-    return ComparedRun(
-        run=str(run.path),
-        model=run.record.identity.model.reference,
-        plan=run.record.plan_description,
-        num_absent=run.num_absent,
-    )
-
-
 def _changes(first: Mapping[str, ExampleScore], second: Mapping[str, ExampleScore], profile: str) -> list[Change]:
-    """Return the examples of one setting that changed most."""
+    """Return how each example of one setting changed."""
     metric = headline(profile)
     shared = [name for name in first if name in second]
     one, other = first[shared[0]], second[shared[0]]
@@ -272,12 +259,12 @@ def _changes(first: Mapping[str, ExampleScore], second: Mapping[str, ExampleScor
             name=_name(one.task, one.template, one.maxlen, other.maxlen),
             task=one.task,
             metric=metric,
-            id=shared[index],
+            id=name,
             a=float(before[index]),
             b=float(after[index]),
             difference=float(after[index] - before[index]),
         )
-        for index in np.argsort(-np.abs(after - before), kind="stable")[:_NUM_CHANGED]
+        for index, name in enumerate(shared)
     ]
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,17 +56,15 @@ from eval.scoring.significance import (
 SCORING_VERSION = 2
 
 Setting = tuple[str, str, int]  # task, template, maxlen
+# Baselines by maxlen beside predictions of one example and template.
+MakeBaselines = Callable[[Sequence[Prediction], ExampleRecord], dict[int, list[Baseline]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One text beside its references.
+    """One text beside its references, with the prediction that it is or stands beside.
 
-    Attributes:
-        line: The text's line of `example_scores.jsonl`.
-        profile: Metrics of its task.
-        prediction: The prediction that is scored, or beside which the baseline stands.
-        evidence_visible: Share of the gold evidence that was shown; None where the source names none.
+    The share of the evidence that was shown is None where the source names none.
     """
 
     line: ExampleScore
@@ -84,12 +83,7 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredExamples:
-    """What scoring leaves.
-
-    Attributes:
-        scored: Predictions in order, each followed by its baselines.
-        baselines: What the baselines of each task are made with.
-    """
+    """Predictions in order, each followed by its baselines, and what the baselines of each task are made with."""
 
     scored: Sequence[Scored]
     baselines: dict[str, Baselines]
@@ -113,15 +107,9 @@ def score_examples(
     system: str,
     first_line_tasks: Collection[str] = (),
 ) -> ScoredExamples:
-    """Return the scores of each prediction and of the baselines beside it.
+    """Return the scores of each prediction of one system and of the baselines beside it.
 
-    Args:
-        predictions: Answers of one system.
-        examples: Their examples.
-        documents: The documents of these.
-        profiles: Name of the profile of each task.
-        system: Name of what predicted.
-        first_line_tasks: Tasks whose predictions are scored by their first line; baselines are scored whole.
+    Answers of `first_line_tasks` are scored by their first line, baselines whole.
     """
     known = {(one.task, one.id): one for one in examples}
     by_document: dict[tuple[str, str], dict[str, list[Prediction]]] = {}
@@ -134,74 +122,70 @@ def score_examples(
         of_document.setdefault(prediction.id, []).append(prediction)
     baselines = {task: describe_baselines(profiles[task], of_task) for task, of_task in references.items()}
     texts = {(one.task, one.document_id): one.text for one in documents}
-    found: dict[Key, list[Scored]] = {}
+    found: dict[Key, list[Scored]] = defaultdict(list)
     # By document, so that only one at a time is in memory in its prepared form.
     for (task, name), by_example in tqdm(by_document.items(), desc="scoring", delay=2, leave=False, disable=None):
-        beside = _DocumentBaselines(profiles[task], texts[task, name], baselines[task])
+        beside = _baselines_of(texts[task, name], profiles[task], baselines[task])
         for example_id, answers in by_example.items():
-            scorer = _ExampleScorer(known[task, example_id], profiles[task], system, task in first_line_tasks)
-            for scored in scorer.score(answers, beside):
-                found.setdefault(scored.prediction.key, []).append(scored)
+            example = known[task, example_id]
+            for one in _score_answers(answers, example, profiles[task], system, task in first_line_tasks, beside):
+                found[one.prediction.key].append(one)
     return ScoredExamples(
         scored=[scored for prediction in predictions for scored in found[prediction.key]], baselines=baselines
     )
 
 
-class _DocumentBaselines:
-    """Makes the baselines about one document."""
+def _baselines_of(text: str, profile: str, made_with: Baselines) -> MakeBaselines:
+    """Return a function that makes the baselines about one document."""
+    objective, answer = PROFILES[profile].objective, made_with.common_answer
+    document = None if objective is None else prepare_document(text, objective)
+    everywhere = [] if answer is None else [Baseline(system="common_answer", text=answer)]
 
-    def __init__(self, profile: str, text: str, made_with: Baselines) -> None:
-        objective, answer = PROFILES[profile].objective, made_with.common_answer
-        self._budget = made_with.word_budget or 0
-        self._document = None if objective is None else prepare_document(text, objective)
-        self._everywhere = [] if answer is None else [Baseline(system="common_answer", text=answer)]
-
-    def make(self, predictions: Sequence[Prediction], example: ExampleRecord) -> dict[int, list[Baseline]]:
-        """Return the baselines beside predictions of one example and template, by maxlen."""
+    def make(predictions: Sequence[Prediction], example: ExampleRecord) -> dict[int, list[Baseline]]:
         windows = {one.maxlen: one.context_spans for one in predictions}
-        if self._document is None:
-            return dict.fromkeys(windows, self._everywhere)
-        parts = document_baselines(self._document, windows, example.references, example.query, self._budget)
-        return {maxlen: [*rows, *self._everywhere] for maxlen, rows in parts.items()}
+        if document is None:
+            return dict.fromkeys(windows, everywhere)
+        budget = made_with.word_budget or 0
+        parts = document_baselines(document, windows, example.references, example.query, budget)
+        return {maxlen: [*rows, *everywhere] for maxlen, rows in parts.items()}
+
+    return make
 
 
-class _ExampleScorer:
-    """Scores texts about one example."""
+def _score_answers(
+    predictions: Sequence[Prediction],
+    example: ExampleRecord,
+    profile: str,
+    system: str,
+    by_first_line: bool,
+    beside: MakeBaselines,
+) -> Iterator[Scored]:
+    """Yield each prediction about one example, followed by its baselines."""
+    metrics_of = cache(lambda text: score_prediction(profile, text, example.references))
 
-    def __init__(self, example: ExampleRecord, profile: str, system: str, by_first_line: bool) -> None:
-        self._example, self._profile, self._system, self._by_first_line = example, profile, system, by_first_line
-        self._metrics: dict[str, dict[str, float]] = {}  # by text: many windows give the same baselines
-
-    def score(self, predictions: Sequence[Prediction], beside: _DocumentBaselines) -> Iterator[Scored]:
-        """Yield each prediction, followed by its baselines."""
-        by_template: dict[str, list[Prediction]] = defaultdict(list)
-        for prediction in predictions:
-            by_template[prediction.template].append(prediction)
-        for of_template in by_template.values():
-            baselines = beside.make(of_template, self._example)
-            for prediction in of_template:
-                text = first_line(prediction.text) if self._by_first_line else prediction.text
-                yield self._scored(prediction, Baseline(system=self._system, text=text), is_model=True)
-                for baseline in baselines[prediction.maxlen]:
-                    yield self._scored(prediction, baseline, is_model=False)
-
-    def _scored(self, prediction: Prediction, text: Baseline, *, is_model: bool) -> Scored:
-        if text.text not in self._metrics:
-            self._metrics[text.text] = score_prediction(self._profile, text.text, self._example.references)
+    def score(prediction: Prediction, text: Baseline, *, is_model: bool) -> Scored:
         line = ExampleScore(
-            task=prediction.task,
-            template=prediction.template,
-            id=prediction.id,
-            document_id=self._example.document_id,
-            maxlen=prediction.maxlen,
+            **{name: getattr(prediction, name) for name in ("task", "template", "id", "maxlen")},
+            document_id=example.document_id,
             system=text.system,
             is_truncated=prediction.context_tokens_dropped > 0,
             is_model=is_model,
-            metrics=self._metrics[text.text],
+            metrics=metrics_of(text.text),  # once a text: many windows give the same baselines
             sentences=None if text.objective is None else [list(span) for span in text.sentences],
         )
-        share = visible_share(self._example.evidence, prediction.context_spans)
-        return Scored(line=line, profile=self._profile, prediction=prediction, evidence_visible=share)
+        share = visible_share(example.evidence, prediction.context_spans)
+        return Scored(line=line, profile=profile, prediction=prediction, evidence_visible=share)
+
+    by_template: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        by_template[prediction.template].append(prediction)
+    for of_template in by_template.values():
+        baselines = beside(of_template, example)
+        for prediction in of_template:
+            answer = first_line(prediction.text) if by_first_line else prediction.text
+            yield score(prediction, Baseline(system=system, text=answer), is_model=True)
+            for baseline in baselines[prediction.maxlen]:
+                yield score(prediction, baseline, is_model=False)
 
 
 def summarize(scored: Sequence[Scored]) -> list[Result]:
@@ -318,14 +302,8 @@ def compare_lines(
 ) -> Comparison:
     """Return the difference on the examples that both settings have, at least one; its p value is not yet corrected.
 
-    Args:
-        first: Lines of one setting by id.
-        second: Lines of the setting that is compared with it.
-        metric: Name of what is compared.
-        columns: Scores of an example; several are joined by a geometric mean.
-        margin: Loss up to which the second counts as no worse; fixed beforehand.
-        subset: Which examples these are.
-        within: Range of the metric.
+    Scores of several columns are joined by a geometric mean. The margin, the loss up to which the second counts as no
+    worse, is fixed beforehand.
     """
     shared = [name for name in first if name in second]
     before, after = (values_of((lines[name] for name in shared), columns) for lines in (first, second))

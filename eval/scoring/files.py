@@ -29,11 +29,7 @@ _REFERENCE_FIELDS = ("references", "reference", "output")
 class Item:
     """One entry of a file.
 
-    Attributes:
-        where: File and line, for messages.
-        id: Name by which items of two files are joined.
-        document_id: Document over which intervals resample.
-        texts: One prediction, or the references.
+    `where` is the file and line, for messages; the texts are one prediction, or the references.
     """
 
     where: str

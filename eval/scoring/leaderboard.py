@@ -7,17 +7,19 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from eval.errors import UserError
-from eval.records.schema import Leaderboard, LeftOut
+from eval.records.schema import BoardRow, Leaderboard, LeftOut, RankedRun, ScrollsRow
 from eval.scoring.board import Candidate, plain, rank, read_candidate
 from eval.scoring.examples import SCORING_VERSION
 from eval.scoring.profiles import PROFILES
 from eval.scoring.scrolls import rank_scrolls
 
 _NUM_REASONS = 5  # that an error names
+Named = TypeVar("Named", BoardRow, ScrollsRow, RankedRun)
 
 
 def make_leaderboard(
@@ -25,12 +27,8 @@ def make_leaderboard(
 ) -> Leaderboard:
     """Rank the run folders in a directory and below.
 
-    Args:
-        directory: Where run folders are looked for.
-        profile: Profile of all boards; None takes for each the one that most runs of its task were scored under.
-        margin: Loss up to which a row is as good as the best, fixed beforehand.
-        cost: Field of `Cost` against which the frontier is drawn.
-        runs: Folders to consider; None considers all.
+    Each board has the profile that most runs of its task were scored under, unless one is given. The frontier is drawn
+    against a field of `Cost`. Only `runs` count where they are given.
 
     Raises:
         UserError: There is nothing to rank; it says why.
@@ -42,7 +40,8 @@ def make_leaderboard(
     boards = []
     for task in dict.fromkeys(task for candidate in candidates for task in candidate.tasks):
         of_task = [one for one in candidates if task in one.tasks]
-        of_board = profile or _most_common_profile(one.profiles[task] for one in of_task)
+        counts = Counter(one.profiles[task] for one in of_task)
+        of_board = profile or max(PROFILES, key=counts.__getitem__)
         for one in of_task:
             if one.profiles[task] != of_board:
                 reason = f"scored under profile {one.profiles[task]} where {of_board} is ranked"
@@ -71,22 +70,19 @@ def make_leaderboard(
 def _with_short_names(content: Leaderboard) -> Leaderboard:
     """Return a leaderboard whose models have short names, in commands too."""
     names = shorten(run.model for run in content.runs)
+
+    def named(row: Named) -> Named:
+        return replace(row, model=names[row.model])
+
+    def shorter(run: RankedRun) -> RankedRun:
+        return replace(named(run), commands=[one.replace(run.model, names[run.model]) for one in run.commands])
+
     scrolls = content.scrolls_score
     return replace(
         content,
-        boards=[
-            replace(board, rows=[replace(row, model=names[row.model]) for row in board.rows])
-            for board in content.boards
-        ],
-        scrolls_score=scrolls and replace(scrolls, rows=[replace(row, model=names[row.model]) for row in scrolls.rows]),
-        runs=[
-            replace(
-                run,
-                model=names[run.model],
-                commands=[command.replace(run.model, names[run.model]) for command in run.commands],
-            )
-            for run in content.runs
-        ],
+        boards=[replace(board, rows=list(map(named, board.rows))) for board in content.boards],
+        scrolls_score=scrolls and replace(scrolls, rows=list(map(named, scrolls.rows))),
+        runs=list(map(shorter, content.runs)),
     )
 
 
@@ -119,9 +115,7 @@ def _read_all(root: Path, only: Collection[Path] | None) -> tuple[list[Candidate
 def _find_runs(root: Path, unreadable: list[OSError]) -> Iterator[Path]:
     """Yield each folder that holds a `run.json`, in order; links are yielded and not followed further.
 
-    Args:
-        root: Where to begin.
-        unreadable: Receives the errors of folders that cannot be listed.
+    The list receives the errors of folders that cannot be listed.
     """
     for folder, names, files in os.walk(root, onerror=unreadable.append):
         names.sort()
@@ -142,11 +136,6 @@ def _reason(problem: object, root: Path, name: str) -> str:
     if above:
         text = text.replace(f"{above}{os.sep}", "").replace(above, plain(root.name))
     return text.removeprefix(f"{name} ")
-
-
-def _most_common_profile(profiles: Iterable[str]) -> str:
-    counts = Counter(profiles)
-    return max(PROFILES, key=lambda profile: counts[profile])
 
 
 def _why(left_out: Sequence[LeftOut]) -> str:

@@ -14,20 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from eval.scoring.answers import answer_words, score_answers
-from eval.scoring.rouge import score_rouge, score_rouge_l, spaced_words
-from eval.scoring.rouge_words import rouge_words
+from eval.scoring.rouge import rouge_words, score_rouge, score_rouge_l, spaced_words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """How a value is written for people, and what it can be.
-
-    Attributes:
-        label: Name in tables.
-        title: Name on the axes of charts.
-        low: Smallest possible value.
-        high: Greatest possible value.
-    """
+    """How a value is written in tables and on the axes of charts, and what it can be."""
 
     label: str
     title: str
@@ -56,10 +48,8 @@ class Profile:
         score: Returns the scores of a prediction against each reference; the best of each metric counts.
         metrics: What `score` returns, in the order of tables.
         headline: Metrics whose corpus means give the number that ranks, by their geometric mean.
-        source: Where the convention comes from.
         description: What reports call it; `{profile}` and `{metrics}` are filled in.
         objective: What the oracle aims at; None where parts of documents are no answers, and none are scored.
-        has_common_answer: Whether the most frequent reference is a baseline.
         use_stemmer: Whether ROUGE stems words of more than three letters (Porter); None without ROUGE.
         sentences: What splits a text into sentences for ROUGE.
     """

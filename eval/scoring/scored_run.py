@@ -23,23 +23,11 @@ def predictions_digest(predictions: Iterable[Prediction]) -> str:
     return fingerprint(sorted([*one.key, one.fingerprint, one.text] for one in predictions))
 
 
-def lines_digest(lines: Iterable[ExampleScore]) -> str:
-    """Return a digest of the lines of `example_scores.jsonl`, used to detect scoring that was interrupted."""
-    return fingerprint(to_json(list(lines)))
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScoredRun:
     """What was asked, answered and scored.
 
-    Attributes:
-        path: The folder.
-        record: `run.json`.
-        scores: `scores.json`.
-        examples: Examples by task and id.
-        documents: Digests of the texts by task and document id.
-        lines: Scores of the model's answers by setting, then by id.
-        num_absent: Predictions that are not there yet.
+    Examples are by task and id, digests of documents by task and document id, the model's lines by setting and id.
     """
 
     path: Path
@@ -115,7 +103,7 @@ def _read_scores(path: Path, again: str) -> tuple[Scores, list[ExampleScore]]:
         lines = read_lines(ExampleScore, path / "example_scores.jsonl")
     except (OSError, UserError) as error:
         raise UserError(f"{path} has no scores that can be read ({error}); {again}") from error
-    if scores.example_scores != lines_digest(lines):
+    if scores.example_scores != fingerprint(to_json(lines)):
         raise UserError(f"scoring {path} was interrupted, or is at work; {again}")
     return scores, lines
 

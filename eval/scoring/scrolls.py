@@ -14,7 +14,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from eval.records.journal import fingerprint
 from eval.records.schema import (
@@ -29,6 +28,8 @@ from eval.records.schema import (
     ScrollsRow,
     ScrollsScore,
 )
+from eval.scoring.board import result_of
+from eval.scoring.examples import setting_of
 from eval.scoring.profiles import headline
 
 SCROLLS_TASKS = {
@@ -41,15 +42,6 @@ SCROLLS_TASKS = {
     "contract_nli": "exact_match",
 }
 _MIN_TASKS = 2  # fewer are no attempt at the benchmark
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TaskScore:
-    """A system's result of one task at one template and length."""
-
-    task: str
-    profile: str
-    result: Result | BoardRow
 
 
 def mean_of_tasks(estimates: Sequence[Estimate]) -> Estimate:
@@ -77,21 +69,13 @@ def scrolls_score(results: Iterable[Result], num_expected: Mapping[str, int] | N
     A task with several templates has an entry for each, beside those of the other tasks of the same name, or their only
     ones.
 
-    Args:
-        results: Results of `scores.json`; baselines and subsets are ignored.
-        num_expected: Examples of each task; one that lacks a prediction has no score, as in the benchmark.
+    Given how many examples each task should have, one that lacks a prediction has no score, as in the benchmark.
     """
-    return _score(
-        [
-            _TaskScore(task=one.task, profile=one.profile, result=one)
-            for one in results
-            if one.kind == "model" and one.subset == "all"
-        ],
-        num_expected or {},
-    )
+    models = [one for one in results if one.kind == "model" and one.subset == "all"]
+    return _score(models, num_expected or {})
 
 
-def _score(found: Sequence[_TaskScore], num_expected: Mapping[str, int]) -> ScrollsScore | None:
+def _score(found: Sequence[Result], num_expected: Mapping[str, int]) -> ScrollsScore | None:
     of_benchmark = [one for one in found if one.task in SCROLLS_TASKS]
     tasks = {one.task for one in of_benchmark}
     if len(tasks) < _MIN_TASKS:
@@ -100,11 +84,11 @@ def _score(found: Sequence[_TaskScore], num_expected: Mapping[str, int]) -> Scro
     usable = []
     for one in of_benchmark:
         expected = SCROLLS_TASKS[one.task]
-        num_absent = num_expected.get(one.task, 0) - one.result.num_examples
+        num_absent = num_expected.get(one.task, 0) - one.num_examples
         if one.profile != expected:
             missing.append(f"{one.task} (scored under profile {one.profile}, not {expected})")
         elif num_absent > 0:
-            missing.append(f"{one.task} ({num_absent} predictions not there at {one.result.maxlen:,})")
+            missing.append(f"{one.task} ({num_absent} predictions not there at {one.maxlen:,})")
         else:
             usable.append(one)
     scores = list(_entries(usable))
@@ -113,12 +97,12 @@ def _score(found: Sequence[_TaskScore], num_expected: Mapping[str, int]) -> Scro
     return ScrollsScore(scores=scores, missing=list(dict.fromkeys(missing)))
 
 
-def _entries(usable: Sequence[_TaskScore]) -> Iterator[ScrollsEntry]:
-    for maxlen in sorted({one.result.maxlen for one in usable}):
-        by_task: dict[str, dict[str, Result | BoardRow]] = {task: {} for task in SCROLLS_TASKS}
+def _entries(usable: Sequence[Result]) -> Iterator[ScrollsEntry]:
+    for maxlen in sorted({one.maxlen for one in usable}):
+        by_task: dict[str, dict[str, Result]] = {task: {} for task in SCROLLS_TASKS}
         for one in usable:
-            if one.result.maxlen == maxlen:
-                by_task[one.task][one.result.template] = one.result
+            if one.maxlen == maxlen:
+                by_task[one.task][one.template] = one
         several = dict.fromkeys(name for found in by_task.values() if len(found) > 1 for name in found)
         for template in several or [""]:
             chosen = {
@@ -130,7 +114,7 @@ def _entries(usable: Sequence[_TaskScore]) -> Iterator[ScrollsEntry]:
                 yield _entry(maxlen, template, parts)
 
 
-def _entry(maxlen: int, template: str, parts: Mapping[str, Result | BoardRow]) -> ScrollsEntry:
+def _entry(maxlen: int, template: str, parts: Mapping[str, Result]) -> ScrollsEntry:
     each = {task: one.metrics[headline(SCROLLS_TASKS[task])] for task, one in parts.items()}
     return ScrollsEntry(
         maxlen=maxlen,
@@ -147,16 +131,11 @@ def rank_scrolls(boards: Iterable[Board], runs: Mapping[str, RankedRun]) -> Scro
 
     A system is a model under a plan and a way to generate on one split; its tasks may be answered in several run
     folders, each in one of them.
-
-    Args:
-        boards: Boards of a leaderboard.
-        runs: What made each run, by its name.
     """
-    systems: dict[str, list[tuple[BoardRow, _TaskScore]]] = {}
+    systems: dict[str, list[tuple[BoardRow, Result]]] = {}
     for board in boards:
         for row in board.rows:
-            score = _TaskScore(task=board.task, profile=board.profile, result=row)
-            systems.setdefault(_system(row, runs[row.run]), []).append((row, score))
+            systems.setdefault(_system(row, runs[row.run]), []).append((row, result_of(board, row, row.model)))
     rows: list[ScrollsRow] = []
     missing: list[ScrollsMissing] = []
     for results in systems.values():
@@ -187,7 +166,7 @@ def _system(row: BoardRow, run: RankedRun) -> str:
     return fingerprint(row.model, run.weights, row.plan, row.dtype, json.dumps(settings, sort_keys=True))
 
 
-def _answered_twice(scores: Sequence[_TaskScore]) -> list[str]:
+def _answered_twice(scores: Sequence[Result]) -> list[str]:
     """Return the tasks that a system has answered in several folders under one template and length."""
-    keys = Counter((one.task, one.result.template, one.result.maxlen) for one in scores)
+    keys = Counter(setting_of(one) for one in scores)
     return sorted({task for (task, _, _), count in keys.items() if count > 1})

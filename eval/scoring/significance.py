@@ -27,6 +27,7 @@ from eval.scoring.bootstrap import (
     PICKS_AT_ONCE,
     ROUNDING,
     Floats,
+    Statistic,
     combined,
     detectable_difference,
     difference_of,
@@ -60,18 +61,13 @@ def mean_interval(
     """
     columns = _by_document(_fractions(values, within), documents)
     mean = float(geometric_mean(columns.sum(axis=0))[0])
-    low = high = None
-    if len(columns) >= MIN_DOCUMENTS:
-        start, end, error = studentized(columns, geometric_mean, num_resamples)
-        # Documents that are all alike do not tell how far others may lie.
-        if error:
-            low, high = max(start, 0.0), min(end, 1.0)
-    return Estimate(mean=_placed(mean, within), low=_placed(low, within), high=_placed(high, within))
+    if ends := _ends(columns, geometric_mean, num_resamples):
+        low, high = _placed(max(ends[0], 0.0), within), _placed(min(ends[1], 1.0), within)
+        return Estimate(mean=_placed(mean, within), low=low, high=high)
+    return Estimate(mean=_placed(mean, within), low=None, high=None)
 
 
-def interval_of_ratio(
-    sums: Sequence[float], counts: Sequence[float], *, num_resamples: int = NUM_RESAMPLES
-) -> tuple[float | None, float | None]:
+def interval_of_ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float | None, float | None]:
     """Return the 95% interval of total sum to total count, one of each a document.
 
     With fewer than `MIN_DOCUMENTS` there is none. A document without a count is left out.
@@ -81,11 +77,8 @@ def interval_of_ratio(
     """
     if len(sums) != len(counts):
         raise ValueError(f"{len(sums)} sums but {len(counts)} counts; give one of each for every document")
-    columns = _counted(sums, counts, "a document's sum or count")
-    if len(columns) < MIN_DOCUMENTS:
-        return None, None
-    low, high, error = studentized(columns, geometric_mean, num_resamples)
-    return (low, high) if error else (None, None)
+    ends = _ends(_counted(sums, counts, "a document's sum or count"), geometric_mean, NUM_RESAMPLES)
+    return ends[:2] if ends else (None, None)
 
 
 def ratio_of_perplexities(
@@ -96,11 +89,7 @@ def ratio_of_perplexities(
     The logarithm of the ratio is the total difference of losses over all tokens; its interval, a bootstrap-t over
     documents, is taken there, and so each document is its own control.
 
-    Args:
-        first: Negative log likelihood of each document under the first system, in nats.
-        second: Negative log likelihood of each document under the second system.
-        tokens: Predicted tokens of each document; one without any is left out.
-        num_resamples: How often the documents are drawn.
+    Losses are negative log likelihoods of each document in nats; a document without a predicted token is left out.
 
     Raises:
         ValueError: The lengths differ, a number is not finite, or there is no token.
@@ -115,11 +104,9 @@ def ratio_of_perplexities(
         raise ValueError("no document has a predicted token; there is nothing to compare")
     log_ratio = float(ratio(columns.sum(axis=0))[0])
     low = high = detectable = None
-    if len(columns) >= MIN_DOCUMENTS:
-        start, stop, error = studentized(columns, ratio, num_resamples)
-        if error:
-            low, high = float(np.exp(start)), float(np.exp(stop))
-            detectable = float(np.exp(detectable_difference(len(columns), error)))
+    if ends := _ends(columns, ratio, num_resamples):
+        low, high = float(np.exp(ends[0])), float(np.exp(ends[1]))
+        detectable = float(np.exp(detectable_difference(len(columns), ends[2])))
     return PerplexityRatio(
         ratio=float(np.exp(log_ratio)), low=low, high=high, detectable=detectable, num_documents=len(columns)
     )
@@ -161,7 +148,8 @@ def compare_paired(
     if len(columns) > 1:
         p_value = _exchange_test(columns, num_scores, num_exchanges)
     # Documents that all score the same under both systems do not tell how far others may differ.
-    tells_nothing = not wins and not losses and _is_constant(columns)
+    is_constant = (np.ptp(columns[:, :-1] / columns[:, -1:], axis=0) < ROUNDING).all()
+    tells_nothing = not wins and not losses and is_constant
     size = within[1] - within[0]
     if len(columns) >= MIN_DOCUMENTS and not tells_nothing:
         start, end, error = studentized(columns, statistic, num_resamples)
@@ -229,12 +217,7 @@ def within_margin_of_best(
     difference plus Student's t, with D - 1 degrees of freedom, times the standard error of the difference over the
     resamples of the documents, which all S x S comparisons share.
 
-    Args:
-        values_by_system: Values of each system, on the same examples in the same order.
-        documents: Names of the documents.
-        margin: Loss that counts as none.
-        within: Range of the values.
-        num_resamples: How often the documents are drawn.
+    The values of all systems are on the same examples in the same order.
 
     Raises:
         ValueError: Scores are missing or out of range, or the lengths differ.
@@ -280,9 +263,18 @@ def _fractions(values: ArrayLike, within: Range) -> Floats:
     return fractions.clip(0.0, 1.0)
 
 
-def _placed(fraction: float | None, within: Range) -> float | None:
+def _placed(fraction: float, within: Range) -> float:
     """Return the score that a fraction of the range is."""
-    return None if fraction is None else within[0] + (within[1] - within[0]) * fraction
+    return within[0] + (within[1] - within[0]) * fraction
+
+
+def _ends(columns: Floats, statistic: Statistic, num_resamples: int) -> tuple[float, float, float] | None:
+    """Return the ends of an interval and the standard error; None for few documents and for documents all alike."""
+    if len(columns) < MIN_DOCUMENTS:
+        return None
+    found = studentized(columns, statistic, num_resamples)
+    # Documents that are all alike do not tell how far others may lie.
+    return found if found[2] else None
 
 
 def _counted(sums: ArrayLike, counts: ArrayLike, what: str) -> Floats:
@@ -304,19 +296,10 @@ def _by_document(scores: Floats, documents: ArrayLike) -> Floats:
     return np.column_stack([*sums, np.bincount(index)]).astype(np.float64)
 
 
-def _is_constant(columns: Floats) -> bool:
-    """Return whether all documents have the same mean scores."""
-    means = columns[:, :-1] / columns[:, -1:]
-    return bool((np.ptp(means, axis=0) < ROUNDING).all())
-
-
 def _exchange_test(columns: Floats, num_scores: int, num_exchanges: int) -> float:
     """Return the two-sided p-value of exchanging two systems document by document.
 
-    Args:
-        columns: (D, 2K + 1) totals of each document: first system, second system, count.
-        num_scores: K.
-        num_exchanges: How many to draw at random, where there are more.
+    Columns are (D, 2K + 1) totals of each document: first system, second system, count.
     """
     num_documents = len(columns)
     before, after = columns[:, :num_scores], columns[:, num_scores:-1]

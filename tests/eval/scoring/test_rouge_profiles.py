@@ -23,9 +23,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from eval.scoring.profiles import PROFILES, headline_score, score_prediction
-from eval.scoring.rouge import score_sentences, sentence_spans, split_sentences
+from eval.scoring.rouge import rouge_words, score_sentences, sentence_spans, split_sentences
 from eval.scoring.rouge_lcs import SentenceBits
-from eval.scoring.rouge_words import rouge_words
 from tasks import TASKS, LoadRequest
 from tasks.base import DataError
 from tests.helpers.properties import tries
