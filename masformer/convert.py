@@ -63,11 +63,9 @@ def num_kv_heads(config: PreTrainedConfig) -> int | None:
 
 
 def read_plan(text: str, config: PreTrainedConfig) -> SpanPlan:
-    """Return the plan that a person gives for a model.
+    """Return the plan that a person gives for a model, as text or in a .json file.
 
-    Args:
-        text: The text form, or the name of a .json file that holds what `SpanPlan.to_json` returns, alone or as `plan`
-            of an object.
+    The file holds what `SpanPlan.to_json` returns, alone or as `plan` of an object.
 
     Raises:
         PlanError: It is malformed or does not fit the model, or the file cannot be read.
@@ -161,8 +159,7 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
     From then on the model's caches are `SpanCache`s, those that `generate` makes included. A converted model may be
     given another plan at any time.
 
-    Args:
-        plan: None takes the plan stored in the model's config, else the spans of its architecture.
+    Without a plan, the one stored in the model's config is taken, else the spans of its architecture.
 
     Raises:
         PlanError: The plan does not fit the model.
@@ -270,11 +267,7 @@ def inference(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _probe(model: PreTrainedModel) -> None:
-    """Check on random tokens that a plan does to this architecture what it says.
-
-    Raises:
-        ConversionError: It does not; the model is left as it was.
-    """
+    """Raise `ConversionError` unless, on random tokens, a plan does what it says; leave the model as it was."""
     kind, count = model.config.model_type, num_layers(model.config)
     own = native_plan(model.config)
     called: set[int] = set()
@@ -332,11 +325,7 @@ def _probe(model: PreTrainedModel) -> None:
 
 
 def _probe_heads(model: PreTrainedModel, num_heads: int) -> None:
-    """Check on random tokens that spans of single heads do to a converted model what they say; its plan is lost.
-
-    Raises:
-        ConversionError: They do not.
-    """
+    """Raise `ConversionError` unless spans of single heads do what they say on a converted model; its plan is lost."""
     one = SpanPlan((HeadSpans((FULL, *(_PROBE_SHORT,) * (num_heads - 1))),) * num_layers(model.config))
     refuse = f"{model.config.model_type} models cannot take spans of single heads:"
     tokens, found = probe_tokens(model), []

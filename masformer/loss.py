@@ -43,9 +43,7 @@ _PROBE_TOKENS = 8
 class Head:
     """How hidden states become logits: `cap * tanh(scale * (hidden @ weight.T + bias) / cap)`.
 
-    Attributes:
-        scale: Of the products (Cohere, Granite).
-        cap: Of the logits (Gemma 2); None leaves them.
+    Cohere and Granite scale, Gemma 2 caps; without a cap, the rest is the logits.
     """
 
     weight: Tensor
@@ -91,11 +89,9 @@ class NextTokenLoss(nn.Module):
         check_head(model)
 
     def forward(self, input_ids: Tensor, next_tokens: Tensor, position_ids: Tensor) -> Tensor:
-        """Return the summed negative log likelihood, in nats.
+        """Return the summed negative log likelihood, in nats, of (B, T) `next_tokens` that are not IGNORED.
 
-        Args:
-            next_tokens: (B, T), what follows each token; IGNORED where that is not asked.
-            position_ids: (B, T), from 0 in each packed document.
+        Positions count from 0 in each packed document.
         """
         decoder = self.model.get_decoder()
         hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
@@ -135,8 +131,7 @@ def _negative_log_likelihood(head: Head, hidden: Tensor, targets: Tensor) -> Ten
 def summed_loss(hidden: Tensor, head: Head, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return the summed negative log likelihood of (N,) targets after (N, D) hidden states, in nats.
 
-    Args:
-        dtype: Of the products; None is that of the hidden states.
+    Products are computed in `dtype`; None is that of the hidden states.
     """
     loss: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, targets, head, dtype or hidden.dtype
@@ -145,8 +140,6 @@ def summed_loss(hidden: Tensor, head: Head, targets: Tensor, dtype: torch.dtype 
 
 
 class _SummedLoss(torch.autograd.Function):
-    """Sum of the negative log likelihoods of (N,) targets; products are computed in `dtype`."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -211,30 +204,21 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def check_head(model: PreTrainedModel) -> None:
-    """Check on random tokens that this module's logits are the model's.
-
-    Raises:
-        ConversionError: They are not.
-    """
+    """Raise `ConversionError` unless, on random tokens, this module's logits are the model's."""
     kind, tokens = text_config(model.config).model_type, probe_tokens(model, _PROBE_TOKENS)
     with inference(model):
         expected = model(tokens, use_cache=False).logits[0]
         found = _head_of(model).logits(model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[0])
     if not bool(expected.isfinite().all()):
         raise ConversionError(f"this {kind} model gives logits that are no numbers; its weights are broken")
-    check_close(
-        found,
-        expected,
-        tolerance_of(expected),
-        f"{kind} models make their logits in a way that the loss does not know:",
-    )
+    what = f"{kind} models make their logits in a way that the loss does not know:"
+    check_close(found, expected, tolerance_of(expected), what)
 
 
 def check_packing(model: PreTrainedModel) -> None:
-    """Check on random tokens that two documents in one row do not see each other.
+    """Raise `ConversionError` if, on random tokens, two documents in one row see each other.
 
-    Raises:
-        ConversionError: They do: the architecture does not tell its attention where documents begin.
+    They do if the architecture does not tell its attention where documents begin.
     """
     kind, count = text_config(model.config).model_type, 3 * _PROBE_TOKENS
     tokens, positions = probe_tokens(model, 2 * count), torch.arange(count, device=model.device)[None]

@@ -72,9 +72,7 @@ def cost_record(
 ) -> dict[str, Any]:
     """Return what the plan costs at each length, JSON-ready; the model has the plan on it afterwards.
 
-    Args:
-        is_measured: Time it; else only the closed form is there, and `measured` is None.
-        say: Prints what is being measured.
+    Unless `is_measured`, only the closed form is there, and `measured` is None.
 
     Raises:
         MeasureError: Memory does not suffice.

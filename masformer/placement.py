@@ -65,11 +65,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Return the budget that `layers=4`, `cache=30%` or `flops=25%` describes.
-
-        Raises:
-            PlanError: It is none of these.
-        """
+        """Return the budget that `layers=4`, `cache=30%` or `flops=25%` describes. Raises `PlanError` for others."""
         match = re.fullmatch(r"(layers)=(\d{1,4}(?:\.\d+)?)|(cache|flops)=(\d{1,3}(?:\.\d+)?)%", text)
         if match is None:
             raise PlanError(f"budget '{text}' is none; write layers=N, cache=N% or flops=N%")
@@ -83,15 +79,10 @@ class Budget:
 
 
 class Placements:
-    """The plans in which some units are full and all others local, and what they cost.
-
-    Args:
-        local: Span of what is not full.
-        num_tokens: Length at which costs are counted.
-        heads: Units are key/value heads rather than layers.
+    """The plans in which some units are full and all others `local`, and what they cost at `num_tokens` tokens.
 
     Raises:
-        PlanError: `local` is full, or heads are asked for of a model whose heads cannot differ.
+        PlanError: `local` is full, or `heads` is set for a model whose heads cannot differ.
     """
 
     def __init__(self, config: PreTrainedConfig, local: LayerSpan, num_tokens: int, *, heads: bool = False) -> None:
@@ -138,12 +129,7 @@ class Placements:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A measured plan.
-
-    Attributes:
-        units: Its full units, in the order in which they were chosen.
-        loss: Mean negative log likelihood of a token, in nats.
-    """
+    """A measured plan, its full units in the order of choice, and its mean loss of a token in nats."""
 
     plan: SpanPlan
     units: tuple[Unit, ...]
@@ -209,13 +195,7 @@ def beam_search(
     """Return every plan that was measured on the way to the budget, the local one first.
 
     Each round adds to each of the `width` best plans every one of the `candidates` units that stand first in the
-    ranking and are not in it yet, and measures what comes out. A width of 1 is greedy selection.
-
-    Args:
-        budget: Plans beyond it are not measured.
-        order: Units by what they are expected to be worth, best first.
-        width: Plans that each round goes on from.
-        candidates: Units that each of them is extended by.
+    ranking `order` and are not in it yet, and measures those within the budget. A width of 1 is greedy selection.
     """
     found = measured(measure, space, [()])
     beam = list(found)
@@ -233,10 +213,10 @@ def beam_search(
         beam = sorted(tried, key=lambda one: one.loss)[:width]
 
 
-def frontier(found: Sequence[Found], cost: str = "flops") -> list[Found]:
-    """Return the plans that no other beats in both loss and cost, cheapest first."""
+def frontier(found: Sequence[Found]) -> list[Found]:
+    """Return the plans that no other beats in both loss and attention operations, cheapest first."""
     best: list[Found] = []
-    for one in sorted(found, key=lambda one: (one.cost[cost], one.loss)):
+    for one in sorted(found, key=lambda one: (one.cost["flops"], one.loss)):
         if not best or one.loss < best[-1].loss:
             best.append(one)
     return best
@@ -248,10 +228,8 @@ class PlanMeter:
     The hidden states after each layer stay in memory for each text, L x T x hidden size values: those of the plan that
     was measured last. A plan begins at the first layer in which it differs from that one.
 
-    Args:
-        model: A decoder of transformers; it is put in eval mode, given each plan in turn, and keeps the last.
-        texts: Token ids of each text, more than `first` of them.
-        first: Index of the first token whose loss counts.
+    Each text has more than `first` tokens, and losses count from that one on. The model keeps the last plan, in eval
+    mode.
 
     Attributes:
         num_layers_run: Layers computed so far, of all texts.
@@ -351,11 +329,7 @@ def _first_difference(one: SpanPlan, other: SpanPlan) -> int:
 
 
 def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the layers of a decoder, in order.
-
-    Raises:
-        ConversionError: They are not in one list.
-    """
+    """Return the layers of a decoder, in order. Raises `ConversionError` if they are not in one list."""
     count = num_layers(model.config)
     for module in model.get_decoder().modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -408,9 +382,7 @@ def gate_gradients(
     heads that help only together, one in an early layer and one in a late one, are seen to help. The derivative of a
     head that is full already is 0.
 
-    Args:
-        model: A decoder of transformers; it is given the plan.
-        plan: What heads see at g = 0.
+    The model keeps the plan afterwards.
 
     Raises:
         ValueError: A text is too short.

@@ -58,11 +58,7 @@ SUMMARIES = ("arxiv", "pubmed", "gov_report", "multi_news", "big_patent", "book_
 
 
 def find_task(name: str) -> Task:
-    """Return a task of the table, or that of a YAML task file.
-
-    Raises:
-        DataError: There is no such task, or the file is at fault.
-    """
+    """Return a task of the table, or that of a YAML task file. Raises `DataError` if there is none."""
     if name.endswith((".yaml", ".yml")):
         return read_task_file(Path(name)).task()
     if name not in TASKS:

@@ -83,7 +83,6 @@ _SOURCE = f"package {PIP_REQUIREMENT}; --data takes a folder with the split's .j
 
 ACLSUM = Task(
     name="aclsum",
-    version=1,
     description="ACL paper -> abstract",
     source=_SOURCE,
     licence="MIT",

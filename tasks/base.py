@@ -100,9 +100,6 @@ def template_variants(name: str, before: str, after: str, cue: str, *, once: boo
     `NAME` repeats the instruction after the context, `NAME-once` does not, and `-plain` leaves the chat template out.
 
     Args:
-        name: Name of the first template.
-        before: Text before the context.
-        after: Text after the context: the instruction once more.
         cue: End of a plain prompt, so that a model without a chat template knows that it is to answer.
         once: False if only `after` says what to do, so that it cannot be left out.
     """
@@ -116,13 +113,8 @@ def query_templates(before: str, after: str, cue: str, first: str = "{query}") -
     """Return the templates of a task with queries.
 
     With `context_first` the query comes after the document alone, so that all queries about one share its prefill. With
-    `query_first` the model knows what to look for while it reads, and each query pays for its own reading.
-
-    Args:
-        before: Introduces the document.
-        after: Asks about it; holds `{query}`.
-        cue: End of a plain prompt.
-        first: Asks before the document in `query_first`; holds `{query}`.
+    `query_first` the model knows what to look for while it reads, and each query pays for its own reading: `first`
+    asks before the document. `before` introduces the document, and `after` asks about it.
     """
     return template_variants("context_first", before, after, cue, once=False) | template_variants(
         "query_first", f"{first}\n\n{before}", after, cue
@@ -130,13 +122,7 @@ def query_templates(before: str, after: str, cue: str, first: str = "{query}") -
 
 
 def question_templates(document: str, instruction: str, question: str = "Question: {query}") -> dict[str, Template]:
-    """Return `query_templates` that say how to answer wherever they ask.
-
-    Args:
-        document: Name of the kind of document, with its article.
-        instruction: How to answer.
-        question: Holds `{query}`.
-    """
+    """Return `query_templates` that say how to answer wherever they ask; `document` is such as "a contract"."""
     ask = f"{instruction}\n\n{question}"
     return query_templates(f"Here is {document}.\n\n", f"\n\n{ask}", "\n\nAnswer:", ask)
 
@@ -146,17 +132,14 @@ class Task:
     """One data set with its prompts and defaults.
 
     Attributes:
-        name: Value of `--task`.
         version: Raised by hand whenever the examples or the prompts of this task change.
         description: One line: document -> target.
         source: Hub id or package, with the formats that `--data` takes.
-        licence: Licence of the data.
         splits: Number of examples of each split as published; None if it is not published.
         read: Reads examples, for `load`. Raises `DataError`.
-        templates: Prompts by name; none for a task of texts alone.
+        templates: Empty for a task of texts alone.
         default_template: A key of `templates`, or empty if there are none.
-        default_split: Split that is scored by default.
-        max_new_tokens: Default room for the answer, in tokens.
+        max_new_tokens: Default room for the answer.
         profile: Default metric profile.
         revision: Default branch or commit of the data set on the hub; None if the task does not read the hub.
         scores_first_line: Score only the first line of an answer that is not empty.
@@ -165,7 +148,7 @@ class Task:
     """
 
     name: str
-    version: int
+    version: int = 1
     description: str
     source: str
     licence: str
@@ -191,11 +174,7 @@ class Task:
         return bool(self.templates)
 
     def load(self, request: LoadRequest) -> LoadedExamples:
-        """Return the requested examples, by default from the task's own revision of a hub data set.
-
-        Raises:
-            DataError: The request, the source or a row is at fault.
-        """
+        """Return the requested examples. Raises `DataError` if the request, the source or a row is at fault."""
         if request.split not in self.splits:
             raise DataError(f"task {self.name} has no split '{request.split}'; choose from: {', '.join(self.splits)}")
         if request.limit is not None and request.limit < 1:

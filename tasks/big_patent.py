@@ -102,7 +102,6 @@ def _task(name: str, config: str, what: str) -> Task:
     ]
     return Task(
         name=name,
-        version=1,
         description=f"US patent ({what}), its description -> abstract",
         source=f"hub {HUB_ID}; --data takes Parquet, JSON lines, also gzipped, or the folder bigPatentData",
         licence="CC BY 4.0",

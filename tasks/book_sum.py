@@ -35,12 +35,7 @@ SAMPLE = [
 
 @dataclass(frozen=True)
 class _Chapter:
-    """A chapter with its summaries.
-
-    Attributes:
-        where: Place of the first row, for messages.
-        index: 0-based position among the chapters.
-    """
+    """A chapter with its summaries, and `where` the first of them is, for messages."""
 
     where: str
     index: int
@@ -84,7 +79,6 @@ def _chapters(rows: Rows[Row]) -> Iterator[_Chapter | BadRow]:
 
 BOOK_SUM = Task(
     name="book_sum",
-    version=1,
     description="chapter of a book -> summary, with those of several study guides as references",
     source=f"hub {HUB_ID}; --data takes CSV, Parquet or JSON lines with chapter, summary_text, or a folder of them",
     licence="BSD-3-Clause (its card); for research by the authors' terms",

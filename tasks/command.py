@@ -27,9 +27,7 @@ def as_typed(text: str) -> str:
 def run_command(work: Callable[[], None], *expected: type[Exception]) -> int:
     """Do the work, and return the exit status: 0, or 2 after one line on what is wrong.
 
-    Args:
-        work: The command.
-        expected: Errors that a user can cause, each with a message of one line.
+    Errors that a user can cause are `expected`; their messages are printed on one line.
     """
     for stream in (sys.stdout, sys.stderr):
         # Names and texts may hold what a terminal cannot show.

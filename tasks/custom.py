@@ -51,11 +51,8 @@ class CustomTask:
     """A user's description of their data.
 
     Attributes:
-        name: Name in reports.
-        data: File or folder.
         target_field: Field of what should be written: a text, or a list of texts any of which will do.
         query_field: Field of the question; None if nothing is asked.
-        instruction: What the model is to do.
         metrics: Metric profile.
         templates: Texts with `{context}` and `{query}`, or `{text: ..., chat: false}`, by name; None makes them of the
             instruction.
@@ -106,11 +103,7 @@ class CustomTask:
 
 
 def read_task_file(file: Path) -> CustomTask:
-    """Return the task that a YAML file describes.
-
-    Raises:
-        DataError: The file cannot be read, or an entry is wrong.
-    """
+    """Return the task that a YAML file describes. Raises `DataError` if it cannot be read or an entry is wrong."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

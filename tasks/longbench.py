@@ -45,13 +45,7 @@ _BRIEFLY = "in as few words as possible, without an explanation"
 
 
 def load_longbench(name: str, asks: bool, request: LoadRequest) -> LoadedExamples:
-    """Return one example a record; records with the same context share `document_id`.
-
-    Args:
-        name: LongBench's name of the set.
-        asks: Whether its records ask something about their context.
-        request: What to load.
-    """
+    """Return one example a record of LongBench's set `name`; records with the same context share `document_id`."""
     member = f"data/{name}.jsonl"
     if request.data is None:
         rows = hub_rows(HUB_ID, ("data.zip",), request=request, member=member)
@@ -108,7 +102,6 @@ def _task(
     asks = any("{query}" in template.text for template in templates.values())
     return Task(
         name=f"longbench_{name}",
-        version=1,
         description=f"LongBench: {description}; prompts of our own",
         source=f"hub {HUB_ID} data.zip; --data takes that file, its data/ folder or {name}.jsonl",
         licence="MIT (LongBench); that of each set is not stated there",

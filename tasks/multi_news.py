@@ -90,7 +90,6 @@ def _pairs_of_lines(sources: Path, targets: Path) -> Iterator[Row | BadRow]:
 
 MULTI_NEWS = Task(
     name="multi_news",
-    version=1,
     description="news articles about one event -> summary of them all",
     source=f"hub {HUB_ID}; --data takes SPLIT.src.cleaned with SPLIT.tgt, Parquet, JSON lines, or a folder of them",
     licence="of the publishers' own: for non-commercial research",

@@ -137,7 +137,6 @@ def _pieces(element: ET.Element) -> Iterator[str]:
 
 PLOS = Task(
     name="plos",
-    version=1,
     description="PLOS research article -> abstract",
     source=f"package {PIP_REQUIREMENT}; --data takes a JATS .xml file or a folder of them",
     licence="CC BY",

@@ -94,15 +94,6 @@ def _evidence(query: Row, places: Sequence[tuple[int, int] | None]) -> tuple[tup
     """Return the places in the context of the turns of `relevant_text_span`; turns beyond the last are left out."""
     if "relevant_text_span" not in query.fields:
         return None
-    evidence = []
-    for first, last in _turn_ranges(query):
-        turns = [place for place in places[first : last + 1] if place]
-        if turns:
-            evidence.append((turns[0][0], turns[-1][1]))
-    return tuple(evidence) or None
-
-
-def _turn_ranges(query: Row) -> list[tuple[int, int]]:
     spans = query.fields["relevant_text_span"]
     try:
         ranges = [(int(first), int(last)) for first, last in spans]
@@ -112,7 +103,12 @@ def _turn_ranges(query: Row) -> list[tuple[int, int]]:
         raise DataError(
             f'{query.where}: field \'relevant_text_span\' is {str(spans)[:80]}; expected pairs of turns: [["4", "9"]]'
         )
-    return ranges
+    evidence = []
+    for first, last in ranges:
+        turns = [place for place in places[first : last + 1] if place]
+        if turns:
+            evidence.append((turns[0][0], turns[-1][1]))
+    return tuple(evidence) or None
 
 
 def _scrolls_example(row: ScrollsItem, name_meeting: Callable[[str], str]) -> Example:

@@ -89,7 +89,6 @@ def _task(name: str, title: str, sizes: tuple[int, int, int], revision: str) -> 
     repo = f"ccdv/{name}-summarization"
     return Task(
         name=name,
-        version=1,
         description=f"{title} paper -> abstract",
         source=f"hub {repo}; --data takes JSON lines or Parquet with article, abstract, or Cohan's original JSON lines",
         licence="not stated by the publishers; for research",

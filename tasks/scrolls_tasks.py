@@ -109,7 +109,6 @@ def _task(
     """Return a task on the set of that name; `query` and `outputs` make its sample."""
     return Task(
         name=name,
-        version=1,
         description=description,
         source=f"hub {HUB_ID} {name}.zip; --data takes that file, JSON lines, or a folder with one of them",
         licence=licence,

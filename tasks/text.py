@@ -73,7 +73,6 @@ def _read_file(named: tuple[Path, str]) -> Iterator[Example]:
 
 TEXT = Task(
     name="text",
-    version=1,
     description="plain texts, nothing to write about them",
     source="--data takes a folder of .txt and .md files, a file of them, JSON lines or Parquet with `text`, a hub id",
     licence="that of the texts",

@@ -65,11 +65,7 @@ class _CountedLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class SpanCacheLayer(_CountedLayer):
-    """The keys and values of one layer.
-
-    Args:
-        max_tokens: Slots to allocate at once for, when known.
-    """
+    """The keys and values of one layer; slots for `max_tokens`, when known, are allocated at once."""
 
     def __init__(self, span: LayerSpan, max_tokens: int = 0) -> None:
         super().__init__()
@@ -249,11 +245,7 @@ class SpanCacheLayer(_CountedLayer):
 
 
 class HeadSpansCacheLayer(_CountedLayer):
-    """The keys and values of one layer whose key/value heads have spans of their own.
-
-    Args:
-        parts: One for each of `HeadSpans.groups`, with the keys and values of these heads.
-    """
+    """The keys and values of one layer whose key/value heads have spans of their own: a part for each group."""
 
     def __init__(self, span: HeadSpans, parts: Sequence[SpanCacheLayer]) -> None:
         super().__init__()
@@ -334,18 +326,13 @@ def cache_layer(span: LayerSpan | HeadSpans, max_tokens: int = 0) -> SpanCacheLa
 
 
 class Filled(Exception):
-    """All layers of a cache hold the tokens of a forward pass that was made for nothing else."""
+    """A forward pass that only fills a cache is done."""
 
 
 class SpanCache(Cache):  # type: ignore[misc]
     """A `transformers` cache with one layer (`cache_layer`) a layer of the plan.
 
-    Args:
-        max_tokens: Slots to allocate at once for, when the final length is known; a longer sequence still fits.
-
-    Attributes:
-        raises_when_filled: Raise `Filled` once the last layer has stored its keys: what that layer would make of them
-            is of use to nobody in a prefill.
+    Slots for `max_tokens` are allocated at once; a longer sequence still fits.
     """
 
     def __init__(self, plan: SpanPlan, max_tokens: int = 0) -> None:
@@ -353,6 +340,7 @@ class SpanCache(Cache):  # type: ignore[misc]
         self.plan = plan
         # Latent attention (DeepSeek) computes keys from what is cached, so a fork cannot leave it where it is.
         self.is_latent = False
+        # Raise `Filled` once the last layer has stored its keys: in a prefill, nobody uses what it would make of them.
         self.raises_when_filled = False
 
     def update(
@@ -369,11 +357,7 @@ class SpanCache(Cache):  # type: ignore[misc]
         return num_bytes(self)
 
     def fork(self, max_tokens: int = 0) -> SpanCache:
-        """Return a second cache that goes on from the same tokens; neither sees what the other writes.
-
-        Args:
-            max_tokens: Slots to allocate at once for, those of the tokens before included, when known.
-        """
+        """Return a second cache that goes on from the same tokens; `max_tokens` counts these too."""
         other = SpanCache(self.plan)
         other.is_latent = self.is_latent
         other.layers = [layer.fork(max_tokens, copy=self.is_latent) for layer in self.layers]

@@ -28,12 +28,7 @@ class HeadKeys(Tensor):
 
 
 def heads_of(states: Tensor, runs: Sequence[tuple[int, int]], size: int = 1, dim: int = 1) -> Tensor:
-    """Return the states of some heads; of those that stand side by side it is a view.
-
-    Args:
-        runs: First head, and the one after the last.
-        size: Entries a head along the dimension.
-    """
+    """Return the states of runs of heads [first, stop), each of `size` entries; of a single run it is a view."""
     parts = [states.narrow(dim, first * size, (stop - first) * size) for first, stop in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
@@ -42,10 +37,6 @@ def attend_by_head(
     attend: Attend, query: Tensor, key: Tensor, value: Tensor, spans: HeadSpans, learned_sinks: Tensor | None
 ) -> Tensor:
     """Return (B, H, Tq, D) attention in which each key/value head has its own span.
-
-    Args:
-        attend: Computes the heads of one span.
-        key: (B, K, Tk, D), or what a cache returned.
 
     Raises:
         ValueError: The spans are for another number of key/value heads.

@@ -40,11 +40,7 @@ _MIN_HALF = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Keys and values (1, K, T, D) that the rows from `first` to before `stop` see whole.
-
-    Attributes:
-        place: Where the pieces of this run begin among those of all runs of its rows.
-    """
+    """Keys and values (1, K, T, D) that rows [first, stop) see whole; its pieces begin at `place` among theirs."""
 
     keys: Tensor
     values: Tensor
@@ -83,7 +79,6 @@ class JoinedKeys(Tensor):
     """Keys (B, K, T, D) of the tail of each row; what is before the tail stays in its runs.
 
     Attributes:
-        runs: What is before the tails.
         hidden: (B, 1, 1, T), minus infinity where a row's tail has not begun, else 0; None when all begin at once.
         num_tokens: Slots of the batch, left padding included, those of the present step too.
     """
@@ -97,11 +92,7 @@ class JoinedKeys(Tensor):
 class JoinedLayer(SpanCacheLayer):
     """The keys and values of a full layer for several rows, each at its own length.
 
-    Args:
-        runs: What stays where it is.
-        tails: Keys (1, K, T, D) and values of each row that are copied.
-        num_tokens: Slots, left padding included.
-        room: Tokens that will be added.
+    Runs stay where they are; the keys (1, K, T, D) and values of each row's tail are copied, with room for more tokens.
     """
 
     def __init__(
@@ -195,11 +186,8 @@ def join(caches: Sequence[SpanCache], room: int) -> SpanCache:
     """Return a cache of one row for each of these, as left padding to the longest would have it.
 
     What the caches hold stays theirs and is read where it is; do not write to them while the joined one is in use.
-    Caches that share runs must stand side by side.
-
-    Args:
-        caches: Of one plan and one row each, without padding; they hold a token at least.
-        room: Tokens that will be added to each row.
+    Caches that share runs must stand side by side; each has one row without padding and holds a token at least. There
+    is room for as many more tokens.
     """
     lengths = [cache.get_seq_length() for cache in caches]
     longest = max(lengths)
@@ -293,12 +281,7 @@ def row_bytes(joined: SpanCache, row: int, beams: int = 1) -> int:
 def joined_attention(
     query: Tensor, key: Tensor, value: Tensor, joined: JoinedKeys, scores: ScoreRule, learned_sinks: Tensor | None
 ) -> Tensor:
-    """Return (B, H, Tq, D): each row attends to its runs and its tail.
-
-    Args:
-        key: (B, K, T, D), the tails.
-        joined: What the cache returned as keys: the runs, and what is hidden of the tails.
-    """
+    """Return (B, H, Tq, D): each row attends to its runs, which are those of `joined`, and its tail (B, K, T, D)."""
     batch, heads, length, size = query.shape
     kv_heads, groups = key.shape[1], heads // key.shape[1] * length
     # The queries of one key/value head are the rows of a product.

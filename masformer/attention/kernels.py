@@ -99,13 +99,7 @@ def dense_attention(
 ) -> Tensor:
     """Return (B, H, Tq, D) by the definition; what everything is tested against.
 
-    A query that sees nothing gets zeros.
-
-    Args:
-        visible: (..., Tq, Tk) bools, to broadcast to (B, H, Tq, Tk).
-        scale: Of the products; None is D ** -0.5.
-        softcap: Scores x become softcap * tanh(x / softcap); None leaves them.
-        learned_sinks: (H,) scores of a key without a value that every query sees; None is no such key.
+    `visible` broadcasts to (B, H, Tq, Tk). A query that sees nothing gets zeros.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -192,11 +186,6 @@ class _How:
         is_plain = self.scores.softcap is None and self.learned_sinks is None and not self.dropout
         needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
         return is_plain and not needs_grad and query.device.type == "cpu" and query.shape[3] == value.shape[3]
-
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
-        scores = self.scores
-        options = {"softcap": scores.softcap, "learned_sinks": self.learned_sinks, "dropout": self.dropout}
-        return dense_attention(query, key, value, visible, scores.scale, **options)  # type: ignore[arg-type]
 
 
 def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
@@ -325,9 +314,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -
 def _merge(query: Tensor, key: Tensor, value: Tensor, before: Runs, scale: float) -> Tensor:
     """Attend to all earlier positions: to each run of keys alone, weighed by its sum of exponentials.
 
-    Args:
-        key: (B, K, Tk, D), whose last Tq are those of the queries' positions.
-        before: Keys and values of earlier positions.
+    The last Tq of the (B, K, Tk, D) keys are those of the queries' positions; runs `before` are earlier.
     """
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     batch, heads, length, size = query.shape
@@ -369,12 +356,23 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
         )
     places = torch.arange(key.shape[2], device=query.device)
     positions = torch.where(places < span.sinks, places, places + missing)
-    parts = []
+    scores, parts = how.scores, []
     for first in range(0, query.shape[2], _MASK_ROWS):
         part = query[:, :, first : first + _MASK_ROWS]
         stop = offset + first + part.shape[2] - missing
         visible = visible_keys(positions[stop - part.shape[2] : stop], positions[:stop], span)
-        parts.append(how.dense(part, key[:, :, :stop], value[:, :, :stop], visible))
+        parts.append(
+            dense_attention(
+                part,
+                key[:, :, :stop],
+                value[:, :, :stop],
+                visible,
+                scores.scale,
+                softcap=scores.softcap,
+                learned_sinks=how.learned_sinks,
+                dropout=how.dropout,
+            )
+        )
     return torch.cat(parts, dim=2)
 
 

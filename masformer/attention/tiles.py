@@ -84,30 +84,17 @@ class Lanes:
     count: int
     rows: int
     before: int
-    slides: bool
-    sinks: int
+    slides: bool = False
+    sinks: int = 0
 
 
 def lanes_of(span: LayerSpan, start: int, stop: int, groups: int, device: torch.device) -> Iterator[Lanes]:
-    """Yield lanes that hold each query at positions [start, stop) once.
-
-    Args:
-        groups: Query heads that share a key/value head (G).
-    """
+    """Yield lanes that hold each query at positions [start, stop) once; G query heads share a key/value head."""
     causal = span.num_causal
     seeing_all = stop if causal is None else min(stop, causal)
     if start < seeing_all:
         length = seeing_all - start
-        yield Lanes(
-            first=start,
-            length=length,
-            stride=length,
-            count=1,
-            rows=_CAUSAL_QUERIES,
-            before=start,
-            slides=False,
-            sinks=0,
-        )
+        yield Lanes(first=start, length=length, stride=length, count=1, rows=_CAUSAL_QUERIES, before=start)
         start = seeing_all
     if start >= stop:
         return
@@ -151,7 +138,6 @@ def lanes_of(span: LayerSpan, start: int, stop: int, groups: int, device: torch.
                 count=count,
                 rows=rows,
                 before=span.previous * block + first % block,
-                slides=False,
                 sinks=sinks,
             )
 
@@ -178,8 +164,6 @@ def tile_attention(
 
     Args:
         key: (B, K, Tk, D): all positions in order, or the sinks and then a run that ends at the last query.
-        skip: Queries whose rows of the result are not written.
-        learned_sinks: (H,) scores of a key without a value that every query sees (gpt-oss); None is no such key.
     """
     # Tokens before heads, as the projection after attention takes them.
     work = _Work(span=span, offset=offset, skip=skip, scores=scores)
@@ -258,17 +242,13 @@ def _gradients(
     )
 
 
-def _narrow(value: Tensor) -> torch.dtype:
-    """Return the dtype in which weights meet values: fp16 products are dozens of times slower than fp32 on a CPU."""
-    slow = value.dtype == torch.float16 and value.device.type == "cpu"
-    return torch.float32 if slow else value.dtype
-
-
 def _lanes(query: Tensor, key: Tensor, value: Tensor, learned_sinks: Tensor | None, work: _Work) -> Iterator[_Lanes]:
     """Yield all lanes, those of one shape and one key/value head at a time; each overwrites what was there before."""
     groups = query.shape[1] // key.shape[1]
     stop = work.offset + query.shape[2]
-    wide, narrow = torch.promote_types(query.dtype, torch.float32), _narrow(value)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    # Weights meet values in this dtype: fp16 products are dozens of times slower than fp32 on a CPU.
+    narrow = torch.float32 if value.dtype == torch.float16 and value.device.type == "cpu" else value.dtype
     for shape in lanes_of(work.span, work.offset + work.skip, stop, groups, query.device):
         lead = shape.sinks + (learned_sinks is not None)
         width = lead + shape.before + shape.length

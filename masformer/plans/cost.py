@@ -9,12 +9,7 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from masformer.convert import num_kv_heads
-from masformer.plans.spans import LayerSpan, SpanPlan
-
-
-def visible_pairs(span: LayerSpan, num_tokens: int) -> int:
-    """Return the number of (query, key) pairs that `num_tokens` tokens see in one head."""
-    return span.num_pairs(num_tokens)
+from masformer.plans.spans import SpanPlan
 
 
 def attention_flops(config: PreTrainedConfig, plan: SpanPlan, num_tokens: int) -> int:
@@ -22,7 +17,7 @@ def attention_flops(config: PreTrainedConfig, plan: SpanPlan, num_tokens: int) -
     config = config.get_text_config(decoder=True)
     query_size, value_size = _head_sizes(config)
     a_pair = 2 * int(config.num_attention_heads) * (query_size + value_size)
-    return int(a_pair * sum(share * visible_pairs(span, num_tokens) for span, share in plan.shares.items()))
+    return int(a_pair * sum(share * span.num_pairs(num_tokens) for span, share in plan.shares.items()))
 
 
 def cache_bytes(config: PreTrainedConfig, plan: SpanPlan, num_tokens: int, bytes_per_value: int) -> int:

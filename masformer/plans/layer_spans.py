@@ -182,19 +182,10 @@ class Blocks(LayerSpan):
         return (self.sinks // self.block + self.previous + 1) * self.block
 
     def num_pairs(self, num_tokens: int) -> int:
-        block, previous, sinks = self.block, self.previous, self.sinks
-        whole, rest = divmod(num_tokens, block)
-        pairs = whole * _triangle(block) + _triangle(rest)
-        # Blocks 0, 1, 2, ... see 0, 1, 2, ... and from then on `previous` blocks before their own.
-        before = _triangle(max(min(whole, previous + 1) - 1, 0)) + max(whole - previous - 1, 0) * previous
-        pairs += block * block * before + rest * block * min(whole, previous)
+        query = torch.arange(num_tokens)
+        first = (query // self.block - self.previous).clamp(min=0) * self.block
         # Sinks are extra once the visible blocks have left them behind.
-        for index in range(previous + 1, whole + 1):
-            behind = (index - previous) * block
-            if behind >= sinks:
-                return pairs + sinks * (num_tokens - index * block)
-            pairs += behind * (block if index < whole else rest)
-        return pairs
+        return int((query - first + 1 + first.clamp(max=self.sinks)).sum())
 
 
 # The number that names a pattern -> its class.
@@ -231,13 +222,10 @@ def _triangle(n: int) -> int:
 
 @dataclass(frozen=True)
 class HeadSpans:
-    """What the key/value heads of one layer see, each on its own; query heads follow the one that they share.
-
-    Attributes:
-        heads: One span a key/value head; not all of them alike (`layer_of_heads`).
+    """What each key/value head of one layer sees; query heads follow the one that they share.
 
     Raises:
-        PlanError: All heads see the same.
+        PlanError: All heads see the same; `layer_of_heads` takes these too.
     """
 
     heads: tuple[LayerSpan, ...]

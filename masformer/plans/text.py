@@ -20,11 +20,6 @@ from masformer.plans.layer_spans import (
 )
 
 
-def layers_of(text: str, num_layers: int, num_heads: int | None) -> list[LayerSpan | HeadSpans]:
-    """Return the layers that a text form describes; arguments and errors are those of `SpanPlan.parse`."""
-    return _Parser(text, num_layers, num_heads).layers()
-
-
 def text_of(layers: Sequence[LayerSpan | HeadSpans]) -> str:
     """Return the canonical text form."""
     kinds: dict[LayerSpan, list[Item]] = {}
@@ -48,7 +43,7 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"[0-9]{1,9}", text) is not None
 
 
-class _Parser:
+class PlanParser:
     """Reads one text form. Every error names the character at which it stopped."""
 
     def __init__(self, text: str, num_layers: int, num_heads: int | None) -> None:

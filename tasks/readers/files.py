@@ -135,9 +135,7 @@ def _check_names(names: Sequence[str], file: str) -> None:
 def record_rows(path: Path, columns: Sequence[str] | None = None) -> Rows[Row]:
     """Return the records of a local file; the suffix is the format: Parquet, CSV, TSV, else JSON lines, or gzipped.
 
-    Args:
-        path: The file.
-        columns: The ones to read from Parquet, if they exist; None reads all. Other formats give whole records.
+    Of Parquet, only the `columns` that exist are read, or all of them; other formats give whole records.
     """
     is_parquet = require_file(path).suffix.lower() == ".parquet"
     return Rows(read_parquet([path], columns) if is_parquet else read_records(path), file_provenance(path))
@@ -162,10 +160,7 @@ def split_names(split: str) -> tuple[str, ...]:
 def split_file(folder: Path, split: str, *others: str) -> Path:
     """Return the one file of a folder that is named for a split, or the one zip file in it.
 
-    Args:
-        folder: The folder.
-        split: The task's name of the split.
-        others: Other names without a suffix, which take precedence; the first name with a file counts.
+    Names `others`, without a suffix, take precedence; the first name with a file counts.
 
     Raises:
         DataError: There is none, or more than one.
@@ -184,14 +179,9 @@ def split_file(folder: Path, split: str, *others: str) -> Path:
 def data_rows(
     path: Path, split: str, *others: str, member: str | None = None, columns: Sequence[str] | None = None
 ) -> Rows[Row]:
-    """Return the records of the file `--data`, or of the split's file in that folder.
+    """Return the records of the file `--data`, of its `member` if it is a zip file, or of the split's file in a folder.
 
-    Args:
-        path: File or folder.
-        split: The task's name of the split.
-        others: As in `split_file`.
-        member: The file of JSON lines inside, if it is a zip file.
-        columns: As in `record_rows`.
+    Other arguments are those of `split_file` and `record_rows`.
     """
     if require_path(path).is_dir():
         path = split_file(path, split, *others)

@@ -39,14 +39,13 @@ def hub_rows(
     """Return the rows of the files of a hub data set that match, in the order of their paths.
 
     Args:
-        repo: Owner and name.
         files: Patterns of paths inside the repository; `*` is anything but a slash, `**/` any folders. The first
             pattern with a match counts.
         request: Its revision is read, `main` by default; if `main` has no matching file, the hub's own Parquet
             conversion is read. With a limit, parts of files are read.
         columns: The ones to read from Parquet files, if they exist; None reads all. Other formats give whole records.
         member: The path of a .jsonl, .json or .csv file inside the .zip file.
-        config: Recorded in the provenance.
+        config: For the provenance alone.
 
     Raises:
         DataError: Not reachable and not cached, not found, no access, no file or member matches, or a file is damaged.
@@ -65,12 +64,9 @@ def hub_rows(
 
 @dataclass(frozen=True)
 class _HubFiles:
-    """Files of one commit.
+    """Files of one commit: those in `local` are whole in the cache, the others are read in parts.
 
-    Attributes:
-        paths: Inside the repository, sorted.
-        local: Whole files in the cache, by path; the others are read in parts.
-        unreachable: Why the hub cannot be asked for more, or None.
+    `unreachable` says why the hub cannot be asked for more, or is None.
     """
 
     repo: str

@@ -101,9 +101,7 @@ class HubFile(io.RawIOBase):
         """Open nothing yet.
 
         Args:
-            repo: Owner and name.
             commit: All 40 digits, so that kept blocks never belong to another content.
-            path: Inside the repository.
             unreachable: Why only kept blocks can be read; None asks the hub for others.
         """
         from huggingface_hub import hf_hub_url

@@ -108,7 +108,6 @@ class Rows(Generic[T]):
     """Iterates over rows once and counts those that were read.
 
     Attributes:
-        provenance: JSON-ready facts that pin the source.
         source: The rows that these were merged from, which are counted instead, or None.
         num_skipped: Rows that the task leaves out by its definition.
         bad: One message for each row that cannot be used.
@@ -151,10 +150,7 @@ def document_names(prefix: str) -> Callable[[str], str]:
 def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> LoadedExamples:
     """Return the first `limit` examples that are long enough, with the provenance of `rows`; reads no further.
 
-    Args:
-        request: Gives `limit`, `min_words` and `on_bad_row`.
-        rows: Read once.
-        convert: Returns the examples of a row, and raises `DataError` for one that cannot be used.
+    `convert` raises `DataError` for a row that cannot be used.
 
     Raises:
         DataError: A row cannot be used and `on_bad_row` is `fail`, or no example is left.

@@ -8,7 +8,6 @@ references of the test splits are hidden: their `output` is null.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -35,17 +34,9 @@ def sample_lines(name: str, query: str | None, *outputs: str) -> dict[str, list[
 
 @dataclass(frozen=True, kw_only=True)
 class ScrollsItem:
-    """The merged lines of one id.
-
-    Attributes:
-        where: Place of the first line, for messages.
-        index: 0-based position among the items.
-        input: Query and document, or the document alone.
-        references: The outputs in order, each once.
-    """
+    """The merged lines of one id: each output once, and `where` the first line is, for messages."""
 
     where: str
-    index: int
     id: str
     input: str
     references: tuple[str, ...]
@@ -64,11 +55,7 @@ def scrolls_rows(name: str, request: LoadRequest, *, elsewhere: str = "") -> Row
     """Return the items of one of the sets; rows without an `input` come as they are.
 
     They come from the hub, or from a local file: JSON lines, the zip file, or a folder that holds one of them.
-
-    Args:
-        name: The set.
-        request: Gives split, data, limit and revision.
-        elsewhere: Where the hidden references can be had; follows "use --split validation".
+    `elsewhere` says where the hidden references can be had; it follows "use --split validation".
 
     Raises:
         DataError: The hub or the file is at fault, or the requested references are hidden.
@@ -90,7 +77,6 @@ def scrolls_rows(name: str, request: LoadRequest, *, elsewhere: str = "") -> Row
 
 def _merge(rows: Iterable[Row | BadRow], *, stream: bool, hidden: str | None) -> Iterator[Row | ScrollsItem | BadRow]:
     groups: dict[str, list[Row]] = {}
-    numbers = itertools.count()
     for row in rows:
         if isinstance(row, BadRow) or "input" not in row.fields:
             yield row
@@ -103,15 +89,14 @@ def _merge(rows: Iterable[Row | BadRow], *, stream: bool, hidden: str | None) ->
             yield BadRow(str(error))
             continue
         if stream and groups and name not in groups:
-            yield from _merged(groups, numbers)
+            yield from _merged(groups)
             groups = {}
         groups.setdefault(name, []).append(row)
-    yield from _merged(groups, numbers)
+    yield from _merged(groups)
 
 
-def _merged(groups: dict[str, list[Row]], numbers: Iterator[int]) -> Iterator[ScrollsItem | BadRow]:
+def _merged(groups: dict[str, list[Row]]) -> Iterator[ScrollsItem | BadRow]:
     for name, group in groups.items():
-        where = group[0].where
         try:
             group[0].text("input")
             # Not stripped: without its query, it begins with the blank line.
@@ -123,4 +108,4 @@ def _merged(groups: dict[str, list[Row]], numbers: Iterator[int]) -> Iterator[Sc
         except DataError as error:
             yield BadRow(str(error))
         else:
-            yield ScrollsItem(where=where, index=next(numbers), id=name, input=first, references=references)
+            yield ScrollsItem(where=group[0].where, id=name, input=first, references=references)
