@@ -125,10 +125,10 @@ def render_page(
             that are None are left out of the browser. A `note` stands above it. `headlines` may name a metric of each
             task, by which its examples are shown until another is chosen.
     """
-    for section in sections:
-        for row in section.rows if isinstance(section, Table) else ():
-            if len(row) != len(section.columns):
-                name, expected = section.caption, len(section.columns)
+    for table in (section for section in sections if isinstance(section, Table)):
+        for row in table.rows:
+            if len(row) != len(table.columns):
+                name, expected = table.caption, len(table.columns)
                 raise ValueError(f"a row of the table {name!r} has {len(row)} cells for {expected} columns")
     charts = [section.spec for section in sections if isinstance(section, Chart)]
     library = _vega() if charts else ""
