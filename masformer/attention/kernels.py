@@ -54,14 +54,7 @@ def choose_kernel(
     dropout: float,
     value_size: int,
 ) -> Kernel:
-    """Return what attends from several queries a row; figures are in docs/performance.md.
-
-    causal: One `scaled_dot_product_attention` where every query sees all before it, or one a run of earlier keys.
-    tiles: `masformer.attention.tiles`; its first queries, which see all before them, are left to `causal`.
-    masked: Explicit masks of a few rows, for dropout of attention weights and for patterns without tiles.
-    flash: The window of FlashAttention, on CUDA where the package is installed.
-    flex: Compiled `flex_attention` with a block mask, on CUDA.
-    """
+    """Return what attends from several queries a row, as in the table of `masformer.attention`."""
     if dropout:
         return "masked"
     exact: Kernel = "tiles" if isinstance(span, TILED) else "masked"

@@ -222,11 +222,7 @@ def _triangle(n: int) -> int:
 
 @dataclass(frozen=True)
 class HeadSpans:
-    """What each key/value head of one layer sees; query heads follow the one that they share.
-
-    Raises:
-        PlanError: All heads see the same; `layer_of_heads` takes these too.
-    """
+    """What each key/value head of one layer sees, not all alike; query heads follow the one that they share."""
 
     heads: tuple[LayerSpan, ...]
 
