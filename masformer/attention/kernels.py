@@ -349,23 +349,17 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
         )
     places = torch.arange(key.shape[2], device=query.device)
     positions = torch.where(places < span.sinks, places, places + missing)
-    scores, parts = how.scores, []
+    scale, softcap, learned = how.scores.scale, how.scores.softcap, how.learned_sinks
+    parts = []
     for first in range(0, query.shape[2], _MASK_ROWS):
         part = query[:, :, first : first + _MASK_ROWS]
         stop = offset + first + part.shape[2] - missing
         visible = visible_keys(positions[stop - part.shape[2] : stop], positions[:stop], span)
-        parts.append(
-            dense_attention(
-                part,
-                key[:, :, :stop],
-                value[:, :, :stop],
-                visible,
-                scores.scale,
-                softcap=scores.softcap,
-                learned_sinks=how.learned_sinks,
-                dropout=how.dropout,
-            )
+        keys, values = key[:, :, :stop], value[:, :, :stop]
+        out = dense_attention(
+            part, keys, values, visible, scale, softcap=softcap, learned_sinks=learned, dropout=how.dropout
         )
+        parts.append(out)
     return torch.cat(parts, dim=2)
 
 
