@@ -105,11 +105,7 @@ def check_fits(plan: SpanPlan, config: PreTrainedConfig) -> None:
 
 
 def stored_plan(config: PreTrainedConfig) -> SpanPlan | None:
-    """Return the plan that `save_checkpoint` wrote into a config; None when there is none.
-
-    Raises:
-        PlanError: It is malformed or does not fit the model.
-    """
+    """Return the plan in a config, or None. Raises `PlanError` if it is malformed or does not fit the model."""
     stored = getattr(config, "masformer", None)
     if stored is None:
         return None
@@ -121,11 +117,7 @@ def stored_plan(config: PreTrainedConfig) -> SpanPlan | None:
 
 
 def native_plan(config: PreTrainedConfig) -> SpanPlan:
-    """Return the spans that the architecture itself gives its layers (Gemma 3, Mistral, Qwen, ...).
-
-    Raises:
-        PlanError: A layer is of a kind that no span describes.
-    """
+    """Return the spans that the architecture itself gives its layers. Raises `PlanError` if no span describes one."""
     config = text_config(config)
     count = int(config.num_hidden_layers)
     if hasattr(config, "attention_layers"):  # GPT-Neo

@@ -41,10 +41,7 @@ _PROBE_TOKENS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """How hidden states become logits: `cap * tanh(scale * (hidden @ weight.T + bias) / cap)`.
-
-    Cohere and Granite scale, Gemma 2 caps; without a cap, the rest is the logits.
-    """
+    """How hidden states become logits: `cap * tanh(scale * (hidden @ weight.T + bias) / cap)` if there is a cap."""
 
     weight: Tensor
     bias: Tensor | None
@@ -129,10 +126,7 @@ def _negative_log_likelihood(head: Head, hidden: Tensor, targets: Tensor) -> Ten
 
 
 def summed_loss(hidden: Tensor, head: Head, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the summed negative log likelihood of (N,) targets after (N, D) hidden states, in nats.
-
-    Products are computed in `dtype`; None is that of the hidden states.
-    """
+    """Return the summed loss of (N,) targets after (N, D) hidden states, in nats; products are computed in `dtype`."""
     loss: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, targets, head, dtype or hidden.dtype
     )

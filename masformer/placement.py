@@ -7,12 +7,8 @@
     frontier(found)                                              # plans that no other beats in loss and in cost
 
 A unit is what a placement makes full or leaves local: a layer, or a key/value head of a layer with the query heads
-that read it. Three ways to rank units, from exact to cheap:
-
-- `scan`: the loss with this unit alone full, and with this unit alone local.
-- `gate_gradients`: one forward and one backward pass a text. Each unit's attention is local + gate * (full - local),
-  and the derivative of the loss by its gate says, to first order, what the unit gains by seeing everything.
-- `beam_search`: from a ranking, adds the unit that helps most given those chosen before, and measures each plan.
+that read it. `scan` measures each unit alone. `gate_gradients` estimates them all with one forward and one backward
+pass a text. `beam_search` adds unit after unit from such a ranking, and measures each plan.
 
 `PlanMeter` computes what plans share once. The hidden states below the first layer in which a plan differs from the
 one measured before are those of that plan, so that a scan of L layers costs about half of L forward passes.
@@ -380,12 +376,7 @@ def gate_gradients(
     With a gate g, a head's output is (1 - g) x what the plan lets it see + g x full attention. A head with a negative
     derivative lowers the loss by seeing more, the more so the lower it is. At g = 0 the others are the plan's; halfway,
     heads that help only together, one in an early layer and one in a late one, are seen to help. The derivative of a
-    head that is full already is 0.
-
-    The model keeps the plan afterwards.
-
-    Raises:
-        ValueError: A text is too short.
+    head that is full already is 0. The model keeps the plan afterwards.
     """
     _check_lengths(texts, first)
     apply_plan(model.eval(), plan)

@@ -52,10 +52,8 @@ def load_aclsum(queries: Mapping[str, str], request: LoadRequest) -> LoadedExamp
     split_file = folder / FILES[request.split]
     rows = record_rows(split_file)
     files = [split_file, *sorted(papers.glob("*.json"))]
-    if request.data is None:
-        rows.provenance = package_provenance(PACKAGE, files)
-    else:
-        rows.provenance = file_provenance(folder, files)
+    is_package = request.data is None
+    rows.provenance = package_provenance(PACKAGE, files) if is_package else file_provenance(folder, files)
 
     def read(row: Row) -> Iterator[Example]:
         paper = read_json(papers / f"{row.text('id')}.json")

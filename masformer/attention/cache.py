@@ -37,11 +37,7 @@ GROWTH_TOKENS = 512
 
 
 class SegmentedKeys(Tensor):
-    """The keys that a fork has written itself; those before them stay where they are.
-
-    Attributes:
-        before: Keys (B, K, T, D) and values (B, K, T, D) of each run before, the earliest first.
-    """
+    """The keys that a fork has written itself; `before` has the (B, K, T, D) keys and values of each earlier run."""
 
     before: tuple[tuple[Tensor, Tensor], ...]
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]

@@ -17,11 +17,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, LayerSpan, Tensor | None], Tensor]
 
 
 class HeadKeys(Tensor):
-    """The new tokens' keys of all heads; what each group of heads sees is beside them.
-
-    Attributes:
-        parts: Keys (B, k, Tk, D) and values of each of `HeadSpans.groups`, as its part of the cache returns them.
-    """
+    """The new tokens' keys of all heads; `parts` has the (B, k, Tk, D) keys and values that each group sees."""
 
     parts: tuple[tuple[Tensor, Tensor], ...]
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -36,11 +32,7 @@ def heads_of(states: Tensor, runs: Sequence[tuple[int, int]], size: int = 1, dim
 def attend_by_head(
     attend: Attend, query: Tensor, key: Tensor, value: Tensor, spans: HeadSpans, learned_sinks: Tensor | None
 ) -> Tensor:
-    """Return (B, H, Tq, D) attention in which each key/value head has its own span.
-
-    Raises:
-        ValueError: The spans are for another number of key/value heads.
-    """
+    """Return (B, H, Tq, D) attention in which each key/value head has its own span."""
     if key.shape[1] != len(spans.heads):
         raise ValueError(f"a layer with spans of {len(spans.heads)} key/value heads got {key.shape[1]} of them")
     size = query.shape[1] // key.shape[1]

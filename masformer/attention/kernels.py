@@ -54,14 +54,7 @@ def choose_kernel(
     dropout: float,
     value_size: int,
 ) -> Kernel:
-    """Return what attends from several queries a row; figures are in docs/performance.md.
-
-    causal: One `scaled_dot_product_attention` where every query sees all before it, or one a run of earlier keys.
-    tiles: `masformer.attention.tiles`; its first queries, which see all before them, are left to `causal`.
-    masked: Explicit masks of a few rows, for dropout of attention weights and for patterns without tiles.
-    flash: The window of FlashAttention, on CUDA where the package is installed.
-    flex: Compiled `flex_attention` with a block mask, on CUDA.
-    """
+    """Return what attends from several queries a row, as in the table of `masformer.attention`."""
     if dropout:
         return "masked"
     exact: Kernel = "tiles" if isinstance(span, TILED) else "masked"
@@ -356,23 +349,17 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
         )
     places = torch.arange(key.shape[2], device=query.device)
     positions = torch.where(places < span.sinks, places, places + missing)
-    scores, parts = how.scores, []
+    scale, softcap, learned = how.scores.scale, how.scores.softcap, how.learned_sinks
+    parts = []
     for first in range(0, query.shape[2], _MASK_ROWS):
         part = query[:, :, first : first + _MASK_ROWS]
         stop = offset + first + part.shape[2] - missing
         visible = visible_keys(positions[stop - part.shape[2] : stop], positions[:stop], span)
-        parts.append(
-            dense_attention(
-                part,
-                key[:, :, :stop],
-                value[:, :, :stop],
-                visible,
-                scores.scale,
-                softcap=scores.softcap,
-                learned_sinks=how.learned_sinks,
-                dropout=how.dropout,
-            )
+        keys, values = key[:, :, :stop], value[:, :, :stop]
+        out = dense_attention(
+            part, keys, values, visible, scale, softcap=softcap, learned_sinks=learned, dropout=how.dropout
         )
+        parts.append(out)
     return torch.cat(parts, dim=2)
 
 

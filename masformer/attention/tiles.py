@@ -48,11 +48,7 @@ _CAUSAL_QUERIES = 128
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRule:
-    """How a query-key product becomes a score.
-
-    Attributes:
-        softcap: Scores x become softcap * tanh(x / softcap) (Gemma 2); None leaves them.
-    """
+    """How a query-key product becomes a score x: scaled, then softcap * tanh(x / softcap) if there is a `softcap`."""
 
     scale: float
     softcap: float | None = None
@@ -162,8 +158,7 @@ def tile_attention(
 ) -> Tensor:
     """Return (B, H, Tq, D) attention under a span, of which the first `skip` queries are left to the caller.
 
-    Args:
-        key: (B, K, Tk, D): all positions in order, or the sinks and then a run that ends at the last query.
+    Keys are all positions in order, or the sinks and then a run that ends at the last query.
     """
     # Tokens before heads, as the projection after attention takes them.
     work = _Work(span=span, offset=offset, skip=skip, scores=scores)

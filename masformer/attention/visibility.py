@@ -40,11 +40,7 @@ class SpanMask:
             self.most_padding = int(self.padding.max())
 
     def look_for_documents(self, position_ids: Tensor | None, batch: int, num_queries: int) -> None:
-        """Find packed documents, unless an earlier layer did.
-
-        Raises:
-            ValueError: Documents are packed in a batch with padding, or on top of a cache.
-        """
+        """Find packed documents, unless an earlier layer did; these go with neither padding nor a cache."""
         if self.has_looked:
             return
         self.has_looked = True
@@ -97,11 +93,7 @@ def span_mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> SpanMask:
-    """Return the `SpanMask` of one forward pass; the mask function registered with transformers.
-
-    Raises:
-        ValueError: The model wants another mask than a causal one, or the padding is not on the left.
-    """
+    """Return the `SpanMask` of one forward pass for transformers. Raises `ValueError` unless the mask is causal."""
     if use_vmap:
         raise ValueError(
             "this model adds a mask of its own (images or prefixes seen both ways); only causal masks work"

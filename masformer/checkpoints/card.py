@@ -61,11 +61,7 @@ def origin_of(checkpoint: Checkpoint) -> Origin:
 def model_card(
     name: str, plan: SpanPlan | None, origin: Origin | None, cost: Mapping[str, Any] | None, dtype: str
 ) -> str:
-    """Return the text of a checkpoint's `README.md`; `cost` comes from `masformer.measure.cost_record`.
-
-    Args:
-        name: Hub id or folder that the loading lines load.
-    """
+    """Return the text of a checkpoint's `README.md`, whose lines load `name`; `cost` is that of `cost_record`."""
     known: dict[str, Any] = {**origin.license, "base_model": origin.base_model} if origin else {}
     data = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", tags=_TAGS if plan else None, **known

@@ -170,11 +170,7 @@ class Checkpoint:
 
 
 def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Return the checkpoint that a reference names, without its weights.
-
-    Raises:
-        CheckpointError: Nothing is there, or it is no decoder with safetensors or GGUF weights.
-    """
+    """Return the checkpoint that a reference names, without weights. Raises `CheckpointError` if none is usable."""
     location, gguf_file, source = reference, None, "hub"
     if reference in SHORT_NAMES:
         short = SHORT_NAMES[reference]

@@ -114,11 +114,7 @@ def check_space(folder: Path, num_bytes: int) -> None:
 
 
 def checkpoint_files(folder: Path) -> list[str]:
-    """Return the names of the files of the converted checkpoint in a folder, other files left out.
-
-    Raises:
-        SaveError: There is none, or a part of it is missing.
-    """
+    """Return the files of the converted checkpoint in a folder. Raises `SaveError` if it is absent or incomplete."""
     files = _listed(folder, folder / CONFIG)
     if not files:
         raise SaveError(f"folder '{folder}' holds no converted checkpoint; make one with: masformer convert")

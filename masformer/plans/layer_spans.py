@@ -182,10 +182,13 @@ class Blocks(LayerSpan):
         return (self.sinks // self.block + self.previous + 1) * self.block
 
     def num_pairs(self, num_tokens: int) -> int:
-        query = torch.arange(num_tokens)
-        first = (query // self.block - self.previous).clamp(min=0) * self.block
-        # Sinks are extra once the visible blocks have left them behind.
-        return int((query - first + 1 + first.clamp(max=self.sinks)).sum())
+        pairs = 0
+        for start in range(0, num_tokens, self.block):
+            queries = min(self.block, num_tokens - start)
+            first = max(start - self.previous * self.block, 0)
+            # Sinks are extra once the visible blocks have left them behind.
+            pairs += _triangle(queries) + queries * (start - first + min(first, self.sinks))
+        return pairs
 
 
 # The number that names a pattern -> its class.
@@ -222,11 +225,7 @@ def _triangle(n: int) -> int:
 
 @dataclass(frozen=True)
 class HeadSpans:
-    """What each key/value head of one layer sees; query heads follow the one that they share.
-
-    Raises:
-        PlanError: All heads see the same; `layer_of_heads` takes these too.
-    """
+    """What each key/value head of one layer sees, not all alike; query heads follow the one that they share."""
 
     heads: tuple[LayerSpan, ...]
 

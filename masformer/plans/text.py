@@ -19,6 +19,8 @@ from masformer.plans.layer_spans import (
     ranges_of,
 )
 
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
 
 def text_of(layers: Sequence[LayerSpan | HeadSpans]) -> str:
     """Return the canonical text form."""
@@ -37,10 +39,6 @@ def text_of(layers: Sequence[LayerSpan | HeadSpans]) -> str:
         return f"{start} {next(iter(kinds))}"
     clauses = [f"full@{ranges_of(full_layers)}"] if full_layers else []
     return "; ".join(clauses + [f"{layer}@{ranges_of(items)}" for layer, items in kinds.items()])
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[0-9]{1,9}", text) is not None
 
 
 class PlanParser:
@@ -103,7 +101,7 @@ class PlanParser:
             self.fail(
                 at, f"'{word}' is no placement; known: full, local, bottom:N, middle:N, top:N, every:N, full@LAYERS"
             )
-        if not colon or not _is_number(number) or int(number) < 1:
+        if not colon or not _NUMBER.fullmatch(number) or int(number) < 1:
             self.fail(at + len(name) + len(colon), f"{name} needs a positive number, as in '{name}:8'")
         n = int(number)
         if n > count:
@@ -193,7 +191,7 @@ class PlanParser:
                 self.fail(at, f"'{word}' is no setting; known: {', '.join(f'{each}=N' for each in known)}")
             if name in numbers:
                 self.fail(at, f"{name} is given twice")
-            if not _is_number(value):
+            if not _NUMBER.fullmatch(value):
                 self.fail(at + len(name) + 1, f"{name} needs a whole number of at most 9 digits, got '{value[:20]}'")
             numbers[name], places[name] = int(value), at
         pattern = next((PATTERNS[name] for name in numbers if name in PATTERNS), Window)
