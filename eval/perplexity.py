@@ -16,6 +16,8 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
+
 from eval.config.perplexity import PerplexityConfig
 from eval.losses.perplexity_job import open_perplexity
 from eval.losses.windows import measure
@@ -26,11 +28,12 @@ from eval.runtime.processes import start_accelerated
 from masformer.loss import check_head
 
 
-@command()
+@command(again="the same command")
 def main(argv: Sequence[str]) -> None:
     """Measure under the settings of a command line."""
     config = PerplexityConfig.from_command_line(argv)
     process = start_accelerated(config.threads)
+    torch.manual_seed(config.seed)
     model = open_model(config, config.plan, process, max(config.maxlen))  # checks plan and positions; no weights yet
     job = open_perplexity(config, model)  # resumes, or says why it cannot
     with job.lock(process):

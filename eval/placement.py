@@ -27,7 +27,7 @@ from eval.runtime.model import open_model
 from eval.runtime.processes import start_accelerated
 
 
-@command()
+@command(again="the same command")
 def main(argv: Sequence[str]) -> None:
     """Search under the settings of a command line."""
     config = PlacementConfig.from_command_line(argv)

@@ -19,7 +19,7 @@ from eval.generation.run_job import open_run
 from eval.runtime.jobs import command
 
 
-@command()
+@command(again="the same command")
 def main(argv: Sequence[str]) -> None:
     """Run what a command line asks for."""
     config = RunConfig.from_command_line(argv)
@@ -29,17 +29,14 @@ def main(argv: Sequence[str]) -> None:
     run = open_run(config, data, backend)  # resumes, or says why it cannot
     requests = run.requests(backend)  # prompting/: cuts each context to each maxlen
     if config.dry_run:
-        if process.is_main:
-            requests = requests.without(run.existing(requests.fingerprints))
-            run.introduce(requests, backend)
-            print(f"\n{backend.forecast(requests)}")
-        return
-    with run.lock(process):
-        requests, shared = run.start(requests, backend, argv)  # without what earlier sessions answered
-        if requests.num_missing:
-            for prediction in backend.answer(requests, process, shared):
-                run.append(prediction, process)
-        run.finish(requests, process)  # merges the journals, scores, reports
+        run.print_forecast(requests, backend)
+    else:
+        with run.lock(process):
+            requests, shared = run.start(requests, backend, argv)  # without what earlier sessions answered
+            if requests.num_missing:
+                for prediction in backend.answer(requests, shared):
+                    run.append(prediction, process)
+            run.finish(requests, process)  # merges the journals, scores, reports
     process.finish()
 
 

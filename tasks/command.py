@@ -13,7 +13,7 @@ from pathlib import Path
 _SCRIPTS = r"eval/(run|perplexity|finetune|placement|merge)\.py"
 _LAUNCHED = re.compile(rf"(accelerate launch(?: -[-\w]+(?: [\dN]+)?)*) {_SCRIPTS}")
 _MODULES = r"python -m (?:eval\.(score|compare|leaderboard|export|study|harness)|(tasks)\b)"
-_STARTED = re.compile(rf"(?:python )?\b{_SCRIPTS}|{_MODULES}")
+_STARTED = re.compile(rf"(?<![\w/.-])(?:(?:python )?{_SCRIPTS}|{_MODULES})")
 
 
 def as_typed(text: str) -> str:

@@ -1,7 +1,7 @@
 """What answers requests. A new engine is a file here and a line in `BACKENDS` of eval/config/run.py.
 
 backend = open_backend(config)          # checks the model and its settings; loads no weights
-for prediction in backend.answer(requests, process, shared):
+for prediction in backend.answer(requests, shared):
     ...
 """
 
@@ -19,6 +19,7 @@ from eval.config.run import BACKENDS, RunConfig
 from eval.generation.requests import Request, Requests
 from eval.records.run_folder import default_output
 from eval.records.schema import Grouping, ModelRecord, Prediction
+from eval.reporting.trackers import check_trackers
 from eval.runtime.processes import Process, num_threads, start_accelerated
 
 
@@ -44,12 +45,11 @@ class Backend(ABC):
     identity: dict[str, Any] | None = None
 
     @abstractmethod
-    def answer(self, requests: Requests, process: Process, shared: Path) -> Iterator[Prediction]:
+    def answer(self, requests: Requests, shared: Path) -> Iterator[Prediction]:
         """Yield a prediction for each missing request that falls to this process, as soon as it is made.
 
         Args:
-            requests: All requests; `requests.missing()` are those without an answer.
-            process: This process; the others of the launch get the same requests.
+            requests: All requests, the same in all processes; `requests.missing()` are those without an answer.
             shared: Empty folder that all processes of this session see, for sharing the work.
         """
 
@@ -101,6 +101,7 @@ def start_for(config: RunConfig, *, needs_torch: bool) -> Process:
     """
     if not (needs_torch or config.report_to or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         return Process(config.threads or num_threads(os.environ))
+    check_trackers(config.report_to)
     return start_accelerated(
         config.threads, log_with=list(config.report_to) or None, project_dir=str(output_of(config))
     )
@@ -110,14 +111,19 @@ def output_of(config: RunConfig) -> Path:
     """Return the run folder: the one that is named, or a name from the settings."""
     if config.output is not None:
         return config.output
-    grows = ("maxlen", "template", "limit", "on_bad_row")
-    how = ("output", "overwrite", "dry_run", "batch_size", "memory_budget", "shard", "device_map", "texts", "report_to")
-    folder = default_output("", config, (*grows, *how, "answers", *(["backend"] if config.backend == "local" else [])))
+    free = [
+        *("maxlen", "template", "limit", "on_bad_row", "output", "overwrite", "dry_run"),
+        *("batch_size", "memory_budget", "shard", "device_map", "texts", "report_to"),
+    ]
+    if config.backend == "local":  # folders of 0.1 know no other engine
+        folder = default_output("", config, (*free, "backend", "answers"))
+    else:
+        folder = default_output("", replace(config, model=config.backend), free)
     return folder.with_name(f"{folder.name}-shard-{config.shard[0]}-of-{config.shard[1]}") if config.shard else folder
 
 
 def share_by_turns(requests: Requests, process: Process) -> Iterator[Request]:
-    """Yield the missing requests of this process: every n-th document of n processes."""
-    for index, source in enumerate(requests.sources):
-        if index % process.count == process.index:
-            yield from requests.missing(source)
+    """Yield the missing requests of this process: every n-th document of n processes, of those with any."""
+    open_sources = [source for source in requests.sources if not requests.existing >= source.fingerprints.keys()]
+    for source in open_sources[process.index :: process.count]:
+        yield from requests.missing(source)

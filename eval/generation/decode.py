@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +27,7 @@ from transformers import (
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from eval.config.generation import GenerationSettings
+from eval.runtime.memory import storage_bytes
 from masformer import SpanCache, fixed_frequencies, prefill
 from masformer.attention.joined import can_join, join, row_bytes
 
@@ -252,49 +249,8 @@ def warm_up(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         decode(model, tokenizer, [prompt], [cache], GenerationSettings(max_new_tokens=4))
 
 
-def storage_bytes(cache: Cache) -> int:
-    """Return the bytes of a cache's keys and values, from real storage."""
-    if isinstance(cache, SpanCache):
-        return cache.num_bytes
-    return sum(
-        states.untyped_storage().nbytes()
-        for layer in cache.layers
-        for states in (getattr(layer, "keys", None), getattr(layer, "values", None))
-        if states is not None
-    )
-
-
 def now(device: torch.device) -> float:
     """Return a time in seconds, once the device has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def reset_peak(device: torch.device) -> None:
-    """Measure the most memory from now on."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    # Linux keeps the peak of a process and takes this as the order to begin anew; elsewhere it is that of the process.
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes(device: torch.device) -> int | None:
-    """Return the most memory since `reset_peak`; None where the system does not tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident_bytes("VmHWM")
-
-
-def resident_bytes(field: str) -> int | None:
-    """Return resident memory of this process, now (VmRSS) or at the most (VmHWM); None off Linux."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return None

@@ -108,13 +108,13 @@ class LocalBackend(Backend):
         dtype = TORCH_DTYPES[self.dtype]
         return describe_plan(self._groups(requests), requests, self.size, dtype, self.process)
 
-    def answer(self, requests: Requests, process: Process, shared: Path) -> Iterator[Prediction]:
+    def answer(self, requests: Requests, shared: Path) -> Iterator[Prediction]:
         groups = self._groups(requests)
         missing = [group for group in groups if any(key not in requests.existing for key in group.keys)]
         missing.sort(key=lambda group: (-group.cost, group.index))
+        claims = Claims(shared, missing)  # checks that all processes see the folder, before weights load
         model = self.opened.load(self.config.device_map)
-        claims = Claims(shared, missing)
-        yield from _Answering(model, self.tokenizer, self.size, requests.existing, claims, process).run()
+        yield from _Answering(model, self.tokenizer, self.size, requests.existing, claims, self.process).run()
 
     def _measured(self, requests: Requests) -> list[DocumentPrompts]:
         """Return the prompts of the whole run by document; measured once a session."""

@@ -21,7 +21,6 @@ from eval.generation.backend import Backend, share_by_turns, start_for
 from eval.generation.requests import Request, Requests
 from eval.records.journal import fingerprint
 from eval.records.schema import ModelRecord, Prediction
-from eval.runtime.processes import Process
 
 _TOKEN = re.compile(r"\s*\S+|\s+$")
 
@@ -77,8 +76,8 @@ class MockBackend(Backend):
         self._answers = {} if config.answers is None else _read_answers(config.answers)
         self.identity = {"name": "mock", "answers": fingerprint(sorted(map(str, self._answers.items())))}
 
-    def answer(self, requests: Requests, process: Process, shared: Path) -> Iterator[Prediction]:
-        for request in share_by_turns(requests, process):
+    def answer(self, requests: Requests, shared: Path) -> Iterator[Prediction]:
+        for request in share_by_turns(requests, self.process):
             _, _, example_id, maxlen = request.key
             of_any_length = self._answers.get((example_id, None))
             text = self._answers.get((example_id, maxlen), of_any_length)

@@ -111,6 +111,13 @@ class RunJob(Job[RunRecord, Prediction]):
             }
         )
 
+    def print_forecast(self, requests: Requests, backend: Backend) -> None:
+        """Print what would be run, and what it would take."""
+        if backend.process.is_main:
+            requests = requests.without(self.existing(requests.fingerprints))
+            self.introduce(requests, backend)
+            print(f"\n{backend.forecast(requests)}")
+
     def append(self, prediction: Prediction, process: Process) -> None:
         """Write a prediction to the disk, in the journal of this process."""
         if self._journal is None:

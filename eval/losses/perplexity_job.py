@@ -96,8 +96,7 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
         results = score_perplexity(lines, examples, self.record.identity.model.reference)
         if has_measured:
             self.end()
-        else:
-            self.folder.write_json("run.json", self.record)
+        self.folder.write_json("run.json", self.record)
         self.folder.write_json("scores.json", PerplexityScores(results=results))
         notes = [f"Not there yet: {len(absent)} measurements of a task whose run was interrupted."] if absent else []
         notes += notes_on_tasks(self.record.tasks)

@@ -96,6 +96,7 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
         keys = list(self.folder.read_journal(PlanLoss).lines)
         lines, _ = self.folder.merge_journal(PlanLoss, keys, set())
         self.end(seconds=seconds, num_layers_run=num_layers_run)
+        self.folder.write_json("run.json", self.record)
         measurements = [self._measurement(line) for line in lines if line.negative_log_likelihood is not None]
         self.folder.write_lines("measurements.jsonl", measurements)
         held_out = {(text.task, text.id) for text in self.texts if text.part == HELD_OUT}

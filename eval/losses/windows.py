@@ -12,11 +12,10 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
-from eval.generation.decode import storage_bytes
 from eval.prompting.prompts import PromptBuilder
 from eval.records.schema import DocumentLoss
 from eval.reporting.perplexity_report import TEMPLATE
-from eval.runtime.memory import peak_bytes, reset_peak
+from eval.runtime.memory import peak_bytes, reset_peak, storage_bytes
 from eval.runtime.model import plan_of
 from eval.runtime.processes import Process
 from masformer import SpanCache, fixed_frequencies

@@ -22,6 +22,8 @@ from eval.errors import UserError
 from eval.records.schema import Key
 from eval.records.typed import Record, from_json, to_json
 
+_LINE_REMEDY = "restore the line, or delete it and run the run's own command, which makes it again"
+
 
 class Keyed(Protocol):
     """A record of one line: a prediction, or a measurement."""
@@ -92,7 +94,7 @@ def read_journal(kind: type[Line], files: Iterable[Path], expected: Mapping[Key,
             elif key in journal.lines:
                 journal.duplicates += 1
             else:
-                journal.lines[key] = from_json(kind, line, f"{file}, line {number}")
+                journal.lines[key] = from_json(kind, line, f"{file}, line {number}", remedy=_LINE_REMEDY)
     return journal
 
 

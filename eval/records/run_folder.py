@@ -310,8 +310,8 @@ def locked(path: Path) -> Iterator[None]:
     file = path / ".lock"
     with disk_errors(file):
         path.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    lock = FileLock(file, timeout=0)
+    # A file that only exists would lock a folder for ever after a kill.
+    lock = FileLock(file, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:

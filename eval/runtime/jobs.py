@@ -82,22 +82,22 @@ def margin_share(text: str) -> float:
 Main = Callable[[Sequence[str]], None]
 
 
-def command(again: str = "the same command") -> Callable[[Main], Callable[[Sequence[str]], int]]:
+def command(again: str | None = None) -> Callable[[Main], Callable[[Sequence[str]], int]]:
     """Return a decorator that gives a script its ending: it then returns an exit status.
 
     Args:
-        again: What continues after an interrupt.
+        again: What continues after an interrupt; None for a command that begins anew.
     """
     return lambda main: wraps(main)(lambda argv: run_command(main, argv, again))
 
 
-def run_command(main: Main, argv: Sequence[str], again: str = "the same command") -> int:
+def run_command(main: Main, argv: Sequence[str], again: str | None = None) -> int:
     """Run a script, and return its exit status: 0, 2 after one line on what is wrong, 130 after an interrupt.
 
     Args:
         main: The script, given the arguments of the command line.
         argv: Those arguments.
-        again: What continues after an interrupt.
+        again: What continues after an interrupt; None for a command that begins anew.
     """
     for stream in (sys.stdout, sys.stderr):
         # Names and texts may hold what a terminal cannot show.
@@ -109,12 +109,14 @@ def run_command(main: Main, argv: Sequence[str], again: str = "the same command"
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has closed it
         _drop_output()
+        if again is None:
+            return 0
+        print(f"error: the output was closed; {_remedy(again, argv)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         _ignore_signals()
-        if "--overwrite" in argv:
-            again += ", without --overwrite,"
         if _is_first_here():
-            print(f"interrupted: {again} goes on where this one stopped", file=sys.stderr)
+            print(f"interrupted: {_remedy(again, argv)}", file=sys.stderr)
         return 130
     except Exception as error:
         text = user_message(error)
@@ -152,6 +154,13 @@ def _is_full_output(error: BaseException) -> TypeGuard[OSError]:
 def _drop_output() -> None:
     """Write nothing more, at exit neither."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _remedy(again: str | None, argv: Sequence[str]) -> str:
+    if again is None:
+        return "run the same command again"
+    without = ", without --overwrite," if "--overwrite" in argv else ""
+    return f"{again}{without} goes on where this one stopped"
 
 
 def _is_first_here() -> bool:
@@ -227,14 +236,13 @@ class Job(Generic[Record, Line]):
         self.folder.write_lines("examples.jsonl", examples)
 
     def end(self, **remarks: Any) -> None:
-        """Note that the last session has finished, and write the record.
+        """Note in the record that the last session has finished; the caller writes it after its results.
 
         Args:
             remarks: Further fields of the session.
         """
         *others, last = self._sessions
         self.change(sessions=[*others, replace(last, finished=utc_now(), **remarks)])
-        self.folder.write_json("run.json", self.record)
 
     def change(self, **fields: Any) -> None:
         """Replace fields of the record."""

@@ -9,6 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from transformers.cache_utils import Cache
+
+from masformer import SpanCache
 
 # Part of the memory that the weights leave, for keys and values; the rest is for activations and other programs.
 _SHARE = 0.5
@@ -70,6 +73,18 @@ def resident_bytes(field: str) -> int | None:
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def storage_bytes(cache: Cache) -> int:
+    """Return the bytes of a cache's keys and values, from real storage."""
+    if isinstance(cache, SpanCache):
+        return cache.num_bytes
+    return sum(
+        states.untyped_storage().nbytes()
+        for layer in cache.layers
+        for states in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if states is not None
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
