@@ -139,7 +139,7 @@ class _Answering:
         self.existing = existing
         self.claims = claims
         self.progress = Progress(claims, size, process)
-        self.decoder = TreeDecoder(model, tokenizer, self.progress)
+        self.decoder = TreeDecoder(model, tokenizer, self.progress, "--memory-budget or --batch-size")
         self.spans = plan_of(model)
 
     def run(self) -> Iterator[Prediction]:

@@ -35,9 +35,13 @@ class TreeDecoder:
         model: Model with its plan.
         tokenizer: Tokenizer of the model.
         observer: What to report to.
+        hint: Settings that avoid a lack of memory, after the remark on it.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, observer: Observer) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, observer: Observer, hint: str
+    ) -> None:
+        self.hint = hint
         self.model = model
         self.tokenizer = tokenizer
         self.observer = observer
@@ -90,7 +94,7 @@ class TreeDecoder:
             self.too_many = num_tokens
             self.observer.print(
                 f"out of memory with {len(leaves)} prompts of {num_tokens:,} tokens at once; going on with half as "
-                "many (a smaller --memory-budget or --batch-size avoids this)"
+                f"many (a smaller {self.hint} avoids this)"
             )
         half = (len(leaves) + 1) // 2
         yield from self.decode(leaves[:half], prompts, caches, settings)

@@ -243,7 +243,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         for prompt in sorted(prompts, key=len, reverse=True):
             by_class.setdefault(frequency_class(self.config, len(prompt)), []).append(prompt)
         most = rows_together(self.model, settings) or self.rows
-        decoder = TreeDecoder(self.model, self.tokenizer, _LoggedRemarks())
+        decoder = TreeDecoder(self.model, self.tokenizer, _LoggedRemarks(), "rows or memory_gib in --model_args")
         for alike in by_class.values():
             tree = PromptTree(alike)
             caches = decoder.caches(tree, range(len(alike)))

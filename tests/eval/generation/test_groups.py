@@ -13,7 +13,6 @@ import torch
 from eval.config.generation import GenerationSettings
 from eval.config.run import RunConfig
 from eval.generation.backend import Backend
-from eval.generation.decode import storage_bytes
 from eval.generation.groups import DocumentPrompts, Group, ModelSize, deal, form_groups, measure
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.generation.requests import PromptSource, Requests, make_requests
@@ -22,6 +21,7 @@ from eval.prompting.prompts import PromptBuilder
 from eval.records.journal import Journal
 from eval.records.schema import Grouping, Key, ModelRecord, Prediction
 from eval.records.typed import from_json
+from eval.runtime.memory import storage_bytes
 from eval.runtime.processes import Process
 from masformer import LayerSpan, SpanPlan, apply_plan
 from masformer.attention.joined import join

@@ -217,7 +217,10 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
 
     monkeypatch.setattr(tree_decoder, "decode", decode)
     assert full.generate_until(requests(prompts())) == expected
-    assert warnings[0] == "out of memory with 12 prompts at once; going on with half as many"
+    assert warnings[0] == (
+        "out of memory with 12 prompts of 2,184 tokens at once; going on with half as many (a smaller rows or "
+        "memory_gib in --model_args avoids this)"
+    )
 
 
 def test_requests_with_other_arguments_are_decoded_apart(full: MasformerLM, peer: HFLM) -> None:
@@ -329,7 +332,7 @@ def test_answers_are_those_of_our_own_run(tmp_path: Path, model_folder: Path, pe
     lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     template = record["tasks"]["arxiv"]["templates"]["instruct"]["text"]
-    documents = {line["document_id"]: line["text"] for line in RunFolder(tmp_path / "run").read_documents()}
+    documents = {line.document_id: line.text for line in RunFolder(tmp_path / "run").read_documents()}
     texts = {}
     for line in lines:
         ((start, stop),) = line["context_spans"]

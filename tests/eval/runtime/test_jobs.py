@@ -105,13 +105,13 @@ def test_a_mistake_of_all_processes_is_reported_once_a_machine(
     assert capsys.readouterr().err == "error: process 1: the disk is full\n"
 
 
-def ended(line: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+def ended(line: str, stdout: int = subprocess.PIPE, again: str = "") -> subprocess.CompletedProcess[str]:
     """Return how a script of one line ended, in a process of its own whose terminal knows ASCII alone."""
     program = f"""
 import sys
 from eval.runtime.jobs import command
 
-@command()
+@command({again})
 def main(argv):
     {line}
 
@@ -137,6 +137,15 @@ def test_a_reader_that_closes_the_output_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_job_whose_output_was_closed_is_not_done() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = ended("print('x' * 100_000)", stdout=write, again="again='the same command'")
+    os.close(write)
+    told = "error: the output was closed; the same command goes on where this one stopped\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
 def test_a_full_output_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = ended("print('x' * 100_000)", stdout=full.fileno())
@@ -145,11 +154,14 @@ def test_a_full_output_is_one_line() -> None:
 
 
 def test_a_scheduler_s_signal_is_an_interrupt() -> None:
-    done = ended("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+    done = ended(kill, again="again='the same command'")
     assert (done.returncode, done.stderr) == (
         130,
         "interrupted: the same command goes on where this one stopped\n",
     )
+    done = ended(kill)
+    assert (done.returncode, done.stderr) == (130, "interrupted: run the same command again\n")
 
 
 def test_text_that_a_terminal_cannot_show_is_printed_escaped() -> None:
