@@ -43,7 +43,7 @@ def test_a_run_without_a_model_is_scored_and_imports_no_torch(arguments: list[st
 import sys
 from eval.run import main
 status = main({arguments!r})
-loaded = [name for name in ("torch", "transformers", "accelerate", "masformer") if name in sys.modules]
+loaded = [name for name in ("torch", "transformers", "accelerate") if name in sys.modules]
 sys.exit(str(loaded) if loaded else status)
 """
     done = subprocess.run(
