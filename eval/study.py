@@ -38,7 +38,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-@command()
+@command(again="the same command")
 def main(argv: Sequence[str]) -> None:
     """Run the study that a command line names; the exit status is 1 where a part failed."""
     options = _parse(argv)

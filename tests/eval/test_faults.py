@@ -174,6 +174,7 @@ def test_a_rank_that_dies_leaves_the_work_of_the_others_whole(
     assert [line["text"] for line in lines] == [line["text"] for line in predictions(undisturbed)]
 
 
+@pytest.mark.nightly
 def test_an_interrupted_run_that_began_anew_goes_on_without_beginning_anew_again(
     arguments: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:

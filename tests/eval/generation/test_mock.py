@@ -108,6 +108,7 @@ def test_shards_of_a_mock_run_are_joined(arguments: list[str], tmp_path: Path) -
     assert predictions(tmp_path / "joined") == predictions(whole)
 
 
+@pytest.mark.nightly
 def test_two_processes_share_a_mock_run(arguments: list[str], tmp_path: Path) -> None:
     launcher = "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2"
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

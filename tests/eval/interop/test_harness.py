@@ -436,6 +436,7 @@ def test_the_command_line_takes_a_plan_with_commas(
     assert answers == ours(model_folder, plan=MIXED).generate_until(requests(prompts()))
 
 
+@pytest.mark.nightly
 def test_the_command_line_tells_a_wrong_plan_in_one_line(model_folder: Path, task_folder: Path) -> None:
     model = f"pretrained={model_folder},plan=full@7,8 span=2"
     command = ["--model", "masformer", "--model_args", model, "--tasks", str(task_folder / "tiny_answers.yaml")]

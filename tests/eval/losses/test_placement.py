@@ -230,6 +230,7 @@ def test_plans_are_judged_without_a_search(judged: list[str], tmp_path: Path, no
     assert all(row["num_documents"] == 8 for row in found["held_out"])
 
 
+@pytest.mark.nightly
 def test_two_processes_find_what_one_does(judged: list[str], tmp_path: Path, no_plots: None) -> None:
     assert main([*judged, "--rank", "gates", "--units", "heads"]) == 0
     shared = [*judged, "--rank", "gates", "--units", "heads"]
