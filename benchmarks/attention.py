@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from benchmarks.pairs import Case, alternate, finish, show
-from eval.runtime.session import set_threads
-from masformer.attention.span_attention import masformer_attention, span_attention
+from eval.runtime.processes import set_threads
+from masformer.attention.kernels import masformer_attention, span_attention
 from masformer.attention.visibility import SpanMask, visible_keys
-from masformer.plans.cost import visible_pairs
 from masformer.plans.spans import FULL, LayerSpan
 
 # Tokens, dtype, span, target; block-sparse spans and fp16 for completeness.
@@ -87,7 +86,7 @@ def main() -> None:
     ) -> None:
         ours, theirs = (1000 * seconds for seconds in alternate(ways, arguments.repeats))
         kind = str(dtype).removeprefix("torch.")
-        floor = visible_pairs(FULL, num_tokens) / visible_pairs(span, num_tokens)
+        floor = FULL.num_pairs(num_tokens) / span.num_pairs(num_tokens)
         case = Case(
             case=f"{prefix}kernel, {num_tokens:,} tokens, {span}, {kind}, against {peer}",
             ours=ours,

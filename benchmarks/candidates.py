@@ -23,10 +23,9 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.attention.flex_attention import flex_attention as eager_flex_attention
 
 from benchmarks.pairs import Case, alternate, finish, show
-from eval.runtime.session import set_threads
-from masformer.attention.span_attention import span_attention
+from eval.runtime.processes import set_threads
+from masformer.attention.kernels import span_attention
 from masformer.attention.visibility import is_visible, visible_keys
-from masformer.plans.cost import visible_pairs
 from masformer.plans.spans import FULL, LayerSpan
 
 TOKENS, SINKS, WINDOW, BLOCK = 8192, 4, 512, 512
@@ -119,7 +118,7 @@ def main() -> None:
             assert difference < TOLERANCE[dtype], (name, difference)
         full, *others = (1000 * x for x in alternate([partial(way, *inputs) for *_, way in ways], repeats))
         for (name, span, _), ours in zip(ways[1:], others, strict=True):
-            floor = visible_pairs(FULL, TOKENS) / visible_pairs(span, TOKENS)
+            floor = FULL.num_pairs(TOKENS) / span.num_pairs(TOKENS)
             kind = str(dtype).removeprefix("torch.")
             case = Case(case=f"{name}; {span}, {kind}", ours=ours, peer=full, unit="ms", floor=floor)
             show(case)

@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache
 
 from benchmarks.pairs import MIXED, Case, alternate, finish, show
 from benchmarks.texts import long_text
-from eval.runtime.session import set_threads
+from eval.runtime.processes import set_threads
 from masformer import SpanCache, apply_plan, read_plan
 from masformer.checkpoints.open import open_checkpoint
 

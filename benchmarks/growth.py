@@ -22,7 +22,7 @@ import torch
 from benchmarks.pairs import MIXED, Case, finish
 from benchmarks.prefill import product_flops
 from benchmarks.texts import long_text
-from eval.runtime.session import set_threads
+from eval.runtime.processes import set_threads
 from masformer import SpanCache, apply_plan, prefill, read_plan
 from masformer.checkpoints.open import open_checkpoint
 from masformer.plans.cost import attention_flops

@@ -38,7 +38,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.pairs import MIXED, Case, finish, show
 from eval.interop.lm_eval_model import MasformerLM
 from eval.prompting.prompts import PromptBuilder, fit
-from eval.runtime.session import set_threads
+from eval.runtime.processes import set_threads
 from masformer.checkpoints.open import open_checkpoint
 from tasks import TASKS, LoadRequest
 

@@ -24,8 +24,8 @@ from transformers import DynamicCache
 
 from benchmarks.pairs import MIXED, Case, finish, show
 from benchmarks.texts import long_text
-from eval.generation.decode import reset_peak, resident_bytes, storage_bytes
-from eval.runtime.session import set_threads
+from eval.runtime.memory import reset_peak, resident_bytes, storage_bytes
+from eval.runtime.processes import set_threads
 from masformer import SpanCache, apply_plan, prefill, read_plan
 from masformer.checkpoints.open import open_checkpoint
 from masformer.plans.cost import cache_bytes

@@ -28,7 +28,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from rouge_score.rouge_scorer import RougeScorer
 
 from benchmarks.pairs import Case, alternate, finish, show
-from eval.scoring.baselines import prepare_document, word_budget, yardsticks
+from eval.scoring.baselines import document_baselines, prepare_document, word_budget
 from eval.scoring.profiles import PROFILES
 from eval.scoring.rouge import sentence_spans
 from tasks import TASKS, LoadRequest
@@ -62,7 +62,9 @@ def load_papers() -> list[Paper]:
 
 def ours(paper: Paper, profile: str, budget: int) -> list[str]:
     """Return the oracle's text at each length."""
-    rows = yardsticks(prepare_document(paper.text, profile), paper.windows, [paper.reference], None, budget)
+    rows = document_baselines(
+        prepare_document(paper.text, PROFILES[profile].objective), paper.windows, [paper.reference], None, budget
+    )
     return [rows[maxlen][-1].text for maxlen in LENGTHS]
 
 
@@ -103,12 +105,12 @@ def time_parts(papers: Sequence[Paper], profile: str, budget: int) -> dict[str, 
         start = time.perf_counter()
         sentence_spans(paper.text)
         split = time.perf_counter()
-        document = prepare_document(paper.text, profile)
+        document = prepare_document(paper.text, PROFILES[profile].objective)
         prepared = time.perf_counter()
-        yardsticks(document, paper.windows, [paper.reference], None, budget)
+        document_baselines(document, paper.windows, [paper.reference], None, budget)
         done = time.perf_counter()
         # Without a word in the reference the oracle has nothing to look for.
-        yardsticks(document, paper.windows, ["?"], None, budget)
+        document_baselines(document, paper.windows, ["?"], None, budget)
         no_oracle = time.perf_counter() - done
         # Preparing splits once more.
         splitting = split - start

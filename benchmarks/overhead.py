@@ -29,7 +29,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.pairs import Case, finish
 from eval import run
-from eval.generation import answering, prompt_tree
+from eval.generation import local, prompt_tree, run_job, tree_decoder
+from eval.records.run_folder import RunFolder
+from eval.records.schema import Prediction
 
 
 def save_model(folder: Path) -> None:
@@ -77,18 +79,18 @@ def main() -> None:
         command += f" --max-new-tokens 4 --output {folder / 'run'}"
         model, plan, finishing, reading = Clock(), Clock(), Clock(), Clock()
         moments: list[tuple[float, float]] = []
-        original = answering.append_line
+        original = run_job.append_line
 
         def append(*line: Any) -> None:
             original(*line)
             moments.append((time.perf_counter(), model.seconds))
 
         patches = (
-            mock.patch.object(answering, "decode", model.around(answering.decode)),
+            mock.patch.object(tree_decoder, "decode", model.around(tree_decoder.decode)),
             mock.patch.object(prompt_tree, "prefill", model.around(prompt_tree.prefill)),
-            mock.patch.object(answering, "append_line", append),
-            mock.patch.object(run, "plan_work", plan.around(run.plan_work)),
-            mock.patch.object(run, "finish_folder", finishing.around(run.finish_folder)),
+            mock.patch.object(run_job, "append_line", append),
+            mock.patch.object(local, "measure", plan.around(local.measure)),
+            mock.patch.object(run_job, "finish_run", finishing.around(run_job.finish_run)),
         )
         for patch in patches:
             patch.start()
@@ -99,7 +101,7 @@ def main() -> None:
         (folder / "run" / "predictions.jsonl").rename(folder / "run" / "journal.jsonl")
         (folder / "run" / "journal").mkdir()
         (folder / "run" / "journal.jsonl").rename(folder / "run" / "journal" / "00000.jsonl")
-        found = reading.around(run.RunFolder(folder / "run").read_predictions)()
+        found = reading.around(RunFolder(folder / "run").read_journal)(Prediction)
         assert len(found.lines) == len(moments) == 2 * arguments.examples
         assert printed.called
 

@@ -22,8 +22,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 from scipy.stats import spearmanr
 
-from eval.runtime.session import set_threads
-from eval.scoring.significance import PerplexityRatio, ratio_of_perplexities
+from eval.records.schema import PerplexityRatio
+from eval.runtime.processes import set_threads
+from eval.scoring.significance import ratio_of_perplexities
 from masformer import LayerSpan, SpanPlan
 from masformer.checkpoints.open import Checkpoint, open_checkpoint
 from masformer.placement import (

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.pairs import MIXED, Case, alternate, finish, show
 from benchmarks.texts import long_text
-from eval.runtime.session import set_threads
+from eval.runtime.processes import set_threads
 from masformer import SpanCache, SpanPlan, apply_plan, prefill, read_plan
 from masformer.attention.prefill import CHUNK_TOKENS
 from masformer.checkpoints.open import open_checkpoint

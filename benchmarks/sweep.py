@@ -28,11 +28,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.pairs import MIXED, Case, finish, show
-from eval.generation.decode import GenerationSettings, decode, warm_up
+from eval.config.generation import GenerationSettings
+from eval.generation.decode import decode, warm_up
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.prompting.prompts import PromptBuilder, fit
 from eval.runtime.model import TORCH_DTYPES
-from eval.runtime.session import set_threads
+from eval.runtime.processes import set_threads
 from masformer import apply_plan, read_plan
 from masformer.checkpoints.open import open_checkpoint
 from tasks import TASKS, LoadRequest

@@ -30,8 +30,8 @@ from accelerate import Accelerator
 from benchmarks.pairs import MIXED, Case, alternate, finish, show
 from benchmarks.prefill import product_flops
 from benchmarks.texts import long_text
-from eval.generation.decode import reset_peak, resident_bytes
-from eval.runtime.session import set_threads
+from eval.runtime.memory import reset_peak, resident_bytes
+from eval.runtime.processes import set_threads
 from eval.training.sequences import Row, windows
 from eval.training.trainer import Trainer, make_optimizer
 from masformer import SpanPlan, apply_plan, read_plan

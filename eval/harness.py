@@ -16,7 +16,9 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from eval.runtime.session import USER_ERRORS, set_threads
+from eval.errors import UserError
+from eval.runtime.jobs import command
+from eval.runtime.processes import set_threads
 
 MODEL_NAME = "masformer"
 # A plan that is not quoted, up to the next argument: in a plan, what follows a comma is a number.
@@ -37,28 +39,23 @@ def quote_plan(argument: str) -> str:
     return _BARE_PLAN.sub(r'plan="\1"', argument)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run its command line, and return the exit status: 0, or 2 after one line on what is wrong with the model."""
+@command()
+def main(argv: Sequence[str]) -> None:
+    """Run its command line; what is wrong with the model is an error of one line."""
     if find_spec("lm_eval") is None:
-        print("error: lm-evaluation-harness is not installed; pip install 'masformer[harness]'", file=sys.stderr)
-        return 2
+        raise UserError("lm-evaluation-harness is not installed; pip install 'masformer[harness]'")
     from lm_eval.__main__ import cli_evaluate
 
     register()
     set_threads(None, os.environ)
-    sys.argv = ["lm_eval", *map(quote_plan, arguments)]
+    sys.argv = ["lm_eval", *map(quote_plan, argv)]
     try:
         cli_evaluate()
-    except USER_ERRORS as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except ValueError as error:
-        # Of lm-evaluation-harness, which has no kind of its own for it.
+        # lm-evaluation-harness has no class for it.
         if not str(error).startswith("Tasks not found"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        raise UserError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -74,8 +74,8 @@ class Profiles(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         name = self.config_name
         profile = known.PROFILES[name]
         if use_stemmer not in (None, profile.use_stemmer):
-            held = "on" if profile.use_stemmer else "off"
-            raise ValueError(f"use_stemmer is {use_stemmer}, and profile {name} has it {held}; leave it out")
+            setting = "on" if profile.use_stemmer else "off"
+            raise ValueError(f"use_stemmer is {use_stemmer}, and profile {name} has it {setting}; leave it out")
         scores = []
         for number, (prediction, texts) in enumerate(zip(predictions, references, strict=True), start=1):
             if not texts and not isinstance(texts, str):

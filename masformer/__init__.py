@@ -1,19 +1,25 @@
 """Any decoder checkpoint with a chosen attention span in each layer."""
 
-from masformer.attention.cache import SpanCache
-from masformer.attention.prefill import fixed_frequencies, prefill
-from masformer.checkpoints.publish import PushError, push_to_hub
-from masformer.checkpoints.saving import SaveError, save_checkpoint
-from masformer.convert import (
-    ConversionError,
-    apply_plan,
-    native_plan,
-    num_layers,
-    read_plan,
-    remove_plan,
-    stored_plan,
-)
-from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from masformer.attention.cache import SpanCache
+    from masformer.attention.prefill import fixed_frequencies, prefill
+    from masformer.checkpoints.publish import PushError, push_to_hub
+    from masformer.checkpoints.saving import SaveError, save_checkpoint
+    from masformer.convert import (
+        ConversionError,
+        apply_plan,
+        native_plan,
+        num_layers,
+        read_plan,
+        remove_plan,
+        stored_plan,
+    )
+    from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 
 __all__ = [
     "FULL",
@@ -36,3 +42,22 @@ __all__ = [
     "save_checkpoint",
     "stored_plan",
 ]
+
+# Where the names above are, those without torch first.
+_MODULES = (
+    "plans.spans",
+    "convert",
+    "attention.cache",
+    "attention.prefill",
+    "checkpoints.saving",
+    "checkpoints.publish",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used, so that commands that need no model need not wait for torch."""
+    if name in __all__:
+        for module in map(import_module, (f"{__name__}.{module}" for module in _MODULES)):
+            if hasattr(module, name):
+                return globals().setdefault(name, getattr(module, name))
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

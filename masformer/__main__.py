@@ -1,236 +1,82 @@
-"""Convert a checkpoint to mixed attention spans, look at what a plan costs, send the result to the hub.
+"""The `masformer` command: one name for all that the suite does, from any folder.
 
-    masformer convert smollm2-135m --plan "full@17,18,20,23 span=512 sinks=4" --output smollm2-mas
-    masformer show smollm2-135m --plan "middle:8 span=1024 sinks=4"
-    masformer push smollm2-mas OWNER/NAME
-
-MODEL is a hub id, a folder, a .gguf file, or a short name (smollm2-135m, gemma3-270m).
+`eval` and `tasks` are found by name, never imported here: this package is below both.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
-import torch
-import transformers
-from safetensors import SafetensorError
-from transformers import GenerationConfig, PreTrainedModel
-
-from masformer.checkpoints.card import origin_of
-from masformer.checkpoints.open import Checkpoint, CheckpointError, max_positions, open_checkpoint
-from masformer.checkpoints.publish import PushError, check_push, push_to_hub
-from masformer.checkpoints.saving import SaveError, check_output, check_space, save_checkpoint
-from masformer.convert import ConversionError, apply_plan, native_plan, num_layers, read_plan, stored_plan
-from masformer.measure import MeasureError, closed_form, cost_record, lengths_to_measure
-from masformer.plans.spans import HeadSpans, LayerSpan, PlanError, SpanPlan
-
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
-_SHOWN_LENGTHS = (1024, 2048, 4096, 8192)
-# What a user can cause, each with a message of one line.
-_USER_ERRORS = (CheckpointError, ConversionError, MeasureError, PlanError, PushError, SaveError)
+# By group: each command with its module and what it does.
+GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "Load a model; for several processes: accelerate launch -m masformer COMMAND ...": {
+        "run": ("eval.run", "answer from long documents at several lengths, score, report"),
+        "perplexity": ("eval.perplexity", "measure perplexity at several lengths and by position"),
+        "finetune": ("eval.finetune", "train a model for a task, or on long texts, under a span plan"),
+        "placement": ("eval.placement", "find the layers or heads that need full attention"),
+    },
+    "Read run folders, without a model": {
+        "merge": ("eval.merge", "join the parts of a run that independent jobs made"),
+        "score": ("eval.score", "score a run again, or predictions from elsewhere"),
+        "compare": ("eval.compare", "test two runs against each other"),
+        "leaderboard": ("eval.leaderboard", "rank many runs by quality, beside their cost"),
+        "export": ("eval.export", "write a scored run as lm-evaluation-harness does"),
+    },
+    "Run many parts": {
+        "study": ("eval.study", "the runs, measurements and trainings of a study, and one report"),
+    },
+    "Tasks, checkpoints, neighbours": {
+        "tasks": ("tasks.__main__", "list the tasks, or show a prompt as a model will see it"),
+        "convert": ("masformer.checkpoint_commands", "convert a checkpoint to mixed attention spans"),
+        "show": ("masformer.checkpoint_commands", "print a model's layers and what a plan costs"),
+        "push": ("masformer.checkpoint_commands", "send a converted checkpoint to the hub"),
+        "harness": ("eval.harness", "run tasks of lm-evaluation-harness on a conversion"),
+    },
+}
+COMMANDS = {name: module for group in GROUPS.values() for name, (module, _) in group.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, and return its exit status: 0, 2 after one line on what is wrong, 130 after an interrupt."""
-    options = _parser().parse_args(arguments)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    work: Callable[[argparse.Namespace], None] = options.work
-    try:
-        work(options)
-        sys.stdout.flush()
-    except _USER_ERRORS as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    """Run a command, and return its exit status; 2 after one line where there is no such command."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"masformer {version('masformer')}")
+        return 0
+    if name not in COMMANDS:
+        wrong = f"unknown command '{name}'" if name else "no command given"
+        print(f"error: {wrong}; give one of {', '.join(COMMANDS)} (--help explains them)", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # What reads the output has seen enough; nothing more is written to it, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        print(
-            f"error: {error.filename or 'a file'}: {error.strerror or error}; check path and permissions",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again", file=sys.stderr)
-        return 130
-    return 0
+    module = COMMANDS[name]
+    if module.startswith("masformer."):
+        rest = [name, *rest]
+    else:
+        _find_suite()
+        sys.argv = [f"masformer {name}", *rest]  # the name in help texts
+    run: Callable[[Sequence[str]], int] = import_module(module).main
+    return run(rest)
 
 
-def convert(options: argparse.Namespace) -> None:
-    """Put a plan on a checkpoint, measure it, save it, and send it to the hub where that is asked for."""
-    folder, repo_id = Path(options.output), options.push_to_hub
-    if options.private and repo_id is None:
-        raise PushError("--private is about --push-to-hub, which is not given")
-    device = _device(options.device)
-    check_output(folder, overwrite=options.overwrite)
-    checkpoint = open_checkpoint(options.model, trust_remote_code=options.trust_remote_code)
-    plan = read_plan(options.plan, checkpoint.config)
-    native_plan(checkpoint.config)  # layers that no span describes would be refused later, with the weights loaded
-    lengths = lengths_to_measure(options.measure, checkpoint.config)
-    if repo_id is not None:
-        check_push(repo_id)
-    origin = origin_of(checkpoint)
-    _say(f"model   {checkpoint.name}, {num_layers(checkpoint.config)} layers")
-    _say(f"plan    {plan}")
-    model = checkpoint.load_model(_dtype(options.dtype, checkpoint), device)
-    check_space(folder, sum(weight.nbytes for weight in model.parameters()))
-    apply_plan(model, plan)
-    _keep_generation_settings(model, checkpoint)
-    cost = cost_record(
-        model, plan, lengths, is_measured=not options.no_measure, say=lambda text: _say(f"cost    {text}")
-    )
-    try:
-        save_checkpoint(model, checkpoint.tokenizer, folder, name=repo_id, origin=origin, cost=cost)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SaveError(f"--output {folder} cannot be written: {reason}; what was there before is whole") from error
-    _say(f"saved   {folder}: weights in {str(model.dtype).removeprefix('torch.')}, plan, card and cost")
-    if repo_id is not None:
-        _say(f"pushed  {push_to_hub(folder, repo_id, private=options.private or None)}")
+def _find_suite() -> None:
+    """Put the folder of `eval` and `tasks` first on the path: a private one in a wheel, else the checkout's root."""
+    package = Path(__file__).resolve().parent
+    private = package / "_suite"
+    folder = str(private if private.is_dir() else package.parent)
+    if folder not in sys.path[:1]:
+        sys.path.insert(0, folder)
 
 
-def show(options: argparse.Namespace) -> None:
-    """Print a model's layers and what a plan costs at several lengths, without loading weights."""
-    checkpoint = open_checkpoint(options.model, trust_remote_code=options.trust_remote_code)
-    config, own = checkpoint.config, native_plan(checkpoint.config)
-    plan = read_plan(options.plan, config) if options.plan is not None else stored_plan(config)
-    plan = plan or own
-    known = max_positions(config)
-    positions = "" if known is None else f", trained to {known:,} positions"
-    dtype = _dtype(options.dtype, checkpoint)
-    _say(f"model   {checkpoint.name}: {config.model_type}, {num_layers(config)} layers{positions}")
-    _say(f"plan    {plan}")
-    _say(f"own     {own}")
-    for first, last, span in _runs(plan):
-        _say(f"layers  {f'{first}-{last}' if last > first else first:<8} {span}")
-    _say("")
-    _say(f"{'':>9}  {'attention, GFLOP':^32}  {f'cache in {dtype}, MiB'.replace('torch.', ''):^32}".rstrip())
-    _say(f"{'tokens':>9}" + f"  {'plan':>12}{'own':>12}{'ratio':>8}" * 2)
-    for length in options.lengths:
-        row = closed_form(config, plan, length, dtype.itemsize)
-        cells = ""
-        for figures, unit in ((row["attention_flops"], 1e9), (row["cache_bytes"], 2.0**20)):
-            cells += f"  {figures['plan'] / unit:>12,.2f}{figures['own'] / unit:>12,.2f}{figures['ratio']:>8.2f}"
-        _say(f"{length:>9,}{cells}")
-
-
-def push(options: argparse.Namespace) -> None:
-    """Send a converted checkpoint that is already saved to the hub."""
-    _say(f"pushed  {push_to_hub(options.folder, options.repo_id, private=options.private or None)}")
-
-
-def _runs(plan: SpanPlan) -> list[tuple[int, int, LayerSpan | HeadSpans]]:
-    """Return runs of layers with the same span: first, last, span."""
-    runs: list[tuple[int, int, LayerSpan | HeadSpans]] = []
-    for layer, span in enumerate(plan):
-        if runs and runs[-1][2] == span:
-            runs[-1] = (runs[-1][0], layer, span)
-        else:
-            runs.append((layer, layer, span))
-    return runs
-
-
-def _dtype(asked: str | None, checkpoint: Checkpoint) -> torch.dtype:
-    """Return the dtype that is asked for, else that of the stored weights; float32 for GGUF files."""
-    known: list[torch.dtype] = [getattr(torch, name) for name in _DTYPES]
-    if asked is not None:
-        return known[_DTYPES.index(asked)]
-    own = getattr(checkpoint.config, "dtype", None)
-    return torch.float32 if checkpoint.gguf_file or own not in known else own
-
-
-def _device(asked: str | None) -> torch.device:
-    if asked is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.empty(0, device=asked).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise MeasureError(f"--device {asked} cannot be used: {reason}; give cpu, or leave it out") from None
-    if device.type == "meta":
-        raise MeasureError("--device meta computes nothing; give cpu, or leave it out")
-    return device
-
-
-def _keep_generation_settings(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Give the model what its checkpoint suggests for generation, which loading leaves out for measurements."""
-    try:
-        own = GenerationConfig.from_pretrained(checkpoint.location, revision=checkpoint.revision or "main")
-        own.validate(strict=True)
-    except (OSError, ValueError):  # none, or one that transformers would refuse to save
-        return
-    model.generation_config = own
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help explains the flags)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="masformer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_convert(_command(commands, "convert", convert))
-    shows = _command(commands, "show", show)
-    _add_model(shows)
-    shows.add_argument(
-        "--plan", help="as of convert; default: the plan in the checkpoint, else its architecture's spans"
-    )
-    shows.add_argument("--lengths", type=_positive, nargs="+", default=list(_SHOWN_LENGTHS), metavar="TOKENS")
-    pushes = _command(commands, "push", push)
-    pushes.add_argument("folder", help="of a converted checkpoint")
-    pushes.add_argument("repo_id", metavar="OWNER/NAME", help="made where the hub does not have it")
-    pushes.add_argument("--private", action="store_true", help="when the repository is made, make it private")
-    return parser
-
-
-def _command(commands: argparse._SubParsersAction[_Parser], name: str, work: Callable[..., None]) -> _Parser:
-    command = commands.add_parser(name, help=work.__doc__, description=work.__doc__, allow_abbrev=False)
-    command.set_defaults(work=work)
-    return command
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="hub id, folder, .gguf file or short name")
-    parser.add_argument("--dtype", choices=_DTYPES, help="of weights and cache; default: that of the checkpoint")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
-
-
-def _add_convert(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
-    parser.add_argument("--plan", required=True, help='as "full@17,18,20,23 span=512 sinks=4", or a .json file')
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder that is made")
-    parser.add_argument("--overwrite", action="store_true", help="replace the converted checkpoint in DIR")
-    measured = parser.add_mutually_exclusive_group()
-    measured.add_argument(
-        "--measure",
-        type=_positive,
-        nargs="+",
-        metavar="TOKENS",
-        help="lengths at which prefill and decoding are timed; default: 1024 4096, where the model was trained on them",
-    )
-    measured.add_argument("--no-measure", action="store_true", help="time nothing; cost in closed form only")
-    parser.add_argument("--device", help="to measure on; default: cuda where there is one, else cpu")
-    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="send the checkpoint to the hub once it is saved")
-    parser.add_argument("--private", action="store_true", help="when the repository is made, make it private")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive whole number")
-    return int(text)
+def _help() -> str:
+    lines = ["usage: masformer COMMAND ...", "       masformer COMMAND --help", "       masformer --version"]
+    for title, commands in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:<12} {summary}" for name, (_, summary) in commands.items())]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.adapters import adapt, layer_of, set_attention, unadapt
 from masformer.attention.cache import SpanCache
-from masformer.attention.span_attention import ATTENTION_NAME, masformer_attention, register
+from masformer.attention.kernels import ATTENTION_NAME, masformer_attention, register
 from masformer.attention.visibility import span_mask
-from masformer.checkpoints.open import first_line
+from masformer.errors import first_line
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 
 # The largest difference of the probe's logits that rounding explains, relative to the largest logit.
@@ -63,12 +63,9 @@ def num_kv_heads(config: PreTrainedConfig) -> int | None:
 
 
 def read_plan(text: str, config: PreTrainedConfig) -> SpanPlan:
-    """Return the plan that a person gives for a model.
+    """Return the plan that a person gives for a model, as text or in a .json file.
 
-    Args:
-        text: The text form, or the name of a .json file that holds what `SpanPlan.to_json` returns, alone or as `plan`
-            of an object.
-        config: Of the model.
+    The file holds what `SpanPlan.to_json` returns, alone or as `plan` of an object.
 
     Raises:
         PlanError: It is malformed or does not fit the model, or the file cannot be read.
@@ -108,11 +105,7 @@ def check_fits(plan: SpanPlan, config: PreTrainedConfig) -> None:
 
 
 def stored_plan(config: PreTrainedConfig) -> SpanPlan | None:
-    """Return the plan that `save_checkpoint` wrote into a config; None when there is none.
-
-    Raises:
-        PlanError: It is malformed or does not fit the model.
-    """
+    """Return the plan in a config, or None. Raises `PlanError` if it is malformed or does not fit the model."""
     stored = getattr(config, "masformer", None)
     if stored is None:
         return None
@@ -124,11 +117,7 @@ def stored_plan(config: PreTrainedConfig) -> SpanPlan | None:
 
 
 def native_plan(config: PreTrainedConfig) -> SpanPlan:
-    """Return the spans that the architecture itself gives its layers (Gemma 3, Mistral, Qwen, ...).
-
-    Raises:
-        PlanError: A layer is of a kind that no span describes.
-    """
+    """Return the spans that the architecture itself gives its layers. Raises `PlanError` if no span describes one."""
     config = text_config(config)
     count = int(config.num_hidden_layers)
     if hasattr(config, "attention_layers"):  # GPT-Neo
@@ -162,9 +151,7 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
     From then on the model's caches are `SpanCache`s, those that `generate` makes included. A converted model may be
     given another plan at any time.
 
-    Args:
-        model: A decoder of transformers.
-        plan: None takes the plan stored in the model's config, else the spans of its architecture.
+    Without a plan, the one stored in the model's config is taken, else the spans of its architecture.
 
     Raises:
         PlanError: The plan does not fit the model.
@@ -260,7 +247,8 @@ def _prepare_cache(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict
 
 
 @contextmanager
-def _inference(model: PreTrainedModel) -> Iterator[None]:
+def inference(model: PreTrainedModel) -> Iterator[None]:
+    """Put a model in eval mode without gradients, and back afterwards."""
     training = model.training
     model.eval()
     try:
@@ -271,11 +259,7 @@ def _inference(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _probe(model: PreTrainedModel) -> None:
-    """Check on random tokens that a plan does to this architecture what it says.
-
-    Raises:
-        ConversionError: It does not; the model is left as it was.
-    """
+    """Raise `ConversionError` unless, on random tokens, a plan does what it says; leave the model as it was."""
     kind, count = model.config.model_type, num_layers(model.config)
     own = native_plan(model.config)
     called: set[int] = set()
@@ -289,20 +273,20 @@ def _probe(model: PreTrainedModel) -> None:
     window = None if own.is_full else getattr(config, "sliding_window", None)
     if window is not None:
         own = SpanPlan(tuple(FULL if span.is_full else LayerSpan(span=_PROBE_WINDOW) for span in own))
-    tokens = _probe_tokens(model)
+    tokens = probe_tokens(model)
     restores = model.config._attn_implementation
     short = SpanPlan((_PROBE_SHORT,) * count)
     refuse = f"{kind} models cannot take a span plan:"
     adapt(model)
     try:
-        with _inference(model):
+        with inference(model):
             if window is not None:
                 config.sliding_window = _PROBE_WINDOW
                 if restores != "eager":
                     # Flash attention takes the window that each module copied; these take the mask's.
                     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
             untouched = model(tokens, use_cache=False).logits[0, -1]
-            tolerance = _tolerance(untouched)
+            tolerance = tolerance_of(untouched)
             AttentionInterface.register(_PROBE_NAME, counting)
             AttentionMaskInterface.register(_PROBE_NAME, span_mask)
             set_attention(model, _PROBE_NAME)
@@ -314,12 +298,12 @@ def _probe(model: PreTrainedModel) -> None:
                     f"{refuse} {len(missing)} of {count} layers never call the attention function given to "
                     "transformers, and would go on with full attention"
                 )
-            _check_close(same, untouched, tolerance, f"{refuse} with their own spans the logits are")
+            check_close(same, untouched, tolerance, f"{refuse} with their own spans the logits are")
             _set_spans(model, short)
             changed = model(tokens, use_cache=False).logits[0, -1]
             if torch.equal(changed, same):
                 raise ConversionError(f"{refuse} a span of 2 changes nothing in their logits")
-            _check_close(_decoded(model, tokens, short), changed, tolerance, f"{refuse} decoding through the cache is")
+            check_close(_decoded(model, tokens, short), changed, tolerance, f"{refuse} decoding through the cache is")
     except ConversionError:
         raise
     except Exception as error:
@@ -333,16 +317,12 @@ def _probe(model: PreTrainedModel) -> None:
 
 
 def _probe_heads(model: PreTrainedModel, num_heads: int) -> None:
-    """Check on random tokens that spans of single heads do to a converted model what they say; its plan is lost.
-
-    Raises:
-        ConversionError: They do not.
-    """
+    """Raise `ConversionError` unless spans of single heads do what they say on a converted model; its plan is lost."""
     one = SpanPlan((HeadSpans((FULL, *(_PROBE_SHORT,) * (num_heads - 1))),) * num_layers(model.config))
     refuse = f"{model.config.model_type} models cannot take spans of single heads:"
-    tokens, found = _probe_tokens(model), []
+    tokens, found = probe_tokens(model), []
     try:
-        with _inference(model):
+        with inference(model):
             for plan in (SpanPlan.full(len(one)), SpanPlan((_PROBE_SHORT,) * len(one)), one):
                 _give(model, plan)
                 found.append(model(tokens, use_cache=False).logits[0, -1])
@@ -350,16 +330,17 @@ def _probe_heads(model: PreTrainedModel, num_heads: int) -> None:
             if any(torch.equal(mixed, logits) for logits in alike):
                 raise ConversionError(f"{refuse} one full head among short ones changes nothing in their logits")
             cached = _decoded(model, tokens, one)
-            _check_close(cached, mixed, _tolerance(mixed), f"{refuse} decoding through the cache is")
+            check_close(cached, mixed, tolerance_of(mixed), f"{refuse} decoding through the cache is")
     except ConversionError:
         raise
     except Exception as error:
         raise ConversionError(f"{refuse} {first_line(error)}") from error
 
 
-def _probe_tokens(model: PreTrainedModel) -> Tensor:
+def probe_tokens(model: PreTrainedModel, count: int = _PROBE_TOKENS) -> Tensor:
+    """Return (1, count) random tokens, the same at each call."""
     vocabulary, generator = int(text_config(model.config).vocab_size), torch.Generator().manual_seed(0)
-    return torch.randint(vocabulary, (1, _PROBE_TOKENS), generator=generator).to(model.device)
+    return torch.randint(vocabulary, (1, count), generator=generator).to(model.device)
 
 
 def _decoded(model: PreTrainedModel, tokens: Tensor, plan: SpanPlan) -> Tensor:
@@ -370,11 +351,13 @@ def _decoded(model: PreTrainedModel, tokens: Tensor, plan: SpanPlan) -> Tensor:
     return logits
 
 
-def _tolerance(logits: Tensor) -> float:
+def tolerance_of(logits: Tensor) -> float:
+    """Return the largest difference that rounding explains."""
     return PROBE_TOLERANCE.get(logits.dtype, 1e-4) * max(1.0, float(logits.abs().max()))
 
 
-def _check_close(logits: Tensor, reference: Tensor, tolerance: float, what: str) -> None:
+def check_close(logits: Tensor, reference: Tensor, tolerance: float, what: str) -> None:
+    """Raise `ConversionError` where logits differ by more than the tolerance."""
     difference = float((logits - reference).abs().max())
     if not difference <= tolerance:
         raise ConversionError(f"{what} {difference:.3g} off where rounding explains {tolerance:.3g}")

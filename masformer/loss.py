@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from masformer.convert import PROBE_TOLERANCE, ConversionError, text_config
+from masformer.convert import (
+    PROBE_TOLERANCE,
+    ConversionError,
+    check_close,
+    inference,
+    probe_tokens,
+    text_config,
+    tolerance_of,
+)
 
 # Marks a token whose successor is not predicted: torch's own default.
 IGNORED = -100
@@ -33,14 +41,7 @@ _PROBE_TOKENS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """How hidden states become logits: `cap * tanh(scale * (hidden @ weight.T + bias) / cap)`.
-
-    Attributes:
-        weight: (V, D).
-        bias: (V,), or None.
-        scale: Of the products (Cohere, Granite).
-        cap: Of the logits (Gemma 2); None leaves them.
-    """
+    """How hidden states become logits: `cap * tanh(scale * (hidden @ weight.T + bias) / cap)` if there is a cap."""
 
     weight: Tensor
     bias: Tensor | None
@@ -73,9 +74,6 @@ class NextTokenLoss(nn.Module):
 
     Auxiliary losses of a mixture of experts are not added.
 
-    Args:
-        model: A decoder of transformers.
-
     Raises:
         ConversionError: Its logits are not made of its last hidden states in a way that is known here.
     """
@@ -88,12 +86,9 @@ class NextTokenLoss(nn.Module):
         check_head(model)
 
     def forward(self, input_ids: Tensor, next_tokens: Tensor, position_ids: Tensor) -> Tensor:
-        """Return the summed negative log likelihood, in nats.
+        """Return the summed negative log likelihood, in nats, of (B, T) `next_tokens` that are not IGNORED.
 
-        Args:
-            input_ids: (B, T).
-            next_tokens: (B, T), what follows each token; IGNORED where that is not asked.
-            position_ids: (B, T), from 0 in each packed document.
+        Positions count from 0 in each packed document.
         """
         decoder = self.model.get_decoder()
         hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
@@ -131,14 +126,7 @@ def _negative_log_likelihood(head: Head, hidden: Tensor, targets: Tensor) -> Ten
 
 
 def summed_loss(hidden: Tensor, head: Head, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the summed negative log likelihood of (N,) targets after (N, D) hidden states, in nats.
-
-    Args:
-        hidden: (N, D).
-        head: What makes logits of them.
-        targets: (N,).
-        dtype: Of the products; None is that of the hidden states.
-    """
+    """Return the summed loss of (N,) targets after (N, D) hidden states, in nats; products are computed in `dtype`."""
     loss: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, targets, head, dtype or hidden.dtype
     )
@@ -146,8 +134,6 @@ def summed_loss(hidden: Tensor, head: Head, targets: Tensor, dtype: torch.dtype 
 
 
 class _SummedLoss(torch.autograd.Function):
-    """Sum of the negative log likelihoods of (N,) targets; products are computed in `dtype`."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -211,56 +197,32 @@ class _SummedLoss(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
-@torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
-    """Check on random tokens that this module's logits are the model's.
-
-    Raises:
-        ConversionError: They are not.
-    """
-    config, training = text_config(model.config), model.training
-    tokens = torch.randint(int(config.vocab_size), (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
-    model.eval()
-    try:
-        tokens = tokens.to(model.device)
+    """Raise `ConversionError` unless, on random tokens, this module's logits are the model's."""
+    kind, tokens = text_config(model.config).model_type, probe_tokens(model, _PROBE_TOKENS)
+    with inference(model):
         expected = model(tokens, use_cache=False).logits[0]
         found = _head_of(model).logits(model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[0])
-    finally:
-        model.train(training)
     if not bool(expected.isfinite().all()):
-        raise ConversionError(
-            f"this {config.model_type} model gives logits that are no numbers; its weights are broken"
-        )
-    tolerance = PROBE_TOLERANCE.get(expected.dtype, 1e-4) * max(1.0, float(expected.abs().max()))
-    difference = float((found - expected).abs().max())
-    if not difference <= tolerance:
-        raise ConversionError(
-            f"{config.model_type} models make their logits in a way that the loss does not know: {difference:.3g} off "
-            f"where rounding explains {tolerance:.3g}"
-        )
+        raise ConversionError(f"this {kind} model gives logits that are no numbers; its weights are broken")
+    what = f"{kind} models make their logits in a way that the loss does not know:"
+    check_close(found, expected, tolerance_of(expected), what)
 
 
-@torch.no_grad()
 def check_packing(model: PreTrainedModel) -> None:
-    """Check on random tokens that two documents in one row do not see each other.
+    """Raise `ConversionError` if, on random tokens, two documents in one row see each other.
 
-    Raises:
-        ConversionError: They do: the architecture does not tell its attention where documents begin.
+    They do if the architecture does not tell its attention where documents begin.
     """
-    kind, training, count = text_config(model.config).model_type, model.training, 3 * _PROBE_TOKENS
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(int(text_config(model.config).vocab_size), (1, 2 * count), generator=generator)
-    tokens, positions = tokens.to(model.device), torch.arange(count, device=model.device)[None]
+    kind, count = text_config(model.config).model_type, 3 * _PROBE_TOKENS
+    tokens, positions = probe_tokens(model, 2 * count), torch.arange(count, device=model.device)[None]
 
     def hidden(some: Tensor, at: Tensor) -> Tensor:
         found: Tensor = model.get_decoder()(input_ids=some, position_ids=at, use_cache=False).last_hidden_state
         return found[0, -count:]
 
-    model.eval()
-    try:
+    with inference(model):
         alone = hidden(tokens[:, count:], positions)
         packed = hidden(tokens, torch.cat([positions, positions], dim=1))
-    finally:
-        model.train(training)
     if not float((packed - alone).abs().max()) <= PROBE_TOLERANCE.get(alone.dtype, 1e-4) * float(alone.abs().max()):
         raise ConversionError(f"documents packed in one row would see each other in {kind} models; pass --no-packing")

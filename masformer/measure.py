@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from masformer.attention.cache import SpanCache
 from masformer.attention.prefill import fixed_frequencies, prefill
 from masformer.checkpoints.open import max_positions
-from masformer.convert import apply_plan, native_plan
+from masformer.convert import apply_plan, native_plan, probe_tokens
+from masformer.hardware import device_name
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.spans import SpanPlan
 
@@ -72,12 +72,7 @@ def cost_record(
 ) -> dict[str, Any]:
     """Return what the plan costs at each length, JSON-ready; the model has the plan on it afterwards.
 
-    Args:
-        model: Converted.
-        plan: To compare with the model's own spans.
-        lengths: In tokens.
-        is_measured: Time it; else only the closed form is there, and `measured` is None.
-        say: Prints what is being measured.
+    Unless `is_measured`, only the closed form is there, and `measured` is None.
 
     Raises:
         MeasureError: Memory does not suffice.
@@ -97,14 +92,13 @@ def cost_record(
             "repeats": REPEATS,
             "decoded_tokens": DECODED_TOKENS,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+            "versions": {"python": platform.python_version()} | {name: installed_version(name) for name in _PACKAGES},
         }
     return {"plan": str(plan), "own_plan": str(own), "measured_with": how, "lengths": rows}
 
 
 def _measure(model: PreTrainedModel, plan: SpanPlan, own: SpanPlan, num_tokens: int) -> dict[str, Any]:
-    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
-    tokens = torch.randint(vocabulary, (1, num_tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
+    tokens = probe_tokens(model, num_tokens)
     # By side, not by plan: a plan may be that of the own spans.
     prefills: list[list[float]] = [[], []]
     steps: list[list[float]] = [[], []]
@@ -165,21 +159,9 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """Return the version of a package, or that it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:  # run from a checkout that is not installed
         return "not installed"
-
-
-def processor_name() -> str:
-    """Return what the system calls its processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def device_name(device: torch.device) -> str:
-    """Return what a reader of a measured figure knows the device by."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({processor_name()})"

@@ -7,12 +7,8 @@
     frontier(found)                                              # plans that no other beats in loss and in cost
 
 A unit is what a placement makes full or leaves local: a layer, or a key/value head of a layer with the query heads
-that read it. Three ways to rank units, from exact to cheap:
-
-- `scan`: the loss with this unit alone full, and with this unit alone local.
-- `gate_gradients`: one forward and one backward pass a text. Each unit's attention is local + gate * (full - local),
-  and the derivative of the loss by its gate says, to first order, what the unit gains by seeing everything.
-- `beam_search`: from a ranking, adds the unit that helps most given those chosen before, and measures each plan.
+that read it. `scan` measures each unit alone. `gate_gradients` estimates them all with one forward and one backward
+pass a text. `beam_search` adds unit after unit from such a ranking, and measures each plan.
 
 `PlanMeter` computes what plans share once. The hidden states below the first layer in which a plan differs from the
 one measured before are those of that plan, so that a scan of L layers costs about half of L forward passes.
@@ -37,9 +33,9 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.adapters import layer_of, set_attention
-from masformer.attention.span_attention import ATTENTION_NAME, masformer_attention
+from masformer.attention.kernels import ATTENTION_NAME, masformer_attention
 from masformer.attention.visibility import span_mask
-from masformer.convert import ConversionError, apply_plan, check_fits, num_kv_heads, num_layers
+from masformer.convert import ConversionError, apply_plan, check_fits, num_kv_heads, num_layers, probe_tokens
 from masformer.loss import check_head, token_losses, total_loss
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.spans import FULL, LayerSpan, PlanError, SpanPlan, layer_of_heads
@@ -58,7 +54,6 @@ class Budget:
     Attributes:
         kind: `layers` counts full layers, a head as its share of a layer; `cache` and `flops` are bytes of the cache
             and attention operations at the length of the placements, relative to full attention.
-        limit: The most.
     """
 
     kind: Literal["layers", "cache", "flops"]
@@ -66,11 +61,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Return the budget that `layers=4`, `cache=30%` or `flops=25%` describes.
-
-        Raises:
-            PlanError: It is none of these.
-        """
+        """Return the budget that `layers=4`, `cache=30%` or `flops=25%` describes. Raises `PlanError` for others."""
         match = re.fullmatch(r"(layers)=(\d{1,4}(?:\.\d+)?)|(cache|flops)=(\d{1,3}(?:\.\d+)?)%", text)
         if match is None:
             raise PlanError(f"budget '{text}' is none; write layers=N, cache=N% or flops=N%")
@@ -84,16 +75,10 @@ class Budget:
 
 
 class Placements:
-    """The plans in which some units are full and all others local, and what they cost.
-
-    Args:
-        config: Of the model.
-        local: Span of what is not full.
-        num_tokens: Length at which costs are counted.
-        heads: Units are key/value heads rather than layers.
+    """The plans in which some units are full and all others `local`, and what they cost at `num_tokens` tokens.
 
     Raises:
-        PlanError: `local` is full, or heads are asked for of a model whose heads cannot differ.
+        PlanError: `local` is full, or `heads` is set for a model whose heads cannot differ.
     """
 
     def __init__(self, config: PreTrainedConfig, local: LayerSpan, num_tokens: int, *, heads: bool = False) -> None:
@@ -140,14 +125,7 @@ class Placements:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A measured plan.
-
-    Attributes:
-        plan: The plan.
-        units: Its full units, in the order in which they were chosen.
-        loss: Mean negative log likelihood of a token, in nats.
-        cost: As `Placements.cost` gives it.
-    """
+    """A measured plan, its full units in the order of choice, and its mean loss of a token in nats."""
 
     plan: SpanPlan
     units: tuple[Unit, ...]
@@ -170,7 +148,6 @@ class UnitScore:
     """What one unit is worth, in nats a token.
 
     Attributes:
-        unit: The unit.
         only_full: By how much the loss falls below that of the local plan when this unit alone is full.
         only_local: By how much it rises above that of full attention when this unit alone is local; None: not measured.
     """
@@ -214,15 +191,7 @@ def beam_search(
     """Return every plan that was measured on the way to the budget, the local one first.
 
     Each round adds to each of the `width` best plans every one of the `candidates` units that stand first in the
-    ranking and are not in it yet, and measures what comes out. A width of 1 is greedy selection.
-
-    Args:
-        measure: Plans -> losses.
-        space: The plans.
-        budget: Plans beyond it are not measured.
-        order: Units by what they are expected to be worth, best first.
-        width: Plans that each round goes on from.
-        candidates: Units that each of them is extended by.
+    ranking `order` and are not in it yet, and measures those within the budget. A width of 1 is greedy selection.
     """
     found = measured(measure, space, [()])
     beam = list(found)
@@ -240,10 +209,10 @@ def beam_search(
         beam = sorted(tried, key=lambda one: one.loss)[:width]
 
 
-def frontier(found: Sequence[Found], cost: str = "flops") -> list[Found]:
-    """Return the plans that no other beats in both loss and cost, cheapest first."""
+def frontier(found: Sequence[Found]) -> list[Found]:
+    """Return the plans that no other beats in both loss and attention operations, cheapest first."""
     best: list[Found] = []
-    for one in sorted(found, key=lambda one: (one.cost[cost], one.loss)):
+    for one in sorted(found, key=lambda one: (one.cost["flops"], one.loss)):
         if not best or one.loss < best[-1].loss:
             best.append(one)
     return best
@@ -255,10 +224,8 @@ class PlanMeter:
     The hidden states after each layer stay in memory for each text, L x T x hidden size values: those of the plan that
     was measured last. A plan begins at the first layer in which it differs from that one.
 
-    Args:
-        model: A decoder of transformers; it is put in eval mode, given each plan in turn, and keeps the last.
-        texts: Token ids of each text, more than `first` of them.
-        first: Index of the first token whose loss counts.
+    Each text has more than `first` tokens, and losses count from that one on. The model keeps the last plan, in eval
+    mode.
 
     Attributes:
         num_layers_run: Layers computed so far, of all texts.
@@ -313,8 +280,7 @@ class PlanMeter:
     def _check_reuse(self) -> None:
         """Check on random tokens that layers entered in the middle give what the whole model gives."""
         count = len(self._layers)
-        vocabulary = int(self.model.config.get_text_config(decoder=True).vocab_size)
-        tokens = torch.randint(vocabulary, (_PROBE_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
+        tokens = probe_tokens(self.model)[0].tolist()
         short = LayerSpan(span=2, sinks=1)
         plans = [SpanPlan((FULL,) * (count - n) + (short,) * n) for n in (0, 1, count // 2)]
         mine = self.texts, self.first, self._held, self.num_layers_run
@@ -331,9 +297,6 @@ class PlanMeter:
                     )
         finally:
             self.texts, self.first, self._held, self.num_layers_run = mine
-
-
-_PROBE_TOKENS = 24
 
 
 def _check_lengths(texts: Sequence[Sequence[int]], first: int) -> None:
@@ -362,11 +325,7 @@ def _first_difference(one: SpanPlan, other: SpanPlan) -> int:
 
 
 def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the layers of a decoder, in order.
-
-    Raises:
-        ConversionError: They are not in one list.
-    """
+    """Return the layers of a decoder, in order. Raises `ConversionError` if they are not in one list."""
     count = num_layers(model.config)
     for module in model.get_decoder().modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -417,17 +376,7 @@ def gate_gradients(
     With a gate g, a head's output is (1 - g) x what the plan lets it see + g x full attention. A head with a negative
     derivative lowers the loss by seeing more, the more so the lower it is. At g = 0 the others are the plan's; halfway,
     heads that help only together, one in an early layer and one in a late one, are seen to help. The derivative of a
-    head that is full already is 0.
-
-    Args:
-        model: A decoder of transformers; it is given the plan.
-        texts: Token ids of each text, more than `first` of them.
-        first: Index of the first token whose loss counts.
-        plan: What heads see at g = 0.
-        gate: Of all heads.
-
-    Raises:
-        ValueError: A text is too short.
+    head that is full already is 0. The model keeps the plan afterwards.
     """
     _check_lengths(texts, first)
     apply_plan(model.eval(), plan)

@@ -1,7 +1,8 @@
 """Published data sets as examples: `TASKS[name].load(LoadRequest(split=...))`."""
 
+from pathlib import Path
+
 from tasks.aclsum import ACLSUM, ACLSUM_ASPECTS
-from tasks.arxiv import ARXIV
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, Template
 from tasks.big_patent import BIG_PATENT_TASKS
 from tasks.book_sum import BOOK_SUM
@@ -9,8 +10,8 @@ from tasks.custom import CustomTask, check_instruction, read_task_file
 from tasks.longbench import LONGBENCH_TASKS
 from tasks.multi_news import MULTI_NEWS
 from tasks.plos import PLOS
-from tasks.pubmed import PUBMED
 from tasks.qmsum import QMSUM
+from tasks.scientific_papers import ARXIV, PUBMED
 from tasks.scrolls_tasks import SCROLLS_TASKS
 from tasks.text import TEXT
 
@@ -28,10 +29,11 @@ __all__ = [
     "Task",
     "Template",
     "check_instruction",
+    "find_task",
     "read_task_file",
 ]
 
-# What --task calls a user's own data.
+# The name of a user's own data in --task.
 CUSTOM = "custom"
 
 TASKS: dict[str, Task] = {
@@ -49,7 +51,17 @@ TASKS: dict[str, Task] = {
     "text": TEXT,
 }
 
-# Suites: names of tasks that are reported together.
+# Suites: tasks that are reported together.
 SCROLLS = ("gov_report", "summ_screen_fd", "qmsum", "qasper", "narrative_qa", "quality", "contract_nli")
 LONGBENCH = tuple(LONGBENCH_TASKS)
 SUMMARIES = ("arxiv", "pubmed", "gov_report", "multi_news", "big_patent", "book_sum", "qmsum", "summ_screen_fd")
+
+
+def find_task(name: str) -> Task:
+    """Return a task of the table, or that of a YAML task file. Raises `DataError` if there is none."""
+    if name.endswith((".yaml", ".yml")):
+        return read_task_file(Path(name)).task()
+    if name not in TASKS:
+        hint = f"; '{CUSTOM}' is made of flags: give a YAML task file" if name == CUSTOM else ""
+        raise DataError(f"unknown task '{name}'; python -m tasks list names all{hint}")
+    return TASKS[name]

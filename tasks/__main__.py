@@ -1,4 +1,4 @@
-"""What tasks there are, what they ask, and a prompt as a model will see it.
+"""List the tasks, describe one, and print a prompt as a model will see it.
 
 python -m tasks list
 python -m tasks show qasper
@@ -9,57 +9,72 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tasks import CUSTOM, TASKS, DataError, LoadRequest, Task, read_task_file
-from tasks.command import run_command
+from tasks import TASKS, DataError, Task, find_task
+from tasks.command import add_prompt_flags, as_typed, run_command
+from tasks.readers.files import read_text_file
 
 _WIDTH = 100
 _ROW = "{:27}{:27}{:14}{:>14}{:>9}"
+_TABLE_HEAD = "| task | what | default split (examples) | metrics | answer tokens | version | licence |\n"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise DataError(f"{message} (--help explains the flags)")
 
+    def format_help(self) -> str:
+        return as_typed(super().format_help())
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what is asked for, and return the exit status: 0, or 2 after one line on what is wrong."""
+    """Print what is requested, and return the exit status: 0, or 2 after one line on what is wrong."""
 
     def work() -> None:
         options = _build_parser().parse_args(arguments)
-        lines = list_tasks(as_json=options.json) if options.command == "list" else _show(options)
+        lines = _list(options) if options.command == "list" else _show(options)
         print("\n".join(lines))
 
     return run_command(work, DataError)
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m tasks", description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    parser = _Parser(prog=as_typed("python -m tasks"), description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | show", parser_class=_Parser)
     listing = commands.add_parser("list", help="all tasks", allow_abbrev=False)
-    listing.add_argument("--json", action="store_true", help="all that is known of them, as JSON")
+    forms = listing.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="all that is known of them, as JSON")
+    forms.add_argument("--markdown", action="store_true", help="as a table in Markdown")
+    forms.add_argument("--write", metavar="PAGE", type=Path, help="write that table into a page in place of its own")
     show = commands.add_parser("show", help="one task with its templates, or one of its prompts", allow_abbrev=False)
-    show.add_argument("task", metavar="NAME", help="a task of the list, or a YAML task file")
-    show.add_argument("--example", action="store_true", help="a prompt in place of the task")
-    prompt = show.add_argument_group("which prompt (with --example)")
-    prompt.add_argument("--model", metavar="REF", help="whose tokenizer and chat template (default: smollm2-135m)")
-    prompt.add_argument("--maxlen", metavar="N", type=int, help="tokens with room for the answer (default: 2048)")
-    prompt.add_argument("--template", metavar="NAME", help="default: the task's")
-    prompt.add_argument("--truncation", metavar="POLICY", help="head, middle or tail is kept (default: head)")
-    prompt.add_argument("--data", metavar="PATH", type=Path, help="as for eval/run.py")
-    prompt.add_argument("--split", metavar="NAME", help="default: the task's")
-    prompt.add_argument("--revision", metavar="REF", help="of the data on the hub (default: the task's)")
-    prompt.add_argument("--index", metavar="I", type=int, help="which example, from 0 on (default: 0)")
+    show.add_argument("--example", action="store_true", help="print a prompt, which the flags below choose")
+    add_prompt_flags(show)
     return parser
 
 
+def _list(options: argparse.Namespace) -> list[str]:
+    if options.json:
+        return [json.dumps([describe_task(task) for task in TASKS.values()], indent=2, ensure_ascii=False)]
+    if options.markdown:
+        return list(markdown_rows())
+    if options.write:
+        before, head, rest = read_text_file(options.write, str(options.write)).partition(_TABLE_HEAD)
+        if not head:
+            raise DataError(f"{options.write} holds no table of tasks; it begins with {_TABLE_HEAD.strip()}")
+        table, after = "\n".join(markdown_rows()), rest.partition("\n\n")[2]
+        options.write.write_text(f"{before}{table}\n\n{after}\n", encoding="utf-8")
+        return [f"{options.write}: {len(TASKS)} tasks"]
+    return list_tasks()
+
+
 def describe_task(task: Task) -> dict[str, Any]:
-    """Return what is known of a task, JSON-ready; sizes that nobody has published are null."""
+    """Return a task's fields, JSON-ready; the size of a split is null if it is not published."""
     return {
         "name": task.name,
         "version": task.version,
@@ -78,18 +93,28 @@ def describe_task(task: Task) -> dict[str, Any]:
     }
 
 
-def list_tasks(*, as_json: bool) -> list[str]:
-    """Return lines that tell of all tasks: as JSON, or as three lines a task and more where they are long."""
-    described = [describe_task(task) for task in TASKS.values()]
-    if as_json:
-        return [json.dumps(described, indent=2, ensure_ascii=False)]
+def list_tasks() -> list[str]:
+    """Return three lines for each task, and more where they are long."""
     lines = [_ROW.format("task", "default split (examples)", "metrics", "answer tokens", "version")]
-    for about in described:
-        split = f"{about['default_split']} ({_count(about['splits'][about['default_split']])})"
-        cells = (about["name"], split, about["metrics"], about["max_new_tokens"], about["version"])
-        lines.append(_ROW.format(*("-" if cell is None else cell for cell in cells)))
-        lines += _wrap(about["description"]) + _wrap(f"{about['source']}; licence: {about['licence']}")
+    for task in TASKS.values():
+        lines.append(_ROW.format(task.name, *_cells(task)))
+        lines += _wrap(task.description) + _wrap(f"{task.source}; licence: {task.licence}")
     return lines
+
+
+def markdown_rows() -> Iterator[str]:
+    """Yield the lines of the table in docs/tasks.md."""
+    yield _TABLE_HEAD.strip()
+    yield "| --- | --- | --- | --- | ---: | ---: | --- |"
+    for task in TASKS.values():
+        yield f"| {' | '.join((f'`{task.name}`', task.description, *_cells(task), task.licence))} |"
+
+
+def _cells(task: Task) -> list[str]:
+    """Return default split, metrics, tokens of an answer and version."""
+    split = f"{task.default_split} ({_count(task.splits[task.default_split])})"
+    scored = [task.profile, str(task.max_new_tokens)] if task.has_references else ["-", "-"]
+    return [split, *scored, str(task.version)]
 
 
 def _count(number: int | None) -> str:
@@ -103,52 +128,19 @@ def _wrap(text: str, indent: str = "    ") -> list[str]:
 
 
 def _show(options: argparse.Namespace) -> list[str]:
-    task = _find(options.task)
-    given = [
-        name
-        for name in ("model", "maxlen", "template", "truncation", "data", "split", "revision", "index")
-        if getattr(options, name) is not None
-    ]
-    if not options.example:
-        if given:
-            raise DataError(f"--{given[0]} is of a prompt; add --example")
-        return show_task(task)
-    if not task.has_references:
-        raise DataError(f"task {task.name} has no prompts: nothing is asked about its texts")
-    index = options.index or 0
-    if index < 0:
-        raise DataError(f"--index is {index}; give 0 or more")
-    loaded = task.load(
-        LoadRequest(
-            split=options.split or task.default_split, data=options.data, revision=options.revision, limit=index + 1
-        )
-    )
-    if index >= len(loaded.examples):
-        raise DataError(f"--index is {index}, and task {task.name} has {len(loaded.examples)} examples there")
-
-    from eval.prompting.show import show_prompt
-
-    return show_prompt(
-        task,
-        loaded.examples[index],
-        model=options.model or "smollm2-135m",
-        maxlen=2048 if options.maxlen is None else options.maxlen,
-        template=options.template,
-        truncation=options.truncation or "head",
-    )
-
-
-def _find(name: str) -> Task:
-    if name.endswith((".yaml", ".yml")):
-        return read_task_file(Path(name)).task()
-    if name not in TASKS:
-        hint = f"; '{CUSTOM}' is made of flags: give a YAML task file" if name == CUSTOM else ""
-        raise DataError(f"unknown task '{name}'; python -m tasks list names all{hint}")
-    return TASKS[name]
+    if options.example:
+        # The one way from here up to `eval`, which knows models and prompts: its command is run, not imported.
+        lines: list[str] = runpy.run_module("eval.prompt")["prompt_lines"](options)
+        return lines
+    task = find_task(options.task)
+    for name, value in vars(options).items():
+        if name not in ("command", "example", "task") and value is not None:
+            raise DataError(f"--{name} is of a prompt; add --example")
+    return show_task(task)
 
 
 def show_task(task: Task) -> list[str]:
-    """Return lines that tell all of a task, the text of its templates included."""
+    """Return lines with all that is known of a task, and its templates."""
     about = describe_task(task)
     sizes = ", ".join(f"{split} ({_count(size)})" for split, size in about.pop("splits").items())
     templates = about.pop("templates")

@@ -3,22 +3,20 @@
     pip install --no-deps aclsum==0.1.2
     accelerate launch eval/run.py --task aclsum_aspects
 
-The package's `dataset/` folder holds `train.jsonl`, `val.jsonl`, `test.jsonl`, and the parsed papers:
-
-    {"id": "P06-1112", "summary": {"challenge": "...", "approach": "...", "outcome": "..."}, ...}
-    paper_jsons/P06-1112.json: {"abstract": "...", "pdf_parse": {"body_text": [{"text": "...", "section": "..."}]}}
+The package's `dataset/` folder holds `train.jsonl`, `val.jsonl`, `test.jsonl`, and the parsed papers in `paper_jsons/`,
+as `SAMPLE` shows.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
-from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, query_templates
+from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Sample, Task, query_templates
 from tasks.readers.articles import Section, article_text
 from tasks.readers.files import read_json, record_rows, require_path
-from tasks.readers.sources import Row, check_request, collect, package_folder, package_provenance, sha256_of
+from tasks.readers.rows import Row, collect, file_provenance, package_folder, package_provenance
 from tasks.scientific_papers import TEMPLATES
 
 PACKAGE = "aclsum"
@@ -30,17 +28,20 @@ QUERIES = {
     "approach": "What do the authors do or propose to address it?",
     "outcome": "What do the authors find, or what does the paper contribute?",
 }
+SAMPLE: Sample = {
+    "test.jsonl": [
+        {
+            "id": "P06-1112",
+            "summary": {"challenge": "It rained.", "approach": "They waited.", "outcome": "It stopped."},
+        }
+    ],
+    "paper_jsons/P06-1112.json": """{"abstract": "We study rain.", "pdf_parse": {"body_text": [
+        {"section": "Introduction", "text": "It rained for a week, so they waited."}]}}""",
+}
 
 
-def load_aclsum(
-    task: str, read_paper: Callable[[str, Row, str, str], Iterator[Example]], request: LoadRequest
-) -> LoadedExamples:
-    """Return the examples that `read_paper` makes of each paper's id, summary, context and abstract.
-
-    Raises:
-        DataError: The request, the package or a file is at fault.
-    """
-    check_request(task, request, SPLITS)
+def load_aclsum(queries: Mapping[str, str], request: LoadRequest) -> LoadedExamples:
+    """Return an example for each paper and query; without queries, one for each paper and its abstract."""
     if request.data is None:
         folder = package_folder(PACKAGE, "dataset", PIP_REQUIREMENT)
     elif not require_path(request.data).is_dir():
@@ -51,10 +52,8 @@ def load_aclsum(
     split_file = folder / FILES[request.split]
     rows = record_rows(split_file)
     files = [split_file, *sorted(papers.glob("*.json"))]
-    if request.data is None:
-        rows.provenance = package_provenance(PACKAGE, files)
-    else:
-        rows.provenance = {"kind": "file", "name": folder.resolve().name, "sha256": sha256_of(files)}
+    is_package = request.data is None
+    rows.provenance = package_provenance(PACKAGE, files) if is_package else file_provenance(folder, files)
 
     def read(row: Row) -> Iterator[Example]:
         paper = read_json(papers / f"{row.text('id')}.json")
@@ -62,7 +61,12 @@ def load_aclsum(
         context = article_text(_sections(paper.row("pdf_parse")), abstract)
         if not context:
             raise DataError(f"{paper.where}: field 'pdf_parse.body_text' has no text besides the abstract")
-        yield from read_paper(row.text("id"), row.row("summary"), context, abstract)
+        name, summary = row.text("id"), row.row("summary")
+        if not queries:
+            yield Example(id=name, document_id=name, context=context, references=(abstract,))
+        for aspect, query in queries.items():
+            references = (summary.text(aspect),)
+            yield Example(id=f"{name}-{aspect}", document_id=name, context=context, references=references, query=query)
 
     return collect(request, rows, read)
 
@@ -73,36 +77,17 @@ def _sections(pdf_parse: Row) -> Iterator[Section]:
         yield Section(title=title, paragraphs=[row.text("text", may_be_empty=True) for row in group])
 
 
-def _read_abstract(paper_id: str, summary: Row, context: str, abstract: str) -> Iterator[Example]:
-    yield Example(id=paper_id, document_id=paper_id, context=context, references=(abstract,))
-
-
-def _read_aspects(paper_id: str, summary: Row, context: str, abstract: str) -> Iterator[Example]:
-    for aspect, query in QUERIES.items():
-        yield Example(
-            id=f"{paper_id}-{aspect}",
-            document_id=paper_id,
-            context=context,
-            references=(summary.text(aspect),),
-            query=query,
-        )
-
-
 _SOURCE = f"package {PIP_REQUIREMENT}; --data takes a folder with the split's .jsonl and paper_jsons/"
 
 ACLSUM = Task(
     name="aclsum",
-    version=1,
     description="ACL paper -> abstract",
     source=_SOURCE,
     licence="MIT",
     splits=SPLITS,
-    default_split="test",
-    max_new_tokens=256,
+    read=partial(load_aclsum, {}),
     templates=TEMPLATES,
-    default_template="instruct",
-    needs_hub=False,
-    read=partial(load_aclsum, "aclsum", _read_abstract),
+    sample=SAMPLE,
 )
 
 ACLSUM_ASPECTS = Task(
@@ -112,14 +97,13 @@ ACLSUM_ASPECTS = Task(
     source=_SOURCE,
     licence="MIT",
     splits={split: len(QUERIES) * size for split, size in SPLITS.items()},
-    default_split="test",
-    max_new_tokens=64,
+    read=partial(load_aclsum, QUERIES),
     templates=query_templates(
         "Here is a scientific paper.\n\n",
         "\n\nUsing the paper above, answer in one sentence: {query}",
         "\n\nAnswer:",
     ),
     default_template="context_first",
-    needs_hub=False,
-    read=partial(load_aclsum, "aclsum_aspects", _read_aspects),
+    max_new_tokens=64,
+    sample=SAMPLE,
 )

@@ -1,18 +1,22 @@
-"""What a task hands to the evaluation: examples, and where they came from.
-
-A task turns rows of a published data set into `Example` records. It knows no model and no tokenizer.
+"""Tasks, which turn rows of a published data set into examples. They know no model and no tokenizer.
 
     task = TASKS["qmsum"]
     loaded = task.load(LoadRequest(split="validation", data=Path("val.jsonl"), limit=4))
     loaded.examples[0].context, loaded.examples[0].query, loaded.examples[0].references
+
+**To add a task**, write `tasks/NAME.py` with a `Task` and its `sample`, and list it in `tasks/__init__.py`. The tests
+load the sample, and `python -m tasks list --write docs/tasks.md` writes the table of the documentation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+SPLIT_NAMES = ("train", "validation", "test")
+Sample = Mapping[str, str | Sequence[Mapping[str, Any]]]
 
 
 class DataError(ValueError):
@@ -24,13 +28,13 @@ class Example:
     """One context with what should be written about it.
 
     Attributes:
-        id: The source's own id, or `SPLIT-ROW` where it has none; unique within the task and split.
+        id: The source's own id, or `SPLIT-ROW` if it has none; unique within the task and split.
         document_id: Equal for examples that share a document (several queries about one meeting).
         context: The document. The only field that truncation may cut.
-        references: One or more reference texts; a score is that against the best of them, metric by metric.
+        references: One or more texts; a score is that against the best of them, metric by metric.
         query: The question or aspect, never cut; None for plain summarization.
-        evidence: Where in the context the source says that the answer stands, as starts and ends in characters; None
-            where it does not say.
+        evidence: Start and end, in characters of the context, of each passage that the source marks as evidence; None
+            if it marks none.
     """
 
     id: str
@@ -48,8 +52,8 @@ class LoadRequest:
     Attributes:
         split: `train`, `validation` or `test`, whatever the source calls it.
         data: A local file or folder in one of the set's official formats; None reads the hub or the installed package.
-        limit: Keep the first `limit` examples; None keeps all.
-        min_words: Leave out, before they are counted, examples whose context has fewer words between white space.
+        limit: Number of examples to keep; None keeps all.
+        min_words: Leave out, before the limit counts, examples whose context has fewer words between white space.
         revision: Branch, tag or commit of the data set on the hub; None takes the task's.
         on_bad_row: `fail` at the first row that cannot be used, or `skip` it and count it.
     """
@@ -64,13 +68,12 @@ class LoadRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedExamples:
-    """Examples and their provenance.
+    """Examples in the order of the source, and their provenance.
 
     Attributes:
-        examples: In the order of the source.
-        provenance: JSON-ready facts about the source that was read: `kind` (`hub`, `file` or `package`), its name,
-            the `revision`, `sha256` or `version` that pins the content, and counts of rows (`num_...`).
-        bad_rows: What is wrong with each row that was skipped, and where it stands.
+        provenance: JSON-ready facts about the source: `kind` (`hub`, `file` or `package`), `name`, the `revision`,
+            `sha256` or `version` that pins the content, and counts of rows (`num_...`).
+        bad_rows: One message for each row that was skipped: where it is and what is wrong with it.
     """
 
     examples: tuple[Example, ...]
@@ -84,7 +87,7 @@ class Template:
 
     Attributes:
         text: Holds `{context}` once, and `{query}` where the task has queries.
-        chat: Put it into one user turn where the model has a chat template; a plain one is given as it stands.
+        chat: Put the text into one user turn if the model has a chat template; False uses it as it is.
     """
 
     text: str
@@ -92,16 +95,13 @@ class Template:
 
 
 def template_variants(name: str, before: str, after: str, cue: str, *, once: bool = True) -> dict[str, Template]:
-    """Return templates that differ in one thing each: what they are called says in what.
+    """Return templates that differ in one thing each.
 
     `NAME` repeats the instruction after the context, `NAME-once` does not, and `-plain` leaves the chat template out.
 
     Args:
-        name: Of the first.
-        before: What stands before the context.
-        after: What stands after it, the instruction once more.
-        cue: What a plain prompt ends with, so that a model without a chat template knows that it is to answer.
-        once: False where nothing before the context says what to do, so that it cannot be left out after it.
+        cue: End of a plain prompt, so that a model without a chat template knows that it is to answer.
+        once: False if only `after` says what to do, so that it cannot be left out.
     """
     chat = {name: after} | ({f"{name}-once": ""} if once else {})
     return {key: Template(text=f"{before}{{context}}{end}") for key, end in chat.items()} | {
@@ -113,28 +113,17 @@ def query_templates(before: str, after: str, cue: str, first: str = "{query}") -
     """Return the templates of a task with queries.
 
     With `context_first` the query comes after the document alone, so that all queries about one share its prefill. With
-    `query_first` what to look for is known while reading, and each query pays for its own reading.
-
-    Args:
-        before: What introduces the document.
-        after: What asks about it; holds `{query}`.
-        cue: What a plain prompt ends with.
-        first: What asks before the document where the query comes first; holds `{query}`.
+    `query_first` the model knows what to look for while it reads, and each query pays for its own reading: `first`
+    asks before the document. `before` introduces the document, and `after` asks about it.
     """
     return template_variants("context_first", before, after, cue, once=False) | template_variants(
         "query_first", f"{first}\n\n{before}", after, cue
     )
 
 
-def question_templates(document: str, told: str, asked: str = "Question: {query}") -> dict[str, Template]:
-    """Return `query_templates` that say what an answer is to look like wherever they ask.
-
-    Args:
-        document: What the document is, with its article.
-        told: How to answer.
-        asked: The question, `{query}` in it.
-    """
-    ask = f"{told}\n\n{asked}"
+def question_templates(document: str, instruction: str, question: str = "Question: {query}") -> dict[str, Template]:
+    """Return `query_templates` that say how to answer wherever they ask; `document` is such as "a contract"."""
+    ask = f"{instruction}\n\n{question}"
     return query_templates(f"Here is {document}.\n\n", f"\n\n{ask}", "\n\nAnswer:", ask)
 
 
@@ -143,51 +132,58 @@ class Task:
     """One data set with its prompts and defaults.
 
     Attributes:
-        name: What `--task` takes.
         version: Raised by hand whenever the examples or the prompts of this task change.
         description: One line: document -> target.
         source: Hub id or package, with the formats that `--data` takes.
-        licence: Of the data.
-        splits: Names that `--split` takes, with the number of examples as published; None where nobody says.
-        default_split: The split that is scored when none is asked for.
-        max_new_tokens: Default room for the answer, in tokens.
-        templates: By name; none for a task of texts alone.
-        default_template: A key of `templates`, or empty.
-        needs_hub: False when an installed package can serve the data.
+        splits: Number of examples of each split as published; None if it is not published.
         read: Reads examples, for `load`. Raises `DataError`.
-        profile: Metric profile that its answers are scored under unless another is asked for.
-        revision: Branch or commit of the data set on the hub that is read unless another is asked for; None where it
-            is not read from the hub, or the data set is the user's.
-        scores_first_line: Whether an answer is scored by its first line that is not empty.
+        templates: Empty for a task of texts alone.
+        default_template: A key of `templates`, or empty if there are none.
+        max_new_tokens: Default room for the answer.
+        profile: Default metric profile.
+        revision: Default branch or commit of the data set on the hub; None if the task does not read the hub.
+        scores_first_line: Score only the first line of an answer that is not empty.
+        sample: The official files in miniature, by path below `--data`, for tests: small records of our own, written
+            as JSON lines or CSV, or a text. `A.zip/B` is the file B inside a zip; `.gz` is compressed.
     """
 
     name: str
-    version: int
+    version: int = 1
     description: str
     source: str
     licence: str
     splits: Mapping[str, int | None]
-    default_split: str
-    max_new_tokens: int
-    templates: Mapping[str, Template]
-    default_template: str
-    needs_hub: bool
     read: Callable[[LoadRequest], LoadedExamples]
+    templates: Mapping[str, Template]
+    default_template: str = "instruct"
+    default_split: str = "test"
+    max_new_tokens: int = 256
     profile: str = "hf"
     revision: str | None = None
     scores_first_line: bool = False
+    sample: Sample = field(default_factory=dict)
+
+    @property
+    def needs_hub(self) -> bool:
+        """Return whether the data comes from the hub unless the user has a copy."""
+        return self.revision is not None
 
     @property
     def has_references(self) -> bool:
-        """Return whether there is anything to write about the documents: texts alone have no prompt."""
+        """Return whether there is anything to write about the documents; a task of texts alone has no prompt."""
         return bool(self.templates)
 
     def load(self, request: LoadRequest) -> LoadedExamples:
-        """Return the examples that are asked for, from the task's own revision of a hub data set unless another is.
-
-        Raises:
-            DataError: The request, the source or a row is at fault.
-        """
+        """Return the requested examples. Raises `DataError` if the request, the source or a row is at fault."""
+        if request.split not in self.splits:
+            raise DataError(f"task {self.name} has no split '{request.split}'; choose from: {', '.join(self.splits)}")
+        if request.limit is not None and request.limit < 1:
+            raise DataError(f"limit is {request.limit}; give 1 or more, or leave it out to keep all examples")
+        # A path that does not exist may name a data set of the hub, for the task `text`.
+        if request.revision is not None and request.data is not None and request.data.exists():
+            raise DataError(
+                f"--revision {request.revision} is of the hub, and --data {request.data} is read; leave one out"
+            )
         if request.data is None and request.revision is None:
             request = replace(request, revision=self.revision)
         elif request.data is None and self.revision is None:

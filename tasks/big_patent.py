@@ -8,7 +8,7 @@ Rows of the hub have two fields, cased text of version 2.1.2:
     {"description": "FIELD OF THE INVENTION ...", "abstract": "This invention relates to ..."}
 
 The authors' own folder, tokenized and lower-cased (version 1.0.0), has gzipped JSON lines with more fields in
-`SPLIT/CLASS/*.gz`. Descriptions may say what the abstract says in the same words; nothing is taken out of them.
+`SPLIT/CLASS/*.gz`. Descriptions may repeat the abstract word for word; nothing is taken out of them.
 
 Scores are usually ROUGE of the package rouge_score with its stemmer (profile `hf`), as in PEGASUS.
 
@@ -18,18 +18,17 @@ google-research/pegasus at 13fcf2b.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from tasks.base import DataError, LoadedExamples, LoadRequest, Task, template_variants
+from tasks.base import SPLIT_NAMES, DataError, Example, LoadedExamples, LoadRequest, Task, template_variants
 from tasks.readers.files import read_records, record_rows, require_path, split_file, split_names
 from tasks.readers.hub import CONVERTED_REVISION, hub_rows
-from tasks.readers.pairs import PairFields, read_pair
-from tasks.readers.sources import BadRow, Row, Rows, check_request, collect, sha256_of
+from tasks.readers.rows import BadRow, Row, Rows, collect, file_provenance, text_pair
 
 HUB_ID = "NortheasternUniversity/big_patent"
-FIELDS = PairFields(context="description", target="abstract")
+FIELDS = ("description", "abstract")
 # Codes of the Cooperative Patent Classification.
 CLASSES = {
     "a": "human necessities",
@@ -42,7 +41,7 @@ CLASSES = {
     "h": "electricity",
     "y": "new technology across classes",
 }
-SIZES: Mapping[str, tuple[int, int, int]] = {
+SIZES = {
     "all": (1_207_222, 67_068, 67_072),
     "a": (174_134, 9_674, 9_675),
     "b": (161_520, 8_973, 8_974),
@@ -51,33 +50,28 @@ SIZES: Mapping[str, tuple[int, int, int]] = {
 }
 
 
-def load_big_patent(name: str, config: str, splits: Mapping[str, int | None], request: LoadRequest) -> LoadedExamples:
-    """Return patents with their abstracts as references.
-
-    Args:
-        name: Of the task.
-        config: One of `CLASSES`, or `all`.
-        splits: Of the task.
-        request: What is asked for.
-
-    Raises:
-        DataError: The request, the hub or a file is at fault.
-    """
-    check_request(name, request, splits)
+def load_big_patent(config: str, request: LoadRequest) -> LoadedExamples:
+    """Return patents with their abstracts as references; `config` is one of `CLASSES`, or `all`."""
     if request.data is None:
         files = (f"{config}/{request.split}/*.parquet", f"{config}/{request.split}-*.parquet")
-        rows = hub_rows(HUB_ID, files, request=request, columns=FIELDS.columns, config=config)
+        rows = hub_rows(HUB_ID, files, request=request, columns=FIELDS, config=config)
     else:
         rows = _file_rows(require_path(request.data), config, request.split)
-    return collect(request, rows, partial(read_pair, rows, request.split, FIELDS))
+
+    def read(row: Row) -> Iterator[Example]:
+        if pair := text_pair(rows, row, FIELDS):
+            name = f"{request.split}-{row.index}"
+            yield Example(id=name, document_id=name, context=pair[0], references=(pair[1],))
+
+    return collect(request, rows, read)
 
 
 def _file_rows(path: Path, config: str, split: str) -> Rows[Row]:
     if not path.is_dir():
-        return record_rows(path, FIELDS.columns)
+        return record_rows(path, FIELDS)
     folders = [path / name for name in split_names(split) if (path / name).is_dir()]
     if not folders:
-        return record_rows(split_file(path, split), FIELDS.columns)
+        return record_rows(split_file(path, split), FIELDS)
     codes = CLASSES if config == "all" else (config,)
     files = [file for code in codes for file in sorted((folders[0] / code).glob("*.gz"))]
     if not files:
@@ -92,32 +86,36 @@ def _file_rows(path: Path, config: str, split: str) -> Rows[Row]:
                 yield row if isinstance(row, BadRow) else Row(f"{file.parent.name}/{row.where}", index, row.fields)
                 index += 1
 
-    return Rows(read(), {"kind": "file", "name": path.resolve().name, "sha256": sha256_of(files)})
+    return Rows(read(), file_provenance(path, files))
 
 
 def _task(name: str, config: str, what: str) -> Task:
-    sizes = SIZES.get(config, (None, None, None))
-    splits = dict(zip(("train", "validation", "test"), sizes, strict=True))
+    code = "a" if config == "all" else config
+    sample = [
+        {
+            "publication_number": f"US-{i}-A1",
+            "abstract": "a bridge that floats .",
+            "application_number": f"US-{i}",
+            "description": f"field {i} . the river rose , and the bridge was closed .",
+        }
+        for i in range(3)
+    ]
     return Task(
         name=name,
-        version=1,
         description=f"US patent ({what}), its description -> abstract",
         source=f"hub {HUB_ID}; --data takes Parquet, JSON lines, also gzipped, or the folder bigPatentData",
         licence="CC BY 4.0",
-        splits=splits,
-        default_split="test",
-        max_new_tokens=256,
+        splits=dict(zip(SPLIT_NAMES, SIZES.get(config, (None, None, None)), strict=True)),
+        read=partial(load_big_patent, config),
         templates=template_variants(
             "instruct",
             "Summarize the following description of a patent.\n\n",
             "\n\nWrite the abstract of the patent above in one paragraph.",
             "\n\nAbstract:",
         ),
-        default_template="instruct",
-        needs_hub=True,
-        read=partial(load_big_patent, name, config, splits),
         # The data set itself is a script, which nothing runs any more.
         revision=CONVERTED_REVISION,
+        sample={f"test/{code}/data-test-{code}-0.gz": sample},
     )
 
 

@@ -3,12 +3,8 @@
     accelerate launch eval/run.py --task book_sum --maxlen 8192 --limit 50
     accelerate launch eval/run.py --task book_sum --data test.csv --maxlen 8192
 
-A CSV file a split, one summary a row; of its columns two are read, and rows with the same `chapter` are one example:
-
-    bid,source,chapter_path,...,chapter,...,summary_text,...
-    27681,cliffnotes,all_chapterized_books/.../chapters_1_to_2.txt,...,"CHAPTER I ...",...,"Before ...",...
-
-A file is always read to its end, because the summaries of a chapter are spread over it.
+A CSV file a split, one summary a row, as `SAMPLE` shows; two columns are read, and rows with the same `chapter` are one
+example. A file is always read to its end, because the summaries of a chapter are spread over it.
 
 The paper (arXiv 2105.08209) reports ROUGE-1, ROUGE-2 and ROUGE-L, against one summary at a time; no scorer is settled.
 The profile here is `hf`, that of the summarization script of transformers, and the best of the references counts.
@@ -19,21 +15,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, template_variants
+from tasks.base import SPLIT_NAMES, DataError, Example, LoadedExamples, LoadRequest, Task, template_variants
 from tasks.readers.files import data_rows, split_names
 from tasks.readers.hub import hub_rows
-from tasks.readers.pairs import PairFields
-from tasks.readers.sources import BadRow, Row, Rows, check_request, collect
+from tasks.readers.rows import BadRow, Row, Rows, collect, text_pair
 
 HUB_ID = "kmfoda/booksum"
-# Of chapters nobody has published a number: those of the paper are of other files.
-SPLITS = dict.fromkeys(("train", "validation", "test"))
-FIELDS = PairFields(context="chapter", target="summary_text")
+FIELDS = ("chapter", "summary_text")
+_OTHERS = {"bid": "27681", "is_aggregate": "True", "chapter_path": "a/b.txt", "summary_id": "chapters 1-2"}
+SAMPLE = [
+    _OTHERS | {"source": source, "chapter": chapter, "chapter_length": "9", "summary_text": summary}
+    for source, chapter, summary in (
+        ("cliffnotes", 'CHAPTER I\n\nIt rained, "all" day.', "Rain."),
+        ("cliffnotes", "CHAPTER II\n\nThe sun, then.", "Sun."),
+        ("sparknotes", 'CHAPTER I\n\nIt rained, "all" day.', "It rains."),
+    )
+]
 
 
 @dataclass(frozen=True)
 class _Chapter:
-    """A chapter with its summaries; `where` and `index` are those of the first row and among chapters."""
+    """A chapter with its summaries, and `where` the first of them is, for messages."""
 
     where: str
     index: int
@@ -42,25 +44,20 @@ class _Chapter:
 
 
 def load_book_sum(request: LoadRequest) -> LoadedExamples:
-    """Return one example a chapter; rows of the hub without a chapter or a summary are left out and counted.
-
-    Raises:
-        DataError: The request, the hub or a file is at fault.
-    """
-    check_request("book_sum", request, SPLITS)
+    """Return one example a chapter; rows of the hub without a chapter or a summary are left out and counted."""
     if request.data is None:
         files = [f"{name}.csv" for name in split_names(request.split)] + [f"default/{request.split}/*.parquet"]
         whole = replace(request, limit=None)
-        rows = hub_rows(HUB_ID, files, request=whole, columns=FIELDS.columns)
+        rows = hub_rows(HUB_ID, files, request=whole, columns=FIELDS)
     else:
-        rows = data_rows(request.data, request.split, columns=FIELDS.columns)
+        rows = data_rows(request.data, request.split, columns=FIELDS)
 
     def read(chapter: _Chapter) -> Iterator[Example]:
         name = f"{request.split}-{chapter.index}"
         references = tuple(dict.fromkeys(chapter.summaries))
         yield Example(id=name, document_id=name, context=chapter.text, references=references)
 
-    return collect(request, Rows(_chapters(rows), rows.provenance, lines=rows), read)
+    return collect(request, Rows(_chapters(rows), rows.provenance, source=rows), read)
 
 
 def _chapters(rows: Rows[Row]) -> Iterator[_Chapter | BadRow]:
@@ -70,7 +67,7 @@ def _chapters(rows: Rows[Row]) -> Iterator[_Chapter | BadRow]:
             yield row
             continue
         try:
-            pair = FIELDS.read(rows, row)
+            pair = text_pair(rows, row, FIELDS)
         except DataError as error:
             yield BadRow(str(error))
             continue
@@ -82,21 +79,19 @@ def _chapters(rows: Rows[Row]) -> Iterator[_Chapter | BadRow]:
 
 BOOK_SUM = Task(
     name="book_sum",
-    version=1,
     description="chapter of a book -> summary, with those of several study guides as references",
     source=f"hub {HUB_ID}; --data takes CSV, Parquet or JSON lines with chapter, summary_text, or a folder of them",
     licence="BSD-3-Clause (its card); for research by the authors' terms",
-    splits=SPLITS,
-    default_split="test",
-    max_new_tokens=512,
+    # The numbers of chapters in the paper are those of other files.
+    splits=dict.fromkeys(SPLIT_NAMES),
+    read=load_book_sum,
     templates=template_variants(
         "instruct",
         "Summarize the following chapter of a book.\n\n",
         "\n\nSummarize the chapter above in a few paragraphs.",
         "\n\nSummary:",
     ),
-    default_template="instruct",
-    needs_hub=True,
-    read=load_book_sum,
+    max_new_tokens=512,
     revision="main",
+    sample={"test.csv": SAMPLE},
 )

@@ -3,7 +3,7 @@
     accelerate launch eval/run.py --task custom --data tickets.jsonl --context-field ticket --target-field summary
     accelerate launch eval/run.py --task tickets.yaml --maxlen 1024 4096
 
-A task file takes the attributes of `CustomTask` by name; its `data` is relative to the file itself:
+A task file has the attributes of `CustomTask` by name; its `data` is relative to the file itself:
 
     name: tickets
     data: tickets.jsonl
@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from tasks.base import (
+    SPLIT_NAMES,
     DataError,
     Example,
     LoadedExamples,
@@ -38,36 +39,23 @@ from tasks.base import (
     query_templates,
     template_variants,
 )
-from tasks.readers.files import (
-    read_text_file,
-    record_rows,
-    require_path,
-    split_file,
-)
-from tasks.readers.sources import BadRow, Row, Rows, check_request, collect, sha256_of
+from tasks.readers.files import read_text_file, record_rows, require_path, split_file
+from tasks.readers.rows import BadRow, Row, Rows, collect, file_provenance
 
-SPLITS = dict.fromkeys(("train", "validation", "test"))
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CustomTask:
-    """What a user says about their data.
+    """A user's description of their data.
 
     Attributes:
-        name: What reports call it.
-        data: File or folder.
-        context_field: Field of the document.
         target_field: Field of what should be written: a text, or a list of texts any of which will do.
-        query_field: Field of the question; None where there is none.
-        instruction: What the model is told to do.
+        query_field: Field of the question; None if nothing is asked.
         metrics: Metric profile.
-        max_new_tokens: Room for the answer.
         templates: Texts with `{context}` and `{query}`, or `{text: ..., chat: false}`, by name; None makes them of the
             instruction.
-        description: One line.
-        licence: Of the data.
         version: To be raised when the data or the prompts change.
     """
 
@@ -85,7 +73,7 @@ class CustomTask:
     version: int = 1
 
     def task(self) -> Task:
-        """Return the task that loads the data. Raises `DataError` where one field is named for two things."""
+        """Return the task that loads the data. Raises `DataError` if one field is named for two things."""
         if len({self.context_field, self.target_field, self.query_field}) < 3:
             raise DataError(
                 f"task {self.name}: document, target and question are the fields {self.context_field}, "
@@ -98,35 +86,29 @@ class CustomTask:
             description=self.description,
             source="--data takes JSON lines, CSV, TSV, Parquet, or a folder of text files",
             licence=self.licence,
-            splits=SPLITS,
-            default_split="test",
-            max_new_tokens=self.max_new_tokens,
+            splits=dict.fromkeys(SPLIT_NAMES),
+            read=partial(_load, self),
             templates=templates,
             default_template=next(iter(templates)),
-            needs_hub=False,
-            read=partial(_load, self),
+            max_new_tokens=self.max_new_tokens,
             profile=self.metrics,
         )
 
     def _templates(self) -> dict[str, Template]:
         if self.query_field is None:
-            told = self.instruction or "Summarize the following document."
-            return template_variants("instruct", f"{told}\n\n", f"\n\n{told}", "\n\nAnswer:")
-        told = self.instruction or "Answer the question from the document."
-        return query_templates(f"{told}\n\n", f"\n\n{told}\n\n{{query}}", "\n\nAnswer:")
+            text = self.instruction or "Summarize the following document."
+            return template_variants("instruct", f"{text}\n\n", f"\n\n{text}", "\n\nAnswer:")
+        text = self.instruction or "Answer the question from the document."
+        return query_templates(f"{text}\n\n", f"\n\n{text}\n\n{{query}}", "\n\nAnswer:")
 
 
 def read_task_file(file: Path) -> CustomTask:
-    """Return the task that a YAML file describes.
-
-    Raises:
-        DataError: The file cannot be read, or says what cannot be.
-    """
+    """Return the task that a YAML file describes. Raises `DataError` if it cannot be read or an entry is wrong."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"task file {file} cannot be read: {error.strerror}; check the path") from error
-    except (yaml.YAMLError, ValueError) as error:  # also dates and numbers that cannot be
+    except (yaml.YAMLError, ValueError) as error:  # also impossible dates and numbers
         raise DataError(f"task file {file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise DataError(f"task file {file} holds no 'name: value' lines; see docs/tasks.md for an example")
@@ -163,10 +145,9 @@ def read_task_file(file: Path) -> CustomTask:
 def _template(file: Path, name: str, value: Any, *, has_query: bool) -> Template:
     about = {"text": value} if isinstance(value, str) else value
     where = f"task file {file}: template '{name}'"
-    known = ("text", "chat")
     if not _NAME.fullmatch(name):
         raise DataError(f"{where}: a name has letters, digits, '.', '_' and '-', and begins with no dot")
-    if not isinstance(about, dict) or not isinstance(about.get("text"), str) or not set(about) <= set(known):
+    if not isinstance(about, dict) or not isinstance(about.get("text"), str) or not set(about) <= {"text", "chat"}:
         raise DataError(f"{where} is {value!r}; expected a text, or `text` with `chat: true` or `chat: false`")
     if not isinstance(about.get("chat", True), bool):
         raise DataError(f"{where}: chat is {about['chat']!r}; expected true or false")
@@ -179,7 +160,7 @@ def _template(file: Path, name: str, value: Any, *, has_query: bool) -> Template
 
 
 def check_instruction(text: str, where: str = "--instruction") -> None:
-    """Raise `DataError` for an instruction that would be taken for a template."""
+    """Raise `DataError` for an instruction that is empty or looks like a template."""
     if not text.strip():
         raise DataError(f"{where} is empty; leave it out, or say what is to be done")
     if "{context}" in text or "{query}" in text:
@@ -190,12 +171,11 @@ def check_instruction(text: str, where: str = "--instruction") -> None:
 
 
 def _load(about: CustomTask, request: LoadRequest) -> LoadedExamples:
-    check_request(about.name, request, SPLITS)
     path = request.data or about.data
     if path is None:
         raise DataError(f"task {about.name} has no data; give --data a file or a folder")
     rows = _rows(about, require_path(path), request.split)
-    # Other fields of the same file are other data.
+    # Other fields of the same file are another source.
     named = {"context": about.context_field, "target": about.target_field, "query": about.query_field}
     rows.provenance = {**rows.provenance, "fields": named}
     documents: dict[str, str] = {}
@@ -204,11 +184,9 @@ def _load(about: CustomTask, request: LoadRequest) -> LoadedExamples:
         for what in ("context_field", "target_field", "query_field"):
             field = getattr(about, what)
             if field is not None and field not in row.fields:
-                found = ", ".join(row.fields) or "none"
-                flag = "--" + what.replace("_", "-")
                 raise DataError(
-                    f"{row.where}: no field '{field}', fields found: {found}; name one with {flag}, or {what} in a "
-                    "task file"
+                    f"{row.where}: no field '{field}', fields found: {', '.join(row.fields) or 'none'}; name one with "
+                    f"--{what.replace('_', '-')}, or {what} in a task file"
                 )
         context = row.text(about.context_field)
         example_id = row.name(request.split)
@@ -246,13 +224,11 @@ def _text_rows(about: CustomTask, folder: Path) -> Rows[Row]:
         for index, file in enumerate(documents):
             beside = {field: file.with_name(file.stem + end) for field, end in parts.items()}
             try:
-                texts = {
-                    field: read_text_file(path, path.name)
-                    for field, path in {about.context_field: file, **beside}.items()
-                }
+                paths = {about.context_field: file, **beside}
+                texts = {field: read_text_file(path, path.name) for field, path in paths.items()}
             except DataError as error:
                 yield BadRow(str(error))
             else:
                 yield Row(file.name, index, {"id": file.stem, **texts})
 
-    return Rows(read(), {"kind": "file", "name": folder.resolve().name, "sha256": sha256_of(files)})
+    return Rows(read(), file_provenance(folder, files))

@@ -21,36 +21,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import BinaryIO
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, template_variants
 from tasks.readers.files import record_rows, require_path, split_file, split_names
 from tasks.readers.hub import CONVERTED_REVISION, hub_rows
-from tasks.readers.pairs import PairFields
-from tasks.readers.sources import MAX_LINE_BYTES, BadRow, Row, Rows, check_request, collect, sha256_of
+from tasks.readers.rows import MAX_LINE_BYTES, BadRow, Row, Rows, collect, file_provenance, text_pair
 
 HUB_ID = "alexfabbri/multi_news"
-SPLITS = {"train": 44_972, "validation": 5_622, "test": 5_622}
-FIELDS = PairFields(context="document", target="summary")
+FIELDS = ("document", "summary")
 SEPARATOR = "|||||"
 _SOURCES = (".src.cleaned", ".src")
 
 
 def load_multi_news(request: LoadRequest) -> LoadedExamples:
-    """Return one example a summary; rows of the hub without an article or a summary are left out and counted.
-
-    Raises:
-        DataError: The request, the hub or a file is at fault.
-    """
-    check_request("multi_news", request, SPLITS)
+    """Return one example a summary; rows of the hub without an article or a summary are left out and counted."""
     if request.data is None:
         files = (f"default/{request.split}/*.parquet",)
-        rows = hub_rows(HUB_ID, files, request=request, columns=FIELDS.columns)
+        rows = hub_rows(HUB_ID, files, request=request, columns=FIELDS)
     else:
         rows = _file_rows(require_path(request.data), request.split)
 
     def read(row: Row) -> Iterator[Example]:
-        if (pair := FIELDS.read(rows, row)) is None:
+        if (pair := text_pair(rows, row, FIELDS)) is None:
             return
         articles = [article.strip() for article in pair[0].split(SEPARATOR)]
         context = f"\n\n{SEPARATOR}\n\n".join(article for article in articles if article)
@@ -58,7 +50,7 @@ def load_multi_news(request: LoadRequest) -> LoadedExamples:
             name = f"{request.split}-{row.index}"
             yield Example(id=name, document_id=name, context=context, references=(pair[1],))
         elif rows.provenance["kind"] == "hub":
-            rows.skip()
+            rows.num_skipped += 1
         else:
             raise DataError(f"{row.where}: field 'document' holds no article; take the row out")
 
@@ -76,14 +68,14 @@ def _file_rows(path: Path, split: str) -> Rows[Row]:
             targets = path.with_name(path.name.removesuffix(end) + ".tgt")
             if not targets.exists():
                 raise DataError(f"{path} has no {targets.name} beside it, with the summaries; put it there")
-            provenance = {"kind": "file", "name": path.name, "sha256": sha256_of([path, targets])}
-            return Rows(_pairs_of_lines(path, targets), provenance)
-    return record_rows(path, FIELDS.columns)
+            return Rows(_pairs_of_lines(path, targets), file_provenance(path, [path, targets]))
+    return record_rows(path, FIELDS)
 
 
 def _pairs_of_lines(sources: Path, targets: Path) -> Iterator[Row | BadRow]:
     with sources.open("rb") as first, targets.open("rb") as second:
-        for index, (source, target) in enumerate(zip_longest(_lines(first), _lines(second))):
+        # Lines as bytes: in a text, Python ends lines at more characters than a line feed.
+        for index, (source, target) in enumerate(zip_longest(first, second)):
             where = f"{sources.name} line {index + 1}"
             if source is None or target is None:
                 short = sources.name if source is None else targets.name
@@ -91,33 +83,29 @@ def _pairs_of_lines(sources: Path, targets: Path) -> Iterator[Row | BadRow]:
             if max(len(source), len(target)) > MAX_LINE_BYTES:
                 yield BadRow(f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; take it out of both files")
                 continue
-            # Bytes that are no UTF-8 stay apart from all characters, so that the row that has them is told.
+            # Bytes that are no UTF-8 become surrogates, so that the row that has them can be named.
             texts = [line.decode("utf-8", "surrogateescape").replace("NEWLINE_CHAR", "\n") for line in (source, target)]
-            yield Row(where, index, dict(zip(FIELDS.columns, texts, strict=True)))
-
-
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield lines as bytes: a text may hold what Python takes for the end of a line and the files do not."""
-    return iter(stream.readline, b"")
+            yield Row(where, index, dict(zip(FIELDS, texts, strict=True)))
 
 
 MULTI_NEWS = Task(
     name="multi_news",
-    version=1,
     description="news articles about one event -> summary of them all",
     source=f"hub {HUB_ID}; --data takes SPLIT.src.cleaned with SPLIT.tgt, Parquet, JSON lines, or a folder of them",
     licence="of the publishers' own: for non-commercial research",
-    splits=SPLITS,
-    default_split="test",
-    max_new_tokens=512,
+    splits={"train": 44_972, "validation": 5_622, "test": 5_622},
+    read=load_multi_news,
     templates=template_variants(
         "instruct",
         f"Summarize the following news articles, which are about one event and separated by {SEPARATOR}\n\n",
         "\n\nSummarize the articles above together in a few paragraphs.",
         "\n\nSummary:",
     ),
-    default_template="instruct",
-    needs_hub=True,
-    read=load_multi_news,
+    max_new_tokens=512,
     revision=CONVERTED_REVISION,
+    sample={
+        "test.src.cleaned": "A first article. NEWLINE_CHAR NEWLINE_CHAR More of it. ||||| A second one. |||||\n"
+        "One alone.\nAnd one more.\n",
+        "test.tgt": "– Two articles.\n– One.\n– Another.\n",
+    },
 )

@@ -3,27 +3,25 @@
     pip install --no-deps allofplos==0.11.1
     accelerate launch eval/run.py --task plos
 
-Articles are JATS XML. An abstract without `abstract-type` is the article's own; the others are blurbs for a table of
-contents, and summaries by authors and editors.
+Articles are JATS XML, as `SAMPLE` shows. An abstract without `abstract-type` is the article's own; the others are
+blurbs for a table of contents, and summaries by authors and editors.
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task
 from tasks.readers.articles import Section, article_text
 from tasks.readers.files import require_path
-from tasks.readers.sources import Rows, check_request, collect, package_folder, package_provenance, sha256_of
+from tasks.readers.rows import Rows, collect, file_provenance, package_folder, package_provenance
 from tasks.scientific_papers import TEMPLATES
 
 PACKAGE = "allofplos"
 PIP_REQUIREMENT = "allofplos==0.11.1"
-SPLITS = {"test": 90}
 MIN_ABSTRACT_WORDS = 80
 MIN_BODY_WORDS = 2_000
 # Not running text. MathML stays: its letters and signs are readable, and sentences need them.
@@ -33,16 +31,10 @@ _SKIPPED |= {"inline-graphic", "label", "tex-math", "annotation", "fn", "fn-grou
 _BLOCKS = {"p", "list", "list-item", "disp-quote", "disp-formula", "break", "title"}
 # Elements that hold further paragraphs.
 _CONTAINERS = {"boxed-text", "disp-quote", "list", "list-item"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Article:
-    doi: str
-    is_research: bool
-    abstract: str
-    opens_with_abstract: bool
-    body: ET.Element
-    num_body_words: int
+SAMPLE = f"""<article article-type="research-article">
+<front><article-meta><article-id pub-id-type="doi">10.1371/x</article-id>
+<abstract><p>{"It rains. " * 45}</p></abstract></article-meta></front>
+<body><sec><title>Results</title><p>{"The river rose. " * 700}</p></sec></body></article>"""
 
 
 def load_plos(request: LoadRequest) -> LoadedExamples:
@@ -51,11 +43,7 @@ def load_plos(request: LoadRequest) -> LoadedExamples:
     Kept are research articles with more than `MIN_ABSTRACT_WORDS` in the abstract and `MIN_BODY_WORDS` in the body.
     Of the package's 122 articles, those whose first abstract is a blurb for a table of contents are left out too,
     which makes the fixed set of 90.
-
-    Raises:
-        DataError: The request, the package or a file is at fault.
     """
-    check_request("plos", request, SPLITS)
     if request.data is None:
         folder = package_folder(PACKAGE, "starter_corpus", PIP_REQUIREMENT)
         files = sorted(folder.glob("*.xml"))
@@ -65,23 +53,32 @@ def load_plos(request: LoadRequest) -> LoadedExamples:
         files = sorted(path.glob("*.xml")) if path.is_dir() else [path]
         if not files or files[0].suffix != ".xml":
             raise DataError(f"{path}: format not recognized; give --data a JATS .xml file or a folder of them")
-        provenance = {"kind": "file", "name": path.resolve().name, "sha256": sha256_of(files)}
+        provenance = file_provenance(path.resolve(), files)
     rows = Rows(files, provenance)
     return collect(request, rows, partial(_read_examples, rows))
 
 
 def _read_examples(rows: Rows[Path], file: Path) -> Iterator[Example]:
-    from_package = rows.provenance["kind"] == "package"
-    article = _read_article(file)
-    long_enough = len(article.abstract.split()) > MIN_ABSTRACT_WORDS and article.num_body_words > MIN_BODY_WORDS
-    if not (article.is_research and long_enough) or (from_package and not article.opens_with_abstract):
-        rows.skip()
-        return
-    context = article_text(_sections(article.body), article.abstract)
-    yield Example(id=article.doi, document_id=article.doi, context=context, references=(article.abstract,))
+    root, doi = _read_article(file)
+    abstracts = root.findall("front/article-meta/abstract")
+    own = [abstract for abstract in abstracts if not abstract.get("abstract-type")]
+    abstract = "\n".join(_paragraphs(own[0])) if own else ""
+    body = root.find("body")
+    if body is None:
+        body = ET.Element("body")
+    num_body_words = len(" ".join(body.itertext()).split())
+    is_usable = root.get("article-type") == "research-article"
+    is_usable &= len(abstract.split()) > MIN_ABSTRACT_WORDS and num_body_words > MIN_BODY_WORDS
+    if rows.provenance["kind"] == "package":
+        is_usable &= abstracts[:1] == own[:1]
+    if is_usable:
+        yield Example(id=doi, document_id=doi, context=article_text(_sections(body), abstract), references=(abstract,))
+    else:
+        rows.num_skipped += 1
 
 
-def _read_article(file: Path) -> _Article:
+def _read_article(file: Path) -> tuple[ET.Element, str]:
+    """Return the root element of an article, and its DOI."""
     try:
         root = ET.parse(file).getroot()
     except ET.ParseError as error:
@@ -91,19 +88,7 @@ def _read_article(file: Path) -> _Article:
     doi = root.findtext("front/article-meta/article-id[@pub-id-type='doi']", "").strip()
     if not doi:
         raise DataError(f"{file.name}: field article-id[@pub-id-type='doi'] is missing; give the article its DOI")
-    abstracts = root.findall("front/article-meta/abstract")
-    own = [abstract for abstract in abstracts if not abstract.get("abstract-type")]
-    body = root.find("body")
-    if body is None:
-        body = ET.Element("body")
-    return _Article(
-        doi=doi,
-        is_research=root.get("article-type") == "research-article",
-        abstract="\n".join(_paragraphs(own[0])) if own else "",
-        opens_with_abstract=abstracts[:1] == own[:1],
-        body=body,
-        num_body_words=len(" ".join(body.itertext()).split()),
-    )
+    return root, doi
 
 
 def _paragraphs(element: ET.Element) -> list[str]:
@@ -152,15 +137,11 @@ def _pieces(element: ET.Element) -> Iterator[str]:
 
 PLOS = Task(
     name="plos",
-    version=1,
     description="PLOS research article -> abstract",
     source=f"package {PIP_REQUIREMENT}; --data takes a JATS .xml file or a folder of them",
     licence="CC BY",
-    splits=SPLITS,
-    default_split="test",
-    max_new_tokens=256,
-    templates=TEMPLATES,
-    default_template="instruct",
-    needs_hub=False,
+    splits={"test": 90},
     read=load_plos,
+    templates=TEMPLATES,
+    sample={"journal.pone.0000001.xml": SAMPLE},
 )

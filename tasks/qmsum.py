@@ -8,9 +8,7 @@ The original release has one meeting a line:
      "general_query_list": [{"query": "Summarize the whole meeting.", "answer": "..."}],
      "specific_query_list": [{"query": "...", "answer": "...", "relevant_text_span": [["459", "530"]]}]}
 
-SCROLLS has one reference a line, the input being the query, a blank line, and the transcript:
-
-    {"id": "va-sq-1", "pid": "va-sq-1_0", "input": "What ...?\\n\\nGrad G: So yes .", "output": "..."}
+SCROLLS has one reference a line, the input being the query, a blank line, and the transcript (`readers.scrolls_lines`).
 """
 
 from __future__ import annotations
@@ -20,12 +18,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, query_templates
-from tasks.readers.files import file_provenance, read_json
-from tasks.readers.scrolls_lines import HUB_ID, REVISION, ScrollsRow, scrolls_rows
-from tasks.readers.sources import Row, Rows, check_request, collect, document_names
+from tasks.readers.files import read_json
+from tasks.readers.rows import Row, Rows, collect, document_names, file_provenance
+from tasks.readers.scrolls_lines import HUB_ID, REVISION, ScrollsItem, sample_lines, scrolls_rows
 
-SPLITS = {"train": 1_257, "validation": 272, "test": 281}
-# {disfmarker}, { vocalsound }, {pause}, ...: what the transcribers heard besides words.
+# {disfmarker}, { vocalsound }, {pause}, ...: sounds besides words.
 _MARKUP = re.compile(r"\{ ?[a-z]+ ?\}")
 # L_C_D_ and T_V_s: letters that were spelled out.
 _SPELLED = re.compile(r"(?<![^\W_])(?:[A-Za-z]_)+")
@@ -42,21 +39,16 @@ def clean_transcript(text: str) -> str:
 
 
 def load_qmsum(request: LoadRequest) -> LoadedExamples:
-    """Return one example a query; the queries of one meeting share `document_id`.
-
-    Raises:
-        DataError: The request, the hub or the file is at fault.
-    """
-    check_request("qmsum", request, SPLITS)
-    rows: Rows[Row | ScrollsRow]
+    """Return one example a query; the queries of one meeting share `document_id`."""
+    rows: Rows[Row | ScrollsItem]
     if request.data is not None and request.data.suffix == ".json":
         rows = Rows([read_json(request.data)], file_provenance(request.data))
     else:
         rows = scrolls_rows("qmsum", request, elsewhere=", or give the original release's test.jsonl with --data FILE")
     numbers, name_meeting = itertools.count(), document_names(f"{request.split}-meeting")
 
-    def read(row: Row | ScrollsRow) -> Iterator[Example]:
-        if isinstance(row, ScrollsRow):
+    def read(row: Row | ScrollsItem) -> Iterator[Example]:
+        if isinstance(row, ScrollsItem):
             yield _scrolls_example(row, name_meeting)
         elif "meeting_transcripts" in row.fields:
             yield from _meeting_examples(row, request.split, numbers)
@@ -75,7 +67,7 @@ def _meeting_examples(meeting: Row, split: str, numbers: Iterator[int]) -> Itera
     position = 0
     for turn in meeting.rows("meeting_transcripts"):
         content = clean_transcript(turn.text("content", may_be_empty=True))
-        if not re.search(r"\w", content):  # nothing but markup was said
+        if not re.search(r"\w", content):  # only markup
             places.append(None)
             continue
         turns.append(f"{turn.text('speaker')}: {content}")
@@ -99,18 +91,9 @@ def _meeting_examples(meeting: Row, split: str, numbers: Iterator[int]) -> Itera
 
 
 def _evidence(query: Row, places: Sequence[tuple[int, int] | None]) -> tuple[tuple[int, int], ...] | None:
-    """Return where the turns of `relevant_text_span` stand in the context; turns beyond the last are not there."""
+    """Return the places in the context of the turns of `relevant_text_span`; turns beyond the last are left out."""
     if "relevant_text_span" not in query.fields:
         return None
-    evidence = []
-    for first, last in _turn_ranges(query):
-        said = [place for place in places[first : last + 1] if place]
-        if said:
-            evidence.append((said[0][0], said[-1][1]))
-    return tuple(evidence) or None
-
-
-def _turn_ranges(query: Row) -> list[tuple[int, int]]:
     spans = query.fields["relevant_text_span"]
     try:
         ranges = [(int(first), int(last)) for first, last in spans]
@@ -120,21 +103,21 @@ def _turn_ranges(query: Row) -> list[tuple[int, int]]:
         raise DataError(
             f'{query.where}: field \'relevant_text_span\' is {str(spans)[:80]}; expected pairs of turns: [["4", "9"]]'
         )
-    return ranges
+    evidence = []
+    for first, last in ranges:
+        turns = [place for place in places[first : last + 1] if place]
+        if turns:
+            evidence.append((turns[0][0], turns[-1][1]))
+    return tuple(evidence) or None
 
 
-def _scrolls_example(row: ScrollsRow, name_meeting: Callable[[str], str]) -> Example:
+def _scrolls_example(row: ScrollsItem, name_meeting: Callable[[str], str]) -> Example:
     query, transcript = row.query_and_document()
     context = clean_transcript(transcript).strip()
     if not context:
         raise DataError(f"{row.where}: field 'input' has no words after the query and a blank line")
-    return Example(
-        id=row.id,
-        document_id=name_meeting(context),
-        context=context,
-        references=row.references,
-        query=query,
-    )
+    meeting = name_meeting(context)
+    return Example(id=row.id, document_id=meeting, context=context, references=row.references, query=query)
 
 
 QMSUM = Task(
@@ -143,17 +126,16 @@ QMSUM = Task(
     description="meeting transcript and query -> summary that answers the query",
     source=f"hub {HUB_ID} qmsum.zip; --data takes the original JSON lines, one meeting as .json, or SCROLLS JSON lines",
     licence="MIT",
-    splits=SPLITS,
-    default_split="validation",
-    max_new_tokens=256,
+    splits={"train": 1_257, "validation": 272, "test": 281},
+    read=load_qmsum,
     templates=query_templates(
         "Here is the transcript of a meeting.\n\n",
         "\n\nUsing the transcript above, answer in one paragraph: {query}",
         "\n\nAnswer:",
     ),
     default_template="context_first",
-    needs_hub=True,
-    read=load_qmsum,
+    default_split="validation",
     profile="scrolls",
     revision=REVISION,
+    sample=sample_lines("qmsum", "What was closed?", "The bridge.", "A bridge.", "It was a bridge."),
 )

@@ -1,7 +1,11 @@
-"""What the benchmarks share, and the scripts themselves at sizes that take no time: each ends with its line of JSON."""
+"""What the benchmarks share, and the scripts at sizes that take little time: each ends with its line of JSON.
+
+The gate runs one and asks the others for their `--help`; each runs nightly.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from dataclasses import replace
@@ -17,6 +21,7 @@ from benchmarks.pairs import Case, alternate
 from masformer.plans.spans import LayerSpan
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
+SCRIPTS = sorted(file.stem for file in Path(pairs.__file__).parent.glob("*.py") if "def main(" in file.read_text())
 needs_papers = pytest.mark.skipif(
     not (find_spec("aclsum") and find_spec("allofplos")),
     reason="needs pip install --no-deps allofplos==0.11.1 aclsum==0.1.2",
@@ -45,6 +50,17 @@ def test_the_ratio_is_the_saving_or_the_share() -> None:
     assert Case(case="bytes", ours=2, peer=8, unit="MiB", saves=False).ratio == 0.25
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_benchmark_explains_itself(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert ended.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
 def test_the_kernel_benchmark_covers_its_cases(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,6 +72,7 @@ def test_the_kernel_benchmark_covers_its_cases(
     assert [case["target"] for case in cases] == [5.0, None, 13.0, None]
 
 
+@pytest.mark.nightly
 def test_the_candidates_compute_what_the_kernel_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +84,7 @@ def test_the_candidates_compute_what_the_kernel_does(
     assert len(run(candidates, monkeypatch, capsys)) == 14
 
 
+@pytest.mark.nightly
 def test_the_overhead_of_a_prediction_is_measured_on_a_run_that_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +95,7 @@ def test_the_overhead_of_a_prediction_is_measured_on_a_run_that_ends(
     assert json.loads(printed[-1])[0]["case"] == "overhead of the last fifth to the first"
 
 
+@pytest.mark.nightly
 @needs_papers
 def test_rouge_is_compared_on_real_pairs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from benchmarks import rouge
@@ -89,6 +108,7 @@ def test_rouge_is_compared_on_real_pairs(monkeypatch: pytest.MonkeyPatch, capsys
     assert [case["target"] for case in json.loads(printed[-1])] == [10.0, None, None]
 
 
+@pytest.mark.nightly
 @needs_papers
 def test_the_oracle_is_timed_on_real_papers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -105,6 +125,7 @@ def test_the_oracle_is_timed_on_real_papers(
     assert len(json.loads(printed[-1])) == 1
 
 
+@pytest.mark.nightly
 @needs_papers
 @pytest.mark.skipif(not find_spec("lm_eval"), reason="needs pip install 'masformer[harness]'")
 def test_the_harness_runs_both_models_on_the_same_prompts(

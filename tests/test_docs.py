@@ -28,16 +28,14 @@ from accelerate.commands.launch import launch_command_parser
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from eval.config.finetune import build_parser as finetune_parser
-from eval.config.finetune import load_train_config
-from eval.config.perplexity import build_parser as perplexity_parser
-from eval.config.perplexity import load_perplexity_config
-from eval.config.placement import build_parser as placement_parser
-from eval.config.placement import load_placement_config
-from eval.config.run import build_parser as run_parser
-from eval.config.run import load_config
+from eval.config.finetune import TrainConfig
+from eval.config.options import Options
+from eval.config.perplexity import PerplexityConfig
+from eval.config.placement import PlacementConfig
+from eval.config.run import RunConfig
 from eval.studies.parts import KINDS, read_study
 from masformer import SpanPlan
+from masformer.__main__ import COMMANDS
 from tasks import CustomTask, read_task_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,17 +46,19 @@ PAGES = sorted(
 SHELL = ("sh", "{flags}")
 # Blocks that hold output or structure and nothing that a reader types.
 OTHER_BLOCKS = ("", "text", "json", "{toctree}")
-# Scripts whose settings are checked beyond their flags, and their flags alone.
-SETTINGS = {
-    "eval.run": (load_config, run_parser),
-    "eval.finetune": (load_train_config, finetune_parser),
-    "eval.perplexity": (load_perplexity_config, perplexity_parser),
-    "eval.placement": (load_placement_config, placement_parser),
+# Scripts whose settings are checked beyond their flags.
+SETTINGS: dict[str, type[Options]] = {
+    "eval.run": RunConfig,
+    "eval.finetune": TrainConfig,
+    "eval.perplexity": PerplexityConfig,
+    "eval.placement": PlacementConfig,
 }
 # Programs of others, whose flags are theirs; modules of theirs that `python -m` runs; and what blocks may really call.
 OTHER_PROGRAMS = ("pip", "tox", "pytest", "pre-commit")
 OTHER_MODULES = ("venv", "pip")
 REAL_PROGRAMS = ("tr",)
+# Files that a reader writes, and a folder that `tox -e docs` makes.
+FILES_OF_READERS = {"tasks/new.py", "tasks/NAME.py", "eval/generation/mine.py", "docs/_build/html"}
 # Layers and key/value heads of SmolLM2-135M, the model of all plans in the documentation.
 NUM_LAYERS, NUM_HEADS = 30, 3
 
@@ -202,6 +202,8 @@ def check_call(call: Sequence[str]) -> None:
     else:
         assert (ROOT / words[0]).is_file()
         module, arguments = words[0].removesuffix(".py").replace("/", "."), words[1:]
+    if module == "masformer" and arguments and not COMMANDS.get(arguments[0], "masformer.").startswith("masformer."):
+        module, arguments = COMMANDS[arguments[0]], arguments[1:]
     # Brackets stand around what may be left out, and dots for what is not repeated.
     arguments = [word.removeprefix("[").removesuffix("]") for word in arguments]
     given = [word for word in arguments if not (word.startswith("...") or word.endswith("..."))]
@@ -215,8 +217,8 @@ def check_arguments(module: str, arguments: list[str], *, is_short: bool) -> Non
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             if module in SETTINGS:
-                load, build = SETTINGS[module]
-                asked = build().parse_args(arguments) if is_short else load(arguments)
+                config = SETTINGS[module]
+                asked = config.build_parser().parse_args(arguments) if is_short else config.from_command_line(arguments)
                 plan = getattr(asked, "plan", "auto")
                 # A file is what another command has written.
                 assert plan == "auto" or plan.endswith(".json") or SpanPlan.parse(plan, NUM_LAYERS, NUM_HEADS)
@@ -325,7 +327,15 @@ def test_yaml_is_settings_of_a_run(page: Path, tmp_path: Path) -> None:
         elif "sections:" in block:
             assert {section.kind for section in read_study(file).sections} == set(KINDS)
         else:
-            load_config(["--config", str(file)])
+            RunConfig.from_command_line(["--config", str(file)])
+
+
+def test_parts_are_those_of_the_study() -> None:
+    text = (ROOT / "docs/study.md").read_text(encoding="utf-8")
+    paragraphs = re.findall(r"^Parts: (.+?)\n\n", text, re.MULTILINE | re.DOTALL)
+    parts = {name for paragraph in paragraphs for name in re.findall(r"`(.+?)`", paragraph)}
+    assert len(parts) > 20
+    assert parts <= set(read_study(ROOT / "configs/study/smollm2.yaml").parts)
 
 
 @named
@@ -338,6 +348,18 @@ def test_every_benchmark_has_its_flags_on_the_page() -> None:
     shown = {block.split()[1] for block in blocks_of(ROOT / "docs/commands/benchmarks.md", "{flags}")}
     scripts = {file for file in ROOT.glob("benchmarks/*.py") if "\ndef main(" in file.read_text(encoding="utf-8")}
     assert shown == {file.relative_to(ROOT).as_posix() for file in scripts}
+
+
+def test_the_architecture_page_quotes_the_rooms() -> None:
+    (quoted_rooms,) = [block for block in blocks_of(ROOT / "docs/design.md", "python") if "BELOW" in block]
+    assert quoted_rooms in (ROOT / "tests/test_rooms.py").read_text(encoding="utf-8")
+
+
+@named
+def test_files_that_are_named_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:eval|tasks|masformer|tests|configs|benchmarks|docs)/[\w./-]*)`", text))
+    assert sorted(path for path in paths - FILES_OF_READERS if not (ROOT / path).exists()) == []
 
 
 # Messages

@@ -13,7 +13,7 @@ from torch import Tensor
 from eval.run import main
 from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan
 from masformer.attention.cuda import flash_attention, flex_attention, has_flash_attention
-from masformer.attention.span_attention import choose_kernel
+from masformer.attention.kernels import choose_kernel
 from masformer.placement import PlanMeter, gate_gradients
 from masformer.plans.spans import FULL
 from tests.helpers.attention_cases import CASES, Case, assert_close, attend, cached, defined, gradients, random_states

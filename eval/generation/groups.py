@@ -1,37 +1,33 @@
-"""What is to be predicted, in which groups, and what that will cost, before any weights load.
+"""Which prompts share a prefix tree and decode together, and what that costs, before any weights load.
 
-    documents = documents_of(...)                     # examples that share a context, with all their prompts
-    plan = plan_work(documents, needs, grouping, {})  # of `groups`: prompts that share a prefix tree and its batches
+    units = measure(requests, size)          # prompts of one document: tokens, operations, bytes
+    groups = form_groups(units, grouping)    # units that share a tree and its batches
 
-Groups follow from the run's settings, data and `Grouping`, and not from the journal of an interrupted session, so that
-a group that was interrupted is computed again as it would have been.
+Groups follow from the run's settings, data and `Grouping`, and not from the journal of an interrupted session. So a
+group that was interrupted is computed again as it would have been.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from eval.config.run import RunConfig
-from eval.generation.decode import GenerationSettings
+from eval.config.generation import GenerationSettings
 from eval.generation.prompt_tree import PromptTree
-from eval.prompting.prompts import Prompt, PromptBuilder, fit
-from eval.records.journal import Key, fingerprint
+from eval.generation.requests import PromptSource, Request, Requests
+from eval.records.schema import Grouping, Key
 from masformer import FULL, SpanPlan
 from masformer.attention.joined import TAIL_TOKENS, can_join
 from masformer.attention.prefill import frequency_class
-from masformer.checkpoints.open import Checkpoint
 from masformer.plans.cost import attention_flops, cache_bytes
-from tasks import Example, LoadedExamples
 
 # Where processes share the work, each gets at least as many groups, so that none idles long at the end.
 _GROUPS_A_SHARE = 2
@@ -41,90 +37,33 @@ DECODING = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """One prediction that is asked for."""
-
-    key: Key
-    prompt: Prompt
-    fingerprint: str
-    document: Document
-
-
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """Examples of a task that share a context, and how they are asked about.
+class DocumentPrompts:
+    """The prompts of a document whose rotary frequencies agree, and what they cost.
 
     Attributes:
-        task: Its name.
-        examples: With the same context.
-        builders: By template.
-        lengths: Ascending.
-        policy: Of truncation.
-        settings: Of generation.
-        pins: By template and length, a digest of all settings that could change a prediction.
-    """
-
-    task: str
-    examples: tuple[Example, ...]
-    builders: Mapping[str, PromptBuilder]
-    lengths: tuple[int, ...]
-    policy: str
-    settings: GenerationSettings
-    pins: Mapping[tuple[str, int], str]
-
-    def requests(self) -> Iterator[Request]:
-        """Return what is asked for: each example under each template at each length.
-
-        Raises:
-            UserError: A query or an instruction leaves no room.
-        """
-        # The context's tokens are the same under all templates.
-        context = next(iter(self.builders.values())).parts(self.examples[0]).context
-        for template, builder in self.builders.items():
-            for example in self.examples:
-                content = fingerprint(example.context, example.query)
-                for maxlen in self.lengths:
-                    parts = builder.fixed_parts(example.query, context)
-                    yield Request(
-                        key=(self.task, template, example.id, maxlen),
-                        prompt=fit(parts, maxlen, self.settings.max_new_tokens, self.policy),
-                        fingerprint=fingerprint(self.pins[template, maxlen], content),
-                        document=self,
-                    )
-
-    def spans_shown(self, prompt: Prompt) -> list[list[int]]:
-        """Return the characters of the context that a prompt shows, as starts and ends."""
-        context = self.examples[0].context
-        if not prompt.num_context_dropped:
-            return [[0, len(context)]]
-        return next(iter(self.builders.values())).spans_of(context, prompt.context_ranges)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """The prompts of a document whose rotary frequencies agree, and what they need.
-
-    Attributes:
-        document: Theirs.
         frequencies: What `frequency_class` says about each.
-        keys: Of the predictions.
+        sizes: Tokens of each prompt, and how many of its context are kept and dropped.
         num_rows: Distinct prompts.
-        asked: Tokens of all prompts but the last of each.
-        prefilled: Tokens of their tree.
+        requested: Tokens of all prompts but the last of each.
+        prefilled: Tokens of their prefix tree.
         prefill_cost: Floating point operations of the prefill.
-        decode_cost: Of decoding, in operations of a prefill that take as long.
-        num_bytes: Of keys and values, all at once.
+        decode_cost: The time of decoding, in operations of a prefill that takes as long.
+        num_bytes: Keys and values, all at once.
     """
 
-    document: Document
+    source: PromptSource
     frequencies: int
-    keys: tuple[Key, ...]
+    sizes: dict[Key, tuple[int, int, int]]
     num_rows: int
-    asked: int
+    requested: int
     prefilled: int
     prefill_cost: float
     decode_cost: float
     num_bytes: int
+
+    @property
+    def keys(self) -> list[Key]:
+        return list(self.sizes)
 
     @property
     def cost(self) -> float:
@@ -132,32 +71,17 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grouping:
-    """What groups depend on beyond the prompts; kept in `run.json`, so that a resumed run forms the same.
-
-    Attributes:
-        num_shares: Processes among which the work is handed out.
-        batch_size: Rows that decode together at most, beams included.
-        memory_budget: Bytes for keys and values.
-    """
-
-    num_shares: int
-    batch_size: int
-    memory_budget: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Group:
-    """Units whose prompts share one tree.
+    """Documents whose prompts share one tree.
 
     Attributes:
-        index: In the order of the data.
-        units: Of one task and one kind of rotary frequencies.
-        num_rows: Prompts that decode together at most.
+        index: Place in the order of the data.
+        units: Documents of one task and one kind of rotary frequencies.
+        num_rows: Most prompts that decode together.
     """
 
     index: int
-    units: tuple[Unit, ...]
+    units: tuple[DocumentPrompts, ...]
     num_rows: int
 
     @cached_property
@@ -166,40 +90,25 @@ class Group:
 
     @property
     def settings(self) -> GenerationSettings:
-        return self.units[0].document.settings
+        return self.units[0].source.settings
 
     @property
     def keys(self) -> list[Key]:
         return [key for unit in self.units for key in unit.keys]
 
     def requests(self) -> list[Request]:
-        """Return what is asked for, prompts included."""
+        """Return the requests, prompts included."""
         wanted = set(self.keys)
-        return [request for unit in self.units for request in unit.document.requests() if request.key in wanted]
+        return [request for unit in self.units for request in unit.source.requests() if request.key in wanted]
 
 
-@dataclass(kw_only=True)
-class WorkPlan:
-    """All that a run is to predict.
-
-    Attributes:
-        groups: Of what no finished session has predicted, in the order of the data.
-        fingerprints: Of each prediction, finished or not.
-        sizes: Tokens of each prediction's prompt, and how many of its context are kept and dropped.
-    """
-
-    groups: list[Group] = field(default_factory=list)
-    fingerprints: dict[Key, str] = field(default_factory=dict)
-    sizes: dict[Key, tuple[int, int, int]] = field(default_factory=dict)
-
-
-class Needs:
+class ModelSize:
     """What tokens cost a model: operations and bytes.
 
     Args:
-        config: Of the model.
-        plan: None for a model that masformer does not convert, which is counted as full.
-        bytes_per_value: Of keys and values.
+        config: Config of the model.
+        plan: Spans; None for a model that masformer does not convert, which is counted as full.
+        bytes_per_value: Bytes of a key or value.
         trust_remote_code: Run code that comes with the checkpoint.
     """
 
@@ -239,144 +148,73 @@ class Needs:
         tail = max((length for length in ends if length <= TAIL_TOKENS), default=0) if self.is_converted else 0
         kept = Fraction(0)
         for span, share in self.plan.shares.items():
-            if span.num_recent is None:
+            if span.is_full:
                 kept += share * (tokens + beams * (tail + num_new) * len(rows))
             else:
-                ring = span.sinks + span.num_recent
-                of_rows = sum(min(ring, stop + num_new) for stop in rows)
-                kept += share * (sum(min(ring, stop) for stop in nodes) + beams * of_rows)
+                # Rows that decode together copy what they have kept.
+                of_rows = sum(span.num_kept(stop + num_new) for stop in rows)
+                kept += share * (sum(span.num_kept(stop) for stop in nodes) + beams * of_rows)
         return int(kept * self.a_token)
 
 
-def documents_of(
-    config: RunConfig,
-    loaded: Mapping[str, LoadedExamples],
-    record: Mapping[str, Any],
-    checkpoint: Checkpoint,
-) -> list[Document]:
-    """Return the examples of each task by context, in the order in which contexts first appear.
+def measure(requests: Requests, size: ModelSize, *, is_silent: bool) -> list[DocumentPrompts]:
+    """Return the prompts of each document that no finished session has answered, with their cost.
+
+    Every context is tokenized once for this, and once more when it is answered. What was finished takes part in no
+    group: a resumed run forms the groups of the interrupted one, and additions form groups of their own.
 
     Args:
-        config: Of the run.
-        loaded: Examples by task.
-        record: `run.json`, whose templates and lengths include those that the folder has already.
-        checkpoint: Of the model.
-    """
-    documents = []
-    for name, of_task in loaded.items():
-        about = record["tasks"][name]
-        templates, lengths = about["templates"], tuple(about["maxlen"])
-        # Threads move near ties at most, and the folder refuses another number of them.
-        identity = {key: value for key, value in record["identity"].items() if key != "threads"}
-        apart = ("templates", "maxlen", "limit", "rows", "description", "licence", "profile", "scores_first_line")
-        common = fingerprint(identity, name, {key: value for key, value in about.items() if key not in apart})
-        builders = {
-            template: PromptBuilder(checkpoint.tokenizer, config.tasks[name].templates[template])
-            for template in templates
-        }
-        pins = {
-            (template, maxlen): fingerprint(common, template, templates[template], maxlen)
-            for template in templates
-            for maxlen in lengths
-        }
-        by_context: dict[str, list[Example]] = defaultdict(list)
-        for example in of_task.examples:
-            by_context[example.context].append(example)
-        documents += [
-            Document(
-                task=name,
-                examples=tuple(examples),
-                builders=builders,
-                lengths=lengths,
-                policy=config.truncation,
-                settings=config.generation(about["max_new_tokens"]),
-                pins=pins,
-            )
-            for examples in by_context.values()
-        ]
-    return documents
-
-
-def check_prompts(documents: Sequence[Document]) -> None:
-    """Check that every query and instruction fits at the smallest length, before anything long is tokenized."""
-    for document in documents:
-        for builder in document.builders.values():
-            for example in document.examples:
-                parts = builder.fixed_parts(example.query)
-                fit(parts, document.lengths[0], document.settings.max_new_tokens, "head")
-
-
-def plan_work(
-    documents: Sequence[Document],
-    needs: Needs,
-    grouping: Grouping,
-    finished: Mapping[Key, Mapping[str, Any]],
-    part: tuple[int, int] | None = None,
-    *,
-    is_silent: bool,
-) -> WorkPlan:
-    """Return what is to be done; every context is tokenized once for it, and once more at its turn.
-
-    Args:
-        documents: All of the run.
-        needs: What tokens cost.
-        grouping: What groups are formed by.
-        finished: Lines of predictions that are in no group: those of sessions that came to their end. So a resumed run
-            forms the groups of the one that was interrupted, and what is added later forms groups of its own.
-        part: Number, from 1 on, and count of independent jobs; None is all.
+        requests: All of the run.
+        size: What tokens cost.
         is_silent: Show no progress.
     """
-    plan = WorkPlan()
     units = []
-    for document in tqdm(documents, desc="tokenizing", delay=2, leave=False, disable=is_silent):
-        units += _measure(document, needs, plan, finished)
-    if part is not None:
-        units = deal(units, part[0] - 1, part[1])
-    plan.groups = form_groups(units, grouping)
-    return plan
-
-
-def _measure(document: Document, needs: Needs, plan: WorkPlan, finished: Mapping[Key, Mapping[str, Any]]) -> list[Unit]:
-    """Return the units of a document, and enter its predictions into the plan."""
-    by_class: dict[int, list[Request]] = defaultdict(list)
-    for request in document.requests():
-        prompt = request.prompt
-        plan.fingerprints[request.key] = request.fingerprint
-        plan.sizes[request.key] = len(prompt.token_ids), prompt.num_context_kept, prompt.num_context_dropped
-        if finished.get(request.key, {}).get("fingerprint") != request.fingerprint:
-            by_class[frequency_class(needs.config, len(prompt.token_ids))].append(request)
-    units = []
-    num_new, beams = document.settings.max_new_tokens, document.settings.num_beams
-    for frequencies, requests in by_class.items():
-        prompts = list(dict.fromkeys(request.prompt.token_ids for request in requests))
-        tree = PromptTree(prompts)
-        units.append(
-            Unit(
-                document=document,
-                frequencies=frequencies,
-                keys=tuple(request.key for request in requests),
-                num_rows=len(prompts),
-                asked=sum(len(request.prompt.token_ids) - 1 for request in requests),
-                prefilled=tree.num_tokens,
-                prefill_cost=sum(needs.prefill(node.start, node.stop) for node in tree),
-                decode_cost=DECODING * beams * sum(needs.decode(len(prompt), num_new) for prompt in prompts),
-                num_bytes=needs.tree_bytes(tree, num_new, beams),
-            )
-        )
+    for source in tqdm(requests.sources, desc="tokenizing", delay=2, leave=False, disable=is_silent):
+        by_class: dict[int, list[Request]] = defaultdict(list)
+        if all(map(requests.is_finished, source.fingerprints)):
+            continue
+        for request in source.requests():
+            if not requests.is_finished(request.key):
+                by_class[frequency_class(size.config, len(request.prompt.token_ids))].append(request)
+        units += [_measure(source, frequencies, asked, size) for frequencies, asked in by_class.items()]
     return units
 
 
-def form_groups(units: Sequence[Unit], grouping: Grouping) -> list[Group]:
+def _measure(source: PromptSource, frequencies: int, requests: Sequence[Request], size: ModelSize) -> DocumentPrompts:
+    num_new, beams = source.settings.max_new_tokens, source.settings.num_beams
+    prompts = list(dict.fromkeys(request.prompt.token_ids for request in requests))
+    tree = PromptTree(prompts)
+    return DocumentPrompts(
+        source=source,
+        frequencies=frequencies,
+        sizes={
+            request.key: (
+                len(request.prompt.token_ids),
+                request.prompt.num_context_kept,
+                request.prompt.num_context_dropped,
+            )
+            for request in requests
+        },
+        num_rows=len(prompts),
+        requested=sum(len(request.prompt.token_ids) - 1 for request in requests),
+        prefilled=tree.num_tokens,
+        prefill_cost=sum(size.prefill(node.start, node.stop) for node in tree),
+        decode_cost=DECODING * beams * sum(size.decode(len(prompt), num_new) for prompt in prompts),
+        num_bytes=size.tree_bytes(tree, num_new, beams),
+    )
+
+
+def form_groups(units: Sequence[DocumentPrompts], grouping: Grouping) -> list[Group]:
     """Return groups of units in order, each as large as rows, memory, and an even share of the work allow."""
-    kinds: dict[tuple[str, int], list[Unit]] = defaultdict(list)
+    kinds: dict[tuple[str, int], list[DocumentPrompts]] = defaultdict(list)
     for unit in units:
-        kinds[unit.document.task, unit.frequencies].append(unit)
+        kinds[unit.source.task, unit.frequencies].append(unit)
     total = sum(unit.cost for unit in units)
-    gathered: list[list[Unit]] = []
+    gathered: list[list[DocumentPrompts]] = []
     for members in kinds.values():
         cost, before, last = sum(unit.cost for unit in members), 0.0, -1
         least = math.ceil(grouping.num_shares * _GROUPS_A_SHARE * cost / total) if grouping.num_shares > 1 else 1
-        group: list[Unit] = []
+        group: list[DocumentPrompts] = []
         for unit in members:
             # An even share, to which a unit belongs by its middle.
             share = int(least * (before + unit.cost / 2) / cost)
@@ -396,19 +234,19 @@ def form_groups(units: Sequence[Unit], grouping: Grouping) -> list[Group]:
     ]
 
 
-def _num_rows(units: Iterable[Unit]) -> int:
-    return sum(unit.num_rows * unit.document.settings.num_beams for unit in units)
+def _num_rows(units: Iterable[DocumentPrompts]) -> int:
+    return sum(unit.num_rows * unit.source.settings.num_beams for unit in units)
 
 
-def _rows_at_once(units: Sequence[Unit], grouping: Grouping) -> int:
+def _rows_at_once(units: Sequence[DocumentPrompts], grouping: Grouping) -> int:
     """Return how many prompts of a group decode together: as many as rows and memory allow, in even batches."""
-    beams, num_prompts = units[0].document.settings.num_beams, sum(unit.num_rows for unit in units)
+    beams, num_prompts = units[0].source.settings.num_beams, sum(unit.num_rows for unit in units)
     num_bytes = sum(unit.num_bytes for unit in units)
     most = max(1, min(grouping.batch_size // beams, int(num_prompts * grouping.memory_budget / max(num_bytes, 1))))
     return math.ceil(num_prompts / math.ceil(num_prompts / most))
 
 
-def deal(units: Sequence[Unit], part: int, num_parts: int) -> list[Unit]:
+def deal(units: Sequence[DocumentPrompts], part: int, num_parts: int) -> list[DocumentPrompts]:
     """Return the units of one of several independent parts, in order: the largest first go to whoever has least.
 
     That depends on no machine, so that parts on different ones make a whole.

@@ -13,7 +13,6 @@ the CPU where there is no other, processes on CPUs share the work, and too long 
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import math
@@ -28,12 +27,13 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from eval.config.generation import GenerationSettings
 from eval.errors import UserError
-from eval.generation.answering import is_out_of_memory
-from eval.generation.decode import GenerationSettings, decode, rows_together
-from eval.generation.forecast import memory_budget
-from eval.generation.groups import Needs
-from eval.generation.prompt_tree import PromptTree, TreeCaches
+from eval.generation.decode import rows_together
+from eval.generation.groups import ModelSize
+from eval.generation.prompt_tree import PromptTree
+from eval.generation.tree_decoder import Observer, TreeDecoder
+from eval.runtime.memory import memory_budget
 from eval.runtime.model import TORCH_DTYPES, load_converted, resolve_plan
 from masformer import fixed_frequencies
 from masformer.attention.prefill import frequency_class
@@ -70,6 +70,11 @@ _OF_REQUESTS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", 
 _SHARED = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
 
 Tokens = tuple[int, ...]
+
+
+class _LoggedRemarks(Observer):
+    def print(self, text: str) -> None:
+        _log.warning(text)
 
 
 class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
@@ -238,54 +243,33 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         for prompt in sorted(prompts, key=len, reverse=True):
             by_class.setdefault(frequency_class(self.config, len(prompt)), []).append(prompt)
         most = rows_together(self.model, settings) or self.rows
+        decoder = TreeDecoder(self.model, self.tokenizer, _LoggedRemarks(), "rows or memory_gib in --model_args")
         for alike in by_class.values():
             tree = PromptTree(alike)
-            caches = TreeCaches(self.model, tree, range(len(alike)))
+            caches = decoder.caches(tree, range(len(alike)))
 
             def fits(leaves: Sequence[int], alike: Sequence[Tokens] = alike) -> bool:
                 batch = PromptTree([alike[leaf] for leaf in leaves])
-                return self._needs.tree_bytes(batch, settings.max_new_tokens, 1) <= self._budget
+                return self._size.tree_bytes(batch, settings.max_new_tokens, 1) <= self._budget
 
             with fixed_frequencies(self.model, len(alike[0])):
                 for batch in _batches(tree.order, most, fits):
-                    for leaf, answer in self._decode(batch, alike, caches, settings):
-                        yield alike[leaf], answer
+                    for leaves, answers in decoder.decode(batch, alike, caches, settings):
+                        for leaf, answer in zip(leaves, answers, strict=True):
+                            yield alike[leaf], answer.token_ids
                     caches.release(batch)
 
-    def _decode(
-        self, leaves: Sequence[int], prompts: Sequence[Tokens], caches: TreeCaches, settings: GenerationSettings
-    ) -> Iterator[tuple[int, Tokens]]:
-        """Return answers to some prompts: of one batch, or of halves of it where memory does not hold it."""
-        try:
-            filled = [caches.take(leaf) for leaf in leaves]
-            answers = decode(self.model, self.tokenizer, [prompts[leaf] for leaf in leaves], filled, settings)
-        except (RuntimeError, MemoryError) as error:
-            if len(leaves) == 1 or not is_out_of_memory(error):
-                raise
-        else:
-            yield from ((leaf, answer.token_ids) for leaf, answer in zip(leaves, answers, strict=True))
-            return
-        _log.warning("out of memory with %d prompts at once; going on with half as many", len(leaves))
-        filled = []
-        caches.release()
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = (len(leaves) + 1) // 2
-        for part in (leaves[:half], leaves[half:]):
-            yield from self._decode(part, prompts, caches, settings)
-
     @cached_property
-    def _needs(self) -> Needs:
+    def _size(self) -> ModelSize:
         size = TORCH_DTYPES[self.dtype_name].itemsize
         plan = getattr(self.model, "span_plan", None)
-        return Needs(self.config, plan, size, trust_remote_code=self.checkpoint.trust_remote_code)
+        return ModelSize(self.config, plan, size, trust_remote_code=self.checkpoint.trust_remote_code)
 
     @cached_property
     def _budget(self) -> int:
         if self.memory_gib is not None:
             return int(self.memory_gib * 2**30)
-        weights = self._needs.num_weights * TORCH_DTYPES[self.dtype_name].itemsize
+        weights = self._size.num_weights * TORCH_DTYPES[self.dtype_name].itemsize
         return memory_budget(self.device, weights, os.environ, None)
 
 

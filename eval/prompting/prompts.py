@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from eval.errors import UserError
 from eval.prompting.truncation import Ranges, kept_ranges
 from tasks import Example, Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Stands for the context while the chat template is rendered: no template and no query contains it.
 _CONTEXT_MARK = "\N{OBJECT REPLACEMENT CHARACTER}context\N{OBJECT REPLACEMENT CHARACTER}"

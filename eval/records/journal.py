@@ -1,9 +1,9 @@
-"""The journal: one line a prediction, on the disk before the next is begun, keyed by all that could change it.
+"""The journal: one line a prediction, written to the disk at once, keyed by all that could change it.
 
     {"task": "plos", "template": "instruct", "id": "...", "maxlen": 8192, "fingerprint": "5f2b...", "text": "..."}
 
-Each process appends to a file of its own. What a kill, a full disk or a broken one leaves of a line is dropped and
-counted; a line whose fingerprint is not the one that the run would give it now is never used.
+Each process appends to its own file. Lines that a kill or a full disk tore are dropped and counted. A line whose
+fingerprint differs from the run's is never used.
 """
 
 from __future__ import annotations
@@ -16,46 +16,54 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from eval.errors import UserError
+from eval.records.schema import Key
+from eval.records.typed import Record, from_json, to_json
 
-Key = tuple[str, str, str, int]
+_LINE_REMEDY = "restore the line, or delete it and run the run's own command, which makes it again"
+
+
+class Keyed(Protocol):
+    """A record of one line: a prediction, or a measurement."""
+
+    @property
+    def key(self) -> Key:
+        """Return task, template, id and maxlen."""
+
+
+Line = TypeVar("Line", bound=Keyed)
 
 
 @dataclass(kw_only=True)
-class Journal:
-    """The lines of some files, and what had to be left out of them.
+class Journal(Generic[Line]):
+    """The records of some files, and counts of the lines that were dropped.
 
     Attributes:
-        lines: One a prediction.
+        lines: Records by key.
         torn: Lines that end in the middle.
-        garbled: Whole lines that are no predictions.
-        duplicates: Predictions that were there already.
-        stale: Lines whose fingerprint is another than the one asked for.
+        garbled: Whole lines that are no record.
+        duplicates: Records whose key was there already.
+        stale: Records with another fingerprint than the expected one.
     """
 
-    lines: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    lines: dict[Key, Line] = field(default_factory=dict)
     torn: int = 0
     garbled: int = 0
     duplicates: int = 0
     stale: int = 0
 
     def describe(self) -> str:
-        """Return what was left out, for people; empty when nothing was."""
+        """Return what was dropped, for people; empty when nothing was."""
         counts = {
             "torn": self.torn,
             "garbled": self.garbled,
             "duplicated": self.duplicates,
             "of other content": self.stale,
         }
-        found = [f"{count:,} {name}" for name, count in counts.items() if count]
-        return f"lines dropped from the journal: {', '.join(found)}" if found else ""
-
-
-def prediction_key(line: Mapping[str, Any]) -> Key:
-    """Return what names a prediction within its folder: task, template, id, maxlen."""
-    return line["task"], line["template"], line["id"], line["maxlen"]
+        dropped = [f"{count:,} {name}" for name, count in counts.items() if count]
+        return f"lines dropped from the journal: {', '.join(dropped)}" if dropped else ""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -63,37 +71,56 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
-def read_journal(files: Iterable[Path], expected: Mapping[Key, str] | None = None) -> Journal:
-    """Return the predictions of some files; the first line of a key counts.
+def read_journal(kind: type[Line], files: Iterable[Path], expected: Mapping[Key, str] | None = None) -> Journal[Line]:
+    """Return the records of some files; the first line of a key counts.
 
     Args:
-        files: Those that do not exist hold nothing.
-        expected: Fingerprints by key; a line with another is stale. Keys that are not in it are taken as they are.
+        kind: What the lines are.
+        files: Files that do not exist are empty.
+        expected: Fingerprints by key; a line with another one is stale. Keys that it lacks are accepted.
+
+    Raises:
+        UserError: A line lacks a field, or one has another type.
     """
-    found = Journal()
+    journal = Journal[Line]()
     for file in files:
-        for line, is_whole in _read_lines(file):
-            if line is None or not {"task", "template", "id", "maxlen"} <= line.keys():
-                found.garbled += is_whole
-                found.torn += not is_whole
-                continue
-            key = prediction_key(line)
-            if expected is not None and line.get("fingerprint") != expected.get(key, line.get("fingerprint")):
-                found.stale += 1
-            elif key in found.lines:
-                found.duplicates += 1
+        for number, (line, is_whole) in enumerate(_read_lines(file), start=1):
+            key = None if line is None else _key_of(line)
+            if line is None or key is None:
+                journal.garbled += is_whole
+                journal.torn += not is_whole
+            elif expected is not None and line.get("fingerprint") != expected.get(key, line.get("fingerprint")):
+                journal.stale += 1
+            elif key in journal.lines:
+                journal.duplicates += 1
             else:
-                found.lines[key] = line
-    return found
+                journal.lines[key] = from_json(kind, line, f"{file}, line {number}", remedy=_LINE_REMEDY)
+    return journal
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file; none when there is no such file."""
-    return [line for line, _ in _read_lines(file) if line is not None]
+def _key_of(line: Mapping[str, Any]) -> Key | None:
+    names = [line.get(name) for name in ("task", "template", "id")]
+    maxlen = line.get("maxlen")
+    if not isinstance(maxlen, int) or not all(isinstance(name, str) for name in names):
+        return None
+    return str(names[0]), str(names[1]), str(names[2]), maxlen
+
+
+def read_lines(kind: type[Record], file: Path) -> list[Record]:
+    """Return the records of a JSON-lines file; none when there is no such file. Torn and garbled lines are left out.
+
+    Raises:
+        UserError: A line lacks a field, or one has another type.
+    """
+    return [
+        from_json(kind, line, f"{file}, line {number}")
+        for number, (line, _) in enumerate(_read_lines(file), start=1)
+        if line is not None
+    ]
 
 
 def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any] | None, bool]]:
-    """Return each line as an object, None where it is none, and whether the line was ended."""
+    """Return each line as an object, None where it is none, and whether the line is whole."""
     if not file.exists():
         return
     with file.open("rb") as stream:
@@ -120,13 +147,13 @@ def open_journal(file: Path) -> RawIOBase:
         return file.open("ab", buffering=0)
 
 
-def append_line(journal: RawIOBase, line: Mapping[str, Any]) -> None:
-    """Append one JSON line and see it onto the disk.
+def append_line(journal: RawIOBase, record: Any) -> None:
+    """Append a record as one JSON line and wait until it is on the disk.
 
     Raises:
         UserError: The disk is full, or gone.
     """
-    rest = (json.dumps(line, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    rest = (json.dumps(to_json(record), ensure_ascii=False) + "\n").encode(errors="backslashreplace")
     with disk_errors(Path(getattr(journal, "name", "journal"))):
         # Unbuffered, so that closing after a failure does not fail again; a write may take only a part.
         while rest:
@@ -136,7 +163,7 @@ def append_line(journal: RawIOBase, line: Mapping[str, Any]) -> None:
 
 @contextmanager
 def disk_errors(file: Path) -> Iterator[None]:
-    """Tell what the disk refuses in one line."""
+    """Turn what the disk refuses into an error of one line."""
     try:
         yield
     except OSError as error:

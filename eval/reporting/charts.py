@@ -6,41 +6,28 @@ and paper. Scores are drawn x 100.
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import vl_convert
 
 from eval.records.journal import disk_errors
-from eval.scoring.profiles import metric_title
+from eval.records.schema import Result
+from eval.reporting.columns import BASELINE_STYLES, charted_costs
+from eval.scoring.board import frontier
+from eval.scoring.profiles import metric_name, metric_title
 
 VEGA_LITE_VERSION = "6.4"
-_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name that tools know the version by; nothing loads it
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name that tools know the version by; nothing loads it
 
-Result = Mapping[str, Any]
 Spec = dict[str, Any]
 Layer = dict[str, Any]
 
-COSTS = {
-    "attention_flops": ("Attention per example (TFLOP)", 1e12),
-    "cache_bytes": ("Key/value cache (MiB)", 2**20),
-    "seconds": ("Time per example (s)", 1.0),
-}
-_DASHES = {
-    "visible_oracle": [7, 3],
-    "lead": [2, 2],
-    "tail": [9, 3, 2, 3],
-    "query_echo": [1, 4],
-    "common_answer": [12, 2],
-}
-_WIDTH, _HEIGHT = 460, 300
+WIDTH, _HEIGHT = 460, 300
 _LABEL_GAP = 14  # pixels between direct labels, which are 11 pixels high
-_POSITIONS = 100  # along a document, where it is asked what was shown
 _DODGE = 0.07  # of a doubling: how far systems at one length stand apart, so that their intervals do not overlap
 
 _PARTIAL = ".partial-"  # before the name of a file that is being written
@@ -50,49 +37,66 @@ _LIGHT_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#AA4499", "#B07D00", "#4A556
 _DARK_COLOURS = ["#56B4E9", "#FF9052", "#2EC4A0", "#E08BC0", "#E6C04A", "#B8C2CC"]
 
 
-def cost_name(cost: str) -> str:
-    """Return what a cost of `COSTS` is called within a sentence."""
-    title, _ = COSTS[cost]
-    return title[0].lower() + title[1:]
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A Vega-Lite spec with its data inside; charts that follow each other stand side by side where there is room."""
+
+    title: str
+    caption: str
+    spec: Mapping[str, Any]
+    kind: Literal["chart"] = "chart"
+
+
+def length_chart(results: Sequence[Result], metric: str, intervals: str, aim: str = "") -> Chart:
+    """Return `length_curves` with a caption, which says what the intervals are and what the oracle aims at."""
+    caption = f"{intervals[0].upper()}{intervals[1:]}. Dashed: what needs no model{aim}."
+    return Chart(title=f"{metric_name(metric)} over length", caption=caption, spec=length_curves(results, metric))
+
+
+def cost_charts(
+    results: Sequence[Result], metric: str, caption: str, *, draw_frontier: bool = False
+) -> dict[str, Chart]:
+    """Return `quality_cost` for each cost that is known of a result, by its key."""
+    return {
+        key: Chart(
+            title=f"{metric_name(metric)} against {column.axis[0].lower()}{column.axis[1:]}",
+            caption=caption,
+            spec=quality_cost(results, metric, key, draw_frontier=draw_frontier),
+        )
+        for key, column in charted_costs().items()
+        if any(column.value(result.cost) is not None for result in results)
+    }
 
 
 def length_curves(results: Sequence[Result], metric: str) -> Spec:
-    """Return one metric over maxlen: a line a system, model rows with 95% intervals, yardsticks dashed and named.
+    """Return one metric over maxlen: a line a system, models with 95% intervals, baselines dashed and named.
 
-    Args:
-        results: Those of one task, template and subset. A `plan`, which the leaderboard adds, names a system with it.
-        metric: Key of `metrics`.
+    The results are those of one task, template and subset.
     """
-    series = _by_series(results)
-    models = [name for name, lines in series.items() if lines[0]["kind"] == "model"]
+    series = _by_system(results)
+    models = [name for name, lines in series.items() if lines[0].kind == "model"]
     rows = {
         name: [
-            _row(name, line, metric) | {"x": line["maxlen"] * _dodge(models, name)}
-            for line in sorted(lines, key=lambda line: line["maxlen"])
+            _row(line, metric) | {"x": line.maxlen * _dodge(models, name)}
+            for line in sorted(lines, key=lambda line: line.maxlen)
         ]
         for name, lines in series.items()
     }
     low, high = _padded(value for line in rows.values() for row in line for value in _extent(row))
-    lengths = sorted({line["maxlen"] for line in results})
+    lengths = sorted({line.maxlen for line in results})
     ends = [lengths[0] / 2**0.2, lengths[-1] * 2**0.2]
-    x = {
-        "field": "x",
-        "type": "quantitative",
-        "title": "Maximum length (tokens)",
-        "scale": {"type": "log", "base": 2, "nice": False, "domain": ends},
-        "axis": {"values": lengths, "format": ",d", "grid": False},
-    }
-    y = {
-        "field": "mean",
-        "type": "quantitative",
-        "title": metric_title(metric, (line["profile"] for line in results)),
-        "scale": {"domain": [low, high], "nice": False, "zero": False},
-    }
-    yardsticks = {name: line for name, line in rows.items() if name not in models}
+    x = quantity(
+        "x",
+        "Maximum length (tokens)",
+        scale={"type": "log", "base": 2, "nice": False, "domain": ends},
+        axis={"values": lengths, "format": ",d", "grid": False},
+    )
+    y = _score_axis(results, metric, low, high)
+    baselines = {name: line for name, line in rows.items() if name not in models}
     if len(lengths) == 1:  # a line needs two ends
-        yardsticks = {name: [line[0] | {"x": end} for end in ends] for name, line in yardsticks.items()}
-    layers = [_yardstick_line(name, line, x, y) for name, line in yardsticks.items()]
-    layers += [_direct_labels(yardsticks, low, high, y)] if yardsticks else []
+        baselines = {name: [line[0] | {"x": end} for end in ends] for name, line in baselines.items()}
+    layers = [_baseline_line(name, line, x, y) for name, line in baselines.items()]
+    layers += [direct_labels(baselines, low, high, y)] if baselines else []
     layers += _model_layers([row for name in models for row in rows[name]], models, x, y)
     described = f"{y['title']} against maximum length, a line a system: {', '.join(map(str, rows))}."
     return spec_of(layer=layers, description=described)
@@ -101,176 +105,29 @@ def length_curves(results: Sequence[Result], metric: str) -> Spec:
 def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_frontier: bool = False) -> Spec:
     """Return one metric against a cost: points labelled by length, a line a system, intervals as rules.
 
-    Yardsticks and results whose cost is not known have no point.
-
-    Args:
-        results: Those of one task, template and subset.
-        metric: Key of `metrics`.
-        cost: Of `COSTS`.
-        draw_frontier: Draw the steps through the points that no other beats in both, and label these alone: among many
-            systems the labels of all would cover each other.
+    The results are those of one task, template and subset; baselines and results whose cost is not known have no point.
+    The frontier is steps through the points that no other beats in both. With it these alone are labelled: among many
+    systems the labels of all would cover each other.
     """
-    title, unit = COSTS[cost]
+    column = charted_costs()[cost]
     rows = [
-        _row(name, line, metric) | {"x": line["cost"][cost] / unit, "label": f"{line['maxlen']:,}"}
-        for name, lines in _by_series(results).items()
-        if lines[0]["kind"] == "model"
+        _row(line, metric) | {"x": value / column.unit, "label": f"{line.maxlen:,}"}
+        for lines in _by_system(results).values()
         for line in lines
-        if line["cost"] is not None and line["cost"][cost] is not None
+        if line.kind == "model" and (value := column.value(line.cost)) is not None
     ]
     models = list(dict.fromkeys(row["system"] for row in rows))
     is_positive = bool(rows) and min(row["x"] for row in rows) > 0
-    x = {
-        "field": "x",
-        "type": "quantitative",
-        "title": title,
-        "scale": {"type": "log", "nice": False, "padding": 28} if is_positive else {"padding": 28},
-        "axis": {"format": "~r", "tickCount": 6, "grid": False},
-    }
+    scale = {"type": "log", "nice": False, "padding": 28} if is_positive else {"padding": 28}
+    x = quantity("x", column.axis, scale=scale, axis={"format": "~r", "tickCount": 6, "grid": False})
     low, high = _padded(value for row in rows for value in _extent(row))
-    y = {
-        "field": "mean",
-        "type": "quantitative",
-        "title": metric_title(metric, (line["profile"] for line in results)),
-        "scale": {"domain": [low, high], "nice": False, "zero": False},
-    }
+    y = _score_axis(results, metric, low, high)
     best = [rows[index] for index in frontier([(row["x"], row["mean"]) for row in rows])]
-    layers = [_frontier_line(best, x, y)] if draw_frontier else []
+    layers = [layer(best, FRONTIER, x=x, y=y)] if draw_frontier else []
     layers += _model_layers(rows, models, x, y, order="maxlen")
-    labels: Layer = {
-        "data": {"values": best if draw_frontier else rows},
-        "mark": {"type": "text", "align": "left", "dx": 6, "dy": 11, "style": "label"},
-        "encoding": {"x": x, "y": y, "text": {"field": "label"}},
-    }
-    return spec_of(layer=[*layers, labels], description=f"{y['title']} against {title.lower()}.")
-
-
-def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return which (cost, quality) points no other point beats, cheapest first.
-
-    A point is beaten by one that costs no more and is no worse, and better in one of the two.
-    """
-    order = sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1]))
-    kept: list[int] = []
-    for index in order:
-        if not kept or points[index][1] > points[kept[-1]][1] or points[index] == points[kept[-1]]:
-            kept.append(index)
-    return kept
-
-
-def oracle_positions(positions: Iterable[Mapping[str, float]], coverage: Sequence[Mapping[str, float]]) -> Spec:
-    """Return where the oracle's sentences lie in the documents, under what was shown of them at each length.
-
-    Args:
-        positions: {"maxlen", "position"}, one a sentence, position in percent of its document; those of the
-            longest length count.
-        coverage: {"maxlen", "position", "share"}, the fraction of documents whose text at that position was shown.
-    """
-    positions = list(positions)
-    longest = max((line["maxlen"] for line in positions), default=0)
-    bins = [0] * 20
-    for line in positions:
-        if line["maxlen"] == longest:
-            bins[min(int(line["position"] // 5), 19)] += 1
-    total = sum(bins)
-    histogram = [
-        {"start": 5 * index, "end": 5 * index + 5, "share": count / total} for index, count in enumerate(bins) if total
-    ]
-    along = {
-        "type": "quantitative",
-        "title": "Position in the document (%)",
-        "scale": {"domain": [0, 100], "nice": False},
-        "axis": {"values": [0, 20, 40, 60, 80, 100], "grid": False},
-    }
-    above = {
-        "height": 140,
-        "data": {"values": [dict(line) | {"length": f"{line['maxlen']:,}"} for line in coverage]},
-        "mark": {"type": "line", "strokeWidth": 2.5, "interpolate": "monotone", "clip": True},
-        "encoding": {
-            "x": along | {"field": "position"} | ({"axis": None} if histogram else {}),
-            "y": {
-                "field": "share",
-                "type": "quantitative",
-                "title": ["Examples that", "show this (%)"],
-                "scale": {"domain": [0, 1.02], "nice": False},
-                "axis": {"labelExpr": "datum.value * 100", "values": [0, 0.25, 0.5, 0.75, 1]},
-            },
-            "color": {
-                "field": "length",
-                "type": "ordinal",
-                "sort": [f"{length:,}" for length in sorted({int(line["maxlen"]) for line in coverage})],
-                "legend": {"title": "Maximum length (tokens)", "orient": "top", "direction": "horizontal"},
-            },
-            "tooltip": [
-                {"field": "length", "title": "maximum length"},
-                {"field": "position", "title": "position (%)", "format": ".0f"},
-                {"field": "share", "title": "examples that show it", "format": ".0%"},
-            ],
-        },
-    }
-    below = {
-        "height": 110,
-        "data": {"values": histogram},
-        "mark": {"type": "bar", "style": "histogram"},
-        "encoding": {
-            "x": along | {"field": "start", "bin": {"binned": True, "step": 5}},
-            "x2": {"field": "end"},
-            "y": {
-                "field": "share",
-                "type": "quantitative",
-                "title": ["Oracle's", "sentences (%)"],
-                "axis": {"labelExpr": "datum.value * 100", "tickCount": 4},
-            },
-            "tooltip": [
-                {"field": "start", "title": "from (%)"},
-                {"field": "end", "title": "to (%)"},
-                {"field": "share", "title": "oracle's sentences", "format": ".1%"},
-            ],
-        },
-    }
-    described = "Share of examples that show each position of their document, by length"
-    described += "; below it, the oracle's sentences." if histogram else "."
-    views = [view | {"width": _WIDTH} for view in ((above, below) if histogram else (above,))]
-    return {"$schema": _SCHEMA, "description": described, "spacing": 12, "vconcat": views}
-
-
-def document_positions(
-    example_scores: Iterable[Result], predictions: Iterable[Result], lengths: Mapping[str, int]
-) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Return `positions` and `coverage` for `oracle_positions`; an example counts as a document with a query.
-
-    Args:
-        example_scores: Lines of `example_scores.jsonl` of one task and template; other systems than the oracle pass by.
-        predictions: Lines of `predictions.jsonl` of the same.
-        lengths: Characters of each document, by its id.
-    """
-    length_of: dict[str, int] = {}
-    positions = []
-    for line in example_scores:
-        length_of[line["id"]] = length = lengths[line["document_id"]] or 1  # an empty one shows nothing anywhere
-        if line["system"] == "visible_oracle":
-            positions += [
-                {"maxlen": line["maxlen"], "position": 50 * (start + end) / length} for start, end in line["sentences"]
-            ]
-    edges: dict[int, list[float]] = {}  # how many more examples show a position than the one before it
-    counts: Counter[int] = Counter()
-    for line in predictions:
-        length, steps = length_of[line["id"]], edges.setdefault(line["maxlen"], [0.0] * (_POSITIONS + 1))
-        counts[line["maxlen"]] += 1
-        for start, end in line["context_spans"]:
-            steps[_first_position(start, length)] += 1
-            steps[_first_position(end, length)] -= 1
-    coverage = [
-        {"maxlen": maxlen, "position": 100 * (index + 0.5) / _POSITIONS, "share": shown / counts[maxlen]}
-        for maxlen, steps in sorted(edges.items())
-        for index, shown in enumerate(accumulate(steps[:-1]))
-    ]
-    return positions, coverage
-
-
-def _first_position(character: int, length: int) -> int:
-    """Return the first of the positions, midpoints of equal parts of a document, that is not before a character."""
-    return min(max(math.ceil(character / length * _POSITIONS - 0.5), 0), _POSITIONS)
+    mark = {"type": "text", "align": "left", "dx": 6, "dy": 11, "style": "label"}
+    labels = layer(best if draw_frontier else rows, mark, x=x, y=y, text={"field": "label"})
+    return spec_of(layer=[*layers, labels], description=f"{y['title']} against {column.axis.lower()}.")
 
 
 def save_chart(spec: Mapping[str, Any], path: Path) -> None:
@@ -279,24 +136,28 @@ def save_chart(spec: Mapping[str, Any], path: Path) -> None:
     Raises:
         ValueError: The name ends in neither.
     """
-    config = theme(dark=False) | {"background": "white", "font": "Helvetica, Arial, Liberation Sans, sans-serif"}
-    of_spec = dict(spec)
     if path.suffix == ".png":
-        path.write_bytes(vl_convert.vegalite_to_png(of_spec, vl_version=VEGA_LITE_VERSION, scale=2, config=config))
+        drawn = vl_convert.vegalite_to_png(dict(spec), vl_version=VEGA_LITE_VERSION, scale=2, config=_paper())
+        path.write_bytes(drawn)
     elif path.suffix == ".svg":
-        drawn = vl_convert.vegalite_to_svg(of_spec, vl_version=VEGA_LITE_VERSION, config=config)
-        path.write_text(drawn, encoding="utf-8")
+        path.write_text(draw_svg(spec), encoding="utf-8")
     else:
         raise ValueError(f"cannot draw a chart as {path.name!r}; end the name in .png or .svg")
+
+
+def draw_svg(spec: Mapping[str, Any]) -> str:
+    """Return a spec as SVG, in the light theme on white."""
+    return str(vl_convert.vegalite_to_svg(dict(spec), vl_version=VEGA_LITE_VERSION, config=_paper()))
+
+
+def _paper() -> dict[str, Any]:
+    return theme(dark=False) | {"background": "white", "font": "Helvetica, Arial, Liberation Sans, sans-serif"}
 
 
 def save_charts(folder: Path, specs: Mapping[str, Mapping[str, Any]], own: str) -> list[Path]:
     """Write charts as PNG and SVG, each whole or not at all, and return the PNG files.
 
-    Args:
-        folder: Is made where it is not there.
-        specs: By name of the file, without its end.
-        own: Regular expression for the names of charts that earlier calls have written: those that are no more go.
+    Charts of earlier calls, whose names match the expression `own`, are deleted where no spec replaces them.
 
     Raises:
         UserError: The disk refuses.
@@ -361,18 +222,17 @@ def theme(*, dark: bool) -> dict[str, Any]:
     }
 
 
-def _by_series(results: Iterable[Result]) -> dict[str, list[Result]]:
-    series: dict[str, list[Result]] = {}
+def _by_system(results: Iterable[Result]) -> dict[str, list[Result]]:
+    systems: dict[str, list[Result]] = {}
     for line in results:
-        plan = line.get("plan") if line["kind"] == "model" else None
-        series.setdefault(f"{line['system']}, {plan}" if plan else line["system"], []).append(line)
-    return series
+        systems.setdefault(line.system, []).append(line)
+    return systems
 
 
-def _row(name: str, line: Result, metric: str) -> dict[str, Any]:
-    score = line["metrics"][metric]
-    percent = {key: None if score[key] is None else 100 * score[key] for key in ("mean", "low", "high")}
-    return {"system": name, "maxlen": line["maxlen"], "n": line["num_examples"], **percent}
+def _row(line: Result, metric: str) -> dict[str, Any]:
+    score = line.metrics[metric]
+    percent = {name: None if value is None else 100 * value for name, value in vars(score).items()}
+    return {"system": line.system, "maxlen": line.maxlen, "n": line.num_examples, **percent}
 
 
 def _dodge(models: Sequence[str], name: str) -> float:
@@ -393,27 +253,22 @@ def _padded(values: Iterable[float]) -> tuple[float, float]:
     return max(min(known) - room, 0.0), max(known) + room
 
 
-def _yardstick_line(name: str, rows: Sequence[Mapping[str, Any]], x: Layer, y: Layer) -> Layer:
-    dash = _DASHES.get(name, [4, 4])
-    return {
-        "data": {"values": list(rows)},
-        "mark": {"type": "line", "style": "yardstick", "strokeDash": dash},
-        "encoding": {"x": x, "y": y, "tooltip": _tooltip()},
-    }
+def _baseline_line(name: str, rows: Sequence[Mapping[str, Any]], x: Layer, y: Layer) -> Layer:
+    dash = list(BASELINE_STYLES[name].dash) if name in BASELINE_STYLES else [4, 4]
+    return layer(rows, {"type": "line", "style": "yardstick", "strokeDash": dash}, x=x, y=y, tooltip=_TOOLTIP)
 
 
-def _direct_labels(yardsticks: Mapping[str, Sequence[Mapping[str, Any]]], low: float, high: float, y: Layer) -> Layer:
-    """Return names at the right ends of the yardsticks' lines, moved up where they would overlap."""
-    gap = _LABEL_GAP / _HEIGHT * (high - low)
+def direct_labels(
+    lines: Mapping[str, Sequence[Mapping[str, Any]]], low: float, high: float, y: Layer, height: int = _HEIGHT
+) -> Layer:
+    """Return the names of lines at their right ends, moved up where they would overlap."""
+    gap = _LABEL_GAP / height * (high - low)
     values: list[dict[str, Any]] = []
-    for name, rows in sorted(yardsticks.items(), key=lambda item: item[1][-1]["mean"]):
+    for name, rows in sorted(lines.items(), key=lambda item: item[1][-1]["mean"]):
         lowest = values[-1]["mean"] + gap if values else low
         values.append({"label": name.replace("_", " "), "mean": max(rows[-1]["mean"], lowest)})
-    return {
-        "data": {"values": values},
-        "mark": {"type": "text", "align": "left", "dx": 4, "style": "label"},
-        "encoding": {"x": {"value": "width"}, "y": y, "text": {"field": "label"}},
-    }
+    mark = {"type": "text", "align": "left", "dx": 4, "style": "label"}
+    return layer(values, mark, x={"value": "width"}, y=y, text={"field": "label"})
 
 
 def _model_layers(
@@ -421,45 +276,52 @@ def _model_layers(
 ) -> list[Layer]:
     """Return intervals, lines and points of models, which share one legend."""
     legend = {"title": None, "orient": "bottom", "columns": 1, "labelExpr": "split(datum.label, ', ')"}
-    colour = {"field": "system", "type": "nominal", "scale": {"domain": list(models)}, "legend": legend}
-    shape = {"field": "system", "type": "nominal", "scale": {"domain": list(models)}, "legend": legend}
+    system = {"field": "system", "type": "nominal", "scale": {"domain": list(models)}, "legend": legend}
     along = {"order": {"field": order}} if order else {}
-    line = {"type": "line", "strokeWidth": 2.5}
+    rule = {"type": "rule", "strokeWidth": 2, "opacity": 0.55}
+    point = {"type": "point", "filled": True, "size": 70, "opacity": 1}
     with_interval = [row for row in rows if row["low"] is not None]
-    intervals: Layer = {
-        "data": {"values": with_interval},
-        "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.55},
-        "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}, "color": colour},
-    }
+    intervals = layer(with_interval, rule, x=x, y=y | {"field": "low"}, y2={"field": "high"}, color=system)
     # A layer without data has no extent, of which browsers complain.
     return [
         *([intervals] if with_interval else []),
-        {"data": {"values": list(rows)}, "mark": line, "encoding": {"x": x, "y": y, "color": colour, **along}},
-        {
-            "data": {"values": list(rows)},
-            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-            "encoding": {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": _tooltip()},
-        },
+        layer(rows, {"type": "line", "strokeWidth": 2.5}, x=x, y=y, color=system, **along),
+        layer(rows, point, x=x, y=y, color=system, shape=system, tooltip=_TOOLTIP),
     ]
 
 
-def _frontier_line(rows: Sequence[Mapping[str, Any]], x: Layer, y: Layer) -> Layer:
-    return {
-        "data": {"values": list(rows)},
-        "mark": {"type": "line", "interpolate": "step-after", "style": "frontier"},
-        "encoding": {"x": x, "y": y},
-    }
+def _score_axis(results: Iterable[Result], metric: str, low: float, high: float) -> Layer:
+    title = metric_title(metric, (line.profile for line in results))
+    return quantity("mean", title, scale={"domain": [low, high], "nice": False, "zero": False})
 
 
-def _tooltip() -> list[dict[str, str]]:
-    fields = [{"field": "system"}, {"field": "maxlen", "title": "maximum length", "format": ","}]
-    scores = [{"field": field, "title": title, "format": ".2f"} for field, title in _TOOLTIP_SCORES.items()]
-    return [*fields, *scores, {"field": "n", "title": "examples", "format": ","}]
+def quantity(field: str, title: str | Sequence[str], **options: Any) -> Layer:
+    """Return the encoding of a number along an axis; options are those of Vega-Lite."""
+    return {"field": field, "type": "quantitative", "title": title, **options}
 
 
-_TOOLTIP_SCORES = {"mean": "score", "low": "95% from", "high": "95% to"}
+def layer(values: Iterable[Mapping[str, Any]], mark: Layer, **encoding: Any) -> Layer:
+    """Return a layer, or a view, that draws these rows."""
+    return {"data": {"values": list(values)}, "mark": mark, "encoding": encoding}
+
+
+def tooltip(**fields: tuple[str, str]) -> list[Layer]:
+    """Return what is shown beside a pointer: title and format of each field."""
+    shown = ({"field": field, "title": title, "format": number} for field, (title, number) in fields.items())
+    return [{name: value for name, value in one.items() if value} for one in shown]
+
+
+FRONTIER: Layer = {"type": "line", "interpolate": "step-after", "style": "frontier"}
+_TOOLTIP = tooltip(
+    system=("", ""),
+    maxlen=("maximum length", ","),
+    mean=("score", ".2f"),
+    low=("95% from", ".2f"),
+    high=("95% to", ".2f"),
+    n=("examples", ","),
+)
 
 
 def spec_of(**parts: Any) -> Spec:
     """Return a Vega-Lite spec of these parts, in the size of all charts unless they say another."""
-    return {"$schema": _SCHEMA, "width": _WIDTH, "height": _HEIGHT, **parts}
+    return {"$schema": SCHEMA, "width": WIDTH, "height": _HEIGHT, **parts}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +21,7 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.reporting.charts import VEGA_LITE_VERSION, theme
+from eval.reporting.charts import VEGA_LITE_VERSION, Chart, theme
 
 PAGE_BYTES = 10_000_000
 _ASSETS = Path(__file__).parent / "page_assets"
@@ -47,28 +48,20 @@ class Prose:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A Vega-Lite spec with its data inside; charts that follow each other stand side by side where there is room."""
+class Header:
+    """The head of a table's column; numbers stand to the right and sort from the largest first.
 
-    title: str
-    caption: str
-    spec: Mapping[str, Any]
-    kind: Literal["chart"] = "chart"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column of a table; numbers stand to the right and sort from the largest first."""
+    The note says what the name means, and is shown when a pointer rests on it.
+    """
 
     name: str
     is_number: bool = False
     note: str = ""
-    """What the name means, shown when a pointer rests on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What a cell shows, and what it sorts by: None sorts last, either way."""
+    """What a cell shows, and the value that it sorts by: None sorts last, either way."""
 
     text: str
     sort: float | str | None = None
@@ -80,12 +73,42 @@ class Table:
     """A table that sorts by its headers; one of more than six rows also has a filter."""
 
     caption: str
-    columns: Sequence[Column]
+    columns: Sequence[Header]
     rows: Sequence[Sequence[Cell]]
     kind: Literal["table"] = "table"
 
 
 Section = Heading | Prose | Chart | Table
+
+
+def as_table(caption: str, rows: Sequence[Sequence[str]], notes: Mapping[str, str] | None = None) -> Table:
+    """Return a table of a report for the page; cells sort by their first number, notes explain names of columns."""
+    header, *body = rows
+    are_numbers = [
+        any(row[column] for row in body)
+        and all(_number(row[column]) is not None or row[column] in ("", "-") for row in body)
+        for column in range(len(header))
+    ]
+    heads = [
+        Header(name=name, is_number=is_number, note=(notes or {}).get(name, ""))
+        for name, is_number in zip(header, are_numbers, strict=True)
+    ]
+    cells = [
+        [
+            Cell(text=text, sort=_number(text) if is_number else text or None)
+            for text, is_number in zip(row, are_numbers, strict=True)
+        ]
+        for row in body
+    ]
+    return Table(caption=caption, columns=heads, rows=cells)
+
+
+def _number(text: str) -> float | None:
+    first = text.split(" ")[0].replace(",", "").lstrip("<")
+    try:
+        return float(first)
+    except ValueError:
+        return None
 
 
 def render_page(
@@ -94,24 +117,23 @@ def render_page(
     """Return the page.
 
     Args:
-        title: Also the page's first heading.
-        facts: Names and what is to be said of them, the first thing on the page.
-        sections: In reading order.
-        samples: For the sample browser: `{"metrics", "documents", "examples"}`. A document, under its key, is
-            `{"text": str | None, "length": characters, "pieces": [[start, text], ...]}` as `fit_documents` returns. An
-            example is `{"task", "id", "document": key, "query", "references", "evidence", "oracle", "answers"}`, and an
-            answer `{"template", "maxlen", "text", "scores": {metric: fraction}, "kept": spans, "context_tokens_kept",
-            "context_tokens_dropped", "seconds", "cache_bytes", "finish_reason"}`. Spans are characters of the document,
-            `oracle` those of the visible oracle's sentences. Texts that are None are left out of the browser. A `note`,
-            if there is one, stands above it. `headlines` may name a metric of each task, by which its examples are
-            shown until another is chosen.
+        samples: For the sample browser: `{"metrics": {metric: heading}, "columns": [{"key", "heading", "digits",
+            "unit"}], "documents", "examples"}`. A document, under its key, is as `fit_documents` returns it. An example
+            is `{"task", "id", "document": key, "query", "references", "evidence", "oracle", "answers"}`, and an answer
+            `{"template", "maxlen", "text", "scores": {metric: fraction}, "kept": spans}` with a value for the key of
+            each column. Spans are characters of the document, `oracle` those of the visible oracle's sentences. Texts
+            that are None are left out of the browser. A `note` stands above it. `headlines` may name a metric of each
+            task, by which its examples are shown until another is chosen.
     """
-    for section in sections:
-        if isinstance(section, Table):
-            _check_rows(section)
+    for table in (section for section in sections if isinstance(section, Table)):
+        for row in table.rows:
+            if len(row) != len(table.columns):
+                name, expected = table.caption, len(table.columns)
+                raise ValueError(f"a row of the table {name!r} has {len(row)} cells for {expected} columns")
     charts = [section.spec for section in sections if isinstance(section, Chart)]
     library = _vega() if charts else ""
-    script = _page_script()
+    # As one function, so that the names of the scripts meet no others.
+    script = "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in _SCRIPTS) + "\n})();"
     return (
         _template()
         .get_template("page.html")
@@ -149,11 +171,6 @@ def fit_documents(
 
     Windows stand around both ends of each document and of each span (what was kept, the oracle's sentences, evidence)
     and are all of one size, the largest that fits the budget. Documents that they cover are whole again.
-
-    Args:
-        documents: Texts by key.
-        spans_of_interest: Spans of characters, by key; a document may have none.
-        budget_bytes: Of all documents together, as they stand in the page.
     """
     edges = {
         key: sorted({0, len(text), *(edge for span in spans_of_interest.get(key, ()) for edge in span)})
@@ -163,20 +180,12 @@ def fit_documents(
     def fit(window: int) -> dict[str, dict[str, Any]]:
         return {key: _windows(text, edges[key], window) for key, text in documents.items()}
 
-    too_wide = max((len(text) for text in documents.values()), default=0) + 1
-    fitted = fit(too_wide)
+    longest = max((len(text) for text in documents.values()), default=0)
+    fitted = fit(longest + 1)
     if num_json_bytes(fitted) <= budget_bytes:
         return fitted
-    widest = 0
-    fitted = fit(widest)
-    while too_wide - widest > 1:
-        window = (widest + too_wide) // 2
-        candidate = fit(window)
-        if num_json_bytes(candidate) <= budget_bytes:
-            widest, fitted = window, candidate
-        else:
-            too_wide = window
-    return fitted
+    windows = range(1, longest + 1)
+    return fit(bisect_left(windows, True, key=lambda window: num_json_bytes(fit(window)) > budget_bytes))
 
 
 def _windows(text: str, edges: Sequence[int], window: int) -> dict[str, Any]:
@@ -197,21 +206,8 @@ def num_json_bytes(value: Any) -> int:
     return len(as_json(value).encode())
 
 
-def _check_rows(table: Table) -> None:
-    for row in table.rows:
-        if len(row) != len(table.columns):
-            raise ValueError(
-                f"a row of the table {table.caption!r} has {len(row)} cells for {len(table.columns)} columns"
-            )
-
-
 def _asset(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8")
-
-
-def _page_script() -> str:
-    """Return the page's scripts as one function, so that their names meet no others."""
-    return "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in _SCRIPTS) + "\n})();"
 
 
 @cache

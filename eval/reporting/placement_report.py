@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 from eval.records.run_folder import RunFolder
-from eval.reporting.charts import save_charts
-from eval.reporting.placement_charts import frontier_chart, held_out_chart, unit_chart
-from eval.reporting.tables import as_columns, as_markdown, number_or_dash
-from eval.scoring.significance import interval_of_ratio, ratio_of_perplexities
+from eval.records.schema import (
+    HeldOutRow,
+    PlacementRecord,
+    PlacementResult,
+    PlanEntry,
+    PlanMeasurement,
+    UnitRecord,
+)
+from eval.records.typed import from_json
+from eval.reporting.charts import FRONTIER, Layer, Spec, layer, quantity, save_charts, spec_of, tooltip
+from eval.reporting.columns import Column, interval, text
+from eval.reporting.perplexity_report import perplexity_of
+from eval.reporting.tables import Rows, as_columns, as_markdown, table_of
+from eval.scoring.significance import ratio_of_perplexities
 
 LEGEND = (
     "ppl: perplexity of the tokens that count. attention, cache: of this plan relative to full attention, in closed "
@@ -22,168 +31,236 @@ LEGEND = (
 _PLOTS = r"units|frontier|held-out"
 _BEST_UNITS = 12
 
+_SHARES = [
+    Column(heading="attention", show=lambda entry: f"{entry.cost['flops']:.1%}"),
+    Column(heading="cache", show=lambda entry: f"{entry.cost['cache']:.1%}"),
+]
+_FOUND = [
+    Column(heading="layers", show=lambda entry: f"{entry.cost['layers']:.3g}"),
+    Column(key="perplexity", heading="ppl", digits=3),
+    *_SHARES,
+    replace(text("text"), heading="plan"),
+]
+
 
 def held_out_rows(
-    judged: Mapping[str, tuple[str, Mapping[str, float]]], lines: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return what each plan came to on the held-out documents.
-
-    Args:
-        judged: Text form and cost of each, by name.
-        lines: Measurements of the held-out documents.
-    """
-    rows: list[dict[str, Any]] = []
+    plans: Mapping[str, tuple[str, Mapping[str, float]]], lines: Sequence[PlanMeasurement]
+) -> list[HeldOutRow]:
+    """Return the perplexity and cost of each plan, given as text form and cost by name, on the held-out documents."""
+    rows: list[HeldOutRow] = []
     full: dict[tuple[str, str], float] = {}
-    for name, (plan, cost) in sorted(judged.items(), key=lambda item: item[0] != "full"):
-        own = [line for line in lines if line["plan"] == plan]
+    for name, (plan, cost) in sorted(plans.items(), key=lambda item: item[0] != "full"):
+        own = [line for line in lines if line.plan == plan]
         if not own:
             continue
-        losses, counts = ([line[key] for line in own] for key in ("negative_log_likelihood", "num_tokens"))
-        low, high = interval_of_ratio(losses, counts)
+        losses, counts = [line.negative_log_likelihood for line in own], [line.num_tokens for line in own]
+        perplexity = perplexity_of(list(zip(losses, counts, strict=True)))
         if name == "full":
-            full = {(line["task"], line["id"]): line["negative_log_likelihood"] for line in own}
+            full = {(line.task, line.id): line.negative_log_likelihood for line in own}
         to_full = None
         if full and name != "full":
-            base = [full[line["task"], line["id"]] for line in own]
-            to_full = asdict(ratio_of_perplexities(base, losses, counts))
+            to_full = ratio_of_perplexities([full[line.task, line.id] for line in own], losses, counts)
         rows.append(
-            {
-                "name": name,
-                "plan": plan,
-                "num_documents": len(own),
-                "perplexity": math.exp(sum(losses) / sum(counts)),
-                "low": None if low is None else math.exp(low),
-                "high": None if high is None else math.exp(high),
-                "to_full": to_full,
-                "cost": dict(cost),
-            }
+            HeldOutRow(
+                name=name,
+                plan=plan,
+                num_documents=len(own),
+                perplexity=perplexity.value,
+                low=perplexity.low,
+                high=perplexity.high,
+                to_full=to_full,
+                cost=dict(cost),
+            )
         )
     return rows
 
 
-def read_placement(folder: RunFolder) -> dict[str, Any]:
-    """Return what an earlier search in the folder found; where there was none, nothing found."""
-    file = folder.path / "placement.json"
-    nothing: dict[str, Any] = {"units": None, "local": None, "budget": None, "rank": "none", "cost_at": None}
-    nothing |= {"scores": [], "found": [], "frontier": [], "chosen": None}
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else nothing
+def read_placement(folder: RunFolder) -> PlacementResult:
+    """Return the result of an earlier search in the folder; an empty one where there was none.
 
-
-def write_placement(folder: RunFolder, record: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Write `placement.json`, the plans as files that `--plan` takes, the report and its plots.
-
-    Args:
-        folder: Of the search.
-        record: Its `run.json`.
-        found: What `placement.json` will hold.
+    Raises:
+        UserError: A field of it is damaged.
     """
-    folder.write_json("placement.json", found)
+    file = folder.path / "placement.json"
+    if not file.exists():
+        return PlacementResult()
+    return from_json(PlacementResult, json.loads(file.read_text(encoding="utf-8")), str(file))
+
+
+def write_placement(folder: RunFolder, record: PlacementRecord, result: PlacementResult) -> None:
+    """Write `placement.json`, the plans as files that `--plan` takes, the report and its plots."""
+    folder.write_json("placement.json", result)
     for file in (folder.path / "plans").glob("frontier-*.json"):
         file.unlink()
-    for index, entry in enumerate(found["frontier"]):
+    for index, entry in enumerate(result.frontier):
         folder.write_json(f"plans/frontier-{index:02}.json", entry)
-    if found["chosen"] is not None:
-        folder.write_json("plan.json", found["chosen"])
+    if result.chosen is not None:
+        folder.write_json("plan.json", result.chosen)
     charts = {}
-    if found["scores"]:
-        charts["units"] = unit_chart(found["scores"], found["rank"])
-        charts["frontier"] = frontier_chart(found["found"], found["frontier"])
-    if found["held_out"]:
-        charts["held-out"] = held_out_chart(found["held_out"])
+    if result.scores:
+        charts["units"] = unit_chart(result.scores, result.rank)
+        charts["frontier"] = frontier_chart(result.found, result.frontier)
+    if result.held_out:
+        charts["held-out"] = held_out_chart(result.held_out)
     save_charts(folder.path / "plots", charts, _PLOTS)
-    folder.write_text("report.md", _report(record, found, list(charts)))
+    folder.write_text("report.md", _report(record, result, list(charts)))
 
 
-def describe(found: Mapping[str, Any]) -> str:
+def describe(result: PlacementResult) -> str:
     """Return the tables for a terminal."""
-    blocks = [f"{title}\n{as_columns(rows)}" for title, rows in _tables(found)]
+    blocks = [f"{title}\n{as_columns(rows)}" for title, rows in _tables(result)]
     return "\n\n".join([*blocks, LEGEND])
 
 
-def _report(record: Mapping[str, Any], found: Mapping[str, Any], charts: Sequence[str]) -> str:
-    identity, session = record["identity"], record["sessions"][-1]
+def _report(record: PlacementRecord, result: PlacementResult, charts: Sequence[str]) -> str:
+    identity, session = record.identity, record.sessions[-1]
     parts = [
-        f"# Placement of full attention: {identity['model']['reference']}",
+        f"# Placement of full attention: {identity.model.reference}",
         "",
-        f"- model: `{identity['model']['reference']}` ({identity['model']['source']}), {identity['dtype']}",
-        f"- documents of {identity['maxlen']:,} tokens; losses count from token {identity['score_from']:,}",
-        f"- machine: {session['machine']['device']}, {session['world_size']} x {session['threads']} threads",
-        f"- last session: {session['seconds']:,.0f} s of measuring, {session['num_layers_run']:,} layers computed",
-        f"- code: commit {session['commit'] or 'unknown'}{', with uncommitted changes' if session['dirty'] else ''}",
+        f"- model: `{identity.model.reference}` ({identity.model.source}), {identity.dtype}",
+        f"- documents of {identity.maxlen:,} tokens; losses count from token {identity.score_from:,}",
+        f"- machine: {session.machine.device}, {session.world_size} x {session.threads} threads",
+        f"- last session: {session.seconds or 0:,.0f} s of measuring, {session.num_layers_run or 0:,} layers computed",
+        f"- code: commit {session.commit or 'unknown'}{', with uncommitted changes' if session.dirty else ''}",
     ]
-    if found["chosen"] is not None:
+    if result.chosen is not None:
         parts += [
-            f"- placed: {found['units']}; the others `{found['local']}`",
-            f"- budget `{found['budget']}`, costs at {found['cost_at']:,} tokens; ranked by {found['rank']}",
+            f"- placed: {result.units}; the others `{result.local}`",
+            f"- budget `{result.budget}`, costs at {result.cost_at:,} tokens; ranked by {result.rank}",
             "",
-            f"Found: `{found['chosen']['text']}` (`plan.json`, which `--plan` takes)",
+            f"Found: `{result.chosen.text}` (`plan.json`, which `--plan` takes)",
         ]
-    for title, rows in _tables(found):
+    for title, rows in _tables(result):
         parts += ["", f"## {title}", "", as_markdown(rows)]
     parts += ["", *(f"![{name}](plots/{name}.svg)" for name in charts), "", LEGEND, ""]
     return "\n".join(parts)
 
 
-def _tables(found: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
+def _tables(result: PlacementResult) -> list[tuple[str, Rows]]:
     tables = []
-    if found["scores"]:
-        title = "What each is worth alone" if found["rank"] == "scan" else "Slope of the loss by each gate, halfway"
-        tables.append((f"{title} (best first)", _unit_table(found["scores"], found["rank"])))
-        tables.append(("On the frontier of loss and attention, calibration documents", _found_table(found["frontier"])))
-    if found["held_out"]:
-        tables.append(
-            (
-                f"On held-out documents, costs at {found['held_out_cost_at']:,} tokens",
-                _held_out_table(found["held_out"]),
-            )
-        )
+    if result.scores:
+        title = "What each is worth alone" if result.rank == "scan" else "Slope of the loss by each gate, halfway"
+        best = sorted(result.scores, key=lambda unit: -unit.only_full)[:_BEST_UNITS]
+        tables.append((f"{title} (best first)", table_of(_unit_columns(result.rank), best)))
+        frontier = table_of(_FOUND, result.frontier)
+        tables.append(("On the frontier of loss and attention, calibration documents", frontier))
+    if result.held_out:
+        rows = table_of(_HELD_OUT, sorted(result.held_out, key=lambda row: row.perplexity))
+        tables.append((f"On held-out documents, costs at {result.held_out_cost_at:,} tokens", rows))
     return tables
 
 
-def _unit_table(scores: Sequence[Mapping[str, Any]], rank: str) -> list[list[str]]:
-    best = sorted(scores, key=lambda score: -score["only_full"])[:_BEST_UNITS]
+def _unit_columns(rank: str) -> list[Column]:
+    unit = text("unit")
     if rank == "gates":
-        return [["unit", "nats a unit of the gate"], *([score["unit"], f"{score['only_full']:.4f}"] for score in best)]
-    rows = [["unit", "only this full: nats gained", "only this local: nats lost"]]
-    return rows + [
-        [score["unit"], f"{score['only_full']:.4f}", number_or_dash(score["only_local"], 4)] for score in best
+        return [unit, Column(key="only_full", heading="nats a unit of the gate", digits=4)]
+    return [
+        unit,
+        Column(key="only_full", heading="only this full: nats gained", digits=4),
+        Column(key="only_local", heading="only this local: nats lost", digits=4),
     ]
 
 
-def _found_table(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = [["layers", "ppl", "attention", "cache", "plan"]]
-    return rows + [
-        [
-            f"{entry['cost']['layers']:.3g}",
-            f"{entry['perplexity']:.3f}",
-            f"{entry['cost']['flops']:.1%}",
-            f"{entry['cost']['cache']:.1%}",
-            entry["text"],
-        ]
-        for entry in entries
-    ]
-
-
-def _held_out_table(lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = [["name", "n", "ppl", "to full", "attention", "cache", "plan"]]
-    for line in sorted(lines, key=lambda line: line["perplexity"]):
-        interval = "" if line["low"] is None else f" [{line['low']:.2f}, {line['high']:.2f}]"
-        rows.append(
-            [
-                line["name"],
-                str(line["num_documents"]),
-                f"{line['perplexity']:.3f}{interval}",
-                _ratio_cell(line["to_full"]),
-                f"{line['cost']['flops']:.1%}",
-                f"{line['cost']['cache']:.1%}",
-                line["plan"],
-            ]
-        )
-    return rows
-
-
-def _ratio_cell(ratio: Mapping[str, Any] | None) -> str:
+def _to_full(row: HeldOutRow) -> str:
+    ratio = row.to_full
     if ratio is None:
         return "-"
-    interval = "" if ratio["low"] is None else f" [{ratio['low'] - 1:+.2%}, {ratio['high'] - 1:+.2%}]"
-    return f"{ratio['ratio'] - 1:+.2%}{interval}"
+    low, high = (None if end is None else end - 1 for end in (ratio.low, ratio.high))
+    return f"{ratio.ratio - 1:+.2%}" + interval(low, high, "+.2%")
+
+
+_HELD_OUT = [
+    text("name"),
+    Column(key="num_documents", heading="n"),
+    Column(heading="ppl", show=lambda row: f"{row.perplexity:.3f}" + interval(row.low, row.high, ".2f")),
+    Column(heading="to full", show=_to_full),
+    *_SHARES,
+    text("plan"),
+]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Charts
+
+_ATTENTION = quantity(
+    "attention",
+    "Attention (% of the operations of full attention)",
+    scale={"zero": False, "padding": 24},
+    axis={"grid": False},
+)
+_TOOLTIP = tooltip(plan=("", ""), perplexity=("", ".3f"))
+_LAYER: Layer = {"field": "layer", "type": "ordinal", "title": "Layer", "axis": {"labelAngle": 0, "grid": False}}
+
+
+def unit_chart(units: Sequence[UnitRecord], rank: str) -> Spec:
+    """Return what each layer is worth alone as bars, or each head of each layer as the cells of a grid.
+
+    The values are differences of losses for the rank "scan", and slopes of the loss for "gates".
+    """
+    if any(unit.head is not None for unit in units):
+        return _head_chart(units, "Loss saved (0.001 nats)" if rank == "scan" else "Slope (0.001 nats)")
+    names = {"only_full": "only this layer full: loss saved", "only_local": "only this layer local: loss added"}
+    if rank == "gates":
+        names = {"only_full": "slope of the loss by the layer's gate, halfway"}
+    values = [
+        {"layer": unit.layer, "way": names[way], "nats": 1000 * value}
+        for unit in units
+        for way, value in (("only_full", unit.only_full), ("only_local", unit.only_local))
+        if way in names and value is not None
+    ]
+    ways: Layer = {"field": "way", "sort": list(names.values())}
+    bars = layer(
+        values,
+        {"type": "bar"},
+        x=_LAYER,
+        xOffset=ways,
+        y=quantity("nats", "0.001 nats a token"),
+        color=ways | {"legend": {"title": None, "orient": "top"}},
+    )
+    return spec_of(layer=[bars], description="What each layer is worth alone, both ways.", width=640, height=220)
+
+
+def _head_chart(units: Sequence[UnitRecord], title: str) -> Spec:
+    values = [{"layer": unit.layer, "head": unit.head, "gain": 1000 * unit.only_full} for unit in units]
+    most = max(abs(1000 * unit.only_full) for unit in units)
+    scale = {"scheme": "blueorange", "domain": [-most, most], "reverse": True}
+    heads = {"field": "head", "type": "ordinal", "title": "Key/value head"}
+    cells = layer(values, {"type": "rect"}, x=_LAYER, y=heads, color=quantity("gain", title, scale=scale))
+    described = "What each head saves of the loss by seeing everything."
+    return spec_of(layer=[cells], description=described, width=640, height=90)
+
+
+def frontier_chart(found: Sequence[PlanEntry], best: Sequence[PlanEntry]) -> Spec:
+    """Return plans by attention and perplexity on the calibration documents, with the steps of the frontier."""
+    axes = {"x": _ATTENTION, "y": _perplexity_axis("calibration")}
+    points, steps = ([_point(entry.text, entry) for entry in entries] for entries in (found, best))
+    dot = {"type": "point", "filled": True, "size": 36, "opacity": 0.75}
+    return spec_of(
+        layer=[layer(steps, FRONTIER, **axes), layer(points, dot, **axes, tooltip=_TOOLTIP)],
+        description="Measured plans: perplexity against attention, and those that no other beats.",
+    )
+
+
+def held_out_chart(rows: Sequence[HeldOutRow]) -> Spec:
+    """Return plans by attention and perplexity on held-out documents: random placements small, the others named."""
+    axes = {"x": _ATTENTION, "y": _perplexity_axis("held-out")}
+    points = [_point(row.plan, row) | {"name": row.name} for row in rows]
+    random = [point for point in points if point["name"].startswith("random ")]
+    named = [point for point in points if not point["name"].startswith("random ")]
+    circle = {"type": "point", "size": 30, "opacity": 0.6, "style": "yardstick"}
+    text = {"type": "text", "align": "left", "dx": 7, "style": "label"}
+    return spec_of(
+        layer=[
+            layer(random, circle, **axes, tooltip=_TOOLTIP),
+            layer(named, {"type": "point", "filled": True, "size": 70}, **axes, tooltip=_TOOLTIP),
+            layer(named, text, **axes, text={"field": "name"}),
+        ],
+        description="Plans on held-out documents: perplexity against attention; hollow: random placements.",
+    )
+
+
+def _perplexity_axis(documents: str) -> Layer:
+    return quantity("perplexity", f"Perplexity, {documents} documents", scale={"zero": False, "padding": 10})
+
+
+def _point(plan: str, entry: PlanEntry | HeldOutRow) -> dict[str, Any]:
+    return {"attention": 100 * entry.cost["flops"], "perplexity": entry.perplexity, "plan": plan}

@@ -1,18 +1,23 @@
-"""Numbers, tables and plots to the trackers that accelerate knows."""
+"""Numbers, tables and plots for the trackers that accelerate supports."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from PIL import Image
 
 from eval.errors import UserError
-from eval.reporting.tables import as_markdown, blocks_of, scrolls_blocks
+from eval.records.schema import Estimate, RunRecord, Scores
+from eval.reporting.columns import COSTS
+from eval.reporting.run_report import all_blocks
+from eval.reporting.tables import as_markdown
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -21,43 +26,31 @@ def check_trackers(names: Sequence[str]) -> None:
     Raises:
         UserError: One is not.
     """
-    there = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+    # Imported here: reports are made without accelerate, which loads torch.
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    installed = {str(getattr(name, "value", name)) for name in get_available_trackers()}
     known = sorted(str(getattr(name, "value", name)) for name in LOGGER_TYPE_TO_CLASS)
     for name in names:
         if name not in known:
             raise UserError(f"--report-to {name} is no tracker of accelerate; known: {', '.join(known)}")
-        if name not in there:
+        if name not in installed:
             raise UserError(f"--report-to {name}: its package is not installed; run: pip install {name}")
 
 
 def start_trackers(accelerator: Accelerator, project: str, config: Mapping[str, Any]) -> None:
-    """Start the trackers that the accelerator was made with.
-
-    Args:
-        accelerator: Of all processes.
-        project: Name under which trackers file the run.
-        config: Its settings; trackers take no lists and no None.
-    """
+    """Start the trackers that the accelerator was made with; they take no lists and no None as settings."""
     plain = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()}
     accelerator.init_trackers(project, config=plain)
 
 
-def log_scores(
-    trackers: Sequence[GeneralTracker], record: Mapping[str, Any], scores: Mapping[str, Any], plots: Sequence[Path]
-) -> None:
+def log_scores(trackers: Sequence[GeneralTracker], record: RunRecord, scores: Scores, plots: Sequence[Path]) -> None:
     """Give trackers what the report has: metrics and costs at each length as a step, tables, pictures.
 
-    What a tracker does not take through accelerate it does not get, and that is printed.
-
-    Args:
-        trackers: That were started.
-        record: `run.json`.
-        scores: `scores.json`.
-        plots: PNG files.
+    What a tracker does not take through accelerate is left out, and that is printed.
     """
-    steps = _values_by_length(scores)
-    blocks = [block for task in record["tasks"] for block in blocks_of(record, scores, task)]
-    tables = {title: rows for title, _, rows in [*blocks, *scrolls_blocks(scores)] if len(rows) > 1}
+    steps = values_by_length(scores)
+    tables = {block.title: block.rows for block in all_blocks(record, scores) if len(block.rows) > 1}
     pictures = {file.stem: np.asarray(Image.open(file).convert("RGB"))[None] for file in plots}
     for tracker in trackers:
         for maxlen, values in sorted(steps.items()):
@@ -85,23 +78,28 @@ def log_scores(
             print(f"{tracker.name} takes no {' and no '.join(refused)} through accelerate; they are in the run folder")
 
 
-def _values_by_length(scores: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    steps: dict[int, dict[str, float]] = {}
-    for result in scores["results"]:
-        if result["subset"] != "all":
+def values_by_length(scores: Scores) -> dict[int, dict[str, float]]:
+    """Return what trackers log at each length: metrics, costs and the SCROLLS score of all examples, if known."""
+    steps: dict[int, dict[str, float | None]] = {}
+    for result in scores.results:
+        if result.subset != "all":
             continue
-        values = steps.setdefault(result["maxlen"], {})
-        where = f"{result['task']}/{result['template']}/"
-        for metric, estimate in result["metrics"].items():
-            if result["kind"] == "model":
-                values |= {f"{where}{metric}/{end}": estimate[end] for end in ("mean", "low", "high")}
+        values = steps.setdefault(result.maxlen, {})
+        where = f"{result.task}/{result.template}/"
+        for metric, estimate in result.metrics.items():
+            if result.kind == "model":
+                values |= _ends(f"{where}{metric}", estimate)
             else:
-                values[f"{where}{result['system']}/{metric}"] = estimate["mean"]
-        values |= {f"{where}cost/{name}": value for name, value in (result["cost"] or {}).items()}
-    for row in (scores["scrolls_score"] or {"scores": []})["scores"]:
-        where = f"scrolls_score/{row['template']}/" if row["template"] else "scrolls_score/"
-        steps[row["maxlen"]] |= {f"{where}{end}": row[end] for end in ("mean", "low", "high")}
+                values[f"{where}{result.system}/{metric}"] = estimate.mean
+        if result.cost is not None:
+            values |= {f"{where}cost/{column.key}": column.value(result.cost) for column in COSTS}
+    for row in scores.scrolls_score.scores if scores.scrolls_score else []:
+        steps[row.maxlen] |= _ends(f"scrolls_score/{row.template}" if row.template else "scrolls_score", row)
     return {
         maxlen: {name: float(value) for name, value in values.items() if value is not None}
         for maxlen, values in steps.items()
     }
+
+
+def _ends(name: str, estimate: Estimate) -> dict[str, float | None]:
+    return {f"{name}/mean": estimate.mean, f"{name}/low": estimate.low, f"{name}/high": estimate.high}

@@ -2,95 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from io import StringIO
+from collections.abc import Sequence
 from typing import Any
 
-from eval.reporting.tables import as_markdown
+from eval.records.schema import Evaluation, TrainingRecord, TrainingStep
+from eval.reporting.charts import SCHEMA, Layer, Spec, direct_labels, draw_svg, layer, quantity
+from eval.reporting.columns import Column
+from eval.reporting.tables import as_markdown, table_of
 
 CURVES = "curves.svg"
 _LEGEND = (
     "Losses are nats a target token. Held out: whole documents, chosen by the seed, never trained on. `best` and "
     "`last` are folders for `eval/run.py --model`."
 )
+_EVALUATION = [
+    Column(key="step", heading="step"),
+    Column(key="loss", heading="held-out loss", digits=4),
+    Column(key="perplexity", heading="perplexity", digits=3),
+    Column(key="num_targets", heading="targets"),
+]
+_WIDTH, _HEIGHT, _LOW_HEIGHT = 640, 260, 80
 
 
 def render_train_report(
-    run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]], best: int | None
+    record: TrainingRecord, steps: Sequence[TrainingStep], evals: Sequence[Evaluation], best: int | None
 ) -> str:
-    """Return `report.md`.
-
-    Args:
-        run: `run.json`.
-        steps: Lines of `steps.jsonl`.
-        evals: Lines of `evals.jsonl`.
-        best: Step of the best checkpoint; None before the first.
-    """
-    identity, session = run["identity"], run["sessions"][-1]
-    tokens, seconds = sum(line["num_tokens"] for line in steps), sum(line["seconds"] for line in steps)
-    rank = identity["lora_rank"]
-    weights = f"LoRA of rank {rank}" if rank else "all weights"
-    trained, total = run["num_trainable"], run["num_parameters"]
-    short = [about["source"].get("num_short", 0) for about in run["tasks"].values()]
-    left_out = f", {sum(short):,} left out as shorter than {identity['min_words']:,} words" if any(short) else ""
-    facts = {
-        "model": f"`{identity['model']['reference']}`, {weights}: {trained:,} of {total:,} numbers trained",
-        "spans": f"`{run['plan_description']}`",
-        "data": f"{', '.join(run['tasks'])}, objective `{identity['objective']}`, {run['num_train_examples']} examples "
-        f"trained on, {run['num_held_out_examples']} held out ({run['num_held_out_rows']} rows of them read){left_out}",
-        "steps": f"{len(steps)} of {identity['total_steps']}, {tokens:,} tokens, rows of {identity['maxlen']:,}, "
-        f"{identity['step_rows']} row(s) a step",
-        "learning rate": f"{identity['learning_rate']:g}, {identity['warmup_steps']} steps of warm-up, then "
-        f"{identity['schedule']}",
-        "cost": f"{seconds:,.0f} s in steps, {tokens / seconds if seconds else 0:,.0f} tokens a second"
-        + ("" if run["peak_bytes"] is None else f", at most {run['peak_bytes'] / 2**30:.2f} GiB of memory"),
-        "machine": f"{session['machine']['device']}, {session['world_size']} process(es), {session['threads']} torch "
-        f"thread(s) each, {identity['dtype']} over float32 weights",
-        "code": f"commit {session['commit'] or 'unknown'}{', with uncommitted changes' if session['dirty'] else ''}",
-    }
-    parts = [f"# Training on {', '.join(run['tasks'])}: {identity['model']['reference']}", ""]
-    parts += [f"- {name}: {text}" for name, text in facts.items()]
+    """Return `report.md`; no step is the best before the first checkpoint."""
+    parts = [f"# Training on {', '.join(record.tasks)}: {record.identity.model.reference}", ""]
+    parts += [f"- {name}: {text}" for name, text in _facts(record, steps).items()]
     parts += ["", f"![loss, learning rate and gradient norm by step]({CURVES})", ""]
     if evals:
-        rows = [["step", "held-out loss", "perplexity", "targets", ""]]
-        for line in evals:
-            perplexity = "-" if line["perplexity"] is None else f"{line['perplexity']:,.3f}"
-            mark = "best" if line["step"] == best else ""
-            rows.append([f"{line['step']:,}", f"{line['loss']:.4f}", perplexity, f"{line['num_targets']:,}", mark])
-        parts += [as_markdown(rows), ""]
-    parts += [
-        _LEGEND,
-        "",
+        mark = Column(heading="", show=lambda one: "best" if one.step == best else "")
+        parts += [as_markdown(table_of([*_EVALUATION, mark], evals)), ""]
+    return "\n".join([*parts, _LEGEND, ""])
+
+
+def _facts(record: TrainingRecord, steps: Sequence[TrainingStep]) -> dict[str, str]:
+    identity, session = record.identity, record.sessions[-1]
+    tokens, seconds = sum(step.num_tokens for step in steps), sum(step.seconds for step in steps)
+    weights = f"LoRA of rank {identity.lora_rank}" if identity.lora_rank else "all weights"
+    short = [about.source.get("num_short", 0) for about in record.tasks.values()]
+    left_out = f", {sum(short):,} left out as shorter than {identity.min_words:,} words" if any(short) else ""
+    return {
+        "model": f"`{identity.model.reference}`, {weights}: {record.num_trainable:,} of {record.num_parameters:,} "
+        "numbers trained",
+        "spans": f"`{record.plan_description}`",
+        "data": f"{', '.join(record.tasks)}, objective `{identity.objective}`, {record.num_train_examples} examples "
+        f"trained on, {record.num_held_out_examples} held out ({record.num_held_out_rows} rows of them read){left_out}",
+        "steps": f"{len(steps)} of {identity.total_steps}, {tokens:,} tokens, rows of {identity.maxlen:,}, "
+        f"{identity.step_rows} row(s) a step",
+        "learning rate": f"{identity.learning_rate:g}, {identity.warmup_steps} steps of warm-up, then "
+        f"{identity.schedule}",
+        "cost": f"{seconds:,.0f} s in steps, {tokens / seconds if seconds else 0:,.0f} tokens a second"
+        + ("" if record.peak_bytes is None else f", at most {record.peak_bytes / 2**30:.2f} GiB of memory"),
+        "machine": f"{session.machine.device}, {session.world_size} process(es), {session.threads} torch "
+        f"thread(s) each, {identity.dtype} over float32 weights",
+        "code": f"commit {session.commit or 'unknown'}{', with uncommitted changes' if session.dirty else ''}",
+    }
+
+
+def draw_curves(steps: Sequence[TrainingStep], evals: Sequence[Evaluation]) -> str:
+    """Return `curves.svg`: loss of training steps and held-out documents, learning rate, gradient norm."""
+    return draw_svg(curves(steps, evals))
+
+
+def curves(steps: Sequence[TrainingStep], evals: Sequence[Evaluation]) -> Spec:
+    """Return the curves of a training, one above the other over the same steps."""
+    numbers = [*(step.step for step in steps), *(one.step for one in evals)] or [0]
+    first, last = min(numbers), max(numbers)
+    across = quantity(
+        "step",
+        "Step",
+        scale={"domain": [first, last + (last - first or 1) / 60], "nice": False},
+        axis={"format": ",d", "tickCount": min(last - first or 1, 10), "grid": False},
+    )
+    hidden = across | {"axis": {"labels": False, "ticks": False, "title": None, "grid": False}}
+    rates = [{"step": step.step, "value": step.learning_rate} for step in steps]
+    norms = [{"step": step.step, "value": step.grad_norm} for step in steps if step.grad_norm is not None]
+    views = [
+        {"height": _HEIGHT, "layer": _losses(steps, evals, hidden)},
+        {"height": _LOW_HEIGHT, **_line(rates, hidden, "Learning rate")},
+        {"height": _LOW_HEIGHT, **_line(norms, across, "Gradient norm")},
     ]
-    return "\n".join(parts)
+    described = "Loss of training steps and of held-out documents, learning rate and gradient norm, by step."
+    return {
+        "$schema": SCHEMA,
+        "description": described,
+        "spacing": 14,
+        "vconcat": [{"width": _WIDTH, **view} for view in views],
+    }
 
 
-def draw_curves(steps: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> str:
-    """Return `curves.svg`: loss of steps and of what is held out, learning rate, gradient norm."""
-    # Imported here, and drawn without a screen: only the process that writes the report needs it.
-    import matplotlib
-    from matplotlib.figure import Figure
+def _losses(steps: Sequence[TrainingStep], evals: Sequence[Evaluation], x: Layer) -> list[Layer]:
+    training = [{"step": step.step, "mean": step.loss} for step in steps]
+    held_out = [{"step": one.step, "mean": one.loss} for one in evals]
+    values = [row["mean"] for row in (*training, *held_out)] or [0.0]
+    room = 0.05 * (max(values) - min(values)) or 0.05
+    low, high = min(values) - room, max(values) + room
+    y = quantity("mean", "Loss (nats a target)", scale={"domain": [low, high], "nice": False, "zero": False})
+    layers = [layer(training, _mark(training), x=x, y=y)]
+    if held_out:
+        marks = {"type": "line", "strokeWidth": 2.5}, {"type": "point", "filled": True, "size": 55, "opacity": 1}
+        layers += [layer(held_out, mark, x=x, y=y) for mark in marks]
+    ends = {name: rows for name, rows in (("training step", training), ("held out", held_out)) if rows}
+    return [*layers, direct_labels(ends, low, high, y, _HEIGHT)]
 
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    loss, rate, norm = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 1))
-    numbers = [line["step"] for line in steps]
-    loss.plot(numbers, [line["loss"] for line in steps], color="0.6", linewidth=1, label="training step")
-    if evals:
-        held = [line["loss"] for line in evals]
-        loss.plot([line["step"] for line in evals], held, color="tab:blue", marker="o", markersize=4, label="held out")
-    loss.set_ylabel("loss (nats a target)")
-    loss.legend(frameon=False)
-    rate.plot(numbers, [line["learning_rate"] for line in steps], color="tab:green")
-    rate.set_ylabel("learning rate")
-    known = [(line["step"], line["grad_norm"]) for line in steps if line["grad_norm"] is not None]
-    norm.plot([step for step, _ in known], [value for _, value in known], color="tab:orange")
-    norm.set_ylabel("gradient norm")
-    norm.set_xlabel("step")
-    norm.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (loss, rate, norm):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    drawn = StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "curves"}):
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return drawn.getvalue()
+
+def _line(rows: Sequence[dict[str, Any]], x: Layer, title: str) -> Layer:
+    label = "datum.value == 0 ? '0' : abs(datum.value) < 0.01 ? format(datum.value, '.1~e') : format(datum.value, '~r')"
+    y = quantity("value", title, axis={"tickCount": 3, "labelExpr": label}, scale={"zero": False})
+    return layer(rows, _mark(rows), x=x, y=y)
+
+
+def _mark(rows: Sequence[Any]) -> Layer:
+    """Return how values of steps are drawn: as a thin line, which takes two."""
+    if len(rows) == 1:
+        return {"type": "point", "style": "yardstick", "opacity": 0.6}
+    return {"type": "line", "style": "yardstick", "strokeWidth": 1.2, "opacity": 0.6}

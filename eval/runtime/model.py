@@ -1,16 +1,21 @@
-"""The model that a script runs: its dtype, its spans, its positions, and what is said about it."""
+"""The model that a script runs: opened and checked before its weights load."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from eval.config.job import JobOptions
 from eval.errors import UserError
+from eval.records.schema import ModelRecord
+from eval.records.typed import from_json
+from eval.runtime.processes import AcceleratedProcess
 from masformer import ConversionError, PlanError, SpanPlan, apply_plan, native_plan, read_plan, stored_plan
-from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions
+from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
 
 TORCH_DTYPES = {
     "float32": torch.float32,
@@ -20,17 +25,90 @@ TORCH_DTYPES = {
 }
 
 
-def default_dtype(accelerator: Accelerator) -> str:
-    """Return the dtype that is computed in where none is asked for."""
-    return "bfloat16" if accelerator.device.type == "cuda" else "float32"
+def default_dtype(device_type: str) -> str:
+    """Return the default dtype of a device: bfloat16 on CUDA, else float32."""
+    return "bfloat16" if device_type == "cuda" else "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A model that is checked and not loaded.
+
+    Attributes:
+        process: Process that will load it.
+        checkpoint: Config, tokenizer and provenance.
+        plan: Spans to put on it; None leaves it untouched.
+        dtype: Key of `TORCH_DTYPES`.
+        requested_plan: `--plan`.
+    """
+
+    process: AcceleratedProcess
+    checkpoint: Checkpoint
+    plan: SpanPlan | None
+    dtype: str
+    requested_plan: str
+
+    @property
+    def record(self) -> ModelRecord:
+        """Return what pins the weights."""
+        return from_json(ModelRecord, self.checkpoint.provenance, self.checkpoint.name)
+
+    @property
+    def plan_json(self) -> list[Any] | None:
+        return None if self.plan is None else self.plan.to_json()
+
+    @property
+    def plan_description(self) -> str:
+        return "untouched" if self.plan is None else str(self.plan)
+
+    @property
+    def itemsize(self) -> int:
+        """Return the bytes of a number."""
+        return TORCH_DTYPES[self.dtype].itemsize
+
+    def load(self, device_map: str | None = None) -> PreTrainedModel:
+        """Return the model with the plan on it; see `load_converted`."""
+        return load_converted(
+            self.checkpoint,
+            self.dtype,
+            self.process.device,
+            self.plan,
+            self.requested_plan,
+            self.process.print,
+            device_map,
+        )
+
+
+def open_model(
+    config: JobOptions, plan: str, process: AcceleratedProcess, longest: int, *, keeps_full: bool = False
+) -> OpenedModel:
+    """Return the model that settings name, with plan and positions checked; loads no weights.
+
+    Args:
+        config: Settings, with `allow_extrapolation` for lengths beyond the positions.
+        plan: Text form of the plan, or `auto`.
+        process: Process that will load it.
+        longest: Most tokens that it will see.
+        keeps_full: Under `auto`, put the full plan on a plain model too; see `resolve_plan`.
+
+    Raises:
+        CheckpointError: The reference leads to no usable decoder.
+        PlanError: The plan is malformed, or does not fit the model.
+        UserError: The length is beyond its positions.
+    """
+    checkpoint = open_checkpoint(config.model, trust_remote_code=config.trust_remote_code)
+    resolved = resolve_plan(plan, checkpoint, keeps_full=keeps_full)
+    check_positions(longest, checkpoint, allow_extrapolation=getattr(config, "allow_extrapolation", False))
+    dtype = config.dtype or default_dtype(process.device_type)
+    return OpenedModel(process=process, checkpoint=checkpoint, plan=resolved, dtype=dtype, requested_plan=plan)
 
 
 def resolve_plan(text: str, checkpoint: Checkpoint, *, keeps_full: bool = False) -> SpanPlan | None:
     """Return the plan to put on the model; None leaves it untouched.
 
     Args:
-        text: As it was asked for.
-        checkpoint: Of the model.
+        text: `--plan`.
+        checkpoint: Model that takes the plan.
         keeps_full: Under `auto`, put the full plan on a plain model too: it computes the same, and prompts can share
             its cache.
     """
@@ -51,22 +129,22 @@ def load_converted(
     dtype: str,
     device: torch.device,
     plan: SpanPlan | None,
-    asked: str,
+    requested: str,
     say: Callable[..., None],
     device_map: str | None = None,
 ) -> PreTrainedModel:
     """Return the model with the plan on it.
 
-    A model's own windows that masformer cannot serve stay as they are under `auto`, which is said.
+    Under `auto`, windows of the model's own that masformer cannot serve stay as they are, with a remark.
 
     Args:
-        checkpoint: Of the model.
-        dtype: A key of `TORCH_DTYPES`.
-        device: Where it goes.
-        plan: As `resolve_plan` returned it.
-        asked: The text form that was asked for.
+        checkpoint: Model without weights.
+        dtype: Key of `TORCH_DTYPES`.
+        device: Device that holds the model.
+        plan: Spans to put on it; None leaves it untouched.
+        requested: `--plan`.
         say: Prints a remark, once for all processes.
-        device_map: `auto` spreads it over all devices instead.
+        device_map: `auto` spreads the model over all devices instead.
 
     Raises:
         CheckpointError: The weights do not load.
@@ -77,14 +155,14 @@ def load_converted(
         try:
             apply_plan(model, plan)
         except ConversionError as error:
-            if asked != "auto" or stored_plan(model.config) is not None:
+            if requested != "auto" or stored_plan(model.config) is not None:
                 raise
             say(f"note    the model's own attention is used: {error}")
     return model
 
 
 def plan_of(model: PreTrainedModel) -> SpanPlan | None:
-    """Return the spans that a model computes, of its own where it is untouched; None where no span describes them."""
+    """Return the spans that a model computes; None where no span describes them."""
     plan: SpanPlan | None = getattr(model, "span_plan", None)
     if plan is not None:
         return plan

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
+from collections.abc import Sequence
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
@@ -39,6 +40,11 @@ def token_f1(prediction: str, reference: str) -> float:
 def exact_match(prediction: str, reference: str) -> float:
     """Return 1 if the words are the same in the same order, else 0."""
     return float(answer_words(prediction) == answer_words(reference))
+
+
+def score_answers(prediction: str, references: Sequence[str]) -> list[dict[str, float]]:
+    """Return F1 and exact match against each reference."""
+    return [{"f1": token_f1(prediction, one), "exact_match": exact_match(prediction, one)} for one in references]
 
 
 def first_line(text: str) -> str:

@@ -1,22 +1,20 @@
-"""Rows that keep a reader honest: texts that need no model, from the part of the document that a model was shown.
+"""Baselines: texts that need no model, made from the part of the document that a model was shown.
 
-    document = prepare_document(text, "hf")
-    rows = yardsticks(document, {1024: [(0, 4700)], 2048: [(0, 9400)]}, references, query, budget)
+    document = prepare_document(text, PROFILES["hf"].objective)
+    rows = document_baselines(document, {1024: [(0, 4700)], 2048: [(0, 9400)]}, references, query, budget)
     [row.system for row in rows[1024]] -> ["lead", "tail", "query_echo", "visible_oracle"]
 
 - `lead`, `tail`: the first and the last words that were shown, as many as the budget allows.
-- `query_echo`: the query itself; absent where there is none.
+- `query_echo`: the query itself, where there is one.
 - `visible_oracle`: sentences that were shown, picked with the references in hand. It tells "the information was not in
-  the window" from "the model did not use it". It is a reference line and no strict ceiling: the search is greedy, whole
-  sentences are all it can say, and it aims at its own objective, so a model can score higher.
-- `common_answer`: what most examples of the task have among their references; of short answers and choices alone. It
-  reads nothing, and knows only how often each answer is right.
+  the window" from "the model did not use it". It is no strict ceiling: the search is greedy, takes whole sentences, and
+  maximizes its own objective, so a model can score higher.
+- `common_answer`: the reference that most examples of the task have; for short answers and choices alone.
 
-The oracle's objective is ROUGE-1 F + ROUGE-2 F against the best reference. Words are the profile's own and count as
-often as they occur; bigrams lie within one sentence, in the document and in the reference. Of short answers it is their
-F1, and no budget holds: a sentence is longer than most answers, and F1 has its own price for words that are too many.
-Sentences are those of `sentence_spans`, and end at a line break too, because tasks put a heading, a paragraph or a turn
-on a line of its own.
+The oracle of summaries maximizes ROUGE-1 F + ROUGE-2 F against the best reference, in the profile's words; bigrams lie
+within one sentence. The oracle of short answers maximizes their F1 without a budget: a sentence is longer than most
+answers, and F1 has its own price for words that are too many. Sentences are those of `sentence_spans`, and end at a
+line break too, because tasks put a heading, a paragraph or a turn on a line of its own.
 
 Array shapes: `S` sentences of the document, `W` words of the document, `N` n-grams of the reference that the document
 has too, `E` pairs of a sentence and such an n-gram, `C` sets of sentences. A last axis of 2 is unigrams and bigrams.
@@ -28,19 +26,17 @@ import itertools
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.records.schema import Baselines
 from eval.scoring.answers import answer_words
-from eval.scoring.profiles import PROFILES
+from eval.scoring.profiles import PROFILES, Objective
 from eval.scoring.rouge import sentence_spans
-from eval.scoring.rouge_words import rouge_words
 
-YARDSTICKS = ("visible_oracle", "lead", "tail", "query_echo", "common_answer")
 Span = tuple[int, int]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -50,14 +46,10 @@ _LINE = re.compile(r"\S(?:[^\n]*\S)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Yardstick:
-    """One text that needs no model.
+class Baseline:
+    """A text that needs no model.
 
-    Attributes:
-        system: Of `YARDSTICKS`.
-        text: What it says; empty where nothing fits.
-        sentences: Of the oracle, its sentences as character spans in the document, in order.
-        objective: Of the oracle, what it reached; None for the others.
+    The oracle alone has sentences, as character spans of the document in order, and the objective that it reached.
     """
 
     system: str
@@ -68,25 +60,20 @@ class Yardstick:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedDocument:
-    """A document's sentences and words, found once for all its queries and lengths.
+    """A document's sentences as counts, made once for all its examples and windows.
 
     Attributes:
-        text: The document.
-        split_words: The profile's words of a text.
-        is_rouge: Whether the oracle aims at ROUGE, under a budget; otherwise at the F1 of words, and bigrams are none.
         spans: (S, 2) characters where sentences begin and end.
-        lengths: (S,) words between white space, which is what the budget counts.
-        sizes: (S, 2) the profile's words and bigrams.
-        vocabulary: A number for each word.
+        lengths: (S,) words between white space, which the budget counts.
+        sizes: (S, 2) words and bigrams, as the objective counts them.
         words: (W,) numbers of the words, sentence after sentence.
         word_rows: (W,) the sentence of each word.
-        bigrams: Numbers of the bigrams: the first word's times the size of the vocabulary, plus the second's.
+        bigrams: Number of the first word times the size of the vocabulary, plus number of the second.
         bigram_rows: The sentence of each bigram.
     """
 
     text: str
-    split_words: Callable[[str], list[str]]
-    is_rouge: bool
+    objective: Objective
     spans: Ints
     lengths: Ints
     sizes: Ints
@@ -106,13 +93,26 @@ class _Choice:
     value: float
 
 
-def objective(profile: str) -> str:
-    """Return the oracle's objective in words, for reports."""
-    if not PROFILES[profile].is_rouge:
-        return f"F1 against the best reference, words as profile {profile} has them, of as many sentences as help"
-    return (
-        f"ROUGE-1 F + ROUGE-2 F against the best reference, words as profile {profile} has them, "
-        "bigrams within a sentence"
+def describe_objective(profile: str) -> str | None:
+    """Return the oracle's objective in words, for reports; None where there is no oracle."""
+    objective = PROFILES[profile].objective
+    if objective is None:
+        return None
+    if objective.is_of_summaries:
+        return (
+            f"ROUGE-1 F + ROUGE-2 F against the best reference, words as profile {profile} has them, "
+            "bigrams within a sentence"
+        )
+    return f"F1 against the best reference, words as profile {profile} has them, of as many sentences as help"
+
+
+def describe_baselines(profile: str, references: Sequence[Sequence[str]]) -> Baselines:
+    """Return what the baselines of a task are made with, from the references of each example."""
+    known = PROFILES[profile]
+    return Baselines(
+        word_budget=word_budget(itertools.chain.from_iterable(references)) if known.objective else None,
+        objective=describe_objective(profile),
+        common_answer=common_answer(references) if known.has_common_answer else None,
     )
 
 
@@ -123,12 +123,9 @@ def word_budget(references: Iterable[str]) -> int:
 
 
 def common_answer(references: Iterable[Sequence[str]]) -> str:
-    """Return what most examples have among their references, the first of those that are as common.
+    """Return the reference that most examples have, the first of several that are as common.
 
     Answers of the same words count as one, and once an example.
-
-    Args:
-        references: Of each example of a task, one at least.
     """
     counts: Counter[str] = Counter()
     texts: dict[str, str] = {}
@@ -149,25 +146,24 @@ def visible_share(evidence: Sequence[Sequence[int]] | None, windows: Sequence[Se
     return seen / total if total else None
 
 
-def prepare_document(text: str, profile: str) -> PreparedDocument:
-    """Return what all yardsticks of a document share."""
-    split_words, is_rouge = _word_splitter(profile), PROFILES[profile].is_rouge
+def prepare_document(text: str, objective: Objective) -> PreparedDocument:
+    """Return what all baselines of a document share."""
+    with_bigrams = objective.is_of_summaries
     spans = _sentences(text)
     sentences = [text[start:end] for start, end in spans]
-    words_of = [split_words(sentence) for sentence in sentences]
+    words_of = [objective.split_words(sentence) for sentence in sentences]
     vocabulary: dict[str, int] = {}
     numbers = [vocabulary.setdefault(word, len(vocabulary)) for words in words_of for word in words]
     words = np.array(numbers, dtype=np.int64)
     num_words = np.array([len(found) for found in words_of], dtype=np.int64)
     rows = np.repeat(np.arange(len(spans)), num_words)
-    inside = (rows[1:] == rows[:-1]) & is_rouge
+    inside = (rows[1:] == rows[:-1]) & with_bigrams
     return PreparedDocument(
         text=text,
-        split_words=split_words,
-        is_rouge=is_rouge,
+        objective=objective,
         spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
         lengths=np.array([len(sentence.split()) for sentence in sentences], dtype=np.int64),
-        sizes=np.stack([num_words, np.maximum(num_words - 1, 0) * is_rouge], axis=1),
+        sizes=np.stack([num_words, np.maximum(num_words - 1, 0) * with_bigrams], axis=1),
         vocabulary=vocabulary,
         words=words,
         word_rows=rows,
@@ -176,34 +172,31 @@ def prepare_document(text: str, profile: str) -> PreparedDocument:
     )
 
 
-def yardsticks(
+def document_baselines(
     document: PreparedDocument,
     windows: Mapping[int, Sequence[Sequence[int]]],
     references: Sequence[str],
     query: str | None,
     budget: int,
-) -> dict[int, list[Yardstick]]:
-    """Return the rows of one example at each maximum length, from what was shown and asked.
+) -> dict[int, list[Baseline]]:
+    """Return the baselines of one example at each maximum length, from what was shown and what was asked.
 
-    Args:
-        document: What the example is about.
-        windows: By maximum length, the characters of the document that the model was shown.
-        references: Of the example.
-        query: Of the example; None where the task has none.
-        budget: The most words of `lead`, `tail` and, under ROUGE, `visible_oracle`; see `word_budget`.
+    Windows are the characters that the model was shown, by maximum length. The budget is that of `word_budget`.
     """
     assert references
     assert budget > 0
     merged = {maxlen: _merge(windows[maxlen]) for maxlen in sorted(windows)}
-    oracles = _visible_oracles(document, merged, references, budget if document.is_rouge else len(document.text))
-    rows: dict[int, list[Yardstick]] = {}
+    oracles = _visible_oracles(
+        document, merged, references, budget if document.objective.is_of_summaries else len(document.text)
+    )
+    rows: dict[int, list[Baseline]] = {}
     for maxlen, window in merged.items():
         rows[maxlen] = [
-            Yardstick(system="lead", text=_first_words(document.text, window, budget)),
-            Yardstick(system="tail", text=_last_words(document.text, window, budget)),
+            Baseline(system="lead", text=_words_at_end(document.text, window, budget, is_last=False)),
+            Baseline(system="tail", text=_words_at_end(document.text, window, budget, is_last=True)),
         ]
         if query and query.strip():
-            rows[maxlen].append(Yardstick(system="query_echo", text=query))
+            rows[maxlen].append(Baseline(system="query_echo", text=query))
         rows[maxlen].append(oracles[maxlen])
     return rows
 
@@ -219,58 +212,34 @@ def _merge(spans: Iterable[Sequence[int]]) -> list[Span]:
     return merged
 
 
-def _word_splitter(profile: str) -> Callable[[str], list[str]]:
-    use_stemmer = PROFILES[profile].use_stemmer
-    if use_stemmer is None:
-        return answer_words
-    if profile == "longbench":
-        return _spaced_words
-    return partial(rouge_words, use_stemmer=use_stemmer)
-
-
-def _spaced_words(text: str) -> list[str]:
-    # As the package `rouge` has them: full stops and white space part words, case and other signs stay.
-    return text.replace(".", " ").split()
-
-
 def _sentences(text: str) -> list[Span]:
     return [match.span() for start, end in sentence_spans(text) for match in _LINE.finditer(text, start, end)]
 
 
-def _first_words(text: str, window: Sequence[Span], budget: int) -> str:
+def _words_at_end(text: str, window: Sequence[Span], budget: int, *, is_last: bool) -> str:
+    """Return the first or the last words that were shown, as many as the budget allows."""
     pieces = []
-    for start, end in window:
+    for start, end in reversed(window) if is_last else window:
         piece = text[start:end]
-        *found, rest = [*piece.split(None, budget), ""][: budget + 1]
-        pieces.append(piece[: len(piece) - len(rest)].strip())
-        budget -= len(found)
+        words = piece.rsplit(None, budget) if is_last else piece.split(None, budget)
+        rest = words.pop(0 if is_last else -1) if len(words) > budget else ""
+        pieces.append((piece[len(rest) :] if is_last else piece[: len(piece) - len(rest)]).strip())
+        budget -= len(words)
         if not budget:
             break
-    return "\n".join(piece for piece in pieces if piece)
-
-
-def _last_words(text: str, window: Sequence[Span], budget: int) -> str:
-    pieces = []
-    for start, end in reversed(window):
-        piece = text[start:end]
-        rest, *found = ["", *piece.rsplit(None, budget)][-budget - 1 :]
-        pieces.append(piece[len(rest) :].strip())
-        budget -= len(found)
-        if not budget:
-            break
-    return "\n".join(piece for piece in reversed(pieces) if piece)
+    return "\n".join(piece for piece in (reversed(pieces) if is_last else pieces) if piece)
 
 
 def _visible_oracles(
     document: PreparedDocument, windows: Mapping[int, Sequence[Span]], references: Sequence[str], budget: int
-) -> dict[int, Yardstick]:
+) -> dict[int, Baseline]:
     """Return the oracle of each window.
 
     Every search starts twice, from nothing and from the choice of the window before, and runs towards each reference;
     the best end counts. So the objective never falls from a window to one that holds it.
     """
     searches = [_Search(document, reference) for reference in references]
-    oracles: dict[int, Yardstick] = {}
+    oracles: dict[int, Baseline] = {}
     seed: list[int] = []
     before = None
     for maxlen, window in windows.items():
@@ -283,7 +252,7 @@ def _visible_oracles(
             best = int(np.argmax(values))
             seed, before = sorted(ends[best]), shown
             spans = tuple((int(start), int(end)) for start, end in document.spans[seed])
-            oracle = Yardstick(
+            oracle = Baseline(
                 system="visible_oracle",
                 # A line each, so that whoever scores the text sees the same sentences.
                 text="\n".join(document.text[start:end] for start, end in spans),
@@ -310,7 +279,7 @@ class _Search:
     """
 
     def __init__(self, document: PreparedDocument, reference: str) -> None:
-        split = [document.split_words(reference[start:end]) for start, end in _sentences(reference)]
+        split = [document.objective.split_words(reference[start:end]) for start, end in _sentences(reference)]
         numbers = [[document.vocabulary.get(word, -1) for word in words] for words in split]
         words = Counter(number for sentence in numbers for number in sentence if number >= 0)
         bigrams = Counter(

@@ -3,208 +3,192 @@
     scores = score_examples(predictions, examples, documents, {"plos": "hf", "qasper": "f1"}, "smollm2-135m")
     results = summarize(scores.scored)
 
-Beside each prediction stand the yardsticks that need no model (`eval.scoring.baselines`), from what the prompt showed
-of the document. Intervals and tests resample documents (`eval.scoring.significance`).
+Beside each prediction stand baselines that need no model (`eval.scoring.baselines`). Intervals and tests resample
+documents (`eval.scoring.significance`).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from eval.records.schema import (
+    Baselines,
+    Compared,
+    Comparison,
+    Cost,
+    DocumentRecord,
+    ExampleRecord,
+    ExampleScore,
+    Key,
+    Prediction,
+    Result,
+    Share,
+    Subset,
+)
 from eval.scoring.answers import first_line
 from eval.scoring.baselines import (
-    Yardstick,
-    common_answer,
-    objective,
+    Baseline,
+    describe_baselines,
+    document_baselines,
     prepare_document,
     visible_share,
-    word_budget,
-    yardsticks,
 )
-from eval.scoring.profiles import PROFILES, headline, metric_columns, score_prediction
-from eval.scoring.significance import MARGIN, compare_paired, holm, is_non_inferior, mean_interval
+from eval.scoring.profiles import PROFILES, headline, metric_columns, metric_range, score_prediction
+from eval.scoring.significance import (
+    FRACTIONS,
+    MARGIN,
+    Range,
+    compare_paired,
+    holm,
+    is_non_inferior,
+    mean_interval,
+)
 
 # Raised by hand when the code changes what a score is: runs that are compared were scored alike.
 SCORING_VERSION = 2
 
-Line = Mapping[str, Any]
 Setting = tuple[str, str, int]  # task, template, maxlen
+# Baselines by maxlen beside predictions of one example and template.
+MakeBaselines = Callable[[Sequence[Prediction], ExampleRecord], dict[int, list[Baseline]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One text beside its references.
+    """One text beside its references, with the prediction that it is or stands beside.
 
-    Attributes:
-        line: Of `example_scores.jsonl`.
-        profile: Under which its task is scored.
-        prediction: Line of `predictions.jsonl` that it is, or whose window it is drawn from.
-        evidence_visible: Share of the gold evidence that was shown; None where the source names none.
+    The share of the evidence that was shown is None where the source names none.
     """
 
-    line: dict[str, Any]
+    line: ExampleScore
     profile: str
-    prediction: Line
+    prediction: Prediction
     evidence_visible: float | None
 
     @property
     def is_model(self) -> bool:
-        return bool(self.line["is_model"])
+        return self.line.is_model
 
     @property
     def setting(self) -> Setting:
-        return self.line["task"], self.line["template"], self.line["maxlen"]
+        return setting_of(self.line)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What scoring leaves.
-
-    Attributes:
-        scored: In the order of the predictions, each followed by its yardsticks.
-        yardsticks: By task, what those beside it are made with: `word_budget` and `objective`, None where there is no
-            part of the document among them, and `common_answer`, None where it is not one.
-    """
+class ScoredExamples:
+    """Predictions in order, each followed by its baselines, and what the baselines of each task are made with."""
 
     scored: Sequence[Scored]
-    yardsticks: dict[str, dict[str, Any]]
+    baselines: dict[str, Baselines]
 
 
-def values_of(lines: Iterable[Line], columns: Sequence[str]) -> NDArray[np.float64]:
-    """Return (N, k) scores of lines of `example_scores.jsonl`."""
-    return np.array([[line["metrics"][column] for column in columns] for line in lines], dtype=np.float64)
+def setting_of(line: ExampleScore | Prediction | Result) -> Setting:
+    """Return task, template and maxlen."""
+    return line.task, line.template, line.maxlen
+
+
+def values_of(lines: Iterable[ExampleScore], columns: Sequence[str]) -> NDArray[np.float64]:
+    """Return (N, k) scores."""
+    return np.array([[line.metrics[column] for column in columns] for line in lines], dtype=np.float64)
 
 
 def score_examples(
-    predictions: Sequence[Line],
-    examples: Iterable[Line],
-    documents: Iterable[Line],
+    predictions: Sequence[Prediction],
+    examples: Iterable[ExampleRecord],
+    documents: Iterable[DocumentRecord],
     profiles: Mapping[str, str],
     system: str,
     first_line_tasks: Collection[str] = (),
-) -> Scores:
-    """Return the score of each prediction and of the yardsticks beside it.
+) -> ScoredExamples:
+    """Return the scores of each prediction of one system and of the baselines beside it.
 
-    Args:
-        predictions: Lines of `predictions.jsonl`.
-        examples: Lines of `examples.jsonl`.
-        documents: Lines of `documents.jsonl.gz`.
-        profiles: Of `PROFILES`, by task.
-        system: Name of what predicted.
-        first_line_tasks: Whose predictions are scored by their first line; yardsticks are scored whole.
+    Answers of `first_line_tasks` are scored by their first line, baselines whole.
     """
-    known = {(line["task"], line["id"]): line for line in examples}
-    by_document: dict[tuple[str, str], dict[str, dict[str, list[Line]]]] = {}
+    known = {(one.task, one.id): one for one in examples}
+    by_document: dict[tuple[str, str], dict[str, list[Prediction]]] = {}
     references: dict[str, list[Sequence[str]]] = defaultdict(list)
-    for line in predictions:
-        example = known[line["task"], line["id"]]
-        of_document = by_document.setdefault((line["task"], example["document_id"]), {})
-        if line["id"] not in of_document:
-            references[line["task"]].append(example["references"])
-        of_document.setdefault(line["id"], {}).setdefault(line["template"], []).append(line)
-    made_with = {task: _made_with(profiles[task], of_task) for task, of_task in references.items()}
-    texts = {(line["task"], line["document_id"]): line["text"] for line in documents}
-    found: dict[tuple[str, str, str, int], list[Scored]] = {}
-    for (task, name), asked in tqdm(by_document.items(), desc="scoring", delay=2, leave=False, disable=None):
-        beside = _Beside(profiles[task], texts[task, name], made_with[task])
-        for example_id, by_template in asked.items():
+    for prediction in predictions:
+        example = known[prediction.task, prediction.id]
+        of_document = by_document.setdefault((prediction.task, example.document_id), {})
+        if prediction.id not in of_document:
+            references[prediction.task].append(example.references)
+        of_document.setdefault(prediction.id, []).append(prediction)
+    baselines = {task: describe_baselines(profiles[task], of_task) for task, of_task in references.items()}
+    texts = {(one.task, one.document_id): one.text for one in documents}
+    found: dict[Key, list[Scored]] = defaultdict(list)
+    # By document, so that only one at a time is in memory in its prepared form.
+    for (task, name), by_example in tqdm(by_document.items(), desc="scoring", delay=2, leave=False, disable=None):
+        beside = _baselines_of(texts[task, name], profiles[task], baselines[task])
+        for example_id, answers in by_example.items():
             example = known[task, example_id]
-            memory = _Memory(profiles[task], example["references"])
-            for lines in by_template.values():
-                rows = beside.rows(lines, example)
-                for line in lines:
-                    text = first_line(line["text"]) if task in first_line_tasks else line["text"]
-                    spoken: list[tuple[str, str, Any]] = [(system, text, None)]
-                    spoken += [
-                        (row.system, row.text, row.sentences if row.system == "visible_oracle" else None)
-                        for row in rows[line["maxlen"]]
-                    ]
-                    found[task, line["template"], example_id, line["maxlen"]] = [
-                        Scored(
-                            line=_score_line(line, name, who, memory.score(text), sentences, is_model=index == 0),
-                            profile=profiles[task],
-                            prediction=line,
-                            evidence_visible=visible_share(example["evidence"], line["context_spans"]),
-                        )
-                        for index, (who, text, sentences) in enumerate(spoken)
-                    ]
-    order = [(line["task"], line["template"], line["id"], line["maxlen"]) for line in predictions]
-    return Scores(scored=[scored for key in order for scored in found[key]], yardsticks=made_with)
+            for one in _score_answers(answers, example, profiles[task], system, task in first_line_tasks, beside):
+                found[one.prediction.key].append(one)
+    return ScoredExamples(
+        scored=[scored for prediction in predictions for scored in found[prediction.key]], baselines=baselines
+    )
 
 
-def _made_with(profile: str, references: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Return what the yardsticks of a task are made with; see `Scores`."""
-    beside = PROFILES[profile].yardsticks
-    has_parts = "lead" in beside
-    return {
-        "word_budget": word_budget(text for texts in references for text in texts) if has_parts else None,
-        "objective": objective(profile) if has_parts else None,
-        "common_answer": common_answer(references) if "common_answer" in beside else None,
-    }
+def _baselines_of(text: str, profile: str, made_with: Baselines) -> MakeBaselines:
+    """Return a function that makes the baselines about one document."""
+    objective, answer = PROFILES[profile].objective, made_with.common_answer
+    document = None if objective is None else prepare_document(text, objective)
+    everywhere = [] if answer is None else [Baseline(system="common_answer", text=answer)]
+
+    def make(predictions: Sequence[Prediction], example: ExampleRecord) -> dict[int, list[Baseline]]:
+        windows = {one.maxlen: one.context_spans for one in predictions}
+        if document is None:
+            return dict.fromkeys(windows, everywhere)
+        budget = made_with.word_budget or 0
+        parts = document_baselines(document, windows, example.references, example.query, budget)
+        return {maxlen: [*rows, *everywhere] for maxlen, rows in parts.items()}
+
+    return make
 
 
-class _Beside:
-    """The yardsticks about one document.
-
-    Args:
-        profile: Of its task.
-        text: Of the document.
-        made_with: Of `_made_with`.
-    """
-
-    def __init__(self, profile: str, text: str, made_with: Mapping[str, Any]) -> None:
-        self._budget, answer = made_with["word_budget"], made_with["common_answer"]
-        self._document = None if self._budget is None else prepare_document(text, profile)
-        self._everywhere = [] if answer is None else [Yardstick(system="common_answer", text=answer)]
-
-    def rows(self, lines: Sequence[Line], example: Line) -> dict[int, list[Yardstick]]:
-        """Return the rows beside predictions of one example and template, by maxlen."""
-        windows = {line["maxlen"]: line["context_spans"] for line in lines}
-        if self._document is None:
-            return dict.fromkeys(windows, self._everywhere)
-        parts = yardsticks(self._document, windows, example["references"], example["query"], self._budget)
-        return {maxlen: [*rows, *self._everywhere] for maxlen, rows in parts.items()}
-
-
-class _Memory:
-    """Scores of texts against the references of one example; many windows give the same text."""
-
-    def __init__(self, profile: str, references: Sequence[str]) -> None:
-        self.profile = profile
-        self.references = references
-        self._scores: dict[str, dict[str, float]] = {}
-
-    def score(self, text: str) -> dict[str, float]:
-        if text not in self._scores:
-            self._scores[text] = score_prediction(self.profile, text, self.references)
-        return self._scores[text]
-
-
-def _score_line(
-    prediction: Line,
-    document: str,
+def _score_answers(
+    predictions: Sequence[Prediction],
+    example: ExampleRecord,
+    profile: str,
     system: str,
-    metrics: dict[str, float],
-    sentences: Sequence[Any] | None,
-    *,
-    is_model: bool,
-) -> dict[str, Any]:
-    line = {name: prediction[name] for name in ("task", "template", "id")}
-    line |= {"document_id": document, "maxlen": prediction["maxlen"], "system": system}
-    line |= {"is_truncated": prediction["context_tokens_dropped"] > 0}
-    line |= {"is_model": is_model, "metrics": metrics}
-    return line if sentences is None else line | {"sentences": [list(span) for span in sentences]}
+    by_first_line: bool,
+    beside: MakeBaselines,
+) -> Iterator[Scored]:
+    """Yield each prediction about one example, followed by its baselines."""
+    metrics_of = cache(lambda text: score_prediction(profile, text, example.references))
+
+    def score(prediction: Prediction, text: Baseline, *, is_model: bool) -> Scored:
+        line = ExampleScore(
+            **{name: getattr(prediction, name) for name in ("task", "template", "id", "maxlen")},
+            document_id=example.document_id,
+            system=text.system,
+            is_truncated=prediction.context_tokens_dropped > 0,
+            is_model=is_model,
+            metrics=metrics_of(text.text),  # once a text: many windows give the same baselines
+            sentences=None if text.objective is None else [list(span) for span in text.sentences],
+        )
+        share = visible_share(example.evidence, prediction.context_spans)
+        return Scored(line=line, profile=profile, prediction=prediction, evidence_visible=share)
+
+    by_template: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        by_template[prediction.template].append(prediction)
+    for of_template in by_template.values():
+        baselines = beside(of_template, example)
+        for prediction in of_template:
+            answer = first_line(prediction.text) if by_first_line else prediction.text
+            yield score(prediction, Baseline(system=system, text=answer), is_model=True)
+            for baseline in baselines[prediction.maxlen]:
+                yield score(prediction, baseline, is_model=False)
 
 
-def summarize(scored: Sequence[Scored]) -> list[dict[str, Any]]:
+def summarize(scored: Sequence[Scored]) -> list[Result]:
     """Return one result a task, template, length, subset and system: means with intervals, counts, cost.
 
     The subset `always_truncated` holds the examples that even the greatest length truncates: short documents, which all
@@ -214,88 +198,83 @@ def summarize(scored: Sequence[Scored]) -> list[dict[str, Any]]:
     for subset, members in _subsets(scored):
         groups: dict[tuple[Setting, bool, str], list[Scored]] = defaultdict(list)
         for one in members:
-            groups[one.setting, one.is_model, one.line["system"]].append(one)
-        for ((task, template, maxlen), is_model, system), group in groups.items():
-            lines, profile = [one.line for one in group], group[0].profile
-            predictions = [one.prediction for one in group]
-            documents = [line["document_id"] for line in lines]
-            shares = [(one.evidence_visible, one.line["document_id"]) for one in group]
-            results.append(
-                {
-                    "task": task,
-                    "template": template,
-                    "profile": profile,
-                    "system": system,
-                    "kind": "model" if is_model else "yardstick",
-                    "subset": subset,
-                    "maxlen": maxlen,
-                    "num_examples": len(lines),
-                    "num_documents": len(set(documents)),
-                    "num_truncated": sum(line["context_tokens_dropped"] > 0 for line in predictions),
-                    "metrics": {
-                        metric: asdict(mean_interval(values_of(lines, columns), documents))
-                        for metric, columns in metric_columns(profile).items()
-                    },
-                    "evidence_visible": _mean_share(shares) if is_model else None,
-                    "cost": cost(predictions) if is_model else None,
-                }
-            )
+            groups[one.setting, one.is_model, one.line.system].append(one)
+        results += [_result(group, subset) for group in groups.values()]
     return results
 
 
-def _subsets(scored: Sequence[Scored]) -> Iterator[tuple[str, list[Scored]]]:
+def _result(group: Sequence[Scored], subset: Subset) -> Result:
+    """Return the result of one setting and system."""
+    lines, first = [one.line for one in group], group[0]
+    documents = [line.document_id for line in lines]
+    return Result(
+        task=first.line.task,
+        template=first.line.template,
+        profile=first.profile,
+        system=first.line.system,
+        kind="model" if first.is_model else "yardstick",
+        subset=subset,
+        maxlen=first.line.maxlen,
+        num_examples=len(lines),
+        num_documents=len(set(documents)),
+        num_truncated=sum(line.is_truncated for line in lines),
+        metrics={
+            metric: mean_interval(values_of(lines, columns), documents, within=metric_range(first.profile, metric))
+            for metric, columns in metric_columns(first.profile).items()
+        },
+        evidence_visible=_mean_share(group) if first.is_model else None,
+        cost=cost([one.prediction for one in group]) if first.is_model else None,
+    )
+
+
+def _subsets(scored: Sequence[Scored]) -> Iterator[tuple[Subset, list[Scored]]]:
     """Yield all, then those that the greatest length of their task and template truncates, unless none or all of it."""
     yield "all", list(scored)
     groups: dict[tuple[str, str], list[Scored]] = defaultdict(list)
     for one in scored:
-        groups[one.setting[:2]].append(one)
+        groups[one.line.task, one.line.template].append(one)
     longest: list[Scored] = []
     for group in groups.values():
-        greatest = max(one.setting[2] for one in group)
-        truncated = {
-            one.line["id"]
-            for one in group
-            if one.setting[2] == greatest and one.prediction["context_tokens_dropped"] > 0
-        }
-        members = [one for one in group if one.line["id"] in truncated]
+        greatest = max(one.line.maxlen for one in group)
+        truncated = {one.line.id for one in group if one.line.maxlen == greatest and one.line.is_truncated}
+        members = [one for one in group if one.line.id in truncated]
         longest += members if len(members) < len(group) else []
     if longest:
         yield "always_truncated", longest
 
 
-def _mean_share(shares: Sequence[tuple[float | None, str]]) -> dict[str, Any] | None:
-    known = [(share, document) for share, document in shares if share is not None]
+def _mean_share(group: Sequence[Scored]) -> Share | None:
+    known = [(one.evidence_visible, one.line.document_id) for one in group if one.evidence_visible is not None]
     if not known:
         return None
     estimate = mean_interval([share for share, _ in known], [document for _, document in known])
-    return {**asdict(estimate), "num_examples": len(known)}
+    return Share(**vars(estimate), num_examples=len(known))
 
 
-def compare_settings(scored: Sequence[Scored], margin: float = MARGIN) -> list[dict[str, Any]]:
+def compare_settings(scored: Sequence[Scored], margin: float = MARGIN) -> list[Comparison]:
     """Return paired comparisons within a run, by the headline metric of each task.
 
     Each length is compared with the one before, the greatest with the smallest, and each template with the first at
     every length; the examples are those that both have. P values are corrected (Holm) over the comparisons of a
     task and subset, which make one table.
     """
-    profiles = {one.line["task"]: one.profile for one in scored}
-    comparisons: list[dict[str, Any]] = []
+    profiles = {one.line.task: one.profile for one in scored}
+    comparisons: list[Comparison] = []
     for subset, members in _subsets([one for one in scored if one.is_model]):
-        by_setting: dict[Setting, dict[str, Line]] = defaultdict(dict)
+        by_setting: dict[Setting, dict[str, ExampleScore]] = defaultdict(dict)
         for one in members:
-            by_setting[one.setting][one.line["id"]] = one.line
+            by_setting[one.setting][one.line.id] = one.line
         for task in dict.fromkeys(task for task, _, _ in by_setting):
-            metric, table = headline(profiles[task]), []
-            columns = metric_columns(profiles[task])[metric]
-            for first, second in _pairs([setting for setting in by_setting if setting[0] == task]):
-                if by_setting[first].keys() & by_setting[second].keys():
-                    result = compare_lines(by_setting[first], by_setting[second], columns, margin)
-                    ends = {
-                        end: {"template": setting[1], "maxlen": setting[2]}
-                        for end, setting in (("first", first), ("second", second))
-                    }
-                    table.append({"task": task, "subset": subset, "metric": metric, **ends, **result})
-            comparisons += correct(table)
+            metric = headline(profiles[task])
+            columns, within = metric_columns(profiles[task])[metric], metric_range(profiles[task], metric)
+            pairs = _pairs([setting for setting in by_setting if setting[0] == task])
+            comparisons += correct(
+                [
+                    compare_lines(by_setting[first], by_setting[second], metric, columns, margin, subset, within)
+                    for first, second in pairs
+                    if by_setting[first].keys() & by_setting[second].keys()
+                ]
+            )
     return comparisons
 
 
@@ -313,46 +292,68 @@ def _pairs(settings: Sequence[Setting]) -> Iterator[tuple[Setting, Setting]]:
 
 
 def compare_lines(
-    first: Mapping[str, Line], second: Mapping[str, Line], columns: Sequence[str], margin: float
-) -> dict[str, Any]:
-    """Return what `second` has over `first` on the examples that both have; there is one at least.
+    first: Mapping[str, ExampleScore],
+    second: Mapping[str, ExampleScore],
+    metric: str,
+    columns: Sequence[str],
+    margin: float,
+    subset: Subset = "all",
+    within: Range = FRACTIONS,
+) -> Comparison:
+    """Return the difference on the examples that both settings have, at least one; its p value is not yet corrected.
 
-    Args:
-        first: Lines of `example_scores.jsonl` by id.
-        second: The same.
-        columns: Scores of an example; several are joined by a geometric mean.
-        margin: Loss, as a fraction, up to which the second counts as no worse; fixed beforehand.
+    Scores of several columns are joined by a geometric mean. The margin, the loss up to which the second counts as no
+    worse, is fixed beforehand.
     """
     shared = [name for name in first if name in second]
     before, after = (values_of((lines[name] for name in shared), columns) for lines in (first, second))
-    result = compare_paired(before, after, [first[name]["document_id"] for name in shared])
-    return {**asdict(result), "margin": margin, "non_inferior": is_non_inferior(result, margin)}
+    result = compare_paired(before, after, [first[name].document_id for name in shared], within=within)
+    one, other = first[shared[0]], second[shared[0]]
+    return Comparison(
+        task=one.task,
+        subset=subset,
+        metric=metric,
+        first=Compared(template=one.template, maxlen=one.maxlen),
+        second=Compared(template=other.template, maxlen=other.maxlen),
+        **vars(result),
+        margin=margin,
+        non_inferior=is_non_inferior(result, margin),
+        p_holm=None,
+    )
 
 
-def correct(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return comparisons of one table with `p_holm`: p values corrected for their number."""
-    corrected = holm([row["p_value"] for row in table])
-    return [row | {"p_holm": p} for row, p in zip(table, corrected, strict=True)]
+def correct(table: Sequence[Comparison]) -> list[Comparison]:
+    """Return the comparisons of one table with p values corrected for their number."""
+    corrected = holm([row.p_value for row in table])
+    return [replace(row, p_holm=p) for row, p in zip(table, corrected, strict=True)]
 
 
-def cost(lines: Sequence[Line]) -> dict[str, float | int | None]:
-    """Return what the predictions cost.
+def cost(predictions: Sequence[Prediction]) -> Cost:
+    """Return what the predictions cost; a mean or rate over predictions of which one is not known is None.
 
-    Speeds are tokens of all predictions over seconds of all, of one process; memory is the largest of any; attention
-    FLOPs are the mean of a prediction, None where the attention is of a kind that has no closed form here.
+    Speeds are tokens of all predictions over seconds of all, of one process.
     """
-    peaks = [line["peak_bytes"] for line in lines if line["peak_bytes"] is not None]
-    flops = [line["attention_flops"] for line in lines if line["attention_flops"] is not None]
-    return {
-        "prefill_tokens_per_second": _rate(lines, "prompt_tokens", "prefill_seconds"),
-        "decode_tokens_per_second": _rate(lines, "num_generated_tokens", "decode_seconds"),
-        "seconds": float(np.mean([line["seconds"] for line in lines])),
-        "peak_memory_bytes": max(peaks, default=None),
-        "cache_bytes": max(line["cache_bytes"] for line in lines),
-        "attention_flops": float(np.mean(flops)) if len(flops) == len(lines) else None,
-    }
+    flops = _all_known(one.attention_flops for one in predictions)
+    seconds = _all_known(one.seconds for one in predictions)
+    prefill_seconds = _all_known(one.prefill_seconds for one in predictions)
+    decode_seconds = _all_known(one.decode_seconds for one in predictions)
+    return Cost(
+        prefill_tokens_per_second=_rate(sum(one.prompt_tokens for one in predictions), prefill_seconds),
+        decode_tokens_per_second=_rate(sum(one.num_generated_tokens for one in predictions), decode_seconds),
+        seconds=float(np.mean(seconds)) if seconds else None,
+        peak_memory_bytes=max((one.peak_bytes for one in predictions if one.peak_bytes is not None), default=None),
+        cache_bytes=max((one.cache_bytes for one in predictions if one.cache_bytes is not None), default=None),
+        attention_flops=float(np.mean(flops)) if flops else None,
+    )
 
 
-def _rate(lines: Sequence[Line], tokens: str, seconds: str) -> float | None:
-    total = sum(line[seconds] for line in lines)
-    return sum(line[tokens] for line in lines) / total if total > 0 else None
+def _all_known(values: Iterable[float | None]) -> list[float]:
+    """Return the values; none at all where one is not known."""
+    values = list(values)
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else []
+
+
+def _rate(tokens: int, seconds: Sequence[float]) -> float | None:
+    total = sum(seconds)
+    return tokens / total if total > 0 else None

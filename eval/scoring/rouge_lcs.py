@@ -1,7 +1,7 @@
 """Longest common subsequences of whole texts, with the pairs of their sentences side by side in one integer.
 
 A bit stands for a word of the one text, the words of the other come one by one, and a few operations on integers then
-compute a column of the table that a program would otherwise fill cell by cell.
+compute a column of the table that `plain_lcs` in tests/eval/scoring/test_rouge_profiles.py fills cell by cell.
 
 LCS: longest common subsequence. `table[i][j]` is its length for the first `i` words of one sentence and the first `j`
 of another.

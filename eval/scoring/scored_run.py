@@ -11,36 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.records.journal import fingerprint, prediction_key, read_lines
+from eval.records.journal import fingerprint, read_lines
 from eval.records.read_run import open_run, read_inputs
-from eval.scoring.examples import SCORING_VERSION, Setting
+from eval.records.schema import ExampleRecord, ExampleScore, Prediction, RunRecord, Scores
+from eval.records.typed import from_json, to_json
+from eval.scoring.examples import SCORING_VERSION, Setting, setting_of
 
 
-def predictions_digest(predictions: Iterable[Mapping[str, Any]]) -> str:
-    """Return a digest of what was scored, by which scores that are not of these predictions are told."""
-    return fingerprint(sorted([*prediction_key(line), line["fingerprint"], line["text"]] for line in predictions))
+def predictions_digest(predictions: Iterable[Prediction]) -> str:
+    """Return a digest of predictions, used to detect stale scores."""
+    return fingerprint(sorted([*one.key, one.fingerprint, one.text] for one in predictions))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRun:
     """What was asked, answered and scored.
 
-    Attributes:
-        path: Of the folder.
-        record: `run.json`.
-        scores: `scores.json`.
-        examples: Lines of `examples.jsonl` by task and id.
-        documents: Digests of their texts by task and document id.
-        lines: Lines of `example_scores.jsonl` of the model, by task, template and maxlen, then by id.
-        num_absent: Predictions that are not there yet.
+    Examples are by task and id, digests of documents by task and document id, the model's lines by setting and id.
     """
 
     path: Path
-    record: Mapping[str, Any]
-    scores: Mapping[str, Any]
-    examples: Mapping[tuple[str, str], Mapping[str, Any]]
+    record: RunRecord
+    scores: Scores
+    examples: Mapping[tuple[str, str], ExampleRecord]
     documents: Mapping[tuple[str, str], str]
-    lines: Mapping[Setting, Mapping[str, Mapping[str, Any]]]
+    lines: Mapping[Setting, Mapping[str, ExampleScore]]
     num_absent: int
 
     @cached_property
@@ -48,27 +43,24 @@ class ScoredRun:
         """Return a digest of each example that was answered: its document, query, and references."""
         answered = {(task, name) for (task, _, _), lines in self.lines.items() for name in lines}
         return {
-            key: fingerprint(self.documents[key[0], line["document_id"]], line["query"], line["references"])
-            for key, line in self.examples.items()
+            key: fingerprint(self.documents[key[0], one.document_id], one.query, one.references)
+            for key, one in self.examples.items()
             if key in answered
         }
 
 
-def settings_of(record: Mapping[str, Any], task: str) -> dict[str, Any]:
+def settings_of(record: RunRecord, task: str) -> dict[str, Any]:
     """Return the settings of a task's answers besides model, plan, dtype, template and length, by name."""
-    identity, about = record["identity"], record["tasks"][task]
+    identity, about = record.identity, record.tasks[task]
     return {
-        "truncation": identity["truncation"],
-        "max_new_tokens": about["max_new_tokens"],
-        "split": about["split"],
-        "seed": identity.get("seed"),
-        **identity.get("generation", {}),
-        "generation_version": identity.get("generation_version"),
+        "truncation": identity.truncation,
+        "max_new_tokens": about.max_new_tokens,
+        "split": about.split,
+        "seed": identity.seed,
+        **identity.generation,
+        "generation_version": identity.generation_version,
+        **({"backend": identity.backend} if identity.backend else {}),
     }
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def read_scored(path: Path) -> ScoredRun:
@@ -80,28 +72,42 @@ def read_scored(path: Path) -> ScoredRun:
     """
     folder, record = open_run(path)
     again = f"run: python -m eval.score {path}"
-    try:
-        scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
-        lines = read_lines(path / "example_scores.jsonl")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} has no scores that can be read ({error}); {again}") from error
-    if not isinstance(scores, dict) or scores.get("scoring_version") != SCORING_VERSION:
-        raise UserError(f"{path} was scored by another version of the code; {again}")
-    if scores.get("example_scores") != fingerprint(lines):
-        raise UserError(f"scoring {path} was interrupted, or is at work; {again}")
+    scores, lines = _read_scores(path, again)
     inputs = read_inputs(folder, record)
-    if scores.get("predictions") != predictions_digest(inputs.predictions):
+    if scores.predictions != predictions_digest(inputs.predictions):
         raise UserError(f"the scores in {path} are not those of its predictions; {again}")
-    by_setting: dict[Setting, dict[str, Mapping[str, Any]]] = {}
+    by_setting: dict[Setting, dict[str, ExampleScore]] = {}
     for line in lines:
-        if line["is_model"]:
-            by_setting.setdefault((line["task"], line["template"], line["maxlen"]), {})[line["id"]] = line
+        if line.is_model:
+            by_setting.setdefault(setting_of(line), {})[line.id] = line
     return ScoredRun(
         path=path,
         record=record,
         scores=scores,
-        examples={(line["task"], line["id"]): line for line in inputs.examples},
-        documents={(line["task"], line["document_id"]): _digest(line["text"]) for line in inputs.documents},
+        examples={(one.task, one.id): one for one in inputs.examples},
+        documents={(one.task, one.document_id): sha256(one.text) for one in inputs.documents},
         lines=by_setting,
         num_absent=inputs.num_absent,
     )
+
+
+def _read_scores(path: Path, again: str) -> tuple[Scores, list[ExampleScore]]:
+    try:
+        content = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} has no scores that can be read ({error}); {again}") from error
+    if not isinstance(content, dict) or content.get("scoring_version") != SCORING_VERSION:
+        raise UserError(f"{path} was scored by another version of the code; {again}")
+    scores = from_json(Scores, content, str(path / "scores.json"), remedy=again)
+    try:
+        lines = read_lines(ExampleScore, path / "example_scores.jsonl")
+    except (OSError, UserError) as error:
+        raise UserError(f"{path} has no scores that can be read ({error}); {again}") from error
+    if scores.example_scores != fingerprint(to_json(lines)):
+        raise UserError(f"scoring {path} was interrupted, or is at work; {again}")
+    return scores, lines
+
+
+def sha256(text: str) -> str:
+    """Return a digest of a text, whatever characters it has."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

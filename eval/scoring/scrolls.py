@@ -10,12 +10,27 @@ rounded to four digits of a percent first; here nothing is.
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
+from eval.records.journal import fingerprint
+from eval.records.schema import (
+    Board,
+    BoardRow,
+    Estimate,
+    RankedRun,
+    Result,
+    ScrollsBoard,
+    ScrollsEntry,
+    ScrollsMissing,
+    ScrollsRow,
+    ScrollsScore,
+)
+from eval.scoring.board import result_of
+from eval.scoring.examples import setting_of
 from eval.scoring.profiles import headline
-from eval.scoring.significance import Estimate
 
 SCROLLS_TASKS = {
     "gov_report": "scrolls",
@@ -27,8 +42,6 @@ SCROLLS_TASKS = {
     "contract_nli": "exact_match",
 }
 _MIN_TASKS = 2  # fewer are no attempt at the benchmark
-
-Result = Mapping[str, Any]
 
 
 def mean_of_tasks(estimates: Sequence[Estimate]) -> Estimate:
@@ -42,87 +55,118 @@ def mean_of_tasks(estimates: Sequence[Estimate]) -> Estimate:
     (2008), where this is the interval of a sum.
     """
     num_tasks = len(estimates)
-    mean = sum(one.mean for one in estimates) / num_tasks
-    below = [one.mean - one.low for one in estimates if one.low is not None]
-    above = [one.high - one.mean for one in estimates if one.high is not None]
+    mean = sum(one.value for one in estimates) / num_tasks
+    below = [one.value - one.low for one in estimates if one.low is not None]
+    above = [one.high - one.value for one in estimates if one.high is not None]
     if len(below) < num_tasks or len(above) < num_tasks:
         return Estimate(mean=mean, low=None, high=None)
     return Estimate(mean=mean, low=mean - math.hypot(*below) / num_tasks, high=mean + math.hypot(*above) / num_tasks)
 
 
-def scrolls_score(results: Iterable[Result], num_expected: Mapping[str, int] | None = None) -> dict[str, Any] | None:
-    """Return the SCROLLS score of one system at each length, JSON-ready; None with fewer than two of its tasks.
+def scrolls_score(results: Iterable[Result], num_expected: Mapping[str, int] | None = None) -> ScrollsScore | None:
+    """Return the SCROLLS score of a run at each length; None with fewer than two of its tasks.
 
-    `scores` has an entry a length and set of templates at which all seven tasks are; `missing` says what is not there.
-    Tasks have templates of their own names: a task with several has an entry for each, beside those
-    of the others of the same name, or their only ones.
+    A task with several templates has an entry for each, beside those of the other tasks of the same name, or their only
+    ones.
 
-    Args:
-        results: Of one system, of `scores.json` or rows of a leaderboard with `task` and `profile`; others than those
-            of models on all examples pass by.
-        num_expected: Examples of each task; one that lacks a prediction has no score, as in the benchmark.
+    Given how many examples each task should have, one that lacks a prediction has no score, as in the benchmark.
     """
-    of_models = [
-        one
-        for one in results
-        if one["task"] in SCROLLS_TASKS and one.get("kind", "model") == "model" and one.get("subset", "all") == "all"
-    ]
-    tasks = {one["task"] for one in of_models}
+    models = [one for one in results if one.kind == "model" and one.subset == "all"]
+    return _score(models, num_expected or {})
+
+
+def _score(found: Sequence[Result], num_expected: Mapping[str, int]) -> ScrollsScore | None:
+    of_benchmark = [one for one in found if one.task in SCROLLS_TASKS]
+    tasks = {one.task for one in of_benchmark}
     if len(tasks) < _MIN_TASKS:
         return None
     missing = [f"{task} (not there)" for task in SCROLLS_TASKS if task not in tasks]
     usable = []
-    for one in of_models:
-        task, profile = one["task"], SCROLLS_TASKS[one["task"]]
-        absent = (num_expected or {}).get(task, 0) - one["num_examples"]
-        if one["profile"] != profile:
-            missing.append(f"{task} (scored under profile {one['profile']}, not {profile})")
-        elif absent > 0:
-            missing.append(f"{task} ({absent} predictions not there at {one['maxlen']:,})")
+    for one in of_benchmark:
+        expected = SCROLLS_TASKS[one.task]
+        num_absent = num_expected.get(one.task, 0) - one.num_examples
+        if one.profile != expected:
+            missing.append(f"{one.task} (scored under profile {one.profile}, not {expected})")
+        elif num_absent > 0:
+            missing.append(f"{one.task} ({num_absent} predictions not there at {one.maxlen:,})")
         else:
             usable.append(one)
-    scores = list(_scores(usable))
+    scores = list(_entries(usable))
     if not missing and not scores:
         missing.append("a length and a template that all seven have")
-    return {"scores": scores, "missing": list(dict.fromkeys(missing))}
+    return ScrollsScore(scores=scores, missing=list(dict.fromkeys(missing)))
 
 
-def _scores(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
-    for maxlen in sorted({one["maxlen"] for one in results}):
+def _entries(usable: Sequence[Result]) -> Iterator[ScrollsEntry]:
+    for maxlen in sorted({one.maxlen for one in usable}):
         by_task: dict[str, dict[str, Result]] = {task: {} for task in SCROLLS_TASKS}
-        for one in results:
-            if one["maxlen"] == maxlen:
-                by_task[one["task"]][one["template"]] = one
+        for one in usable:
+            if one.maxlen == maxlen:
+                by_task[one.task][one.template] = one
         several = dict.fromkeys(name for found in by_task.values() if len(found) > 1 for name in found)
         for template in several or [""]:
-            chosen = {task: _one_of(found, template) for task, found in by_task.items()}
-            parts = {task: one for task, one in chosen.items() if one is not None}
+            chosen = {
+                task: next(iter(found.values())) if len(found) == 1 else found.get(template)
+                for task, found in by_task.items()
+            }
+            parts = {task: result for task, result in chosen.items() if result is not None}
             if len(parts) == len(SCROLLS_TASKS):
                 yield _entry(maxlen, template, parts)
 
 
-def _one_of(found: Mapping[str, Result], template: str) -> Result | None:
-    return next(iter(found.values())) if len(found) == 1 else found.get(template)
+def _entry(maxlen: int, template: str, parts: Mapping[str, Result]) -> ScrollsEntry:
+    each = {task: one.metrics[headline(SCROLLS_TASKS[task])] for task, one in parts.items()}
+    return ScrollsEntry(
+        maxlen=maxlen,
+        template=template,
+        templates={task: one.template for task, one in parts.items()},
+        **vars(mean_of_tasks(list(each.values()))),
+        num_examples={task: one.num_examples for task, one in parts.items()},
+        tasks={task: estimate.value for task, estimate in each.items()},
+    )
 
 
-def _entry(maxlen: int, template: str, parts: Mapping[str, Result]) -> dict[str, Any]:
-    each = {task: one["metrics"][headline(SCROLLS_TASKS[task])] for task, one in parts.items()}
-    total = mean_of_tasks([Estimate(**estimate) for estimate in each.values()])
-    return {
-        "maxlen": maxlen,
-        "template": template,
-        "templates": {task: one["template"] for task, one in parts.items()},
-        "mean": total.mean,
-        "low": total.low,
-        "high": total.high,
-        "num_examples": {task: one["num_examples"] for task, one in parts.items()},
-        "tasks": {task: estimate["mean"] for task, estimate in each.items()},
-    }
+def rank_scrolls(boards: Iterable[Board], runs: Mapping[str, RankedRun]) -> ScrollsBoard | None:
+    """Return the SCROLLS score of each system on the boards; None where no system has two of the seven tasks.
+
+    A system is a model under a plan and a way to generate on one split; its tasks may be answered in several run
+    folders, each in one of them.
+    """
+    systems: dict[str, list[tuple[BoardRow, Result]]] = {}
+    for board in boards:
+        for row in board.rows:
+            systems.setdefault(_system(row, runs[row.run]), []).append((row, result_of(board, row, row.model)))
+    rows: list[ScrollsRow] = []
+    missing: list[ScrollsMissing] = []
+    for results in systems.values():
+        scores = [score for _, score in results]
+        found = _score(scores, {})
+        if found is None:
+            continue
+        names, first = list(dict.fromkeys(row.run for row, _ in results)), results[0][0]
+        if twice := _answered_twice(scores):
+            unclear = f"which folder counts for {', '.join(twice)}"
+            missing.append(ScrollsMissing(runs=names, missing=[unclear], has_scores=False))
+            continue
+        rows += [
+            ScrollsRow(model=first.model, plan=first.plan, dtype=first.dtype, runs=names, **vars(entry))
+            for entry in found.scores
+        ]
+        if found.missing:
+            missing.append(ScrollsMissing(runs=names, missing=found.missing, has_scores=bool(found.scores)))
+    if not rows and not missing:
+        return None
+    rows.sort(key=lambda row: (-row.value, row.runs, row.template, row.maxlen))
+    return ScrollsBoard(rows=rows, missing=missing)
 
 
-def describe_missing(found: Mapping[str, Any]) -> str:
-    """Return why there is no SCROLLS score, or not everywhere, in a sentence; empty where nothing is missing."""
-    if not found["missing"]:
-        return ""
-    where = "not everywhere" if found["scores"] else "none"
-    return f"SCROLLS score, the mean of seven tasks: {where}; missing: {', '.join(found['missing'])}."
+def _system(row: BoardRow, run: RankedRun) -> str:
+    # The room for an answer belongs to the task, not to the system.
+    settings = {name: value for name, value in row.settings.items() if name != "max_new_tokens"}
+    return fingerprint(row.model, run.weights, row.plan, row.dtype, json.dumps(settings, sort_keys=True))
+
+
+def _answered_twice(scores: Sequence[Result]) -> list[str]:
+    """Return the tasks that a system has answered in several folders under one template and length."""
+    keys = Counter(setting_of(one) for one in scores)
+    return sorted({task for (task, _, _), count in keys.items() if count > 1})

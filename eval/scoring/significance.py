@@ -1,163 +1,95 @@
 """Scores by example -> intervals, paired tests and claims that resample documents, never examples.
 
-Several queries about one meeting are no independent evidence, so the document is the unit throughout: it is drawn, or
-exchanged between two systems, with all its examples. Everything is seeded: the same scores give the same numbers.
+Several queries about one meeting are no independent evidence, so the document is the unit: it is drawn, or exchanged
+between two systems, with all its examples. Everything is seeded: the same scores give the same numbers.
 
 Legend: `N` examples, `D` documents, `K` scores of an example whose corpus means are combined by the geometric mean (one
 in most profiles, three in SCROLLS' headline), `C` columns of totals, `B` resamples, `S` systems.
+
+Arguments of several functions: `values` are (N,) or (N, K) scores, a row an example; `documents` are N names, of the
+document of each example; `within` is the range of the scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import bootstrap, monte_carlo_test, permutation_test
+from numpy.typing import ArrayLike
+from scipy.stats import monte_carlo_test, permutation_test
 from scipy.stats import t as students_t
 
-Floats: TypeAlias = NDArray[np.float64]
-# Totals over documents (..., C) -> the value (...) and its gradient by each total (..., C).
-Statistic: TypeAlias = Callable[[Floats], tuple[Floats, Floats]]
+from eval.records.schema import Estimate, PairedResult, PerplexityRatio
+from eval.scoring.bootstrap import (
+    ALPHA,
+    NUM_RESAMPLES,
+    PICKS_AT_ONCE,
+    ROUNDING,
+    Floats,
+    Statistic,
+    combined,
+    detectable_difference,
+    difference_of,
+    geometric_mean,
+    ratio,
+    resample,
+    studentized,
+)
 
-# A hundredth of ROUGE's range: what a loss has to stay below to be called none.
+Range: TypeAlias = tuple[float, float]
+
+FRACTIONS: Range = (0.0, 1.0)
+# A hundredth of ROUGE's range: a smaller loss counts as none.
 MARGIN = 0.01
-ALPHA = 0.05
-POWER = 0.8
-NUM_RESAMPLES = 4000
 NUM_EXCHANGES = 9999
-SMALLEST_ERROR = 0.25
 # Fewer documents have no interval: no exchange of so few could come out below p = 0.05, and of two that happen to agree
 # resamples would make an interval of no width.
 MIN_DOCUMENTS = 6
-# Scores are sums of thousands of roundings: what differs by less is the same.
-ROUNDING = 1e-12
-# Documents drawn in a block of resamples: few enough to stay in the processor's cache.
-PICKS_AT_ONCE = 2**17
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean and its 95% interval; with fewer than `MIN_DOCUMENTS` there is no interval."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedResult:
-    """How two systems differ on the same examples.
-
-    Attributes:
-        difference: Second minus first.
-        low: Lower end of the 95% interval of the difference. None with fewer than `MIN_DOCUMENTS`.
-        high: Upper end.
-        p_value: Two-sided. None with a single document.
-        wins: Examples on which the second is better. With several scores an example, by their geometric mean.
-        ties: Examples on which they are equal.
-        losses: Examples on which the second is worse.
-        num_examples: Of each system.
-        num_documents: That they come from.
-        detectable: The smallest difference that as many documents, with differences that spread as these do, would
-            have shown at p < 0.05 with a probability of 0.8. None without an interval, and where the differences do not
-            spread at all.
-    """
-
-    difference: float
-    low: float | None
-    high: float | None
-    p_value: float | None
-    wins: int
-    ties: int
-    losses: int
-    num_examples: int
-    num_documents: int
-    detectable: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerplexityRatio:
-    """How the perplexities of two systems on the same tokens differ.
-
-    Attributes:
-        ratio: Second over first.
-        low: Lower end of the 95% interval. None with fewer than `MIN_DOCUMENTS`, and where the systems do not differ.
-        high: Upper end.
-        detectable: The smallest ratio above 1 that as many documents, spreading as these do, would have told from 1 at
-            p < 0.05 with a probability of 0.8; its inverse below 1. None without an interval.
-        num_documents: With tokens.
-    """
-
-    ratio: float
-    low: float | None
-    high: float | None
-    detectable: float | None
-    num_documents: int
-
-
-def mean_interval(values: ArrayLike, documents: ArrayLike, *, num_resamples: int = NUM_RESAMPLES) -> Estimate:
+def mean_interval(
+    values: ArrayLike, documents: ArrayLike, *, within: Range = FRACTIONS, num_resamples: int = NUM_RESAMPLES
+) -> Estimate:
     """Return the mean over all examples and its 95% interval over documents; none where all documents are alike.
 
     A document weighs as many examples as it has: the mean is total score over total count. With K > 1 columns it is the
     geometric mean of the K means.
 
-    Args:
-        values: (N,) or (N, K) fractions, a row an example.
-        documents: N names, of the document of each example.
-        num_resamples: Of the documents.
-
     Raises:
-        ValueError: Scores are missing or no fractions, or there is not one document for each.
+        ValueError: Scores are missing or out of range, or there is not one document for each.
     """
-    columns = _by_document(_fractions(values), documents)
-    value, _ = _geometric_mean(columns.sum(axis=0))
-    if len(columns) < MIN_DOCUMENTS:
-        return Estimate(mean=float(value), low=None, high=None)
-    low, high, error = _studentized(columns, _geometric_mean, num_resamples)
-    if not error:
-        # Documents that are all alike do not tell how far others may lie.
-        return Estimate(mean=float(value), low=None, high=None)
-    return Estimate(mean=float(value), low=max(low, 0.0), high=min(high, 1.0))
+    columns = _by_document(_fractions(values, within), documents)
+    mean = float(geometric_mean(columns.sum(axis=0))[0])
+    if ends := _ends(columns, geometric_mean, num_resamples):
+        low, high = _placed(max(ends[0], 0.0), within), _placed(min(ends[1], 1.0), within)
+        return Estimate(mean=_placed(mean, within), low=low, high=high)
+    return Estimate(mean=_placed(mean, within), low=None, high=None)
 
 
-def interval_of_ratio(
-    sums: Sequence[float], counts: Sequence[float], *, num_resamples: int = NUM_RESAMPLES
-) -> tuple[float | None, float | None]:
+def interval_of_ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float | None, float | None]:
     """Return the 95% interval of total sum to total count, one of each a document.
 
-    With fewer than `MIN_DOCUMENTS` there is none. A document without a count says nothing and is left out.
+    With fewer than `MIN_DOCUMENTS` there is none. A document without a count is left out.
 
     Raises:
         ValueError: The lengths differ, or a number is not finite.
     """
     if len(sums) != len(counts):
         raise ValueError(f"{len(sums)} sums but {len(counts)} counts; give one of each for every document")
-    columns = np.column_stack([np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)])
-    if not np.isfinite(columns).all():
-        raise ValueError("a document's sum or count is not a finite number; leave out what was not measured")
-    columns = columns[columns[:, 1] > 0]
-    if len(columns) < MIN_DOCUMENTS:
-        return None, None
-    low, high, error = _studentized(columns, _geometric_mean, num_resamples)
-    return (low, high) if error else (None, None)
+    ends = _ends(_counted(sums, counts, "a document's sum or count"), geometric_mean, NUM_RESAMPLES)
+    return ends[:2] if ends else (None, None)
 
 
 def ratio_of_perplexities(
     first: Sequence[float], second: Sequence[float], tokens: Sequence[int], *, num_resamples: int = NUM_RESAMPLES
 ) -> PerplexityRatio:
-    """Return how much higher the second system's perplexity is than the first's on the same tokens.
+    """Return the second system's perplexity over the first's on the same tokens.
 
     The logarithm of the ratio is the total difference of losses over all tokens; its interval, a bootstrap-t over
     documents, is taken there, and so each document is its own control.
 
-    Args:
-        first: Negative log likelihood of each document under the first system, in nats.
-        second: The same under the second.
-        tokens: Predicted in each document; one without any says nothing and is left out.
-        num_resamples: Of the documents.
+    Losses are negative log likelihoods of each document in nats; a document without a predicted token is left out.
 
     Raises:
         ValueError: The lengths differ, a number is not finite, or there is no token.
@@ -167,19 +99,14 @@ def ratio_of_perplexities(
             f"{len(first)} and {len(second)} losses but {len(tokens)} counts; give each for every document"
         )
     gains = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    columns = np.column_stack([gains, np.asarray(tokens, dtype=np.float64)])
-    if not np.isfinite(columns).all():
-        raise ValueError("a document's loss or count is not a finite number; leave out what was not measured")
-    columns = columns[columns[:, 1] > 0]
+    columns = _counted(gains, tokens, "a document's loss or count")
     if not len(columns):
         raise ValueError("no document has a predicted token; there is nothing to compare")
-    log_ratio = float(_ratio(columns.sum(axis=0))[0])
+    log_ratio = float(ratio(columns.sum(axis=0))[0])
     low = high = detectable = None
-    if len(columns) >= MIN_DOCUMENTS:
-        start, stop, error = _studentized(columns, _ratio, num_resamples)
-        if error:
-            low, high = float(np.exp(start)), float(np.exp(stop))
-            detectable = float(np.exp(_detectable(len(columns), error)))
+    if ends := _ends(columns, ratio, num_resamples):
+        low, high = float(np.exp(ends[0])), float(np.exp(ends[1]))
+        detectable = float(np.exp(detectable_difference(len(columns), ends[2])))
     return PerplexityRatio(
         ratio=float(np.exp(log_ratio)), low=low, high=high, detectable=detectable, num_documents=len(columns)
     )
@@ -190,10 +117,11 @@ def compare_paired(
     second: ArrayLike,
     documents: ArrayLike,
     *,
+    within: Range = FRACTIONS,
     num_resamples: int = NUM_RESAMPLES,
     num_exchanges: int = NUM_EXCHANGES,
 ) -> PairedResult:
-    """Return how the second system differs from the first on the same examples, in the same order.
+    """Return how the values of a second system differ from those of a first on the same examples, in the same order.
 
     The p-value is that of a permutation test: were the two systems alike, each document's scores could as well have
     come from the one as from the other, so documents are exchanged at random, all examples of one together, and p is
@@ -201,36 +129,34 @@ def compare_paired(
     can be exchanged in no more than `num_exchanges` ways (13 documents or fewer), all 2^D are counted instead, the
     observed one among them: p is then exact, and never below 2 / 2^D.
 
-    Args:
-        first: (N,) or (N, K) fractions, a row an example.
-        second: The same of the second system.
-        documents: N names, of the document of each example.
-        num_resamples: Of the documents, for the interval.
-        num_exchanges: For the p-value.
+    A single document has no p-value, and fewer than `MIN_DOCUMENTS` have no interval. Without an interval, or where the
+    differences do not spread at all, there is no detectable difference.
 
     Raises:
-        ValueError: Scores are missing or no fractions, or the lengths differ.
+        ValueError: Scores are missing or out of range, or the lengths differ.
     """
-    before, after = _fractions(first), _fractions(second)
+    before, after = _fractions(first, within), _fractions(second, within)
     if before.shape != after.shape:
         raise ValueError(f"scores of shapes {before.shape} and {after.shape} are not of the same examples")
     num_scores = before.shape[1]
     columns = _by_document(np.hstack([before, after]), documents)
-    statistic = _difference_of(num_scores)
-    difference, _ = statistic(columns.sum(axis=0))
+    statistic = difference_of(num_scores)
+    difference = float(statistic(columns.sum(axis=0))[0])
     gains = combined(after) - combined(before)
     wins, losses = int((gains > ROUNDING).sum()), int((gains < -ROUNDING).sum())
     low = high = p_value = detectable = None
     if len(columns) > 1:
         p_value = _exchange_test(columns, num_scores, num_exchanges)
     # Documents that all score the same under both systems do not tell how far others may differ.
-    tells_nothing = not wins and not losses and _is_constant(columns)
+    is_constant = (np.ptp(columns[:, :-1] / columns[:, -1:], axis=0) < ROUNDING).all()
+    tells_nothing = not wins and not losses and is_constant
+    size = within[1] - within[0]
     if len(columns) >= MIN_DOCUMENTS and not tells_nothing:
-        low, high, error = _studentized(columns, statistic, num_resamples)
-        low, high = max(low, -1.0), min(high, 1.0)
-        detectable = _detectable(len(columns), error) if error else None
+        start, end, error = studentized(columns, statistic, num_resamples)
+        low, high = size * max(start, -1.0), size * min(end, 1.0)
+        detectable = size * detectable_difference(len(columns), error) if error else None
     return PairedResult(
-        difference=float(difference),
+        difference=size * difference,
         low=low,
         high=high,
         p_value=p_value,
@@ -273,6 +199,7 @@ def within_margin_of_best(
     documents: ArrayLike,
     margin: float = MARGIN,
     *,
+    within: Range = FRACTIONS,
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, bool]:
     """Return for each system whether it is shown to lie within the margin of the best, whichever that is.
@@ -290,16 +217,12 @@ def within_margin_of_best(
     difference plus Student's t, with D - 1 degrees of freedom, times the standard error of the difference over the
     resamples of the documents, which all S x S comparisons share.
 
-    Args:
-        values_by_system: (N,) or (N, K) fractions of each system, on the same examples in the same order.
-        documents: N names, of the document of each example.
-        margin: That "as good as" allows.
-        num_resamples: Of the documents.
+    The values of all systems are on the same examples in the same order.
 
     Raises:
-        ValueError: Scores are missing or no fractions, or the lengths differ.
+        ValueError: Scores are missing or out of range, or the lengths differ.
     """
-    scores = {name: _fractions(values) for name, values in values_by_system.items()}
+    scores = {name: _fractions(values, within) for name, values in values_by_system.items()}
     shapes = {values.shape for values in scores.values()}
     if len(shapes) != 1:
         raise ValueError(f"scores of shapes {sorted(shapes)} are not of the same examples; give some, all of one shape")
@@ -312,7 +235,7 @@ def within_margin_of_best(
         by_score = totals[:, :-1].reshape(len(totals), num_systems, -1) / totals[:, -1:, None]
         return combined(by_score)
 
-    distribution = _resample(columns, lambda totals: means(totals).T, num_resamples).bootstrap_distribution
+    distribution = resample(columns, lambda totals: means(totals).T, num_resamples).bootstrap_distribution
     covariance = np.atleast_2d(np.cov(distribution)) * num_documents / (num_documents - 1)
     variances = np.diag(covariance)
     errors = np.sqrt(np.maximum(variances[:, None] + variances - 2 * covariance, 0.0))
@@ -320,24 +243,51 @@ def within_margin_of_best(
     quantile = float(students_t.ppf(1 - ALPHA / num_systems, num_documents - 1))
     losses = observed[None, :] - observed[:, None] + quantile * errors  # (S, S), of the row's system to the column's
     np.fill_diagonal(losses, -np.inf)
-    return {name: bool(passed) for name, passed in zip(scores, (losses < margin).all(axis=1), strict=True)}
+    passed = ((within[1] - within[0]) * losses < margin).all(axis=1)
+    return {name: bool(has_passed) for name, has_passed in zip(scores, passed, strict=True)}
 
 
-def _fractions(values: ArrayLike) -> Floats:
-    """Return scores as (N, K)."""
+def _fractions(values: ArrayLike, within: Range) -> Floats:
+    """Return scores as (N, K) fractions of their range."""
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim not in (1, 2) or scores.size == 0:
         raise ValueError(f"scores have the shape {scores.shape}; give one row of at least one score for each example")
-    scores = scores.reshape(len(scores), -1)
-    wrong = ~((scores >= -ROUNDING) & (scores <= 1 + ROUNDING))
+    low, high = within
+    fractions = (scores.reshape(len(scores), -1) - low) / (high - low)
+    wrong = ~((fractions >= -ROUNDING) & (fractions <= 1 + ROUNDING))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        raise ValueError(f"the score of example {row} is {scores[row, column]}; give a fraction from 0 to 1 for each")
-    return scores.clip(0.0, 1.0)
+        value = scores.reshape(len(scores), -1)[row, column]
+        expected = "a fraction from 0 to 1" if within == FRACTIONS else f"a number from {low:g} to {high:g}"
+        raise ValueError(f"the score of example {row} is {value}; give {expected} for each")
+    return fractions.clip(0.0, 1.0)
+
+
+def _placed(fraction: float, within: Range) -> float:
+    """Return the score that a fraction of the range is."""
+    return within[0] + (within[1] - within[0]) * fraction
+
+
+def _ends(columns: Floats, statistic: Statistic, num_resamples: int) -> tuple[float, float, float] | None:
+    """Return the ends of an interval and the standard error; None for few documents and for documents all alike."""
+    if len(columns) < MIN_DOCUMENTS:
+        return None
+    found = studentized(columns, statistic, num_resamples)
+    # Documents that are all alike do not tell how far others may lie.
+    return found if found[2] else None
+
+
+def _counted(sums: ArrayLike, counts: ArrayLike, what: str) -> Floats:
+    """Return (D, 2) sums and counts of the documents that have a count."""
+    columns = np.column_stack([np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)])
+    if not np.isfinite(columns).all():
+        raise ValueError(f"{what} is not a finite number; leave out what was not measured")
+    counted: Floats = columns[columns[:, 1] > 0]
+    return counted
 
 
 def _by_document(scores: Floats, documents: ArrayLike) -> Floats:
-    """Return (D, C) totals of each document: a sum for each column of scores, then the number of examples."""
+    """Return (D, C) totals: a sum for each column of scores, then the number of examples."""
     names = np.asarray(documents)
     if names.shape != (len(scores),):
         raise ValueError(f"{len(scores)} scores but documents of shape {names.shape}; name one document for each score")
@@ -346,125 +296,10 @@ def _by_document(scores: Floats, documents: ArrayLike) -> Floats:
     return np.column_stack([*sums, np.bincount(index)]).astype(np.float64)
 
 
-def combined(scores: Floats) -> Floats:
-    """Return the geometric mean over the last axis (..., K) -> (...)."""
-    combined: Floats = np.prod(scores, axis=-1) ** (1 / scores.shape[-1])
-    return combined
-
-
-def _detectable(num_documents: int, error: float) -> float:
-    """Return the smallest difference that a standard error shows at p < 0.05 with a probability of 0.8."""
-    return float(students_t.ppf([1 - ALPHA / 2, POWER], num_documents - 1).sum() * error)
-
-
-def _ratio(totals: Floats) -> tuple[Floats, Floats]:
-    """Return the ratio of a sum, of any sign, to a count, and its gradient; see `Statistic`."""
-    value, counts = totals[..., 0] / totals[..., 1], totals[..., 1:]
-    return value, np.concatenate([1 / counts, -value[..., None] / counts], axis=-1)
-
-
-def _is_constant(columns: Floats) -> bool:
-    """Return whether all documents have the same mean scores."""
-    means = columns[:, :-1] / columns[:, -1:]
-    return bool((np.ptp(means, axis=0) < ROUNDING).all())
-
-
-def _geometric_mean(totals: Floats) -> tuple[Floats, Floats]:
-    """Return the geometric mean of the K ratios of sums to the count, and its gradient; see `Statistic`."""
-    sums, counts = totals[..., :-1], totals[..., -1:]
-    value = combined(sums / counts)[..., None]
-    # The slope of a geometric mean is infinite where a mean is 0; without it, the smallest error takes its place.
-    by_sum = np.divide(value, sums.shape[-1] * sums, out=np.zeros_like(sums), where=sums != 0)
-    return value[..., 0], np.concatenate([by_sum, -value / counts], axis=-1)
-
-
-def _difference_of(num_scores: int) -> Statistic:
-    """Return the statistic for totals of K sums of the first system, K of the second, and the count."""
-
-    def difference(totals: Floats) -> tuple[Floats, Floats]:
-        counts = totals[..., -1:]
-        before, slope_before = _geometric_mean(np.concatenate([totals[..., :num_scores], counts], axis=-1))
-        after, slope_after = _geometric_mean(totals[..., num_scores:])
-        by_count = slope_after[..., -1:] - slope_before[..., -1:]
-        return after - before, np.concatenate([-slope_before[..., :-1], slope_after[..., :-1], by_count], axis=-1)
-
-    return difference
-
-
-def _studentized(columns: Floats, statistic: Statistic, num_resamples: int) -> tuple[float, float, float]:
-    """Return the ends of the symmetric 95% bootstrap-t interval over documents, and the standard error.
-
-    The half width is the standard error times what 95% of resamples stay within, each in units of its own standard
-    error. Scores are skewed and documents differ in size, and where an estimate comes out low, so does its error. The
-    percentile and BCa intervals that SciPy has ready miss that: with 50 documents they cover down to 91%. SciPy draws
-    the resamples and takes the quantile; the standard errors, of ratios and of their geometric mean, are made here by
-    linearization around each resample's own totals. The interval still misses more often on the side of the long tail.
-
-    A resample that draws nearly the same document again and again has hardly an error, and what is divided by it could
-    be any number. So errors count as a quarter of the sample's at least. From 35 documents on that is felt only where
-    very few documents differ from the others.
-
-    Source: Hall, On symmetric bootstrap confidence intervals, Journal of the Royal Statistical Society B 50 (1988). The
-    smallest error is ours.
-
-    Args:
-        columns: (D, C) totals of each document.
-        statistic: What is estimated.
-        num_resamples: Of the documents.
-    """
-    num_documents, num_columns = columns.shape
-    unbiased = num_documents / (num_documents - 1)
-    value, gradient = statistic(columns.sum(axis=0))
-    error = float(np.sqrt(unbiased * np.square(columns @ gradient).sum()))
-    if error < ROUNDING * max(1.0, abs(float(value))):
-        return float(value), float(value), 0.0
-    products = (columns[:, :, None] * columns[:, None, :]).reshape(num_documents, -1)
-
-    def deviation(totals: Floats) -> Floats:
-        values, gradients = statistic(totals[:, :num_columns])
-        moments = totals[:, num_columns:].reshape(-1, num_columns, num_columns)
-        squares = np.einsum("bi,bij,bj->b", gradients, moments, gradients)
-        errors = np.sqrt(np.maximum(unbiased * squares, 0.0))
-        in_errors: Floats = np.abs(values - value) / np.maximum(errors, SMALLEST_ERROR * error)
-        return in_errors
-
-    half_width = _resample(np.hstack([columns, products]), deviation, num_resamples).confidence_interval.high * error
-    return float(value - half_width), float(value + half_width), error
-
-
-def _resample(columns: Floats, function: Callable[[Floats], Floats], num_resamples: int) -> Any:
-    """Return SciPy's bootstrap result of a function of totals (B, C) -> (..., B) over resampled documents.
-
-    Its interval ends at the 95% quantile.
-    """
-    num_documents = len(columns)
-
-    # How often each document was drawn gives all columns' totals in one matrix product, with no copy of a column.
-    def of_picks(picks: NDArray[np.int64], axis: int) -> Floats:
-        rows = num_documents * np.arange(len(picks))[:, None]
-        times = np.bincount((picks + rows).ravel(), minlength=picks.size).reshape(picks.shape)
-        return function(times.astype(np.float64) @ columns)
-
-    return bootstrap(
-        (np.arange(num_documents),),
-        of_picks,
-        n_resamples=num_resamples,
-        batch=max(1, PICKS_AT_ONCE // num_documents),
-        vectorized=True,
-        confidence_level=1 - ALPHA,
-        alternative="less",
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-
-
 def _exchange_test(columns: Floats, num_scores: int, num_exchanges: int) -> float:
     """Return the two-sided p-value of exchanging two systems document by document.
 
-    Args:
-        columns: (D, 2K + 1) totals of each document: first system, second system, count.
-        num_scores: K.
-        num_exchanges: How many to draw at random, where there are more.
+    Columns are (D, 2K + 1) totals of each document: first system, second system, count.
     """
     num_documents = len(columns)
     before, after = columns[:, :num_scores], columns[:, num_scores:-1]

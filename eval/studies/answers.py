@@ -2,162 +2,152 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-from eval.compare import check_comparable, compare_runs
 from eval.errors import UserError
-from eval.records.journal import read_lines
+from eval.records.schema import Comparison, ExampleScore, Prediction, Result
 from eval.reporting.charts import length_curves
-from eval.reporting.tables import COMPARISON_LEGEND, Rows, comparison_table, percent, select
+from eval.reporting.columns import BASELINE_STYLES, COMPARISON_LEGEND, COUNTS, legend_of, percent
+from eval.reporting.tables import Rows, comparison_table, select
+from eval.scoring.compare_runs import RunComparison, check_comparable, compare_runs, name_comparison
 from eval.scoring.examples import Setting, compare_lines, correct, values_of
 from eval.scoring.profiles import headline, metric_name
 from eval.scoring.scored_run import ScoredRun, read_scored
 from eval.scoring.significance import MARGIN, mean_interval
-from eval.studies.section import Content, Given
+from eval.studies.section import Draft
 
-Line = Mapping[str, Any]
+Runs = Mapping[str, ScoredRun]  # by part
+Row = tuple[str, Comparison]  # what is compared with what
 
 NGRAM = 4
-_BESIDE = {"visible_oracle": "visible oracle", "lead": "lead"}
+_BESIDE = ("visible_oracle", "lead")
 _LABEL = "part: task, template, maxlen"
-_REPETITION = "repeated"
+_REPEATED = "repeated"
 _REPETITION_LEGEND = (
     f"repeated {NGRAM}-grams: of the runs of {NGRAM} words of an answer, the share that stands in it before; answers "
     "of fewer words have none and do not count. words: of an answer, between white space."
 )
 
 
-def rouge_section(given: Given) -> Content:
-    """Return scores by length beside those of what needs no model, and paired differences from the reference."""
-    content, runs = Content(section=given.section), _read(given.folders)
-    for task, template in _templates(runs):
-        content.table(f"Scores: {task}, template {template}", _score_rows(runs, task, template))
-        results = _chart_results(given, runs, task, template)
-        if results:
-            metric = headline(results[0]["profile"])
-            title = f"{metric_name(metric)} over length: {task}, template {template}"
-            content.chart(f"{task} {template}", title, length_curves(results, metric))
-    _add_differences(content, given, runs)
-    content.table("Longest maxlen against the shortest, by part", comparison_table(_length_rows(runs), _LABEL))
-    content.say(COMPARISON_LEGEND)
-    return content
+def write_scores(draft: Draft) -> None:
+    """Write scores by length beside those of baselines, and paired differences from the reference."""
+    runs = _read(draft)
+    for task, template in sorted({setting[:2] for run in runs.values() for setting in run.lines}):
+        results = {name: _results(run, task, template) for name, run in runs.items()}
+        draft.table(f"Scores: {task}, template {template}", _score_rows(results))
+        curves = [replace(one, system=name) for name in results for one in select(results[name], kind="model")]
+        baselines = results[draft.reference or next(iter(runs))]
+        metric = headline(curves[0].profile)
+        spec = length_curves([*curves, *(one for one in baselines if one.system in _BESIDE)], metric)
+        draft.chart(f"{task} {template}", f"{metric_name(metric)} over length: {task}, template {template}", spec)
+    _write_differences(draft, runs)
+    draft.table("Longest maxlen against the shortest, by part", _table(_length_rows(runs)))
+    draft.say(f"{legend_of(COUNTS)} {COMPARISON_LEGEND}")
 
 
-def _read(folders: Mapping[str, Path]) -> dict[str, ScoredRun]:
-    return {name: read_scored(folder) for name, folder in folders.items()}
+def _read(draft: Draft) -> Runs:
+    return {name: read_scored(folder) for name, folder in draft.folders.items()}
 
 
-def _templates(runs: Mapping[str, ScoredRun]) -> list[tuple[str, str]]:
-    return sorted({setting[:2] for run in runs.values() for setting in run.lines})
+def _results(run: ScoredRun, task: str, template: str) -> list[Result]:
+    return select(run.scores.results, task=task, template=template, subset="all")
 
 
-def _results(run: ScoredRun, task: str, template: str) -> list[Line]:
-    return select(run.scores["results"], task=task, template=template, subset="all")
-
-
-def _score_rows(runs: Mapping[str, ScoredRun], task: str, template: str) -> Rows:
-    found = {name: _results(run, task, template) for name, run in runs.items()}
-    metrics = list(next(line["metrics"] for lines in found.values() for line in lines))
-    rows = [["maxlen", "part", "n", "cut", *map(metric_name, metrics), *_BESIDE.values()]]
-    for maxlen in sorted({line["maxlen"] for lines in found.values() for line in lines}):
-        for name, lines in found.items():
-            for line in select(lines, maxlen=maxlen, kind="model"):
-                beside = [_headline_of(select(lines, maxlen=maxlen, system=system)) for system in _BESIDE]
-                scores = [percent(line["metrics"][metric]) if metric in line["metrics"] else "-" for metric in metrics]
-                counts = [str(line["num_examples"]), str(line["num_truncated"])]
-                rows.append([f"{maxlen:,}", name, *counts, *scores, *beside])
+def _score_rows(results: Mapping[str, Sequence[Result]]) -> Rows:
+    scored = [(name, one) for name, some in results.items() for one in some if one.kind == "model"]
+    metrics = list(scored[0][1].metrics)
+    beside = [BASELINE_STYLES[system].heading for system in _BESIDE]
+    rows = [["maxlen", "part", *(column.heading for column in COUNTS), *map(metric_name, metrics), *beside]]
+    for name, one in sorted(scored, key=lambda pair: pair[1].maxlen):
+        counts = [column.cell(one) for column in COUNTS]
+        baselines = {other.system: other.metrics for other in select(results[name], maxlen=one.maxlen)}
+        beside = [percent(baselines.get(system, {}).get(headline(one.profile))) for system in _BESIDE]
+        rows.append([f"{one.maxlen:,}", name, *counts, *(percent(one.metrics.get(key)) for key in metrics), *beside])
     return rows
 
 
-def _headline_of(results: Sequence[Line]) -> str:
-    return percent(results[0]["metrics"][headline(results[0]["profile"])]) if results else "-"
+def _table(rows: Sequence[Row]) -> Rows:
+    """Return a table of comparisons, corrected over all its rows."""
+    names = iter([name for name, _ in rows])
+    return comparison_table(correct([comparison for _, comparison in rows]), _LABEL, lambda _: next(names))
 
 
-def _chart_results(given: Given, runs: Mapping[str, ScoredRun], task: str, template: str) -> list[Line]:
-    """Return the results of all parts under their names, and the rows that need no model of one of them."""
-    found: list[Line] = []
-    for name, run in runs.items():
-        found += [dict(line) | {"system": name} for line in select(_results(run, task, template), kind="model")]
-    whose = given.reference or next(iter(runs))
-    yardsticks = select(_results(runs[whose], task, template), kind="yardstick")
-    return [*found, *(line for line in yardsticks if line["system"] in _BESIDE)] if found else []
-
-
-def _add_differences(content: Content, given: Given, runs: Mapping[str, ScoredRun]) -> None:
-    """Add the table of paired differences from the reference, corrected over all its rows."""
-    if given.reference is None:
+def _write_differences(draft: Draft, runs: Runs) -> None:
+    """Write the table of paired differences from the reference."""
+    if draft.reference is None:
         return
-    before = runs[given.reference]
-    table: list[dict[str, Any]] = []
-    for name in given.others:
+    before = runs[draft.reference]
+    rows: list[Row] = []
+    for name in draft.others:
         try:
             check_comparable(before, runs[name])
-            found = compare_runs(before, runs[name], _headlines(before, runs[name]), MARGIN)
+            compared = compare_runs(before, runs[name], _headlines(before, runs[name]), MARGIN)
         except UserError as error:
-            content.say(f"`{name}` is not compared with `{given.reference}`: {error}")
+            draft.say(f"`{name}` is not compared with `{draft.reference}`: {error}")
             continue
-        table += _headline_rows(name, found)
-        for setting, (held, now) in found["differences"].items():
-            content.say(f"`{name}` differs from `{given.reference}` in {setting}: {now} instead of {held}.")
-    content.table(f"Differences from {given.reference}", comparison_table(correct(table), _LABEL))
+        rows += _headline_rows(name, compared)
+        for setting, (first, second) in compared.differences.items():
+            draft.say(f"`{name}` differs from `{draft.reference}` in {setting}: {second} instead of {first}.")
+    draft.table(f"Differences from {draft.reference}", _table(rows))
 
 
-def _length_rows(runs: Mapping[str, ScoredRun]) -> list[dict[str, Any]]:
-    """Return how each part differs between its shortest and its longest maxlen, corrected over all rows."""
-    table: list[dict[str, Any]] = []
+def _length_rows(runs: Runs) -> list[Row]:
+    """Return how each part differs between its shortest and its longest maxlen, which scoring has compared."""
+    rows: list[Row] = []
     for name, run in runs.items():
-        lengths: dict[tuple[str, str], list[int]] = {}
-        for task, template, maxlen in run.lines:
-            lengths.setdefault((task, template), []).append(maxlen)
-        ends = {which: (min(found), max(found)) for which, found in lengths.items() if len(found) > 1}
-        for pair in sorted(set(ends.values())):
-            found = compare_runs(run, run, _headlines(run), MARGIN, pair)
-            table += [row for row in _headline_rows(name, found) if ends.get((row["task"], row["template"])) == pair]
-    return correct(table)
+        of_all = select(run.scores.comparisons, subset="all")
+        for one in sorted(of_all, key=lambda one: (one.task, one.second.template)):
+            lengths = [maxlen for *which, maxlen in run.lines if which == [one.task, one.second.template]]
+            ends = replace(one.second, maxlen=min(lengths)), replace(one.second, maxlen=max(lengths))
+            if (one.first, one.second) == ends:
+                rows.append((f"{name}: {name_comparison(one)}", one))
+    return rows
 
 
-def _headline_rows(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a comparison about all examples and the headline of each task, under the name of a part."""
+def _headline_rows(name: str, compared: RunComparison) -> list[Row]:
+    """Return the comparisons about all examples and the headline of each task, under the name of a part."""
     return [
-        row | {"name": f"{name}: {row['name']}"}
-        for row in found["comparisons"]
-        if row["subset"] == "all" and row["metric"] == headline(found["profiles"][row["task"]])
+        (f"{name}: {name_comparison(one)}", one)
+        for one in compared.comparisons
+        if one.subset == "all" and one.metric == headline(compared.profiles[one.task])
     ]
 
 
 def _headlines(*runs: ScoredRun) -> list[str]:
-    return list(dict.fromkeys(headline(profile) for run in runs for profile in run.scores["profiles"].values()))
+    return list(dict.fromkeys(headline(profile) for run in runs for profile in run.scores.profiles.values()))
 
 
-def repetition_section(given: Given) -> Content:
-    """Return how much answers repeat themselves, how long they are, and what they score."""
-    content, runs = Content(section=given.section), _read(given.folders)
-    answers = {name: _answers(folder, runs[name]) for name, folder in given.folders.items()}
+def write_repetition(draft: Draft) -> None:
+    """Write how much answers repeat themselves, how long they are, and what they score."""
+    runs = _read(draft)
+    answers = {name: draft.lines(name) for name in runs}
+    repeated = {
+        name: {at: _repeated(run, at, some) for at, some in answers[name].items()} for name, run in runs.items()
+    }
     rows = [["task", "template", "maxlen", "part", "n", f"repeated {NGRAM}-grams", "words", "score", "metric"]]
-    for setting in sorted({setting for found in answers.values() for setting in found}):
-        for name in given.folders:
+    for setting in sorted({setting for some in answers.values() for setting in some}):
+        for name, run in runs.items():
             if setting in answers[name]:
-                rows.append([*map(_cell, setting), name, *_answer_cells(runs[name], setting, answers[name][setting])])
-    content.table("Repetition and scores", rows)
-    if given.reference is not None:
-        table = [
-            {"name": f"{name}: {', '.join(map(_cell, setting))}", "metric": _REPETITION} | row
-            for name in given.others
-            for setting, before in answers[given.reference].items()
-            if (row := _repetition_difference(before, answers[name].get(setting, {}))) is not None
-        ]
-        # Whether less repetition is better is for the reader to say.
-        rows = [row[:-1] for row in comparison_table(correct(table), _LABEL)]
-        content.table(f"Repeated {NGRAM}-grams, difference from {given.reference}", rows)
-    _add_differences(content, given, runs)
-    content.say(f"{_REPETITION_LEGEND} {COMPARISON_LEGEND}")
-    return content
+                cells = _answer_cells(run, setting, answers[name][setting], list(repeated[name][setting].values()))
+                rows.append([*_cells(setting), name, *cells])
+    draft.table("Repetition and scores", rows)
+    differences = [
+        (f"{name}: {', '.join(_cells(setting))}", compare_lines(before, after, _REPEATED, [_REPEATED], MARGIN))
+        for name in (draft.others if draft.reference else ())
+        for setting, before in repeated[draft.reference or ""].items()
+        if before.keys() & (after := repeated[name].get(setting, {})).keys()
+    ]
+    # Whether less repetition is better is for the reader to say.
+    rows = [row[:-1] for row in _table(differences)]
+    draft.table(f"Repeated {NGRAM}-grams, difference from {draft.reference}", rows)
+    _write_differences(draft, runs)
+    draft.say(f"{_REPETITION_LEGEND} {COMPARISON_LEGEND}")
 
 
-def _cell(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def _cells(setting: Setting) -> tuple[str, str, str]:
+    return setting[0], setting[1], f"{setting[2]:,}"
 
 
 def repeated_share(text: str) -> float | None:
@@ -171,39 +161,20 @@ def repeated_share(text: str) -> float | None:
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else None
 
 
-def _answers(folder: Path, run: ScoredRun) -> dict[Setting, dict[str, dict[str, Any]]]:
-    """Return of each answer its document, its number of words, and the share that it repeats."""
-    found: dict[Setting, dict[str, dict[str, Any]]] = {}
-    for line in read_lines(folder / "predictions.jsonl"):
-        setting = line["task"], line["template"], line["maxlen"]
-        found.setdefault(setting, {})[line["id"]] = {
-            "document_id": run.examples[line["task"], line["id"]]["document_id"],
-            "num_words": len(line["text"].split()),
-            "metrics": {_REPETITION: repeated_share(line["text"])},
-        }
-    return found
+def _repeated(run: ScoredRun, setting: Setting, answers: Mapping[str, Prediction]) -> dict[str, ExampleScore]:
+    """Return the share that each answer repeats, of those that have 4-grams."""
+    shares = {name: repeated_share(answer.text) for name, answer in answers.items()}
+    lines = run.lines[setting]
+    return {name: replace(lines[name], metrics={_REPEATED: one}) for name, one in shares.items() if one is not None}
 
 
-def _with_ngrams(answers: Mapping[str, Line]) -> dict[str, Line]:
-    return {name: one for name, one in answers.items() if one["metrics"][_REPETITION] is not None}
-
-
-def _answer_cells(run: ScoredRun, setting: Setting, answers: Mapping[str, Line]) -> list[str]:
-    some = list(_with_ngrams(answers).values())
-    repeated = "-"
-    if some:
-        estimate = mean_interval(values_of(some, [_REPETITION]), [one["document_id"] for one in some])
-        repeated = percent({"mean": estimate.mean, "low": estimate.low, "high": estimate.high})
-    words = sum(one["num_words"] for one in answers.values()) / len(answers)
-    task, template, maxlen = setting
-    (result,) = select(_results(run, task, template), maxlen=maxlen, kind="model")
-    metric = headline(result["profile"])
-    return [str(len(answers)), repeated, f"{words:.1f}", percent(result["metrics"][metric]), metric_name(metric)]
-
-
-def _repetition_difference(before: Mapping[str, Line], after: Mapping[str, Line]) -> dict[str, Any] | None:
-    """Return the paired difference on the examples whose answers have 4-grams in both; None where there is none."""
-    first, second = _with_ngrams(before), _with_ngrams(after)
-    if not first.keys() & second.keys():
-        return None
-    return compare_lines(first, second, [_REPETITION], MARGIN)
+def _answer_cells(
+    run: ScoredRun, setting: Setting, answers: Mapping[str, Prediction], repeated: Sequence[ExampleScore]
+) -> list[str]:
+    documents = [one.document_id for one in repeated]
+    share = mean_interval(values_of(repeated, [_REPEATED]), documents) if repeated else None
+    words = statistics.mean(len(answer.text.split()) for answer in answers.values())
+    (result,) = select(_results(run, *setting[:2]), maxlen=setting[2], kind="model")
+    metric = headline(result.profile)
+    score = percent(result.metrics[metric])
+    return [str(len(answers)), percent(share), f"{words:.1f}", score, metric_name(metric)]

@@ -15,40 +15,35 @@ Plans, models and data are opened by the script, so that what one part lacks sto
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from eval.config.finetune import build_parser as finetune_parser
-from eval.config.finetune import load_train_config
-from eval.config.parser import arguments_of
-from eval.config.perplexity import build_parser as perplexity_parser
-from eval.config.perplexity import load_perplexity_config
-from eval.config.placement import build_parser as placement_parser
-from eval.config.placement import load_placement_config
-from eval.config.run import build_parser as run_parser
-from eval.config.run import load_config
+from eval.config.finetune import TrainConfig
+from eval.config.options import Options
+from eval.config.perplexity import PerplexityConfig
+from eval.config.placement import PlacementConfig
+from eval.config.run import RunConfig
 from eval.errors import UserError
+from tasks.command import as_typed
 
 RUN, PERPLEXITY, FINETUNE, PLACEMENT = "eval/run.py", "eval/perplexity.py", "eval/finetune.py", "eval/placement.py"
 
-Loader = Callable[[Sequence[str]], object]
-# By script: its parser, and what checks its settings.
-SCRIPTS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Loader]] = {
-    RUN: (run_parser, load_config),
-    PERPLEXITY: (perplexity_parser, load_perplexity_config),
-    FINETUNE: (finetune_parser, load_train_config),
-    PLACEMENT: (placement_parser, load_placement_config),
+# What checks the settings of each script.
+SCRIPTS: dict[str, type[Options]] = {
+    RUN: RunConfig,
+    PERPLEXITY: PerplexityConfig,
+    FINETUNE: TrainConfig,
+    PLACEMENT: PlacementConfig,
 }
-# By kind of section, the scripts whose folders it reads.
+# The scripts whose folders each kind of section reads.
 KINDS: dict[str, tuple[str, ...]] = {
     "perplexity": (PERPLEXITY,),
     "placements": (PLACEMENT,),
@@ -58,83 +53,58 @@ KINDS: dict[str, tuple[str, ...]] = {
     "repetition": (RUN,),
 }
 _OUTPUT = "{output}"
-# Settings that are the study's to give, or would make a part something else than one run that can be resumed.
+# Settings that the study gives, or that would keep a part from being one run that can be resumed.
 _NOT_FOR_PARTS = ("output", "resume", "overwrite", "dry_run", "shard", "config")
 _OWN_ENDS = (".md", ".json", ".log")
 _OWN_NAMES = ("plots", "gallery", "report", "study")
-# The first position of each bucket of eval/perplexity.py.
-_FIRST_EDGE = 256
+_POSITIONS = [256 << doublings for doublings in range(20)]  # where buckets of eval/perplexity.py begin
+_TYPE_NAMES = {str: "text", list: "list", dict: "mapping", int: "whole number"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One call of a script.
-
-    Attributes:
-        name: Of its folder in that of the study.
-        script: Of `SCRIPTS`, as seen from the checkout.
-        arguments: Of the command line, `{output}` standing for the folder of the study; without `--output`.
-        needs: Names of parts whose results it uses.
-    """
+    """One call of a script."""
 
     name: str
-    script: str
-    arguments: tuple[str, ...]
-    needs: tuple[str, ...]
+    script: str  # one of `SCRIPTS`
+    arguments: tuple[str, ...]  # without `--output`; `{output}` stands for the folder of the study
+    needs: tuple[str, ...]  # names of parts whose results it uses
 
     def command(self, output: Path, *more: str) -> list[str]:
         """Return the script and its arguments for the study's folder."""
-        given = [word.replace(_OUTPUT, str(output)) for word in self.arguments]
-        return [self.script, *given, "--output", str(output / self.name), *more]
+        words = [word.replace(_OUTPUT, str(output)) for word in self.arguments]
+        return [self.script, *words, "--output", str(output / self.name), *more]
 
     def shell(self, output: Path, *more: str) -> str:
         """Return the command that runs this part alone, as it is typed."""
-        return f"accelerate launch {shlex.join(self.command(output, *more))}"
+        return as_typed(f"accelerate launch {shlex.join(self.command(output, *more))}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One section of the report.
+    """One section of the report."""
 
-    Attributes:
-        number: In the report, from 1.
-        kind: Of `KINDS`.
-        title: Its heading.
-        parts: Names, in the order of tables.
-        reference: The part that others are compared with; None where the kind has none.
-        text: What stands below the heading.
-        from_position: Of perplexity: positions from here on are compared too.
-    """
-
-    number: int
-    kind: str
+    number: int  # from 1
+    kind: str  # one of `KINDS`
     title: str
-    parts: tuple[str, ...]
-    reference: str | None = None
-    text: str = ""
-    from_position: int | None = None
+    parts: tuple[str, ...]  # names, in the order of tables
+    reference: str | None = None  # the part that others are compared with
+    text: str = ""  # a paragraph below the heading
+    from_position: int | None = None  # in a section of perplexity, positions from here on are compared too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is run and reported.
-
-    Attributes:
-        file: That it was read from.
-        title: Of the report.
-        text: Below it.
-        parts: By name, what a part needs before it.
-        sections: Of the report.
-    """
+    """What is run and reported."""
 
     file: Path
     title: str
-    text: str
-    parts: Mapping[str, Part]
+    text: str  # a paragraph below the title
+    parts: Mapping[str, Part]  # by name, each after those that it needs
     sections: Sequence[Section]
 
     def chosen(self, names: Sequence[str]) -> list[Part]:
-        """Return the parts of these names with all that they need, in order; all where none is named.
+        """Return the named parts with all that they need, in order; all parts if none is named.
 
         Raises:
             UserError: There is no such part.
@@ -149,7 +119,7 @@ class Study:
         return [part for part in self.parts.values() if part.name in wanted]
 
     def digest(self, name: str) -> str:
-        """Return what differs between parts whose results may: of its settings, and of those of what it needs."""
+        """Return a hash of a part's settings and of those of the parts it needs."""
         part = self.parts[name]
         content = [part.script, *part.arguments, *map(self.digest, sorted(part.needs))]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -159,97 +129,71 @@ def read_study(file: Path) -> Study:
     """Return the study of a YAML file.
 
     Raises:
-        UserError: It cannot be read, or something in it cannot be; one line says what and where.
+        UserError: The file cannot be read, or an entry is wrong; one line says what and where.
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return _study(file, content)
     except OSError as error:
         raise UserError(f"study {file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"study {file} is not YAML: {' '.join(str(error).split())}") from error
-    try:
-        return _study(file, content)
     except UserError as error:
         raise UserError(f"study {file}: {error}") from None
 
 
 def _study(file: Path, content: Any) -> Study:
-    found = _fields(
-        "the file", content, {"title": str, "parts": list}, {"text": str, "defaults": dict, "sections": list}
-    )
-    defaults = found.get("defaults", {})
+    optional = {"text": str, "defaults": dict, "sections": list}
+    fields = _fields("the file", content, {"title": str, "parts": list}, optional)
+    defaults = fields.get("defaults", {})
     for script, settings in defaults.items():
-        _check_script(f"defaults of {script}", script)
+        _check_known(f"defaults of {script}", "script", script, SCRIPTS)
         if not isinstance(settings, dict):
             raise UserError(f"defaults of {script} are {settings!r}; write 'name: value' lines")
     parts: dict[str, Part] = {}
-    for number, one in enumerate(found["parts"], start=1):
+    for number, one in enumerate(fields["parts"], start=1):
         part = _part(f"part {number}", one, defaults)
         if part.name in parts:
             raise UserError(f"two parts are called '{part.name}'; give each a name of its own")
         parts[part.name] = part
     if not parts:
         raise UserError("parts is empty; name one at least")
-    sections = [_section(number, one, parts) for number, one in enumerate(found.get("sections", []), start=1)]
+    sections = [_section(number, one, parts) for number, one in enumerate(fields.get("sections", []), start=1)]
     titles = [section.title for section in sections]
     for title in titles:
         if titles.count(title) > 1:
             raise UserError(f"two sections are called '{title}'; give each a title of its own")
-    return Study(
-        file=file,
-        title=found["title"],
-        text=found.get("text", ""),
-        parts={name: parts[name] for name in _in_order(parts)},
-        sections=sections,
-    )
+    ordered = {part.name: part for part in _in_order(parts)}
+    return Study(file=file, title=fields["title"], text=fields.get("text", ""), parts=ordered, sections=sections)
 
 
 def _part(where: str, content: Any, defaults: Mapping[str, Mapping[str, Any]]) -> Part:
-    found = _fields(where, content, {"name": str, "script": str}, {"settings": dict, "needs": list})
-    name, script = found["name"], found["script"]
+    fields = _fields(where, content, {"name": str, "script": str}, {"settings": dict, "needs": list})
+    name, script = fields["name"], fields["script"]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in _OWN_NAMES or Path(name).suffix in _OWN_ENDS:
         raise UserError(
             f"{where} is called '{name}'; it names a folder: letters, digits, '-', '_' and '.', and no .md, .json or "
             ".log at its end"
         )
     where = f"part '{name}'"
-    _check_script(where, script)
-    settings = {
-        str(key).replace("-", "_"): value
-        for given in (defaults.get(script, {}), found.get("settings", {}))
-        for key, value in given.items()
-    }
+    _check_known(where, "script", script, SCRIPTS)
+    given = [*defaults.get(script, {}).items(), *fields.get("settings", {}).items()]
+    settings = {str(key).replace("-", "_"): value for key, value in given}
     for key in _NOT_FOR_PARTS:
         if key in settings:
             raise UserError(f"{where}: '{key}' is no setting of a part; the study gives what it needs of it")
-    parser, load = SCRIPTS[script]
     try:
-        arguments = arguments_of(parser(), settings)
-        load(arguments)
+        arguments = SCRIPTS[script].arguments_of(settings)
+        SCRIPTS[script].from_command_line(arguments)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    used = [match for word in arguments for match in re.findall(rf"{re.escape(_OUTPUT)}/([^/\s]+)", word)]
-    return Part(
-        name=name,
-        script=script,
-        arguments=tuple(word for argument in arguments for word in _words(argument)),
-        needs=tuple(dict.fromkeys(map(str, [*found.get("needs", []), *used]))),
-    )
+    used = [name for word in arguments for name in re.findall(rf"{re.escape(_OUTPUT)}/([^/\s]+)", word)]
+    needs = dict.fromkeys(map(str, [*fields.get("needs", []), *used]))
+    return Part(name=name, script=script, arguments=tuple(arguments), needs=tuple(needs))
 
 
-def _check_script(where: str, script: str) -> None:
-    if script not in SCRIPTS:
-        raise UserError(f"{where}: script '{script}' is not known; known: {', '.join(SCRIPTS)}")
-
-
-def _words(argument: str) -> list[str]:
-    """Return a flag and its value as a person would write them; a value that looks like a flag stays with its own."""
-    flag, _, value = argument.partition("=")
-    return [flag, value] if flag.startswith("--") and value and not value.startswith("-") else [argument]
-
-
-def _in_order(parts: Mapping[str, Part]) -> Iterator[str]:
-    """Yield the names of parts, in the order of the file, each after all that it needs."""
+def _in_order(parts: Mapping[str, Part]) -> Iterator[Part]:
+    """Yield parts in the order of the file, each after all that it needs."""
     done: set[str] = set()
     for part in parts.values():
         for name in part.needs:
@@ -261,17 +205,16 @@ def _in_order(parts: Mapping[str, Part]) -> Iterator[str]:
             circle = ", ".join(name for name in parts if name not in done)
             raise UserError(f"parts need each other in a circle: {circle}")
         done.add(ready.name)
-        yield ready.name
+        yield ready
 
 
 def _section(number: int, content: Any, parts: Mapping[str, Part]) -> Section:
-    where = f"section {number}"
+    required = {"kind": str, "title": str, "parts": list}
     optional = {"reference": str, "text": str, "from_position": int}
-    found = _fields(where, content, {"kind": str, "title": str, "parts": list}, optional)
-    where, kind = f"section '{found['title']}'", found["kind"]
-    if kind not in KINDS:
-        raise UserError(f"{where}: kind '{kind}' is not known; known: {', '.join(KINDS)}")
-    names, reference = tuple(map(str, found["parts"])), found.get("reference")
+    fields = _fields(f"section {number}", content, required, optional)
+    where, kind = f"section '{fields['title']}'", fields["kind"]
+    _check_known(where, "kind", kind, KINDS)
+    names, reference = tuple(map(str, fields["parts"])), fields.get("reference")
     if not names:
         raise UserError(f"{where}: parts is empty; name one at least")
     for name in names:
@@ -284,16 +227,21 @@ def _section(number: int, content: Any, parts: Mapping[str, Part]) -> Section:
         raise UserError(f"{where}: reference '{reference}' is none of its parts: {', '.join(names)}")
     if reference is None and kind != "placements":
         raise UserError(f"{where}: reference is missing; name the part that the others are compared with")
-    position = found.get("from_position")
-    if position is not None and (kind != "perplexity" or position not in [_FIRST_EDGE << n for n in range(20)]):
+    position = fields.get("from_position")
+    if position is not None and (kind != "perplexity" or position not in _POSITIONS):
         raise UserError(
             f"{where}: from_position is {position}; it is of perplexity, and begins a bucket: 256, 512, 1024, ..."
         )
-    return Section(**found | {"parts": names, "number": number})
+    return Section(**fields | {"parts": names, "number": number})
+
+
+def _check_known(where: str, what: str, name: str, known: Mapping[str, Any]) -> None:
+    if name not in known:
+        raise UserError(f"{where}: {what} '{name}' is not known; known: {', '.join(known)}")
 
 
 def _fields(where: str, content: Any, required: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:
-    """Return a mapping whose keys and kinds of values are known to be right."""
+    """Return a mapping after a check of its keys and of the types of its values."""
     if not isinstance(content, dict):
         raise UserError(f"{where} is {content!r}; write 'name: value' lines")
     known = {**required, **optional}
@@ -301,11 +249,8 @@ def _fields(where: str, content: Any, required: Mapping[str, type], optional: Ma
         if key not in known:
             raise UserError(f"{where}: unknown key '{key}'; known: {', '.join(known)}")
         if not isinstance(value, known[key]) or isinstance(value, bool):
-            raise UserError(f"{where}: {key} is {value!r}; a {_KINDS_OF[known[key]]} was expected")
+            raise UserError(f"{where}: {key} is {value!r}; a {_TYPE_NAMES[known[key]]} was expected")
     for key in required:
         if key not in content:
             raise UserError(f"{where}: {key} is missing")
     return dict(content)
-
-
-_KINDS_OF = {str: "text", list: "list", dict: "mapping", int: "whole number"}

@@ -1,36 +1,35 @@
-"""What a section of a study's report is made from, and what it comes to."""
+"""A section of a study's report while it is written, and what sections share."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eval.errors import UserError
-from eval.records.run_folder import RunFolder
+from eval.records.journal import read_lines
+from eval.records.schema import DocumentLoss, Prediction, RunRecord
+from eval.records.typed import Record, from_json
 from eval.reporting.charts import Spec
 from eval.reporting.tables import Rows, as_markdown
+from eval.scoring.examples import Setting
 from eval.studies.parts import Section
 
-Record = dict[str, Any]
+Line = TypeVar("Line")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """A section with the folders of those of its parts that are done.
-
-    Attributes:
-        section: As the study's file has it.
-        folders: By part, in the order of the section.
-        scripts: By part.
-    """
+@dataclass(kw_only=True)
+class Draft:
+    """A section with those of its parts that are there, and the Markdown and charts that it comes to."""
 
     section: Section
-    folders: Mapping[str, Path]
-    scripts: Mapping[str, str]
+    folders: Mapping[str, Path]  # by part, in the order of the section
+    records: Mapping[str, Any]  # `run.json` by part
+    blocks: list[str] = field(default_factory=list)
+    charts: dict[str, Spec] = field(default_factory=dict)  # by file name without its end
 
     @property
     def reference(self) -> str | None:
@@ -41,27 +40,30 @@ class Given:
     def others(self) -> list[str]:
         return [name for name in self.folders if name != self.section.reference]
 
-    def records(self) -> dict[str, Record]:
-        """Return `run.json` of each part.
+    def read(self, kind: type[Record], name: str, file: str) -> Record:
+        """Return what a JSON file of a part holds.
 
         Raises:
-            UserError: One cannot be read.
+            UserError: It cannot be read.
         """
-        return {name: read_record(folder) for name, folder in self.folders.items()}
+        path, remedy = self.folders[name] / file, "run its part again"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}; {remedy}") from error
+        return from_json(kind, content, str(path), remedy=remedy)
 
-
-@dataclass(kw_only=True)
-class Content:
-    """Markdown, and the charts that it shows, by the names of their files without ends."""
-
-    section: Section
-    blocks: list[str] = field(default_factory=list)
-    charts: dict[str, Spec] = field(default_factory=dict)
+    def lines(self, name: str) -> dict[Setting, dict[str, Any]]:
+        """Return the answers or measurements of a part by setting, then by id."""
+        kind: type[Any] = Prediction if isinstance(self.records[name], RunRecord) else DocumentLoss
+        lines: dict[Setting, dict[str, Any]] = {}
+        for line in read_lines(kind, self.folders[name] / "predictions.jsonl"):
+            lines.setdefault((line.task, line.template, line.maxlen), {})[line.id] = line
+        return lines
 
     def say(self, text: str) -> None:
-        """Add a paragraph, which may be empty."""
-        if text:
-            self.blocks.append(text)
+        """Add a paragraph."""
+        self.blocks.append(text)
 
     def table(self, title: str, rows: Rows) -> None:
         """Add a table, if it has a row below its header."""
@@ -69,62 +71,32 @@ class Content:
             self.blocks += [f"**{title}**", as_markdown(rows, 1)]
 
     def chart(self, name: str, title: str, spec: Spec) -> None:
-        """Add a chart under a name that no other has, whatever is lost of titles."""
-        file = slug(f"{self.section.kind} {self.section.number} {self.section.title} {name}")
+        """Add a chart under a file name that no other has, even where names differ in signs alone."""
+        words = f"{self.section.kind} {self.section.number} {self.section.title} {name}"
+        file = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
         while file in self.charts:
             file += "-more"
         self.charts[file] = spec
         self.blocks.append(f"![{title}](plots/{file}.svg)")
 
-
-def slug(text: str) -> str:
-    """Return a text as a part of a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def read_record(folder: Path) -> Record:
-    """Return `run.json` of a part.
-
-    Raises:
-        UserError: It cannot be read, or is not there.
-    """
-    record = RunFolder(folder).read_run()
-    if record is None:
-        raise UserError(f"{folder} holds no run; its command makes one")
-    return record
+    def note_machines(self) -> None:
+        """Say so where the parts were timed in different places."""
+        places = {
+            (session.machine.device, session.world_size, session.threads)
+            for record in self.records.values()
+            for session in record.sessions
+        }
+        if len(places) > 1:
+            names = [f"{device}, {size} process(es), {threads} thread(s)" for device, size, threads in sorted(places)]
+            self.say(f"Times were measured in different places and do not compare: {'; '.join(names)}.")
 
 
-def read_json(file: Path) -> Any:
-    """Return what a JSON file of a part holds.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}; run its part again") from error
-
-
-def timed_alike(records: Mapping[str, Record]) -> str:
-    """Return a remark where times of the parts do not compare; empty where they do."""
-    places = {
-        (session["machine"]["device"], session["world_size"], session["threads"])
-        for record in records.values()
-        for session in record["sessions"]
-    }
-    if len(places) < 2:
-        return ""
-    named = "; ".join(f"{device}, {size} process(es), {threads} thread(s)" for device, size, threads in sorted(places))
-    return f"Times were measured in different places and do not compare: {named}."
+def in_both(before: Mapping[str, Line], after: Mapping[str, Line]) -> tuple[dict[str, Line], dict[str, Line]]:
+    """Return the lines whose ids both have, in one order."""
+    shared = [name for name in before if name in after]
+    return {name: before[name] for name in shared}, {name: after[name] for name in shared}
 
 
 def share(value: float | None, of: float | None) -> str:
-    """Return a part of something as a percentage, a dash where one is not known."""
+    """Return a part of something as a percentage; a dash where one is not known."""
     return "-" if value is None or not of else f"{value / of:.1%}"
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of numbers that are all known."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from eval.records.schema import Evaluation
 from eval.training.folder import STATE, TrainFolder
 from eval.training.lora import merged_state, trainable_names
 from eval.training.trainer import Trainer
@@ -31,12 +32,12 @@ def write_checkpoint(
     """Write a checkpoint: a model folder, and in it what a resume needs.
 
     Args:
-        folder: Of the training.
-        trainer: Of this process.
-        model: The decoder in it, whose config is written.
-        tokenizer: Of the model.
+        folder: Folder of the training.
+        trainer: Trainer with the weights.
+        model: Decoder within the trainer; its config is written.
+        tokenizer: Tokenizer to write beside it.
         adapters: peft's view of the model; None when all weights are trained.
-        step: That was made last.
+        step: Last step.
 
     Raises:
         UserError: The disk is full, or gone; the checkpoint before is whole.
@@ -61,16 +62,15 @@ def write_checkpoint(
                 )
 
         folder.written(step, write)
-        evals = folder.read_log("evals.jsonl")
-        best = _best_step(evals, step)
+        best = _best_step(folder.evaluations(), step)
         folder.end_checkpoint(step, is_best=best == step)
     accelerator.wait_for_everyone()
 
 
-def _best_step(evals: Sequence[Mapping[str, Any]], step: int) -> int:
+def _best_step(evals: Sequence[Evaluation], step: int) -> int:
     """Return the step of the lowest held-out loss among the checkpoints; the newest where nothing is held out."""
-    with_checkpoint = [line for line in evals if 0 < line["step"] <= step]
-    return int(min(with_checkpoint, key=lambda line: line["loss"])["step"]) if with_checkpoint else step
+    with_checkpoint = [line for line in evals if 0 < line.step <= step]
+    return min(with_checkpoint, key=lambda line: line.loss).step if with_checkpoint else step
 
 
 def keep_only_what_is_trained(accelerator: Accelerator) -> None:

@@ -1,4 +1,4 @@
-"""The folder of one training: what was asked, what each step cost, and checkpoints that are whole or not there.
+"""The folder of one training: settings, logs, and checkpoints that are whole or not there.
 
 run.json                 settings, provenance of model and data, one entry a session
 steps.jsonl              one line a step: loss, gradient norm, learning rate, tokens, seconds
@@ -13,25 +13,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
 from eval.errors import UserError
 from eval.records.journal import append_line
 from eval.records.run_folder import RunFolder
+from eval.records.schema import Evaluation, TrainingStep
+from eval.records.typed import Record, from_json
 
 STATE = "state"
 _CHECKPOINTS = "checkpoints"
+_STEPS, _EVALUATIONS = "steps.jsonl", "evals.jsonl"
 
 
 class TrainFolder:
     """Reads and writes the files of one training.
 
     Args:
-        path: Of the folder; need not exist.
+        path: The folder; it need not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,7 +70,7 @@ class TrainFolder:
         return self.path / _CHECKPOINTS / f".step-{step:06}.partial"
 
     def begin_checkpoint(self, step: int) -> None:
-        """Make an empty folder for a checkpoint; what earlier attempts left goes.
+        """Make an empty folder for a checkpoint, and delete what earlier attempts left.
 
         Raises:
             UserError: The folder cannot be written.
@@ -78,7 +80,7 @@ class TrainFolder:
         self.written(step, lambda: (self.partial(step) / STATE).mkdir(parents=True))
 
     def written(self, step: int, write: Callable[[], object]) -> None:
-        """Call what writes a part of a checkpoint; should it fail, the part goes and the last whole one is named.
+        """Write a part of a checkpoint; after a failure delete the part, and name the last whole checkpoint.
 
         Raises:
             UserError: The disk is full, or gone.
@@ -121,28 +123,37 @@ class TrainFolder:
             if folder.resolve() not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def read_log(self, name: str) -> list[dict[str, Any]]:
-        """Return the whole lines of `steps.jsonl` or `evals.jsonl`."""
+    def steps(self) -> list[TrainingStep]:
+        """Return the whole lines of `steps.jsonl`."""
+        return self._until_torn(TrainingStep, _STEPS)
+
+    def evaluations(self) -> list[Evaluation]:
+        """Return the whole lines of `evals.jsonl`."""
+        return self._until_torn(Evaluation, _EVALUATIONS)
+
+    def _until_torn(self, kind: type[Record], name: str) -> list[Record]:
         file = self.path / name
         lines = []
-        for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        for number, text in enumerate(file.read_text(encoding="utf-8").splitlines() if file.exists() else [], 1):
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except ValueError:
                 break  # torn by a kill
+            lines.append(from_json(kind, line, f"{file}, line {number}", remedy="take the line out"))
         return lines
 
     def cut_logs(self, step: int) -> None:
-        """Drop what the logs say about steps after the one from which a training goes on."""
-        for name in ("steps.jsonl", "evals.jsonl"):
-            self.run.write_lines(name, [line for line in self.read_log(name) if line["step"] <= step])
+        """Drop lines of the logs about steps after the one from which a training goes on."""
+        self.run.write_lines(_STEPS, [line for line in self.steps() if line.step <= step])
+        self.run.write_lines(_EVALUATIONS, [line for line in self.evaluations() if line.step <= step])
 
-    def log(self, name: str, line: Mapping[str, Any]) -> None:
-        """Append a line to `steps.jsonl` or `evals.jsonl` and see it onto the disk.
+    def log(self, line: TrainingStep | Evaluation) -> None:
+        """Append a line to its log and wait until it is on the disk.
 
         Raises:
             UserError: The disk is full, or gone.
         """
+        name = _STEPS if isinstance(line, TrainingStep) else _EVALUATIONS
         with (self.path / name).open("ab", buffering=0) as stream:
             append_line(stream, line)
 
@@ -172,7 +183,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    """See all files of a folder onto the disk."""
+    """Wait until all files of a folder are on the disk."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as stream:

@@ -48,11 +48,11 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: int, targets: Sequenc
 
 
 def merged_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict as if there had never been adapters: what they add is in the weights.
+    """Return a state dict with the adapters added to the weights.
 
     Args:
-        model: With adapters, whose layers say how they scale; its own weights are not read.
-        state: Of that model, whole.
+        model: Model with adapters; its layers give the scale, its weights are not read.
+        state: Whole state dict of that model.
     """
     merged = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
     for name, module in model.named_modules():

@@ -31,8 +31,8 @@ class Piece:
     """One document, or a window of it, as tokens.
 
     Attributes:
-        id: Of the example.
-        token_ids: All of it.
+        id: Name of the example.
+        token_ids: Tokens that are read, and the last one that is predicted.
         first_target: Index of the first token that is predicted.
     """
 
@@ -49,7 +49,7 @@ class Piece:
         return len(self.token_ids) - self.first_target
 
     def next_tokens(self) -> list[int]:
-        """Return what follows each token that is read; IGNORED where that is not asked."""
+        """Return the token after each one that is read; IGNORED where it is no target."""
         return [IGNORED] * (self.first_target - 1) + list(self.token_ids[self.first_target :])
 
 
@@ -61,9 +61,9 @@ class Batch:
     """What a forward pass takes: (B, T) tensors.
 
     Attributes:
-        input_ids: Padded on the right, where no real token sees it.
-        next_tokens: IGNORED where not asked.
-        position_ids: From 0 in each packed document.
+        input_ids: Padded on the right, where no real token sees the padding.
+        next_tokens: IGNORED where a token is no target.
+        position_ids: Count from 0 in each packed document.
     """
 
     input_ids: Tensor
@@ -122,11 +122,11 @@ class Pieces:
     """Examples of all tasks, and how each becomes pieces.
 
     Attributes:
-        examples: By task.
+        examples: Examples by task.
         builders: Prompts by task.
         objective: `target` or `lm`.
-        maxlen: Tokens of a piece at the most.
-        truncation: Which part of the context is kept, for `target`.
+        maxlen: Most tokens of a piece.
+        truncation: Part of the context that is kept, for `target`.
     """
 
     examples: Mapping[str, Sequence[Example]]
@@ -221,11 +221,11 @@ def epoch_rows(pieces: Pieces, seed: int, epoch: int, step_rows: int, *, packing
     """Yield the rows of one pass over the examples, tokenized as they are reached.
 
     Args:
-        pieces: To be ordered.
-        seed: Of the order.
+        pieces: Pieces of all examples.
+        seed: Seed of the order.
         epoch: Number of the pass, from 0.
-        step_rows: Rows of one optimizer step, which are of like length without packing.
-        packing: Several pieces in one row, as long as they fit.
+        step_rows: Rows of one optimizer step; without packing they are of like length.
+        packing: Put several pieces into one row, as long as they fit.
     """
     chance = random.Random(f"{seed} {epoch}")
     order = list(range(len(pieces.items)))

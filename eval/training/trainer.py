@@ -12,13 +12,13 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from eval.errors import UserError
+from eval.records.schema import Evaluation, TrainingStep
 from eval.training.sequences import Batch, Row, collate
 
 
@@ -47,12 +47,11 @@ class Trainer:
     """A prepared model and its optimizer.
 
     Attributes:
-        accelerator: Of this process.
-        model: Returns a summed loss (`masformer.loss.NextTokenLoss`), prepared.
-        optimizer: Prepared.
+        model: Returns a summed loss (`masformer.loss.NextTokenLoss`); prepared by the accelerator.
+        optimizer: Prepared by the accelerator.
         batch_size: Rows of a forward pass of one process.
         accumulation: Forward passes of one process in a step (A).
-        max_grad_norm: To which gradients are clipped.
+        max_grad_norm: Norm to which gradients are clipped.
     """
 
     accelerator: Accelerator
@@ -62,8 +61,8 @@ class Trainer:
     accumulation: int
     max_grad_norm: float
 
-    def step(self, number: int, rows: Sequence[Row], learning_rate: float) -> dict[str, Any]:
-        """Train on the rows of one step of all processes, and return what its log says.
+    def step(self, number: int, rows: Sequence[Row], learning_rate: float) -> TrainingStep:
+        """Train on the rows of one step of all processes, and return the line of its log.
 
         Raises:
             UserError: The loss, or a gradient, is not a number; weights are those before the step.
@@ -93,18 +92,18 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         total = float(accelerator.gather(torch.stack(losses)).sum(dtype=torch.float64))
-        return {
-            "step": number,
-            "loss": total / num_targets,
-            "grad_norm": None if norm is None else float(norm),
-            "learning_rate": learning_rate,
-            "num_tokens": sum(len(piece) for row in rows for piece in row),
-            "num_targets": num_targets,
-            "seconds": time.perf_counter() - started,
-        }
+        return TrainingStep(
+            step=number,
+            loss=total / num_targets,
+            grad_norm=None if norm is None else float(norm),
+            learning_rate=learning_rate,
+            num_tokens=sum(len(piece) for row in rows for piece in row),
+            num_targets=num_targets,
+            seconds=time.perf_counter() - started,
+        )
 
     @torch.no_grad()
-    def evaluate(self, rows: Sequence[Row], step: int) -> dict[str, Any]:
+    def evaluate(self, rows: Sequence[Row], step: int) -> Evaluation:
         """Return the mean loss per target over some rows, computed by all processes together.
 
         Raises:
@@ -127,12 +126,13 @@ class Trainer:
                 f"the held-out loss is {mean} after step {step}; the last checkpoint before it is kept; lower "
                 "--learning-rate"
             )
-        return {
-            "loss": mean,
-            "perplexity": math.exp(mean) if mean < 700 else None,
-            "num_targets": num_targets,
-            "seconds": time.perf_counter() - started,
-        }
+        return Evaluation(
+            step=step,
+            loss=mean,
+            perplexity=math.exp(mean) if mean < 700 else None,
+            num_targets=num_targets,
+            seconds=time.perf_counter() - started,
+        )
 
     def _loss(self, batch: Batch) -> Tensor:
         device = self.accelerator.device

@@ -1,0 +1,48 @@
+"""Attention under a span, its key/value cache, and prefill.
+
+Which kernel when (`kernels.choose_kernel`; figures are in docs/performance.md):
+
+| case | on the CPU | on CUDA |
+| --- | --- | --- |
+| one token on top of a cache | `scaled_dot_product_attention` over what is kept | the same |
+| ... of a fork's full layer | each run of keys, merged by sums of exponentials | the runs put together |
+| ... of several prompts at once | `joined`: one product over each run that they share | the same |
+| every query sees all before it | `scaled_dot_product_attention`, causal | the same; on a cache as below |
+| a window without sinks, or full, in half precision | `tiles` | flash-attn if installed, else flex |
+| any other window or blocks, soft-capped scores, learned sinks | `tiles` | compiled flex_attention |
+| ... in fp64, or heads smaller than 16 | `tiles` | `tiles` |
+| a pattern that `tiles` does not know | masks of a few rows | flex, else masks of a few rows |
+| dropout of attention weights | masks of a few rows | the same |
+
+Left padding and packed documents are computed row by row and document by document; heads that see differently group by
+group (`heads`).
+"""
+
+from masformer.attention.cache import SpanCache, SpanCacheLayer, num_bytes
+from masformer.attention.joined import can_join, join
+from masformer.attention.kernels import (
+    ATTENTION_NAME,
+    choose_kernel,
+    dense_attention,
+    masformer_attention,
+    register,
+    span_attention,
+)
+from masformer.attention.visibility import SpanMask, span_mask, visible_keys
+
+__all__ = [
+    "ATTENTION_NAME",
+    "SpanCache",
+    "SpanCacheLayer",
+    "SpanMask",
+    "can_join",
+    "choose_kernel",
+    "dense_attention",
+    "join",
+    "masformer_attention",
+    "num_bytes",
+    "register",
+    "span_attention",
+    "span_mask",
+    "visible_keys",
+]

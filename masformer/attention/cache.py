@@ -37,11 +37,7 @@ GROWTH_TOKENS = 512
 
 
 class SegmentedKeys(Tensor):
-    """The keys that a fork has written itself; those before them stay where they are.
-
-    Attributes:
-        before: Keys (B, K, T, D) and values (B, K, T, D) of each run before, the earliest first.
-    """
+    """The keys that a fork has written itself; `before` has the (B, K, T, D) keys and values of each earlier run."""
 
     before: tuple[tuple[Tensor, Tensor], ...]
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -50,6 +46,8 @@ class SegmentedKeys(Tensor):
 class _CountedLayer(CacheLayerMixin):  # type: ignore[misc]
     """A layer of a cache that knows how many tokens it was given, of which it may keep some."""
 
+    is_sliding = False
+    is_croppable = False
     num_tokens: int
 
     def get_seq_length(self) -> int:
@@ -63,15 +61,7 @@ class _CountedLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class SpanCacheLayer(_CountedLayer):
-    """The keys and values of one layer.
-
-    Args:
-        span: Of the layer.
-        max_tokens: Slots to allocate at once for, when known.
-    """
-
-    is_sliding = False
-    is_croppable = False
+    """The keys and values of one layer; slots for `max_tokens`, when known, are allocated at once."""
 
     def __init__(self, span: LayerSpan, max_tokens: int = 0) -> None:
         super().__init__()
@@ -251,15 +241,7 @@ class SpanCacheLayer(_CountedLayer):
 
 
 class HeadSpansCacheLayer(_CountedLayer):
-    """The keys and values of one layer whose key/value heads have spans of their own.
-
-    Args:
-        span: Of the layer.
-        parts: One for each of `HeadSpans.groups`, with the keys and values of these heads.
-    """
-
-    is_sliding = False
-    is_croppable = False
+    """The keys and values of one layer whose key/value heads have spans of their own: a part for each group."""
 
     def __init__(self, span: HeadSpans, parts: Sequence[SpanCacheLayer]) -> None:
         super().__init__()
@@ -333,31 +315,20 @@ class HeadSpansCacheLayer(_CountedLayer):
 
 
 def cache_layer(span: LayerSpan | HeadSpans, max_tokens: int = 0) -> SpanCacheLayer | HeadSpansCacheLayer:
-    """Return an empty layer of a cache.
-
-    Args:
-        span: Of the layer.
-        max_tokens: Slots to allocate at once for, when known.
-    """
+    """Return an empty layer of a cache."""
     if isinstance(span, HeadSpans):
         return HeadSpansCacheLayer(span, [SpanCacheLayer(each, max_tokens) for each in span.groups])
     return SpanCacheLayer(span, max_tokens)
 
 
 class Filled(Exception):
-    """All layers of a cache hold the tokens of a forward pass that was made for nothing else."""
+    """A forward pass that only fills a cache is done."""
 
 
 class SpanCache(Cache):  # type: ignore[misc]
     """A `transformers` cache with one layer (`cache_layer`) a layer of the plan.
 
-    Args:
-        plan: Of the model.
-        max_tokens: Slots to allocate at once for, when the final length is known; a longer sequence still fits.
-
-    Attributes:
-        raises_when_filled: Raise `Filled` once the last layer has stored its keys: what that layer would make of them
-            is of use to nobody in a prefill.
+    Slots for `max_tokens` are allocated at once; a longer sequence still fits.
     """
 
     def __init__(self, plan: SpanPlan, max_tokens: int = 0) -> None:
@@ -365,6 +336,7 @@ class SpanCache(Cache):  # type: ignore[misc]
         self.plan = plan
         # Latent attention (DeepSeek) computes keys from what is cached, so a fork cannot leave it where it is.
         self.is_latent = False
+        # Raise `Filled` once the last layer has stored its keys: in a prefill, nobody uses what it would make of them.
         self.raises_when_filled = False
 
     def update(
@@ -381,11 +353,7 @@ class SpanCache(Cache):  # type: ignore[misc]
         return num_bytes(self)
 
     def fork(self, max_tokens: int = 0) -> SpanCache:
-        """Return a second cache that goes on from the same tokens; neither sees what the other writes.
-
-        Args:
-            max_tokens: Slots to allocate at once for, those of the tokens before included, when known.
-        """
+        """Return a second cache that goes on from the same tokens; `max_tokens` counts these too."""
         other = SpanCache(self.plan)
         other.is_latent = self.is_latent
         other.layers = [layer.fork(max_tokens, copy=self.is_latent) for layer in self.layers]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
-from masformer.attention.tiles import Scores
+from masformer.attention.tiles import ScoreRule
 from masformer.attention.visibility import is_visible
 from masformer.plans.spans import LayerSpan
 
@@ -32,7 +32,7 @@ def has_flash_attention() -> bool:
     return importlib.util.find_spec("flash_attn") is not None
 
 
-def flash_attention(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, scores: Scores) -> Tensor:
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, scores: ScoreRule) -> Tensor:
     """Return (B, H, Tq, D) under a window without sinks, or full attention; the last key is that of the last query."""
     attend = importlib.import_module("flash_attn").flash_attn_func
     left = -1 if span.span is None else span.span - 1
@@ -48,7 +48,7 @@ def flex_attention(
     value: Tensor,
     span: LayerSpan,
     offset: int,
-    scores: Scores,
+    scores: ScoreRule,
     learned_sinks: Tensor | None = None,
 ) -> Tensor:
     """Return (B, H, Tq, D) attention; the arguments are those of `masformer.attention.tiles.tile_attention`."""

@@ -17,25 +17,14 @@ Attend = Callable[[Tensor, Tensor, Tensor, LayerSpan, Tensor | None], Tensor]
 
 
 class HeadKeys(Tensor):
-    """The new tokens' keys of all heads; what each group of heads sees is beside them.
-
-    Attributes:
-        parts: Keys (B, k, Tk, D) and values of each of `HeadSpans.groups`, as its part of the cache returns them.
-    """
+    """The new tokens' keys of all heads; `parts` has the (B, k, Tk, D) keys and values that each group sees."""
 
     parts: tuple[tuple[Tensor, Tensor], ...]
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
 def heads_of(states: Tensor, runs: Sequence[tuple[int, int]], size: int = 1, dim: int = 1) -> Tensor:
-    """Return the states of some heads; of those that stand side by side it is a view.
-
-    Args:
-        states: Of all heads.
-        runs: First head, and the one after the last.
-        size: Entries a head along the dimension.
-        dim: That of heads.
-    """
+    """Return the states of runs of heads [first, stop), each of `size` entries; of a single run it is a view."""
     parts = [states.narrow(dim, first * size, (stop - first) * size) for first, stop in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
@@ -43,19 +32,7 @@ def heads_of(states: Tensor, runs: Sequence[tuple[int, int]], size: int = 1, dim
 def attend_by_head(
     attend: Attend, query: Tensor, key: Tensor, value: Tensor, spans: HeadSpans, learned_sinks: Tensor | None
 ) -> Tensor:
-    """Return (B, H, Tq, D) attention in which each key/value head has its own span.
-
-    Args:
-        attend: Computes the heads of one span.
-        query: (B, H, Tq, D).
-        key: (B, K, Tk, D), or what a cache returned.
-        value: (B, K, Tk, D).
-        spans: Of the layer.
-        learned_sinks: (H,), or None.
-
-    Raises:
-        ValueError: The spans are for another number of key/value heads.
-    """
+    """Return (B, H, Tq, D) attention in which each key/value head has its own span."""
     if key.shape[1] != len(spans.heads):
         raise ValueError(f"a layer with spans of {len(spans.heads)} key/value heads got {key.shape[1]} of them")
     size = query.shape[1] // key.shape[1]

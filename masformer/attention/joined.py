@@ -3,8 +3,8 @@
 Prompts that begin alike were filled as forks of one cache (`SpanCache.fork`). In a layer with full attention, the keys
 of the common beginning are one run of memory; while the batch decodes, the queries of all rows that read a run become
 the rows of one product, and each row merges its runs by their sums of exponentials. Only what is short and belongs to
-one row alone is copied, into a tail where each step then adds a token. A layer with a finite span copies the sinks
-and the ring of each row, so that the rows stand as they would with left padding.
+one row alone is copied, into a tail where each step then adds a token. Any other layer copies what each row has kept,
+so that the rows stand as they would with left padding.
 
     batch = join([first, second], room=128)
     model(last_tokens, attention_mask=left_padded, past_key_values=batch)
@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from masformer.attention.cache import HeadSpansCacheLayer, SpanCache, SpanCacheLayer
-from masformer.attention.tiles import Scores
+from masformer.attention.tiles import ScoreRule
 from masformer.plans.spans import HeadSpans, LayerSpan
 
 # Tokens of a row's own runs that are copied into its tail: cheaper than products of their own at each step.
@@ -40,11 +40,7 @@ _MIN_HALF = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Keys and values (1, K, T, D) that the rows from `first` to before `stop` see whole.
-
-    Attributes:
-        place: Where the pieces of this run begin among those of all runs of its rows.
-    """
+    """Keys and values (1, K, T, D) that rows [first, stop) see whole; its pieces begin at `place` among theirs."""
 
     keys: Tensor
     values: Tensor
@@ -83,7 +79,6 @@ class JoinedKeys(Tensor):
     """Keys (B, K, T, D) of the tail of each row; what is before the tail stays in its runs.
 
     Attributes:
-        runs: What is before the tails.
         hidden: (B, 1, 1, T), minus infinity where a row's tail has not begun, else 0; None when all begin at once.
         num_tokens: Slots of the batch, left padding included, those of the present step too.
     """
@@ -97,11 +92,7 @@ class JoinedKeys(Tensor):
 class JoinedLayer(SpanCacheLayer):
     """The keys and values of a full layer for several rows, each at its own length.
 
-    Args:
-        runs: What stays where it is.
-        tails: Keys (1, K, T, D) and values of each row that are copied.
-        num_tokens: Slots, left padding included.
-        room: Tokens that will be added.
+    Runs stay where they are; the keys (1, K, T, D) and values of each row's tail are copied, with room for more tokens.
     """
 
     def __init__(
@@ -195,11 +186,8 @@ def join(caches: Sequence[SpanCache], room: int) -> SpanCache:
     """Return a cache of one row for each of these, as left padding to the longest would have it.
 
     What the caches hold stays theirs and is read where it is; do not write to them while the joined one is in use.
-    Caches that share runs must stand side by side.
-
-    Args:
-        caches: Of one plan and one row each, without padding; they hold a token at least.
-        room: Tokens that will be added to each row.
+    Caches that share runs must stand side by side; each has one row without padding and holds a token at least. There
+    is room for as many more tokens.
     """
     lengths = [cache.get_seq_length() for cache in caches]
     longest = max(lengths)
@@ -216,7 +204,7 @@ def _join_layers(
     layers: Sequence[SpanCacheLayer | HeadSpansCacheLayer], lengths: Sequence[int], room: int
 ) -> SpanCacheLayer | HeadSpansCacheLayer:
     parts = [
-        _join_full(part, max(lengths), room) if part[0].span.is_full else _join_rings(part, lengths, room)
+        _join_full(part, max(lengths), room) if part[0].span.is_full else _join_copies(part, lengths, room)
         for part in zip(*(layer.parts for layer in layers), strict=True)
     ]
     span = layers[0].span
@@ -253,21 +241,23 @@ def _join_full(layers: Sequence[SpanCacheLayer], longest: int, room: int) -> Spa
     return JoinedLayer(layers[0].span, runs, own, longest, room)  # type: ignore[arg-type]
 
 
-def _join_rings(layers: Sequence[SpanCacheLayer], lengths: Sequence[int], room: int) -> SpanCacheLayer:
+def _join_copies(layers: Sequence[SpanCacheLayer], lengths: Sequence[int], room: int) -> SpanCacheLayer:
+    """Copy the sinks and the ring of each row, or all its keys where none may be dropped."""
     span, longest = layers[0].span, max(lengths)
-    sinks, ring, capacity = span.sinks, span.num_recent, layers[0].capacity
-    assert ring is not None
-    assert capacity is not None
+    sinks, ring, slots = span.sinks, span.num_recent, longest + room
+    if ring is None:
+        sinks, ring = 0, slots
     joined = SpanCacheLayer(span)
     joined.dtype, joined.device, joined.is_initialized = layers[0].dtype, layers[0].device, True
     joined.num_tokens, joined.has_sinks = longest, min(lengths) >= sinks
-    slots = min(max(longest + room, sinks), capacity)
+    slots = min(max(slots, sinks), sinks + ring)
     buffers = []
-    for part in ("keys", "values"):
-        like = getattr(layers[0], part)
+    for part in range(2):
+        like = (layers[0].keys, layers[0].values)[part]
         buffer = like.new_zeros((len(layers), like.shape[1], slots, like.shape[3]))
         for row, (layer, length) in enumerate(zip(layers, lengths, strict=True)):
-            states, pad = getattr(layer, part)[0], longest - length
+            runs = [run[part] for run in (*layer.before, (layer.keys, layer.values))]
+            states, pad = torch.cat(runs, dim=2)[0] if layer.before else runs[0][0], longest - length
             first = min(sinks, length)
             buffer[row, :, :first] = states[:, :first]
             recent = torch.arange(max(first, length - ring), length, device=joined.device)
@@ -289,18 +279,9 @@ def row_bytes(joined: SpanCache, row: int, beams: int = 1) -> int:
 
 
 def joined_attention(
-    query: Tensor, key: Tensor, value: Tensor, joined: JoinedKeys, scores: Scores, learned_sinks: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, joined: JoinedKeys, scores: ScoreRule, learned_sinks: Tensor | None
 ) -> Tensor:
-    """Return (B, H, Tq, D): each row attends to its runs and its tail.
-
-    Args:
-        query: (B, H, Tq, D), of the last Tq tokens.
-        key: (B, K, T, D), the tails.
-        value: (B, K, T, D).
-        joined: What the cache returned as keys: the runs, and what is hidden of the tails.
-        scores: Scale and soft cap.
-        learned_sinks: (H,) scores of a key without a value that every query sees, or None.
-    """
+    """Return (B, H, Tq, D): each row attends to its runs, which are those of `joined`, and its tail (B, K, T, D)."""
     batch, heads, length, size = query.shape
     kv_heads, groups = key.shape[1], heads // key.shape[1] * length
     # The queries of one key/value head are the rows of a product.
@@ -335,7 +316,9 @@ def joined_attention(
     return out.to(value.dtype).reshape(batch, heads, length, value.shape[3])
 
 
-def _partial(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scores: Scores) -> tuple[Tensor, Tensor]:
+def _partial(
+    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scores: ScoreRule
+) -> tuple[Tensor, Tensor]:
     """Return (B, K, R, D) attention of R queries a head to all keys, and (B, K, R) its sums of exponentials (log).
 
     Both in fp32 at least.
@@ -345,9 +328,7 @@ def _partial(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, s
         attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, total = attend(query, key, value, attn_mask=hidden, scale=scores.scale)
         return out.to(wide), total.to(wide)
-    products = query.to(wide) @ key.to(wide).transpose(-1, -2) * scores.scale
-    if scores.softcap is not None:
-        products = scores.softcap * (products / scores.softcap).tanh()
+    products = scores.of(query, key)
     if hidden is not None:
         products = products + hidden.to(wide)
     total = products.logsumexp(dim=-1)

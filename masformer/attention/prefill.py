@@ -32,17 +32,13 @@ def prefill(
     attention_mask: Tensor | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> None:
-    """Add (B, T) tokens to a cache.
+    """Add (B, T) tokens to a cache, `chunk_tokens` of all rows together at a time.
 
     Only the base model runs, because logits over the vocabulary for each token would dwarf everything else; of its last
     layer, only keys and values are computed where the cache is a `SpanCache`.
 
     Args:
-        model: A decoder of transformers.
-        token_ids: (B, T).
-        cache: What earlier tokens have left; it holds these tokens too afterwards.
         attention_mask: (B, tokens in the cache + T), zeros at left padding; None is no padding.
-        chunk_tokens: Tokens of all rows together that go through the model at once.
     """
     step = max(1, chunk_tokens // len(token_ids))
     for first in range(0, token_ids.shape[1], step):

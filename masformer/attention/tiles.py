@@ -31,7 +31,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from masformer.plans.spans import LayerSpan
+from masformer.plans.layer_spans import Blocks, Full, LayerSpan, Window
+
+# What `lanes_of` cuts into tiles.
+TILED = (Full, Window, Blocks)
 
 # Scores that a thread works on at once, and a GPU: about a second-level cache, and few launches.
 _BYTES_A_THREAD = 5 * 2**18
@@ -44,16 +47,17 @@ _CAUSAL_QUERIES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """How a query-key product becomes a score.
-
-    Attributes:
-        scale: Its factor.
-        softcap: Scores x become softcap * tanh(x / softcap) (Gemma 2); None leaves them.
-    """
+class ScoreRule:
+    """How a query-key product becomes a score x: scaled, then softcap * tanh(x / softcap) if there is a `softcap`."""
 
     scale: float
     softcap: float | None = None
+
+    def of(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return (..., Tq, Tk) scores in fp32 at least."""
+        wide = torch.promote_types(query.dtype, torch.float32)
+        scores = query.to(wide) @ key.to(wide).transpose(-1, -2) * self.scale
+        return scores if self.softcap is None else self.softcap * (scores / self.softcap).tanh()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,6 @@ class Lanes:
         first: Position of the first lane's first query.
         length: Queries a lane.
         stride: Positions from one lane to the next.
-        count: Number of lanes.
         rows: Queries a tile (R); the last of a lane may have fewer.
         before: Keys before a lane's first query that it sees, sinks not counted.
         slides: The first key seen moves on with the query (a window); else it is the same for the whole lane.
@@ -77,41 +80,17 @@ class Lanes:
     count: int
     rows: int
     before: int
-    slides: bool
-    sinks: int
-
-
-def num_causal(span: LayerSpan) -> int | None:
-    """Return how many of the first queries see everything before them; None when all do."""
-    if span.block is not None:
-        return (span.sinks // span.block + span.previous + 1) * span.block
-    return None if span.span is None else span.span + span.sinks
+    slides: bool = False
+    sinks: int = 0
 
 
 def lanes_of(span: LayerSpan, start: int, stop: int, groups: int, device: torch.device) -> Iterator[Lanes]:
-    """Yield lanes that hold each query at positions [start, stop) once.
-
-    Args:
-        span: Of the layer.
-        start: First position.
-        stop: Position after the last.
-        groups: Query heads that share a key/value head (G).
-        device: Where the work is done.
-    """
-    causal = num_causal(span)
+    """Yield lanes that hold each query at positions [start, stop) once; G query heads share a key/value head."""
+    causal = span.num_causal
     seeing_all = stop if causal is None else min(stop, causal)
     if start < seeing_all:
         length = seeing_all - start
-        yield Lanes(
-            first=start,
-            length=length,
-            stride=length,
-            count=1,
-            rows=_CAUSAL_QUERIES,
-            before=start,
-            slides=False,
-            sinks=0,
-        )
+        yield Lanes(first=start, length=length, stride=length, count=1, rows=_CAUSAL_QUERIES, before=start)
         start = seeing_all
     if start >= stop:
         return
@@ -119,7 +98,7 @@ def lanes_of(span: LayerSpan, start: int, stop: int, groups: int, device: torch.
     assert recent is not None
     rows = max(_MIN_QUERIES, min(_MAX_QUERIES, _PRODUCT_ROWS // groups, recent // 4) // 16 * 16)
     at_once = _lanes_at_once(groups * rows * (sinks + recent + rows) * 4, device)
-    if span.span is not None:
+    if isinstance(span, Window):
         # Lanes of equal length, and a short one of what is left.
         length = max((stop - start) // at_once, min(rows, stop - start))
         count = (stop - start) // length
@@ -136,7 +115,7 @@ def lanes_of(span: LayerSpan, start: int, stop: int, groups: int, device: torch.
                     sinks=sinks,
                 )
         return
-    assert span.block is not None
+    assert isinstance(span, Blocks)
     block = span.block
     # The rest of a block that began earlier, whole blocks, the beginning of one that goes on.
     whole = min(-(-start // block) * block, stop)
@@ -155,7 +134,6 @@ def lanes_of(span: LayerSpan, start: int, stop: int, groups: int, device: torch.
                 count=count,
                 rows=rows,
                 before=span.previous * block + first % block,
-                slides=False,
                 sinks=sinks,
             )
 
@@ -175,20 +153,12 @@ def tile_attention(
     span: LayerSpan,
     offset: int,
     skip: int,
-    scores: Scores,
+    scores: ScoreRule,
     learned_sinks: Tensor | None = None,
 ) -> Tensor:
     """Return (B, H, Tq, D) attention under a span, of which the first `skip` queries are left to the caller.
 
-    Args:
-        query: (B, H, Tq, D), at positions from `offset` on.
-        key: (B, K, Tk, D): all positions in order, or the sinks and then a run that ends at the last query.
-        value: (B, K, Tk, D).
-        span: Of the layer.
-        offset: Position of the first query.
-        skip: Queries whose rows of the result are not written.
-        scores: What happens to query-key products.
-        learned_sinks: (H,) scores of a key without a value that every query sees (gpt-oss); None is no such key.
+    Keys are all positions in order, or the sinks and then a run that ends at the last query.
     """
     # Tokens before heads, as the projection after attention takes them.
     work = _Work(span=span, offset=offset, skip=skip, scores=scores)
@@ -203,7 +173,7 @@ class _Work:
     span: LayerSpan
     offset: int
     skip: int
-    scores: Scores
+    scores: ScoreRule
 
 
 class _TileAttention(torch.autograd.Function):
@@ -267,17 +237,13 @@ def _gradients(
     )
 
 
-def _narrow(value: Tensor) -> torch.dtype:
-    """Return the dtype in which weights meet values: fp16 products are dozens of times slower than fp32 on a CPU."""
-    slow = value.dtype == torch.float16 and value.device.type == "cpu"
-    return torch.float32 if slow else value.dtype
-
-
 def _lanes(query: Tensor, key: Tensor, value: Tensor, learned_sinks: Tensor | None, work: _Work) -> Iterator[_Lanes]:
     """Yield all lanes, those of one shape and one key/value head at a time; each overwrites what was there before."""
     groups = query.shape[1] // key.shape[1]
     stop = work.offset + query.shape[2]
-    wide, narrow = torch.promote_types(query.dtype, torch.float32), _narrow(value)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    # Weights meet values in this dtype: fp16 products are dozens of times slower than fp32 on a CPU.
+    narrow = torch.float32 if value.dtype == torch.float16 and value.device.type == "cpu" else value.dtype
     for shape in lanes_of(work.span, work.offset + work.skip, stop, groups, query.device):
         lead = shape.sinks + (learned_sinks is not None)
         width = lead + shape.before + shape.length
@@ -327,10 +293,6 @@ class _Lanes:
         hidden: (R, 2, R), -inf where a query does not see: among the first keys of a window, among the last keys.
         keys: (N, lead + before + length, D), fp32 at least.
         values: Likewise, in the dtype in which weights meet them.
-        queries: Room for (N, G R, D).
-        products: Room for (N, G R, W).
-        narrowed: Room for (N, G R, W) of the values' dtype.
-        results: Room for (N, G R, D).
     """
 
     shape: Lanes
@@ -343,7 +305,7 @@ class _Lanes:
     first_key: int
     lead: int
     learned: Tensor | None
-    how: Scores
+    how: ScoreRule
     hidden: Tensor
     sinks: tuple[Tensor, Tensor]
     keys: Tensor

@@ -26,9 +26,7 @@ class SpanMask:
     Attributes:
         offset: Slot of the first query: the number of slots already in the cache.
         padding: (B,) left-padding tokens of each row; None when no row is padded.
-        most_padding: Of any row.
-        documents: Where the packed documents of each row start, from `packed_documents`; the first layer looks once for
-            all that share this mask. None when no row holds more than one.
+        documents: Where the packed documents of each row start; None when no row holds more than one.
     """
 
     offset: int
@@ -42,14 +40,28 @@ class SpanMask:
             self.most_padding = int(self.padding.max())
 
     def look_for_documents(self, position_ids: Tensor | None, batch: int, num_queries: int) -> None:
-        """Find packed documents, unless an earlier layer did.
-
-        Raises:
-            ValueError: Documents are packed in a batch with padding, or on top of a cache.
-        """
-        if not self.has_looked:
-            self.documents = packed_documents(position_ids, self, batch, num_queries)
-            self.has_looked = True
+        """Find packed documents, unless an earlier layer did; these go with neither padding nor a cache."""
+        if self.has_looked:
+            return
+        self.has_looked = True
+        if position_ids is None or position_ids.ndim != 2 or num_queries == 1:
+            return
+        # Negative positions are some models' padding.
+        breaks = ((position_ids.diff(dim=1) != 1) & (position_ids[:, 1:] >= 0)).expand(batch, -1)
+        if self.padding is not None:
+            # Padding carries any position; a document starts anew only after it.
+            slots = torch.arange(1, num_queries, device=breaks.device) + self.offset
+            breaks = breaks & (slots > self.padding.to(breaks.device)[:, None])
+        if self.offset and self.padding is None:
+            # A document of its own, though the cache holds another.
+            breaks = breaks | (position_ids[:, :1] == 0).expand(batch, -1)
+        if not bool(breaks.any()):
+            return
+        if self.padding is not None or self.offset:
+            raise ValueError(
+                "packed documents (position_ids that start again) work without padding and without a cache"
+            )
+        self.documents = [[0, *(row.nonzero().flatten() + 1).tolist()] for row in breaks]
 
 
 def left_padding(attention_mask: Tensor) -> Tensor | None:
@@ -81,11 +93,7 @@ def span_mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> SpanMask:
-    """Return the `SpanMask` of one forward pass; the mask function registered with transformers.
-
-    Raises:
-        ValueError: The model wants another mask than a causal one, or the padding is not on the left.
-    """
+    """Return the `SpanMask` of one forward pass for transformers. Raises `ValueError` unless the mask is causal."""
     if use_vmap:
         raise ValueError(
             "this model adds a mask of its own (images or prefixes seen both ways); only causal masks work"
@@ -96,15 +104,7 @@ def span_mask(
 
 def is_visible(query: Tensor, key: Tensor, span: LayerSpan) -> Tensor:
     """Return bools, True where the query at a position sees the key at another; element by element, broadcast."""
-    seen = (key >= 0) & (key <= query)
-    if span.is_full:
-        return seen
-    if span.block is not None:
-        near = key // span.block >= query // span.block - span.previous
-    else:
-        assert span.span is not None
-        near = query - key < span.span
-    return seen & (near | (key < span.sinks))
+    return (key >= 0) & (key <= query) & span.sees(query, key)
 
 
 def visible_keys(query_positions: Tensor, key_positions: Tensor, span: LayerSpan) -> Tensor:
@@ -115,13 +115,7 @@ def visible_keys(query_positions: Tensor, key_positions: Tensor, span: LayerSpan
 def cached_slots(span: LayerSpan, offset: int, num_new: int, padding: Tensor | None, device: torch.device) -> Tensor:
     """Return (1 or B, Tk) the slot of each key that a `SpanCache` layer returns, -1 where it holds nothing to see.
 
-    Args:
-        span: Of the layer.
-        offset: Slots in the cache before this call.
-        num_new: Slots written in this call. One slot is written in place, so the ring is out of order; several are
-            appended to the kept slots in order.
-        padding: (B,) left-padding tokens, or None.
-        device: Of the result.
+    One new slot is written in place, so the ring is out of order; several are appended to the kept slots in order.
     """
     total = offset + num_new
     if span.num_recent is None:
@@ -152,29 +146,3 @@ def num_cached(span: LayerSpan, offset: int, num_new: int) -> int:
     if num_new == 1:
         return min(total, span.sinks + span.num_recent)
     return min(span.sinks, offset) + min(max(offset - span.sinks, 0), span.num_recent) + num_new
-
-
-def packed_documents(
-    position_ids: Tensor | None, mask: SpanMask, batch: int, num_queries: int
-) -> list[list[int]] | None:
-    """Return for each row where its packed documents start; None when no row holds more than one.
-
-    Raises:
-        ValueError: Documents are packed in a batch with padding, or on top of a cache.
-    """
-    if position_ids is None or position_ids.ndim != 2 or num_queries == 1:
-        return None
-    # Negative positions are some models' padding.
-    breaks = ((position_ids.diff(dim=1) != 1) & (position_ids[:, 1:] >= 0)).expand(batch, -1)
-    if mask.padding is not None:
-        # Padding carries any position; a document starts anew only after it.
-        slots = torch.arange(1, num_queries, device=breaks.device) + mask.offset
-        breaks = breaks & (slots > mask.padding.to(breaks.device)[:, None])
-    if mask.offset and mask.padding is None:
-        # A document of its own, though the cache holds another.
-        breaks = breaks | (position_ids[:, :1] == 0).expand(batch, -1)
-    if not bool(breaks.any()):
-        return None
-    if mask.padding is not None or mask.offset:
-        raise ValueError("packed documents (position_ids that start again) work without padding and without a cache")
-    return [[0, *(row.nonzero().flatten() + 1).tolist()] for row in breaks]

@@ -25,8 +25,7 @@ class Origin:
 
     Attributes:
         weights: Names the files that the weights were read from, with digests or a revision, without local folders.
-        base_model: Hub id; None where no hub id is known.
-        license: `license` and what goes with it, as in the metadata of a card; empty where it is not known.
+        license: The fields of a card's metadata; empty if it is not known.
     """
 
     weights: str
@@ -35,10 +34,7 @@ class Origin:
 
 
 def origin_of(checkpoint: Checkpoint) -> Origin:
-    """Return what a card says about the checkpoint that a conversion starts from, its own card read where it has one.
-
-    A folder without a base model or licence in its card is said to have none, rather than one that is guessed.
-    """
+    """Return what the card of a conversion says about its source; a base model or licence is never guessed."""
     known = checkpoint.provenance
     own = _own_card(checkpoint)
     license = {name: own[name] for name in _LICENSE_FIELDS if isinstance(own.get(name), str)}
@@ -51,7 +47,11 @@ def origin_of(checkpoint: Checkpoint) -> Origin:
             license=license,
         )
     base = SHORT_NAMES[checkpoint.name].hub_id if known["source"] == "package" else own.get("base_model")
-    files = [f"`{name}` (SHA-256 `{digest}`)" for name, digest in known["files"].items() if not _is_text(name)]
+    files = [
+        f"`{name}` (SHA-256 `{digest}`)"
+        for name, digest in known["files"].items()
+        if name.endswith((".safetensors", ".gguf"))
+    ]
     dequantized = ", dequantized" if checkpoint.gguf_file else ""
     return Origin(
         weights=", ".join(files) + dequantized, base_model=base if isinstance(base, str) else None, license=license
@@ -61,23 +61,15 @@ def origin_of(checkpoint: Checkpoint) -> Origin:
 def model_card(
     name: str, plan: SpanPlan | None, origin: Origin | None, cost: Mapping[str, Any] | None, dtype: str
 ) -> str:
-    """Return the text of a checkpoint's `README.md`.
-
-    Args:
-        name: What the loading lines load: a hub id, or the name of the folder.
-        plan: Of the checkpoint; None is the architecture's own attention.
-        origin: None leaves out base model and licence.
-        cost: As `masformer.measure.cost_record` returns it; None leaves the table out.
-        dtype: Of the stored weights.
-    """
+    """Return the text of a checkpoint's `README.md`, whose lines load `name`; `cost` is that of `cost_record`."""
     known: dict[str, Any] = {**origin.license, "base_model": origin.base_model} if origin else {}
     data = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", tags=_TAGS if plan else None, **known
     )
     parts = [f"# {name.rsplit('/')[-1]}", _about_plan(name, plan)]
     if origin:
-        made_of = f"Weights: {origin.weights}, stored in {dtype}. The plan changed none of them."
-        parts.append(f"## Origin\n\n{made_of}")
+        weights = f"Weights: {origin.weights}, stored in {dtype}. The plan changed none of them."
+        parts.append(f"## Origin\n\n{weights}")
     if cost:
         parts.append(_about_cost(cost))
     if plan:
@@ -161,10 +153,6 @@ def _figures(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float], flo
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def _is_text(name: str) -> bool:
-    return not name.endswith((".safetensors", ".gguf"))
 
 
 def _own_card(checkpoint: Checkpoint) -> Mapping[str, Any]:

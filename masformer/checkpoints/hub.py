@@ -12,11 +12,7 @@ T = TypeVar("T")
 
 
 def within(seconds: float, ask: Callable[[], T]) -> T:
-    """Return what `ask` returns, and raise what it raises.
-
-    Raises:
-        TimeoutError: It has not come back after `seconds`; its thread is left behind.
-    """
+    """Return or raise what `ask` does; after so many seconds, leave it to itself and raise `TimeoutError`."""
     answers: list[T] = []
     failures: list[Exception] = []
 

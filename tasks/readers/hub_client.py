@@ -1,10 +1,14 @@
-"""What is asked of the hub over the network: the commit of a branch, and ranges of files, block by block.
+"""Network requests to the hub: the commit of a branch, and ranges of files, block by block.
 
     file = io.BufferedReader(HubFile("tau/scrolls", commit, "qasper.zip", unreachable=None))
     zipfile.ZipFile(file).open("qasper/validation.jsonl").readline()  # fetches the directory and the first blocks
 
-Requests go through the client of huggingface_hub, so that its endpoint, token and proxies hold. Blocks that were read
-stay in its assets cache, under the commit: `assets/masformer/datasets--OWNER--NAME/COMMIT/FILE@BLOCK_BYTES/NUMBER`.
+Requests go through the client of huggingface_hub, which knows endpoint, token and proxies. Blocks that were read are
+kept in its assets cache, under the commit: `assets/masformer/datasets--OWNER--NAME/COMMIT/FILE@BLOCK_BYTES/NUMBER`.
+
+`HfFileSystem` with fsspec's `blockcache` (huggingface_hub 2.4, fsspec 2026.9) cannot replace `HubFile`: it asks the hub
+before it opens a file, also offline; it returns wrong rows behind a proxy that sends whole files for parts; a kill
+loses what was fetched; a damaged block goes unnoticed; and a refusal (HTTP 403) ends in a `TypeError`.
 """
 
 from __future__ import annotations
@@ -16,12 +20,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from tasks.base import DataError
-from tasks.readers.sources import one_line
+from tasks.readers.rows import one_line
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo
@@ -35,7 +40,7 @@ T = TypeVar("T")
 
 
 def ask_commit(repo: str, revision: str) -> DatasetInfo | Exception:
-    """Return what the hub knows of a branch, tag or commit, or why it does not answer within the deadline."""
+    """Return the hub's description of a branch, tag or commit, or why it does not answer within the deadline."""
     from huggingface_hub import HfApi
 
     outcome: list[DatasetInfo | Exception] = []
@@ -43,7 +48,7 @@ def ask_commit(repo: str, revision: str) -> DatasetInfo | Exception:
     def ask() -> None:
         try:
             outcome.append(HfApi().dataset_info(repo, revision=revision, timeout=HUB_DEADLINE_SECONDS))
-        except Exception as error:  # judged by the caller: HTTP status, or not reachable
+        except Exception as error:  # the caller judges: HTTP status, or not reachable
             outcome.append(error)
 
     # A thread, because a time limit on the request covers neither name resolution nor a list of dead addresses.
@@ -54,7 +59,7 @@ def ask_commit(repo: str, revision: str) -> DatasetInfo | Exception:
 
 
 def status_of(error: Exception | None) -> int | None:
-    """Return the HTTP status of an answer of the hub, or None where there was no answer."""
+    """Return the HTTP status of the hub's answer, or None if there was no answer."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
@@ -76,9 +81,8 @@ def refusal(repo: str, error: Exception) -> DataError | None:
 
 
 def without_hub() -> str:
-    """Return what to do where the hub does not serve."""
-    # Imported late: the table of tasks imports this module.
-    from tasks import TASKS
+    """Return the remedies that need no hub."""
+    from tasks import TASKS  # imported late: the table of tasks imports this module
 
     names = ", ".join(name for name, task in TASKS.items() if not task.needs_hub and task.has_references)
     return f"give a local copy with --data FILE, or choose a task that needs no hub: {names}"
@@ -87,8 +91,8 @@ def without_hub() -> str:
 class HubFile(io.RawIOBase):
     """A file of a hub data set at one commit, open for reading; fetches the blocks that are read and keeps them.
 
-    The further a reader goes on in one place, the longer the range that one request asks for; it never asks for more
-    than it has read before that place, so at most about half of what is fetched is not needed.
+    The further a reader goes on in one place, the longer the range of one request, but never longer than what was read
+    before that place, so that at most about half of the bytes fetched are not needed.
 
     Every failure is a `DataError`, also through the readers of Parquet and zip files above it.
     """
@@ -97,10 +101,8 @@ class HubFile(io.RawIOBase):
         """Open nothing yet.
 
         Args:
-            repo: Owner and name.
-            commit: All 40 digits, so that kept blocks can never belong to another content.
-            path: Inside the repository.
-            unreachable: Why the hub is not asked and only kept blocks are read; None asks it.
+            commit: All 40 digits, so that kept blocks never belong to another content.
+            unreachable: Why only kept blocks can be read; None asks the hub for others.
         """
         from huggingface_hub import hf_hub_url
 
@@ -111,8 +113,7 @@ class HubFile(io.RawIOBase):
         self._unreachable = unreachable
         self._folder = assets_folder(repo, commit) / f"{quote(path, safe='')}@{BLOCK_BYTES}"
         self._position = 0
-        self._known_size: int | None = None
-        self._held: tuple[int, bytes] = (-1, b"")
+        self._last: tuple[int, bytes] = (-1, b"")
 
     @property
     def has_blocks(self) -> bool:
@@ -130,14 +131,14 @@ class HubFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
-        self._position = (self._size() if start is None else start) + offset
+        self._position = (self._size if start is None else start) + offset
         if self._position < 0:
-            raise OSError(f"{self._what}: seek before its beginning")  # what zipfile expects of a file that is no zip
+            raise OSError(f"{self._what}: seek before its beginning")  # zipfile expects it of a file that is no zip
         return self._position
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        if self._position >= self._size():
+        if self._position >= self._size:
             return 0
         index, skip = divmod(self._position, BLOCK_BYTES)
         data = self._block(index)[skip : skip + len(view)]
@@ -145,37 +146,32 @@ class HubFile(io.RawIOBase):
         self._position += len(data)
         return len(data)
 
+    @cached_property
     def _size(self) -> int:
-        """Return the number of bytes of the file."""
-        if self._known_size is None:
-            kept = self._folder / "size"
-            if self.has_blocks:
-                self._known_size = int(kept.read_text())
-            else:
-                self._known_size = self._with_retries(self._ask_size)
-                write_atomically(kept, str(self._known_size).encode())
-        return self._known_size
+        if self.has_blocks:
+            return int((self._folder / "size").read_text())
+        size = self._with_retries(self._ask_size)
+        write_atomically(self._folder / "size", str(size).encode())
+        return size
 
     def _block(self, index: int) -> bytes:
-        if self._held[0] != index:
-            try:
-                data = (self._folder / str(index)).read_bytes()
-            except FileNotFoundError:
-                data = b""
-            if len(data) != min(BLOCK_BYTES, self._size() - index * BLOCK_BYTES):
+        if self._last[0] != index:
+            file = self._folder / str(index)
+            data = file.read_bytes() if file.exists() else b""
+            if len(data) != min(BLOCK_BYTES, self._size - index * BLOCK_BYTES):
                 data = self._fetch_from(index)
-            self._held = (index, data)
-        return self._held[1]
+            self._last = (index, data)
+        return self._last[1]
 
     def _fetch_from(self, index: int) -> bytes:
-        """Fetch and keep a run of blocks that begins with the one wanted, which is returned."""
+        """Fetch and keep a run of blocks that begins with `index`, and return that block."""
         num_before = 0
         while num_before < MAX_BLOCKS_A_REQUEST and (self._folder / str(index - num_before - 1)).exists():
             num_before += 1
         end = index + 1
-        while end < index + num_before and end * BLOCK_BYTES < self._size() and not (self._folder / str(end)).exists():
+        while end < index + num_before and end * BLOCK_BYTES < self._size and not (self._folder / str(end)).exists():
             end += 1
-        start, stop = index * BLOCK_BYTES, min(end * BLOCK_BYTES, self._size())
+        start, stop = index * BLOCK_BYTES, min(end * BLOCK_BYTES, self._size)
         data = self._with_retries(lambda: self._ask_range(start, stop))
         blocks = [data[i : i + BLOCK_BYTES] for i in range(0, len(data), BLOCK_BYTES)]
         for number, block in enumerate(blocks, start=index):
@@ -197,7 +193,7 @@ class HubFile(io.RawIOBase):
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         with get_session().stream("GET", self._url, headers=headers, timeout=HUB_DEADLINE_SECONDS) as response:
             hf_raise_for_status(response)
-            if response.status_code != 206 and (start, stop) != (0, self._size()):
+            if response.status_code != 206 and (start, stop) != (0, self._size):
                 raise DataError(
                     f"{self._what}: the hub, or a proxy before it, sends no parts of files (HTTP "
                     f"{response.status_code}); leave --limit out to fetch the file whole"
@@ -208,11 +204,7 @@ class HubFile(io.RawIOBase):
         return data
 
     def _with_retries(self, fetch: Callable[[], T]) -> T:
-        """Return what `fetch` returns; a failure that may pass is met by asking again.
-
-        Raises:
-            DataError: The hub is not to be asked, refuses, or fails every time.
-        """
+        """Return the result of `fetch`, called again after failures that may pass; raises `DataError` after others."""
         if self._unreachable:
             raise DataError(
                 f"the cache holds less of {self._what} than this run needs, and {self._unreachable}; "
@@ -236,7 +228,7 @@ class HubFile(io.RawIOBase):
         raise AssertionError("the last attempt returns or raises")
 
 
-# What is kept between runs
+# Files kept between runs
 
 
 def assets_folder(repo: str, subfolder: str) -> Path:
@@ -247,17 +239,17 @@ def assets_folder(repo: str, subfolder: str) -> Path:
 
 
 def keep_listing(repo: str, revision: str, commit: str, files: Sequence[str]) -> None:
-    """Write down which commit a branch stood at and the files there, for runs without the hub."""
+    """Save the commit of a branch and its files, for runs without the hub."""
     listing = json.dumps({"commit": commit, "files": list(files)})
     write_atomically(_listing_file(repo, revision), listing.encode())
 
 
-def kept_listing(repo: str, revision: str) -> tuple[str, list[str]] | None:
-    """Return the commit of a branch and its files when the hub was last asked, or None."""
+def kept_listing(repo: str, revision: str) -> tuple[str, list[str]]:
+    """Return the last known commit of a branch and its files; an empty commit and no file if there is none."""
     try:
         listing = json.loads(_listing_file(repo, revision).read_bytes())
     except FileNotFoundError:
-        return None
+        return "", []
     return listing["commit"], listing["files"]
 
 
@@ -266,11 +258,7 @@ def _listing_file(repo: str, revision: str) -> Path:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is there in full or not at all, whatever kills the process.
-
-    Raises:
-        DataError: The cache cannot be written.
-    """
+    """Write the whole file or nothing, even if the process is killed. Raises `DataError` if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as stream:

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from eval import run
-from eval.generation import answering
+from eval.generation import tree_decoder
 from eval.run import main
 from tests.eval.test_run import ROOT, expect_error, read, rows
 from tests.helpers.tiny_models import save_tiny_checkpoint
@@ -75,7 +74,10 @@ def in_child(arguments: list[str]) -> int:
     return child
 
 
-def test_killed_at_20_random_moments_and_resumed(arguments: list[str], undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.nightly)])
+def test_killed_at_random_moments_and_resumed(
+    count: int, arguments: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
     """Each of several runs is killed again and again, at a random moment after it wrote its first prediction."""
     # A process of its own forks them: one in which torch has computed nothing yet.
     code = f"""
@@ -85,7 +87,7 @@ from pathlib import Path
 import tests.eval.test_faults as faults
 import os, signal, time
 arguments, kills, chance, attempt = {arguments!r}, 0, random.Random(0), 0
-while kills < 20:
+while kills < {count}:
     folder = Path({str(tmp_path)!r}) / f"run-{{attempt}}"
     before = faults.num_written(folder)
     child = faults.in_child([*arguments, "--output", str(folder)])
@@ -107,7 +109,7 @@ print(kills, attempt)
     )
     assert done.returncode == 0, done.stderr
     kills, finished = map(int, done.stdout.split())
-    assert kills >= 20
+    assert kills >= count
     folders = [tmp_path / f"run-{attempt}" for attempt in range(finished + 1)]
     for folder in folders:
         assert main([*arguments, "--output", str(folder)]) == 0
@@ -146,7 +148,7 @@ def test_an_interrupt_leaves_a_run_that_can_be_resumed_and_says_how(
         assert predictions(folder) == predictions(undisturbed)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_a_rank_that_dies_leaves_the_work_of_the_others_whole(
     rank: int, arguments: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -172,6 +174,7 @@ def test_a_rank_that_dies_leaves_the_work_of_the_others_whole(
     assert [line["text"] for line in lines] == [line["text"] for line in predictions(undisturbed)]
 
 
+@pytest.mark.nightly
 def test_an_interrupted_run_that_began_anew_goes_on_without_beginning_anew_again(
     arguments: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -267,7 +270,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, most = answering.decode, 700
+    original, most = tree_decoder.decode, 700
 
     def short_of_memory(model: Any, tokenizer: Any, prompts: Any, *rest: Any) -> Any:
         if sum(map(len, prompts)) > most:
@@ -275,7 +278,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
             torch.empty(2**60, dtype=torch.uint8)
         return original(model, tokenizer, prompts, *rest)
 
-    monkeypatch.setattr(answering, "decode", short_of_memory)
+    monkeypatch.setattr(tree_decoder, "decode", short_of_memory)
     assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert printed.count("out of memory with 4 prompts of") == 1
@@ -291,7 +294,7 @@ def test_a_bug_is_no_lack_of_memory(arguments: list[str], tmp_path: Path, monkey
     def broken(*_: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(answering, "decode", broken)
+    monkeypatch.setattr(tree_decoder, "decode", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main([*arguments, "--output", str(tmp_path / "run")])
 
@@ -299,6 +302,6 @@ def test_a_bug_is_no_lack_of_memory(arguments: list[str], tmp_path: Path, monkey
 def test_machines_that_do_not_share_the_folder_are_told(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "_VISIBLE_SECONDS", 0)
+    monkeypatch.setattr("eval.generation.claims._VISIBLE_SECONDS", 0)
     monkeypatch.setattr("eval.records.run_folder.RunFolder.make", lambda *_: None)  # made on another machine
     expect_error([*arguments, "--output", str(tmp_path / "run")], capsys, "on a shared disk", "--shard I/N")

@@ -8,41 +8,49 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval.leaderboard import main as leaderboard
-from eval.leaderboard import shorten
 from eval.records.run_folder import RunFolder
+from eval.records.schema import ExampleRecord, Leaderboard, ModelRecord, Prediction, RunRecord, TemplateRecord
+from eval.records.typed import from_json
 from eval.reporting.leaderboard_report import charts_of
 from eval.score import main as score
+from eval.scoring.leaderboard import shorten
 from eval.scoring.profiles import PROFILES
 from tests.helpers.browser import chromium, open_page
-from tests.helpers.run_folders import document, example_line, run_record, write_run
+from tests.helpers.run_folders import document, document_line, example_line, run_record, with_task, write_run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>`|*"
 
 
-def record(model: str = "tiny", plan: str = "full", **changes: Any) -> dict[str, Any]:
-    identity = {"seed": 0, "generation": {"num_beams": 1}, "generation_version": 4}
-    made = run_record(model={"reference": model, "source": "folder", "files": {"weights": model}}, **identity)
-    return made | {"plan_description": plan} | changes
+def record(model: str = "tiny", plan: str = "full", tasks: Sequence[str] = ("plos",)) -> RunRecord:
+    made = run_record(
+        tasks,
+        model=ModelRecord(reference=model, source="folder", files={"weights": model}),
+        seed=0,
+        generation={"num_beams": 1},
+        generation_version=4,
+    )
+    return replace(made, plan_description=plan)
 
 
-def share(quality: float) -> Callable[[Any, int], str]:
+def share(quality: float) -> Callable[[ExampleRecord, int], str]:
     """Answer with a part of the reference, a greater one at the greater length."""
 
-    def answer(line: Any, maxlen: int) -> str:
-        words = line["references"][0].split()
+    def answer(example: ExampleRecord, maxlen: int) -> str:
+        words = example.references[0].split()
         return " ".join(words[: round(quality * len(words) * (1 if maxlen > 100 else 0.75))])
 
     return answer
 
 
-def add_run(path: Path, answer: Callable[[Any, int], str], profile: str = "hf", **options: Any) -> RunFolder:
+def add_run(path: Path, answer: Callable[[ExampleRecord, int], str], profile: str = "hf", **options: Any) -> RunFolder:
     folder = write_run(path, answer, **{"record": record()} | options)
     assert score([str(path), "--profile", profile]) == 0
     return folder
@@ -58,7 +66,7 @@ def edit(path: Path, name: str, change: Callable[[Any], Any]) -> None:
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pages of the runs, which are not read here, and draw no pictures."""
-    monkeypatch.setattr("eval.score.write_page", lambda *_, **__: None)
+    monkeypatch.setattr("eval.reporting.score_run.write_page", lambda *_, **__: None)
     monkeypatch.setattr("eval.reporting.charts.save_chart", lambda spec, path: path.write_text("drawn"))
 
 
@@ -66,7 +74,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a folder of three scored runs: `good`, `fair`, whose attention costs half, and `poor`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.score.write_page", lambda *_, **__: None)
+        patch.setattr("eval.reporting.score_run.write_page", lambda *_, **__: None)
         root = tmp_path_factory.mktemp("runs")
         add_run(root / "good", share(1.0), record=record("large"))
         add_run(root / "poor", share(0.3), record=record("tiny", "local span=8"))
@@ -86,6 +94,12 @@ def ranked(root: Path, *options: str) -> dict[str, Any]:
     assert leaderboard([str(root), *options]) == 0
     content: dict[str, Any] = json.loads((root / "leaderboard" / "leaderboard.json").read_text())
     return content
+
+
+def charts(content: dict[str, Any], index: int = 0) -> dict[str, Any]:
+    """Return the charts of one board."""
+    made = from_json(Leaderboard, content, "leaderboard.json")
+    return dict(charts_of(made.boards[index], made.cost))
 
 
 def reasons(content: dict[str, Any]) -> dict[str, str]:
@@ -127,7 +141,7 @@ def test_equal_rows_share_a_rank_and_twins_are_told_apart(runs: Path) -> None:
         ("good", 3),
         ("twin", 3),
     ]
-    spec = charts_of(board, content)["leaderboard-plos-length-rougeLsum"].spec
+    spec = charts(content)["leaderboard-plos-length-rougeLsum"].spec
     (points,) = [layer for layer in spec["layer"] if layer["mark"]["type"] == "point"]
     names = ["tiny, full", "large, full, good instruct", "tiny, local span=8", "large, full, twin instruct"]
     assert points["encoding"]["color"]["scale"]["domain"] == names
@@ -148,14 +162,14 @@ def test_what_is_left_out_is_named_with_the_reason(runs: Path, capsys: pytest.Ca
     edit(runs / "half", "example_scores.jsonl", lambda line: None if line["id"] == "test-5" else line)
     content = ranked(runs)
     expected = {
-        "training": "is a training, a search or a measurement of perplexity",
+        "training": "training/run.json has no field 'grouping'",
         "alien": "alien/run.json is not the record of a run",
         "unscored": "has no scores that can be read",
         "stale": "not those of its predictions",
         "old": "was scored by another version of the code",
         "unfinished": "unfinished: 2 of its predictions are not there yet",
         "other-profile": "scored under profile scrolls where hf is ranked",
-        "torn": "was interrupted, or is at work",
+        "torn": "torn/scores.json has no field 'profiles'",
         "half": "was interrupted, or is at work",
     }
     assert reasons(content).keys() == expected.keys()
@@ -165,7 +179,7 @@ def test_what_is_left_out_is_named_with_the_reason(runs: Path, capsys: pytest.Ca
     printed = " ".join(capsys.readouterr().out.split())
     folder = runs / "leaderboard"
     for text in (printed, (folder / "leaderboard.md").read_text(), (folder / "leaderboard.html").read_text()):
-        for part in ("unfinished: 2 of its predictions", "a measurement of perplexity", "9 left out"):
+        for part in ("unfinished: 2 of its predictions", "run.json has no field", "9 left out"):
             assert part in text
 
 
@@ -215,7 +229,7 @@ def test_a_board_ranks_the_examples_that_most_runs_share(runs: Path) -> None:
         "references": {"examples": [*everything[:5], example_line(5, references=["other words"])]},
         "query": {"examples": [*everything[:5], example_line(5, query="What is it about?")]},
         "document": {"documents": texts | {"doc-5": document(9, 20)}},
-        "version": {"record": record(tasks={"plos": record()["tasks"]["plos"] | {"version": 2}})},
+        "version": {"record": with_task(record(), version=2)},
     }
     for name, options in changed.items():
         add_run(runs / name, share(0.5), **options)
@@ -241,11 +255,11 @@ def test_of_two_sets_as_common_the_larger_is_ranked(tmp_path: Path) -> None:
 
 def test_templates_are_rows_of_their_own_and_evidence_is_shown(tmp_path: Path) -> None:
     examples = [example_line(index, query="What?", evidence=[[0, 300]]) for index in range(6)]
-    asked = record()
-    asked["tasks"]["plos"]["templates"]["brief"] = {"text": "In short: {context}", "prompt_sha256": "1"}
-    folder = write_run(tmp_path / "run", share(0.6), examples, record=asked)
-    lines = list(folder.read_predictions().lines.values())
-    brief = [line | {"template": "brief", "text": "something else"} for line in lines]
+    instruct = record().tasks["plos"].templates["instruct"]
+    templates = {"instruct": instruct, "brief": TemplateRecord(text="In short: {context}")}
+    folder = write_run(tmp_path / "run", share(0.6), examples, record=with_task(record(), templates=templates))
+    lines = list(folder.read_journal(Prediction).lines.values())
+    brief = [replace(line, template="brief", text="something else") for line in lines]
     folder.write_lines("predictions.jsonl", [*lines, *brief])
     assert score([str(folder.path)]) == 0
     (board,) = ranked(tmp_path)["boards"]
@@ -256,11 +270,11 @@ def test_templates_are_rows_of_their_own_and_evidence_is_shown(tmp_path: Path) -
 
 
 def test_each_task_has_a_board(runs: Path) -> None:
-    tasks = run_record(("plos", "aclsum"))["tasks"]
+    tasks = ("plos", "aclsum")
     examples = [example_line(index, task=task) for task in tasks for index in range(6)]
     texts = {f"doc-{index}": document(index, 3 if index < 2 else 20) for index in range(6)}
     folder = write_run(runs / "two", share(0.9), examples, texts, record(tasks=tasks))
-    folder.write_documents({"task": task, "document_id": name, "text": texts[name]} for task in tasks for name in texts)
+    folder.write_documents(document_line(task, name, texts[name]) for task in tasks for name in texts)
     assert score([str(folder.path)]) == 0
     content = ranked(runs)
     assert {board["task"]: board["num_runs"] for board in content["boards"]} == {"plos": 4, "aclsum": 1}
@@ -289,12 +303,12 @@ def test_the_profile_is_the_one_that_most_have_or_the_one_asked_for(
 
 
 def test_each_board_is_ranked_under_the_profile_of_its_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = run_record(("plos", "qasper"))["tasks"]
-    tasks["qasper"]["profile"] = "f1"
+    tasks = ("plos", "qasper")
+    asked = with_task(record(tasks=tasks), "qasper", profile="f1")
     examples = [example_line(index, task=task, document_id=f"{task}-{index}") for task in tasks for index in range(6)]
-    texts = {line["document_id"]: document(index, 20) for index, line in enumerate(examples)}
+    texts = {line.document_id: document(index, 20) for index, line in enumerate(examples)}
     for name, quality in (("good", 0.9), ("fair", 0.5), ("other", 0.5)):
-        write_run(tmp_path / name, share(quality), examples, texts, record(tasks=tasks))
+        write_run(tmp_path / name, share(quality), examples, texts, asked)
         assert score([str(tmp_path / name)]) == 0
     assert score([str(tmp_path / "other"), "--profile", "scrolls"]) == 0
     content = ranked(tmp_path)
@@ -317,18 +331,19 @@ def test_each_board_is_ranked_under_the_profile_of_its_task(tmp_path: Path, caps
     for line in lines:
         assert (line["f1_mean_fraction"] == "") == (line["task"] == "plos")
         assert (line["rouge1_mean_fraction"] == "") == (line["task"] == "qasper")
-    charts = charts_of(content["boards"][1], content)
-    axes = [layer["encoding"]["y"]["title"] for layer in charts["leaderboard-qasper-length-f1"].spec["layer"]]
+    axes = [
+        layer["encoding"]["y"]["title"] for layer in charts(content, 1)["leaderboard-qasper-length-f1"].spec["layer"]
+    ]
     assert set(axes) == {"F1 × 100 (f1)"}
 
 
 def test_marks_say_what_lies_within_the_margin_of_the_best(tmp_path: Path) -> None:
     examples = [example_line(index) for index in range(12)]
 
-    def nearly(line: Any, maxlen: int) -> str:
-        return line["references"][0] + (" again" if line["id"] == "test-3" else "")
+    def nearly(example: ExampleRecord, maxlen: int) -> str:
+        return example.references[0] + (" again" if example.id == "test-3" else "")
 
-    add_run(tmp_path / "best", lambda line, maxlen: line["references"][0], examples=examples)
+    add_run(tmp_path / "best", lambda example, maxlen: example.references[0], examples=examples)
     add_run(tmp_path / "close", nearly, examples=examples)
     add_run(tmp_path / "far", share(0.5), examples=examples)
 
@@ -362,7 +377,7 @@ def test_the_frontier_is_what_nothing_beats_at_no_more_cost(runs: Path) -> None:
 
     assert on_frontier() == {("deep/fair", 100), ("good", 100), ("good", 200)}
     content = ranked(runs)
-    spec = charts_of(content["boards"][0], content)["leaderboard-plos-cost-attention_flops"].spec
+    spec = charts(content)["leaderboard-plos-cost-attention_flops"].spec
     steps, labels = spec["layer"][0], spec["layer"][-1]
     assert (steps["mark"]["style"], labels["mark"]["type"]) == ("frontier", "text")
     assert [row["label"] for row in labels["data"]["values"]] == ["100", "100", "200"]
@@ -388,8 +403,7 @@ def test_notes_warn_of_what_does_not_compare(runs: Path) -> None:
     edit(runs / "poor", "run.json", on_a_gpu)
     content = ranked(runs)
     machines, weights, template, *_ = content["boards"][0]["notes"]
-    charts = charts_of(content["boards"][0], content)
-    assert charts["leaderboard-plos-cost-seconds"].caption.endswith("Times were measured in different places.")
+    assert charts(content)["leaderboard-plos-cost-seconds"].caption.endswith("Times were measured in different places.")
     assert "GPU, 1 process(es), 1 thread(s) each: poor" in machines
     assert weights == "A model of the same name has other weights in deep/fair, and in poor."
     assert template == "The template instruct has other words in deep/fair, good, and in poor."
@@ -469,7 +483,7 @@ def test_no_text_and_no_path_of_this_machine_is_written(runs: Path, capsys: pyte
     for text in (printed, *written):
         assert str(runs) not in text
         assert document(2, 20)[:40] not in text
-        assert example_line(2)["references"][0][:40] not in text
+        assert example_line(2).references[0][:40] not in text
 
 
 def test_long_references_of_models_are_cut_where_they_differ() -> None:
@@ -481,7 +495,7 @@ def test_long_references_of_models_are_cut_where_they_differ() -> None:
 
 def test_one_curve_of_a_yardstick_serves_all_runs_that_share_it(runs: Path) -> None:
     def dashed(content: dict[str, Any]) -> list[str]:
-        spec = charts_of(content["boards"][0], content)["leaderboard-plos-length-rougeLsum"].spec
+        spec = charts(content)["leaderboard-plos-length-rougeLsum"].spec
         lines = [layer for layer in spec["layer"] if layer["mark"].get("style") == "yardstick"]
         return [layer["data"]["values"][0]["system"] for layer in lines]
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from eval.compare import main as compare
 from eval.records.run_folder import RunFolder
-from eval.reporting.tables import verdict
+from eval.reporting.columns import verdict
 from eval.score import main as score
 from eval.scoring.profiles import score_prediction
-from tests.helpers.run_folders import document, example_line, run_record, write_run
+from tests.helpers.run_folders import document, example_line, run_record, with_task, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 def half(line: Any, maxlen: int) -> str:
     """Answer with the reference, or half of it at the smallest length."""
-    words = line["references"][0].split()
+    words = line.references[0].split()
     return " ".join(words if maxlen > 100 else words[: len(words) // 2])
 
 
@@ -43,9 +45,16 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_run_is_scored_again_under_another_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, half)
-    assert score([str(tmp_path)]) == 0
+    assert score([str(tmp_path), "--full"]) == 0
     printed = capsys.readouterr().out
-    for part in ("ROUGE profile hf", "visible oracle", "where every length cuts", "100 to 200", "attn TFLOP"):
+    for part in (
+        "ROUGE profile hf",
+        "visible oracle",
+        "where every length cuts",
+        "100 to 200",
+        "attn TFLOP",
+        "n: exam",
+    ):
         assert part in printed
     first = read(tmp_path)
     assert first["profiles"] == {"plos": "hf"}
@@ -66,7 +75,7 @@ def test_where_no_subset_is_shown_the_reason_is(tmp_path: Path, capsys: pytest.C
         ("short", 3, "The greatest length truncates none."),
     ):
         write_run(tmp_path / name, half, documents={f"doc-{i}": document(i, num_sentences) for i in range(6)})
-        assert score([str(tmp_path / name)]) == 0
+        assert score([str(tmp_path / name), "--full"]) == 0
         assert reason in capsys.readouterr().out
         assert reason in (tmp_path / name / "report.html").read_text()
 
@@ -83,9 +92,7 @@ def test_a_page_for_others_holds_no_texts(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_run_without_texts_stays_without_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = run_record()
-    record["config"]["texts"] = False
-    write_run(tmp_path, half, record=record)
+    write_run(tmp_path, half, record=replace(run_record(), config={"texts": False}))
     reference = read(tmp_path, "examples.jsonl")[3]["references"][0][:30]
     for flags, is_there in (([], False), (["--texts"], True), ([], True), (["--no-texts"], False), ([], False)):
         assert score([str(tmp_path), *flags]) == 0
@@ -270,7 +277,11 @@ def test_runs_are_compared_pair_by_pair(runs: list[Path], capsys: pytest.Capture
     assert lost["difference"] < -0.5
     assert (same["difference"], same["ties"], same["p_value"], same["low"], same["high"]) == (0, 6, 1.0, None, None)
     # All answers are perfect in both, which says nothing of others.
-    assert (verdict(same), same["non_inferior"], lost["non_inferior"]) == ("not settled", False, False)
+    assert (verdict(SimpleNamespace(**same)), same["non_inferior"], lost["non_inferior"]) == (
+        "not settled",
+        False,
+        False,
+    )
     assert content["changed_most"][0]["a"] > content["changed_most"][0]["b"] == 0
     assert compare(list(map(str, runs))) == 0
     printed = capsys.readouterr().out
@@ -299,8 +310,7 @@ def test_examples_that_both_lengths_cut_are_compared_apart(
 
 def test_settings_that_differ_are_named(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = run_record(truncation="tail", generation={"num_beams": 4})
-    record["tasks"]["plos"]["max_new_tokens"] = 32
-    write_run(tmp_path / "other", half, record=record)
+    write_run(tmp_path / "other", half, record=with_task(record, max_new_tokens=32))
     assert score([str(tmp_path / "other")]) == 0
     capsys.readouterr()
     assert compare([str(runs[0]), str(tmp_path / "other")]) == 0
@@ -393,13 +403,13 @@ def write_mixed(path: Path, answer: Any = half, **changes: Any) -> None:
     """Write a run of three tasks, each with a profile of its own."""
     record = run_record(tuple(MIXED))
     for task, profile in MIXED.items():
-        record["tasks"][task] |= {"profile": profile} | changes
+        record = with_task(record, task, profile=profile, **changes)
     examples = [
         example_line(index, task=task, id=f"{task}-{index}", document_id=f"{task}-{index}")
         for task in MIXED
         for index in range(6)
     ]
-    documents = {line["document_id"]: document(index, 20) for index, line in enumerate(examples)}
+    documents = {line.document_id: document(index, 20) for index, line in enumerate(examples)}
     write_run(path, answer, examples, documents, record)
 
 
@@ -419,14 +429,17 @@ def test_a_run_of_several_tasks_is_scored_under_the_profile_of_each(
     assert scores["yardsticks"]["arxiv"]["common_answer"] is None
     printed, report = capsys.readouterr().out, (tmp_path / "report.md").read_text()
     assert "each task under its profile: hf (arxiv), scrolls (qmsum), f1 (qasper), x 100" in printed
+    rows = [line.split()[:4] for line in printed.splitlines() if "geometric" in line]
+    assert rows[:2] == [["qmsum", "100", "6", "geometric"], ["qmsum", "200", "6", "geometric"]]
+    assert "qmsum: 200 tokens are better than 100: geometric +" in printed
     assert "Scores: answers, profile `f1`, F1 and exact match x 100." in report
     of_answers = report.split("## qasper")[1].split("\n## ")[0]
     assert "ROUGE" not in of_answers
     assert "| F1 | exact match |" in of_answers
     assert "| common answer |" in of_answers
     # Two of the seven tasks of SCROLLS.
-    assert "No SCROLLS" not in printed
-    assert "SCROLLS score, the mean of seven tasks: none; missing: gov_report (not there)" in " ".join(printed.split())
+    assert "SCROLLS" not in printed
+    assert "SCROLLS score, the mean of seven tasks: none; missing: gov_report (not there)" in report
     assert score([str(tmp_path), "--profile", "longbench"]) == 0
     assert set(read(tmp_path)["profiles"].values()) == {"longbench"}
     assert {tuple(one["metrics"]) for one in read(tmp_path)["results"]} == {("rougeL",)}
@@ -436,10 +449,12 @@ def test_the_report_says_how_answers_are_cut_and_which_rows_were_bad(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = {"num_rows": 9, "num_bad": 2, "bad": ["val.jsonl, line 3: no 'output'", "val.jsonl, line 5: no 'id'"]}
-    write_mixed(tmp_path, lambda line, maxlen: f"\n{line['references'][0]}\nmore", scores_first_line=True, rows=rows)
+    write_mixed(tmp_path, lambda line, maxlen: f"\n{line.references[0]}\nmore", scores_first_line=True, rows=rows)
     assert score([str(tmp_path)]) == 0
     model = [one for one in read(tmp_path)["results"] if one["kind"] == "model" and one["task"] == "qasper"]
     assert all(one["metrics"]["exact_match"]["mean"] == 1 for one in model)
+    assert "2 rows of qasper could not be used and were skipped" in " ".join(capsys.readouterr().out.split())
+    assert score([str(tmp_path), "--full"]) == 0
     for text in (capsys.readouterr().out, *((tmp_path / f"report.{end}").read_text() for end in ("md", "html"))):
         assert "Scored by the first line of each answer, as the benchmark does: arxiv, qmsum, qasper." in text
         assert "2 rows of qasper could not be used and were skipped. The first: val.jsonl, line 3" in text
@@ -449,11 +464,11 @@ def test_the_report_says_how_answers_are_cut_and_which_rows_were_bad(
 def test_a_run_of_an_earlier_version_is_scored_and_until_then_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = run_record(profile="scrolls")
-    about = record["tasks"]["plos"]
-    record["identity"]["profile"] = about.pop("profile")
-    del about["scores_first_line"]
-    write_run(tmp_path, half, record=record)
+    folder = write_run(tmp_path, half, record=run_record(profile="scrolls"))
+    record = read(tmp_path, "run.json")
+    record["identity"]["profile"] = record["tasks"]["plos"].pop("profile")
+    del record["tasks"]["plos"]["scores_first_line"]
+    folder.write_json("run.json", record)
     (tmp_path / "scores.json").write_text(json.dumps({"profile": "scrolls", "scoring_version": 1, "results": []}))
     (tmp_path / "example_scores.jsonl").write_text("")
     assert compare([str(tmp_path)] * 2) == 2

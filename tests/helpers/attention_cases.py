@@ -14,19 +14,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from masformer.attention import tiles
 from masformer.attention.cache import cache_layer
-from masformer.attention.span_attention import dense_attention, span_attention
-from masformer.attention.tiles import Scores
+from masformer.attention.kernels import dense_attention, span_attention
+from masformer.attention.tiles import ScoreRule
 from masformer.attention.visibility import SpanMask
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, layer_of_heads
-
-# The same examples at every run.
-PROPERTY = settings(deadline=None, derandomize=True, database=None)
 
 
 def sees(query: int, key: int, span: LayerSpan) -> bool:
@@ -106,8 +102,8 @@ class Case:
         return heads.repeat_interleave(self.heads // self.kv_heads, dim=0)
 
     @property
-    def scores(self) -> Scores:
-        return Scores(scale=self.size**-0.5 if self.scale is None else self.scale, softcap=self.softcap)
+    def scores(self) -> ScoreRule:
+        return ScoreRule(scale=self.size**-0.5 if self.scale is None else self.scale, softcap=self.softcap)
 
     def mask(self, device: str = "cpu") -> SpanMask:
         padding = None if self.padding is None else torch.tensor(self.padding, device=device)

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eval.records.run_folder import RunFolder
+from eval.records.schema import (
+    DocumentRecord,
+    ExampleRecord,
+    Grouping,
+    Identity,
+    Machine,
+    ModelRecord,
+    Prediction,
+    Result,
+    RunRecord,
+    Scores,
+    Session,
+    TaskRecord,
+    TemplateRecord,
+)
+from eval.records.typed import from_json
 
 WORDS = [
     "the",
@@ -39,120 +56,144 @@ def document(seed: int, num_sentences: int = 12) -> str:
     return " ".join(sentence(seed * 31 + index).capitalize() for index in range(num_sentences))
 
 
-def example_line(index: int, **changes: Any) -> dict[str, Any]:
+def example_line(index: int, **changes: Any) -> ExampleRecord:
     reference = f"{sentence(index * 31 + 2)} {sentence(index * 31 + 9)}"
-    line = {"task": "plos", "id": f"test-{index}", "document_id": f"doc-{index}", "query": None, "evidence": None}
-    return line | {"references": [reference]} | changes
+    example = ExampleRecord(
+        task="plos",
+        id=f"test-{index}",
+        document_id=f"doc-{index}",
+        query=None,
+        references=[reference],
+        evidence=None,
+    )
+    return replace(example, **changes)
 
 
-def prediction_line(example: Mapping[str, Any], maxlen: int, text: str, num_characters: int, **changes: Any) -> Any:
-    """Return a line whose prompt showed a character of the document for each token of maxlen."""
+def prediction_line(example: ExampleRecord, maxlen: int, text: str, num_characters: int, **changes: Any) -> Prediction:
+    """Return a prediction whose prompt showed two characters of the document for each token of maxlen."""
     kept = min(2 * maxlen, num_characters)
-    line = {
-        "task": example["task"],
-        "template": "instruct",
-        "id": example["id"],
-        "maxlen": maxlen,
-        "fingerprint": f"{example['id']}-{maxlen}",
-        "text": text,
-        "prompt_tokens": maxlen,
-        "prefilled_tokens": 10,
-        "context_tokens_kept": kept,
-        "context_tokens_dropped": num_characters - kept,
-        "context_spans": [[0, kept]],
-        "num_generated_tokens": 10,
-        "finish_reason": "stop",
-        "seconds": 3.0,
-        "prefill_seconds": 2.0,
-        "decode_seconds": 1.0,
-        "batch_size": 2,
-        "group": 0,
-        "truncation": "head",
-        "cache_bytes": 1000 * maxlen,
-        "peak_bytes": 2**30,
-        "attention_flops": 10**9 * maxlen**2,
-    }
-    return line | changes
+    prediction = Prediction(
+        task=example.task,
+        template="instruct",
+        id=example.id,
+        maxlen=maxlen,
+        fingerprint=f"{example.id}-{maxlen}",
+        text=text,
+        prompt_tokens=maxlen,
+        context_tokens_kept=kept,
+        context_tokens_dropped=num_characters - kept,
+        context_spans=[[0, kept]],
+        num_generated_tokens=10,
+        finish_reason="stop",
+        seconds=3.0,
+        prefill_seconds=2.0,
+        decode_seconds=1.0,
+        batch_size=2,
+        group=0,
+        truncation="head",
+        cache_bytes=1000 * maxlen,
+        attention_flops=10**9 * maxlen**2,
+        prefilled_tokens=10,
+        peak_bytes=2**30,
+    )
+    return replace(prediction, **changes)
 
 
-def model_results(folder: Path) -> list[dict[str, Any]]:
+def document_line(task: str, name: str, text: str) -> DocumentRecord:
+    return DocumentRecord(task=task, document_id=name, text=text)
+
+
+def read_scores(folder: Path) -> Scores:
+    """Return `scores.json`."""
+    return from_json(Scores, json.loads((folder / "scores.json").read_text()), "scores.json")
+
+
+def model_results(folder: Path) -> list[Result]:
     """Return the results of a scored folder that are a model's, about all of its examples."""
-    results = json.loads((folder / "scores.json").read_text())["results"]
-    return [result for result in results if (result["kind"], result["subset"]) == ("model", "all")]
+    return [one for one in read_scores(folder).results if (one.kind, one.subset) == ("model", "all")]
 
 
 def run_record(
     tasks: Sequence[str] = ("plos",), lengths: Sequence[int] = LENGTHS, profile: str = "hf", **identity: Any
-) -> dict[str, Any]:
-    about = {
-        "description": "paper -> abstract",
-        "version": 1,
-        "licence": "CC BY",
-        "source": {"kind": "package", "name": "allofplos", "version": "0"},
-        "split": "test",
-        "templates": {"instruct": {"text": "Summarize: {context}", "chat": True, "prompt_sha256": "0"}},
-        "profile": profile,
-        "scores_first_line": False,
-        "max_new_tokens": 16,
-        "limit": None,
-        "maxlen": list(lengths),
-    }
-    session = {
-        "started": "2026-01-01T00:00:00+00:00",
-        "finished": "2026-01-01T00:01:00+00:00",
-        "command": ["--task", "plos"],
-        "world_size": 1,
-        "threads": 1,
-        "machine": {"device": "CPU (test)"},
-        "commit": "0" * 40,
-        "dirty": False,
-    }
-    model = {"reference": "tiny", "source": "folder"}
-    held = {"model": model, "plan": None, "dtype": "float32", "truncation": "head"} | identity
-    return {
-        "config": {"shard": None},
-        "plan_description": "full",
-        "world_size": 1,
-        "identity": held,
-        "tasks": {task: dict(about) for task in tasks},
-        "sessions": [session],
-        "grouping": {"num_shares": 1, "batch_size": 16, "memory_budget": 1},
-    }
+) -> RunRecord:
+    about = TaskRecord(
+        description="paper -> abstract",
+        version=1,
+        licence="CC BY",
+        source={"kind": "package", "name": "allofplos", "version": "0"},
+        split="test",
+        templates={"instruct": TemplateRecord(text="Summarize: {context}", prompt_sha256="0")},
+        profile=profile,
+        max_new_tokens=16,
+        limit=None,
+        maxlen=list(lengths),
+    )
+    session = Session(
+        started="2026-01-01T00:00:00+00:00",
+        finished="2026-01-01T00:01:00+00:00",
+        command=["--task", "plos"],
+        world_size=1,
+        threads=1,
+        machine=Machine(device="CPU (test)"),
+        commit="0" * 40,
+        dirty=False,
+    )
+    settings = Identity(
+        model=ModelRecord(reference="tiny", source="folder"), plan=None, dtype="float32", truncation="head"
+    )
+    return RunRecord(
+        config={"shard": None},
+        plan_description="full",
+        world_size=1,
+        identity=replace(settings, **identity),
+        tasks=dict.fromkeys(tasks, about),
+        sessions=[session],
+        grouping=Grouping(num_shares=1, batch_size=16, memory_budget=1),
+    )
+
+
+def with_task(record: RunRecord, task: str = "plos", **changes: Any) -> RunRecord:
+    """Return a record with other settings of one task."""
+    return replace(record, tasks={**record.tasks, task: replace(record.tasks[task], **changes)})
+
+
+def with_session(record: RunRecord, **changes: Any) -> RunRecord:
+    """Return a record with other values of its first session."""
+    first, *others = record.sessions
+    return replace(record, sessions=[replace(first, **changes), *others])
 
 
 def write_run(
     path: Path,
-    answer: Callable[[Mapping[str, Any], int], str],
-    examples: Sequence[Mapping[str, Any]] | None = None,
+    answer: Callable[[ExampleRecord, int], str],
+    examples: Sequence[ExampleRecord] | None = None,
     documents: Mapping[str, str] | None = None,
-    record: Mapping[str, Any] | None = None,
+    record: RunRecord | None = None,
 ) -> RunFolder:
     """Write a run that has ended and was not scored.
 
     Args:
-        path: Of the folder.
-        answer: From a line of `examples.jsonl` and a maxlen to the text of a prediction.
-        examples: Lines of `examples.jsonl`; six of `example_line` by default.
+        path: The folder.
+        answer: Returns the text of a prediction for an example and a maxlen.
+        examples: Six of `example_line` by default.
         documents: Texts by document id; those of `document` by default.
         record: `run.json`; that of `run_record` by default.
     """
     examples = [example_line(index) for index in range(6)] if examples is None else examples
     record = record or run_record()
-    names = {line["document_id"]: line["task"] for line in examples}
+    tasks = {one.document_id: one.task for one in examples}
     # The first two documents are short, so that the greatest length shows all of them.
-    texts = documents or {name: document(index, 3 if index < 2 else 20) for index, name in enumerate(sorted(names))}
+    texts = documents or {name: document(index, 3 if index < 2 else 20) for index, name in enumerate(sorted(tasks))}
     folder = RunFolder(path)
     folder.write_json("run.json", record)
     folder.write_lines("examples.jsonl", examples)
-    folder.write_documents(
-        {"task": names[name], "document_id": name, "text": text} for name, text in texts.items() if name in names
-    )
+    folder.write_documents(document_line(tasks[name], name, text) for name, text in texts.items() if name in tasks)
     folder.write_lines(
         "predictions.jsonl",
         [
-            prediction_line(line, maxlen, answer(line, maxlen), len(texts[line["document_id"]]))
-            for line in examples
-            for maxlen in record["tasks"][line["task"]]["maxlen"]
+            prediction_line(one, maxlen, answer(one, maxlen), len(texts[one.document_id]))
+            for one in examples
+            for maxlen in record.tasks[one.task].maxlen
         ],
     )
     return folder

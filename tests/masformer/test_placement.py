@@ -104,7 +104,7 @@ def _gated_loss(model: PreTrainedModel, space: Placements, changes: dict[tuple[i
     from transformers import AttentionInterface
 
     from masformer.adapters import layer_of, set_attention
-    from masformer.attention.span_attention import ATTENTION_NAME, masformer_attention
+    from masformer.attention.kernels import ATTENTION_NAME, masformer_attention
     from masformer.plans.spans import FULL
 
     def mixed(module, query, *args, **kwargs):  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from tasks import LONGBENCH, SCROLLS, SUMMARIES, TASKS
-from tasks.__main__ import list_tasks, main
+from tasks.__main__ import main, markdown_rows
 from tests.helpers.official_files import write_official
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
@@ -107,6 +108,8 @@ def test_a_prompt_is_shown_as_the_model_will_see_it(
         text = printed(capsys, *shared, "--maxlen", maxlen, "--truncation", policy)
         assert f"Here is an article or a story.\n\n{shown}\n\nAnswer the following question" in text
         assert f"context (tokens)              {left} of {len(context)}, 50 cut\n" in text
+    assert runpy.run_module("eval.prompt")["main"](["quality", *shared[3:]]) == 0
+    assert capsys.readouterr().out == whole
     plain = printed(capsys, *shared, "--template", "query_first-plain")
     assert "(no chat template)" in plain
     assert plain.endswith("Answer:\n")
@@ -150,19 +153,17 @@ def test_the_configs_of_suites_name_their_tasks(file: str, suite: tuple[str, ...
     assert tuple(yaml.safe_load((ROOT / "configs" / f"{file}.yaml").read_text())["task"]) == suite
 
 
-def table() -> list[str]:
-    """Return the lines of the table in docs/tasks.md."""
-    rows = ["| task | what | default split (examples) | metrics | answer tokens | version | licence |"]
-    rows.append("| --- | --- | --- | --- | ---: | ---: | --- |")
-    for about in json.loads(list_tasks(as_json=True)[0]):
-        size = about["splits"][about["default_split"]]
-        split = f"{about['default_split']} ({'size not stated' if size is None else f'{size:,}'})"
-        cells = [f"`{about['name']}`", about["description"], split, about["metrics"] or "-"]
-        cells += [str(about["max_new_tokens"] or "-"), str(about["version"]), about["licence"]]
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
+def test_the_table_in_the_documentation_is_that_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "tasks.md"
+    remedy = "run: python -m tasks list --write docs/tasks.md"
+    assert f"\n\n{printed(capsys, 'list', '--markdown')}\n" in page.read_text(encoding="utf-8"), remedy
 
-
-def test_the_table_in_the_documentation_is_that_of_the_command() -> None:
-    text = (ROOT / "docs" / "tasks.md").read_text()
-    assert "\n".join(table()) in text, "write the output of this function's table() into docs/tasks.md"
+    stale = tmp_path / "tasks.md"
+    head, rule, *rows = markdown_rows()
+    stale.write_text("\n".join(("# A", "", head, rule, rows[0], "| gone |", "", "B", "", "C")), encoding="utf-8")
+    printed(capsys, "list", "--write", str(stale))
+    assert stale.read_text(encoding="utf-8") == "\n".join(("# A", "", head, rule, *rows, "", "B", "", "C", ""))
+    stale.write_text("nothing", encoding="utf-8")
+    assert "holds no table of tasks" in error(capsys, "list", "--write", str(stale))

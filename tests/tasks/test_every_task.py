@@ -14,12 +14,23 @@ import pyarrow.parquet
 import pytest
 
 from tasks import LONGBENCH, TASKS, DataError, LoadedExamples, LoadRequest
-from tests.helpers.official_files import DOCUMENT, LINES, OPTIONS, OTHERS, as_lines, chapters, write_csv, write_official
+from tasks.readers.scrolls_lines import SAMPLE_DOCUMENT
+from tasks.scrolls_tasks import SAMPLE_OPTIONS
+from tests.helpers.official_files import as_csv, as_lines, sample_records, write_official
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-# One of each loader and kind of row; the others differ in names.
-REPRESENTATIVES = ("arxiv", "gov_report", "qmsum", "qasper", "quality", "contract_nli", "big_patent_a")
-REPRESENTATIVES += ("longbench_hotpotqa", "longbench_gov_report", "longbench_samsum")
+SCROLLS_FIELDS = ("input", "output")
+LONGBENCH_FIELDS = ("context", "answers")
+# The fields of document and reference for one task of each loader and kind of row; the others differ in names.
+REPRESENTATIVES = {
+    "arxiv": ("article_text", "abstract_text"),
+    **dict.fromkeys(("gov_report", "qmsum", "qasper", "quality", "contract_nli"), SCROLLS_FIELDS),
+    "big_patent_a": ("description", "abstract"),
+    **dict.fromkeys(("longbench_hotpotqa", "longbench_gov_report", "longbench_samsum"), LONGBENCH_FIELDS),
+}
+# The number of examples in a sample, for one task of each loader.
+NUM_EXAMPLES = dict.fromkeys(REPRESENTATIVES, 3) | {"multi_news": 3, "book_sum": 2, "plos": 1, "text": 2}
+NUM_EXAMPLES |= {"aclsum": 1, "aclsum_aspects": 3}
 SOME_TEXT = "a text"
 
 
@@ -28,24 +39,20 @@ def load(task: str, data: Path, *, on_bad_row: str = "fail", limit: int | None =
     return TASKS[task].load(LoadRequest(split=split, data=data, on_bad_row=on_bad_row, limit=limit))
 
 
-def test_every_task_with_prompts_has_an_official_file() -> None:
-    letters = {f"big_patent_{code}" for code in "bcdefghy"}  # as class a
-    assert set(LINES) | set(OTHERS) | letters == {name for name, task in TASKS.items() if task.has_references}
-
-
-@pytest.mark.parametrize("task", [*LINES, *OTHERS])
-def test_the_official_file_of_every_task_gives_examples(task: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_the_sample_of_every_task_gives_examples(task: str, tmp_path: Path) -> None:
+    assert TASKS[task].sample, "a task has a sample of its official files, for this test"
     loaded = load(task, write_official(task, tmp_path))
-    num_examples = {"book_sum": 2, "plos": 1, "aclsum": 1}.get(task, 3)
-    assert len(loaded.examples) == num_examples
-    assert len({example.id for example in loaded.examples}) == num_examples
+    assert len(loaded.examples) == NUM_EXAMPLES.get(task, len(loaded.examples))
+    assert len({example.id for example in loaded.examples}) == len(loaded.examples) > 0
     assert not loaded.bad_rows
     assert loaded.provenance["num_bad"] == loaded.provenance["num_skipped"] == 0
     assert len(loaded.provenance["sha256"]) == 64
-    asks = "{query}" in TASKS[task].templates[TASKS[task].default_template].text
+    asks = any("{query}" in template.text for template in TASKS[task].templates.values())
     for example in loaded.examples:
         assert example.context == example.context.strip() != ""
         assert all(example.references)
+        assert bool(example.references) == TASKS[task].has_references
         assert (example.query is not None) == asks
         assert not example.query or example.query not in example.context
     assert load(task, tmp_path / next(tmp_path.iterdir()).name, limit=1).examples == loaded.examples[:1]
@@ -60,12 +67,12 @@ def test_a_query_of_scrolls_ends_at_the_first_blank_line(tmp_path: Path) -> None
         "qasper": "Was it closed?",
         "narrative_qa": "What was closed?",
         "contract_nli": "A bridge stays open.",
-        "quality": f"What was closed?\n\n{OPTIONS.strip()}",
+        "quality": f"What was closed?\n\n{SAMPLE_OPTIONS.strip()}",
     }.items():
         example = first(task, tmp_path)
         assert example.query == query
-        assert example.context == f"Report 0. {DOCUMENT}", "the document's own blank line stays"
-    assert first("gov_report", tmp_path).context == f"Report 0. {DOCUMENT}"
+        assert example.context == f"Report 0. {SAMPLE_DOCUMENT}", "the document's own blank line stays"
+    assert first("gov_report", tmp_path).context == f"Report 0. {SAMPLE_DOCUMENT}"
 
 
 def test_a_line_of_scrolls_without_its_query_is_told(tmp_path: Path) -> None:
@@ -78,29 +85,29 @@ def test_a_line_of_scrolls_without_its_query_is_told(tmp_path: Path) -> None:
 
 
 def test_options_of_quality_may_stand_in_one_line_and_are_what_an_answer_must_be(tmp_path: Path) -> None:
-    row = dict(LINES["quality"].rows[0])
-    row["input"] = f"Is it (D)?\n\n(A) One (B) Two  words (C) Three (D) Four\n\n{DOCUMENT}"
+    row = dict(sample_records("quality")[0])
+    row["input"] = f"Is it (D)?\n\n(A) One (B) Two  words (C) Three (D) Four\n\n{SAMPLE_DOCUMENT}"
     row["output"] = "Two words"
-    (example,) = load("quality", LINES["quality"].write(tmp_path / "a", as_lines([row]))).examples
+    (example,) = load("quality", write_official("quality", tmp_path, as_lines([row]))).examples
     assert example.query == "Is it (D)?\n\n(A) One (B) Two  words (C) Three (D) Four"
-    assert example.context == DOCUMENT
+    assert example.context == SAMPLE_DOCUMENT
     for change, reason in (
         ({"output": "Five"}, "'output' is 'Five', which is none of the options"),
         ({"output": "B"}, "which is none of the options"),
-        ({"input": f"Why?\n\n{DOCUMENT}"}, r"has no options \(A\) to \(D\)"),
+        ({"input": f"Why?\n\n{SAMPLE_DOCUMENT}"}, r"has no options \(A\) to \(D\)"),
         ({"input": "Why?\n\n(A) One (B) Two (C) Three (D) Four\n\n"}, r"has no options \(A\) to \(D\)"),
     ):
         with pytest.raises(DataError, match=reason):
-            load("quality", LINES["quality"].write(tmp_path / "b", as_lines([row | change])))
-    row = {**LINES["contract_nli"].rows[0], "output": "Neutral"}
+            load("quality", write_official("quality", tmp_path, as_lines([row | change])))
+    row = {**sample_records("contract_nli")[0], "output": "Neutral"}
     with pytest.raises(DataError, match="'output' is 'Neutral'; expected Entailment, Contradiction, Not mentioned"):
-        load("contract_nli", LINES["contract_nli"].write(tmp_path / "c", as_lines([row])))
+        load("contract_nli", write_official("contract_nli", tmp_path, as_lines([row])))
 
 
 def test_several_lines_of_an_id_are_several_references(tmp_path: Path) -> None:
-    rows = LINES["qasper"].rows
+    rows = sample_records("qasper")
     again = [{**rows[0], "pid": "x_1", "output": "No"}, {**rows[0], "pid": "x_2"}]
-    examples = load("qasper", LINES["qasper"].write(tmp_path / "qasper", as_lines([*rows, *again]))).examples
+    examples = load("qasper", write_official("qasper", tmp_path, as_lines([*rows, *again]))).examples
     assert [example.references for example in examples] == [("Yes", "No"), ("Unanswerable",), ("the bridge",)]
 
 
@@ -110,7 +117,7 @@ def test_hidden_references_are_one_clear_line(task: str, tmp_path: Path) -> None
     with pytest.raises(DataError, match=f"^task {task}: {hidden}"):
         TASKS[task].load(LoadRequest(split="test"))
     file = tmp_path / "test.jsonl"
-    file.write_bytes(as_lines([{**row, "output": None} for row in LINES[task].rows]))
+    file.write_bytes(as_lines([{**row, "output": None} for row in sample_records(task)]))
     for data in (file, tmp_path):
         with pytest.raises(DataError, match=rf"^test\.jsonl line 1: field 'output' is null: {hidden}"):
             TASKS[task].load(LoadRequest(split="test", data=data))
@@ -118,14 +125,14 @@ def test_hidden_references_are_one_clear_line(task: str, tmp_path: Path) -> None
 
 def test_longbench_reads_the_unpacked_folder_and_no_other_sets_file(tmp_path: Path) -> None:
     for name in ("hotpotqa", "qasper", "gov_report"):
-        (tmp_path / f"{name}.jsonl").write_bytes(as_lines(LINES[f"longbench_{name}"].rows))
+        (tmp_path / f"{name}.jsonl").write_bytes(as_lines(sample_records(f"longbench_{name}")))
     example = load("longbench_hotpotqa", tmp_path).examples[0]
     assert example.references == ("the bridge", "a bridge")
     assert (example.id, example.query) == ("0" * 48, "Question: What was closed?\nAnswer:")
     assert load("longbench_gov_report", tmp_path).examples[0].query is None
     with pytest.raises(DataError, match=r"^qasper\.jsonl line 1: field 'dataset' is 'qasper'; expected 'hotpotqa'"):
         load("longbench_hotpotqa", tmp_path / "qasper.jsonl")
-    row = {**LINES["longbench_gov_report"].rows[0], "input": "Why?"}
+    row = {**sample_records("longbench_gov_report")[0], "input": "Why?"}
     (tmp_path / "gov_report.jsonl").write_bytes(as_lines([row]))
     with pytest.raises(DataError, match="field 'input' is 'Why\\?'; gov_report asks nothing"):
         load("longbench_gov_report", tmp_path)
@@ -229,17 +236,20 @@ FAULTS: dict[str, tuple[Fault, str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("task", REPRESENTATIVES)
 def test_a_row_that_cannot_be_used_is_named_or_skipped_and_counted(task: str, fault: str, tmp_path: Path) -> None:
-    official = LINES[task]
-    good, bad, last = official.rows
+    context, target = REPRESENTATIVES[task]
+    good, bad, last = sample_records(task)
     change, reason = FAULTS[fault]
-    made = change(dict(bad), official.context, official.target)
+    made = change(dict(bad), context, target)
     middle = made if isinstance(made, bytes) else json.dumps(made).encode() + b"\n"
-    data = official.write(tmp_path / task, as_lines([good]) + middle + as_lines([last]))
-    reason = reason.replace("CONTEXT", official.context).replace("TARGET", official.target)
+    data = write_official(task, tmp_path, as_lines([good]) + middle + as_lines([last]))
+    reason = reason.replace("CONTEXT", context).replace("TARGET", target)
     with pytest.raises(DataError, match=reason) as caught:
         load(task, data)
     message = str(caught.value)
-    assert message.startswith((f"{official.file} line 2: ", f"a/{official.file} line 2: ")), message
+    (path,) = TASKS[task].sample
+    files = {"arxiv": "arxiv.jsonl", "big_patent_a": "data-test-a-0"}  # others: the path inside a zip file
+    place = f"{files.get(task, path.partition('/')[2])} line 2: "
+    assert message.startswith((place, f"a/{place}")), message
     assert "\n" not in message
     assert len(message) < 400
 
@@ -279,10 +289,10 @@ def test_rows_of_tables_that_cannot_be_used_are_named_or_skipped(tmp_path: Path)
         loaded = load("book_sum", file, on_bad_row="skip")
         assert [example.context for example in loaded.examples] == ["CHAPTER 1", "CHAPTER 2"]
         assert loaded.bad_rows == (str(caught.value),)
-    write_csv(tmp_path / "other", [{"text": "a", "summary_text": "b"}])
+    (tmp_path / "other.csv").write_bytes(as_csv([{"text": "a", "summary_text": "b"}]))
     with pytest.raises(DataError, match=r"^other\.csv line 2: field 'chapter' is missing.*found: text, summary_text$"):
         load("book_sum", tmp_path / "other.csv")
-    assert chapters(("a", "b", "c"))[0].keys() == set(columns)
+    assert sample_records("book_sum")[0].keys() == set(columns)
 
 
 def test_rows_of_parquet_that_cannot_be_used_are_named_or_skipped(tmp_path: Path) -> None:
@@ -332,8 +342,8 @@ def test_bad_lines_of_multi_news_are_told(tmp_path: Path) -> None:
 
 
 def test_nothing_but_bad_rows_is_an_error_also_when_they_are_skipped(tmp_path: Path) -> None:
-    rows = [{**row, "output": ""} for row in LINES["qasper"].rows]
-    data = LINES["qasper"].write(tmp_path / "qasper", as_lines(rows))
+    rows = [{**row, "output": ""} for row in sample_records("qasper")]
+    data = write_official("qasper", tmp_path, as_lines(rows))
     with pytest.raises(DataError, match=r"3 rows read, 0 of them left out, 3 bad.*first bad one: .*'output' is empty"):
         load("qasper", data, on_bad_row="skip")
 

@@ -11,11 +11,11 @@ import pyarrow.parquet
 import pytest
 
 from tasks import DataError, LoadedExamples, LoadRequest
-from tasks.text import load_text
+from tasks.text import TEXT
 
 
 def load(path: Path | None, limit: int | None = None) -> LoadedExamples:
-    return load_text(LoadRequest(split="train", data=path, limit=limit))
+    return TEXT.load(LoadRequest(split="train", data=path, limit=limit))
 
 
 def test_a_folder_gives_each_text_under_its_path(tmp_path: Path) -> None:
@@ -63,14 +63,14 @@ def test_short_documents_are_left_out_before_the_limit_counts(tmp_path: Path) ->
     rows = ["one two", "one two  three\nfour", "one", "five six seven"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     request = LoadRequest(split="train", data=tmp_path / "rows.jsonl", min_words=3)
-    loaded = load_text(request)
+    loaded = TEXT.load(request)
     assert [example.id for example in loaded.examples] == ["train-1", "train-3"]
     assert loaded.provenance["num_short"] == 2
-    first = load_text(replace(request, limit=1))
+    first = TEXT.load(replace(request, limit=1))
     assert ([example.id for example in first.examples], first.provenance["num_short"]) == (["train-1"], 1)
     assert "num_short" not in load(tmp_path / "rows.jsonl").provenance
     with pytest.raises(DataError) as caught:
-        load_text(replace(request, min_words=5))
+        TEXT.load(replace(request, min_words=5))
     assert str(caught.value).endswith(
         "has no example of 5 words or more in split train: 4 were read, the longest of 4; lower --min-words"
     )

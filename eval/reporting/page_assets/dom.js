@@ -29,4 +29,8 @@ function change(value) {
   return (value < 0 ? "−" : "+") + score(Math.abs(value));
 }
 
-const metricName = (metric) => metric.replace(/^rouge/, "R").replace(/^f1$/, "F1").replace(/_/g, " ");
+// A value of a column that the page's data describes: a number in its unit, or a text.
+function shownValue(value, { digits, unit }) {
+  if (typeof value === "string") return value;
+  return fixed(value === null || value === undefined ? null : value / unit, digits);
+}

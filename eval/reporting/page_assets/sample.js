@@ -12,16 +12,16 @@ function sampleView(data, entry, state, choose) {
   if (example.query) parts.push(el("p", { class: "query" }, el("b", {}, "Query "), example.query));
   const answers = [shown, other].filter((answer) => answer !== null);
   if (answers.some((answer) => answer.text !== null)) {
-    parts.push(textsView(example.references ?? [], answers, metricOf(entry, state)), overlapLegend());
+    parts.push(textsView(data, example.references ?? [], answers, metricOf(entry, state)), overlapLegend());
   } else {
     parts.push(el("p", { class: "note" }, shown ? "Texts were left out of this page." : "No answer at this length."));
   }
-  parts.push(scoresView(data.metrics, entry, [shown, other], choose));
+  parts.push(scoresView(data, entry, [shown, other], choose));
   if (source) parts.push(documentView(source, entry, shown));
   return parts;
 }
 
-function textsView(references, answers, metric) {
+function textsView(data, references, answers, metric) {
   const texts = answers.map((answer) => answer.text ?? "");
   const column = (title, detail, ...content) =>
     el("div", { class: "text" }, el("h4", {}, title, " ", el("small", {}, detail)), ...content);
@@ -33,7 +33,7 @@ function textsView(references, answers, metric) {
     ...answers.map((answer, index) =>
       column(
         `At ${count(answer.maxlen)}`,
-        `${metricName(metric)} ${score(answer.scores?.[metric])}`,
+        `${data.metrics[metric]} ${score(answer.scores?.[metric])}`,
         texts[index] ? el("p", {}, ...markedText(texts[index], references)) : el("p", { class: "note" }, "Empty answer."),
       ),
     ),
@@ -52,15 +52,13 @@ function overlapLegend() {
   );
 }
 
-function scoresView(metrics, entry, chosen, choose) {
+function scoresView(data, entry, chosen, choose) {
   const scored = (metric) => [...entry.answers.values()].some((answer) => metric in (answer.scores ?? {}));
   const columns = [
-    ...metrics.filter(scored).map((metric) => [metricName(metric), (answer) => score(answer.scores?.[metric], 2)]),
-    ["kept", (answer) => fixed(answer.context_tokens_kept, 0)],
-    ["dropped", (answer) => fixed(answer.context_tokens_dropped, 0)],
-    ["seconds", (answer) => fixed(answer.seconds, 1)],
-    ["cache MiB", (answer) => fixed(megabytes(answer.cache_bytes), 1)],
-    ["end", (answer) => answer.finish_reason ?? "–"],
+    ...Object.keys(data.metrics)
+      .filter(scored)
+      .map((metric) => [data.metrics[metric], (answer) => score(answer.scores?.[metric], 2)]),
+    ...data.columns.map((column) => [column.heading, (answer) => shownValue(answer[column.key], column)]),
   ];
   const rows = [...entry.answers.values()].map((answer) =>
     el(
@@ -82,5 +80,3 @@ function scoresView(metrics, entry, chosen, choose) {
   );
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Scores and cost" }, table);
 }
-
-const megabytes = (bytes) => (bytes === null || bytes === undefined ? null : bytes / 2 ** 20);

@@ -84,7 +84,7 @@ function controlsView(metrics, entries, lengths, state, update) {
     control("other", "Compared with", lengthOptions),
     control("metric", "Score", [
       ...(state.metric ? [] : [["", "headline of each task"]]),
-      ...metrics.map((metric) => [metric, metricName(metric)]),
+      ...Object.entries(metrics),
     ]),
     control("order", "Order", Object.entries(ORDERS)),
   );
@@ -120,7 +120,7 @@ function startSamples() {
   const lengths = [...new Set(entries.flatMap(({ answers }) => [...answers.keys()]))].sort((a, b) => a - b);
   const headlines = data.headlines ?? {};
   const distinct = [...new Set(Object.values(headlines))];
-  const metric = distinct.length > 1 ? "" : (distinct[0] ?? data.metrics.at(-1));
+  const metric = distinct.length > 1 ? "" : (distinct[0] ?? Object.keys(data.metrics).at(-1));
   const state = {
     ...{ search: "", task: "", template: "", order: "run", metric, headlines },
     ...{ length: lengths.at(-1), other: lengths[0] },

@@ -1,31 +1,46 @@
-"""Settings: one parser for the command line and the YAML file, the command line wins, unknown keys fail."""
+"""Settings: flags and YAML keys pass the same checks, the command line wins, unknown keys fail."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
-from eval.config.run import RunConfig, build_parser, load_config
+from eval.config.finetune import EXTENSIONS, TrainConfig
+from eval.config.job import DTYPES, SHORT_NAMES
+from eval.config.options import Options
+from eval.config.perplexity import PerplexityConfig
+from eval.config.placement import PlacementConfig
+from eval.config.run import RunConfig
 from eval.errors import UserError
+from eval.runtime.model import TORCH_DTYPES
+from masformer import placement
+from masformer.checkpoints import open as checkpoints
+from masformer.checkpoints import positions
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 LEAST = ["--task", "plos", "--maxlen", "1024"]
+SCRIPTS = [RunConfig, PerplexityConfig, PlacementConfig, TrainConfig]
+each_script = pytest.mark.parametrize("config", SCRIPTS, ids=lambda config: config.script)
 
 
 def from_yaml(tmp_path: Path, text: str, *arguments: str) -> RunConfig:
     file = tmp_path / "run.yaml"
     file.write_text(text)
-    return load_config(["--config", str(file), *arguments])
+    return RunConfig.from_command_line(["--config", str(file), *arguments])
 
 
 def test_defaults() -> None:
-    assert load_config(LEAST) == RunConfig(task=("plos",), maxlen=(1024,))
+    assert RunConfig.from_command_line(LEAST) == RunConfig(task=("plos",), maxlen=(1024,))
 
 
 def test_every_flag_is_a_setting_and_every_setting_a_flag() -> None:
-    flags = {action.dest for action in build_parser()._actions} - {"help", "config"}
-    assert flags == set(RunConfig.__dataclass_fields__)
+    flags = {action.dest for action in RunConfig.build_parser()._actions} - {"help", "config"}
+    assert flags == {field.name for field in fields(RunConfig)}
 
 
 def test_yaml_takes_the_same_names_and_the_command_line_wins(tmp_path: Path) -> None:
@@ -51,13 +66,67 @@ def test_lists_of_templates_and_of_stop_texts(tmp_path: Path) -> None:
     assert config.template == ("instruct", "abstract")
     assert config.stop == ("---", "--stop", "\n")
     assert config.shard == (2, 3)
-    assert load_config([*LEAST, "--stop", "a", "b", "--stop=--c"]).stop == ("a", "b", "--c")
+    assert RunConfig.from_command_line([*LEAST, "--stop", "a", "b", "--stop=--c"]).stop == ("a", "b", "--c")
     assert from_yaml(tmp_path, "stop: []\n", *LEAST).stop == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("temperature: 1", {"temperature": 1.0}),
+        ("temperature: 1e-1", {"temperature": 0.1}),
+        ("limit: '5'", {"limit": 5}),
+        ("limit: [5]", {"limit": 5}),
+        ("limit: null", {"limit": None}),
+        ("data: 2024", {"data": Path("2024")}),
+        ("template: instruct, abstract", {"template": ("instruct", "abstract")}),
+        ("report-to: tensorboard", {"report_to": ("tensorboard",)}),
+        ("texts: false", {"texts": False}),
+        ("dtype: float32", {"dtype": "float32"}),
+    ],
+)
+def test_a_value_of_yaml_has_the_type_of_its_setting(tmp_path: Path, text: str, expected: dict[str, object]) -> None:
+    config = from_yaml(tmp_path, text, *LEAST)
+    for name, value in expected.items():
+        assert (getattr(config, name), type(getattr(config, name))) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "resume"), [("resume: true", True), ("resume: false", False), ("resume: runs/a", Path("runs/a"))]
+)
+def test_a_training_is_resumed_by_yaml(tmp_path: Path, text: str, resume: Path | bool) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(text)
+    assert TrainConfig.from_command_line(["--config", str(file), "--task", "aclsum", "--maxlen", "9"]).resume == resume
+
+
+def test_settings_of_a_file_are_the_same_as_words_of_a_command_line(tmp_path: Path) -> None:
+    text = (
+        "task: [plos, aclsum]\nmaxlen: [2048, 1024]\nstop: ['---', a=b, \"\\n\"]\ntexts: false\noverwrite: true\n"
+        "temperature: 1e-1\ntemplate: [instruct, abstract]\nlimit: null\nreport_to: [tensorboard, wandb]\nshard: 2/3\n"
+    )
+    words = RunConfig.arguments_of(yaml.safe_load(text))
+    assert RunConfig.from_command_line(words) == from_yaml(tmp_path, text)
+    # A value that looks like a flag is one word with its own.
+    assert words[5:10] == ["--stop=---", "--stop", "a=b", "--stop", "\n"]
+
+
+def test_settings_need_no_torch() -> None:
+    modules = ", ".join(config.__module__ for config in SCRIPTS)
+    program = f"import sys, {modules}; assert not {{'torch', 'transformers', 'masformer'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])
+
+
+def test_names_are_those_that_masformer_knows() -> None:
+    assert tuple(checkpoints.SHORT_NAMES) == SHORT_NAMES
+    assert tuple(positions.EXTENSIONS) == EXTENSIONS
+    assert set(TORCH_DTYPES) == set(DTYPES)
+    assert PlacementConfig.gate == placement.GATE
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
 def test_every_shipped_config_loads(file: Path) -> None:
-    assert load_config(["--config", str(file)]).task
+    assert RunConfig.from_command_line(["--config", str(file)]).task
 
 
 def test_there_are_shipped_configs() -> None:
@@ -78,6 +147,12 @@ def test_there_are_shipped_configs() -> None:
         ("stop: [null]", "stop is [None]; a text or a list of texts was expected"),
         ("top_p: 95", "95 must be above 0 and at most 1"),
         ("length_penalty: .nan", "nan is not finite"),
+        ("limit: 1.5", "argument --limit: '1.5' is not a whole number"),
+        ("limit: true", "limit is True; a text, a number or a list was expected"),
+        ("limit: [1, 2]", "limit is [1, 2]; one value was expected"),
+        ("texts: 3", "texts is 3; true or false was expected"),
+        ("maxlen: []", "argument --maxlen: expected at least one argument"),
+        ("split: 2020-13-45", "is not YAML"),
     ],
 )
 def test_malformed_yaml_is_one_line_that_names_the_file(tmp_path: Path, text: str, message: str) -> None:
@@ -113,15 +188,31 @@ def test_malformed_yaml_is_one_line_that_names_the_file(tmp_path: Path, text: st
 )
 def test_malformed_arguments_are_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        load_config(arguments)
+        RunConfig.from_command_line(arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+@each_script
+def test_help_explains_every_flag(
+    config: type[Options], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
-        load_config(["--help"])
+        config.from_command_line(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in text for name in RunConfig.__dataclass_fields__)
-    assert all(action.help for action in build_parser()._actions)
+    assert all(f"--{name.replace('_', '-')}" in text for name in config.options())
+    assert all(action.help for action in config.build_parser()._actions)
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        PlacementConfig.from_command_line(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "first N examples of each task (default: all)" in text
+    assert "(default: span=1024 sinks=4)" in text
+    assert "as the only local one too (default: on)" in text
+    assert "shorter ones are left out (required)" in text
+    assert "cache=N% or flops=N% (default: layers=4)" in text

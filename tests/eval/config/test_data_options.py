@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from eval.config.finetune import load_train_config
-from eval.config.run import load_config
+from eval.config.finetune import TrainConfig
+from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.run import main
 from tasks import DataError
@@ -51,7 +51,7 @@ def test_a_file_and_the_names_of_its_fields_are_a_task(model: Path, tmp_path: Pa
     assert about["profile"] == "scrolls"
     assert about["templates"]["context_first"]["text"].count("Answer from the ticket.") == 2
     (result,) = model_results(tmp_path / "run")
-    assert (result["profile"], result["num_examples"]) == ("scrolls", 3)
+    assert (result.profile, result.num_examples) == ("scrolls", 3)
     # The same again resumes; another instruction is another run.
     assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
     arguments[arguments.index("Answer from the ticket.")] = "Say it."
@@ -70,11 +70,11 @@ def test_a_task_file_is_a_task_beside_published_ones(model: Path, tmp_path: Path
     write_lines(folder / "tickets.jsonl", tickets(2))
     arguments = ["--task", f"arxiv,{file}", "--data", str(folder), "--model", str(model), *LEAST]
     assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
-    assert {result["task"]: result["num_examples"] for result in model_results(tmp_path / "run")} == {
+    assert {result.task: result.num_examples for result in model_results(tmp_path / "run")} == {
         "arxiv": 2,
         "tickets": 2,
     }
-    config = load_config(["--task", str(file), "--maxlen", "300"])
+    config = RunConfig.from_command_line(["--task", str(file), "--maxlen", "300"])
     assert len(config.load("tickets").examples) == 3
     assert config.tasks["tickets"].max_new_tokens == 9
 
@@ -118,7 +118,7 @@ def test_bad_rows_fail_by_name_and_are_counted_when_skipped(
     assert (kept["num_rows"], kept["num_bad"]) == (4, 2)
     assert ["line 2" in kept["bad"][0], "line 3: field 'ticket' is null" in kept["bad"][1]] == [True, True]
     (result,) = model_results(run)
-    assert result["num_examples"] == 2
+    assert result.num_examples == 2
 
 
 @pytest.mark.parametrize(
@@ -132,13 +132,13 @@ def test_bad_rows_fail_by_name_and_are_counted_when_skipped(
 )
 def test_what_cannot_be_a_task_is_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        load_config([*arguments, "--maxlen", "300"])
+        RunConfig.from_command_line([*arguments, "--maxlen", "300"])
     assert message in str(error.value)
 
 
 def test_a_folder_lacks_a_task_or_holds_it_twice(tmp_path: Path) -> None:
     (tmp_path / "arxiv.jsonl").touch()
-    config = load_config(["--task", "arxiv,pubmed", "--data", str(tmp_path), "--maxlen", "300"])
+    config = RunConfig.from_command_line(["--task", "arxiv,pubmed", "--data", str(tmp_path), "--maxlen", "300"])
     with pytest.raises(DataError, match="holds nothing named pubmed"):
         config.load("pubmed")
     (tmp_path / "arxiv").mkdir()
@@ -150,14 +150,14 @@ def test_a_task_file_may_not_be_called_like_a_published_task(tmp_path: Path) -> 
     file = tmp_path / "plos.yaml"
     file.write_text("data: x.jsonl\n")
     with pytest.raises(UserError, match=r"is called .plos. like a published task"):
-        load_config(["--task", str(file), "--maxlen", "300"])
+        RunConfig.from_command_line(["--task", str(file), "--maxlen", "300"])
 
 
 def test_a_template_is_trained_with(tmp_path: Path) -> None:
-    config = load_train_config(["--task", "aclsum", "--maxlen", "300", "--template", "abstract-plain"])
+    config = TrainConfig.from_command_line(["--task", "aclsum", "--maxlen", "300", "--template", "abstract-plain"])
     assert config.template_of("aclsum") == config.tasks["aclsum"].templates["abstract-plain"]
     with pytest.raises(UserError, match="task 'aclsum' has no template 'x'"):
-        load_train_config(["--task", "aclsum", "--maxlen", "300", "--template", "x"])
+        TrainConfig.from_command_line(["--task", "aclsum", "--maxlen", "300", "--template", "x"])
 
 
 def test_short_documents_are_left_out_of_runs_and_trainings(
@@ -174,11 +174,11 @@ def test_short_documents_are_left_out_of_runs_and_trainings(
     # More of them may be added; other ones may not.
     assert main([*arguments, *output, "--min-words", "20"]) == 0
     (result,) = model_results(tmp_path / "run")
-    assert result["num_examples"] == 2
+    assert result.num_examples == 2
     capsys.readouterr()
     assert main([*arguments, *output]) == 2
     assert "min_words of custom is 20 there and null now" in capsys.readouterr().err
-    config = load_train_config(
+    config = TrainConfig.from_command_line(
         ["--task", "custom", "--data", str(data), *FIELDS, "--maxlen", "300", "--min-words", "9"]
     )
     assert len(config.load("custom").examples) == 2

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from eval.generation.decode import Answer, GenerationSettings, decode, rows_together, warm_up
+from eval.config.generation import GenerationSettings
+from eval.generation.decode import Answer, decode, rows_together, warm_up
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from masformer import LayerSpan, SpanPlan, apply_plan, fixed_frequencies
 from masformer.attention.prefill import frequency_class

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.generation.prompt_tree import Node, PromptTree, TreeCaches
 from masformer import LayerSpan, SpanPlan, apply_plan
 from masformer.plans.spans import FULL
+from tests.helpers.properties import tries
 from tests.helpers.tiny_models import VOCAB, tiny_model
 
 # Few tokens, so that prompts share beginnings.
@@ -23,7 +24,7 @@ def edges(tree: PromptTree) -> list[tuple[int, tuple[int, ...], list[int]]]:
     return [(node.start, tuple(node.tokens.tolist()), node.leaves) for node in tree]
 
 
-@settings(max_examples=300, deadline=None)
+@tries(200)
 @given(PROMPTS)
 def test_every_prompt_is_the_path_to_its_end(prompts: list[tuple[int, ...]]) -> None:
     tree = PromptTree(prompts)

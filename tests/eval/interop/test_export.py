@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from eval.export import main as export
+from eval.records.schema import ExampleRecord, ModelRecord, Prediction, TemplateRecord
 from eval.score import main as score
-from tests.helpers.run_folders import WORDS, example_line, run_record, write_run
+from tests.helpers.run_folders import WORDS, example_line, model_results, run_record, with_task, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
 
-def answer(line: Any, maxlen: int) -> str:
+def answer(example: ExampleRecord, maxlen: int) -> str:
     """Answer with more of the reference at greater lengths, as much as the example's number says."""
-    words = line["references"][0].split()
-    return " ".join(words[: (maxlen // 100) * (2 + int(line["id"].rpartition("-")[2]))])
+    words = example.references[0].split()
+    return " ".join(words[: (maxlen // 100) * (2 + int(example.id.rpartition("-")[2]))])
 
 
 @pytest.fixture
 def files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> list[Path]:
     """Return what the command wrote for a run of two tasks, one of them with two templates."""
-    record = run_record(("plos", "qmsum"), model={"reference": "org/tiny", "source": "folder"})
-    ask = {"text": "{query}?\n{context}", "prompt_sha256": "0"}
-    record["tasks"]["qmsum"]["templates"] = {"query_first": ask, "context_first": ask}
+    ask = TemplateRecord(text="{query}?\n{context}")
+    record = with_task(
+        run_record(("plos", "qmsum"), model=ModelRecord(reference="org/tiny", source="folder")),
+        "qmsum",
+        templates={"query_first": ask, "context_first": ask},
+    )
     examples = [example_line(index) for index in range(6)]
     examples += [example_line(index, task="qmsum", query="who", document_id=f"doc-{index + 6}") for index in range(2)]
     folder = write_run(tmp_path / "run", answer, examples, record=record)
-    lines = folder.read_predictions().lines.values()
+    lines = folder.read_journal(Prediction).lines.values()
     both = [
-        line | {"template": template}
+        replace(line, template=template)
         for line in lines
-        for template in (("query_first", "context_first") if line["task"] == "qmsum" else ("instruct",))
+        for template in (("query_first", "context_first") if line.task == "qmsum" else ("instruct",))
     ]
     folder.write_lines("predictions.jsonl", both)
     assert score([str(folder.path)]) == 0
@@ -46,25 +50,20 @@ def files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> list[Path]:
 def test_the_harness_prints_its_table_of_our_scores(files: list[Path], tmp_path: Path) -> None:
     utils = pytest.importorskip("lm_eval.utils", reason="needs pip install 'masformer[harness]'")
     content = json.loads(files[0].read_text())
-    scores = json.loads((tmp_path / "run" / "scores.json").read_text())["results"]
     tasks = ["plos_100", "plos_200"]
     tasks += [f"qmsum_{template}_{n}" for template in ("query_first", "context_first") for n in (100, 200)]
     assert sorted(content["results"]) == sorted(tasks)
-    (result,) = [
-        one
-        for one in scores
-        if (one["task"], one["maxlen"], one["kind"], one["subset"]) == ("plos", 100, "model", "all")
-    ]
-    told, mean = content["results"]["plos_100"], result["metrics"]["rouge1"]
-    assert (told["rouge1,none"], told["sample_len"]) == (mean["mean"], 6)
-    assert 0.2 < mean["mean"] < 0.9
-    assert told["rouge1_stderr,none"] == pytest.approx((mean["high"] - mean["low"]) / 3.92, rel=1e-4)
+    (result,) = [one for one in model_results(tmp_path / "run") if (one.task, one.maxlen) == ("plos", 100)]
+    written, estimate = content["results"]["plos_100"], result.metrics["rouge1"]
+    assert (written["rouge1,none"], written["sample_len"]) == (estimate.mean, 6)
+    assert 0.2 < estimate.value < 0.9
+    assert written["rouge1_stderr,none"] == pytest.approx((estimate.high - estimate.low) / 3.92, rel=1e-4)
     # Two documents have no interval.
     assert content["results"]["qmsum_query_first_100"]["rouge1_stderr,none"] == "N/A"
     rows = [[cell.strip() for cell in row.split("|")] for row in utils.make_table(content).splitlines()]
     (row,) = [row for row in rows if row[1] == "plos_100"]
-    assert row[5:9] == ["rouge1", "↑", f"{mean['mean']:.4f}", "±"]
-    assert row[9] == f"{told['rouge1_stderr,none']:.4f}"
+    assert row[5:9] == ["rouge1", "↑", f"{estimate.mean:.4f}", "±"]
+    assert row[9] == f"{written['rouge1_stderr,none']:.4f}"
 
 
 def test_the_harness_finds_the_files_by_their_names(files: list[Path]) -> None:

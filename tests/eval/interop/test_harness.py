@@ -190,10 +190,10 @@ def test_rows_and_memory_bound_a_batch_and_not_what_it_says(
         sizes.append(len(batch))
         return original(model, tokenizer, batch, *rest)
 
-    from eval.interop import lm_eval_model
+    from eval.generation import tree_decoder
 
-    original = lm_eval_model.decode
-    monkeypatch.setattr(lm_eval_model, "decode", decode)
+    original = tree_decoder.decode
+    monkeypatch.setattr(tree_decoder, "decode", decode)
     assert ours(model_folder, rows=rows).generate_until(requests(prompts())) == expected
     assert sizes == ([1] * 12 if rows == 1 else [4] * 3)
     sizes.clear()
@@ -206,18 +206,21 @@ def test_rows_and_memory_bound_a_batch_and_not_what_it_says(
 def test_a_batch_that_memory_does_not_hold_is_halved(
     full: MasformerLM, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
-    from eval.interop import lm_eval_model
+    from eval.generation import tree_decoder
 
-    expected, original = full.generate_until(requests(prompts())), lm_eval_model.decode
+    expected, original = full.generate_until(requests(prompts())), tree_decoder.decode
 
     def decode(model: Any, tokenizer: Any, batch: Any, *rest: Any) -> Any:
         if len(batch) > 3:
             raise torch.OutOfMemoryError("no")
         return original(model, tokenizer, batch, *rest)
 
-    monkeypatch.setattr(lm_eval_model, "decode", decode)
+    monkeypatch.setattr(tree_decoder, "decode", decode)
     assert full.generate_until(requests(prompts())) == expected
-    assert warnings[0] == "out of memory with 12 prompts at once; going on with half as many"
+    assert warnings[0] == (
+        "out of memory with 12 prompts of 2,184 tokens at once; going on with half as many (a smaller rows or "
+        "memory_gib in --model_args avoids this)"
+    )
 
 
 def test_requests_with_other_arguments_are_decoded_apart(full: MasformerLM, peer: HFLM) -> None:
@@ -329,7 +332,7 @@ def test_answers_are_those_of_our_own_run(tmp_path: Path, model_folder: Path, pe
     lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     template = record["tasks"]["arxiv"]["templates"]["instruct"]["text"]
-    documents = {line["document_id"]: line["text"] for line in RunFolder(tmp_path / "run").read_documents()}
+    documents = {line.document_id: line.text for line in RunFolder(tmp_path / "run").read_documents()}
     texts = {}
     for line in lines:
         ((start, stop),) = line["context_spans"]
@@ -433,6 +436,7 @@ def test_the_command_line_takes_a_plan_with_commas(
     assert answers == ours(model_folder, plan=MIXED).generate_until(requests(prompts()))
 
 
+@pytest.mark.nightly
 def test_the_command_line_tells_a_wrong_plan_in_one_line(model_folder: Path, task_folder: Path) -> None:
     model = f"pretrained={model_folder},plan=full@7,8 span=2"
     command = ["--model", "masformer", "--model_args", model, "--tasks", str(task_folder / "tiny_answers.yaml")]

@@ -11,16 +11,28 @@ from typing import Any
 import pytest
 
 from eval.errors import UserError
-from eval.records.journal import append_line, fingerprint, open_journal, prediction_key, read_journal
+from eval.records.journal import Journal, append_line, fingerprint, open_journal, read_journal, read_lines
+from eval.records.schema import Prediction
+from eval.records.typed import to_json
+from tests.helpers.records import prediction
 
 
-def line(example: str, maxlen: int = 10, text: str = "t", **more: Any) -> dict[str, Any]:
-    return {"task": "plos", "template": "instruct", "id": example, "maxlen": maxlen, "text": text} | more
+def line(name: str, text: str = "t", **changes: Any) -> Prediction:
+    return prediction(name, 10, text=text, **changes)
+
+
+def encoded(record: Prediction) -> bytes:
+    return json.dumps(to_json(record)).encode()
+
+
+def read(file: Path, expected: dict[Any, str] | None = None) -> Journal[Prediction]:
+    """Return the journal of a file, beside one that is not there."""
+    return read_journal(Prediction, [file, file.with_name("absent.jsonl")], expected)
 
 
 def test_torn_garbled_and_duplicated_lines_are_dropped_and_counted(tmp_path: Path) -> None:
     file = tmp_path / "journal.jsonl"
-    whole = [json.dumps(line(name)).encode() for name in "abc"]
+    whole = [encoded(line(name)) for name in "abc"]
     file.write_bytes(
         b"\n".join(
             [
@@ -29,43 +41,59 @@ def test_torn_garbled_and_duplicated_lines_are_dropped_and_counted(tmp_path: Pat
                 b"7",
                 b"[]",
                 json.dumps({"task": "plos"}).encode(),
-                json.dumps(line("a", text="another")).encode(),
+                encoded(line("a", "another")),
                 whole[1],
                 whole[2][:-1],  # torn
             ]
         )
     )
-    found = read_journal([file, tmp_path / "absent.jsonl"])
-    assert {key[2]: text["text"] for key, text in found.lines.items()} == {"a": "t", "b": "t"}
+    found = read(file)
+    assert {key[2]: record.text for key, record in found.lines.items()} == {"a": "t", "b": "t"}
     assert (found.torn, found.garbled, found.duplicates, found.stale) == (1, 4, 1, 0)
     assert found.describe() == "lines dropped from the journal: 1 torn, 4 garbled, 1 duplicated"
     with open_journal(file) as journal:
         append_line(journal, line("c"))
-    assert [key[2] for key in read_journal([file]).lines] == ["a", "b", "c"]
-    assert read_journal([file]).torn == 0
+    assert [key[2] for key in read(file).lines] == ["a", "b", "c"]
+    assert read(file).torn == 0
 
 
 def test_a_whole_object_without_the_end_of_its_line_is_torn(tmp_path: Path) -> None:
     file = tmp_path / "journal.jsonl"
-    file.write_text(json.dumps(line("a")) + "\n" + json.dumps(line("b")))
-    found = read_journal([file])
+    file.write_bytes(encoded(line("a")) + b"\n" + encoded(line("b")))
+    found = read(file)
     assert ([key[2] for key in found.lines], found.torn) == (["a"], 1)
     with open_journal(file) as journal:
         append_line(journal, line("b"))
-    assert [key[2] for key in read_journal([file]).lines] == ["a", "b"]
+    assert [key[2] for key in read(file).lines] == ["a", "b"]
 
 
 def test_a_line_of_other_content_is_never_used(tmp_path: Path) -> None:
     file = tmp_path / "journal.jsonl"
     with open_journal(file) as journal:
-        append_line(journal, line("a", text="old", fingerprint="1"))
-        append_line(journal, line("a", text="new", fingerprint="2"))
+        append_line(journal, line("a", "old", fingerprint="1"))
+        append_line(journal, line("a", "new", fingerprint="2"))
         append_line(journal, line("b", fingerprint="1"))
         append_line(journal, line("z", fingerprint="1"))
-    found = read_journal([file], {prediction_key(line("a")): "2", prediction_key(line("b")): "2"})
-    assert {key[2]: text["text"] for key, text in found.lines.items()} == {"a": "new", "z": "t"}
+    found = read(file, {line("a").key: "2", line("b").key: "2"})
+    assert {key[2]: record.text for key, record in found.lines.items()} == {"a": "new", "z": "t"}
     assert found.stale == 2
     assert found.describe() == "lines dropped from the journal: 2 of other content"
+
+
+def test_lines_that_lack_a_field_are_named_by_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "journal.jsonl"
+    damaged = to_json(line("b"))
+    del damaged["finish_reason"]
+    file.write_bytes(encoded(line("a")) + b"\n" + json.dumps(damaged).encode() + b"\n")
+    with pytest.raises(UserError, match=r"journal\.jsonl, line 2 has no field 'finish_reason'"):
+        read(file)
+
+
+def test_torn_and_garbled_lines_of_a_file_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    assert read_lines(Prediction, file) == []
+    file.write_bytes(b"7\n" + encoded(line("a")) + b"\n" + encoded(line("b")))
+    assert read_lines(Prediction, file) == [line("a")]
 
 
 def test_a_fingerprint_follows_values_and_not_their_order() -> None:
@@ -79,8 +107,8 @@ def test_odd_text_comes_back_as_it_was(tmp_path: Path) -> None:
     texts = ["a\u2028b\x85c\nd", "\x00", "half a pair \ud83d", "🙂 é"]
     with open_journal(file) as journal:
         for index, text in enumerate(texts):
-            append_line(journal, line(str(index), text=text))
-    assert [found["text"] for found in read_journal([file]).lines.values()] == texts
+            append_line(journal, line(str(index), text))
+    assert [record.text for record in read(file).lines.values()] == texts
 
 
 def test_a_full_disk_is_one_line_and_everything_before_it_is_safe(tmp_path: Path) -> None:
@@ -88,12 +116,14 @@ def test_a_full_disk_is_one_line_and_everything_before_it_is_safe(tmp_path: Path
     code = f"""
 import resource
 from pathlib import Path
-from eval.records.journal import (append_line, open_journal)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from eval.errors import UserError
+from eval.records.journal import append_line, open_journal
+from tests.helpers.records import prediction
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 with open_journal(Path({str(tmp_path / "journal.jsonl")!r})) as journal:
     try:
         for index in range(100):
-            append_line(journal, {{"task": "t", "template": "i", "id": str(index), "maxlen": 1, "text": "x" * 50}})
+            append_line(journal, prediction(str(index), 1))
     except UserError as error:
         print(index, error)
 """
@@ -102,7 +132,8 @@ with open_journal(Path({str(tmp_path / "journal.jsonl")!r})) as journal:
     )
     count, _, told = done.stdout.partition(" ")
     assert "journal.jsonl cannot be written: File too large; what is there is kept" in told
-    found = read_journal([tmp_path / "journal.jsonl"])
+    found = read(tmp_path / "journal.jsonl")
+    assert int(count) > 1
     assert [key[2] for key in found.lines] == [str(index) for index in range(int(count))]
     assert found.torn == 1
     with (

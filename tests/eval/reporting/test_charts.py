@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import vl_convert
 
-from eval.reporting.charts import (
-    VEGA_LITE_VERSION,
-    document_positions,
-    frontier,
-    length_curves,
-    oracle_positions,
-    quality_cost,
-    save_chart,
-    theme,
-)
+from eval.records.schema import Estimate, Evaluation, ExampleScore, Result, TrainingStep
+from eval.reporting.charts import VEGA_LITE_VERSION, length_curves, quality_cost, save_chart, theme
+from eval.reporting.position_chart import document_positions, oracle_positions
+from eval.reporting.training_report import curves, draw_curves
+from tests.helpers.records import cost_of, prediction, result
 
 
-def result(system: str, maxlen: int, mean: float, **changes: Any) -> dict[str, Any]:
-    cost = {"attention_flops": maxlen * 1e9, "cache_bytes": maxlen * 2**10, "seconds": 0.5}
-    return {
-        "system": system,
-        "kind": "model",
-        "profile": "hf",
-        "maxlen": maxlen,
-        "num_examples": 20,
-        "metrics": {"rougeLsum": {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}},
-        "cost": cost,
-    } | changes
-
-
-def yardstick(system: str, maxlen: int, mean: float) -> dict[str, Any]:
+def yardstick(system: str, maxlen: int, mean: float) -> Result:
     return result(system, maxlen, mean, kind="yardstick", cost=None)
 
 
@@ -89,8 +72,8 @@ def test_names_of_yardsticks_do_not_overlap() -> None:
     assert oracle == 50
 
 
-def test_plans_are_systems_of_their_own_and_stand_apart() -> None:
-    results = [result("tiny", maxlen, 0.2, plan=plan) for plan in ("full", "middle:8") for maxlen in (1024, 2048)]
+def test_systems_at_one_length_stand_apart() -> None:
+    results = [result(f"tiny, {plan}", maxlen, 0.2) for plan in ("full", "middle:8") for maxlen in (1024, 2048)]
     (points,) = layers(length_curves(results, "rougeLsum"), "point")
     assert points["encoding"]["color"]["scale"]["domain"] == ["tiny, full", "tiny, middle:8"]
     first = [row["x"] for row in points["data"]["values"] if row["maxlen"] == 1024]
@@ -98,14 +81,14 @@ def test_plans_are_systems_of_their_own_and_stand_apart() -> None:
 
 
 def test_missing_intervals_have_no_rule() -> None:
-    lonely = result("tiny", 1024, 0.2) | {"metrics": {"rougeLsum": {"mean": 0.2, "low": None, "high": None}}}
+    lonely = result("tiny", 1024, 0.2, metrics={"rougeLsum": Estimate(mean=0.2, low=None, high=None)})
     spec = length_curves([lonely], "rougeLsum")
     assert layers(spec, "rule") == []
     assert compiled(spec)
 
 
 def test_one_length_still_shows_the_yardsticks() -> None:
-    spec = length_curves([line for line in RESULTS if line["maxlen"] == 1024], "rougeLsum")
+    spec = length_curves([line for line in RESULTS if line.maxlen == 1024], "rougeLsum")
     line = layers(spec, "line")[0]
     ends = [row["x"] for row in line["data"]["values"]]
     assert ends == line["encoding"]["x"]["scale"]["domain"]
@@ -126,20 +109,13 @@ def test_costs_are_in_the_units_of_the_axis(cost: str, at_1024: float, title: st
 
 
 def test_points_without_a_known_cost_are_left_out() -> None:
-    unknown = result("other", 1024, 0.2) | {"cost": {"attention_flops": None, "cache_bytes": 1, "seconds": 0.0}}
+    unknown = result("other", 1024, 0.2, cost=replace(cost_of(1024), attention_flops=None, seconds=0.0))
     (points,) = layers(quality_cost([*RESULTS, unknown], "rougeLsum", "attention_flops"), "point")
     assert {row["system"] for row in points["data"]["values"]} == {"tiny"}
     # A cost of 0 has no logarithm.
     (points,) = layers(quality_cost([unknown], "rougeLsum", "seconds"), "point")
     assert "type" not in points["encoding"]["x"]["scale"]
     assert compiled(quality_cost([unknown], "rougeLsum", "attention_flops"))
-
-
-def test_frontier_holds_the_points_that_no_other_beats() -> None:
-    points = [(3.0, 5.0), (1.0, 2.0), (2.0, 1.0), (2.0, 4.0), (4.0, 5.0), (1.0, 1.0), (2.0, 4.0)]
-    # (2, 1) and (1, 1) are worse than (1, 2), and (4, 5) is no better than (3, 5) that costs less; equal points stay.
-    assert frontier(points) == [1, 3, 6, 0]
-    assert frontier([]) == []
 
 
 def test_frontier_is_drawn_when_asked_for() -> None:
@@ -150,14 +126,23 @@ def test_frontier_is_drawn_when_asked_for() -> None:
 
 
 def test_positions_are_relative_to_each_document() -> None:
-    scores = [
-        {"id": "a", "document_id": "A", "maxlen": 64, "system": "visible_oracle", "sentences": [[0, 100], [300, 400]]},
-        {"id": "b", "document_id": "B", "maxlen": 64, "system": "lead"},
-    ]
+    oracle = ExampleScore(
+        task="plos",
+        template="instruct",
+        id="a",
+        document_id="A",
+        maxlen=64,
+        system="visible_oracle",
+        is_truncated=False,
+        is_model=False,
+        metrics={},
+        sentences=[[0, 100], [300, 400]],
+    )
+    scores = [oracle, replace(oracle, id="b", document_id="B", system="lead", sentences=None)]
     predictions = [
-        {"id": "a", "maxlen": 64, "context_spans": [[0, 200], [300, 400]]},
-        {"id": "b", "maxlen": 64, "context_spans": [[0, 1000]]},
-        {"id": "b", "maxlen": 32, "context_spans": [[0, 500]]},
+        prediction("a", 64, context_spans=[[0, 200], [300, 400]]),
+        prediction("b", 64, context_spans=[[0, 1000]]),
+        prediction("b", 32, context_spans=[[0, 500]]),
     ]
     positions, coverage = document_positions(scores, predictions, {"A": 400, "B": 1000})
     assert positions == [{"maxlen": 64, "position": 12.5}, {"maxlen": 64, "position": 87.5}]
@@ -201,3 +186,32 @@ def test_specs_load_nothing() -> None:
     ):
         assert '"url"' not in json.dumps(spec)
         assert '"url"' not in json.dumps(compiled(spec))
+
+
+def step(number: int, **changes: Any) -> TrainingStep:
+    made = TrainingStep(
+        step=number, loss=2.0, grad_norm=1.0, learning_rate=1e-4, num_tokens=9, num_targets=3, seconds=1.0
+    )
+    return replace(made, **changes)
+
+
+def test_the_curves_of_a_training_show_what_its_files_hold() -> None:
+    steps = [step(1, loss=3.0, grad_norm=None), step(2, learning_rate=2e-4), step(3)]
+    evals = [Evaluation(step=at, loss=2.5, perplexity=12.0, num_targets=3, seconds=1.0) for at in (0, 3)]
+    losses, rates, norms = curves(steps, evals)["vconcat"]
+    training, line, points, labels = losses["layer"]
+    assert [(row["step"], row["mean"]) for row in training["data"]["values"]] == [(1, 3.0), (2, 2.0), (3, 2.0)]
+    assert line["data"] == points["data"] == {"values": [{"step": 0, "mean": 2.5}, {"step": 3, "mean": 2.5}]}
+    assert [row["label"] for row in labels["data"]["values"]] == ["training step", "held out"]
+    assert [row["value"] for row in rates["data"]["values"]] == [1e-4, 2e-4, 1e-4]
+    # A norm that is not finite was not written.
+    assert [row["step"] for row in norms["data"]["values"]] == [2, 3]
+    drawn = draw_curves(steps, evals)
+    assert drawn == draw_curves(steps, evals)
+    for text in ("Loss (nats a target)", "Learning rate", "Gradient norm", "Step", "held out", "training step"):
+        assert text in drawn
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+def test_the_curves_of_a_training_that_has_just_begun_are_drawn(num_steps: int) -> None:
+    assert draw_curves([step(number) for number in range(1, num_steps + 1)], []).startswith("<svg")

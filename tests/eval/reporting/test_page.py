@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from eval.reporting.charts import length_curves, oracle_positions
+from eval.records.schema import Result
+from eval.reporting.charts import length_curves
+from eval.reporting.columns import ANSWERS
 from eval.reporting.page import (
     PAGE_BYTES,
     Cell,
     Chart,
-    Column,
+    Header,
     Heading,
     Prose,
     Table,
@@ -27,10 +29,13 @@ from eval.reporting.page import (
     fit_documents,
     render_page,
 )
+from eval.reporting.position_chart import oracle_positions
+from eval.reporting.samples import describe_columns
+from tests.helpers import records
 from tests.helpers.browser import OpenPage, chromium, open_page
 
 EVIL = '</script><img src=x onerror=alert(1)><script>alert(2)</script><!--<script>\' onmouseover="alert(3)" {{ 7*7 }}'
-METRICS = ["rouge1", "rougeLsum"]
+METRICS = {"rouge1": "R1", "rougeLsum": "RLsum"}
 LENGTHS = (1024, 2048, 4096)
 
 
@@ -98,6 +103,7 @@ def samples() -> dict[str, Any]:
     texts = {"paper": document, EVIL: (EVIL * 20)[:1000]}
     return {
         "metrics": METRICS,
+        "columns": describe_columns(ANSWERS),
         "documents": fit_documents(texts, {}, 10_000),
         "examples": [
             example("alpha", (0.5, 0.4, 0.3)),
@@ -108,10 +114,8 @@ def samples() -> dict[str, Any]:
     }
 
 
-def result(system: str, kind: str, maxlen: int, mean: float) -> dict[str, Any]:
-    interval = {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}
-    known = {"profile": "hf", "num_examples": 4, "metrics": {"rougeLsum": interval}, "cost": None}
-    return {"system": system, "kind": kind, "maxlen": maxlen, **known}
+def result(system: str, kind: str, maxlen: int, mean: float) -> Result:
+    return records.result(system, maxlen, mean, kind=kind, cost=None)
 
 
 def sections() -> list[Any]:
@@ -126,7 +130,7 @@ def sections() -> list[Any]:
         [Cell(text=name, is_strong=name == "lead"), Cell(text="–" if value is None else f"{value} [1, 2]", sort=value)]
         for name, value in [*values, ("b", 2.0)]
     ]
-    columns = [Column(name="system"), Column(name="R1", is_number=True, note="ROUGE-1")]
+    columns = [Header(name="system"), Header(name="R1", is_number=True, note="ROUGE-1")]
     return [
         Heading(text="Results & more"),
         Prose(text=f"Profile `hf`.\n\n{EVIL}"),
@@ -193,7 +197,7 @@ def test_page_without_charts_or_samples_carries_neither() -> None:
 
 
 def test_ragged_table_is_refused() -> None:
-    table = Table(caption="Scores", columns=[Column(name="a"), Column(name="b")], rows=[[Cell(text="1")]])
+    table = Table(caption="Scores", columns=[Header(name="a"), Header(name="b")], rows=[[Cell(text="1")]])
     with pytest.raises(ValueError, match="'Scores' has 1 cells for 2 columns"):
         render_page("T", [], [table])
 
@@ -481,7 +485,7 @@ def test_a_thousand_long_documents_stay_small_and_usable(browser: Any, tmp_path:
     ]
     spans = {one["document"]: [span for given in one["answers"] for span in given["kept"]] for one in examples}
     fitted = fit_documents(documents, spans, document_budget(examples))
-    page = render_page("Many", [], sections(), {"metrics": METRICS, "documents": fitted, "examples": examples})
+    page = render_page("Many", [], sections(), samples() | {"documents": fitted, "examples": examples})
     assert 9_000_000 < len(page.encode()) < PAGE_BYTES
     path = tmp_path / "report.html"
     path.write_text(page, encoding="utf-8")

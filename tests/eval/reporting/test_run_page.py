@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from eval.records.read_run import RunInputs
-from eval.reporting.page import PAGE_BYTES, RESERVE_BYTES
-from eval.reporting.run_report import _that_fit, as_table, gather_samples
+from eval.records.schema import ExampleScore, Share
+from eval.reporting.page import PAGE_BYTES, RESERVE_BYTES, as_table
+from eval.reporting.samples import gather_samples, that_fit
 from eval.reporting.tables import quality_table
 from eval.score import main as score
 from tests.eval.test_score import half, write_mixed
 from tests.helpers.browser import chromium, open_page
-from tests.helpers.run_folders import document, example_line, prediction_line, write_run
+from tests.helpers.records import result
+from tests.helpers.run_folders import document, document_line, example_line, prediction_line, run_record, write_run
 
 
 def test_the_report_and_the_plots_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,17 +59,26 @@ def samples_of(num_documents: int, num_characters: int, *, with_texts: bool, ans
     examples = [example_line(index) for index in range(num_documents)]
     predictions = [prediction_line(example, maxlen, answer, len(text)) for example in examples for maxlen in (100, 200)]
     lines = [
-        {name: line[name] for name in ("task", "template", "id", "maxlen")}
-        | {"system": system, "is_model": system == "tiny", "metrics": {"rouge1": 0.5}}
-        | ({"sentences": [[20, 90]]} if system == "visible_oracle" else {})
-        for line in predictions
+        ExampleScore(
+            task="plos",
+            template="instruct",
+            id=one.id,
+            document_id=one.id.replace("test", "doc"),
+            maxlen=one.maxlen,
+            system=system,
+            is_truncated=True,
+            is_model=system == "tiny",
+            metrics={"rouge1": 0.5},
+            sentences=[[20, 90]] if system == "visible_oracle" else None,
+        )
+        for one in predictions
         for system in ("tiny", "visible_oracle")
     ]
-    documents = [{"task": "plos", "document_id": line["document_id"], "text": text} for line in examples]
+    documents = [document_line("plos", example.document_id, text) for example in examples]
     inputs = RunInputs(
-        record={}, predictions=predictions, examples=examples, documents=documents, num_absent=0, notes=[]
+        record=run_record(), predictions=predictions, examples=examples, documents=documents, num_absent=0, notes=[]
     )
-    return gather_samples(lines, inputs, with_texts=with_texts)
+    return gather_samples(lines, inputs, {"plos": "hf"}, with_texts=with_texts)
 
 
 def test_documents_that_do_not_fit_the_page_are_shown_around_what_matters() -> None:
@@ -96,7 +107,7 @@ def test_examples_that_do_not_fit_the_page_are_left_out_evenly_and_counted() -> 
 def test_examples_of_uneven_size_fit_the_page_too() -> None:
     answers = ["short", "a long answer " * 1300]
     examples = [{"document": str(index), "answers": [answers[index % 2]]} for index in range(1_500)]
-    kept = _that_fit(examples)
+    kept = that_fit(examples)
     assert 100 < len(kept) < 1_000
     assert len(json.dumps(kept)) + 2_000 * len(kept) < PAGE_BYTES - RESERVE_BYTES
 
@@ -135,18 +146,12 @@ def test_samples_without_texts_hold_none() -> None:
 
 
 def test_a_table_of_one_length_has_the_model_above_its_yardsticks() -> None:
-    estimate = {"mean": 0.5, "low": 0.4, "high": 0.6}
-    common = {
-        "maxlen": 1024,
-        "num_examples": 4,
-        "num_documents": 2,
-        "num_truncated": 3,
-        "metrics": {"rouge1": estimate},
-    }
+    share = Share(mean=0.5, low=0.4, high=0.6, num_examples=4)
+    counts = {"num_examples": 4, "num_documents": 2, "num_truncated": 3, "metrics": {"rouge1": share}}
     results = [
-        {"kind": "yardstick", "system": "lead", "evidence_visible": None, **common},
-        {"kind": "yardstick", "system": "visible_oracle", "evidence_visible": None, **common},
-        {"kind": "model", "system": "m", "evidence_visible": estimate | {"num_examples": 4}, **common},
+        result("lead", 1024, 0.5, kind="yardstick", **counts),
+        result("visible_oracle", 1024, 0.5, kind="yardstick", **counts),
+        result("m", 1024, 0.5, evidence_visible=share, **counts),
     ]
     assert quality_table(results) == [
         ["maxlen", "system", "n", "cut", "R1", "evidence %"],

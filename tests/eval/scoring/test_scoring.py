@@ -1,18 +1,25 @@
-"""Yardsticks stand beside predictions; results count documents; lengths are compared on the same examples."""
+"""Baselines stand beside predictions; results count documents; lengths are compared on the same examples."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from eval.scoring.examples import compare_settings, cost, score_examples, summarize
+import eval.scoring
+from eval.records.schema import Cost, Estimate
+from eval.records.typed import to_json
+from eval.scoring.examples import Scored, compare_settings, cost, score_examples, summarize
 from eval.scoring.profiles import headline, metric_columns
 from eval.scoring.significance import compare_paired
-from tests.helpers.run_folders import LENGTHS, document, example_line, prediction_line, sentence
+from tests.helpers.run_folders import LENGTHS, document, document_line, example_line, prediction_line, sentence
 
 TEXT = document(3, 20)
 REFERENCE = sentence(5)
@@ -20,7 +27,7 @@ REFERENCE = sentence(5)
 
 def scored(
     answers: dict[str, dict[int, str]], profile: str = "hf", documents: dict[str, str] | None = None, **changes: Any
-) -> list[Any]:
+) -> Sequence[Scored]:
     """Return the scores of answers by document and maxlen, each about a document of its own."""
     texts = documents or dict.fromkeys(answers, TEXT)
     examples = [
@@ -28,33 +35,33 @@ def scored(
         for index, name in enumerate(answers)
     ]
     lines = [
-        prediction_line(example, maxlen, text, len(texts[example["id"]]))
+        prediction_line(example, maxlen, text, len(texts[example.id]))
         for example in examples
-        for maxlen, text in answers[example["id"]].items()
+        for maxlen, text in answers[example.id].items()
     ]
-    held = [{"task": "plos", "document_id": name, "text": text} for name, text in texts.items()]
+    held = [document_line("plos", name, text) for name, text in texts.items()]
     return score_examples(lines, examples, held, {"plos": profile}, "tiny").scored
 
 
 def test_each_prediction_is_followed_by_what_needs_no_model() -> None:
     found = scored({"a": {100: REFERENCE, 200: ""}}, query="what do its authors say?")
-    assert [(one.line["maxlen"], one.line["system"], one.is_model) for one in found] == [
+    assert [(one.line.maxlen, one.line.system, one.is_model) for one in found] == [
         (maxlen, system, system == "tiny")
         for maxlen in (100, 200)
         for system in ("tiny", "lead", "tail", "query_echo", "visible_oracle")
     ]
-    assert found[0].line["metrics"] == dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 1.0)
-    assert found[5].line["metrics"] == dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 0.0)
+    assert found[0].line.metrics == dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 1.0)
+    assert found[5].line.metrics == dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 0.0)
     for oracle in (found[4], found[9]):
-        assert all(end <= 2 * oracle.line["maxlen"] for _, end in oracle.line["sentences"])
-        assert oracle.line["sentences"]
+        assert all(end <= 2 * oracle.line.maxlen for _, end in oracle.line.sentences)
+        assert oracle.line.sentences
 
 
 def test_the_lead_is_scored_as_its_words_would_be() -> None:
-    lead = next(one for one in scored({"a": {100: ""}}) if one.line["system"] == "lead")
+    lead = next(one for one in scored({"a": {100: ""}}) if one.line.system == "lead")
     words = " ".join(TEXT[:200].split()[: len(REFERENCE.split())])
     (same, *_) = scored({"a": {100: words}})
-    assert lead.line["metrics"] == same.line["metrics"]
+    assert lead.line.metrics == same.line.metrics
 
 
 def test_one_result_a_length_and_system_with_counts_of_examples_and_documents() -> None:
@@ -67,40 +74,35 @@ def test_one_result_a_length_and_system_with_counts_of_examples_and_documents() 
         for example in examples
         for maxlen in (100, 200)
     ]
-    documents = [{"task": "plos", "document_id": name, "text": "aa bb. " * 120} for name in ("d1", "d2")]
+    documents = [document_line("plos", name, "aa bb. " * 120) for name in ("d1", "d2")]
     results = summarize(score_examples(lines, examples, documents, {"plos": "hf"}, "tiny").scored)
-    assert [(one["maxlen"], one["system"]) for one in results] == [
+    assert [(one.maxlen, one.system) for one in results] == [
         (maxlen, system) for maxlen in (100, 200) for system in ("tiny", "lead", "tail", "visible_oracle")
     ]
-    short, long = (one for one in results if one["kind"] == "model")
-    assert (short["num_examples"], short["num_documents"], short["num_truncated"]) == (3, 2, 3)
-    assert short["metrics"]["rouge1"]["mean"] == 0
-    assert long["metrics"]["rouge1"] == {"mean": 1, "low": None, "high": None}  # two documents
-    assert {name: long[name] for name in ("task", "template", "profile", "subset", "evidence_visible")} == {
-        "task": "plos",
-        "template": "instruct",
-        "profile": "hf",
-        "subset": "all",
-        "evidence_visible": None,
-    }
-    assert all(one["cost"] is None for one in results if one["kind"] == "yardstick")
-    json.dumps(results, allow_nan=False)
+    short, long = (one for one in results if one.kind == "model")
+    assert (short.num_examples, short.num_documents, short.num_truncated) == (3, 2, 3)
+    assert short.metrics["rouge1"].mean == 0
+    assert long.metrics["rouge1"] == Estimate(mean=1, low=None, high=None)  # two documents
+    assert (long.task, long.template, long.profile, long.subset) == ("plos", "instruct", "hf", "all")
+    assert long.evidence_visible is None
+    assert all(one.cost is None for one in results if one.kind == "yardstick")
+    json.dumps(to_json(results), allow_nan=False)
 
 
 def test_documents_that_every_length_cuts_are_a_subset_of_their_own() -> None:
     short, long = sentence(1), TEXT
     answers = {name: {100: REFERENCE, 200: ""} for name in "abc"}
     results = summarize(scored(answers, documents={"a": short, "b": long, "c": long}))
-    subsets = {(one["subset"], one["maxlen"]): one["num_examples"] for one in results if one["kind"] == "model"}
+    subsets = {(one.subset, one.maxlen): one.num_examples for one in results if one.kind == "model"}
     assert subsets == {("all", 100): 3, ("all", 200): 3, ("always_truncated", 100): 2, ("always_truncated", 200): 2}
     for documents in ({"a": short, "b": short, "c": short}, {"a": long, "b": long, "c": long}):
-        assert {one["subset"] for one in summarize(scored(answers, documents=documents))} == {"all"}
+        assert {one.subset for one in summarize(scored(answers, documents=documents))} == {"all"}
 
 
 def test_the_share_of_gold_evidence_that_was_shown() -> None:
     results = summarize(scored({"a": {100: "", 200: ""}}, evidence=[[150, 250]]))
-    shares = {one["maxlen"]: one["evidence_visible"] for one in results if one["kind"] == "model"}
-    assert {maxlen: (share["mean"], share["num_examples"]) for maxlen, share in shares.items()} == {
+    shares = {one.maxlen: one.evidence_visible for one in results if one.kind == "model"}
+    assert {maxlen: (share.mean, share.num_examples) for maxlen, share in shares.items()} == {
         100: (0.5, 1),
         200: (1.0, 1),
     }
@@ -110,32 +112,32 @@ def test_the_headline_of_scrolls_is_the_geometric_mean_of_corpus_means() -> None
     assert metric_columns("scrolls")["geometric"] == ("rouge1", "rouge2", "rougeL")
     assert (headline("scrolls"), headline("hf"), headline("longbench")) == ("geometric", "rougeLsum", "rougeL")
     found = scored({name: {100: f"{REFERENCE} {TEXT[: 40 * i]}"} for i, name in enumerate("abcdef")}, "scrolls")
-    (result,) = (one for one in summarize(found) if one["kind"] == "model")
-    means = [result["metrics"][metric]["mean"] for metric in ("rouge1", "rouge2", "rougeL")]
-    assert result["metrics"]["geometric"]["mean"] == pytest.approx(np.prod(means) ** (1 / 3))
-    assert 0 < result["metrics"]["geometric"]["low"] < result["metrics"]["geometric"]["high"]
+    (result,) = (one for one in summarize(found) if one.kind == "model")
+    means = [result.metrics[metric].mean for metric in ("rouge1", "rouge2", "rougeL")]
+    assert result.metrics["geometric"].mean == pytest.approx(np.prod(means) ** (1 / 3))
+    assert 0 < result.metrics["geometric"].low < result.metrics["geometric"].high
 
 
 def test_lengths_are_compared_with_the_one_before_and_the_ends_with_each_other() -> None:
     texts = {100: "nothing of it", 150: REFERENCE, 200: f"{REFERENCE} and more"}
     found = scored(dict.fromkeys("abcdefgh", texts))
     rows = compare_settings(found)
-    assert [(row["first"]["maxlen"], row["second"]["maxlen"]) for row in rows] == [(100, 150), (150, 200), (100, 200)]
+    assert [(row.first.maxlen, row.second.maxlen) for row in rows] == [(100, 150), (150, 200), (100, 200)]
     model = {
-        maxlen: [one.line["metrics"]["rougeLsum"] for one in found if one.is_model and one.line["maxlen"] == maxlen]
+        maxlen: [one.line.metrics["rougeLsum"] for one in found if one.is_model and one.line.maxlen == maxlen]
         for maxlen in texts
     }
     expected = compare_paired(model[100], model[150], list("abcdefgh"))
-    assert (rows[0]["difference"], rows[0]["p_value"], rows[0]["wins"]) == (
+    assert (rows[0].difference, rows[0].p_value, rows[0].wins) == (
         expected.difference,
         expected.p_value,
         expected.wins,
     )
-    assert all(row["p_holm"] >= row["p_value"] for row in rows)
+    assert all(row.p_holm >= row.p_value for row in rows)
     # All examples gain alike, so that eight documents settle it; the loss afterwards is beyond the margin.
-    assert rows[0]["p_holm"] < 0.05
-    assert (rows[0]["non_inferior"], rows[1]["non_inferior"]) == (True, False)
-    assert rows[0]["p_holm"] == pytest.approx(min(3 * row["p_value"] for row in rows))
+    assert rows[0].p_holm < 0.05
+    assert (rows[0].non_inferior, rows[1].non_inferior) == (True, False)
+    assert rows[0].p_holm == pytest.approx(min(3 * row.p_value for row in rows))
 
 
 def test_templates_are_compared_at_each_length() -> None:
@@ -145,16 +147,15 @@ def test_templates_are_compared_at_each_length() -> None:
         for template in ("instruct", "abstract")
         for maxlen in (100, 200)
     ]
-    documents = [{"task": "plos", "document_id": "doc-0", "text": TEXT}]
+    documents = [document_line("plos", "doc-0", TEXT)]
     rows = compare_settings(score_examples(lines, [example], documents, {"plos": "hf"}, "tiny").scored)
-    ends = [tuple(row[end].values()) for row in rows for end in ("first", "second")]
-    assert list(zip(ends[::2], ends[1::2], strict=True)) == [
+    assert [tuple((end.template, end.maxlen) for end in (row.first, row.second)) for row in rows] == [
         (("instruct", 100), ("instruct", 200)),
         (("abstract", 100), ("abstract", 200)),
         (("instruct", 100), ("abstract", 100)),
         (("instruct", 200), ("abstract", 200)),
     ]
-    assert all(row["p_value"] is None and row["low"] is None for row in rows)  # one document
+    assert all(row.p_value is None and row.low is None for row in rows)  # one document
 
 
 def test_costs_are_sums_over_sums_and_missing_stays_missing() -> None:
@@ -163,28 +164,47 @@ def test_costs_are_sums_over_sums_and_missing_stays_missing() -> None:
         prediction_line(example, 100, "", 900, prefill_seconds=1.0, peak_bytes=5, cache_bytes=7, attention_flops=11),
         prediction_line(example, 100, "", 900, prompt_tokens=500, peak_bytes=None, cache_bytes=7, attention_flops=11),
     ]
-    assert cost(lines) == {
-        "prefill_tokens_per_second": 200.0,
-        "decode_tokens_per_second": 10.0,
-        "seconds": 3.0,
-        "peak_memory_bytes": 5,
-        "cache_bytes": 7,
-        "attention_flops": 11.0,
-    }
-    assert cost([lines[0] | {"attention_flops": None}])["attention_flops"] is None
+    assert cost(lines) == Cost(
+        prefill_tokens_per_second=200.0,
+        decode_tokens_per_second=10.0,
+        seconds=3.0,
+        peak_memory_bytes=5,
+        cache_bytes=7,
+        attention_flops=11.0,
+    )
+    assert cost([replace(lines[0], attention_flops=None)]).attention_flops is None
+
+
+def test_what_one_prediction_does_not_tell_no_mean_and_no_rate_claims() -> None:
+    known = prediction_line(example_line(0), 100, "", 900)
+    nothing = dict.fromkeys(
+        ("seconds", "prefill_seconds", "decode_seconds", "cache_bytes", "peak_bytes", "attention_flops")
+    )
+    unknown = replace(known, **nothing)
+    assert set(vars(cost([unknown])).values()) == {None}
+    assert cost([known, unknown]) == Cost(
+        prefill_tokens_per_second=None,
+        decode_tokens_per_second=None,
+        seconds=None,
+        peak_memory_bytes=known.peak_bytes,
+        cache_bytes=known.cache_bytes,
+        attention_flops=None,
+    )
 
 
 def test_scoring_imports_no_torch() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, eval.score, eval.compare; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    rooms = [file.stem for file in Path(eval.scoring.__path__[0]).glob("[a-z]*.py")]
+    code = (
+        f"import sys, {', '.join(f'eval.scoring.{room}' for room in rooms)}; "
+        "print([name for name in ('torch', 'transformers', 'eval.reporting', 'eval.config') if name in sys.modules])"
+    )
     root = Path(__file__).parents[3]
     printed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
-    assert printed.split() == ["False", "False"]
+    assert len(rooms) > 10
+    assert printed.strip() == "[]"
 
 
-def two_tasks(answer: str, first_line_tasks: tuple[str, ...] = ()) -> list[Any]:
+def two_tasks(answer: str, first_line_tasks: tuple[str, ...] = ()) -> Sequence[Scored]:
     """Return the scores of a task of summaries whose documents fit, and one of answers about long ones."""
     examples = [example_line(index, document_id=f"p{index}", references=[REFERENCE]) for index in range(2)]
     examples += [
@@ -192,45 +212,43 @@ def two_tasks(answer: str, first_line_tasks: tuple[str, ...] = ()) -> list[Any]:
         for index, text in enumerate(("Yes", "No", "yes."))
     ]
     texts = {"plos": sentence(1), "qasper": f"Yes. {TEXT}"}
-    lines = [prediction_line(line, maxlen, answer, len(texts[line["task"]])) for line in examples for maxlen in LENGTHS]
-    documents = [
-        {"task": line["task"], "document_id": line["document_id"], "text": texts[line["task"]]} for line in examples
-    ]
+    lines = [prediction_line(line, maxlen, answer, len(texts[line.task])) for line in examples for maxlen in LENGTHS]
+    documents = [document_line(line.task, line.document_id, texts[line.task]) for line in examples]
     profiles = {"plos": "hf", "qasper": "f1"}
-    return list(score_examples(lines, examples, documents, profiles, "tiny", first_line_tasks).scored)
+    return score_examples(lines, examples, documents, profiles, "tiny", first_line_tasks).scored
 
 
 def test_each_task_is_scored_under_its_own_profile() -> None:
     found = two_tasks("yes")
-    results = [one for one in summarize(found) if one["kind"] == "model" and one["maxlen"] == 200]
-    assert [(one["task"], one["profile"], list(one["metrics"])) for one in results] == [
+    results = [one for one in summarize(found) if one.kind == "model" and one.maxlen == 200]
+    assert [(one.task, one.profile, list(one.metrics)) for one in results] == [
         ("plos", "hf", ["rouge1", "rouge2", "rougeL", "rougeLsum"]),
         ("qasper", "f1", ["f1", "exact_match"]),
     ]
-    assert results[1]["metrics"]["exact_match"]["mean"] == pytest.approx(2 / 3)
+    assert results[1].metrics["exact_match"].mean == pytest.approx(2 / 3)
     rows = compare_settings(found)
-    assert [(row["task"], row["metric"]) for row in rows] == [("plos", "rougeLsum"), ("qasper", "f1")]
+    assert [(row.task, row.metric) for row in rows] == [("plos", "rougeLsum"), ("qasper", "f1")]
 
 
 def test_the_first_line_of_an_answer_is_scored_where_the_benchmark_does_so() -> None:
     answer = "\nyes\nand a long explanation"
     for tasks, expected in (((), 0), (("qasper",), 2 / 3)):
         results = summarize(two_tasks(answer, tasks))
-        (model, *_) = (one for one in results if one["kind"] == "model" and one["task"] == "qasper")
-        assert model["metrics"]["exact_match"]["mean"] == pytest.approx(expected)
+        (model, *_) = (one for one in results if one.kind == "model" and one.task == "qasper")
+        assert model.metrics["exact_match"].mean == pytest.approx(expected)
 
 
 def test_beside_answers_stands_the_most_common_one() -> None:
     found = two_tasks("no")
-    systems = {(one.line["task"], one.line["system"]) for one in found if not one.is_model}
+    systems = {(one.line.task, one.line.system) for one in found if not one.is_model}
     assert systems == {
         *(("plos", name) for name in ("lead", "tail", "visible_oracle")),
         *(("qasper", name) for name in ("lead", "tail", "query_echo", "visible_oracle", "common_answer")),
     }
-    common = [one.line["metrics"]["exact_match"] for one in found if one.line["system"] == "common_answer"]
+    common = [one.line.metrics["exact_match"] for one in found if one.line.system == "common_answer"]
     assert common == [1, 1, 0, 0, 1, 1]  # at two lengths
     choices = scored({"a": {100: REFERENCE, 200: ""}}, "exact_match")
-    assert [one.line["system"] for one in choices] == ["tiny", "common_answer"] * 2
+    assert [one.line.system for one in choices] == ["tiny", "common_answer"] * 2
 
 
 def test_a_task_that_is_cut_throughout_has_no_second_table() -> None:
@@ -239,7 +257,7 @@ def test_a_task_that_is_cut_throughout_has_no_second_table() -> None:
         *two_tasks("yes"),
         *scored({name: {100: "", 200: ""} for name in "ab"}, documents={"a": TEXT, "b": "Short."}),
     ]
-    cut = [one for one in summarize(found) if one["subset"] == "always_truncated" and one["kind"] == "model"]
-    assert {one["task"] for one in summarize(two_tasks("yes")) if one["subset"] != "all"} == set()
-    assert {(one["task"], one["num_examples"]) for one in cut} == {("plos", 1)}
-    assert {row["task"] for row in compare_settings(found) if row["subset"] == "always_truncated"} == {"plos"}
+    cut = [one for one in summarize(found) if one.subset == "always_truncated" and one.kind == "model"]
+    assert {one.task for one in summarize(two_tasks("yes")) if one.subset != "all"} == set()
+    assert {(one.task, one.num_examples) for one in cut} == {("plos", 1)}
+    assert {row.task for row in compare_settings(found) if row.subset == "always_truncated"} == {"plos"}

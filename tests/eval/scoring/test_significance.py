@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from statistics import NormalDist
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from eval.records.schema import PairedResult
 from eval.scoring.significance import (
     MARGIN,
-    PairedResult,
     compare_paired,
     holm,
     interval_of_ratio,
@@ -23,8 +23,9 @@ from eval.scoring.significance import (
     within_margin_of_best,
 )
 
-NUM_SIMULATIONS = 2000
-# Fewer than by default, so that this file takes a minute; the code is the same.
+MANY = 2000
+simulated = pytest.mark.parametrize("count", [200, pytest.param(MANY, marks=pytest.mark.nightly)])
+# Fewer than by default; the code is the same.
 FEW_RESAMPLES, FEW_EXCHANGES = 500, 499
 
 # What R1, R2 and RL of one prediction are in units of the first.
@@ -74,6 +75,14 @@ DRAWS: dict[str, tuple[Draw, float]] = {
 }
 
 
+def assert_within(shares: Sequence[bool], low: float, high: float) -> None:
+    """Check how often something happened; of fewer simulations, with as much more room as chance takes."""
+    expected = (low + high) / 2
+    room = 2.5 * math.sqrt(expected * (1 - expected)) * (len(shares) ** -0.5 - MANY**-0.5)
+    assert low - room <= np.mean(shares) <= high + room
+
+
+@simulated
 @pytest.mark.parametrize(
     ("name", "num_scores", "num_documents"),
     [
@@ -86,23 +95,23 @@ DRAWS: dict[str, tuple[Draw, float]] = {
         ("falling", 1, 50),
     ],
 )
-def test_interval_of_a_mean_covers_it(name: str, num_scores: int, num_documents: int) -> None:
+def test_interval_of_a_mean_covers_it(name: str, num_scores: int, num_documents: int, count: int) -> None:
     draw, mean = DRAWS[name]
     truth = mean * LEVELS[:num_scores].prod() ** (1 / num_scores)
     rng = np.random.default_rng(1)
-    covered = 0
-    for _ in range(NUM_SIMULATIONS):
+    covered = []
+    for _ in range(count):
         (values,), documents = draw(rng, num_documents, 1, num_scores)
         estimate = mean_interval(values, documents, num_resamples=FEW_RESAMPLES)
-        covered += estimate.low <= truth <= estimate.high
-    assert 0.92 <= covered / NUM_SIMULATIONS <= 0.97
+        covered.append(estimate.low <= truth <= estimate.high)
+    assert_within(covered, 0.92, 0.97)
 
 
-def paired(draw: Draw, num_documents: int, num_scores: int, factor: float = 1.0) -> list[PairedResult]:
+def paired(draw: Draw, num_documents: int, num_scores: int, count: int, factor: float = 1.0) -> list[PairedResult]:
     """Return comparisons of two systems that are alike but for a factor on the second one's scores."""
     rng = np.random.default_rng(2)
     results = []
-    for _ in range(NUM_SIMULATIONS):
+    for _ in range(count):
         (first, second), documents = draw(rng, num_documents, 2, num_scores)
         results.append(
             compare_paired(first, factor * second, documents, num_resamples=FEW_RESAMPLES, num_exchanges=FEW_EXCHANGES)
@@ -110,54 +119,60 @@ def paired(draw: Draw, num_documents: int, num_scores: int, factor: float = 1.0)
     return results
 
 
+@simulated
 @pytest.mark.parametrize("num_documents", [50, 200])
 @pytest.mark.parametrize(("name", "num_scores"), [("beta", 1), ("lognormal", 3)])
-def test_where_there_is_no_difference_one_in_twenty_is_found(name: str, num_scores: int, num_documents: int) -> None:
-    results = paired(DRAWS[name][0], num_documents, num_scores)
-    assert 0.035 <= np.mean([result.p_value < 0.05 for result in results]) <= 0.065
-    assert 0.92 <= np.mean([result.low <= 0 <= result.high for result in results]) <= 0.97
+def test_where_there_is_no_difference_one_in_twenty_is_found(
+    name: str, num_scores: int, num_documents: int, count: int
+) -> None:
+    results = paired(DRAWS[name][0], num_documents, num_scores, count)
+    assert_within([result.p_value < 0.05 for result in results], 0.035, 0.065)
+    assert_within([result.low <= 0 <= result.high for result in results], 0.92, 0.97)
 
 
+@simulated
 @pytest.mark.parametrize("num_documents", [50, 200])
-def test_a_loss_of_the_margin_is_covered_and_not_called_as_good(num_documents: int) -> None:
+def test_a_loss_of_the_margin_is_covered_and_not_called_as_good(num_documents: int, count: int) -> None:
     draw, mean = DRAWS["lognormal"]
-    results = paired(draw, num_documents, 1, factor=1 - MARGIN / mean)
-    assert 0.92 <= np.mean([result.low <= -MARGIN <= result.high for result in results]) <= 0.97
-    assert 0.015 <= np.mean([is_non_inferior(result) for result in results]) <= 0.035
+    results = paired(draw, num_documents, 1, count, factor=1 - MARGIN / mean)
+    assert_within([result.low <= -MARGIN <= result.high for result in results], 0.92, 0.97)
+    assert_within([is_non_inferior(result) for result in results], 0.015, 0.035)
 
 
-def test_the_detectable_difference_is_found_four_times_in_five() -> None:
+@simulated
+def test_the_detectable_difference_is_found_four_times_in_five(count: int) -> None:
     rng = np.random.default_rng(4)
     (first, second), documents = beta_scores(rng, 20_000, 2)
     # An error falls with the root of the number of documents: what 50 of them can show, free of their own noise.
     of_many = compare_paired(first, second, documents, num_resamples=2, num_exchanges=1).detectable
     of_fifty = of_many * math.sqrt(20_000 / 50)
-    found = 0
-    for _ in range(NUM_SIMULATIONS):
+    found = []
+    for _ in range(count):
         (first, second), documents = beta_scores(rng, 50, 2)
         # Halved, so that there is room to add the difference.
         result = compare_paired(
             first / 2, (second + of_fifty) / 2, documents, num_resamples=2, num_exchanges=FEW_EXCHANGES
         )
-        found += result.p_value < 0.05
-    assert found / NUM_SIMULATIONS == pytest.approx(0.8, abs=0.04)
+        found.append(result.p_value < 0.05)
+    assert_within(found, 0.76, 0.84)
 
 
+@simulated
 @pytest.mark.parametrize("num_documents", [50, 200])
-def test_systems_worse_by_the_margin_are_rarely_marked_as_near_the_best(num_documents: int) -> None:
+def test_systems_worse_by_the_margin_are_rarely_marked_as_near_the_best(num_documents: int, count: int) -> None:
     draw, mean = DRAWS["lognormal"]
     margin = 0.03
     rng = np.random.default_rng(3)
-    best_marked = others_marked = 0
-    for _ in range(NUM_SIMULATIONS):
+    best_marked, others_marked = [], []
+    for _ in range(count):
         values, documents = draw(rng, num_documents, 5, 1)
         values[1:] *= 1 - margin / mean
         by_system = dict(zip("abcde", values, strict=True))
         marks = within_margin_of_best(by_system, documents, margin, num_resamples=FEW_RESAMPLES)
-        best_marked += marks["a"]
-        others_marked += any(marks[name] for name in "bcde")
-    assert 0.01 <= others_marked / NUM_SIMULATIONS <= 0.065
-    assert best_marked / NUM_SIMULATIONS > 0.95
+        best_marked.append(marks["a"])
+        others_marked.append(any(marks[name] for name in "bcde"))
+    assert_within(others_marked, 0.01, 0.065)
+    assert np.mean(best_marked) > 0.95
 
 
 def test_a_mean_weighs_documents_by_their_examples() -> None:
@@ -417,17 +432,18 @@ def test_a_ratio_of_perplexities_needs_numbers() -> None:
         ratio_of_perplexities([1.0], [1.0], [0])
 
 
+@simulated
 @pytest.mark.parametrize(("skewed", "least"), [(False, 0.93), (True, 0.88)])
-def test_the_interval_of_a_ratio_of_perplexities_covers(skewed: bool, least: float) -> None:
-    rng, num_simulations = np.random.default_rng(0), 1000
+def test_the_interval_of_a_ratio_of_perplexities_covers(skewed: bool, least: float, count: int) -> None:
+    rng = np.random.default_rng(0)
     found = [
-        ratio_of_perplexities(*losses(rng, 20, 0.01, skewed=skewed), num_resamples=FEW_RESAMPLES)
-        for _ in range(num_simulations)
+        ratio_of_perplexities(*losses(rng, 20, 0.01, skewed=skewed), num_resamples=FEW_RESAMPLES) for _ in range(count)
     ]
-    covered = sum(one.low <= math.exp(0.01) <= one.high for one in found if one.low and one.high)
-    assert least <= covered / num_simulations <= 0.975
+    covered = [bool(one.low and one.high and one.low <= math.exp(0.01) <= one.high) for one in found]
+    assert_within(covered, least, 0.975)
 
 
+@pytest.mark.nightly
 def test_what_is_called_detectable_is_detected() -> None:
     rng = np.random.default_rng(0)
     # An effect of the size that is called detectable is told from none in about four of five studies.

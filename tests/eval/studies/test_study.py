@@ -19,9 +19,9 @@ from accelerate.state import AcceleratorState, GradientState
 from eval import finetune, perplexity, run, study
 from eval.errors import UserError
 from eval.records.run_folder import locked
+from eval.studies import launch
+from eval.studies.folder import open_study_folder
 from eval.studies.parts import read_study
-from eval.studies.state import open_study_folder
-from eval.study import main
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
 SCRIPTS = {"eval/run.py": run.main, "eval/perplexity.py": perplexity.main, "eval/finetune.py": finetune.main}
@@ -30,6 +30,17 @@ WORDS = f"long documents hold many {SECRET} words and every word costs a token o
 RUN, PERPLEXITY, FINETUNE = SCRIPTS
 
 Content = dict[str, Any]
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit status of a command line, and print what Python prints when it exits."""
+    try:
+        return study.main(arguments)
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
+        return 1
 
 
 @pytest.fixture(scope="session")
@@ -53,15 +64,14 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Run scripts in this process, and return what was launched."""
     calls: list[list[str]] = []
 
-    def launch(words: Sequence[str], log: Path) -> int:
+    def launch_here(words: Sequence[str], log: Path) -> int:
         calls.append(list(words))
         status = SCRIPTS[words[0]](list(words[1:]))
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
         return status
 
-    monkeypatch.setattr(study, "_launch", launch)
-    monkeypatch.setattr("eval.reporting.run_report.save_charts", lambda folder, specs, own: [])
+    monkeypatch.setattr(launch, "launch", launch_here)
     return calls
 
 
@@ -159,7 +169,7 @@ def test_a_study_is_run_reported_and_not_run_again(
     launched.clear()
     capsys.readouterr()
     # Once is enough to draw.
-    for module in ("study_report", "leaderboard_page"):
+    for module in ("studies.report", "reporting.leaderboard_report"):
         monkeypatch.setattr(f"eval.{module}.save_charts", lambda folder, specs, own: [])
     with locked(output):
         assert main(arguments) == 2  # one study at a time, of which a report may be written meanwhile
@@ -436,11 +446,15 @@ def test_a_terminal_that_is_gone_leaves_a_part_the_time_to_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "part.py").write_text(_SAVING)
-    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
 
     class Gone:
-        def write(self, text: str) -> int:
-            if "at work" in text:  # what the launcher says comes before
+        @property
+        def buffer(self) -> Gone:
+            return self
+
+        def write(self, text: bytes) -> int:
+            if b"at work" in text:  # what the launcher says comes before
                 raise OSError("no such terminal")
             return len(text)
 
@@ -449,7 +463,7 @@ def test_a_terminal_that_is_gone_leaves_a_part_the_time_to_save(
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", Gone())
         with pytest.raises(KeyboardInterrupt):
-            study._launch(["part.py", str(tmp_path / "state")], tmp_path / "log")
+            launch.launch(["part.py", str(tmp_path / "state")], tmp_path / "log")
     assert (tmp_path / "state").read_text() == "saved"
     assert "saving" in (tmp_path / "log").read_text()
 
@@ -463,7 +477,7 @@ def test_a_report_needs_a_folder(content: Content, tmp_path: Path, capsys: pytes
 
 # Stands for a script: it holds its folder, is at work for long in its first session, and ends in its second.
 _SCRIPT = """
-import sys, time
+import os, shutil, sys, time
 from pathlib import Path
 from eval.records.run_folder import (RunFolder, locked)
 path = Path(sys.argv[sys.argv.index("--output") + 1])
@@ -471,7 +485,7 @@ has_begun = path.exists()
 with locked(path):
     print("at work")
     time.sleep(0 if has_begun else 600)
-    RunFolder(path).write_json("run.json", {"identity": {}, "tasks": {}, "sessions": [{"finished": "now"}]})
+    shutil.copy(os.environ["RECORD"], path / "run.json")
     RunFolder(path).write_json("scores.json", {})
     print("at its end")
 """
@@ -484,9 +498,10 @@ def test_an_interrupted_study_ends_its_part_and_goes_on_by_the_same_command(
     log, handler = output / "losses.log", signal.getsignal(signal.SIGTERM)
     (tmp_path / "eval").mkdir()
     (tmp_path / PERPLEXITY).write_text(_SCRIPT)
-    assert all((study.ROOT / script).is_file() for script in SCRIPTS)
-    monkeypatch.setenv("PYTHONPATH", str(study.ROOT))
-    monkeypatch.setattr(study, "ROOT", tmp_path)
+    assert all((launch.ROOT / script).is_file() for script in SCRIPTS)
+    monkeypatch.setenv("PYTHONPATH", str(launch.ROOT))
+    monkeypatch.setenv("RECORD", str(launch.ROOT / "tests" / "golden" / "fca1ebb" / "perplexity" / "run.json"))
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
 
     def interrupt() -> None:
         deadline = time.monotonic() + 120
@@ -499,7 +514,7 @@ def test_an_interrupted_study_ends_its_part_and_goes_on_by_the_same_command(
         scheduler.start()
         assert main([str(file), "--output", str(output)]) == 130
         scheduler.join()
-        assert capfd.readouterr().err.endswith("interrupted: run the same command again\n")
+        assert capfd.readouterr().err.endswith("interrupted: the same command goes on where this one stopped\n")
         # Neither the study's lock nor the part's is held by anything that was left.
         assert main([str(file), "--output", str(output)]) == 0
     finally:

@@ -6,37 +6,69 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from eval.records.run_folder import RunFolder
+from eval.records.journal import read_lines
+from eval.records.run_folder import RunFolder, kind_of
+from eval.records.schema import (
+    DocumentLoss,
+    Estimate,
+    Evaluation,
+    ExampleRecord,
+    ModelRecord,
+    PerplexityCost,
+    PerplexityIdentity,
+    PerplexityRecord,
+    PerplexityResult,
+    PerplexityScores,
+    PerplexityTask,
+    PlacementResult,
+    PlanMeasurement,
+    PositionLoss,
+    TrainingIdentity,
+    TrainingRecord,
+    TrainingStep,
+)
 from eval.reporting.placement_report import held_out_rows
 from eval.score import main as score
-from eval.studies.answers import repeated_share, repetition_section, rouge_section
+from eval.studies.answers import repeated_share
 from eval.studies.charts import ratio_chart
-from eval.studies.costs import cost_section, training_section
-from eval.studies.losses import perplexity_section, placements_section
-from eval.studies.parts import FINETUNE, PERPLEXITY, PLACEMENT, RUN, Section
-from eval.studies.section import Content, Given
+from eval.studies.parts import Section
+from eval.studies.report import SECTIONS
+from eval.studies.section import Draft
 from tests.helpers.run_folders import example_line, model_results, run_record, write_run
 
 NUM_DOCUMENTS = 8
 
-
-@pytest.fixture(autouse=True)
-def _no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.reporting.run_report.save_charts", lambda folder, specs, own: [])
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
-def given(kind: str, script: str, folders: dict[str, Path], reference: str | None = None, **more: Any) -> Given:
+def write(kind: str, folders: dict[str, Path], reference: str | None = None, **more: Any) -> Draft:
+    """Return a section about these folders."""
     section = Section(number=2, kind=kind, title="A title", parts=tuple(folders), reference=reference, **more)
-    return Given(section=section, folders=folders, scripts=dict.fromkeys(folders, script))
+    draft = Draft(section=section, folders=folders, records={name: record_of(path) for name, path in folders.items()})
+    SECTIONS[kind](draft)
+    return draft
 
 
-def table(content: Content, title: str) -> list[dict[str, str]]:
+def record_of(folder: Path) -> Any:
+    kind = kind_of(json.loads((folder / "run.json").read_text()))
+    assert kind is not None
+    return RunFolder(folder).read_record(kind)
+
+
+def change_task(folder: Path, **changes: Any) -> None:
+    """Change what a folder's record says about its task."""
+    record = record_of(folder)
+    tasks = {name: replace(task, **changes) for name, task in record.tasks.items()}
+    RunFolder(folder).write_json("run.json", replace(record, tasks=tasks))
+
+
+def table(content: Draft, title: str) -> list[dict[str, str]]:
     """Return the rows of a table by the names of their columns; a name that comes again has a mark."""
     (index,) = [i for i, block in enumerate(content.blocks) if block == f"**{title}**"]
     lines = [[cell.strip() for cell in line.split(" | ")] for line in content.blocks[index + 1].splitlines()]
@@ -52,7 +84,7 @@ def measured(
     gains: Sequence[float],
     share: int,
     tasks: Sequence[str] = ("plos",),
-    identity: Mapping[str, Any] = MappingProxyType({}),
+    identity: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
     """Write losses of documents, each with so many nats a token more from position 4,096 on, and a cost of this share.
@@ -62,23 +94,70 @@ def measured(
     lines = []
     for number, task in enumerate(tasks):
         for index, gain in enumerate(gains):
-            near = [0, 4096, (2.5 + 0.1 * index) * 4096, 4096]
-            beyond = [4096, 8192, (2.0 + 0.1 * index + gain / (1 + number)) * 2048, 2048]
-            line = {"task": task, "template": "text", "id": f"d{index}", "maxlen": 8192, "num_tokens": 6144}
-            line |= {"num_tokens_dropped": 0, "negative_log_likelihood": near[2] + beyond[2]}
-            line |= {"buckets": [near, beyond], "seconds": 2.0 * share}
-            lines.append(line | {"cache_bytes": 1000 * share, "attention_flops": 10**9 * share} | changes)
+            near = (0, 4096, (2.5 + 0.1 * index) * 4096, 4096)
+            beyond = (4096, 8192, (2.0 + 0.1 * index + gain / (1 + number)) * 2048, 2048)
+            line = DocumentLoss(
+                task=task,
+                template="text",
+                id=f"d{index}",
+                maxlen=8192,
+                num_tokens=6144,
+                num_tokens_dropped=0,
+                negative_log_likelihood=near[2] + beyond[2],
+                buckets=[near, beyond],
+                seconds=2.0 * share,
+                cache_bytes=1000 * share,
+                peak_bytes=None,
+                attention_flops=10**9 * share,
+            )
+            lines.append(replace(line, **changes))
     if share < 100:
         lines = lines[3:] + lines[:3]
-    perplexity = {"mean": 12.0, "low": 11.0, "high": 13.0}
-    positions = [{"first": 0, "last": 4095}, {"first": 4096, "last": 8191}]
-    result = {"maxlen": 8192, "num_documents": len(gains), "metrics": {"perplexity": perplexity}}
-    result["by_position"] = [one | {"perplexity": perplexity} for one in positions]
     run = RunFolder(folder)
-    run.write_json("run.json", run_record(tasks=tasks, **identity))
-    run.write_json("scores.json", {"results": [result | {"task": task} for task in tasks]})
+    run.write_json("run.json", measured_record(tasks, **(identity or {})))
+    run.write_json("scores.json", PerplexityScores(results=[measured_result(task, len(gains)) for task in tasks]))
     run.write_lines("predictions.jsonl", lines)
     return folder
+
+
+def measured_record(tasks: Sequence[str], **identity: Any) -> PerplexityRecord:
+    settings = PerplexityIdentity(
+        model=ModelRecord(reference="tiny", source="folder"),
+        plan=None,
+        dtype="float32",
+        tokens=8192,
+        perplexity_version=1,
+    )
+    source = {"kind": "package", "name": "allofplos", "version": "0"}
+    task = PerplexityTask(version=1, source=source, split="test", limit=None, maxlen=[8192])
+    return PerplexityRecord(
+        config={},
+        plan_description="full",
+        world_size=1,
+        identity=replace(settings, **identity),
+        tasks=dict.fromkeys(tasks, task),
+        sessions=run_record().sessions,
+    )
+
+
+def measured_result(task: str, num_documents: int) -> PerplexityResult:
+    perplexity = Estimate(mean=12.0, low=11.0, high=13.0)
+    return PerplexityResult(
+        task=task,
+        template="text",
+        system="tiny",
+        maxlen=8192,
+        num_documents=num_documents,
+        num_truncated=0,
+        num_tokens=6144 * num_documents,
+        metrics={"perplexity": perplexity},
+        by_position=[
+            PositionLoss(first=first, last=first + 4095, num_tokens=4096, perplexity=perplexity) for first in (0, 4096)
+        ],
+        cost=PerplexityCost(
+            tokens_per_second=None, seconds=1.0, peak_memory_bytes=None, cache_bytes=0, attention_flops=None
+        ),
+    )
 
 
 EQUAL = [0.0] * NUM_DOCUMENTS
@@ -87,7 +166,7 @@ GAINS = [0.01, 0.05, 0.02, 0.04, 0.03, 0.03, 0.0, 0.06]  # of mean 0.03
 
 def test_ratios_of_perplexities_are_paired_by_document(tmp_path: Path) -> None:
     folders = {"full": measured(tmp_path / "a", EQUAL, 100), "local": measured(tmp_path / "b", GAINS, 25)}
-    content = perplexity_section(given("perplexity", PERPLEXITY, folders, "full", from_position=4096))
+    content = write("perplexity", folders, "full", from_position=4096)
     full, local = table(content, "By length")
     assert (full["ratio"], full["perplexity"]) == ("1", "12.000 [11.00, 13.00]")
     # Documents that differ far more from each other than the two systems do: were they not paired, nothing would show.
@@ -111,7 +190,7 @@ def test_documents_of_all_tasks_are_pooled(tmp_path: Path) -> None:
     tasks = ("plos", "aclsum")
     folders = {"full": measured(tmp_path / "a", EQUAL, 100, tasks), "local": measured(tmp_path / "b", GAINS, 25, tasks)}
     folders["one"] = measured(tmp_path / "c", GAINS, 25)
-    content = perplexity_section(given("perplexity", PERPLEXITY, folders, "full", from_position=4096))
+    content = write("perplexity", folders, "full", from_position=4096)
     rows = [row for row in table(content, "By length") if row["task"] == "all tasks"]
     # A part that has measured one of the tasks has no figure for all.
     assert [row["part"] for row in rows] == ["full", "local"]
@@ -125,7 +204,7 @@ def test_documents_of_all_tasks_are_pooled(tmp_path: Path) -> None:
 
 def test_ratios_are_of_the_documents_that_both_have(tmp_path: Path) -> None:
     folders = {"full": measured(tmp_path / "a", EQUAL[:7], 100), "local": measured(tmp_path / "b", GAINS, 25)}
-    _, local = table(perplexity_section(given("perplexity", PERPLEXITY, folders, "full")), "By length")
+    _, local = table(write("perplexity", folders, "full"), "By length")
     assert (local["n"], local["shared"], local["attention"]) == ("8", "7", "25.0%")
     assert local["ratio"].startswith(f"{math.exp(0.18 / 7 / 3):.4f} [")
 
@@ -142,10 +221,8 @@ def test_ratios_are_of_the_documents_that_both_have(tmp_path: Path) -> None:
 def test_other_data_and_other_tokens_are_not_compared(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     folders = {"full": measured(tmp_path / "a", EQUAL, 100), "other": measured(tmp_path / "b", GAINS, 25, **changes)}
     if not changes:
-        record = json.loads((folders["other"] / "run.json").read_text())
-        record["tasks"]["plos"]["source"]["version"] = "1"
-        RunFolder(folders["other"]).write_json("run.json", record)
-    content = perplexity_section(given("perplexity", PERPLEXITY, folders, "full"))
+        change_task(folders["other"], source={"kind": "package", "name": "allofplos", "version": "1"})
+    content = write("perplexity", folders, "full")
     assert content.blocks[0].startswith(f"`other` is not compared with `full` on plos: {said}")
     _, row = table(content, "By length")
     assert (row["ratio"], row["shared"], row["detectable"], row["attention"]) == ("-", "-", "-", "-")
@@ -156,28 +233,24 @@ def test_other_data_and_other_tokens_are_not_compared(changes: dict[str, Any], s
 def test_the_same_content_under_another_name_is_compared(tmp_path: Path) -> None:
     folders = {"full": measured(tmp_path / "a", EQUAL, 100), "local": measured(tmp_path / "b", GAINS, 25)}
     for folder, named in ((folders["full"], "package"), (folders["local"], "file")):
-        record = json.loads((folder / "run.json").read_text())
-        record["tasks"]["plos"]["source"] = {"kind": named, "name": named, "sha256": "0"}
-        RunFolder(folder).write_json("run.json", record)
-    _, local = table(perplexity_section(given("perplexity", PERPLEXITY, folders, "full")), "By length")
+        change_task(folder, source={"kind": named, "name": named, "sha256": "0"})
+    _, local = table(write("perplexity", folders, "full"), "By length")
     assert local["ratio"] == "1.0101 [1.0044, 1.0157]"
 
 
 def test_what_else_a_ratio_may_come_from_is_named(tmp_path: Path) -> None:
-    model = {"reference": "tiny", "source": "folder", "files": {"tokenizer.json": "0"}}
-    identity = {"dtype": "bfloat16", "model": model | {"files": {"tokenizer.json": "1"}}}
+    model = ModelRecord(reference="tiny", source="folder", files={"tokenizer.json": "0"})
+    identity = {"dtype": "bfloat16", "model": replace(model, files={"tokenizer.json": "1"})}
     folders = {
         "full": measured(tmp_path / "a", EQUAL, 100, identity={"model": model}),
         "other": measured(tmp_path / "b", GAINS, 25, identity=identity),
     }
-    said = perplexity_section(given("perplexity", PERPLEXITY, folders, "full")).blocks[0]
+    said = write("perplexity", folders, "full").blocks[0]
     assert said.startswith("`other`, unlike `full`, computes in bfloat16 instead of float32 and has another tokenizer")
 
 
 def test_a_missing_reference_is_not_compared_with(tmp_path: Path) -> None:
-    alone = perplexity_section(
-        given("perplexity", PERPLEXITY, {"other": measured(tmp_path, GAINS, 25)}, "full", from_position=4096)
-    )
+    alone = write("perplexity", {"other": measured(tmp_path, GAINS, 25)}, "full", from_position=4096)
     (row,) = table(alone, "By length")
     assert (row["ratio"], row["attention"], row["perplexity"]) == ("-", "-", "12.000 [11.00, 13.00]")
     assert not alone.charts
@@ -187,18 +260,24 @@ def test_plans_are_set_beside_random_ones(tmp_path: Path) -> None:
     gains = {"full": 0.0, "chosen": 0.01} | {f"random {index}": 0.005 * index for index in range(1, 5)}
     cost = {"flops": 0.3, "cache": 0.25, "layers": 4}
     lines = [
-        {"task": "plos", "id": f"{index}", "plan": f"plan of {name}", "num_tokens": 100 * index}
-        | {"negative_log_likelihood": 100 * index * (2.3 + gain)}
+        PlanMeasurement(
+            part="held-out",
+            task="plos",
+            id=f"{index}",
+            plan=f"plan of {name}",
+            negative_log_likelihood=100 * index * (2.3 + gain),
+            num_tokens=100 * index,
+        )
         for name, gain in gains.items()
         for index in (1, 2)
     ]
     judged = {name: (f"plan of {name}", cost | ({"flops": 1.0} if name == "full" else {})) for name in gains}
     run = RunFolder(tmp_path)
     run.write_json("run.json", run_record())
-    run.write_json("placement.json", {"held_out": held_out_rows(judged, lines)})
+    run.write_json("placement.json", PlacementResult(held_out=held_out_rows(judged, lines)))
     # What is there of other documents, as those that calibrate now, is not of the rows.
-    run.write_lines("measurements.jsonl", [line | {"part": "held-out", "id": "3"} for line in lines])
-    content = placements_section(given("placements", PLACEMENT, {"search": tmp_path}))
+    run.write_lines("measurements.jsonl", [replace(line, id="3") for line in lines])
+    content = write("placements", {"search": tmp_path})
     full, chosen = table(content, "search, held-out documents")
     assert (full["plan"], full["ratio"], full["random better"]) == ("full", "1", "-")
     assert (chosen["ratio"], chosen["n"], chosen["random better"]) == (f"{math.exp(0.01):.4f}", "2", "1 of 4")
@@ -210,9 +289,9 @@ def test_plans_are_set_beside_random_ones(tmp_path: Path) -> None:
 def answers(folder: Path, num_words: int, repeats: int = 1) -> Path:
     """Write a run whose answers are the first words of the references, said again and again."""
 
-    def answer(line: Any, maxlen: int) -> str:
-        more = line["id"] == "test-0"  # answers that are all alike have no interval
-        return " ".join([*line["references"][0].split()[: num_words + more]] * repeats)
+    def answer(example: ExampleRecord, maxlen: int) -> str:
+        more = example.id == "test-0"  # answers that are all alike have no interval
+        return " ".join([*example.references[0].split()[: num_words + more]] * repeats)
 
     write_run(folder, answer, [example_line(index) for index in range(8)], record=run_record())
     assert score([str(folder)]) == 0
@@ -221,7 +300,7 @@ def answers(folder: Path, num_words: int, repeats: int = 1) -> Path:
 
 def test_scores_are_compared_with_the_reference_at_each_length(tmp_path: Path) -> None:
     folders = {"good": answers(tmp_path / "a", 12), "bad": answers(tmp_path / "b", 3)}
-    content = rouge_section(given("rouge", RUN, folders, "good"))
+    content = write("rouge", folders, "good")
     rows = table(content, "Scores: plos, template instruct")
     assert [(row["maxlen"], row["part"]) for row in rows] == [
         ("100", "good"),
@@ -249,18 +328,18 @@ def test_scores_are_compared_with_the_reference_at_each_length(tmp_path: Path) -
 
 
 def test_a_part_is_compared_between_its_shortest_and_longest_length(tmp_path: Path) -> None:
-    def answer(line: Any, maxlen: int) -> str:
-        words = line["references"][0].split()
-        return " ".join(words[: maxlen // 20 + (line["id"] == "test-0")])
+    def answer(example: ExampleRecord, maxlen: int) -> str:
+        words = example.references[0].split()
+        return " ".join(words[: maxlen // 20 + (example.id == "test-0")])
 
     for name, lengths in (("all", (60, 100, 200)), ("one", (100,))):
         examples = [example_line(index) for index in range(8)]
         write_run(tmp_path / name, answer, examples, record=run_record(lengths=lengths))
         assert score([str(tmp_path / name)]) == 0
-    content = rouge_section(given("rouge", RUN, {name: tmp_path / name for name in ("all", "one")}, "all"))
+    content = write("rouge", {name: tmp_path / name for name in ("all", "one")}, "all")
     (row,) = table(content, "Longest maxlen against the shortest, by part")
     assert row["part: task, template, maxlen"] == "all: plos, instruct, 60 to 200"
-    means = {one["maxlen"]: one["metrics"]["rougeLsum"]["mean"] for one in model_results(tmp_path / "all")}
+    means = {one.maxlen: one.metrics["rougeLsum"].value for one in model_results(tmp_path / "all")}
     assert row["difference"].startswith(f"{100 * (means[200] - means[60]):+.2f} [")
     # Every document is better: 2 / 2^8, of one test.
     assert (row["metric"], row["n"], row["p"], row["Holm"]) == ("RLsum", "8", "0.008", "0.008")
@@ -272,7 +351,7 @@ def test_runs_on_other_examples_are_named_and_not_compared(tmp_path: Path) -> No
     folders = {"one": answers(tmp_path / "a", 12), "two": tmp_path / "b"}
     write_run(folders["two"], lambda line, maxlen: "a", [example_line(index + 1) for index in range(8)])
     assert score([str(folders["two"])]) == 0
-    content = rouge_section(given("rouge", RUN, folders, "one"))
+    content = write("rouge", folders, "one")
     assert any(block.startswith("`two` is not compared with `one`: examples differ") for block in content.blocks)
     assert "**Differences from one**" not in content.blocks
 
@@ -287,7 +366,7 @@ def test_repeated_4_grams_by_hand() -> None:
 
 def test_repetition_stands_beside_length_and_scores(tmp_path: Path) -> None:
     folders = {"plain": answers(tmp_path / "a", 8), "again": answers(tmp_path / "b", 8, repeats=3)}
-    content = repetition_section(given("repetition", RUN, folders, "plain"))
+    content = write("repetition", folders, "plain")
     plain, again, *_ = table(content, "Repetition and scores")
     shares = [repeated_share(json.loads(line)["text"]) for line in (tmp_path / "b/predictions.jsonl").open()]
     mean = 100 * sum(share for share in shares if share is not None) / len(shares)
@@ -302,26 +381,26 @@ def test_repetition_stands_beside_length_and_scores(tmp_path: Path) -> None:
 
 def test_costs_are_means_and_shares_of_the_reference(tmp_path: Path) -> None:
     folders = {"full": measured(tmp_path / "a", EQUAL, 2000), "local": measured(tmp_path / "b", EQUAL, 500)}
-    content = cost_section(given("cost", PERPLEXITY, folders, "full"))
+    content = write("cost", folders, "full")
     full, local = table(content, "Cost")
-    assert (full["attention TFLOP"], full["prefill s"], full["decode s"]) == ("2.000", "4,000.00", "-")
-    assert (local["attention TFLOP"], local["prefill s"]) == ("0.500 (25.0%)", "1,000.00 (25.0%)")
+    assert (full["attn TFLOP"], full["prefill s"], full["decode s"]) == ("2.000", "4,000.00", "-")
+    assert (local["attn TFLOP"], local["prefill s"]) == ("0.500 (25.0%)", "1,000.00 (25.0%)")
     # Shares are of the documents that both have, whatever others cost.
     some = measured(tmp_path / "d", EQUAL[:6], 500)
-    lines = [json.loads(line) for line in (some / "predictions.jsonl").open()]
-    RunFolder(some).write_lines(
-        "predictions.jsonl", [*lines, lines[0] | {"id": "alone", "attention_flops": 3 * 10**12}]
-    )
-    _, part = table(cost_section(given("cost", PERPLEXITY, {"full": folders["full"], "some": some}, "full")), "Cost")
+    lines = read_lines(DocumentLoss, some / "predictions.jsonl")
+    more = replace(lines[0], id="alone", attention_flops=3 * 10**12)
+    RunFolder(some).write_lines("predictions.jsonl", [*lines, more])
+    _, part = table(write("cost", {"full": folders["full"], "some": some}, "full"), "Cost")
     assert (part["n"], part["shared"], part["cache MiB"]) == ("7", "6", "0.5 (25.0%)")
-    assert part["attention TFLOP"] == f"{(6 * 0.5 + 3) / 7:.3f} (25.0%)"
+    assert part["attn TFLOP"] == f"{(6 * 0.5 + 3) / 7:.3f} (25.0%)"
     run = answers(tmp_path / "c", 5)
-    (short, _) = table(cost_section(given("cost", RUN, {"run": run}, "run")), "Cost")
+    (short, _) = table(write("cost", {"run": run}, "run"), "Cost")
     assert (short["prefill s"], short["decode s"]) == ("2.00", "1.00")
 
 
 def test_charts_whose_titles_look_alike_have_files_of_their_own() -> None:
-    content = Content(section=Section(number=3, kind="placements", title="Ä", parts=("a.b", "a-b")))
+    section = Section(number=3, kind="placements", title="Ä", parts=("a.b", "a-b"))
+    content = Draft(section=section, folders={}, records={})
     for part in content.section.parts:
         content.chart(part, f"Of {part}", {})
     assert list(content.charts) == ["placements-3-a-b", "placements-3-a-b-more"]
@@ -330,18 +409,53 @@ def test_charts_whose_titles_look_alike_have_files_of_their_own() -> None:
 
 def trained(folder: Path, losses: Mapping[int, float], seconds: Sequence[float], **changes: Any) -> Path:
     """Write a training with these held-out losses by step, and a step of each of these times."""
-    folder.mkdir()
-    record = run_record(held_out_limit=4, maxlen=300)
-    record |= {
-        "peak_bytes": 3 * 2**29,
-        "held_out_documents": {"plos": ["a", "b", "c"]},
-        "num_held_out_rows": 2,
-    } | changes
-    (folder / "run.json").write_text(json.dumps(record))
-    steps = [{"step": step, "seconds": value, "num_tokens": 600} for step, value in enumerate(seconds, start=1)]
-    evals = [{"step": step, "loss": loss} for step, loss in losses.items()]
-    for name, lines in (("steps", steps), ("evals", evals)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    identity = TrainingIdentity(
+        task=["plos"],
+        model=ModelRecord(reference="tiny", source="folder"),
+        plan=None,
+        dtype="float32",
+        objective="lm",
+        maxlen=300,
+        limit=None,
+        held_out=0.1,
+        held_out_limit=4,
+        truncation="head",
+        extend_positions=None,
+        schedule="cosine",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        gradient_checkpointing=False,
+        lora_rank=0,
+        seed=0,
+        batch_size=1,
+        lora_alpha=16,
+        lora_targets=[],
+        learning_rate=1e-4,
+        warmup_steps=0,
+        total_steps=len(seconds),
+        step_rows=1,
+        packing=False,
+        threads=1,
+    )
+    record = TrainingRecord(
+        config={},
+        plan_description="full",
+        identity=identity,
+        tasks={},
+        num_train_examples=8,
+        num_held_out_examples=3,
+        held_out_documents={"plos": ["a", "b", "c"]},
+        num_held_out_rows=2,
+        peak_bytes=3 * 2**29,
+        sessions=run_record().sessions,
+    )
+    run = RunFolder(folder)
+    run.write_json("run.json", replace(record, **changes))
+    rates: dict[str, Any] = {"loss": 1.0, "grad_norm": None, "learning_rate": 1e-4, "num_targets": 600}
+    steps = [TrainingStep(step=i, seconds=value, num_tokens=600, **rates) for i, value in enumerate(seconds, start=1)]
+    run.write_lines("steps.jsonl", steps)
+    evals = [Evaluation(step=i, loss=loss, perplexity=None, num_targets=9, seconds=1.0) for i, loss in losses.items()]
+    run.write_lines("evals.jsonl", evals)
     return folder
 
 
@@ -350,7 +464,7 @@ def test_trainings_are_set_beside_the_reference_at_each_step(tmp_path: Path) -> 
         "full": trained(tmp_path / "a", {0: 3.0, 2: 2.5, 4: 2.25}, [2.0, 1.0, 4.0, 1.5]),
         "local": trained(tmp_path / "b", {0: 3.125, 2: 2.375, 3: 2.4375}, [1.0, 0.5, 0.75], plan_description="local"),
     }
-    content = training_section(given("training", FINETUNE, folders, "full"))
+    content = write("training", folders, "full")
     assert table(content, "Held-out loss by step") == [
         {"step": "0", "full": "3.0000", "local": "3.1250 (+0.1250)"},
         {"step": "2", "full": "2.5000", "local": "2.3750 (-0.1250)"},
@@ -373,30 +487,19 @@ def test_trainings_are_set_beside_the_reference_at_each_step(tmp_path: Path) -> 
     assert list(content.charts) == ["training-2-a-title-loss"]
     assert not any("holds out other documents" in block for block in content.blocks)
     folders["other"] = trained(tmp_path / "c", {0: 1.0}, [1.0], held_out_documents={"plos": ["a", "c"]})
-    content = training_section(given("training", FINETUNE, folders, "full"))
+    content = write("training", folders, "full")
     assert "`other` holds out other documents than `full`: their losses do not compare." in content.blocks
 
 
-def test_labels_of_a_chart_stand_on_no_other_point_or_label() -> None:
-    near = [{"name": f"part-{n}", "share": 0.3 + 0.05 * n, "ratio": 1.1 - 0.002 * n} for n in range(4)]
-    rows = [
-        one | {"low": one["ratio"] - 0.004, "high": one["ratio"] + 0.004}
-        for one in [*near, {"name": "reference", "share": 1.0, "ratio": 1.0}]
+def test_a_chart_names_its_parts_and_draws_the_intervals_that_are_known() -> None:
+    points: list[dict[str, Any]] = [
+        {"name": "reference", "share": 1.0, "ratio": 1.0, "low": None, "high": None},
+        {"name": "local", "share": 0.3, "ratio": 1.1, "low": 1.05, "high": 1.15},
     ]
-    spec = ratio_chart(rows, "Ratio")
-    points, *texts = [layer for layer in spec["layer"] if layer["mark"]["type"] in ("point", "text")]
-    across, domain = (points["encoding"][axis]["scale"]["domain"] for axis in "xy")
-    boxes = []
-    for layer in texts:
-        for one in layer["data"]["values"]:
-            x = (one["share"] - across[0]) / (across[1] - across[0]) * spec["width"]
-            y = (domain[1] - one["ratio"]) / (domain[1] - domain[0]) * spec["height"]
-            wide = 6 * len(one["name"])
-            boxes.append((x, x + wide, y) if layer["mark"]["align"] == "left" else (x - wide, x, y))
-    assert len(boxes) == 5
-    for index, (left, right, y) in enumerate(boxes):
-        assert not any(left < b[1] and b[0] < right and abs(y - b[2]) < 12 for b in boxes[:index])
-        for row in rows:
-            x = (row["share"] - across[0]) / (across[1] - across[0]) * spec["width"]
-            top, bottom = ((domain[1] - row[end]) / (domain[1] - domain[0]) * spec["height"] for end in ("high", "low"))
-            assert not (left < x < right and top < y < bottom)
+    _, intervals, dots = ratio_chart(points, "Ratio")["layer"]
+    assert [dots["encoding"][channel]["scale"]["domain"] for channel in ("color", "shape")] == [
+        ["reference", "local"]
+    ] * 2
+    assert (intervals["data"]["values"], dots["data"]["values"]) == (points[1:], points)
+    assert (intervals["encoding"]["y"]["field"], intervals["encoding"]["y2"]["field"]) == ("low", "high")
+    assert len(ratio_chart(points[:1], "Ratio")["layer"]) == 2

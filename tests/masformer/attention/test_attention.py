@@ -11,22 +11,21 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from masformer.attention import span_attention as attention
+from masformer.attention import kernels as attention
 from masformer.attention.heads import attend_by_head
-from masformer.attention.span_attention import choose_kernel, dense_attention, span_attention
-from masformer.attention.tiles import Scores
+from masformer.attention.kernels import choose_kernel, dense_attention, span_attention
+from masformer.attention.tiles import ScoreRule
 from masformer.attention.visibility import SpanMask, left_padding, visible_keys
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan
 from tests.helpers.attention_cases import (
     CASES,
     LANES,
-    PROPERTY,
     SPANS,
     Case,
     States,
@@ -41,6 +40,7 @@ from tests.helpers.attention_cases import (
     sees,
     visible,
 )
+from tests.helpers.properties import tries
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -49,7 +49,7 @@ HEAD_SIZE = 8
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-@settings(PROPERTY, max_examples=60)
+@tries(60)
 @given(SPANS, st.integers(0, 30), st.integers(-3, 60))
 def test_visible_keys_is_the_definition(span: LayerSpan, first: int, start: int) -> None:
     queries, keys = torch.arange(first, first + 30), torch.arange(start, start + 40)
@@ -83,7 +83,7 @@ def test_dense_attention_is_the_formula(softcap: float | None, learned: bool) ->
                 assert float(out[0, head, q, at]) == pytest.approx(expected, abs=EXACT)
 
 
-@settings(PROPERTY, max_examples=1000)
+@tries(150)
 @given(cases(), LANES, st.sampled_from([5, 8192]))
 @torch.no_grad()
 def test_attention_on_top_of_a_cache_equals_the_definition(case: Case, lanes: int | None, run_keys: int) -> None:
@@ -92,7 +92,7 @@ def test_attention_on_top_of_a_cache_equals_the_definition(case: Case, lanes: in
         assert_close(attend(case, states), defined(case, states), EXACT)
 
 
-@settings(PROPERTY, max_examples=600)
+@tries(150)
 @given(cases(longest=90), LANES)
 def test_gradients_equal_those_of_the_definition(case: Case, lanes: int | None) -> None:
     states = random_states(case).with_grad()
@@ -105,7 +105,7 @@ def test_gradients_equal_those_of_the_definition(case: Case, lanes: int | None) 
         assert_close(ours, theirs, EXACT)
 
 
-@settings(PROPERTY, max_examples=60)
+@tries(60)
 @given(cases(longest=120, can_pad=False, can_cache=False), st.data(), LANES)
 def test_packed_documents_equal_each_document_alone(case: Case, data: st.DataObject, lanes: int | None) -> None:
     states = random_states(case)
@@ -128,7 +128,7 @@ def test_packed_documents_equal_each_document_alone(case: Case, data: st.DataObj
             assert_close(out[part], defined(alone, document), EXACT)
 
 
-@settings(PROPERTY, max_examples=100)
+@tries(100)
 @given(cases(can_cache=False), st.sampled_from([7, 512]))
 def test_attention_with_dropout_that_drops_nothing_equals_the_definition(case: Case, mask_rows: int) -> None:
     states = random_states(case)
@@ -165,8 +165,23 @@ def test_each_dtype_is_as_exact_as_torch_with_a_mask(case: Case, dtype: torch.dt
     assert out.dtype == dtype
     assert_close(out.double(), exact, TOLERANCE[dtype])
     if case.is_plain and case.padding is None and dtype != torch.float64:
-        torchs = with_a_mask(case, states)
-        assert root_mean_square(out - exact) <= 2 * root_mean_square(torchs - exact)
+        assert_as_exact(out, with_a_mask(case, states), exact, case, states)
+
+
+def assert_as_exact(ours: Tensor, torchs: Tensor, exact: Tensor, case: Case, states: States) -> None:
+    """Check that our error is at most twice torch's, plus what rounding one score explains.
+
+    A score is exact to its size times the rounding of fp32, and a weight is off by that share. One key may hold most of
+    the weight: then its one score decides the error, and which library rounds it better is luck. In the case "one token
+    on a fork" one key of 301 makes 94% of our squared error, because MKL's code for AVX-512 and AMX rounds its score by
+    8.2e-7. MKL's code for AVX2 rounds it by 1.3e-7, as torch's own kernel does (`MKL_ENABLE_INSTRUCTIONS=AVX2`; oneDNN
+    has no part in fp32 here).
+    """
+    key = states.key.repeat_interleave(case.heads // case.kv_heads, dim=1)
+    scores = states.query.double() @ key.double().transpose(-1, -2) * case.size**-0.5
+    largest = scores.masked_fill(~case.sight(case.offset, case.num_tokens), 0).abs().max()
+    of_one_score = torch.finfo(torch.float32).eps * float(largest.detach()) * root_mean_square(exact)
+    assert root_mean_square(ours - exact) <= 2 * root_mean_square(torchs - exact) + of_one_score
 
 
 def with_a_mask(case: Case, states: States) -> Tensor:
@@ -175,7 +190,7 @@ def with_a_mask(case: Case, states: States) -> Tensor:
 
 
 def root_mean_square(x: Tensor) -> float:
-    return float(x.double().square().mean().sqrt())
+    return float(x.detach().double().square().mean().sqrt())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -189,7 +204,7 @@ def test_gradients_of_each_dtype_are_as_exact_as_those_of_torch(case: Case, dtyp
         assert_close(ours.double(), right, TOLERANCE[dtype] * max(4.0, float(right.abs().max())))
     if case.is_plain and case.padding is None:
         for ours, torchs, right in zip(found, gradients(with_a_mask(case, states), states), exact, strict=True):
-            assert root_mean_square(ours - right) <= 2 * root_mean_square(torchs - right)
+            assert_as_exact(ours, torchs, right, case, states)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -270,7 +285,7 @@ def kernel(
     value_size: int = 16,
 ) -> str:
     query: Any = SimpleNamespace(device=SimpleNamespace(type=device), dtype=dtype, shape=(1, 2, num_new, size))
-    return choose_kernel(query, span, offset, Scores(scale=1.0, softcap=softcap), learned, dropout, value_size)
+    return choose_kernel(query, span, offset, ScoreRule(scale=1.0, softcap=softcap), learned, dropout, value_size)
 
 
 @pytest.mark.parametrize(
@@ -478,7 +493,7 @@ def test_keys_of_heads_that_a_model_has_changed_after_the_cache_are_refused() ->
         span_attention(states.query, key * 1, value, spans, SpanMask(offset=49))
 
 
-@settings(PROPERTY, max_examples=60)
+@tries(60)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=4))
 @example([(0, 5, 0), (2, 3, 0)])
 def test_left_padding(rows: list[tuple[int, int, int]]) -> None:

@@ -7,15 +7,16 @@ from itertools import accumulate
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from masformer.attention.cache import HeadSpansCacheLayer, SpanCache, SpanCacheLayer, cache_layer
-from masformer.attention.span_attention import dense_attention, span_attention
+from masformer.attention.kernels import dense_attention, span_attention
 from masformer.attention.visibility import SpanMask, cached_slots, num_cached, visible_keys
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, SpanPlan
-from tests.helpers.attention_cases import PROPERTY, SPANS, Case, States, assert_close, cases, defined, random_states
+from tests.helpers.attention_cases import SPANS, Case, States, assert_close, cases, defined, random_states
+from tests.helpers.properties import tries
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-10  # fp64
@@ -52,7 +53,7 @@ def layer_of(case: Case, max_tokens: int = 0) -> Layer:
     return layer
 
 
-@settings(PROPERTY, max_examples=400)
+@tries(150)
 @given(chunked_cases(), st.sampled_from([0, 0, 30, 300]))
 @torch.no_grad()
 def test_any_split_into_chunks_and_tokens_equals_the_definition(split: tuple[Case, list[int]], max_tokens: int) -> None:
@@ -67,7 +68,7 @@ def test_any_split_into_chunks_and_tokens_equals_the_definition(split: tuple[Cas
         layer.padding = padding
 
 
-@settings(PROPERTY, max_examples=150)
+@tries(150)
 @given(chunked_cases(), st.data())
 @torch.no_grad()
 def test_rows_that_are_selected_and_repeated_on_the_way_take_their_past_along(
@@ -111,7 +112,7 @@ def continued(states: States, other: States, first: int) -> States:
     )
 
 
-@settings(PROPERTY, max_examples=150)
+@tries(150)
 @given(chunked_cases(), st.data())
 @torch.no_grad()
 def test_forks_go_on_apart(split: tuple[Case, list[int]], data: st.DataObject) -> None:
@@ -131,7 +132,7 @@ def test_forks_go_on_apart(split: tuple[Case, list[int]], data: st.DataObject) -
         assert_close(out, defined(case, states)[:, :, -out.shape[2] :], TOLERANCE)
 
 
-@settings(PROPERTY, max_examples=300)
+@tries(150)
 @given(SPANS, CHUNKS, st.data())
 def test_a_layer_returns_the_slots_that_are_named(span: LayerSpan, chunks: list[int], data: st.DataObject) -> None:
     total = sum(chunks)

@@ -11,17 +11,16 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from masformer.attention import cuda as device_attention
-from masformer.attention import span_attention as attention
+from masformer.attention import kernels as attention
 from masformer.attention.cuda import flash_attention, flex_attention, has_flash_attention
 from masformer.plans.spans import FULL, LayerSpan
 from tests.helpers.attention_cases import (
     CASES,
-    PROPERTY,
     Case,
     assert_close,
     attend,
@@ -30,6 +29,7 @@ from tests.helpers.attention_cases import (
     defined,
     random_states,
 )
+from tests.helpers.properties import tries
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -103,7 +103,7 @@ def test_flex_attention_equals_the_definition(case: Case) -> None:
     flex(case, torch.float32)
 
 
-@settings(PROPERTY, max_examples=60)
+@tries(60)
 @given(cases(longest=90, can_pad=False, by_head=False))
 @torch.no_grad()
 def test_flex_attention_of_any_case_equals_the_definition(case: Case) -> None:
@@ -134,7 +134,7 @@ def test_flex_attention_is_not_compiled_for_each_length_and_offset(span: LayerSp
     assert 0 < len(compiled) <= 6
 
 
-@settings(PROPERTY, max_examples=60)
+@tries(60)
 @given(cases(longest=40, can_pad=False, by_head=False), st.none() | st.integers(1, 60))
 @torch.no_grad()
 def test_flash_attention_equals_the_definition(case: Case, span: int | None) -> None:
@@ -170,7 +170,7 @@ def attend_as_on_cuda(case: Case, dtype: torch.dtype, has_flash: bool) -> set[st
 DEVICES = st.sampled_from([*[(torch.bfloat16, True)] * 4, (torch.bfloat16, False), (torch.float64, True)])
 
 
-@settings(PROPERTY, max_examples=150)
+@tries(150)
 @given(cases(longest=60), DEVICES)
 @torch.no_grad()
 def test_what_cuda_chooses_equals_the_definition(case: Case, device: tuple[torch.dtype, bool]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from masformer import SpanCache, SpanPlan, apply_plan, native_plan
 from masformer.attention.visibility import visible_keys
-from masformer.plans.cost import attention_flops, cache_bytes, visible_pairs
+from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan
 from tests.helpers.tiny_models import BY_HEAD, SUPPORTED, plan_by_head, tiny_model
 
@@ -21,10 +21,12 @@ SPANS = [
 
 
 @pytest.mark.parametrize("span", SPANS, ids=str)
-def test_visible_pairs_equals_the_counted_ones(span: LayerSpan) -> None:
+def test_the_number_of_pairs_equals_the_counted_ones(span: LayerSpan) -> None:
     for num_tokens in range(50):
         positions = torch.arange(num_tokens)
-        assert visible_pairs(span, num_tokens) == int(visible_keys(positions, positions, span).sum()), num_tokens
+        pairs = int(visible_keys(positions, positions, span).sum())
+        # In closed form, and as a pattern without one is counted.
+        assert span.num_pairs(num_tokens) == LayerSpan.num_pairs(span, num_tokens) == pairs, num_tokens
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from masformer import read_plan
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan, layer_of_heads
-from tests.helpers.attention_cases import PROPERTY, SPANS
+from tests.helpers.attention_cases import SPANS
 from tests.helpers.tiny_models import tiny_model
 
 LAYERS = 30
@@ -78,7 +78,6 @@ def test_heads_that_see_alike_are_a_layer() -> None:
             HeadSpans(heads)
 
 
-@PROPERTY
 @given(st.data())
 def test_any_plan_comes_back_from_its_text_and_json_forms(data: st.DataObject) -> None:
     kinds, heads = data.draw(st.lists(SPANS, min_size=1, max_size=3)), data.draw(st.integers(1, 4))

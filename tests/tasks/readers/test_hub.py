@@ -249,7 +249,7 @@ def test_an_unreachable_hub_ends_soon_with_the_ways_out(tmp_path: Path, accepts:
     assert time.monotonic() - started - 1.5 + HUB_DEADLINE_SECONDS < 20
     assert "cannot reach the hub" in error["error"]
     assert "--data FILE" in error["error"]
-    assert error["error"].endswith("needs no hub: plos, aclsum, aclsum_aspects")
+    assert "needs no hub: plos, aclsum, aclsum_aspects" in error["error"]
     assert "\n" not in error["error"]
 
 

@@ -22,7 +22,7 @@ import pytest
 from tasks import DataError
 from tasks.readers.files import parse_records
 from tasks.readers.hub import matching
-from tasks.readers.sources import BadRow, Row
+from tasks.readers.rows import BadRow, Row
 from tests.helpers.hub_standin import hub_standin
 
 ROOT = Path(__file__).parents[3]
@@ -35,7 +35,7 @@ from huggingface_hub import constants
 import tasks.readers.hub_client
 from tasks import DataError, LoadRequest
 from tasks.readers.hub import hub_rows
-from tasks.readers.sources import BadRow
+from tasks.readers.rows import BadRow
 tasks.readers.hub_client.RETRY_SECONDS = (0.0,)
 for line in sys.stdin:
     asked = json.loads(line)

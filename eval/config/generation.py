@@ -1,0 +1,44 @@
+"""How an answer is chosen: options of `eval/run.py`, and the settings of one call of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eval.config.checks import finite_number, natural, positive, positive_number, share
+from eval.config.options import Group
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How an answer is chosen, whatever the room for it."""
+
+    min_new_tokens: int = Group.ANSWERS.option(0, "no end token before N tokens", natural)
+    num_beams: int = Group.ANSWERS.option(1, "beams of beam search; 1 is none", positive)
+    length_penalty: float = Group.ANSWERS.option(1.0, "divide beams' scores by length ** X", finite_number)
+    temperature: float | None = Group.ANSWERS.option(
+        None, "sample, reproducibly under --seed", positive_number, unset="do not sample"
+    )
+    top_p: float = Group.ANSWERS.option(1.0, "sample among the likeliest tokens that hold this probability", share)
+    top_k: int = Group.ANSWERS.option(0, "sample among the N likeliest tokens; 0 takes all", natural)
+    repetition_penalty: float = Group.ANSWERS.option(
+        1.0, "divide the logits of all tokens seen before, in the prompt too; 1 is off", positive_number
+    )
+    no_repeat_ngram_size: int = Group.ANSWERS.option(
+        0, "no N tokens in a row occur twice, in the prompt neither; 0 is off", natural
+    )
+    stop: tuple[str, ...] = Group.ANSWERS.option(
+        (),
+        "texts that end an answer and are left out of it; a line's end is $'\\n' in most shells",
+        nargs="+",
+        collect=tuple,
+        metavar="TEXT",
+        repeats=True,
+    )
+    seed: int = Group.MACHINE.option(0, "seed of torch and of sampling", natural)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings(GenerationOptions):
+    """All that can change an answer beyond the prompt and the model."""
+
+    max_new_tokens: int

@@ -1,0 +1,129 @@
+"""What answers requests. A new engine is a file here and a line in `BACKENDS` of eval/config/run.py.
+
+backend = open_backend(config)          # checks the model and its settings; loads no weights
+for prediction in backend.answer(requests, shared):
+    ...
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from eval.config.run import BACKENDS, RunConfig
+from eval.generation.requests import Request, Requests
+from eval.records.run_folder import default_output
+from eval.records.schema import Grouping, ModelRecord, Prediction
+from eval.reporting.trackers import check_trackers
+from eval.runtime.processes import Process, num_threads, start_accelerated
+
+
+class Backend(ABC):
+    """An engine, with what it was asked to run.
+
+    Attributes:
+        process: This process; the engine starts it, since it decides what it runs on.
+        tokenizer: Tokenizer of the model, with the interface of transformers'.
+        model: What pins the weights.
+        plan: Span of each layer, JSON-ready; None for an engine that has its own attention.
+        plan_description: Text form of the plan.
+        dtype: dtype of the computation.
+        identity: Further settings that a resumed run must share; None where there are none.
+    """
+
+    process: Process
+    tokenizer: Any
+    model: ModelRecord
+    plan: list[Any] | None = None
+    plan_description = "untouched"
+    dtype: str
+    identity: dict[str, Any] | None = None
+
+    @abstractmethod
+    def answer(self, requests: Requests, shared: Path) -> Iterator[Prediction]:
+        """Yield a prediction for each missing request that falls to this process, as soon as it is made.
+
+        Args:
+            requests: All requests, the same in all processes; `requests.missing()` are those without an answer.
+            shared: Empty folder that all processes of this session see, for sharing the work.
+        """
+
+    def grouping(self, saved: Grouping | None) -> Grouping:
+        """Return what groups of prompts depend on, recorded so that a resumed run forms the same groups.
+
+        Args:
+            saved: What the folder has; None for a new one.
+        """
+        return saved or Grouping(num_shares=self.process.count, batch_size=1, memory_budget=0)
+
+    def share(self, requests: Requests, part: int, num_parts: int) -> Requests:
+        """Return the requests of one of several independent jobs.
+
+        Args:
+            requests: Of the whole run.
+            part: Number of the job, from 1.
+            num_parts: Count of the jobs.
+        """
+        mine = requests.sources[part - 1 :: num_parts]
+        return replace(requests, part=frozenset(key for source in mine for key in source.fingerprints))
+
+    def describe_model(self) -> str:
+        """Return what pins the weights, for people."""
+        return self.model.reference
+
+    def forecast(self, requests: Requests) -> str:
+        """Return what a run would do and take, for `--dry-run`."""
+        return f"{requests.num_missing:,} predictions to make; this engine predicts no time and no memory"
+
+
+def open_backend(config: RunConfig) -> Backend:
+    """Return the engine that the settings name, with everything checked that needs no weights.
+
+    Raises:
+        UserError: The model or a setting does not fit.
+    """
+    module, _, name = BACKENDS[config.backend].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), name)(config)
+    return backend
+
+
+def start_for(config: RunConfig, *, needs_torch: bool) -> Process:
+    """Return this process; an engine without torch needs accelerate for several processes and for trackers alone.
+
+    Args:
+        config: Settings of the run.
+        needs_torch: Whether the engine runs a model here.
+    """
+    if not (needs_torch or config.report_to or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        return Process(config.threads or num_threads(os.environ))
+    check_trackers(config.report_to)
+    return start_accelerated(
+        config.threads, log_with=list(config.report_to) or None, project_dir=str(output_of(config))
+    )
+
+
+def output_of(config: RunConfig) -> Path:
+    """Return the run folder: the one that is named, or a name from the settings."""
+    if config.output is not None:
+        return config.output
+    free = [
+        *("maxlen", "template", "limit", "on_bad_row", "output", "overwrite", "dry_run"),
+        *("batch_size", "memory_budget", "shard", "device_map", "texts", "report_to"),
+    ]
+    if config.backend == "local":  # folders of 0.1 know no other engine
+        folder = default_output("", config, (*free, "backend", "answers"))
+    else:
+        folder = default_output("", replace(config, model=config.backend), free)
+    return folder.with_name(f"{folder.name}-shard-{config.shard[0]}-of-{config.shard[1]}") if config.shard else folder
+
+
+def share_by_turns(requests: Requests, process: Process) -> Iterator[Request]:
+    """Yield the missing requests of this process: every n-th document of n processes, of those with any."""
+    open_sources = [source for source in requests.sources if not requests.existing >= source.fingerprints.keys()]
+    for source in open_sources[process.index :: process.count]:
+        yield from requests.missing(source)

@@ -1,0 +1,213 @@
+"""The engine of this suite: transformers with masformer's attention, shared prefills, batches.
+
+Processes take the next group of prompts by making a file in the run folder, so that none waits for another. A group's
+prompts form a tree; each edge is prefilled once, and rows decode in batches. A batch that was interrupted is decoded
+again whole, with the rows that are written already, so that a resumed run computes what an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.config.run import RunConfig
+from eval.errors import UserError
+from eval.generation.backend import Backend, start_for
+from eval.generation.claims import Claims
+from eval.generation.decode import Answer, rows_together, warm_up
+from eval.generation.forecast import describe_plan
+from eval.generation.groups import DocumentPrompts, Group, ModelSize, deal, form_groups, measure
+from eval.generation.progress import Progress, duration
+from eval.generation.prompt_tree import PromptTree
+from eval.generation.requests import Request, Requests
+from eval.generation.tree_decoder import TreeDecoder
+from eval.records.schema import Grouping, Prediction
+from eval.runtime.memory import memory_budget, peak_bytes, reset_peak
+from eval.runtime.model import TORCH_DTYPES, describe_weights, open_model, plan_of
+from eval.runtime.processes import AcceleratedProcess, Process
+from masformer import fixed_frequencies
+from masformer.plans.cost import attention_flops
+
+
+class LocalBackend(Backend):
+    """Runs the model in the processes of this launch.
+
+    Args:
+        config: Settings of the run.
+
+    Raises:
+        UserError: A setting does not fit the launch or the model.
+        CheckpointError: The reference leads to no usable decoder.
+        PlanError: The plan is malformed, or does not fit the model.
+    """
+
+    process: AcceleratedProcess
+
+    def __init__(self, config: RunConfig) -> None:
+        process = start_for(config, needs_torch=True)
+        assert isinstance(process, AcceleratedProcess)
+        if config.device_map and process.count > 1:
+            raise UserError(
+                f"--device-map {config.device_map} is one model over all devices, and {process.count} processes"
+                " would each have one; launch one process"
+            )
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.process = process
+        self.opened = open_model(config, config.plan, process, max(config.maxlen), keeps_full=True)
+        self.tokenizer = self.opened.checkpoint.tokenizer
+        self.model, self.dtype = self.opened.record, self.opened.dtype
+        self.plan, self.plan_description = self.opened.plan_json, self.opened.plan_description
+        self._units: list[DocumentPrompts] | None = None
+
+    @cached_property
+    def size(self) -> ModelSize:
+        """Return what tokens cost the model."""
+        trusts = self.config.trust_remote_code
+        return ModelSize(
+            self.opened.checkpoint.config, self.opened.plan, self.opened.itemsize, trust_remote_code=trusts
+        )
+
+    def describe_model(self) -> str:
+        return describe_weights(self.opened.checkpoint)
+
+    def grouping(self, saved: Grouping | None) -> Grouping:
+        """Return the batching settings: of the command line, else of the saved run, else for this machine."""
+        chosen = saved or Grouping(
+            num_shares=self.process.count,
+            batch_size=64 if self.process.device_type == "cuda" else 16,
+            memory_budget=memory_budget(
+                self.process.device,
+                self.size.num_weights * self.opened.itemsize,
+                os.environ,
+                self.config.device_map,
+            ),
+        )
+        # Machines may differ, in memory and in what they see of the folder; the groups must not.
+        chosen = self.process.broadcast(chosen)
+        if self.config.batch_size is not None:
+            chosen = replace(chosen, batch_size=self.config.batch_size)
+        if self.config.memory_budget is not None:
+            chosen = replace(chosen, memory_budget=int(self.config.memory_budget * 2**30))
+        return chosen
+
+    def share(self, requests: Requests, part: int, num_parts: int) -> Requests:
+        """Return the requests of one of several jobs: documents by cost, whatever the machine."""
+        mine = {key for unit in deal(self._measured(requests), part - 1, num_parts) for key in unit.keys}
+        # What is finished was dealt to some job then, and belongs to the one whose folder has it.
+        return replace(requests, part=mine | {key for key in requests.fingerprints if requests.is_finished(key)})
+
+    def forecast(self, requests: Requests) -> str:
+        dtype = TORCH_DTYPES[self.dtype]
+        return describe_plan(self._groups(requests), requests, self.size, dtype, self.process)
+
+    def answer(self, requests: Requests, shared: Path) -> Iterator[Prediction]:
+        groups = self._groups(requests)
+        missing = [group for group in groups if any(key not in requests.existing for key in group.keys)]
+        missing.sort(key=lambda group: (-group.cost, group.index))
+        claims = Claims(shared, missing)  # checks that all processes see the folder, before weights load
+        model = self.opened.load(self.config.device_map)
+        yield from _Answering(model, self.tokenizer, self.size, requests.existing, claims, self.process).run()
+
+    def _measured(self, requests: Requests) -> list[DocumentPrompts]:
+        """Return the prompts of the whole run by document; measured once a session."""
+        if self._units is None:
+            self._units = measure(requests, self.size, is_silent=not self.process.is_main)
+        return self._units
+
+    def _groups(self, requests: Requests) -> list[Group]:
+        units = self._measured(requests)
+        if requests.part is not None:
+            units = [unit for unit in units if unit.keys[0] in requests.part]
+        return form_groups(units, requests.grouping)
+
+
+class _Answering:
+    """Answers groups with one model, one after the other."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, size: ModelSize, existing: Any, claims: Claims, process: Process
+    ) -> None:
+        self.model = model
+        self.existing = existing
+        self.claims = claims
+        self.progress = Progress(claims, size, process)
+        self.decoder = TreeDecoder(model, tokenizer, self.progress, "--memory-budget or --batch-size")
+        self.spans = plan_of(model)
+
+    def run(self) -> Iterator[Prediction]:
+        """Yield predictions until no group is left to take; those of a batch together, once it is decoded."""
+        is_warm = False
+        with self.progress.bar:
+            for group in self.claims.take():
+                if not is_warm:
+                    warm_up(self.model, self.decoder.tokenizer)
+                    is_warm = True
+                yield from self._answer(group)
+
+    def _answer(self, group: Group) -> Iterator[Prediction]:
+        started = time.monotonic()
+        by_prompt: dict[tuple[int, ...], list[Request]] = {}
+        for request in group.requests():
+            by_prompt.setdefault(request.prompt.token_ids, []).append(request)
+        prompts, askers = list(by_prompt), list(by_prompt.values())
+        tree = PromptTree(prompts)
+        batches = [batch for batch in self._batches(tree, group) if self._is_missing(batch, askers)]
+        caches = self.decoder.caches(tree, [leaf for batch in batches for leaf in batch])
+        num_written, num_requested, num_prefilled = 0, 0, 0
+        # All prompts of a group have the same frequencies.
+        with fixed_frequencies(self.model, len(prompts[0])):
+            for batch in batches:
+                reset_peak(self.model.device)
+                for leaves, answers in self.decoder.decode(batch, prompts, caches, group.settings):
+                    peak = peak_bytes(self.model.device)
+                    for leaf, answer in zip(leaves, answers, strict=True):
+                        prefill_seconds = caches.seconds(leaf) + answer.prefill_seconds
+                        for copy, request in enumerate(askers[leaf]):
+                            prefilled = 0 if copy else caches.num_prefilled.get(leaf, 0) + 1
+                            num_prefilled += prefilled
+                            num_requested += len(request.prompt.token_ids)
+                            if request.key not in self.existing:
+                                line = self._line(group, request, answer, prefill_seconds, len(leaves))
+                                yield replace(line, prefilled_tokens=prefilled, peak_bytes=peak)
+                                num_written += 1
+                    caches.release(leaves)
+        self.claims.finish(group)
+        self.progress.finish(
+            group,
+            f"{len(group.units)} document(s), {num_written} predictions, {num_prefilled:,} tokens prefilled of "
+            f"{num_requested:,} asked for ({num_prefilled / num_requested:.2f}), "
+            f"{duration(time.monotonic() - started)}",
+        )
+
+    def _batches(self, tree: PromptTree, group: Group) -> list[Sequence[int]]:
+        most = min(group.num_rows, rows_together(self.model, group.settings) or group.num_rows)
+        order = tree.order
+        return [order[first : first + most] for first in range(0, len(order), most)]
+
+    def _is_missing(self, batch: Sequence[int], askers: Sequence[Sequence[Request]]) -> bool:
+        return any(request.key not in self.existing for leaf in batch for request in askers[leaf])
+
+    def _line(
+        self, group: Group, request: Request, answer: Answer, prefill_seconds: float, batch_size: int
+    ) -> Prediction:
+        num_tokens = len(request.prompt.token_ids) + len(answer.token_ids)
+        return request.prediction(
+            answer.text,
+            len(answer.token_ids),
+            answer.finish_reason,
+            seconds=prefill_seconds + answer.seconds,
+            prefill_seconds=prefill_seconds,
+            decode_seconds=answer.seconds,
+            batch_size=batch_size,
+            group=group.index,
+            cache_bytes=answer.cache_bytes,
+            attention_flops=self.spans and attention_flops(self.model.config, self.spans, num_tokens),
+        )

@@ -1,0 +1,243 @@
+"""What a run asks: each example under each template at each length, cut to fit.
+
+    requests = make_requests(config, data, record, tokenizer)
+    for request in requests.missing():
+        request.prompt.token_ids
+
+Requests are made document by document when they are read, so that a large data set is never tokenized as a whole.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from eval.config.generation import GenerationSettings
+from eval.config.run import RunConfig
+from eval.prompting.prompts import Prompt, PromptBuilder, fit
+from eval.records.journal import Journal, fingerprint
+from eval.records.schema import Grouping, Key, Prediction, RunRecord
+from eval.records.typed import to_json
+from tasks import Example, LoadedExamples
+
+# Fields of a task's record that change no prediction, or have a part of the fingerprint of their own.
+_APART = ("templates", "maxlen", "limit", "rows", "description", "licence", "profile", "scores_first_line")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prediction that is asked for."""
+
+    key: Key
+    prompt: Prompt
+    fingerprint: str
+    source: PromptSource
+
+    @property
+    def settings(self) -> GenerationSettings:
+        return self.source.settings
+
+    @property
+    def example(self) -> Example:
+        return next(example for example in self.source.examples if example.id == self.key[2])
+
+    def prediction(self, text: str, num_generated_tokens: int, finish_reason: str, **costs: Any) -> Prediction:
+        """Return the answer as a line of the journal; costs that are not given are unknown.
+
+        Args:
+            text: The answer.
+            num_generated_tokens: Tokens of the answer, end token included.
+            finish_reason: `stop` or `length`.
+            costs: Further fields of `Prediction`.
+        """
+        task, template, example_id, maxlen = self.key
+        unknown = dict.fromkeys(("seconds", "prefill_seconds", "decode_seconds", "cache_bytes", "attention_flops"))
+        return Prediction(
+            task=task,
+            template=template,
+            id=example_id,
+            maxlen=maxlen,
+            fingerprint=self.fingerprint,
+            text=text,
+            prompt_tokens=len(self.prompt.token_ids),
+            context_tokens_kept=self.prompt.num_context_kept,
+            context_tokens_dropped=self.prompt.num_context_dropped,
+            context_spans=self.source.spans_shown(self.prompt),
+            num_generated_tokens=num_generated_tokens,
+            finish_reason=finish_reason,
+            truncation=self.source.policy,
+            **{**unknown, "prefilled_tokens": None, "peak_bytes": None, **costs},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSource:
+    """Examples of a task that share a context, and all prompts about it.
+
+    Attributes:
+        builders: Builders of prompts, by template.
+        lengths: Lengths in tokens, ascending.
+        policy: Part of the context that is kept.
+        pins: Digest of all settings that could change a prediction, by template and length.
+    """
+
+    task: str
+    examples: tuple[Example, ...]
+    builders: Mapping[str, PromptBuilder]
+    lengths: tuple[int, ...]
+    policy: str
+    settings: GenerationSettings
+    pins: Mapping[tuple[str, int], str]
+
+    @cached_property
+    def fingerprints(self) -> dict[Key, str]:
+        """Return the fingerprint of each request; tokenizes nothing."""
+        contents = {example.id: fingerprint(example.context, example.query) for example in self.examples}
+        return {
+            (self.task, template, example.id, maxlen): fingerprint(self.pins[template, maxlen], contents[example.id])
+            for template in self.builders
+            for example in self.examples
+            for maxlen in self.lengths
+        }
+
+    def requests(self) -> Iterator[Request]:
+        """Return a request for each example under each template at each length.
+
+        Raises:
+            UserError: A query or an instruction leaves no room.
+        """
+        # The context's tokens are the same under all templates.
+        context = next(iter(self.builders.values())).parts(self.examples[0]).context
+        queries = {example.id: example.query for example in self.examples}
+        for key, digest in self.fingerprints.items():
+            _, template, example_id, maxlen = key
+            parts = self.builders[template].fixed_parts(queries[example_id], context)
+            prompt = fit(parts, maxlen, self.settings.max_new_tokens, self.policy)
+            yield Request(key=key, prompt=prompt, fingerprint=digest, source=self)
+
+    def check(self) -> None:
+        """Check that every query and instruction fits at the smallest length; tokenizes no context.
+
+        Raises:
+            UserError: One leaves no room.
+        """
+        for builder in self.builders.values():
+            for example in self.examples:
+                fit(builder.fixed_parts(example.query), self.lengths[0], self.settings.max_new_tokens, "head")
+
+    def spans_shown(self, prompt: Prompt) -> list[list[int]]:
+        """Return the characters of the context that a prompt shows, as starts and ends."""
+        context = self.examples[0].context
+        if not prompt.num_context_dropped:
+            return [[0, len(context)]]
+        return next(iter(self.builders.values())).spans_of(context, prompt.context_ranges)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """All requests of a run, or of one of its shards.
+
+    Attributes:
+        sources: Documents with their prompts.
+        finished: Fingerprints of predictions of sessions that ended; they take part in no group.
+        existing: Keys that are answered already, those of an interrupted session included.
+        part: Keys of this shard; None is the whole run.
+        grouping: What groups of prompts depend on.
+    """
+
+    sources: Sequence[PromptSource]
+    grouping: Grouping
+    finished: Mapping[Key, str] = field(default_factory=dict)
+    existing: AbstractSet[Key] = frozenset()
+    part: AbstractSet[Key] | None = None
+
+    @cached_property
+    def fingerprints(self) -> dict[Key, str]:
+        """Return the fingerprint of every request of the run, shards or not."""
+        return {key: digest for source in self.sources for key, digest in source.fingerprints.items()}
+
+    @cached_property
+    def keys(self) -> list[Key]:
+        """Return the keys of this run, or of this shard."""
+        return [key for key in self.fingerprints if self.part is None or key in self.part]
+
+    @property
+    def num_missing(self) -> int:
+        """Return how many requests have no answer yet."""
+        return sum(key not in self.existing for key in self.keys)
+
+    def is_finished(self, key: Key) -> bool:
+        """Return whether a session that ended has answered a request as it is now."""
+        return self.finished.get(key) == self.fingerprints[key]
+
+    def missing(self, source: PromptSource | None = None) -> Iterator[Request]:
+        """Yield the requests without an answer, of one document or of all; a document without any is not tokenized."""
+        for one in self.sources if source is None else [source]:
+            wanted = {key for key in one.fingerprints if key not in self.existing}
+            wanted = wanted if self.part is None else wanted & self.part
+            if wanted:
+                yield from (request for request in one.requests() if request.key in wanted)
+
+    def without(self, journal: Journal[Prediction]) -> Requests:
+        """Return the requests with what is answered already taken out."""
+        return replace(self, existing=journal.lines.keys())
+
+
+def make_requests(
+    config: RunConfig,
+    data: Mapping[str, LoadedExamples],
+    record: RunRecord,
+    tokenizer: Any,
+    finished: Mapping[Key, Prediction],
+) -> Requests:
+    """Return the requests of a run, contexts in the order in which they first appear.
+
+    Args:
+        config: Settings of the run.
+        data: Examples by task.
+        record: `run.json`, whose templates and lengths include those that the folder has already.
+        tokenizer: Tokenizer of the model.
+        finished: Predictions of sessions that ended.
+
+    Raises:
+        UserError: A query or an instruction leaves no room at the smallest length.
+    """
+    sources = [source for name in data for source in _sources_of(config, name, data[name], record, tokenizer)]
+    for source in sources:
+        source.check()
+    digests = {key: line.fingerprint for key, line in finished.items()}
+    return Requests(sources=sources, grouping=record.grouping, finished=digests)
+
+
+def _sources_of(
+    config: RunConfig, name: str, loaded: LoadedExamples, record: RunRecord, tokenizer: Any
+) -> Iterator[PromptSource]:
+    task = record.tasks[name]
+    # Threads move near ties at most, and the folder refuses another number of them.
+    identity = {key: value for key, value in to_json(record.identity).items() if key != "threads"}
+    common = fingerprint(identity, name, {key: value for key, value in to_json(task).items() if key not in _APART})
+    builders = {
+        template: PromptBuilder(tokenizer, config.tasks[name].templates[template]) for template in task.templates
+    }
+    pins = {
+        (template, maxlen): fingerprint(common, template, to_json(about), maxlen)
+        for template, about in task.templates.items()
+        for maxlen in task.maxlen
+    }
+    by_context: dict[str, list[Example]] = defaultdict(list)
+    for example in loaded.examples:
+        by_context[example.context].append(example)
+    for examples in by_context.values():
+        yield PromptSource(
+            task=name,
+            examples=tuple(examples),
+            builders=builders,
+            lengths=tuple(task.maxlen),
+            policy=config.truncation,
+            settings=config.generation(task.max_new_tokens),
+            pins=pins,
+        )

@@ -1,0 +1,320 @@
+"""A run's folder: its record made of settings, data and engine; opened, and finished with scores and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from io import RawIOBase
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from eval.config.generation import GenerationOptions
+from eval.config.run import RunConfig
+from eval.errors import UserError
+from eval.generation.backend import Backend, output_of
+from eval.generation.requests import Requests, make_requests
+from eval.prompting.prompts import PromptBuilder
+from eval.records.journal import append_line, read_journal
+from eval.records.merging import merge_documents, merge_examples, merge_tasks, pinned, row_counts
+from eval.records.read_run import gather_inputs
+from eval.records.run_folder import RunFolder, keys_of
+from eval.records.schema import Identity, Key, Prediction, RunRecord, Scores, TaskRecord, TemplateRecord
+from eval.reporting.score_run import has_texts, print_scores, score_run
+from eval.runtime.jobs import Job, print_facts, settings_json
+from eval.runtime.processes import Process
+from tasks import LoadedExamples
+
+# Raised by hand whenever a change of the code changes what is generated; a resumed run must have the same.
+GENERATION_VERSION = 4
+# Bad rows that are kept by name; all are counted.
+_MAX_BAD_ROWS = 100
+
+
+@dataclass(kw_only=True)
+class RunJob(Job[RunRecord, Prediction]):
+    """The folder of a run, and where this process writes its answers.
+
+    Attributes:
+        config: Settings of the run.
+        data: Examples by task.
+        token: Name of this session, the same for all its processes.
+    """
+
+    config: RunConfig
+    data: Mapping[str, LoadedExamples]
+    token: str
+    _journal: RawIOBase | None = None
+
+    def requests(self, backend: Backend) -> Requests:
+        """Return what is to be answered by this run, or by its shard.
+
+        Raises:
+            UserError: A query or an instruction leaves no room at the smallest length.
+        """
+        predictions = self.folder.path / "predictions.jsonl"
+        finished = {} if self.is_replaced else read_journal(Prediction, [predictions]).lines
+        requests = make_requests(self.config, self.data, self.record, backend.tokenizer, finished)
+        return backend.share(requests, *self.config.shard) if self.config.shard else requests
+
+    def start(self, requests: Requests, backend: Backend, argv: Sequence[str]) -> tuple[Requests, Path]:
+        """Write what is about to be done; return the requests without those answered, and a folder to share the work.
+
+        Args:
+            requests: All requests.
+            backend: What will answer them.
+            argv: Arguments of the command line.
+        """
+        process = backend.process
+        existing = self.existing(requests.fingerprints)
+        requests = requests.without(existing)
+        shared = self.folder.path / "journal" / f"claims-{self.token}"
+        process.wait()  # all have read the folder before the main process writes
+        if process.is_main:
+            if self.is_replaced:
+                self.folder.clear()
+            if requests.num_missing:
+                self.change(world_size=process.count)
+                self.add_session(process, argv, num_to_generate=requests.num_missing)
+            self.write(merge_examples(self.folder.read_examples(), self.data))
+            if documents := merge_documents(self.folder.read_documents(), self.data):
+                self.folder.write_documents(documents)
+            if requests.num_missing:
+                self.folder.make(shared)
+            self.introduce(requests, backend, existing.describe())
+        process.wait()
+        return requests, shared
+
+    def introduce(self, requests: Requests, backend: Backend, dropped: str = "") -> None:
+        """Print what is about to be run, on what."""
+        config, process = self.config, backend.process
+        tasks = []
+        for name, loaded in self.data.items():
+            tasks.append(f"{name}: {len(loaded.examples)} examples, {_describe_source(loaded)}")
+            if loaded.bad_rows:
+                tasks.append(f"  {len(loaded.bad_rows)} bad rows skipped, the first: {loaded.bad_rows[0]}")
+        num_keys = len(requests.keys)
+        part, num_parts = config.shard or (1, 1)
+        print_facts(
+            {
+                "model": f"{backend.model.reference}: {backend.describe_model()}, {backend.dtype}",
+                "spans": self.record.plan_description,
+                "task": tasks,
+                "lengths": ", ".join(map(str, config.maxlen)),
+                "machine": process.describe(),
+                "shard": f"{part} of {num_parts}: {num_keys} of {len(requests.fingerprints)} predictions"
+                if config.shard
+                else "",
+                "folder": f"{self.folder.path}: {num_keys - requests.num_missing} of {num_keys} predictions are there",
+                "": dropped,
+            }
+        )
+
+    def print_forecast(self, requests: Requests, backend: Backend) -> None:
+        """Print what would be run, and what it would take."""
+        if backend.process.is_main:
+            requests = requests.without(self.existing(requests.fingerprints))
+            self.introduce(requests, backend)
+            print(f"\n{backend.forecast(requests)}")
+
+    def append(self, prediction: Prediction, process: Process) -> None:
+        """Write a prediction to the disk, in the journal of this process."""
+        if self._journal is None:
+            self._journal = self.folder.open_journal(f"{process.index:05}-{self.token}")
+        append_line(self._journal, prediction)
+
+    def finish(self, requests: Requests, process: Process) -> None:
+        """Merge what all processes have written, score it, and report, in the main process."""
+        if self._journal is not None:
+            self._journal.close()
+        process.wait()
+        if not process.is_main:
+            return
+        if requests.num_missing:
+            self.end()
+        scored = finish_run(self.folder, self.record, set(requests.keys), requests.fingerprints)
+        if scored is not None and self.config.report_to:
+            from eval.reporting.trackers import log_scores, start_trackers
+
+            accelerator = process.accelerator  # type: ignore[attr-defined]  # trackers come with it
+            start_trackers(accelerator, "masformer-eval", self.record.config)
+            log_scores(accelerator.trackers, self.record, *scored)
+
+
+def open_run(config: RunConfig, data: Mapping[str, LoadedExamples], backend: Backend) -> RunJob:
+    """Return the folder of a run, new or to be resumed; writes nothing.
+
+    Args:
+        config: Settings of the run.
+        data: Examples by task.
+        backend: What answers.
+
+    Raises:
+        UserError: The folder holds another run.
+    """
+    folder = RunFolder(output_of(config), advice="; --overwrite begins anew")
+    saved = folder.read_record(RunRecord, is_replaced=config.overwrite)
+    before = None if config.overwrite else saved
+    record = run_record(config, data, backend, before, folder.path)
+    folder.check_accepts(before, record.identity, {name: record.tasks[name] for name in data})
+    return RunJob(
+        folder=folder,
+        line=Prediction,
+        saved=saved,
+        record=replace(record, tasks=merge_tasks(before.tasks if before else {}, record.tasks)),
+        is_replaced=config.overwrite,
+        config=config,
+        data=data,
+        token=backend.process.broadcast(uuid4().hex[:8]),
+    )
+
+
+def run_record(
+    config: RunConfig, data: Mapping[str, LoadedExamples], backend: Backend, saved: RunRecord | None, output: Path
+) -> RunRecord:
+    """Return the `run.json` of this session's settings, with the sessions of the saved one."""
+    generation = {one.name: getattr(config, one.name) for one in fields(GenerationOptions) if one.name != "seed"}
+    settings = settings_json(config, dtype=backend.dtype, output=output, threads=backend.process.threads)
+    if config.backend == "local":  # folders of 0.1 know no other engine
+        del settings["backend"], settings["answers"]
+    return RunRecord(
+        config=settings,
+        plan_description=backend.plan_description,
+        world_size=saved.world_size if saved else None,
+        identity=Identity(
+            model=backend.model,
+            plan=backend.plan,
+            dtype=backend.dtype,
+            truncation=config.truncation,
+            trust_remote_code=config.trust_remote_code,
+            threads=config.threads,
+            seed=config.seed,
+            generation=generation,
+            generation_version=GENERATION_VERSION,
+            backend=backend.identity,
+        ),
+        tasks={name: _task_record(config, name, data[name], backend.tokenizer, saved) for name in data},
+        sessions=list(saved.sessions) if saved else [],
+        grouping=backend.grouping(saved.grouping if saved else None),
+    )
+
+
+def _task_record(
+    config: RunConfig, name: str, loaded: LoadedExamples, tokenizer: Any, saved: RunRecord | None
+) -> TaskRecord:
+    """Return what `run.json` says about a task; templates that the folder has already are among the requested ones."""
+    task = config.tasks[name]
+    before = saved.tasks[name].templates if saved and name in saved.tasks else {}
+    lost = [template for template in before if template not in task.templates]
+    if lost:
+        raise UserError(
+            f"the output folder has template '{lost[0]}' of task '{name}', which the task file no longer has; put it "
+            "back, or give another folder with --output"
+        )
+    requested = config.template or (task.default_template,)
+    templates = [template for template in dict.fromkeys([*before, *requested]) if template in task.templates]
+    return TaskRecord(
+        description=task.description,
+        version=task.version,
+        licence=task.licence,
+        source=pinned(loaded.provenance),
+        rows=row_counts(loaded.provenance) | {"bad": list(loaded.bad_rows[:_MAX_BAD_ROWS])},
+        split=config.split or task.default_split,
+        templates={
+            template: TemplateRecord(
+                text=task.templates[template].text,
+                chat=task.templates[template].chat,
+                prompt_sha256=PromptBuilder(tokenizer, task.templates[template]).sha256,
+            )
+            for template in templates
+        },
+        profile=config.profile or task.profile,
+        scores_first_line=task.scores_first_line,
+        max_new_tokens=config.max_new_tokens or task.max_new_tokens,
+        limit=config.limit,
+        min_words=config.min_words,
+        maxlen=list(config.maxlen),
+    )
+
+
+def finish_run(
+    folder: RunFolder, record: RunRecord, required: Container[Key], expected: Mapping[Key, str] | None = None
+) -> tuple[Scores, list[Path]] | None:
+    """Merge the journals, score, write and print the reports, and return scores and plots; of a shard, only merge.
+
+    Args:
+        folder: Folder of the run, locked.
+        record: Its `run.json`.
+        required: Predictions that must be there.
+        expected: Fingerprints by key.
+
+    Raises:
+        UserError: A prediction that must be there is not.
+    """
+    examples = folder.read_examples()
+    lines, _ = folder.merge_journal(Prediction, keys_of(record, examples), required, expected)
+    folder.write_json("run.json", record)
+    if record.config["shard"]:
+        part, num_parts = record.config["shard"]
+        print(
+            f"\nshard {part} of {num_parts} is done: {len(lines)} predictions. Once all parts are done:\n"
+            f"python eval/merge.py FOLDER_1 ... FOLDER_{num_parts} --output MERGED\nfolder: {folder.path}"
+        )
+        return None
+    inputs = gather_inputs(folder.path, record, {line.key: line for line in lines}, examples, folder.read_documents())
+    scores, plots = score_run(folder, inputs, with_texts=has_texts(folder.path, record))
+    print_scores(folder, inputs, scores)
+    return scores, plots
+
+
+def _describe_source(loaded: LoadedExamples) -> str:
+    known = loaded.provenance
+    pin = known.get("revision") or known.get("version") or f"sha256 {str(known.get('sha256'))[:12]}"
+    return f"{known['kind']} {known['name']}, {pin}"
+
+
+def merge_runs(parts: Sequence[Path], output: Path) -> None:
+    """Join the folders of a run's shards into a new one, and score them together.
+
+    Raises:
+        UserError: A part is no run of `eval/run.py`, is at work, or was made under other settings; or the new folder
+            holds a run already.
+    """
+    folders = [RunFolder(part, remedy="give the folders of its shards") for part in parts]
+    records: list[RunRecord] = []
+    for folder in folders:
+        record = folder.read_record(RunRecord)
+        if record is None:
+            raise UserError(f"{folder.path} holds no run of eval/run.py; give the folders of its shards")
+        records.append(record)
+        # Both ways, so that neither may have more examples than the other.
+        folders[0].check_accepts(records[0], record.identity, record.tasks)
+        folder.check_accepts(record, records[0].identity, records[0].tasks)
+    whole = RunFolder(output)
+    if whole.read_record(RunRecord) is not None:
+        raise UserError(f"output folder {output} holds a run already; give a new one with --output")
+    tasks: dict[str, TaskRecord] = {}
+    for record in records:
+        tasks = merge_tasks(tasks, record.tasks)
+    with_texts = all(record.config.get("texts") is not False for record in records)
+    merged = replace(
+        records[0],
+        config=records[0].config | {"shard": None, "output": str(output), "texts": with_texts},
+        tasks=tasks,
+        sessions=[session for record in records for session in record.sessions],
+    )
+    with ExitStack() as locks:
+        for folder, record in zip(folders, records, strict=True):
+            locks.enter_context(folder.lock(record, RunRecord))
+        locks.enter_context(whole.lock(None, RunRecord))
+        lines = {key: line for folder in folders for key, line in folder.read_journal(Prediction).lines.items()}
+        examples = {(line.task, line.id): line for folder in folders for line in folder.read_examples()}
+        documents = {(line.task, line.document_id): line for folder in folders for line in folder.read_documents()}
+        # What cannot be scored is reported before anything is written.
+        gather_inputs(output, merged, lines, [*examples.values()], [*documents.values()])
+        whole.write_json("run.json", merged)
+        whole.write_documents(documents.values())
+        whole.write_lines("examples.jsonl", examples.values())
+        whole.write_lines("predictions.jsonl", lines.values())
+        finish_run(whole, merged, set())

@@ -1,0 +1,131 @@
+"""Decode prompts that share a prefix tree, in batches, and in halves of a batch where memory runs out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eval.config.generation import GenerationSettings
+from eval.errors import UserError
+from eval.generation.decode import Answer, decode
+from eval.generation.prompt_tree import Node, PromptTree, TreeCaches
+from eval.runtime.memory import is_out_of_memory
+
+
+class Observer:
+    """What a decoder reports meanwhile; silent by itself."""
+
+    def filled(self, node: Node) -> None:
+        """An edge of the tree has gone through the model."""
+
+    def decoded(self, batch: Sequence[Sequence[int]], settings: GenerationSettings, steps: int) -> None:
+        """A batch has decoded some steps."""
+
+    def print(self, text: str) -> None:
+        """Print a remark."""
+
+
+class TreeDecoder:
+    """Decodes the prompts of one tree after another.
+
+    Args:
+        model: Model with its plan.
+        tokenizer: Tokenizer of the model.
+        observer: What to report to.
+        hint: Settings that avoid a lack of memory, after the remark on it.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, observer: Observer, hint: str
+    ) -> None:
+        self.hint = hint
+        self.model = model
+        self.tokenizer = tokenizer
+        self.observer = observer
+        # Fewest tokens at once that memory did not hold.
+        self.too_many: int | None = None
+
+    def caches(self, tree: PromptTree, wanted: Sequence[int]) -> TreeCaches:
+        """Return the caches of a tree, filled when they are needed.
+
+        Args:
+            tree: All prompts that share it.
+            wanted: Prompts that will be decoded.
+        """
+        return TreeCaches(self.model, tree, wanted, self.observer.filled)
+
+    def decode(
+        self,
+        leaves: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        caches: TreeCaches,
+        settings: GenerationSettings,
+    ) -> Iterator[tuple[Sequence[int], list[Answer]]]:
+        """Yield answers to some prompts: of one batch, or of halves of it where memory does not hold it.
+
+        Args:
+            leaves: Indices of the prompts.
+            prompts: Token ids of all prompts of the tree.
+            caches: Caches of the tree.
+            settings: How answers are chosen.
+
+        Raises:
+            UserError: Memory does not hold a single prompt.
+        """
+        num_tokens = sum(len(prompts[leaf]) for leaf in leaves)
+        if self.too_many is None or num_tokens < self.too_many or len(leaves) == 1:
+            answers = self._decode_at_once(leaves, prompts, caches, settings)
+            if answers is None and len(leaves) == 1:
+                # Beside the edges that others wait for it may not fit, and by itself it may.
+                self._release_all(caches)
+                answers = self._decode_at_once(leaves, prompts, caches, settings)
+            if answers is not None:
+                yield leaves, answers
+                return
+            self._release_all(caches)
+            if len(leaves) == 1:
+                raise UserError(
+                    f"out of memory with a single prompt of {num_tokens:,} tokens; lower --maxlen, give layers a span "
+                    "with --plan, or take a smaller --dtype"
+                )
+            self.too_many = num_tokens
+            self.observer.print(
+                f"out of memory with {len(leaves)} prompts of {num_tokens:,} tokens at once; going on with half as "
+                f"many (a smaller {self.hint} avoids this)"
+            )
+        half = (len(leaves) + 1) // 2
+        yield from self.decode(leaves[:half], prompts, caches, settings)
+        yield from self.decode(leaves[half:], prompts, caches, settings)
+
+    def _decode_at_once(
+        self,
+        leaves: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        caches: TreeCaches,
+        settings: GenerationSettings,
+    ) -> list[Answer] | None:
+        """Return answers to some prompts as one batch; None when memory does not hold it."""
+        batch = [prompts[leaf] for leaf in leaves]
+        try:
+            filled = [caches.take(leaf) for leaf in leaves]
+            return decode(
+                self.model,
+                self.tokenizer,
+                batch,
+                filled,
+                settings,
+                lambda steps: self.observer.decoded(batch, settings, steps),
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _release_all(self, caches: TreeCaches) -> None:
+        caches.release()
+        gc.collect()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()

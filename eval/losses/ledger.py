@@ -1,0 +1,152 @@
+"""Losses of documents under plans: measured once, remembered, and shared among processes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import RawIOBase
+from typing import Any, Literal
+
+import torch
+
+from eval.records.journal import append_line
+from eval.records.schema import Key, PlanLoss
+from eval.runtime.model import TORCH_DTYPES, OpenedModel
+from masformer import SpanPlan, num_layers
+from masformer.checkpoints.open import CheckpointError
+from masformer.convert import num_kv_heads
+from masformer.placement import PlanMeter, gate_gradients
+
+Part = Literal["calibration", "held-out"]
+CALIBRATION: Part = "calibration"
+HELD_OUT: Part = "held-out"
+# After the name of a task whose documents judge.
+HELD_OUT_MARK = ", held out"
+# In the place of a plan's text in the journal.
+_GATES = "gradients of gates at"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchText:
+    """A document that is measured.
+
+    Attributes:
+        task: Name of its task in the folder.
+        token_ids: The first `maxlen` tokens.
+    """
+
+    part: Part
+    task: str
+    id: str
+    token_ids: Sequence[int]
+
+    def key(self, plan: str) -> Key:
+        """Return what names a measurement under a plan."""
+        return self.task, plan, self.id, len(self.token_ids)
+
+
+class Ledger:
+    """Measures plans on documents, remembers what was measured, and shares the work with the other processes.
+
+    Args:
+        model: What is measured; its weights load when something is to be measured at all.
+        texts: Documents of all processes.
+        first: First token whose loss counts.
+        lines: Measurements of earlier sessions, by key.
+        journal: Where this process writes new ones.
+
+    Attributes:
+        seconds: Time that this process spent on new measurements, loading the weights left out.
+        num_layers_run: Layers that this process computed for them.
+    """
+
+    def __init__(
+        self,
+        model: OpenedModel,
+        texts: Sequence[SearchText],
+        first: int,
+        lines: Mapping[Key, PlanLoss],
+        journal: RawIOBase,
+    ) -> None:
+        self.model, self.first, self.lines, self.journal = model, first, dict(lines), journal
+        self.process = model.process
+        self.texts = texts[self.process.index :: self.process.count]
+        self.seconds, self.num_layers_run = 0.0, 0
+        self._meter: PlanMeter | None = None
+
+    @property
+    def meter(self) -> PlanMeter:
+        """Return what measures, with the weights."""
+        if self._meter is None:
+            loaded = self.model.checkpoint.load_model(TORCH_DTYPES[self.model.dtype], self.process.device)
+            self._meter = PlanMeter(loaded, [text.token_ids for text in self.texts], self.first)
+        return self._meter
+
+    def measure(self, part: Part, plans: Sequence[SpanPlan]) -> list[float]:
+        """Return the mean loss of a token under each plan over the documents of one part, of all processes."""
+        sums, count = torch.zeros(len(plans), dtype=torch.float64), 0
+        names = [str(plan) for plan in plans]
+        for index, text in enumerate(self.texts):
+            if text.part != part:
+                continue
+            count += len(text.token_ids) - self.first
+            missing = [place for place, name in enumerate(names) if text.key(name) not in self.lines]
+            if missing:
+                meter = self.meter
+                before, started = meter.num_layers_run, time.perf_counter()
+                for place, loss in meter.losses(index, [plans[place] for place in missing]):
+                    if not math.isfinite(loss):
+                        raise CheckpointError(
+                            f"the loss on {text.id} is no number in {self.model.dtype}; try --dtype float32, or mend "
+                            "the weights"
+                        )
+                    self._write(text, names[missing[place]], negative_log_likelihood=loss)
+                self.num_layers_run += meter.num_layers_run - before
+                self.seconds += time.perf_counter() - started
+                if part == HELD_OUT:
+                    meter.forget(index)
+            losses = [self.lines[text.key(name)].negative_log_likelihood for name in names]
+            sums += torch.tensor(losses, dtype=torch.float64)
+        return [float(x) for x in self._mean(sums, count)]
+
+    def gate_gradients(self, plan: SpanPlan, gate: float) -> torch.Tensor:
+        """Return (L, K) derivatives of the mean loss over the calibration documents of all processes.
+
+        Args:
+            plan: Spans of what is not gated.
+            gate: Where the derivatives are taken.
+        """
+        name, count = f"{_GATES} {gate} {plan}", 0
+        config = self.model.checkpoint.config
+        shape = num_layers(config), num_kv_heads(config) or 1
+        total = torch.zeros(shape, dtype=torch.float64)
+        for index, text in enumerate(self.texts):
+            if text.part == CALIBRATION:
+                num_scored = len(text.token_ids) - self.first
+                count += num_scored
+                if text.key(name) not in self.lines:
+                    meter, started = self.meter, time.perf_counter()
+                    gradients = gate_gradients(meter.model, [meter.texts[index]], self.first, plan, gate)
+                    self.num_layers_run += shape[0]
+                    self.seconds += time.perf_counter() - started
+                    self._write(text, name, gradients=gradients.tolist())
+                total += num_scored * torch.tensor(self.lines[text.key(name)].gradients, dtype=torch.float64)
+        return self._mean(total, count)
+
+    def _mean(self, total: torch.Tensor, count: int) -> torch.Tensor:
+        """Return total / count over all processes."""
+        both = self.total(torch.cat([total.flatten(), torch.tensor([float(count)], dtype=torch.float64)]))
+        return (both[:-1] / both[-1]).reshape(total.shape)
+
+    def total(self, mine: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all processes."""
+        of_all: torch.Tensor = self.process.accelerator.reduce(mine.to(self.process.device), reduction="sum").cpu()
+        return of_all
+
+    def _write(self, text: SearchText, plan: str, **values: Any) -> None:
+        task, template, example_id, maxlen = key = text.key(plan)
+        line = PlanLoss(task=task, template=template, id=example_id, maxlen=maxlen, **values)
+        append_line(self.journal, line)
+        self.lines[key] = line

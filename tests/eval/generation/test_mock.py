@@ -1,0 +1,171 @@
+"""The engine without a model: the whole chain of a run, and nothing of torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.config.run import BACKENDS
+from eval.generation.mock import WordTokenizer
+from eval.prompting.prompts import PromptBuilder
+from eval.run import main
+from tasks import Template
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    rows = [
+        {
+            "context": f"Report {index} says that river {index} rose. " + "Nothing else was seen. " * 20,
+            "target": "It rose.",
+        }
+        for index in range(6)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = f"--backend mock --task custom --data {tmp_path / 'data.jsonl'} --maxlen 40 80 --max-new-tokens 8"
+    return [*command.split(), "--output", str(tmp_path / "run"), "--no-texts"]
+
+
+def predictions(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_a_run_without_a_model_is_scored_and_imports_no_torch(arguments: list[str], tmp_path: Path) -> None:
+    code = f"""
+import sys
+from eval.run import main
+status = main({arguments!r})
+loaded = [name for name in ("torch", "transformers", "accelerate") if name in sys.modules]
+sys.exit(str(loaded) if loaded else status)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = predictions(tmp_path / "run")
+    assert len(lines) == 12
+    assert {line["text"] for line in lines} >= {"Report 0 says that river 0 rose. Nothing"}
+    assert {line["finish_reason"] for line in lines} == {"length"}
+    # What the engine cannot know is unknown, and not 0.
+    assert {line["seconds"] for line in lines} == {line["peak_bytes"] for line in lines} == {None}
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["results"][0]["cost"] == dict.fromkeys(scores["results"][0]["cost"])
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_answers_come_from_a_table_and_one_may_be_of_a_length(arguments: list[str], tmp_path: Path) -> None:
+    table = [
+        {"id": "test-0", "text": "It rose."},
+        {"id": "test-0", "text": "", "maxlen": 80},
+        {"id": "test-1", "text": "word " * 20},
+    ]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in table))
+    assert main([*arguments, "--answers", str(file)]) == 0
+    texts = {(line["id"], line["maxlen"]): line for line in predictions(tmp_path / "run")}
+    assert texts["test-0", 40]["text"] == "It rose."
+    assert texts["test-0", 40]["finish_reason"] == "stop"
+    assert texts["test-0", 80]["text"] == ""
+    assert texts["test-1", 40]["text"] == " ".join(["word"] * 8)
+    assert texts["test-2", 40]["text"].startswith("Report 2")
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_mock_run_resumes_and_refuses_other_answers(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    first = predictions(tmp_path / "run")
+    assert main([*arguments, "--maxlen", "40", "60", "80"]) == 0
+    assert "12 of 18 predictions are there" in capsys.readouterr().out
+    assert [line for line in predictions(tmp_path / "run") if line["maxlen"] != 60] == first
+    file = tmp_path / "answers.jsonl"
+    file.write_text('{"id": "test-0", "text": "Another."}\n')
+    assert main([*arguments, "--answers", str(file)]) == 2
+    assert "holds another run: backend answers" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_shards_of_a_mock_run_are_joined(arguments: list[str], tmp_path: Path) -> None:
+    from eval.merge import main as merge
+
+    whole = tmp_path / "run"
+    assert main(arguments) == 0
+    parts = [str(tmp_path / f"part-{part}") for part in (1, 2)]
+    for part, folder in enumerate(parts, start=1):
+        assert main([*arguments, "--output", folder, "--shard", f"{part}/2"]) == 0
+        assert len(predictions(Path(folder))) == 6
+    assert merge([*parts, "--output", str(tmp_path / "joined")]) == 0
+    assert predictions(tmp_path / "joined") == predictions(whole)
+
+
+@pytest.mark.nightly
+def test_two_processes_share_a_mock_run(arguments: list[str], tmp_path: Path) -> None:
+    launcher = "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2"
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launcher.split(), "eval/run.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(predictions(tmp_path / "run")) == 12
+    assert done.stdout.count("report:") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no json", 'line 1 is no {"id": ..., "text": ...}'),
+        ('{"id": "a"}', "line 1 is no"),
+        ("[1]", "line 1 is no"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_one_line(
+    line: str, message: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text(line + "\n")
+    assert main([*arguments, "--answers", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(file) in error
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "--answers", str(tmp_path / "none.jsonl")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_answers_are_for_the_mock_alone(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--backend", "local", "--answers", "answers.jsonl"]) == 2
+    assert "--backend mock alone" in capsys.readouterr().err
+
+
+def test_words_are_tokens_that_put_a_text_together_again() -> None:
+    tokenizer = WordTokenizer()
+    text = "  One two,\n\nthree  "
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    assert tokenizer.decode(encoded.input_ids) == text
+    assert "".join(text[start:stop] for start, stop in encoded.offset_mapping) == text
+    builder = PromptBuilder(tokenizer, Template(text="Say it: {context} Now."))  # type: ignore[arg-type]
+    parts = builder.fixed_parts(None, tuple(tokenizer("a b").input_ids))
+    assert tokenizer.decode([*parts.prefix, *parts.context, *parts.suffix]) == "Say it: a b Now."
+
+
+def test_every_engine_can_be_imported() -> None:
+    import importlib
+
+    for target in BACKENDS.values():
+        module, _, name = target.partition(":")
+        assert getattr(importlib.import_module(module), name).answer
