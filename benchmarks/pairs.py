@@ -20,7 +20,7 @@ class Case:
         case: A name that a reader of the docs recognizes.
         ours: Median of our way.
         peer: Median of the peer's way.
-        unit: Of both.
+        unit: Unit of both figures.
         target: The ratio to reach; None where none was set.
         floor: The ratio by arithmetic alone; None where there is none.
         saves: The ratio is peer / ours, more is better; else ours / peer, less is better.

@@ -17,18 +17,18 @@ from transformers import PreTrainedTokenizerBase
 from eval.errors import UserError
 from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
 from eval.prompting.truncation import POLICIES
-from eval.runtime.jobs import CommandParser
+from eval.runtime.jobs import CommandParser, command
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
 from tasks import DataError, Example, LoadRequest, Task, find_task
-from tasks.command import add_prompt_flags, run_command
+from tasks.command import add_prompt_flags
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print the prompt, and return the exit status: 0, or 2 after one line on what is wrong."""
+@command()
+def main(argv: Sequence[str]) -> None:
+    """Print the prompt that a command line names."""
     parser = CommandParser("python -m eval.prompt", __doc__)
     add_prompt_flags(parser)
-    options = parser.parse_args(arguments)
-    return run_command(lambda: print("\n".join(prompt_lines(options))), DataError)
+    print("\n".join(prompt_lines(parser.parse_args(argv))))
 
 
 def prompt_lines(options: argparse.Namespace) -> list[str]:
@@ -53,7 +53,7 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
         parts = builder.parts(example)
         prompt = fit(parts, maxlen, task.max_new_tokens, policy)
     except (CheckpointError, UserError) as error:
-        raise DataError(str(error)) from error
+        raise DataError(str(error)) from error  # `python -m tasks`, which calls this, knows no other
     chat = "chat template" if builder.uses_chat_template else "no chat template"
     return [
         f"task {task.name}, example {example.id}, template {name}, model {model} ({chat}), truncation {policy}",

@@ -31,6 +31,7 @@ from masformer.attention.cache import SpanCache
 from masformer.attention.kernels import ATTENTION_NAME, masformer_attention, register
 from masformer.attention.visibility import span_mask
 from masformer.errors import first_line
+from masformer.plans.cost import num_kv_heads
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 
 # The largest difference of the probe's logits that rounding explains, relative to the largest logit.
@@ -53,13 +54,6 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
 def num_layers(config: PreTrainedConfig) -> int:
     """Return the number of decoder layers."""
     return int(text_config(config).num_hidden_layers)
-
-
-def num_kv_heads(config: PreTrainedConfig) -> int | None:
-    """Return the number of key/value heads of a layer; None where the config names none for all layers."""
-    config = text_config(config)
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
-    return heads if isinstance(heads, int) else None
 
 
 def read_plan(text: str, config: PreTrainedConfig) -> SpanPlan:

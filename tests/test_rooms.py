@@ -25,6 +25,12 @@ BELOW = {
     "masformer": set(),
     "tasks": set(),
 }
+# The rooms of masformer; its modules at the top may import all of them.
+BELOW_MASFORMER = {
+    "plans": set(),
+    "attention": {"plans"},
+    "checkpoints": {"plans", "convert", "errors"},
+}
 # Rooms whose import must not import torch; what needs it, such as trackers, imports it when it is called.
 WITHOUT_TORCH = ("errors", "records", "prompting", "scoring", "config", "reporting", "tasks")
 
@@ -81,6 +87,16 @@ def test_no_permission_is_unused_and_rooms_have_an_order() -> None:
     used = {(room_of(module), room_of(name)) for module, file in FILES.items() for name in imports(file)}
     assert [(room, below) for room, rooms in BELOW.items() for below in rooms if (room, below) not in used] == []
     TopologicalSorter(BELOW).prepare()  # raises for a circle
+
+
+def test_the_rooms_of_masformer_go_one_way_too() -> None:
+    wrong = []
+    for module, file in FILES.items():
+        package, room, *rest = [*module.split("."), ""]
+        if package == "masformer" and room in BELOW_MASFORMER and rest != [""]:
+            named = {name.split(".")[1] for name in imports(file) if name.startswith("masformer.")}
+            wrong += [f"{module} imports {name}" for name in named - {room} - BELOW_MASFORMER[room]]
+    assert sorted(wrong) == []
 
 
 def test_every_room_is_in_the_architecture() -> None:

@@ -130,6 +130,11 @@ class RunConfig(JobOptions, GenerationOptions):
         if not all(self.stop):
             raise UserError("--stop has an empty text; give texts of one character at least")
 
+    @property
+    def unknown_to_0_1(self) -> tuple[str, ...]:
+        """Return settings that names and records of 0.1's only engine do not have."""
+        return ("backend", "answers") if self.backend == "local" else ()
+
     def generation(self, max_new_tokens: int) -> GenerationSettings:
         """Return how answers of as much room are chosen."""
         options = {field.name: getattr(self, field.name) for field in fields(GenerationOptions)}

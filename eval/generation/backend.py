@@ -1,8 +1,10 @@
 """What answers requests. A new engine is a file here and a line in `BACKENDS` of eval/config/run.py.
 
-backend = open_backend(config)          # checks the model and its settings; loads no weights
-for prediction in backend.answer(requests, shared):
-    ...
+    backend = open_backend(config)  # checks the model and its settings; loads no weights
+    for prediction in backend.answer(requests, shared):
+        ...
+
+Requests are token ids; a cost that an engine cannot know is None.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class Backend(ABC):
         """Return the requests of one of several independent jobs.
 
         Args:
-            requests: Of the whole run.
+            requests: All requests of the run.
             part: Number of the job, from 1.
             num_parts: Count of the jobs.
         """
@@ -115,10 +117,8 @@ def output_of(config: RunConfig) -> Path:
         *("maxlen", "template", "limit", "on_bad_row", "output", "overwrite", "dry_run"),
         *("batch_size", "memory_budget", "shard", "device_map", "texts", "report_to"),
     ]
-    if config.backend == "local":  # folders of 0.1 know no other engine
-        folder = default_output("", config, (*free, "backend", "answers"))
-    else:
-        folder = default_output("", replace(config, model=config.backend), free)
+    named = config if config.backend == "local" else replace(config, model=config.backend)
+    folder = default_output("", named, (*free, *config.unknown_to_0_1))
     return folder.with_name(f"{folder.name}-shard-{config.shard[0]}-of-{config.shard[1]}") if config.shard else folder
 
 

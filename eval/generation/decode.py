@@ -85,7 +85,7 @@ def decode(
 
     Args:
         model: With a plan, unless there is one prompt alone.
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         prompts: Token ids, two at least.
         caches: Each holds all tokens of its prompt but the last few, as many of each. Those that share memory stand
             side by side.

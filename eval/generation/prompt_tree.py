@@ -37,7 +37,7 @@ class Node:
 
     Attributes:
         start: Tokens on the way to this edge.
-        tokens: Of the edge.
+        tokens: Token ids of the edge.
         parent: None for an edge that begins a prompt.
         children: Edges that go on from here.
         leaves: Prompts of which only the last token is missing here.
@@ -142,7 +142,7 @@ class TreeCaches:
 
     Args:
         model: With its frequencies fixed, where they depend on the length.
-        tree: Of all prompts that share it, those included that have their answer already, so that edges stay the same.
+        tree: All prompts that share it, answered ones included, so that edges stay the same.
         wanted: The prompts that will be asked for.
         filled: Called with each edge that has gone through the model.
     """

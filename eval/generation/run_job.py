@@ -176,10 +176,8 @@ def run_record(
     """Return the `run.json` of this session's settings, with the sessions of the saved one."""
     generation = {one.name: getattr(config, one.name) for one in fields(GenerationOptions) if one.name != "seed"}
     settings = settings_json(config, dtype=backend.dtype, output=output, threads=backend.process.threads)
-    if config.backend == "local":  # folders of 0.1 know no other engine
-        del settings["backend"], settings["answers"]
     return RunRecord(
-        config=settings,
+        config={name: value for name, value in settings.items() if name not in config.unknown_to_0_1},
         plan_description=backend.plan_description,
         world_size=saved.world_size if saved else None,
         identity=Identity(
@@ -245,7 +243,7 @@ def finish_run(
 
     Args:
         folder: Folder of the run, locked.
-        record: Its `run.json`.
+        record: The `run.json` to write.
         required: Predictions that must be there.
         expected: Fingerprints by key.
 

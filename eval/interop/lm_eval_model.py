@@ -86,7 +86,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         dtype: A key of `TORCH_DTYPES`; `auto` is that of the checkpoint's config, as in the `hf` model.
         rows: Prompts that decode together at most; `batch_size` is for log-likelihoods. None is 16, on CUDA 64.
         memory_gib: For keys and values while answers are written; None is half of what the weights leave.
-        options: Of the `hf` model.
+        options: Options of the `hf` model.
 
     Raises:
         CheckpointError: The reference leads to no usable decoder.

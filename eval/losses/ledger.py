@@ -16,8 +16,8 @@ from eval.records.schema import Key, PlanLoss
 from eval.runtime.model import TORCH_DTYPES, OpenedModel
 from masformer import SpanPlan, num_layers
 from masformer.checkpoints.open import CheckpointError
-from masformer.convert import num_kv_heads
 from masformer.placement import PlanMeter, gate_gradients
+from masformer.plans.cost import num_kv_heads
 
 Part = Literal["calibration", "held-out"]
 CALIBRATION: Part = "calibration"

@@ -57,8 +57,8 @@ class PromptBuilder:
     """Builds the prompts of one template for one tokenizer.
 
     Args:
-        tokenizer: Of the model.
-        template: Of the task.
+        tokenizer: Tokenizer of the model.
+        template: A template of the task.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:

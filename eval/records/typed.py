@@ -1,11 +1,13 @@
 """JSON -> documented dataclasses and back, with errors that name the file, the line, the field and the value.
 
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    id: str = entry("name of the example within its task")
+    @dataclass(frozen=True, kw_only=True)
+    class Example:
+        id: str = entry("name of the example within its task")
 
-example = from_json(Example, {"id": "a"}, "examples.jsonl, line 1")
-to_json(example)  # {"id": "a"}
+    example = from_json(Example, {"id": "a"}, "examples.jsonl, line 1")
+    to_json(example)  # {"id": "a"}
+
+The function that reads a type is built once, since a journal has many lines.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """What the scripts share: how a command ends, and a folder that is opened, resumed and finished.
 
-def main(argv):
-    ...
-    with job.lock(process):
-        ...
+    @command(again="the same command")
+    def main(argv):
+        with job.lock(process):
+            ...
 
-sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))
+
+A mistake that a user can mend ends in one line and status 2; a bug of ours in a traceback.
 """
 
 from __future__ import annotations
@@ -265,7 +267,7 @@ def settings_json(config: Any, **resolved: Any) -> dict[str, Any]:
 
 
 def print_facts(facts: Mapping[str, str | Sequence[str]]) -> None:
-    """Print a name and a text a line, texts below each other; what is empty is left out."""
+    """Print one name and text per line, texts in a column; empty texts are left out."""
     for name, texts in facts.items():
         for text in [texts] if isinstance(texts, str) else texts:
             if text:

@@ -121,9 +121,9 @@ def span_attention(
 
     Args:
         key: (B, K, Tk, D), in the layout that the module's docstring describes.
-        span: Of the layer, or of each of its key/value heads.
+        span: One span, or one for each key/value head.
         mask: Offset of the queries, left padding, packed documents; None is an offset of 0 and nothing else.
-        scale: Of the products; None is D ** -0.5.
+        scale: Factor of the products; None is D ** -0.5.
         softcap: Scores x become softcap * tanh(x / softcap) (Gemma 2); None leaves them.
         learned_sinks: (H,) scores of a key without a value that every query sees (gpt-oss); None is no such key.
 

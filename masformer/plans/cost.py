@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
-from masformer.convert import num_kv_heads
 from masformer.plans.spans import SpanPlan
+
+
+def num_kv_heads(config: PreTrainedConfig) -> int | None:
+    """Return the number of key/value heads of a layer; None where the config names none for all layers."""
+    config = config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
+    return heads if isinstance(heads, int) else None
 
 
 def attention_flops(config: PreTrainedConfig, plan: SpanPlan, num_tokens: int) -> int:

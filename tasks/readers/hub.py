@@ -41,7 +41,7 @@ def hub_rows(
     Args:
         files: Patterns of paths inside the repository; `*` is anything but a slash, `**/` any folders. The first
             pattern with a match counts.
-        request: Its revision is read, `main` by default; if `main` has no matching file, the hub's own Parquet
+        request: Names the revision, `main` by default; if `main` has no matching file, the hub's own Parquet
             conversion is read. With a limit, parts of files are read.
         columns: The ones to read from Parquet files, if they exist; None reads all. Other formats give whole records.
         member: The path of a .jsonl, .json or .csv file inside the .zip file.

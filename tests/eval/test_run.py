@@ -566,6 +566,8 @@ def test_lost_predictions_are_told_and_made_again(
     assert "Not there yet: 1 predictions" in capsys.readouterr().out
     monkeypatch.setattr("eval.generation.local.LocalBackend.answer", lambda *_: iter(()))  # a process that went away
     expect_error([*least, "--limit", "2"], capsys, "1 predictions are not in", "test-1 at 700")
+    sessions = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
+    assert sessions[-1]["finished"] is None
     monkeypatch.undo()
     assert main([*least, "--limit", "2"]) == 0
     assert {key: text for key, text in texts(tmp_path / "run").items() if key in whole} == whole

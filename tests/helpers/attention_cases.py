@@ -49,7 +49,7 @@ class Case:
     """One call of an attention function.
 
     Attributes:
-        span: Of the layer, or of each of its key/value heads.
+        span: One span, or one for each key/value head.
         num_new: Queries (Tq).
         offset: Tokens that are in the cache before.
         batch: Rows (B).
@@ -59,11 +59,11 @@ class Case:
         value_size: Head size of values.
         padding: Left-padding tokens of each row.
         scale: Factor of the products; None is the default.
-        softcap: Of the scores; None leaves them.
+        softcap: Cap of the scores; None leaves them.
         learned: There are learned sinks.
         by_token: States lie in memory tokens before heads, as projections make them.
         forked: The new tokens go on in a fork of the cache.
-        seed: Of the states.
+        seed: Seed of the states.
     """
 
     span: LayerSpan | HeadSpans
@@ -232,7 +232,7 @@ def cases(
     """Draw a case.
 
     Args:
-        draw: Of hypothesis.
+        draw: What hypothesis hands in.
         longest: New tokens at most, and tokens in the cache.
         num_tokens: New tokens; None draws them too.
         can_pad: Rows may have padding.

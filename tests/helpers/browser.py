@@ -49,9 +49,9 @@ def open_page(browser: Any, path: Path, **options: Any) -> OpenPage:
     """Open a file offline and wait until its charts are drawn.
 
     Args:
-        browser: Of `chromium`.
+        browser: What `chromium` returns.
         path: The page.
-        options: Of Playwright's `new_context`, as `viewport` or `color_scheme`.
+        options: Options of Playwright's `new_context`, as `viewport` or `color_scheme`.
     """
     page = browser.new_context(offline=True, **options).new_page()
     opened = OpenPage(page=page)

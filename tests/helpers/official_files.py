@@ -45,7 +45,7 @@ def write_official(task: str, folder: Path, content: bytes | None = None) -> Pat
     """Write a task's sample into a folder, as a file or folder named for the task, and return that.
 
     Args:
-        task: Its name.
+        task: Name of the task.
         folder: Where to write.
         content: Written in place of that of the sample, which is one file.
     """

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from masformer.convert import num_kv_heads
+from masformer.plans.cost import num_kv_heads
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, SpanPlan
 
 VOCAB = 96

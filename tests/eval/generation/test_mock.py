@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from eval.config.run import BACKENDS
+from eval.generation.backend import Backend
 from eval.generation.mock import WordTokenizer
 from eval.prompting.prompts import PromptBuilder
 from eval.run import main
@@ -123,6 +126,7 @@ def test_two_processes_share_a_mock_run(arguments: list[str], tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert len(predictions(tmp_path / "run")) == 12
     assert done.stdout.count("report:") == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["world_size"] == 2
 
 
 @pytest.mark.parametrize(
@@ -164,8 +168,8 @@ def test_words_are_tokens_that_put_a_text_together_again() -> None:
 
 
 def test_every_engine_can_be_imported() -> None:
-    import importlib
-
     for target in BACKENDS.values():
         module, _, name = target.partition(":")
-        assert getattr(importlib.import_module(module), name).answer
+        engine = getattr(importlib.import_module(module), name)
+        assert issubclass(engine, Backend)
+        assert not inspect.isabstract(engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +128,20 @@ def test_a_second_writer_is_refused_while_the_first_is_at_work(folder: RunFolder
     ):
         pass
     with RunFolder(folder.path).lock(RECORD, RunRecord):
+        pass
+
+
+def test_a_disk_without_locks_is_one_line_and_never_a_folder_in_use(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with (
+        pytest.raises(UserError, match=r"cannot be locked: .*; give one elsewhere"),
+        folder.lock(RECORD, RunRecord),
+    ):
         pass
 
 
