@@ -105,7 +105,18 @@ def test_the_other_commands_that_load_a_model(folder: Path) -> None:
     training = ["--maxlen", "128", "--max-steps", "1", "--output", "trained"]
     told = call("accelerate", *launch, "finetune", *DATA, *training, folder=folder)
     assert "evaluate with: accelerate launch -m masformer run --model trained/best" in told
-    scan = ["--maxlen", "128", "--rank", "scan", "--output", "scan"]
+    scan = [
+        "--maxlen",
+        "128",
+        "--local",
+        "span=8 sinks=1",
+        "--budget",
+        "layers=1",
+        "--rank",
+        "scan",
+        "--output",
+        "scan",
+    ]
     call("accelerate", *launch, "placement", *DATA, *scan, folder=folder)
 
 
