@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
                     append_line(journal, line)
         process.wait()
         if process.is_main:
-            job.finish(has_measured=bool(missing))
+            job.finish()
     process.finish()
 
 

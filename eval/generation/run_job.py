@@ -131,8 +131,7 @@ class RunJob(Job[RunRecord, Prediction]):
         process.wait()
         if not process.is_main:
             return
-        if requests.num_missing:
-            self.end()
+        self.end()
         scored = finish_run(self.folder, self.record, set(requests.keys), requests.fingerprints)
         if scored is not None and self.config.report_to:
             from eval.reporting.trackers import log_scores, start_trackers

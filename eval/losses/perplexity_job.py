@@ -84,7 +84,7 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
             )
         return missing
 
-    def finish(self, *, has_measured: bool) -> None:
+    def finish(self) -> None:
         """Merge the journals, score, write the report, and print its tables."""
         examples = self.folder.read_examples()
         order: list[Key] = [
@@ -94,8 +94,7 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
         ]
         lines, absent = self.folder.merge_journal(DocumentLoss, order, {window.key for window in self.windows})
         results = score_perplexity(lines, examples, self.record.identity.model.reference)
-        if has_measured:
-            self.end()
+        self.end()
         self.folder.write_json("run.json", self.record)
         self.folder.write_json("scores.json", PerplexityScores(results=results))
         notes = [f"Not there yet: {len(absent)} measurements of a task whose run was interrupted."] if absent else []

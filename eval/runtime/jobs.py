@@ -238,11 +238,15 @@ class Job(Generic[Record, Line]):
         self.folder.write_lines("examples.jsonl", examples)
 
     def end(self, **remarks: Any) -> None:
-        """Note in the record that the last session has finished; the caller writes it after its results.
+        """Note in the record that the last session has finished, if that is not noted; the caller writes the record.
+
+        A session that was killed after its last answer is ended by the command that reports on it.
 
         Args:
             remarks: Further fields of the session.
         """
+        if not self._sessions or self._sessions[-1].finished is not None:
+            return
         *others, last = self._sessions
         self.change(sessions=[*others, replace(last, finished=utc_now(), **remarks)])
 

@@ -95,6 +95,12 @@ class StudyFolder:
         record = None if part is None else self.record(part)
         return record.sessions[-1].finished if record and record.sessions else None
 
+    def note_done(self, part: Part) -> None:
+        """Write down that a part has ended, where the study was killed before it could, or the part was run alone."""
+        finished = self._finished(part)
+        if part.name not in self.ended and finished is not None:
+            self.note_end(part, finished)
+
     def note_end(self, part: Part, finished: str) -> None:
         """Write down that a part has ended well."""
         self.ended[part.name] = StudyPart(

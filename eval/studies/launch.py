@@ -40,6 +40,7 @@ def run_parts(folder: StudyFolder, parts: Sequence[Part]) -> list[str]:
     for part in parts:
         if folder.state(part) == DONE:
             print(f"{part.name}: done before")
+            folder.note_done(part)
         elif missing := folder.missing_needs(part):
             failed.append(part.name)
             print(f"{part.name}: not run, for it needs {', '.join(missing)}")

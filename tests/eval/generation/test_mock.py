@@ -98,6 +98,22 @@ def test_a_mock_run_resumes_and_refuses_other_answers(
 
 
 @pytest.mark.usefixtures("no_plots")
+def test_a_session_killed_after_its_last_answer_is_ended_by_the_next(arguments: list[str], tmp_path: Path) -> None:
+    assert main(arguments) == 0
+    file = tmp_path / "run" / "run.json"
+    killed = json.loads(file.read_text())
+    killed["sessions"][-1]["finished"] = None
+    file.write_text(json.dumps(killed))
+    (tmp_path / "run" / "scores.json").unlink()
+    assert main(arguments) == 0
+    (session,) = json.loads(file.read_text())["sessions"]
+    assert session["finished"] is not None
+    ended = file.read_text()
+    assert main(arguments) == 0
+    assert file.read_text() == ended  # a session that has ended keeps its time
+
+
+@pytest.mark.usefixtures("no_plots")
 def test_shards_of_a_mock_run_are_joined(arguments: list[str], tmp_path: Path) -> None:
     from eval.merge import main as merge
 

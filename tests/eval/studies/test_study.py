@@ -177,9 +177,14 @@ def test_a_study_is_run_reported_and_not_run_again(
         (output / "report.md").unlink()
         assert main([*arguments, "--report"]) == 0
         assert (output / "report.md").read_text() == report
+    # A study that was killed when a part had ended notes it at the next start.
+    noted = json.loads((output / "study.json").read_text())
+    assert noted["parts"].pop("losses-local")
+    (output / "study.json").write_text(json.dumps(noted))
     assert main(arguments) == 0
     assert launched == []
     assert "answers: done before" in capsys.readouterr().out
+    assert json.loads((output / "study.json").read_text())["parts"].keys() >= {"losses-local", "answers"}
 
 
 def small(content: Content, *names: str) -> Content:
