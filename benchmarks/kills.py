@@ -33,9 +33,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
 import vl_convert
 import yaml
 from accelerate.state import AcceleratorState, GradientState
@@ -469,6 +468,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", action="store_true", help="keep the folders")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # a process that has started others cannot be forked
     # Drawing takes longer than all the rest.
     vl_convert.vegalite_to_png = lambda *_, **__: b"png"
     vl_convert.vegalite_to_svg = lambda *_, **__: "svg"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -93,6 +94,17 @@ def test_the_overhead_of_a_prediction_is_measured_on_a_run_that_ends(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("40 predictions of 20 examples")
     assert json.loads(printed[-1])[0]["case"] == "overhead of the last fifth to the first"
+
+
+@pytest.mark.nightly
+def test_killed_commands_resume_to_the_undisturbed_result() -> None:
+    # A process of its own forks them: one in which torch has computed nothing yet.
+    script = Path(pairs.__file__).parent / "kills.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", "35"], capture_output=True, text=True, timeout=1800, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["kills"] == 35
 
 
 @pytest.mark.nightly
