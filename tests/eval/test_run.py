@@ -23,6 +23,7 @@ from eval.run import main
 from masformer import SpanPlan
 from masformer.checkpoints.open import Checkpoint
 from tasks import TASKS
+from tests.helpers.forks import run_forked, run_ranks
 from tests.helpers.hub_standin import hub_standin
 from tests.helpers.run_folders import model_results
 from tests.helpers.tiny_models import save_tiny_checkpoint
@@ -218,8 +219,7 @@ def test_three_processes_write_what_one_does(policy: str, options: list[str], le
     plan = ["--plan", "full@1 span=48 sinks=2", "--truncation", policy, "--batch-size", "4", "--dtype", "float64"]
     plan += options
     assert main([*least, *plan]) == 0
-    arguments = [*least[:-1], str(tmp_path / "three"), *plan]
-    three = launch(arguments, "--multi_gpu", "--num_processes", "3", ACCELERATE_USE_CPU="true")
+    three = run_ranks("eval.run", [*least[:-1], str(tmp_path / "three"), *plan], num_processes=3)
     assert three.returncode == 0, three.stderr
     assert read(tmp_path / "three", "run.json")["world_size"] == 3
     assert read(tmp_path / "three", "run.json")["grouping"]["num_shares"] == 3
@@ -275,7 +275,7 @@ def test_a_page_without_texts_stays_so_when_lengths_are_added(least: list[str], 
 
 def test_a_tracker_gets_numbers_tables_and_plots(least: list[str], tmp_path: Path) -> None:
     # By a process of its own, because an accelerator's trackers are those of its process.
-    done = launch([*least, "--report-to", "tensorboard"])
+    done = run_forked("eval.run", [*least, "--report-to", "tensorboard"], plots=True)
     assert done.returncode == 0, done.stderr
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -596,17 +596,21 @@ def test_odd_input_is_one_line_too(least: list[str], tmp_path: Path, capsys: pyt
     expect_error([*least, "--model", str(mamba)], capsys, "is a mamba, which has no attention")
 
 
-def test_several_processes_asked_for_and_one_started(least: list[str], tmp_path: Path) -> None:
-    done = launch(least, "--cpu", "--num_processes", "2")
+@pytest.mark.parametrize("by", ["its variables", pytest.param("the launcher", marks=pytest.mark.nightly)])
+def test_several_processes_asked_for_and_one_started(by: str, least: list[str], tmp_path: Path) -> None:
+    if by == "the launcher":
+        done = launch(least, "--cpu", "--num_processes", "2")
+    else:
+        done = run_forked("eval.run", least, ACCELERATE_MIXED_PRECISION="no", MASTER_PORT="29500")
     assert done.returncode != 0
     assert "error: several processes were asked for and accelerate started one" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_no_hub_names_the_ways_out_within_20_seconds(model: Path, tmp_path: Path) -> None:
+def test_no_hub_names_the_ways_out_within_20_seconds(tmp_path: Path) -> None:
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "eval/run.py", "--task", "arxiv", "--maxlen", "700", "--model", str(model)],
+        [sys.executable, "eval/run.py", "--backend", "mock", "--task", "arxiv", "--maxlen", "700"],
         cwd=ROOT,
         env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)},
         capture_output=True,
