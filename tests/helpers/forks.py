@@ -129,6 +129,6 @@ def _be(script: str, arguments: list[str], environment: dict[str, str], said: li
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if not plots:
-        importlib.import_module("eval.reporting.run_report").save_charts = lambda folder, specs, own: []
-        importlib.import_module("eval.reporting.page")._vega = lambda: ""
+        importlib.import_module("eval.reporting.run_report").save_charts = lambda folder, specs, own: []  # type: ignore[attr-defined]
+        importlib.import_module("eval.reporting.page")._vega = lambda: ""  # type: ignore[attr-defined]
     sys.exit(importlib.import_module(script).main(arguments))
