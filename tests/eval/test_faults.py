@@ -34,7 +34,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     model = save_tiny_checkpoint(folder / "model")
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(NUM_DOCUMENTS)))
     data = folder / "data.jsonl"
-    text = f"--task arxiv --model {model} --data {data} --max-new-tokens 60 --threads 1"
+    text = f"--task arxiv --model {model} --data {data} --max-new-tokens 30 --threads 1"
     text += " --batch-size 4 --dtype float64"
     return [*text.split(), "--maxlen", *LENGTHS, "--plan", "full@1 span=64 sinks=4"]
 
@@ -79,7 +79,7 @@ def test_killed_at_random_moments_and_resumed(
         before = num_written(folder)
         process = start_forked("eval.run", [*arguments, "--output", str(folder)])
         wait_for_lines(folder, process, before)
-        time.sleep(chance.uniform(0, 0.7))
+        time.sleep(chance.uniform(0, 0.4))
         process.signal(signal.SIGKILL)
         kills += process.end().returncode == -signal.SIGKILL
         attempts += (folder / "scores.json").exists()

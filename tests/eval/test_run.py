@@ -77,9 +77,7 @@ def texts(folder: Path) -> dict[tuple[str, int], str]:
 
 
 def launch(arguments: list[str], *launcher: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    # Port 0 is any free one, so that tests may run side by side.
-    port = ["--main_process_port", "0"] if "--multi_gpu" in launcher else []
-    command = ["accelerate", "launch", *launcher, *port, "eval/run.py", *arguments]
+    command = ["accelerate", "launch", *launcher, "eval/run.py", *arguments]
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "MASTER_"))} | environment
     return subprocess.run(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command[1:]],
@@ -198,7 +196,9 @@ def test_a_model_with_windows_of_its_own_keeps_them_under_auto(least: list[str],
 def test_two_processes_write_the_scores_of_one(least: list[str], tmp_path: Path) -> None:
     assert main(least) == 0
     shared = [*least[:-1], str(tmp_path / "two")]
-    two = launch(shared, "--multi_gpu", "--num_processes", "2", ACCELERATE_USE_CPU="true")
+    # Port 0 is any free one, so that tests may run side by side.
+    layout = ["--config_file", "configs/accelerate/cpu_two_processes.yaml", "--main_process_port", "0"]
+    two = launch(shared, *layout, ACCELERATE_USE_CPU="true")
     assert two.returncode == 0, two.stderr
     assert read(tmp_path / "run", "run.json")["world_size"] == 1
     assert read(tmp_path / "two", "run.json")["world_size"] == 2
