@@ -37,9 +37,8 @@ def test_every_layout_is_tested() -> None:
     assert {file.stem for file in FOLDER.glob("*.yaml")} == set(EXPECTED)
 
 
-@pytest.mark.parametrize(
-    ("name", "processes"), [("cpu", 1), pytest.param("cpu_two_processes", 2, marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly  # tests/eval/test_run.py launches two processes with theirs
+@pytest.mark.parametrize(("name", "processes"), [("cpu", 1), ("cpu_two_processes", 2)])
 def test_layouts_for_a_cpu_start_their_processes(name: str, processes: int, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

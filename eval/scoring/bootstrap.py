@@ -9,9 +9,8 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
+import scipy  # its parts are imported at their first use: `scipy.stats` takes seconds
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
-from scipy.stats import t as students_t
 
 Floats: TypeAlias = NDArray[np.float64]
 # Totals over documents (..., C) -> the value (...) and its gradient by each total (..., C).
@@ -110,7 +109,7 @@ def resample(columns: Floats, function: Callable[[Floats], Floats], num_resample
         times = np.bincount((picks + rows).ravel(), minlength=picks.size).reshape(picks.shape)
         return function(times.astype(np.float64) @ columns)
 
-    return bootstrap(
+    return scipy.stats.bootstrap(
         (np.arange(num_documents),),
         of_picks,
         n_resamples=num_resamples,
@@ -125,4 +124,4 @@ def resample(columns: Floats, function: Callable[[Floats], Floats], num_resample
 
 def detectable_difference(num_documents: int, error: float) -> float:
     """Return the smallest difference that a standard error shows at p < 0.05 with a probability of 0.8."""
-    return float(students_t.ppf([1 - ALPHA / 2, POWER], num_documents - 1).sum() * error)
+    return float(scipy.stats.t.ppf([1 - ALPHA / 2, POWER], num_documents - 1).sum() * error)

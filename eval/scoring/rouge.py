@@ -15,12 +15,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import chain, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import punkt
-from nltk.stem.porter import PorterStemmer
 
 from eval.scoring.rouge_lcs import SentenceBits
+
+if TYPE_CHECKING:
+    from nltk.stem.porter import PorterStemmer
 
 # References come back with every length and template; a prepared one takes some 100 kB.
 _MAX_REFERENCES = 256
@@ -58,6 +60,9 @@ def split_sentences(text: str) -> list[str]:
 
 @cache
 def _stemmer() -> PorterStemmer:
+    # The package takes seconds to import, and a run that is refused or one process of several needs no stems.
+    from nltk.stem.porter import PorterStemmer
+
     return PorterStemmer()
 
 

@@ -16,9 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
+import scipy  # its parts are imported at their first use: `scipy.stats` takes seconds
 from numpy.typing import ArrayLike
-from scipy.stats import monte_carlo_test, permutation_test
-from scipy.stats import t as students_t
 
 from eval.records.schema import Estimate, PairedResult, PerplexityRatio
 from eval.scoring.bootstrap import (
@@ -240,7 +239,7 @@ def within_margin_of_best(
     variances = np.diag(covariance)
     errors = np.sqrt(np.maximum(variances[:, None] + variances - 2 * covariance, 0.0))
     observed = means(columns.sum(axis=0, keepdims=True))[0]
-    quantile = float(students_t.ppf(1 - ALPHA / num_systems, num_documents - 1))
+    quantile = float(scipy.stats.t.ppf(1 - ALPHA / num_systems, num_documents - 1))
     losses = observed[None, :] - observed[:, None] + quantile * errors  # (S, S), of the row's system to the column's
     np.fill_diagonal(losses, -np.inf)
     passed = ((within[1] - within[0]) * losses < margin).all(axis=1)
@@ -314,7 +313,7 @@ def _exchange_test(columns: Floats, num_scores: int, num_exchanges: int) -> floa
 
     as_observed = np.ones(num_documents)
     if 2**num_documents <= num_exchanges:
-        exact = permutation_test(
+        exact = scipy.stats.permutation_test(
             (as_observed,),
             distance,
             permutation_type="samples",
@@ -324,7 +323,7 @@ def _exchange_test(columns: Floats, num_scores: int, num_exchanges: int) -> floa
         )
         return float(exact.pvalue)
     rng = np.random.default_rng(0)
-    sampled = monte_carlo_test(
+    sampled = scipy.stats.monte_carlo_test(
         as_observed,
         lambda size: 2.0 * rng.integers(0, 2, size, dtype=np.int8) - 1.0,
         distance,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from eval.generation import tree_decoder
 from eval.run import main
 from tests.eval.test_run import ROOT, expect_error, read, rows
+from tests.helpers.forks import Forked, run_forked, start_forked, start_ranks
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -32,7 +34,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     model = save_tiny_checkpoint(folder / "model")
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(NUM_DOCUMENTS)))
     data = folder / "data.jsonl"
-    text = f"--task arxiv --model {model} --data {data} --max-new-tokens 60 --threads 1"
+    text = f"--task arxiv --model {model} --data {data} --max-new-tokens 30 --threads 1"
     text += " --batch-size 4 --dtype float64"
     return [*text.split(), "--maxlen", *LENGTHS, "--plan", "full@1 span=64 sinks=4"]
 
@@ -56,22 +58,14 @@ def num_written(folder: Path) -> int:
     return sum(file.read_bytes().count(b"\n") for file in (folder / "journal").glob("*.jsonl"))
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
+def wait_for_lines(folder: Path, process: Forked | subprocess.Popen[str], more_than: int = 0) -> None:
+    """Wait until the journals hold more lines than a number, or the process has ended."""
     deadline = time.monotonic() + 120
-    while not condition():
+    while num_written(folder) <= more_than and (
+        process.is_alive if isinstance(process, Forked) else process.poll() is None
+    ):
         assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def in_child(arguments: list[str]) -> int:
-    """Start a run in a process of its own that has imported everything; return its id."""
-    child = os.fork()
-    if not child:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        os._exit(main(arguments))
-    return child
+        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.nightly)])
@@ -79,38 +73,17 @@ def test_killed_at_random_moments_and_resumed(
     count: int, arguments: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     """Each of several runs is killed again and again, at a random moment after it wrote its first prediction."""
-    # A process of its own forks them: one in which torch has computed nothing yet.
-    code = f"""
-import random, sys
-sys.path[0] = {str(ROOT)!r}
-from pathlib import Path
-import tests.eval.test_faults as faults
-import os, signal, time
-arguments, kills, chance, attempt = {arguments!r}, 0, random.Random(0), 0
-while kills < {count}:
-    folder = Path({str(tmp_path)!r}) / f"run-{{attempt}}"
-    before = faults.num_written(folder)
-    child = faults.in_child([*arguments, "--output", str(folder)])
-    while faults.num_written(folder) <= before and os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(0.002)
-    time.sleep(chance.uniform(0, 0.7))
-    try:
-        os.kill(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-    except (ProcessLookupError, ChildProcessError):
-        status = 0
-    kills += os.WIFSIGNALED(status)
-    if (folder / "scores.json").exists():
-        attempt += 1
-print(kills, attempt)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    kills, finished = map(int, done.stdout.split())
-    assert kills >= count
-    folders = [tmp_path / f"run-{attempt}" for attempt in range(finished + 1)]
+    chance, kills, attempts = random.Random(0), 0, 0
+    while kills < count:
+        folder = tmp_path / f"run-{attempts}"
+        before = num_written(folder)
+        process = start_forked("eval.run", [*arguments, "--output", str(folder)])
+        wait_for_lines(folder, process, before)
+        time.sleep(chance.uniform(0, 0.4))
+        process.signal(signal.SIGKILL)
+        kills += process.end().returncode == -signal.SIGKILL
+        attempts += (folder / "scores.json").exists()
+    folders = [tmp_path / f"run-{attempt}" for attempt in range(attempts + 1)]
     for folder in folders:
         assert main([*arguments, "--output", str(folder)]) == 0
         assert predictions(folder) == predictions(undisturbed)
@@ -119,49 +92,58 @@ print(kills, attempt)
     assert max(sessions) > 1, "no run was resumed"
 
 
-def start(arguments: list[str], *launcher: str, **environment: str) -> subprocess.Popen[str]:
-    command = [*launcher, "eval/run.py"] if launcher else ["eval/run.py"]
-    return subprocess.Popen(
-        [sys.executable, *command, *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_an_interrupt_leaves_a_run_that_can_be_resumed_and_says_how(
     arguments: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     for name, number in (("int", signal.SIGINT), ("term", signal.SIGTERM)):
         folder = tmp_path / name
-        process = start([*arguments, "--output", str(folder)])
-        wait_for(lambda folder=folder: num_written(folder) > 0)  # type: ignore[misc]
-        process.send_signal(number)
-        _, told = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "interrupted: the same command goes on where this one stopped" in told
-        assert "Traceback" not in told
+        process = start_forked("eval.run", [*arguments, "--output", str(folder)])
+        wait_for_lines(folder, process)
+        process.signal(number)
+        done = process.end()
+        assert done.returncode == 130
+        assert "interrupted: the same command goes on where this one stopped" in done.stderr
+        assert "Traceback" not in done.stderr
         assert 0 < num_written(folder) < 24
         assert main([*arguments, "--output", str(folder)]) == 0
         assert predictions(folder) == predictions(undisturbed)
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_leaves_the_work_of_the_others_whole(
     rank: int, arguments: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2")
-    process = start(
-        [*arguments, "--output", str(folder)], *launcher, "--main_process_port", "0", ACCELERATE_USE_CPU="true"
+    ranks = start_ranks("eval.run", [*arguments, "--output", str(folder)])
+    wait_for_lines(folder, ranks[rank], more_than=3)
+    ranks[rank].signal(signal.SIGKILL)
+    ranks[1 - rank].signal(signal.SIGTERM)  # as a launcher does then
+    assert ranks[rank].end().returncode == -signal.SIGKILL
+    assert ranks[1 - rank].end().returncode != 0
+    check_what_a_dead_rank_leaves(folder, arguments, undisturbed)
+
+
+@pytest.mark.nightly
+def test_a_rank_that_dies_ends_the_launch(arguments: list[str], undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    launcher = "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --main_process_port 0"
+    process = subprocess.Popen(
+        [sys.executable, *launcher.split(), "eval/run.py", *arguments, "--output", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    wait_for(lambda: num_written(folder) >= 4)
+    wait_for_lines(folder, process, more_than=3)
     ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
-    os.kill(int(ranks.split()[rank]), signal.SIGKILL)
+    os.kill(int(ranks.split()[0]), signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode != 0
+    check_what_a_dead_rank_leaves(folder, arguments, undisturbed)
+
+
+def check_what_a_dead_rank_leaves(folder: Path, arguments: list[str], undisturbed: Path) -> None:
     before = [line for file in (folder / "journal").glob("*.jsonl") for line in file.read_bytes().splitlines(True)]
     whole = [json.loads(line) for line in before if line.endswith(b"\n")]
     assert len(whole) >= 4
@@ -174,16 +156,15 @@ def test_a_rank_that_dies_leaves_the_work_of_the_others_whole(
     assert [line["text"] for line in lines] == [line["text"] for line in predictions(undisturbed)]
 
 
-@pytest.mark.nightly
 def test_an_interrupted_run_that_began_anew_goes_on_without_beginning_anew_again(
     arguments: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     assert main([*arguments, "--limit", "1", "--truncation", "tail", "--output", str(folder)]) == 0
-    process = start([*arguments, "--overwrite", "--output", str(folder)])
-    wait_for(lambda: num_written(folder) > 0)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    process = start_forked("eval.run", [*arguments, "--overwrite", "--output", str(folder)])
+    wait_for_lines(folder, process)
+    process.signal(signal.SIGINT)
+    told = process.end().stderr
     assert "interrupted: the same command, without --overwrite, goes on where this one stopped" in told
     assert main([*arguments, "--output", str(folder)]) == 0
     assert predictions(folder) == predictions(undisturbed)
@@ -194,14 +175,10 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_resumes(
     arguments: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    limited = f"""
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
-sys.path[0] = {str(ROOT)!r}
-from eval.run import main
-sys.exit(main({[*arguments, "--output", str(folder)]!r}))
-"""
-    done = subprocess.run([sys.executable, "-c", limited], cwd=ROOT, capture_output=True, text=True, check=False)
+    process = start_forked("eval.run", [*arguments, "--output", str(folder)])
+    # Files may grow no further than this: what a full disk does.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (9_000, 9_000))
+    done = process.end()
     assert done.returncode == 2
     (told,) = [text for text in done.stderr.splitlines() if text.startswith("error:")]
     assert (
@@ -235,16 +212,14 @@ def test_torn_garbled_and_duplicated_lines_are_told_and_made_again(
 
 def test_a_second_run_in_the_same_folder_is_refused(arguments: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    first = start([*arguments, "--output", str(folder)])
-    wait_for(lambda: num_written(folder) > 0)
-    first.send_signal(signal.SIGSTOP)
-    second = start([*arguments, "--output", str(folder)])
-    _, told = second.communicate(timeout=120)
-    first.send_signal(signal.SIGCONT)
-    first.communicate(timeout=120)
+    first = start_forked("eval.run", [*arguments, "--output", str(folder)])
+    wait_for_lines(folder, first)
+    first.signal(signal.SIGSTOP)
+    second = run_forked("eval.run", [*arguments, "--output", str(folder)])
+    first.signal(signal.SIGCONT)
     assert second.returncode == 2
-    assert "is in use by another run" in told
-    assert first.returncode == 0
+    assert "is in use by another run" in second.stderr
+    assert first.end().returncode == 0
     assert len(read(folder, "predictions.jsonl")) == 24
 
 

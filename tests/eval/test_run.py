@@ -23,6 +23,7 @@ from eval.run import main
 from masformer import SpanPlan
 from masformer.checkpoints.open import Checkpoint
 from tasks import TASKS
+from tests.helpers.forks import run_forked, run_ranks
 from tests.helpers.hub_standin import hub_standin
 from tests.helpers.run_folders import model_results
 from tests.helpers.tiny_models import save_tiny_checkpoint
@@ -76,9 +77,7 @@ def texts(folder: Path) -> dict[tuple[str, int], str]:
 
 
 def launch(arguments: list[str], *launcher: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    # Port 0 is any free one, so that tests may run side by side.
-    port = ["--main_process_port", "0"] if "--multi_gpu" in launcher else []
-    command = ["accelerate", "launch", *launcher, *port, "eval/run.py", *arguments]
+    command = ["accelerate", "launch", *launcher, "eval/run.py", *arguments]
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "MASTER_"))} | environment
     return subprocess.run(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command[1:]],
@@ -197,7 +196,9 @@ def test_a_model_with_windows_of_its_own_keeps_them_under_auto(least: list[str],
 def test_two_processes_write_the_scores_of_one(least: list[str], tmp_path: Path) -> None:
     assert main(least) == 0
     shared = [*least[:-1], str(tmp_path / "two")]
-    two = launch(shared, "--multi_gpu", "--num_processes", "2", ACCELERATE_USE_CPU="true")
+    # Port 0 is any free one, so that tests may run side by side.
+    layout = ["--config_file", "configs/accelerate/cpu_two_processes.yaml", "--main_process_port", "0"]
+    two = launch(shared, *layout, ACCELERATE_USE_CPU="true")
     assert two.returncode == 0, two.stderr
     assert read(tmp_path / "run", "run.json")["world_size"] == 1
     assert read(tmp_path / "two", "run.json")["world_size"] == 2
@@ -218,8 +219,7 @@ def test_three_processes_write_what_one_does(policy: str, options: list[str], le
     plan = ["--plan", "full@1 span=48 sinks=2", "--truncation", policy, "--batch-size", "4", "--dtype", "float64"]
     plan += options
     assert main([*least, *plan]) == 0
-    arguments = [*least[:-1], str(tmp_path / "three"), *plan]
-    three = launch(arguments, "--multi_gpu", "--num_processes", "3", ACCELERATE_USE_CPU="true")
+    three = run_ranks("eval.run", [*least[:-1], str(tmp_path / "three"), *plan], num_processes=3)
     assert three.returncode == 0, three.stderr
     assert read(tmp_path / "three", "run.json")["world_size"] == 3
     assert read(tmp_path / "three", "run.json")["grouping"]["num_shares"] == 3
@@ -275,7 +275,7 @@ def test_a_page_without_texts_stays_so_when_lengths_are_added(least: list[str], 
 
 def test_a_tracker_gets_numbers_tables_and_plots(least: list[str], tmp_path: Path) -> None:
     # By a process of its own, because an accelerator's trackers are those of its process.
-    done = launch([*least, "--report-to", "tensorboard"])
+    done = run_forked("eval.run", [*least, "--report-to", "tensorboard"], plots=True)
     assert done.returncode == 0, done.stderr
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -408,6 +408,18 @@ def test_a_model_that_masformer_does_not_convert_is_slower_and_not_wrong(least: 
     assert texts(tmp_path / "one").items() <= texts(tmp_path / "run").items()
 
 
+# The hub's endpoint is read at import, and one process that imports torch does for both runs.
+ONLINE_THEN_OFFLINE = """
+import sys
+from eval.reporting import page, run_report
+from eval.run import main
+page._vega, run_report.save_charts = lambda: "", lambda folder, specs, own: []
+print("status", main(sys.argv[1:]), flush=True)
+input()
+sys.exit(main([*sys.argv[1:], "--maxlen", "600"]))
+"""
+
+
 def test_data_and_model_come_from_a_stand_in_of_the_hub(model: Path, tmp_path: Path) -> None:
     def parquet(table_rows: list[dict[str, str]]) -> bytes:
         buffer = io.BytesIO()
@@ -424,19 +436,25 @@ def test_data_and_model_come_from_a_stand_in_of_the_hub(model: Path, tmp_path: P
     }
     with hub_standin(repos) as hub:
         arguments = "--task arxiv --maxlen 700 --max-new-tokens 8 --limit 2 --model someone/tiny"
-        done = launch(
-            [*arguments.split(), "--output", str(tmp_path / "run")], **hub.environment(home=tmp_path / "home")
+        process = subprocess.Popen(
+            [sys.executable, "-c", ONLINE_THEN_OFFLINE, *arguments.split(), "--output", str(tmp_path / "run")],
+            cwd=ROOT,
+            env=os.environ | hub.environment(home=tmp_path / "home"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        assert done.returncode == 0, done.stderr
+        assert process.stdout is not None
+        assert "status 0\n" in iter(process.stdout.readline, ""), process.communicate()[1]
         run = read(tmp_path / "run", "run.json")
         assert run["tasks"]["arxiv"]["source"]["revision"] == hub.commit(arxiv)
         assert run["identity"]["model"]["revision"] == hub.commit("models/someone/tiny")
         assert not any("train" in path for path in hub.fetched)
-        environment = hub.environment(home=tmp_path / "home")
     # The stand-in is gone now: the hub's cache serves, for data and model.
-    again = launch([*arguments.split(), "--maxlen", "600", "--output", str(tmp_path / "run")], **environment)
-    assert again.returncode == 0, again.stderr
-    assert "2 of 4 predictions are there" in again.stdout
+    printed, told = process.communicate("\n", timeout=300)
+    assert process.returncode == 0, told
+    assert "2 of 4 predictions are there" in printed
     assert [line["id"] for line in read(tmp_path / "run", "predictions.jsonl")] == ["test-0"] * 2 + ["test-1"] * 2
 
 
@@ -596,17 +614,21 @@ def test_odd_input_is_one_line_too(least: list[str], tmp_path: Path, capsys: pyt
     expect_error([*least, "--model", str(mamba)], capsys, "is a mamba, which has no attention")
 
 
-def test_several_processes_asked_for_and_one_started(least: list[str], tmp_path: Path) -> None:
-    done = launch(least, "--cpu", "--num_processes", "2")
+@pytest.mark.parametrize("by", ["its variables", pytest.param("the launcher", marks=pytest.mark.nightly)])
+def test_several_processes_asked_for_and_one_started(by: str, least: list[str], tmp_path: Path) -> None:
+    if by == "the launcher":
+        done = launch(least, "--cpu", "--num_processes", "2")
+    else:
+        done = run_forked("eval.run", least, ACCELERATE_MIXED_PRECISION="no", MASTER_PORT="29500")
     assert done.returncode != 0
     assert "error: several processes were asked for and accelerate started one" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_no_hub_names_the_ways_out_within_20_seconds(model: Path, tmp_path: Path) -> None:
+def test_no_hub_names_the_ways_out_within_20_seconds(tmp_path: Path) -> None:
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "eval/run.py", "--task", "arxiv", "--maxlen", "700", "--model", str(model)],
+        [sys.executable, "eval/run.py", "--backend", "mock", "--task", "arxiv", "--maxlen", "700"],
         cwd=ROOT,
         env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)},
         capture_output=True,

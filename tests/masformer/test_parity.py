@@ -83,11 +83,28 @@ def dense_reference(
 
 
 each_supported = pytest.mark.parametrize("kind", list(SUPPORTED))
+PLANNED = [(kind, False, kind) for kind in SUPPORTED] + [(kind, True, f"{kind} by head") for kind in BY_HEAD]
 each_planned = pytest.mark.parametrize(
-    ("kind", "by_head"),
-    [*[pytest.param(kind, False, id=kind) for kind in SUPPORTED]]
-    + [pytest.param(kind, True, id=f"{kind} by head") for kind in BY_HEAD],
+    ("kind", "by_head"), [pytest.param(kind, by_head, id=name) for kind, by_head, name in PLANNED]
 )
+# Plain, with learned sinks, with windows of its own and without rotary positions: these are tried with everything.
+OF_EACH_SORT = ("llama", "gpt_oss", "gemma3_text", "gpt2")
+
+
+def planned_with(name: str, values: dict[str, Any], usual: str) -> pytest.MarkDecorator:
+    """Try each architecture with the usual value, one of each sort with all; the rest is a matter of the night."""
+    return pytest.mark.parametrize(
+        ("kind", "by_head", name),
+        [
+            pytest.param(
+                *(kind, by_head, value),
+                id=f"{ident}-{planned}",
+                marks=[] if ident == usual or kind in OF_EACH_SORT else pytest.mark.nightly,
+            )
+            for ident, value in values.items()
+            for kind, by_head, planned in PLANNED
+        ],
+    )
 
 
 def converted(kind: str, by_head: bool, **changes: Any) -> tuple[PreTrainedModel, SpanPlan]:
@@ -152,9 +169,10 @@ def test_cached_equals_uncached(kind: str, by_head: bool, steps: tuple[int, ...]
 
 
 @torch.no_grad()
-@each_planned
-@pytest.mark.parametrize(
-    "steps", [(40, *[1] * 50), (39, 1, 30, 20), (8, 8, 1, 22, 40, 11)], ids=["decode", "chunks", "all padding at first"]
+@planned_with(
+    "steps",
+    {"decode": (40, *[1] * 50), "chunks": (39, 1, 30, 20), "all padding at first": (8, 8, 1, 22, 40, 11)},
+    "chunks",
 )
 def test_cached_equals_uncached_with_left_padding(kind: str, by_head: bool, steps: tuple[int, ...]) -> None:
     model, plan = converted(kind, by_head)
@@ -179,11 +197,15 @@ def test_cached_equals_uncached_with_left_padding(kind: str, by_head: bool, step
 
 
 @torch.no_grad()
-@each_planned
-@pytest.mark.parametrize(
+@planned_with(
     "options",
-    [{}, {"num_beams": 3}, {"do_sample": True}, {"prefill_chunk_size": 20}],
-    ids=["greedy", "beams", "sampling", "prefill in chunks"],
+    {
+        "greedy": {},
+        "beams": {"num_beams": 3},
+        "sampling": {"do_sample": True},
+        "prefill in chunks": {"prefill_chunk_size": 20},
+    },
+    "greedy",
 )
 def test_generate_uses_a_span_cache(kind: str, by_head: bool, options: dict[str, Any]) -> None:
     # Large weights, so that what is read far away changes what is written.

@@ -110,7 +110,9 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 
 
 @pytest.mark.skipif(importlib.util.find_spec("aclsum") is None, reason="the package aclsum is not installed")
-@pytest.mark.parametrize(("split", "num_papers"), [("train", 100), ("validation", 50), ("test", 100)])
+@pytest.mark.parametrize(
+    ("split", "num_papers"), [pytest.param("train", 100, marks=pytest.mark.nightly), ("validation", 50), ("test", 100)]
+)
 def test_the_packages_papers(split: str, num_papers: int) -> None:
     papers = load("aclsum", None, split=split).examples
     aspects = load("aclsum_aspects", None, split=split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,27 @@ from tests.helpers.records import result
 from tests.helpers.run_folders import document, document_line, example_line, prediction_line, run_record, write_run
 
 
-def test_the_report_and_the_plots_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_run(tmp_path, half)
-    assert score([str(tmp_path)]) == 0
-    assert "| 100 | model | 6 | " in (tmp_path / "report.md").read_text()
-    page = (tmp_path / "report.html").read_text()
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with its report and plots, to read alone."""
+    folder = tmp_path_factory.mktemp("scored") / "run"
+    folder.mkdir()
+    write_run(folder, half)
+    assert score([str(folder)]) == 0
+    return folder
+
+
+def test_the_report_and_the_plots_are_there(scored: Path) -> None:
+    assert "| 100 | model | 6 | " in (scored / "report.md").read_text()
+    page = (scored / "report.html").read_text()
     assert document(3, 20)[:40] in page
     for title in ("R1 over length", "RLsum against attention per example", "Where the oracle", "Comparisons: plos"):
         assert title in page
-    names = {file.name for file in (tmp_path / "plots").iterdir()}
+    names = {file.name for file in (scored / "plots").iterdir()}
     for name in ("length-rouge1", "cost-seconds", "positions"):
         assert {f"plos-instruct-{name}.png", f"plos-instruct-{name}.svg"} <= names
-    assert (tmp_path / "plots" / "plos-instruct-positions.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "plots" / "plos-instruct-positions.svg").read_text().startswith("<svg")
+    assert (scored / "plots" / "plos-instruct-positions.png").read_bytes().startswith(b"\x89PNG")
+    assert (scored / "plots" / "plos-instruct-positions.svg").read_text().startswith("<svg")
 
 
 def test_tables_sort_by_their_first_number() -> None:
@@ -42,10 +51,8 @@ def test_tables_sort_by_their_first_number() -> None:
     assert [[cell.sort for cell in row] for row in table.rows] == [["b", 12.5, 1024], ["a", None, 7]]
 
 
-def test_samples_carry_scores_costs_and_what_was_shown(tmp_path: Path) -> None:
-    write_run(tmp_path, half)
-    assert score([str(tmp_path)]) == 0
-    page = (tmp_path / "report.html").read_text()
+def test_samples_carry_scores_costs_and_what_was_shown(scored: Path) -> None:
+    page = (scored / "report.html").read_text()
     found = re.search(r'<script type="application/json" id="sample-data">(.*?)</script>', page, re.DOTALL)
     assert found
     samples = json.loads(found.group(1))
@@ -112,12 +119,12 @@ def test_examples_of_uneven_size_fit_the_page_too() -> None:
     assert len(json.dumps(kept)) + 2_000 * len(kept) < PAGE_BYTES - RESERVE_BYTES
 
 
-def test_plots_of_earlier_scores_go_and_those_of_others_stay(tmp_path: Path) -> None:
-    write_run(tmp_path, half)
-    assert score([str(tmp_path)]) == 0
-    (tmp_path / "plots" / "mine.png").write_bytes(b"")
-    assert score([str(tmp_path), "--profile", "longbench"]) == 0
-    names = {file.name for file in (tmp_path / "plots").iterdir()}
+def test_plots_of_earlier_scores_go_and_those_of_others_stay(scored: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(scored, folder)
+    (folder / "plots" / "mine.png").write_bytes(b"")
+    assert score([str(folder), "--profile", "longbench"]) == 0
+    names = {file.name for file in (folder / "plots").iterdir()}
     assert "mine.png" in names
     assert {name for name in names if "length" in name} == {
         "plos-instruct-length-rougeL.png",
@@ -125,6 +132,7 @@ def test_plots_of_earlier_scores_go_and_those_of_others_stay(tmp_path: Path) -> 
     }
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_page_of_a_few_documents_says_that_there_are_no_intervals(tmp_path: Path) -> None:
     write_run(tmp_path, half, [example_line(index) for index in range(3)])
     assert score([str(tmp_path)]) == 0

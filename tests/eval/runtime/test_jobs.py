@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -167,6 +168,13 @@ def test_a_scheduler_s_signal_is_an_interrupt() -> None:
 def test_text_that_a_terminal_cannot_show_is_printed_escaped() -> None:
     done = ended(r"print('\xe9\ud83d')")
     assert (done.returncode, done.stdout, done.stderr) == (0, "\\xe9\\ud83d\n", "")
+
+
+@pytest.mark.parametrize("script", ["run", "merge", "finetune", "perplexity"])
+def test_a_script_that_is_run_by_path_finds_its_checkout(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT / "eval"), *sys.path])
+    runpy.run_path(str(ROOT / "eval" / f"{script}.py"), run_name="by_path")
+    assert sys.path[0] == str(ROOT)
 
 
 def test_errors_need_no_torch() -> None:

@@ -18,6 +18,7 @@ from eval.config.finetune import TrainConfig
 from eval.finetune import main
 from eval.training.sequences import Batch
 from eval.training.trainer import Trainer
+from tests.helpers.forks import run_forked, run_ranks
 from tests.helpers.run_folders import model_results
 from tests.helpers.texts import text
 from tests.helpers.tiny_models import save_tiny_checkpoint
@@ -34,7 +35,7 @@ PLANS = [
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
-@pytest.mark.parametrize("plan", [*(pytest.param(one, marks=pytest.mark.nightly) for one in PLANS[:3]), *PLANS[3:]])
+@pytest.mark.parametrize("plan", [*(pytest.param(one, marks=pytest.mark.nightly) for one in PLANS[:4]), PLANS[4]])
 def test_two_examples_are_memorized_under_every_kind_of_plan_and_written_again(
     plan: str, model: Path, tmp_path: Path
 ) -> None:
@@ -104,14 +105,18 @@ def test_a_tracker_gets_the_losses(least: list[str], tmp_path: Path) -> None:
     assert [event.step for event in found.Scalars("held_out/loss")] == [0, 2, 4, 6]
 
 
+@pytest.mark.parametrize("by", ["variables", pytest.param("the launcher", marks=pytest.mark.nightly)])
 def test_two_processes_train_what_one_does_with_the_same_global_batch(
-    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    by: str, least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*least, "--batch-size", "2"]) == 0
     one = capsys.readouterr().out
     shared = [*least[:-1], str(tmp_path / "two")]
-    layout = ["--config_file", "configs/accelerate/cpu_two_processes.yaml", "--main_process_port", "0"]
-    two = launch(shared, *layout, ACCELERATE_USE_CPU="true")
+    if by == "the launcher":
+        layout = ["--config_file", "configs/accelerate/cpu_two_processes.yaml", "--main_process_port", "0"]
+        two = launch(shared, *layout, ACCELERATE_USE_CPU="true")
+    else:
+        two = run_ranks("eval.finetune", shared)
     assert two.returncode == 0, two.stderr
     # Sums are taken in another order, in float32.
     for name in COMPARED:
@@ -244,7 +249,7 @@ def test_a_held_out_loss_that_is_no_number_is_never_a_checkpoint(
 
 
 def test_fsdp_on_a_cpu_is_refused(least: list[str], tmp_path: Path) -> None:
-    done = launch(least, ACCELERATE_USE_FSDP="true", ACCELERATE_USE_CPU="true")
+    done = run_forked("eval.finetune", least, ACCELERATE_USE_FSDP="true", ACCELERATE_USE_CPU="true")
     assert done.returncode != 0
     assert "FSDP was asked for on a CPU, where accelerate trains with DDP without a word" in done.stderr
     assert not (tmp_path / "run").exists()

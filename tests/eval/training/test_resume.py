@@ -6,8 +6,6 @@ import json
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ from transformers import AutoModelForCausalLM
 from eval.finetune import main
 from eval.records.schema import Evaluation, TrainingStep
 from eval.training.trainer import Trainer
+from tests.helpers.forks import start_forked
 from tests.helpers.tiny_models import save_tiny_checkpoint
-from tests.helpers.trainings import COMPARED, ROOT, expect_error, lines
+from tests.helpers.trainings import COMPARED, expect_error, lines
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -69,15 +68,13 @@ def test_a_resumed_training_has_the_losses_of_an_undisturbed_one(
 
 def test_a_training_killed_at_any_moment_resumes_to_the_bit(least: list[str], tmp_path: Path) -> None:
     longer = [argument if argument != "6" else "40" for argument in least]
-    process = subprocess.Popen(
-        [sys.executable, "eval/finetune.py", *longer], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = start_forked("eval.finetune", longer)
     log = tmp_path / "run" / "steps.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") >= 7) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.signal(signal.SIGKILL)
+    assert process.end().returncode == -signal.SIGKILL
     assert 7 <= len(log.read_text().splitlines()) < 40
     assert main([*longer, "--resume"]) == 0
     assert main([*longer[:-1], str(tmp_path / "whole")]) == 0

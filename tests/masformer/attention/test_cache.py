@@ -53,7 +53,7 @@ def layer_of(case: Case, max_tokens: int = 0) -> Layer:
     return layer
 
 
-@tries(150)
+@tries(60)
 @given(chunked_cases(), st.sampled_from([0, 0, 30, 300]))
 @torch.no_grad()
 def test_any_split_into_chunks_and_tokens_equals_the_definition(split: tuple[Case, list[int]], max_tokens: int) -> None:
@@ -68,7 +68,7 @@ def test_any_split_into_chunks_and_tokens_equals_the_definition(split: tuple[Cas
         layer.padding = padding
 
 
-@tries(150)
+@tries(60)
 @given(chunked_cases(), st.data())
 @torch.no_grad()
 def test_rows_that_are_selected_and_repeated_on_the_way_take_their_past_along(
@@ -112,7 +112,7 @@ def continued(states: States, other: States, first: int) -> States:
     )
 
 
-@tries(150)
+@tries(60)
 @given(chunked_cases(), st.data())
 @torch.no_grad()
 def test_forks_go_on_apart(split: tuple[Case, list[int]], data: st.DataObject) -> None:

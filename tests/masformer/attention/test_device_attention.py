@@ -103,7 +103,7 @@ def test_flex_attention_equals_the_definition(case: Case) -> None:
     flex(case, torch.float32)
 
 
-@tries(60)
+@tries(25)
 @given(cases(longest=90, can_pad=False, by_head=False))
 @torch.no_grad()
 def test_flex_attention_of_any_case_equals_the_definition(case: Case) -> None:
@@ -124,8 +124,8 @@ def test_flex_attention_is_not_compiled_for_each_length_and_offset(span: LayerSp
     with mock.patch.object(torch, "compile", partial(torch.compile, backend=counting)):
         on_cuda = device_attention._flex.__wrapped__("cuda")
     with mock.patch.object(device_attention, "_flex", return_value=on_cuda):
-        for offset in (0, 40, 81, 113, 200):
-            for num_new in (32, 50, 150, 211):
+        for offset in (0, 40, 113):
+            for num_new in (32, 150, 211):
                 case = Case(span=span, num_new=num_new, offset=offset)
                 states = random_states(case, torch.float32)
                 key, value = cached(case, states)

@@ -14,6 +14,8 @@ from tests.helpers.tiny_models import BY_HEAD, SUPPORTED, VOCAB, plan_by_head, t
 TOLERANCE = 1e-5  # fp32
 MIXED = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2)))
 STEM = 60
+# A fork knows nothing of architectures: plain, with learned sinks, with windows of its own, without rotary positions.
+OF_EACH_SORT = ("llama", "gpt_oss", "gemma3_text", "gpt2")
 
 
 def continued(stem: Tensor, seed: int, num_tokens: int) -> Tensor:
@@ -23,7 +25,12 @@ def continued(stem: Tensor, seed: int, num_tokens: int) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("kind", "by_head"), [*((kind, False) for kind in SUPPORTED), *((kind, True) for kind in BY_HEAD)]
+    ("kind", "by_head"),
+    [
+        pytest.param(kind, by_head, marks=[] if kind in OF_EACH_SORT else pytest.mark.nightly)
+        for kinds, by_head in ((SUPPORTED, False), (BY_HEAD, True))
+        for kind in kinds
+    ],
 )
 def test_branches_do_not_see_each_other(kind: str, by_head: bool) -> None:
     model = tiny_model(kind)
