@@ -72,7 +72,11 @@ def open_packed(path: Path) -> Iterator[tuple[IO[bytes], str]]:
     """
     suffix = path.suffix.lower()
     kind = f"{_NAMES.get(suffix, suffix[1:])} file" if suffix in PACKED else "file"
-    with parsing(f"{path.name}: not a readable {kind}", "check it, or fetch it again"), path.open("rb") as file:
+    try:
+        opened = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    with opened as file, parsing(f"{path.name}: not a readable {kind}", "check it, or fetch it again"):
         if suffix == ".zip":
             with zipfile.ZipFile(file) as archive, archive.open(_only_member(archive, path.name)) as stream:
                 yield stream, PurePosixPath(stream.name).name

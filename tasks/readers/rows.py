@@ -53,9 +53,10 @@ class Row:
             raise DataError(f"{self.where}: field '{field}' is empty; give it a text or take the row out")
         _check_text(value, f"{self.where}: field '{field}'")
         if self.is_table and _is_printed_list(value):
+            start = " ".join(value[:60].split())
             raise DataError(
-                f"{self.where}: field '{field}' is a list that was printed into a cell, {' '.join(value[:60].split())}; write JSON lines "
-                "or Parquet, which hold lists, or a text"
+                f"{self.where}: field '{field}' is a list that was printed into a cell, {start}; write JSON lines or "
+                "Parquet, which hold lists, or a text"
             )
         return str(value)
 

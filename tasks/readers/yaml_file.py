@@ -69,7 +69,10 @@ def read_yaml(file: Path, what: str) -> Any:
 
 def shown(value: object) -> str:
     """Return a value for an error message, cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deeply"
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
