@@ -13,12 +13,17 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eval.compare import main as compare
+from eval.errors import UserError
 from eval.records.run_folder import RunFolder
 from eval.reporting.columns import verdict
 from eval.score import main as score
+from eval.scoring.files import score_files
 from eval.scoring.profiles import score_prediction
+from tests.helpers.properties import tries
 from tests.helpers.run_folders import document, example_line, run_record, with_task, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -318,6 +323,56 @@ def test_files_that_cannot_be_read_are_one_line(
     (tmp_path / "r.txt").write_text("a\n")
     assert scored(tmp_path / name, tmp_path / "r.txt") == 2
     assert message in said(capsys)
+
+
+FILES: dict[str, bytes] = {
+    "a.jsonl": b'{"id": 1, "prediction": "a b"}\n{"id": "2", "text": "c"}\n["a", "b"]\n',
+    "a.json": b'{"a": "x y", "b": "z"}\n',
+    "a.csv": b'id,prediction\r\n1,"rivers, run"\r\n2,two\r\n',
+    "a.txt": b"a b\nc d\n",
+    "a.jsonl.gz": gzip.compress(b'"a b"\n"c d"\n'),
+}
+ODD = [
+    b"\0",
+    b"\xff",
+    b"null",
+    b"[" * 9000,
+    b"1e999",
+    b"9" * 5000,
+    b'"',
+    b"\n",
+    b"\\ud800",
+    b"['a', 'b']",
+    b"{}",
+    b"\x1b",
+]
+CHANGES = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 6), st.sampled_from(ODD)), max_size=4)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", FILES)
+@tries(100)
+@given(changes=CHANGES, as_references=st.booleans())
+def test_a_garbled_file_is_scored_or_refused_in_one_line(
+    name: str,
+    changes: list[tuple[float, int, bytes]],
+    as_references: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    data = FILES[name]
+    for place, length, piece in changes:
+        start = int(place * len(data))
+        data = data[:start] + piece + data[start + length :]
+    folder = tmp_path_factory.getbasetemp()
+    (folder / name).write_bytes(data)
+    (folder / "other.jsonl").write_bytes(b'"a b"\n"c d"\n')
+    paths = [folder / name, folder / "other.jsonl"]
+    try:
+        score_files(*(reversed(paths) if as_references else paths), "f1")
+        problem = "none"
+    except UserError as error:
+        problem = str(error)
+    assert len(" ".join(problem.split("\n")).splitlines()) == 1
 
 
 def test_a_system_that_says_nothing_scores_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
