@@ -250,7 +250,8 @@ def _item(value: Any, where: str, fields: tuple[str, ...], id_field: str) -> Ite
         value = about[found[0]]
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: {shown(value)}; a text or a list of texts was expected")
+        given = "null" if value is None else shown(value)
+        raise UserError(f"{where}: {given}; a text or a list of texts was expected")
     try:
         # An empty cell of a table is no id.
         name, document = (id_text(about.get(key)) or None for key in (id_field, "document_id"))

@@ -316,4 +316,5 @@ def _check_text(text: str, where: str) -> None:
 def kind_of(value: object) -> str:
     """Return the kind of a JSON value, in words."""
     names = {str: "text", list: "a list", dict: "an object", bool: "a boolean", type(None): "null"}
-    return (names | {bytes: "binary data"}).get(type(value), "a number")
+    other = "a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}"
+    return (names | {bytes: "binary data"}).get(type(value), other)

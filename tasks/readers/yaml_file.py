@@ -57,10 +57,21 @@ def read_yaml(file: Path, what: str) -> Any:
     if len(data) > MAX_BYTES:
         raise DataError(f"{what} is longer than {MAX_BYTES >> 20} MiB; give a file of settings")
     try:
-        return _load(decode_text(data))
+        text = decode_text(data)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(f"{what} is not YAML: line {line}: {error.reason}") from error
+    return parse_yaml(text, what)
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """Return the content of a text of YAML, such as the value of a flag; `what` names it in errors.
+
+    Raises:
+        DataError: It is no YAML, or is beyond a limit.
+    """
+    try:
+        return _load(text)
     except RecursionError as error:
         raise DataError(f"{what} is not YAML: nested more than {MAX_DEPTH} levels deep; write it flat") from error
     except yaml.YAMLError as error:
