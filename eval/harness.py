@@ -18,7 +18,7 @@ from importlib.util import find_spec
 
 from eval.errors import UserError
 from eval.runtime.jobs import command
-from eval.runtime.processes import set_threads
+from eval.runtime.processes import check_launch, set_threads
 
 MODEL_NAME = "masformer"
 # A plan that is not quoted, up to the next argument: in a plan, what follows a comma is a number.
@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("lm-evaluation-harness is not installed; pip install 'masformer[harness]'")
     from lm_eval.__main__ import cli_evaluate
 
+    check_launch(os.environ)
     register()
     set_threads(None, os.environ)
     sys.argv = ["lm_eval", *map(quote_plan, argv)]

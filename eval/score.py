@@ -4,8 +4,8 @@
     python -m eval.score --predictions FILE --references FILE --profile hf
 
 The tasks of a run folder are scored under their own profiles unless another is given for all of them, and scores and
-reports are written anew. Files are plain text, an item a line, or JSON lines (see docs/reports.md); their scores are
-printed as JSON.
+reports are written anew. Files are plain text, an item a line, JSON lines, or tables (see docs/reports.md); their
+scores are printed as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from eval.records.schema import RunRecord
 from eval.records.typed import to_json
 from eval.reporting.score_run import had_texts, has_texts, print_scores, score_run
 from eval.runtime.jobs import CommandParser, command, margin_share
-from eval.scoring.files import score_files
+from eval.scoring.files import Fields, score_files
 from eval.scoring.profiles import PROFILES
 from eval.scoring.significance import MARGIN
 
@@ -51,8 +51,14 @@ def score_again(options: argparse.Namespace) -> None:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser("python -m eval.score", __doc__)
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="folder of a run")
-    parser.add_argument("--predictions", metavar="FILE", type=Path, help="of any system: .txt, or .jsonl")
-    parser.add_argument("--references", metavar="FILE", type=Path, help="one or several an item: .txt, or .jsonl")
+    parser.add_argument("--predictions", metavar="FILE", type=Path, help="of any system: .txt, .jsonl, .csv ...")
+    parser.add_argument("--references", metavar="FILE", type=Path, help="one or several an item")
+    for name, about in {
+        "prediction": "field or column of predictions (default: prediction or text)",
+        "reference": "field or column of references (default: references, reference or output)",
+        "id": "field or column that joins both files (default: id)",
+    }.items():
+        parser.add_argument(f"--{name}-field", metavar="NAME", help=about)
     parser.add_argument(
         "--profile", choices=list(PROFILES), help="of all tasks (default: each task's own; hf for files)"
     )
@@ -76,6 +82,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
                 parser.error(
                     f"--{name} is for the folder of a run; files are compared with nothing and printed as JSON"
                 )
+    elif any(getattr(options, f"{name}_field") for name in ("prediction", "reference", "id")):
+        parser.error("--prediction-field, --reference-field and --id-field are for files; a run folder has its own")
     return options
 
 
@@ -84,7 +92,10 @@ def main(argv: Sequence[str]) -> None:
     """Score what a command line names."""
     options = _parse(argv)
     if options.run is None:
-        content = score_files(options.predictions, options.references, options.profile or "hf")
+        fields = Fields(
+            prediction=options.prediction_field, reference=options.reference_field, id=options.id_field or "id"
+        )
+        content = score_files(options.predictions, options.references, options.profile or "hf", fields)
         print(json.dumps(to_json(content), indent=2, ensure_ascii=False))
     else:
         score_again(options)

@@ -43,12 +43,11 @@ COMMANDS = {name: module for group in GROUPS.values() for name, (module, _) in g
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit status; 2 after one line where there is no such command."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
-    if name in ("-h", "--help"):
-        print(_help())
-        return 0
-    if name == "--version":
-        print(f"masformer {version('masformer')}")
-        return 0
+    _find_suite()
+    if name in ("-h", "--help", "--version"):
+        text = f"masformer {version('masformer')}" if name == "--version" else _help()
+        status: int = import_module("tasks.command").run_command(lambda: print(text))
+        return status
     if name not in COMMANDS:
         wrong = f"unknown command '{name}'" if name else "no command given"
         print(f"error: {wrong}; give one of {', '.join(COMMANDS)} (--help explains them)", file=sys.stderr)
@@ -57,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if module.startswith("masformer."):
         rest = [name, *rest]
     else:
-        _find_suite()
         sys.argv = [f"masformer {name}", *rest]  # the name in help texts
     run: Callable[[Sequence[str]], int] = import_module(module).main
     return run(rest)

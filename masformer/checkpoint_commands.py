@@ -10,9 +10,8 @@ MODEL is a hub id, a folder, a .gguf file, or a short name (smollm2-135m, gemma3
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,29 +36,17 @@ _USER_ERRORS = (CheckpointError, ConversionError, MeasureError, PlanError, PushE
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command, and return its exit status: 0, 2 after one line on what is wrong, 130 after an interrupt."""
-    options = _parser().parse_args(arguments)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    work: Callable[[argparse.Namespace], None] = options.work
-    try:
+
+    def run() -> None:
+        options = _parser().parse_args(arguments)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        work: Callable[[argparse.Namespace], None] = options.work
         work(options)
-        sys.stdout.flush()
-    except _USER_ERRORS as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # What reads the output has seen enough; nothing more is written to it, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        print(
-            f"error: {error.filename or 'a file'}: {error.strerror or error}; check path and permissions",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again", file=sys.stderr)
-        return 130
-    return 0
+
+    # All commands end in one way; like those of `eval`, what knows it is found by name.
+    status: int = import_module("tasks.command").run_command(run, *_USER_ERRORS)
+    return status
 
 
 def convert(options: argparse.Namespace) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, TextIO
 
 _SCRIPTS = r"eval/(run|perplexity|finetune|placement|merge)\.py"
 _LAUNCHED = re.compile(rf"(accelerate launch(?: -[-\w]+(?: [\dN]+)?)*) {_SCRIPTS}")
 _MODULES = r"python -m (?:eval\.(score|compare|leaderboard|export|study|harness)|(tasks)\b)"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MAX_LINE = 4_000
 _STARTED = re.compile(rf"(?<![\w/.-])(?:(?:python )?{_SCRIPTS}|{_MODULES})")
 
 
@@ -25,33 +32,107 @@ def as_typed(text: str) -> str:
 
 
 def run_command(work: Callable[[], None], *expected: type[Exception]) -> int:
-    """Do the work, and return the exit status: 0, or 2 after one line on what is wrong.
+    """Do the work, and return the exit status: 0, 2 after one line on what is wrong, 130 after an interrupt.
 
     Errors that a user can cause are `expected`; their messages are printed on one line.
+    """
+    return end_command(work, lambda error: str(error) if isinstance(error, expected) else None)
+
+
+def end_command(
+    work: Callable[[], None],
+    message: Callable[[Exception], str | None],
+    *,
+    again: str | None = None,
+    speaks: Callable[[BaseException], bool] = lambda error: True,
+    who: str = "",
+) -> int:
+    """Do the work of any command, and return the exit status as `run_command` does.
+
+    Args:
+        work: The command.
+        message: Returns one line for an error that a user can mend; None for our own bugs, which stay tracebacks.
+        again: What goes on after an interrupt; None for a command that begins anew, and may lose its reader.
+        speaks: Whether this process prints the line of an error, or leaves it to another one.
+        who: Name of this process before the line.
     """
     for stream in (sys.stdout, sys.stderr):
         # Names and texts may hold what a terminal cannot show.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    handle_signals(signal.default_int_handler)
     try:
         work()
-        sys.stdout.flush()
-    except expected as error:
-        print(as_typed(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
+        if sys.stdout is not None:  # as it is after `>&-`
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has closed it
+        if again is None:
+            return 0
+        _say(f"error: the output was closed; {again}")
         return 2
-    except BrokenPipeError:
-        # The reader of the output has closed it; write nothing more to it, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        print(
-            f"error: {error.filename or 'the output'}: {error.strerror}; check the path and permissions",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _ignore_signals()
+        if speaks(error):
+            _say(f"interrupted: {again or 'run the same command again'}")
         return 130
+    except Exception as error:
+        text = message(error) or os_message(error)
+        if text is None:
+            raise
+        _ignore_signals()
+        if speaks(error):
+            text = " ".join(text.split())
+            _say(as_typed(f"error: {who}{text if len(text) <= _MAX_LINE else f'{text[:_MAX_LINE]}...'}"))
+        return 2
+    finally:
+        _end_output(sys.stdout)
     return 0
+
+
+def os_message(error: Exception) -> str | None:
+    """Return one line for an error of the operating system that a user can mend; None for others."""
+    if not isinstance(error, OSError):
+        return None
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path and permissions"
+    if error.errno in _FULL:  # files of a run folder have names
+        return f"the output cannot be written: {error.strerror}; make room, or send it elsewhere"
+    return None
+
+
+def handle_signals(handler: Any) -> None:
+    """Let Ctrl-C, what a scheduler sends before it kills, and a terminal that closes do the same."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # as under nohup
+            continue
+        signal.signal(number, handler)
+
+
+def _ignore_signals() -> None:
+    # The launcher sends a second one to processes that a terminal has interrupted already.
+    if "WORLD_SIZE" in os.environ:
+        handle_signals(signal.SIG_IGN)
+
+
+def _say(text: str) -> None:
+    """Print a line on stderr, where one can still be written."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(text, file=sys.stderr)
+        _end_output(sys.stderr)
+
+
+def _end_output(stream: TextIO | None) -> None:
+    """Write what is left of an output, or nothing more if it is closed or full: at exit it would change the status."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
 
 
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:

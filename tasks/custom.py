@@ -13,8 +13,8 @@ A task file has the attributes of `CustomTask` by name; its `data` is relative t
     metrics: hf
     max_new_tokens: 96
 
-Data is JSON lines, CSV or TSV with a header, Parquet, or a folder of text files: `NAME.txt` is a document,
-`NAME.target.txt` what should be written about it, `NAME.query.txt` the question.
+Data is JSON lines, CSV or TSV with a header (also packed: .gz, .bz2, .xz, .zst, .zip), Parquet, or a folder of text
+files: `NAME.txt` is a document, `NAME.target.txt` what should be written about it, `NAME.query.txt` the question.
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
-
-import yaml
 
 from tasks.base import (
     SPLIT_NAMES,
@@ -39,11 +37,12 @@ from tasks.base import (
     query_templates,
     template_variants,
 )
-from tasks.readers.files import read_text_file, record_rows, require_path, split_file
+from tasks.readers.files import RECORDS, read_text_file, record_rows, require_path, split_file
+from tasks.readers.opening import unpacked_name
 from tasks.readers.rows import BadRow, Row, Rows, collect, file_provenance
+from tasks.readers.yaml_file import read_yaml, shown
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,27 +103,23 @@ class CustomTask:
 
 def read_task_file(file: Path) -> CustomTask:
     """Return the task that a YAML file describes. Raises `DataError` if it cannot be read or an entry is wrong."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"task file {file} cannot be read: {error.strerror}; check the path") from error
-    except (yaml.YAMLError, ValueError) as error:  # also impossible dates and numbers
-        raise DataError(f"task file {file} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(file, f"task file {file}")
     if not isinstance(content, dict):
         raise DataError(f"task file {file} holds no 'name: value' lines; see docs/tasks.md for an example")
     kinds = {field.name: str(field.type) for field in fields(CustomTask)}
     for key, value in content.items():
         if key not in kinds:
-            raise DataError(f"task file {file}: unknown key '{key}'; known: {', '.join(kinds)}")
+            raise DataError(f"task file {file}: unknown key {shown(key)}; known: {', '.join(kinds)}")
         kind = int if kinds[key] == "int" else dict if key == "templates" else str
         is_below_one = isinstance(value, int) and value < 1
         if not isinstance(value, kind) or isinstance(value, bool) or not value or is_below_one:
             expected = {int: "a whole number above 0", dict: "texts by name", str: "a text"}[kind]
-            raise DataError(f"task file {file}: {key} is {value!r}; expected {expected}")
+            raise DataError(f"task file {file}: {key} is {shown(value)}; expected {expected}")
     content = {"name": file.stem, **content}
     if not _NAME.fullmatch(content["name"]):
         raise DataError(
-            f"task file {file}: name is {content['name']!r}; expected letters, digits, '.', '_' and '-', no dot first"
+            f"task file {file}: name is {shown(content['name'])}; expected letters, digits, '.', '_' and '-', no "
+            "dot first"
         )
     if "instruction" in content:
         check_instruction(content["instruction"], f"task file {file}: instruction")
@@ -148,9 +143,9 @@ def _template(file: Path, name: str, value: Any, *, has_query: bool) -> Template
     if not _NAME.fullmatch(name):
         raise DataError(f"{where}: a name has letters, digits, '.', '_' and '-', and begins with no dot")
     if not isinstance(about, dict) or not isinstance(about.get("text"), str) or not set(about) <= {"text", "chat"}:
-        raise DataError(f"{where} is {value!r}; expected a text, or `text` with `chat: true` or `chat: false`")
+        raise DataError(f"{where} is {shown(value)}; expected a text, or `text` with `chat: true` or `chat: false`")
     if not isinstance(about.get("chat", True), bool):
-        raise DataError(f"{where}: chat is {about['chat']!r}; expected true or false")
+        raise DataError(f"{where}: chat is {shown(about['chat'])}; expected true or false")
     if about["text"].count("{context}") != 1:
         raise DataError(f"{where} holds {{context}} {about['text'].count('{context}')} times; expected once")
     if ("{query}" in about["text"]) != has_query:
@@ -165,7 +160,7 @@ def check_instruction(text: str, where: str = "--instruction") -> None:
         raise DataError(f"{where} is empty; leave it out, or say what is to be done")
     if "{context}" in text or "{query}" in text:
         raise DataError(
-            f"{where} {text!r} holds a placeholder; the document and the question are put in by themselves, and "
+            f"{where} {shown(text)} holds a placeholder; the document and the question are put in by themselves, and "
             "whole templates go into a task file"
         )
 
@@ -202,12 +197,20 @@ def _load(about: CustomTask, request: LoadRequest) -> LoadedExamples:
 
 
 def _rows(about: CustomTask, path: Path, split: str) -> Rows[Row]:
-    if path.is_dir() and any(path.glob("*.txt")) and not any(file.suffix in _SUFFIXES for file in path.iterdir()):
+    if path.is_dir() and any(path.glob("*.txt")) and not any(map(_has_records, path.iterdir())):
         return _text_rows(about, path)
     path = split_file(path, split) if path.is_dir() else path
-    if path.suffix.lower() not in _SUFFIXES:
-        raise DataError(f"{path}: format not recognized; give .jsonl, .csv, .tsv, .parquet or a folder of .txt files")
+    if path.suffix.lower() not in RECORDS:
+        raise DataError(
+            f"{path}: format not recognized; give .jsonl, .csv, .tsv, .parquet, one of them packed, or a "
+            "folder of .txt files"
+        )
     return record_rows(path)
+
+
+def _has_records(file: Path) -> bool:
+    # Something packed beside texts may be anything, unless its name says what.
+    return file.suffix.lower() == ".gz" or PurePath(unpacked_name(file.name)).suffix.lower() in RECORDS
 
 
 def _text_rows(about: CustomTask, folder: Path) -> Rows[Row]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task
 from tasks.readers.articles import Section, article_text
 from tasks.readers.files import require_path
+from tasks.readers.opening import parsing
 from tasks.readers.rows import Rows, collect, file_provenance, package_folder, package_provenance
 from tasks.scientific_papers import TEMPLATES
 
@@ -24,6 +25,8 @@ PACKAGE = "allofplos"
 PIP_REQUIREMENT = "allofplos==0.11.1"
 MIN_ABSTRACT_WORDS = 80
 MIN_BODY_WORDS = 2_000
+# What walks an article calls itself at each level; articles have some twenty.
+MAX_LEVELS = 200
 # Not running text. MathML stays: its letters and signs are readable, and sentences need them.
 _SKIPPED = {"fig", "fig-group", "table-wrap", "table-wrap-group", "supplementary-material", "graphic", "media"}
 _SKIPPED |= {"inline-graphic", "label", "tex-math", "annotation", "fn", "fn-group", "ref-list"}
@@ -79,16 +82,26 @@ def _read_examples(rows: Rows[Path], file: Path) -> Iterator[Example]:
 
 def _read_article(file: Path) -> tuple[ET.Element, str]:
     """Return the root element of an article, and its DOI."""
-    try:
-        root = ET.parse(file).getroot()
-    except ET.ParseError as error:
-        raise DataError(f"{file.name}: not valid XML ({error}); correct it or take it out") from error
+    with parsing(f"{file.name}: not valid XML", "correct it or take it out"):
+        root = _parse(file)
     if root.tag != "article":
         raise DataError(f"{file.name}: the root element is <{root.tag}>; expected a JATS <article>")
     doi = root.findtext("front/article-meta/article-id[@pub-id-type='doi']", "").strip()
     if not doi:
         raise DataError(f"{file.name}: field article-id[@pub-id-type='doi'] is missing; give the article its DOI")
     return root, doi
+
+
+def _parse(file: Path) -> ET.Element:
+    """Return the root element of a file that is nested as an article is."""
+    depth = 0
+    events = ET.iterparse(file, ("start", "end"))
+    for event, _ in events:
+        depth += 1 if event == "start" else -1
+        if depth > MAX_LEVELS:
+            raise DataError(f"{file.name}: nested more than {MAX_LEVELS} levels deep; correct it or take it out")
+    root: ET.Element = events.root  # type: ignore[attr-defined]
+    return root
 
 
 def _paragraphs(element: ET.Element) -> list[str]:

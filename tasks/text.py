@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from tasks.base import SPLIT_NAMES, DataError, Example, LoadedExamples, LoadRequest, Task
-from tasks.readers.files import read_text_file, record_rows, require_path
+from tasks.readers.files import RECORDS, read_text_file, record_rows, require_path
 from tasks.readers.hub import hub_rows
 from tasks.readers.rows import Row, Rows, collect, file_provenance
 
 COLUMNS = ("id", "text")
 _SUFFIXES = (".txt", ".md")
-_FILES = (*_SUFFIXES, ".json", ".jsonl", ".parquet")
+_FILES = (*_SUFFIXES, *RECORDS)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -13,7 +13,7 @@ BELOW = {
     "errors": set(),
     "records": {"errors", "tasks"},
     "prompting": {"errors", "tasks"},
-    "scoring": {"records", "errors"},
+    "scoring": {"records", "errors", "tasks"},
     "config": {"scoring", "prompting", "errors", "tasks"},
     "runtime": {"config", "records", "errors", "masformer", "tasks"},
     "reporting": {"scoring", "records", "errors"},

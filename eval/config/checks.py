@@ -10,6 +10,8 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tasks.readers.yaml_file import shown
+
 Value = str | int | float
 
 _LARGEST = 2**31 - 1
@@ -28,7 +30,7 @@ def whole_number(value: Value, at_least: int) -> int:
     try:
         number = int(str(value))  # int(1.5) would be 1
     except ValueError:
-        raise ArgumentTypeError(f"'{value}' is not a whole number") from None
+        raise ArgumentTypeError(f"{shown(str(value))} is not a whole number") from None
     if number < at_least:
         raise ArgumentTypeError(f"{number} must be at least {at_least}")
     if number > _LARGEST:
@@ -49,7 +51,7 @@ def _number(is_right: Callable[[float], bool], problem: str) -> Callable[[Value]
         try:
             number = float(value)
         except (ValueError, OverflowError):
-            raise ArgumentTypeError(f"'{value}' is not a number") from None
+            raise ArgumentTypeError(f"{shown(str(value))} is not a number") from None
         if not is_right(number):
             raise ArgumentTypeError(f"{value} {problem}")
         return number

@@ -22,11 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 
-import yaml
-
 from eval.config.checks import Value, switch
 from eval.errors import UserError
+from tasks.base import DataError
 from tasks.command import as_typed
+from tasks.readers.yaml_file import read_yaml, shown
 
 REQUIRED: Any = MISSING
 
@@ -125,9 +125,9 @@ class Option:
         values = value if isinstance(value, list) else [value]
         # `isinstance` would take a bool for a number.
         if not all(type(one) in types for one in values):
-            raise UserError(f"{name} is {value!r}; {expected} was expected")
+            raise UserError(f"{name} is {shown(value)}; {expected} was expected")
         if self.collect is None and len(values) != 1:
-            raise UserError(f"{name} is {value!r}; one value was expected")
+            raise UserError(f"{name} is {shown(value)}; one value was expected")
         try:
             found = [one if isinstance(one, bool) else self.check_one(one) for one in values]
             if not found and self.nargs and self.default != ():
@@ -140,7 +140,7 @@ class Option:
         found = self.check(value)
         if self.choices and found not in self.choices:
             known = ", ".join(map(repr, self.choices))
-            raise argparse.ArgumentTypeError(f"invalid choice: {found!r} (choose from {known})")
+            raise argparse.ArgumentTypeError(f"invalid choice: {shown(found)} (choose from {known})")
         return found
 
     def words(self, name: str, value: Any) -> list[str]:
@@ -215,11 +215,9 @@ class Options:
     @classmethod
     def _read_file(cls, file: Path) -> dict[str, Any]:
         try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"--config {file} cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"--config {file} is not YAML: {' '.join(str(error).split())}") from error
+            content = read_yaml(file, f"--config {file}")
+        except DataError as error:
+            raise UserError(str(error)) from error
         content = {} if content is None else content
         if not isinstance(content, dict):
             raise UserError(f"--config {file} holds a {type(content).__name__}; write 'name: value' lines")
@@ -235,7 +233,7 @@ class Options:
         for key, value in content.items():
             name = _name(key)
             if name not in options:
-                raise UserError(f"unknown key '{key}'; known: {', '.join(sorted(options))}")
+                raise UserError(f"unknown key {shown(key)}; known: {', '.join(sorted(options))}")
             if value is not None:
                 values[name] = options[name].check_setting(name, value)
         return values

@@ -22,7 +22,7 @@ from eval.generation.requests import Request, Requests
 from eval.records.run_folder import default_output
 from eval.records.schema import Grouping, ModelRecord, Prediction
 from eval.reporting.trackers import check_trackers
-from eval.runtime.processes import Process, num_threads, start_accelerated
+from eval.runtime.processes import Process, check_launch, num_processes, num_threads, start_accelerated
 
 
 class Backend(ABC):
@@ -101,7 +101,8 @@ def start_for(config: RunConfig, *, needs_torch: bool) -> Process:
         config: Settings of the run.
         needs_torch: Whether the engine runs a model here.
     """
-    if not (needs_torch or config.report_to or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+    check_launch(os.environ)
+    if not (needs_torch or config.report_to or num_processes(os.environ) > 1):
         return Process(config.threads or num_threads(os.environ))
     check_trackers(config.report_to)
     return start_accelerated(

@@ -21,6 +21,7 @@ from eval.generation.backend import Backend, share_by_turns, start_for
 from eval.generation.requests import Request, Requests
 from eval.records.journal import fingerprint
 from eval.records.schema import ModelRecord, Prediction
+from tasks.readers.decoding import decode_text
 
 _TOKEN = re.compile(r"\s*\S+|\s+$")
 
@@ -99,13 +100,16 @@ class MockBackend(Backend):
 def _read_answers(file: Path) -> dict[tuple[str, int | None], str]:
     answers: dict[tuple[str, int | None], str] = {}
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # At line ends alone: texts may hold other characters that Python takes for one.
+        lines = decode_text(file.read_bytes()).removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--answers {file} cannot be read: {error.reason}") from error
     except OSError as error:
         raise UserError(f"--answers {file} cannot be read: {error.strerror}; give a JSON-lines file") from error
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
             answers[str(entry["id"]), entry.get("maxlen")] = str(entry["text"])
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f'--answers {file}, line {number} is no {{"id": ..., "text": ...}}: {line[:60]}') from error
     return answers

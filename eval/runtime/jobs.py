@@ -13,31 +13,26 @@ A mistake that a user can mend ends in one line and status 2; a bug of ours in a
 from __future__ import annotations
 
 import argparse
-import errno
-import io
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeGuard, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from eval.errors import UserError
 from eval.records.journal import Journal, Line
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Key
-from eval.runtime.processes import Process
+from eval.runtime.processes import Process, is_first_here, rank_of
 from eval.runtime.provenance import describe_session, utc_now
 from tasks import DataError
-from tasks.command import as_typed
+from tasks.command import as_typed, end_command, os_message
 
 Record = TypeVar("Record")
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Errors of masformer that a user can mend, with their modules.
 _ERRORS = {
     "CheckpointError": "masformer.checkpoints.open",
@@ -101,38 +96,19 @@ def run_command(main: Main, argv: Sequence[str], again: str | None = None) -> in
         argv: Those arguments.
         again: What continues after an interrupt; None for a command that begins anew.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # Names and texts may hold what a terminal cannot show.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    _handle_signals(signal.default_int_handler)
-    try:
-        main(argv)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output has closed it
-        _drop_output()
-        if again is None:
-            return 0
-        print(f"error: the output was closed; {_remedy(again, argv)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        _ignore_signals()
-        if _is_first_here():
-            print(f"interrupted: {_remedy(again, argv)}", file=sys.stderr)
-        return 130
-    except Exception as error:
-        text = user_message(error)
-        if text is None:
-            raise
-        if _is_full_output(error):
-            _drop_output()
-        _ignore_signals()
-        # A mistake in the settings is the same for all processes, and one of each machine reports it.
-        if _is_first_here() or getattr(error, "is_of_one_process", False):
-            who = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-            print(as_typed(f"error: {who}{text}"), file=sys.stderr)
-        return 2
-    return 0
+    rank = rank_of(os.environ)
+    return end_command(
+        lambda: main(argv),
+        user_message,
+        again=None if again is None else _remedy(again, argv),
+        speaks=_speaks,
+        who="" if rank is None else f"process {rank}: ",
+    )
+
+
+def _speaks(error: BaseException) -> bool:
+    # A mistake in the settings is the same for all processes, and one of each machine reports it.
+    return is_first_here(os.environ) or getattr(error, "is_of_one_process", False)
 
 
 def user_message(error: BaseException) -> str | None:
@@ -141,45 +117,12 @@ def user_message(error: BaseException) -> str | None:
     errors = [getattr(sys.modules[module], name) for name, module in _ERRORS.items() if module in sys.modules]
     if isinstance(error, (UserError, DataError, *errors)):
         return " ".join(str(error).split())
-    if _is_full_output(error):
-        return f"the output cannot be written: {error.strerror}; make room, or send it elsewhere"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; check the path and permissions"
-    return None
+    return os_message(error) if isinstance(error, Exception) else None
 
 
-def _is_full_output(error: BaseException) -> TypeGuard[OSError]:
-    # Files of a run folder have names.
-    return isinstance(error, OSError) and error.filename is None and error.errno in _FULL
-
-
-def _drop_output() -> None:
-    """Write nothing more, at exit neither."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _remedy(again: str | None, argv: Sequence[str]) -> str:
-    if again is None:
-        return "run the same command again"
+def _remedy(again: str, argv: Sequence[str]) -> str:
     without = ", without --overwrite," if "--overwrite" in argv else ""
     return f"{again}{without} goes on where this one stopped"
-
-
-def _is_first_here() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def _handle_signals(handler: Any) -> None:
-    """Let Ctrl-C, and what a scheduler sends before it kills, do the same."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, handler)
-
-
-def _ignore_signals() -> None:
-    # The launcher sends a second one to processes that a terminal has interrupted already.
-    if "WORLD_SIZE" in os.environ:
-        _handle_signals(signal.SIG_IGN)
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers.cache_utils import Cache
 
+from eval.runtime.processes import num_local_processes
 from masformer import SpanCache
 
 # Part of the memory that the weights leave, for keys and values; the rest is for activations and other programs.
@@ -31,7 +32,7 @@ def memory_budget(device: torch.device, weight_bytes: int, environ: Mapping[str,
         devices = range(torch.cuda.device_count()) if device_map else [device]
         total = sum(torch.cuda.get_device_properties(each).total_memory for each in devices)
     else:
-        total = _machine_memory() // int(environ.get("LOCAL_WORLD_SIZE", "1"))
+        total = _machine_memory() // num_local_processes(environ)
     return int(max(total - weight_bytes, total // 8) * _SHARE)
 
 

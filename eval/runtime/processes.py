@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eval.errors import UserError
+from masformer.errors import first_line
 from masformer.hardware import device_name
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 # Processes meet at the start and at the end, and uneven work must not end the run in between.
 _MEETING_TIMEOUT = timedelta(days=7)
 Value = TypeVar("Value")
+
+
+class LaunchError(UserError):
+    """The processes of a launch do not fit together; as nobody knows who speaks for all, each says so."""
+
+    is_of_one_process = True
 
 
 class Process:
@@ -111,10 +118,18 @@ def start_accelerated(threads: int | None, **options: Any) -> AcceleratedProcess
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     check_launch(os.environ)
+    started = num_processes(os.environ)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_MEETING_TIMEOUT)], **options)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    # Evaluation computes in the dtype of its weights, whatever a saved layout says.
+    options = {"mixed_precision": "no"} | options
+    try:
+        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_MEETING_TIMEOUT)], **options)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise UserError(
+            f"accelerate cannot start what the launch asks for: {first_line(error)[:300]}; check the file of "
+            "`accelerate config`, and variables that begin with ACCELERATE_"
+        ) from error
     if accelerator.num_processes != started:
         raise UserError(
             f"{started} processes were started and each believes it is alone; on a CPU set ACCELERATE_USE_CPU=true"
@@ -122,15 +137,58 @@ def start_accelerated(threads: int | None, **options: Any) -> AcceleratedProcess
     return AcceleratedProcess(set_threads(threads, os.environ), accelerator)
 
 
+def num_processes(environ: Mapping[str, str]) -> int:
+    """Return the number of processes of the launch."""
+    return _number(environ, "WORLD_SIZE", default=1, least=1)
+
+
+def rank_of(environ: Mapping[str, str]) -> int | None:
+    """Return the number of this process among several; None if it is alone, or the launcher left it unclear."""
+    try:
+        return _number(environ, "RANK", default=0, least=0) if num_processes(environ) > 1 else None
+    except UserError:
+        return None
+
+
+def is_first_here(environ: Mapping[str, str]) -> bool:
+    """Return whether this process speaks for all of this machine."""
+    local_rank = environ.get("LOCAL_RANK", "0")
+    return not local_rank.isdecimal() or int(local_rank) == 0
+
+
+def _number(environ: Mapping[str, str], name: str, *, default: int, least: int) -> int:
+    """Return a variable that launchers set.
+
+    Raises:
+        LaunchError: It is no number, or too small.
+    """
+    text = environ.get(name, str(default))
+    # Python also takes "1_000" and Arabic digits for numbers; torch does not.
+    number = int(text) if text.isascii() and text.removeprefix("-").isdigit() and len(text) < 10 else None
+    if number is None or number < least:
+        raise LaunchError(
+            f"{name} is '{text[:40]}' in the environment; a launcher sets it to a whole number of at least {least}. "
+            "Unset it, or start with accelerate launch"
+        )
+    return number
+
+
 def check_launch(environ: Mapping[str, str]) -> None:
-    """Check that the launcher started all processes.
+    """Check that the launcher started all processes, and numbered them.
 
     Args:
         environ: Variables of the environment.
 
     Raises:
-        UserError: It started one of several.
+        LaunchError: It started one of several, or a variable is no number or beyond another.
     """
+    for name, of in {"RANK": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_WORLD_SIZE"}.items():
+        # -1 is an old way to say that a process is alone.
+        index, count = _number(environ, name, default=0, least=-1), _number(environ, of, default=1, least=1)
+        if of in environ and index >= count:
+            raise LaunchError(
+                f"{name} is {index} and {of} {count} in the environment; processes count from 0. Unset both"
+            )
     # accelerate's simple launcher names a rendezvous for several processes, and then starts one.
     simple = "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_PORT" in environ
     mpi = any(name.startswith(("OMPI_", "PMI_", "MV2_", "MPI_")) for name in environ)
@@ -161,7 +219,12 @@ def num_threads(environ: Mapping[str, str]) -> int:
     Args:
         environ: Variables; `LOCAL_WORLD_SIZE` is the number of processes on this machine.
     """
-    return max(1, _num_cores() // int(environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, _num_cores() // num_local_processes(environ))
+
+
+def num_local_processes(environ: Mapping[str, str]) -> int:
+    """Return the number of processes on this machine."""
+    return _number(environ, "LOCAL_WORLD_SIZE", default=1, least=1)
 
 
 def _num_cores() -> int:

@@ -1,17 +1,20 @@
 """Predictions and references of any system, from files.
 
 Plain text holds an item a line. JSON lines (.jsonl, .ndjson, .json) hold texts, lists of texts (references), or
-objects: `prediction` or `text`, `reference` or `references`, or `output`, as in the files of SCROLLS. With an `id` on
-every item of both sides items are joined by it, and references of one id are several of one item; without any they are
-paired in order. An object may name its `document_id`, over which intervals resample.
+objects: `prediction` or `text`, `reference` or `references`, or `output`, as in the files of SCROLLS. One array that is
+a whole .json file holds an item an entry. Tables (.csv, .tsv, .parquet) have columns of these names. All but Parquet
+may be packed, as in `tasks/readers/opening.py`. With an `id` on every item of both sides items are joined by it, and
+references of one id are several of one item; without any they are paired in order. An object may name its
+`document_id`, over which intervals resample.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from eval.errors import UserError
@@ -19,8 +22,16 @@ from eval.records.typed import to_json
 from eval.scoring.examples import SCORING_VERSION
 from eval.scoring.profiles import metric_columns, metric_range, score_prediction
 from eval.scoring.significance import mean_interval
+from tasks.base import DataError
+from tasks.readers.decoding import decode_text
+from tasks.readers.files import read_records
+from tasks.readers.opening import open_packed, unpacked_name
+from tasks.readers.rows import BadRow, id_text
+from tasks.readers.yaml_file import shown
 
 _JSON = (".jsonl", ".ndjson", ".json")
+_TABLES = (".csv", ".tsv", ".parquet")
+_MAX_BYTES = 1 << 30
 _PREDICTION_FIELDS = ("prediction", "text")
 _REFERENCE_FIELDS = ("references", "reference", "output")
 
@@ -38,13 +49,27 @@ class Item:
     texts: tuple[str, ...]
 
 
-def score_files(predictions: Path, references: Path, profile: str) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Fields of objects and columns of tables; None takes the usual names."""
+
+    prediction: str | None = None
+    reference: str | None = None
+    id: str = "id"
+
+
+def score_files(predictions: Path, references: Path, profile: str, fields: Fields = Fields()) -> dict[str, Any]:
     """Return the scores of all items and of each, JSON-ready, under the names of `scores.json`.
 
     Raises:
         UserError: A file cannot be read, or the two do not belong together.
     """
-    pairs = _pair(_read(predictions, _PREDICTION_FIELDS), _read(references, _REFERENCE_FIELDS))
+    of_predictions = (fields.prediction,) if fields.prediction else _PREDICTION_FIELDS
+    of_references = (fields.reference,) if fields.reference else _REFERENCE_FIELDS
+    pairs = _pair(_read(predictions, of_predictions, fields.id), _read(references, of_references, fields.id))
+    if len(pairs) == 1 and (count := len(pairs[0][1].texts)) > 1:
+        # An array of JSON lines is one item, and people give one for a list of items.
+        print(f"note: {references.name} holds one item with {count} references", file=sys.stderr)
     lines: list[dict[str, Any]] = []
     documents = []
     for index, (prediction, reference) in enumerate(pairs):
@@ -126,63 +151,110 @@ def _by_id(items: list[Item]) -> dict[str, Item]:
     return found
 
 
-def _read(file: Path, fields: tuple[str, ...]) -> list[Item]:
+def _read(file: Path, fields: tuple[str, ...], id_field: str) -> list[Item]:
+    suffix = PurePath(unpacked_name(file.name)).suffix.lower()
     try:
-        content = file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}; check the path") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    # At line ends alone: texts may hold other characters that Python takes for one.
-    lines = content.replace("\r\n", "\n").removesuffix("\n").split("\n") if content else []
-    is_json = file.suffix.lower() in _JSON
-    if not lines or (is_json and not content.strip()):
+        if suffix in _TABLES:
+            items = _records(file, fields, id_field)
+        else:
+            items = _lines(file, _text(file), suffix, fields, id_field)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    if not items:
         raise UserError(f"{file} is empty; give it an item a line")
-    if not is_json and all(line.startswith(("{", "[")) and line.endswith(("}", "]")) for line in lines):
-        raise UserError(f"{file} looks like JSON lines and would be taken for plain text; name it .jsonl")
-    if is_json and (by_id := _texts_by_id(content)):
-        return [
-            Item(where=f"{file.name}, id {name}", id=name, document_id=None, texts=(text,))
-            for name, text in by_id.items()
-        ]
-    items = []
-    for number, line in enumerate(lines, start=1):
-        where = f"{file.name}, line {number}"
-        if not is_json:
-            items.append(Item(where=where, id=None, document_id=None, texts=(line,)))
-            continue
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error}); write one value a line, or name the file .txt") from error
-        items.append(_item(value, where, fields))
     return items
 
 
-def _texts_by_id(content: str) -> dict[str, str] | None:
-    """Return what one JSON object of texts by id holds, as SCROLLS takes predictions; None for anything else."""
+def _text(file: Path) -> str:
+    with open_packed(file) as (stream, _):
+        data = stream.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise UserError(f"{file} holds more than {_MAX_BYTES >> 30} GiB; give a file of texts")
+    try:
+        return decode_text(data)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}, line {line}: {error.reason}") from error
+
+
+def _records(file: Path, fields: tuple[str, ...], id_field: str) -> list[Item]:
+    """Return the items of a table or a Parquet file, by column."""
+    items = []
+    for row in read_records(file):
+        if isinstance(row, BadRow):
+            raise UserError(row.problem)
+        item = _item(row.fields, row.where, fields, id_field)
+        if row.is_table:
+            row.text(next(name for name in fields if name in row.fields), may_be_empty=True)
+        items.append(item)
+    return items
+
+
+def _lines(file: Path, content: str, suffix: str, fields: tuple[str, ...], id_field: str) -> list[Item]:
+    """Return the items of plain text or JSON."""
+    # At line ends alone: texts may hold other characters that Python takes for one.
+    lines = content.replace("\r\n", "\n").removesuffix("\n").split("\n") if content else []
+    if suffix not in _JSON:
+        if lines and all(line.startswith(("{", "[")) and line.endswith(("}", "]")) for line in lines):
+            raise UserError(f"{file} looks like JSON lines and would be taken for plain text; name it .jsonl")
+        numbered = [(f"{file.name}, line {number}", line) for number, line in enumerate(lines, start=1)]
+        return [Item(where=where, id=None, document_id=None, texts=(line,)) for where, line in numbered]
+    whole = _whole(content, fields)
+    if isinstance(whole, dict):
+        return [
+            Item(where=f"{file.name}, id {name}", id=name, document_id=None, texts=(text,))
+            for name, text in whole.items()
+        ]
+    if isinstance(whole, list) and suffix == ".json":
+        entries = [(f"{file.name}, entry {number}", value) for number, value in enumerate(whole, start=1)]
+    else:
+        entries = []
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                where = f"{file.name}, line {number}"
+                entries.append((where, _value(line, where)))
+    return [_item(value, where, fields, id_field) for where, value in entries]
+
+
+def _value(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); write one value a line, or name the file .txt") from error
+
+
+def _whole(content: str, fields: tuple[str, ...]) -> dict[str, str] | list[Any] | None:
+    """Return what one JSON object of texts by id holds, as SCROLLS takes predictions, or one array; None for others."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    fields = {*_PREDICTION_FIELDS, *_REFERENCE_FIELDS}
-    is_texts = isinstance(value, dict) and not fields & value.keys() and all(isinstance(x, str) for x in value.values())
+    if isinstance(value, list):
+        return value
+    known = {*fields, *_PREDICTION_FIELDS, *_REFERENCE_FIELDS}
+    is_texts = isinstance(value, dict) and not known & value.keys() and all(isinstance(x, str) for x in value.values())
     return value if is_texts else None
 
 
-def _item(value: Any, where: str, fields: tuple[str, ...]) -> Item:
+def _item(value: Any, where: str, fields: tuple[str, ...], id_field: str) -> Item:
     about: Mapping[str, Any] = {}
     if isinstance(value, dict):
         about = value
         found = [name for name in fields if name in about]
         if not found:
             quoted = " or ".join(f"'{name}'" for name in fields)
-            raise UserError(f"{where}: no field {quoted}, fields found: {', '.join(about)[:200]}")
+            raise UserError(
+                f"{where}: no field {quoted}, fields found: {', '.join(about)[:200]}; name one with --prediction-field "
+                "or --reference-field, or name a file of plain text .txt"
+            )
         value = about[found[0]]
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: {json.dumps(value)[:80]}; a text or a list of texts was expected")
-    name, document = (None if about.get(key) is None else str(about[key]) for key in ("id", "document_id"))
+        given = "null" if value is None else shown(value)
+        raise UserError(f"{where}: {given}; a text or a list of texts was expected")
+    try:
+        # An empty cell of a table is no id.
+        name, document = (id_text(about.get(key)) or None for key in (id_field, "document_id"))
+    except ValueError as error:
+        raise UserError(f"{where}: id is {error}") from error
     return Item(where=where, id=name, document_id=document, texts=tuple(texts))

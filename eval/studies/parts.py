@@ -24,15 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from eval.config.finetune import TrainConfig
 from eval.config.options import Options
 from eval.config.perplexity import PerplexityConfig
 from eval.config.placement import PlacementConfig
 from eval.config.run import RunConfig
 from eval.errors import UserError
+from tasks.base import DataError
 from tasks.command import as_typed
+from tasks.readers.yaml_file import read_yaml, shown
 
 RUN, PERPLEXITY, FINETUNE, PLACEMENT = "eval/run.py", "eval/perplexity.py", "eval/finetune.py", "eval/placement.py"
 
@@ -132,12 +132,11 @@ def read_study(file: Path) -> Study:
         UserError: The file cannot be read, or an entry is wrong; one line says what and where.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file, f"study {file}")
+    except DataError as error:
+        raise UserError(str(error)) from error
+    try:
         return _study(file, content)
-    except OSError as error:
-        raise UserError(f"study {file} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"study {file} is not YAML: {' '.join(str(error).split())}") from error
     except UserError as error:
         raise UserError(f"study {file}: {error}") from None
 
@@ -149,7 +148,7 @@ def _study(file: Path, content: Any) -> Study:
     for script, settings in defaults.items():
         _check_known(f"defaults of {script}", "script", script, SCRIPTS)
         if not isinstance(settings, dict):
-            raise UserError(f"defaults of {script} are {settings!r}; write 'name: value' lines")
+            raise UserError(f"defaults of {script} are {shown(settings)}; write 'name: value' lines")
     parts: dict[str, Part] = {}
     for number, one in enumerate(fields["parts"], start=1):
         part = _part(f"part {number}", one, defaults)
@@ -243,13 +242,13 @@ def _check_known(where: str, what: str, name: str, known: Mapping[str, Any]) -> 
 def _fields(where: str, content: Any, required: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:
     """Return a mapping after a check of its keys and of the types of its values."""
     if not isinstance(content, dict):
-        raise UserError(f"{where} is {content!r}; write 'name: value' lines")
+        raise UserError(f"{where} is {shown(content)}; write 'name: value' lines")
     known = {**required, **optional}
     for key, value in content.items():
         if key not in known:
-            raise UserError(f"{where}: unknown key '{key}'; known: {', '.join(known)}")
+            raise UserError(f"{where}: unknown key {shown(key)}; known: {', '.join(known)}")
         if not isinstance(value, known[key]) or isinstance(value, bool):
-            raise UserError(f"{where}: {key} is {value!r}; a {_TYPE_NAMES[known[key]]} was expected")
+            raise UserError(f"{where}: {key} is {shown(value)}; a {_TYPE_NAMES[known[key]]} was expected")
     for key in required:
         if key not in content:
             raise UserError(f"{where}: {key} is missing")

@@ -10,23 +10,26 @@ Every failure here is a `DataError` of one line.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import itertools
 import json
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO, cast
 
 from tasks.base import DataError
+from tasks.readers.decoding import decode_text, wide_encoding
+from tasks.readers.opening import PACKED, open_packed, parsing, unpacked_name
 from tasks.readers.rows import MAX_LINE_BYTES, BadRow, Row, Rows, file_provenance, kind_of, one_line
 
 _SPLIT_NAMES = {"validation": ("val", "valid", "dev")}
-_DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zip")
+RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *PACKED)
 _PAGE_BUFFER_BYTES = 64 * 1024
+_HEADER_BYTES = 64 * 1024
+_MAX_BLANK_LINES = 1_000_000
+_MAX_SKIPPED_BYTES = 1 << 30
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -46,61 +49,80 @@ def require_file(path: Path) -> Path:
 
 def parse_json_lines(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
     """Yield a row for each line that is not blank; a line that is too long is not kept in memory."""
-    index = 0
+    index = num_blank = 0
     for number in itertools.count(1):
         line = stream.readline(MAX_LINE_BYTES + 1)
         if not line:
             return
         where = f"{name} line {number}"
+        num_blank = 0 if line.strip() else num_blank + 1
         if len(line) > MAX_LINE_BYTES:
-            num_bytes = len(line)
-            while not line.endswith(b"\n") and (line := stream.readline(1 << 20)):
-                num_bytes += len(line)
-            yield BadRow(
-                f"{where}: {num_bytes / 2**20:.1f} MiB long, and {MAX_LINE_BYTES >> 20} MiB, about a million tokens, "
-                "is the most; split the document or take it out"
-            )
-        elif line.strip():
+            yield _skip_line(stream, line, where)
+        elif num_blank:
+            _check_blank(num_blank, where)
+            continue
+        else:
             try:
                 yield _parse_json(line, where, index)
             except DataError as error:
                 yield BadRow(str(error))
-        else:
-            continue
         index += 1
+
+
+def _skip_line(stream: IO[bytes], line: bytes, where: str) -> BadRow:
+    """Read to the end of a line that is too long, and say how long it is."""
+    num_bytes = len(line)
+    while not line.endswith(b"\n") and (line := stream.readline(1 << 20)):
+        num_bytes += len(line)
+        if num_bytes > _MAX_SKIPPED_BYTES:
+            raise DataError(f"{where}: longer than {_MAX_SKIPPED_BYTES >> 30} GiB; write a record a line")
+    return BadRow(
+        f"{where}: {num_bytes / 2**20:.1f} MiB long, and {MAX_LINE_BYTES >> 20} MiB, about a million tokens, "
+        "is the most; split the document or take it out"
+    )
+
+
+def _check_blank(count: int, where: str) -> None:
+    # A small archive can hold blank lines for hours.
+    if count > _MAX_BLANK_LINES:
+        raise DataError(f"{where}: more than {_MAX_BLANK_LINES:,} blank lines in a row; take them out")
 
 
 def read_zip(file: Path | BinaryIO, member: str, where: str, remedy: str) -> Iterator[Row | BadRow]:
     """Yield the records of a file inside a zip file, given by path or open for reading and seeking."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if member not in archive.namelist():
-                raise DataError(f"{where} has no file {member}; it has {', '.join(archive.namelist())[:500]}")
-            with archive.open(member) as stream:
-                yield from parse_records(stream, member)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:  # RuntimeError: encrypted
-        raise DataError(f"{where}, {member}: not a readable zip file ({one_line(error)}); {remedy}") from error
+    with parsing(f"{where}, {member}: not a readable zip file", remedy), zipfile.ZipFile(file) as archive:
+        if member not in archive.namelist():
+            raise DataError(f"{where} has no file {member}; it has {', '.join(archive.namelist())[:500]}")
+        with archive.open(member) as stream:
+            yield from parse_records(stream, member)
 
 
 def parse_records(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
     """Yield the records of an open file; the suffix of its name is the format."""
-    delimiter = _DELIMITERS.get(Path(name).suffix.lower())
+    if not hasattr(stream, "peek"):
+        stream = io.BufferedReader(cast(io.RawIOBase, stream))
+    if encoding := wide_encoding(stream.peek(4)[:4]):
+        raise DataError(f"{name}: not UTF-8 text but {encoding}; save it as UTF-8")
+    suffix = Path(name).suffix.lower()
+    if suffix == ".parquet":
+        raise DataError(f"{name} is Parquet, packed once more; unpack it")
+    delimiter = _DELIMITERS.get(suffix)
     return parse_json_lines(stream, name) if delimiter is None else parse_table(stream, name, delimiter)
 
 
 def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | BadRow]:
     """Yield a row for each record under the first line, which names the fields; all values are texts."""
     csv.field_size_limit(MAX_LINE_BYTES)
+    delimiter, has_spaces = _dialect(stream, delimiter)
     # Bytes that are no UTF-8 become surrogates, so that the record that has them can be named.
-    lines = csv.reader(
-        io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""), delimiter=delimiter, strict=True
-    )
+    text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+    lines = csv.reader(text, delimiter=delimiter, skipinitialspace=has_spaces, strict=True)
     try:
-        header = next(lines, [])
+        header = [cell.strip() for cell in next(lines, [])]
     except csv.Error as error:
         raise DataError(f"{name}: its first line is not readable CSV ({one_line(error)}); correct it") from error
     _check_names(header, name)
-    index = 0
+    index = num_blank = 0
     while True:
         first = lines.line_num + 1
         where = f"{name} line {first}"
@@ -117,39 +139,54 @@ def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | 
             yield BadRow(f"{where}: not readable CSV ({one_line(error)}); correct it")
             index += 1
             continue
+        num_blank = 0 if cells else num_blank + 1
         if len(cells) == len(header):
-            yield Row(where, index, dict(zip(header, cells, strict=True)))
+            yield Row(where, index, dict(zip(header, cells, strict=True)), is_table=True)
         elif cells:
             yield BadRow(f"{where}: {len(cells)} cells under a header of {len(header)}; correct it")
         else:
+            _check_blank(num_blank, where)
             continue
         index += 1
 
 
+def _dialect(stream: IO[bytes], delimiter: str) -> tuple[str, bool]:
+    """Return the delimiter of a table, and whether spaces follow it; in half of Europe Excel writes `;`."""
+    first = stream.peek(_HEADER_BYTES)[:_HEADER_BYTES].splitlines()[:1]  # type: ignore[attr-defined]
+    header = first[0].decode("utf-8-sig", "replace") if first else ""
+    for found in (delimiter, ";", "\t") if delimiter == "," else (delimiter,):
+        cells = next(csv.reader([header], delimiter=found), [])
+        if len(cells) > 1:
+            return found, any(cell.startswith(" ") for cell in cells[1:])
+    return delimiter, False
+
+
 def _check_names(names: Sequence[str], file: str) -> None:
+    for field in names:
+        try:
+            field.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{file}: its first line is not UTF-8 text; save it as UTF-8") from error
     for field, count in Counter(names).items():
         if count > 1:
             raise DataError(f"{file}: the field '{field}' is there {count} times; give each a name of its own")
 
 
 def record_rows(path: Path, columns: Sequence[str] | None = None) -> Rows[Row]:
-    """Return the records of a local file; the suffix is the format: Parquet, CSV, TSV, else JSON lines, or gzipped.
+    """Return the records of a local file; the suffix is the format: Parquet, CSV, TSV, else JSON lines; or packed.
 
     Of Parquet, only the `columns` that exist are read, or all of them; other formats give whole records.
     """
-    is_parquet = require_file(path).suffix.lower() == ".parquet"
-    return Rows(read_parquet([path], columns) if is_parquet else read_records(path), file_provenance(path))
+    return Rows(read_records(path, columns), file_provenance(require_file(path)))
 
 
-def read_records(path: Path) -> Iterator[Row | BadRow]:
-    """Yield the records of a local file of JSON lines, CSV or TSV, gzipped if its name ends in .gz."""
-    is_gzip = path.suffix.lower() == ".gz"
-    try:
-        with path.open("rb") as stream:
-            plain: Any = gzip.GzipFile(fileobj=stream) if is_gzip else stream
-            yield from parse_records(plain, path.stem if is_gzip else path.name)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{path.name}: not a readable gzip file ({one_line(error)}); fetch it again") from error
+def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
+    """Yield the records of a local file of Parquet, JSON lines, CSV or TSV, the latter three also packed."""
+    if path.suffix.lower() == ".parquet":
+        yield from read_parquet([path], columns)
+        return
+    with open_packed(path) as (stream, name):
+        yield from parse_records(stream, name)
 
 
 def split_names(split: str) -> tuple[str, ...]:
@@ -165,10 +202,10 @@ def split_file(folder: Path, split: str, *others: str) -> Path:
     Raises:
         DataError: There is none, or more than one.
     """
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in _DATA)
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in RECORDS)
     matches: list[Path] = []
     for names in (*((other,) for other in others), split_names(split)):
-        matches = matches or [file for file in files if file.name.removesuffix(".gz").rpartition(".")[0] in names]
+        matches = matches or [file for file in files if unpacked_name(file.name).rpartition(".")[0] in names]
     matches = matches or sorted(folder.glob("*.zip"))
     if len(matches) != 1:
         what = f"holds {', '.join(file.name for file in matches)}" if matches else f"holds no file named {split}"
@@ -194,9 +231,9 @@ def data_rows(
 def read_text_file(path: Path, name: str) -> str:
     """Return the text of a file without the space around it; `name` is for messages."""
     try:
-        text = _read_bytes(path).decode("utf-8-sig").strip()
+        text = decode_text(_read_bytes(path)).strip()
     except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+        raise DataError(f"{name}: {error.reason}") from error
     if not text:
         raise DataError(f"{name} is empty; give it a text or take it out")
     return text
@@ -216,9 +253,9 @@ def _read_bytes(path: Path) -> bytes:
 
 def _parse_json(data: bytes, where: str, index: int) -> Row:
     try:
-        record = json.loads(data.decode("utf-8-sig"))
+        record = json.loads(decode_text(data))
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text ({error.reason}); expected JSON") from error
+        raise DataError(f"{where}: expected JSON; {error.reason}") from error
     except json.JSONDecodeError as error:
         if data.lstrip()[:1] == b"[":
             raise DataError(
@@ -237,13 +274,12 @@ def read_parquet(files: Sequence[Path | BinaryIO], columns: Sequence[str] | None
 
     Pages are read one by one, not whole row groups: an open file may be on the hub.
     """
-    import pyarrow
     import pyarrow.parquet
 
     index = 0
     for file in files:
         name = Path(file.name).name
-        try:
+        with parsing(f"{name}: not a readable Parquet file", "fetch it again"):
             table = pyarrow.parquet.ParquetFile(file, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False)
             names = table.schema_arrow.names
             _check_names(names, name)
@@ -261,5 +297,3 @@ def read_parquet(files: Sequence[Path | BinaryIO], columns: Sequence[str] | None
                         else:
                             yield Row(where, index, record)
                         index += 1
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{name}: not a readable Parquet file ({one_line(error)}); fetch it again") from error

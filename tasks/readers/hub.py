@@ -106,7 +106,7 @@ def _find(repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: b
                 f"cannot reach the hub at {constants.ENDPOINT} for {repo} ({one_line(answer)}); {without_hub()}"
             ) from answer
         else:
-            commit, listed = str(answer.sha), [file.rfilename for file in answer.siblings or ()]
+            commit, listed = answer.sha, list(answer.files)
             if paths := matching(listed, patterns):
                 keep_listing(repo, revision, commit, listed)
                 local = _cached_files(repo, commit, paths)

@@ -4,7 +4,8 @@
     zipfile.ZipFile(file).open("qasper/validation.jsonl").readline()  # fetches the directory and the first blocks
 
 Requests go through the client of huggingface_hub, which knows endpoint, token and proxies. Blocks that were read are
-kept in its assets cache, under the commit: `assets/masformer/datasets--OWNER--NAME/COMMIT/FILE@BLOCK_BYTES/NUMBER`.
+kept in its assets cache, under the commit: `assets/masformer/datasets--OWNER--NAME/COMMIT/FILE@BLOCK_BYTES/NUMBER`,
+each after its SHA-256; a damaged one is fetched again. A mirror cannot send more than was asked for, or for longer.
 
 `HfFileSystem` with fsspec's `blockcache` (huggingface_hub 2.4, fsspec 2026.9) cannot replace `HubFile`: it asks the hub
 before it opens a file, also offline; it returns wrong rows behind a proxy that sends whole files for parts; a kill
@@ -16,46 +17,143 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 from tasks.base import DataError
+from tasks.readers.kept import keep, read_kept
 from tasks.readers.rows import one_line
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import DatasetInfo
 
 HUB_DEADLINE_SECONDS = 10.0
 RETRY_SECONDS = (0.5, 2.0)
 BLOCK_BYTES = 256 * 1024
 MAX_BLOCKS_A_REQUEST = 16
+MAX_FILE_BYTES = 1 << 50
+# The largest data sets list some hundred thousand files.
+MAX_LISTING_BYTES = 64 << 20
+_MAX_ERROR_BYTES = 64 << 10
+_COMMIT = re.compile("[0-9a-f]{40}")
+# They describe how a body came, not the bytes that are kept of it.
+_OF_TRANSFER = {"content-encoding", "content-length", "transfer-encoding"}
 
 T = TypeVar("T")
 
 
-def ask_commit(repo: str, revision: str) -> DatasetInfo | Exception:
-    """Return the hub's description of a branch, tag or commit, or why it does not answer within the deadline."""
-    from huggingface_hub import HfApi
+@dataclass(frozen=True)
+class Commit:
+    """A commit of a data set, all 40 digits, with the paths of its files."""
 
-    outcome: list[DatasetInfo | Exception] = []
+    sha: str
+    files: tuple[str, ...]
 
-    def ask() -> None:
+
+def ask_commit(repo: str, revision: str) -> Commit | Exception:
+    """Return the commit of a branch, tag or commit, or why the hub does not answer within the deadline."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    url = f"{constants.ENDPOINT}/api/datasets/{repo}/revision/{quote(revision, safe='')}"
+    try:
+        validate_repo_id(repo)
+        body = _within(HUB_DEADLINE_SECONDS, lambda: _get(url, {}, MAX_LISTING_BYTES)[1])
+        return _commit(json.loads(body))
+    except Exception as error:  # the caller judges: HTTP status, or not reachable
+        return error
+
+
+def _commit(answer: Any) -> Commit:
+    """Return what an answer of the hub says. Raises `ValueError` if it is none."""
+    try:
+        sha, files = answer["sha"], tuple(file["rfilename"] for file in answer.get("siblings") or ())
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError("the answer names no commit and files") from error
+    if not is_commit(sha) or not all(isinstance(file, str) for file in files):
+        raise ValueError(
+            f"the answer names a commit {str(sha)[:60]!r}, which is not 40 hexadecimal digits, or odd files"
+        )
+    return Commit(sha, files)
+
+
+def is_commit(text: object) -> bool:
+    """Return whether a value is a commit in full; it names a folder of the cache."""
+    return isinstance(text, str) and _COMMIT.fullmatch(text) is not None
+
+
+def _get(url: str, headers: Mapping[str, str], max_bytes: int, *, is_raw: bool = False) -> tuple[int, bytes]:
+    """Return the status and the body of an answer, of which no more than `max_bytes` are read.
+
+    Args:
+        is_raw: Take the bytes as they come; an answer that is compressed all the same is refused.
+    """
+    from huggingface_hub import get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    _ask_for_nothing_else()
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity", **headers}
+    with get_session().stream("GET", url, headers=headers, timeout=HUB_DEADLINE_SECONDS) as response:
+        is_error = response.status_code >= 400
+        if is_raw and not is_error and response.headers.get("Content-Encoding", "identity") != "identity":
+            raise OSError(f"it came compressed ({response.headers['Content-Encoding'][:20]}) and was asked for plain")
+        body = bytearray()
+        for chunk in response.iter_raw() if is_raw else response.iter_bytes():
+            body += chunk
+            if len(body) > max_bytes or (is_error and len(body) > _MAX_ERROR_BYTES):
+                break
+        # What is wrong may stand in the body, which a stream does not keep.
+        plain = {name: value for name, value in response.headers.items() if name.lower() not in _OF_TRANSFER}
+        hf_raise_for_status(
+            type(response)(response.status_code, headers=plain, content=bytes(body), request=response.request)
+        )
+    if len(body) > max_bytes:
+        raise _TooMuchError(response.status_code, max_bytes)
+    return response.status_code, bytes(body)
+
+
+def _ask_for_nothing_else() -> None:
+    """Keep huggingface_hub from asking for a list of agents first, to name itself by; that has no limit of bytes."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+
+
+class _TooMuchError(OSError):
+    """An answer goes on beyond what was asked for."""
+
+    def __init__(self, status: int, max_bytes: int) -> None:
+        super().__init__(f"more came than the {max_bytes:,} bytes that were asked for")
+        self.status = status
+
+
+def _within(seconds: float, ask: Callable[[], T]) -> T:
+    """Return what `ask` returns, or raise what it raises, or `TimeoutError` if it takes longer.
+
+    A thread, because a time limit on a request covers no name resolution, no list of dead addresses, and no answer
+    that comes byte by byte.
+    """
+    outcome: list[tuple[T | None, Exception | None]] = []
+
+    def work() -> None:
         try:
-            outcome.append(HfApi().dataset_info(repo, revision=revision, timeout=HUB_DEADLINE_SECONDS))
-        except Exception as error:  # the caller judges: HTTP status, or not reachable
-            outcome.append(error)
+            outcome.append((ask(), None))
+        except Exception as error:
+            outcome.append((None, error))
 
-    # A thread, because a time limit on the request covers neither name resolution nor a list of dead addresses.
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(HUB_DEADLINE_SECONDS)
-    return outcome[0] if outcome else TimeoutError(f"no answer within {HUB_DEADLINE_SECONDS:.0f} s")
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return cast(T, value)
 
 
 def status_of(error: Exception | None) -> int | None:
@@ -106,6 +204,8 @@ class HubFile(io.RawIOBase):
         """
         from huggingface_hub import hf_hub_url
 
+        if not is_commit(commit):
+            raise DataError(f"{repo}: '{commit[:60]}' is no commit of 40 hexadecimal digits; {without_hub()}")
         self.name = PurePosixPath(path).name
         self._what = f"{path} of {repo}"
         self._repo = repo
@@ -118,7 +218,12 @@ class HubFile(io.RawIOBase):
     @property
     def has_blocks(self) -> bool:
         """Return whether anything of the file was read before."""
-        return (self._folder / "size").exists()
+        return self._kept_size is not None
+
+    @property
+    def _kept_size(self) -> int | None:
+        text = read_kept(self._folder / "size") or b""
+        return int(text) if text.isdigit() and len(text) < 20 else None
 
     def readable(self) -> bool:
         return True
@@ -148,16 +253,15 @@ class HubFile(io.RawIOBase):
 
     @cached_property
     def _size(self) -> int:
-        if self.has_blocks:
-            return int((self._folder / "size").read_text())
-        size = self._with_retries(self._ask_size)
-        write_atomically(self._folder / "size", str(size).encode())
+        size = self._kept_size
+        if size is None:
+            size = self._with_retries(self._ask_size, HUB_DEADLINE_SECONDS)
+            keep(self._folder / "size", str(size).encode())
         return size
 
     def _block(self, index: int) -> bytes:
         if self._last[0] != index:
-            file = self._folder / str(index)
-            data = file.read_bytes() if file.exists() else b""
+            data = read_kept(self._folder / str(index)) or b""
             if len(data) != min(BLOCK_BYTES, self._size - index * BLOCK_BYTES):
                 data = self._fetch_from(index)
             self._last = (index, data)
@@ -172,38 +276,42 @@ class HubFile(io.RawIOBase):
         while end < index + num_before and end * BLOCK_BYTES < self._size and not (self._folder / str(end)).exists():
             end += 1
         start, stop = index * BLOCK_BYTES, min(end * BLOCK_BYTES, self._size)
-        data = self._with_retries(lambda: self._ask_range(start, stop))
+        # One deadline for all that comes, whatever its pieces are.
+        data = self._with_retries(lambda: self._ask_range(start, stop), (end - index) * HUB_DEADLINE_SECONDS)
         blocks = [data[i : i + BLOCK_BYTES] for i in range(0, len(data), BLOCK_BYTES)]
         for number, block in enumerate(blocks, start=index):
-            write_atomically(self._folder / str(number), block)
+            keep(self._folder / str(number), block)
         return blocks[0]
 
     def _ask_size(self) -> int:
         from huggingface_hub import get_hf_file_metadata
 
+        _ask_for_nothing_else()
         size = get_hf_file_metadata(self._url, timeout=HUB_DEADLINE_SECONDS).size
         if size is None:
             raise OSError("the hub does not say how long the file is")
+        if not 0 <= size <= MAX_FILE_BYTES:
+            raise OSError(f"the hub says that the file has {size} bytes")
         return size
 
     def _ask_range(self, start: int, stop: int) -> bytes:
-        from huggingface_hub import get_session, hf_raise_for_status
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        with get_session().stream("GET", self._url, headers=headers, timeout=HUB_DEADLINE_SECONDS) as response:
-            hf_raise_for_status(response)
-            if response.status_code != 206 and (start, stop) != (0, self._size):
-                raise DataError(
-                    f"{self._what}: the hub, or a proxy before it, sends no parts of files (HTTP "
-                    f"{response.status_code}); leave --limit out to fetch the file whole"
-                )
-            data = bytes(response.read())
+        parts = {"Range": f"bytes={start}-{stop - 1}"}
+        try:
+            status, data = _get(self._url, parts, stop - start, is_raw=True)
+        except _TooMuchError as error:
+            if error.status == 206:
+                raise
+            status, data = error.status, b""
+        if status != 206 and (start, stop) != (0, self._size):
+            raise DataError(
+                f"{self._what}: the hub, or a proxy before it, sends no parts of files (HTTP {status}); leave --limit "
+                "out to fetch the file whole"
+            )
         if len(data) != stop - start:
             raise OSError(f"{len(data)} bytes came instead of {stop - start}")
         return data
 
-    def _with_retries(self, fetch: Callable[[], T]) -> T:
+    def _with_retries(self, fetch: Callable[[], T], seconds: float) -> T:
         """Return the result of `fetch`, called again after failures that may pass; raises `DataError` after others."""
         if self._unreachable:
             raise DataError(
@@ -212,7 +320,7 @@ class HubFile(io.RawIOBase):
             )
         for wait in (*RETRY_SECONDS, None):
             try:
-                return fetch()
+                return _within(seconds, fetch)
             except DataError:
                 raise
             except Exception as error:  # the transport's exceptions depend on the version of huggingface_hub
@@ -241,35 +349,18 @@ def assets_folder(repo: str, subfolder: str) -> Path:
 def keep_listing(repo: str, revision: str, commit: str, files: Sequence[str]) -> None:
     """Save the commit of a branch and its files, for runs without the hub."""
     listing = json.dumps({"commit": commit, "files": list(files)})
-    write_atomically(_listing_file(repo, revision), listing.encode())
+    keep(_listing_file(repo, revision), listing.encode())
 
 
 def kept_listing(repo: str, revision: str) -> tuple[str, list[str]]:
     """Return the last known commit of a branch and its files; an empty commit and no file if there is none."""
     try:
-        listing = json.loads(_listing_file(repo, revision).read_bytes())
-    except FileNotFoundError:
+        listing = json.loads(read_kept(_listing_file(repo, revision)) or b"null")
+        kept = _commit({"sha": listing["commit"], "siblings": [{"rfilename": file} for file in listing["files"]]})
+    except (ValueError, TypeError, KeyError, RecursionError):  # none, or of an earlier version
         return "", []
-    return listing["commit"], listing["files"]
+    return kept.sha, list(kept.files)
 
 
 def _listing_file(repo: str, revision: str) -> Path:
     return assets_folder(repo, "revisions") / f"{quote(revision, safe='')}.json"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write the whole file or nothing, even if the process is killed. Raises `DataError` if it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as stream:
-            try:
-                stream.write(data)
-            except OSError:
-                Path(stream.name).unlink()
-                raise
-        Path(stream.name).replace(path)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the hub's cache, {path.parent}: {error.strerror or error}; set HF_HOME to a folder with "
-            "room that you may write"
-        ) from error

@@ -9,10 +9,12 @@ Every failure here is a `DataError` of one line.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,9 @@ T = TypeVar("T")
 
 # The most for one record and for one text; the longest books have three million characters.
 MAX_LINE_BYTES = 4 << 20
+# The beginning and end of a list of texts that Python printed.
+_PRINTED_LIST = re.compile(r"[\[(]\s*['\"].*['\"]\s*,?\s*[\])]", re.DOTALL)
+_MAX_PRINTED_LIST = 100_000
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,13 @@ class Row:
     Attributes:
         where: File and line, then the path inside the record, for messages.
         index: 0-based position among the rows of the source.
+        is_table: From CSV or TSV, where every value is a text, also a list that was printed.
     """
 
     where: str
     index: int
     fields: Mapping[str, Any]
+    is_table: bool = False
 
     def text(self, field: str, *, may_be_empty: bool = False) -> str:
         """Return a text field, stripped. Raises `DataError` if it is missing, not text, or empty."""
@@ -45,6 +52,12 @@ class Row:
         if not value and not may_be_empty:
             raise DataError(f"{self.where}: field '{field}' is empty; give it a text or take the row out")
         _check_text(value, f"{self.where}: field '{field}'")
+        if self.is_table and _is_printed_list(value):
+            start = " ".join(value[:60].split())
+            raise DataError(
+                f"{self.where}: field '{field}' is a list that was printed into a cell, {start}; write JSON lines or "
+                "Parquet, which hold lists, or a text"
+            )
         return str(value)
 
     def texts(self, field: str) -> list[str]:
@@ -65,12 +78,15 @@ class Row:
         return values
 
     def name(self, split: str) -> str:
-        """Return the row's own `id` if it is a text or a whole number, else the split and its position."""
-        value = self.fields.get("id")
-        if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value):
+        """Return the row's own `id`, a text or a whole number; else the split and its position if it has none."""
+        try:
+            value = id_text(self.fields.get("id"))
+        except ValueError as error:
+            raise DataError(f"{self.where}: field 'id' is {error}") from error
+        if not value:
             return f"{split}-{self.index}"
-        _check_text(str(value), f"{self.where}: field 'id'")
-        return str(value)
+        _check_text(value, f"{self.where}: field 'id'")
+        return value
 
     def row(self, field: str) -> Row:
         """Return a field that is an object."""
@@ -254,6 +270,33 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def id_text(value: object) -> str | None:
+    """Return an id as a text, a whole float as pandas makes one of a column with gaps without its point; None for none.
+
+    Raises:
+        ValueError: It is something else; the message is what it is, and what to do.
+    """
+    if value is None or value != value:  # what is not itself is NaN, a gap
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        what = str(value) if isinstance(value, float) else kind_of(value)
+        raise ValueError(f"{what}; give every example a text or a whole number, or none an id")
+    return str(value)
+
+
+def _is_printed_list(text: str) -> bool:
+    """Return whether a text is what Python prints of a list of texts, with or without commas, as numpy does."""
+    if len(text) > _MAX_PRINTED_LIST or not _PRINTED_LIST.fullmatch(text):
+        return False
+    try:
+        values = ast.literal_eval(text)
+    except Exception:  # no literal, or one that is nested too deeply
+        return False
+    return isinstance(values, (list, tuple)) and all(isinstance(value, str) for value in values)
+
+
 def _check_text(text: str, where: str) -> None:
     """Raise `DataError` for too long a text, or half a surrogate pair, which JSON can spell and no tokenizer takes."""
     if len(text) > MAX_LINE_BYTES:
@@ -265,11 +308,13 @@ def _check_text(text: str, where: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where} holds bytes that are no UTF-8, or half a surrogate pair, at character {error.start + 1}"
+            f"{where} holds bytes that are no UTF-8, or half a surrogate pair, at character {error.start + 1}; save "
+            "the file as UTF-8"
         ) from error
 
 
 def kind_of(value: object) -> str:
     """Return the kind of a JSON value, in words."""
     names = {str: "text", list: "a list", dict: "an object", bool: "a boolean", type(None): "null"}
-    return (names | {bytes: "binary data"}).get(type(value), "a number")
+    other = "a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}"
+    return (names | {bytes: "binary data"}).get(type(value), other)

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eval.compare import main as compare
+from eval.errors import UserError
 from eval.records.run_folder import RunFolder
 from eval.reporting.columns import verdict
 from eval.score import main as score
+from eval.scoring.files import score_files
 from eval.scoring.profiles import score_prediction
+from tests.helpers.properties import tries
 from tests.helpers.run_folders import document, example_line, run_record, with_task, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -227,6 +235,144 @@ def test_files_that_do_not_belong_together(
     ]
     assert score(arguments) == 2
     assert message in said(capsys)
+
+
+def scored(predictions: Path, references: Path, *flags: str) -> int:
+    return score(["--predictions", str(predictions), "--references", str(references), *flags])
+
+
+def test_tables_are_read_by_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictions = 'id,prediction\n1,"rivers, run"\n2,"two\nlines"\n'
+    references = 'id,reference\n2,"two\nlines"\n1,"rivers, sleep"\n'
+    (tmp_path / "p.csv").write_text(predictions)
+    (tmp_path / "p.tsv").write_text(predictions.replace(",p", "\tp").replace(',"', '\t"'))
+    (tmp_path / "p.csv.gz").write_bytes(gzip.compress(predictions.replace("id,", "id ;").replace(',"', ';"').encode()))
+    (tmp_path / "r.csv").write_text(references)
+    table = pyarrow.table({"id": [2.0, 1.0], "references": [["x", "two\nlines"], ["rivers, sleep"]]})
+    pyarrow.parquet.write_table(table, tmp_path / "r.parquet")
+    (tmp_path / "p.jsonl.xz").write_bytes(
+        lzma.compress(b'{"id": 1.0, "text": "rivers, run"}\n{"id": 2, "text": "two lines"}\n')
+    )
+    for prediction in ("p.csv", "p.tsv", "p.csv.gz", "p.jsonl.xz"):
+        for reference in ("r.csv", "r.parquet"):
+            assert scored(tmp_path / prediction, tmp_path / reference) == 0
+            content = json.loads(capsys.readouterr().out)
+            assert [line["metrics"]["rouge1"] for line in content["examples"]] == [0.5, 1.0], (prediction, reference)
+            assert [line["id"] for line in content["examples"]] == ["1", "2"]
+
+
+def test_columns_are_named_by_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text("key,answer,gold\n1,rivers run,rivers run\n2,,x\n")
+    named = ["--prediction-field", "answer", "--reference-field", "gold", "--id-field", "key"]
+    assert scored(tmp_path / "a.csv", tmp_path / "a.csv", *named) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [(line["id"], line["metrics"]["rouge1"]) for line in content["examples"]] == [("1", 1.0), ("2", 0.0)]
+    assert scored(tmp_path / "a.csv", tmp_path / "a.csv") == 2
+    error = said(capsys)
+    assert "a.csv line 2: no field 'prediction' or 'text', fields found: key, answer, gold" in error
+    assert "--prediction-field" in error
+    with pytest.raises(SystemExit):
+        score([str(tmp_path), "--id-field", "key"])
+    assert "are for files; a run folder has its own" in said(capsys)
+
+
+def test_an_array_that_is_a_whole_json_file_holds_an_item_an_entry(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.json").write_text('["a b", "c d", "e f"]\n')
+    (tmp_path / "p.json").write_text(json.dumps(["a b", "c d", "x"], indent=1))
+    assert scored(tmp_path / "p.json", tmp_path / "r.json") == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["num_examples"] == 3
+    (tmp_path / "one.txt").write_text("e f\n")
+    assert scored(tmp_path / "one.txt", tmp_path / "r.json") == 2
+    assert "1 predictions for 3 references" in said(capsys)
+    # JSON lines: one item, as documented, which is said.
+    (tmp_path / "r.jsonl").write_text('["a b", "c d", "e f"]\n')
+    assert scored(tmp_path / "one.txt", tmp_path / "r.jsonl") == 0
+    assert capsys.readouterr().err == "note: r.jsonl holds one item with 3 references\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", "a b\n".encode("utf-16"), "a.txt, line 1: not UTF-8 text but UTF-16; save it as UTF-8"),
+        ("a.csv", "prediction\na\n".encode("utf-16"), "a.csv: not UTF-8 text but UTF-16; save it as UTF-8"),
+        ("a.txt", "a\nStra\xdfe\n".encode("cp1252"), "a.txt, line 2: not UTF-8 text"),
+        (
+            "a.csv",
+            "prediction\nStra\xdfe\n".encode("cp1252"),
+            "a.csv line 2: field 'prediction' holds bytes that are no",
+        ),
+        ("a.csv", b"prediction\n\"['Yes', 'Yes']\"\n", "a list that was printed into a cell"),
+        ("a.csv", b"prediction\na,b\n", "a.csv line 2: 2 cells under a header of 1"),
+        ("a.jsonl", b'{"id": true, "text": "a"}\n', "a.jsonl, line 1: id is a boolean; give every example a text"),
+        ("a.jsonl", b'{"id": 1.5, "text": "a"}\n', "a.jsonl, line 1: id is 1.5; give every example a text"),
+        ("a.jsonl", b'{"text": ' + b"[" * 60_000, "a.jsonl, line 1: not JSON (maximum recursion"),
+        ("a.json", b"[" * 60_000, "a.json, line 1: not JSON (maximum recursion"),
+        ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: not a readable gzip file"),
+        ("a.parquet", b"PAR1", "a.parquet: not a readable Parquet file"),
+        ("none.csv", None, "none.csv cannot be read: No such file or directory; check the path"),
+        ("empty.csv", b"prediction\n", "empty.csv is empty"),
+    ],
+)
+def test_files_that_cannot_be_read_are_one_line(
+    name: str, data: bytes | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "r.txt").write_text("a\n")
+    assert scored(tmp_path / name, tmp_path / "r.txt") == 2
+    assert message in said(capsys)
+
+
+FILES: dict[str, bytes] = {
+    "a.jsonl": b'{"id": 1, "prediction": "a b"}\n{"id": "2", "text": "c"}\n["a", "b"]\n',
+    "a.json": b'{"a": "x y", "b": "z"}\n',
+    "a.csv": b'id,prediction\r\n1,"rivers, run"\r\n2,two\r\n',
+    "a.txt": b"a b\nc d\n",
+    "a.jsonl.gz": gzip.compress(b'"a b"\n"c d"\n'),
+}
+ODD = [
+    b"\0",
+    b"\xff",
+    b"null",
+    b"[" * 9000,
+    b"1e999",
+    b"9" * 5000,
+    b'"',
+    b"\n",
+    b"\\ud800",
+    b"['a', 'b']",
+    b"{}",
+    b"\x1b",
+]
+CHANGES = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 6), st.sampled_from(ODD)), max_size=4)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", FILES)
+@tries(100)
+@given(changes=CHANGES, as_references=st.booleans())
+def test_a_garbled_file_is_scored_or_refused_in_one_line(
+    name: str,
+    changes: list[tuple[float, int, bytes]],
+    as_references: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    data = FILES[name]
+    for place, length, piece in changes:
+        start = int(place * len(data))
+        data = data[:start] + piece + data[start + length :]
+    folder = tmp_path_factory.getbasetemp()
+    (folder / name).write_bytes(data)
+    (folder / "other.jsonl").write_bytes(b'"a b"\n"c d"\n')
+    paths = [folder / name, folder / "other.jsonl"]
+    try:
+        score_files(*(reversed(paths) if as_references else paths), "f1")
+        problem = "none"
+    except UserError as error:
+        problem = str(error)
+    assert len(" ".join(problem.split("\n")).splitlines()) == 1
 
 
 def test_a_system_that_says_nothing_scores_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

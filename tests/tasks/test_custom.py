@@ -229,7 +229,7 @@ def test_templates_are_made_of_the_instruction(tmp_path: Path) -> None:
         ("templates: {a: '{context} {query}'}\n", "template 'a' holds {query}, and the task has no query_field"),
         ("query_field: q\ntemplates: {a: '{context}'}\n", "template 'a' holds no {query}; correct one of them"),
         ("name: .hidden\n", "name is '.hidden'; expected letters"),
-        ("name: 2024-99-99\n", "is not YAML: month must be in 1..12"),
+        ("name: 2024-99-99\n", "is not YAML: line 1: no timestamp: month must be in 1..12"),
         ("templates: {'a,b': '{context}'}\n", "template 'a,b': a name has letters, digits"),
         ("instruction: ' '\n", "instruction is empty; leave it out"),
         ("instruction: Read {context}\n", "instruction 'Read {context}' holds a placeholder"),

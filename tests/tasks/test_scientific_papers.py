@@ -127,7 +127,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         load(empty)
     binary = tmp_path / "data.zip"
     binary.write_bytes(b"PK\x03\x04\xff\xfe")
-    with pytest.raises(DataError, match=r"^data\.zip line 1: not UTF-8 text"):
+    with pytest.raises(DataError, match=r"^data\.zip: not a readable zip file"):
         load(binary)
     bad = tmp_path / "bad.parquet"
     bad.write_bytes(b"PAR1 no")

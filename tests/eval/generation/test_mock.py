@@ -154,13 +154,15 @@ def test_two_processes_share_a_mock_run(arguments: list[str], tmp_path: Path) ->
         ("no json", 'line 1 is no {"id": ..., "text": ...}'),
         ('{"id": "a"}', "line 1 is no"),
         ("[1]", "line 1 is no"),
+        ("[" * 60_000, "line 1 is no"),
+        ("\udcff\udcfe{}", "not UTF-8 text but UTF-16; save it as UTF-8"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_one_line(
     line: str, message: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "answers.jsonl"
-    file.write_text(line + "\n")
+    file.write_text(line + "\n", errors="surrogateescape")
     assert main([*arguments, "--answers", str(file)]) == 2
     error = capsys.readouterr().err
     assert message in error

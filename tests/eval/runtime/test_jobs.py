@@ -94,7 +94,7 @@ def test_a_mistake_of_all_processes_is_reported_once_a_machine(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Signals are ignored after a failure of one of several processes, so that is left out here.
-    monkeypatch.setattr("eval.runtime.jobs._handle_signals", lambda handler: None)
+    monkeypatch.setattr("tasks.command.handle_signals", lambda handler: None)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     assert failing(UserError("wrong")) == 2

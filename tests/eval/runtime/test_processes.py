@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from eval.errors import UserError
-from eval.runtime.processes import _num_cores, check_launch, set_threads, start_accelerated
+from eval.run import main as run
+from eval.runtime.processes import _num_cores, check_launch, is_first_here, rank_of, set_threads, start_accelerated
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +43,72 @@ def test_one_process_where_accelerate_was_asked_for_several_is_refused(monkeypat
     check_launch(simple | {"OMPI_COMM_WORLD_SIZE": "2"})  # mpirun starts them all
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert start_accelerated(None).count == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE is 'x' in the environment"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
+        (
+            {"WORLD_SIZE": "0"},
+            "WORLD_SIZE is '0' in the environment; a launcher sets it to a whole number of at least 1",
+        ),
+        ({"WORLD_SIZE": "2_0"}, "WORLD_SIZE is '2_0'"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is '999"),
+        ({"RANK": "x"}, "RANK is 'x'"),
+        ({"RANK": "-2"}, "RANK is '-2'"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE 2 in the environment; processes count from 0"),
+        ({"LOCAL_RANK": "1.5"}, "LOCAL_RANK is '1.5'"),
+        ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK is 1 and LOCAL_WORLD_SIZE 1"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is '0'"),
+        ({"LOCAL_WORLD_SIZE": "\u0663"}, "LOCAL_WORLD_SIZE is "),
+    ],
+)
+@pytest.mark.parametrize("engine", ["mock", "local"])
+def test_odd_numbers_of_a_launch_are_one_line(
+    environ: dict[str, str],
+    told: str,
+    engine: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tasks.command.handle_signals", lambda handler: None)
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"context": "It rains.", "target": "Rain."}\n')
+    argv = ["--task", "custom", "--data", str(data), "--output", str(tmp_path / "run"), "--maxlen", "64"]
+    if engine == "local":
+        with pytest.raises(UserError) as caught:
+            start_accelerated(None)
+        error = str(caught.value)
+    else:
+        assert run([*argv, "--backend", "mock"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert len(error.splitlines()) == 1
+    assert told in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_old_way_to_say_that_a_process_is_alone_is_taken() -> None:
+    check_launch({"LOCAL_RANK": "-1"})
+    check_launch({"LOCAL_RANK": "0"})
+    assert [is_first_here({"LOCAL_RANK": rank}) for rank in ("-1", "0", "x", "1")] == [True, True, True, False]
+    assert [rank_of({"WORLD_SIZE": size, "RANK": "1"}) for size in ("2", "1", "x")] == [1, None, None]
+    assert rank_of({"WORLD_SIZE": "2"}) == 0
+
+
+def test_evaluation_ignores_the_mixed_precision_of_a_saved_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.state.AcceleratorState._shared_state", {})
+    for precision in ("fp16", "bf16", "fp8"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        assert start_accelerated(None).accelerator.mixed_precision == "no"
+
+
+def test_what_accelerate_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match=r"accelerate cannot start what the launch asks for: .*; check the file of"):
+        start_accelerated(None)

@@ -1,0 +1,99 @@
+"""Files as people send them: plain, or packed as .gz, .bz2, .xz, .zst or .zip; and one guard around what unpacks them.
+
+with open_packed(Path("val.jsonl.zst")) as (stream, name):  # name is "val.jsonl"
+    stream.readline()
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from tasks.base import DataError
+from tasks.readers.rows import one_line
+
+
+def _zst(file: IO[bytes]) -> Any:
+    import pyarrow  # has the codec that Python 3.11 lacks
+
+    return pyarrow.CompressedInputStream(file, "zstd")
+
+
+_UNPACK: dict[str, Callable[[Any], Any]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _zst,
+}
+PACKED = (*_UNPACK, ".zip")
+_NAMES = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
+
+
+@contextmanager
+def parsing(what: str, remedy: str) -> Iterator[None]:
+    """Make one line of whatever a library raises about the bytes it is given.
+
+    Libraries document no list of it: a damaged file has raised LZMAError, LookupError, RecursionError and more.
+
+    Args:
+        what: The file and what it is not, such as "a.zip: not a readable zip file".
+        remedy: What to do about it.
+
+    Raises:
+        DataError: Something was raised; errors that are one already stay.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise DataError(f"{what} ({reason}); {remedy}") from error
+
+
+def unpacked_name(name: str) -> str:
+    """Return a file's name without the suffix of its packing."""
+    return name[: -len(PurePosixPath(name).suffix)] if PurePosixPath(name).suffix.lower() in PACKED else name
+
+
+@contextmanager
+def open_packed(path: Path) -> Iterator[tuple[IO[bytes], str]]:
+    """Open a file, unpacked if need be, and give its name without the suffix of the packing; of a zip, its one file.
+
+    Raises:
+        DataError: It cannot be read, is damaged, or is a zip file with several files.
+    """
+    suffix = path.suffix.lower()
+    kind = f"{_NAMES.get(suffix, suffix[1:])} file" if suffix in PACKED else "file"
+    try:
+        opened = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    with opened as file, parsing(f"{path.name}: not a readable {kind}", "check it, or fetch it again"):
+        if suffix == ".zip":
+            with zipfile.ZipFile(file) as archive, archive.open(_only_member(archive, path.name)) as stream:
+                yield stream, PurePosixPath(stream.name).name
+        elif suffix in _UNPACK:
+            yield io.BufferedReader(_UNPACK[suffix](file)), path.stem
+        else:
+            yield file, path.name
+
+
+def _only_member(archive: zipfile.ZipFile, name: str) -> str:
+    """Return the one file of an archive, without what macOS and editors put beside it."""
+    files = [
+        member
+        for member in archive.namelist()
+        if not member.endswith("/") and not any(part.startswith((".", "__MACOSX")) for part in member.split("/"))
+    ]
+    if len(files) != 1:
+        listed = ", ".join(files)[:300] or "none"
+        raise DataError(f"{name} holds {len(files)} files ({listed}); unpack it, and give the one to read")
+    return files[0]
