@@ -92,6 +92,12 @@ class TextEncoder:
             for start, stop in self._run(piece, first, True, with_offsets=True)[1]
         ]
 
+    def pieces(self, text: str) -> list[str]:
+        """Return data cut where it would become a control token."""
+        if not self._spelled.search(text):
+            return [text]
+        return [piece for _, piece, _ in self._pieces(text, True, split=False)]
+
     def count_controls(self, ids: Sequence[int]) -> int:
         """Return how many control tokens are among some tokens."""
         return sum(token in self._ids and token != self._unknown for token in ids)
@@ -139,18 +145,17 @@ class TextEncoder:
             self._begins[after] = whole != [*before, *inner] and whole == before + self._plain(_PROBE)
         return self._begins[after]
 
-    def _pieces(self, text: str, begins: bool) -> list[_Piece]:
+    def _pieces(self, text: str, begins: bool, *, split: bool = True) -> list[_Piece]:
         """Return data as pieces, none of which becomes a control token."""
-        if self._ids.isdisjoint(self._run(text, begins, True)[0]):
+        if self._ids.isdisjoint(self._run(text, begins, split)[0]):
             return [(0, text, begins)]
-        cuts = [start + 1 for start, stop, _ in self._found(text, begins, True) if stop - start > 1]
+        cuts = [start + 1 for start, stop, _ in self._found(text, begins, split) if stop - start > 1]
         if not cuts:
             return [(0, text, begins)]
-        edges = [0, *cuts, len(text)]
         return [
             (start + at, piece, first)
-            for start, stop in pairwise(edges)
-            for at, piece, first in self._pieces(text[start:stop], begins and start == 0)
+            for start, stop in pairwise([0, *cuts, len(text)])
+            for at, piece, first in self._pieces(text[start:stop], begins and start == 0, split=split)
         ]
 
     def _found(self, text: str, begins: bool, split: bool) -> Iterator[tuple[int, int, int]]:
