@@ -1,4 +1,4 @@
-"""Runs of chat models: answers end with the turn, thinking can be left out of scores, the date is that of the record."""
+"""Runs of chat models: answers end with the turn, thinking can be left out of scores, the date is the record's."""
 
 from __future__ import annotations
 
