@@ -151,7 +151,8 @@ def decode(
         mask = torch.cat([mask[going], mask.new_ones(len(going), made.shape[1] - mask.shape[1])], dim=1)
     return [
         Answer(
-            text=_text(answer, settings.stop, tokenizer),
+            # Markers of turns are not always special tokens, which decoding leaves out.
+            text=_text(answer[:-1] if answer and answer[-1] in ends else answer, settings.stop, tokenizer),
             token_ids=tuple(answer),
             finish_reason=reasons[index],
             prefill_seconds=prefill_seconds,

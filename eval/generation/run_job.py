@@ -181,10 +181,10 @@ def run_record(
     settings = settings_json(config, dtype=backend.dtype, output=output, threads=backend.process.threads)
     ends = backend.ends
     chat = ChatTemplate(backend.tokenizer, config.chat_settings())
-    templates = [
-        task.templates[one] for task in config.tasks.values() for one in config.template or [task.default_template]
-    ]
-    has_clock = bool(saved and saved.template_date) or (any(one.chat for one in templates) and chat.uses_clock)
+    uses_chat = any(
+        task.templates[one].chat for task in config.tasks.values() for one in config.template or [task.default_template]
+    ) or any(one.chat for task in (saved.tasks if saved else {}).values() for one in task.templates.values())
+    has_clock = uses_chat and chat.uses_clock
     date = backend.process.broadcast(template_clock(has_clock, config.template_date, saved, output))
     return RunRecord(
         config={name: value for name, value in settings.items() if name not in config.unknown_to_0_1},

@@ -315,7 +315,9 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
                 for batch in _batches(tree.order, most, fits):
                     for leaves, answers in decoder.decode(batch, alike, caches, settings):
                         for leaf, answer in zip(leaves, answers, strict=True):
-                            yield alike[leaf], answer.token_ids
+                            tokens = answer.token_ids
+                            is_ended = tokens and tokens[-1] in self.ends.token_ids
+                            yield alike[leaf], tokens[:-1] if is_ended else tokens
                     caches.release(batch)
 
     @cached_property

@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 
 from eval.run import main
 from tests.helpers.run_folders import model_results
-from tests.helpers.tiny_models import save_chain_model, tiny_tokenizer
+from tests.helpers.tiny_models import CHAT_TEMPLATE, save_chain_model, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_plots", "fresh_accelerator")
 
@@ -21,9 +21,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model whose turns end with a token that neither its config nor its tokenizer calls an end."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
-    tokenizer.add_tokens([AddedToken("</think>", special=False)])
-    tokenizer.chat_template = "{{ strftime_now('%H:%M:%S') }}{{ mood }}" + str(tokenizer.chat_template)
-    tokens = ["Ċ", *"hm", "</think>", *"Yes", "<|im_end|>", "U", "V", "U"]
+    # Neither is a special token, so that decoding leaves none of them out.
+    tokenizer.add_tokens([AddedToken("</think>", special=False), AddedToken("<turn_end>", special=False)])
+    tokenizer.chat_template = "{{ strftime_now('%H:%M:%S') }}{{ mood }}" + CHAT_TEMPLATE.replace(
+        "<|im_end|>", "<turn_end>"
+    )
+    tokens = ["Ċ", *"hm", "</think>", *"Yes", "<turn_end>", "U", "V", "U"]
     return save_chain_model(tmp_path_factory.mktemp("model"), tokenizer, tokens)
 
 
@@ -53,10 +56,10 @@ def test_an_answer_ends_with_the_turn_and_thinking_is_scored_only_by_default(
     printed = capsys.readouterr().out
     (line,) = map(json.loads, Path("run/predictions.jsonl").read_text().splitlines())
     assert (line["text"], line["finish_reason"]) == ("hm</think>Yes", "stop")
-    assert record()["ends"]["<|im_end|>"] == ["chat template"]
+    assert record()["ends"]["<turn_end>"] == ["chat template"]
     assert "tokenizer" in record()["ends"]["<|endoftext|>"]
-    assert record()["identity"]["turn_ends"] == ["<|im_end|>"]
-    assert "<|im_end|> (chat template)" in printed
+    assert record()["identity"]["turn_ends"] == ["<turn_end>"]
+    assert "<turn_end> (chat template)" in printed
     assert "1 of 1 answers hold thinking" in printed
     assert rouge() < 1
 
