@@ -14,7 +14,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from eval.config.chat import iso_date
+from eval.config.checks import mapping
 from eval.errors import UserError
+from eval.prompting.chat import ChatSettings
 from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
 from eval.prompting.truncation import POLICIES
 from eval.runtime.jobs import CommandParser, command
@@ -49,14 +52,21 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     maxlen = 2048 if options.maxlen is None else options.maxlen
     try:
         tokenizer = open_checkpoint(model).tokenizer
-        builder = PromptBuilder(tokenizer, task.templates[name])
+        chat = ChatSettings(
+            name=options.chat_template,
+            system=options.system,
+            kwargs=mapping(options.template_kwargs or {}),
+            date=options.template_date and iso_date(options.template_date),
+        )
+        builder = PromptBuilder(tokenizer, task.templates[name], chat)
+        builder.check()
         parts = builder.parts(example)
         prompt = fit(parts, maxlen, task.max_new_tokens, policy)
-    except (CheckpointError, UserError) as error:
+    except (CheckpointError, UserError, argparse.ArgumentTypeError) as error:
         raise DataError(str(error)) from error  # `python -m tasks`, which calls this, knows no other
-    chat = "chat template" if builder.uses_chat_template else "no chat template"
+    kind = "chat template" if builder.uses_chat_template else "no chat template"
     return [
-        f"task {task.name}, example {example.id}, template {name}, model {model} ({chat}), truncation {policy}",
+        f"task {task.name}, example {example.id}, template {name}, model {model} ({kind}), truncation {policy}",
         *_token_counts(parts, prompt, maxlen, task.max_new_tokens),
         "",
         *_text(tokenizer, parts, prompt).split("\n"),

@@ -135,7 +135,7 @@ def _show(options: argparse.Namespace) -> list[str]:
     task = find_task(options.task)
     for name, value in vars(options).items():
         if name not in ("command", "example", "task") and value is not None:
-            raise DataError(f"--{name} is of a prompt; add --example")
+            raise DataError(f"--{name.replace('_', '-')} is of a prompt; add --example")
     return show_task(task)
 
 

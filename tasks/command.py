@@ -142,6 +142,12 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--model", metavar="REF", help="its tokenizer and chat template (default: smollm2-135m)")
     prompt.add_argument("--maxlen", metavar="N", type=int, help="tokens with room for the answer (default: 2048)")
     prompt.add_argument("--template", metavar="NAME", help="default: the task's")
+    prompt.add_argument(
+        "--chat-template", metavar="NAME", help="one of the tokenizer's chat templates, as for eval/run.py"
+    )
+    prompt.add_argument("--template-kwargs", metavar="MAPPING", help="variables of the chat template, JSON or YAML")
+    prompt.add_argument("--system", metavar="TEXT", help="system message (default: none)")
+    prompt.add_argument("--template-date", metavar="YYYY-MM-DD", help="what its clock shows (default: now)")
     prompt.add_argument("--truncation", metavar="POLICY", help="keep the head, middle or tail (default: head)")
     prompt.add_argument("--data", metavar="PATH", type=Path, help="as for eval/run.py")
     prompt.add_argument("--split", metavar="NAME", help="default: the task's")

@@ -21,7 +21,7 @@ BELOW = {
     "losses": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "training": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "studies": {"reporting", "scoring", "config", "runtime", "records", "errors", "tasks"},
-    "interop": {"generation", "scoring", "config", "runtime", "records", "errors", "masformer"},
+    "interop": {"generation", "scoring", "config", "runtime", "prompting", "records", "errors", "masformer"},
     "masformer": set(),
     "tasks": set(),
 }

@@ -5,12 +5,15 @@ A check returns the setting, or raises the error that argparse reports together 
 
 from __future__ import annotations
 
+import json
 import math
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tasks.readers.yaml_file import shown
+from tasks.base import DataError
+from tasks.readers.yaml_file import parse_yaml, shown
 
 Value = str | int | float
 
@@ -24,6 +27,21 @@ def path(value: Value) -> Path:
 def switch(value: bool) -> bool:
     """Return a setting that the command line writes as `--name` or `--no-name`."""
     return value
+
+
+def mapping(value: Value | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a mapping that is written as JSON or YAML."""
+    try:
+        found = parse_yaml(value, shown(value)) if isinstance(value, str) else value
+    except DataError as error:
+        raise ArgumentTypeError(str(error)) from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise ArgumentTypeError(f"{shown(value)} is no mapping of names; write '{{\"enable_thinking\": false}}'")
+    try:
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise ArgumentTypeError(f"{shown(value)} holds what JSON has not, such as a date; put it in quotes") from None
+    return found
 
 
 def whole_number(value: Value, at_least: int) -> int:

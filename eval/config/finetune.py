@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.config.chat import ChatOptions
 from eval.config.checks import fraction, natural, path, positive, positive_number, switch
 from eval.config.job import JobOptions, dtype_option, plan_option, trackers_option, truncation_option
 from eval.config.options import REQUIRED, Group
@@ -17,7 +18,7 @@ ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(JobOptions):
+class TrainConfig(JobOptions, ChatOptions):
     """Fine-tune a decoder on a task's targets, or train it on with long documents, under a span plan.
 
     The result is a folder that eval/run.py takes with --model.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 
-from eval.config.checks import Value, switch
+from eval.config.checks import Value, mapping, switch
 from eval.errors import UserError
 from tasks.base import DataError
 from tasks.command import as_typed
@@ -118,6 +119,8 @@ class Option:
         types, expected = {str, int, float}, "a text, a number or a list"
         if self.check is switch:
             types, expected = {bool}, "true or false"
+        elif self.check is mapping:
+            types, expected = {str, dict}, "a mapping"
         elif self.nargs == "?":
             types.add(bool)
         elif self.nargs == "+" and self.check is str:
@@ -147,7 +150,8 @@ class Option:
         """Return a value of a YAML file as words of a command line."""
         if isinstance(value, bool):
             return [_flag(name if value else f"no_{name}")]
-        values = [str(one) for one in (value if isinstance(value, list) else [value])]
+        many = value if isinstance(value, list) else [value]
+        values = [json.dumps(one) if isinstance(one, dict) else str(one) for one in many]
         if isinstance(value, list) and self.nargs and not self.repeats:
             return [_flag(name), *values]
         words: list[str] = []

@@ -6,6 +6,7 @@ from argparse import ArgumentTypeError
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from eval.config.chat import ChatOptions
 from eval.config.checks import Value, ascending, distinct_names, path, positive, positive_number, switch
 from eval.config.generation import GenerationOptions, GenerationSettings
 from eval.config.job import JobOptions, extrapolation_option, plan_option, trackers_option, truncation_option
@@ -31,7 +32,7 @@ def _shard(value: Value) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(JobOptions, GenerationOptions):
+class RunConfig(JobOptions, ChatOptions, GenerationOptions):
     """Generate from long documents at several truncation lengths, score, report quality beside cost.
 
     The same command on an existing folder resumes it; lengths, limit and tasks may be added.
@@ -70,6 +71,12 @@ class RunConfig(JobOptions, GenerationOptions):
     )
     profile: str | None = Group.OUTPUT.option(
         None, "metrics of all tasks", choices=tuple(PROFILES), unset="each task's own"
+    )
+    think_end_token: str | None = Group.OUTPUT.option(
+        None,
+        "score what stands after the last of these in an answer, such as </think>; the whole text is kept",
+        metavar="TEXT",
+        unset="score all of it",
     )
     overwrite: bool = Group.OUTPUT.option(
         False, "begin anew in a folder that holds a run; its predictions are lost", switch
@@ -127,13 +134,16 @@ class RunConfig(JobOptions, GenerationOptions):
             raise UserError(f"--length-penalty {self.length_penalty:g} is one of beams; give --num-beams too")
         if self.template is not None and not self.template:
             raise UserError("--template is empty; leave it out for the task's own")
+        if self.think_end_token is not None and not self.think_end_token.strip():
+            raise UserError("--think-end-token is empty; leave it out to score all of an answer")
         if not all(self.stop):
             raise UserError("--stop has an empty text; give texts of one character at least")
 
     @property
     def unknown_to_0_1(self) -> tuple[str, ...]:
         """Return settings that names and records of 0.1's only engine do not have."""
-        return ("backend", "answers") if self.backend == "local" else ()
+        engine = ("backend", "answers") if self.backend == "local" else ()
+        return (*engine, *self.unset_chat_options, *(() if self.think_end_token else ("think_end_token",)))
 
     def generation(self, max_new_tokens: int) -> GenerationSettings:
         """Return how answers of as much room are chosen."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from eval.config.run import BACKENDS, RunConfig
 from eval.generation.requests import Request, Requests
+from eval.prompting.ends import Ends
 from eval.records.run_folder import default_output
 from eval.records.schema import Grouping, ModelRecord, Prediction
 from eval.reporting.trackers import check_trackers
@@ -35,6 +36,7 @@ class Backend(ABC):
         plan: Span of each layer, JSON-ready; None for an engine that has its own attention.
         plan_description: Text form of the plan.
         dtype: dtype of the computation.
+        ends: What ends an answer; None for an engine without end tokens.
         identity: Further settings that a resumed run must share; None where there are none.
     """
 
@@ -44,6 +46,7 @@ class Backend(ABC):
     plan: list[Any] | None = None
     plan_description = "untouched"
     dtype: str
+    ends: Ends | None = None
     identity: dict[str, Any] | None = None
 
     @abstractmethod
@@ -116,7 +119,7 @@ def output_of(config: RunConfig) -> Path:
         return config.output
     free = [
         *("maxlen", "template", "limit", "on_bad_row", "output", "overwrite", "dry_run"),
-        *("batch_size", "memory_budget", "shard", "device_map", "texts", "report_to"),
+        *("batch_size", "memory_budget", "shard", "device_map", "texts", "report_to", "think_end_token"),
     ]
     named = config if config.backend == "local" else replace(config, model=config.backend)
     folder = default_output("", named, (*free, *config.unknown_to_0_1))

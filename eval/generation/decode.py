@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,11 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
     """Return the tokens that end an answer."""
     ends = model.generation_config.eos_token_id
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def set_end_tokens(model: PreTrainedModel, token_ids: Iterable[int]) -> None:
+    """Let these tokens end an answer too."""
+    model.generation_config.eos_token_id = sorted({*end_tokens(model), *token_ids}) or None
 
 
 @torch.no_grad()
@@ -146,7 +151,8 @@ def decode(
         mask = torch.cat([mask[going], mask.new_ones(len(going), made.shape[1] - mask.shape[1])], dim=1)
     return [
         Answer(
-            text=_text(answer, settings.stop, tokenizer),
+            # Markers of turns are not always special tokens, which decoding leaves out.
+            text=_text(answer[:-1] if answer and answer[-1] in ends else answer, settings.stop, tokenizer),
             token_ids=tuple(answer),
             finish_reason=reasons[index],
             prefill_seconds=prefill_seconds,

@@ -21,16 +21,18 @@ from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.generation.backend import Backend, start_for
 from eval.generation.claims import Claims
-from eval.generation.decode import Answer, rows_together, warm_up
+from eval.generation.decode import Answer, rows_together, set_end_tokens, warm_up
 from eval.generation.forecast import describe_plan
 from eval.generation.groups import DocumentPrompts, Group, ModelSize, deal, form_groups, measure
 from eval.generation.progress import Progress, duration
 from eval.generation.prompt_tree import PromptTree
 from eval.generation.requests import Request, Requests
 from eval.generation.tree_decoder import TreeDecoder
+from eval.prompting.chat import ChatTemplate
+from eval.prompting.ends import Ends, find_ends
 from eval.records.schema import Grouping, Prediction
 from eval.runtime.memory import memory_budget, peak_bytes, reset_peak
-from eval.runtime.model import TORCH_DTYPES, describe_weights, open_model, plan_of
+from eval.runtime.model import TORCH_DTYPES, describe_weights, open_model, plan_of, suggested_ends
 from eval.runtime.processes import AcceleratedProcess, Process
 from masformer import fixed_frequencies
 from masformer.plans.cost import attention_flops
@@ -49,6 +51,7 @@ class LocalBackend(Backend):
     """
 
     process: AcceleratedProcess
+    ends: Ends
 
     def __init__(self, config: RunConfig) -> None:
         process = start_for(config, needs_torch=True)
@@ -65,6 +68,9 @@ class LocalBackend(Backend):
         self.tokenizer = self.opened.checkpoint.tokenizer
         self.model, self.dtype = self.opened.record, self.opened.dtype
         self.plan, self.plan_description = self.opened.plan_json, self.opened.plan_description
+        checkpoint = self.opened.checkpoint
+        chat = ChatTemplate(self.tokenizer, config.chat_settings())
+        self.ends = find_ends(self.tokenizer, suggested_ends(checkpoint), chat)
         self._units: list[DocumentPrompts] | None = None
 
     @cached_property
@@ -114,6 +120,7 @@ class LocalBackend(Backend):
         missing.sort(key=lambda group: (-group.cost, group.index))
         claims = Claims(shared, missing)  # checks that all processes see the folder, before weights load
         model = self.opened.load(self.config.device_map)
+        set_end_tokens(model, self.ends.token_ids)
         yield from _Answering(model, self.tokenizer, self.size, requests.existing, claims, self.process).run()
 
     def _measured(self, requests: Requests) -> list[DocumentPrompts]:

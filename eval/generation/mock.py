@@ -34,6 +34,7 @@ class WordTokenizer:
     bos_token_id = None
     eos_token_id = 0
     all_special_tokens: Sequence[str] = ()
+    name_or_path = "mock"
 
     def __init__(self) -> None:
         self._ids: dict[str, int] = {"": 0}
@@ -85,7 +86,7 @@ class MockBackend(Backend):
             yield self._predict(request, self._beginning(request) if text is None else text)
 
     def _beginning(self, request: Request) -> str:
-        spans, context = request.source.spans_shown(request.prompt), request.example.context
+        spans, context = request.source.spans_shown(request.prompt, request.key[1]), request.example.context
         shown = "".join(context[start:stop] for start, stop in spans)
         return self._words.decode(self._words(shown).input_ids[: request.settings.max_new_tokens]).strip()
 

@@ -66,7 +66,7 @@ class Request:
             prompt_tokens=len(self.prompt.token_ids),
             context_tokens_kept=self.prompt.num_context_kept,
             context_tokens_dropped=self.prompt.num_context_dropped,
-            context_spans=self.source.spans_shown(self.prompt),
+            context_spans=self.source.spans_shown(self.prompt, template),
             num_generated_tokens=num_generated_tokens,
             finish_reason=finish_reason,
             truncation=self.source.policy,
@@ -96,7 +96,7 @@ class PromptSource:
     @cached_property
     def fingerprints(self) -> dict[Key, str]:
         """Return the fingerprint of each request; tokenizes nothing."""
-        contents = {example.id: fingerprint(example.context, example.query) for example in self.examples}
+        contents = {example.id: self._fingerprint(example) for example in self.examples}
         return {
             (self.task, template, example.id, maxlen): fingerprint(self.pins[template, maxlen], contents[example.id])
             for template in self.builders
@@ -104,18 +104,27 @@ class PromptSource:
             for maxlen in self.lengths
         }
 
+    def _fingerprint(self, example: Example) -> str:
+        encoder = next(iter(self.builders.values())).encoder
+        # Version 0.1 let these texts become control tokens.
+        spelled = [text for text in (example.context, example.query) if text and encoder.spells_control(text)]
+        return fingerprint(example.context, example.query, *(["as text"] if spelled else []))
+
     def requests(self) -> Iterator[Request]:
         """Return a request for each example under each template at each length.
 
         Raises:
             UserError: A query or an instruction leaves no room.
         """
-        # The context's tokens are the same under all templates.
-        context = next(iter(self.builders.values())).parts(self.examples[0]).context
+        contexts = {
+            is_first: builder.context_ids(self.examples[0].context)
+            for is_first, builder in {builder.is_context_first: builder for builder in self.builders.values()}.items()
+        }
         queries = {example.id: example.query for example in self.examples}
         for key, digest in self.fingerprints.items():
             _, template, example_id, maxlen = key
-            parts = self.builders[template].fixed_parts(queries[example_id], context)
+            builder = self.builders[template]
+            parts = builder.fixed_parts(queries[example_id], contexts[builder.is_context_first])
             prompt = fit(parts, maxlen, self.settings.max_new_tokens, self.policy)
             yield Request(key=key, prompt=prompt, fingerprint=digest, source=self)
 
@@ -129,12 +138,15 @@ class PromptSource:
             for example in self.examples:
                 fit(builder.fixed_parts(example.query), self.lengths[0], self.settings.max_new_tokens, "head")
 
-    def spans_shown(self, prompt: Prompt) -> list[list[int]]:
+    def spans_shown(self, prompt: Prompt, template: str) -> list[list[int]]:
         """Return the characters of the context that a prompt shows, as starts and ends."""
         context = self.examples[0].context
         if not prompt.num_context_dropped:
             return [[0, len(context)]]
-        return next(iter(self.builders.values())).spans_of(context, prompt.context_ranges)
+        # One builder remembers the context for all templates that encode it alike.
+        wanted = self.builders[template].is_context_first
+        builder = next(one for one in self.builders.values() if one.is_context_first == wanted)
+        return builder.spans_of(context, prompt.context_ranges)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +205,7 @@ def make_requests(
     record: RunRecord,
     tokenizer: Any,
     finished: Mapping[Key, Prediction],
+    stop_texts: Sequence[str] = (),
 ) -> Requests:
     """Return the requests of a run, contexts in the order in which they first appear.
 
@@ -202,11 +215,16 @@ def make_requests(
         record: `run.json`, whose templates and lengths include those that the folder has already.
         tokenizer: Tokenizer of the model.
         finished: Predictions of sessions that ended.
+        stop_texts: Texts that end an answer beside those of the settings.
 
     Raises:
         UserError: A query or an instruction leaves no room at the smallest length.
     """
-    sources = [source for name in data for source in _sources_of(config, name, data[name], record, tokenizer)]
+    sources = [
+        replace(source, settings=replace(source.settings, stop=(*source.settings.stop, *stop_texts)))
+        for name in data
+        for source in _sources_of(config, name, data[name], record, tokenizer)
+    ]
     for source in sources:
         source.check()
     digests = {key: line.fingerprint for key, line in finished.items()}
@@ -220,8 +238,9 @@ def _sources_of(
     # Threads move near ties at most, and the folder refuses another number of them.
     identity = {key: value for key, value in to_json(record.identity).items() if key != "threads"}
     common = fingerprint(identity, name, {key: value for key, value in to_json(task).items() if key not in _APART})
+    chat = config.chat_settings(record.template_date)
     builders = {
-        template: PromptBuilder(tokenizer, config.tasks[name].templates[template]) for template in task.templates
+        template: PromptBuilder(tokenizer, config.tasks[name].templates[template], chat) for template in task.templates
     }
     pins = {
         (template, maxlen): fingerprint(common, template, to_json(about), maxlen)

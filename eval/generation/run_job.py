@@ -15,6 +15,7 @@ from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.generation.backend import Backend, output_of
 from eval.generation.requests import Requests, make_requests
+from eval.prompting.chat import ChatTemplate
 from eval.prompting.prompts import PromptBuilder
 from eval.records.journal import append_line, read_journal
 from eval.records.merging import merge_documents, merge_examples, merge_tasks, pinned, row_counts
@@ -22,7 +23,7 @@ from eval.records.read_run import gather_inputs
 from eval.records.run_folder import RunFolder, keys_of
 from eval.records.schema import Identity, Key, Prediction, RunRecord, Scores, TaskRecord, TemplateRecord
 from eval.reporting.score_run import has_texts, print_scores, score_run
-from eval.runtime.jobs import Job, print_facts, settings_json
+from eval.runtime.jobs import Job, print_facts, settings_json, template_clock
 from eval.runtime.processes import Process
 from tasks import LoadedExamples
 
@@ -55,7 +56,8 @@ class RunJob(Job[RunRecord, Prediction]):
         """
         predictions = self.folder.path / "predictions.jsonl"
         finished = {} if self.is_replaced else read_journal(Prediction, [predictions]).lines
-        requests = make_requests(self.config, self.data, self.record, backend.tokenizer, finished)
+        stops = backend.ends.texts if backend.ends else ()
+        requests = make_requests(self.config, self.data, self.record, backend.tokenizer, finished, stops)
         return backend.share(requests, *self.config.shard) if self.config.shard else requests
 
     def start(self, requests: Requests, backend: Backend, argv: Sequence[str]) -> tuple[Requests, Path]:
@@ -100,6 +102,7 @@ class RunJob(Job[RunRecord, Prediction]):
             {
                 "model": f"{backend.model.reference}: {backend.describe_model()}, {backend.dtype}",
                 "spans": self.record.plan_description,
+                "ends": backend.ends.describe() if backend.ends else "",
                 "task": tasks,
                 "lengths": ", ".join(map(str, config.maxlen)),
                 "machine": process.describe(),
@@ -175,6 +178,13 @@ def run_record(
     """Return the `run.json` of this session's settings, with the sessions of the saved one."""
     generation = {one.name: getattr(config, one.name) for one in fields(GenerationOptions) if one.name != "seed"}
     settings = settings_json(config, dtype=backend.dtype, output=output, threads=backend.process.threads)
+    ends = backend.ends
+    chat = ChatTemplate(backend.tokenizer, config.chat_settings())
+    uses_chat = any(
+        task.templates[one].chat for task in config.tasks.values() for one in config.template or [task.default_template]
+    ) or any(one.chat for task in (saved.tasks if saved else {}).values() for one in task.templates.values())
+    has_clock = uses_chat and chat.uses_clock
+    date = backend.process.broadcast(template_clock(has_clock, config.template_date, saved, output))
     return RunRecord(
         config={name: value for name, value in settings.items() if name not in config.unknown_to_0_1},
         plan_description=backend.plan_description,
@@ -190,15 +200,19 @@ def run_record(
             generation=generation,
             generation_version=GENERATION_VERSION,
             backend=backend.identity,
+            turn_ends=list(ends.added) if ends and ends.added else None,
         ),
-        tasks={name: _task_record(config, name, data[name], backend.tokenizer, saved) for name in data},
+        tasks={name: _task_record(config, name, data[name], backend.tokenizer, saved, date) for name in data},
         sessions=list(saved.sessions) if saved else [],
         grouping=backend.grouping(saved.grouping if saved else None),
+        ends={name: list(sources) for name, sources in ends.sources.items()} if ends else None,
+        template_date=date,
+        think_end_token=config.think_end_token,
     )
 
 
 def _task_record(
-    config: RunConfig, name: str, loaded: LoadedExamples, tokenizer: Any, saved: RunRecord | None
+    config: RunConfig, name: str, loaded: LoadedExamples, tokenizer: Any, saved: RunRecord | None, date: str | None
 ) -> TaskRecord:
     """Return what `run.json` says about a task; templates that the folder has already are among the requested ones."""
     task = config.tasks[name]
@@ -211,6 +225,10 @@ def _task_record(
         )
     requested = config.template or (task.default_template,)
     templates = [template for template in dict.fromkeys([*before, *requested]) if template in task.templates]
+    chat = config.chat_settings(date)
+    builders = {template: PromptBuilder(tokenizer, task.templates[template], chat) for template in templates}
+    for builder in builders.values():
+        builder.check()
     return TaskRecord(
         description=task.description,
         version=task.version,
@@ -222,9 +240,9 @@ def _task_record(
             template: TemplateRecord(
                 text=task.templates[template].text,
                 chat=task.templates[template].chat,
-                prompt_sha256=PromptBuilder(tokenizer, task.templates[template]).sha256,
+                prompt_sha256=builder.sha256,
             )
-            for template in templates
+            for template, builder in builders.items()
         },
         profile=config.profile or task.profile,
         scores_first_line=task.scores_first_line,

@@ -5,7 +5,8 @@
 
 It is the harness's own `hf` model on top of a model with a span plan. Log-likelihoods, chat templates and processes are
 computed by its code. Answers are decoded by ours: the prompts of all requests form one tree, what they share is
-prefilled once, and rows decode together. Texts are cut as the `hf` model cuts them.
+prefilled once, and rows decode together. Texts are cut as the `hf` model cuts them. Control tokens that data spell stay
+text.
 
 Source: `HFLM` in lm_eval/models/huggingface.py of lm-evaluation-harness 0.4.13. Deliberate deviations: the device is
 the CPU where there is no other, processes on CPUs share the work, and too long prompts are told once with their count.
@@ -29,12 +30,15 @@ from transformers import GenerationConfig
 
 from eval.config.generation import GenerationSettings
 from eval.errors import UserError
-from eval.generation.decode import rows_together
+from eval.generation.decode import rows_together, set_end_tokens
 from eval.generation.groups import ModelSize
 from eval.generation.prompt_tree import PromptTree
 from eval.generation.tree_decoder import Observer, TreeDecoder
+from eval.prompting.chat import ChatSettings, ChatTemplate
+from eval.prompting.encoding import TextEncoder
+from eval.prompting.ends import find_ends
 from eval.runtime.memory import memory_budget
-from eval.runtime.model import TORCH_DTYPES, load_converted, resolve_plan
+from eval.runtime.model import TORCH_DTYPES, load_converted, resolve_plan, suggested_ends
 from masformer import fixed_frequencies
 from masformer.attention.prefill import frequency_class
 from masformer.checkpoints.open import open_checkpoint
@@ -69,6 +73,9 @@ _OF_REQUESTS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", 
 # Those that a batch of ours has too.
 _SHARED = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
 
+# Stands within what would become a control token, where lm-evaluation-harness puts data into a chat template.
+_TEXT_MARK = "\N{OBJECT REPLACEMENT CHARACTER}\u2060\N{OBJECT REPLACEMENT CHARACTER}"
+
 Tokens = tuple[int, ...]
 
 
@@ -94,6 +101,9 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         ConversionError: The architecture cannot take the plan.
         PlanError: The plan is malformed, or does not fit the model.
     """
+
+    # Whether prompts hold the markup of a chat template; else all of a prompt is data.
+    _is_templated = False
 
     def __init__(
         self,
@@ -127,6 +137,11 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             # The `hf` model leaves this out on CPUs, where each process would do all of the work.
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.rows = rows or (64 if self.device.type == "cuda" else 16)
+        chat = ChatTemplate(self.tokenizer, ChatSettings(kwargs=self.chat_template_args or {}))
+        self.ends = find_ends(self.tokenizer, suggested_ends(self.checkpoint), chat)
+        set_end_tokens(self.model, self.ends.token_ids)
+        if self.rank == 0:
+            _log.info("answers end at %s", self.ends.describe())
 
     def _get_config(self, pretrained: str, **_: Any) -> None:
         self._config = self.checkpoint.config
@@ -147,6 +162,45 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         ends = {name: getattr(self._model.generation_config, name) for name in _TOKENS}
         suggested = _suggested(self.checkpoint.location, self.checkpoint.revision)
         self._model.generation_config = GenerationConfig(**suggested | ends)
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer)
+
+    @property
+    def tokenizer_name(self) -> str:
+        # lm-evaluation-harness reads it where it applies a chat template, cached requests included.
+        self._is_templated = True
+        return str(super().tokenizer_name)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return a rendered conversation in which the control tokens that data spell are marked as text."""
+        self._is_templated = True
+        turns = [turn | {"content": self._marked(turn["content"])} for turn in chat_history]
+        return str(super().apply_chat_template(turns, add_generation_prompt))
+
+    def tok_encode(self, string: str, *given: Any, **options: Any) -> list[int]:
+        """Return the tokens of a text; control tokens that data spell stay text."""
+        first, *others = self._text_pieces(string)
+        if not others:
+            return list(super().tok_encode(string, *given, **options))
+        most = options.pop("left_truncate_len", None)
+        tokens = list(super().tok_encode(first, *given, **options))
+        for piece in others:
+            tokens += self._encoder.encode(piece, "a")
+        return tokens[-most:] if most else tokens
+
+    def _marked(self, text: Any) -> Any:
+        return _TEXT_MARK.join(self._encoder.pieces(text)) if isinstance(text, str) else text
+
+    def _text_pieces(self, string: str) -> list[str]:
+        """Return a text in pieces between which no control token stands; without a chat template, all of it is data."""
+        if self._is_templated:
+            return string.split(_TEXT_MARK)
+        bos = self.tokenizer.bos_token or ""
+        start = len(bos) if string.startswith(bos) else 0
+        first, *others = self._encoder.pieces(string[start:])
+        return [string[:start] + first, *others]
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what is recorded with the results: the plan, and what pins the weights."""
@@ -202,11 +256,13 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             _log.warning("%d requests %s: they share no prefill and decode as in the hf model", len(requests), why)
             yield from enumerate(super().generate_until(list(requests), disable_tqdm=True))
             return
-        settings = GenerationSettings(max_new_tokens=num_new, stop=tuple(filter(None, until)), **options)
+        settings = GenerationSettings(max_new_tokens=num_new, stop=(*filter(None, until), *self.ends.texts), **options)
         askers: dict[Tokens, list[int]] = {}
         for index, prompt in enumerate(prompts):
             askers.setdefault(prompt, []).append(index)
-        cuts = handle_stop_sequences(until, eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False))
+        cuts = handle_stop_sequences(
+            [*until, *self.ends.texts], eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        )
         for prompt, tokens in self._decode_all(list(askers), settings):
             text = self._text(list(tokens), cuts)
             for index in askers[prompt]:
@@ -219,7 +275,10 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         known: dict[str, Tokens] = {}
         for text in texts:
             if text not in known:
-                known[text] = tuple(self.tok_batch_encode([text], truncation=self.truncation)[0][0].tolist())
+                if len(self._text_pieces(text)) > 1:
+                    known[text] = tuple(self.tok_encode(text))
+                else:
+                    known[text] = tuple(self.tok_batch_encode([text], truncation=self.truncation)[0][0].tolist())
         cut = sum(len(known[text]) > most for text in texts)
         if cut:
             _log.warning(
@@ -256,7 +315,9 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
                 for batch in _batches(tree.order, most, fits):
                     for leaves, answers in decoder.decode(batch, alike, caches, settings):
                         for leaf, answer in zip(leaves, answers, strict=True):
-                            yield alike[leaf], answer.token_ids
+                            tokens = answer.token_ids
+                            is_ended = tokens and tokens[-1] in self.ends.token_ids
+                            yield alike[leaf], tokens[:-1] if is_ended else tokens
                     caches.release(batch)
 
     @cached_property

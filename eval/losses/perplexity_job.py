@@ -114,7 +114,8 @@ def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJ
     Raises:
         UserError: The folder holds another measurement, or no document is long enough.
     """
-    builder = PromptBuilder(model.checkpoint.tokenizer, Template(text="{context}"))
+    builder = PromptBuilder(model.checkpoint.tokenizer, Template(text="{context}", chat=False))
+    builder.check()
     data = {name: _long_enough(config.load_documents(name), config.min_tokens, builder) for name in config.tasks}
     folder = RunFolder(config.output or default_output("perplexity", config, _FREE))
     saved = folder.read_record(PerplexityRecord)

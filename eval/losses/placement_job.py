@@ -162,7 +162,8 @@ def open_placement(config: PlacementConfig, model: OpenedModel) -> PlacementJob:
     data = _load(config)
     folder = RunFolder(config.output or default_output("placement", config, _FREE))
     saved = folder.read_record(PlacementRecord)
-    builder = PromptBuilder(model.checkpoint.tokenizer, Template(text="{context}"))
+    builder = PromptBuilder(model.checkpoint.tokenizer, Template(text="{context}", chat=False))
+    builder.check()
     texts = [text for label, source in data.items() for text in _texts(label, source.examples, builder, config.maxlen)]
     texts = _without_calibrated(texts, folder)
     wanted = {CALIBRATION: config.rank != "none", HELD_OUT: config.held_out_split is not None}

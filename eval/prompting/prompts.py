@@ -2,27 +2,29 @@
 
 Each part is tokenized once, so that with head truncation the prompt at one length begins like the prompt at a greater
 one, and token counts are exact. A tokenizer with a chat template gets the prompt as one user turn, unless the
-template is a plain one.
+template is a plain one. Documents, queries and answers are text, whatever they spell.
 """
 
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
 from eval.errors import UserError
+from eval.prompting.chat import ChatSettings, ChatTemplate
+from eval.prompting.encoding import Offsets, TextEncoder
 from eval.prompting.truncation import Ranges, kept_ranges
 from tasks import Example, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Stands for the context while the chat template is rendered: no template and no query contains it.
-_CONTEXT_MARK = "\N{OBJECT REPLACEMENT CHARACTER}context\N{OBJECT REPLACEMENT CHARACTER}"
+# What stands before a piece that goes on in the middle of a text.
+_TEXT = "a"
+_PROBE = "Rivers run 7 miles."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +61,22 @@ class PromptBuilder:
     Args:
         tokenizer: Tokenizer of the model.
         template: A template of the task.
+        chat: How its chat template is used.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: Template, chat: ChatSettings | None = None
+    ) -> None:
         assert template.text.count("{context}") == 1
         self.tokenizer = tokenizer
         self.template = template
+        self.chat = ChatTemplate(tokenizer, chat or ChatSettings())
         self.uses_chat_template = template.chat and bool(tokenizer.chat_template)
+        self.encoder = TextEncoder(tokenizer)
         self._bos: tuple[int, ...] = ()
         self._fixed: dict[str | None, PromptParts] = {}
         # Of the context asked about last: its prompts are answered together.
-        self._offsets: tuple[str, list[tuple[int, int]]] = "", []
+        self._offsets: tuple[str, Offsets] = "", []
         if tokenizer.bos_token_id is not None:
             # Plain text begins as the tokenizer begins it.
             first = tokenizer("a").input_ids[:1]
@@ -78,7 +85,27 @@ class PromptBuilder:
     @property
     def sha256(self) -> str:
         """Return the digest of the rendered template, chat markup included."""
-        return hashlib.sha256("\0".join(self._render()).encode()).hexdigest()
+        # Version 0.1 put spaces between the pieces of prompts for these tokenizers.
+        pieces = [*self._rendered, *(["joined"] if self.encoder.has_dummy_prefix else [])]
+        return hashlib.sha256("\0".join(pieces).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Check that the tokens of a prompt decode to the prompt; the weights are not needed.
+
+        Raises:
+            UserError: They do not, or the chat template cannot be used.
+        """
+        example = Example(id="", document_id="", context=_PROBE, query=_PROBE, references=())
+        parts = self.parts(example)
+        ids = (*parts.prefix[len(self._start) :], *parts.context, *parts.suffix)
+        text = _PROBE.join(part.replace("{query}", _PROBE) for part in self._rendered)
+        whole = self._decode(self.encoder.encode(text))
+        if (ours := self._decode(ids)) != whole or _letters(ours) != _letters(text):
+            told = ours if ours != whole else whole
+            raise UserError(
+                f"the tokenizer of {self.tokenizer.name_or_path or 'this model'} does not keep texts: it reads "
+                f"{text[-60:]!r} as {told[-60:]!r}; give a model with another tokenizer"
+            )
 
     def fixed_parts(self, query: str | None, context: tuple[int, ...] = ()) -> PromptParts:
         """Return the token ids of a prompt, those of a context as they are given: all else is never cut.
@@ -87,9 +114,11 @@ class PromptBuilder:
             UserError: The chat template refuses, loses or repeats the user's text.
         """
         if query not in self._fixed:
-            before, after = (self._fill(part, query or "") for part in self._render())
+            before, after = self._rendered
             self._fixed[query] = PromptParts(
-                prefix=before if self.uses_chat_template else self._bos + before, context=(), suffix=after
+                prefix=self._start + self._fill(before, query or "", ""),
+                context=(),
+                suffix=self._fill(after, query or "", _TEXT),
             )
         return replace(self._fixed[query], context=context)
 
@@ -99,7 +128,16 @@ class PromptBuilder:
         Raises:
             UserError: As `fixed_parts`.
         """
-        return self.fixed_parts(example.query, self._tokenize_data(example.context))
+        return self.fixed_parts(example.query, self.context_ids(example.context))
+
+    def context_ids(self, context: str) -> tuple[int, ...]:
+        """Return the token ids of a context; the same under all templates with the same `is_context_first`."""
+        return self.encoder.encode(context, self._before_context, is_data=True)
+
+    @cached_property
+    def is_context_first(self) -> bool:
+        """Return whether a context is encoded like the beginning of a text."""
+        return self.encoder.begins_anew(self._before_context)
 
     def spans_of(self, context: str, ranges: Ranges) -> list[list[int]]:
         """Return the characters of a context that ranges of its tokens stand for, as starts and ends.
@@ -107,13 +145,10 @@ class PromptBuilder:
         A tokenizer that does not tell where its tokens stand is taken at the length of what it decodes.
         """
         if not self.tokenizer.is_fast:
-            ids = self._tokenize_data(context)
+            ids = self.context_ids(context)
             return [[min(len(self.tokenizer.decode(ids[:end])), len(context)) for end in pair] for pair in ranges]
         if self._offsets[0] != context:
-            encoded = self.tokenizer(
-                context, add_special_tokens=False, split_special_tokens=True, verbose=False, return_offsets_mapping=True
-            )
-            self._offsets = context, encoded.offset_mapping
+            self._offsets = context, self.encoder.offsets(context, self._before_context)
         offsets = self._offsets[1]
         return [[offsets[start][0], offsets[stop - 1][1]] for start, stop in ranges]
 
@@ -123,61 +158,71 @@ class PromptBuilder:
         Raises:
             UserError: The chat template refuses an answer, or there is no token that ends one.
         """
-        return self._tokenize_data(text.strip()) + self._end
+        before, lead = self._before_answer
+        return self.encoder.encode(lead + text.strip(), before, is_data=True) + self._end
 
     def document(self, text: str) -> tuple[int, ...]:
         """Return the token ids of a text on its own, begun and ended as the tokenizer's vocabulary has it."""
         end = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
-        return self._bos + self._tokenize_data(text) + end
+        return self._bos + self.encoder.encode(text, is_data=True) + end
+
+    @property
+    def _start(self) -> tuple[int, ...]:
+        return () if self.uses_chat_template else self._bos
+
+    @property
+    def _before_context(self) -> str:
+        return self._rendered[0].replace("{query}", _TEXT)
+
+    @cached_property
+    def _before_answer(self) -> tuple[str, str]:
+        """Return what stands before an answer, and the white space that the chat template puts between them."""
+        # After a plain prompt a dummy prefix is the blank between words.
+        if not (self.encoder.has_dummy_prefix and self.uses_chat_template):
+            return "", ""
+        return self._rendered[1].replace("{query}", _TEXT) or _TEXT, self.chat.before_answer()
 
     @cached_property
     def _end(self) -> tuple[int, ...]:
         """Return what the chat template puts after an answer, else the end token."""
         if self.uses_chat_template:
-            turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _CONTEXT_MARK}]
-            try:
-                text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
-            except TemplateError as error:
-                raise UserError(f"the model's chat template refuses an answer: {error}") from error
-            end = self._tokenize(text.rpartition(_CONTEXT_MARK)[2].rstrip())
+            end = self.encoder.encode(self.chat.after_answer(), _TEXT)
             if end:
                 return end
         if self.tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end token, so a target cannot be ended; give a model that has one")
         return (self.tokenizer.eos_token_id,)
 
-    def _render(self) -> tuple[str, str]:
+    @cached_property
+    def _rendered(self) -> tuple[str, str]:
         """Return what stands before and after the context, with `{query}` still in its place."""
         before, after = self.template.text.split("{context}")
-        if not self.uses_chat_template:
-            return before, after
-        turn = [{"role": "user", "content": before + _CONTEXT_MARK + after}]
-        try:
-            text = str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-        except TemplateError as error:
-            raise UserError(f"the model's chat template refuses a single user turn: {error}") from error
-        pieces = text.split(_CONTEXT_MARK)
-        if len(pieces) != 2:
-            raise UserError(f"the chat template shows the user's text {len(pieces) - 1} times; once is needed")
-        return pieces[0], pieces[1]
+        return self.chat.around(before, after) if self.uses_chat_template else (before, after)
 
-    def _fill(self, text: str, query: str) -> tuple[int, ...]:
-        if not any(token in query for token in self.tokenizer.all_special_tokens):
-            return self._tokenize(text.replace("{query}", query))
+    def _fill(self, text: str, query: str, after: str) -> tuple[int, ...]:
+        """Return the token ids of a part of the template with the query in its place."""
+        whole = self.encoder.encode(text.replace("{query}", query), after)
+        own = self.encoder.encode(text.replace("{query}", ""), after)
+        is_named = any(token in query for token in self.tokenizer.all_special_tokens)
+        if not is_named and self.encoder.count_controls(whole) == self.encoder.count_controls(own):
+            return whole
         ids: tuple[int, ...] = ()
         for index, piece in enumerate(text.split("{query}")):
-            ids += (self._tokenize_data(query) if index else ()) + self._tokenize(piece)
+            if index:
+                ids += self.encoder.encode(query, after, is_data=True)
+                after = _TEXT
+            ids += self.encoder.encode(piece, after) if piece else ()
+            after = piece or after
         return ids
 
-    def _tokenize_data(self, text: str) -> tuple[int, ...]:
-        # A document or query that happens to hold chat markup must not end the user's turn.
-        return self._tokenize(text, split_special_tokens=True)
+    def _decode(self, ids: tuple[int, ...]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _tokenize(self, text: str, *, split_special_tokens: bool = False) -> tuple[int, ...]:
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False
-        )
-        return tuple(encoded.input_ids)
+
+def _letters(text: str) -> str:
+    """Return a text without what tokenizers may normalize: white space, case and accents."""
+    parts = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(one for one in parts if not one.isspace() and not unicodedata.combining(one))
 
 
 def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str) -> Prompt:

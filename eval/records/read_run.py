@@ -24,6 +24,7 @@ class RunInputs:
         num_absent: Predictions that are not there yet.
         notes: What else a reader must know of the run, in sentences.
         dropped: Lines of the journal that could not be used, in words; empty where there are none.
+        thinking: What is scored of answers that hold thinking, in sentences.
     """
 
     record: RunRecord
@@ -33,6 +34,7 @@ class RunInputs:
     num_absent: int
     notes: Sequence[str]
     dropped: str = ""
+    thinking: Sequence[str] = ()
 
 
 def open_run(path: Path) -> tuple[RunFolder, RunRecord]:
@@ -60,6 +62,17 @@ def read_inputs(folder: RunFolder, record: RunRecord) -> RunInputs:
     if not dropped:
         return inputs
     return replace(inputs, notes=[*inputs.notes, f"{dropped[0].upper()}{dropped[1:]}."], dropped=dropped)
+
+
+# How models begin and end what they think.
+_THINKING = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "[THINK]": "[/THINK]",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+}
 
 
 def gather_inputs(
@@ -105,14 +118,38 @@ def gather_inputs(
             f"Scored by the first line of each answer, as the benchmark does: {', '.join(by_first_line)}. Texts that "
             "are shown are whole."
         )
+    thinking = list(_thinking(predictions, record.think_end_token))
     return RunInputs(
         record=record,
         predictions=predictions,
         examples=examples,
         documents=documents,
         num_absent=num_absent,
-        notes=notes,
+        notes=[*notes, *thinking],
+        thinking=thinking,
     )
+
+
+def _thinking(predictions: Sequence[Prediction], end: str | None) -> Iterator[str]:
+    """Yield what is scored of answers that hold thinking, in a sentence."""
+    if end is not None:
+        num_ended = sum(end in one.text for one in predictions)
+        yield f"Scored from behind the last {end}, which {num_ended:,} of {len(predictions):,} answers have."
+        return
+    for opening, closing in _THINKING.items():
+        num_thinking = sum(closing in one.text or one.text.startswith(opening) for one in predictions)
+        if num_thinking:
+            yield (
+                f"{num_thinking:,} of {len(predictions):,} answers hold thinking, which is scored with them: "
+                f"--think-end-token '{closing}' leaves it out, --template-kwargs may switch it off."
+            )
+
+
+def answer_of(prediction: Prediction, think_end_token: str | None) -> Prediction:
+    """Return a prediction with the part of its text that is scored."""
+    if think_end_token is None:
+        return prediction
+    return replace(prediction, text=prediction.text.rpartition(think_end_token)[2].strip())
 
 
 def _reuse(predictions: Sequence[Prediction]) -> Iterator[str]:

@@ -113,6 +113,9 @@ class Identity:
     generation: dict[str, Any] = entry("options by which answers are chosen", default={})
     generation_version: int | None = entry("raised when the code changes what is generated", default=None)
     profile: str | None = entry("metrics of all tasks, in folders of early versions", default=None, is_left_out=True)
+    turn_ends: list[str] | None = entry(
+        "what ends an answer because the chat template alone says so", default=None, is_left_out=True
+    )
     backend: dict[str, Any] | None = entry(
         "what answered, where it was not the `local` engine", default=None, is_left_out=True
     )
@@ -138,6 +141,15 @@ class RunRecord:
     tasks: dict[str, TaskRecord] = entry("settings and data of each task")
     sessions: list[Session] = entry("every launch that generated")
     grouping: Grouping = entry("what groups are formed by")
+    ends: dict[str, list[str]] | None = entry(
+        "what ends an answer, and where each end comes from", default=None, is_left_out=True
+    )
+    template_date: str | None = entry(
+        "what the clock of the chat template shows, where it has one", default=None, is_left_out=True
+    )
+    think_end_token: str | None = entry(
+        "answers are scored from behind the last of these", default=None, is_left_out=True
+    )
 
     @property
     def profiles(self) -> dict[str, str]:
@@ -666,6 +678,9 @@ class TrainingRecord:
     num_parameters: int | None = entry("numbers of the model", default=None)
     peak_bytes: int | None = entry("most memory", default=None)
     sessions: list[Session] = entry("every launch that trained", default=[])
+    template_date: str | None = entry(
+        "what the clock of the chat template shows, where it has one", default=None, is_left_out=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from eval.records.journal import fingerprint
-from eval.records.read_run import RunInputs
+from eval.records.read_run import RunInputs, answer_of
 from eval.records.run_folder import RunFolder
 from eval.records.schema import RunRecord, Scores
 from eval.records.typed import to_json
@@ -31,7 +31,8 @@ def score_run(
     profiles = {task: profile or own for task, own in record.profiles.items()}
     by_first_line = [name for name, task in record.tasks.items() if task.scores_first_line]
     system = record.identity.model.reference
-    scored = score_examples(inputs.predictions, inputs.examples, inputs.documents, profiles, system, by_first_line)
+    answers = [answer_of(one, record.think_end_token) for one in inputs.predictions]
+    scored = score_examples(answers, inputs.examples, inputs.documents, profiles, system, by_first_line)
     lines = [one.line for one in scored.scored]
     results = summarize(scored.scored)
     scores = Scores(

@@ -165,5 +165,6 @@ def warnings_of(inputs: RunInputs) -> Iterator[str]:
     for name, task in inputs.record.tasks.items():
         if num_bad := task.rows.get("num_bad", 0):
             yield f"{num_bad} rows of {name} could not be used and were skipped; the report names the first."
+    yield from inputs.thinking
     if inputs.dropped:
         yield f"{inputs.dropped[0].upper()}{inputs.dropped[1:]}."

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -200,6 +201,34 @@ class Job(Generic[Record, Line]):
     @property
     def _sessions(self) -> list[Any]:
         return list(self.record.sessions)  # type: ignore[attr-defined]
+
+
+def template_clock(has_clock: bool, requested: str | None, saved: Any, output: Path) -> str | None:
+    """Return what the clock of the chat template shows in all sessions of a folder; None for one without a clock.
+
+    Args:
+        has_clock: Whether the template has one.
+        requested: `--template-date`.
+        saved: The existing record; None for a new folder.
+        output: The folder, for messages.
+
+    Raises:
+        UserError: The folder has another date.
+    """
+    if not has_clock:
+        if requested:
+            raise UserError(f"--template-date {requested}: the model's chat template asks for no date; leave it out")
+        return None
+    before: str | None = getattr(saved, "template_date", None)
+    if saved is not None and before is None and saved.sessions:
+        # Version 0.1 used the date of its first session.
+        before = datetime.fromisoformat(saved.sessions[0].started).astimezone().replace(tzinfo=None).isoformat()
+    if before and requested and before[:10] != requested:
+        raise UserError(
+            f"output folder {output} has prompts of {before[:10]}, and --template-date is {requested}; leave it out, "
+            "or give another folder with --output"
+        )
+    return before or requested or datetime.now().isoformat(timespec="seconds")
 
 
 def settings_json(config: Any, **resolved: Any) -> dict[str, Any]:

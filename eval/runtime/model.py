@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from eval.config.job import JobOptions
 from eval.errors import UserError
@@ -159,6 +159,20 @@ def load_converted(
                 raise
             say(f"note    the model's own attention is used: {error}")
     return model
+
+
+def suggested_ends(checkpoint: Checkpoint) -> dict[str, list[int]]:
+    """Return the end tokens that files of a checkpoint name, by the name of the file; reads no weights."""
+    try:
+        if checkpoint.gguf_file:
+            raise OSError("end tokens of a GGUF file are in its config")
+        ids, source = (
+            GenerationConfig.from_pretrained(checkpoint.location, revision=checkpoint.revision or "main").eos_token_id,
+            "generation_config",
+        )
+    except OSError:
+        ids, source = getattr(checkpoint.config.get_text_config(decoder=True), "eos_token_id", None), "config"
+    return {source: [] if ids is None else [ids] if isinstance(ids, int) else list(ids)}
 
 
 def plan_of(model: PreTrainedModel) -> SpanPlan | None:

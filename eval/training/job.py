@@ -9,11 +9,12 @@ from pathlib import Path
 
 from eval.config.finetune import TrainConfig
 from eval.errors import UserError
+from eval.prompting.chat import ChatTemplate
 from eval.prompting.prompts import PromptBuilder
 from eval.records.run_folder import default_output
 from eval.records.schema import Prediction, TrainingIdentity, TrainingRecord, TrainingTask
 from eval.reporting.training_report import CURVES, draw_curves, render_train_report
-from eval.runtime.jobs import Job, print_facts, settings_json
+from eval.runtime.jobs import Job, print_facts, settings_json, template_clock
 from eval.runtime.model import OpenedModel, describe_weights, resolve_plan
 from eval.runtime.processes import AcceleratedProcess
 from eval.training.folder import STATE, TrainFolder, find_checkpoint, step_of
@@ -116,15 +117,18 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
     plan = resolve_plan(config.plan, checkpoint)
     if config.lora_rank:
         check_targets(config.lora_targets, checkpoint.config, trust_remote_code=config.trust_remote_code)
-    data, trained, held_out = _load_pieces(config, checkpoint)
+    training = folder_of(config)
+    saved = training.run.read_record(TrainingRecord)
+    chat = ChatTemplate(checkpoint.tokenizer, config.chat_settings())
+    has_clock = any(config.template_of(name).chat for name in config.tasks) and chat.uses_clock
+    date = process.broadcast(template_clock(has_clock, config.template_date, saved, training.path))
+    data, trained, held_out = _load_pieces(config, checkpoint, date)
     step_rows = config.batch_size * config.gradient_accumulation * process.count
     packing = config.packing and plan is not None
     total = config.max_steps
     if total is None:
         rows = count_rows(trained, config.seed, step_rows, packing=packing)
         total = max(1, math.ceil(config.epochs * rows / step_rows))
-    training = folder_of(config)
-    saved = training.run.read_record(TrainingRecord)
     if saved is None and config.resume:
         raise UserError(f"--resume: {training.path} holds no training; leave --resume out to begin one")
     if saved is not None and not config.resume:
@@ -145,7 +149,7 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
     }
     training.run.check_accepts(saved, identity, tasks)
     record = TrainingRecord(
-        config=settings_json(config),
+        config={name: value for name, value in settings_json(config).items() if name not in config.unset_chat_options},
         plan_description=model.plan_description,
         identity=identity,
         tasks=tasks,
@@ -156,6 +160,7 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
         },
         peak_bytes=saved.peak_bytes if saved else None,
         sessions=list(saved.sessions) if saved else [],
+        template_date=date,
     )
     return TrainingJob(
         folder=training.run,
@@ -205,10 +210,15 @@ def _identity(
     )
 
 
-def _load_pieces(config: TrainConfig, checkpoint: Checkpoint) -> tuple[Mapping[str, LoadedExamples], Pieces, Pieces]:
+def _load_pieces(
+    config: TrainConfig, checkpoint: Checkpoint, date: str | None
+) -> tuple[Mapping[str, LoadedExamples], Pieces, Pieces]:
     """Return the data of each task, what is trained on, and what is held out."""
     data = {name: config.load(name, config.split_of(name)) for name in config.tasks}
-    builders = {name: PromptBuilder(checkpoint.tokenizer, config.template_of(name)) for name in config.tasks}
+    chat = config.chat_settings(date)
+    builders = {name: PromptBuilder(checkpoint.tokenizer, config.template_of(name), chat) for name in config.tasks}
+    for builder in builders.values():
+        builder.check()
     examples = {name: loaded.examples for name, loaded in data.items()}
     trained, held_out = (
         Pieces(
@@ -245,7 +255,8 @@ def folder_of(config: TrainConfig) -> TrainFolder:
     """Return the folder that settings name, or one named after them."""
     if isinstance(config.resume, Path):
         return TrainFolder(find_checkpoint(config.resume))
-    return TrainFolder(config.output or default_output("train", config, ("output", "resume", "report_to")))
+    free = ("output", "resume", "report_to", *config.unset_chat_options)
+    return TrainFolder(config.output or default_output("train", config, free))
 
 
 def _step_to_resume(config: TrainConfig, folder: TrainFolder) -> int:

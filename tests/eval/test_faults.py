@@ -81,7 +81,9 @@ def test_killed_at_random_moments_and_resumed(
         wait_for_lines(folder, process, before)
         time.sleep(chance.uniform(0, 0.4))
         process.signal(signal.SIGKILL)
-        kills += process.end().returncode == -signal.SIGKILL
+        done = process.end()
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        kills += done.returncode == -signal.SIGKILL
         attempts += (folder / "scores.json").exists()
     folders = [tmp_path / f"run-{attempt}" for attempt in range(attempts + 1)]
     for folder in folders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,25 @@ def save_tiny_checkpoint(folder: Path, *, chat: bool = True, kind: str = "llama"
     tokenizer = tiny_tokenizer(chat=chat)
     # Large weights, so that what is read far away changes what is written.
     model = tiny_model(kind, vocab_size=len(tokenizer), max_position_embeddings=2048, initializer_range=0.4, **changes)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_chain_model(folder: Path, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> Path:
+    """Write a tiny model that writes each of some tokens after the one before it, whatever stands further back."""
+    size = len(tokenizer)
+    end = tokenizer.eos_token_id
+    model = tiny_model("llama", vocab_size=size, hidden_size=320, max_position_embeddings=2048, eos_token_id=end)
+    ids = tokenizer.convert_tokens_to_ids(tokens)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(1e-3)
+            layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(size, 320))
+        model.lm_head.weight.zero_()
+        for last, following in pairwise(ids):
+            model.lm_head.weight[following, last] = 1
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

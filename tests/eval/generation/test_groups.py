@@ -175,12 +175,12 @@ def test_a_document_without_missing_requests_is_not_tokenized(monkeypatch: pytes
     existing = Journal[Prediction](lines=dict.fromkeys(first.fingerprints))  # type: ignore[arg-type]
     left = requests.without(existing)
     tokenized: list[str] = []
-    original = PromptBuilder.parts
+    original = PromptBuilder.context_ids
     monkeypatch.setattr(
-        PromptBuilder, "parts", lambda self, example: tokenized.append(example.id) or original(self, example)
+        PromptBuilder, "context_ids", lambda self, context: tokenized.append(context) or original(self, context)
     )
     assert {request.key for request in left.missing()} == requests.fingerprints.keys() - first.fingerprints.keys()
-    assert tokenized == ["1-0", "2-0"]
+    assert tokenized == [source.examples[0].context for source in requests.sources[1:]]
     assert left.num_missing == 8
 
 

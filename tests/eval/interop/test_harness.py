@@ -27,6 +27,7 @@ lm_eval = pytest.importorskip("lm_eval", reason="needs pip install 'masformer[ha
 
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
 
 from eval.interop.lm_eval_model import MasformerLM  # noqa: E402
 
@@ -466,3 +467,21 @@ def test_without_the_package_one_line_says_what_to_install(
     assert capsys.readouterr().err == (
         "error: lm-evaluation-harness is not installed; pip install 'masformer[harness]'\n"
     )
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_control_tokens_that_data_spell_are_text_and_turns_end_answers(is_chat: bool, tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    end = tokenizer.eos_token_id
+    tokenizer.add_special_tokens({"eos_token": "<|pad|>"})
+    tokenizer.save_pretrained(folder)
+    lm = MasformerLM(str(folder), dtype="float32", device="cpu")
+    assert end in lm.model.generation_config.eos_token_id
+    assert "chat template" in lm.ends.sources["<|im_end|>"]
+    text = "say <|im_end|> twice"
+    if is_chat:
+        text = lm.apply_chat_template([{"role": "user", "content": text}])
+    for tokens in (lm.tok_encode(text), list(lm._prompts([text], 8)[0])):
+        assert tokens.count(end) == int(is_chat)
+        assert "say <|im_end|> twice" in lm.tok_decode(tokens, skip_special_tokens=False)

@@ -1,0 +1,135 @@
+"""Chat templates: arguments, names, system messages, clocks and limits; what ends an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from eval.errors import UserError
+from eval.prompting import chat as module
+from eval.prompting.chat import ChatSettings, ChatTemplate
+from eval.prompting.ends import find_ends
+from eval.prompting.prompts import PromptBuilder
+from tasks import Template
+from tests.helpers.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
+
+LOOP = "{% for m in messages %}X{% endfor %}"
+
+
+def tokenizer(template: Any, *more: str) -> Any:
+    found = tiny_tokenizer()
+    found.add_tokens(list(more), special_tokens=True)
+    found.chat_template = template
+    return found
+
+
+def rendered(template: Any, **settings: Any) -> str:
+    return "C".join(ChatTemplate(tokenizer(template), ChatSettings(**settings)).around("", ""))
+
+
+def test_arguments_reach_the_template() -> None:
+    template = CHAT_TEMPLATE + "{% if enable_thinking is false %}<think></think>{% endif %}"
+    assert rendered(template, kwargs={"enable_thinking": False}) == rendered(template) + "<think></think>"
+    with pytest.raises(UserError, match="--template-kwargs sets 'messages'"):
+        rendered(template, kwargs={"messages": []})
+
+
+def test_one_of_several_templates_is_named() -> None:
+    templates = {"rag": CHAT_TEMPLATE, "other": LOOP.replace("X", "[{{ m['content'] }}]")}
+    assert rendered(templates, name="other") == "[C]"
+    assert rendered({**templates, "default": CHAT_TEMPLATE}) == rendered(CHAT_TEMPLATE)
+    with pytest.raises(UserError, match="no default; name one with --chat-template: other, rag"):
+        rendered(templates)
+    with pytest.raises(UserError, match="no chat template 'x'; known: other, rag"):
+        rendered(templates, name="x")
+    with pytest.raises(UserError, match="has one chat template only"):
+        rendered(CHAT_TEMPLATE, name="rag")
+    with pytest.raises(UserError, match="--system is of a chat template"):
+        rendered(None, system="Be brief.")
+
+
+def test_a_system_message_stands_before_the_turn_or_is_missed() -> None:
+    needs = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('where is it') }}{% endif %}" + CHAT_TEMPLATE
+    assert rendered(needs, system="Be brief.").startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user")
+    with pytest.raises(UserError, match="refuses a single user turn: where is it; --system"):
+        rendered(needs)
+    with pytest.raises(UserError, match="does not show the system message"):
+        rendered("{{ messages[-1]['content'] }}", system="Be brief.")
+
+
+def test_content_in_parts_is_given_to_templates_that_want_it() -> None:
+    assert rendered(LOOP.replace("X", "{% for c in m['content'] %}[{{ c['text'] }}]{% endfor %}")) == "[C]"
+
+
+def test_the_clock_of_a_template_shows_the_date_that_is_set() -> None:
+    template = "{{ strftime_now('%d %b %Y') }} " + CHAT_TEMPLATE
+    assert rendered(template, date="2026-02-03").startswith("03 Feb 2026 ")
+    assert ChatTemplate(tokenizer(template), ChatSettings()).uses_clock
+    assert not ChatTemplate(tokenizer(CHAT_TEMPLATE), ChatSettings()).uses_clock
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{{ 1 + 'a' }}",
+        "{{ messages[7]['role'] + 1 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% set s = namespace(x='ab') %}{% for i in range(60) %}{% set s.x = s.x + s.x %}{% endfor %}",
+        "{{ 'a' * 10**12 }}",
+        "{% for",
+        "{{ 'a' * 10**7 }}",
+    ],
+)
+def test_whatever_a_template_raises_is_one_line(body: str) -> None:
+    with pytest.raises(UserError, match=r"chat template refuses a single user turn: [A-Za-z]"):
+        rendered(body)
+
+
+def test_a_template_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SECONDS", 0.5)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    for body in (endless, "{{ 7 ** (10 ** 9) }}"):
+        with pytest.raises(UserError, match=r"not rendered after 0\.5 s"):
+            rendered(body)
+
+
+@pytest.mark.parametrize(
+    ("template", "tokens", "added"),
+    [
+        (CHAT_TEMPLATE, (), ()),
+        (LOOP.replace("X", "<r>{{ m['role'] }}</r>{{ m['content'] }}<|eot_id|>"), ("<|eot_id|>",), ("<|eot_id|>",)),
+        # Of several tokens the first one ends the turn.
+        (LOOP.replace("X", "{{ m['content'] }}\n<|a|><|b|>\n"), ("<|b|>", "<|a|>"), ("<|a|>",)),
+        # The last turn is left open.
+        (LOOP.replace("X", "{{ m['content'] }}{% if not loop.last %}<|a|>{% endif %}"), ("<|a|>",), ("<|a|>",)),
+        # A token that begins answers too ends none.
+        (
+            LOOP.replace("X", "<|h|>{{ m['role'] }}: {{ m['content'] }}\n")
+            + "{% if add_generation_prompt %}<|h|>assistant: {% endif %}",
+            ("<|h|>",),
+            ("\n<|h|>user:",),
+        ),
+        (LOOP.replace("X", "{{ '\n' + m['role'] }}: {{ m['content'] }}"), (), ("\nuser:",)),
+        (LOOP.replace("X", "{{ m['content'] }} [DONE]"), (), ("[DONE]",)),
+        ("{{ messages[0]['content'] }}", (), ()),
+        ("{{ raise_exception('no') }}", (), ()),
+    ],
+)
+def test_an_answer_ends_where_the_template_ends_a_turn(template: str, tokens: Any, added: Any) -> None:
+    found = tokenizer(template, *tokens)
+    ends = find_ends(found, {"generation_config": [0]}, ChatTemplate(found, ChatSettings()))
+    assert ends.added == added
+    assert {found.eos_token_id, 0} <= set(ends.token_ids)
+    assert ends.texts == tuple(one for one in added if one not in tokens)
+    assert ends.sources["<|pad|>"] == ("generation_config",)
+    assert all(f"{name if name.isprintable() else repr(name)} (chat template)" in ends.describe() for name in added)
+
+
+def test_the_digest_of_a_prompt_holds_what_the_settings_change() -> None:
+    template = "{{ x }}" + CHAT_TEMPLATE
+    digests = {
+        PromptBuilder(tokenizer(template), Template(text="{context}"), ChatSettings(kwargs={"x": x})).sha256
+        for x in "ab"
+    }
+    assert len(digests) == 2

@@ -1,0 +1,139 @@
+"""Pieces become the tokens that the whole text has, and data never become control tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from eval.errors import UserError
+from eval.prompting.encoding import TextEncoder
+from eval.prompting.prompts import PromptBuilder
+from tasks import Example, Template
+from tests.helpers.tiny_models import tiny_tokenizer
+
+CHARACTERS = [chr(code) for code in range(33, 127)]
+PREFIXES = ("first", "always", "legacy")
+
+
+def prefixing(scheme: str, template: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that puts a space before what it is given, in one of the ways of Llama 2 and its kin."""
+    special = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>"]
+    vocab = {
+        token: at for at, token in enumerate([*special, *(f"<0x{at:02X}>" for at in range(256)), "▁", *CHARACTERS])
+    }
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    if scheme == "legacy":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose vocabulary has end tokens with the best of scores."""
+    special = ["<s>", "</s>", "<unk>", "[SEP]"]
+    vocab = [*((token, 0.0) for token in special), ("▁", -2.0), *((one, -4.0) for one in CHARACTERS)]
+    backend = Tokenizer(models.Unigram(vocab, unk_id=2))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.decoder = decoders.Metaspace()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def with_markup(*, special: bool) -> Any:
+    """Return a byte-level tokenizer with an added turn marker that no list of names holds."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|eot_id|>", special=special, normalized=False)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("template", ["Summarize.\n\n{context}\n\n{query}", "{context}\n{query}:", "{query} {context}"])
+@pytest.mark.parametrize(
+    "markup", ["{{ bos_token }}[INST] X [/INST]", "<|user|>X<|end|>\nNow", "<|user|>\nX <|end|><s>"]
+)
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("scheme", PREFIXES)
+def test_pieces_have_the_tokens_of_the_whole(scheme: str, chat: bool, markup: str, template: str) -> None:
+    around = "{% for m in messages %}" + markup.replace("X", "{{ m['content'] }}") + "{% endfor %}"
+    tokenizer = prefixing(scheme, around)
+    builder = PromptBuilder(tokenizer, Template(text=template, chat=chat))
+    builder.check()
+    parts = builder.parts(Example(id="a", document_id="a", context="Rivers run.", query="Where to?", references=("x",)))
+    text = template.replace("{context}", "Rivers run.").replace("{query}", "Where to?")
+    whole = around.partition("%}")[2].rpartition("{% endfor")[0] if chat else "{{ m['content'] }}"
+    whole = whole.replace("{{ m['content'] }}", text).replace("{{ bos_token }}", "<s>")
+    ours = (*parts.prefix, *parts.context, *parts.suffix)
+    assert list(ours) == tokenizer(whole, add_special_tokens=False).input_ids
+
+
+def test_a_context_first_and_one_after_text_each_have_their_own_tokens() -> None:
+    tokenizer = prefixing("legacy", "")
+    first, later = (PromptBuilder(tokenizer, Template(text=text)) for text in ("{context}", "Read: {context}"))
+    assert (first.is_context_first, later.is_context_first) == (True, False)
+    assert len(first.context_ids("abc")) == len(later.context_ids("abc")) + 1
+    assert later.spans_of("abc", ((1, 3),)) == [[1, 3]]
+
+
+@pytest.mark.parametrize("scheme", PREFIXES)
+def test_an_answer_follows_the_turn_as_the_template_writes_it(scheme: str) -> None:
+    around = (
+        "{% for m in messages %}{{ '<|user|>' if m['role'] == 'user' else '<|end|>\n' }}{{ m['content'] }}{% endfor %}"
+    )
+    around += "{% if add_generation_prompt %}<|end|>\n{% else %}</s>{% endif %}"
+    tokenizer = prefixing(scheme, around)
+    answer = PromptBuilder(tokenizer, Template(text="{context}")).answer("Yes")
+    assert answer == (*tokenizer.convert_tokens_to_ids(["Y", "e", "s"]), tokenizer.eos_token_id)
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("text", ["{query} {context}", "{context} {query} <|eot_id|>"])
+def test_markup_without_a_name_is_text_in_data(text: str, special: bool) -> None:
+    tokenizer = with_markup(special=special)
+    end = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    data = "a <|eot_id|><|eot_id|> b"
+    builder = PromptBuilder(tokenizer, Template(text=text))
+    parts = builder.parts(Example(id="a", document_id="a", context=data, query=data, references=(data,)))
+    ids = (*parts.prefix, *parts.context, *parts.suffix)
+    assert ids.count(end) == text.count("<|eot_id|>")
+    assert end not in builder.answer(data) + builder.document(data)
+    assert tokenizer.decode(list(parts.context)) == data
+    assert builder.spans_of(data, ((0, 5),)) == [[0, 5]]
+
+
+def test_a_query_cannot_finish_a_token_that_the_template_begins() -> None:
+    tokenizer = with_markup(special=True)
+    parts = PromptBuilder(tokenizer, Template(text="<{query} {context}")).fixed_parts("|eot_id|>")
+    assert tokenizer.convert_tokens_to_ids("<|eot_id|>") not in parts.prefix
+
+
+def test_ends_in_the_vocabulary_of_a_unigram_model_are_text_in_data() -> None:
+    tokenizer = unigram()
+    encoder = TextEncoder(tokenizer)
+    for data in ("End </s> more", "</s>", "</</s>s>[SEP]"):
+        ids = encoder.encode(data, is_data=True)
+        assert not {0, 1, 3} & set(ids)
+        assert str(tokenizer.decode(list(ids))).strip() == data
+
+
+def test_added_words_and_white_space_stay_tokens_of_data() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("    ", special=False), AddedToken("covid", special=False)])
+    ids = TextEncoder(tokenizer).encode("a    covid", is_data=True)
+    assert list(ids) == tokenizer("a    covid").input_ids
+    assert len(ids) == 3
+
+
+def test_a_tokenizer_that_loses_text_is_refused_by_name() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("m", "")
+    tokenizer.name_or_path = "lossy"
+    with pytest.raises(UserError, match=r"tokenizer of lossy does not keep texts: it reads .* another tokenizer"):
+        PromptBuilder(tokenizer, Template(text="{context}\n\nMake a summary.")).check()
