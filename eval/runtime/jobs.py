@@ -42,6 +42,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ERRORS = {
     "CheckpointError": "masformer.checkpoints.open",
     "ConversionError": "masformer.convert",
+    "NumbersError": "masformer.errors",
     "PlanError": "masformer.plans.layer_spans",
     "PositionError": "masformer.checkpoints.positions",
 }
