@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,7 +107,7 @@ def stored_plan(config: PreTrainedConfig) -> SpanPlan | None:
     if stored is None:
         return None
     if not isinstance(stored, dict) or "plan" not in stored:
-        raise PlanError(f"config.json: 'masformer' holds {stored!r}, an object with 'plan' was expected")
+        raise PlanError(f"config.json: 'masformer' holds {reprlib.repr(stored)}, an object with 'plan' was expected")
     plan = SpanPlan.from_json(stored["plan"])
     check_fits(plan, config)
     return plan
