@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from masformer.adapters import adapt, layer_of, set_attention, unadapt
 from masformer.attention.cache import SpanCache
 from masformer.attention.kernels import ATTENTION_NAME, masformer_attention, register
 from masformer.attention.visibility import span_mask
-from masformer.errors import first_line
+from masformer.errors import NumbersError, first_line
 from masformer.plans.cost import num_kv_heads
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 
@@ -38,6 +39,8 @@ from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPla
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 _PROBE_NAME = "masformer_probe"
 _PROBE_TOKENS = 24
+# Texts that are tried until one has logits that are numbers.
+_PROBE_TRIES = 4
 _PROBE_WINDOW = 5
 _PROBE_SHORT = LayerSpan(span=2, sinks=1)
 
@@ -104,7 +107,7 @@ def stored_plan(config: PreTrainedConfig) -> SpanPlan | None:
     if stored is None:
         return None
     if not isinstance(stored, dict) or "plan" not in stored:
-        raise PlanError(f"config.json: 'masformer' holds {stored!r}, an object with 'plan' was expected")
+        raise PlanError(f"config.json: 'masformer' holds {reprlib.repr(stored)}, an object with 'plan' was expected")
     plan = SpanPlan.from_json(stored["plan"])
     check_fits(plan, config)
     return plan
@@ -267,7 +270,6 @@ def _probe(model: PreTrainedModel) -> None:
     window = None if own.is_full else getattr(config, "sliding_window", None)
     if window is not None:
         own = SpanPlan(tuple(FULL if span.is_full else LayerSpan(span=_PROBE_WINDOW) for span in own))
-    tokens = probe_tokens(model)
     restores = model.config._attn_implementation
     short = SpanPlan((_PROBE_SHORT,) * count)
     refuse = f"{kind} models cannot take a span plan:"
@@ -279,7 +281,8 @@ def _probe(model: PreTrainedModel) -> None:
                 if restores != "eager":
                     # Flash attention takes the window that each module copied; these take the mask's.
                     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
-            untouched = model(tokens, use_cache=False).logits[0, -1]
+            tokens, untouched = probe_logits(model)
+            untouched = untouched[-1]
             tolerance = tolerance_of(untouched)
             AttentionInterface.register(_PROBE_NAME, counting)
             AttentionMaskInterface.register(_PROBE_NAME, span_mask)
@@ -298,7 +301,7 @@ def _probe(model: PreTrainedModel) -> None:
             if torch.equal(changed, same):
                 raise ConversionError(f"{refuse} a span of 2 changes nothing in their logits")
             check_close(_decoded(model, tokens, short), changed, tolerance, f"{refuse} decoding through the cache is")
-    except ConversionError:
+    except (ConversionError, NumbersError):
         raise
     except Exception as error:
         raise ConversionError(f"{refuse} {first_line(error)}") from error
@@ -331,9 +334,25 @@ def _probe_heads(model: PreTrainedModel, num_heads: int) -> None:
         raise ConversionError(f"{refuse} {first_line(error)}") from error
 
 
-def probe_tokens(model: PreTrainedModel, count: int = _PROBE_TOKENS) -> Tensor:
+def probe_logits(model: PreTrainedModel, count: int = _PROBE_TOKENS) -> tuple[Tensor, Tensor]:
+    """Return (1, count) random tokens, and their (count, V) logits.
+
+    Raises:
+        NumbersError: The logits of no tokens that were tried are numbers.
+    """
+    for seed in range(_PROBE_TRIES):  # one damaged embedding is found by the documents that need it
+        tokens = probe_tokens(model, count, seed)
+        logits = model(tokens, use_cache=False).logits[0]
+        if bool(logits.isfinite().all()):
+            return tokens, logits
+    dtype = str(model.dtype).removeprefix("torch.")
+    kind = model.config.model_type
+    raise NumbersError(f"the logits of this {kind} model on each of {_PROBE_TRIES} random texts", dtype)
+
+
+def probe_tokens(model: PreTrainedModel, count: int = _PROBE_TOKENS, seed: int = 0) -> Tensor:
     """Return (1, count) random tokens, the same at each call."""
-    vocabulary, generator = int(text_config(model.config).vocab_size), torch.Generator().manual_seed(0)
+    vocabulary, generator = int(text_config(model.config).vocab_size), torch.Generator().manual_seed(seed)
     return torch.randint(vocabulary, (1, count), generator=generator).to(model.device)
 
 

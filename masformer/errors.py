@@ -1,6 +1,29 @@
-"""One line of what went wrong."""
+"""Errors that many modules raise, and one line of what went wrong."""
 
 from __future__ import annotations
+
+# By dtype; bfloat16 has the range of float32.
+_REMEDIES = {
+    "float16": "float16 ends at 65,504, and this model needs more: take --dtype bfloat16 or float32",
+    "bfloat16": "try --dtype float32, or restore the weights",
+}
+
+
+class NumbersError(ValueError):
+    """Logits, losses or gradients that are NaN or infinite.
+
+    Args:
+        what: What is no number, with its document and length.
+        dtype: Name of the dtype of the computation.
+
+    Attributes:
+        row: Index of the prompt in its batch, where there is one.
+    """
+
+    def __init__(self, what: str, dtype: str, row: int = 0) -> None:
+        self.row = row
+        remedy = _REMEDIES.get(dtype, "restore the weights, or give other ones")
+        super().__init__(f"{what} are no numbers (NaN or infinite) in {dtype}; {remedy}")
 
 
 def first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from transformers import (
     DynamicCache,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -30,6 +33,7 @@ from eval.config.generation import GenerationSettings
 from eval.runtime.memory import storage_bytes
 from masformer import SpanCache, fixed_frequencies, prefill
 from masformer.attention.joined import can_join, join, row_bytes
+from masformer.errors import NumbersError
 
 # Tokens that a batch decodes before rows that have ended are taken out.
 _STEPS = 32
@@ -96,6 +100,9 @@ def decode(
             side by side.
         settings: The same for all.
         decoded: Called with the steps that were decoded, every few of them.
+
+    Raises:
+        NumbersError: Logits of a prompt are no numbers; `row` says of which.
     """
     assert len(prompts) == 1 or rows_together(model, settings) is None
     device, ends, beams = model.device, end_tokens(model), settings.num_beams
@@ -126,13 +133,18 @@ def decode(
         # Beams are not taken apart.
         steps = left if beams > 1 else min(left, _STEPS)
         start = now(device)
+        watch = ScoresWatch(ends, ids.shape[1], is_eager=settings.temperature is not None)
         made = model.generate(
             input_ids=ids,
             attention_mask=mask,
             past_key_values=cache,
             generation_config=_config(settings, steps, settings.max_new_tokens - left, ends, pad),
             stopping_criteria=_stopping(settings.stop, tokenizer, longest),
+            logits_processor=LogitsProcessorList([watch]),
         )
+        if (bad := watch.first_bad(len(active))) is not None:
+            row = active[bad]
+            raise NumbersError(f"the logits of a prompt of {len(prompts[row]):,} tokens", dtype_name(model), row)
         spent = (now(device) - start) / len(active)
         left -= steps
         decoded(steps)
@@ -191,6 +203,43 @@ def _config(settings: GenerationSettings, steps: int, done: int, ends: list[int]
 def _seed_of(seed: int, prompt: Sequence[int]) -> int:
     digest = hashlib.sha256(f"{seed} {' '.join(map(str, prompt))}".encode()).digest()
     return int.from_bytes(digest[:7])
+
+
+class ScoresWatch(LogitsProcessor):  # type: ignore[misc]
+    """Notes rows whose scores are no numbers, and changes none; what a row writes after its end does not count.
+
+    Args:
+        ends: Tokens that end an answer.
+        first: Tokens of the prompts.
+        is_eager: Put zeros in the place of such scores, since drawing from them fails.
+    """
+
+    def __init__(self, ends: Sequence[int], first: int, *, is_eager: bool) -> None:
+        self.ends, self.first, self.is_eager = list(ends), first, is_eager
+        self.bad: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # Of a row with NaN the largest is NaN; tokens may be ruled out by -inf, but not all of them.
+        bad = ~scores.amax(dim=-1).isfinite()
+        if self.ends:
+            written = input_ids[:, self.first :]
+            bad &= ~torch.isin(written, torch.tensor(self.ends, device=written.device)).any(dim=-1)
+        self.bad = bad if self.bad is None else self.bad | bad
+        if self.is_eager and bool(bad.any()):
+            # Rather than an error of the random number generator, which on CUDA ends the process.
+            return torch.zeros_like(scores)
+        return scores
+
+    def first_bad(self, num_rows: int) -> int | None:
+        """Return the first of the prompts with such scores; None without any. Beams count for their prompt."""
+        if self.bad is None or not bool(self.bad.any()):
+            return None
+        return int(self.bad.nonzero()[0]) // (len(self.bad) // num_rows)
+
+
+def dtype_name(model: PreTrainedModel) -> str:
+    """Return the name of the dtype that a model computes in."""
+    return str(model.dtype).removeprefix("torch.")
 
 
 class _StopTexts(StoppingCriteria):  # type: ignore[misc]
@@ -252,7 +301,8 @@ def warm_up(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     cache = new_cache(model, len(prompt))
     with fixed_frequencies(model, len(prompt)):
         prefill(model, torch.tensor([prompt[:-1]], device=model.device), cache)
-        decode(model, tokenizer, [prompt], [cache], GenerationSettings(max_new_tokens=4))
+        with suppress(NumbersError):  # what these tokens give says nothing of a document
+            decode(model, tokenizer, [prompt], [cache], GenerationSettings(max_new_tokens=4))
 
 
 def now(device: torch.device) -> float:

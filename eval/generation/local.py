@@ -21,11 +21,11 @@ from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.generation.backend import Backend, start_for
 from eval.generation.claims import Claims
-from eval.generation.decode import Answer, rows_together, set_end_tokens, warm_up
+from eval.generation.decode import Answer, dtype_name, rows_together, set_end_tokens, warm_up
 from eval.generation.forecast import describe_plan
 from eval.generation.groups import DocumentPrompts, Group, ModelSize, deal, form_groups, measure
 from eval.generation.progress import Progress, duration
-from eval.generation.prompt_tree import PromptTree
+from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.generation.requests import Request, Requests
 from eval.generation.tree_decoder import TreeDecoder
 from eval.prompting.chat import ChatTemplate
@@ -35,6 +35,7 @@ from eval.runtime.memory import memory_budget, peak_bytes, reset_peak
 from eval.runtime.model import TORCH_DTYPES, describe_weights, open_model, plan_of, suggested_ends
 from eval.runtime.processes import AcceleratedProcess, Process
 from masformer import fixed_frequencies
+from masformer.errors import NumbersError
 from masformer.plans.cost import attention_flops
 
 
@@ -126,6 +127,10 @@ class LocalBackend(Backend):
     def _measured(self, requests: Requests) -> list[DocumentPrompts]:
         """Return the prompts of the whole run by document; measured once a session."""
         if self._units is None:
+            if self.opened.checkpoint.has_tokens_beyond:
+                for request in (one for source in requests.sources for one in source.requests()):
+                    where = f"the prompt about document '{request.key[2]}' of task '{request.key[0]}'"
+                    self.opened.checkpoint.check_tokens(request.prompt.token_ids, where)
             self._units = measure(requests, self.size, is_silent=not self.process.is_main)
         return self._units
 
@@ -173,7 +178,7 @@ class _Answering:
         with fixed_frequencies(self.model, len(prompts[0])):
             for batch in batches:
                 reset_peak(self.model.device)
-                for leaves, answers in self.decoder.decode(batch, prompts, caches, group.settings):
+                for leaves, answers in self._decoded(batch, prompts, caches, group, askers):
                     peak = peak_bytes(self.model.device)
                     for leaf, answer in zip(leaves, answers, strict=True):
                         prefill_seconds = caches.seconds(leaf) + answer.prefill_seconds
@@ -193,6 +198,25 @@ class _Answering:
             f"{num_requested:,} asked for ({num_prefilled / num_requested:.2f}), "
             f"{duration(time.monotonic() - started)}",
         )
+
+    def _decoded(
+        self,
+        batch: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        caches: TreeCaches,
+        group: Group,
+        askers: Sequence[Sequence[Request]],
+    ) -> Iterator[tuple[Sequence[int], list[Answer]]]:
+        """Yield answers; an error about logits names the document."""
+        try:
+            yield from self.decoder.decode(batch, prompts, caches, group.settings)
+        except NumbersError as error:
+            task, template, example_id, maxlen = askers[error.row][0].key
+            raise NumbersError(
+                f"the logits on document '{example_id}' of task '{task}' (template '{template}', maxlen {maxlen}, a "
+                f"prompt of {len(prompts[error.row]):,} tokens)",
+                dtype_name(self.model),
+            ) from error
 
     def _batches(self, tree: PromptTree, group: Group) -> list[Sequence[int]]:
         most = min(group.num_rows, rows_together(self.model, group.settings) or group.num_rows)

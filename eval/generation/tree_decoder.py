@@ -13,6 +13,7 @@ from eval.errors import UserError
 from eval.generation.decode import Answer, decode
 from eval.generation.prompt_tree import Node, PromptTree, TreeCaches
 from eval.runtime.memory import is_out_of_memory
+from masformer.errors import NumbersError
 
 
 class Observer:
@@ -74,6 +75,7 @@ class TreeDecoder:
 
         Raises:
             UserError: Memory does not hold a single prompt.
+            NumbersError: Logits of a prompt are no numbers; `row` is its index.
         """
         num_tokens = sum(len(prompts[leaf]) for leaf in leaves)
         if self.too_many is None or num_tokens < self.too_many or len(leaves) == 1:
@@ -119,6 +121,9 @@ class TreeDecoder:
                 settings,
                 lambda steps: self.observer.decoded(batch, settings, steps),
             )
+        except NumbersError as error:
+            error.row = leaves[error.row]
+            raise
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -26,11 +26,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from eval.config.generation import GenerationSettings
 from eval.errors import UserError
-from eval.generation.decode import rows_together, set_end_tokens
+from eval.generation.decode import ScoresWatch, end_tokens, rows_together, set_end_tokens
 from eval.generation.groups import ModelSize
 from eval.generation.prompt_tree import PromptTree
 from eval.generation.tree_decoder import Observer, TreeDecoder
@@ -42,6 +42,7 @@ from eval.runtime.model import TORCH_DTYPES, load_converted, resolve_plan, sugge
 from masformer import fixed_frequencies
 from masformer.attention.prefill import frequency_class
 from masformer.checkpoints.open import open_checkpoint
+from masformer.errors import NumbersError
 
 # Under lm-evaluation-harness's logger, so that its level and format hold.
 _log = logging.getLogger("lm_eval.masformer")
@@ -213,6 +214,26 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             "plan": None if self.plan is None else str(self.plan),
         }
 
+    def _model_call(self, inps: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        logits: torch.Tensor = super()._model_call(inps, *args, **options)
+        bad = ~logits.amax(dim=-1).isfinite().all(dim=-1)
+        if bool(bad.any()):
+            raise self._no_numbers(inps[int(bad.nonzero()[0])].tolist())
+        return logits
+
+    def _model_generate(self, context: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        watch = ScoresWatch(end_tokens(self.model), context.shape[1], is_eager=True)
+        made: torch.Tensor = super()._model_generate(
+            context, *args, logits_processor=LogitsProcessorList([watch]), **options
+        )
+        if (bad := watch.first_bad(len(context))) is not None:
+            raise self._no_numbers(context[bad].tolist())
+        return made
+
+    def _no_numbers(self, tokens: Sequence[int]) -> NumbersError:
+        begin = self.tok_decode(list(tokens[:24]))
+        return NumbersError(f"the logits on a text of {len(tokens):,} tokens that begins {begin!r}", self.dtype_name)
+
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Return an answer to each request, in order.
 
@@ -313,11 +334,14 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
             with fixed_frequencies(self.model, len(alike[0])):
                 for batch in _batches(tree.order, most, fits):
-                    for leaves, answers in decoder.decode(batch, alike, caches, settings):
-                        for leaf, answer in zip(leaves, answers, strict=True):
-                            tokens = answer.token_ids
-                            is_ended = tokens and tokens[-1] in self.ends.token_ids
-                            yield alike[leaf], tokens[:-1] if is_ended else tokens
+                    try:
+                        for leaves, answers in decoder.decode(batch, alike, caches, settings):
+                            for leaf, answer in zip(leaves, answers, strict=True):
+                                tokens = answer.token_ids
+                                is_ended = tokens and tokens[-1] in self.ends.token_ids
+                                yield alike[leaf], tokens[:-1] if is_ended else tokens
+                    except NumbersError as error:
+                        raise self._no_numbers(alike[error.row]) from error
                     caches.release(batch)
 
     @cached_property

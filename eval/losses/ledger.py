@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from eval.records.journal import append_line
 from eval.records.schema import Key, PlanLoss
 from eval.runtime.model import TORCH_DTYPES, OpenedModel
 from masformer import SpanPlan, num_layers
-from masformer.checkpoints.open import CheckpointError
+from masformer.errors import NumbersError
 from masformer.placement import PlanMeter, gate_gradients
 from masformer.plans.cost import num_kv_heads
 
@@ -41,6 +40,11 @@ class SearchText:
     task: str
     id: str
     token_ids: Sequence[int]
+
+    @property
+    def where(self) -> str:
+        """Return what names the document, for errors."""
+        return f"document '{self.id}' of task '{self.task}', of {len(self.token_ids)} tokens"
 
     def key(self, plan: str) -> Key:
         """Return what names a measurement under a plan."""
@@ -97,11 +101,9 @@ class Ledger:
                 meter = self.meter
                 before, started = meter.num_layers_run, time.perf_counter()
                 for place, loss in meter.losses(index, [plans[place] for place in missing]):
-                    if not math.isfinite(loss):
-                        raise CheckpointError(
-                            f"the loss on {text.id} is no number in {self.model.dtype}; try --dtype float32, or mend "
-                            "the weights"
-                        )
+                    # Nor may its exponential be infinite, which is what is reported.
+                    if not loss / (len(text.token_ids) - self.first) < 700:
+                        raise NumbersError(f"losses or perplexities on {text.where}", self.model.dtype)
                     self._write(text, names[missing[place]], negative_log_likelihood=loss)
                 self.num_layers_run += meter.num_layers_run - before
                 self.seconds += time.perf_counter() - started
@@ -131,6 +133,8 @@ class Ledger:
                     gradients = gate_gradients(meter.model, [meter.texts[index]], self.first, plan, gate)
                     self.num_layers_run += shape[0]
                     self.seconds += time.perf_counter() - started
+                    if not bool(gradients.isfinite().all()):
+                        raise NumbersError(f"gradients on {text.where}", self.model.dtype)
                     self._write(text, name, gradients=gradients.tolist())
                 total += num_scored * torch.tensor(self.lines[text.key(name)].gradients, dtype=torch.float64)
         return self._mean(total, count)

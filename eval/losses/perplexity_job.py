@@ -117,6 +117,10 @@ def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJ
     builder = PromptBuilder(model.checkpoint.tokenizer, Template(text="{context}", chat=False))
     builder.check()
     data = {name: _long_enough(config.load_documents(name), config.min_tokens, builder) for name in config.tasks}
+    if model.checkpoint.has_tokens_beyond:
+        for name, loaded in data.items():
+            for one in loaded.examples:
+                model.checkpoint.check_tokens(builder.document(one.context), f"document '{one.id}' of task '{name}'")
     folder = RunFolder(config.output or default_output("perplexity", config, _FREE))
     saved = folder.read_record(PerplexityRecord)
     tokens = config.tokens or (saved.identity.tokens if saved else None) or config.maxlen[-1]

@@ -20,7 +20,7 @@ from eval.runtime.model import plan_of
 from eval.runtime.processes import Process
 from masformer import SpanCache, fixed_frequencies
 from masformer.attention.prefill import CHUNK_TOKENS
-from masformer.checkpoints.open import CheckpointError
+from masformer.errors import NumbersError
 from masformer.loss import token_losses
 from masformer.plans.cost import attention_flops
 from tasks import Example
@@ -56,7 +56,7 @@ def measure(
         process: The main process has a bar.
 
     Raises:
-        CheckpointError: A loss is no number.
+        NumbersError: A loss is none.
     """
     # Measurements are warm from the first on.
     losses_of(model, [token % model.config.get_text_config().vocab_size for token in range(3, 67)])
@@ -84,9 +84,8 @@ def _measure(window: Window, model: PreTrainedModel, whole: Sequence[int], token
         part = token_ids[first : first + maxlen]
         losses, num_bytes = losses_of(model, part)
         if not bool(losses.isfinite().all()):
-            raise CheckpointError(
-                f"a loss on {window.example.id} is no number in {dtype}; try --dtype float32, or mend the weights"
-            )
+            where = f"document '{window.example.id}' of task '{window.task}', tokens {first} to {first + len(part) - 1}"
+            raise NumbersError(f"losses on {where}, at length {maxlen}", dtype)
         cache_bytes = max(cache_bytes, num_bytes)
         for start, stop in buckets_of(maxlen):
             # The token at index i is predicted from i tokens before it.

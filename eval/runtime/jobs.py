@@ -38,6 +38,7 @@ Record = TypeVar("Record")
 _ERRORS = {
     "CheckpointError": "masformer.checkpoints.open",
     "ConversionError": "masformer.convert",
+    "NumbersError": "masformer.errors",
     "PlanError": "masformer.plans.layer_spans",
     "PositionError": "masformer.checkpoints.positions",
 }

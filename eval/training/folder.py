@@ -23,6 +23,7 @@ from eval.records.journal import append_line
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Evaluation, TrainingStep
 from eval.records.typed import Record, from_json
+from masformer.checkpoints.saving import follow_umask
 
 STATE = "state"
 _CHECKPOINTS = "checkpoints"
@@ -106,6 +107,7 @@ class TrainFolder:
         """
 
         def publish() -> None:
+            follow_umask(self.partial(step))
             _sync(self.partial(step))
             # A checkpoint of this step may be there, from before a resume; it goes when the new one has its name.
             former = self.partial(step).with_suffix(".former")

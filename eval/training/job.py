@@ -19,7 +19,7 @@ from eval.runtime.model import OpenedModel, describe_weights, resolve_plan
 from eval.runtime.processes import AcceleratedProcess
 from eval.training.folder import STATE, TrainFolder, find_checkpoint, step_of
 from eval.training.lora import check_targets
-from eval.training.sequences import Pieces, count_rows, split_held_out
+from eval.training.sequences import Pieces, count_rows, in_order, split_held_out
 from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
 from masformer.checkpoints.positions import extended_config
 from tasks import LoadedExamples
@@ -123,6 +123,10 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
     has_clock = any(config.template_of(name).chat for name in config.tasks) and chat.uses_clock
     date = process.broadcast(template_clock(has_clock, config.template_date, saved, training.path))
     data, trained, held_out = _load_pieces(config, checkpoint, date)
+    if checkpoint.has_tokens_beyond:
+        for pieces in (trained, held_out):
+            for piece in (one for row in in_order(pieces) for one in row):
+                checkpoint.check_tokens(piece.token_ids, f"example '{piece.id}'")
     step_rows = config.batch_size * config.gradient_accumulation * process.count
     packing = config.packing and plan is not None
     total = config.max_steps

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from eval.config.finetune import TrainConfig
+from eval.errors import UserError
 from eval.runtime.memory import peak_bytes
 from eval.runtime.model import load_converted
 from eval.runtime.processes import AcceleratedProcess
@@ -25,6 +26,7 @@ from eval.training.trainer import Trainer, learning_rate_at, make_optimizer
 from masformer import apply_plan, remove_plan
 from masformer.checkpoints.open import has_learned_positions, max_positions
 from masformer.checkpoints.positions import extend_table
+from masformer.errors import first_line
 from masformer.loss import NextTokenLoss, check_packing
 
 
@@ -53,7 +55,14 @@ def build_trainer(job: TrainingJob, process: AcceleratedProcess) -> tuple[Traine
     prepared, optimizer = accelerator.prepare(wrapped, optimizer)
     keep_only_what_is_trained(accelerator)
     if job.first:
-        accelerator.load_state(str(job.training.checkpoint(job.first) / STATE))
+        state = job.training.checkpoint(job.first) / STATE
+        try:
+            accelerator.load_state(str(state))
+        except Exception as error:  # torch, safetensors and pickle each have their own
+            raise UserError(
+                f"{state} cannot be read in full ({first_line(error)}); give --resume another checkpoints/step-*, or "
+                "begin anew with another --output"
+            ) from error
         # Its count of forward passes may be of another layout; a checkpoint lies between two steps.
         accelerator.step = 0
     trainer = Trainer(

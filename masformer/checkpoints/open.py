@@ -10,17 +10,20 @@ or GGUF; pickled ones are refused.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, model_info
+from huggingface_hub import constants, hf_hub_download, model_info
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,18 +34,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.quantizers.auto import get_hf_quantizer
 
+from masformer.checkpoints.files import ADAPTER_CONFIG, GENERATION_CONFIG, CheckpointError, Listing, check_token_ids
+from masformer.checkpoints.fit import check_all_used, guard_embeddings, pin_attention, vocabulary
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
+from masformer.convert import native_plan
 from masformer.errors import first_line
+from masformer.plans.spans import PlanError
 
 # Architectures whose positions are a learned table, which has no entry beyond its end.
 _LEARNED_POSITIONS = {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "ctrl", "openai-gpt"}
-# What loading reads from a folder: weights, config, tokenizer, chat template, end tokens, code.
-_LOADED_FILES = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "*.py")
+# What loading reads from a folder beside weights: config, tokenizer, chat templates, end tokens, code.
+_LOADED_FILES = ("*.json", "*.model", "*.jinja", "additional_chat_templates/*.jinja", "*.txt", "*.py")
+# What loading reads beside a GGUF file, if it is there.
+_BESIDE_GGUF = (GENERATION_CONFIG,)
 
-
-class CheckpointError(ValueError):
-    """A model reference that leads to no usable decoder."""
+__all__ = ["SHORT_NAMES", "Checkpoint", "CheckpointError", "has_learned_positions", "max_positions", "open_checkpoint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +129,28 @@ class Checkpoint:
     revision: str | None
     trust_remote_code: bool
 
+    @cached_property
+    def has_tokens_beyond(self) -> bool:
+        """Return whether the tokenizer has tokens that the model has no embedding for."""
+        last = max([self.tokenizer.vocab_size - 1, *self.tokenizer.added_tokens_decoder])
+        return bool(last >= vocabulary(self.config))
+
+    def check_tokens(self, token_ids: Sequence[int], where: str) -> None:
+        """Raise `CheckpointError` for a token that the model has no embedding for.
+
+        Args:
+            token_ids: Tokens of a text.
+            where: Name of the text, for the error.
+        """
+        rows = vocabulary(self.config)
+        beyond = next((token for token in token_ids if token >= rows), None) if self.has_tokens_beyond else None
+        if beyond is not None:
+            raise CheckpointError(
+                f"{where} holds the token '{self.tokenizer.convert_ids_to_tokens(beyond)}', number {beyond} of "
+                f"{len(self.tokenizer):,} in the tokenizer, and '{self.name}' has embeddings for {rows:,}; give the "
+                "tokenizer that the model was trained with, or a model whose embeddings were resized"
+            )
+
     def load_model(
         self, dtype: torch.dtype, device: torch.device | str = "cpu", device_map: str | None = None
     ) -> PreTrainedModel:
@@ -146,6 +176,7 @@ class Checkpoint:
         except Exception as error:  # whatever a broken file or a missing package makes transformers raise
             raise CheckpointError(f"the weights of '{self.name}' do not load: {first_line(error)}") from error
         model, info = loaded
+        check_all_used(model, info["unexpected_keys"], self.name)
         absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         if absent:
             # transformers would go on with random numbers in their place.
@@ -160,12 +191,20 @@ class Checkpoint:
             model.hf_quantizer = None
         # Sampling and penalties that the checkpoint suggests must not slip into a measurement.
         own = model.generation_config
+        for name in ("eos_token_id", "bos_token_id"):
+            check_token_ids(getattr(own, name), f"{GENERATION_CONFIG} of '{self.name}': {name}")
+        rows = vocabulary(self.config)
         eos = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
         ends = {*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id} - {None}
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(ends, default=0)
+        # What the model has no embedding for, it never writes.
+        ends = {token for token in ends if 0 <= token < rows}
+        pad = self.tokenizer.pad_token_id
+        pad = pad if pad is not None and 0 <= pad < rows else min(ends, default=0)
         model.generation_config = GenerationConfig(
             eos_token_id=sorted(ends) or None, pad_token_id=pad, bos_token_id=own.bos_token_id
         )
+        if self.has_tokens_beyond:
+            guard_embeddings(model, self.check_tokens, self.tokenizer.pad_token_id)
         return (model if device_map else model.to(device)).eval()
 
 
@@ -186,37 +225,22 @@ def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Check
         location, gguf_file, source = str(file.parent), file.name, "gguf"
     elif Path(reference).is_dir():
         source = "folder"
-        if not (Path(reference) / "config.json").is_file():
-            raise CheckpointError(f"model folder '{reference}' holds no config.json; give the folder of a saved model")
-        if not any(Path(reference).glob("*.safetensors")):
-            raise CheckpointError(
-                f"model folder '{reference}' holds no .safetensors file; pickled weights are not loaded, save the "
-                "model again with save_pretrained"
-            )
     elif reference.startswith((".", "/", "~")) or reference.count("/") > 1:
         raise CheckpointError(f"model folder '{reference}' does not exist; give a folder, a .gguf file or a hub id")
 
     provenance: dict[str, Any] = {"reference": reference, "source": source}
-    revision = None
+    revision, listing = None, None
     if source == "hub":
         provenance["hub_id"] = location
-        revision, location = _find_on_hub(location, reference)
+        revision, location, listing = _find_on_hub(location, reference)
         provenance["revision"] = revision
-    else:
-        provenance["files"] = _digests(Path(location), [gguf_file] if gguf_file else _LOADED_FILES)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if gguf_file:
-        options["gguf_file"] = gguf_file
-    if revision:
-        options["revision"] = revision
-    try:
-        config = AutoConfig.from_pretrained(location, **options)
-        _check_decoder(config, reference)
-        tokenizer = AutoTokenizer.from_pretrained(location, **options)
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever a broken file makes transformers raise
-        raise CheckpointError(f"model '{reference}' cannot be read: {first_line(error)}") from error
+    elif source == "folder":
+        listing = _folder(Path(reference), f"model folder '{reference}'")
+    if listing is not None:
+        listing.check()
+    if source != "hub":
+        provenance["files"] = _digests(Path(location), _read_files(Path(location), gguf_file, listing))
+    config, tokenizer = _read(location, reference, gguf_file, revision, trust_remote_code=trust_remote_code)
     return Checkpoint(
         name=reference,
         config=config,
@@ -227,6 +251,81 @@ def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Check
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
+
+
+def _read(
+    location: str, reference: str, gguf_file: str | None, revision: str | None, *, trust_remote_code: bool
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Return config and tokenizer. Raises `CheckpointError` for what transformers cannot read or build."""
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if gguf_file:
+        options["gguf_file"] = gguf_file
+    if revision:
+        options["revision"] = revision
+    try:
+        config = AutoConfig.from_pretrained(location, **options)
+        _check_decoder(config, reference)
+        pin_attention(config)
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a broken file makes transformers raise
+        raise CheckpointError(f"model '{reference}' cannot be read: {first_line(error)}") from error
+    if not gguf_file:
+        _check_quantization(config, reference)
+    if not getattr(config, "auto_map", None):
+        _check_builds(config, reference)
+    return config, tokenizer
+
+
+def _check_quantization(config: PreTrainedConfig, reference: str) -> None:
+    """Raise `CheckpointError` for weights that this machine has no means to unpack."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return
+    try:
+        get_hf_quantizer(deepcopy(config), None, None, True, {})
+    except Exception as error:  # packages, devices, methods: each has an exception of its own
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise CheckpointError(
+            f"model '{reference}' is quantized ({method or 'by an unknown method'}): {first_line(error)}; give the "
+            "model that it was made from, or a copy with plain weights"
+        ) from error
+
+
+def _check_builds(config: PreTrainedConfig, reference: str) -> None:
+    """Raise `CheckpointError` unless the config describes a model; allocates no weights."""
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(deepcopy(config))
+        native_plan(config)
+    except PlanError:
+        return  # layers that no span describes: a model all the same
+    except Exception as error:  # sizes that do not go together, unknown activations, ...
+        raise CheckpointError(
+            f"model '{reference}': its config describes no model that can be built ({type(error).__name__}: "
+            f"{first_line(error)}); compare it with that of the original"
+        ) from error
+
+
+def _folder(folder: Path, name: str) -> Listing:
+    """Return the files of a folder; links count as what they lead to, as in the hub's cache."""
+    try:
+        names = {path.name for path in folder.iterdir() if path.is_file()}
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
+    return Listing(name=name, names=names, read=lambda file: (folder / file).read_bytes())
+
+
+def _read_files(folder: Path, gguf_file: str | None, listing: Listing | None) -> list[str]:
+    """Return names, or patterns of names, of all files that loading reads."""
+    if listing is not None:
+        return [*map(glob.escape, listing.weights()), *_LOADED_FILES]
+    assert gguf_file is not None
+    if (folder / ADAPTER_CONFIG).is_file():
+        # Loading would follow it to its base model.
+        raise CheckpointError(f"beside '{folder / gguf_file}' lies an {ADAPTER_CONFIG}; move one of them elsewhere")
+    return [glob.escape(gguf_file), *_BESIDE_GGUF]
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -254,15 +353,22 @@ def _check_decoder(config: PreTrainedConfig, reference: str) -> None:
         raise CheckpointError(f"model '{reference}' is a {config.model_type}, which has no attention to give spans to")
 
 
-def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str]:
-    """Return the commit of the hub's main branch, and where to load it from: hub id, or a folder of its cache."""
+def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str, Listing]:
+    """Return the commit of the main branch, where to load it from (hub id or a folder of the cache), and its files."""
+    name = f"model '{reference}' on the hub"
     answer: Exception
     if constants.HF_HUB_OFFLINE:
         answer = OSError("HF_HUB_OFFLINE is set")
     else:
         try:
             info = within(HUB_TIMEOUT_SECONDS, lambda: model_info(hub_id, timeout=HUB_TIMEOUT_SECONDS))
-            return str(info.sha), hub_id
+            revision = str(info.sha)
+            listing = Listing(
+                name=name,
+                names={file.rfilename for file in info.siblings or () if "/" not in file.rfilename},
+                read=lambda file: Path(hf_hub_download(hub_id, file, revision=revision)).read_bytes(),
+            )
+            return revision, hub_id, listing
         except Exception as error:  # the client raises its own, httpx's and OSError; judged below
             answer = error
     status = getattr(getattr(answer, "response", None), "status_code", None)
@@ -276,7 +382,7 @@ def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str]:
     snapshots = {file.parent for file in cached.glob("*/*.safetensors")}
     if snapshots:
         newest = max(snapshots, key=lambda folder: folder.stat().st_mtime)
-        return newest.name, str(newest)
+        return newest.name, str(newest), _folder(newest, f"model '{reference}' in the hub's cache")
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({first_line(answer)})"
     raise CheckpointError(
         f"model '{reference}' is no local folder, {why} and its cache does not hold it{_hint(reference)}"
@@ -295,7 +401,7 @@ def _digests(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
     for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
         try:
             with file.open("rb") as stream:
-                digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+                digests[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise CheckpointError(f"model file '{file}' cannot be read: {error.strerror}") from error
     return digests

@@ -138,6 +138,7 @@ def _staged(folder: Path) -> Iterator[Path]:
     stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=folder))
     try:
         yield stage
+        follow_umask(stage)
         for name in _names(stage):
             with (stage / name).open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -148,6 +149,17 @@ def _staged(folder: Path) -> Iterator[Path]:
                 folder.rmdir()
         raise
     _move(stage, folder)
+
+
+def follow_umask(folder: Path) -> None:
+    """Give the files of a folder the mode of new files: safetensors writes them for their owner alone."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode & 0o777)
 
 
 def _move(stage: Path, folder: Path) -> None:

@@ -19,6 +19,8 @@ from torch import Tensor
 
 # The cache keeps a place for each from the first token on.
 MAX_SINKS = 65_536
+# What the text form can write; positions stay far from overflow.
+MAX_NUMBER = 999_999_999
 # A layer, and one of its key/value heads; None is the whole layer.
 Item = tuple[int, int | None]
 # Queries whose pairs are counted at once.
@@ -68,6 +70,8 @@ class LayerSpan:
                 raise PlanError(f"{name}={value!r} is not a whole number")
             if value < least:
                 raise PlanError(f"{name}={value} must be at least {least}")
+            if value > MAX_NUMBER:
+                raise PlanError(f"{name} must be at most {MAX_NUMBER}; leave it out for full attention")
             object.__setattr__(self, name, value)
         for name in numbers.keys() - defaults.keys():
             if value := numbers[name]:

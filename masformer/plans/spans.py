@@ -20,6 +20,7 @@ and a window are those of DuoAttention, arXiv 2410.10819, section 2.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +31,10 @@ from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, PlanError, l
 from masformer.plans.text import PlanParser, text_of
 
 __all__ = ["FULL", "HeadSpans", "LayerSpan", "PlanError", "SpanPlan", "layer_of_heads"]
+
+
+# Of layers, and of heads of a layer: more than any model has.
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,10 @@ class SpanPlan:
     @classmethod
     def from_json(cls, layers: Sequence[Mapping[str, Any]]) -> SpanPlan:
         """Return the plan that `to_json` wrote. Raises `PlanError` for anything else."""
-        if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
-            raise PlanError(f"a stored plan is a list with one object a layer, got {layers!r}")
+        if not isinstance(layers, Sequence) or isinstance(layers, str) or not 0 < len(layers) <= _MOST_LAYERS:
+            raise PlanError(
+                f"a stored plan is a list with one object a layer, at most {_MOST_LAYERS}, got {reprlib.repr(layers)}"
+            )
         return cls(tuple(_stored_layer(layer, index) for index, layer in enumerate(layers)))
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -112,17 +119,22 @@ def _stored_layer(layer: Any, index: int) -> LayerSpan | HeadSpans:
     if not isinstance(layer, Mapping) or "heads" not in layer:
         return _stored_span(layer, where)
     heads = layer["heads"]
-    if len(layer) > 1 or not isinstance(heads, Sequence) or isinstance(heads, str) or not heads:
-        raise PlanError(f"{where} is {layer!r}; 'heads' stands alone, and is a list with one object a head")
+    if (
+        len(layer) > 1
+        or not isinstance(heads, Sequence)
+        or isinstance(heads, str)
+        or not 0 < len(heads) <= _MOST_LAYERS
+    ):
+        raise PlanError(f"{where} is {reprlib.repr(layer)}; 'heads' stands alone, and is a list with one object a head")
     return layer_of_heads([_stored_span(span, f"head {head} of {where}") for head, span in enumerate(heads)])
 
 
 def _stored_span(stored: Any, where: str) -> LayerSpan:
     if not isinstance(stored, Mapping):
-        raise PlanError(f"{where} is {stored!r}; an object was expected")
-    unknown = sorted(set(stored) - {*number_names()})
+        raise PlanError(f"{where} is {reprlib.repr(stored)}; an object was expected")
+    unknown = sorted(map(str, set(stored) - {*number_names()}))
     if unknown:
-        raise PlanError(f"{where} has unknown settings {', '.join(unknown)}")
+        raise PlanError(f"{where} has unknown settings {', '.join(unknown)[:80]}")
     try:
         return LayerSpan(**stored)
     except PlanError as error:

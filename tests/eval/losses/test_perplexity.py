@@ -128,7 +128,7 @@ def test_weights_that_are_no_numbers_are_refused(
     shutil.copytree(model, tmp_path / "broken")
     broken.save_pretrained(tmp_path / "broken")
     assert main([*least, "--model", str(tmp_path / "broken")]) == 2
-    assert "error: a loss on 0.txt is no number in float32" in capsys.readouterr().err
+    assert "are no numbers (NaN or infinite) in float32" in capsys.readouterr().err
     assert not (tmp_path / "run" / "scores.json").exists()
 
 

@@ -230,7 +230,7 @@ def test_weights_that_are_no_numbers_are_refused(
     expect_error(
         [*least, "--model", str(tmp_path / "broken")],
         capsys,
-        "gives logits that are no numbers; its weights are broken",
+        "the logits of this llama model on each of 4 random texts are no numbers (NaN or infinite) in float32",
     )
 
 

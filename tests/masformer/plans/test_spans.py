@@ -207,3 +207,18 @@ def test_a_malformed_file_is_one_line(content: str | None, message: str, tmp_pat
 def test_a_malformed_stored_plan_is_refused(stored: object) -> None:
     with pytest.raises(PlanError, match="stored plan"):
         SpanPlan.from_json(stored)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [{"span": 10**18}, {"span": 10**40}, {"block": 4, "previous": 10**9}, {"span": 4, "sinks": None}, {"block": 2**63}],
+)
+def test_stored_numbers_have_the_bounds_of_the_text_form(layer: dict[str, int | None]) -> None:
+    with pytest.raises(PlanError, match="layer 0 of the stored plan"):
+        SpanPlan.from_json([layer])
+
+
+def test_a_stored_plan_of_a_million_layers_is_not_read() -> None:
+    with pytest.raises(PlanError, match="at most 10000") as error:
+        SpanPlan.from_json([{"span": 1}] * 10**6)
+    assert len(str(error.value)) < 300

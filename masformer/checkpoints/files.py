@@ -1,0 +1,220 @@
+"""Which files of a folder or a hub repository make up a checkpoint, settled before a library reads any of them.
+
+    listing = Listing("m", names={"config.json", ...}, read=lambda name: Path("m", name).read_bytes())
+    listing.check()
+    listing.weights()      # ["model-00001-of-00002.safetensors", ...]
+
+Weights are `model.safetensors`, or the shards of its index. An index may name plain `*.safetensors` files of its own
+folder and nothing else: a library would follow it to pickles and to files outside, which no digest would cover.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+# One of them is needed to make tokens.
+TOKENIZERS = {
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
+    *("tokenizer.tiktoken", "tekken.json", "tokenizer_config.json"),
+}
+# Far above those of real models: a config that is larger would keep its reader busy, or exhaust memory.
+_MOST_BYTES = 32 * 2**20
+_SHARD = re.compile(r"[^/\\:\0]+\.safetensors")
+_LAYERS, _MANY, _LARGE, _HUGE = 1_000, 10_000, 1_000_000, 1_000_000_000
+# Sizes in configs, by all the names that architectures have for them: most that makes sense, and whether 0 does.
+_SIZES: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), (1, _LAYERS)),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads", "n_head", "n_heads"), (1, _MANY)),
+    **dict.fromkeys(("hidden_size", "head_dim", "n_embd", "d_model", "global_head_dim"), (1, _LARGE)),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size"), (1, _LARGE)),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "n_positions", "n_ctx"), (1, _HUGE)),
+    **dict.fromkeys(("sliding_window", "window_size"), (-1, _HUGE)),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok"), (0, _MANY)),
+    "num_labels": (0, 100_000),
+}
+# No number of a config is larger, and many a computation ends in an overflow from here on.
+_MOST = 2**53
+_TOKEN_IDS = ("eos_token_id", "bos_token_id", "pad_token_id")
+
+
+class CheckpointError(ValueError):
+    """A model reference that leads to no usable decoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The files of a folder or of a repository.
+
+    Attributes:
+        name: What errors call it.
+        names: Files at the top.
+        read: Returns the bytes of one of them.
+    """
+
+    name: str
+    names: Set[str]
+    read: Callable[[str], bytes]
+
+    def check(self) -> None:
+        """Check that the files make up one model, and that the numbers in its configs can be meant.
+
+        Raises:
+            CheckpointError: They do not.
+        """
+        if ADAPTER_CONFIG in self.names:
+            raise CheckpointError(self._about_adapter())
+        if CONFIG not in self.names:
+            raise CheckpointError(f"{self.name} holds no {CONFIG}; give the folder of a saved model")
+        check_config(self.json(CONFIG), f"{CONFIG} of {self.name}")
+        if GENERATION_CONFIG in self.names:
+            check_config(self.json(GENERATION_CONFIG), f"{GENERATION_CONFIG} of {self.name}")
+        self.weights()
+        if not TOKENIZERS & self.names:
+            raise CheckpointError(
+                f"{self.name} holds no tokenizer (no tokenizer.json, tokenizer.model or vocab.json); copy its files "
+                "from the model that it was made from"
+            )
+
+    def weights(self) -> list[str]:
+        """Return the names of the files that hold the weights.
+
+        Raises:
+            CheckpointError: There are none, some are missing, or it is not clear which count.
+        """
+        chosen = self.json(CONFIG).get("transformers_weights") if CONFIG in self.names else None
+        if chosen is not None:
+            if not isinstance(chosen, str) or not (chosen == INDEX or _SHARD.fullmatch(chosen)):
+                raise CheckpointError(
+                    f"{CONFIG} of {self.name} has transformers_weights {_short(chosen)}; a plain *.safetensors name "
+                    "was expected, or none"
+                )
+            return self._present([chosen], CONFIG) if chosen != INDEX else self._shards()
+        if INDEX not in self.names:
+            if WEIGHTS in self.names:
+                return [WEIGHTS]
+            others = sorted(name for name in self.names if name.endswith(".safetensors"))
+            found = f", only {others[0]}" if others else " and no other .safetensors file"
+            raise CheckpointError(
+                f"{self.name} holds no {WEIGHTS}, no {INDEX}{found}; pickled weights are not loaded, save the whole "
+                "model again with save_pretrained"
+            )
+        shards = self._shards()
+        if WEIGHTS in self.names and shards != [WEIGHTS]:
+            raise CheckpointError(
+                f"{self.name} holds two sets of weights: {WEIGHTS}, and the {len(shards)} shards of {INDEX}; move the "
+                "older set away"
+            )
+        return shards
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Return the object in a JSON file.
+
+        Raises:
+            CheckpointError: It is no JSON, no object, or too large to be meant.
+        """
+        try:
+            content = self.read(name)
+            if len(content) > _MOST_BYTES:
+                raise CheckpointError(
+                    f"{name} of {self.name} has {len(content):,} bytes, more than {_MOST_BYTES:,}; restore the original"
+                )
+            value = json.loads(content)
+        except CheckpointError:
+            raise
+        except OSError as error:
+            raise CheckpointError(f"{name} of {self.name} cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if isinstance(error, json.JSONDecodeError) else "damaged or nested too deeply"
+            raise CheckpointError(f"{name} of {self.name} is no JSON ({reason}); restore the original") from None
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{name} of {self.name} is {_short(value)}, an object was expected")
+        return value
+
+    def _shards(self) -> list[str]:
+        shards = self.json(INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(
+                f"{INDEX} of {self.name} has weight_map {_short(shards)}; an object that names a file for each tensor "
+                "was expected"
+            )
+        for tensor, name in shards.items():
+            if not isinstance(name, str) or not _SHARD.fullmatch(name):
+                raise CheckpointError(
+                    f"{INDEX} of {self.name} names {_short(name)} for {tensor[:80]}; weights are plain *.safetensors "
+                    "files beside it, save the model again with save_pretrained"
+                )
+        return self._present(sorted(set(shards.values())), INDEX)
+
+    def _present(self, names: list[str], where: str) -> list[str]:
+        absent = [name for name in names if name not in self.names]
+        if absent:
+            raise CheckpointError(
+                f"{self.name} lacks {absent[0]}, one of {len(absent)} files that its {where} names; copy it again"
+            )
+        return names
+
+    def _about_adapter(self) -> str:
+        base = self.json(ADAPTER_CONFIG).get("base_model_name_or_path")
+        of_base = f" of {_short(base)}" if base else ""
+        remedy = "merge it and save it, as with PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(...)"
+        if WEIGHTS in self.names or INDEX in self.names:
+            return (
+                f"{self.name} holds a LoRA adapter{of_base} beside a model, and a library would load the adapter; move "
+                f"{ADAPTER_CONFIG} away if the weights are merged already, else {remedy}"
+            )
+        return f"{self.name} holds a LoRA adapter{of_base} and no model; {remedy}"
+
+
+def check_config(config: Mapping[str, Any], where: str) -> None:
+    """Raise `CheckpointError` for a number that no library should be given, in a config or one within it.
+
+    Args:
+        config: Parsed JSON.
+        where: File, for errors.
+    """
+    for part in _parts(config):
+        for name, value in part.items():
+            least, most = _SIZES.get(name, (-_MOST, _MOST))
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            # Some architectures have a list with an entry a layer; null leaves a size to the architecture.
+            if name in _SIZES and not isinstance(value, (list, type(None))) and not _is_whole(value):
+                raise CheckpointError(f"{where}: {name} is {_short(value)}; a whole number was expected")
+            if isinstance(value, int) and is_number and not least <= value <= most:
+                raise CheckpointError(
+                    f"{where}: {name} is {_short(value)}; a number from {least:,} to {most:,} was expected"
+                )
+            if name in _TOKEN_IDS:
+                check_token_ids(value, f"{where}: {name}")
+
+
+def check_token_ids(ids: Any, where: str) -> None:
+    """Raise `CheckpointError` unless this is a token, a list of tokens, or None; -1 stands for none in some configs."""
+    each = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if any(not _is_whole(token) or not -1 <= token < 2**31 for token in each):
+        raise CheckpointError(f"{where} is {_short(ids)}; a token's number or a list of them was expected")
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Return a config and those within it, as of the text part of a model; the stored plan has checks of its own."""
+    yield config
+    for name, value in config.items():
+        if isinstance(value, dict) and name.endswith("config"):
+            yield from _parts(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,73 @@
+"""Whether weights, config and tokenizer of a checkpoint belong together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from masformer.checkpoints.files import CheckpointError
+
+# Attention functions that come with transformers; any other name may be a repository, whose code it would fetch.
+_OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
+# Buffers that earlier versions of architectures saved, and that are computed anew.
+_LEFTOVERS = re.compile(
+    r"(^|\.)(rotary_emb|rotary_pos_emb|rope)\.inv_freq$|(^|\.)rope_freqs(\.weight)?$"
+    r"|(^|\.)(attn|attention|self_attn)\.(masked_)?bias$|(^|\.)position_ids$"
+)
+
+
+def vocabulary(config: PreTrainedConfig) -> int:
+    """Return the number of tokens that the model has embeddings for."""
+    return int(config.get_text_config(decoder=True).vocab_size)
+
+
+def pin_attention(config: PreTrainedConfig) -> None:
+    """Leave a config, and those within it, no attention function but transformers' own; None lets it choose."""
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        if part is not None and part._attn_implementation not in _OWN_ATTENTION:
+            part._attn_implementation = None
+
+
+def check_all_used(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
+    """Raise `CheckpointError` for weights in the files that the model has no place for, harmless leftovers aside.
+
+    Args:
+        model: Loaded model.
+        unexpected: Names of those weights.
+        name: Name of the checkpoint.
+    """
+    is_tied = bool(getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False))
+    unused = sorted(
+        key
+        for key in map(str, unexpected)
+        if not _LEFTOVERS.search(key) and not (is_tied and key.endswith(("lm_head.weight", "embed_out.weight")))
+    )
+    if unused:
+        raise CheckpointError(
+            f"the weights of '{name}' hold {len(unused)} tensors that its config does not use, {unused[0]} among them; "
+            "the config is that of another model, or names too few layers: restore the original"
+        )
+
+
+def guard_embeddings(model: PreTrainedModel, check: Callable[[Sequence[int], str], None], pad: int | None) -> None:
+    """Let the model refuse tokens that it has no embedding for; padding, which nothing sees, becomes token 0.
+
+    Args:
+        model: Model whose tokenizer has such tokens.
+        check: Raises the error, given tokens and the name of their text.
+        pad: Token that pads texts.
+    """
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        ids, *rest = args
+        if pad is not None and pad >= module.num_embeddings:  # type: ignore[operator]
+            ids = torch.where(ids == pad, 0, ids)
+        check(ids.flatten().tolist(), "a text")
+        return (ids, *rest)
+
+    model.get_input_embeddings().register_forward_pre_hook(before)
