@@ -19,7 +19,6 @@ Data is JSON lines, CSV or TSV with a header, Parquet, or a folder of text files
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -29,6 +28,7 @@ from typing import Any
 import yaml
 
 from tasks.base import (
+    NAME,
     SPLIT_NAMES,
     DataError,
     Example,
@@ -42,7 +42,6 @@ from tasks.base import (
 from tasks.readers.files import read_text_file, record_rows, require_path, split_file
 from tasks.readers.rows import BadRow, Row, Rows, collect, file_provenance
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
 
 
@@ -122,9 +121,10 @@ def read_task_file(file: Path) -> CustomTask:
             expected = {int: "a whole number above 0", dict: "texts by name", str: "a text"}[kind]
             raise DataError(f"task file {file}: {key} is {value!r}; expected {expected}")
     content = {"name": file.stem, **content}
-    if not _NAME.fullmatch(content["name"]):
+    if not NAME.fullmatch(content["name"]):
         raise DataError(
-            f"task file {file}: name is {content['name']!r}; expected letters, digits, '.', '_' and '-', no dot first"
+            f"task file {file}: name is {content['name']!r}; expected at most 100 letters, digits, '.', '_' and '-', "
+            "no dot first"
         )
     if "instruction" in content:
         check_instruction(content["instruction"], f"task file {file}: instruction")
@@ -145,8 +145,8 @@ def read_task_file(file: Path) -> CustomTask:
 def _template(file: Path, name: str, value: Any, *, has_query: bool) -> Template:
     about = {"text": value} if isinstance(value, str) else value
     where = f"task file {file}: template '{name}'"
-    if not _NAME.fullmatch(name):
-        raise DataError(f"{where}: a name has letters, digits, '.', '_' and '-', and begins with no dot")
+    if not NAME.fullmatch(name):
+        raise DataError(f"{where}: a name has at most 100 letters, digits, '.', '_' and '-', and begins with no dot")
     if not isinstance(about, dict) or not isinstance(about.get("text"), str) or not set(about) <= {"text", "chat"}:
         raise DataError(f"{where} is {value!r}; expected a text, or `text` with `chat: true` or `chat: false`")
     if not isinstance(about.get("chat", True), bool):

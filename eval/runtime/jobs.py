@@ -27,13 +27,15 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeGuard, TypeVar
 
 from eval.errors import UserError
-from eval.records.journal import Journal, Line
+from eval.records.journal import Journal, Line, some_of
+from eval.records.merging import merge_examples
 from eval.records.run_folder import RunFolder
-from eval.records.schema import Key
+from eval.records.schema import ExampleRecord, Key
 from eval.runtime.processes import Process
 from eval.runtime.provenance import describe_session, utc_now
-from tasks import DataError
+from tasks import DataError, LoadedExamples
 from tasks.command import as_typed
+from tasks.terminal import plain_output, plain_text
 
 Record = TypeVar("Record")
 
@@ -90,7 +92,16 @@ def command(again: str | None = None) -> Callable[[Main], Callable[[Sequence[str
     Args:
         again: What continues after an interrupt; None for a command that begins anew.
     """
-    return lambda main: wraps(main)(lambda argv: run_command(main, argv, again))
+
+    def decorate(main: Main) -> Callable[[Sequence[str]], int]:
+        @wraps(main)
+        def run(argv: Sequence[str]) -> int:
+            with plain_output():
+                return run_command(main, argv, again)
+
+        return run
+
+    return decorate
 
 
 def run_command(main: Main, argv: Sequence[str], again: str | None = None) -> int:
@@ -140,7 +151,7 @@ def user_message(error: BaseException) -> str | None:
     # What is not imported has raised nothing, and some of it takes seconds to import.
     errors = [getattr(sys.modules[module], name) for name, module in _ERRORS.items() if module in sys.modules]
     if isinstance(error, (UserError, DataError, *errors)):
-        return " ".join(str(error).split())
+        return plain_text(" ".join(str(error).split()))
     if _is_full_output(error):
         return f"the output cannot be written: {error.strerror}; make room, or send it elsewhere"
     if isinstance(error, OSError) and error.filename is not None:
@@ -231,6 +242,13 @@ class Job(Generic[Record, Line]):
         """
         session = replace(describe_session(argv, process), **remarks)
         self.change(sessions=[*self._sessions, session])
+
+    def merged_examples(self, data: Mapping[str, LoadedExamples]) -> tuple[list[ExampleRecord], str]:
+        """Return the examples of the folder and of this session, and a remark on damaged lines made again."""
+        damaged: list[str] = []
+        saved = self.folder.read_examples(damaged)
+        remark = f"damaged lines made again: {some_of(damaged)}" if damaged else ""
+        return merge_examples(saved, data), remark
 
     def write(self, examples: Iterable[Any]) -> None:
         """Write the record and the examples."""
