@@ -247,8 +247,14 @@ class Job(Generic[Record, Line]):
         """Return the examples of the folder and of this session, and a remark on damaged lines made again."""
         damaged: list[str] = []
         saved = self.folder.read_examples(damaged)
-        remark = f"damaged lines made again: {some_of(damaged)}" if damaged else ""
-        return merge_examples(saved, data), remark
+        if not damaged:
+            return merge_examples(saved, data), ""
+        # In the place that they had: those of this session come in order, and others of their task were after them.
+        made = merge_examples([], data)
+        keys, tasks = {(one.task, one.id) for one in made}, {one.task: None for one in saved} | dict.fromkeys(data)
+        made += [one for one in saved if (one.task, one.id) not in keys]
+        places = {task: place for place, task in enumerate(tasks)}
+        return sorted(made, key=lambda one: places[one.task]), f"damaged lines made again: {some_of(damaged)}"
 
     def write(self, examples: Iterable[Any]) -> None:
         """Write the record and the examples."""
