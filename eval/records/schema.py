@@ -175,7 +175,7 @@ class ExampleRecord:
     id: str = entry("name of the example within its task")
     document_id: str = entry("name of the document within its task; examples may share one")
     query: str | None = entry("question about the document")
-    references: list[str] = entry("answers to score against", rule=NOT_EMPTY)
+    references: list[str] = entry("answers to score against")
     evidence: list[list[int]] | None = entry(
         "character ranges of the document that hold the answer, where known", rule=SPAN
     )
