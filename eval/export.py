@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from eval.interop.lm_eval_files import export_run
+from eval.records.disk import inside
 from eval.runtime.jobs import CommandParser, command
 from eval.scoring.scored_run import read_scored
 
@@ -25,7 +26,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a scored run")
     parser.add_argument("--output", metavar="DIR", type=Path, help="default: RUN/lm_eval")
     options = parser.parse_args(argv)
-    for file in export_run(read_scored(options.run), options.output or options.run / "lm_eval", datetime.now()):
+    output = options.output or inside(options.run, "lm_eval")
+    for file in export_run(read_scored(options.run), output, datetime.now()):
         print(file)
 
 

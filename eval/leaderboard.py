@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.errors import UserError
+from eval.records.disk import inside
 from eval.records.typed import to_json
 from eval.reporting.columns import charted_costs
 from eval.reporting.leaderboard_report import write_leaderboard
@@ -50,7 +51,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Rank what a command line names."""
     options = _parse(argv)
-    output = options.output or options.directory / "leaderboard"
+    output = options.output or inside(options.directory, "leaderboard")
     if (output / "run.json").exists():
         raise UserError(f"output folder {output} holds a run; give another with --output")
     content = make_leaderboard(options.directory, options.profile, options.margin, options.cost)

@@ -10,12 +10,15 @@ load the sample, and `python -m tasks list --write docs/tasks.md` writes the tab
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 SPLIT_NAMES = ("train", "validation", "test")
+# Names of tasks and of their templates, which become parts of the names of files.
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 Sample = Mapping[str, str | Sequence[Mapping[str, Any]]]
 
 

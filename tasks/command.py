@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from tasks.terminal import plain_output, plain_text
+
 _SCRIPTS = r"eval/(run|perplexity|finetune|placement|merge)\.py"
 _LAUNCHED = re.compile(rf"(accelerate launch(?: -[-\w]+(?: [\dN]+)?)*) {_SCRIPTS}")
 _MODULES = r"python -m (?:eval\.(score|compare|leaderboard|export|study|harness)|(tasks)\b)"
@@ -56,15 +58,15 @@ def end_command(
         speaks: Whether this process prints the line of an error, or leaves it to another one.
         who: Name of this process before the line.
     """
-    for stream in (sys.stdout, sys.stderr):
+    if isinstance(sys.stderr, io.TextIOWrapper):
         # Names and texts may hold what a terminal cannot show.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        sys.stderr.reconfigure(errors="backslashreplace")
     handle_signals(signal.default_int_handler)
     try:
-        work()
-        if sys.stdout is not None:  # as it is after `>&-`
-            sys.stdout.flush()
+        with plain_output():
+            work()
+            if sys.stdout is not None:  # as it is after `>&-`
+                sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has closed it
         if again is None:
             return 0
@@ -121,7 +123,7 @@ def _say(text: str) -> None:
     """Print a line on stderr, where one can still be written."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
-            print(text, file=sys.stderr)
+            print(plain_text(text), file=sys.stderr)
         _end_output(sys.stderr)
 
 

@@ -19,7 +19,6 @@ files: `NAME.txt` is a document, `NAME.target.txt` what should be written about 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -27,6 +26,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tasks.base import (
+    NAME,
     SPLIT_NAMES,
     DataError,
     Example,
@@ -41,8 +41,6 @@ from tasks.readers.files import RECORDS, read_text_file, record_rows, require_pa
 from tasks.readers.opening import unpacked_name
 from tasks.readers.rows import BadRow, Row, Rows, collect, file_provenance
 from tasks.readers.yaml_file import read_yaml, shown
-
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +114,10 @@ def read_task_file(file: Path) -> CustomTask:
             expected = {int: "a whole number above 0", dict: "texts by name", str: "a text"}[kind]
             raise DataError(f"task file {file}: {key} is {shown(value)}; expected {expected}")
     content = {"name": file.stem, **content}
-    if not _NAME.fullmatch(content["name"]):
+    if not NAME.fullmatch(content["name"]):
         raise DataError(
-            f"task file {file}: name is {shown(content['name'])}; expected letters, digits, '.', '_' and '-', no "
-            "dot first"
+            f"task file {file}: name is {shown(content['name'])}; expected at most 100 letters, digits, '.', '_' and "
+            "'-', no dot first"
         )
     if "instruction" in content:
         check_instruction(content["instruction"], f"task file {file}: instruction")
@@ -140,8 +138,8 @@ def read_task_file(file: Path) -> CustomTask:
 def _template(file: Path, name: str, value: Any, *, has_query: bool) -> Template:
     about = {"text": value} if isinstance(value, str) else value
     where = f"task file {file}: template '{name}'"
-    if not _NAME.fullmatch(name):
-        raise DataError(f"{where}: a name has letters, digits, '.', '_' and '-', and begins with no dot")
+    if not NAME.fullmatch(name):
+        raise DataError(f"{where}: a name has at most 100 letters, digits, '.', '_' and '-', and begins with no dot")
     if not isinstance(about, dict) or not isinstance(about.get("text"), str) or not set(about) <= {"text", "chat"}:
         raise DataError(f"{where} is {shown(value)}; expected a text, or `text` with `chat: true` or `chat: false`")
     if not isinstance(about.get("chat", True), bool):

@@ -16,7 +16,7 @@ BELOW = {
     "scoring": {"records", "errors", "tasks"},
     "config": {"scoring", "prompting", "errors", "tasks"},
     "runtime": {"config", "records", "errors", "masformer", "tasks"},
-    "reporting": {"scoring", "records", "errors"},
+    "reporting": {"scoring", "records", "errors", "tasks"},
     "generation": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "losses": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "training": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},

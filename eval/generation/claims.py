@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eval.errors import UserError
 from eval.generation.groups import Group
-from eval.records.journal import disk_errors
+from eval.records.disk import disk_errors
 
 # Seconds between two looks at what the other processes have finished.
 _LOOK_SECONDS = 2.0
@@ -77,6 +77,7 @@ class Claims:
 
     def _look(self) -> None:
         if time.monotonic() - self._looked > _LOOK_SECONDS:
-            for file in self.folder.iterdir():
-                (self._finished if file.suffix else self._taken).add(int(file.stem))
+            with disk_errors(self.folder):
+                for file in self.folder.iterdir():
+                    (self._finished if file.suffix else self._taken).add(int(file.stem))
             self._looked = time.monotonic()

@@ -17,10 +17,11 @@ from eval.generation.backend import Backend, output_of
 from eval.generation.requests import Requests, make_requests
 from eval.prompting.chat import ChatTemplate
 from eval.prompting.prompts import PromptBuilder
+from eval.records.disk import make_folder
 from eval.records.journal import append_line, read_journal
-from eval.records.merging import merge_documents, merge_examples, merge_tasks, pinned, row_counts
+from eval.records.merging import merge_documents, merge_tasks, pinned, row_counts
 from eval.records.read_run import gather_inputs
-from eval.records.run_folder import RunFolder, keys_of
+from eval.records.run_folder import UNFINISHED, RunFolder, keys_of
 from eval.records.schema import Identity, Key, Prediction, RunRecord, Scores, TaskRecord, TemplateRecord
 from eval.reporting.score_run import has_texts, print_scores, score_run
 from eval.runtime.jobs import Job, print_facts, settings_json, template_clock
@@ -55,7 +56,8 @@ class RunJob(Job[RunRecord, Prediction]):
             UserError: A query or an instruction leaves no room at the smallest length.
         """
         predictions = self.folder.path / "predictions.jsonl"
-        finished = {} if self.is_replaced else read_journal(Prediction, [predictions]).lines
+        needs = self.folder.needs_checksums
+        finished = {} if self.is_replaced else read_journal(Prediction, [predictions], needs_checksums=needs).lines
         stops = backend.ends.texts if backend.ends else ()
         requests = make_requests(self.config, self.data, self.record, backend.tokenizer, finished, stops)
         return backend.share(requests, *self.config.shard) if self.config.shard else requests
@@ -76,19 +78,20 @@ class RunJob(Job[RunRecord, Prediction]):
         if process.is_main:
             if self.is_replaced:
                 self.folder.clear()
+            examples, damaged = self.merged_examples(self.data)
             if requests.num_missing:
                 self.change(world_size=process.count)
                 self.add_session(process, argv, num_to_generate=requests.num_missing)
-            self.write(merge_examples(self.folder.read_examples(), self.data))
+            self.write(examples)
             if documents := merge_documents(self.folder.read_documents(), self.data):
                 self.folder.write_documents(documents)
             if requests.num_missing:
-                self.folder.make(shared)
-            self.introduce(requests, backend, existing.describe())
+                make_folder(self.folder.path, f"journal/{shared.name}")
+            self.introduce(requests, backend, [existing.describe(), damaged])
         process.wait()
         return requests, shared
 
-    def introduce(self, requests: Requests, backend: Backend, dropped: str = "") -> None:
+    def introduce(self, requests: Requests, backend: Backend, dropped: Sequence[str] = ()) -> None:
         """Print what is about to be run, on what."""
         config, process = self.config, backend.process
         tasks = []
@@ -208,6 +211,7 @@ def run_record(
         ends={name: list(sources) for name, sources in ends.sources.items()} if ends else None,
         template_date=date,
         think_end_token=config.think_end_token,
+        checksums=saved.checksums if saved else True,
     )
 
 
@@ -269,9 +273,10 @@ def finish_run(
     """
     examples = folder.read_examples()
     lines, _ = folder.merge_journal(Prediction, keys_of(record, examples), required, expected)
+    record = replace(record, checksums=True)  # now that the lines of earlier versions have theirs
     folder.write_json("run.json", record)
-    if record.config["shard"]:
-        part, num_parts = record.config["shard"]
+    if shard := record.config.get("shard"):
+        part, num_parts = shard
         print(
             f"\nshard {part} of {num_parts} is done: {len(lines)} predictions. Once all parts are done:\n"
             f"python eval/merge.py FOLDER_1 ... FOLDER_{num_parts} --output MERGED\nfolder: {folder.path}"
@@ -307,8 +312,7 @@ def merge_runs(parts: Sequence[Path], output: Path) -> None:
         folders[0].check_accepts(records[0], record.identity, record.tasks)
         folder.check_accepts(record, records[0].identity, records[0].tasks)
     whole = RunFolder(output)
-    if whole.read_record(RunRecord) is not None:
-        raise UserError(f"output folder {output} holds a run already; give a new one with --output")
+    existing = whole.read_record(RunRecord)
     tasks: dict[str, TaskRecord] = {}
     for record in records:
         tasks = merge_tasks(tasks, record.tasks)
@@ -318,18 +322,25 @@ def merge_runs(parts: Sequence[Path], output: Path) -> None:
         config=records[0].config | {"shard": None, "output": str(output), "texts": with_texts},
         tasks=tasks,
         sessions=[session for record in records for session in record.sessions],
+        checksums=True,
     )
+    # A merge that was interrupted is made again, unless another command has gone on in its folder since.
+    if existing is not None and not (whole.is_unfinished and existing == merged):
+        raise UserError(f"output folder {output} holds a run already; give a new one with --output")
     with ExitStack() as locks:
         for folder, record in zip(folders, records, strict=True):
             locks.enter_context(folder.lock(record, RunRecord))
-        locks.enter_context(whole.lock(None, RunRecord))
-        lines = {key: line for folder in folders for key, line in folder.read_journal(Prediction).lines.items()}
+        locks.enter_context(whole.lock(existing, RunRecord))
+        journals = [folder.read_journal(Prediction) for folder in folders]
+        print_facts({str(one.path): journal.describe() for one, journal in zip(folders, journals, strict=True)})
+        lines = {key: line for journal in journals for key, line in journal.lines.items()}
         examples = {(line.task, line.id): line for folder in folders for line in folder.read_examples()}
         documents = {(line.task, line.document_id): line for folder in folders for line in folder.read_documents()}
         # What cannot be scored is reported before anything is written.
         gather_inputs(output, merged, lines, [*examples.values()], [*documents.values()])
-        whole.write_json("run.json", merged)
+        whole.write_text(UNFINISHED, "")
         whole.write_documents(documents.values())
         whole.write_lines("examples.jsonl", examples.values())
         whole.write_lines("predictions.jsonl", lines.values())
-        finish_run(whole, merged, set())
+        finish_run(whole, merged, set())  # writes the record, once all that it describes is there
+        (output / UNFINISHED).unlink()

@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from eval.records.disk import write_whole
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Estimate, ExampleRecord, ExampleScore, Prediction, Result, RunRecord
 from eval.records.typed import to_json
@@ -27,24 +28,25 @@ from eval.scoring.scored_run import ScoredRun, settings_of, sha256
 # Half the width of a normal 95% interval, in standard errors.
 _NORMAL = 1.959964
 
+_MAX_NAME = 60  # characters, of which each may take four bytes in a file system
+
 Sample = dict[str, Any]  # a line of a samples file
 
 
 def export_run(run: ScoredRun, output: Path, now: datetime) -> list[Path]:
     """Write a run's results and samples into a folder, and return the files, the results first."""
-    folder = output / _sanitized(run.record.identity.model.reference)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _sanitized(run.record.identity.model.reference)
     time = now.isoformat().replace(":", "-")
     names = {setting: task_name(setting, run.record) for setting in run.lines}
     samples = _all_samples(run)
-    files = [folder / f"results_{time}.json"]
     content = results_of(run, names, {names[setting]: lines for setting, lines in samples.items()})
-    files[0].write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    texts = {f"results_{time}.json": json.dumps(content, indent=2, ensure_ascii=False)}
     for setting, lines in samples.items():
-        files.append(folder / f"samples_{names[setting]}_{time}.jsonl")
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        files[-1].write_text(text, encoding="utf-8", errors="backslashreplace")
-    return files
+        texts[f"samples_{names[setting]}_{time}.jsonl"] = text
+    return [
+        write_whole(output, f"{folder}/{name}", text.encode(errors="backslashreplace")) for name, text in texts.items()
+    ]
 
 
 def task_name(setting: Setting, record: RunRecord) -> str:
@@ -203,5 +205,6 @@ def _sample(
 
 
 def _sanitized(model: str) -> str:
-    """Return a model's name as paths there have it."""
-    return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", model)
+    """Return a model's name as paths there have it; of a long one the end, and no name that leads elsewhere."""
+    name = re.sub(r"[\"<>:/|\\?*\[\]\x00-\x1f\x7f-\x9f\ud800-\udfff]+", "__", model)
+    return re.sub(r"^\.+$", "__", name)[-_MAX_NAME:] or "__"

@@ -9,7 +9,7 @@ from eval.config.perplexity import PerplexityConfig
 from eval.errors import UserError
 from eval.losses.windows import Window
 from eval.prompting.prompts import PromptBuilder
-from eval.records.merging import merge_examples, merge_tasks, pinned, row_counts
+from eval.records.merging import merge_tasks, pinned, row_counts
 from eval.records.read_run import notes_on_tasks
 from eval.records.run_folder import RunFolder, default_output
 from eval.records.schema import (
@@ -66,7 +66,8 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
             if missing:
                 self.change(world_size=process.count)
                 self.add_session(process, argv, num_to_measure=len(missing))
-            self.write(merge_examples(self.folder.read_examples(), self.data))
+            examples, damaged = self.merged_examples(self.data)
+            self.write(examples)
             num_known, tokens = len(windows) - len(missing), self.record.identity.tokens
             print_facts(
                 {
@@ -79,7 +80,7 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
                     "lengths": ", ".join(map(str, self.config.maxlen)),
                     "machine": process.describe(),
                     "folder": f"{self.folder.path}: {num_known} of {len(windows)} measurements are there",
-                    "": existing.describe(),
+                    "": [existing.describe(), damaged],
                 }
             )
         return missing
@@ -93,6 +94,7 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
             for maxlen in self.record.tasks[line.task].maxlen
         ]
         lines, absent = self.folder.merge_journal(DocumentLoss, order, {window.key for window in self.windows})
+        self.change(checksums=True)  # now that the lines of earlier versions have theirs
         results = score_perplexity(lines, examples, self.record.identity.model.reference)
         self.end()
         self.folder.write_json("run.json", self.record)
@@ -148,6 +150,7 @@ def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJ
         identity=identity,
         tasks=merge_tasks(saved.tasks if saved else {}, tasks),
         sessions=list(saved.sessions) if saved else [],
+        checksums=saved.checksums if saved else True,
     )
     return PerplexityJob(
         folder=folder, line=DocumentLoss, saved=saved, record=record, config=config, data=data, builder=builder

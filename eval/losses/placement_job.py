@@ -13,7 +13,7 @@ from eval.errors import UserError
 from eval.losses.ledger import CALIBRATION, HELD_OUT, HELD_OUT_MARK, SearchText
 from eval.losses.search import SearchResult, Space
 from eval.prompting.prompts import PromptBuilder
-from eval.records.merging import merge_examples, merge_tasks, pinned, row_counts
+from eval.records.merging import merge_tasks, pinned, row_counts
 from eval.records.run_folder import RunFolder, default_output
 from eval.records.schema import (
     DocumentsTask,
@@ -71,7 +71,8 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
         if process.is_main:
             self.change(world_size=process.count)
             self.add_session(process, argv)
-            self.write(merge_examples(self.folder.read_examples(), self.data))
+            examples, damaged = self.merged_examples(self.data)
+            self.write(examples)
             counts = {part: sum(text.part == part for text in self.texts) for part in (CALIBRATION, HELD_OUT)}
             num_calibrating, num_held_out = counts[CALIBRATION], counts[HELD_OUT]
             print_facts(
@@ -84,7 +85,7 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
                     "losses": f"of tokens {config.first} to {config.maxlen - 1}",
                     "machine": process.describe(),
                     "folder": f"{self.folder.path}: {len(existing.lines)} measurements are there",
-                    "": existing.describe(),
+                    "": [existing.describe(), damaged],
                 }
             )
         return existing.lines
@@ -96,6 +97,7 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
         keys = list(self.folder.read_journal(PlanLoss).lines)
         lines, _ = self.folder.merge_journal(PlanLoss, keys, set())
         self.end(seconds=seconds, num_layers_run=num_layers_run)
+        self.change(checksums=True)  # now that the lines of earlier versions have theirs
         self.folder.write_json("run.json", self.record)
         measurements = [self._measurement(line) for line in lines if line.negative_log_likelihood is not None]
         self.folder.write_lines("measurements.jsonl", measurements)
@@ -191,6 +193,7 @@ def open_placement(config: PlacementConfig, model: OpenedModel) -> PlacementJob:
         identity=identity,
         tasks=merge_tasks(saved.tasks if saved else {}, tasks),
         sessions=list(saved.sessions) if saved else [],
+        checksums=saved.checksums if saved else True,
     )
     return PlacementJob(
         folder=folder,

@@ -1,9 +1,10 @@
 """The journal: one line a prediction, written to the disk at once, keyed by all that could change it.
 
-    {"task": "plos", "template": "instruct", "id": "...", "maxlen": 8192, "fingerprint": "5f2b...", "text": "..."}
+    {"task": "plos", "template": "instruct", "id": "...", "maxlen": 8192, "text": "...", "crc32": "5f2b81c0"}
 
-Each process appends to its own file. Lines that a kill or a full disk tore are dropped and counted. A line whose
-fingerprint differs from the run's is never used.
+Each process appends to its own file. Every line of a run folder ends with a checksum of the bytes before it. Lines that
+a kill or a full disk tore, and lines that the disk changed, are dropped and counted. A line whose fingerprint differs
+from the run's is never used.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from eval.errors import UserError
+from eval.records.disk import disk_errors, open_append, open_to_read, parse_json
 from eval.records.schema import Key
 from eval.records.typed import Record, from_json, to_json
 
+# The end of a line, and what it is without one: folders of version 0.1 have lines without checksums.
+_CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"\}')
+_CHECKSUM_BYTES = len(b', "crc32": "00000000"}')
+_NUM_PLACES = 3  # that a remark names
 _LINE_REMEDY = "restore the line, or delete it and run the run's own command, which makes it again"
 
 
@@ -43,9 +50,10 @@ class Journal(Generic[Line]):
     Attributes:
         lines: Records by key.
         torn: Lines that end in the middle.
-        garbled: Whole lines that are no record.
+        garbled: Whole lines that are no record, or whose checksum does not fit.
         duplicates: Records whose key was there already.
         stale: Records with another fingerprint than the expected one.
+        places: File and line of those that are garbled.
     """
 
     lines: dict[Key, Line] = field(default_factory=dict)
@@ -53,12 +61,13 @@ class Journal(Generic[Line]):
     garbled: int = 0
     duplicates: int = 0
     stale: int = 0
+    places: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """Return what was dropped, for people; empty when nothing was."""
         counts = {
             "torn": self.torn,
-            "garbled": self.garbled,
+            f"damaged ({some_of(self.places)})": self.garbled,
             "duplicated": self.duplicates,
             "of other content": self.stale,
         }
@@ -66,29 +75,44 @@ class Journal(Generic[Line]):
         return f"lines dropped from the journal: {', '.join(dropped)}" if dropped else ""
 
 
+def some_of(places: Sequence[str]) -> str:
+    """Return the first of some places, and how many there are more."""
+    more = len(places) - _NUM_PLACES
+    return "; ".join([*places[:_NUM_PLACES], *([f"and {more:,} more"] if more > 0 else [])])
+
+
 def fingerprint(*parts: Any) -> str:
     """Return a digest of JSON-ready values: of all that could change a prediction."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
-def read_journal(kind: type[Line], files: Iterable[Path], expected: Mapping[Key, str] | None = None) -> Journal[Line]:
+def read_journal(
+    kind: type[Line],
+    files: Iterable[Path],
+    expected: Mapping[Key, str] | None = None,
+    *,
+    needs_checksums: bool = False,
+) -> Journal[Line]:
     """Return the records of some files; the first line of a key counts.
 
     Args:
         kind: What the lines are.
         files: Files that do not exist are empty.
         expected: Fingerprints by key; a line with another one is stale. Keys that it lacks are accepted.
+        needs_checksums: A line without a checksum is damaged, and not of an earlier version.
 
     Raises:
-        UserError: A line lacks a field, or one has another type.
+        UserError: A line lacks a field, or one has another type; or a file cannot be read.
     """
     journal = Journal[Line]()
     for file in files:
-        for number, (line, is_whole) in enumerate(_read_lines(file), start=1):
+        for number, (line, is_whole) in enumerate(_read_lines(file, needs_checksums), start=1):
             key = None if line is None else _key_of(line)
-            if line is None or key is None:
-                journal.garbled += is_whole
-                journal.torn += not is_whole
+            if not is_whole:
+                journal.torn += 1
+            elif line is None or key is None:
+                journal.garbled += 1
+                journal.places.append(f"{file}, line {number}")
             elif expected is not None and line.get("fingerprint") != expected.get(key, line.get("fingerprint")):
                 journal.stale += 1
             elif key in journal.lines:
@@ -106,68 +130,96 @@ def _key_of(line: Mapping[str, Any]) -> Key | None:
     return str(names[0]), str(names[1]), str(names[2]), maxlen
 
 
-def read_lines(kind: type[Record], file: Path) -> list[Record]:
-    """Return the records of a JSON-lines file; none when there is no such file. Torn and garbled lines are left out.
+def read_lines(
+    kind: type[Record], file: Path, *, needs_checksums: bool = False, damaged: list[str] | None = None
+) -> list[Record]:
+    """Return the records of a JSON-lines file; none when there is no such file. A torn last line is left out.
+
+    Args:
+        kind: What the lines are.
+        file: The file.
+        needs_checksums: A line without a checksum is damaged, and not of an earlier version.
+        damaged: Receives file and line of damaged lines, which are left out then.
 
     Raises:
-        UserError: A line lacks a field, or one has another type.
+        UserError: A line lacks a field, or one has another type, or is damaged; or the file cannot be read.
     """
-    return [
-        from_json(kind, line, f"{file}, line {number}")
-        for number, (line, _) in enumerate(_read_lines(file), start=1)
-        if line is not None
-    ]
+    records = []
+    for number, (line, is_whole) in enumerate(_read_lines(file, needs_checksums), start=1):
+        where = f"{file}, line {number}"
+        if line is not None:
+            records.append(from_json(kind, line, where, remedy=_LINE_REMEDY))
+        elif is_whole and damaged is None:
+            raise UserError(f"{where} is damaged: it is no JSON object with a fitting checksum; {_LINE_REMEDY}")
+        elif is_whole and damaged is not None:
+            damaged.append(where)
+    return records
 
 
-def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any] | None, bool]]:
-    """Return each line as an object, None where it is none, and whether the line is whole."""
+def _read_lines(file: Path, needs_checksums: bool) -> Iterator[tuple[dict[str, Any] | None, bool]]:
+    """Yield each line as an object, None where it is torn or damaged, and whether the line is whole."""
     if not file.exists():
         return
-    with file.open("rb") as stream:
-        for text in stream:
-            try:
-                line = json.loads(text.decode())
-            except ValueError:
-                line = None
-            is_whole = text.endswith(b"\n")
-            # A line without its end may lack more than that.
-            yield (line if isinstance(line, dict) and is_whole else None), is_whole
+    try:
+        with open_to_read(file) as stream:
+            for text in stream:
+                # A line without its end may lack more than that.
+                is_whole = text.endswith(b"\n")
+                yield (parse_line(text, needs_checksum=needs_checksums) if is_whole else None), is_whole
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}; restore it") from error
 
 
-def open_journal(file: Path) -> RawIOBase:
-    """Return a journal, open for appending; a torn last line is cut off first.
+def parse_line(text: bytes, *, needs_checksum: bool = False) -> dict[str, Any] | None:
+    """Return a line as an object, without its checksum; None for one that is damaged."""
+    text = text.rstrip(b"\n")
+    rest = text[-_CHECKSUM_BYTES:]
+    found = _CHECKSUM.fullmatch(rest)
+    if found is None and needs_checksum:
+        return None
+    if found is not None:
+        text = text[:-_CHECKSUM_BYTES]
+        if zlib.crc32(text) != int(found[1], 16):
+            return None
+        text += b"}"
+    try:
+        line = parse_json(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def line_of(record: Any) -> bytes:
+    """Return a record as a JSON line with its checksum."""
+    text = json.dumps(to_json(record), ensure_ascii=False)
+    # JSON writes half of a pair of surrogates, which has no UTF-8, as Python does.
+    content = text[:-1].encode(errors="backslashreplace")
+    return b'%b, "crc32": "%08x"}\n' % (content, zlib.crc32(content))
+
+
+def open_journal(folder: Path, name: str) -> RawIOBase:
+    """Return a journal within a folder, open for appending; a torn last line is cut off first.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: It cannot be written, or is a link.
     """
+    journal = open_append(folder, name)
+    file = folder / name
     with disk_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
-        return file.open("ab", buffering=0)
+        size = file.read_bytes().rfind(b"\n") + 1
+        os.ftruncate(journal.fileno(), size)
+    return journal
 
 
 def append_line(journal: RawIOBase, record: Any) -> None:
-    """Append a record as one JSON line and wait until it is on the disk.
+    """Append a record as one JSON line with its checksum, and wait until it is on the disk.
 
     Raises:
         UserError: The disk is full, or gone.
     """
-    rest = (json.dumps(to_json(record), ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-    with disk_errors(Path(getattr(journal, "name", "journal"))):
+    rest = line_of(record)
+    with disk_errors(Path(str(getattr(journal, "name", "journal")))):
         # Unbuffered, so that closing after a failure does not fail again; a write may take only a part.
         while rest:
             rest = rest[journal.write(rest) or 0 :]
         os.fsync(journal.fileno())
-
-
-@contextmanager
-def disk_errors(file: Path) -> Iterator[None]:
-    """Turn what the disk refuses into an error of one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be written: {error.strerror or error}; what is there is kept; run the "
-            "same command again once there is room and permission"
-        ) from error

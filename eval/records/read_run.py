@@ -98,6 +98,8 @@ def gather_inputs(
         raise UserError(f"{path} has no predictions yet; the run's own command makes them")
     texts = {(one.task, one.document_id) for one in documents}
     known = {(one.task, one.id): one.document_id for one in examples}
+    if bare := next((one for one in examples if not one.references), None):
+        raise UserError(f"{path / 'examples.jsonl'}: example '{bare.id}' has no reference; restore the file")
     for task, template, name, _ in lines:
         if (task, name) not in known or (task, known[task, name]) not in texts:
             raise UserError(

@@ -18,9 +18,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import re
 import shutil
+import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,7 +31,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from eval.errors import UserError
-from eval.records.journal import Journal, Line, disk_errors, open_journal, read_journal, read_lines
+from eval.records.disk import disk_errors, inside, make_folder, parse_json, read_json, read_whole, write_whole
+from eval.records.journal import Journal, Line, line_of, open_journal, read_journal, read_lines
 from eval.records.schema import (
     DocumentRecord,
     ExampleRecord,
@@ -45,6 +46,8 @@ from eval.records.typed import Record, from_json, to_json
 
 # Files that scoring writes.
 _RESULT_FILES = ("scores.json", "example_scores.jsonl", "report.md", "report.html")
+# There while a merge has not ended.
+UNFINISHED = ".merging"
 _FILES = ("run.json", "examples.jsonl", "documents.jsonl.gz", "predictions.jsonl", *_RESULT_FILES)
 _KINDS: dict[type, str] = {
     RunRecord: "a run of eval/run.py",
@@ -99,21 +102,37 @@ class RunFolder:
             raise UserError(f"{self.path} is a file; {self.remedy}")
         if not file.exists():
             # Hidden files and an empty journal are left by a process that was killed before the record was written.
-            if any(not file.name.startswith(".") and file.name != "journal" for file in self.path.iterdir()):
+            others = (file.name for file in self.path.iterdir() if file.name != "journal")
+            if any(not name.startswith(".") for name in others) and not self.is_unfinished:
                 raise UserError(f"folder {self.path} holds files but no run; {self.remedy}")
             return None
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
         except (OSError, ValueError) as error:
             if is_replaced:
                 return None
-            raise UserError(f"{file} cannot be read: {error}; {self.remedy}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{file} cannot be read: {reason}; {self.remedy}") from error
         kinds = {"identity": dict, "tasks": dict, "sessions": list}
         if not isinstance(content, dict) or not all(
             isinstance(content.get(name), kind) for name, kind in kinds.items()
         ):
             raise UserError(f"{file} is not the record of a run; {self.remedy}")
         return content
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Return whether a merge into the folder was interrupted."""
+        return (self.path / UNFINISHED).is_file()
+
+    @property
+    def needs_checksums(self) -> bool:
+        """Return whether each line has a checksum; those of 0.1 get theirs when a run goes on."""
+        try:
+            content = read_json(self.path / "run.json")
+        except (OSError, ValueError):
+            return False
+        return isinstance(content, dict) and content.get("checksums") is True
 
     def check_accepts(self, saved: Any, identity: Any, tasks: Mapping[str, Any]) -> None:
         """Check that a run with these settings may continue what is in the folder.
@@ -182,27 +201,19 @@ class RunFolder:
 
     def write_text(self, name: str, content: str) -> None:
         """Replace a text file of the folder in one step."""
-        self._replace(name, content.encode())
+        # Half of a pair of surrogates has no UTF-8; JSON reads what stands in its place as the same.
+        write_whole(self.path, name, content.encode(errors="backslashreplace"))
 
     def write_lines(self, name: str, records: Iterable[Any]) -> None:
-        """Replace a JSON-lines file of the folder in one step."""
-        self.write_text(name, _lines(records))
-
-    def _replace(self, name: str, content: bytes) -> None:
-        file = self.path / name
-        partial = file.with_name(f".{file.name}.partial")
-        with disk_errors(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(file)
+        """Replace a JSON-lines file of the folder in one step; each line ends with a checksum."""
+        write_whole(self.path, name, b"".join(map(line_of, records)))
 
     def write_documents(self, documents: Iterable[DocumentRecord]) -> None:
         """Replace `documents.jsonl.gz` in one step."""
         # No time within, so that the same documents are the same file.
-        self._replace("documents.jsonl.gz", gzip.compress(_lines(documents).encode(errors="surrogatepass"), 6, mtime=0))
+        lines = "".join(json.dumps(to_json(one), ensure_ascii=False) + "\n" for one in documents)
+        content = gzip.compress(lines.encode(errors="surrogatepass"), 6, mtime=0)  # has a checksum of its own
+        write_whole(self.path, "documents.jsonl.gz", content)
 
     def read_documents(self) -> list[DocumentRecord]:
         """Return the lines of `documents.jsonl.gz`; none when there is no such file yet.
@@ -214,15 +225,27 @@ class RunFolder:
         if not file.exists():
             return []
         try:
-            with gzip.open(file) as stream:
-                lines = [json.loads(line.decode(errors="surrogatepass")) for line in stream]
-        except (OSError, EOFError, ValueError) as error:
-            raise UserError(f"{file} cannot be read: {error}; make the run again with --overwrite") from error
+            *content, _ = gzip.decompress(read_whole(file)).split(b"\n")
+            lines = [parse_json(line.decode(errors="surrogatepass")) for line in content]
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{file} cannot be read: {reason}; make the run again with --overwrite") from error
         return [from_json(DocumentRecord, line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
 
-    def read_examples(self) -> list[ExampleRecord]:
-        """Return the lines of `examples.jsonl`; none when there is no such file yet."""
-        return read_lines(ExampleRecord, self.path / "examples.jsonl")
+    def read_examples(self, damaged: list[str] | None = None) -> list[ExampleRecord]:
+        """Return the lines of `examples.jsonl`; none when there is no such file yet.
+
+        Args:
+            damaged: Receives file and line of those that are damaged; without it they are an error.
+
+        Raises:
+            UserError: The file cannot be read.
+        """
+        return self.read_lines(ExampleRecord, "examples.jsonl", damaged)
+
+    def read_lines(self, kind: type[Record], name: str, damaged: list[str] | None = None) -> list[Record]:
+        """Return the records of a JSON-lines file of the folder; see `journal.read_lines`."""
+        return read_lines(kind, self.path / name, needs_checksums=self.needs_checksums, damaged=damaged)
 
     def read_journal(self, kind: type[Line], expected: Mapping[Key, str] | None = None) -> Journal[Line]:
         """Return all predictions or measurements, those in the journal of an interrupted run included.
@@ -232,11 +255,11 @@ class RunFolder:
             expected: Fingerprints by key; see `journal.read_journal`.
         """
         files = [self.path / "predictions.jsonl", *sorted((self.path / "journal").glob("*.jsonl"))]
-        return read_journal(kind, files, expected)
+        return read_journal(kind, files, expected, needs_checksums=self.needs_checksums)
 
     def open_journal(self, name: str) -> RawIOBase:
         """Return the journal of one process, open for appending; a torn last line is cut off first."""
-        return open_journal(self.path / "journal" / f"{name}.jsonl")
+        return open_journal(make_folder(self.path, "journal"), f"{name}.jsonl")
 
     def merge_journal(
         self,
@@ -269,19 +292,14 @@ class RunFolder:
         shutil.rmtree(self.path / "journal", ignore_errors=True)
         return lines, absent
 
-    def make(self, path: Path) -> None:
-        """Make a folder within this one."""
-        with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-
     def clear(self) -> None:
         """Delete what a run has left, and nothing else."""
         with disk_errors(self.path):
             # The record goes last: while it is there, this is a run's folder.
             if (self.path / "journal").exists():
-                shutil.rmtree(self.path / "journal")
+                shutil.rmtree(inside(self.path, "journal"))
             own = re.compile(rf"({own_plots(self.read_record(RunRecord, is_replaced=True))})\.(png|svg)")
-            for plot in (self.path / "plots").glob("*"):
+            for plot in inside(self.path, "plots").glob("*"):
                 if own.fullmatch(plot.name):
                     plot.unlink()
             for name in reversed(_FILES):
@@ -307,10 +325,8 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         UserError: It is in use, or cannot be locked.
     """
-    file = path / ".lock"
-    with disk_errors(file):
-        path.mkdir(parents=True, exist_ok=True)
-    # A file that only exists would lock a folder for ever after a kill.
+    file = inside(make_folder(path), ".lock")
+    # A file that only exists would lock a folder for ever after a kill. `FileLock` follows no link and empties no file.
     lock = FileLock(file, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -341,7 +357,15 @@ def in_order(lines: Mapping[Key, Line], order: Sequence[Key]) -> list[Line]:
 
 
 def keys_of(record: RunRecord, examples: Sequence[ExampleRecord]) -> list[Key]:
-    """Return the key of each prediction of a finished run, in order."""
+    """Return the key of each prediction of a finished run, in order.
+
+    Raises:
+        UserError: An example is of a task that the record does not have.
+    """
+    if unknown := [one.task for one in examples if one.task not in record.tasks]:
+        raise UserError(
+            f"examples.jsonl has examples of task '{unknown[0]}', which run.json does not know; restore both"
+        )
     return [
         (one.task, template, one.id, maxlen)
         for one in examples
@@ -365,10 +389,6 @@ def default_output(kind: str, config: Any, free: Sequence[str]) -> Path:
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
     words = "-".join([*([kind] if kind else []), *config.tasks, Path(config.model).name, Path(config.plan).name])
     return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', words)[:80]}-{digest}"
-
-
-def _lines(records: Iterable[Any]) -> str:
-    return "".join(json.dumps(to_json(record), ensure_ascii=False) + "\n" for record in records)
 
 
 def _short(value: Any) -> str:

@@ -13,6 +13,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from eval.records.rules import (
+    CONFIG,
+    COST,
+    COUNT,
+    GENERATION,
+    LENGTH,
+    LENGTHS,
+    NAMES,
+    NOT_EMPTY,
+    POSITIVE,
+    ROWS,
+    SECONDS,
+    SHARE,
+    SOURCE,
+    SPAN,
+    SPANS_IN_ORDER,
+    TIME,
+    TRUNCATION,
+)
 from eval.records.typed import entry
 
 # Names a prediction within its folder: task, template, id, maxlen.
@@ -31,8 +50,8 @@ class Machine:
 
     device: str = entry("name of the accelerator, or of the processor")
     processor: str | None = entry("name of the processor", default=None)
-    cores: int | None = entry("logical cores", default=None)
-    memory_bytes: int | None = entry("physical memory", default=None)
+    cores: int | None = entry("logical cores", default=None, rule=COUNT)
+    memory_bytes: int | None = entry("physical memory", default=None, rule=COUNT)
     system: str | None = entry("operating system", default=None)
 
 
@@ -40,20 +59,20 @@ class Machine:
 class Session:
     """One launch that worked on a folder."""
 
-    started: str = entry("UTC, ISO 8601")
+    started: str = entry("UTC, ISO 8601", rule=TIME)
     finished: str | None = entry("UTC; null for a session that was interrupted", default=None)
     command: list[str] = entry("arguments of the command line", default=[])
-    world_size: int = entry("processes")
-    threads: int = entry("torch threads of each process")
+    world_size: int = entry("processes", rule=POSITIVE)
+    threads: int = entry("torch threads of each process", rule=POSITIVE)
     machine: Machine = entry("what it ran on")
     versions: dict[str, str] = entry("versions of Python and of packages", default={})
     commit: str | None = entry("commit of the code; null outside a checkout", default=None)
     dirty: bool | None = entry("whether the checkout had uncommitted changes", default=None)
-    num_to_generate: int | None = entry("predictions that were missing", default=None, is_left_out=True)
-    num_to_measure: int | None = entry("measurements that were missing", default=None, is_left_out=True)
-    first_step: int | None = entry("first step of a training session", default=None, is_left_out=True)
-    seconds: float | None = entry("seconds of measuring in a search", default=None, is_left_out=True)
-    num_layers_run: int | None = entry("layers that a search computed", default=None, is_left_out=True)
+    num_to_generate: int | None = entry("predictions that were missing", default=None, is_left_out=True, rule=COUNT)
+    num_to_measure: int | None = entry("measurements that were missing", default=None, is_left_out=True, rule=COUNT)
+    first_step: int | None = entry("first step of a training session", default=None, is_left_out=True, rule=COUNT)
+    seconds: float | None = entry("seconds of measuring in a search", default=None, is_left_out=True, rule=SECONDS)
+    num_layers_run: int | None = entry("layers that a search computed", default=None, is_left_out=True, rule=COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +106,18 @@ class TaskRecord:
     description: str = entry("source -> target")
     version: int = entry("raised when examples or prompts change")
     licence: str | None = entry("licence of the data", default=None)
-    source: dict[str, Any] = entry("provenance of the data: kind, name, and a revision, version or digest")
-    rows: dict[str, Any] = entry("counts of rows that were read, left out, or bad, and the first bad ones", default={})
+    source: dict[str, Any] = entry("provenance of the data: kind, name, and a revision, version or digest", rule=SOURCE)
+    rows: dict[str, Any] = entry(
+        "counts of rows that were read, left out, or bad, and the first bad ones", default={}, rule=ROWS
+    )
     split: str = entry("split of the data set")
-    templates: dict[str, TemplateRecord] = entry("prompts by name; may grow")
+    templates: dict[str, TemplateRecord] = entry("prompts by name; may grow", rule=NAMES)
     profile: str | None = entry("metrics", default=None, is_left_out=True)
     scores_first_line: bool = entry("score the first line of an answer alone", default=False)
-    max_new_tokens: int = entry("room for the answer, in tokens")
-    limit: int | None = entry("first N examples; null for all; may grow")
-    min_words: int | None = entry("documents with fewer words are left out", default=None)
-    maxlen: list[int] = entry("lengths in tokens, ascending; may grow")
+    max_new_tokens: int = entry("room for the answer, in tokens", rule=LENGTH)
+    limit: int | None = entry("first N examples; null for all; may grow", rule=COUNT)
+    min_words: int | None = entry("documents with fewer words are left out", default=None, rule=COUNT)
+    maxlen: list[int] = entry("lengths in tokens, ascending; may grow", rule=LENGTHS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +127,11 @@ class Identity:
     model: ModelRecord = entry("what pins the weights")
     plan: list[Any] | None = entry("span of each layer; null for a model that is left untouched", default=None)
     dtype: str = entry("dtype of the computation")
-    truncation: str = entry("part of the context that is kept: `head`, `middle` or `tail`")
+    truncation: str = entry("part of the context that is kept: `head`, `middle` or `tail`", rule=TRUNCATION)
     trust_remote_code: bool = entry("run code that comes with the checkpoint", default=False)
-    threads: int | None = entry("`--threads`", default=None)
+    threads: int | None = entry("`--threads`", default=None, rule=COUNT)
     seed: int | None = entry("seed of sampling", default=None)
-    generation: dict[str, Any] = entry("options by which answers are chosen", default={})
+    generation: dict[str, Any] = entry("options by which answers are chosen", default={}, rule=GENERATION)
     generation_version: int | None = entry("raised when the code changes what is generated", default=None)
     profile: str | None = entry("metrics of all tasks, in folders of early versions", default=None, is_left_out=True)
     turn_ends: list[str] | None = entry(
@@ -125,21 +146,21 @@ class Identity:
 class Grouping:
     """What groups of prompts depend on beyond the prompts, so that a resumed run forms the same groups."""
 
-    num_shares: int = entry("processes among which the work is shared")
-    batch_size: int = entry("most rows that decode together, beams included")
-    memory_budget: int = entry("bytes for keys and values")
+    num_shares: int = entry("processes among which the work is shared", rule=POSITIVE)
+    batch_size: int = entry("most rows that decode together, beams included", rule=POSITIVE)
+    memory_budget: int = entry("bytes for keys and values", rule=COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """`run.json` of a run of `eval/run.py`."""
 
-    config: dict[str, Any] = entry("settings of the last command, defaults filled in")
+    config: dict[str, Any] = entry("settings of the last command, defaults filled in", rule=CONFIG)
     plan_description: str = entry("text form of the plan, or `untouched`")
-    world_size: int | None = entry("processes of the last session that generated")
+    world_size: int | None = entry("processes of the last session that generated", rule=COUNT)
     identity: Identity = entry("settings that a resumed run must share")
-    tasks: dict[str, TaskRecord] = entry("settings and data of each task")
-    sessions: list[Session] = entry("every launch that generated")
+    tasks: dict[str, TaskRecord] = entry("settings and data of each task", rule=NAMES)
+    sessions: list[Session] = entry("every launch that generated", rule=NOT_EMPTY)
     grouping: Grouping = entry("what groups are formed by")
     ends: dict[str, list[str]] | None = entry(
         "what ends an answer, and where each end comes from", default=None, is_left_out=True
@@ -150,6 +171,7 @@ class RunRecord:
     think_end_token: str | None = entry(
         "answers are scored from behind the last of these", default=None, is_left_out=True
     )
+    checksums: bool = entry("whether each line of the folder's `.jsonl` files must have a checksum", default=False)
 
     @property
     def profiles(self) -> dict[str, str]:
@@ -166,7 +188,9 @@ class ExampleRecord:
     document_id: str = entry("name of the document within its task; examples may share one")
     query: str | None = entry("question about the document")
     references: list[str] = entry("answers to score against")
-    evidence: list[list[int]] | None = entry("character ranges of the document that hold the answer, where known")
+    evidence: list[list[int]] | None = entry(
+        "character ranges of the document that hold the answer, where known", rule=SPAN
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,28 +209,30 @@ class Prediction:
     task: str = entry("name of the task")
     template: str = entry("name of the prompt")
     id: str = entry("name of the example")
-    maxlen: int = entry("length in tokens; counts all the model sees and the room for the answer")
+    maxlen: int = entry("length in tokens; counts all the model sees and the room for the answer", rule=LENGTH)
     fingerprint: str = entry("digest of all that could change the prediction")
     text: str = entry("the answer")
-    prompt_tokens: int = entry("tokens of the prompt")
-    context_tokens_kept: int = entry("tokens of the context in the prompt")
-    context_tokens_dropped: int = entry("tokens of the context that were cut")
-    context_spans: list[list[int]] = entry("character ranges of the document that the prompt shows")
-    num_generated_tokens: int = entry("tokens of the answer, end token included")
-    finish_reason: str = entry("`stop` at an end token or stop text, `length` when the room was used up")
-    seconds: float | None = entry("prefill and decode seconds together")
-    prefill_seconds: float | None = entry(
-        "seconds of all edges of the prompt tree that lead to this prompt, shared or not"
+    prompt_tokens: int = entry("tokens of the prompt", rule=COUNT)
+    context_tokens_kept: int = entry("tokens of the context in the prompt", rule=COUNT)
+    context_tokens_dropped: int = entry("tokens of the context that were cut", rule=COUNT)
+    context_spans: list[list[int]] = entry(
+        "character ranges of the document that the prompt shows", rule=SPANS_IN_ORDER
     )
-    decode_seconds: float | None = entry("even share of the seconds that its batch took to decode")
-    batch_size: int | None = entry("rows that decoded together", default=None)
-    group: int | None = entry("number of the group of prompts that shared a tree", default=None)
+    num_generated_tokens: int = entry("tokens of the answer, end token included", rule=COUNT)
+    finish_reason: str = entry("`stop` at an end token or stop text, `length` when the room was used up")
+    seconds: float | None = entry("prefill and decode seconds together", rule=SECONDS)
+    prefill_seconds: float | None = entry(
+        "seconds of all edges of the prompt tree that lead to this prompt, shared or not", rule=SECONDS
+    )
+    decode_seconds: float | None = entry("even share of the seconds that its batch took to decode", rule=SECONDS)
+    batch_size: int | None = entry("rows that decoded together", default=None, rule=COUNT)
+    group: int | None = entry("number of the group of prompts that shared a tree", default=None, rule=COUNT)
     truncation: str | None = entry("part of the context that was kept", default=None)
-    cache_bytes: int | None = entry("storage of the keys and values that this prompt reads at the end")
-    attention_flops: int | None = entry("two matrix products of attention, in closed form")
-    prefilled_tokens: int | None = entry("tokens that went through the model for this prompt alone")
+    cache_bytes: int | None = entry("storage of the keys and values that this prompt reads at the end", rule=COUNT)
+    attention_flops: int | None = entry("two matrix products of attention, in closed form", rule=COUNT)
+    prefilled_tokens: int | None = entry("tokens that went through the model for this prompt alone", rule=COUNT)
     peak_bytes: int | None = entry(
-        "most memory while its batch was computed: of the device on a GPU, else of the process"
+        "most memory while its batch was computed: of the device on a GPU, else of the process", rule=COUNT
     )
 
     @property
@@ -238,19 +264,23 @@ class Estimate:
 class Share(Estimate):
     """A mean share of something that not all examples have."""
 
-    num_examples: int = entry("examples that have it")
+    num_examples: int = entry("examples that have it", rule=COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """What predictions cost; unknown costs are null."""
 
-    prefill_tokens_per_second: float | None = entry("tokens of all prompts over their prefill seconds, one process")
-    decode_tokens_per_second: float | None = entry("tokens of all answers over their decode seconds, one process")
-    seconds: float | None = entry("mean seconds of an example")
-    peak_memory_bytes: int | None = entry("largest of any prediction")
-    cache_bytes: int | None = entry("largest of any prediction")
-    attention_flops: float | None = entry("mean of an example")
+    prefill_tokens_per_second: float | None = entry(
+        "tokens of all prompts over their prefill seconds, one process", rule=COST
+    )
+    decode_tokens_per_second: float | None = entry(
+        "tokens of all answers over their decode seconds, one process", rule=COST
+    )
+    seconds: float | None = entry("mean seconds of an example", rule=COST)
+    peak_memory_bytes: int | None = entry("largest of any prediction", rule=COST)
+    cache_bytes: int | None = entry("largest of any prediction", rule=COST)
+    attention_flops: float | None = entry("mean of an example", rule=COST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,10 +293,10 @@ class Result:
     system: str = entry("the model, or the name of a baseline: lead, tail, query_echo, visible_oracle, common_answer")
     kind: Literal["model", "yardstick"] = entry("whether a model or a baseline wrote the texts")
     subset: Subset = entry("all examples, or those that even the greatest length cuts")
-    maxlen: int = entry("length in tokens")
-    num_examples: int = entry("examples")
-    num_documents: int = entry("documents")
-    num_truncated: int = entry("examples whose context was cut")
+    maxlen: int = entry("length in tokens", rule=LENGTH)
+    num_examples: int = entry("examples", rule=COUNT)
+    num_documents: int = entry("documents", rule=COUNT)
+    num_truncated: int = entry("examples whose context was cut", rule=COUNT)
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     evidence_visible: Share | None = entry("share of the gold evidence that was shown; null for baselines")
     cost: Cost | None = entry("what the predictions cost; null for baselines")
@@ -277,7 +307,7 @@ class Compared:
     """One side of a comparison within a run."""
 
     template: str = entry("name of the prompt")
-    maxlen: int = entry("length in tokens")
+    maxlen: int = entry("length in tokens", rule=LENGTH)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,12 +317,12 @@ class PairedResult:
     difference: float = entry("second minus first")
     low: float | None = entry("lower end of the 95% interval")
     high: float | None = entry("upper end of the 95% interval")
-    p_value: float | None = entry("two-sided, by exchanging whole documents")
-    wins: int = entry("examples on which the second is better")
-    ties: int = entry("examples on which both are equal")
-    losses: int = entry("examples on which the second is worse")
-    num_examples: int = entry("examples")
-    num_documents: int = entry("documents")
+    p_value: float | None = entry("two-sided, by exchanging whole documents", rule=SHARE)
+    wins: int = entry("examples on which the second is better", rule=COUNT)
+    ties: int = entry("examples on which both are equal", rule=COUNT)
+    losses: int = entry("examples on which the second is worse", rule=COUNT)
+    num_examples: int = entry("examples", rule=COUNT)
+    num_documents: int = entry("documents", rule=COUNT)
     detectable: float | None = entry("smallest difference that so many documents show with power 0.8")
 
 
@@ -307,14 +337,14 @@ class Comparison(PairedResult):
     second: Compared = entry("what is compared")
     margin: float = entry("loss up to which the second is as good, as a fraction, fixed beforehand")
     non_inferior: bool = entry("whether the interval of the loss lies within the margin")
-    p_holm: float | None = entry("p value corrected for the comparisons of the table")
+    p_holm: float | None = entry("p value corrected for the comparisons of the table", rule=SHARE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
     """What the baselines of a task are made with."""
 
-    word_budget: int | None = entry("words of lead and tail; null where no part of a document is scored")
+    word_budget: int | None = entry("words of lead and tail; null where no part of a document is scored", rule=COUNT)
     objective: str | None = entry("metric that the oracle aims at")
     common_answer: str | None = entry("the most frequent reference; null where it is no baseline")
 
@@ -323,7 +353,7 @@ class Baselines:
 class ScrollsEntry(Estimate):
     """The SCROLLS score at one length and set of templates."""
 
-    maxlen: int = entry("length in tokens")
+    maxlen: int = entry("length in tokens", rule=LENGTH)
     template: str = entry("template that sets this entry apart; empty where each task has one")
     templates: dict[str, str] = entry("template of each task")
     num_examples: dict[str, int] = entry("examples of each task")
@@ -361,12 +391,14 @@ class ExampleScore:
     template: str = entry("name of the prompt")
     id: str = entry("name of the example")
     document_id: str = entry("name of the document")
-    maxlen: int = entry("length in tokens")
+    maxlen: int = entry("length in tokens", rule=LENGTH)
     system: str = entry("the model, or the name of a baseline")
     is_truncated: bool = entry("whether the context was cut")
     is_model: bool = entry("whether a model wrote the text")
     metrics: dict[str, float] = entry("scores, as fractions")
-    sentences: list[list[int]] | None = entry("character ranges that the oracle picked", default=None, is_left_out=True)
+    sentences: list[list[int]] | None = entry(
+        "character ranges that the oracle picked", default=None, is_left_out=True, rule=SPAN
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -379,11 +411,11 @@ class DocumentsTask:
 
     version: int = entry("raised when the documents change")
     source: dict[str, Any] = entry("provenance of the data")
-    rows: dict[str, Any] = entry("counts of rows that were read, left out, or bad", default={})
+    rows: dict[str, Any] = entry("counts of rows that were read, left out, or bad", default={}, rule=ROWS)
     split: str | None = entry("split of the data set")
-    limit: int | None = entry("first N documents; null for all; may grow")
-    min_words: int | None = entry("documents with fewer words are left out", default=None)
-    maxlen: list[int] = entry("lengths in tokens, ascending; may grow")
+    limit: int | None = entry("first N documents; null for all; may grow", rule=COUNT)
+    min_words: int | None = entry("documents with fewer words are left out", default=None, rule=COUNT)
+    maxlen: list[int] = entry("lengths in tokens, ascending; may grow", rule=LENGTHS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,7 +423,7 @@ class PerplexityTask(DocumentsTask):
     """What a measurement of perplexity did with one task."""
 
     description: str = entry("source -> target", default="")
-    min_tokens: int | None = entry("documents with fewer tokens are left out", default=None)
+    min_tokens: int | None = entry("documents with fewer tokens are left out", default=None, rule=COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,9 +433,9 @@ class PerplexityIdentity:
     model: ModelRecord = entry("what pins the weights")
     plan: list[Any] | None = entry("span of each layer; null for a model that is left untouched")
     dtype: str = entry("dtype of the computation")
-    tokens: int = entry("tokens of each document that are read")
+    tokens: int = entry("tokens of each document that are read", rule=COUNT)
     trust_remote_code: bool = entry("run code that comes with the checkpoint", default=False)
-    threads: int | None = entry("torch threads of each process", default=None)
+    threads: int | None = entry("torch threads of each process", default=None, rule=COUNT)
     perplexity_version: int = entry("raised when the code changes what is measured")
 
 
@@ -411,12 +443,13 @@ class PerplexityIdentity:
 class PerplexityRecord:
     """`run.json` of a run of `eval/perplexity.py`."""
 
-    config: dict[str, Any] = entry("settings of the last command, defaults filled in")
+    config: dict[str, Any] = entry("settings of the last command, defaults filled in", rule=CONFIG)
     plan_description: str = entry("text form of the plan, or `untouched`")
-    world_size: int | None = entry("processes of the last session that measured")
+    world_size: int | None = entry("processes of the last session that measured", rule=COUNT)
     identity: PerplexityIdentity = entry("settings that a resumed run must share")
-    tasks: dict[str, PerplexityTask] = entry("what was read of each task")
-    sessions: list[Session] = entry("every launch that measured")
+    tasks: dict[str, PerplexityTask] = entry("what was read of each task", rule=NAMES)
+    sessions: list[Session] = entry("every launch that measured", rule=NOT_EMPTY)
+    checksums: bool = entry("whether each line of the folder's `.jsonl` files must have a checksum", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,17 +459,17 @@ class DocumentLoss:
     task: str = entry("name of the task")
     template: str = entry("always `text`: documents are read as they are")
     id: str = entry("name of the document")
-    maxlen: int = entry("tokens of a window")
-    num_tokens: int = entry("tokens that were predicted")
-    num_tokens_dropped: int = entry("tokens of the document that were not read")
+    maxlen: int = entry("tokens of a window", rule=LENGTH)
+    num_tokens: int = entry("tokens that were predicted", rule=COUNT)
+    num_tokens_dropped: int = entry("tokens of the document that were not read", rule=COUNT)
     negative_log_likelihood: float = entry("sum over the predicted tokens, in nats")
     buckets: list[tuple[int, int, float, int]] = entry(
         "first position, position after the last, sum of losses and number of tokens"
     )
-    seconds: float = entry("seconds of the document")
-    cache_bytes: int = entry("keys and values after the longest window")
-    peak_bytes: int | None = entry("most memory")
-    attention_flops: int | None = entry("two matrix products of attention, in closed form")
+    seconds: float = entry("seconds of the document", rule=SECONDS)
+    cache_bytes: int = entry("keys and values after the longest window", rule=COUNT)
+    peak_bytes: int | None = entry("most memory", rule=COUNT)
+    attention_flops: int | None = entry("two matrix products of attention, in closed form", rule=COUNT)
 
     @property
     def key(self) -> Key:
@@ -448,9 +481,9 @@ class DocumentLoss:
 class PositionLoss:
     """Perplexity of tokens by their position in the window."""
 
-    first: int = entry("first position")
-    last: int = entry("last position")
-    num_tokens: int = entry("tokens")
+    first: int = entry("first position", rule=COUNT)
+    last: int = entry("last position", rule=COUNT)
+    num_tokens: int = entry("tokens", rule=COUNT)
     perplexity: Estimate = entry("exp(loss a token)")
 
 
@@ -458,11 +491,11 @@ class PositionLoss:
 class PerplexityCost:
     """What a measurement cost."""
 
-    tokens_per_second: float | None = entry("predicted tokens over seconds, one process")
-    seconds: float = entry("mean seconds of a document")
-    peak_memory_bytes: int | None = entry("largest of any document")
-    cache_bytes: int = entry("largest of any document")
-    attention_flops: float | None = entry("mean of a document")
+    tokens_per_second: float | None = entry("predicted tokens over seconds, one process", rule=COST)
+    seconds: float = entry("mean seconds of a document", rule=COST)
+    peak_memory_bytes: int | None = entry("largest of any document", rule=COST)
+    cache_bytes: int = entry("largest of any document", rule=COST)
+    attention_flops: float | None = entry("mean of a document", rule=COST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,10 +505,10 @@ class PerplexityResult:
     task: str = entry("name of the task")
     template: str = entry("always `text`")
     system: str = entry("the model")
-    maxlen: int = entry("tokens of a window")
-    num_documents: int = entry("documents")
-    num_truncated: int = entry("documents that were not read to their end")
-    num_tokens: int = entry("tokens that were predicted")
+    maxlen: int = entry("tokens of a window", rule=LENGTH)
+    num_documents: int = entry("documents", rule=COUNT)
+    num_truncated: int = entry("documents that were not read to their end", rule=COUNT)
+    num_tokens: int = entry("tokens that were predicted", rule=COUNT)
     metrics: dict[str, Estimate] = entry("`perplexity`: exp(loss a token)")
     by_position: list[PositionLoss] = entry("the same by position")
     cost: PerplexityCost = entry("what it cost")
@@ -498,10 +531,10 @@ class PlacementIdentity:
 
     model: ModelRecord = entry("what pins the weights")
     dtype: str = entry("dtype of the computation")
-    maxlen: int = entry("tokens of a document")
-    score_from: int = entry("first token whose loss counts")
+    maxlen: int = entry("tokens of a document", rule=LENGTH)
+    score_from: int = entry("first token whose loss counts", rule=COUNT)
     trust_remote_code: bool = entry("run code that comes with the checkpoint", default=False)
-    threads: int | None = entry("torch threads of each process", default=None)
+    threads: int | None = entry("torch threads of each process", default=None, rule=COUNT)
     placement_version: int = entry("raised when the code changes what is measured")
 
 
@@ -509,12 +542,13 @@ class PlacementIdentity:
 class PlacementRecord:
     """`run.json` of a run of `eval/placement.py`."""
 
-    config: dict[str, Any] = entry("settings of the last command, defaults filled in")
+    config: dict[str, Any] = entry("settings of the last command, defaults filled in", rule=CONFIG)
     plan_description: str = entry("always `untouched`", default="untouched")
-    world_size: int | None = entry("processes of the last session")
+    world_size: int | None = entry("processes of the last session", rule=COUNT)
     identity: PlacementIdentity = entry("settings that a resumed search must share")
     tasks: dict[str, DocumentsTask] = entry("what was read of each task")
-    sessions: list[Session] = entry("every launch that measured")
+    sessions: list[Session] = entry("every launch that measured", rule=NOT_EMPTY)
+    checksums: bool = entry("whether each line of the folder's `.jsonl` files must have a checksum", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -524,7 +558,7 @@ class PlanLoss:
     task: str = entry("name of the task; held-out documents have a mark after it")
     template: str = entry("text form of the plan, or what the gradients are of")
     id: str = entry("name of the document")
-    maxlen: int = entry("tokens of the document")
+    maxlen: int = entry("tokens of the document", rule=LENGTH)
     negative_log_likelihood: float | None = entry(
         "sum over the tokens that count, in nats", default=None, is_left_out=True
     )
@@ -547,7 +581,7 @@ class PlanMeasurement:
     id: str = entry("name of the document")
     plan: str = entry("text form of the plan")
     negative_log_likelihood: float = entry("sum over the tokens that count, in nats")
-    num_tokens: int = entry("tokens that count")
+    num_tokens: int = entry("tokens that count", rule=COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -555,8 +589,8 @@ class UnitRecord:
     """What a layer or a key/value head is worth alone."""
 
     unit: str = entry("`LAYER` or `LAYER.HEAD`")
-    layer: int = entry("index of the layer")
-    head: int | None = entry("index of the key/value head")
+    layer: int = entry("index of the layer", rule=COUNT)
+    head: int | None = entry("index of the key/value head", rule=COUNT)
     only_full: float = entry("nats a token gained when this unit alone is full, or the slope of its gate")
     only_local: float | None = entry("nats a token lost when this unit alone is local")
 
@@ -581,7 +615,7 @@ class PerplexityRatio:
     low: float | None = entry("lower end of the 95% interval")
     high: float | None = entry("upper end of the 95% interval")
     detectable: float | None = entry("smallest ratio minus one that so many documents show with power 0.8")
-    num_documents: int = entry("documents")
+    num_documents: int = entry("documents", rule=COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -590,7 +624,7 @@ class HeldOutRow:
 
     name: str = entry("name of the plan")
     plan: str = entry("text form of the plan")
-    num_documents: int = entry("documents")
+    num_documents: int = entry("documents", rule=COUNT)
     perplexity: float = entry("exp(loss a token)")
     low: float | None = entry("lower end of the 95% interval")
     high: float | None = entry("upper end of the 95% interval")
@@ -606,13 +640,13 @@ class PlacementResult:
     local: str | None = entry("span of what is not full", default=None)
     budget: str | None = entry("what a plan may cost", default=None)
     rank: str = entry("how units were ranked: `scan`, `gates` or `none`", default="none")
-    cost_at: int | None = entry("tokens at which costs are counted", default=None)
+    cost_at: int | None = entry("tokens at which costs are counted", default=None, rule=COUNT)
     scores: list[UnitRecord] = entry("what each unit is worth alone", default=[])
     found: list[PlanEntry] = entry("all plans that were measured on the calibration documents", default=[])
     frontier: list[PlanEntry] = entry("those that no other beats in both loss and attention", default=[])
     chosen: PlanEntry | None = entry("the best within the budget", default=None)
     held_out: list[HeldOutRow] = entry("plans on the held-out documents", default=[])
-    held_out_cost_at: int | None = entry("tokens at which their costs are counted", default=None)
+    held_out_cost_at: int | None = entry("tokens at which their costs are counted", default=None, rule=COUNT)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -638,45 +672,45 @@ class TrainingIdentity:
     plan: list[Any] | None = entry("span of each layer")
     dtype: str = entry("dtype of the computation; weights are float32")
     objective: str = entry("`target` or `lm`")
-    maxlen: int = entry("most tokens of a sequence")
-    limit: int | None = entry("first N examples")
+    maxlen: int = entry("most tokens of a sequence", rule=LENGTH)
+    limit: int | None = entry("first N examples", rule=COUNT)
     held_out: float = entry("share of the documents that is held out")
-    held_out_limit: int | None = entry("most held-out sequences that an evaluation reads")
+    held_out_limit: int | None = entry("most held-out sequences that an evaluation reads", rule=COUNT)
     truncation: str = entry("part of the context that is kept")
     extend_positions: str | None = entry("how positions beyond the trained ones are made")
     schedule: str = entry("learning rate after the warm-up")
-    min_words: int | None = entry("documents with fewer words are left out", default=None)
+    min_words: int | None = entry("documents with fewer words are left out", default=None, rule=COUNT)
     weight_decay: float = entry("weight decay of AdamW")
     max_grad_norm: float = entry("norm to which gradients are clipped")
     gradient_checkpointing: bool = entry("compute activations again in the backward pass")
-    lora_rank: int = entry("0 trains all weights")
+    lora_rank: int = entry("0 trains all weights", rule=COUNT)
     seed: int = entry("seed of order, dropout, new weights and held-out documents")
-    batch_size: int = entry("rows of a forward pass of one process")
-    lora_alpha: int = entry("scale of the adapters")
+    batch_size: int = entry("rows of a forward pass of one process", rule=COUNT)
+    lora_alpha: int = entry("scale of the adapters", rule=COUNT)
     lora_targets: list[str] = entry("modules with adapters")
     learning_rate: float = entry("highest learning rate")
-    warmup_steps: int = entry("steps over which it rises")
-    total_steps: int = entry("optimizer steps")
-    step_rows: int = entry("rows of a step, all processes together")
+    warmup_steps: int = entry("steps over which it rises", rule=COUNT)
+    total_steps: int = entry("optimizer steps", rule=COUNT)
+    step_rows: int = entry("rows of a step, all processes together", rule=COUNT)
     packing: bool = entry("several short documents in a row")
-    threads: int = entry("torch threads of each process")
+    threads: int = entry("torch threads of each process", rule=COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
     """`run.json` of a training."""
 
-    config: dict[str, Any] = entry("settings of the last command, defaults filled in")
+    config: dict[str, Any] = entry("settings of the last command, defaults filled in", rule=CONFIG)
     plan_description: str = entry("text form of the plan, or `untouched`")
     identity: TrainingIdentity = entry("settings that a resumed training must share")
-    tasks: dict[str, TrainingTask] = entry("what pins the data and the prompt of each task")
-    num_train_examples: int = entry("examples that are trained on")
-    num_held_out_examples: int = entry("examples that are held out")
+    tasks: dict[str, TrainingTask] = entry("what pins the data and the prompt of each task", rule=NAMES)
+    num_train_examples: int = entry("examples that are trained on", rule=COUNT)
+    num_held_out_examples: int = entry("examples that are held out", rule=COUNT)
     held_out_documents: dict[str, list[str]] = entry("documents that are held out, by task", default={})
-    num_held_out_rows: int | None = entry("held-out rows that an evaluation reads", default=None)
-    num_trainable: int | None = entry("numbers that are trained", default=None)
-    num_parameters: int | None = entry("numbers of the model", default=None)
-    peak_bytes: int | None = entry("most memory", default=None)
+    num_held_out_rows: int | None = entry("held-out rows that an evaluation reads", default=None, rule=COUNT)
+    num_trainable: int | None = entry("numbers that are trained", default=None, rule=COUNT)
+    num_parameters: int | None = entry("numbers of the model", default=None, rule=COUNT)
+    peak_bytes: int | None = entry("most memory", default=None, rule=COUNT)
     sessions: list[Session] = entry("every launch that trained", default=[])
     template_date: str | None = entry(
         "what the clock of the chat template shows, where it has one", default=None, is_left_out=True
@@ -687,24 +721,24 @@ class TrainingRecord:
 class TrainingStep:
     """A line of `steps.jsonl`."""
 
-    step: int = entry("number of the step, from 1")
+    step: int = entry("number of the step, from 1", rule=COUNT)
     loss: float = entry("nats a target token")
     grad_norm: float | None = entry("norm of the gradients before clipping")
     learning_rate: float = entry("learning rate of the step")
-    num_tokens: int = entry("tokens of the step")
-    num_targets: int = entry("tokens whose loss counts")
-    seconds: float = entry("seconds of the step")
+    num_tokens: int = entry("tokens of the step", rule=COUNT)
+    num_targets: int = entry("tokens whose loss counts", rule=COUNT)
+    seconds: float = entry("seconds of the step", rule=SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """A line of `evals.jsonl`."""
 
-    step: int = entry("step after which it was measured; 0 is before the first")
+    step: int = entry("step after which it was measured; 0 is before the first", rule=COUNT)
     loss: float = entry("nats a held-out target token")
     perplexity: float | None = entry("exp(loss); null beyond what a float holds")
-    num_targets: int = entry("tokens whose loss counts")
-    seconds: float = entry("seconds of the evaluation")
+    num_targets: int = entry("tokens whose loss counts", rule=COUNT)
+    seconds: float = entry("seconds of the evaluation", rule=SECONDS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -743,16 +777,16 @@ class BoardRow:
     plan: str = entry("text form of the plan")
     dtype: str = entry("dtype of the computation")
     template: str = entry("name of the prompt")
-    maxlen: int = entry("length in tokens")
+    maxlen: int = entry("length in tokens", rule=LENGTH)
     settings: dict[str, Any] = entry("other settings of the answers")
-    num_examples: int = entry("examples")
-    num_documents: int = entry("documents")
-    num_truncated: int = entry("examples whose context was cut")
+    num_examples: int = entry("examples", rule=COUNT)
+    num_documents: int = entry("documents", rule=COUNT)
+    num_truncated: int = entry("examples whose context was cut", rule=COUNT)
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     evidence_visible: Share | None = entry("share of the gold evidence that was shown")
     cost: Cost | None = entry("what the predictions cost")
     yardsticks: dict[str, dict[str, Estimate]] = entry("scores of the baselines, by name and metric")
-    rank: int = entry("1 is the highest mean; equal means share a rank", default=0)
+    rank: int = entry("1 is the highest mean; equal means share a rank", default=0, rule=COUNT)
     is_best: bool = entry("whether no row has a higher mean", default=False)
     is_within_margin: bool = entry("whether the row is shown to be within the margin of the best", default=False)
     is_on_frontier: bool = entry("whether no row is both better and cheaper", default=False)
@@ -768,9 +802,9 @@ class Board:
     description: str = entry("source -> target")
     version: int = entry("version of the task")
     split: str = entry("split of the data set")
-    num_runs: int = entry("runs")
-    num_examples: int = entry("examples")
-    num_documents: int = entry("documents")
+    num_runs: int = entry("runs", rule=COUNT)
+    num_examples: int = entry("examples", rule=COUNT)
+    num_documents: int = entry("documents", rule=COUNT)
     is_one_machine: bool = entry("whether all rows were measured in one place")
     notes: list[str] = entry("what to know before comparing rows")
     rows: list[BoardRow] = entry("best first")

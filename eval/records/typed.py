@@ -3,39 +3,56 @@
     @dataclass(frozen=True, kw_only=True)
     class Example:
         id: str = entry("name of the example within its task")
+        maxlen: int = entry("length in tokens", rule=POSITIVE)
 
-    example = from_json(Example, {"id": "a"}, "examples.jsonl, line 1")
-    to_json(example)  # {"id": "a"}
+    example = from_json(Example, {"id": "a", "maxlen": 1}, "examples.jsonl, line 1")
+    to_json(example)  # {"id": "a", "maxlen": 1}
 
-The function that reads a type is built once, since a journal has many lines.
+A rule says what a value of the right type must be: a count, a share, a name. All numbers are finite, and whole ones fit
+into 64 bits. The function that reads a type is built once, since a journal has many lines.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from eval.errors import UserError
 
 Record = TypeVar("Record")
 
 REMEDY = "restore the file, or make the run again with --overwrite"
+_MAX_DEPTH = 50  # of values without fixed fields
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 
 
-def entry(doc: str, *, default: Any = MISSING, is_left_out: bool = False) -> Any:
+class Rule(NamedTuple):
+    """What values of a field must be.
+
+    Attributes:
+        what: The rule in words, for errors: `expected ...`.
+        holds: Returns whether a value, which has the type of its field and is not null, keeps it.
+    """
+
+    what: str
+    holds: Callable[[Any], bool]
+
+
+def entry(doc: str, *, default: Any = MISSING, is_left_out: bool = False, rule: Rule | None = None) -> Any:
     """Return a dataclass field that documents itself.
 
     Args:
         doc: What the field holds, with its unit.
         default: Value for lines that lack the field, as those of earlier versions do; without one it is required.
         is_left_out: Write no such field where it is None.
+        rule: What values must be besides their type; null keeps every rule.
     """
-    metadata = {"doc": doc, "is_left_out": is_left_out}
+    metadata = {"doc": doc, "is_left_out": is_left_out, "rule": rule}
     if isinstance(default, (list, dict)):
         return field(default_factory=type(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -88,7 +105,10 @@ class _Mismatch(Exception):
 
 
 def _expected(value: Any, what: str) -> _Mismatch:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        text = "nested deeply"
     return _Mismatch(f"is {text if len(text) <= 60 else text[:57] + '...'}, expected {what}")
 
 
@@ -104,7 +124,7 @@ def _fields(kind: Any) -> tuple[Field[Any], ...]:
 def _reader(hint: Any) -> Reader:
     """Return the function that reads values of one type; made once a type, so that a line costs little."""
     if hint is Any:
-        return lambda value: value
+        return _read_any
     if is_dataclass(hint):
         return _record_reader(cast(type, hint))
     origin, parts = get_origin(hint), get_args(hint)
@@ -119,16 +139,39 @@ def _reader(hint: Any) -> Reader:
     return _plain_reader(hint)
 
 
+def _read_any(value: Any, depth: int = 0) -> Any:
+    """Return a value without fixed fields, which no writer nests deeply."""
+    if depth > _MAX_DEPTH:
+        raise _Mismatch("is nested too deeply")
+    if isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            _read_any(part, depth + 1)
+    elif isinstance(value, (int, float)):
+        _check_number(value)
+    return value
+
+
 def _plain_reader(hint: type) -> Reader:
     # bool is a kind of int, and no number.
     accepted = {int, float} if hint is float else {hint}
+    is_number = hint in (int, float)
 
     def read(value: Any) -> Any:
         if type(value) not in accepted:
             raise _expected(value, _NAMES[hint])
+        if is_number:
+            _check_number(value)
         return value
 
     return read
+
+
+def _check_number(value: float) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _expected(value, "a number that is finite")
+    elif not -(2**63) <= value < 2**63:
+        raise _Mismatch("has more digits than a whole number of 64 bits")
 
 
 def _literal_reader(known: tuple[Any, ...]) -> Reader:
@@ -196,7 +239,11 @@ def _dict_reader(reader: Reader) -> Reader:
 def _record_reader(kind: type) -> Reader:
     hints = get_type_hints(kind)
     known = [
-        (one.name, _reader(hints[one.name]), one.default is MISSING and one.default_factory is MISSING)
+        (
+            one.name,
+            _ruled(_reader(hints[one.name]), one.metadata.get("rule")),
+            one.default is MISSING and one.default_factory is MISSING,
+        )
         for one in _fields(kind)
     ]
 
@@ -215,6 +262,20 @@ def _record_reader(kind: type) -> Reader:
             error.path = f".{name}{error.path}"
             raise
         return kind(**found)
+
+    return read
+
+
+def _ruled(reader: Reader, rule: Rule | None) -> Reader:
+    """Return a reader that also checks the rule of a field."""
+    if rule is None:
+        return reader
+
+    def read(value: Any) -> Any:
+        found = reader(value)
+        if found is not None and not rule.holds(found):
+            raise _expected(value, rule.what)
+        return found
 
     return read
 

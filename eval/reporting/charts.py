@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import vl_convert
 
-from eval.records.journal import disk_errors
+from eval.records.disk import disk_errors, make_folder, remove_partials, write_whole
 from eval.records.schema import Result
 from eval.reporting.columns import BASELINE_STYLES, charted_costs
 from eval.scoring.board import frontier
@@ -29,8 +29,6 @@ Layer = dict[str, Any]
 WIDTH, _HEIGHT = 460, 300
 _LABEL_GAP = 14  # pixels between direct labels, which are 11 pixels high
 _DODGE = 0.07  # of a doubling: how far systems at one length stand apart, so that their intervals do not overlap
-
-_PARTIAL = ".partial-"  # before the name of a file that is being written
 
 # Okabe and Ito's colours, distinct under the common kinds of colour blindness; shapes tell systems apart as well.
 _LIGHT_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#AA4499", "#B07D00", "#4A5560"]
@@ -130,19 +128,12 @@ def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_fron
     return spec_of(layer=[*layers, labels], description=f"{y['title']} against {column.axis.lower()}.")
 
 
-def save_chart(spec: Mapping[str, Any], path: Path) -> None:
-    """Write a spec as PNG, twice as dense as a screen, or as SVG, in the light theme on white.
-
-    Raises:
-        ValueError: The name ends in neither.
-    """
-    if path.suffix == ".png":
-        drawn = vl_convert.vegalite_to_png(dict(spec), vl_version=VEGA_LITE_VERSION, scale=2, config=_paper())
-        path.write_bytes(drawn)
-    elif path.suffix == ".svg":
-        path.write_text(draw_svg(spec), encoding="utf-8")
-    else:
-        raise ValueError(f"cannot draw a chart as {path.name!r}; end the name in .png or .svg")
+def draw_chart(spec: Mapping[str, Any], suffix: Literal[".png", ".svg"]) -> bytes:
+    """Return a spec as PNG, twice as dense as a screen, or as SVG, in the light theme on white."""
+    if suffix == ".svg":
+        return draw_svg(spec).encode()
+    drawn: bytes = vl_convert.vegalite_to_png(dict(spec), vl_version=VEGA_LITE_VERSION, scale=2, config=_paper())
+    return drawn
 
 
 def draw_svg(spec: Mapping[str, Any]) -> str:
@@ -162,18 +153,17 @@ def save_charts(folder: Path, specs: Mapping[str, Mapping[str, Any]], own: str) 
     Raises:
         UserError: The disk refuses.
     """
-    suffixes = (".png", ".svg")
+    suffixes: tuple[Literal[".png"], Literal[".svg"]] = (".png", ".svg")
+    make_folder(folder.parent)
+    make_folder(folder.parent, folder.name)
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        remove_partials(folder)
         for file in folder.iterdir():
-            name = file.stem.removeprefix(_PARTIAL)
-            if file.suffix in suffixes and re.fullmatch(own, name) and file.stem not in specs:
+            if file.suffix in suffixes and re.fullmatch(own, file.stem) and file.stem not in specs:
                 file.unlink()
         for name, spec in specs.items():
             for suffix in suffixes:
-                partial = folder / f"{_PARTIAL}{name}{suffix}"
-                save_chart(spec, partial)
-                partial.replace(folder / f"{name}{suffix}")
+                write_whole(folder, f"{name}{suffix}", draw_chart(spec, suffix))
     return [folder / f"{name}.png" for name in specs]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +26,17 @@ from eval.reporting.columns import (
     score,
     text,
 )
-from eval.reporting.tables import WIDTH, Rows, as_columns, as_markdown, describe_missing, scrolls_table, table_of
+from eval.reporting.tables import (
+    WIDTH,
+    Rows,
+    as_columns,
+    as_markdown,
+    code,
+    describe_missing,
+    markdown,
+    scrolls_table,
+    table_of,
+)
 from eval.scoring.board import describe_settings, varying
 from eval.scoring.profiles import describe_profile, describe_profiles, metric_columns, metric_name
 
@@ -50,6 +59,7 @@ _MARKS = Column(
     legend="marks: best observed: the highest mean; within margin: shown to be as good as the best, whichever that is; "
     "frontier: no other row costs no more, is no worse, and is better in one of the two",
 )
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a formula begins with
 _NAMES = ("model", "plan", "template", "dtype", "other settings", "run")  # columns whose cells others have chosen
 
 
@@ -164,20 +174,32 @@ def render_terminal(content: Leaderboard) -> str:
 
 def render_markdown(content: Leaderboard, plots: Mapping[str, Sequence[tuple[str, str]]]) -> str:
     """Return `leaderboard.md`; plots are titles and paths of the pictures, by task."""
-    parts = [f"# {_prose(title_of(content))}", "", *(f"- {name}: {text}" for name, text in facts_of(content).items())]
+    parts = [
+        f"# {markdown(title_of(content))}",
+        "",
+        *(f"- {name}: {markdown(text)}" for name, text in facts_of(content).items()),
+    ]
     for board in content.boards:
-        parts += ["", f"## {_prose(board.task)}", "", _prose(describe_board(board)), ""]
+        parts += ["", f"## {markdown(board.task)}", "", markdown(describe_board(board)), ""]
         parts += [as_markdown(_with_code(table_of(board_columns(board, content.cost), board.rows)))]
-        parts += [line for note in board.notes for line in ("", _prose(note))]
-        parts += [line for title, path in plots[board.task] for line in ("", f"![{_prose(title)}]({path})")]
+        parts += [line for note in board.notes for line in ("", markdown(note))]
+        parts += [line for title, path in plots[board.task] for line in ("", f"![{markdown(title)}]({path})")]
     remark, table = scrolls_block(content)
     if remark:
-        parts += ["", "## SCROLLS score", "", _prose(remark), *(["", as_markdown(_with_code(table))] if table else [])]
+        parts += [
+            "",
+            "## SCROLLS score",
+            "",
+            markdown(remark),
+            *(["", as_markdown(_with_code(table))] if table else []),
+        ]
     parts += ["", "## Left out", ""]
     lines = left_out_lines(content)
-    parts += [*(f"- {_prose(line)}" for line in lines), "", RESCORE] if lines else ["Nothing."]
+    parts += [*(f"- {markdown(line)}" for line in lines), "", RESCORE] if lines else ["Nothing."]
     parts += ["", "## Commands", "", "As each run recorded them; names of runs are folders.", ""]
-    parts += [f"- {_code(one.run)}: {_code(command)}" for one in content.runs for command in one.commands]
+    parts += [
+        f"- {markdown(code(one.run))}: {markdown(code(command))}" for one in content.runs for command in one.commands
+    ]
     parts += ["", "## What the columns mean", *(line for legend in legends() for line in ("", legend)), ""]
     return "\n".join(parts)
 
@@ -186,20 +208,8 @@ def _with_code(table: Rows) -> Rows:
     header, *rows = table
     return [
         header,
-        *([_code(cell) if name in _NAMES else cell for name, cell in zip(header, row, strict=True)] for row in rows),
+        *([code(cell) if name in _NAMES else cell for name, cell in zip(header, row, strict=True)] for row in rows),
     ]
-
-
-def _prose(text: str) -> str:
-    """Return text with the marks of Markdown escaped."""
-    return re.sub(r"([\\`*_\[\]#|])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;")).replace("\\|", "|")
-
-
-def _code(text: str) -> str:
-    """Return text as code, which Markdown takes as it is."""
-    fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
-    room = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{room}{text}{room}{fence}" if text else ""
 
 
 def render_csv(content: Leaderboard) -> str:
@@ -207,10 +217,16 @@ def render_csv(content: Leaderboard) -> str:
     lines = [_plain_row(board, row) for board in content.boards for row in board.rows]
     lines += [_plain_score(row) for row in (content.scrolls_score.rows if content.scrolls_score else [])]
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = csv.writer(stream, lineterminator="\n")
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    writer.writerow(map(_plain_cell, names))
+    writer.writerows([_plain_cell(line.get(name, "")) for name in names] for line in lines)
     return stream.getvalue()
+
+
+def _plain_cell(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula: such a text gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _plain_score(row: ScrollsRow) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from eval.records.schema import (
     PositionLoss,
 )
 from eval.reporting.columns import MAXLEN, PERPLEXITY_COSTS, Column, interval, legend_of, of_cost, text
-from eval.reporting.tables import Rows, as_columns, as_markdown, select, table_of
+from eval.reporting.tables import Rows, as_columns, as_markdown, code, markdown, select, table_of
 from eval.scoring.significance import interval_of_ratio
 
 # Stands in the place of a prompt's name: documents are read as they are.
@@ -107,19 +107,19 @@ def render_perplexity_report(
     """Return `report.md`."""
     identity, session = record.identity, record.sessions[-1]
     parts = [
-        f"# Perplexity, {', '.join(record.tasks)}: {identity.model.reference}",
+        f"# Perplexity, {', '.join(record.tasks)}: {markdown(identity.model.reference)}",
         "",
-        f"- model: `{identity.model.reference}` ({identity.model.source}), {identity.dtype}",
-        f"- spans: `{record.plan_description}`",
+        f"- model: {markdown(f'{code(identity.model.reference)} ({identity.model.source}), {identity.dtype}')}",
+        f"- spans: {markdown(code(record.plan_description))}",
         f"- tokens: the first {identity.tokens:,} of each document at most, in windows of the length",
-        f"- machine: {session.machine.device}, {session.world_size} x {session.threads} threads",
-        f"- code: commit {session.commit or 'unknown'}{', with uncommitted changes' if session.dirty else ''}",
+        f"- machine: {markdown(session.machine.device)}, {session.world_size} x {session.threads} threads",
+        f"- code: commit {markdown(session.commit or 'unknown')}{', with uncommitted changes' * bool(session.dirty)}",
     ]
     for task in record.tasks:
         if some := select(results, task=task):
             parts += ["", f"## {task}", "", as_markdown(perplexity_table(some)), "", "By position, a column a length:"]
             parts += ["", as_markdown(position_table(some))]
-    return "\n".join([*parts, "", *notes, legend(), ""])
+    return "\n".join([*parts, "", *map(markdown, notes), markdown(legend()), ""])
 
 
 def print_perplexity(record: PerplexityRecord, results: Sequence[PerplexityResult], notes: Sequence[str]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from eval.errors import UserError
+from eval.records.disk import inside, read_json
 from eval.records.run_folder import RunFolder
 from eval.records.schema import (
     HeldOutRow,
@@ -20,7 +21,7 @@ from eval.records.typed import from_json
 from eval.reporting.charts import FRONTIER, Layer, Spec, layer, quantity, save_charts, spec_of, tooltip
 from eval.reporting.columns import Column, interval, text
 from eval.reporting.perplexity_report import perplexity_of
-from eval.reporting.tables import Rows, as_columns, as_markdown, table_of
+from eval.reporting.tables import Rows, as_columns, as_markdown, code, markdown, table_of
 from eval.scoring.significance import ratio_of_perplexities
 
 LEGEND = (
@@ -79,18 +80,22 @@ def read_placement(folder: RunFolder) -> PlacementResult:
     """Return the result of an earlier search in the folder; an empty one where there was none.
 
     Raises:
-        UserError: A field of it is damaged.
+        UserError: It cannot be read, or a field of it is damaged.
     """
     file = folder.path / "placement.json"
     if not file.exists():
         return PlacementResult()
-    return from_json(PlacementResult, json.loads(file.read_text(encoding="utf-8")), str(file))
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}; take it away, and search again") from error
+    return from_json(PlacementResult, content, str(file))
 
 
 def write_placement(folder: RunFolder, record: PlacementRecord, result: PlacementResult) -> None:
     """Write `placement.json`, the plans as files that `--plan` takes, the report and its plots."""
     folder.write_json("placement.json", result)
-    for file in (folder.path / "plans").glob("frontier-*.json"):
+    for file in inside(folder.path, "plans").glob("frontier-*.json"):
         file.unlink()
     for index, entry in enumerate(result.frontier):
         folder.write_json(f"plans/frontier-{index:02}.json", entry)
@@ -115,20 +120,21 @@ def describe(result: PlacementResult) -> str:
 def _report(record: PlacementRecord, result: PlacementResult, charts: Sequence[str]) -> str:
     identity, session = record.identity, record.sessions[-1]
     parts = [
-        f"# Placement of full attention: {identity.model.reference}",
+        f"# Placement of full attention: {markdown(identity.model.reference)}",
         "",
-        f"- model: `{identity.model.reference}` ({identity.model.source}), {identity.dtype}",
+        f"- model: {markdown(f'{code(identity.model.reference)} ({identity.model.source}), {identity.dtype}')}",
         f"- documents of {identity.maxlen:,} tokens; losses count from token {identity.score_from:,}",
-        f"- machine: {session.machine.device}, {session.world_size} x {session.threads} threads",
+        f"- machine: {markdown(session.machine.device)}, {session.world_size} x {session.threads} threads",
         f"- last session: {session.seconds or 0:,.0f} s of measuring, {session.num_layers_run or 0:,} layers computed",
-        f"- code: commit {session.commit or 'unknown'}{', with uncommitted changes' if session.dirty else ''}",
+        f"- code: commit {markdown(session.commit or 'unknown')}{', with uncommitted changes' * bool(session.dirty)}",
     ]
     if result.chosen is not None:
+        cost_at = "-" if result.cost_at is None else f"{result.cost_at:,}"
         parts += [
-            f"- placed: {result.units}; the others `{result.local}`",
-            f"- budget `{result.budget}`, costs at {result.cost_at:,} tokens; ranked by {result.rank}",
+            f"- placed: {markdown(f'{result.units}; the others {code(str(result.local))}')}",
+            f"- {markdown(f'budget {code(str(result.budget))}, costs at {cost_at} tokens; ranked by {result.rank}')}",
             "",
-            f"Found: `{result.chosen.text}` (`plan.json`, which `--plan` takes)",
+            markdown(f"Found: {code(result.chosen.text)} (`plan.json`, which `--plan` takes)"),
         ]
     for title, rows in _tables(result):
         parts += ["", f"## {title}", "", as_markdown(rows)]

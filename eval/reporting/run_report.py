@@ -21,10 +21,12 @@ from eval.reporting.tables import (
     Rows,
     as_columns,
     as_markdown,
+    code,
     comparison_table,
     cost_table,
     describe_intervals,
     describe_missing,
+    markdown,
     name_settings,
     quality_table,
     scrolls_table,
@@ -57,8 +59,8 @@ def facts_of(record: RunRecord, scores: Scores) -> dict[str, str]:
     """Return what produced the numbers; machine and code are those of the last session that generated any."""
     identity, session = record.identity, record.sessions[-1]
     return {
-        "model": f"`{identity.model.reference}` ({identity.model.source}), {identity.dtype}",
-        "spans": f"`{record.plan_description}`",
+        "model": f"{code(identity.model.reference)} ({identity.model.source}), {identity.dtype}",
+        "spans": code(record.plan_description),
         "truncation": f"keeps {_KEEPS[identity.truncation]} of the context",
         "metrics": f"{describe_profiles(profiles_shown(scores))}; {describe_intervals(scores.results)}",
         "machine": f"{session.machine.device}, {session.world_size} process(es), {session.threads} torch "
@@ -131,20 +133,21 @@ def all_blocks(record: RunRecord, scores: Scores) -> Iterator[Block]:
 
 def render_report(record: RunRecord, scores: Scores, notes: Sequence[str]) -> str:
     """Return `report.md`."""
-    parts = [f"# {title_of(record)}", ""]
-    parts += [f"- {name}: {text}" for name, text in facts_of(record, scores).items()]
+    parts = [f"# {markdown(title_of(record))}", ""]
+    parts += [f"- {name}: {markdown(text)}" for name, text in facts_of(record, scores).items()]
     for task in record.tasks:
         blocks = list(blocks_of(record, scores, task))
-        parts += ["", f"## {task}", "", describe_task(record, scores, task)] if blocks else []
+        parts += ["", f"## {task}", "", markdown(describe_task(record, scores, task))] if blocks else []
         for block in blocks:
-            parts += ["", f"### {block.title}", "", *_in_markdown(block)]
+            parts += ["", f"### {markdown(block.title)}", "", *_in_markdown(block)]
     for block in scrolls_blocks(scores):
         parts += ["", f"## {block.title}", "", *_in_markdown(block)]
-    return "\n".join([*parts, "", *notes, *(line for legend in legends() for line in ("", legend)), ""])
+    paragraphs = (line for legend in legends() for line in ("", markdown(legend)))
+    return "\n".join([*parts, "", *map(markdown, notes), *paragraphs, ""])
 
 
 def _in_markdown(block: Block) -> list[str]:
-    remark = [block.remark, ""] if block.remark else []
+    remark = [markdown(block.remark), ""] if block.remark else []
     return [*remark, *([as_markdown(block.rows)] if block.rows else [])]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
+from eval.errors import UserError
+from eval.records.disk import read_json
 from eval.records.journal import fingerprint
 from eval.records.read_run import RunInputs, answer_of
 from eval.records.run_folder import RunFolder
@@ -14,6 +15,7 @@ from eval.records.typed import to_json
 from eval.reporting.run_report import render_full, render_report, write_page
 from eval.reporting.short_report import render_short
 from eval.scoring.examples import SCORING_VERSION, compare_settings, score_examples, summarize
+from eval.scoring.profiles import PROFILES
 from eval.scoring.scored_run import predictions_digest
 from eval.scoring.scrolls import scrolls_score
 from eval.scoring.significance import MARGIN
@@ -26,9 +28,17 @@ def score_run(
 
     The folder is locked. Without a profile each task has its own. With texts, the page shows those of documents,
     references and predictions.
+
+    Raises:
+        UserError: A task has a profile that nobody knows.
     """
     record = inputs.record
     profiles = {task: profile or own for task, own in record.profiles.items()}
+    if unknown := [name for name in profiles.values() if name not in PROFILES]:
+        raise UserError(
+            f"{folder.path / 'run.json'} names the profile '{unknown[0]}'; give one of {', '.join(PROFILES)} with "
+            "--profile, or restore the file"
+        )
     by_first_line = [name for name, task in record.tasks.items() if task.scores_first_line]
     system = record.identity.model.reference
     answers = [answer_of(one, record.think_end_token) for one in inputs.predictions]
@@ -70,7 +80,7 @@ def has_texts(path: Path, record: RunRecord) -> bool:
 def had_texts(path: Path) -> bool:
     """Return whether the page of a run folder holds texts, which is the default of a run without scores."""
     try:
-        scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+        scores = read_json(path / "scores.json")
     except (OSError, ValueError):
         return True
     return bool(scores.get("texts", True)) if isinstance(scores, dict) else True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from eval.reporting.columns import (
 )
 from eval.scoring.scrolls import SCROLLS_TASKS
 from eval.scoring.significance import MIN_DOCUMENTS
+from tasks.terminal import plain_text
 
 Rows = list[list[str]]
 Row = TypeVar("Row")
@@ -102,8 +104,27 @@ def describe_intervals(rows: Sequence[Any]) -> str:
     return "no intervals: all documents score alike"
 
 
+def code(text: str) -> str:
+    """Return a name as code in the prose of reports, where it stands between backquotes."""
+    name = text.replace("`", "'")
+    return f"`{name}`" if text else ""
+
+
+def markdown(text: str) -> str:
+    """Return prose of a report as Markdown in one line: `code` stays code, and all other marks are text."""
+    parts = re.split(r"(`[^`]+`)", plain_text(" ".join(text.split())))
+    return "".join(part if index % 2 else _escaped(part) for index, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    # A bracket alone is text, as those of intervals are; before one of these it would end a link.
+    return re.sub(r"[\\`*~]|\](?=[(\[:])|^#|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
 def as_markdown(rows: Sequence[Sequence[str]], num_names: int = 0) -> str:
     """Return a Markdown table, numbers to the right and so many first columns, of names, to the left."""
+    rows = [list(map(markdown, row)) for row in rows]
     lines = [rows[0], [":---" if index < num_names else "---:" for index in range(len(rows[0]))], *rows[1:]]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 

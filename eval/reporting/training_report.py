@@ -8,7 +8,7 @@ from typing import Any
 from eval.records.schema import Evaluation, TrainingRecord, TrainingStep
 from eval.reporting.charts import SCHEMA, Layer, Spec, direct_labels, draw_svg, layer, quantity
 from eval.reporting.columns import Column
-from eval.reporting.tables import as_markdown, table_of
+from eval.reporting.tables import as_markdown, markdown, table_of
 
 CURVES = "curves.svg"
 _LEGEND = (
@@ -28,8 +28,8 @@ def render_train_report(
     record: TrainingRecord, steps: Sequence[TrainingStep], evals: Sequence[Evaluation], best: int | None
 ) -> str:
     """Return `report.md`; no step is the best before the first checkpoint."""
-    parts = [f"# Training on {', '.join(record.tasks)}: {record.identity.model.reference}", ""]
-    parts += [f"- {name}: {text}" for name, text in _facts(record, steps).items()]
+    parts = ["# " + markdown(f"Training on {', '.join(record.tasks)}: {record.identity.model.reference}"), ""]
+    parts += [f"- {name}: {markdown(text)}" for name, text in _facts(record, steps).items()]
     parts += ["", f"![loss, learning rate and gradient norm by step]({CURVES})", ""]
     if evals:
         mark = Column(heading="", show=lambda one: "best" if one.step == best else "")

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from eval.errors import UserError
-from eval.records.journal import Journal, Line
+from eval.records.journal import Journal, Line, some_of
+from eval.records.merging import merge_examples
 from eval.records.run_folder import RunFolder
-from eval.records.schema import Key
+from eval.records.schema import ExampleRecord, Key
 from eval.runtime.processes import Process, is_first_here, rank_of
 from eval.runtime.provenance import describe_session, utc_now
-from tasks import DataError
+from tasks import DataError, LoadedExamples
 from tasks.command import as_typed, end_command, os_message
 
 Record = TypeVar("Record")
@@ -87,6 +88,7 @@ def command(again: str | None = None) -> Callable[[Main], Callable[[Sequence[str
     Args:
         again: What continues after an interrupt; None for a command that begins anew.
     """
+
     return lambda main: wraps(main)(lambda argv: run_command(main, argv, again))
 
 
@@ -176,6 +178,19 @@ class Job(Generic[Record, Line]):
         """
         session = replace(describe_session(argv, process), **remarks)
         self.change(sessions=[*self._sessions, session])
+
+    def merged_examples(self, data: Mapping[str, LoadedExamples]) -> tuple[list[ExampleRecord], str]:
+        """Return the examples of the folder and of this session, and a remark on damaged lines made again."""
+        damaged: list[str] = []
+        saved = self.folder.read_examples(damaged)
+        if not damaged:
+            return merge_examples(saved, data), ""
+        # In the place that they had: those of this session come in order, and others of their task were after them.
+        made = merge_examples([], data)
+        keys, tasks = {(one.task, one.id) for one in made}, {one.task: None for one in saved} | dict.fromkeys(data)
+        made += [one for one in saved if (one.task, one.id) not in keys]
+        places = {task: place for place, task in enumerate(tasks)}
+        return sorted(made, key=lambda one: places[one.task]), f"damaged lines made again: {some_of(damaged)}"
 
     def write(self, examples: Iterable[Any]) -> None:
         """Write the record and the examples."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.records.journal import fingerprint, read_lines
+from eval.records.disk import read_json
+from eval.records.journal import fingerprint
 from eval.records.read_run import open_run, read_inputs
+from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleRecord, ExampleScore, Prediction, RunRecord, Scores
 from eval.records.typed import from_json, to_json
+from eval.scoring.consistency import find_contradiction
 from eval.scoring.examples import SCORING_VERSION, Setting, setting_of
 
 
@@ -72,10 +74,13 @@ def read_scored(path: Path) -> ScoredRun:
     """
     folder, record = open_run(path)
     again = f"run: python -m eval.score {path}"
-    scores, lines = _read_scores(path, again)
+    scores, lines = _read_scores(folder, again)
     inputs = read_inputs(folder, record)
     if scores.predictions != predictions_digest(inputs.predictions):
-        raise UserError(f"the scores in {path} are not those of its predictions; {again}")
+        dropped = f" ({inputs.dropped})" if inputs.dropped else ""
+        raise UserError(f"the scores in {path} are not those of its predictions{dropped}; {again}")
+    if problem := find_contradiction(record, scores, lines, inputs.examples):
+        raise UserError(f"the scores in {path} contradict themselves or its run.json: {problem}; {again}")
     by_setting: dict[Setting, dict[str, ExampleScore]] = {}
     for line in lines:
         if line.is_model:
@@ -91,17 +96,18 @@ def read_scored(path: Path) -> ScoredRun:
     )
 
 
-def _read_scores(path: Path, again: str) -> tuple[Scores, list[ExampleScore]]:
+def _read_scores(folder: RunFolder, again: str) -> tuple[Scores, list[ExampleScore]]:
+    path = folder.path
     try:
-        content = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+        content = read_json(path / "scores.json")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} has no scores that can be read ({error}); {again}") from error
     if not isinstance(content, dict) or content.get("scoring_version") != SCORING_VERSION:
         raise UserError(f"{path} was scored by another version of the code; {again}")
     scores = from_json(Scores, content, str(path / "scores.json"), remedy=again)
     try:
-        lines = read_lines(ExampleScore, path / "example_scores.jsonl")
-    except (OSError, UserError) as error:
+        lines = folder.read_lines(ExampleScore, "example_scores.jsonl")
+    except UserError as error:
         raise UserError(f"{path} has no scores that can be read ({error}); {again}") from error
     if scores.example_scores != fingerprint(to_json(lines)):
         raise UserError(f"scoring {path} was interrupted, or is at work; {again}")

@@ -8,12 +8,12 @@ report.md, plots/, gallery/   `eval.studies.report`
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from eval.errors import UserError
+from eval.records.disk import read_json
 from eval.records.run_folder import RunFolder
 from eval.records.schema import (
     PerplexityRecord,
@@ -127,7 +127,7 @@ def open_study_folder(study: Study, path: Path) -> StudyFolder:
     if not file.exists():
         return StudyFolder(study=study, path=path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}; {remedy}") from error
     return StudyFolder(study=study, path=path, ended=from_json(StudyRecord, content, str(file), remedy=remedy).parts)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from eval.records.journal import disk_errors
+from eval.records.disk import disk_errors, open_append
 from eval.runtime.provenance import utc_now
 from eval.studies.folder import DONE, StudyFolder
 from eval.studies.parts import Part
@@ -68,7 +68,7 @@ def launch(words: Sequence[str], log: Path) -> int:
     """Run a script as `accelerate launch` does, its output on the terminal and in a file, and return its status."""
     script, *arguments = words
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "-q"]
-    with disk_errors(log), log.open("ab") as stream:
+    with disk_errors(log), open_append(log.parent, log.name) as stream:
         stream.write(f"$ {' '.join(words)}\n".encode(errors="replace"))
         # A group of its own, so that an interrupt comes once, from here, and to all processes of the part.
         process = subprocess.Popen(

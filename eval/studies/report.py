@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable
 
 from eval.errors import UserError
+from eval.records.disk import inside
 from eval.records.run_folder import RunFolder
 from eval.reporting.charts import Spec, save_charts
 from eval.reporting.columns import charted_costs
@@ -104,5 +105,5 @@ def _make_gallery(folder: StudyFolder) -> str:
         content = make_leaderboard(folder.path, None, MARGIN, next(iter(charted_costs())), runs)
     except UserError as error:
         return f"There is no gallery: {error}"
-    write_leaderboard(folder.path / "gallery", content)
+    write_leaderboard(inside(folder.path, "gallery"), content)
     return "A ranking of all runs: [gallery/leaderboard.html](gallery/leaderboard.html), without texts."

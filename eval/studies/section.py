@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eval.errors import UserError
-from eval.records.journal import read_lines
+from eval.records.disk import read_json
+from eval.records.run_folder import RunFolder
 from eval.records.schema import DocumentLoss, Prediction, RunRecord
 from eval.records.typed import Record, from_json
 from eval.reporting.charts import Spec
-from eval.reporting.tables import Rows, as_markdown
+from eval.reporting.tables import Rows, as_markdown, markdown
 from eval.scoring.examples import Setting
 from eval.studies.parts import Section
 
@@ -48,7 +48,7 @@ class Draft:
         """
         path, remedy = self.folders[name] / file, "run its part again"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}; {remedy}") from error
         return from_json(kind, content, str(path), remedy=remedy)
@@ -57,13 +57,13 @@ class Draft:
         """Return the answers or measurements of a part by setting, then by id."""
         kind: type[Any] = Prediction if isinstance(self.records[name], RunRecord) else DocumentLoss
         lines: dict[Setting, dict[str, Any]] = {}
-        for line in read_lines(kind, self.folders[name] / "predictions.jsonl"):
+        for line in RunFolder(self.folders[name]).read_lines(kind, "predictions.jsonl"):
             lines.setdefault((line.task, line.template, line.maxlen), {})[line.id] = line
         return lines
 
     def say(self, text: str) -> None:
-        """Add a paragraph."""
-        self.blocks.append(text)
+        """Add a paragraph of prose, with `code` between backquotes."""
+        self.blocks.append(markdown(text))
 
     def table(self, title: str, rows: Rows) -> None:
         """Add a table, if it has a row below its header."""

@@ -10,7 +10,6 @@ report.md, curves.svg    the same for people
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from eval.errors import UserError
-from eval.records.journal import append_line
+from eval.records.disk import inside, open_append
+from eval.records.journal import append_line, parse_line
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Evaluation, TrainingStep
 from eval.records.typed import Record, from_json
@@ -76,7 +76,7 @@ class TrainFolder:
         Raises:
             UserError: The folder cannot be written.
         """
-        for left in (self.path / _CHECKPOINTS).glob(".*"):
+        for left in inside(self.path, _CHECKPOINTS).glob(".*"):
             shutil.rmtree(left, ignore_errors=True)
         self.written(step, lambda: (self.partial(step) / STATE).mkdir(parents=True))
 
@@ -136,10 +136,11 @@ class TrainFolder:
     def _until_torn(self, kind: type[Record], name: str) -> list[Record]:
         file = self.path / name
         lines = []
-        for number, text in enumerate(file.read_text(encoding="utf-8").splitlines() if file.exists() else [], 1):
-            try:
-                line = json.loads(text)
-            except ValueError:
+        content = file.read_bytes().splitlines() if file.is_file() else []
+        for number, text in enumerate(content, 1):
+            if (line := parse_line(text)) is None:
+                if number < len(content):
+                    raise UserError(f"{file}, line {number} is damaged; take the line out")
                 break  # torn by a kill
             lines.append(from_json(kind, line, f"{file}, line {number}", remedy="take the line out"))
         return lines
@@ -156,7 +157,7 @@ class TrainFolder:
             UserError: The disk is full, or gone.
         """
         name = _STEPS if isinstance(line, TrainingStep) else _EVALUATIONS
-        with (self.path / name).open("ab", buffering=0) as stream:
+        with open_append(self.path, name) as stream:
             append_line(stream, line)
 
 

@@ -57,9 +57,10 @@ def add_run(path: Path, answer: Callable[[ExampleRecord, int], str], profile: st
 
 
 def edit(path: Path, name: str, change: Callable[[Any], Any]) -> None:
-    """Change a JSON file, or each line of a JSON-lines file."""
+    """Change a JSON file, or each line of a JSON-lines file, whose checksums go."""
     text = (path / name).read_text()
-    lines = [change(json.loads(line)) for line in ([text] if name.endswith(".json") else text.splitlines())]
+    contents = [json.loads(line) for line in ([text] if name.endswith(".json") else text.splitlines())]
+    lines = [change({key: content[key] for key in content if key != "crc32"}) for content in contents]
     (path / name).write_text("".join(json.dumps(line) + "\n" for line in lines if line is not None))
 
 
@@ -67,7 +68,7 @@ def edit(path: Path, name: str, change: Callable[[Any], Any]) -> None:
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pages of the runs, which are not read here, and draw no pictures."""
     monkeypatch.setattr("eval.reporting.score_run.write_page", lambda *_, **__: None)
-    monkeypatch.setattr("eval.reporting.charts.save_chart", lambda spec, path: path.write_text("drawn"))
+    monkeypatch.setattr("eval.reporting.charts.draw_chart", lambda spec, suffix: b"drawn")
 
 
 @pytest.fixture(scope="module")
@@ -463,7 +464,7 @@ def test_names_are_text_wherever_they_stand(runs: Path) -> None:
     assert "<img src=x" not in page
     assert "<script>alert" not in page
     text = (runs / "leaderboard" / "leaderboard.md").read_text()
-    assert "| ``</script><img src=x onerror=alert(1)>`\\|* ?`` |" in text
+    assert "| `</script><img src=x onerror=alert(1)>'\\|* ?` |" in text
     assert "- &lt;b>: has no scores" in text
     with (runs / "leaderboard" / "leaderboard.csv").open() as stream:
         assert [line["plan"] for line in csv.DictReader(stream)][-1] == f"{HOSTILE} ?"
@@ -539,17 +540,18 @@ def test_json_instead_of_tables(runs: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_picture_that_cannot_be_written_leaves_no_half(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(spec: Any, path: Path) -> None:
-        path.write_text("half")
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     ranked(runs)
-    monkeypatch.setattr("eval.reporting.charts.save_chart", full)
+    monkeypatch.setattr("eval.reporting.charts.draw_chart", lambda spec, suffix: b"half")
+    monkeypatch.setattr("os.fsync", full)
     capsys.readouterr()
     assert leaderboard([str(runs)]) == 2
     assert "No space left on device" in said(capsys)
     drawn = (runs / "leaderboard" / "plots").glob("leaderboard-*")
     assert {file.read_text() for file in drawn} == {"drawn"}
+    assert not [*(runs / "leaderboard" / "plots").glob(".*")]
 
 
 def test_the_pictures_are_drawn(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

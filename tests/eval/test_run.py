@@ -25,7 +25,7 @@ from masformer.checkpoints.open import Checkpoint
 from tasks import TASKS
 from tests.helpers.forks import run_forked, run_ranks
 from tests.helpers.hub_standin import hub_standin
-from tests.helpers.run_folders import model_results
+from tests.helpers.run_folders import model_results, without_checksums
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -64,7 +64,11 @@ def least(model: Path, data: Path, tmp_path: Path) -> list[str]:
 
 def read(folder: Path, name: str) -> Any:
     text = (folder / name).read_text()
-    return [json.loads(line) for line in text.splitlines()] if name.endswith("jsonl") else json.loads(text)
+    return (
+        [json.loads(line) for line in without_checksums(text).splitlines()]
+        if name.endswith("jsonl")
+        else json.loads(text)
+    )
 
 
 def results(folder: Path) -> list[Result]:

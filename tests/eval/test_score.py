@@ -24,7 +24,7 @@ from eval.score import main as score
 from eval.scoring.files import score_files
 from eval.scoring.profiles import score_prediction
 from tests.helpers.properties import tries
-from tests.helpers.run_folders import document, example_line, run_record, with_task, write_run
+from tests.helpers.run_folders import document, example_line, run_record, with_task, without_checksums, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -141,7 +141,7 @@ def test_folders_that_cannot_be_scored(tmp_path: Path, capsys: pytest.CaptureFix
     (folder.path / "documents.jsonl.gz").write_bytes(b"no gzip")
     assert score([str(folder.path)]) == 2
     assert "documents.jsonl.gz cannot be read" in said(capsys)
-    lines = (folder.path / "examples.jsonl").read_text()
+    lines = without_checksums((folder.path / "examples.jsonl").read_text())
     folder.write_documents([])
     (folder.path / "examples.jsonl").write_text(lines.replace('"evidence"', '"proof"'))
     assert score([str(folder.path)]) == 2
@@ -159,9 +159,9 @@ def test_folders_that_cannot_be_scored(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_run_that_was_interrupted_is_scored_as_far_as_it_got(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_run(tmp_path, half)
+    write_run(tmp_path, half)
     lines = read(tmp_path, "predictions.jsonl")
-    folder.make(tmp_path / "journal")
+    (tmp_path / "journal").mkdir()
     written = "".join(json.dumps(line) + "\n" for line in reversed(lines[:5]))
     (tmp_path / "journal" / "00000.jsonl").write_text(written + '{"task": "pl')
     (tmp_path / "predictions.jsonl").unlink()
@@ -506,6 +506,8 @@ def test_runs_scored_otherwise_are_refused(runs: list[Path], capsys: pytest.Capt
     assert compare(list(map(str, runs))) == 2
     assert "profiles of plos differ: hf" in said(capsys)
     assert score([str(runs[1])]) == 0
+    file = runs[1] / "predictions.jsonl"
+    file.write_text(without_checksums(file.read_text()))
     lines = read(runs[1], "predictions.jsonl")
     lines[0]["text"] = "changed by hand"
     (runs[1] / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

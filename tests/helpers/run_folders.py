@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,11 @@ def prediction_line(example: ExampleRecord, maxlen: int, text: str, num_characte
 
 def document_line(task: str, name: str, text: str) -> DocumentRecord:
     return DocumentRecord(task=task, document_id=name, text=text)
+
+
+def without_checksums(text: str) -> str:
+    """Return JSON lines as version 0.1 wrote them."""
+    return re.sub(r', "crc32": "[0-9a-f]{8}"\}$', "}", text, flags=re.MULTILINE)
 
 
 def read_scores(folder: Path) -> Scores:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.run_folders import without_checksums
+
 TEXT = "long documents hold many words and every word costs a token of context to read"
 WORDS = TEXT.split()
 
@@ -18,4 +20,8 @@ def text(seed: int, num_words: int, words: Sequence[str] = WORDS) -> str:
 def read(folder: Path, name: str) -> Any:
     """Return a file of a folder: JSON, or JSON lines."""
     content = (folder / name).read_text()
-    return [json.loads(line) for line in content.splitlines()] if name.endswith("jsonl") else json.loads(content)
+    return (
+        [json.loads(line) for line in without_checksums(content).splitlines()]
+        if name.endswith("jsonl")
+        else json.loads(content)
+    )

@@ -50,8 +50,12 @@ def test_torn_garbled_and_duplicated_lines_are_dropped_and_counted(tmp_path: Pat
     found = read(file)
     assert {key[2]: record.text for key, record in found.lines.items()} == {"a": "t", "b": "t"}
     assert (found.torn, found.garbled, found.duplicates, found.stale) == (1, 4, 1, 0)
-    assert found.describe() == "lines dropped from the journal: 1 torn, 4 garbled, 1 duplicated"
-    with open_journal(file) as journal:
+    assert found.places == [f"{file}, line {number}" for number in (2, 3, 4, 5)]
+    places = "; ".join(found.places[:3])
+    assert found.describe() == (
+        f"lines dropped from the journal: 1 torn, 4 damaged ({places}; and 1 more), 1 duplicated"
+    )
+    with open_journal(tmp_path, "journal.jsonl") as journal:
         append_line(journal, line("c"))
     assert [key[2] for key in read(file).lines] == ["a", "b", "c"]
     assert read(file).torn == 0
@@ -62,14 +66,14 @@ def test_a_whole_object_without_the_end_of_its_line_is_torn(tmp_path: Path) -> N
     file.write_bytes(encoded(line("a")) + b"\n" + encoded(line("b")))
     found = read(file)
     assert ([key[2] for key in found.lines], found.torn) == (["a"], 1)
-    with open_journal(file) as journal:
+    with open_journal(tmp_path, "journal.jsonl") as journal:
         append_line(journal, line("b"))
     assert [key[2] for key in read(file).lines] == ["a", "b"]
 
 
 def test_a_line_of_other_content_is_never_used(tmp_path: Path) -> None:
     file = tmp_path / "journal.jsonl"
-    with open_journal(file) as journal:
+    with open_journal(tmp_path, "journal.jsonl") as journal:
         append_line(journal, line("a", "old", fingerprint="1"))
         append_line(journal, line("a", "new", fingerprint="2"))
         append_line(journal, line("b", fingerprint="1"))
@@ -89,11 +93,17 @@ def test_lines_that_lack_a_field_are_named_by_file_and_line(tmp_path: Path) -> N
         read(file)
 
 
-def test_torn_and_garbled_lines_of_a_file_are_left_out(tmp_path: Path) -> None:
+def test_a_torn_line_of_a_file_is_left_out_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
     assert read_lines(Prediction, file) == []
-    file.write_bytes(b"7\n" + encoded(line("a")) + b"\n" + encoded(line("b")))
+    file.write_bytes(encoded(line("a")) + b"\n" + encoded(line("b")))
     assert read_lines(Prediction, file) == [line("a")]
+    file.write_bytes(b"7\n" + file.read_bytes())
+    damaged: list[str] = []
+    assert read_lines(Prediction, file, damaged=damaged) == [line("a")]
+    assert damaged == [f"{file}, line 1"]
+    with pytest.raises(UserError, match=r"lines\.jsonl, line 1 is damaged: .*; restore the line"):
+        read_lines(Prediction, file)
 
 
 def test_a_fingerprint_follows_values_and_not_their_order() -> None:
@@ -105,7 +115,7 @@ def test_a_fingerprint_follows_values_and_not_their_order() -> None:
 def test_odd_text_comes_back_as_it_was(tmp_path: Path) -> None:
     file = tmp_path / "journal.jsonl"
     texts = ["a\u2028b\x85c\nd", "\x00", "half a pair \ud83d", "🙂 é"]
-    with open_journal(file) as journal:
+    with open_journal(tmp_path, "journal.jsonl") as journal:
         for index, text in enumerate(texts):
             append_line(journal, line(str(index), text))
     assert [record.text for record in read(file).lines.values()] == texts
@@ -120,7 +130,7 @@ from eval.errors import UserError
 from eval.records.journal import append_line, open_journal
 from tests.helpers.records import prediction
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-with open_journal(Path({str(tmp_path / "journal.jsonl")!r})) as journal:
+with open_journal(Path({str(tmp_path)!r}), "journal.jsonl") as journal:
     try:
         for index in range(100):
             append_line(journal, prediction(str(index), 1))

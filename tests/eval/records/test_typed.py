@@ -12,15 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.errors import UserError
-from eval.records import schema
+from eval.records import rules, schema
 from eval.records.typed import describe_fields, entry, from_json, to_json
 from tests.helpers.properties import tries
 from tests.helpers.run_folders import run_record
 
 RECORDS = [kind for kind in vars(schema).values() if isinstance(kind, type) and is_dataclass(kind)]
+NUMBERS = st.integers(-(2**63), 2**63 - 1)
 # Any value of `dict[str, Any]` and `list[Any]`.
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    st.none() | st.booleans() | NUMBERS | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=3,
 )
@@ -46,7 +47,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     origin, parts = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
         hints = get_type_hints(hint)
-        strategies = {one.name: values_of(hints[one.name]) for one in fields(hint)}
+        strategies = {one.name: ruled(one, hints[one.name]) for one in fields(hint)}
         absent = [one.name for one in fields(hint) if one.default is not MISSING or one.default_factory is not MISSING]
         needed = {name: values for name, values in strategies.items() if name not in absent}
         some = st.fixed_dictionaries(needed, optional={name: strategies[name] for name in absent})
@@ -61,8 +62,35 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.tuples(*map(values_of, parts))
     if origin is dict:
         return st.dictionaries(st.text(max_size=3), values_of(parts[1]), max_size=2)
-    simple = {str: st.text(max_size=5), int: st.integers(), float: st.floats(allow_nan=False), bool: st.booleans()}
+    simple = {
+        str: st.text(max_size=5),
+        int: NUMBERS,
+        float: st.floats(allow_nan=False, allow_infinity=False),
+        bool: st.booleans(),
+    }
     return simple[hint] if hint in simple else st.none() if hint is type(None) else PLAIN
+
+
+def ruled(field: Any, hint: Any) -> st.SearchStrategy[Any]:
+    """Return values of a field that keep its rule."""
+    rule, parts = field.metadata["rule"], get_args(hint)
+    some = {
+        rules.TIME: st.just("2026-01-01T00:00:00+00:00"),
+        rules.TRUNCATION: st.just("middle"),
+        rules.SOURCE: st.just({"kind": "file", "name": "a", "more": [1]}),
+        rules.LENGTHS: st.lists(st.integers(1, 9), min_size=1, max_size=2),
+        rules.SPAN: st.just([[0, 3], [1, 2]]),
+        rules.SPANS_IN_ORDER: st.just([[0, 1], [2, 2]]),
+    }
+    if rule is rules.NAMES:
+        return st.dictionaries(st.sampled_from(["a", "b.c"]), values_of(parts[1]), min_size=1, max_size=2)
+    if rule is rules.NOT_EMPTY:
+        return st.lists(values_of(parts[0]), min_size=1, max_size=2)
+    if rule in (rules.COUNT, rules.POSITIVE, rules.LENGTH):
+        return st.integers(1, 9)
+    if rule in (rules.SECONDS, rules.COST, rules.SHARE):
+        return st.sampled_from([0, 1] if "int" in str(field.type) else [0.0, 0.5])
+    return some[rule] if rule in some else values_of(hint) if rule is None else values_of(hint).filter(rule.holds)
 
 
 @pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)

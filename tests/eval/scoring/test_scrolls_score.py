@@ -206,7 +206,7 @@ def test_a_leaderboard_ranks_systems_by_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("eval.reporting.score_run.write_page", lambda *_, **__: None)
-    monkeypatch.setattr("eval.reporting.charts.save_chart", lambda spec, path: path.write_text("drawn"))
+    monkeypatch.setattr("eval.reporting.charts.draw_chart", lambda spec, suffix: b"drawn")
     tasks = list(SCROLLS_TASKS)
     # One system, whose tasks were answered in two folders.
     write_seven(tmp_path / "one", tasks[:3])
