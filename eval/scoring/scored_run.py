@@ -77,8 +77,9 @@ def read_scored(path: Path) -> ScoredRun:
     scores, lines = _read_scores(folder, again)
     inputs = read_inputs(folder, record)
     if scores.predictions != predictions_digest(inputs.predictions):
-        dropped = f" ({inputs.dropped})" if inputs.dropped else ""
-        raise UserError(f"the scores in {path} are not those of its predictions{dropped}; {again}")
+        if inputs.dropped:
+            raise UserError(f"{path}: {inputs.dropped}; the run's own command makes them again")
+        raise UserError(f"the scores in {path} are not those of its predictions; {again}")
     if problem := find_contradiction(record, scores, lines, inputs.examples):
         raise UserError(f"the scores in {path} contradict themselves or its run.json: {problem}; {again}")
     by_setting: dict[Setting, dict[str, ExampleScore]] = {}

@@ -78,7 +78,14 @@ class Listing:
         if GENERATION_CONFIG in self.names:
             check_config(self.json(GENERATION_CONFIG), f"{GENERATION_CONFIG} of {self.name}")
         self.weights()
-        if not TOKENIZERS & self.names:
+
+    def check_tokenizer(self) -> None:
+        """Check that there is a tokenizer: some classes of transformers make an empty one of nothing.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        if not (TOKENIZERS & self.names or any(name.endswith((".model", ".tiktoken")) for name in self.names)):
             raise CheckpointError(
                 f"{self.name} holds no tokenizer (no tokenizer.json, tokenizer.model or vocab.json); copy its files "
                 "from the model that it was made from"

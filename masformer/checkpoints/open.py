@@ -240,7 +240,7 @@ def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Check
         listing.check()
     if source != "hub":
         provenance["files"] = _digests(Path(location), _read_files(Path(location), gguf_file, listing))
-    config, tokenizer = _read(location, reference, gguf_file, revision, trust_remote_code=trust_remote_code)
+    config, tokenizer = _read(location, reference, gguf_file, revision, listing, trust_remote_code=trust_remote_code)
     return Checkpoint(
         name=reference,
         config=config,
@@ -254,7 +254,13 @@ def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Check
 
 
 def _read(
-    location: str, reference: str, gguf_file: str | None, revision: str | None, *, trust_remote_code: bool
+    location: str,
+    reference: str,
+    gguf_file: str | None,
+    revision: str | None,
+    listing: Listing | None,
+    *,
+    trust_remote_code: bool,
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Return config and tokenizer. Raises `CheckpointError` for what transformers cannot read or build."""
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -266,6 +272,8 @@ def _read(
         config = AutoConfig.from_pretrained(location, **options)
         _check_decoder(config, reference)
         pin_attention(config)
+        if listing is not None and not trust_remote_code:
+            listing.check_tokenizer()
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
     except CheckpointError:
         raise

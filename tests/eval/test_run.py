@@ -523,7 +523,7 @@ def test_a_model_that_is_no_decoder_or_pickled_is_refused(
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "pytorch_model.bin").write_bytes(b"")
-        expect_error([*least, "--model", str(folder)], capsys, name, "holds no .safetensors file")
+        expect_error([*least, "--model", str(folder)], capsys, name, "holds no model.safetensors")
         (folder / "model.safetensors").write_bytes(b"")
         expect_error([*least, "--model", str(folder)], capsys, str(config["architectures"][0]), "not a decoder")
 
@@ -607,7 +607,7 @@ def test_odd_input_is_one_line_too(least: list[str], tmp_path: Path, capsys: pyt
     for arguments, parts in {
         ("--data", str(surrogate)): ("surrogate.jsonl line 1", "half a surrogate pair, at character 3"),
         ("--data", str(deep)): ("deep.jsonl line 1", "not readable JSON"),
-        ("--model", str(mamba)): ("model.safetensors' cannot be read",),
+        ("--model", str(mamba)): ("holds no model.safetensors",),
         ("--seed", str(2**70)): ("must be at most",),
         ("--plan", ""): ("character 1", "the plan is empty"),
         ("--output", str(tmp_path)): ("holds files but no run",),

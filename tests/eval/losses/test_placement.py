@@ -145,9 +145,8 @@ def test_what_is_measured_is_not_measured_again(
     journal.write_text(before + '{"task": "te')
     assert main(judged) == 0
     found = read(tmp_path / "run", "placement.json")
-    assert read(tmp_path / "run", "predictions.jsonl")[: before.count("\n")] == [
-        json.loads(line) for line in before.splitlines()
-    ]
+    written = (tmp_path / "run" / "predictions.jsonl").read_text()
+    assert written.startswith(before)
     undisturbed = [*judged[:-1], judged[-1]]
     undisturbed[undisturbed.index("--output") + 1] = str(tmp_path / "other")
     assert main(undisturbed) == 0
@@ -201,7 +200,7 @@ def test_a_loss_that_is_no_number_stops_the_search(
     monkeypatch.setattr(PlanMeter, "_loss", lambda self, text, plan: math.nan)
     monkeypatch.setattr(PlanMeter, "_check_reuse", lambda self: None)
     assert main(least) == 2
-    message = "losses or perplexities on document '0.txt' of task 'text', of 64 tokens are no numbers"
+    message = "losses or perplexities on document '0.txt' of task 'text', of 48 tokens are no numbers"
     assert message in capsys.readouterr().err
 
 

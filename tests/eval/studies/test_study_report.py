@@ -32,6 +32,7 @@ from eval.records.schema import (
     TrainingIdentity,
     TrainingRecord,
     TrainingStep,
+    TrainingTask,
 )
 from eval.reporting.placement_report import held_out_rows
 from eval.score import main as score
@@ -441,7 +442,7 @@ def trained(folder: Path, losses: Mapping[int, float], seconds: Sequence[float],
         config={},
         plan_description="full",
         identity=identity,
-        tasks={},
+        tasks={"plos": TrainingTask(source={}, split="train", version=1, prompt_sha256="0")},
         num_train_examples=8,
         num_held_out_examples=3,
         held_out_documents={"plos": ["a", "b", "c"]},
