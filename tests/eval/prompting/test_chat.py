@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eval.errors import UserError
 from eval.prompting import chat as module
@@ -12,6 +14,7 @@ from eval.prompting.chat import ChatSettings, ChatTemplate
 from eval.prompting.ends import find_ends
 from eval.prompting.prompts import PromptBuilder
 from tasks import Template
+from tests.helpers.properties import tries
 from tests.helpers.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
 LOOP = "{% for m in messages %}X{% endfor %}"
@@ -133,3 +136,25 @@ def test_the_digest_of_a_prompt_holds_what_the_settings_change() -> None:
         for x in "ab"
     }
     assert len(digests) == 2
+
+
+# Pieces of templates as checkpoints have them, and mistakes in them.
+PIECES = (
+    *("{% for m in messages %}", "{% endfor %}", "{% if add_generation_prompt %}", "{% else %}", "{% endif %}"),
+    *("{{ m['content'] }}", "{{ m.role }}", "{{ messages[0]['content'] }}", "{{ messages[7] }}", "{{ 1 // 0 }}"),
+    *("{{ raise_exception('no') }}", "{{ strftime_now('%d %b %Y') }}", "{{ m['content'] + 1 }}", "{{ m | tojson }}"),
+    *("{% set x = messages %}", "{{ x[0:1] | length }}", "{% include 'a' %}", "{{ '\\ud83d' }}", "{% macro f() %}"),
+    *("{% endmacro %}", "{{ f() }}", "{{ eos_token }}", "<|im_start|>", "<|im_end|>", "{%", "}}", "{{ undefined.x }}"),
+    *("{{ ''.__class__ }}", "{{ range(99) | list | length }}", "{{ m['content'] | upper }}", "\n", "user\n"),
+)
+
+
+@tries(25)
+@given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
+def test_any_template_is_rendered_or_refused_in_one_line(template: str) -> None:
+    refused = None
+    try:
+        before, after = ChatTemplate(tokenizer(template), ChatSettings()).around("Read ", " well.")
+    except UserError as error:
+        refused = str(error)
+    assert "\n" not in refused if refused else before.endswith("Read ") or after.startswith(" well.")
