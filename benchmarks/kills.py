@@ -20,13 +20,12 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -49,6 +48,7 @@ import eval.study
 import eval.training.trainer
 from eval.studies import launch
 from masformer.hardware import device_name
+from tests.helpers.forks import launch_variables
 from tests.helpers.texts import text
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
@@ -316,27 +316,10 @@ def check_status(status: int, log: Path) -> bool:
     return False
 
 
-def launch_variables(processes: int) -> Iterator[dict[str, str]]:
-    """Yield the variables that a launcher gives each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for rank in range(processes):
-        yield {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "ACCELERATE_USE_CPU": "true",
-        }
-
-
 def finish(kind: Kind, command: Callable[[Path], int], output: Path) -> None:
     """Run a command to its end."""
     logs = [output.with_suffix(f".{rank}.log") for rank in range(kind.processes)]
-    variables = list(launch_variables(kind.processes)) if kind.processes > 1 else [{}]
+    variables = launch_variables(kind.processes) if kind.processes > 1 else [{}]
     children = [fork(lambda: command(output), log, one) for log, one in zip(logs, variables, strict=True)]
     for status, log in zip(map(wait, children), logs, strict=True):
         check_status(status, log)
@@ -344,7 +327,7 @@ def finish(kind: Kind, command: Callable[[Path], int], output: Path) -> None:
 
 def count_points(kind: Kind, output: Path, count: Path) -> int:
     """Return the crash points of the main process of an undisturbed command."""
-    variables = list(launch_variables(kind.processes)) if kind.processes > 1 else [{}]
+    variables = launch_variables(kind.processes) if kind.processes > 1 else [{}]
     children = [
         fork(
             lambda rank=rank: with_crash(lambda: kind.start(output), output, None, 0, None if rank else count),
@@ -425,7 +408,7 @@ def torment(name: str, kind: Kind, work: Path, kills: int, chance: random.Random
     if lines := differences(expected, contents(name, folder / "twice")):
         sys.exit(f"error: {name} is not repeatable: {lines[0]}")
     points: list[int] = []
-    rounds = used = 0
+    rounds = 0
     while count.kills < kills:
         output = folder / f"run-{count.resumed}"
         command, is_killed = kind.start, True
@@ -438,7 +421,6 @@ def torment(name: str, kind: Kind, work: Path, kills: int, chance: random.Random
                 delay = 0.0 if rounds == 1 else chance.uniform(0, 0.2)
                 is_killed = attempt(kind, command, output, points.pop(), delay, chance)
                 count.kills += is_killed
-                used += is_killed and rounds == 1
                 command = kind.resume
                 if chance.random() > 1 / 3:
                     break

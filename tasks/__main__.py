@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 from tasks import TASKS, DataError, Task, find_task
 from tasks.command import add_prompt_flags, as_typed, run_command
 from tasks.readers.files import read_text_file
-from tasks.terminal import plain_text
 
 _WIDTH = 100
 _ROW = "{:27}{:27}{:14}{:>14}{:>9}"
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     def work() -> None:
         options = _build_parser().parse_args(arguments)
         lines = _list(options) if options.command == "list" else _show(options)
-        print(plain_text("\n".join(lines)))
+        print("\n".join(lines))
 
     return run_command(work, DataError)
 

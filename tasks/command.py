@@ -78,7 +78,7 @@ def end_command(
             _say(f"interrupted: {again or 'run the same command again'}")
         return 130
     except Exception as error:
-        text = message(error) or os_message(error)
+        text = message(error) or _os_message(error)
         if text is None:
             raise
         _ignore_signals()
@@ -91,14 +91,17 @@ def end_command(
     return 0
 
 
-def os_message(error: Exception) -> str | None:
+def _os_message(error: Exception) -> str | None:
     """Return one line for an error of the operating system that a user can mend; None for others."""
     if not isinstance(error, OSError):
         return None
+    reason = error.strerror or str(error)
     if error.filename is not None:
-        return f"{error.filename}: {error.strerror}; check the path and permissions"
+        return f"{error.filename}: {reason}; check the path and permissions"
     if error.errno in _FULL:  # files of a run folder have names
-        return f"the output cannot be written: {error.strerror}; make room, or send it elsewhere"
+        return f"the output cannot be written: {reason}; make room, or send it elsewhere"
+    if error.errno is not None:
+        return f"the output or the network: {reason}; check disk and connection"
     return None
 
 

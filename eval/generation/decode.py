@@ -217,13 +217,15 @@ class ScoresWatch(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, ends: Sequence[int], first: int, *, is_eager: bool) -> None:
         self.ends, self.first, self.is_eager = list(ends), first, is_eager
         self.bad: Tensor | None = None
+        self._ends: Tensor | None = None  # on the device of the first call
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         # Of a row with NaN the largest is NaN; tokens may be ruled out by -inf, but not all of them.
         bad = ~scores.amax(dim=-1).isfinite()
         if self.ends:
-            written = input_ids[:, self.first :]
-            bad &= ~torch.isin(written, torch.tensor(self.ends, device=written.device)).any(dim=-1)
+            if self._ends is None:
+                self._ends = torch.tensor(self.ends, device=input_ids.device)
+            bad &= ~torch.isin(input_ids[:, self.first :], self._ends).any(dim=-1)
         self.bad = bad if self.bad is None else self.bad | bad
         if self.is_eager and bool(bad.any()):
             # Rather than an error of the random number generator, which on CUDA ends the process.

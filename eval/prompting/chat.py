@@ -157,8 +157,11 @@ class ChatTemplate:
         """
         tails, header = [], self._header(encoder)
         for is_last in (True, False):
-            with contextlib.suppress(UserError):
+            try:
                 tails.append(self.after_answer(is_last=is_last))
+            except UserError:
+                if self._limit is not None:  # it does not refuse answers, it does not come to an end
+                    raise
         for tail in tails:
             for token in encoder.encode(tail, after="a"):
                 if token in encoder.controls and token not in header:

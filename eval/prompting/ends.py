@@ -53,9 +53,10 @@ def find_ends(tokenizer: PreTrainedTokenizerBase, suggested: Mapping[str, Iterab
         chat: Chat template, with the settings of the run.
     """
     by_id: dict[int, list[str]] = {}
+    known_ids = range(len(tokenizer))
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for source, ids in {**suggested, "tokenizer": own}.items():
-        for token in ids:
+        for token in filter(known_ids.__contains__, ids):  # -1 and the like mean none
             by_id.setdefault(token, []).append(source)
     known = set(by_id)
     end = _turn_end(tokenizer, chat)

@@ -9,7 +9,6 @@ a folder that was prepared, not against somebody who changes it at the same time
 
 from __future__ import annotations
 
-import errno
 import glob
 import json
 import os
@@ -22,9 +21,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from eval.errors import UserError
+from tasks.readers.kept import sync_folder
 
 # Greatest size of a JSON file that is read at once.
-_MAX_BYTES = 2**30
+MAX_BYTES = 2**30
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -81,9 +81,11 @@ def write_whole(folder: Path, name: str, content: bytes) -> Path:
 
 def remove_partials(folder: Path, name: str = "") -> None:
     """Delete what writers of a file, or of all files, left when they were killed."""
-    for left in folder.glob(f".{glob.escape(name)}*.partial"):
-        if left.is_symlink() or left.is_file():
-            left.unlink(missing_ok=True)
+    start = f".{glob.escape(name)}" if name else ".*"
+    for pattern in (f"{start}.{'[0-9a-f]' * 16}.partial", f"{start}.partial"):  # the second is that of version 0.1
+        for left in folder.glob(pattern):
+            if left.is_symlink() or left.is_file():
+                left.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path, name: str = "") -> Path:
@@ -122,19 +124,6 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk: files that were made, renamed or deleted."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some file systems of networks cannot; the files themselves are synced.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
 def open_to_read(file: Path) -> IO[bytes]:
     """Return a file, open for reading.
 
@@ -155,8 +144,8 @@ def read_whole(file: Path) -> bytes:
         OSError: It cannot be read, is no regular file, or is greater than any file of a run.
     """
     with open_to_read(file) as stream:
-        if os.fstat(stream.fileno()).st_size > _MAX_BYTES:
-            raise OSError(0, f"it has more than {_MAX_BYTES:,} bytes", str(file))
+        if os.fstat(stream.fileno()).st_size > MAX_BYTES:
+            raise OSError(0, f"it has more than {MAX_BYTES:,} bytes", str(file))
         return stream.read()
 
 

@@ -31,7 +31,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from eval.errors import UserError
-from eval.records.disk import disk_errors, inside, make_folder, parse_json, read_json, read_whole, write_whole
+from eval.records.disk import (
+    MAX_BYTES,
+    disk_errors,
+    inside,
+    make_folder,
+    open_to_read,
+    parse_json,
+    read_json,
+    write_whole,
+)
 from eval.records.journal import Journal, Line, line_of, open_journal, read_journal, read_lines
 from eval.records.schema import (
     DocumentRecord,
@@ -48,7 +57,7 @@ from eval.records.typed import Record, from_json, to_json
 _RESULT_FILES = ("scores.json", "example_scores.jsonl", "report.md", "report.html")
 # There while a merge has not ended.
 UNFINISHED = ".merging"
-_FILES = ("run.json", "examples.jsonl", "documents.jsonl.gz", "predictions.jsonl", *_RESULT_FILES)
+_FILES = ("run.json", "examples.jsonl", "documents.jsonl.gz", "predictions.jsonl", *_RESULT_FILES, UNFINISHED)
 _KINDS: dict[type, str] = {
     RunRecord: "a run of eval/run.py",
     PerplexityRecord: "a measurement of eval/perplexity.py",
@@ -225,9 +234,13 @@ class RunFolder:
         if not file.exists():
             return []
         try:
-            *content, _ = gzip.decompress(read_whole(file)).split(b"\n")
-            lines = [parse_json(line.decode(errors="surrogatepass")) for line in content]
-        except (OSError, EOFError, ValueError, zlib.error) as error:
+            with open_to_read(file) as packed, gzip.GzipFile(fileobj=packed) as stream:
+                content = stream.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:  # some bytes of gzip can stand for gigabytes
+                raise ValueError(f"it holds more than {MAX_BYTES:,} bytes")
+            *texts, _ = content.split(b"\n")
+            lines = [parse_json(text.decode(errors="surrogatepass")) for text in texts]
+        except (OSError, EOFError, ValueError, MemoryError, zlib.error) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{file} cannot be read: {reason}; make the run again with --overwrite") from error
         return [from_json(DocumentRecord, line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]

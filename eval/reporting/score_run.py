@@ -48,7 +48,7 @@ def score_run(
     scores = Scores(
         profiles=profiles,
         scoring_version=SCORING_VERSION,
-        predictions=predictions_digest(inputs.predictions),
+        predictions=predictions_digest(inputs.predictions, record.think_end_token),
         example_scores=fingerprint(to_json(lines)),
         texts=with_texts,
         yardsticks=scored.baselines,

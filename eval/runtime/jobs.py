@@ -31,7 +31,7 @@ from eval.records.schema import ExampleRecord, Key
 from eval.runtime.processes import Process, is_first_here, rank_of
 from eval.runtime.provenance import describe_session, utc_now
 from tasks import DataError, LoadedExamples
-from tasks.command import as_typed, end_command, os_message
+from tasks.command import as_typed, end_command
 
 Record = TypeVar("Record")
 
@@ -120,8 +120,8 @@ def user_message(error: BaseException) -> str | None:
     # What is not imported has raised nothing, and some of it takes seconds to import.
     errors = [getattr(sys.modules[module], name) for name, module in _ERRORS.items() if module in sys.modules]
     if isinstance(error, (UserError, DataError, *errors)):
-        return " ".join(str(error).split())
-    return os_message(error) if isinstance(error, Exception) else None
+        return str(error)
+    return None
 
 
 def _remedy(again: str, argv: Sequence[str]) -> str:

@@ -20,9 +20,10 @@ from eval.scoring.consistency import find_contradiction
 from eval.scoring.examples import SCORING_VERSION, Setting, setting_of
 
 
-def predictions_digest(predictions: Iterable[Prediction]) -> str:
-    """Return a digest of predictions, used to detect stale scores."""
-    return fingerprint(sorted([*one.key, one.fingerprint, one.text] for one in predictions))
+def predictions_digest(predictions: Iterable[Prediction], think_end_token: str | None) -> str:
+    """Return a digest of predictions and of which part of them is scored, used to detect stale scores."""
+    lines = sorted([*one.key, one.fingerprint, one.text] for one in predictions)
+    return fingerprint(lines, think_end_token) if think_end_token else fingerprint(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ def settings_of(record: RunRecord, task: str) -> dict[str, Any]:
         **identity.generation,
         "generation_version": identity.generation_version,
         **({"backend": identity.backend} if identity.backend else {}),
+        **({"think_end_token": record.think_end_token} if record.think_end_token else {}),
     }
 
 
@@ -76,7 +78,7 @@ def read_scored(path: Path) -> ScoredRun:
     again = f"run: python -m eval.score {path}"
     scores, lines = _read_scores(folder, again)
     inputs = read_inputs(folder, record)
-    if scores.predictions != predictions_digest(inputs.predictions):
+    if scores.predictions != predictions_digest(inputs.predictions, record.think_end_token):
         if inputs.dropped:
             raise UserError(f"{path}: {inputs.dropped}; the run's own command makes them again")
         raise UserError(f"the scores in {path} are not those of its predictions; {again}")

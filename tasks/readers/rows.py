@@ -278,10 +278,10 @@ def id_text(value: object) -> str | None:
     """
     if value is None or value != value:  # what is not itself is NaN, a gap
         return None
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:  # beyond, neighbours are one float
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        what = str(value) if isinstance(value, float) else kind_of(value)
+        what = repr(value) if isinstance(value, float) else kind_of(value)
         raise ValueError(f"{what}; give every example a text or a whole number, or none an id")
     return str(value)
 

@@ -84,17 +84,19 @@ def start_forked(script: str, arguments: Sequence[str], **environment: str) -> F
     return Forked(script, arguments, environment)
 
 
-def start_ranks(script: str, arguments: Sequence[str], num_processes: int = 2) -> list[Forked]:
-    """Start the processes of one launch on a CPU, in the order of their ranks."""
+def launch_variables(num_processes: int) -> list[dict[str, str]]:
+    """Return the variables that a launcher gives each process of a launch on a CPU, in the order of their ranks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     shared |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_processes))
-    return [
-        Forked(script, arguments, shared | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)))
-        for rank in range(num_processes)
-    ]
+    return [shared | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(num_processes)]
+
+
+def start_ranks(script: str, arguments: Sequence[str], num_processes: int = 2) -> list[Forked]:
+    """Start the processes of one launch on a CPU, in the order of their ranks."""
+    return [Forked(script, arguments, variables) for variables in launch_variables(num_processes)]
 
 
 def run_forked(

@@ -97,6 +97,11 @@ def test_output_into_head_or_a_full_disk(size: int) -> None:
             assert ended(f"print('x'); {line}", stdout=full, stderr=full)[0] == status
 
 
+def test_a_disk_or_a_network_that_fails_without_a_name_is_one_line() -> None:
+    line = "error: the output or the network: Input/output error; check disk and connection\n"
+    assert ended("import errno; raise OSError(errno.EIO, os.strerror(errno.EIO))") == (2, "", line)
+
+
 def test_outputs_that_are_not_there() -> None:
     def close() -> None:
         os.close(1)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
+from eval.errors import UserError
 from eval.run import main
+from eval.scoring.scored_run import read_scored, settings_of
 from tests.helpers.run_folders import model_results
 from tests.helpers.tiny_models import CHAT_TEMPLATE, save_chain_model, tiny_tokenizer
 
@@ -66,6 +68,14 @@ def test_an_answer_ends_with_the_turn_and_thinking_is_scored_only_by_default(
     assert run("--limit", "1", "--think-end-token", "</think>") == 0
     assert rouge() == 1
     assert json.loads(Path("run/predictions.jsonl").read_text()) == line
+    scored = read_scored(Path("run"))
+    assert settings_of(scored.record, "custom")["think_end_token"] == "</think>"
+
+    # Scores of another part of the answers are stale.
+    changed = record() | {"think_end_token": None}
+    Path("run/run.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="the scores in run are not those of its predictions"):
+        read_scored(Path("run"))
 
 
 def test_a_run_resumes_on_another_day_with_the_date_it_began_with(run: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from eval.errors import UserError
 from eval.prompting import chat as module
 from eval.prompting.chat import ChatSettings, ChatTemplate
+from eval.prompting.encoding import TextEncoder
 from eval.prompting.ends import find_ends
 from eval.prompting.prompts import PromptBuilder
 from tasks import Template
@@ -95,6 +96,22 @@ def test_a_template_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> N
     for body in (endless, "{{ 7 ** (10 ** 9) }}"):
         with pytest.raises(UserError, match=r"not rendered after 0\.5 s"):
             rendered(body)
+
+
+def test_a_template_that_hangs_on_answers_alone_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SECONDS", 0.5)
+    hangs = "{% if m['role'] == 'assistant' %}{{ 7 ** (10 ** 9) }}{% endif %}{{ m['content'] }}"
+    found = tokenizer(LOOP.replace("X", hangs))
+    with pytest.raises(UserError, match=r"not rendered after 0\.5 s"):
+        ChatTemplate(found, ChatSettings()).turn_end(TextEncoder(found))
+
+
+def test_end_tokens_that_a_config_does_not_mean_end_nothing() -> None:
+    found = tokenizer(None)
+    last = len(found) - 1
+    ends = find_ends(found, {"config": [-1, 10**6, last]}, ChatTemplate(found, ChatSettings()))
+    assert last in ends.token_ids
+    assert not {-1, 10**6} & set(ends.token_ids)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from eval.export import main as export
 from eval.leaderboard import main as leaderboard
 from eval.records.disk import inside, make_folder, open_append, write_whole
 from eval.records.journal import open_journal
+from eval.records.run_folder import RunFolder
 from eval.score import main as score
 from tests.helpers.run_folders import run_record, sentence, write_run
 
@@ -182,7 +184,21 @@ def test_names_are_on_the_disk_after_a_file_is_made_or_renamed(tmp_path: Path, m
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path: Path) -> None:
-    (tmp_path / ".a.json.0123.partial").write_text("half")
-    (tmp_path / ".b.json.0123.partial").write_text("half")
+    (tmp_path / ".a.json.0123456789abcdef.partial").write_text("half")
+    for other in (".b.json.0123456789abcdef.partial", ".a.json.svg.0123456789abcdef.partial"):
+        (tmp_path / other).write_text("half")  # of other files, which may be written at this moment
     write_whole(tmp_path, "a.json", b"{}")
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".b.json.0123.partial", "a.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        ".a.json.svg.0123456789abcdef.partial",
+        ".b.json.0123456789abcdef.partial",
+        "a.json",
+    ]
+
+
+def test_documents_that_unpack_to_more_than_a_run_has_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.records.run_folder.MAX_BYTES", 5_000)
+    (tmp_path / "documents.jsonl.gz").write_bytes(gzip.compress(b" " * 5_001))
+    with pytest.raises(UserError, match=r"documents\.jsonl\.gz cannot be read: it holds more than 5,000 bytes"):
+        RunFolder(tmp_path).read_documents()

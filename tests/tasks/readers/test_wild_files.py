@@ -153,7 +153,13 @@ def test_ids_are_kept_or_told_and_never_replaced(tmp_path: Path) -> None:
     assert [e.id for e in load(file).examples] == ["17", str(2**40), "test-2"]
     pyarrow.parquet.write_table(pyarrow.table({"id": [17.0, float("nan"), 3.0], **columns}), file)
     assert [e.id for e in load(file).examples] == ["17", "test-1", "3"]
-    for value, shown in {"1.5": "1.5", "true": "a boolean", '["a"]': "a list", "1e999": "inf"}.items():
+    for value, shown in {
+        "1.5": "1.5",
+        "true": "a boolean",
+        '["a"]': "a list",
+        "1e999": "inf",
+        "9007199254740994.0": "9007199254740994.0",
+    }.items():
         lines = tmp_path / "a.jsonl"
         lines.write_text(f'{{"id": {value}, "context": "x", "target": "y"}}\n')
         assert told(lines) == (
