@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import get_hf_quantizer
 
 from masformer.checkpoints.files import CheckpointError
+from masformer.convert import native_plan
+from masformer.errors import first_line
+from masformer.plans.spans import PlanError
 
 # Attention functions that come with transformers; any other name may be a repository, whose code it would fetch.
 _OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
@@ -71,3 +76,33 @@ def guard_embeddings(model: PreTrainedModel, check: Callable[[Sequence[int], str
         return (ids, *rest)
 
     model.get_input_embeddings().register_forward_pre_hook(before)
+
+
+def check_quantization(config: PreTrainedConfig, reference: str) -> None:
+    """Raise `CheckpointError` for weights that this machine has no means to unpack."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return
+    try:
+        get_hf_quantizer(deepcopy(config), None, None, True, {})
+    except Exception as error:  # packages, devices, methods: each has an exception of its own
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise CheckpointError(
+            f"model '{reference}' is quantized ({method or 'by an unknown method'}): {first_line(error)}; give the "
+            "model that it was made from, or a copy with plain weights"
+        ) from error
+
+
+def check_builds(config: PreTrainedConfig, reference: str) -> None:
+    """Raise `CheckpointError` unless the config describes a model; allocates no weights."""
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(deepcopy(config))
+        native_plan(config)
+    except PlanError:
+        return  # layers that no span describes: a model all the same
+    except Exception as error:  # sizes that do not go together, unknown activations, ...
+        raise CheckpointError(
+            f"model '{reference}': its config describes no model that can be built ({type(error).__name__}: "
+            f"{first_line(error)}); compare it with that of the original"
+        ) from error

@@ -16,7 +16,6 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,14 +33,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.quantizers.auto import get_hf_quantizer
 
 from masformer.checkpoints.files import ADAPTER_CONFIG, GENERATION_CONFIG, CheckpointError, Listing, check_token_ids
-from masformer.checkpoints.fit import check_all_used, guard_embeddings, pin_attention, vocabulary
+from masformer.checkpoints.fit import (
+    check_all_used,
+    check_builds,
+    check_quantization,
+    guard_embeddings,
+    pin_attention,
+    vocabulary,
+)
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
-from masformer.convert import native_plan
 from masformer.errors import first_line
-from masformer.plans.spans import PlanError
 
 # Architectures whose positions are a learned table, which has no entry beyond its end.
 _LEARNED_POSITIONS = {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "ctrl", "openai-gpt"}
@@ -280,40 +283,10 @@ def _read(
     except Exception as error:  # whatever a broken file makes transformers raise
         raise CheckpointError(f"model '{reference}' cannot be read: {first_line(error)}") from error
     if not gguf_file:
-        _check_quantization(config, reference)
+        check_quantization(config, reference)
     if not getattr(config, "auto_map", None):
-        _check_builds(config, reference)
+        check_builds(config, reference)
     return config, tokenizer
-
-
-def _check_quantization(config: PreTrainedConfig, reference: str) -> None:
-    """Raise `CheckpointError` for weights that this machine has no means to unpack."""
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is None:
-        return
-    try:
-        get_hf_quantizer(deepcopy(config), None, None, True, {})
-    except Exception as error:  # packages, devices, methods: each has an exception of its own
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        raise CheckpointError(
-            f"model '{reference}' is quantized ({method or 'by an unknown method'}): {first_line(error)}; give the "
-            "model that it was made from, or a copy with plain weights"
-        ) from error
-
-
-def _check_builds(config: PreTrainedConfig, reference: str) -> None:
-    """Raise `CheckpointError` unless the config describes a model; allocates no weights."""
-    try:
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(deepcopy(config))
-        native_plan(config)
-    except PlanError:
-        return  # layers that no span describes: a model all the same
-    except Exception as error:  # sizes that do not go together, unknown activations, ...
-        raise CheckpointError(
-            f"model '{reference}': its config describes no model that can be built ({type(error).__name__}: "
-            f"{first_line(error)}); compare it with that of the original"
-        ) from error
 
 
 def _folder(folder: Path, name: str) -> Listing:
