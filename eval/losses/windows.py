@@ -95,6 +95,11 @@ def _measure(window: Window, model: PreTrainedModel, whole: Sequence[int], token
                 sums[start, stop][1] += len(of_bucket)
         if spans is not None and len(part) > 1:
             flops += attention_flops(model.config, spans, len(part) - 1)
+    total, count = (sum(one[place] for one in sums.values()) for place in (0, 1))
+    if count and not total / count < 700:  # or its exponential, which is what is reported, is infinite
+        raise NumbersError(
+            f"perplexities on document '{window.example.id}' of task '{window.task}', at length {maxlen}", dtype
+        )
     task, template, example_id, _ = window.key
     return DocumentLoss(
         task=task,

@@ -96,9 +96,11 @@ def make_folder(folder: Path, name: str = "") -> Path:
     """
     path = inside(folder, name) if name else folder
     with disk_errors(path):
+        missing = [one for one in (path, *path.parents) if not one.exists()]
         if not path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
-            sync_folder(path.parent)
+        for one in missing:
+            sync_folder(one.parent)
     return path
 
 

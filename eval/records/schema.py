@@ -715,6 +715,7 @@ class TrainingRecord:
     template_date: str | None = entry(
         "what the clock of the chat template shows, where it has one", default=None, is_left_out=True
     )
+    checksums: bool = entry("whether each line of the folder's `.jsonl` files must have a checksum", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,9 @@ def write_checkpoint(
         folder.begin_checkpoint(step)
     accelerator.wait_for_everyone()
     folder.written(step, lambda: accelerator.save_state(str(folder.partial(step) / STATE)))
+    accelerator.wait_for_everyone()  # each writes its own random state
+    if main_process:
+        folder.note_state(step)
     # Gathered by all processes where weights are sharded.
     state = accelerator.get_state_dict(trainer.model)
     if main_process:

@@ -3,13 +3,16 @@
 run.json                 settings, provenance of model and data, one entry a session
 steps.jsonl              one line a step: loss, gradient norm, learning rate, tokens, seconds
 evals.jsonl              one line an evaluation: loss and perplexity on what was held out
-checkpoints/step-000040/ a model folder that `eval/run.py --model` takes; `state/` in it is what a resume needs
+checkpoints/step-000040/ a model folder that `eval/run.py --model` takes; `state/` in it is what a resume needs, and
+                         `state/files.json` the SHA-256 of each file of it
 best, last               links to two of them; others are deleted
 report.md, curves.svg    the same for people
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -18,14 +21,15 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from eval.errors import UserError
-from eval.records.disk import inside, open_append
-from eval.records.journal import append_line, parse_line
+from eval.records.disk import inside, open_append, read_json, write_whole
+from eval.records.journal import append_line, read_lines
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Evaluation, TrainingStep
-from eval.records.typed import Record, from_json
 from masformer.checkpoints.saving import follow_umask
+from tasks.readers.kept import sync_folder
 
 STATE = "state"
+_DIGESTS = "files.json"
 _CHECKPOINTS = "checkpoints"
 _STEPS, _EVALUATIONS = "steps.jsonl", "evals.jsonl"
 
@@ -61,6 +65,7 @@ class TrainFolder:
         link.unlink(missing_ok=True)
         link.symlink_to(self.checkpoint(step).relative_to(self.path))
         link.replace(self.path / name)
+        sync_folder(self.path)
 
     def checkpoint(self, step: int) -> Path:
         """Return where the checkpoint of a step lies, or would."""
@@ -115,6 +120,7 @@ class TrainFolder:
             if self.checkpoint(step).exists():
                 self.checkpoint(step).replace(former)
             self.partial(step).replace(self.checkpoint(step))
+            sync_folder(self.checkpoint(step).parent)
             for name in ("last", "best") if is_best else ("last",):
                 self.point(name, step)
             shutil.rmtree(former, ignore_errors=True)
@@ -125,25 +131,66 @@ class TrainFolder:
             if folder.resolve() not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def note_state(self, step: int) -> None:
+        """Write the digests of all files of a checkpoint's state, which a resume checks.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        state = self.partial(step) / STATE
+        content = json.dumps(_digests(state), indent=1) + "\n"
+        self.written(step, lambda: write_whole(state, _DIGESTS, content.encode()))
+
+    def check_state(self, step: int, *, has_evaluations: bool) -> None:
+        """Check that a checkpoint holds the state that was saved, and that the logs hold all steps before it.
+
+        States of version 0.1 have no digests; what of them cannot be loaded is noticed then.
+
+        Args:
+            step: Step of the checkpoint.
+            has_evaluations: Whether each checkpoint comes after an evaluation.
+
+        Raises:
+            UserError: Something is missing, or damaged.
+        """
+        state = self.checkpoint(step) / STATE
+        remedy = "give --resume another of checkpoints/step-*, or begin anew with another --output"
+        if (state / _DIGESTS).is_file():
+            try:
+                known = read_json(state / _DIGESTS)
+            except (OSError, ValueError) as error:
+                raise UserError(f"{state / _DIGESTS} cannot be read ({error}); {remedy}") from error
+            if not isinstance(known, dict):
+                raise UserError(f"{state / _DIGESTS} holds no digests; {remedy}")
+            there = _digests(state)
+            if bad := next((name for name in known if known[name] != there.get(name)), None):
+                what = "differs from what was saved" if bad in there else "is missing"
+                raise UserError(f"{state / bad} {what}; {remedy}")
+        remedy = f"restore it, or {remedy}"
+        numbers = [line.step for line in self.steps()]
+        before = [number for number in numbers if number <= step]
+        if before != list(range(1, step + 1)):
+            raise UserError(
+                f"{self.path / _STEPS} does not hold each step to the checkpoint of step {step} once; {remedy}"
+            )
+        if has_evaluations and step not in [line.step for line in self.evaluations()]:
+            raise UserError(f"{self.path / _EVALUATIONS} lacks the evaluation after step {step}; {remedy}")
+
     def steps(self) -> list[TrainingStep]:
-        """Return the whole lines of `steps.jsonl`."""
-        return self._until_torn(TrainingStep, _STEPS)
+        """Return the lines of `steps.jsonl`, without one that a kill tore.
+
+        Raises:
+            UserError: A line is damaged.
+        """
+        return read_lines(TrainingStep, self.path / _STEPS, needs_checksums=self.run.needs_checksums)
 
     def evaluations(self) -> list[Evaluation]:
-        """Return the whole lines of `evals.jsonl`."""
-        return self._until_torn(Evaluation, _EVALUATIONS)
+        """Return the lines of `evals.jsonl`, without one that a kill tore.
 
-    def _until_torn(self, kind: type[Record], name: str) -> list[Record]:
-        file = self.path / name
-        lines = []
-        content = file.read_bytes().splitlines() if file.is_file() else []
-        for number, text in enumerate(content, 1):
-            if (line := parse_line(text)) is None:
-                if number < len(content):
-                    raise UserError(f"{file}, line {number} is damaged; take the line out")
-                break  # torn by a kill
-            lines.append(from_json(kind, line, f"{file}, line {number}", remedy="take the line out"))
-        return lines
+        Raises:
+            UserError: A line is damaged.
+        """
+        return read_lines(Evaluation, self.path / _EVALUATIONS, needs_checksums=self.run.needs_checksums)
 
     def cut_logs(self, step: int) -> None:
         """Drop lines of the logs about steps after the one from which a training goes on."""
@@ -186,8 +233,20 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    """Wait until all files of a folder are on the disk."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
+    """Wait until all files of a folder, and their names, are on the disk."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as stream:
                 os.fsync(stream.fileno())
+        else:
+            sync_folder(path)
+
+
+def _digests(state: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a state, by its name within it."""
+    digests = {}
+    for file in sorted(state.rglob("*")):
+        if file.is_file() and file.name != _DIGESTS and not file.name.startswith("."):
+            with file.open("rb") as stream:
+                digests[file.relative_to(state).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests

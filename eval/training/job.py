@@ -55,10 +55,11 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
         process.wait()  # all have looked at the folder before the main process writes
         if not process.is_main:
             return
-        self.add_session(process, argv, first_step=self.first + 1)
-        self.folder.write_json("run.json", self.record)
         # From the beginning, the evaluation before the first step is made again.
         self.training.cut_logs(self.first or -1)
+        self.change(checksums=True)  # now that the lines of earlier versions have theirs
+        self.add_session(process, argv, first_step=self.first + 1)
+        self.folder.write_json("run.json", self.record)
         if self.first:
             self.training.point("last", self.first)
         config, identity = self.config, self.identity
@@ -165,6 +166,7 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
         peak_bytes=saved.peak_bytes if saved else None,
         sessions=list(saved.sessions) if saved else [],
         template_date=date,
+        checksums=saved.checksums if saved else True,
     )
     return TrainingJob(
         folder=training.run,
@@ -176,7 +178,7 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
         model=model,
         trained=trained,
         held_out=held_out,
-        first=_step_to_resume(config, training) if saved else 0,
+        first=_step_to_resume(config, training, saved, process) if saved else 0,
     )
 
 
@@ -263,7 +265,10 @@ def folder_of(config: TrainConfig) -> TrainFolder:
     return TrainFolder(config.output or default_output("train", config, free))
 
 
-def _step_to_resume(config: TrainConfig, folder: TrainFolder) -> int:
+def _step_to_resume(
+    config: TrainConfig, folder: TrainFolder, saved: TrainingRecord, process: AcceleratedProcess
+) -> int:
+    """Return the step of the checkpoint from which a training goes on, once it is known to be whole; 0 without one."""
     chosen = config.resume if isinstance(config.resume, Path) else None
     if chosen is not None and chosen.resolve() != folder.path.resolve():
         step: int | None = step_of(chosen)
@@ -275,4 +280,12 @@ def _step_to_resume(config: TrainConfig, folder: TrainFolder) -> int:
         raise UserError(
             f"--resume {folder.checkpoint(step)} holds no {STATE}/; it is a model, and no checkpoint of a training"
         )
+    problem = None
+    if process.is_main:  # it reads as much as a resume does
+        try:
+            folder.check_state(step, has_evaluations=bool(saved.num_held_out_rows))
+        except UserError as error:
+            problem = str(error)
+    if problem := process.broadcast(problem):
+        raise UserError(problem)
     return step

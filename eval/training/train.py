@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import load as load_state_file
 from accelerate.utils import set_seed
 from peft import PeftModel
 from tqdm import tqdm
@@ -57,6 +58,9 @@ def build_trainer(job: TrainingJob, process: AcceleratedProcess) -> tuple[Traine
     if job.first:
         state = job.training.checkpoint(job.first) / STATE
         try:
+            random_states = state / f"random_states_{accelerator.process_index}.pkl"
+            if random_states.is_file():
+                load_state_file(random_states)  # accelerate goes on without one that it cannot read
             accelerator.load_state(str(state))
         except Exception as error:  # torch, safetensors and pickle each have their own
             raise UserError(

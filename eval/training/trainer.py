@@ -86,8 +86,8 @@ class Trainer:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
                     if norm is not None and not math.isfinite(float(norm)) and accelerator.scaler is None:
                         raise UserError(
-                            f"gradients are not finite at step {number} ({_names(rows)}); the last checkpoint is kept; "
-                            "lower --learning-rate or take the examples out"
+                            f"gradients are not finite at step {number} ({_names(rows)}) in {self._dtype}; the last "
+                            "checkpoint is kept; lower --learning-rate or take the examples out"
                         )
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -95,7 +95,8 @@ class Trainer:
         return TrainingStep(
             step=number,
             loss=total / num_targets,
-            grad_norm=None if norm is None else float(norm),
+            # Infinite while the scaler of float16 looks for its scale: such a step is skipped.
+            grad_norm=None if norm is None or not math.isfinite(float(norm)) else float(norm),
             learning_rate=learning_rate,
             num_tokens=sum(len(piece) for row in rows for piece in row),
             num_targets=num_targets,
@@ -113,18 +114,22 @@ class Trainer:
         accelerator = self.accelerator
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        worst = torch.tensor(len(rows), device=accelerator.device)  # first row whose loss is no number
         # As many forward passes on each process, since sharded weights are gathered by all at once.
         for first in range(0, len(rows), accelerator.num_processes):
             index = first + accelerator.process_index
             loss = self._loss(collate([rows[min(index, len(rows) - 1)]]))
             if index < len(rows):
                 total += loss
+                worst = torch.where(loss.isfinite(), worst, worst.clamp(max=index))
         num_targets = sum(piece.num_targets for row in rows for piece in row)
         mean = float(accelerator.reduce(total, reduction="sum")) / num_targets
         if not math.isfinite(mean):
+            where = int(accelerator.gather(worst.reshape(1)).min())
+            example = _names(rows[where : where + 1]) or "their sum"
             raise UserError(
-                f"the held-out loss is {mean} after step {step}; the last checkpoint before it is kept; lower "
-                "--learning-rate"
+                f"the held-out loss is {mean} after step {step} ({example}) in {self._dtype}; the last checkpoint "
+                f"before it is kept; {self._remedy}"
             )
         return Evaluation(
             step=step,
@@ -133,6 +138,17 @@ class Trainer:
             num_targets=num_targets,
             seconds=time.perf_counter() - started,
         )
+
+    @property
+    def _dtype(self) -> str:
+        """Return the dtype of the computation."""
+        names = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+        precision = str(self.accelerator.mixed_precision)
+        return names.get(precision, precision)
+
+    @property
+    def _remedy(self) -> str:
+        return "take --dtype bfloat16" if self._dtype == "float16" else "lower --learning-rate"
 
     def _loss(self, batch: Batch) -> Tensor:
         device = self.accelerator.device
@@ -155,8 +171,8 @@ class Trainer:
             for index, loss in enumerate(row):
                 if not math.isfinite(loss):
                     raise UserError(
-                        f"the loss is {loss} at step {number} on {_names(passes[process][index])}; the last checkpoint "
-                        "is kept; lower --learning-rate or take the example out"
+                        f"the loss is {loss} at step {number} on {_names(passes[process][index])} in {self._dtype}; "
+                        f"the last checkpoint is kept; {self._remedy} or take the example out"
                     )
 
 

@@ -172,9 +172,22 @@ def _move(stage: Path, folder: Path) -> None:
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (stage / name).replace(folder / name)
+    _sync_names(folder)  # before a config says that they are there
     (stage / CONFIG).replace(folder / CONFIG)
+    _sync_names(folder)
     for left in folder.glob(f"{_STAGE}*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def _sync_names(folder: Path) -> None:
+    """Wait until the names in a folder, and in those within it, are on the disk, where its file system can say so."""
+    for path in (folder, *(one for one in folder.rglob("*") if one.is_dir())):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _owned(folder: Path) -> set[str]:
