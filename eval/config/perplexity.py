@@ -27,7 +27,9 @@ class PerplexityConfig(JobOptions):
     tokens: int | None = Group.MEASURED.option(
         None, "tokens of each document that are read at most", positive, unset="the greatest length"
     )
-    min_tokens: int | None = Group.MEASURED.option(None, "leave out documents with fewer tokens", positive)
+    min_tokens: int | None = Group.MEASURED.option(
+        None, "leave out, before --limit or --sample count, documents of fewer tokens", positive
+    )
     plan: str = plan_option()
     allow_extrapolation: bool = extrapolation_option()
     seed: int = Group.MACHINE.option(0, "seed of torch", natural)

@@ -116,6 +116,8 @@ class TaskRecord:
     scores_first_line: bool = entry("score the first line of an answer alone", default=False)
     max_new_tokens: int = entry("room for the answer, in tokens", rule=LENGTH)
     limit: int | None = entry("first N examples; null for all; may grow", rule=COUNT)
+    sample: int | None = entry("N documents, drawn; may grow", default=None, is_left_out=True, rule=POSITIVE)
+    sample_seed: int | None = entry("seed of the drawing", default=None, is_left_out=True, rule=COUNT)
     min_words: int | None = entry("documents with fewer words are left out", default=None, rule=COUNT)
     maxlen: list[int] = entry("lengths in tokens, ascending; may grow", rule=LENGTHS)
 
@@ -414,6 +416,8 @@ class DocumentsTask:
     rows: dict[str, Any] = entry("counts of rows that were read, left out, or bad", default={}, rule=ROWS)
     split: str | None = entry("split of the data set")
     limit: int | None = entry("first N documents; null for all; may grow", rule=COUNT)
+    sample: int | None = entry("N documents, drawn; may grow", default=None, is_left_out=True, rule=POSITIVE)
+    sample_seed: int | None = entry("seed of the drawing", default=None, is_left_out=True, rule=COUNT)
     min_words: int | None = entry("documents with fewer words are left out", default=None, rule=COUNT)
     maxlen: list[int] = entry("lengths in tokens, ascending; may grow", rule=LENGTHS)
 
@@ -674,6 +678,8 @@ class TrainingIdentity:
     objective: str = entry("`target` or `lm`")
     maxlen: int = entry("most tokens of a sequence", rule=LENGTH)
     limit: int | None = entry("first N examples", rule=COUNT)
+    sample: int | None = entry("N documents, drawn", default=None, is_left_out=True, rule=POSITIVE)
+    sample_seed: int | None = entry("seed of the drawing", default=None, is_left_out=True, rule=COUNT)
     held_out: float = entry("share of the documents that is held out")
     held_out_limit: int | None = entry("most held-out sequences that an evaluation reads", rule=COUNT)
     truncation: str = entry("part of the context that is kept")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from eval.records.read_run import RunInputs
+from eval.records.read_run import RunInputs, describe_selection
 from eval.records.schema import Compared, Comparison, Result, RunRecord, Scores
 from eval.reporting.columns import (
     BASELINE_STYLES,
@@ -165,6 +166,10 @@ def warnings_of(inputs: RunInputs) -> Iterator[str]:
     for name, task in inputs.record.tasks.items():
         if num_bad := task.rows.get("num_bad", 0):
             yield f"{num_bad} rows of {name} could not be used and were skipped; the report names the first."
+    counts = Counter(one.task for one in inputs.examples)
+    for name, task in inputs.record.tasks.items():
+        if task.limit is not None:
+            yield from describe_selection(name, task, counts[name])
     yield from inputs.thinking
     if inputs.dropped:
         yield f"{inputs.dropped[0].upper()}{inputs.dropped[1:]}."
