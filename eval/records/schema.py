@@ -292,13 +292,20 @@ class Result:
     task: str = entry("name of the task")
     template: str = entry("name of the prompt")
     profile: str = entry("metrics")
-    system: str = entry("the model, or the name of a baseline: lead, tail, query_echo, visible_oracle, common_answer")
+    system: str = entry(
+        "the model, or the name of a baseline: lead, tail, query_echo, visible_oracle, common_answer, matched_lead, "
+        "matched_tail, matched_oracle, foreign_oracle"
+    )
     kind: Literal["model", "yardstick"] = entry("whether a model or a baseline wrote the texts")
     subset: Subset = entry("all examples, or those that even the greatest length cuts")
     maxlen: int = entry("length in tokens", rule=LENGTH)
     num_examples: int = entry("examples", rule=COUNT)
     num_documents: int = entry("documents", rule=COUNT)
     num_truncated: int = entry("examples whose context was cut", rule=COUNT)
+    words: float | None = entry("words of a text, in the median", default=None, is_left_out=True, rule=COUNT)
+    num_ended_by_length: int | None = entry(
+        "answers that used up their room; null for baselines", default=None, is_left_out=True, rule=COUNT
+    )
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     evidence_visible: Share | None = entry("share of the gold evidence that was shown; null for baselines")
     cost: Cost | None = entry("what the predictions cost; null for baselines")
@@ -788,6 +795,10 @@ class BoardRow:
     num_examples: int = entry("examples", rule=COUNT)
     num_documents: int = entry("documents", rule=COUNT)
     num_truncated: int = entry("examples whose context was cut", rule=COUNT)
+    words: float | None = entry("words of a text, in the median", default=None, is_left_out=True, rule=COUNT)
+    num_ended_by_length: int | None = entry(
+        "answers that used up their room; null for baselines", default=None, is_left_out=True, rule=COUNT
+    )
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     evidence_visible: Share | None = entry("share of the gold evidence that was shown")
     cost: Cost | None = entry("what the predictions cost")
