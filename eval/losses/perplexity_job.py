@@ -143,6 +143,8 @@ def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJ
         trust_remote_code=config.trust_remote_code,
         threads=threads,
         perplexity_version=PERPLEXITY_VERSION,
+        stride=config.stride,
+        token_losses=config.token_losses,
     )
     tasks = {name: _task_record(config, name, loaded) for name, loaded in data.items()}
     folder.check_accepts(saved, identity, tasks)

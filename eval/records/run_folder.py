@@ -407,9 +407,11 @@ def default_output(kind: str, config: Any, free: Sequence[str]) -> Path:
     if config.sample is None:
         fixed.pop("sample_seed", None)
     # Folders of versions without these settings keep their names.
-    for name in ("min_words", "min_tokens", "stratum_field", "sample", "held_out_sample"):
+    for name in ("min_words", "min_tokens", "stratum_field", "sample", "held_out_sample", "stride"):
         if fixed.get(name) == "None":
             del fixed[name]
+    if fixed.get("token_losses") == "False":
+        del fixed["token_losses"]
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
     words = "-".join([*([kind] if kind else []), *config.tasks, Path(config.model).name, Path(config.plan).name])
     return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', words)[:80]}-{digest}"

@@ -448,6 +448,13 @@ class PerplexityIdentity:
     trust_remote_code: bool = entry("run code that comes with the checkpoint", default=False)
     threads: int | None = entry("torch threads of each process", default=None, rule=COUNT)
     perplexity_version: int = entry("raised when the code changes what is measured")
+    stride: int | None = entry(
+        "tokens that are scored at the end of each overlapping window; null where windows follow each other",
+        default=None,
+        is_left_out=True,
+        rule=POSITIVE,
+    )
+    token_losses: bool = entry("keep the loss of each token", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -481,6 +488,9 @@ class DocumentLoss:
     cache_bytes: int = entry("keys and values after the longest window", rule=COUNT)
     peak_bytes: int | None = entry("most memory", rule=COUNT)
     attention_flops: int | None = entry("two matrix products of attention, in closed form", rule=COUNT)
+    token_losses: list[float | None] | None = entry(
+        "losses of the tokens that were read, in nats; null where none was predicted", default=None, is_left_out=True
+    )
 
     @property
     def key(self) -> Key:
