@@ -2,8 +2,9 @@
 
 accelerate launch eval/perplexity.py --task aclsum --maxlen 1024 2048 4096 8192 --limit 4
 
-The same tokens of a document are read at every length: in consecutive windows of that many tokens, each on its own. The
-first token of a window is not predicted. A position is the number of tokens that a prediction could see.
+The same tokens of a document are read at every length: in consecutive windows of that many tokens, each on its own,
+whose first token is not predicted; or with `--stride` in windows that overlap, of which the end is scored. A position
+is the number of tokens that a prediction could see.
 """
 
 from __future__ import annotations
@@ -42,9 +43,8 @@ def main(argv: Sequence[str]) -> None:
             loaded = model.load()
             check_head(loaded)
             mine = missing[process.index :: process.count]
-            tokens = job.record.identity.tokens
             with job.folder.open_journal(f"{process.index:05}") as journal:
-                for line in measure(mine, loaded, job.builder, tokens, model.dtype, process):
+                for line in measure(mine, loaded, job.builder, job.record.identity, process):
                     append_line(journal, line)
         process.wait()
         if process.is_main:

@@ -10,6 +10,7 @@ as `SAMPLE` shows.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -62,13 +63,28 @@ def load_aclsum(queries: Mapping[str, str], request: LoadRequest) -> LoadedExamp
         if not context:
             raise DataError(f"{paper.where}: field 'pdf_parse.body_text' has no text besides the abstract")
         name, summary = row.text("id"), row.row("summary")
-        if not queries:
-            yield Example(id=name, document_id=name, context=context, references=(abstract,))
-        for aspect, query in queries.items():
-            references = (summary.text(aspect),)
-            yield Example(id=f"{name}-{aspect}", document_id=name, context=context, references=references, query=query)
+        asked: list[tuple[str, str, str | None]] = [
+            (f"{name}-{aspect}", summary.text(aspect), query) for aspect, query in queries.items()
+        ]
+        for id, reference, query in asked or [(name, abstract, None)]:
+            yield Example(
+                id=id,
+                document_id=name,
+                context=context,
+                references=(reference,),
+                query=query,
+                stratum=_year(name),
+            )
 
     return collect(request, rows, read)
+
+
+def _year(paper: str) -> str | None:
+    """Return the year of a paper from its name in the ACL Anthology, such as P18-1001 or 2020.acl-main.33."""
+    found = re.match(r"(\d{4})\.|[A-Z](\d\d)-", paper)
+    if found is None:
+        return None
+    return found[1] or f"{19 if int(found[2]) > 50 else 20}{found[2]}"
 
 
 def _sections(pdf_parse: Row) -> Iterator[Section]:

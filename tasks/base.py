@@ -38,6 +38,7 @@ class Example:
         query: The question or aspect, never cut; None for plain summarization.
         evidence: Start and end, in characters of the context, of each passage that the source marks as evidence; None
             if it marks none.
+        stratum: Kind of document, such as its journal, by which reports count what was selected; None without kinds.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Example:
     references: tuple[str, ...]
     query: str | None = None
     evidence: tuple[tuple[int, int], ...] | None = None
+    stratum: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,11 @@ class LoadRequest:
     Attributes:
         split: `train`, `validation` or `test`, whatever the source calls it.
         data: A local file or folder in one of the set's official formats; None reads the hub or the installed package.
-        limit: Number of examples to keep; None keeps all.
-        min_words: Leave out, before the limit counts, examples whose context has fewer words between white space.
+        limit: Number of examples to keep, the first ones; None keeps all.
+        sample: Number of documents to draw, with all their examples; None draws none. All rows are read for it.
+        sample_seed: Other seeds draw other documents; a larger sample of a seed contains a smaller one.
+        min_words: Leave out, before these count, examples whose context has fewer words between white space.
+        accepts: Called with each context; leaves out, before limit and sample count, those that it refuses.
         revision: Branch, tag or commit of the data set on the hub; None takes the task's.
         on_bad_row: `fail` at the first row that cannot be used, or `skip` it and count it.
     """
@@ -64,7 +69,10 @@ class LoadRequest:
     split: str
     data: Path | None = None
     limit: int | None = None
+    sample: int | None = None
+    sample_seed: int = 0
     min_words: int | None = None
+    accepts: Callable[[str], bool] | None = None
     revision: str | None = None
     on_bad_row: str = "fail"
 
@@ -77,11 +85,13 @@ class LoadedExamples:
         provenance: JSON-ready facts about the source: `kind` (`hub`, `file` or `package`), `name`, the `revision`,
             `sha256` or `version` that pins the content, and counts of rows (`num_...`).
         bad_rows: One message for each row that was skipped: where it is and what is wrong with it.
+        strata: Number of documents that are kept and that were read, by stratum; empty for a task without strata.
     """
 
     examples: tuple[Example, ...]
     provenance: Mapping[str, Any]
     bad_rows: tuple[str, ...] = ()
+    strata: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +192,9 @@ class Task:
             raise DataError(f"task {self.name} has no split '{request.split}'; choose from: {', '.join(self.splits)}")
         if request.limit is not None and request.limit < 1:
             raise DataError(f"limit is {request.limit}; give 1 or more, or leave it out to keep all examples")
+        if request.sample is not None and (request.sample < 1 or request.limit is not None):
+            wrong = f"sample is {request.sample}" + ("" if request.limit is None else f" and limit {request.limit}")
+            raise DataError(f"{wrong}; give a sample of 1 document or more, or a limit")
         # A path that does not exist may name a data set of the hub, for the task `text`.
         if request.revision is not None and request.data is not None and request.data.exists():
             raise DataError(

@@ -50,6 +50,7 @@ class CustomTask:
     Attributes:
         target_field: Field of what should be written: a text, or a list of texts any of which will do.
         query_field: Field of the question; None if nothing is asked.
+        stratum_field: Field of the kind of document, by which reports count what was selected; None without kinds.
         metrics: Metric profile.
         templates: Texts with `{context}` and `{query}`, or `{text: ..., chat: false}`, by name; None makes them of the
             instruction.
@@ -61,6 +62,7 @@ class CustomTask:
     context_field: str = "context"
     target_field: str = "target"
     query_field: str | None = None
+    stratum_field: str | None = None
     instruction: str | None = None
     metrics: str = "hf"
     max_new_tokens: int = 256
@@ -174,7 +176,7 @@ def _load(about: CustomTask, request: LoadRequest) -> LoadedExamples:
     documents: dict[str, str] = {}
 
     def read(row: Row) -> Iterator[Example]:
-        for what in ("context_field", "target_field", "query_field"):
+        for what in ("context_field", "target_field", "query_field", "stratum_field"):
             field = getattr(about, what)
             if field is not None and field not in row.fields:
                 raise DataError(
@@ -189,6 +191,7 @@ def _load(about: CustomTask, request: LoadRequest) -> LoadedExamples:
             context=context,
             references=row.references(about.target_field),
             query=None if about.query_field is None else row.text(about.query_field),
+            stratum=None if about.stratum_field is None else row.label(about.stratum_field),
         )
 
     return collect(request, rows, read)

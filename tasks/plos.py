@@ -9,6 +9,7 @@ blurbs for a table of contents, and summaries by authors and editors.
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from functools import partial
@@ -25,6 +26,8 @@ PACKAGE = "allofplos"
 PIP_REQUIREMENT = "allofplos==0.11.1"
 MIN_ABSTRACT_WORDS = 80
 MIN_BODY_WORDS = 2_000
+# The journal within a DOI: `pone` in 10.1371/journal.pone.0000001.
+_JOURNAL = re.compile(r"journal\.([a-z]+)\.")
 # What walks an article calls itself at each level; articles have some twenty.
 MAX_LEVELS = 200
 # Not running text. MathML stays: its letters and signs are readable, and sentences need them.
@@ -75,7 +78,14 @@ def _read_examples(rows: Rows[Path], file: Path) -> Iterator[Example]:
     if rows.provenance["kind"] == "package":
         is_usable &= abstracts[:1] == own[:1]
     if is_usable:
-        yield Example(id=doi, document_id=doi, context=article_text(_sections(body), abstract), references=(abstract,))
+        journal = _JOURNAL.search(doi)
+        yield Example(
+            id=doi,
+            document_id=doi,
+            context=article_text(_sections(body), abstract),
+            references=(abstract,),
+            stratum=journal[1] if journal else None,
+        )
     else:
         rows.num_skipped += 1
 

@@ -38,6 +38,14 @@ def clean_transcript(text: str) -> str:
     return "\n".join(" ".join(line.split()) for line in text.split("\n"))
 
 
+def _meeting_kind(transcript: str) -> str:
+    """Return the kind of a meeting by who speaks: QMSum is made of AMI, ICSI and committees of parliaments."""
+    if re.search(r"^(Project Manager|Marketing|User Interface|Industrial Designer):", transcript, re.MULTILINE):
+        return "product"
+    is_academic = re.search(r"^(Grad|PhD|Professor|Postdoc|Undergrad)( [A-Z])?:", transcript, re.MULTILINE)
+    return "academic" if is_academic else "committee"
+
+
 def load_qmsum(request: LoadRequest) -> LoadedExamples:
     """Return one example a query; the queries of one meeting share `document_id`."""
     rows: Rows[Row | ScrollsItem]
@@ -87,6 +95,7 @@ def _meeting_examples(meeting: Row, split: str, numbers: Iterator[int]) -> Itera
             references=(query.text("answer"),),
             query=query.text("query"),
             evidence=_evidence(query, places),
+            stratum=_meeting_kind(context),
         )
 
 
@@ -117,7 +126,14 @@ def _scrolls_example(row: ScrollsItem, name_meeting: Callable[[str], str]) -> Ex
     if not context:
         raise DataError(f"{row.where}: field 'input' has no words after the query and a blank line")
     meeting = name_meeting(context)
-    return Example(id=row.id, document_id=meeting, context=context, references=row.references, query=query)
+    return Example(
+        id=row.id,
+        document_id=meeting,
+        context=context,
+        references=row.references,
+        query=query,
+        stratum=_meeting_kind(context),
+    )
 
 
 QMSUM = Task(

@@ -12,6 +12,7 @@ The authors' own files keep the sentences apart, as `SAMPLE` shows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 
@@ -82,7 +83,15 @@ def _read_paper(rows: Rows[Row], split: str, row: Row) -> Iterator[Example]:
     context = "\n".join(without_abstract(article.split("\n"), abstract))
     if not context:
         raise DataError(f"{row.where}: the article holds nothing besides its abstract; take the row out")
-    yield Example(id=example_id, document_id=example_id, context=context, references=(abstract,))
+    yield Example(
+        id=example_id, document_id=example_id, context=context, references=(abstract,), stratum=_year(example_id)
+    )
+
+
+def _year(name: str) -> str | None:
+    """Return the year in an id of arXiv, such as 1009.3123 or hep-ph/9905221; None for other ids."""
+    found = re.fullmatch(r"(?:[a-z-]+(?:\.[A-Z]{2})?/?)?(\d\d)(?:0[1-9]|1[0-2])(?:\.\d{4,5}|\d{3})(?:v\d+)?", name)
+    return f"{19 if int(found[1]) > 90 else 20}{found[1]}" if found else None
 
 
 def _task(name: str, title: str, sizes: tuple[int, int, int], revision: str) -> Task:

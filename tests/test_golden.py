@@ -19,6 +19,7 @@ import pytest
 from tests.helpers.run_folders import without_checksums
 
 GOLDEN = Path(__file__).parent / "golden" / "fca1ebb"
+LATER_SYSTEMS = ("matched_lead", "matched_tail", "matched_oracle", "foreign_oracle")
 PARTS = ("answers", "answers-local", "losses", "losses-local", "search")
 MODEL = "--model model --threads 1"
 RUN = f"--task data/reports.yaml,data/questions.yaml --template ask,bare {MODEL} --output run --maxlen"
@@ -66,6 +67,20 @@ def assert_same(folder: Path, *names: str) -> None:
     ] == []
 
 
+def as_before(path: Path) -> Any:
+    """Return what a run's scores say of the systems that 0.1 knew, in the fields that it had, and their examples."""
+    scores = read(path / "scores.json")
+    added = ("words", "num_ended_by_length")
+    for name in ("example_scores", "scoring_version"):
+        del scores[name]
+    scores["results"] = [
+        {name: value for name, value in one.items() if name not in added}
+        for one in scores["results"]
+        if one["system"] not in LATER_SYSTEMS
+    ]
+    return scores, [one for one in read(path / "example_scores.jsonl") if one["system"] not in LATER_SYSTEMS]
+
+
 def intervals(report: Path) -> set[str]:
     """Return the means with intervals that a report prints."""
     return set(re.findall(r"[-+]?\d+\.\d+ \[[-+\d., ]+\]", report.read_text()))
@@ -75,8 +90,8 @@ def test_scoring_again_gives_the_same_scores(run: Command, folder: Path) -> None
     (folder / "run" / "scores.json").unlink()
     (folder / "run" / "report.md").unlink()
     run("eval.score", "run")
-    assert read(folder / "run" / "scores.json") == read(GOLDEN / "run" / "scores.json")
-    assert_same(folder, "run/example_scores.jsonl", "run/predictions.jsonl")
+    assert as_before(folder / "run") == as_before(GOLDEN / "run")
+    assert_same(folder, "run/predictions.jsonl")
     expected = intervals(GOLDEN / "run" / "report.md")
     assert expected
     assert intervals(folder / "run" / "report.md") >= expected
@@ -85,8 +100,8 @@ def test_scoring_again_gives_the_same_scores(run: Command, folder: Path) -> None
 @pytest.mark.usefixtures("no_weights")
 def test_the_command_of_a_finished_run_generates_nothing(run: Command, folder: Path) -> None:
     run("eval.run", f"{RUN} 300 500")
-    assert_same(folder, *(f"run/{name}" for name in ("predictions.jsonl", "examples.jsonl", "example_scores.jsonl")))
-    assert read(folder / "run" / "scores.json") == read(GOLDEN / "run" / "scores.json")
+    assert_same(folder, *(f"run/{name}" for name in ("predictions.jsonl", "examples.jsonl")))
+    assert as_before(folder / "run") == as_before(GOLDEN / "run")
     now, before = (read(path / "run" / "run.json") for path in (folder, GOLDEN))
     assert (now["identity"], now["tasks"], now["sessions"]) == (before["identity"], before["tasks"], before["sessions"])
 

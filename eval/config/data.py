@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from eval.config.checks import names, path, positive
+from eval.config.checks import names, natural, path, positive
 from eval.config.options import REQUIRED, Group, Options
 from eval.errors import UserError
 from tasks import (
@@ -42,9 +43,13 @@ class DataOptions(Options):
         metavar="PATH",
     )
     split: str | None = Group.DATA.option(None, "split that is read", unset="the one that the task is scored on")
-    limit: int | None = Group.DATA.option(None, "first N examples of each task", positive, unset="all")
+    limit: int | None = Group.DATA.option(None, "first N examples of each task: no sample", positive, unset="all")
+    sample: int | None = Group.DATA.option(
+        None, "N documents of each task, drawn by a hash of their ids, with all their examples", positive, unset="all"
+    )
+    sample_seed: int = Group.DATA.option(0, "of --sample; a larger sample of a seed contains a smaller one", natural)
     min_words: int | None = Group.DATA.option(
-        None, "leave out, before --limit counts, documents of fewer words between white space", positive
+        None, "leave out, before --limit or --sample count, documents of fewer words between white space", positive
     )
     revision: str | None = Group.DATA.option(
         None, "commit, tag or branch of the data on the hub", metavar="REF", unset="the task's own"
@@ -53,6 +58,9 @@ class DataOptions(Options):
     context_field: str | None = Group.OWN_DATA.option(None, "field of the document", unset="context")
     target_field: str | None = Group.OWN_DATA.option(None, "field of what should be written", unset="target")
     query_field: str | None = Group.OWN_DATA.option(None, "field of the question", unset="there is none")
+    stratum_field: str | None = Group.OWN_DATA.option(
+        None, "field of the kind of document, by which the report counts them", unset="there is none"
+    )
     instruction: str | None = Group.OWN_DATA.option(None, "what the model is told to do", metavar="TEXT")
     metrics: str | None = Group.OWN_DATA.option(None, "metric profile of the task", unset="hf")
 
@@ -65,6 +73,10 @@ class DataOptions(Options):
         """
         if not self.task:
             raise UserError("--task is empty; python -m tasks list names those there are")
+        if self.sample is not None and self.limit is not None:
+            raise UserError(
+                f"--sample {self.sample} draws documents and --limit {self.limit} takes the first; give one of them"
+            )
         settings = {name: getattr(self, name) for name, one in self.options().items() if one.group is Group.OWN_DATA}
         own = {name: value for name, value in settings.items() if value is not None}
         if own and CUSTOM not in self.task:
@@ -108,8 +120,10 @@ class DataOptions(Options):
             )
         return TASKS[asked]
 
-    def load(self, name: str, split: str | None = None) -> LoadedExamples:
+    def load(self, name: str, split: str | None = None, accepts: Callable[[str], bool] | None = None) -> LoadedExamples:
         """Return the examples of a task: of a split, else of the one that was asked for, else of its default.
+
+        Those whose context is not accepted are left out before limit or sample count.
 
         Raises:
             DataError: They cannot be read.
@@ -120,6 +134,9 @@ class DataOptions(Options):
                 split=split or self.split or task.default_split,
                 data=self._data_of(name),
                 limit=self.limit,
+                sample=self.sample,
+                sample_seed=self.sample_seed,
+                accepts=accepts,
                 min_words=self.min_words,
                 revision=self.revision,
                 on_bad_row=self.on_bad_row,
@@ -134,9 +151,9 @@ class DataOptions(Options):
         """
         return {name: self.load(name) for name in self.tasks}
 
-    def load_documents(self, name: str) -> LoadedExamples:
+    def load_documents(self, name: str, accepts: Callable[[str], bool] | None = None) -> LoadedExamples:
         """Return the examples of a task, one a document: several queries about one share its context."""
-        loaded = self.load(name)
+        loaded = self.load(name, accepts=accepts)
         documents: dict[str, Example] = {}
         for example in loaded.examples:
             documents.setdefault(example.document_id, example)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eval.config.checks import ascending, natural, positive
+from eval.config.checks import ascending, natural, positive, switch
 from eval.config.job import JobOptions, extrapolation_option, plan_option
 from eval.config.options import REQUIRED, Group
 from eval.errors import UserError
@@ -27,7 +27,16 @@ class PerplexityConfig(JobOptions):
     tokens: int | None = Group.MEASURED.option(
         None, "tokens of each document that are read at most", positive, unset="the greatest length"
     )
-    min_tokens: int | None = Group.MEASURED.option(None, "leave out documents with fewer tokens", positive)
+    min_tokens: int | None = Group.MEASURED.option(
+        None, "leave out, before --limit or --sample count, documents of fewer tokens", positive
+    )
+    stride: int | None = Group.MEASURED.option(
+        None,
+        "let windows overlap: after the first, score the last N tokens of each, which see maxlen - N tokens at least",
+        positive,
+        unset="windows follow each other",
+    )
+    token_losses: bool = Group.MEASURED.option(False, "keep the loss of each token in predictions.jsonl", switch)
     plan: str = plan_option()
     allow_extrapolation: bool = extrapolation_option()
     seed: int = Group.MACHINE.option(0, "seed of torch", natural)
@@ -36,5 +45,9 @@ class PerplexityConfig(JobOptions):
         _ = self.tasks  # raises for what cannot be; an assertion would not under -O
         if self.maxlen[0] < 2:
             raise UserError(f"maxlen {self.maxlen[0]} leaves nothing to predict; give 2 or more")
+        if self.stride is not None and self.stride >= self.maxlen[0]:
+            raise UserError(
+                f"--stride {self.stride} leaves no token in common to windows of maxlen {self.maxlen[0]}; lower it"
+            )
         if self.tokens is not None and self.tokens < self.maxlen[-1]:
             raise UserError(f"--tokens {self.tokens} is below maxlen {self.maxlen[-1]}; raise it, or leave it out")

@@ -51,6 +51,9 @@ class PlacementConfig(JobOptions):
         None, "their tasks, separated by commas", collect=names, unset="those of --task"
     )
     held_out_limit: int | None = Group.HELD_OUT.option(None, "first N examples of each task", positive, unset="all")
+    held_out_sample: int | None = Group.HELD_OUT.option(
+        None, "N documents of each task, drawn by --sample-seed", positive, unset="all"
+    )
     measure: tuple[str, ...] = Group.HELD_OUT.option(
         (), "further plans to judge", nargs="+", collect=tuple, metavar="PLAN"
     )
@@ -81,6 +84,7 @@ class PlacementConfig(JobOptions):
             task=self.held_out_task or self.task,
             split=self.held_out_split,
             limit=self.held_out_limit,
+            sample=self.held_out_sample,
             # Local data are those of the tasks to calibrate on.
             data=self.data if self.held_out_task in (None, self.task) else None,
         )

@@ -25,7 +25,12 @@ from eval.records.typed import to_json
 from tasks import Example, LoadedExamples
 
 # Fields of a task's record that change no prediction, or have a part of the fingerprint of their own.
-_APART = ("templates", "maxlen", "limit", "rows", "description", "licence", "profile", "scores_first_line")
+_APART = (
+    *("templates", "maxlen", "limit", "sample", "sample_seed", "rows"),
+    *("description", "licence", "profile", "scores_first_line"),
+)
+# Share of the references beyond which the room for answers is said to be short.
+_SHORT_ROOM = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +234,28 @@ def make_requests(
         source.check()
     digests = {key: line.fingerprint for key, line in finished.items()}
     return Requests(sources=sources, grouping=record.grouping, finished=digests)
+
+
+def describe_room(requests: Requests) -> Iterator[str]:
+    """Yield a line for each task whose references need more tokens than an answer has room for."""
+    by_task: dict[str, list[PromptSource]] = defaultdict(list)
+    for source in requests.sources:
+        by_task[source.task].append(source)
+    for name, sources in by_task.items():
+        encoder = next(iter(sources[0].builders.values())).encoder
+        needed = sorted(
+            1 + min(len(encoder.encode(text, is_data=True)) for text in example.references)  # with the end token
+            for source in sources
+            for example in source.examples
+        )
+        room = sources[0].settings.max_new_tokens
+        num_longer = sum(one > room for one in needed)
+        if num_longer > _SHORT_ROOM * len(needed):
+            yield (
+                f"{name}: {room} new tokens; {num_longer} of {len(needed)} references need more, "
+                f"{needed[len(needed) // 2]} in the median: --max-new-tokens {needed[(9 * len(needed) - 1) // 10]} "
+                "holds nine of ten"
+            )
 
 
 def _sources_of(

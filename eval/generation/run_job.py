@@ -14,12 +14,12 @@ from eval.config.generation import GenerationOptions
 from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.generation.backend import Backend, output_of
-from eval.generation.requests import Requests, make_requests
+from eval.generation.requests import Requests, describe_room, make_requests
 from eval.prompting.chat import ChatTemplate
 from eval.prompting.prompts import PromptBuilder
 from eval.records.disk import make_folder
 from eval.records.journal import append_line, read_journal
-from eval.records.merging import merge_documents, merge_tasks, pinned, row_counts
+from eval.records.merging import merge_documents, merge_tasks, pinned, row_counts, selection
 from eval.records.read_run import gather_inputs
 from eval.records.run_folder import UNFINISHED, RunFolder, keys_of
 from eval.records.schema import Identity, Key, Prediction, RunRecord, Scores, TaskRecord, TemplateRecord
@@ -107,6 +107,7 @@ class RunJob(Job[RunRecord, Prediction]):
                 "spans": self.record.plan_description,
                 "ends": backend.ends.describe() if backend.ends else "",
                 "task": tasks,
+                "room": list(describe_room(requests)),
                 "lengths": ", ".join(map(str, config.maxlen)),
                 "machine": process.describe(),
                 "shard": f"{part} of {num_parts}: {num_keys} of {len(requests.fingerprints)} predictions"
@@ -238,7 +239,7 @@ def _task_record(
         version=task.version,
         licence=task.licence,
         source=pinned(loaded.provenance),
-        rows=row_counts(loaded.provenance) | {"bad": list(loaded.bad_rows[:_MAX_BAD_ROWS])},
+        rows=row_counts(loaded) | {"bad": list(loaded.bad_rows[:_MAX_BAD_ROWS])},
         split=config.split or task.default_split,
         templates={
             template: TemplateRecord(
@@ -252,6 +253,7 @@ def _task_record(
         scores_first_line=task.scores_first_line,
         max_new_tokens=config.max_new_tokens or task.max_new_tokens,
         limit=config.limit,
+        **selection(config),
         min_words=config.min_words,
         maxlen=list(config.maxlen),
     )

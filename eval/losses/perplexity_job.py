@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from eval.config.perplexity import PerplexityConfig
 from eval.errors import UserError
 from eval.losses.windows import Window
 from eval.prompting.prompts import PromptBuilder
-from eval.records.merging import merge_tasks, pinned, row_counts
+from eval.records.merging import merge_tasks, pinned, row_counts, selection
 from eval.records.read_run import notes_on_tasks
 from eval.records.run_folder import RunFolder, default_output
 from eval.records.schema import (
@@ -29,7 +30,7 @@ from tasks import LoadedExamples, Template
 # Raised by hand whenever a change of the code changes what is measured.
 PERPLEXITY_VERSION = 1
 # Settings that may change in a folder.
-_FREE = ("maxlen", "limit", "output")
+_FREE = ("maxlen", "limit", "sample", "output")
 
 
 @dataclass(kw_only=True)
@@ -100,7 +101,7 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
         self.folder.write_json("run.json", self.record)
         self.folder.write_json("scores.json", PerplexityScores(results=results))
         notes = [f"Not there yet: {len(absent)} measurements of a task whose run was interrupted."] if absent else []
-        notes += notes_on_tasks(self.record.tasks)
+        notes += notes_on_tasks(self.record.tasks, Counter(one.task for one in examples))
         self.folder.write_text("report.md", render_perplexity_report(self.record, results, notes))
         print_perplexity(self.record, results, notes)
         print(f"folder: {self.folder.path}")
@@ -118,7 +119,9 @@ def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJ
     """
     builder = PromptBuilder(model.checkpoint.tokenizer, Template(text="{context}", chat=False))
     builder.check()
-    data = {name: _long_enough(config.load_documents(name), config.min_tokens, builder) for name in config.tasks}
+    least = config.min_tokens
+    accepts = None if least is None else lambda context: len(builder.document(context)) >= least
+    data = {name: config.load_documents(name, accepts) for name in config.tasks}
     if model.checkpoint.has_tokens_beyond:
         for name, loaded in data.items():
             for one in loaded.examples:
@@ -140,6 +143,8 @@ def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJ
         trust_remote_code=config.trust_remote_code,
         threads=threads,
         perplexity_version=PERPLEXITY_VERSION,
+        stride=config.stride,
+        token_losses=config.token_losses,
     )
     tasks = {name: _task_record(config, name, loaded) for name, loaded in data.items()}
     folder.check_accepts(saved, identity, tasks)
@@ -162,23 +167,11 @@ def _task_record(config: PerplexityConfig, name: str, loaded: LoadedExamples) ->
         description=config.tasks[name].description,
         version=config.tasks[name].version,
         source=pinned(loaded.provenance),
-        rows=row_counts(loaded.provenance),
+        rows=row_counts(loaded),
         split=config.split or config.tasks[name].default_split,
         limit=config.limit,
+        **selection(config),
         min_tokens=config.min_tokens,
         min_words=config.min_words,
         maxlen=list(config.maxlen),
     )
-
-
-def _long_enough(loaded: LoadedExamples, min_tokens: int | None, builder: PromptBuilder) -> LoadedExamples:
-    """Return the documents of a task that have enough tokens."""
-    if min_tokens is None:
-        return loaded
-    kept = tuple(one for one in loaded.examples if len(builder.document(one.context)) >= min_tokens)
-    if not kept:
-        raise UserError(
-            f"none of {len(loaded.examples)} documents has --min-tokens {min_tokens}; lower it, or raise --limit"
-        )
-    num_few = len(loaded.examples) - len(kept)
-    return replace(loaded, examples=kept, provenance={**loaded.provenance, "num_few_tokens": num_few})

@@ -13,7 +13,7 @@ from eval.errors import UserError
 from eval.losses.ledger import CALIBRATION, HELD_OUT, HELD_OUT_MARK, SearchText
 from eval.losses.search import SearchResult, Space
 from eval.prompting.prompts import PromptBuilder
-from eval.records.merging import merge_tasks, pinned, row_counts
+from eval.records.merging import merge_tasks, pinned, row_counts, selection
 from eval.records.run_folder import RunFolder, default_output
 from eval.records.schema import (
     DocumentsTask,
@@ -42,7 +42,7 @@ _OWN_NAMES = r"full|local|own|found|random \d+"
 # Settings that may change in a folder: they choose what is measured, not what comes out.
 _FREE = (
     *("local", "units", "rank", "gate", "cost_at", "both_ways", "budget", "beam", "candidates", "measure", "random"),
-    *("seed", "limit", "held_out_limit", "output"),
+    *("seed", "limit", "sample", "held_out_sample", "held_out_limit", "output"),
 )
 
 
@@ -257,9 +257,10 @@ def _task_record(config: PlacementConfig, label: str, source: LoadedExamples) ->
     return DocumentsTask(
         version=own.tasks[label.removesuffix(HELD_OUT_MARK)].version,
         source=pinned(source.provenance),
-        rows=row_counts(source.provenance),
+        rows=row_counts(source),
         split=own.split,
         limit=own.limit,
+        **selection(own),
         min_words=config.min_words,
         maxlen=[config.maxlen],
     )

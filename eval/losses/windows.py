@@ -1,4 +1,9 @@
-"""Negative log likelihoods of a document, read in windows of some tokens, each without those before it."""
+"""Negative log likelihoods of a document, read in windows of some tokens, each without those before it.
+
+Without a stride, windows follow each other, and most of what a short one loses against a long one it loses at its own
+beginning. With a stride they overlap: after the first, the last `stride` tokens of each are scored, so that every token
+but the document's first is scored once, with at least `maxlen - stride` tokens before it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 from eval.prompting.prompts import PromptBuilder
-from eval.records.schema import DocumentLoss
+from eval.records.schema import DocumentLoss, PerplexityIdentity
 from eval.reporting.perplexity_report import TEMPLATE
 from eval.runtime.memory import peak_bytes, reset_peak, storage_bytes
 from eval.runtime.model import plan_of
@@ -43,7 +48,11 @@ class Window:
 
 
 def measure(
-    windows: Sequence[Window], model: PreTrainedModel, builder: PromptBuilder, tokens: int, dtype: str, process: Process
+    windows: Sequence[Window],
+    model: PreTrainedModel,
+    builder: PromptBuilder,
+    record: PerplexityIdentity,
+    process: Process,
 ) -> Iterator[DocumentLoss]:
     """Yield the losses of each document at its length.
 
@@ -51,8 +60,7 @@ def measure(
         windows: Work of this process.
         model: Model with its plan.
         builder: Turns a text into tokens.
-        tokens: Tokens of each document that are read.
-        dtype: Name of the dtype, for messages.
+        record: How documents are read.
         process: The main process has a bar.
 
     Raises:
@@ -68,31 +76,33 @@ def measure(
     )
     with bar:
         for window in windows:
-            yield _measure(window, model, builder.document(window.example.context), tokens, dtype)
+            yield _measure(window, model, builder.document(window.example.context), record)
             bar.set_postfix_str(f"{window.example.id} at {window.maxlen}", refresh=False)
             bar.update()
 
 
-def _measure(window: Window, model: PreTrainedModel, whole: Sequence[int], tokens: int, dtype: str) -> DocumentLoss:
+def _measure(window: Window, model: PreTrainedModel, whole: Sequence[int], record: PerplexityIdentity) -> DocumentLoss:
     spans, maxlen = plan_of(model), window.maxlen
-    token_ids = whole[:tokens]
+    token_ids = whole[: record.tokens]
     reset_peak(model.device)
     started = time.perf_counter()
     sums: dict[tuple[int, int], list[float]] = defaultdict(lambda: [0.0, 0])
     flops, cache_bytes = 0, 0
-    for first in range(0, len(token_ids), maxlen):
+    by_token: list[float | None] = [None] * len(token_ids)
+    for first, scored in windows_of(len(token_ids), maxlen, record.stride):
         part = token_ids[first : first + maxlen]
-        losses, num_bytes = losses_of(model, part)
+        losses, num_bytes = losses_of(model, part, scored)
         if not bool(losses.isfinite().all()):
             where = f"document '{window.example.id}' of task '{window.task}', tokens {first} to {first + len(part) - 1}"
-            raise NumbersError(f"losses on {where}, at length {maxlen}", dtype)
+            raise NumbersError(f"losses on {where}, at length {maxlen}", record.dtype)
         cache_bytes = max(cache_bytes, num_bytes)
         for start, stop in buckets_of(maxlen):
             # The token at index i is predicted from i tokens before it.
-            of_bucket = losses[max(start, 1) - 1 : stop - 1]
+            of_bucket = losses[max(start - scored, 0) : max(stop - scored, 0)]
             if len(of_bucket):
                 sums[start, stop][0] += float(of_bucket.sum(dtype=torch.float64))
                 sums[start, stop][1] += len(of_bucket)
+        by_token[first + scored : first + len(part)] = [round(loss, 5) for loss in losses.tolist()]
         if spans is not None and len(part) > 1:
             flops += attention_flops(model.config, spans, len(part) - 1)
     total, count = (sum(one[place] for one in sums.values()) for place in (0, 1))
@@ -114,7 +124,20 @@ def _measure(window: Window, model: PreTrainedModel, whole: Sequence[int], token
         cache_bytes=cache_bytes,
         peak_bytes=peak_bytes(model.device),
         attention_flops=None if spans is None else flops,
+        token_losses=by_token if record.token_losses else None,
     )
+
+
+def windows_of(num_tokens: int, maxlen: int, stride: int | None) -> Iterator[tuple[int, int]]:
+    """Yield the first token of each window of a document, and the first token within it that is scored."""
+    if stride is None:
+        yield from ((first, 1) for first in range(0, num_tokens, maxlen))
+        return
+    first, end = 0, 1
+    while end < num_tokens:
+        yield first, end - first
+        end = min(first + maxlen, num_tokens)
+        first += stride
 
 
 def buckets_of(maxlen: int) -> list[tuple[int, int]]:
@@ -126,8 +149,8 @@ def buckets_of(maxlen: int) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def losses_of(model: PreTrainedModel, token_ids: Sequence[int]) -> tuple[torch.Tensor, int]:
-    """Return (T - 1,) negative log likelihoods in nats of all tokens but the first, and the bytes of the cache.
+def losses_of(model: PreTrainedModel, token_ids: Sequence[int], scored: int = 1) -> tuple[torch.Tensor, int]:
+    """Return (T - scored,) negative log likelihoods in nats of the tokens from there on, and the bytes of the cache.
 
     The tokens go through the model in chunks on top of a cache, so that memory does not grow with logits or masks.
     """
@@ -139,5 +162,8 @@ def losses_of(model: PreTrainedModel, token_ids: Sequence[int]) -> tuple[torch.T
         for first in range(0, len(token_ids) - 1, CHUNK_TOKENS):
             chunk = ids[:, first : min(first + CHUNK_TOKENS, len(token_ids) - 1)]
             hidden = model.get_decoder()(input_ids=chunk, past_key_values=cache, use_cache=True).last_hidden_state[0]
-            parts.append(token_losses(model, hidden, ids[0, first + 1 : first + 1 + len(hidden)]).cpu())
+            skipped = max(scored - 1 - first, 0)
+            hidden = hidden[skipped:]
+            following = ids[0, first + skipped + 1 : first + skipped + 1 + len(hidden)]
+            parts.append(token_losses(model, hidden, following).cpu())
     return torch.cat(parts), storage_bytes(cache)

@@ -60,6 +60,13 @@ def pinned(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in provenance.items() if not name.startswith("num_")}
 
 
-def row_counts(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the counts of rows in a provenance."""
-    return {name: value for name, value in provenance.items() if name.startswith("num_")}
+def row_counts(loaded: LoadedExamples) -> dict[str, Any]:
+    """Return the counts of rows in the provenance of examples, and those of documents by stratum."""
+    counts = {name: value for name, value in loaded.provenance.items() if name.startswith("num_")}
+    strata = {name: list(numbers) for name, numbers in loaded.strata.items()}
+    return counts | ({"strata": strata} if strata else {})
+
+
+def selection(config: Any) -> dict[str, int | None]:
+    """Return the fields of a record that say how documents were drawn, from settings with `sample`."""
+    return {"sample": config.sample, "sample_seed": None if config.sample is None else config.sample_seed}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,7 +115,7 @@ def gather_inputs(
     num_absent = sum(key not in lines for key in order)
     if num_absent:
         notes.append(f"Not there yet: {num_absent} predictions of a run that was interrupted.")
-    notes += notes_on_tasks(record.tasks)
+    notes += notes_on_tasks(record.tasks, Counter(one.task for one in examples))
     if by_first_line := [name for name, task in record.tasks.items() if task.scores_first_line]:
         notes.append(
             f"Scored by the first line of each answer, as the benchmark does: {', '.join(by_first_line)}. Texts that "
@@ -163,14 +164,16 @@ def _reuse(predictions: Sequence[Prediction]) -> Iterator[str]:
         yield f"Prefilled: {sum(prefilled):,} tokens of {requested:,} asked for ({share:.2f})."
 
 
-def notes_on_tasks(tasks: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what was left out of each task, in sentences.
+def notes_on_tasks(tasks: Mapping[str, Any], counts: Mapping[str, int]) -> Iterator[str]:
+    """Yield how each task's documents were selected, and what was left out, in sentences.
 
     Args:
-        tasks: Records by name, each with `rows` and `min_words`.
+        tasks: Records by name, each with `rows`, `limit`, `sample` and `min_words`.
+        counts: Number of examples of each task, or of documents where those are counted.
     """
     for name, task in tasks.items():
         rows = task.rows
+        yield from describe_selection(name, task, counts.get(name, 0))
         if num_short := rows.get("num_short", 0):
             yield (
                 f"{num_short:,} examples of {name} were left out: their documents have fewer than "
@@ -181,3 +184,21 @@ def notes_on_tasks(tasks: Mapping[str, Any]) -> Iterator[str]:
         if num_bad := rows.get("num_bad", 0):
             first = f" The first: {rows['bad'][0]}." if rows.get("bad") else ""
             yield f"{num_bad} rows of {name} could not be used and were skipped.{first}"
+
+
+_MAX_STRATA = 12
+
+
+def describe_selection(name: str, task: Any, count: int) -> Iterator[str]:
+    """Yield which documents of a task were taken, in a sentence, where not all were; arguments as above."""
+    strata = task.rows.get("strata", {})
+    if task.sample is not None:
+        kept = [f"{stratum} {drawn} of {read}" for stratum, (drawn, read) in strata.items()]
+        chosen = f"A sample of {name}: {task.sample:,} documents drawn with seed {task.sample_seed}"
+    elif task.limit is not None and count >= task.limit:
+        kept = [f"{stratum} {drawn}" for stratum, (drawn, _) in strata.items() if drawn]
+        chosen = f"The first {task.limit:,} of {name}, which are no sample of it: --sample draws one"
+    else:
+        return
+    rest = [f"and {len(kept) - _MAX_STRATA} more"] if len(kept) > _MAX_STRATA else []
+    yield f"{chosen}{'; documents by kind: ' if kept else ''}{', '.join([*kept[:_MAX_STRATA], *rest])}."

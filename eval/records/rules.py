@@ -33,6 +33,10 @@ def _is_time(text: str) -> bool:
 def _are_rows(rows: Any) -> bool:
     counts = [value for name, value in rows.items() if name.startswith("num_")]
     bad = rows.get("bad", [])
+    strata = rows.get("strata", {})
+    if not isinstance(strata, dict) or not all(isinstance(one, list) and len(one) == 2 for one in strata.values()):
+        return False
+    counts += [count for one in strata.values() for count in one]
     return all(type(count) is int and count >= 0 for count in counts) and _are_texts(bad)
 
 
@@ -67,7 +71,7 @@ SPAN = Rule("pairs of a start and an end", lambda spans: all(map(_is_span, spans
 SPANS_IN_ORDER = Rule("pairs of a start and an end, in order", _are_ordered)
 # Objects without fixed fields, as far as they are read.
 SOURCE = Rule("an object with texts as kind and name", lambda value: _are_texts([value.get("kind"), value.get("name")]))
-ROWS = Rule("an object with counts, and texts of bad rows", _are_rows)
+ROWS = Rule("an object with counts, texts of bad rows, and pairs of counts of strata", _are_rows)
 CONFIG = Rule("an object whose shard is null or a pair of numbers", _has_shard)
 GENERATION = Rule(
     "an object whose stop is null or a list of texts",

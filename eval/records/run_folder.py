@@ -149,7 +149,7 @@ class RunFolder:
         Args:
             saved: The existing record; None accepts everything.
             identity: Record of the settings that hold for the whole folder.
-            tasks: Records of the tasks; `maxlen`, `templates` and `limit` may grow, `rows` is a remark.
+            tasks: Records of the tasks; `maxlen`, `templates`, `limit` and `sample` may grow, `rows` is a remark.
 
         Raises:
             UserError: A setting differs; the error names it with both values.
@@ -165,13 +165,21 @@ class RunFolder:
                 continue
             for name, value in to_json(settings).items():
                 if name == "limit":
-                    if value is not None and (before["limit"] is None or value < before["limit"]):
-                        raise self._differs(f"limit of {task}", before["limit"], value)
+                    self._check_contains(task, before, to_json(settings))
                 elif name == "templates":
                     for template in value.keys() & before.get(name, {}).keys():
                         self._check_equal(f"template '{template}' of {task}", before[name][template], value[template])
-                elif name not in ("maxlen", "rows"):
+                elif name not in ("maxlen", "rows", "sample", "sample_seed"):
                     self._check_equal(f"{name} of {task}", before.get(name), value)
+
+    def _check_contains(self, task: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Check that the documents of a session are among those of the next one."""
+        if now["limit"] is None and now.get("sample") is None:
+            return
+        kind = "limit" if now.get("sample") is None and before.get("sample") is None else "sample"
+        self._check_equal(f"sample_seed of {task}", before.get("sample_seed"), now.get("sample_seed"))
+        if before.get(kind) is None or now.get(kind) is None or now[kind] < before[kind]:
+            raise self._differs(f"{kind} of {task}", before.get(kind), now.get(kind))
 
     def _check_equal(self, name: str, there: Any, now: Any) -> None:
         if there == now:
@@ -396,9 +404,14 @@ def default_output(kind: str, config: Any, free: Sequence[str]) -> Path:
         free: Names of settings that may grow or change in a folder.
     """
     fixed = {name: str(value) for name, value in asdict(config).items() if name not in free}
-    for name in ("min_words", "min_tokens"):  # folders of versions without these settings keep their names
+    if config.sample is None:
+        fixed.pop("sample_seed", None)
+    # Folders of versions without these settings keep their names.
+    for name in ("min_words", "min_tokens", "stratum_field", "sample", "held_out_sample", "stride"):
         if fixed.get(name) == "None":
             del fixed[name]
+    if fixed.get("token_losses") == "False":
+        del fixed["token_losses"]
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
     words = "-".join([*([kind] if kind else []), *config.tasks, Path(config.model).name, Path(config.plan).name])
     return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', words)[:80]}-{digest}"

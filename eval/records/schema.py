@@ -116,6 +116,8 @@ class TaskRecord:
     scores_first_line: bool = entry("score the first line of an answer alone", default=False)
     max_new_tokens: int = entry("room for the answer, in tokens", rule=LENGTH)
     limit: int | None = entry("first N examples; null for all; may grow", rule=COUNT)
+    sample: int | None = entry("N documents, drawn; may grow", default=None, is_left_out=True, rule=POSITIVE)
+    sample_seed: int | None = entry("seed of the drawing", default=None, is_left_out=True, rule=COUNT)
     min_words: int | None = entry("documents with fewer words are left out", default=None, rule=COUNT)
     maxlen: list[int] = entry("lengths in tokens, ascending; may grow", rule=LENGTHS)
 
@@ -290,13 +292,20 @@ class Result:
     task: str = entry("name of the task")
     template: str = entry("name of the prompt")
     profile: str = entry("metrics")
-    system: str = entry("the model, or the name of a baseline: lead, tail, query_echo, visible_oracle, common_answer")
+    system: str = entry(
+        "the model, or the name of a baseline: lead, tail, query_echo, visible_oracle, common_answer, matched_lead, "
+        "matched_tail, matched_oracle, foreign_oracle"
+    )
     kind: Literal["model", "yardstick"] = entry("whether a model or a baseline wrote the texts")
     subset: Subset = entry("all examples, or those that even the greatest length cuts")
     maxlen: int = entry("length in tokens", rule=LENGTH)
     num_examples: int = entry("examples", rule=COUNT)
     num_documents: int = entry("documents", rule=COUNT)
     num_truncated: int = entry("examples whose context was cut", rule=COUNT)
+    words: float | None = entry("words of a text, in the median", default=None, is_left_out=True, rule=COUNT)
+    num_ended_by_length: int | None = entry(
+        "answers that used up their room; null for baselines", default=None, is_left_out=True, rule=COUNT
+    )
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     evidence_visible: Share | None = entry("share of the gold evidence that was shown; null for baselines")
     cost: Cost | None = entry("what the predictions cost; null for baselines")
@@ -414,6 +423,8 @@ class DocumentsTask:
     rows: dict[str, Any] = entry("counts of rows that were read, left out, or bad", default={}, rule=ROWS)
     split: str | None = entry("split of the data set")
     limit: int | None = entry("first N documents; null for all; may grow", rule=COUNT)
+    sample: int | None = entry("N documents, drawn; may grow", default=None, is_left_out=True, rule=POSITIVE)
+    sample_seed: int | None = entry("seed of the drawing", default=None, is_left_out=True, rule=COUNT)
     min_words: int | None = entry("documents with fewer words are left out", default=None, rule=COUNT)
     maxlen: list[int] = entry("lengths in tokens, ascending; may grow", rule=LENGTHS)
 
@@ -437,6 +448,13 @@ class PerplexityIdentity:
     trust_remote_code: bool = entry("run code that comes with the checkpoint", default=False)
     threads: int | None = entry("torch threads of each process", default=None, rule=COUNT)
     perplexity_version: int = entry("raised when the code changes what is measured")
+    stride: int | None = entry(
+        "tokens that are scored at the end of each overlapping window; null where windows follow each other",
+        default=None,
+        is_left_out=True,
+        rule=POSITIVE,
+    )
+    token_losses: bool = entry("keep the loss of each token", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -470,6 +488,9 @@ class DocumentLoss:
     cache_bytes: int = entry("keys and values after the longest window", rule=COUNT)
     peak_bytes: int | None = entry("most memory", rule=COUNT)
     attention_flops: int | None = entry("two matrix products of attention, in closed form", rule=COUNT)
+    token_losses: list[float | None] | None = entry(
+        "losses of the tokens that were read, in nats; null where none was predicted", default=None, is_left_out=True
+    )
 
     @property
     def key(self) -> Key:
@@ -674,6 +695,8 @@ class TrainingIdentity:
     objective: str = entry("`target` or `lm`")
     maxlen: int = entry("most tokens of a sequence", rule=LENGTH)
     limit: int | None = entry("first N examples", rule=COUNT)
+    sample: int | None = entry("N documents, drawn", default=None, is_left_out=True, rule=POSITIVE)
+    sample_seed: int | None = entry("seed of the drawing", default=None, is_left_out=True, rule=COUNT)
     held_out: float = entry("share of the documents that is held out")
     held_out_limit: int | None = entry("most held-out sequences that an evaluation reads", rule=COUNT)
     truncation: str = entry("part of the context that is kept")
@@ -783,6 +806,10 @@ class BoardRow:
     num_examples: int = entry("examples", rule=COUNT)
     num_documents: int = entry("documents", rule=COUNT)
     num_truncated: int = entry("examples whose context was cut", rule=COUNT)
+    words: float | None = entry("words of a text, in the median", default=None, is_left_out=True, rule=COUNT)
+    num_ended_by_length: int | None = entry(
+        "answers that used up their room; null for baselines", default=None, is_left_out=True, rule=COUNT
+    )
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     evidence_visible: Share | None = entry("share of the gold evidence that was shown")
     cost: Cost | None = entry("what the predictions cost")

@@ -71,7 +71,7 @@ def length_curves(results: Sequence[Result], metric: str) -> Spec:
 
     The results are those of one task, template and subset.
     """
-    series = _by_system(results)
+    series = _by_system([line for line in results if line.kind == "model" or _is_charted(line.system)])
     models = [name for name, lines in series.items() if lines[0].kind == "model"]
     rows = {
         name: [
@@ -243,6 +243,10 @@ def _padded(values: Iterable[float]) -> tuple[float, float]:
     return max(min(known) - room, 0.0), max(known) + room
 
 
+def _is_charted(name: str) -> bool:
+    return name not in BASELINE_STYLES or BASELINE_STYLES[name].is_charted
+
+
 def _baseline_line(name: str, rows: Sequence[Mapping[str, Any]], x: Layer, y: Layer) -> Layer:
     dash = list(BASELINE_STYLES[name].dash) if name in BASELINE_STYLES else [4, 4]
     return layer(rows, {"type": "line", "style": "yardstick", "strokeDash": dash}, x=x, y=y, tooltip=_TOOLTIP)
@@ -256,7 +260,8 @@ def direct_labels(
     values: list[dict[str, Any]] = []
     for name, rows in sorted(lines.items(), key=lambda item: item[1][-1]["mean"]):
         lowest = values[-1]["mean"] + gap if values else low
-        values.append({"label": name.replace("_", " "), "mean": max(rows[-1]["mean"], lowest)})
+        label = BASELINE_STYLES[name].heading if name in BASELINE_STYLES else name.replace("_", " ")
+        values.append({"label": label, "mean": max(rows[-1]["mean"], lowest)})
     mark = {"type": "text", "align": "left", "dx": 4, "style": "label"}
     return layer(values, mark, x={"value": "width"}, y=y, text={"field": "label"})
 

@@ -206,7 +206,21 @@ ANSWERS = [
 MAXLEN = Column(key="maxlen", heading="maxlen")
 N = Column(heading="n", show=count, legend="n: examples (documents where fewer).")
 CUT = Column(key="num_truncated", heading="cut", legend="cut: examples whose context was truncated.")
-COUNTS = [N, CUT]
+WORDS = Column(key="words", heading="words", legend="words: of a text, in the median.")
+
+
+def ended_by_length(record: Any) -> str:
+    """Return the share of the answers that used up their room; a dash where it is not known."""
+    count = record.num_ended_by_length
+    return "-" if count is None else f"{100 * count / record.num_examples:.0f}%"
+
+
+ENDED = Column(
+    heading="by length",
+    show=ended_by_length,
+    legend="by length: answers that ended because their room was used up; their scores are those of beginnings.",
+)
+COUNTS = [N, CUT, WORDS, ENDED]
 EVIDENCE = Column(
     heading="evidence %",
     show=lambda result: percent(result.evidence_visible, 1) if result.evidence_visible else "",
@@ -221,8 +235,10 @@ class BaselineStyle:
     heading: str
     dash: Sequence[int]
     column: Column | None = None
+    is_charted: bool = True
 
 
+_AT_LENGTH = "at length: with as many words as the answer of the row, which a model is to be compared with."
 BASELINE_STYLES = {
     "visible_oracle": BaselineStyle(
         heading="visible oracle",
@@ -233,9 +249,15 @@ BASELINE_STYLES = {
             "reference line, no strict ceiling.",
         ),
     ),
-    "lead": BaselineStyle(heading="lead", dash=[2, 2]),
-    "tail": BaselineStyle(heading="tail", dash=[9, 3, 2, 3]),
-    "query_echo": BaselineStyle(heading="query echo", dash=[1, 4]),
+    "foreign_oracle": BaselineStyle(heading="foreign oracle", dash=[7, 3, 2, 3]),
+    "lead": BaselineStyle(heading="lead", dash=[2, 2], is_charted=False),
+    "tail": BaselineStyle(heading="tail", dash=[9, 3, 2, 3], is_charted=False),
+    "matched_oracle": BaselineStyle(
+        heading="oracle at length", dash=[4, 2], column=Column(heading="oracle at length", legend=_AT_LENGTH)
+    ),
+    "matched_lead": BaselineStyle(heading="lead at length", dash=[2, 2], column=Column(heading="lead at length")),
+    "matched_tail": BaselineStyle(heading="tail at length", dash=[9, 3, 2, 3], is_charted=False),
+    "query_echo": BaselineStyle(heading="query echo", dash=[1, 4], is_charted=False),
     "common_answer": BaselineStyle(
         heading="common answer",
         dash=[12, 2],
@@ -245,6 +267,8 @@ BASELINE_STYLES = {
 _BASELINE_LEGEND = (
     "lead, tail: as many words as references have in the median, from either end of what was shown. visible oracle: "
     "sentences that were shown, picked greedily with the references in hand; a reference line, no strict ceiling. "
+    "foreign oracle: the same where another document's text replaces all beyond the smallest window, the floor of what "
+    f"the oracle gains with length. {_AT_LENGTH} "
     "common answer: what most examples have among their references."
 )
 

@@ -106,12 +106,15 @@ def render_perplexity_report(
 ) -> str:
     """Return `report.md`."""
     identity, session = record.identity, record.sessions[-1]
+    windows = "in windows of the length"
+    if identity.stride is not None:
+        windows += f" that overlap; after the first, the last {identity.stride:,} tokens of each are scored"
     parts = [
         f"# Perplexity, {', '.join(record.tasks)}: {markdown(identity.model.reference)}",
         "",
         f"- model: {markdown(f'{code(identity.model.reference)} ({identity.model.source}), {identity.dtype}')}",
         f"- spans: {markdown(code(record.plan_description))}",
-        f"- tokens: the first {identity.tokens:,} of each document at most, in windows of the length",
+        f"- tokens: the first {identity.tokens:,} of each document at most, {windows}",
         f"- machine: {markdown(session.machine.device)}, {session.world_size} x {session.threads} threads",
         f"- code: commit {markdown(session.commit or 'unknown')}{', with uncommitted changes' * bool(session.dirty)}",
     ]

@@ -13,6 +13,7 @@ from eval.records.run_folder import RunFolder, own_plots
 from eval.records.schema import ExampleScore, RunRecord, Scores
 from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
 from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, legend_of, text
+from eval.reporting.lengths import warnings_on_lengths
 from eval.reporting.page import Heading, Prose, Section, as_table, render_page
 from eval.reporting.position_chart import document_positions, oracle_positions
 from eval.reporting.samples import gather_samples
@@ -87,7 +88,11 @@ def describe_task(record: RunRecord, scores: Scores, task: str) -> str:
             "Of what needs no model the common answer alone is scored: sentences of a document match no choice."
         )
     else:
-        sentences.append(f"Lead and tail have {baselines.word_budget} words; the oracle aims at {baselines.objective}.")
+        sentences.append(
+            f"Lead, tail and oracle have {baselines.word_budget} words, or as many as the answer where they are at "
+            f"length; the oracle aims at {baselines.objective}."
+        )
+    sentences += warnings_on_lengths(scores).get(task, [])
     return " ".join(sentences)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from eval.records.read_run import RunInputs
+from eval.records.read_run import RunInputs, describe_selection
 from eval.records.schema import Compared, Comparison, Result, RunRecord, Scores
 from eval.reporting.columns import (
     BASELINE_STYLES,
+    ENDED,
     MAXLEN,
+    WORDS,
     Column,
     N,
     outcome,
@@ -19,13 +22,14 @@ from eval.reporting.columns import (
     signed_interval,
     text,
 )
+from eval.reporting.lengths import warnings_on_lengths
 from eval.reporting.tables import Rows, as_columns, describe_intervals, select, table_of
 from eval.scoring.profiles import describe_profiles, headline, metric_name
 from eval.scoring.significance import MIN_DOCUMENTS
 
-_WIDTH = 100
-_TABLE_WIDTH = 80  # where metrics besides the headline would need more, they are left out
-_BASELINES = ("visible_oracle", "lead", "common_answer")
+_WIDTH = 100  # where metrics besides the headline would need more, they are left out
+# Of each, the first that there is: with as many words as the answer, else with as many as it takes.
+_BASELINES = (("matched_oracle", "visible_oracle"), ("matched_lead",), ("common_answer",))
 
 
 def render_short(inputs: RunInputs, scores: Scores) -> str:
@@ -40,7 +44,7 @@ def render_short(inputs: RunInputs, scores: Scores) -> str:
     ]
     profiles = {result.task: result.profile for result in models}
     caption = f"{describe_profiles(profiles)}; {describe_intervals(models)}".replace("`", "")
-    lines = [*meanings(inputs.record, scores), *warnings_of(inputs)]
+    lines = [*meanings(inputs.record, scores), *warnings_of(inputs, scores)]
     wrapped = [textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in lines]
     table = as_columns(score_table(models, scores.results))
     return "\n".join([textwrap.fill(caption, _WIDTH), "", table, "", *wrapped])
@@ -60,22 +64,22 @@ def score_table(models: Sequence[Result], results: Sequence[Result]) -> Rows:
             scores = baselines.get((result.task, result.template, result.maxlen, name))
             return "-" if scores is None else percent_mean(scores[metrics[result.task]])
 
-        own = BASELINE_STYLES[name].column
-        return Column(heading=own.heading if own else BASELINE_STYLES[name].heading, show=show)
+        return Column(heading=BASELINE_STYLES[name].heading.removesuffix(" at length"), show=show)
 
     several = [name for name in ("task", "template") if len({getattr(result, name) for result in models}) > 1]
     before = [text(name) for name in several]
-    before += [MAXLEN, N]
+    before += [MAXLEN, N, WORDS, ENDED]
     if len(names) > 1:
         before.append(Column(heading="metric", show=lambda result: metric_name(metrics[result.task])))
     headlines = Column(
         heading=metric_name(names[0]) if len(names) == 1 else "score",
         show=lambda result: percent(result.metrics[metrics[result.task]]),
     )
-    after = [baseline(name) for name in _BASELINES if any(key[3] == name for key in baselines)]
+    known = {key[3] for key in baselines}
+    after = [baseline(found[0]) for names in _BASELINES if (found := [one for one in names if one in known])]
     others = [name for name in models[0].metrics if name not in names] if len(names) == 1 else []
     wide = table_of([*before, headlines, *map(score, others), *after], models)
-    is_narrow = len(as_columns(wide).partition("\n")[0]) <= _TABLE_WIDTH
+    is_narrow = len(as_columns(wide).partition("\n")[0]) <= _WIDTH
     return wide if is_narrow else table_of([*before, headlines, *after], models)
 
 
@@ -144,10 +148,9 @@ def _judged(comparison: Comparison, subject: str, other: str) -> str:
 def _single(model: Result, results: Sequence[Result]) -> str:
     """Return how a single length stands beside the simplest baseline, which is not tested."""
     metric, beside = headline(model.profile), ""
-    for name in ("common_answer", "lead"):
+    for name, baseline in {"common_answer": "common answer", "matched_lead": "lead of as many words"}.items():
         for one in select(results, system=name, kind="yardstick"):
-            baseline = BASELINE_STYLES[name].heading
-            beside = f" beside the {baseline}'s {percent_mean(one.metrics[metric])} (not tested)"
+            beside = f" beside {percent_mean(one.metrics[metric])} of the {baseline} (not tested)"
     score = f"{metric_name(metric)} {percent(model.metrics[metric])}"
     return f"One length, so nothing is compared: {score}{beside}, {_counted(model)}."
 
@@ -158,13 +161,19 @@ def _counted(record: Result | Comparison) -> str:
     return f"n = {record.num_examples} examples about {record.num_documents} documents"
 
 
-def warnings_of(inputs: RunInputs) -> Iterator[str]:
+def warnings_of(inputs: RunInputs, scores: Scores) -> Iterator[str]:
     """Yield what is wrong with a run, in sentences."""
     if inputs.num_absent:
         yield f"Not there yet: {inputs.num_absent} predictions of a run that was interrupted."
     for name, task in inputs.record.tasks.items():
         if num_bad := task.rows.get("num_bad", 0):
             yield f"{num_bad} rows of {name} could not be used and were skipped; the report names the first."
+    counts = Counter(one.task for one in inputs.examples)
+    for name, task in inputs.record.tasks.items():
+        if task.limit is not None:
+            yield from describe_selection(name, task, counts[name])
     yield from inputs.thinking
+    for warnings in warnings_on_lengths(scores).values():
+        yield from warnings
     if inputs.dropped:
         yield f"{inputs.dropped[0].upper()}{inputs.dropped[1:]}."

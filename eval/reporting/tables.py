@@ -12,10 +12,13 @@ from eval.reporting.columns import (
     BASELINE_STYLES,
     COMPARISONS,
     COSTS,
-    COUNTS,
+    CUT,
+    ENDED,
     EVIDENCE,
     MAXLEN,
+    WORDS,
     Column,
+    N,
     of_cost,
     percent,
     score,
@@ -50,7 +53,7 @@ def quality_table(results: Sequence[Result]) -> Rows:
     def with_interval(metric: str) -> Column:
         return replace(score(metric), show=lambda result: percent(result.metrics[metric]))
 
-    columns = [MAXLEN, Column(heading="system", show=system_name), *map(of_model, COUNTS)]
+    columns = [MAXLEN, Column(heading="system", show=system_name), *map(of_model, (N, CUT)), WORDS, of_model(ENDED)]
     columns += map(with_interval, results[0].metrics)
     columns += [EVIDENCE] if any(result.evidence_visible for result in results) else []
     lengths = list(dict.fromkeys(result.maxlen for result in results))

@@ -4,7 +4,8 @@
     rows = document_baselines(document, {1024: [(0, 4700)], 2048: [(0, 9400)]}, references, query, budget)
     [row.system for row in rows[1024]] -> ["lead", "tail", "query_echo", "visible_oracle"]
 
-- `lead`, `tail`: the first and the last words that were shown, as many as the budget allows.
+- `lead`, `tail`: the first and the last words that were shown, as many as the budget allows. `eval.scoring.beside` has
+  those with as many words as an answer, and the floor of the oracle.
 - `query_echo`: the query itself, where there is one.
 - `visible_oracle`: sentences that were shown, picked with the references in hand. It tells "the information was not in
   the window" from "the model did not use it". It is no strict ceiling: the search is greedy, takes whole sentences, and
@@ -118,8 +119,13 @@ def describe_baselines(profile: str, references: Sequence[Sequence[str]]) -> Bas
 
 def word_budget(references: Iterable[str]) -> int:
     """Return the median number of words between white space of all references of a task, at least 1."""
-    median = statistics.median([len(reference.split()) for reference in references])
+    median = statistics.median([num_words(reference) for reference in references])
     return max(1, int(median + 0.5))
+
+
+def num_words(text: str) -> int:
+    """Return the number of words that budgets count: what stands between white space."""
+    return len(text.split())
 
 
 def common_answer(references: Iterable[Sequence[str]]) -> str:
@@ -140,7 +146,7 @@ def common_answer(references: Iterable[Sequence[str]]) -> str:
 
 def visible_share(evidence: Sequence[Sequence[int]] | None, windows: Sequence[Sequence[int]]) -> float | None:
     """Return the share of the evidence's characters that was shown, a character counted once; None without evidence."""
-    wanted, shown = _merge(evidence or ()), _merge(windows)
+    wanted, shown = merge_spans(evidence or ()), merge_spans(windows)
     total = sum(end - start for start, end in wanted)
     seen = sum(max(0, min(end, last) - max(start, first)) for start, end in wanted for first, last in shown)
     return seen / total if total else None
@@ -185,15 +191,14 @@ def document_baselines(
     """
     assert references
     assert budget > 0
-    merged = {maxlen: _merge(windows[maxlen]) for maxlen in sorted(windows)}
-    oracles = _visible_oracles(
-        document, merged, references, budget if document.objective.is_of_summaries else len(document.text)
-    )
+    merged = {maxlen: merge_spans(windows[maxlen]) for maxlen in sorted(windows)}
+    alike = dict.fromkeys(merged, budget if document.objective.is_of_summaries else None)
+    oracles = visible_oracles(document, merged, references, alike)
     rows: dict[int, list[Baseline]] = {}
     for maxlen, window in merged.items():
         rows[maxlen] = [
-            Baseline(system="lead", text=_words_at_end(document.text, window, budget, is_last=False)),
-            Baseline(system="tail", text=_words_at_end(document.text, window, budget, is_last=True)),
+            Baseline(system="lead", text=words_at_end(document.text, window, budget, is_last=False)),
+            Baseline(system="tail", text=words_at_end(document.text, window, budget, is_last=True)),
         ]
         if query and query.strip():
             rows[maxlen].append(Baseline(system="query_echo", text=query))
@@ -201,7 +206,7 @@ def document_baselines(
     return rows
 
 
-def _merge(spans: Iterable[Sequence[int]]) -> list[Span]:
+def merge_spans(spans: Iterable[Sequence[int]]) -> list[Span]:
     """Return the spans in order, joined where they touch or overlap, without empty ones."""
     merged: list[Span] = []
     for start, end in sorted((start, end) for start, end in spans if start < end):
@@ -216,7 +221,7 @@ def _sentences(text: str) -> list[Span]:
     return [match.span() for start, end in sentence_spans(text) for match in _LINE.finditer(text, start, end)]
 
 
-def _words_at_end(text: str, window: Sequence[Span], budget: int, *, is_last: bool) -> str:
+def words_at_end(text: str, window: Sequence[Span], budget: int, *, is_last: bool) -> str:
     """Return the first or the last words that were shown, as many as the budget allows."""
     pieces = []
     for start, end in reversed(window) if is_last else window:
@@ -230,27 +235,32 @@ def _words_at_end(text: str, window: Sequence[Span], budget: int, *, is_last: bo
     return "\n".join(piece for piece in (reversed(pieces) if is_last else pieces) if piece)
 
 
-def _visible_oracles(
-    document: PreparedDocument, windows: Mapping[int, Sequence[Span]], references: Sequence[str], budget: int
+def visible_oracles(
+    document: PreparedDocument,
+    windows: Mapping[int, Sequence[Span]],
+    references: Sequence[str],
+    budgets: Mapping[int, int | None],
 ) -> dict[int, Baseline]:
-    """Return the oracle of each window.
+    """Return the oracle of each window, with so many words at most.
 
     Every search starts twice, from nothing and from the choice of the window before, and runs towards each reference;
-    the best end counts. So the objective never falls from a window to one that holds it.
+    the best end counts. So the objective never falls from a window to one that holds it, where budgets are equal.
     """
     searches = [_Search(document, reference) for reference in references]
     oracles: dict[int, Baseline] = {}
     seed: list[int] = []
-    before = None
+    before: tuple[list[bool], int] | None = None
     for maxlen, window in windows.items():
-        shown = _whole_sentences(document.spans, window)
-        if before is None or not np.array_equal(shown, before):
+        shown, given = _whole_sentences(document.spans, window), budgets[maxlen]
+        budget = len(document.text) if given is None else given
+        if before != (shown.tolist(), budget):
             allowed = shown & (document.lengths <= budget)
-            starts = [[], [sentence for sentence in seed if shown[sentence]]] if seed else [[]]
+            kept = [sentence for sentence in seed if shown[sentence]]
+            starts = [[], kept] if kept and document.lengths[kept].sum() <= budget else [[]]
             ends = [search.climb(start, allowed, budget).sentences for search in searches for start in starts]
             values = [max(search.choice(end).value for search in searches) for end in ends]
             best = int(np.argmax(values))
-            seed, before = sorted(ends[best]), shown
+            seed, before = sorted(ends[best]), (shown.tolist(), budget)
             spans = tuple((int(start), int(end)) for start, end in document.spans[seed])
             oracle = Baseline(
                 system="visible_oracle",

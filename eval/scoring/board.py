@@ -25,7 +25,7 @@ from eval.scoring.profiles import headline, metric_columns, metric_range
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
 from eval.scoring.significance import within_margin_of_best
 
-_COUNTS = ("num_examples", "num_documents", "num_truncated")
+_COUNTS = ("num_examples", "num_documents", "num_truncated", "words", "num_ended_by_length")
 
 Example = tuple[str, str, str]  # digests of its query, of its references, and of these with the document
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -34,14 +34,9 @@ from eval.records.schema import (
     Subset,
 )
 from eval.scoring.answers import first_line
-from eval.scoring.baselines import (
-    Baseline,
-    describe_baselines,
-    document_baselines,
-    prepare_document,
-    visible_share,
-)
-from eval.scoring.profiles import PROFILES, headline, metric_columns, metric_range, score_prediction
+from eval.scoring.baselines import Baseline, describe_baselines, num_words, visible_share
+from eval.scoring.beside import BaselinesOfDocument, foreign_texts
+from eval.scoring.profiles import headline, metric_columns, metric_range, score_prediction
 from eval.scoring.significance import (
     FRACTIONS,
     MARGIN,
@@ -56,21 +51,20 @@ from eval.scoring.significance import (
 SCORING_VERSION = 2
 
 Setting = tuple[str, str, int]  # task, template, maxlen
-# Baselines by maxlen beside predictions of one example and template.
-MakeBaselines = Callable[[Sequence[Prediction], ExampleRecord], dict[int, list[Baseline]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """One text beside its references, with the prediction that it is or stands beside.
 
-    The share of the evidence that was shown is None where the source names none.
+    The share of the evidence that was shown is None where the source names none. Words are those of the text.
     """
 
     line: ExampleScore
     profile: str
     prediction: Prediction
     evidence_visible: float | None
+    num_words: int
 
     @property
     def is_model(self) -> bool:
@@ -121,11 +115,21 @@ def score_examples(
             references[prediction.task].append(example.references)
         of_document.setdefault(prediction.id, []).append(prediction)
     baselines = {task: describe_baselines(profiles[task], of_task) for task, of_task in references.items()}
-    texts = {(one.task, one.document_id): one.text for one in documents}
+    texts: dict[str, dict[str, str]] = defaultdict(dict)
+    for document in documents:
+        if (document.task, document.document_id) in by_document:
+            texts[document.task][document.document_id] = document.text
+    foreign = {task: foreign_texts(of_task) for task, of_task in texts.items()}
     found: dict[Key, list[Scored]] = defaultdict(list)
     # By document, so that only one at a time is in memory in its prepared form.
     for (task, name), by_example in tqdm(by_document.items(), desc="scoring", delay=2, leave=False, disable=None):
-        beside = _baselines_of(texts[task, name], profiles[task], baselines[task])
+        beside = BaselinesOfDocument(
+            texts[task][name],
+            foreign[task][name],
+            itertools.chain.from_iterable(by_example.values()),
+            profiles[task],
+            baselines[task],
+        )
         for example_id, answers in by_example.items():
             example = known[task, example_id]
             for one in _score_answers(answers, example, profiles[task], system, task in first_line_tasks, beside):
@@ -135,30 +139,13 @@ def score_examples(
     )
 
 
-def _baselines_of(text: str, profile: str, made_with: Baselines) -> MakeBaselines:
-    """Return a function that makes the baselines about one document."""
-    objective, answer = PROFILES[profile].objective, made_with.common_answer
-    document = None if objective is None else prepare_document(text, objective)
-    everywhere = [] if answer is None else [Baseline(system="common_answer", text=answer)]
-
-    def make(predictions: Sequence[Prediction], example: ExampleRecord) -> dict[int, list[Baseline]]:
-        windows = {one.maxlen: one.context_spans for one in predictions}
-        if document is None:
-            return dict.fromkeys(windows, everywhere)
-        budget = made_with.word_budget or 0
-        parts = document_baselines(document, windows, example.references, example.query, budget)
-        return {maxlen: [*rows, *everywhere] for maxlen, rows in parts.items()}
-
-    return make
-
-
 def _score_answers(
     predictions: Sequence[Prediction],
     example: ExampleRecord,
     profile: str,
     system: str,
     by_first_line: bool,
-    beside: MakeBaselines,
+    baselines_of: BaselinesOfDocument,
 ) -> Iterator[Scored]:
     """Yield each prediction about one example, followed by its baselines."""
     metrics_of = cache(lambda text: score_prediction(profile, text, example.references))
@@ -174,16 +161,22 @@ def _score_answers(
             sentences=None if text.objective is None else [list(span) for span in text.sentences],
         )
         share = visible_share(example.evidence, prediction.context_spans)
-        return Scored(line=line, profile=profile, prediction=prediction, evidence_visible=share)
+        return Scored(
+            line=line,
+            profile=profile,
+            prediction=prediction,
+            evidence_visible=share,
+            num_words=num_words(text.text),
+        )
 
     by_template: dict[str, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
         by_template[prediction.template].append(prediction)
     for of_template in by_template.values():
-        baselines = beside(of_template, example)
+        answers = {one.maxlen: first_line(one.text) if by_first_line else one.text for one in of_template}
+        baselines = baselines_of.beside(of_template, answers, example)
         for prediction in of_template:
-            answer = first_line(prediction.text) if by_first_line else prediction.text
-            yield score(prediction, Baseline(system=system, text=answer), is_model=True)
+            yield score(prediction, Baseline(system=system, text=answers[prediction.maxlen]), is_model=True)
             for baseline in baselines[prediction.maxlen]:
                 yield score(prediction, baseline, is_model=False)
 
@@ -218,6 +211,8 @@ def _result(group: Sequence[Scored], subset: Subset) -> Result:
         num_examples=len(lines),
         num_documents=len(set(documents)),
         num_truncated=sum(line.is_truncated for line in lines),
+        words=float(np.median([one.num_words for one in group])),
+        num_ended_by_length=sum(one.prediction.finish_reason == "length" for one in group) if first.is_model else None,
         metrics={
             metric: mean_interval(values_of(lines, columns), documents, within=metric_range(first.profile, metric))
             for metric, columns in metric_columns(first.profile).items()

@@ -22,7 +22,9 @@ Runs = Mapping[str, ScoredRun]  # by part
 Row = tuple[str, Comparison]  # what is compared with what
 
 NGRAM = 4
-_BESIDE = ("visible_oracle", "lead")
+# What stands beside scores: with as many words as each answer, or, in runs of earlier versions, as references.
+_BESIDE = ("matched_oracle", "matched_lead")
+_BESIDE_0_1 = ("visible_oracle", "lead")
 _LABEL = "part: task, template, maxlen"
 _REPEATED = "repeated"
 _REPETITION_LEGEND = (
@@ -40,7 +42,7 @@ def write_scores(draft: Draft) -> None:
         curves = [replace(one, system=name) for name in results for one in select(results[name], kind="model")]
         baselines = results[draft.reference or next(iter(runs))]
         metric = headline(curves[0].profile)
-        spec = length_curves([*curves, *(one for one in baselines if one.system in _BESIDE)], metric)
+        spec = length_curves([*curves, *(one for one in baselines if one.system in _beside(baselines))], metric)
         draft.chart(f"{task} {template}", f"{metric_name(metric)} over length: {task}, template {template}", spec)
     _write_differences(draft, runs)
     draft.table("Longest maxlen against the shortest, by part", _table(_length_rows(runs)))
@@ -58,14 +60,19 @@ def _results(run: ScoredRun, task: str, template: str) -> list[Result]:
 def _score_rows(results: Mapping[str, Sequence[Result]]) -> Rows:
     scored = [(name, one) for name, some in results.items() for one in some if one.kind == "model"]
     metrics = list(scored[0][1].metrics)
-    beside = [BASELINE_STYLES[system].heading for system in _BESIDE]
+    systems = _beside([one for some in results.values() for one in some])
+    beside = [BASELINE_STYLES[system].heading for system in systems]
     rows = [["maxlen", "part", *(column.heading for column in COUNTS), *map(metric_name, metrics), *beside]]
     for name, one in sorted(scored, key=lambda pair: pair[1].maxlen):
         counts = [column.cell(one) for column in COUNTS]
         baselines = {other.system: other.metrics for other in select(results[name], maxlen=one.maxlen)}
-        beside = [percent(baselines.get(system, {}).get(headline(one.profile))) for system in _BESIDE]
+        beside = [percent(baselines.get(system, {}).get(headline(one.profile))) for system in systems]
         rows.append([f"{one.maxlen:,}", name, *counts, *(percent(one.metrics.get(key)) for key in metrics), *beside])
     return rows
+
+
+def _beside(results: Sequence[Result]) -> Sequence[str]:
+    return _BESIDE if any(one.system in _BESIDE for one in results) else _BESIDE_0_1
 
 
 def _table(rows: Sequence[Row]) -> Rows:

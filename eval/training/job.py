@@ -11,6 +11,7 @@ from eval.config.finetune import TrainConfig
 from eval.errors import UserError
 from eval.prompting.chat import ChatTemplate
 from eval.prompting.prompts import PromptBuilder
+from eval.records.merging import selection
 from eval.records.run_folder import default_output
 from eval.records.schema import Prediction, TrainingIdentity, TrainingRecord, TrainingTask
 from eval.reporting.training_report import CURVES, draw_curves, render_train_report
@@ -193,6 +194,7 @@ def _identity(
         objective=config.objective,
         maxlen=config.maxlen,
         limit=config.limit,
+        **selection(config),
         held_out=config.held_out,
         held_out_limit=config.held_out_limit,
         truncation=config.truncation,

@@ -15,12 +15,13 @@ import importlib.metadata
 import importlib.util
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest
+from tasks.readers.sampling import Strata, draw_sample
 
 T = TypeVar("T")
 
@@ -88,6 +89,14 @@ class Row:
         _check_text(value, f"{self.where}: field 'id'")
         return value
 
+    def label(self, field: str) -> str | None:
+        """Return a field that is a text or a whole number, as a text; None where it is empty."""
+        try:
+            return id_text(self.fields.get(field)) or None
+        except ValueError as error:
+            what = str(error).partition(";")[0]
+            raise DataError(f"{self.where}: field '{field}' is {what}; expected a text or a whole number") from error
+
     def row(self, field: str) -> Row:
         """Return a field that is an object."""
         return Row(f"{self.where}, {field}", self.index, self._get(field, dict, "an object"))
@@ -128,6 +137,7 @@ class Rows(Generic[T]):
         num_skipped: Rows that the task leaves out by its definition.
         bad: One message for each row that cannot be used.
         short: Number of words of each example that was left out as too short.
+        num_refused: Documents that `LoadRequest.accepts` refused.
     """
 
     def __init__(
@@ -140,6 +150,7 @@ class Rows(Generic[T]):
         self.num_skipped = 0
         self.bad: list[str] = []
         self.short: list[int] = []
+        self.num_refused = 0
 
     def __iter__(self) -> Iterator[T | BadRow]:
         for row in self._rows:
@@ -166,16 +177,27 @@ def document_names(prefix: str) -> Callable[[str], str]:
 def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> LoadedExamples:
     """Return the first `limit` examples that are long enough, with the provenance of `rows`; reads no further.
 
+    For a `sample` all rows are read, and the examples of the drawn documents are kept in their order.
     `convert` raises `DataError` for a row that cannot be used.
 
     Raises:
         DataError: A row cannot be used and `on_bad_row` is `fail`, or no example is left.
     """
-    kept = tuple(itertools.islice(_examples(request, rows, convert), request.limit))
+    strata = Strata()
+    examples = strata.counting(_examples(request, rows, convert))
+    if request.sample is None:
+        kept = tuple(itertools.islice(examples, request.limit))
+    else:
+        kept = draw_sample(examples, request.sample, request.sample_seed)
     if not kept and rows.short:
         raise DataError(
             f"{rows.provenance['name']} has no example of {request.min_words:,} words or more in split "
             f"{request.split}: {len(rows.short):,} were read, the longest of {max(rows.short):,}; lower --min-words"
+        )
+    if not kept and rows.num_refused:
+        raise DataError(
+            f"{rows.provenance['name']} has no document of enough tokens in split {request.split}: "
+            f"{rows.num_refused:,} were read; lower --min-tokens"
         )
     source = rows.source or rows
     num_rows, num_skipped = source.num_read, source.num_skipped
@@ -189,12 +211,20 @@ def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable
     counts = {"num_rows": num_rows, "num_skipped": num_skipped, "num_bad": len(rows.bad)}
     if request.min_words is not None:
         counts["num_short"] = len(rows.short)
-    return LoadedExamples(examples=kept, provenance={**rows.provenance, **counts}, bad_rows=tuple(rows.bad))
+    if request.accepts is not None:
+        counts["num_few_tokens"] = rows.num_refused
+    return LoadedExamples(
+        examples=kept,
+        provenance={**rows.provenance, **counts},
+        bad_rows=tuple(rows.bad),
+        strata=strata.counts(kept),
+    )
 
 
 def _examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> Iterator[Example]:
-    contexts: dict[str, str] = {}
+    contexts: dict[str, bytes] = {}
     seen: set[str] = set()
+    accepted: dict[str, bool] = {}
     for row in rows:
         try:
             if isinstance(row, BadRow):
@@ -209,22 +239,28 @@ def _examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterab
         for example in examples:
             if request.min_words and (num_words := len(example.context.split())) < request.min_words:
                 rows.short.append(num_words)
-            else:
+                continue
+            if request.accepts is not None and example.document_id not in accepted:
+                accepted[example.document_id] = request.accepts(example.context)
+                rows.num_refused += not accepted[example.document_id]
+            if accepted.get(example.document_id, True):
                 yield example
 
 
-def _check_ids(examples: Iterable[Example], where: str, seen: set[str], contexts: dict[str, str]) -> None:
-    for example in examples:
+def _check_ids(examples: Sequence[Example], where: str, seen: set[str], contexts: dict[str, bytes]) -> None:
+    # Digests, because a sample reads a whole data set.
+    digests = [hashlib.sha256(one.context.encode(errors="surrogatepass")).digest() for one in examples]
+    for example, digest in zip(examples, digests, strict=True):
         if example.id in seen:
             raise DataError(f"{where}: id '{example.id}' occurs twice; give every example an id of its own")
-        if contexts.get(example.document_id, example.context) != example.context:
+        if contexts.get(example.document_id, digest) != digest:
             raise DataError(
                 f"{where}: '{example.id}' has another context than others of document '{example.document_id}'; give "
                 "documents ids of their own"
             )
-    for example in examples:
+    for example, digest in zip(examples, digests, strict=True):
         seen.add(example.id)
-        contexts[example.document_id] = example.context
+        contexts[example.document_id] = digest
 
 
 # Where rows come from

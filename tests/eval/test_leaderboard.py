@@ -500,7 +500,7 @@ def test_one_curve_of_a_yardstick_serves_all_runs_that_share_it(runs: Path) -> N
         lines = [layer for layer in spec["layer"] if layer["mark"].get("style") == "yardstick"]
         return [layer["data"]["values"][0]["system"] for layer in lines]
 
-    assert sorted(dashed(ranked(runs))) == ["lead", "tail", "visible_oracle"]
+    assert sorted(dashed(ranked(runs))) == ["foreign_oracle", "visible_oracle"]
     edit(runs / "good", "predictions.jsonl", lambda line: line | {"context_spans": [[0, 100]]})
     assert score([str(runs / "good")]) == 0
     assert sorted(dashed(ranked(runs))) == ["oracle, large", "oracle, tiny"]

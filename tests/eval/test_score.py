@@ -73,7 +73,7 @@ def test_a_run_is_scored_again_under_another_profile(tmp_path: Path, capsys: pyt
     assert score([str(tmp_path)]) == 0
     assert read(tmp_path) == first
     lines = read(tmp_path, "example_scores.jsonl")
-    assert len(lines) == 6 * 2 * 4  # six examples at two lengths: the model, lead, tail, oracle
+    assert len(lines) == 6 * 2 * 8  # six examples at two lengths: the model, and seven texts that need none
     assert all(line["metrics"]["rouge1"] == 1 for line in lines if line["is_model"] and line["maxlen"] == 200)
 
 
@@ -577,8 +577,8 @@ def test_a_run_of_several_tasks_is_scored_under_the_profile_of_each(
     assert scores["yardsticks"]["arxiv"]["common_answer"] is None
     printed, report = capsys.readouterr().out, (tmp_path / "report.md").read_text()
     assert "each task under its profile: hf (arxiv), scrolls (qmsum), f1 (qasper), x 100" in printed
-    rows = [line.split()[:4] for line in printed.splitlines() if "geometric" in line]
-    assert rows[:2] == [["qmsum", "100", "6", "geometric"], ["qmsum", "200", "6", "geometric"]]
+    rows = [line.split() for line in printed.splitlines() if "geometric" in line]
+    assert [[*row[:3], row[5]] for row in rows[:2]] == [["qmsum", n, "6", "geometric"] for n in ("100", "200")]
     assert "qmsum: 200 tokens are better than 100: geometric +" in printed
     assert "Scores: answers, profile `f1`, F1 and exact match x 100." in report
     of_answers = report.split("## qasper")[1].split("\n## ")[0]

@@ -33,6 +33,8 @@ def result(system: str, maxlen: int, mean: float, **changes: Any) -> Result:
         num_examples=20,
         num_documents=20,
         num_truncated=3,
+        words=95.0,
+        num_ended_by_length=1,
         metrics={"rougeLsum": Estimate(mean=mean, low=mean - 0.02, high=mean + 0.02)},
         evidence_visible=None,
         cost=cost_of(maxlen),

@@ -16,6 +16,7 @@ import pytest
 from eval.config.run import BACKENDS
 from eval.generation.backend import Backend
 from eval.generation.mock import WordTokenizer
+from eval.merge import main as merge
 from eval.prompting.prompts import PromptBuilder
 from eval.run import main
 from tasks import Template
@@ -45,6 +46,7 @@ def test_a_run_without_a_model_is_scored_and_imports_no_torch(arguments: list[st
     code = f"""
 import sys
 from eval.reporting import page, run_report
+from eval.merge import main as merge
 from eval.run import main
 # Charts and their library take seconds, and have tests of their own.
 page._vega, run_report.save_charts = lambda: "", lambda folder, specs, own: []
@@ -194,3 +196,54 @@ def test_every_engine_can_be_imported() -> None:
         engine = getattr(importlib.import_module(module), name)
         assert issubclass(engine, Backend)
         assert not inspect.isabstract(engine)
+
+
+def test_a_sample_grows_and_answers_nothing_twice(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"id": f"doc{index}", "context": f"Report {index}. " + "Nothing was seen. " * 20, "target": "It rose."}
+        for index in range(60)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([*arguments, "--sample", "20"]) == 0
+    first = {(line["id"], line["maxlen"]): line for line in predictions(tmp_path / "run")}
+    assert main([*arguments, "--sample", "40"]) == 0
+    grown = {(line["id"], line["maxlen"]): line for line in predictions(tmp_path / "run")}
+    assert (len(first), len(grown)) == (40, 80)
+    assert first.items() <= grown.items()
+    sessions = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
+    assert [session["num_to_generate"] for session in sessions] == [40, 40]
+    for index in ("1", "2"):
+        shard = [*arguments, "--sample", "40", "--shard", f"{index}/2"]
+        assert main([*shard, "--output", str(tmp_path / f"part{index}")]) == 0
+    assert merge(["--output", str(tmp_path / "merged"), str(tmp_path / "part1"), str(tmp_path / "part2")]) == 0
+    merged = predictions(tmp_path / "merged")
+    assert {(line["id"], line["maxlen"]): line["fingerprint"] for line in merged} == {
+        key: line["fingerprint"] for key, line in grown.items()
+    }
+    for wrong, message in {
+        ("--sample", "30"): "sample of custom is 40 there and 30 now",
+        ("--sample", "60", "--sample-seed", "1"): "sample_seed of custom is 0 there and 1 now",
+        ("--limit", "50"): "sample_seed of custom is 0 there and null now",
+        ("--limit", "5", "--sample", "5"): "--sample 5 draws documents and --limit 5 takes the first",
+    }.items():
+        capsys.readouterr()
+        assert main([*arguments, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_says_that_its_first_examples_are_no_sample(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--limit", "3"]) == 0
+    text = "The first 3 of custom, which are no sample of it"
+    assert text in capsys.readouterr().out
+    assert text in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_run_says_that_references_need_more_room(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    where = arguments.index("--max-new-tokens") + 1
+    arguments[where] = "2"
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "2 new tokens; 6 of 6 references need more" in capsys.readouterr().out

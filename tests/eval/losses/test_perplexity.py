@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import perplexity
 from eval.config.perplexity import PerplexityConfig
-from eval.losses.windows import buckets_of, losses_of
+from eval.losses.windows import buckets_of, losses_of, windows_of
 from eval.perplexity import main
 from masformer import SpanPlan, apply_plan
 from tests.helpers.texts import read, text
@@ -139,6 +139,73 @@ def test_buckets_double_and_end_with_the_window() -> None:
     assert buckets_of(1500)[-1] == (1024, 1500)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("plan", ["auto", "local span=40 sinks=2"])
+def test_overlapping_windows_score_each_token_once_with_what_came_before_it(
+    plan: str, least: list[str], model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.losses.windows.CHUNK_TOKENS", 64)
+    assert main([*least, "--plan", plan, "--stride", "70", "--token-losses"]) == 0
+    reference = AutoModelForCausalLM.from_pretrained(model).eval()
+    if plan != "auto":
+        apply_plan(reference, SpanPlan.parse(plan, 3))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    lines = {(line["id"], line["maxlen"]): line for line in read(tmp_path / "run", "predictions.jsonl")}
+    for file in sorted(data.iterdir()):
+        ids = [*tokenizer(file.read_text(), add_special_tokens=False).input_ids, tokenizer.eos_token_id][:600]
+        for maxlen in (200, 600):
+            line = lines[file.name, maxlen]
+            # Window k ends at token maxlen + 70 k, and what no window before it holds is scored.
+            expected: list[float] = []
+            end = 1
+            for first in range(0, len(ids), 70):
+                window = torch.tensor([ids[first : first + maxlen]])
+                losses = F.cross_entropy(
+                    reference(window, use_cache=False).logits[0, :-1], window[0, 1:], reduction="none"
+                )
+                expected += losses[end - first - 1 :].tolist()
+                end = first + window.shape[1]
+                if end == len(ids):
+                    break
+            assert line["token_losses"][0] is None
+            assert line["token_losses"][1:] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+            assert line["num_tokens"] == len(ids) - 1
+            assert line["negative_log_likelihood"] == pytest.approx(sum(expected), rel=1e-4)
+            if len(ids) > 200 == maxlen:
+                assert line["buckets"][0][:2] == [0, 200]
+    assert "the last 70 tokens of each are scored" in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("num_tokens", "maxlen", "stride"), [(1, 4, 2), (2, 4, 2), (4, 4, 3), (9, 4, 1), (10, 4, 3)])
+def test_overlapping_windows_leave_nothing_out(num_tokens: int, maxlen: int, stride: int) -> None:
+    scored: list[int] = []
+    for first, begin in windows_of(num_tokens, maxlen, stride):
+        end = min(first + maxlen, num_tokens)
+        assert begin >= (maxlen - stride if first else 1)
+        scored += range(first + begin, end)
+    assert scored == list(range(1, num_tokens))
+
+
+def test_a_stride_that_leaves_tokens_out_or_differs_is_refused(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*least, "--stride", "200"]) == 2
+    assert "--stride 200 leaves no token in common to windows of maxlen 200" in capsys.readouterr().err
+    assert main(least) == 0
+    assert main([*least, "--stride", "100"]) == 2
+    assert "stride is null there and 100 now" in capsys.readouterr().err
+    assert main([*least, "--token-losses"]) == 2
+    assert "token_losses is false there and true now" in capsys.readouterr().err
+
+
+def test_documents_of_few_tokens_are_left_out_before_the_limit_counts(least: list[str], tmp_path: Path) -> None:
+    assert main([*least, "--min-tokens", "400", "--limit", "1"]) == 0
+    (result, _) = read(tmp_path / "run", "scores.json")["results"]
+    assert result["num_documents"] == 1
+    assert [line["id"] for line in read(tmp_path / "run", "examples.jsonl")] == ["1.txt"]
+    assert "1 documents of text were left out" in (tmp_path / "run" / "report.md").read_text()
+
+
 def test_losses_of_one_token_are_none() -> None:
     model = tiny_model("llama")
     losses, _ = losses_of(model, [5])
@@ -211,4 +278,4 @@ def test_documents_with_too_few_tokens_are_left_out(
     assert measured < {"0.txt", "1.txt", "2.txt"}
     assert min(every.values()) >= 399
     assert main([*least, "--min-tokens", "100000"]) == 2
-    assert "none of 3 documents has --min-tokens 100000" in capsys.readouterr().err
+    assert "texts0 has no document of enough tokens in split train: 3 were read; lower --min-tokens" in capsys.readouterr().err

@@ -162,10 +162,10 @@ def test_a_table_of_one_length_has_the_model_above_its_yardsticks() -> None:
         result("m", 1024, 0.5, evidence_visible=share, **counts),
     ]
     assert quality_table(results) == [
-        ["maxlen", "system", "n", "cut", "R1", "evidence %"],
-        ["1,024", "model", "4 (2)", "3", "50.00 [40.0, 60.0]", "50.0 [40.0, 60.0]"],
-        ["1,024", "visible oracle", "", "", "50.00 [40.0, 60.0]", ""],
-        ["1,024", "lead", "", "", "50.00 [40.0, 60.0]", ""],
+        ["maxlen", "system", "n", "cut", "words", "by length", "R1", "evidence %"],
+        ["1,024", "model", "4 (2)", "3", "95", "25%", "50.00 [40.0, 60.0]", "50.0 [40.0, 60.0]"],
+        ["1,024", "visible oracle", "", "", "95", "", "50.00 [40.0, 60.0]", ""],
+        ["1,024", "lead", "", "", "95", "", "50.00 [40.0, 60.0]", ""],
     ]
 
 

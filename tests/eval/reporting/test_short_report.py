@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from eval.records.read_run import RunInputs
-from eval.records.schema import Compared, Comparison, Estimate, Result, RunRecord, Scores
+from eval.records.schema import Baselines, Compared, Comparison, Estimate, Result, RunRecord, Scores
+from eval.reporting.lengths import warnings_on_lengths
 from eval.reporting.short_report import meanings, render_short, score_table
 from eval.score import main as score
 from tests.helpers.records import comparison, result
@@ -21,13 +22,13 @@ LENGTHS = (1024, 8192)
 TWO = {"num_examples": 2, "num_documents": 2, "low": None, "high": None, "detectable": None}
 
 
-def scores_of(results: list[Result], comparisons: list[Comparison]) -> Scores:
+def scores_of(results: list[Result], comparisons: list[Comparison], words: int = 100) -> Scores:
     return Scores(
         profiles={"plos": "hf"},
         scoring_version=2,
         predictions="0",
         example_scores="0",
-        yardsticks={},
+        yardsticks={"plos": Baselines(word_budget=words, objective="ROUGE", common_answer=None)},
         results=results,
         comparisons=comparisons,
     )
@@ -43,8 +44,10 @@ RESULTS = [
     for maxlen, mean in zip(LENGTHS, (0.3, 0.25), strict=True)
     for made in (
         result("tiny", maxlen, mean),
-        result("lead", maxlen, 0.2, kind="yardstick", cost=None),
-        result("visible_oracle", maxlen, 0.5, kind="yardstick", cost=None),
+        result("lead", maxlen, 0.25, kind="yardstick", cost=None),
+        result("visible_oracle", maxlen, 0.55, kind="yardstick", cost=None),
+        result("matched_oracle", maxlen, 0.5, kind="yardstick", cost=None),
+        result("matched_lead", maxlen, 0.2, kind="yardstick", cost=None),
     )
 ]
 
@@ -108,10 +111,10 @@ def test_the_ends_are_compared_and_not_the_steps_between_them() -> None:
 
 
 def test_a_single_length_stands_beside_the_lead() -> None:
-    (line,) = meanings(run_record(lengths=LENGTHS[:1]), scores_of(RESULTS[:3], []))
+    (line,) = meanings(run_record(lengths=LENGTHS[:1]), scores_of(RESULTS[:5], []))
     assert line == (
-        "One length, so nothing is compared: RLsum 30.00 [28.0, 32.0] beside the lead's 20.00 (not tested), n = 20 "
-        "documents."
+        "One length, so nothing is compared: RLsum 30.00 [28.0, 32.0] beside 20.00 of the lead of as many words (not "
+        "tested), n = 20 documents."
     )
 
 
@@ -138,9 +141,9 @@ def test_templates_are_compared_at_the_greatest_length() -> None:
 def test_the_table_has_a_row_a_length_with_baselines_beside_the_model() -> None:
     table = score_table([one for one in RESULTS if one.kind == "model"], RESULTS)
     assert table == [
-        ["maxlen", "n", "RLsum", "oracle", "lead"],
-        ["1,024", "20", "30.00 [28.0, 32.0]", "50.00", "20.00"],
-        ["8,192", "20", "25.00 [23.0, 27.0]", "50.00", "20.00"],
+        ["maxlen", "n", "words", "by length", "RLsum", "oracle", "lead"],
+        ["1,024", "20", "95", "5%", "30.00 [28.0, 32.0]", "50.00", "20.00"],
+        ["8,192", "20", "95", "5%", "25.00 [23.0, 27.0]", "50.00", "20.00"],
     ]
 
 
@@ -149,9 +152,10 @@ def test_other_metrics_are_shown_where_the_table_stays_narrow() -> None:
     metrics = dict.fromkeys(names, Estimate(mean=0.3, low=0.2, high=0.4))
     results = [replace(one, metrics=metrics) for one in RESULTS]
     models = [one for one in results if one.kind == "model"]
-    assert score_table(models, results)[0] == ["maxlen", "n", "RLsum", "R1", "R2", "RL", "oracle", "lead"]
+    start = ["maxlen", "n", "words", "by length", "RLsum"]
+    assert score_table(models, results)[0] == [*start, "R1", "R2", "RL", "oracle", "lead"]
     long = [replace(one, template="a template with a long name" * (one.maxlen > 1024)) for one in models]
-    assert score_table(long, results)[0] == ["template", "maxlen", "n", "RLsum", "oracle", "lead"]
+    assert score_table(long, results)[0] == ["template", *start, "oracle", "lead"]
 
 
 def test_only_what_is_wrong_is_said_below() -> None:
@@ -169,6 +173,37 @@ def test_only_what_is_wrong_is_said_below() -> None:
         "Lines dropped from the journal: 1 torn.",
     ]
     assert max(map(len, broken.splitlines())) <= 100
+
+
+def test_a_table_without_summaries_has_the_oracle_that_takes_as_many_sentences_as_help() -> None:
+    of_answers = [one for one in RESULTS if one.system != "matched_oracle"]
+    table = score_table([one for one in of_answers if one.kind == "model"], of_answers)
+    assert table[0][-2:] == ["visible oracle", "lead"]
+    assert table[1][-2:] == ["55.00", "20.00"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "words", "said"),
+    [
+        ((4, 4), 100, None),  # a fifth of 20 is not more than a fifth
+        ((5, 0), 100, "Answers of plos, template instruct, used up their room (25% at 1,024)"),
+        ((5, 20), 100, "used up their room (25% at 1,024, 100% at 8,192), so their beginnings are scored."),
+        ((0, 0), 142, None),
+        ((0, 0), 143, "of another length than references (95 at 1,024, 95 at 8,192 words in the median, against 143)"),
+        ((0, 0), 63, "(95 at 1,024, 95 at 8,192 words in the median, against 63)"),
+        ((None, None), 100, None),  # folders of earlier versions do not say
+    ],
+)
+def test_lengths_that_decide_scores_are_a_warning(
+    ended: tuple[int | None, int | None], words: int, said: str | None
+) -> None:
+    counts = dict(zip(LENGTHS, ended, strict=True))
+    results = [replace(one, num_ended_by_length=counts[one.maxlen]) for one in RESULTS]
+    warnings = warnings_on_lengths(scores_of(results, [], words))["plos"]
+    assert len(warnings) == (said is not None)
+    assert said is None or said in warnings[0]
+    printed = " ".join(render_short(inputs_of(run_record(lengths=LENGTHS)), scores_of(results, [], words)).split())
+    assert said is None or said in printed
 
 
 def test_the_path_of_the_page_is_last_and_the_full_form_has_all_tables(

@@ -25,6 +25,9 @@ TEXT = document(3, 20)
 REFERENCE = sentence(5)
 
 
+MATCHED = ("matched_lead", "matched_tail", "matched_oracle")
+
+
 def scored(
     answers: dict[str, dict[int, str]], profile: str = "hf", documents: dict[str, str] | None = None, **changes: Any
 ) -> Sequence[Scored]:
@@ -48,11 +51,12 @@ def test_each_prediction_is_followed_by_what_needs_no_model() -> None:
     assert [(one.line.maxlen, one.line.system, one.is_model) for one in found] == [
         (maxlen, system, system == "tiny")
         for maxlen in (100, 200)
-        for system in ("tiny", "lead", "tail", "query_echo", "visible_oracle")
+        for system in ("tiny", "lead", "tail", "query_echo", "visible_oracle", *MATCHED)
     ]
     assert found[0].line.metrics == dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 1.0)
-    assert found[5].line.metrics == dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 0.0)
-    for oracle in (found[4], found[9]):
+    assert found[8].line.metrics == dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 0.0)
+    assert [one.num_words for one in found[8:] if one.line.system in (*MATCHED, "tiny")] == [0, 0, 0, 0]
+    for oracle in (found[4], found[12]):
         assert all(end <= 2 * oracle.line.maxlen for _, end in oracle.line.sentences)
         assert oracle.line.sentences
 
@@ -77,7 +81,7 @@ def test_one_result_a_length_and_system_with_counts_of_examples_and_documents() 
     documents = [document_line("plos", name, "aa bb. " * 120) for name in ("d1", "d2")]
     results = summarize(score_examples(lines, examples, documents, {"plos": "hf"}, "tiny").scored)
     assert [(one.maxlen, one.system) for one in results] == [
-        (maxlen, system) for maxlen in (100, 200) for system in ("tiny", "lead", "tail", "visible_oracle")
+        (maxlen, system) for maxlen in (100, 200) for system in ("tiny", "lead", "tail", "visible_oracle", *MATCHED)
     ]
     short, long = (one for one in results if one.kind == "model")
     assert (short.num_examples, short.num_documents, short.num_truncated) == (3, 2, 3)
@@ -242,8 +246,8 @@ def test_beside_answers_stands_the_most_common_one() -> None:
     found = two_tasks("no")
     systems = {(one.line.task, one.line.system) for one in found if not one.is_model}
     assert systems == {
-        *(("plos", name) for name in ("lead", "tail", "visible_oracle")),
-        *(("qasper", name) for name in ("lead", "tail", "query_echo", "visible_oracle", "common_answer")),
+        *(("plos", name) for name in ("lead", "tail", "visible_oracle", *MATCHED)),
+        *(("qasper", name) for name in ("lead", "tail", "query_echo", "visible_oracle", *MATCHED[:2], "common_answer")),
     }
     common = [one.line.metrics["exact_match"] for one in found if one.line.system == "common_answer"]
     assert common == [1, 1, 0, 0, 1, 1]  # at two lengths

@@ -310,7 +310,7 @@ def test_scores_are_compared_with_the_reference_at_each_length(tmp_path: Path) -
         ("200", "bad"),
     ]
     assert rows[0]["RLsum"].endswith("]")
-    assert rows[0]["visible oracle"] != "-"
+    assert rows[0]["oracle at length"] != "-"
     differences = table(content, "Differences from good")
     assert [row["part: task, template, maxlen"] for row in differences] == [
         "bad: plos, instruct, 100",

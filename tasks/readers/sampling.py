@@ -1,0 +1,59 @@
+"""Documents drawn by a hash of their ids, so that a larger sample contains a smaller one on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Iterator
+
+from tasks.base import Example
+
+
+def draw_sample(examples: Iterable[Example], num_documents: int, seed: int) -> tuple[Example, ...]:
+    """Return the examples of so many documents, or of all where there are fewer, in the order given.
+
+    Those documents are drawn whose hashes are the smallest. No more than these are held in memory.
+    """
+    drawn: dict[str, list[tuple[int, Example]]] = {}
+    worst: list[tuple[int, str]] = []  # a heap whose first has the greatest hash
+    for place, example in enumerate(examples):
+        name = example.document_id
+        if name not in drawn:
+            entry = (-_hash(name, seed), name)
+            if len(worst) < num_documents:
+                heapq.heappush(worst, entry)
+            elif entry > worst[0]:
+                del drawn[heapq.heapreplace(worst, entry)[1]]
+            else:
+                continue
+            drawn[name] = []
+        drawn[name].append((place, example))
+    return tuple(example for _, example in sorted((one for of in drawn.values() for one in of), key=lambda one: one[0]))
+
+
+class Strata:
+    """Counts of documents by stratum, of what is read and of what is kept."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, str] = {}
+
+    def counting(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """Yield the examples, and count them as read."""
+        for example in examples:
+            if example.stratum is not None:
+                self._read[example.document_id] = example.stratum
+            yield example
+
+    def counts(self, kept: Iterable[Example]) -> dict[str, list[int]]:
+        """Return the number of documents that are kept and that were read, by stratum, the largest first."""
+        names = {example.document_id for example in kept}
+        found: dict[str, list[int]] = {}
+        for name, stratum in self._read.items():
+            count = found.setdefault(stratum, [0, 0])
+            count[0] += name in names
+            count[1] += 1
+        return dict(sorted(found.items(), key=lambda item: (-item[1][1], item[0])))
+
+
+def _hash(document_id: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{document_id}".encode(errors="surrogatepass")).digest())
