@@ -57,6 +57,8 @@ KINDS = ("run", "pair", "perplexity", "placement", "finetune", "merge", "study")
 TIMES = {
     *("seconds", "prefill_seconds", "decode_seconds", "peak_bytes", "prefilled_tokens", "tokens_per_second"),
     *("cost", "sessions", "crc32", "train_seconds", "started", "finished", "resume", "needs", "done"),
+    # The digest of a file that is not compared either: accelerate counts the steps of a session in it.
+    "random_states_0.pkl",
 }
 # Digests of settings with paths in them, which a study's parts have.
 OF_PATHS = {"fingerprint", "predictions", "example_scores"}
