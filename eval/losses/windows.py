@@ -108,7 +108,7 @@ def _measure(window: Window, model: PreTrainedModel, whole: Sequence[int], recor
     total, count = (sum(one[place] for one in sums.values()) for place in (0, 1))
     if count and not total / count < 700:  # or its exponential, which is what is reported, is infinite
         raise NumbersError(
-            f"perplexities on document '{window.example.id}' of task '{window.task}', at length {maxlen}", dtype
+            f"perplexities on document '{window.example.id}' of task '{window.task}', at length {maxlen}", record.dtype
         )
     task, template, example_id, _ = window.key
     return DocumentLoss(

@@ -278,4 +278,7 @@ def test_documents_with_too_few_tokens_are_left_out(
     assert measured < {"0.txt", "1.txt", "2.txt"}
     assert min(every.values()) >= 399
     assert main([*least, "--min-tokens", "100000"]) == 2
-    assert "texts0 has no document of enough tokens in split train: 3 were read; lower --min-tokens" in capsys.readouterr().err
+    assert (
+        "texts0 has no document of enough tokens in split train: 3 were read; lower --min-tokens"
+        in capsys.readouterr().err
+    )
