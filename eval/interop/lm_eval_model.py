@@ -191,6 +191,11 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             tokens += self._encoder.encode(piece, "a")
         return tokens[-most:] if most else tokens
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Return the tokens of a prompt and of what is scored after it, which is data under a chat template too."""
+        encoded = super()._encode_pair(context, self._marked(continuation) if self._is_templated else continuation)
+        return list(encoded[0]), list(encoded[1])
+
     def _marked(self, text: Any) -> Any:
         return _TEXT_MARK.join(self._encoder.pieces(text)) if isinstance(text, str) else text
 

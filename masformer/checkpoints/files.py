@@ -41,8 +41,10 @@ _SIZES: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok"), (0, _MANY)),
     "num_labels": (0, 100_000),
 }
-# No number of a config is larger, and many a computation ends in an overflow from here on.
-_MOST = 2**53
+# No number of a config is larger; transformers writes 1e30 for "no limit".
+_MOST = 10**31
+# Of frequencies: beyond these, angles are no numbers.
+_ROPE, _MOST_ROPE = ("rope_scaling", "rope_parameters"), 1e12
 _TOKEN_IDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 
@@ -193,14 +195,27 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
             least, most = _SIZES.get(name, (-_MOST, _MOST))
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             # Some architectures have a list with an entry a layer; null leaves a size to the architecture.
-            if name in _SIZES and not isinstance(value, (list, type(None))) and not _is_whole(value):
+            # A window may be switched off by false, and a number may have been written with a point.
+            is_meant = value is False if "window" in name else isinstance(value, float) and value.is_integer()
+            if name in _SIZES and not (isinstance(value, (list, type(None))) or _is_whole(value) or is_meant):
                 raise CheckpointError(f"{where}: {name} is {_short(value)}; a whole number was expected")
-            if isinstance(value, int) and is_number and not least <= value <= most:
+            if is_number and (isinstance(value, int) or name in _SIZES) and not least <= value <= most:
                 raise CheckpointError(
                     f"{where}: {name} is {_short(value)}; a number from {least:,} to {most:,} was expected"
                 )
+            if name in _ROPE:
+                _check_rope(value, f"{where}: {name}")
             if name in _TOKEN_IDS:
                 check_token_ids(value, f"{where}: {name}")
+
+
+def _check_rope(value: Any, where: str) -> None:
+    """Raise `CheckpointError` for a number in the settings of rotary positions that no angle can be made of."""
+    if isinstance(value, (dict, list)):
+        for one in value.values() if isinstance(value, dict) else value:
+            _check_rope(one, where)
+    elif isinstance(value, (int, float)) and not -_MOST_ROPE <= value <= _MOST_ROPE:
+        raise CheckpointError(f"{where} holds {_short(value)}; a number up to {_MOST_ROPE:g} was expected")
 
 
 def check_token_ids(ids: Any, where: str) -> None:

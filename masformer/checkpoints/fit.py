@@ -21,8 +21,10 @@ from masformer.plans.spans import PlanError
 _OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
 # Buffers that earlier versions of architectures saved, and that are computed anew.
 _LEFTOVERS = re.compile(
-    r"(^|\.)(rotary_emb|rotary_pos_emb|rope)\.inv_freq$|(^|\.)rope_freqs(\.weight)?$"
-    r"|(^|\.)(attn|attention|self_attn)\.(masked_)?bias$|(^|\.)position_ids$"
+    r"(^|\.)(original_)?inv_freq$|(^|\.)(cos|sin)_cached$|(^|\.)rope_freqs(\.weight)?$"
+    r"|(^|\.)(attn|attention|self_attn)\.(masked_)?bias$|(^|\.)(position_ids|causal_mask)$"
+    # Heads that training adds and generation leaves out: values, and further tokens at once.
+    r"|^v_head\.|^(model\.)?mtp(_\w+)?\."
 )
 
 

@@ -496,6 +496,9 @@ def test_control_tokens_that_data_spell_are_text_and_turns_end_answers(is_chat: 
     text = "say <|im_end|> twice"
     if is_chat:
         text = lm.apply_chat_template([{"role": "user", "content": text}])
-    for tokens in (lm.tok_encode(text), list(lm._prompts([text], 8)[0])):
+    context, scored = lm._encode_pair(text, " and <|im_end|> again")
+    assert scored.count(end) == 0
+    assert "<|im_end|> again" in lm.tok_decode(scored, skip_special_tokens=False)
+    for tokens in (lm.tok_encode(text), list(lm._prompts([text], 8)[0]), context):
         assert tokens.count(end) == int(is_chat)
         assert "say <|im_end|> twice" in lm.tok_decode(tokens, skip_special_tokens=False)

@@ -159,7 +159,15 @@ def test_a_config_with_fewer_layers_than_the_weights_is_refused(folder: Path) ->
 
 @pytest.mark.parametrize(
     ("leftover", "is_tied"),
-    [("model.layers.0.self_attn.rotary_emb.inv_freq", False), ("lm_head.weight", True)],
+    [
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", False),
+        ("model.rotary_emb.original_inv_freq", False),
+        ("model.layers.0.self_attn.rotary_emb.cos_cached", False),
+        ("model.causal_mask", False),
+        ("v_head.summary.weight", False),
+        ("mtp.layers.0.mlp.up_proj.weight", False),
+        ("lm_head.weight", True),
+    ],
 )
 def test_harmless_leftovers_load(tmp_path: Path, leftover: str, is_tied: bool) -> None:
     folder = save_tiny_checkpoint(tmp_path / "model", tie_word_embeddings=is_tied)
@@ -175,6 +183,9 @@ def test_harmless_leftovers_load(tmp_path: Path, leftover: str, is_tied: bool) -
         ("head_dim", 0),
         ("hidden_act", "x"),
         ("rope_parameters", {"rope_type": "x"}),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 1e300}),
+        ("rope_scaling", {"rope_type": "linear", "factor": float("inf")}),
+        ("rope_scaling", {"rope_type": "longrope", "long_factor": [1.0, float("nan")]}),
         ("num_hidden_layers", 10**40),
         ("num_hidden_layers", 1_001),
         ("num_labels", 10**9),
@@ -287,3 +298,17 @@ def test_one_odd_value_is_taken_or_refused_in_one_line(saved: Path, data: st.Dat
     finally:
         file.write_text(original)
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model_max_length", int(1e30)),
+        ("seed", 2**60),
+        ("sliding_window", False),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 1e7}),
+    ],
+)
+def test_odd_numbers_that_do_no_harm_are_taken(folder: Path, name: str, value: Any) -> None:
+    change(folder / "config.json", **{name: value})
+    open_checkpoint(str(folder)).load_model(torch.float32)
