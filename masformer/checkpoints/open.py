@@ -154,6 +154,15 @@ class Checkpoint:
                 "tokenizer that the model was trained with, or a model whose embeddings were resized"
             )
 
+    def check_text(self, text: str, where: str) -> None:
+        """Raise `CheckpointError` for a text that spells an added word without an embedding; arguments as above.
+
+        Prompts spell such a word in characters where it looks like markup, so their tokens do not tell.
+        """
+        if self.has_tokens_beyond:
+            encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            self.check_tokens(encoded.input_ids, where)
+
     def load_model(
         self, dtype: torch.dtype, device: torch.device | str = "cpu", device_map: str | None = None
     ) -> PreTrainedModel:
