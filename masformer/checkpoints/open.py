@@ -319,9 +319,17 @@ def _read_files(folder: Path, gguf_file: str | None, listing: Listing | None) ->
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return the number of positions the model was trained on; None when its config names none."""
-    value = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return None if value is None else int(value)
+    """Return the number of positions the model was trained on, or scaled to; None when its config names none.
+
+    Model cards of Qwen switch YaRN on by a factor and leave `max_position_embeddings` at the positions before it.
+    """
+    text = config.get_text_config(decoder=True)
+    value = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None)
+    if value is None or not isinstance(rope, dict) or rope.get("rope_type") != "yarn":
+        return None if value is None else int(value)
+    scaled = (rope.get("original_max_position_embeddings") or 0) * (rope.get("factor") or 1)
+    return max(int(value), int(scaled))
 
 
 def has_learned_positions(config: PreTrainedConfig) -> bool:
