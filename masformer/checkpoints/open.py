@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +47,7 @@ from masformer.checkpoints.fit import (
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
 from masformer.errors import first_line
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Architectures whose positions are a learned table, which has no entry beyond its end.
 _LEARNED_POSITIONS = {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "ctrl", "openai-gpt"}
 # What loading reads from a folder beside weights: config, tokenizer, chat templates, end tokens, code.
@@ -361,6 +363,8 @@ def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str, Listing]:
         try:
             info = within(HUB_TIMEOUT_SECONDS, lambda: model_info(hub_id, timeout=HUB_TIMEOUT_SECONDS))
             revision = str(info.sha)
+            if not _COMMIT.fullmatch(revision):
+                raise OSError(f"it names {revision[:60]!r} in the place of a commit")
             listing = Listing(
                 name=name,
                 names={file.rfilename for file in info.siblings or () if "/" not in file.rfilename},
