@@ -37,6 +37,7 @@ import torch
 import vl_convert
 import yaml
 from accelerate.state import AcceleratorState, GradientState
+from tqdm import tqdm
 
 import eval.finetune
 import eval.generation.local  # forked processes need not import it
@@ -453,6 +454,8 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep the folders")
     options = parser.parse_args()
     torch.set_num_threads(1)  # a process that has started others cannot be forked
+    # Forks would share its lock of processes, and one that is killed with it would stop the others for ever.
+    tqdm.set_lock(threading.RLock())
     # Drawing takes longer than all the rest.
     vl_convert.vegalite_to_png = lambda *_, **__: b"png"
     vl_convert.vegalite_to_svg = lambda *_, **__: "svg"
