@@ -82,6 +82,11 @@ def lacks_spaces(text: str) -> bool:
     return not text.isascii() and _BLOCKS.search(text) is not None
 
 
+def num_letters_alone(text: str) -> int:
+    """Return the number of letters of scripts without spaces."""
+    return len(_ONE_ALONE.findall(text)) if lacks_spaces(text) else 0
+
+
 def counted_words(text: str) -> list[str]:
     """Return the words between white space, with their signs; a letter of a script without spaces is one by itself."""
     if not lacks_spaces(text):
