@@ -140,8 +140,8 @@ def test_a_profile_without_a_package_says_so() -> None:
 
 
 def test_long_texts_do_not_make_the_package_outlast_the_scoring() -> None:
-    pairs = [("river " * 1500, "flows " * 1000)] * 3
-    assert check_parity("scrolls", checked("scrolls", pairs)).num_predictions <= 1
+    pairs = [("river " * 4000, "flows " * 4000), ("the river", "the river flows")]
+    assert check_parity("scrolls", checked("scrolls", pairs)).num_predictions == 1
     # `rouge` gives up on a sentence of a thousand words.
     assert check_parity("longbench", checked("longbench", [("cat " * 1200, "dog " * 300 + "cat")])).num_predictions == 0
 
