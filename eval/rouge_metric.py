@@ -11,6 +11,7 @@ installed (`pip install -e .`) or be the folder that Python starts in.
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -63,6 +64,13 @@ class Profiles(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
             ],
         )
 
+    def _warn(self, name: str, references: Sequence[str | Sequence[str]]) -> None:
+        """Warn where the profile loses letters: a script that calls it sees the scores alone."""
+        letters = importlib.import_module("eval.scoring.letters")
+        texts = [text for one in references for text in ([one] if isinstance(one, str) else one)]
+        for note in letters.describe_letters("the references", name, letters.count_letters(name, texts)):
+            warnings.warn(note, stacklevel=3)
+
     def _compute(
         self,
         predictions: Sequence[str],
@@ -76,6 +84,7 @@ class Profiles(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         if use_stemmer not in (None, profile.use_stemmer):
             setting = "on" if profile.use_stemmer else "off"
             raise ValueError(f"use_stemmer is {use_stemmer}, and profile {name} has it {setting}; leave it out")
+        self._warn(name, references)
         scores = []
         for number, (prediction, texts) in enumerate(zip(predictions, references, strict=True), start=1):
             if not texts and not isinstance(texts, str):

@@ -26,6 +26,10 @@ def main(argv: Sequence[str]) -> None:
     backend = open_backend(config)  # checks model, plan and positions; no weights yet
     process = backend.process
     data = config.load_tasks()  # tasks/
+    notes = config.check_letters(data)  # scoring/: whether the profiles have words for the references
+    if process.is_main:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     run = open_run(config, data, backend)  # resumes, or says why it cannot
     requests = run.requests(backend)  # prompting/: cuts each context to each maxlen
     if config.dry_run:

@@ -41,7 +41,14 @@ def score_again(options: argparse.Namespace) -> None:
     with folder.lock(record, RunRecord):
         inputs = read_inputs(folder, record)
         margin = MARGIN if options.margin is None else options.margin
-        scores, _ = score_run(folder, inputs, options.profile, margin, with_texts=with_texts)
+        scores, _ = score_run(
+            folder,
+            inputs,
+            options.profile,
+            margin,
+            with_texts=with_texts,
+            accept_ascii_words=options.accept_ascii_words,
+        )
     if options.json:
         print(json.dumps(to_json(scores), indent=2, ensure_ascii=False))
     else:
@@ -61,6 +68,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}-field", metavar="NAME", help=about)
     parser.add_argument(
         "--profile", choices=list(PROFILES), help="of all tasks (default: each task's own; hf for files)"
+    )
+    parser.add_argument(
+        "--accept-ascii-words",
+        action="store_true",
+        help="score under a profile that drops more than a tenth of the references' letters",
     )
     parser.add_argument("--margin", metavar="X", type=margin_share, help=f"of non-inferiority (default: {MARGIN})")
     parser.add_argument(
@@ -95,7 +107,8 @@ def main(argv: Sequence[str]) -> None:
         fields = Fields(
             prediction=options.prediction_field, reference=options.reference_field, id=options.id_field or "id"
         )
-        content = score_files(options.predictions, options.references, options.profile or "hf", fields)
+        files, accepts = (options.predictions, options.references), options.accept_ascii_words
+        content = score_files(*files, options.profile or "hf", fields, accept_ascii_words=accepts)
         print(json.dumps(to_json(content), indent=2, ensure_ascii=False))
     else:
         score_again(options)

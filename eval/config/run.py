@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from eval.config.generation import GenerationOptions, GenerationSettings
 from eval.config.job import JobOptions, extrapolation_option, plan_option, trackers_option, truncation_option
 from eval.config.options import REQUIRED, Group
 from eval.errors import UserError
+from eval.scoring.letters import check_letters, count_letters, describe_letters
 from eval.scoring.profiles import PROFILES
+from tasks import LoadedExamples
 
 # Module and class of each engine; imported when it is chosen, so that one engine does not need another's packages.
 BACKENDS = {
@@ -71,6 +74,9 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions):
     )
     profile: str | None = Group.OUTPUT.option(
         None, "metrics of all tasks", choices=tuple(PROFILES), unset="each task's own"
+    )
+    accept_ascii_words: bool = Group.OUTPUT.option(
+        False, "score under a profile that drops more than a tenth of the references' letters", switch
     )
     think_end_token: str | None = Group.OUTPUT.option(
         None,
@@ -143,7 +149,23 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions):
     def unknown_to_0_1(self) -> tuple[str, ...]:
         """Return settings that names and records of 0.1's only engine do not have."""
         engine = ("backend", "answers") if self.backend == "local" else ()
-        return (*engine, *self.unset_chat_options, *(() if self.think_end_token else ("think_end_token",)))
+        unset = [name for name in ("think_end_token", "accept_ascii_words") if not getattr(self, name)]
+        return (*engine, *self.unset_chat_options, *unset)
+
+    def check_letters(self, data: Mapping[str, LoadedExamples]) -> list[str]:
+        """Return what the profiles lose of the references, in sentences.
+
+        Raises:
+            UserError: A profile loses so much that it tells nothing, and nobody insists.
+        """
+        notes = []
+        for name, loaded in data.items():
+            profile = self.profile or self.tasks[name].profile
+            letters = count_letters(profile, (text for one in loaded.examples for text in one.references))
+            if not self.accept_ascii_words:
+                check_letters(f"task '{name}'", profile, letters)
+            notes += describe_letters(name, profile, letters)
+        return notes
 
     def generation(self, max_new_tokens: int) -> GenerationSettings:
         """Return how answers of as much room are chosen."""

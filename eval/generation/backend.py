@@ -120,6 +120,7 @@ def output_of(config: RunConfig) -> Path:
     free = [
         *("maxlen", "template", "limit", "sample", "on_bad_row", "output", "overwrite", "dry_run"),
         *("batch_size", "memory_budget", "shard", "device_map", "texts", "report_to", "think_end_token"),
+        "accept_ascii_words",
     ]
     named = config if config.backend == "local" else replace(config, model=config.backend)
     folder = default_output("", named, (*free, *config.unknown_to_0_1))

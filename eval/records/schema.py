@@ -378,6 +378,25 @@ class ScrollsScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LettersKept:
+    """What the words of a profile leave of the references of a task."""
+
+    share: float | None = entry("share of the letters that are in a word; null without letters", rule=SHARE)
+    unspaced: float | None = entry("share of the letters that are of scripts without spaces", rule=SHARE)
+    num_references: int = entry("references", rule=COUNT)
+    num_without_words: int = entry("references with letters or digits, and without a word", rule=COUNT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """A sample of predictions that the reference package of a profile scored too."""
+
+    package: str | None = entry("package and version; null for a profile without one")
+    num_predictions: int = entry("predictions that were scored again", rule=COUNT)
+    largest_difference: float | None = entry("largest difference of a score; above 1e-9 is an error")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """`scores.json`."""
 
@@ -390,6 +409,9 @@ class Scores:
     results: list[Result] = entry("means with intervals")
     comparisons: list[Comparison] = entry("paired tests within the run")
     scrolls_score: ScrollsScore | None = entry("null with fewer than two tasks of SCROLLS", default=None)
+    letters: dict[str, LettersKept] = entry("what profiles leave of the references, by task", default={})
+    accept_ascii_words: bool = entry("whether `--accept-ascii-words` was given", default=False)
+    parity: dict[str, Parity] = entry("checks with reference packages, by profile", default={})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Warnings where scores compare the lengths of texts before anything else."""
+"""Warnings where scores compare the lengths of texts before anything else, or lose their letters."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from eval.records.schema import Result, Scores
 from eval.reporting.tables import select
+from eval.scoring.letters import describe_letters
 
 # Share of answers that used up their room, and ratio of words, beyond which a warning is due.
 _MOST_ENDED = 0.2
 _MOST_APART = 1.5
+
+
+def warnings_on_letters(scores: Scores) -> dict[str, list[str]]:
+    """Return what profiles lose of the references, in sentences by task."""
+    return {task: describe_letters(task, scores.profiles[task], one) for task, one in scores.letters.items()}
 
 
 def warnings_on_lengths(scores: Scores) -> dict[str, list[str]]:

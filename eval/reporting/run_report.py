@@ -13,7 +13,7 @@ from eval.records.run_folder import RunFolder, own_plots
 from eval.records.schema import ExampleScore, RunRecord, Scores
 from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
 from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, legend_of, text
-from eval.reporting.lengths import warnings_on_lengths
+from eval.reporting.lengths import warnings_on_lengths, warnings_on_letters
 from eval.reporting.page import Heading, Prose, Section, as_table, render_page
 from eval.reporting.position_chart import document_positions, oracle_positions
 from eval.reporting.samples import gather_samples
@@ -33,6 +33,7 @@ from eval.reporting.tables import (
     scrolls_table,
     select,
 )
+from eval.scoring.parity import describe_parity
 from eval.scoring.profiles import describe_profile, describe_profiles, headline
 
 _KEEPS = {"head": "the beginning", "middle": "both ends", "tail": "the end"}
@@ -64,6 +65,7 @@ def facts_of(record: RunRecord, scores: Scores) -> dict[str, str]:
         "spans": code(record.plan_description),
         "truncation": f"keeps {_KEEPS[identity.truncation]} of the context",
         "metrics": f"{describe_profiles(profiles_shown(scores))}; {describe_intervals(scores.results)}",
+        "checked": describe_parity(scores.parity),
         "machine": f"{session.machine.device}, {session.world_size} process(es), {session.threads} torch "
         "thread(s) each",
         "sessions": f"{len(record.sessions)}, all in run.json",
@@ -93,6 +95,7 @@ def describe_task(record: RunRecord, scores: Scores, task: str) -> str:
             f"length; the oracle aims at {baselines.objective}."
         )
     sentences += warnings_on_lengths(scores).get(task, [])
+    sentences += warnings_on_letters(scores).get(task, [])
     return " ".join(sentences)
 
 

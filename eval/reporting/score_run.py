@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from eval.errors import UserError
@@ -10,11 +11,13 @@ from eval.records.disk import read_json
 from eval.records.journal import fingerprint
 from eval.records.read_run import RunInputs, answer_of
 from eval.records.run_folder import RunFolder
-from eval.records.schema import RunRecord, Scores
+from eval.records.schema import LettersKept, RunRecord, Scores
 from eval.records.typed import to_json
 from eval.reporting.run_report import render_full, render_report, write_page
 from eval.reporting.short_report import render_short
 from eval.scoring.examples import SCORING_VERSION, compare_settings, score_examples, summarize
+from eval.scoring.letters import check_letters, count_letters
+from eval.scoring.parity import check_scores
 from eval.scoring.profiles import PROFILES
 from eval.scoring.scored_run import predictions_digest
 from eval.scoring.scrolls import scrolls_score
@@ -22,15 +25,23 @@ from eval.scoring.significance import MARGIN
 
 
 def score_run(
-    folder: RunFolder, inputs: RunInputs, profile: str | None = None, margin: float = MARGIN, *, with_texts: bool
+    folder: RunFolder,
+    inputs: RunInputs,
+    profile: str | None = None,
+    margin: float = MARGIN,
+    *,
+    with_texts: bool,
+    accept_ascii_words: bool | None = None,
 ) -> tuple[Scores, list[Path]]:
     """Score the predictions of a run, write scores and reports, and return `scores.json` and the plots.
 
     The folder is locked. Without a profile each task has its own. With texts, the page shows those of documents,
-    references and predictions.
+    references and predictions. With `accept_ascii_words` False, references of which a profile leaves too little are
+    refused unless the run accepts them; None refuses none, for a run that was checked before it generated.
 
     Raises:
-        UserError: A task has a profile that nobody knows.
+        UserError: A task has a profile that nobody knows, or that leaves too little of its references.
+        UserError: A score is not that of the profile's reference package.
     """
     record = inputs.record
     profiles = {task: profile or own for task, own in record.profiles.items()}
@@ -39,10 +50,16 @@ def score_run(
             f"{folder.path / 'run.json'} names the profile '{unknown[0]}'; give one of {', '.join(PROFILES)} with "
             "--profile, or restore the file"
         )
+    accepts = bool(accept_ascii_words or record.config.get("accept_ascii_words"))
+    letters = _letters_of(inputs, profiles)
+    if accept_ascii_words is False and not accepts:
+        for task, of_task in letters.items():
+            check_letters(f"task '{task}'", profiles[task], of_task)
     by_first_line = [name for name, task in record.tasks.items() if task.scores_first_line]
     system = record.identity.model.reference
     answers = [answer_of(one, record.think_end_token) for one in inputs.predictions]
     scored = score_examples(answers, inputs.examples, inputs.documents, profiles, system, by_first_line)
+    parity = check_scores(scored.scored, inputs.examples, by_first_line)
     lines = [one.line for one in scored.scored]
     results = summarize(scored.scored)
     scores = Scores(
@@ -55,6 +72,9 @@ def score_run(
         results=results,
         comparisons=compare_settings(scored.scored, margin),
         scrolls_score=scrolls_score(results, Counter(example.task for example in inputs.examples)),
+        letters=letters,
+        accept_ascii_words=accepts,
+        parity=parity,
     )
     folder.write_lines("example_scores.jsonl", lines)
     folder.write_text("report.md", render_report(record, scores, inputs.notes))
@@ -62,6 +82,14 @@ def score_run(
     # The last of all: until it is there, the folder's scores are not those that it describes, and are refused.
     folder.write_json("scores.json", scores)
     return scores, plots
+
+
+def _letters_of(inputs: RunInputs, profiles: Mapping[str, str]) -> dict[str, LettersKept]:
+    """Return what the profiles leave of the references of each task."""
+    references: dict[str, list[str]] = defaultdict(list)
+    for example in inputs.examples:
+        references[example.task] += example.references
+    return {task: count_letters(profiles[task], of_task) for task, of_task in references.items()}
 
 
 def print_scores(folder: RunFolder, inputs: RunInputs, scores: Scores, *, is_full: bool = False) -> None:

@@ -22,7 +22,7 @@ from eval.reporting.columns import (
     signed_interval,
     text,
 )
-from eval.reporting.lengths import warnings_on_lengths
+from eval.reporting.lengths import warnings_on_lengths, warnings_on_letters
 from eval.reporting.tables import Rows, as_columns, describe_intervals, select, table_of
 from eval.scoring.profiles import describe_profiles, headline, metric_name
 from eval.scoring.significance import MIN_DOCUMENTS
@@ -173,7 +173,7 @@ def warnings_of(inputs: RunInputs, scores: Scores) -> Iterator[str]:
         if task.limit is not None:
             yield from describe_selection(name, task, counts[name])
     yield from inputs.thinking
-    for warnings in warnings_on_lengths(scores).values():
+    for warnings in (*warnings_on_lengths(scores).values(), *warnings_on_letters(scores).values()):
         yield from warnings
     if inputs.dropped:
         yield f"{inputs.dropped[0].upper()}{inputs.dropped[1:]}."

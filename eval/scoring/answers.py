@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
@@ -29,12 +29,7 @@ def answer_words(text: str) -> list[str]:
 
 def token_f1(prediction: str, reference: str) -> float:
     """Return the F1 of the words, each as often as it occurs, as a fraction."""
-    ours, theirs = answer_words(prediction), answer_words(reference)
-    hits = (Counter(ours) & Counter(theirs)).total()
-    if not hits:
-        return 0.0
-    precision, recall = hits / len(ours), hits / len(theirs)
-    return 2 * precision * recall / (precision + recall)
+    return _f1(answer_words(prediction), answer_words(reference))
 
 
 def exact_match(prediction: str, reference: str) -> float:
@@ -42,9 +37,21 @@ def exact_match(prediction: str, reference: str) -> float:
     return float(answer_words(prediction) == answer_words(reference))
 
 
-def score_answers(prediction: str, references: Sequence[str]) -> list[dict[str, float]]:
-    """Return F1 and exact match against each reference."""
-    return [{"f1": token_f1(prediction, one), "exact_match": exact_match(prediction, one)} for one in references]
+def score_answers(
+    prediction: str, references: Sequence[str], split_words: Callable[[str], list[str]] = answer_words
+) -> list[dict[str, float]]:
+    """Return F1 and exact match against each reference, in these words."""
+    ours = split_words(prediction)
+    theirs = [split_words(reference) for reference in references]
+    return [{"f1": _f1(ours, words), "exact_match": float(ours == words)} for words in theirs]
+
+
+def _f1(ours: Sequence[str], theirs: Sequence[str]) -> float:
+    hits = (Counter(ours) & Counter(theirs)).total()
+    if not hits:
+        return 0.0
+    precision, recall = hits / len(ours), hits / len(theirs)
+    return 2 * precision * recall / (precision + recall)
 
 
 def first_line(text: str) -> str:

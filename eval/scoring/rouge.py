@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache, partial
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ _MAX_REFERENCES = 256
 # About what a run meets; a text of random letters must not fill the memory.
 _MAX_STEMS = 1 << 18
 _WORD = re.compile("[a-z0-9]+")
+Splitter = Callable[[str], list[str]]
 
 
 # Sentences
@@ -88,13 +89,17 @@ def rouge_words(text: str, *, use_stemmer: bool) -> list[str]:
     return list(map(_stem, words)) if use_stemmer else words
 
 
+stemmed_words = partial(rouge_words, use_stemmer=True)
+plain_words = partial(rouge_words, use_stemmer=False)
+
+
 class _Words:
     """The words of a text by sentence, with their counts."""
 
-    def __init__(self, sentences: Sequence[str], use_stemmer: bool) -> None:
+    def __init__(self, sentences: Sequence[str], split_words: Splitter) -> None:
         # A newline inside a sentence ends one too: rouge_score is given the sentences joined by newlines.
         lines = chain.from_iterable(sentence.split("\n") for sentence in sentences)
-        self.sentences = [rouge_words(line, use_stemmer=use_stemmer) for line in lines]
+        self.sentences = [split_words(line) for line in lines]
         self.words = list(chain.from_iterable(self.sentences))
         self.counts = Counter(self.words)
         self.pair_counts = Counter(pairwise(self.words))
@@ -103,25 +108,28 @@ class _Words:
 class _Reference(_Words):
     """A reference keeps its bits for the predictions to come."""
 
-    def __init__(self, sentences: Sequence[str], use_stemmer: bool) -> None:
-        super().__init__(sentences, use_stemmer)
+    def __init__(self, sentences: Sequence[str], split_words: Splitter) -> None:
+        super().__init__(sentences, split_words)
         self.bits = SentenceBits(self.sentences)
 
 
 @lru_cache(maxsize=_MAX_REFERENCES)
-def _split_reference(text: str, use_stemmer: bool) -> _Reference:
-    return _Reference(split_sentences(text), use_stemmer)
+def _split_reference(text: str, split_words: Splitter, sentences: Splitter) -> _Reference:
+    return _Reference(sentences(text), split_words)
 
 
-def score_rouge(prediction: str, references: Sequence[str], *, use_stemmer: bool) -> list[dict[str, float]]:
-    """Return the F-measures of R1, R2, RL and RLsum against each reference."""
-    words = _Words(split_sentences(prediction), use_stemmer)
-    return [_score(words, _split_reference(reference, use_stemmer)) for reference in references]
+def score_rouge(
+    prediction: str, references: Sequence[str], *, split_words: Splitter, sentences: Splitter = split_sentences
+) -> list[dict[str, float]]:
+    """Return the F-measures of R1, R2, RL and RLsum against each reference, by these words and sentences."""
+    words = _Words(sentences(prediction), split_words)
+    return [_score(words, _split_reference(reference, split_words, sentences)) for reference in references]
 
 
 def score_sentences(prediction: Sequence[str], reference: Sequence[str], *, use_stemmer: bool) -> dict[str, float]:
     """Return the F-measures against one reference, for texts that are split into sentences already."""
-    return _score(_Words(prediction, use_stemmer), _Reference(reference, use_stemmer))
+    split_words = stemmed_words if use_stemmer else plain_words
+    return _score(_Words(prediction, split_words), _Reference(reference, split_words))
 
 
 def _score(prediction: _Words, reference: _Reference) -> dict[str, float]:

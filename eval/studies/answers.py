@@ -11,11 +11,13 @@ from eval.records.schema import Comparison, ExampleScore, Prediction, Result
 from eval.reporting.charts import length_curves
 from eval.reporting.columns import BASELINE_STYLES, COMPARISON_LEGEND, COUNTS, legend_of, percent
 from eval.reporting.tables import Rows, comparison_table, select
+from eval.scoring.baselines import num_words
 from eval.scoring.compare_runs import RunComparison, check_comparable, compare_runs, name_comparison
 from eval.scoring.examples import Setting, compare_lines, correct, values_of
 from eval.scoring.profiles import headline, metric_name
 from eval.scoring.scored_run import ScoredRun, read_scored
 from eval.scoring.significance import MARGIN, mean_interval
+from eval.scoring.unicode_text import counted_words
 from eval.studies.section import Draft
 
 Runs = Mapping[str, ScoredRun]  # by part
@@ -161,9 +163,9 @@ def repeated_share(text: str) -> float | None:
     """Return the share of an answer's 4-grams of words that stand in it before; None where it has none.
 
     Source: seq-rep-4, Welleck et al., Neural text generation with unlikelihood training, arXiv 1908.04319, section 6;
-    over words between white space in lower case instead of tokens.
+    over words in lower case instead of tokens, as budgets count them.
     """
-    words = text.lower().split()
+    words = counted_words(text.lower())
     ngrams = [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else None
 
@@ -180,7 +182,7 @@ def _answer_cells(
 ) -> list[str]:
     documents = [one.document_id for one in repeated]
     share = mean_interval(values_of(repeated, [_REPEATED]), documents) if repeated else None
-    words = statistics.mean(len(answer.text.split()) for answer in answers.values())
+    words = statistics.mean(num_words(answer.text) for answer in answers.values())
     (result,) = select(_results(run, *setting[:2]), maxlen=setting[2], kind="model")
     metric = headline(result.profile)
     score = percent(result.metrics[metric])

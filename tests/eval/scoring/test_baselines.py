@@ -102,9 +102,9 @@ def test_lead_and_tail_go_on_behind_a_gap() -> None:
 
 def test_budget_counts_words_of_any_script() -> None:
     text = "Größe\u3000数える été\u00a0naïve 🙂 end"
-    rows = rows_of(text, budget=3)
-    assert rows["lead"].text == "Größe\u3000数える été"
-    assert rows["tail"].text == "naïve 🙂 end"
+    assert rows_of(text, budget=5)["lead"].text == "Größe\u3000数える été"
+    assert rows_of(text, budget=3)["lead"].text == "Größe\u3000数え", "a character a word in Japanese"
+    assert rows_of(text, budget=3)["tail"].text == "naïve 🙂 end"
 
 
 @pytest.mark.parametrize("query", [None, "", " \n"])

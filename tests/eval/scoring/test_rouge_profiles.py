@@ -25,6 +25,7 @@ from rouge_score.tokenizers import DefaultTokenizer
 from eval.scoring.profiles import PROFILES, headline_score, score_prediction
 from eval.scoring.rouge import rouge_words, score_sentences, sentence_spans, split_sentences
 from eval.scoring.rouge_lcs import SentenceBits
+from eval.scoring.unicode_text import unicode_sentences, unicode_words
 from tasks import TASKS, LoadRequest
 from tasks.base import DataError
 from tests.helpers.properties import tries
@@ -66,10 +67,21 @@ def by_longbench(pair: Pair) -> dict[str, float]:
     return {"rougeL": scores["rouge-l"]["f"]}
 
 
+class Tokenizer:
+    tokenize = staticmethod(unicode_words)
+
+
+def by_rouge_score_in_unicode(pair: Pair) -> dict[str, float]:
+    prediction, reference = ("\n".join(unicode_sentences(text)) for text in pair)
+    scores = RougeScorer(list(METRICS), tokenizer=Tokenizer()).score(reference, prediction)
+    return {metric: float(score.fmeasure) for metric, score in scores.items()}
+
+
 REFERENCE_PACKAGES: dict[str, Callable[[Pair], dict[str, float]]] = {
     "hf": by_summarization_script,
     "scrolls": by_scrolls,
     "longbench": by_longbench,
+    "unicode": by_rouge_score_in_unicode,
 }
 
 
@@ -394,7 +406,7 @@ import evaluate
 
 rows = json.load(sys.stdin)
 out = {}
-for profile in (None, "hf", "scrolls", "longbench", "f1", "exact_match"):
+for profile in (None, "hf", "scrolls", "longbench", "f1", "exact_match", "unicode", "chrf", "f1_unicode"):
     metric = evaluate.load("eval/rouge_metric.py", profile)
     lists = metric.compute(predictions=rows["predictions"], references=rows["references"], use_aggregator=False)
     first = metric.compute(predictions=rows["predictions"], references=[texts[0] for texts in rows["references"]])
@@ -440,6 +452,6 @@ def test_evaluate_loads_the_profiles_from_the_checkout_without_network(tmp_path:
         assert means == pytest.approx(expected, abs=TOLERANCE)
         last = PROFILES[name].headline[-1]
         assert first[last] <= means[last]
-    assert errors[0] == "no profile 'rouge'; choose from: hf, scrolls, longbench, f1, exact_match"
+    assert errors[0] == f"no profile 'rouge'; choose from: {', '.join(PROFILES)}"
     assert errors[1] == "example 1 has no reference; give each at least one"
     assert "leave it out" in errors[2]
