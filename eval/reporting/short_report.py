@@ -12,6 +12,7 @@ from eval.reporting.columns import (
     MAXLEN,
     Column,
     N,
+    leaves_open,
     outcome,
     percent,
     percent_mean,
@@ -130,6 +131,9 @@ def _judged(comparison: Comparison, subject: str, other: str) -> str:
     The subject is the name of the second setting with its verb, the other the name of the first.
     """
     found = outcome(comparison)
+    if found == "same prompts":
+        longer = subject.removesuffix(" are")
+        return f"{longer} show no more than {other}: every document fits both, so nothing is compared."
     claim = _CLAIMS[found].format(other=other, margin=100 * comparison.margin)
     numbers = f"{metric_name(comparison.metric)} {100 * comparison.difference:+.1f}{signed_interval(comparison)}"
     remark = ""
@@ -138,6 +142,10 @@ def _judged(comparison: Comparison, subject: str, other: str) -> str:
         remark = f", no interval{few}"
     elif found == "not settled" and comparison.detectable is not None:
         remark = f"; so many would show a difference of {100 * comparison.detectable:.1f}"
+    elif found == "as good":
+        remark = f"; {leaves_open(comparison.num_documents)}"
+    if found == "not settled" and comparison.needs_documents is not None:
+        remark += f"; no difference could be shown with so few documents ({comparison.needs_documents} could)"
     return f"{subject[0].upper()}{subject[1:]} {claim}: {numbers}, {_counted(comparison)}{remark}."
 
 

@@ -20,10 +20,10 @@ from eval.errors import UserError
 from eval.records.journal import fingerprint
 from eval.records.schema import Board, BoardRow, RankedRun, Result, TaskRecord
 from eval.scoring.bootstrap import ROUNDING
+from eval.scoring.claims import within_margin_of_best
 from eval.scoring.examples import Setting, setting_of, values_of
 from eval.scoring.profiles import headline, metric_columns, metric_range
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
-from eval.scoring.significance import within_margin_of_best
 
 _COUNTS = ("num_examples", "num_documents", "num_truncated")
 

@@ -16,9 +16,10 @@ import pytest
 import eval.scoring
 from eval.records.schema import Cost, Estimate
 from eval.records.typed import to_json
-from eval.scoring.examples import Scored, compare_settings, cost, score_examples, summarize
+from eval.scoring.claims import compare_paired
+from eval.scoring.comparisons import compare_settings
+from eval.scoring.examples import Scored, cost, score_examples, summarize
 from eval.scoring.profiles import headline, metric_columns
-from eval.scoring.significance import compare_paired
 from tests.helpers.run_folders import LENGTHS, document, document_line, example_line, prediction_line, sentence
 
 TEXT = document(3, 20)
