@@ -53,6 +53,9 @@ class DataOptions(Options):
     context_field: str | None = Group.OWN_DATA.option(None, "field of the document", unset="context")
     target_field: str | None = Group.OWN_DATA.option(None, "field of what should be written", unset="target")
     query_field: str | None = Group.OWN_DATA.option(None, "field of the question", unset="there is none")
+    cluster_field: str | None = Group.OWN_DATA.option(
+        None, "field of what documents are part of, over which intervals resample", unset="each by itself"
+    )
     instruction: str | None = Group.OWN_DATA.option(None, "what the model is told to do", metavar="TEXT")
     metrics: str | None = Group.OWN_DATA.option(None, "metric profile of the task", unset="hf")
 

@@ -11,7 +11,7 @@ line, provenance of a data set) is a plain object.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from eval.records.rules import (
     CONFIG,
@@ -35,6 +35,8 @@ from eval.records.rules import (
 )
 from eval.records.typed import entry
 
+# What intervals resample: a cluster of documents or a document by itself, and its name.
+Unit: TypeAlias = tuple[str, str]
 # Names a prediction within its folder: task, template, id, maxlen.
 Key = tuple[str, str, str, int]
 # All examples, or those that even the greatest length cuts.
@@ -180,6 +182,11 @@ class RunRecord:
         return {name: task.profile or self.identity.profile or "" for name, task in self.tasks.items()}
 
 
+def unit_of(document_id: str, cluster_id: str | None) -> Unit:
+    """Return the name of a cluster, or of a document by itself, which no other kind shares."""
+    return ("document", document_id) if cluster_id is None else ("cluster", cluster_id)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExampleRecord:
     """A line of `examples.jsonl`."""
@@ -195,6 +202,11 @@ class ExampleRecord:
     evidence: list[list[int]] | None = entry(
         "character ranges of the document that hold the answer, where known", rule=SPAN
     )
+
+    @property
+    def unit(self) -> Unit:
+        """Return what is drawn and exchanged as one: the cluster, or the document where it is in none."""
+        return unit_of(self.document_id, self.cluster_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,9 +443,9 @@ class ExampleScore:
     )
 
     @property
-    def unit(self) -> tuple[str, str]:
+    def unit(self) -> Unit:
         """Return what is drawn and exchanged as one: the cluster, or the document where it is in none."""
-        return ("document", self.document_id) if self.cluster_id is None else ("cluster", self.cluster_id)
+        return unit_of(self.document_id, self.cluster_id)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

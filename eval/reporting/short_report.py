@@ -174,5 +174,6 @@ def warnings_of(inputs: RunInputs) -> Iterator[str]:
         if num_bad := task.rows.get("num_bad", 0):
             yield f"{num_bad} rows of {name} could not be used and were skipped; the report names the first."
     yield from inputs.thinking
+    yield from inputs.repeated
     if inputs.dropped:
         yield f"{inputs.dropped[0].upper()}{inputs.dropped[1:]}."
