@@ -186,13 +186,19 @@ def rows_of(
                 {name: run.lines[at][name] for name in names} for run, at in ((first, one), (second, other))
             )
             table += [
-                Compare(before, after, name, profile, subset, is_same[one[0]])
+                Compare(before, after, name, profile, subset, is_same[one[0]] and _answers_alike(before, after))
                 for name in metrics or columns
                 if name in columns
             ]
     if not table:
         raise _nothing_in_common(first, second, maxlens)
     return table
+
+
+def _answers_alike(before: Mapping[str, ExampleScore], after: Mapping[str, ExampleScore]) -> bool:
+    """Return whether the same prompts have the same scores, as of one model that chooses no word at random."""
+    row = Compare(before, after, "", is_same_model=True)
+    return all(before[name].metrics == after[name].metrics for name in row.shared() if row.has_same_prompt(name))
 
 
 def _is_same_model(first: ScoredRun, second: ScoredRun) -> dict[str, bool]:

@@ -34,9 +34,9 @@ Losses = dict[Hashable, tuple[float, float, int]]  # both losses and the tokens,
 
 LEGEND = (
     "ratio: perplexity over that of the reference on the same tokens, paired, 95% bootstrap interval over documents "
-    "within their tasks; the intervals of a table hold for all its rows at once (max-T). detectable: the smallest ratio "
-    "that so many documents would have told from 1 in this table with power 0.8. attention, cache, seconds: shares of "
-    "the reference over the same documents."
+    "within their tasks; the intervals of a table hold for all its rows at once (max-T). detectable: the smallest "
+    "ratio that so many documents would have told from 1 in this table with power 0.8. attention, cache, seconds: "
+    "shares of the reference over the same documents."
 )
 _SHARED_LEGEND = "shared: documents with such tokens that both have measured, of which the ratio is."
 _RANDOM_LEGEND = "random better: of random plans, how many are; for plans of their cost alone."
