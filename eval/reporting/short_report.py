@@ -146,6 +146,8 @@ def _judged(comparison: Comparison, subject: str, other: str) -> str:
         remark = f"; {leaves_open(comparison.num_documents)}"
     if found == "not settled" and comparison.needs_documents is not None:
         remark += f"; no difference could be shown with so few documents ({comparison.needs_documents} could)"
+    if comparison.num_same_prompts:
+        remark = f", {comparison.num_same_prompts} with the same prompt left out{remark}"
     return f"{subject[0].upper()}{subject[1:]} {claim}: {numbers}, {_counted(comparison)}{remark}."
 
 

@@ -127,7 +127,7 @@ def _result(
         found = detectable_difference(row.num_documents, error, critical) if error else None
         can_show = not error or found is not None
         detectable = None if found is None else row.size * found
-        bound = row.size * _bound(row, difference / row.size, error, level)
+        bound = row.size * max(_bound(row, difference / row.size, error, level), -row.most)
         is_as_good = min(low, bound) > -margin
     return PairedResult(
         difference=difference,
