@@ -19,6 +19,7 @@ from typing import Any
 from eval.reporting.columns import COMPARISON_LEGEND
 from eval.reporting.tables import as_columns, comparison_table
 from eval.runtime.jobs import CommandParser, command, margin_share
+from eval.scoring.claims import MARGIN
 from eval.scoring.compare_runs import (
     SUBSETS,
     RunComparison,
@@ -29,7 +30,6 @@ from eval.scoring.compare_runs import (
 )
 from eval.scoring.profiles import describe_profiles, metric_name
 from eval.scoring.scored_run import read_scored
-from eval.scoring.significance import MARGIN
 
 _WIDTH = 120
 

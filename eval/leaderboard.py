@@ -22,9 +22,9 @@ from eval.reporting.columns import charted_costs
 from eval.reporting.leaderboard_report import write_leaderboard
 from eval.reporting.leaderboard_tables import render_terminal
 from eval.runtime.jobs import CommandParser, command, margin_share
+from eval.scoring.claims import MARGIN
 from eval.scoring.leaderboard import make_leaderboard
 from eval.scoring.profiles import PROFILES
-from eval.scoring.significance import MARGIN
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -21,9 +21,9 @@ from eval.records.schema import RunRecord
 from eval.records.typed import to_json
 from eval.reporting.score_run import had_texts, has_texts, print_scores, score_run
 from eval.runtime.jobs import CommandParser, command, margin_share
+from eval.scoring.claims import MARGIN
 from eval.scoring.files import Fields, score_files
 from eval.scoring.profiles import PROFILES
-from eval.scoring.significance import MARGIN
 
 
 def score_again(options: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ class Example:
         context: The document. The only field that truncation may cut.
         references: One or more texts; a score is that against the best of them, metric by metric.
         query: The question or aspect, never cut; None for plain summarization.
+        cluster_id: Equal for documents that depend on each other, as chapters of a book do; None for one by itself.
         evidence: Start and end, in characters of the context, of each passage that the source marks as evidence; None
             if it marks none.
         stratum: Kind of document, such as its journal, by which reports count what was selected; None without kinds.
@@ -46,6 +47,7 @@ class Example:
     context: str
     references: tuple[str, ...]
     query: str | None = None
+    cluster_id: str | None = None
     evidence: tuple[tuple[int, int], ...] | None = None
     stratum: str | None = None
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from tasks.base import SPLIT_NAMES, DataError, Example, LoadedExamples, LoadRequest, Task, template_variants
 from tasks.readers.files import data_rows, split_names
 from tasks.readers.hub import hub_rows
-from tasks.readers.rows import BadRow, Row, Rows, collect, text_pair
+from tasks.readers.rows import BadRow, Row, Rows, cluster_name, collect, text_pair
 
 HUB_ID = "kmfoda/booksum"
 FIELDS = ("chapter", "summary_text")
+_COLUMNS = (*FIELDS, "bid")  # the book, where a file names it
 _OTHERS = {"bid": "27681", "is_aggregate": "True", "chapter_path": "a/b.txt", "summary_id": "chapters 1-2"}
 SAMPLE = [
     _OTHERS | {"source": source, "chapter": chapter, "chapter_length": "9", "summary_text": summary}
@@ -41,6 +42,7 @@ class _Chapter:
     index: int
     text: str
     summaries: list[str]
+    book: str | None
 
 
 def load_book_sum(request: LoadRequest) -> LoadedExamples:
@@ -48,14 +50,14 @@ def load_book_sum(request: LoadRequest) -> LoadedExamples:
     if request.data is None:
         files = [f"{name}.csv" for name in split_names(request.split)] + [f"default/{request.split}/*.parquet"]
         whole = replace(request, limit=None)
-        rows = hub_rows(HUB_ID, files, request=whole, columns=FIELDS)
+        rows = hub_rows(HUB_ID, files, request=whole, columns=_COLUMNS)
     else:
-        rows = data_rows(request.data, request.split, columns=FIELDS)
+        rows = data_rows(request.data, request.split, columns=_COLUMNS)
 
     def read(chapter: _Chapter) -> Iterator[Example]:
         name = f"{request.split}-{chapter.index}"
         references = tuple(dict.fromkeys(chapter.summaries))
-        yield Example(id=name, document_id=name, context=chapter.text, references=references)
+        yield Example(id=name, document_id=name, cluster_id=chapter.book, context=chapter.text, references=references)
 
     return collect(request, Rows(_chapters(rows), rows.provenance, source=rows), read)
 
@@ -73,7 +75,8 @@ def _chapters(rows: Rows[Row]) -> Iterator[_Chapter | BadRow]:
             continue
         if pair:
             text, summary = pair
-            chapters.setdefault(text, _Chapter(row.where, len(chapters), text, [])).summaries.append(summary)
+            chapter = _Chapter(row.where, len(chapters), text, [], cluster_name(row, "bid"))
+            chapters.setdefault(text, chapter).summaries.append(summary)
     yield from chapters.values()
 
 

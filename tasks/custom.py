@@ -39,7 +39,7 @@ from tasks.base import (
 )
 from tasks.readers.files import RECORDS, read_text_file, record_rows, require_path, split_file
 from tasks.readers.opening import unpacked_name
-from tasks.readers.rows import BadRow, Row, Rows, collect, file_provenance
+from tasks.readers.rows import BadRow, Row, Rows, cluster_name, collect, file_provenance
 from tasks.readers.yaml_file import read_yaml, shown
 
 
@@ -51,6 +51,7 @@ class CustomTask:
         target_field: Field of what should be written: a text, or a list of texts any of which will do.
         query_field: Field of the question; None if nothing is asked.
         stratum_field: Field of the kind of document, by which reports count what was selected; None without kinds.
+        cluster_field: Field of what a document is part of, such as the book of a chapter; None if each is by itself.
         metrics: Metric profile.
         templates: Texts with `{context}` and `{query}`, or `{text: ..., chat: false}`, by name; None makes them of the
             instruction.
@@ -63,6 +64,7 @@ class CustomTask:
     target_field: str = "target"
     query_field: str | None = None
     stratum_field: str | None = None
+    cluster_field: str | None = None
     instruction: str | None = None
     metrics: str = "hf"
     max_new_tokens: int = 256
@@ -173,10 +175,13 @@ def _load(about: CustomTask, request: LoadRequest) -> LoadedExamples:
     # Other fields of the same file are another source.
     named = {"context": about.context_field, "target": about.target_field, "query": about.query_field}
     rows.provenance = {**rows.provenance, "fields": named}
+    if about.cluster_field is not None:
+        named["cluster"] = about.cluster_field
     documents: dict[str, str] = {}
+    clusters: dict[str, str] = {}
 
     def read(row: Row) -> Iterator[Example]:
-        for what in ("context_field", "target_field", "query_field", "stratum_field"):
+        for what in ("context_field", "target_field", "query_field", "stratum_field", "cluster_field"):
             field = getattr(about, what)
             if field is not None and field not in row.fields:
                 raise DataError(
@@ -185,9 +190,16 @@ def _load(about: CustomTask, request: LoadRequest) -> LoadedExamples:
                 )
         context = row.text(about.context_field)
         example_id = row.name(request.split)
+        cluster = None if about.cluster_field is None else _cluster(row, about.cluster_field)
+        if cluster is not None and clusters.setdefault(context, cluster) != cluster:
+            raise DataError(
+                f"{row.where}: field '{about.cluster_field}' is {shown(cluster)}, and {shown(clusters[context])} in "
+                "another row about the same document; give both the same"
+            )
         yield Example(
             id=example_id,
             document_id=documents.setdefault(context, example_id),
+            cluster_id=cluster,
             context=context,
             references=row.references(about.target_field),
             query=None if about.query_field is None else row.text(about.query_field),
@@ -195,6 +207,13 @@ def _load(about: CustomTask, request: LoadRequest) -> LoadedExamples:
         )
 
     return collect(request, rows, read)
+
+
+def _cluster(row: Row, field: str) -> str:
+    name = cluster_name(row, field)
+    if name is None:
+        raise DataError(f"{row.where}: field '{field}' is empty; name what the document is part of, itself if nothing")
+    return name
 
 
 def _rows(about: CustomTask, path: Path, split: str) -> Rows[Row]:

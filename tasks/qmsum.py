@@ -19,13 +19,25 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, query_templates
 from tasks.readers.files import read_json
-from tasks.readers.rows import Row, Rows, collect, document_names, file_provenance
+from tasks.readers.rows import Row, Rows, cluster_name, collect, document_names, file_provenance
 from tasks.readers.scrolls_lines import HUB_ID, REVISION, ScrollsItem, sample_lines, scrolls_rows
 
 # {disfmarker}, { vocalsound }, {pause}, ...: sounds besides words.
 _MARKUP = re.compile(r"\{ ?[a-z]+ ?\}")
 # L_C_D_ and T_V_s: letters that were spelled out.
 _SPELLED = re.compile(r"(?<![^\W_])(?:[A-Za-z]_)+")
+
+
+# What copies of the original release call the field that names a meeting; the release's own lines have none.
+_NAMES = ("meeting_id", "meeting_name", "meeting", "file_name", "id")
+# AMI: four meetings of one team, ES2002a to ES2002d. ICSI: weekly meetings of one group, Bmr001, Bmr002, ...
+_SERIES = re.compile(r"((?:ES|IS|TS|EN|IB|IN)\d{4})[a-z]?|(B[a-z]{2})\d{3}")
+
+
+def meeting_series(name: str) -> str | None:
+    """Return the series that a meeting of AMI or ICSI is part of, by its name; None for others."""
+    found = _SERIES.fullmatch(name.removesuffix(".json"))
+    return found and (found[1] or found[2])
 
 
 def clean_transcript(text: str) -> str:
@@ -84,6 +96,8 @@ def _meeting_examples(meeting: Row, split: str, numbers: Iterator[int]) -> Itera
     if not turns:
         raise DataError(f"{meeting.where}: field 'meeting_transcripts' has no words; take the meeting out")
     context = "\n".join(turns)
+    names = [cluster_name(meeting, field) for field in _NAMES]
+    series = next((meeting_series(name) for name in names if name), None)
     queries = meeting.rows("general_query_list") + meeting.rows("specific_query_list")
     if not queries:
         raise DataError(f"{meeting.where}: no queries; give the meeting some or take it out")
@@ -91,6 +105,7 @@ def _meeting_examples(meeting: Row, split: str, numbers: Iterator[int]) -> Itera
         yield Example(
             id=f"{split}-{next(numbers)}",
             document_id=f"{split}-meeting-{meeting.index}",
+            cluster_id=series,
             context=context,
             references=(query.text("answer"),),
             query=query.text("query"),

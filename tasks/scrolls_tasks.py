@@ -73,6 +73,16 @@ def read_statement(item: ScrollsItem) -> tuple[str, str]:
     return item.query_and_document()
 
 
+# fd_Charmed_01x18: the show, its season, and the episode.
+_EPISODE = re.compile(r"(?:fd_)?(.+?)[_-]\d+x\d+.*")
+
+
+def _show_of(name: str) -> str | None:
+    """Return the show of an episode, which its id names before season and number; None where it does not."""
+    found = _EPISODE.fullmatch(name)
+    return found and found[1]
+
+
 def load_scrolls(task: str, read_input: ReadInput, request: LoadRequest) -> LoadedExamples:
     """Return one example an id; examples with the same document share `document_id`."""
     name_document = document_names(f"{request.split}-document")
@@ -85,6 +95,7 @@ def load_scrolls(task: str, read_input: ReadInput, request: LoadRequest) -> Load
         yield Example(
             id=item.id,
             document_id=name_document(context),
+            cluster_id=_show_of(item.id) if task == "summ_screen_fd" else None,
             context=context,
             references=item.references,
             query=query,

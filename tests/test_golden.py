@@ -60,6 +60,28 @@ def read(file: Path) -> Any:
     return [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
 
 
+# What says how sure one may be, which later versions reckon otherwise; scores and differences stay as they were.
+_CLAIMS = {"error", "detectable", "needs_documents", "non_inferior", "claim_low", "p_holm", "num_same_prompts"}
+_CLAIMS |= {"is_within_margin", "notes"}
+
+
+def _is_of_lengths(one: Any) -> bool:
+    return isinstance(one, dict) and "second" in one and one["first"]["maxlen"] != one["second"]["maxlen"]
+
+
+def without_claims(content: Any) -> Any:
+    """Return a content without its claims, and ratios of perplexities without their intervals.
+
+    Comparisons of lengths leave out examples with the same prompt since, and are left out here.
+    """
+    if isinstance(content, list):
+        return [without_claims(one) for one in content if not _is_of_lengths(one)]
+    if not isinstance(content, dict):
+        return content
+    dropped = _CLAIMS | ({"low", "high"} if "ratio" in content else set())
+    return {name: without_claims(value) for name, value in content.items() if name not in dropped}
+
+
 def assert_same(folder: Path, *names: str) -> None:
     """Check that files of the copy are those of the golden folder, byte for byte, apart from checksums."""
     assert [
@@ -69,7 +91,7 @@ def assert_same(folder: Path, *names: str) -> None:
 
 def as_before(path: Path) -> Any:
     """Return what a run's scores say of the systems that 0.1 knew, in the fields that it had, and their examples."""
-    scores = read(path / "scores.json")
+    scores = without_claims(read(path / "scores.json"))
     added = ("words", "num_ended_by_length")
     for name in ("example_scores", "scoring_version", "letters", "accept_ascii_words", "parity"):
         scores.pop(name, None)
@@ -81,9 +103,17 @@ def as_before(path: Path) -> Any:
     return scores, [one for one in read(path / "example_scores.jsonl") if one["system"] not in LATER_SYSTEMS]
 
 
+def assert_same_scores(folder: Path, name: str) -> None:
+    assert without_claims(read(folder / name)) == without_claims(read(GOLDEN / name))
+
+
 def intervals(report: Path) -> set[str]:
     """Return the means with intervals that a report prints."""
     return set(re.findall(r"[-+]?\d+\.\d+ \[[-+\d., ]+\]", report.read_text()))
+
+
+def means(report: Path) -> set[str]:
+    return {text.partition(" ")[0] for text in intervals(report)}
 
 
 def test_scoring_again_gives_the_same_scores(run: Command, folder: Path) -> None:
@@ -94,7 +124,8 @@ def test_scoring_again_gives_the_same_scores(run: Command, folder: Path) -> None
     assert_same(folder, "run/predictions.jsonl")
     expected = intervals(GOLDEN / "run" / "report.md")
     assert expected
-    assert intervals(folder / "run" / "report.md") >= expected
+    # Two comparisons of lengths leave out examples with the same prompt since.
+    assert expected - intervals(folder / "run" / "report.md") == {"+71.43 [-42.9, +100.0]", "+1.33 [-4.0, +6.7]"}
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -116,7 +147,8 @@ def test_a_run_is_extended_by_a_length(run: Command, folder: Path) -> None:
 
 
 def test_two_runs_compare_as_before_and_a_run_with_itself(run: Command, folder: Path) -> None:
-    assert json.loads(run("eval.compare", "study/answers study/answers-local --json")) == read(folder / "compare.json")
+    compared = json.loads(run("eval.compare", "study/answers study/answers-local --json"))
+    assert without_claims(compared) == without_claims(read(folder / "compare.json"))
     assert "300" in run("eval.compare", "run run")
 
 
@@ -125,7 +157,7 @@ def test_the_leaderboard_ranks_as_before(run: Command, folder: Path) -> None:
     # Why a folder is no run is said in other words since.
     for content in (board, expected):
         content["left_out"] = [(one["run"], one["task"]) for one in content["left_out"]]
-    assert board == expected
+    assert without_claims(board) == without_claims(expected)
 
 
 def test_a_run_is_exported(run: Command, folder: Path) -> None:
@@ -142,7 +174,7 @@ def test_a_perplexity_is_not_measured_again(run: Command, folder: Path) -> None:
     arguments = f"--task text --data data/texts --maxlen 128 400 {MODEL} --output perplexity --plan"
     run("eval.perplexity", arguments, "local span=24 sinks=2")
     assert_same(folder, "perplexity/predictions.jsonl", "perplexity/examples.jsonl")
-    assert read(folder / "perplexity" / "scores.json") == read(GOLDEN / "perplexity" / "scores.json")
+    assert_same_scores(folder, "perplexity/scores.json")
     assert intervals(folder / "perplexity" / "report.md") >= intervals(GOLDEN / "perplexity" / "report.md")
 
 
@@ -152,7 +184,7 @@ def test_a_search_is_not_measured_again(run: Command, folder: Path) -> None:
     run("eval.placement", f"{search} --held-out-split test --random 1 --local", *LOCAL)
     assert_same(folder, "placement/measurements.jsonl", "placement/predictions.jsonl")
     for name in ("placement.json", "plan.json"):
-        assert read(folder / "placement" / name) == read(GOLDEN / "placement" / name)
+        assert_same_scores(folder, f"placement/{name}")
 
 
 def test_a_finished_training_is_not_trained_again(run: Command, folder: Path) -> None:
@@ -171,4 +203,5 @@ def test_a_finished_study_is_reported_and_not_run_again(run: Command, folder: Pa
     assert_same(folder, "study/study.json", *(f"study/{part}/run.json" for part in PARTS))
     expected = intervals(GOLDEN / "study" / "report.md")
     assert expected
-    assert intervals(folder / "study" / "report.md") >= expected
+    # Intervals of ratios hold for a whole table since, and so are wider.
+    assert means(folder / "study" / "report.md") >= means(GOLDEN / "study" / "report.md")

@@ -61,6 +61,9 @@ class DataOptions(Options):
     stratum_field: str | None = Group.OWN_DATA.option(
         None, "field of the kind of document, by which the report counts them", unset="there is none"
     )
+    cluster_field: str | None = Group.OWN_DATA.option(
+        None, "field of what documents are part of, over which intervals resample", unset="each by itself"
+    )
     instruction: str | None = Group.OWN_DATA.option(None, "what the model is told to do", metavar="TEXT")
     metrics: str | None = Group.OWN_DATA.option(None, "metric profile of the task", unset="hf")
 

@@ -1,9 +1,9 @@
 """The files of lm-evaluation-harness, made from a scored run folder.
 
 A length is a task there: `arxiv_4096`, or `arxiv_instruct_4096` where a run has several templates. Scores are the
-model's on all examples, as fractions. `METRIC_stderr,none` is the width of the 95% interval over 2 x 1.96, that of a
-normal interval as wide, though ours need not be symmetric; without an interval it is N/A. A prompt in a samples file is
-the template with what was shown of the document, before the chat template.
+model's on all examples, as fractions. `METRIC_stderr,none` is the standard error over documents; of folders that were
+scored by version 0.1 it is the width of the 95% interval over 2 x 1.96. Without an interval it is N/A. A prompt in a
+samples file is the template with what was shown of the document, before the chat template.
 
 Source: `EvaluationTracker` in lm_eval/loggers/evaluation_tracker.py and lm_eval/result_schema.py of
 lm-evaluation-harness 0.4.13.
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.records.disk import write_whole
+from eval.records.journal import sha256
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Estimate, ExampleRecord, ExampleScore, Prediction, Result, RunRecord
 from eval.records.typed import to_json
 from eval.scoring.examples import Setting, setting_of
-from eval.scoring.scored_run import ScoredRun, settings_of, sha256
+from eval.scoring.scored_run import ScoredRun, settings_of
 
 # Half the width of a normal 95% interval, in standard errors.
 _NORMAL = 1.959964
@@ -119,6 +120,8 @@ def _scores(key: str, result: Result) -> dict[str, Any]:
 def _standard_error(estimate: Estimate) -> float | str:
     if estimate.low is None or estimate.high is None:
         return "N/A"
+    if estimate.error is not None:
+        return estimate.error
     return (estimate.high - estimate.low) / (2 * _NORMAL)
 
 

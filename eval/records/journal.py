@@ -81,6 +81,11 @@ def some_of(places: Sequence[str]) -> str:
     return "; ".join([*places[:_NUM_PLACES], *([f"and {more:,} more"] if more > 0 else [])])
 
 
+def sha256(text: str) -> str:
+    """Return a digest of a text, whatever characters it has."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
 def fingerprint(*parts: Any) -> str:
     """Return a digest of JSON-ready values: of all that could change a prediction."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode(errors="surrogatepass")).hexdigest()[:32]

@@ -36,6 +36,7 @@ def merge_examples(saved: Sequence[ExampleRecord], loaded: Mapping[str, LoadedEx
                 task=name,
                 id=example.id,
                 document_id=example.document_id,
+                cluster_id=example.cluster_id,
                 query=example.query,
                 references=list(example.references),
                 evidence=None if example.evidence is None else [list(span) for span in example.evidence],

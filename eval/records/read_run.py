@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
+from eval.records.journal import sha256
 from eval.records.run_folder import RunFolder, in_order, keys_of
-from eval.records.schema import DocumentRecord, ExampleRecord, Key, Prediction, RunRecord
+from eval.records.schema import DocumentRecord, ExampleRecord, Key, Prediction, RunRecord, Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class RunInputs:
         notes: What else a reader must know of the run, in sentences.
         dropped: Lines of the journal that could not be used, in words; empty where there are none.
         thinking: What is scored of answers that hold thinking, in sentences.
+        repeated: Which documents stand under several names, in sentences.
     """
 
     record: RunRecord
@@ -36,6 +38,7 @@ class RunInputs:
     notes: Sequence[str]
     dropped: str = ""
     thinking: Sequence[str] = ()
+    repeated: Sequence[str] = ()
 
 
 def open_run(path: Path) -> tuple[RunFolder, RunRecord]:
@@ -122,15 +125,37 @@ def gather_inputs(
             "are shown are whole."
         )
     thinking = list(_thinking(predictions, record.think_end_token))
+    repeated = list(repeated_documents(examples, documents))
     return RunInputs(
         record=record,
         predictions=predictions,
         examples=examples,
         documents=documents,
         num_absent=num_absent,
-        notes=[*notes, *thinking],
+        notes=[*notes, *thinking, *repeated],
         thinking=thinking,
+        repeated=repeated,
     )
+
+
+def repeated_documents(examples: Sequence[ExampleRecord], documents: Sequence[DocumentRecord]) -> Iterator[str]:
+    """Yield, for each task in which one text stands under several names, that it does; clusters may hold it."""
+    units = {(one.task, one.document_id): one.unit for one in examples}
+    names: dict[tuple[str, str], dict[Unit, str]] = defaultdict(dict)
+    for one in documents:
+        unit = units.get((one.task, one.document_id))
+        if unit is not None and (words := " ".join(one.text.split())):
+            names[one.task, sha256(words)].setdefault(unit, one.document_id)
+    by_task: dict[str, list[list[str]]] = defaultdict(list)
+    for (task, _), same in names.items():
+        if len(same) > 1:
+            by_task[task].append(list(same.values()))
+    for task, groups in by_task.items():
+        first, second = groups[0][:2]
+        yield (
+            f"{sum(map(len, groups)) - len(groups)} documents of {task} are copies of others under another id, such as "
+            f"'{first}' and '{second}'; intervals count each as evidence of its own: take copies out of the data."
+        )
 
 
 def _thinking(predictions: Sequence[Prediction], end: str | None) -> Iterator[str]:

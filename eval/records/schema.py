@@ -11,7 +11,7 @@ line, provenance of a data set) is a plain object.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from eval.records.rules import (
     CONFIG,
@@ -22,6 +22,7 @@ from eval.records.rules import (
     LENGTHS,
     NAMES,
     NOT_EMPTY,
+    OUTCOMES,
     POSITIVE,
     ROWS,
     SECONDS,
@@ -34,6 +35,8 @@ from eval.records.rules import (
 )
 from eval.records.typed import entry
 
+# What intervals resample: a cluster of documents or a document by itself, and its name.
+Unit: TypeAlias = tuple[str, str]
 # Names a prediction within its folder: task, template, id, maxlen.
 Key = tuple[str, str, str, int]
 # All examples, or those that even the greatest length cuts.
@@ -181,6 +184,11 @@ class RunRecord:
         return {name: task.profile or self.identity.profile or "" for name, task in self.tasks.items()}
 
 
+def unit_of(document_id: str, cluster_id: str | None) -> Unit:
+    """Return the name of a cluster, or of a document by itself, which no other kind shares."""
+    return ("document", document_id) if cluster_id is None else ("cluster", cluster_id)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExampleRecord:
     """A line of `examples.jsonl`."""
@@ -188,11 +196,19 @@ class ExampleRecord:
     task: str = entry("name of the task")
     id: str = entry("name of the example within its task")
     document_id: str = entry("name of the document within its task; examples may share one")
+    cluster_id: str | None = entry(
+        "what the document is part of, over which intervals resample in its place", default=None, is_left_out=True
+    )
     query: str | None = entry("question about the document")
     references: list[str] = entry("answers to score against")
     evidence: list[list[int]] | None = entry(
         "character ranges of the document that hold the answer, where known", rule=SPAN
     )
+
+    @property
+    def unit(self) -> Unit:
+        """Return what is drawn and exchanged as one: the cluster, or the document where it is in none."""
+        return unit_of(self.document_id, self.cluster_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +270,9 @@ class Estimate:
     mean: float | None = entry("the mean")
     low: float | None = entry("lower end of the interval")
     high: float | None = entry("upper end of the interval")
+    error: float | None = entry(
+        "standard error of the mean over documents, where there is an interval", default=None, is_left_out=True
+    )
 
     @property
     def value(self) -> float:
@@ -332,7 +351,23 @@ class PairedResult:
     losses: int = entry("examples on which the second is worse", rule=COUNT)
     num_examples: int = entry("examples", rule=COUNT)
     num_documents: int = entry("documents", rule=COUNT)
-    detectable: float | None = entry("smallest difference that so many documents show with power 0.8")
+    detectable: float | None = entry(
+        "smallest difference that so many documents show with power 0.8, at the level of the table"
+    )
+    needs_documents: int | None = entry(
+        "where so few documents can show no difference at the level of the table: how many could",
+        default=None,
+        is_left_out=True,
+        rule=COUNT,
+    )
+    margin: float = entry("loss up to which the second is as good, as a fraction")
+    non_inferior: bool = entry("whether a loss of the margin is ruled out, collapses of a few documents allowed for")
+    claim_low: float | None = entry(
+        "lower bound of the difference on which `non_inferior` rests, at the level of the table",
+        default=None,
+        is_left_out=True,
+    )
+    p_holm: float | None = entry("p value corrected for the comparisons of the table (max-T)", rule=SHARE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,9 +379,15 @@ class Comparison(PairedResult):
     metric: str = entry("headline metric of the task")
     first: Compared = entry("what the second is compared with")
     second: Compared = entry("what is compared")
-    margin: float = entry("loss up to which the second is as good, as a fraction, fixed beforehand")
-    non_inferior: bool = entry("whether the interval of the loss lies within the margin")
-    p_holm: float | None = entry("p value corrected for the comparisons of the table", rule=SHARE)
+    num_same_prompts: int = entry(
+        "examples for which both settings give the same prompt, which are left out", default=0, rule=COUNT
+    )
+    by_metric: dict[str, list[int]] | None = entry(
+        "wins, ties and losses by each metric that the headline joins, where it joins several",
+        default=None,
+        is_left_out=True,
+        rule=OUTCOMES,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,6 +463,7 @@ class ExampleScore:
     template: str = entry("name of the prompt")
     id: str = entry("name of the example")
     document_id: str = entry("name of the document")
+    cluster_id: str | None = entry("what the document is part of", default=None, is_left_out=True)
     maxlen: int = entry("length in tokens", rule=LENGTH)
     system: str = entry("the model, or the name of a baseline")
     is_truncated: bool = entry("whether the context was cut")
@@ -430,6 +472,11 @@ class ExampleScore:
     sentences: list[list[int]] | None = entry(
         "character ranges that the oracle picked", default=None, is_left_out=True, rule=SPAN
     )
+
+    @property
+    def unit(self) -> Unit:
+        """Return what is drawn and exchanged as one: the cluster, or the document where it is in none."""
+        return unit_of(self.document_id, self.cluster_id)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -657,7 +704,9 @@ class PerplexityRatio:
     ratio: float = entry("second over first")
     low: float | None = entry("lower end of the 95% interval")
     high: float | None = entry("upper end of the 95% interval")
-    detectable: float | None = entry("smallest ratio minus one that so many documents show with power 0.8")
+    detectable: float | None = entry(
+        "smallest ratio that so many documents show with power 0.8, at the level of the table"
+    )
     num_documents: int = entry("documents", rule=COUNT)
 
 
@@ -914,7 +963,7 @@ class ScrollsBoard:
 class Leaderboard:
     """`leaderboard.json`."""
 
-    margin: float = entry("loss up to which a row is as good as the best, as a fraction, fixed beforehand")
+    margin: float = entry("loss up to which a row is as good as the best, as a fraction")
     cost: str = entry("cost against which the frontier is drawn")
     scoring_version: int = entry("raised when the code changes what a score is")
     boards: list[Board] = entry("one a task")

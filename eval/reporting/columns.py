@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from eval.records.schema import Estimate, PairedResult, Result
+from eval.scoring.claims import open_collapses
 from eval.scoring.profiles import metric_name
 
 
@@ -95,8 +96,13 @@ def p_value(value: float | None) -> str:
     return "-" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def outcome(comparison: Any) -> Literal["better", "worse", "slightly worse", "as good", "not settled"]:
+Outcome = Literal["better", "worse", "slightly worse", "as good", "not settled", "same prompts"]
+
+
+def outcome(comparison: Any) -> Outcome:
     """Return what a comparison shows of the second setting; slightly worse is worse by less than the margin."""
+    if not comparison.num_examples:
+        return "same prompts"
     is_different = comparison.p_holm is not None and comparison.p_holm < 0.05
     if is_different and comparison.difference > 0:
         return "better"
@@ -108,9 +114,30 @@ def outcome(comparison: Any) -> Literal["better", "worse", "slightly worse", "as
 def verdict(comparison: Any) -> str:
     """Return the outcome of a comparison as tables show it."""
     found, margin = outcome(comparison), f"{100 * comparison.margin:g}"
-    return {"slightly worse": f"worse, within the margin of {margin}", "as good": f"as good, margin {margin}"}.get(
-        found, found
-    )
+    if found == "as good":
+        share = open_collapses(comparison.num_documents)
+        return f"as good, margin {margin} (collapses of up to {share:.0%} of documents open)"
+    return f"worse, within the margin of {margin}" if found == "slightly worse" else found
+
+
+def leaves_open(num_documents: int) -> str:
+    """Return what a claim of as good about so many documents cannot know, as a clause."""
+    share = open_collapses(num_documents)
+    return f"{num_documents} documents without a collapse leave collapses of up to {share:.0%} of documents open"
+
+
+def wins_and_losses(comparison: Any) -> str:
+    """Return wins, ties and losses, by each metric where the headline joins several."""
+    if by_metric := getattr(comparison, "by_metric", None):
+        return ", ".join(f"{metric_name(name)} {'/'.join(map(str, counts))}" for name, counts in by_metric.items())
+    return f"{comparison.wins}/{comparison.ties}/{comparison.losses}"
+
+
+def detectable(comparison: Any) -> str:
+    """Return the detectable difference x 100, or how many documents would have one."""
+    if comparison.needs_documents is not None and comparison.num_examples:
+        return f"none: takes {comparison.needs_documents} documents"
+    return number_or_dash(comparison.detectable, 2, 0.01)
 
 
 _PEAK = Column(
@@ -279,26 +306,27 @@ COMPARISONS = [
     Column(
         heading="difference",
         show=signed_percent,
-        legend="difference: second minus first on the same examples, x 100, 95% bootstrap interval over documents.",
+        legend="difference: second minus first on the same examples, x 100, 95% bootstrap interval over documents, of "
+        "this row alone; examples with the same prompt on both sides are left out.",
     ),
     Column(
         heading="p",
         show=lambda one: p_value(one.p_value),
-        legend="p: permutation of whole documents; Holm: corrected for the rows of the table.",
+        legend="p: permutation of whole documents; corrected: for the rows of the table, permuted together (max-T).",
     ),
-    Column(heading="Holm", show=lambda one: p_value(one.p_holm)),
-    Column(heading="wins/ties/losses", show=lambda one: f"{one.wins}/{one.ties}/{one.losses}"),
+    Column(heading="corrected", show=lambda one: p_value(one.p_holm)),
+    Column(heading="wins/ties/losses", show=wins_and_losses),
     Column(
-        key="detectable",
         heading="detectable",
-        digits=2,
-        unit=0.01,
-        legend="detectable: the smallest difference that so many documents would have shown with power 0.8.",
+        show=detectable,
+        legend="detectable: the smallest difference that so many documents would have shown with power 0.8 in this "
+        "table; none where no difference could be shown with so few documents, with the least number that could.",
     ),
     Column(
         heading="verdict",
         show=verdict,
-        legend="as good: the interval of the loss lies within the margin, which was fixed beforehand.",
+        legend="as good: a loss of the margin, as given to this command, is ruled out even if one more document "
+        "collapsed; open: the share of all documents that may collapse although none of so many did.",
     ),
 ]
 

@@ -42,11 +42,11 @@ from eval.scoring.profiles import describe_profile, describe_profiles, metric_co
 
 _RANK_LEGEND = (
     "rank: by the mean of the metric that has an interval (95%, bootstrap over documents); rows that share a rank are "
-    "equal. best observed: the highest mean. within margin: shown to lose less than the margin, which was fixed "
-    "beforehand, to whichever row is truly best: the upper bound of the loss to every other row lies below it. The "
-    "best observed has to pass as well, so nothing is owed to having picked it, and bounds are corrected for the "
-    "number of rows: the chance of any false mark in the table is about 5% at most. frontier: no other row costs no "
-    "more, is no worse, and is better in one of the two."
+    "equal. best observed: the highest mean. within margin: shown to lose less than the margin, as given to this "
+    "command, to whichever row is truly best, even if one more document collapsed: the upper bound of the loss to "
+    "every other row lies below it. The best observed has to pass as well, so nothing is owed to having picked it, and "
+    "bounds are corrected for the number of rows: the chance of any false mark in the table is about 5% at most. "
+    "frontier: no other row costs no more, is no worse, and is better in one of the two."
 )
 RESCORE = (
     "Scores are made anew, without the model, by `python -m eval.score RUN`, with `--profile` under another profile."
@@ -80,7 +80,7 @@ def facts_of(content: Leaderboard) -> dict[str, str]:
     num_left_out = len({one.run for one in content.left_out})
     return {
         "ranked by": f"{metrics}; {describe_profiles(profiles)}",
-        "margin": f"less than {100 * content.margin:g} below the best ({metrics} x 100), fixed beforehand",
+        "margin": f"less than {100 * content.margin:g} below the best ({metrics} x 100), as given to this command",
         "frontier": f"{metrics} against {charted_costs()[content.cost].phrase}",
         "runs": f"{len(content.runs)} ranked, {num_left_out} left out",
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from eval.records.schema import (
@@ -19,10 +19,13 @@ from eval.records.schema import (
     PerplexityRecord,
     PerplexityResult,
     PositionLoss,
+    Unit,
 )
 from eval.reporting.columns import MAXLEN, PERPLEXITY_COSTS, Column, interval, legend_of, of_cost, text
 from eval.reporting.tables import Rows, as_columns, as_markdown, code, markdown, select, table_of
 from eval.scoring.significance import interval_of_ratio
+
+Units = Mapping[tuple[str, str], Unit]  # by task and example
 
 # Stands in the place of a prompt's name: documents are read as they are.
 TEMPLATE = "text"
@@ -39,6 +42,7 @@ def score_perplexity(
 ) -> list[PerplexityResult]:
     """Return one result a task and length: perplexity with its interval, the same by position, and cost."""
     documents = {(example.task, example.id): example.document_id for example in examples}
+    units = {(example.task, example.id): example.unit for example in examples}
     groups: dict[tuple[str, int], list[DocumentLoss]] = defaultdict(list)
     for line in lines:
         groups[line.task, line.maxlen].append(line)
@@ -51,19 +55,34 @@ def score_perplexity(
             num_documents=len({documents[task, line.id] for line in some}),
             num_truncated=sum(line.num_tokens_dropped > 0 for line in some),
             num_tokens=sum(line.num_tokens for line in some),
-            metrics={"perplexity": perplexity_of([(line.negative_log_likelihood, line.num_tokens) for line in some])},
-            by_position=_by_position(some),
+            metrics={"perplexity": perplexity_of(_losses(some, units))},
+            by_position=_by_position(some, units),
             cost=_cost(some),
         )
         for (task, maxlen), some in groups.items()
     ]
 
 
-def _by_position(lines: Sequence[DocumentLoss]) -> list[PositionLoss]:
-    pairs_of: dict[tuple[int, int], list[tuple[float, int]]] = defaultdict(list)
+def _losses(lines: Sequence[DocumentLoss], units: Units) -> list[tuple[float, int]]:
+    """Return loss and tokens of each document, or of each cluster of them."""
+    pairs = ((units[line.task, line.id], line.negative_log_likelihood, line.num_tokens) for line in lines)
+    return _summed(pairs)
+
+
+def _summed(pairs: Iterable[tuple[Unit, float, int]]) -> list[tuple[float, int]]:
+    sums: dict[Unit, tuple[float, int]] = {}
+    for unit, loss, num_tokens in pairs:
+        known = sums.get(unit)
+        sums[unit] = (loss, num_tokens) if known is None else (known[0] + loss, known[1] + num_tokens)
+    return list(sums.values())
+
+
+def _by_position(lines: Sequence[DocumentLoss], units: Units) -> list[PositionLoss]:
+    losses: dict[tuple[int, int], list[tuple[Unit, float, int]]] = defaultdict(list)
     for line in lines:
         for start, stop, loss, num_tokens in line.buckets:
-            pairs_of[start, stop].append((loss, num_tokens))
+            losses[start, stop].append((units[line.task, line.id], loss, num_tokens))
+    pairs_of = {bucket: _summed(some) for bucket, some in losses.items()}
     return [
         PositionLoss(
             first=start,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +22,12 @@ from eval.reporting.charts import FRONTIER, Layer, Spec, layer, quantity, save_c
 from eval.reporting.columns import Column, interval, text
 from eval.reporting.perplexity_report import perplexity_of
 from eval.reporting.tables import Rows, as_columns, as_markdown, code, markdown, table_of
-from eval.scoring.significance import ratio_of_perplexities
+from eval.scoring.significance import ratios_of_perplexities
 
 LEGEND = (
     "ppl: perplexity of the tokens that count. attention, cache: of this plan relative to full attention, in closed "
-    "form at the length that is named. to full: perplexity relative to that of the plan `full`, paired. Intervals: "
-    "95%, bootstrap over documents."
+    "form at the length that is named. to full: perplexity relative to that of the plan `full`, paired; these "
+    "intervals hold for all rows at once (max-T). Intervals: 95%, bootstrap over documents within their tasks."
 )
 _PLOTS = r"units|frontier|held-out"
 _BEST_UNITS = 12
@@ -50,6 +50,7 @@ def held_out_rows(
     """Return the perplexity and cost of each plan, given as text form and cost by name, on the held-out documents."""
     rows: list[HeldOutRow] = []
     full: dict[tuple[str, str], float] = {}
+    beside_full: list[dict[Hashable, tuple[float, float, int]]] = []
     for name, (plan, cost) in sorted(plans.items(), key=lambda item: item[0] != "full"):
         own = [line for line in lines if line.plan == plan]
         if not own:
@@ -58,9 +59,13 @@ def held_out_rows(
         perplexity = perplexity_of(list(zip(losses, counts, strict=True)))
         if name == "full":
             full = {(line.task, line.id): line.negative_log_likelihood for line in own}
-        to_full = None
         if full and name != "full":
-            to_full = ratio_of_perplexities([full[line.task, line.id] for line in own], losses, counts)
+            beside_full.append(
+                {
+                    (line.task, line.id): (full[line.task, line.id], line.negative_log_likelihood, line.num_tokens)
+                    for line in own
+                }
+            )
         rows.append(
             HeldOutRow(
                 name=name,
@@ -69,11 +74,21 @@ def held_out_rows(
                 perplexity=perplexity.value,
                 low=perplexity.low,
                 high=perplexity.high,
-                to_full=to_full,
+                to_full=None,
                 cost=dict(cost),
             )
         )
-    return rows
+    if not full:
+        return rows
+    # The plan `full` comes first. All others stand beside it at once, so their intervals hold together.
+    ratios = ratios_of_perplexities(beside_full, task_of)
+    return [rows[0], *(replace(row, to_full=ratio) for row, ratio in zip(rows[1:], ratios, strict=True))]
+
+
+def task_of(document: Hashable) -> Hashable:
+    """Return the task of a document that is named by task and id: documents are resampled within tasks."""
+    assert isinstance(document, tuple)
+    return str(document[0])
 
 
 def read_placement(folder: RunFolder) -> PlacementResult:

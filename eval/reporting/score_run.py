@@ -15,13 +15,14 @@ from eval.records.schema import LettersKept, RunRecord, Scores
 from eval.records.typed import to_json
 from eval.reporting.run_report import render_full, render_report, write_page
 from eval.reporting.short_report import render_short
-from eval.scoring.examples import SCORING_VERSION, compare_settings, score_examples, summarize
+from eval.scoring.claims import MARGIN
+from eval.scoring.comparisons import compare_settings
+from eval.scoring.examples import SCORING_VERSION, score_examples, summarize
 from eval.scoring.letters import check_letters, count_letters
 from eval.scoring.parity import check_scores
 from eval.scoring.profiles import PROFILES
 from eval.scoring.scored_run import predictions_digest
 from eval.scoring.scrolls import scrolls_score
-from eval.scoring.significance import MARGIN
 
 
 def score_run(

@@ -15,6 +15,7 @@ from eval.reporting.columns import (
     WORDS,
     Column,
     N,
+    leaves_open,
     outcome,
     percent,
     percent_mean,
@@ -134,6 +135,9 @@ def _judged(comparison: Comparison, subject: str, other: str) -> str:
     The subject is the name of the second setting with its verb, the other the name of the first.
     """
     found = outcome(comparison)
+    if found == "same prompts":
+        longer = subject.removesuffix(" are")
+        return f"{longer} show no more than {other}: every document fits both, so nothing is compared."
     claim = _CLAIMS[found].format(other=other, margin=100 * comparison.margin)
     numbers = f"{metric_name(comparison.metric)} {100 * comparison.difference:+.1f}{signed_interval(comparison)}"
     remark = ""
@@ -142,6 +146,12 @@ def _judged(comparison: Comparison, subject: str, other: str) -> str:
         remark = f", no interval{few}"
     elif found == "not settled" and comparison.detectable is not None:
         remark = f"; so many would show a difference of {100 * comparison.detectable:.1f}"
+    elif found == "as good":
+        remark = f"; {leaves_open(comparison.num_documents)}"
+    if found == "not settled" and comparison.needs_documents is not None:
+        remark += f"; no difference could be shown with so few documents ({comparison.needs_documents} could)"
+    if comparison.num_same_prompts:
+        remark = f", {comparison.num_same_prompts} with the same prompt left out{remark}"
     return f"{subject[0].upper()}{subject[1:]} {claim}: {numbers}, {_counted(comparison)}{remark}."
 
 
@@ -175,5 +185,6 @@ def warnings_of(inputs: RunInputs, scores: Scores) -> Iterator[str]:
     yield from inputs.thinking
     for warnings in (*warnings_on_lengths(scores).values(), *warnings_on_letters(scores).values()):
         yield from warnings
+    yield from inputs.repeated
     if inputs.dropped:
         yield f"{inputs.dropped[0].upper()}{inputs.dropped[1:]}."

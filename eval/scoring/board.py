@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from eval.errors import UserError
 from eval.records.journal import fingerprint
-from eval.records.schema import Board, BoardRow, RankedRun, Result, TaskRecord
+from eval.records.schema import Board, BoardRow, RankedRun, Result, TaskRecord, Unit
 from eval.scoring.bootstrap import ROUNDING
+from eval.scoring.claims import within_margin_of_best
 from eval.scoring.examples import Setting, setting_of, values_of
 from eval.scoring.profiles import headline, metric_columns, metric_range
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
-from eval.scoring.significance import within_margin_of_best
 
 _COUNTS = ("num_examples", "num_documents", "num_truncated", "words", "num_ended_by_length")
 
@@ -36,7 +36,7 @@ class Candidate:
 
     Attributes:
         examples: Digests of the examples, by task and id.
-        documents: Document of each example, by task, in the order of the examples' ids.
+        documents: Document or cluster of each example, by task, in the order of the examples' ids.
         values: (N, K) scores by the task's headline metric, a row an example in the order of the ids.
     """
 
@@ -44,7 +44,7 @@ class Candidate:
     about: RankedRun
     tasks: Mapping[str, TaskRecord]
     examples: Mapping[str, Mapping[str, Example]]
-    documents: Mapping[str, Sequence[str]]
+    documents: Mapping[str, Sequence[Unit]]
     values: Mapping[Setting, NDArray[Any]]
     rows: Mapping[Setting, BoardRow]
 
@@ -81,7 +81,7 @@ def read_candidate(path: Path, name: str) -> Candidate:
         tasks={task: run.record.tasks[task] for task in examples},
         examples=examples,
         documents={
-            task: [run.examples[task, example].document_id for example in of_task] for task, of_task in examples.items()
+            task: [run.examples[task, example].unit for example in of_task] for task, of_task in examples.items()
         },
         values={
             setting: values_of((lines[example] for example in examples[setting[0]]), columns[setting[0]])

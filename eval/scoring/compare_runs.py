@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eval.errors import UserError
 from eval.records.schema import Comparison, ExampleRecord, ExampleScore, Subset
 from eval.records.typed import to_json
 from eval.scoring.bootstrap import combined
-from eval.scoring.examples import Setting, compare_lines, correct, values_of
-from eval.scoring.profiles import headline, metric_columns, metric_range
+from eval.scoring.comparisons import Compare, compare_lines
+from eval.scoring.examples import Setting, values_of
+from eval.scoring.profiles import headline, metric_columns
 from eval.scoring.scored_run import ScoredRun, settings_of
 
 SUBSETS: tuple[Subset, ...] = ("all", "always_truncated")
@@ -51,8 +52,8 @@ class Change:
 class RunComparison:
     """What a second run has over a first.
 
-    `differences` holds the settings that differ besides model and plan, with both values. The margin, the loss up to
-    which the second is as good, is fixed beforehand.
+    `differences` holds the settings that differ besides model and plan, with both values. The margin is the loss up to
+    which the second is as good.
     """
 
     a: ComparedRun
@@ -133,19 +134,50 @@ def compare_runs(
 ) -> RunComparison:
     """Return what the second run has over the first.
 
-    P values are corrected (Holm) over all rows of a subset, which make one table. The subset `always_truncated`,
+    All rows of a subset make one table, at whose level all claims hold. The subset `always_truncated`,
     between lengths, holds the examples that both truncate, unless that is none or all.
 
     The second run is one that `check_comparable` accepts beside the first. No metrics means all; a metric that a task's
-    profile lacks is left out there. A length that is None means each that both have. The margin is fixed beforehand.
+    profile lacks is left out there. A length that is None means each that both have.
+
+    Raises:
+        UserError: They have no length and template in common, or no such metric.
+    """
+    table = rows_of(first, second, metrics, maxlens)
+    profiles = {task: first.scores.profiles[task] for task in shared_tasks(first, second)}
+    changed = [
+        change
+        for one, other in _settings(first, second, maxlens)
+        for change in _changes(first.lines[one], second.lines[other], profiles[one[0]])
+    ]
+    return RunComparison(
+        a=ComparedRun.of(first),
+        b=ComparedRun.of(second),
+        profiles=profiles,
+        margin=margin,
+        differences=differing_settings(first, second),
+        comparisons=[
+            row for subset in SUBSETS for row in compare_lines([row for row in table if row.subset == subset], margin)
+        ],
+        changed_most=[change for task in profiles for change in _largest(changed, task)],
+    )
+
+
+def rows_of(
+    first: ScoredRun,
+    second: ScoredRun,
+    metrics: Sequence[str],
+    maxlens: tuple[int | None, int | None] = (None, None),
+) -> list[Compare]:
+    """Return what `compare_runs` compares, not yet compared.
 
     Raises:
         UserError: They have no length and template in common, or no such metric.
     """
     profiles = {task: first.scores.profiles[task] for task in shared_tasks(first, second)}
     _check_metrics(metrics, list(dict.fromkeys(profiles.values())))
-    table: list[Comparison] = []
-    changed: list[Change] = []
+    is_same = _is_same_model(first, second)
+    table: list[Compare] = []
     for one, other in _settings(first, second, maxlens):
         profile = profiles[one[0]]
         columns = metric_columns(profile)
@@ -154,22 +186,34 @@ def compare_runs(
                 {name: run.lines[at][name] for name in names} for run, at in ((first, one), (second, other))
             )
             table += [
-                compare_lines(before, after, name, columns[name], margin, subset, metric_range(profile, name))
+                Compare(before, after, name, profile, subset, is_same[one[0]] and _answers_alike(before, after))
                 for name in metrics or columns
                 if name in columns
             ]
-        changed += _changes(first.lines[one], second.lines[other], profile)
     if not table:
         raise _nothing_in_common(first, second, maxlens)
-    return RunComparison(
-        a=ComparedRun.of(first),
-        b=ComparedRun.of(second),
-        profiles=profiles,
-        margin=margin,
-        differences=_differences(first, second),
-        comparisons=[row for subset in SUBSETS for row in correct([row for row in table if row.subset == subset])],
-        changed_most=[change for task in profiles for change in _largest(changed, task)],
-    )
+    return table
+
+
+def _answers_alike(before: Mapping[str, ExampleScore], after: Mapping[str, ExampleScore]) -> bool:
+    """Return whether the same prompts have the same scores, as of one model that chooses no word at random."""
+    row = Compare(before, after, "", is_same_model=True)
+    return all(before[name].metrics == after[name].metrics for name in row.shared() if row.has_same_prompt(name))
+
+
+def _is_same_model(first: ScoredRun, second: ScoredRun) -> dict[str, bool]:
+    """Return, by task, whether both runs answer the same prompt in the same way."""
+    one, other = (replace(run.record.identity, truncation="") for run in (first, second))
+    return {
+        task: one == other
+        and first.record.think_end_token == second.record.think_end_token
+        and first.record.tasks[task].max_new_tokens == second.record.tasks[task].max_new_tokens
+        and all(
+            template == second.record.tasks[task].templates.get(name)
+            for name, template in first.record.tasks[task].templates.items()
+        )
+        for task in shared_tasks(first, second)
+    }
 
 
 def _largest(changes: Sequence[Change], task: str) -> list[Change]:
@@ -222,7 +266,7 @@ def _subsets(
         yield "always_truncated", truncated
 
 
-def _differences(first: ScoredRun, second: ScoredRun) -> dict[str, list[Any]]:
+def differing_settings(first: ScoredRun, second: ScoredRun) -> dict[str, list[Any]]:
     """Return the settings that differ besides model and plan, by name, with both values."""
     one, other = _settings_of_all(first), _settings_of_all(second)
     return {name: [one[name], other[name]] for name in one if name in other and one[name] != other[name]}
@@ -239,6 +283,12 @@ def _settings_of_all(run: ScoredRun) -> dict[str, Any]:
 def name_comparison(comparison: Comparison) -> str:
     """Return task, template and lengths of two runs' comparison, for people."""
     return _name(comparison.task, comparison.first.template, comparison.first.maxlen, comparison.second.maxlen)
+
+
+def name_row(row: Compare) -> str:
+    """Return task, template and lengths of a comparison to be made, for people."""
+    [one, *_], [other, *_] = (lines.values() for lines in (row.first, row.second))
+    return _name(one.task, one.template, one.maxlen, other.maxlen)
 
 
 def _name(task: str, template: str, first: int, second: int) -> str:

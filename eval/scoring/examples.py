@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -21,8 +21,6 @@ from tqdm import tqdm
 
 from eval.records.schema import (
     Baselines,
-    Compared,
-    Comparison,
     Cost,
     DocumentRecord,
     ExampleRecord,
@@ -36,16 +34,8 @@ from eval.records.schema import (
 from eval.scoring.answers import first_line
 from eval.scoring.baselines import Baseline, describe_baselines, num_words, visible_share
 from eval.scoring.beside import BaselinesOfDocument, foreign_texts
-from eval.scoring.profiles import headline, metric_columns, metric_range, score_prediction
-from eval.scoring.significance import (
-    FRACTIONS,
-    MARGIN,
-    Range,
-    compare_paired,
-    holm,
-    is_non_inferior,
-    mean_interval,
-)
+from eval.scoring.profiles import metric_columns, metric_range, score_prediction
+from eval.scoring.significance import mean_interval
 
 # Raised by hand when the code changes what a score is: runs that are compared were scored alike.
 SCORING_VERSION = 2
@@ -154,6 +144,7 @@ def _score_answers(
         line = ExampleScore(
             **{name: getattr(prediction, name) for name in ("task", "template", "id", "maxlen")},
             document_id=example.document_id,
+            cluster_id=example.cluster_id,
             system=text.system,
             is_truncated=prediction.context_tokens_dropped > 0,
             is_model=is_model,
@@ -188,7 +179,7 @@ def summarize(scored: Sequence[Scored]) -> list[Result]:
     lengths show alike, dilute what length does. It is left out for a task and template where it is empty or everything.
     """
     results = []
-    for subset, members in _subsets(scored):
+    for subset, members in subsets_of(scored):
         groups: dict[tuple[Setting, bool, str], list[Scored]] = defaultdict(list)
         for one in members:
             groups[one.setting, one.is_model, one.line.system].append(one)
@@ -199,7 +190,7 @@ def summarize(scored: Sequence[Scored]) -> list[Result]:
 def _result(group: Sequence[Scored], subset: Subset) -> Result:
     """Return the result of one setting and system."""
     lines, first = [one.line for one in group], group[0]
-    documents = [line.document_id for line in lines]
+    documents = [line.unit for line in lines]
     return Result(
         task=first.line.task,
         template=first.line.template,
@@ -209,7 +200,7 @@ def _result(group: Sequence[Scored], subset: Subset) -> Result:
         subset=subset,
         maxlen=first.line.maxlen,
         num_examples=len(lines),
-        num_documents=len(set(documents)),
+        num_documents=len({line.document_id for line in lines}),
         num_truncated=sum(line.is_truncated for line in lines),
         words=float(np.median([one.num_words for one in group])),
         num_ended_by_length=sum(one.prediction.finish_reason == "length" for one in group) if first.is_model else None,
@@ -222,7 +213,7 @@ def _result(group: Sequence[Scored], subset: Subset) -> Result:
     )
 
 
-def _subsets(scored: Sequence[Scored]) -> Iterator[tuple[Subset, list[Scored]]]:
+def subsets_of(scored: Sequence[Scored]) -> Iterator[tuple[Subset, list[Scored]]]:
     """Yield all, then those that the greatest length of their task and template truncates, unless none or all of it."""
     yield "all", list(scored)
     groups: dict[tuple[str, str], list[Scored]] = defaultdict(list)
@@ -239,88 +230,11 @@ def _subsets(scored: Sequence[Scored]) -> Iterator[tuple[Subset, list[Scored]]]:
 
 
 def _mean_share(group: Sequence[Scored]) -> Share | None:
-    known = [(one.evidence_visible, one.line.document_id) for one in group if one.evidence_visible is not None]
+    known = [(one.evidence_visible, one.line.unit) for one in group if one.evidence_visible is not None]
     if not known:
         return None
     estimate = mean_interval([share for share, _ in known], [document for _, document in known])
     return Share(**vars(estimate), num_examples=len(known))
-
-
-def compare_settings(scored: Sequence[Scored], margin: float = MARGIN) -> list[Comparison]:
-    """Return paired comparisons within a run, by the headline metric of each task.
-
-    Each length is compared with the one before, the greatest with the smallest, and each template with the first at
-    every length; the examples are those that both have. P values are corrected (Holm) over the comparisons of a
-    task and subset, which make one table.
-    """
-    profiles = {one.line.task: one.profile for one in scored}
-    comparisons: list[Comparison] = []
-    for subset, members in _subsets([one for one in scored if one.is_model]):
-        by_setting: dict[Setting, dict[str, ExampleScore]] = defaultdict(dict)
-        for one in members:
-            by_setting[one.setting][one.line.id] = one.line
-        for task in dict.fromkeys(task for task, _, _ in by_setting):
-            metric = headline(profiles[task])
-            columns, within = metric_columns(profiles[task])[metric], metric_range(profiles[task], metric)
-            pairs = _pairs([setting for setting in by_setting if setting[0] == task])
-            comparisons += correct(
-                [
-                    compare_lines(by_setting[first], by_setting[second], metric, columns, margin, subset, within)
-                    for first, second in pairs
-                    if by_setting[first].keys() & by_setting[second].keys()
-                ]
-            )
-    return comparisons
-
-
-def _pairs(settings: Sequence[Setting]) -> Iterator[tuple[Setting, Setting]]:
-    templates = list(dict.fromkeys(template for _, template, _ in settings))
-    for template in templates:
-        lengths = sorted(setting for setting in settings if setting[1] == template)
-        yield from itertools.pairwise(lengths)
-        if len(lengths) > 2:
-            yield lengths[0], lengths[-1]
-    for template in templates[1:]:
-        for task, other, maxlen in sorted(settings):
-            if other == template and (task, templates[0], maxlen) in settings:
-                yield (task, templates[0], maxlen), (task, template, maxlen)
-
-
-def compare_lines(
-    first: Mapping[str, ExampleScore],
-    second: Mapping[str, ExampleScore],
-    metric: str,
-    columns: Sequence[str],
-    margin: float,
-    subset: Subset = "all",
-    within: Range = FRACTIONS,
-) -> Comparison:
-    """Return the difference on the examples that both settings have, at least one; its p value is not yet corrected.
-
-    Scores of several columns are joined by a geometric mean. The margin, the loss up to which the second counts as no
-    worse, is fixed beforehand.
-    """
-    shared = [name for name in first if name in second]
-    before, after = (values_of((lines[name] for name in shared), columns) for lines in (first, second))
-    result = compare_paired(before, after, [first[name].document_id for name in shared], within=within)
-    one, other = first[shared[0]], second[shared[0]]
-    return Comparison(
-        task=one.task,
-        subset=subset,
-        metric=metric,
-        first=Compared(template=one.template, maxlen=one.maxlen),
-        second=Compared(template=other.template, maxlen=other.maxlen),
-        **vars(result),
-        margin=margin,
-        non_inferior=is_non_inferior(result, margin),
-        p_holm=None,
-    )
-
-
-def correct(table: Sequence[Comparison]) -> list[Comparison]:
-    """Return the comparisons of one table with p values corrected for their number."""
-    corrected = holm([row.p_value for row in table])
-    return [replace(row, p_holm=p) for row, p in zip(table, corrected, strict=True)]
 
 
 def cost(predictions: Sequence[Prediction]) -> Cost:

@@ -5,14 +5,16 @@ objects: `prediction` or `text`, `reference` or `references`, or `output`, as in
 a whole .json file holds an item an entry. Tables (.csv, .tsv, .parquet) have columns of these names. All but Parquet
 may be packed, as in `tasks/readers/opening.py`. With an `id` on every item of both sides items are joined by it, and
 references of one id are several of one item; without any they are paired in order. An object may name its
-`document_id`, over which intervals resample.
+`document_id`, over which intervals resample, or its `cluster_id`. Items of SCROLLS' files that name neither are about
+the document in their `input`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -42,13 +44,16 @@ _REFERENCE_FIELDS = ("references", "reference", "output")
 class Item:
     """One entry of a file.
 
-    `where` is the file and line, for messages; the texts are one prediction, or the references.
+    `where` is the file and line, for messages; the texts are one prediction, or the references. `input` is the whole
+    prompt in files of SCROLLS.
     """
 
     where: str
-    id: str | None
-    document_id: str | None
     texts: tuple[str, ...]
+    id: str | None = None
+    document_id: str | None = None
+    cluster_id: str | None = None
+    input: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,23 +87,27 @@ def score_files(
     for note in describe_letters(references.name, profile, letters):
         print(f"note: {note}", file=sys.stderr)
     lines: list[dict[str, Any]] = []
-    documents, checked = [], []
+    documents: list[str] = []
+    clusters: list[str] = []
+    checked: list[Checked] = []
+    shown_documents = _documents_of([one.input or other.input for one, other in pairs])
     for index, (prediction, reference) in enumerate(pairs):
         if len(prediction.texts) != 1:
             raise UserError(f"{prediction.where}: {len(prediction.texts)} predictions; give one text an item")
         if not reference.texts:
             raise UserError(f"{reference.where}: no reference; give one at least")
-        named = {item.document_id for item in (prediction, reference) if item.document_id is not None}
-        if len(named) > 1:
-            raise UserError(f"{prediction.where}: another document_id than in {reference.where}; give both the same")
+        document, cluster = (_one_name(prediction, reference, field) for field in ("document_id", "cluster_id"))
         name = str(index) if reference.id is None else reference.id
         metrics = score_prediction(profile, prediction.texts[0], reference.texts)
         checked.append(
             Checked(name=prediction.where, text=prediction.texts[0], references=reference.texts, metrics=metrics)
         )
-        lines.append({"id": name, "document_id": min(named, default=name), "metrics": metrics})
+        if document is None:
+            document = shown_documents.get(index)
+        lines.append({"id": name, "document_id": name if document is None else document, "metrics": metrics})
         # An item that names no document is one by itself, whatever other documents are called.
-        documents.append(f"document {min(named)}" if named else f"item {index}")
+        documents.append(f"item {index}" if document is None else f"document {document}")
+        clusters.append(documents[-1] if cluster is None else f"cluster {cluster}")
     result = {
         "profile": profile,
         "system": predictions.name,
@@ -109,7 +118,7 @@ def score_files(
         "metrics": {
             metric: mean_interval(
                 [[line["metrics"][column] for column in columns] for line in lines],
-                documents,
+                clusters,
                 within=metric_range(profile, metric),
             )
             for metric, columns in metric_columns(profile).items()
@@ -123,6 +132,27 @@ def score_files(
         "parity": to_json(check_parity(profile, checked)),
         "results": [to_json(result)],
         "examples": lines,
+    }
+
+
+def _one_name(prediction: Item, reference: Item, field: str) -> str | None:
+    named = {getattr(item, field) for item in (prediction, reference)} - {None}
+    if len(named) > 1:
+        raise UserError(f"{prediction.where}: another {field} than in {reference.where}; give both the same")
+    return next(iter(named), None)
+
+
+def _documents_of(inputs: Sequence[str | None]) -> dict[int, str]:
+    """Return digests of the documents in SCROLLS' inputs, by index.
+
+    An input is the query, a blank line, and the document, or the document alone, whose paragraphs may have blank lines
+    between them. What follows the first blank line tells documents apart either way.
+    """
+    whole = {index: text.strip() for index, text in enumerate(inputs) if text and text.strip()}
+    after = {index: text.partition("\n\n")[2].strip() or text for index, text in whole.items()}
+    return {
+        index: f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:16]}"
+        for index, text in after.items()
     }
 
 
@@ -154,8 +184,9 @@ def _join(references: list[Item]) -> list[Item]:
     for item in references:
         first = joined.setdefault(str(item.id), item)
         if first is not item:
-            if first.document_id != item.document_id:
-                raise UserError(f"{item.where}: another document_id than in {first.where}; give both the same")
+            for field in ("document_id", "cluster_id"):
+                if getattr(first, field) != getattr(item, field):
+                    raise UserError(f"{item.where}: another {field} than in {first.where}; give both the same")
             joined[str(item.id)] = replace(first, texts=(*first.texts, *item.texts))
     return list(joined.values())
 
@@ -215,13 +246,10 @@ def _lines(file: Path, content: str, suffix: str, fields: tuple[str, ...], id_fi
         if lines and all(line.startswith(("{", "[")) and line.endswith(("}", "]")) for line in lines):
             raise UserError(f"{file} looks like JSON lines and would be taken for plain text; name it .jsonl")
         numbered = [(f"{file.name}, line {number}", line) for number, line in enumerate(lines, start=1)]
-        return [Item(where=where, id=None, document_id=None, texts=(line,)) for where, line in numbered]
+        return [Item(where=where, texts=(line,)) for where, line in numbered]
     whole = _whole(content, fields)
     if isinstance(whole, dict):
-        return [
-            Item(where=f"{file.name}, id {name}", id=name, document_id=None, texts=(text,))
-            for name, text in whole.items()
-        ]
+        return [Item(where=f"{file.name}, id {name}", id=name, texts=(text,)) for name, text in whole.items()]
     if isinstance(whole, list) and suffix == ".json":
         entries = [(f"{file.name}, entry {number}", value) for number, value in enumerate(whole, start=1)]
     else:
@@ -271,7 +299,15 @@ def _item(value: Any, where: str, fields: tuple[str, ...], id_field: str) -> Ite
         raise UserError(f"{where}: {given}; a text or a list of texts was expected")
     try:
         # An empty cell of a table is no id.
-        name, document = (id_text(about.get(key)) or None for key in (id_field, "document_id"))
+        name, document, cluster = (id_text(about.get(key)) or None for key in (id_field, "document_id", "cluster_id"))
     except ValueError as error:
         raise UserError(f"{where}: id is {error}") from error
-    return Item(where=where, id=name, document_id=document, texts=tuple(texts))
+    text = about.get("input")
+    return Item(
+        where=where,
+        id=name,
+        document_id=document,
+        cluster_id=cluster,
+        input=text if isinstance(text, str) else None,
+        texts=tuple(texts),
+    )

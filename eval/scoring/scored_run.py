@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any
 
 from eval.errors import UserError
 from eval.records.disk import read_json
-from eval.records.journal import fingerprint
+from eval.records.journal import fingerprint, sha256
 from eval.records.read_run import open_run, read_inputs
 from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleRecord, ExampleScore, Prediction, RunRecord, Scores
@@ -115,8 +114,3 @@ def _read_scores(folder: RunFolder, again: str) -> tuple[Scores, list[ExampleSco
     if scores.example_scores != fingerprint(to_json(lines)):
         raise UserError(f"scoring {path} was interrupted, or is at work; {again}")
     return scores, lines
-
-
-def sha256(text: str) -> str:
-    """Return a digest of a text, whatever characters it has."""
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -1,54 +1,49 @@
-"""Scores by example -> intervals, paired tests and claims that resample documents, never examples.
+"""Scores by example -> intervals that resample documents, never examples; `eval.scoring.claims` has tests and claims.
 
-Several queries about one meeting are no independent evidence, so the document is the unit: it is drawn, or exchanged
-between two systems, with all its examples. Everything is seeded: the same scores give the same numbers.
+Several queries about one meeting are no independent evidence, so the document is the unit: it is drawn with all its
+examples. Where documents come in clusters (the chapters of a book), the cluster takes the place of the document.
+Everything is seeded: the same scores give the same numbers.
 
-Legend: `N` examples, `D` documents, `K` scores of an example whose corpus means are combined by the geometric mean (one
-in most profiles, three in SCROLLS' headline), `C` columns of totals, `B` resamples, `S` systems.
+Legend: `N` examples, `D` documents or clusters, `K` scores of an example whose corpus means are combined by the
+geometric mean (one in most profiles, three in SCROLLS' headline), `C` columns of totals, `B` resamples.
 
 Arguments of several functions: `values` are (N,) or (N, K) scores, a row an example; `documents` are N names, of the
-document of each example; `within` is the range of the scores.
+document of each example; `within` is the range of the scores, of which an end may be infinite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-import scipy  # its parts are imported at their first use: `scipy.stats` takes seconds
 from numpy.typing import ArrayLike
 
-from eval.records.schema import Estimate, PairedResult, PerplexityRatio
+from eval.records.schema import Estimate, PerplexityRatio
 from eval.scoring.bootstrap import (
-    ALPHA,
     NUM_RESAMPLES,
-    PICKS_AT_ONCE,
     ROUNDING,
     Floats,
+    Ints,
     Statistic,
-    combined,
     detectable_difference,
-    difference_of,
     geometric_mean,
     ratio,
-    resample,
     studentized,
+    studentized_rows,
 )
 
 Range: TypeAlias = tuple[float, float]
 
 FRACTIONS: Range = (0.0, 1.0)
-# A hundredth of ROUGE's range: a smaller loss counts as none.
-MARGIN = 0.01
-NUM_EXCHANGES = 9999
 # Fewer documents have no interval: no exchange of so few could come out below p = 0.05, and of two that happen to agree
 # resamples would make an interval of no width.
 MIN_DOCUMENTS = 6
 
 
 def mean_interval(
-    values: ArrayLike, documents: ArrayLike, *, within: Range = FRACTIONS, num_resamples: int = NUM_RESAMPLES
+    values: ArrayLike, documents: Iterable[Any], *, within: Range = FRACTIONS, num_resamples: int = NUM_RESAMPLES
 ) -> Estimate:
     """Return the mean over all examples and its 95% interval over documents; none where all documents are alike.
 
@@ -58,12 +53,12 @@ def mean_interval(
     Raises:
         ValueError: Scores are missing or out of range, or there is not one document for each.
     """
-    columns = _by_document(_fractions(values, within), documents)
-    mean = float(geometric_mean(columns.sum(axis=0))[0])
+    columns = by_document(fractions(values, within), documents)
+    mean = _placed(float(geometric_mean(columns.sum(axis=0))[0]), within)
     if ends := _ends(columns, geometric_mean, num_resamples):
-        low, high = _placed(max(ends[0], 0.0), within), _placed(min(ends[1], 1.0), within)
-        return Estimate(mean=_placed(mean, within), low=low, high=high)
-    return Estimate(mean=_placed(mean, within), low=None, high=None)
+        low, high = (_placed(end, within) for end in ends[:2])
+        return Estimate(mean=mean, low=max(low, within[0]), high=min(high, within[1]), error=size_of(within) * ends[2])
+    return Estimate(mean=mean, low=None, high=None)
 
 
 def interval_of_ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float | None, float | None]:
@@ -83,10 +78,7 @@ def interval_of_ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[f
 def ratio_of_perplexities(
     first: Sequence[float], second: Sequence[float], tokens: Sequence[int], *, num_resamples: int = NUM_RESAMPLES
 ) -> PerplexityRatio:
-    """Return the second system's perplexity over the first's on the same tokens.
-
-    The logarithm of the ratio is the total difference of losses over all tokens; its interval, a bootstrap-t over
-    documents, is taken there, and so each document is its own control.
+    """Return the second system's perplexity over the first's on the same tokens; see `ratios_of_perplexities`.
 
     Losses are negative log likelihoods of each document in nats; a document without a predicted token is left out.
 
@@ -97,174 +89,104 @@ def ratio_of_perplexities(
         raise ValueError(
             f"{len(first)} and {len(second)} losses but {len(tokens)} counts; give each for every document"
         )
-    gains = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    columns = _counted(gains, tokens, "a document's loss or count")
-    if not len(columns):
-        raise ValueError("no document has a predicted token; there is nothing to compare")
-    log_ratio = float(ratio(columns.sum(axis=0))[0])
+    losses: dict[Hashable, tuple[float, float, int]] = dict(enumerate(zip(first, second, tokens, strict=True)))
+    return ratios_of_perplexities([losses], num_resamples=num_resamples)[0]
+
+
+def ratios_of_perplexities(
+    table: Sequence[Mapping[Hashable, tuple[float, float, int]]],
+    stratum_of: Callable[[Hashable], Hashable] = lambda _: None,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+) -> list[PerplexityRatio]:
+    """Return second systems' perplexities over first ones', a row each of a table whose intervals hold together.
+
+    A row has, for each document, both losses in nats and the tokens. The logarithm of a ratio is the total difference
+    of losses over all tokens; its interval, a bootstrap-t over documents, is taken there, and so each document is its
+    own control. The documents of each stratum, as of each task, are resampled apart. All intervals of the table cover
+    at once in 95% of tables (max-T), and `detectable` is at that level.
+
+    Raises:
+        ValueError: A number is not finite, or a row has no token.
+    """
+    rows: list[dict[Hashable, tuple[float, float]]] = []
+    for losses in table:
+        gains = [(after - before, float(tokens)) for before, after, tokens in losses.values()]
+        if not np.isfinite(gains).all():
+            raise ValueError("a document's loss or count is not a finite number; leave out what was not measured")
+        rows.append({name: gain for name, gain in zip(losses, gains, strict=True) if gain[1] > 0})
+        if not rows[-1]:
+            raise ValueError("no document has a predicted token; there is nothing to compare")
+    settled = [index for index, row in enumerate(rows) if len(row) >= MIN_DOCUMENTS]
+    names = list(dict.fromkeys(name for index in settled for name in rows[index]))
+    columns = [np.array([rows[index].get(name, (0.0, 0.0)) for name in names]) for index in settled]
+    ends: dict[int, tuple[float, float, float]] = {}
+    if columns:
+        strata = _strata([stratum_of(name) for name in names])
+        values, errors, quantile = studentized_rows(columns, ratio, num_resamples, strata)
+        ends = {
+            index: (value, error, quantile)
+            for index, value, error in zip(settled, values, errors, strict=True)
+            if error  # documents that are all alike do not tell how far others may lie
+        }
+    return [_ratio_of(row, ends.get(index)) for index, row in enumerate(rows)]
+
+
+def _ratio_of(row: Mapping[Hashable, tuple[float, float]], found: tuple[float, float, float] | None) -> PerplexityRatio:
+    totals = np.array(list(row.values())).sum(axis=0)
     low = high = detectable = None
-    if ends := _ends(columns, ratio, num_resamples):
-        low, high = float(np.exp(ends[0])), float(np.exp(ends[1]))
-        detectable = float(np.exp(detectable_difference(len(columns), ends[2])))
-    return PerplexityRatio(
-        ratio=float(np.exp(log_ratio)), low=low, high=high, detectable=detectable, num_documents=len(columns)
-    )
+    if found:
+        value, error, quantile = found
+        low, high = math.exp(value - quantile * error), math.exp(value + quantile * error)
+        least = detectable_difference(len(row), error, quantile)
+        detectable = None if least is None else math.exp(least)
+    log_ratio = float(ratio(totals)[0])
+    return PerplexityRatio(ratio=math.exp(log_ratio), low=low, high=high, detectable=detectable, num_documents=len(row))
 
 
-def compare_paired(
-    first: ArrayLike,
-    second: ArrayLike,
-    documents: ArrayLike,
-    *,
-    within: Range = FRACTIONS,
-    num_resamples: int = NUM_RESAMPLES,
-    num_exchanges: int = NUM_EXCHANGES,
-) -> PairedResult:
-    """Return how the values of a second system differ from those of a first on the same examples, in the same order.
-
-    The p-value is that of a permutation test: were the two systems alike, each document's scores could as well have
-    come from the one as from the other, so documents are exchanged at random, all examples of one together, and p is
-    how often the difference is at least as large as the one observed, counted as (b + 1) / (m + 1). Where D documents
-    can be exchanged in no more than `num_exchanges` ways (13 documents or fewer), all 2^D are counted instead, the
-    observed one among them: p is then exact, and never below 2 / 2^D.
-
-    A single document has no p-value, and fewer than `MIN_DOCUMENTS` have no interval. Without an interval, or where the
-    differences do not spread at all, there is no detectable difference.
-
-    Raises:
-        ValueError: Scores are missing or out of range, or the lengths differ.
-    """
-    before, after = _fractions(first, within), _fractions(second, within)
-    if before.shape != after.shape:
-        raise ValueError(f"scores of shapes {before.shape} and {after.shape} are not of the same examples")
-    num_scores = before.shape[1]
-    columns = _by_document(np.hstack([before, after]), documents)
-    statistic = difference_of(num_scores)
-    difference = float(statistic(columns.sum(axis=0))[0])
-    gains = combined(after) - combined(before)
-    wins, losses = int((gains > ROUNDING).sum()), int((gains < -ROUNDING).sum())
-    low = high = p_value = detectable = None
-    if len(columns) > 1:
-        p_value = _exchange_test(columns, num_scores, num_exchanges)
-    # Documents that all score the same under both systems do not tell how far others may differ.
-    is_constant = (np.ptp(columns[:, :-1] / columns[:, -1:], axis=0) < ROUNDING).all()
-    tells_nothing = not wins and not losses and is_constant
-    size = within[1] - within[0]
-    if len(columns) >= MIN_DOCUMENTS and not tells_nothing:
-        start, end, error = studentized(columns, statistic, num_resamples)
-        low, high = size * max(start, -1.0), size * min(end, 1.0)
-        detectable = size * detectable_difference(len(columns), error) if error else None
-    return PairedResult(
-        difference=size * difference,
-        low=low,
-        high=high,
-        p_value=p_value,
-        wins=wins,
-        ties=len(gains) - wins - losses,
-        losses=losses,
-        num_examples=len(gains),
-        num_documents=len(columns),
-        detectable=detectable,
-    )
+def _strata(names: Sequence[Hashable]) -> list[Ints]:
+    """Return the documents of each stratum of at least two; those that are alone make up one, or join the first."""
+    members: dict[Hashable, list[int]] = {}
+    for index, name in enumerate(names):
+        members.setdefault(name, []).append(index)
+    strata = [of_one for of_one in members.values() if len(of_one) > 1]
+    alone = [index for of_one in members.values() if len(of_one) == 1 for index in of_one]
+    if len(alone) == 1 and strata:
+        strata[0] += alone
+    elif alone:
+        strata.append(alone)
+    return [np.array(sorted(of_one), dtype=np.int64) for of_one in strata]
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values corrected over the table by Holm's method; None stays None and is not counted.
-
-    Raises:
-        ValueError: A p-value is not between 0 and 1.
-    """
-    known = [p for p in p_values if p is not None]
-    if not all(0 <= p <= 1 for p in known):
-        raise ValueError(f"p-values lie between 0 and 1, got {next(p for p in known if not 0 <= p <= 1)}")
-    corrected: dict[int, float] = {}
-    largest = 0.0
-    for rank, (p, index) in enumerate(sorted((p, i) for i, p in enumerate(p_values) if p is not None)):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
-        corrected[index] = largest
-    return [corrected.get(index) for index in range(len(p_values))]
-
-
-def is_non_inferior(result: PairedResult, margin: float = MARGIN) -> bool:
-    """Return whether the second system is as good as the first: the interval rules out a loss of the margin or more.
-
-    Fix the margin before looking at the scores. Without an interval nothing is ruled out.
-    """
-    return result.low is not None and result.low > -margin
-
-
-def within_margin_of_best(
-    values_by_system: Mapping[str, ArrayLike],
-    documents: ArrayLike,
-    margin: float = MARGIN,
-    *,
-    within: Range = FRACTIONS,
-    num_resamples: int = NUM_RESAMPLES,
-) -> dict[str, bool]:
-    """Return for each system whether it is shown to lie within the margin of the best, whichever that is.
-
-    A system is marked if against every other one the upper bound of what it loses to that one lies below the margin.
-    Nothing is assumed of the system that came out best: it has to pass the same test, and where few documents leave
-    wide bounds, no system may be marked at all. So there is no picking of a best that would need a correction.
-
-    The claim "no other system is better by the margin" is false only if some one system is, and then the comparison
-    with that one has to be wrong. Requiring all comparisons to pass therefore needs no correction over the opponents
-    (an intersection-union test). There is one such claim a system, so each bound has the one-sided level 1 - 0.05 / S
-    (Bonferroni), and the chance of any false mark in the table is 5% at most.
-
-    With 60 systems that is the 99.9% bound, where quantiles of a few thousand resamples are noise. So a bound is the
-    difference plus Student's t, with D - 1 degrees of freedom, times the standard error of the difference over the
-    resamples of the documents, which all S x S comparisons share.
-
-    The values of all systems are on the same examples in the same order.
-
-    Raises:
-        ValueError: Scores are missing or out of range, or the lengths differ.
-    """
-    scores = {name: _fractions(values, within) for name, values in values_by_system.items()}
-    shapes = {values.shape for values in scores.values()}
-    if len(shapes) != 1:
-        raise ValueError(f"scores of shapes {sorted(shapes)} are not of the same examples; give some, all of one shape")
-    columns = _by_document(np.hstack(list(scores.values())), documents)
-    num_documents, num_systems = len(columns), len(scores)
-    if num_documents < MIN_DOCUMENTS:
-        return dict.fromkeys(scores, num_systems == 1)
-
-    def means(totals: Floats) -> Floats:
-        by_score = totals[:, :-1].reshape(len(totals), num_systems, -1) / totals[:, -1:, None]
-        return combined(by_score)
-
-    distribution = resample(columns, lambda totals: means(totals).T, num_resamples).bootstrap_distribution
-    covariance = np.atleast_2d(np.cov(distribution)) * num_documents / (num_documents - 1)
-    variances = np.diag(covariance)
-    errors = np.sqrt(np.maximum(variances[:, None] + variances - 2 * covariance, 0.0))
-    observed = means(columns.sum(axis=0, keepdims=True))[0]
-    quantile = float(scipy.stats.t.ppf(1 - ALPHA / num_systems, num_documents - 1))
-    losses = observed[None, :] - observed[:, None] + quantile * errors  # (S, S), of the row's system to the column's
-    np.fill_diagonal(losses, -np.inf)
-    passed = ((within[1] - within[0]) * losses < margin).all(axis=1)
-    return {name: bool(has_passed) for name, has_passed in zip(scores, passed, strict=True)}
-
-
-def _fractions(values: ArrayLike, within: Range) -> Floats:
+def fractions(values: ArrayLike, within: Range) -> Floats:
     """Return scores as (N, K) fractions of their range."""
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim not in (1, 2) or scores.size == 0:
         raise ValueError(f"scores have the shape {scores.shape}; give one row of at least one score for each example")
     low, high = within
-    fractions = (scores.reshape(len(scores), -1) - low) / (high - low)
-    wrong = ~((fractions >= -ROUNDING) & (fractions <= 1 + ROUNDING))
+    scores = scores.reshape(len(scores), -1)
+    fractions = (scores - _offset(within)) / size_of(within)
+    first, last = ((end - _offset(within)) / size_of(within) for end in within)
+    wrong = ~((fractions >= first - ROUNDING) & (fractions <= last + ROUNDING) & np.isfinite(fractions))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        value = scores.reshape(len(scores), -1)[row, column]
         expected = "a fraction from 0 to 1" if within == FRACTIONS else f"a number from {low:g} to {high:g}"
-        raise ValueError(f"the score of example {row} is {value}; give {expected} for each")
-    return fractions.clip(0.0, 1.0)
+        raise ValueError(f"the score of example {row} is {scores[row, column]}; give {expected} for each")
+    return fractions.clip(first, last)
+
+
+def size_of(within: Range) -> float:
+    """Return how wide a range is; 1 where an end is infinite, as that of a number of words."""
+    return within[1] - within[0] if math.isfinite(within[1] - within[0]) else 1.0
+
+
+def _offset(within: Range) -> float:
+    return within[0] if math.isfinite(within[1] - within[0]) else 0.0
 
 
 def _placed(fraction: float, within: Range) -> float:
     """Return the score that a fraction of the range is."""
-    return within[0] + (within[1] - within[0]) * fraction
+    return _offset(within) + size_of(within) * fraction
 
 
 def _ends(columns: Floats, statistic: Statistic, num_resamples: int) -> tuple[float, float, float] | None:
@@ -285,51 +207,25 @@ def _counted(sums: ArrayLike, counts: ArrayLike, what: str) -> Floats:
     return counted
 
 
-def _by_document(scores: Floats, documents: ArrayLike) -> Floats:
-    """Return (D, C) totals: a sum for each column of scores, then the number of examples."""
-    names = np.asarray(documents)
-    if names.shape != (len(scores),):
-        raise ValueError(f"{len(scores)} scores but documents of shape {names.shape}; name one document for each score")
-    _, index = np.unique(names, return_inverse=True)
-    sums = [np.bincount(index, weights=column) for column in scores.T]
-    return np.column_stack([*sums, np.bincount(index)]).astype(np.float64)
+def unit_codes(documents: Iterable[Any]) -> Ints:
+    """Return a number for each name, the same for the same name.
 
-
-def _exchange_test(columns: Floats, num_scores: int, num_exchanges: int) -> float:
-    """Return the two-sided p-value of exchanging two systems document by document.
-
-    Columns are (D, 2K + 1) totals of each document: first system, second system, count.
+    NumPy's own texts end at their last character that is not NUL, so "a" and "a\\0" would be one document.
     """
-    num_documents = len(columns)
-    before, after = columns[:, :num_scores], columns[:, num_scores:-1]
-    half_sum, half_gain = (before + after).sum(axis=0) / 2, (after - before) / 2
-    count = columns[:, -1].sum()
+    names = list(documents)
+    codes = {name: code for code, name in enumerate(sorted(set(names)))}
+    return np.array([codes[name] for name in names], dtype=np.int64)
 
-    # 1 leaves a document as it is, -1 exchanges it. Rounding must not part equal differences, nor take a mean below 0.
-    def distance(signs: Floats, axis: int) -> Floats:
-        gain = signs @ half_gain
-        after, before = (np.maximum(half_sum + sign * gain, 0.0) / count for sign in (1, -1))
-        return np.abs(combined(after) - combined(before)).round(12)
 
-    as_observed = np.ones(num_documents)
-    if 2**num_documents <= num_exchanges:
-        exact = scipy.stats.permutation_test(
-            (as_observed,),
-            distance,
-            permutation_type="samples",
-            vectorized=True,
-            alternative="greater",
-            n_resamples=np.inf,
-        )
-        return float(exact.pvalue)
-    rng = np.random.default_rng(0)
-    sampled = scipy.stats.monte_carlo_test(
-        as_observed,
-        lambda size: 2.0 * rng.integers(0, 2, size, dtype=np.int8) - 1.0,
-        distance,
-        vectorized=True,
-        n_resamples=num_exchanges,
-        batch=max(1, PICKS_AT_ONCE // num_documents),
-        alternative="greater",
-    )
-    return float(sampled.pvalue)
+def by_document(scores: Floats, documents: Iterable[Any]) -> Floats:
+    """Return (D, C) totals: a sum for each column of scores, then the number of examples."""
+    names = list(documents)
+    if len(names) != len(scores):
+        raise ValueError(f"{len(scores)} scores but {len(names)} names of documents; name one document for each score")
+    return totals_of(scores, unit_codes(names))
+
+
+def totals_of(scores: Floats, codes: Ints, num_documents: int = 0) -> Floats:
+    """Return (D, C) totals by the codes of documents, zeros for a document without an example."""
+    sums = [np.bincount(codes, weights=column, minlength=num_documents) for column in scores.T]
+    return np.column_stack([*sums, np.bincount(codes, minlength=num_documents)]).astype(np.float64)

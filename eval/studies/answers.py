@@ -7,21 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from eval.errors import UserError
-from eval.records.schema import Comparison, ExampleScore, Prediction, Result
+from eval.records.schema import ExampleScore, Prediction, Result
 from eval.reporting.charts import length_curves
 from eval.reporting.columns import BASELINE_STYLES, COMPARISON_LEGEND, COUNTS, legend_of, percent
 from eval.reporting.tables import Rows, comparison_table, select
 from eval.scoring.baselines import num_words
-from eval.scoring.compare_runs import RunComparison, check_comparable, compare_runs, name_comparison
-from eval.scoring.examples import Setting, compare_lines, correct, values_of
+from eval.scoring.compare_runs import check_comparable, differing_settings, name_row, rows_of
+from eval.scoring.comparisons import Compare, compare_lines
+from eval.scoring.examples import Setting, values_of
 from eval.scoring.profiles import headline, metric_name
 from eval.scoring.scored_run import ScoredRun, read_scored
-from eval.scoring.significance import MARGIN, mean_interval
+from eval.scoring.significance import mean_interval
 from eval.scoring.unicode_text import counted_words
 from eval.studies.section import Draft
 
 Runs = Mapping[str, ScoredRun]  # by part
-Row = tuple[str, Comparison]  # what is compared with what
+Row = tuple[str, Compare]  # what is compared with what
 
 NGRAM = 4
 # What stands beside scores: with as many words as each answer, or, in runs of earlier versions, as references.
@@ -78,9 +79,9 @@ def _beside(results: Sequence[Result]) -> Sequence[str]:
 
 
 def _table(rows: Sequence[Row]) -> Rows:
-    """Return a table of comparisons, corrected over all its rows."""
+    """Return a table of comparisons, at whose level all claims hold."""
     names = iter([name for name, _ in rows])
-    return comparison_table(correct([comparison for _, comparison in rows]), _LABEL, lambda _: next(names))
+    return comparison_table(compare_lines([compare for _, compare in rows]), _LABEL, lambda _: next(names))
 
 
 def _write_differences(draft: Draft, runs: Runs) -> None:
@@ -92,35 +93,36 @@ def _write_differences(draft: Draft, runs: Runs) -> None:
     for name in draft.others:
         try:
             check_comparable(before, runs[name])
-            compared = compare_runs(before, runs[name], _headlines(before, runs[name]), MARGIN)
+            compared = rows_of(before, runs[name], _headlines(before, runs[name]))
         except UserError as error:
             draft.say(f"`{name}` is not compared with `{draft.reference}`: {error}")
             continue
         rows += _headline_rows(name, compared)
-        for setting, (first, second) in compared.differences.items():
+        for setting, (first, second) in differing_settings(before, runs[name]).items():
             draft.say(f"`{name}` differs from `{draft.reference}` in {setting}: {second} instead of {first}.")
     draft.table(f"Differences from {draft.reference}", _table(rows))
 
 
 def _length_rows(runs: Runs) -> list[Row]:
-    """Return how each part differs between its shortest and its longest maxlen, which scoring has compared."""
+    """Return each part at its shortest and its longest maxlen."""
     rows: list[Row] = []
     for name, run in runs.items():
-        of_all = select(run.scores.comparisons, subset="all")
-        for one in sorted(of_all, key=lambda one: (one.task, one.second.template)):
-            lengths = [maxlen for *which, maxlen in run.lines if which == [one.task, one.second.template]]
-            ends = replace(one.second, maxlen=min(lengths)), replace(one.second, maxlen=max(lengths))
-            if (one.first, one.second) == ends:
-                rows.append((f"{name}: {name_comparison(one)}", one))
+        for task, template in sorted({setting[:2] for setting in run.lines}):
+            lengths = [setting[2] for setting in run.lines if setting[:2] == (task, template)]
+            profile = run.scores.profiles[task]
+            first, last = (run.lines[task, template, maxlen] for maxlen in (min(lengths), max(lengths)))
+            row = Compare(first, last, headline(profile), profile, is_same_model=True)
+            if len(lengths) > 1 and row.shared():
+                rows.append((f"{name}: {name_row(row)}", row))
     return rows
 
 
-def _headline_rows(name: str, compared: RunComparison) -> list[Row]:
+def _headline_rows(name: str, compared: Sequence[Compare]) -> list[Row]:
     """Return the comparisons about all examples and the headline of each task, under the name of a part."""
     return [
-        (f"{name}: {name_comparison(one)}", one)
-        for one in compared.comparisons
-        if one.subset == "all" and one.metric == headline(compared.profiles[one.task])
+        (f"{name}: {name_row(one)}", one)
+        for one in compared
+        if one.subset == "all" and one.metric == headline(str(one.profile))
     ]
 
 
@@ -143,7 +145,7 @@ def write_repetition(draft: Draft) -> None:
                 rows.append([*_cells(setting), name, *cells])
     draft.table("Repetition and scores", rows)
     differences = [
-        (f"{name}: {', '.join(_cells(setting))}", compare_lines(before, after, _REPEATED, [_REPEATED], MARGIN))
+        (f"{name}: {', '.join(_cells(setting))}", Compare(before, after, _REPEATED))
         for name in (draft.others if draft.reference else ())
         for setting, before in repeated[draft.reference or ""].items()
         if before.keys() & (after := repeated[name].get(setting, {})).keys()
@@ -180,7 +182,7 @@ def _repeated(run: ScoredRun, setting: Setting, answers: Mapping[str, Prediction
 def _answer_cells(
     run: ScoredRun, setting: Setting, answers: Mapping[str, Prediction], repeated: Sequence[ExampleScore]
 ) -> list[str]:
-    documents = [one.document_id for one in repeated]
+    documents = [one.unit for one in repeated]
     share = mean_interval(values_of(repeated, [_REPEATED]), documents) if repeated else None
     words = statistics.mean(num_words(answer.text) for answer in answers.values())
     (result,) = select(_results(run, *setting[:2]), maxlen=setting[2], kind="model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +20,9 @@ from eval.records.schema import (
     PlacementResult,
 )
 from eval.reporting.perplexity_report import perplexity_of, with_interval
+from eval.reporting.placement_report import task_of
 from eval.reporting.tables import Rows
-from eval.scoring.significance import ratio_of_perplexities
+from eval.scoring.significance import ratios_of_perplexities
 from eval.studies.charts import ratio_chart, strip_chart
 from eval.studies.section import Draft, in_both, share
 
@@ -29,11 +30,13 @@ Lines = dict[str, DocumentLoss]  # by document
 Pair = tuple[Lines, Lines]  # of the reference and of a part, the same documents
 Setting = tuple[str, int]  # task, maxlen
 Pairs = Mapping[str, Mapping[Setting, Pair]]  # by part
+Losses = dict[Hashable, tuple[float, float, int]]  # both losses and the tokens, by task and document
 
 LEGEND = (
-    "ratio: perplexity over that of the reference on the same tokens, 95% bootstrap interval over documents, paired. "
-    "detectable: the smallest ratio that so many documents would have told from 1 with power 0.8. attention, cache, "
-    "seconds: shares of the reference over the same documents."
+    "ratio: perplexity over that of the reference on the same tokens, paired, 95% bootstrap interval over documents "
+    "within their tasks; the intervals of a table hold for all its rows at once (max-T). detectable: the smallest "
+    "ratio that so many documents would have told from 1 in this table with power 0.8. attention, cache, seconds: "
+    "shares of the reference over the same documents."
 )
 _SHARED_LEGEND = "shared: documents with such tokens that both have measured, of which the ratio is."
 _RANDOM_LEGEND = "random better: of random plans, how many are; for plans of their cost alone."
@@ -149,6 +152,11 @@ def _length_rows(draft: Draft, results: Mapping[str, Mapping[Setting, Perplexity
     rows = [[*header, "attention", "cache", "seconds"]]
     settings = sorted({setting for some in results.values() for setting in some})
     pooled = sorted({setting for some in pairs.values() for setting in some if setting[0] == _ALL_TASKS})
+    firsts = [0] if position is None else [0, position]
+    # One table, in which all intervals hold.
+    places = [(name, setting, first) for name in draft.folders for setting in pairs[name] for first in firsts]
+    found = _ratios([_row(pairs[name][setting], first) for name, setting, first in places])
+    ratios = dict(zip(places, found, strict=True))
     for task, maxlen in [*settings, *pooled]:
         for name in draft.folders:
             pair, result = pairs[name].get((task, maxlen)), results[name].get((task, maxlen))
@@ -159,16 +167,18 @@ def _length_rows(draft: Draft, results: Mapping[str, Mapping[Setting, Perplexity
                 num_documents, perplexity = len(losses), perplexity_of(losses)
             else:
                 continue
-            cells = _compared(pair, position, is_reference=name == draft.reference)
+            of_row = [
+                ratios.get((name, (task, maxlen), first)) for first in ([0] if position is None else [0, position])
+            ]
+            cells = _compared(pair, of_row, is_reference=name == draft.reference)
             rows.append([task, f"{maxlen:,}", name, str(num_documents), with_interval(perplexity), *cells])
     return rows
 
 
-def _compared(pair: Pair | None, position: int | None, *, is_reference: bool) -> list[str]:
+def _compared(pair: Pair | None, ratios: Sequence[PerplexityRatio | None], *, is_reference: bool) -> list[str]:
     """Return the cells of a part beside the reference."""
     cells = []
-    for first in [0] if position is None else [0, position]:
-        ratio = pair and _ratio(pair, first)
+    for ratio in ratios:
         value, detectable = ("1", "") if ratio and is_reference else ratio_cells(ratio)
         cells += [value, str(ratio.num_documents) if ratio else "-", detectable]
     for key in ("attention_flops", "cache_bytes", "seconds"):
@@ -190,19 +200,28 @@ def _losses(lines: Lines, first: int = 0, stop: int | None = None) -> dict[str, 
     return losses
 
 
-def _ratio(pair: Pair, first: int = 0, stop: int | None = None) -> PerplexityRatio | None:
-    """Return how the second differs on these positions of the documents; None where there is no token.
+def _row(pair: Pair, first: int = 0, stop: int | None = None) -> Losses:
+    """Return the losses of both on these positions of the documents.
 
     Raises:
         UserError: A document has other tokens in one than in the other.
     """
     before, after = (_losses(lines, first, stop) for lines in pair)
-    for name, (_, tokens) in before.items():
-        if tokens != after[name][1]:
-            raise UserError(f"'{name}' has {tokens} tokens in one place and {after[name][1]} in another")
-    counts = [tokens for _, tokens in before.values()]
-    first_losses, second_losses = ([some[name][0] for name in before] for some in (before, after))
-    return ratio_of_perplexities(first_losses, second_losses, counts) if sum(counts) else None
+    row: Losses = {}
+    for name, line in pair[0].items():
+        (loss, tokens), (other, others) = before[name], after[name]
+        if tokens != others:
+            raise UserError(f"'{name}' has {tokens} tokens in one place and {others} in another")
+        row[line.task, line.id] = loss, other, tokens
+    return row
+
+
+def _ratios(table: Sequence[Losses]) -> list[PerplexityRatio | None]:
+    """Return how the seconds differ, intervals of all rows at once; None where there is no token."""
+    known = [row for row in table if any(tokens for *_, tokens in row.values())]
+    # The reference beside itself has no spread, and widens no other interval.
+    found = iter(ratios_of_perplexities(known, task_of) if known else [])
+    return [next(found) if any(tokens for *_, tokens in row.values()) else None for row in table]
 
 
 def ratio_cells(ratio: PerplexityRatio | None) -> tuple[str, str]:
@@ -216,8 +235,11 @@ def ratio_cells(ratio: PerplexityRatio | None) -> tuple[str, str]:
 def _position_rows(draft: Draft, result: PerplexityResult, pairs: Mapping[str, Pair]) -> Rows:
     """Return a row a bucket: the perplexity of the reference, and the ratio of each other part."""
     rows = [["positions", f"{draft.reference}: perplexity", *(f"{name}: ratio" for name in pairs)]]
-    for bucket in result.by_position:
-        ratios = [ratio_cells(_ratio(pair, bucket.first, bucket.last + 1))[0] for pair in pairs.values()]
+    buckets = result.by_position
+    table = [_row(pair, bucket.first, bucket.last + 1) for bucket in buckets for pair in pairs.values()]
+    found = iter(_ratios(table))
+    for bucket in buckets:
+        ratios = [ratio_cells(next(found))[0] for _ in pairs]
         rows.append([f"{bucket.first:,} to {bucket.last:,}", with_interval(bucket.perplexity), *ratios])
     return rows
 
@@ -226,9 +248,9 @@ def _draw(draft: Draft, file: str, setting: str, pairs: Mapping[str, Pair]) -> N
     """Add a chart of all positions, and one of those from the section's first on."""
     for first in dict.fromkeys([0, draft.section.from_position or 0]):
         points = [_point(str(draft.reference), 1.0, _ITSELF)]
-        for name, pair in pairs.items():
+        ratios = _ratios([_row(pair, first) for pair in pairs.values()])
+        for (name, pair), ratio in zip(pairs.items(), ratios, strict=True):
             full, now = (_total(lines, "attention_flops") for lines in pair)
-            ratio = _ratio(pair, first)
             if ratio is not None and now is not None and full:
                 points.append(_point(name, now / full, ratio))
         if len(points) > 1:

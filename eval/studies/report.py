@@ -15,8 +15,8 @@ from eval.reporting.charts import Spec, save_charts
 from eval.reporting.columns import charted_costs
 from eval.reporting.leaderboard_report import write_leaderboard
 from eval.reporting.tables import as_markdown
+from eval.scoring.claims import MARGIN
 from eval.scoring.leaderboard import make_leaderboard
-from eval.scoring.significance import MARGIN
 from eval.studies.answers import write_repetition, write_scores
 from eval.studies.costs import write_costs, write_training
 from eval.studies.folder import DONE, StudyFolder

@@ -21,6 +21,9 @@ pytestmark = pytest.mark.usefixtures("no_plots")
 LENGTHS = (1024, 8192)
 TWO = {"num_examples": 2, "num_documents": 2, "low": None, "high": None, "detectable": None}
 
+OPEN = "20 documents without a collapse leave collapses of up to 14% of documents open"
+TOO_FEW = "no difference could be shown with so few documents (7 could)"
+
 
 def scores_of(results: list[Result], comparisons: list[Comparison], words: int = 100) -> Scores:
     return Scores(
@@ -73,7 +76,7 @@ RESULTS = [
         (
             {"difference": 0.001, "low": -0.002, "high": 0.004, "non_inferior": True},
             "at least as good as 1,024, within the margin of 1",
-            "RLsum +0.1 [-0.2, +0.4], n = 20 documents",
+            f"RLsum +0.1 [-0.2, +0.4], n = 20 documents; {OPEN}",
         ),
         (
             {"difference": -0.05, "low": -0.23, "high": 0.13, "num_examples": 40},
@@ -84,6 +87,11 @@ RESULTS = [
             {"difference": -0.177, **TWO},
             "not shown to be better or worse than 1,024",
             "RLsum -17.7, n = 2 documents, no interval with fewer than 6",
+        ),
+        (
+            {"difference": -0.2, "low": -0.3, "high": -0.1, "p_holm": 0.06, "detectable": None, "needs_documents": 7},
+            "not shown to be better or worse than 1,024",
+            f"RLsum -20.0 [-30.0, -10.0], n = 20 documents; {TOO_FEW}",
         ),
         (
             {"difference": 0.0, "low": None, "high": None, "detectable": None},

@@ -12,16 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from eval.records.schema import PairedResult
-from eval.scoring.significance import (
-    MARGIN,
-    compare_paired,
-    holm,
-    interval_of_ratio,
-    is_non_inferior,
-    mean_interval,
-    ratio_of_perplexities,
-    within_margin_of_best,
-)
+from eval.scoring.claims import MARGIN, compare_paired, within_margin_of_best
+from eval.scoring.significance import interval_of_ratio, mean_interval, ratio_of_perplexities
 
 MANY = 2000
 simulated = pytest.mark.parametrize("count", [200, pytest.param(MANY, marks=pytest.mark.nightly)])
@@ -132,11 +124,11 @@ def test_where_there_is_no_difference_one_in_twenty_is_found(
 
 @simulated
 @pytest.mark.parametrize("num_documents", [50, 200])
-def test_a_loss_of_the_margin_is_covered_and_not_called_as_good(num_documents: int, count: int) -> None:
+def test_a_loss_of_the_margin_is_covered_and_hardly_ever_called_as_good(num_documents: int, count: int) -> None:
     draw, mean = DRAWS["lognormal"]
     results = paired(draw, num_documents, 1, count, factor=1 - MARGIN / mean)
     assert_within([result.low <= -MARGIN <= result.high for result in results], 0.92, 0.97)
-    assert_within([is_non_inferior(result) for result in results], 0.015, 0.035)
+    assert np.mean([result.non_inferior for result in results]) <= 0.025
 
 
 @simulated
@@ -172,7 +164,8 @@ def test_systems_worse_by_the_margin_are_rarely_marked_as_near_the_best(num_docu
         best_marked.append(marks["a"])
         others_marked.append(any(marks[name] for name in "bcde"))
     assert_within(others_marked, 0.01, 0.065)
-    assert np.mean(best_marked) > 0.95
+    # The best has to allow for one more document that collapses, as all have to.
+    assert np.mean(best_marked) > 0.9 or num_documents < 200
 
 
 def test_a_mean_weighs_documents_by_their_examples() -> None:
@@ -237,10 +230,10 @@ def test_equal_scores_tell_nothing_of_other_documents(value: float) -> None:
     assert interval_of_ratio([value] * 8, [1] * 8) == (None, None)
     result = compare_paired([value] * 8, [value] * 8, list("aabbcdef"))
     assert (result.difference, result.low, result.high, result.detectable) == (0.0, None, None, None)
-    assert not is_non_inferior(result)
-    # Where scores differ, and the two systems do not, there is something to go by.
+    assert not result.non_inferior
+    # Where scores differ, and the two systems do not, eight documents leave a collapse of one in three open.
     alike = compare_paired([0.1, 0.9] * 4, [0.1, 0.9] * 4, list("abcdefgh"))
-    assert is_non_inferior(alike)
+    assert (alike.low, alike.high, alike.non_inferior) == (0.0, 0.0, False)
 
 
 def test_a_ratio_has_the_interval_of_the_mean_that_it_is() -> None:
@@ -264,7 +257,7 @@ def test_few_documents_have_no_interval_and_settle_nothing(count: int) -> None:
     result = compare_paired([0.1] * count, [0.9] * count, names)
     # The least that exchanging so few can come to.
     assert (result.low, result.high, result.p_value) == (None, None, pytest.approx(2 / 2**count))
-    assert not is_non_inferior(result)
+    assert not result.non_inferior
     assert not any(within_margin_of_best({"a": [0.1] * count, "b": [0.9] * count}, names).values())
     assert mean_interval([0.5, 0.6] * 3, list("abcdef")).low is not None
 
@@ -276,7 +269,7 @@ def test_one_document_has_a_mean_and_nothing_else() -> None:
     result = compare_paired([0.2, 0.4], [0.3, 0.4], ["a", "a"])
     assert (result.difference, result.wins, result.ties) == (pytest.approx(0.05), 1, 1)
     assert result.low is result.high is result.p_value is result.detectable is None
-    assert not is_non_inferior(result)
+    assert not result.non_inferior
     assert within_margin_of_best({"x": [0.2], "y": [0.2]}, ["a"]) == {"x": False, "y": False}
 
 
@@ -286,8 +279,11 @@ def test_identical_systems_do_not_differ() -> None:
     assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
     assert (result.wins, result.ties, result.losses, result.detectable) == (0, 60, 0, None)
     assert (result.num_examples, result.num_documents) == (60, 30)
-    assert is_non_inferior(result)
-    assert all(within_margin_of_best({"x": values, "y": values}, np.arange(60) // 2).values())
+    assert not result.non_inferior
+    assert not any(within_margin_of_best({"x": values, "y": values}, np.arange(60) // 2).values())
+    many = np.random.default_rng(7).random((600, 3))
+    assert compare_paired(many, many, np.arange(600) // 2).non_inferior
+    assert all(within_margin_of_best({"x": many, "y": many}, np.arange(600) // 2).values())
 
 
 @pytest.mark.parametrize(
@@ -334,34 +330,30 @@ def test_drawn_exchanges_count_the_observed_one_and_agree_with_all() -> None:
 def test_wins_ties_and_losses_are_counted_by_example() -> None:
     result = compare_paired([0.1, 0.2, 0.3, 0.4], [0.3, 0.2, 0.1, 0.5], ["a", "a", "b", "b"])
     assert (result.wins, result.ties, result.losses) == (2, 1, 1)
-    # Geometric means 0.2 against 0.25, then 0.3 against 0, then equal in another order.
-    first, second = [[0.1, 0.4], [0.3, 0.3], [0.2, 0.6]], [[0.25, 0.25], [0.9, 0.0], [0.6, 0.2]]
+    # What one score gains counts although the other is 0 in both systems.
+    first, second = [[0.1, 0.0], [0.3, 0.0], [0.2, 0.6]], [[0.2, 0.0], [0.2, 0.0], [0.2, 0.6]]
     result = compare_paired(first, second, list("abc"))
     assert (result.wins, result.ties, result.losses) == (1, 1, 1)
 
 
-def test_detectable_is_two_quantiles_of_student_times_the_standard_error() -> None:
+def test_detectable_is_what_noncentral_t_shows_times_the_standard_error() -> None:
     gains = np.array([0.1, -0.1, 0.2, 0.0, 0.05, 0.1])
     result = compare_paired([0.5] * 6, 0.5 + gains, list("abcdef"))
-    # t with 5 degrees of freedom: 2.571 at 97.5%, 0.920 at 80%.
-    assert result.detectable == pytest.approx((2.5706 + 0.9195) * gains.std(ddof=1) / math.sqrt(6), rel=1e-3)
+    # Of noncentral t with 5 degrees of freedom about 3.514, four in five lie above 2.571, which is t at 97.5%.
+    assert result.detectable == pytest.approx(3.5139 * gains.std(ddof=1) / math.sqrt(6), rel=1e-3)
 
 
-def test_holm_by_hand() -> None:
-    # 3 x 0.01; 2 x 0.03; and 0.04 is not below the one before it.
-    assert holm([0.01, 0.04, None, 0.03]) == pytest.approx([0.03, 0.06, None, 0.06])
-    assert holm([0.6, 0.7, 0.0]) == [1.0, 1.0, 0.0]
-    assert holm([None]) == [None]
-    assert holm([]) == []
-
-
-def test_as_good_means_that_the_interval_ends_above_the_margin() -> None:
+def test_as_good_takes_documents_enough_for_one_more_that_collapses() -> None:
     rng = np.random.default_rng(10)
-    first = rng.random(100)
-    close = compare_paired(first, np.clip(first + rng.normal(0, 0.02, 100), 0, 1), range(100))
-    assert -MARGIN < close.low < 0
-    assert is_non_inferior(close)
-    assert not is_non_inferior(close, margin=-close.low)
+    first = rng.random(400)
+    second = np.clip(first + rng.normal(0, 0.02, 400), 0, 1)
+    close = compare_paired(first, second, range(400))
+    assert -MARGIN < close.claim_low < close.low < 0
+    assert close.non_inferior
+    assert not compare_paired(first, second, range(400), margin=-close.claim_low).non_inferior
+    few = compare_paired(first[:60], second[:60], range(60))
+    assert few.low > -MARGIN
+    assert not few.non_inferior
 
 
 def test_the_system_that_came_out_best_is_not_privileged() -> None:
@@ -389,7 +381,6 @@ def test_the_system_that_came_out_best_is_not_privileged() -> None:
         (lambda: within_margin_of_best({}, list("ab")), "give some"),
         (lambda: interval_of_ratio([1.0, 2.0], [1]), "2 sums but 1 counts"),
         (lambda: interval_of_ratio([1.0, math.inf], [1, 2]), "not a finite number"),
-        (lambda: holm([0.1, 1.2]), "p-values lie between 0 and 1, got 1.2"),
     ],
 )
 def test_what_cannot_be_compared_says_why_in_one_line(call: Callable[[], object], message: str) -> None:

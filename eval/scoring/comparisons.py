@@ -1,0 +1,153 @@
+"""Scores of examples under two settings -> rows of a table of paired comparisons.
+
+    compare_lines([Compare(first=lines, second=others, metric="rougeLsum", profile="hf")], margin=0.01)
+
+Both sides hold the lines of one setting by id. All rows of a table are tested together (`eval.scoring.claims`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from eval.records.schema import Compared, Comparison, ExampleScore, PairedResult, Subset
+from eval.scoring.claims import MARGIN, compare_table, count_outcomes
+from eval.scoring.examples import Scored, Setting, subsets_of, values_of
+from eval.scoring.exchanges import Pair
+from eval.scoring.profiles import headline, metric_columns, metric_range
+from eval.scoring.significance import FRACTIONS
+
+
+def compare_settings(scored: Sequence[Scored], margin: float = MARGIN) -> list[Comparison]:
+    """Return paired comparisons within a run, by the headline metric of each task.
+
+    Each length is compared with the one before, the greatest with the smallest, and each template with the first at
+    every length; the examples are those that both have and for which they give other prompts. The comparisons of a
+    task and subset make one table, at whose level all of its claims hold.
+    """
+    profiles = {one.line.task: one.profile for one in scored}
+    comparisons: list[Comparison] = []
+    for subset, members in subsets_of([one for one in scored if one.is_model]):
+        by_setting: dict[Setting, dict[str, ExampleScore]] = defaultdict(dict)
+        for one in members:
+            by_setting[one.setting][one.line.id] = one.line
+        for task in dict.fromkeys(task for task, _, _ in by_setting):
+            pairs = _pairs([setting for setting in by_setting if setting[0] == task])
+            metric, profile = headline(profiles[task]), profiles[task]
+            comparisons += compare_lines(
+                [
+                    Compare(by_setting[first], by_setting[second], metric, profile, subset, is_same_model=True)
+                    for first, second in pairs
+                    if by_setting[first].keys() & by_setting[second].keys()
+                ],
+                margin,
+            )
+    return comparisons
+
+
+def _pairs(settings: Sequence[Setting]) -> Iterator[tuple[Setting, Setting]]:
+    templates = list(dict.fromkeys(template for _, template, _ in settings))
+    for template in templates:
+        lengths = sorted(setting for setting in settings if setting[1] == template)
+        yield from itertools.pairwise(lengths)
+        if len(lengths) > 2:
+            yield lengths[0], lengths[-1]
+    for template in templates[1:]:
+        for task, other, maxlen in sorted(settings):
+            if other == template and (task, templates[0], maxlen) in settings:
+                yield (task, templates[0], maxlen), (task, template, maxlen)
+
+
+class Compare(NamedTuple):
+    """A row of a table of comparisons: the lines of two settings, which share an example at least.
+
+    Attributes:
+        profile: What has the metric; None for a score of its own name, from 0 to 1.
+        is_same_model: Whether one model answered both in the same way, so that the same prompt is no evidence.
+    """
+
+    first: Mapping[str, ExampleScore]
+    second: Mapping[str, ExampleScore]
+    metric: str
+    profile: str | None = None
+    subset: Subset = "all"
+    is_same_model: bool = False
+
+    def shared(self) -> list[str]:
+        """Return the examples that both settings have."""
+        return [name for name in self.first if name in self.second]
+
+    def has_same_prompt(self, name: str) -> bool:
+        """Return whether both settings show one model the whole document after the same words."""
+        one, other = self.first[name], self.second[name]
+        return self.is_same_model and one.template == other.template and not (one.is_truncated or other.is_truncated)
+
+
+def compare_lines(table: Sequence[Compare], margin: float = MARGIN) -> list[Comparison]:
+    """Return the differences in each row of a table, at whose level all claims hold.
+
+    Scores of several columns are joined by a geometric mean. Examples with the same prompt in both settings are left
+    out: they cannot differ, and so tell nothing of how far others may. The margin is the loss up to which the second
+    counts as no worse.
+    """
+    kept = [[name for name in row.shared() if not row.has_same_prompt(name)] for row in table]
+    rows = list(zip(table, kept, strict=True))
+    results = iter(compare_table([_pair(row, names) for row, names in rows if names], margin))
+    return [_comparison(row, names, next(results) if names else _nothing(margin)) for row, names in rows]
+
+
+def _columns(row: Compare) -> Sequence[str]:
+    return (row.metric,) if row.profile is None else metric_columns(row.profile)[row.metric]
+
+
+def _pair(row: Compare, names: Sequence[str]) -> Pair:
+    within = FRACTIONS if row.profile is None else metric_range(row.profile, row.metric)
+    before, after = (values_of((lines[name] for name in names), _columns(row)) for lines in (row.first, row.second))
+    lines = [row.first[name] for name in names]
+    # A document of one task is none of another's.
+    return Pair(first=before, second=after, documents=[(line.task, line.unit) for line in lines], within=within)
+
+
+def _nothing(margin: float) -> PairedResult:
+    """Return what is known of two settings that give the same prompts."""
+    return PairedResult(
+        difference=0.0,
+        low=None,
+        high=None,
+        p_value=None,
+        wins=0,
+        ties=0,
+        losses=0,
+        num_examples=0,
+        num_documents=0,
+        detectable=None,
+        margin=margin,
+        non_inferior=False,
+        p_holm=None,
+    )
+
+
+def _comparison(row: Compare, names: Sequence[str], result: PairedResult) -> Comparison:
+    shared = row.shared()
+    one, other = row.first[shared[0]], row.second[shared[0]]
+    return Comparison(
+        task=one.task,
+        subset=row.subset,
+        metric=row.metric,
+        first=Compared(template=one.template, maxlen=one.maxlen),
+        second=Compared(template=other.template, maxlen=other.maxlen),
+        num_same_prompts=len(shared) - len(names),
+        by_metric=_by_metric(row, names),
+        **vars(result),
+    )
+
+
+def _by_metric(row: Compare, names: Sequence[str]) -> dict[str, list[int]] | None:
+    """Return wins, ties and losses by each metric that the row's joins; None where it is one."""
+    columns = _columns(row)
+    if len(columns) == 1 or not names:
+        return None
+    before, after = (values_of((lines[name] for name in names), columns) for lines in (row.first, row.second))
+    return {name: list(count_outcomes(gains)) for name, gains in zip(columns, (after - before).T, strict=True)}
