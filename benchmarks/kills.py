@@ -37,6 +37,7 @@ import torch
 import vl_convert
 import yaml
 from accelerate.state import AcceleratorState, GradientState
+from tqdm import tqdm
 
 import eval.finetune
 import eval.generation.local  # forked processes need not import it
@@ -57,6 +58,8 @@ KINDS = ("run", "pair", "perplexity", "placement", "finetune", "merge", "study")
 TIMES = {
     *("seconds", "prefill_seconds", "decode_seconds", "peak_bytes", "prefilled_tokens", "tokens_per_second"),
     *("cost", "sessions", "crc32", "train_seconds", "started", "finished", "resume", "needs", "done"),
+    # The digest of a file that is not compared either: accelerate counts the steps of a session in it.
+    "random_states_0.pkl",
 }
 # Digests of settings with paths in them, which a study's parts have.
 OF_PATHS = {"fingerprint", "predictions", "example_scores"}
@@ -451,6 +454,8 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep the folders")
     options = parser.parse_args()
     torch.set_num_threads(1)  # a process that has started others cannot be forked
+    # Forks would share its lock of processes, and one that is killed with it would stop the others for ever.
+    tqdm.set_lock(threading.RLock())
     # Drawing takes longer than all the rest.
     vl_convert.vegalite_to_png = lambda *_, **__: b"png"
     vl_convert.vegalite_to_svg = lambda *_, **__: "svg"

@@ -128,6 +128,10 @@ class LocalBackend(Backend):
         """Return the prompts of the whole run by document; measured once a session."""
         if self._units is None:
             if self.opened.checkpoint.has_tokens_beyond:
+                for source in requests.sources:
+                    for example in source.examples:
+                        where = f"document '{example.id}' of task '{source.task}'"
+                        self.opened.checkpoint.check_text(f"{example.context}\n{example.query or ''}", where)
                 for request in (one for source in requests.sources for one in source.requests()):
                     where = f"the prompt about document '{request.key[2]}' of task '{request.key[0]}'"
                     self.opened.checkpoint.check_tokens(request.prompt.token_ids, where)

@@ -125,7 +125,9 @@ def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJ
     if model.checkpoint.has_tokens_beyond:
         for name, loaded in data.items():
             for one in loaded.examples:
-                model.checkpoint.check_tokens(builder.document(one.context), f"document '{one.id}' of task '{name}'")
+                where = f"document '{one.id}' of task '{name}'"
+                model.checkpoint.check_text(one.context, where)
+                model.checkpoint.check_tokens(builder.document(one.context), where)
     folder = RunFolder(config.output or default_output("perplexity", config, _FREE))
     saved = folder.read_record(PerplexityRecord)
     tokens = config.tokens or (saved.identity.tokens if saved else None) or config.maxlen[-1]

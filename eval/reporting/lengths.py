@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from eval.records.schema import Scores
-from eval.reporting.columns import ended_by_length
+from collections.abc import Iterator, Mapping, Sequence
+
+from eval.records.schema import Result, Scores
 from eval.reporting.tables import select
 from eval.scoring.letters import describe_letters
 
@@ -23,25 +24,35 @@ def warnings_on_lengths(scores: Scores) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for task, template in dict.fromkeys((one.task, one.template) for one in models):
         of_template = sorted(select(models, task=task, template=template), key=lambda one: one.maxlen)
-        answers = f"Answers of {task}, template {template},"
-        warnings = found.setdefault(task, [])
-        ended = [one for one in of_template if (one.num_ended_by_length or 0) > _MOST_ENDED * one.num_examples]
-        if ended:
-            shares = ", ".join(f"{ended_by_length(one)} at {one.maxlen:,}" for one in ended)
-            warnings.append(
-                f"{answers} used up their room ({shares}), so their beginnings are scored. Raise --max-new-tokens."
-            )
-        wanted = scores.yardsticks[task].word_budget
-        words = {one.maxlen: one.words for one in of_template if one.words is not None and wanted}
-        apart = {
-            maxlen: count
-            for maxlen, count in words.items()
-            if wanted and not wanted / _MOST_APART <= count <= wanted * _MOST_APART
-        }
-        if apart:
-            counts = ", ".join(f"{count:.0f} at {maxlen:,}" for maxlen, count in apart.items())
-            warnings.append(
-                f"{answers} are of another length than references ({counts} words in the median, against {wanted}). "
-                "Scores rise and fall with length: compare them with lead and oracle at the answers' length alone."
-            )
+        warnings = _warnings(of_template, scores.yardsticks[task].word_budget)
+        found.setdefault(task, []).extend(f"Answers of {task}, template {template}, {text}" for text in warnings)
     return found
+
+
+def _warnings(results: Sequence[Result], wanted: int | None) -> Iterator[str]:
+    """Yield what is wrong with the lengths of a template's answers; references have so many words in the median."""
+    shares = {one.maxlen: (one.num_ended_by_length or 0) / one.num_examples for one in results}
+    ended = {maxlen: 100 * share for maxlen, share in shares.items() if share > _MOST_ENDED}
+    if ended:
+        counts = _counts(ended, len(results), "%")
+        yield f"used up their room ({counts}), so their beginnings are scored. Raise --max-new-tokens."
+    words = {one.maxlen: one.words for one in results if one.words is not None and wanted}
+    apart = {
+        maxlen: count
+        for maxlen, count in words.items()
+        if wanted and not wanted / _MOST_APART <= count <= wanted * _MOST_APART
+    }
+    if apart:
+        counts = _counts(apart, len(results), " words")
+        yield (
+            f"are of another length than references ({counts}, against {wanted}, in the median). Scores rise and fall "
+            "with length: compare them with lead and oracle at the answers' length alone."
+        )
+
+
+def _counts(by_length: Mapping[int, float], num_lengths: int, unit: str) -> str:
+    """Return numbers by maxlen; their range where all lengths have one."""
+    low, high = min(by_length.values()), max(by_length.values())
+    if len(by_length) == num_lengths > 1:
+        return f"{low:.0f}{f' to {high:.0f}' * (f'{low:.0f}' != f'{high:.0f}')}{unit} at every length"
+    return ", ".join(f"{value:.0f}{unit} at {maxlen:,}" for maxlen, value in by_length.items())

@@ -90,9 +90,9 @@ def keep_only_what_is_trained(accelerator: Accelerator) -> None:
             save_file(trained, Path(folder) / _TRAINABLE)
 
     def load(models: list[torch.nn.Module], folder: str) -> None:
+        if not models:
+            return  # sharded: FSDP and DeepSpeed read their own
         file = Path(folder) / _TRAINABLE
-        if not file.is_file():
-            return
         model = accelerator.unwrap_model(models.pop())
         parameters = dict(model.named_parameters())
         with torch.no_grad():

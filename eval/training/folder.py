@@ -163,7 +163,7 @@ class TrainFolder:
             if not isinstance(known, dict):
                 raise UserError(f"{state / _DIGESTS} holds no digests; {remedy}")
             there = _digests(state)
-            if bad := next((name for name in known if known[name] != there.get(name)), None):
+            if bad := next((name for name in {**known, **there} if known.get(name) != there.get(name)), None):
                 what = "differs from what was saved" if bad in there else "is missing"
                 raise UserError(f"{state / bad} {what}; {remedy}")
         remedy = f"restore it, or {remedy}"

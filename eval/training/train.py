@@ -59,7 +59,7 @@ def build_trainer(job: TrainingJob, process: AcceleratedProcess) -> tuple[Traine
         state = job.training.checkpoint(job.first) / STATE
         try:
             random_states = state / f"random_states_{accelerator.process_index}.pkl"
-            if random_states.is_file():
+            if random_states.is_file() or not accelerator.process_index:  # a resume may have more processes
                 load_state_file(random_states)  # accelerate goes on without one that it cannot read
             accelerator.load_state(str(state))
         except Exception as error:  # torch, safetensors and pickle each have their own

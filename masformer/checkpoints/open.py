@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +47,7 @@ from masformer.checkpoints.fit import (
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
 from masformer.errors import first_line
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Architectures whose positions are a learned table, which has no entry beyond its end.
 _LEARNED_POSITIONS = {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "ctrl", "openai-gpt"}
 # What loading reads from a folder beside weights: config, tokenizer, chat templates, end tokens, code.
@@ -153,6 +155,15 @@ class Checkpoint:
                 f"{len(self.tokenizer):,} in the tokenizer, and '{self.name}' has embeddings for {rows:,}; give the "
                 "tokenizer that the model was trained with, or a model whose embeddings were resized"
             )
+
+    def check_text(self, text: str, where: str) -> None:
+        """Raise `CheckpointError` for a text that spells an added word without an embedding; arguments as above.
+
+        Prompts spell such a word in characters where it looks like markup, so their tokens do not tell.
+        """
+        if self.has_tokens_beyond:
+            encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            self.check_tokens(encoded.input_ids, where)
 
     def load_model(
         self, dtype: torch.dtype, device: torch.device | str = "cpu", device_map: str | None = None
@@ -310,9 +321,17 @@ def _read_files(folder: Path, gguf_file: str | None, listing: Listing | None) ->
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return the number of positions the model was trained on; None when its config names none."""
-    value = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return None if value is None else int(value)
+    """Return the number of positions the model was trained on, or scaled to; None when its config names none.
+
+    Model cards of Qwen switch YaRN on by a factor and leave `max_position_embeddings` at the positions before it.
+    """
+    text = config.get_text_config(decoder=True)
+    value = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None)
+    if value is None or not isinstance(rope, dict) or rope.get("rope_type") != "yarn":
+        return None if value is None else int(value)
+    scaled = (rope.get("original_max_position_embeddings") or 0) * (rope.get("factor") or 1)
+    return max(int(value), int(scaled))
 
 
 def has_learned_positions(config: PreTrainedConfig) -> bool:
@@ -344,6 +363,8 @@ def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str, Listing]:
         try:
             info = within(HUB_TIMEOUT_SECONDS, lambda: model_info(hub_id, timeout=HUB_TIMEOUT_SECONDS))
             revision = str(info.sha)
+            if not _COMMIT.fullmatch(revision):
+                raise OSError(f"it names {revision[:60]!r} in the place of a commit")
             listing = Listing(
                 name=name,
                 names={file.rfilename for file in info.siblings or () if "/" not in file.rfilename},

@@ -74,7 +74,7 @@ class LayerSpan:
                 raise PlanError(f"{name} must be at most {MAX_NUMBER}; leave it out for full attention")
             object.__setattr__(self, name, value)
         for name in numbers.keys() - defaults.keys():
-            if value := numbers[name]:
+            if (value := numbers[name]) or isinstance(value, bool):
                 keys = [f"{key}=N" for key, kind in PATTERNS.items() if name in _defaults_of(kind)]
                 raise PlanError(f"{name}={value} needs {' or '.join(keys) or 'another pattern'}, else leave it out")
         if self.sinks > MAX_SINKS:

@@ -19,7 +19,8 @@ def wide_encoding(start: bytes) -> str | None:
         if start.startswith(mark):
             return name
     # Without a mark: every other byte of a Latin text is zero.
-    return "UTF-16" if b"\0" in start[:4] and start[:4].strip(b"\0") else None
+    zeros = [byte == 0 for byte in start[:4]]
+    return "UTF-16" if zeros[:2] in ([True, False], [False, True]) and zeros[2:] in ([], zeros[:2]) else None
 
 
 def decode_text(data: bytes) -> str:
@@ -28,11 +29,10 @@ def decode_text(data: bytes) -> str:
     Raises:
         UnicodeDecodeError: They are no UTF-8; the reason says what they may be and what to do.
     """
+    if name := wide_encoding(data[:4]):  # first: without a mark, UTF-16 of Latin text is UTF-8 with zeros
+        raise UnicodeDecodeError("utf-8", data, 0, 1, f"not UTF-8 text but {name}; save it as UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if name := wide_encoding(data[:4]):
-            error.reason = f"not UTF-8 text but {name}; save it as UTF-8"
-        else:
-            error.reason = f"not UTF-8 text ({error.reason}), perhaps Windows-1252; save it as UTF-8"
+        error.reason = f"not UTF-8 text ({error.reason}), perhaps Windows-1252; save it as UTF-8"
         raise

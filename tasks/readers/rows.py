@@ -27,8 +27,10 @@ T = TypeVar("T")
 
 # The most for one record and for one text; the longest books have three million characters.
 MAX_LINE_BYTES = 4 << 20
-# The beginning and end of a list of texts that Python printed.
-_PRINTED_LIST = re.compile(r"[\[(]\s*['\"].*['\"]\s*,?\s*[\])]", re.DOTALL)
+# The beginning and end of a list or dictionary with texts that Python printed. With double quotes a dictionary is JSON,
+# which may be the text.
+_PRINTED = re.compile(r"[\[(]\s*\{?\s*['\"].*['\"\]})]\s*,?\s*[\])]|\{'.*\}", re.DOTALL)
+_PRINTED_ARRAY = re.compile(r"\barray\((\[[^\[\]]*\])(?:, dtype=\w+)?\)")
 _MAX_PRINTED_LIST = 100_000
 
 
@@ -323,14 +325,16 @@ def id_text(value: object) -> str | None:
 
 
 def _is_printed_list(text: str) -> bool:
-    """Return whether a text is what Python prints of a list of texts, with or without commas, as numpy does."""
-    if len(text) > _MAX_PRINTED_LIST or not _PRINTED_LIST.fullmatch(text):
+    """Return whether a text is what Python prints of a list of texts or a dictionary, also of numpy arrays."""
+    text = _PRINTED_ARRAY.sub(r"\1", text) if len(text) <= _MAX_PRINTED_LIST else ""
+    if not _PRINTED.fullmatch(text):
         return False
     try:
         values = ast.literal_eval(text)
     except Exception:  # no literal, or one that is nested too deeply
         return False
-    return isinstance(values, (list, tuple)) and all(isinstance(value, str) for value in values)
+    is_list = isinstance(values, (list, tuple))
+    return isinstance(values, dict) or (is_list and all(isinstance(value, (str, dict)) for value in values))
 
 
 def _check_text(text: str, where: str) -> None:

@@ -107,6 +107,8 @@ def _count_values(node: Node, counts: dict[int, int], depth: int) -> int:
             _refuse(node, "an alias (*name) inside of what it names")
         return counts[id(node)]
     if not isinstance(node, CollectionNode):
+        if "\0" in node.value:
+            _refuse(node, "a NUL character, which no path or name can hold")
         return 1
     if depth > MAX_DEPTH:
         _refuse(node, f"nested more than {MAX_DEPTH} levels deep")

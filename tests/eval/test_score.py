@@ -296,6 +296,7 @@ def test_an_array_that_is_a_whole_json_file_holds_an_item_an_entry(
     ("name", "data", "message"),
     [
         ("a.txt", "a b\n".encode("utf-16"), "a.txt, line 1: not UTF-8 text but UTF-16; save it as UTF-8"),
+        ("a.txt", "a b\n".encode("utf-16-le"), "a.txt, line 1: not UTF-8 text but UTF-16; save it as UTF-8"),
         ("a.csv", "prediction\na\n".encode("utf-16"), "a.csv: not UTF-8 text but UTF-16; save it as UTF-8"),
         ("a.txt", "a\nStra\xdfe\n".encode("cp1252"), "a.txt, line 2: not UTF-8 text"),
         (

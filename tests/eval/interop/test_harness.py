@@ -20,11 +20,13 @@ from eval.errors import UserError
 from eval.harness import main, quote_plan
 from eval.records.run_folder import RunFolder
 from masformer import PlanError
+from masformer.errors import NumbersError
 from tests.helpers.run_folders import document
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs pip install 'masformer[harness]'")
 
+from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
@@ -467,6 +469,18 @@ def test_without_the_package_one_line_says_what_to_install(
     assert capsys.readouterr().err == (
         "error: lm-evaluation-harness is not installed; pip install 'masformer[harness]'\n"
     )
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0.7}, {"num_beams": 2}])
+def test_logits_that_are_no_numbers_name_the_text(options: dict[str, Any], model_folder: Path) -> None:
+    lm = ours(model_folder, dtype="float16")
+    lm.model.lm_head.weight.data.fill_(torch.inf)
+    asked = requests(["Who wrote it?"], **options) if options else requests(["Who wrote it?"])
+    with pytest.raises(NumbersError, match=r"begins 'Who wrote it.* in float16.*--dtype bfloat16"):
+        lm.generate_until(asked)
+    scored = Instance("loglikelihood", {}, ("Who wrote it?", " We did"), 0)
+    with pytest.raises(NumbersError, match="in float16"):
+        lm.loglikelihood([scored])
 
 
 @pytest.mark.parametrize("is_chat", [True, False])

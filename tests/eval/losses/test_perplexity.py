@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import perplexity
 from eval.config.perplexity import PerplexityConfig
+from eval.losses import windows
 from eval.losses.windows import buckets_of, losses_of, windows_of
 from eval.perplexity import main
 from masformer import SpanPlan, apply_plan
@@ -129,6 +130,24 @@ def test_weights_that_are_no_numbers_are_refused(
     broken.save_pretrained(tmp_path / "broken")
     assert main([*least, "--model", str(tmp_path / "broken")]) == 2
     assert "are no numbers (NaN or infinite) in float32" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "scores.json").exists()
+
+
+def test_losses_whose_perplexity_is_infinite_are_refused(
+    least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = windows.losses_of
+
+    def large(*arguments: Any) -> Any:
+        losses, num_bytes = original(*arguments)
+        return losses + 800, num_bytes
+
+    monkeypatch.setattr(windows, "losses_of", large)
+    assert main(least) == 2
+    said = capsys.readouterr().err
+    assert "perplexities on document '" in said
+    assert "are no numbers (NaN or infinite) in float32" in said
+    assert "Traceback" not in said
     assert not (tmp_path / "run" / "scores.json").exists()
 
 

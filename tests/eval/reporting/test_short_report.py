@@ -187,10 +187,10 @@ def test_a_table_without_summaries_has_the_oracle_that_takes_as_many_sentences_a
     [
         ((4, 4), 100, None),  # a fifth of 20 is not more than a fifth
         ((5, 0), 100, "Answers of plos, template instruct, used up their room (25% at 1,024)"),
-        ((5, 20), 100, "used up their room (25% at 1,024, 100% at 8,192), so their beginnings are scored."),
+        ((5, 20), 100, "used up their room (25 to 100% at every length), so their beginnings are scored."),
         ((0, 0), 142, None),
-        ((0, 0), 143, "of another length than references (95 at 1,024, 95 at 8,192 words in the median, against 143)"),
-        ((0, 0), 63, "(95 at 1,024, 95 at 8,192 words in the median, against 63)"),
+        ((0, 0), 143, "of another length than references (95 words at every length, against 143, in the median)"),
+        ((0, 0), 63, "(95 words at every length, against 63, in the median)"),
         ((None, None), 100, None),  # folders of earlier versions do not say
     ],
 )

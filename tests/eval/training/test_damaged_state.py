@@ -79,6 +79,24 @@ def test_a_state_without_digests_is_refused_where_it_cannot_be_loaded(
     expect_error(resume, capsys, "/state cannot be read in full")
 
 
+@pytest.mark.parametrize("content", ["{}", '{"optimizer.bin": 7}', "[" * 100_000, "null"])
+def test_digests_that_are_not_of_each_file_are_refused(
+    content: str, resume: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run" / "last" / "state" / "files.json").write_text(content)
+    expect_error(resume, capsys, "/state/", "give --resume another of checkpoints/step-*")
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_a_state_without_digests_is_refused_where_a_file_is_missing(
+    name: str, resume: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "run" / "last" / "state"
+    (state / "files.json").unlink()
+    (state / name).unlink()
+    expect_error(resume, capsys, "/state cannot be read in full")
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [

@@ -88,6 +88,21 @@ def test_suggested_sampling_does_not_reach_a_measurement(saved: Path) -> None:
 def test_positions() -> None:
     assert max_positions(tiny_model("llama").config) == 512
     assert max_positions(tiny_model("gpt2").config) == 512
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),  # as on Qwen's cards
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}, 512),
+        ({"rope_type": "yarn", "factor": 4.0}, 512),
+        ({"rope_type": "linear", "factor": 8.0}, 512),  # Gemma 3 names the positions after scaling
+    ],
+)
+def test_positions_that_a_factor_of_yarn_adds_count(rope: dict[str, object], expected: int) -> None:
+    config = tiny_model("llama").config
+    config.rope_parameters = {"rope_theta": 10000.0, **rope}
+    assert max_positions(config) == expected
     assert has_learned_positions(tiny_model("opt").config)
     assert not has_learned_positions(tiny_model("llama").config)
 

@@ -244,6 +244,10 @@ def test_tokens_without_an_embedding_are_named(short_table: Checkpoint) -> None:
     short_table.check_tokens([5, 6], "a text")
     with pytest.raises(CheckpointError, match=r"d1 holds the token '<doc>', number 260 of 261 .* embeddings for 259"):
         short_table.check_tokens([5, beyond], "d1")
+    # Also where it would be spelled in characters, as markup in data is; padding is never text.
+    short_table.check_text("A text of [PAD] and < doc >.", "d2")
+    with pytest.raises(CheckpointError, match="d3 holds the token '<doc>'"):
+        short_table.check_text("A <doc> text.", "d3")
     model = short_table.load_model(torch.float32)
     with pytest.raises(CheckpointError, match="the token '<doc>'"):
         model(torch.tensor([[5, beyond]]))

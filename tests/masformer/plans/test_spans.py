@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from masformer import read_plan
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan, layer_of_heads
 from tests.helpers.attention_cases import SPANS
+from tests.helpers.properties import tries
 from tests.helpers.tiny_models import tiny_model
 
 LAYERS = 30
@@ -222,3 +223,58 @@ def test_a_stored_plan_of_a_million_layers_is_not_read() -> None:
     with pytest.raises(PlanError, match="at most 10000") as error:
         SpanPlan.from_json([{"span": 1}] * 10**6)
     assert len(str(error.value)) < 300
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 70_000),
+    st.sampled_from([10**9 - 1, 10**9, 10**18, 10**40, -(10**40)]),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(0, 9), max_size=2),
+)
+ODD_LAYER = st.dictionaries(st.sampled_from(["span", "block", "previous", "sinks", "spam"]), ODD, max_size=3)
+ODD_PLAN = st.lists(
+    ODD_LAYER | st.fixed_dictionaries({"heads": st.lists(ODD_LAYER, max_size=3) | ODD}) | ODD, min_size=1, max_size=4
+)
+
+
+@tries(300)
+@given(plan=ODD_PLAN | ODD)
+def test_a_stored_plan_is_refused_or_reads_back_from_its_text_and_json(plan: object) -> None:
+    try:
+        read = SpanPlan.from_json(plan)  # type: ignore[arg-type]
+    except PlanError:
+        return
+    assert SpanPlan.from_json(json.loads(json.dumps(read.to_json()))) == read
+    counts = {len(layer.heads) for layer in read.layers if isinstance(layer, HeadSpans)}
+    if len(counts) <= 1:  # the text form has one number of heads
+        assert SpanPlan.parse(str(read), len(read), read.num_heads) == read
+
+
+PIECES = ["full", "local", "bottom:", "middle:", "every:", "span=", "sinks=", "block=", "previous=", "@", ",", ".", "-"]
+
+
+@tries(300)
+@given(pieces=st.lists(st.sampled_from([*PIECES, " ", ";", "0", "1", "4", "2.1", "512", str(10**9), str(10**40)])))
+def test_a_typed_plan_is_refused_or_reads_back(pieces: list[str]) -> None:
+    try:
+        read = SpanPlan.parse("".join(pieces), 5, HEADS)
+    except PlanError:
+        return
+    assert SpanPlan.parse(str(read), 5, HEADS) == read
+    assert SpanPlan.from_json(read.to_json()) == read
+
+
+@pytest.mark.parametrize("layer", [{"sinks": False}, {"span": True}, {"previous": False}, {"span": 8, "block": False}])
+def test_a_truth_value_is_no_number(layer: dict[str, object]) -> None:
+    with pytest.raises(PlanError):
+        SpanPlan.from_json([layer])
+
+
+def test_layers_of_unlike_numbers_of_heads_fit_no_model() -> None:
+    plan = SpanPlan.from_json([{"heads": [{}, {"span": 8}]}, {"heads": [{}, {"span": 8}, {"span": 8}]}])
+    for num_heads in (2, 3):
+        with pytest.raises(PlanError, match="key/value heads in layer"):
+            plan.check_fits(2, "this model", num_heads)

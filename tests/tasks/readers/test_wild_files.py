@@ -128,7 +128,20 @@ def test_another_encoding_is_told_by_its_name(tmp_path: Path) -> None:
     assert told(file) == "a.csv: its first line is not UTF-8 text; save it as UTF-8"
 
 
-@pytest.mark.parametrize("cell", ["['Yes', 'No']", '["Yes"]', "['Yes' 'No']", "('Yes', 'No')", "['Yes'\n 'No']"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "['Yes', 'No']",
+        '["Yes"]',
+        "['Yes' 'No']",
+        "('Yes', 'No')",
+        "['Yes'\n 'No']",
+        "array(['Yes', 'No'], dtype=object)",
+        "{'text': array(['Yes'], dtype=object), 'answer_start': array([1])}",
+        "{'text': ['Yes'], 'answer_start': [1]}",
+        "[{'text': 'Yes'}]",
+    ],
+)
 def test_a_list_that_was_printed_into_a_cell_is_told(cell: str, tmp_path: Path) -> None:
     quoted = cell.replace('"', '""')
     (tmp_path / "a.csv").write_text(f'context,target\nIs it so?,"{quoted}"\nIs it?,Yes\n')
@@ -139,7 +152,9 @@ def test_a_list_that_was_printed_into_a_cell_is_told(cell: str, tmp_path: Path) 
     assert load(tmp_path / "a.jsonl").examples[0].references == (cell,)
 
 
-@pytest.mark.parametrize("cell", ["[sic]", "[1, 2]", "['Yes'] or ['No']", "(\"so called\" by 'some')", "[]"])
+@pytest.mark.parametrize(
+    "cell", ["[sic]", '{"text": "Yes"}', "[1, 2]", "['Yes'] or ['No']", "(\"so called\" by 'some')", "[]"]
+)
 def test_brackets_are_no_list(cell: str, tmp_path: Path) -> None:
     quoted = cell.replace('"', '""')
     (tmp_path / "a.csv").write_text(f'context,target\nIs it so?,"{quoted}"\n')

@@ -106,6 +106,13 @@ def test_another_encoding_is_told_with_the_line(data: bytes, told: str, tmp_path
     assert read_yaml(file, "x") == {"name": "a"}, "with a byte order mark"
 
 
+def test_a_nul_character_is_told_with_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text('name: a\noutput: "a\\0b"\n')
+    with pytest.raises(DataError, match="line 2: a NUL character"):
+        read_yaml(file, "x")
+
+
 def test_every_shipped_file_is_read_as_pyyaml_reads_it() -> None:
     files = sorted((ROOT / "configs").rglob("*.yaml"))
     assert len(files) > 10
