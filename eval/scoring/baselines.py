@@ -27,7 +27,7 @@ import itertools
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,7 +113,7 @@ def describe_baselines(profile: str, references: Sequence[Sequence[str]]) -> Bas
     return Baselines(
         word_budget=word_budget(itertools.chain.from_iterable(references)) if known.objective else None,
         objective=describe_objective(profile),
-        common_answer=common_answer(references) if known.has_common_answer else None,
+        common_answer=common_answer(references, known.words) if known.has_common_answer else None,
     )
 
 
@@ -128,7 +128,7 @@ def num_words(text: str) -> int:
     return len(counted_words(text))
 
 
-def common_answer(references: Iterable[Sequence[str]]) -> str:
+def common_answer(references: Iterable[Sequence[str]], split_words: Callable[[str], list[str]] = answer_words) -> str:
     """Return the reference that most examples have, the first of several that are as common.
 
     Answers of the same words count as one, and once an example.
@@ -136,7 +136,7 @@ def common_answer(references: Iterable[Sequence[str]]) -> str:
     counts: Counter[str] = Counter()
     texts: dict[str, str] = {}
     for of_example in references:
-        found = {text: " ".join(answer_words(text)) for text in of_example}
+        found = {text: " ".join(split_words(text)) for text in of_example}
         counts.update(list(dict.fromkeys(found.values())))
         for text, words in found.items():
             texts.setdefault(words, text)

@@ -23,8 +23,8 @@ from eval.scoring.unicode_text import counted_words, unicode_sentences, unicode_
 NUM_PREDICTIONS = 50
 TOLERANCE = 1e-9
 _SEED = 20
-# Pairs of words that the packages compare at most, which they do one by one: about two seconds.
-_MOST_WORK = 8_000_000
+# Pairs of words that the packages compare at most, which they do one by one: two to four seconds.
+_MOST_WORK = 2_000_000
 
 
 @dataclass(frozen=True, kw_only=True)

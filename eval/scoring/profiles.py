@@ -136,6 +136,7 @@ PROFILES: dict[str, Profile] = {
         description=_OF_ANSWERS,
         objective=Objective(split_words=answer_words, is_of_summaries=False),
         has_common_answer=True,
+        words=answer_words,
     ),
     "exact_match": Profile(
         score=score_answers,
@@ -145,6 +146,7 @@ PROFILES: dict[str, Profile] = {
         description=_OF_ANSWERS,
         objective=None,
         has_common_answer=True,
+        words=answer_words,
     ),
     "unicode": Profile(
         score=partial(score_rouge, split_words=unicode_words, sentences=unicode_sentences),

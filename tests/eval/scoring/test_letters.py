@@ -9,6 +9,7 @@ import pytest
 
 from eval.run import main as run
 from eval.score import main as score
+from eval.scoring.baselines import describe_baselines
 from eval.scoring.letters import LEAST_SHARE, count_letters, describe_letters
 from eval.scoring.profiles import PROFILES, headline, score_prediction
 from tests.helpers.run_folders import read_scores
@@ -82,6 +83,12 @@ def test_texts_that_share_digits_alone_do_not_score_100() -> None:
     assert score_prediction("hf", OPPOSITES[0], [OPPOSITES[1]])["rouge1"] == 1
     for profile in ("unicode", "chrf", "f1_unicode"):
         assert score_prediction(profile, OPPOSITES[0], [OPPOSITES[1]])[headline(profile)] < 0.6
+
+
+def test_answers_that_differ_in_signs_of_their_script_are_one_common_answer() -> None:
+    references = [["北京。"], ["上海"], ["北京"]]
+    assert describe_baselines("f1_unicode", references).common_answer == "北京。"
+    assert describe_baselines("f1", [["上海"], ["Yes!"], ["yes"]]).common_answer == "Yes!"
 
 
 def write_custom(folder: Path, count: int = 6) -> list[str]:
