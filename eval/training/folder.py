@@ -67,6 +67,17 @@ class TrainFolder:
         link.replace(self.path / name)
         sync_folder(self.path)
 
+    def point_again(self, step: int) -> None:
+        """Let `last` name the checkpoint from which a training goes on, and `best` the best one that is there.
+
+        A kill may have come between the two.
+        """
+        for name in ("best", "last"):
+            (self.path / f".{name}").unlink(missing_ok=True)
+        self.point("last", step)
+        there = [line for line in self.evaluations() if 0 < line.step <= step and self.checkpoint(line.step).is_dir()]
+        self.point("best", min(there, key=lambda line: line.loss).step if there else step)
+
     def checkpoint(self, step: int) -> Path:
         """Return where the checkpoint of a step lies, or would."""
         return self.path / _CHECKPOINTS / f"step-{step:06}"

@@ -56,13 +56,14 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
         process.wait()  # all have looked at the folder before the main process writes
         if not process.is_main:
             return
+        self.add_session(process, argv, first_step=self.first + 1)
+        self.folder.write_json("run.json", self.record)  # the first of all files: without it the folder is no training
         # From the beginning, the evaluation before the first step is made again.
         self.training.cut_logs(self.first or -1)
         self.change(checksums=True)  # now that the lines of earlier versions have theirs
-        self.add_session(process, argv, first_step=self.first + 1)
         self.folder.write_json("run.json", self.record)
         if self.first:
-            self.training.point("last", self.first)
+            self.training.point_again(self.first)
         config, identity = self.config, self.identity
         packed = "packed" if identity.packing else "one document each"
         where = f": goes on after step {self.first}" if self.first else ""

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from eval.finetune import main
 from eval.records.schema import Evaluation, TrainingStep
+from eval.training.folder import TrainFolder
 from eval.training.trainer import Trainer
 from tests.helpers.forks import start_forked
 from tests.helpers.tiny_models import save_tiny_checkpoint
@@ -128,6 +129,31 @@ def test_going_on_from_an_earlier_checkpoint_makes_it_the_last(
     assert main([*least, "--resume"]) == 0
     assert lines(folder, "steps.jsonl") == whole
     assert (folder / "last").resolve().name == "step-000006"
+
+
+def test_a_kill_between_the_links_of_a_checkpoint_is_made_good(least: list[str], tmp_path: Path) -> None:
+    assert main(least) == 0
+    folder = tmp_path / "run"
+    evaluations = lines(folder, "evals.jsonl")
+    best = (folder / "best").resolve()
+    assert best.name == f"step-{min(evaluations[1:], key=lambda line: line['loss'])['step']:06}"
+    # As if `last` had been set and `best` not yet.
+    (folder / "best").unlink()
+    (folder / "best").symlink_to("checkpoints/step-000002")
+    (folder / ".best").symlink_to("checkpoints/step-000006")
+    assert main([*least, "--resume"]) == 0
+    assert (folder / "best").resolve() == best
+    assert sorted(path.name for path in folder.iterdir() if path.is_symlink()) == ["best", "last"]
+
+
+def test_a_training_killed_before_its_logs_begins_anew(
+    least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainFolder, "cut_logs", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(least) == 130
+    assert (tmp_path / "run" / "run.json").is_file()
+    monkeypatch.undo()
+    assert main([*least, "--resume"]) == 0
 
 
 def test_a_folder_of_another_training_is_refused_and_left_as_it_was(
