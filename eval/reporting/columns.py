@@ -266,13 +266,15 @@ BASELINE_STYLES = {
     "common_answer": BaselineStyle(
         heading="common answer",
         dash=[12, 2],
-        column=Column(heading="common answer", legend="common answer: what most examples have among their references."),
+        column=Column(
+            heading="common answer", legend="common answer: what most other examples have among their references."
+        ),
     ),
 }
 _BASELINE_LEGEND = (
     "lead, tail: as many words as references have in the median, from either end of what was shown. visible oracle: "
     "sentences that were shown, picked greedily with the references in hand; a reference line, no strict ceiling. "
-    "common answer: what most examples have among their references."
+    "common answer: what most other examples have among their references."
 )
 
 # What tables of paired comparisons show.

@@ -9,7 +9,7 @@ documents (`eval.scoring.significance`).
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +30,7 @@ from eval.records.schema import (
     Share,
     Subset,
 )
-from eval.scoring.answers import first_line
+from eval.scoring.answers import answer_words, first_line
 from eval.scoring.baselines import (
     Baseline,
     describe_baselines,
@@ -110,11 +110,14 @@ def score_examples(
             references[prediction.task].append(example.references)
         of_document.setdefault(prediction.id, []).append(prediction)
     baselines = {task: describe_baselines(profiles[task], of_task) for task, of_task in references.items()}
+    common = {
+        task: CommonAnswers(references[task]) for task, made in baselines.items() if made.common_answer is not None
+    }
     texts = {(one.task, one.document_id): one.text for one in documents}
     found: dict[Key, list[Scored]] = defaultdict(list)
     # By document, so that only one at a time is in memory in its prepared form.
     for (task, name), by_example in tqdm(by_document.items(), desc="scoring", delay=2, leave=False, disable=None):
-        beside = _baselines_of(texts[task, name], profiles[task], baselines[task])
+        beside = _baselines_of(texts[task, name], profiles[task], baselines[task], common.get(task))
         for example_id, answers in by_example.items():
             example = known[task, example_id]
             for one in _score_answers(answers, example, profiles[task], system, task in first_line_tasks, beside):
@@ -124,13 +127,40 @@ def score_examples(
     )
 
 
-def _baselines_of(text: str, profile: str, made_with: Baselines) -> MakeBaselines:
+class CommonAnswers:
+    """The reference that most other examples of a task have: an example does not answer itself."""
+
+    def __init__(self, references: Sequence[Sequence[str]]) -> None:
+        counts: Counter[str] = Counter()
+        self._texts: dict[str, str] = {}
+        for of_example in references:
+            for text in of_example:
+                self._texts.setdefault(self._words(text), text)
+            counts.update(list(dict.fromkeys(map(self._words, of_example))))
+        self._order = {words: index for index, words in enumerate(counts)}
+        self._common = counts.most_common(1 + max(map(len, references)))
+
+    @staticmethod
+    def _words(text: str) -> str:
+        return " ".join(answer_words(text))
+
+    def beside(self, references: Sequence[str]) -> str:
+        """Return the answer beside an example with these references; nothing where no other example has any."""
+        own = set(map(self._words, references))
+        # An example takes one from each of its own, so the best of the others is among one more than those.
+        others = {words: count - (words in own) for words, count in self._common}
+        words = max(others, key=lambda one: (others[one], -self._order[one]))
+        return self._texts[words] if others[words] else ""
+
+
+def _baselines_of(text: str, profile: str, made_with: Baselines, common: CommonAnswers | None) -> MakeBaselines:
     """Return a function that makes the baselines about one document."""
-    objective, answer = PROFILES[profile].objective, made_with.common_answer
+    objective = PROFILES[profile].objective
     document = None if objective is None else prepare_document(text, objective)
-    everywhere = [] if answer is None else [Baseline(system="common_answer", text=answer)]
 
     def make(predictions: Sequence[Prediction], example: ExampleRecord) -> dict[int, list[Baseline]]:
+        answers = [] if common is None else [common.beside(example.references)]
+        everywhere = [Baseline(system="common_answer", text=answer) for answer in answers]
         windows = {one.maxlen: one.context_spans for one in predictions}
         if document is None:
             return dict.fromkeys(windows, everywhere)
