@@ -288,7 +288,9 @@ BASELINE_STYLES = {
     "common_answer": BaselineStyle(
         heading="common answer",
         dash=[12, 2],
-        column=Column(heading="common answer", legend="common answer: what most examples have among their references."),
+        column=Column(
+            heading="common answer", legend="common answer: what most other examples have among their references."
+        ),
     ),
 }
 _BASELINE_LEGEND = (
@@ -296,7 +298,7 @@ _BASELINE_LEGEND = (
     "sentences that were shown, picked greedily with the references in hand; a reference line, no strict ceiling. "
     "foreign oracle: the same where another document's text replaces all beyond the smallest window, the floor of what "
     f"the oracle gains with length. {_AT_LENGTH} "
-    "common answer: what most examples have among their references."
+    "common answer: what most other examples have among their references."
 )
 
 # What tables of paired comparisons show.

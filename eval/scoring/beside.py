@@ -12,11 +12,13 @@ because the right text is there, and not because there is more to pick from.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
 from eval.records.schema import Baselines, ExampleRecord, Prediction
+from eval.scoring.answers import answer_words
 from eval.scoring.baselines import (
     Baseline,
     Span,
@@ -30,11 +32,43 @@ from eval.scoring.baselines import (
 from eval.scoring.profiles import PROFILES
 
 
+class CommonAnswers:
+    """The reference that most other examples of a task have: an example does not answer itself."""
+
+    def __init__(self, references: Sequence[Sequence[str]]) -> None:
+        counts: Counter[str] = Counter()
+        self._texts: dict[str, str] = {}
+        for of_example in references:
+            for text in of_example:
+                self._texts.setdefault(self._words(text), text)
+            counts.update(list(dict.fromkeys(map(self._words, of_example))))
+        self._order = {words: index for index, words in enumerate(counts)}
+        self._common = counts.most_common(1 + max(map(len, references)))
+
+    @staticmethod
+    def _words(text: str) -> str:
+        return " ".join(answer_words(text))
+
+    def beside(self, references: Sequence[str]) -> str:
+        """Return the answer beside an example with these references; nothing where no other example has any."""
+        own = set(map(self._words, references))
+        # An example takes one from each of its own, so the best of the others is among one more than those.
+        others = {words: count - (words in own) for words, count in self._common}
+        words = max(others, key=lambda one: (others[one], -self._order[one]))
+        return self._texts[words] if others[words] else ""
+
+
 class BaselinesOfDocument:
     """Makes the baselines of all answers about one document."""
 
     def __init__(
-        self, text: str, foreign: str | None, predictions: Iterable[Prediction], profile: str, made_with: Baselines
+        self,
+        text: str,
+        foreign: str | None,
+        predictions: Iterable[Prediction],
+        profile: str,
+        made_with: Baselines,
+        common: CommonAnswers | None,
     ) -> None:
         """Prepare a document.
 
@@ -44,10 +78,11 @@ class BaselinesOfDocument:
             predictions: All predictions about the document.
             profile: Metrics of the task.
             made_with: What baselines of the task are made with.
+            common: Common answers of the task; None where they are no baseline.
         """
-        objective, answer = PROFILES[profile].objective, made_with.common_answer
+        objective = PROFILES[profile].objective
         self._budget = made_with.word_budget or 0
-        self._everywhere = [] if answer is None else [Baseline(system="common_answer", text=answer)]
+        self._common = common
         self._document = None if objective is None else prepare_document(text, objective)
         self._foreign = None
         if objective is not None and foreign is not None:
@@ -62,9 +97,11 @@ class BaselinesOfDocument:
     ) -> dict[int, list[Baseline]]:
         """Return the baselines of one example and template by maxlen, beside these answers as they are scored."""
         windows = {one.maxlen: one.context_spans for one in predictions}
+        common = [] if self._common is None else [self._common.beside(example.references)]
+        everywhere = [Baseline(system="common_answer", text=answer) for answer in common]
         document = self._document
         if document is None:
-            return dict.fromkeys(windows, self._everywhere)
+            return dict.fromkeys(windows, everywhere)
         rows = document_baselines(document, windows, example.references, example.query, self._budget)
         budgets = {maxlen: num_words(text) for maxlen, text in answers.items()}
         merged = {maxlen: merge_spans(windows[maxlen]) for maxlen in sorted(windows)}
@@ -81,7 +118,7 @@ class BaselinesOfDocument:
             for maxlen, of_length in rows.items():
                 [own] = [one for one in of_length if one.system == "visible_oracle"]
                 of_length.append(_text_of(own if maxlen == self._smallest else found[maxlen], "foreign_oracle"))
-        return {maxlen: [*of_length, *self._everywhere] for maxlen, of_length in rows.items()}
+        return {maxlen: [*of_length, *everywhere] for maxlen, of_length in rows.items()}
 
 
 def _text_of(oracle: Baseline, system: str) -> Baseline:

@@ -33,7 +33,7 @@ from eval.records.schema import (
 )
 from eval.scoring.answers import first_line
 from eval.scoring.baselines import Baseline, describe_baselines, num_words, visible_share
-from eval.scoring.beside import BaselinesOfDocument, foreign_texts
+from eval.scoring.beside import BaselinesOfDocument, CommonAnswers, foreign_texts
 from eval.scoring.profiles import metric_columns, metric_range, score_prediction
 from eval.scoring.significance import mean_interval
 
@@ -105,6 +105,9 @@ def score_examples(
             references[prediction.task].append(example.references)
         of_document.setdefault(prediction.id, []).append(prediction)
     baselines = {task: describe_baselines(profiles[task], of_task) for task, of_task in references.items()}
+    common = {
+        task: CommonAnswers(references[task]) for task, made in baselines.items() if made.common_answer is not None
+    }
     texts: dict[str, dict[str, str]] = defaultdict(dict)
     for document in documents:
         if (document.task, document.document_id) in by_document:
@@ -119,6 +122,7 @@ def score_examples(
             itertools.chain.from_iterable(by_example.values()),
             profiles[task],
             baselines[task],
+            common.get(task),
         )
         for example_id, answers in by_example.items():
             example = known[task, example_id]

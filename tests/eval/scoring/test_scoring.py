@@ -16,6 +16,8 @@ import pytest
 import eval.scoring
 from eval.records.schema import Cost, Estimate
 from eval.records.typed import to_json
+from eval.reporting.columns import verdict
+from eval.scoring.beside import CommonAnswers
 from eval.scoring.claims import compare_paired
 from eval.scoring.comparisons import compare_settings
 from eval.scoring.examples import Scored, cost, score_examples, summarize
@@ -267,3 +269,45 @@ def test_a_task_that_is_cut_throughout_has_no_second_table() -> None:
     assert {one.task for one in summarize(two_tasks("yes")) if one.subset != "all"} == set()
     assert {(one.task, one.num_examples) for one in cut} == {("plos", 1)}
     assert {row.task for row in compare_settings(found) if row.subset == "always_truncated"} == {"plos"}
+
+
+def test_the_common_answer_is_that_of_the_other_examples() -> None:
+    # Where all answers differ, none is worth anything: each would otherwise be right about itself.
+    alone = CommonAnswers([["Oslo"], ["Rome"], ["Bern"]])
+    assert [alone.beside([answer]) for answer in ("Oslo", "Rome", "Bern")] == ["Rome", "Oslo", "Oslo"]
+    some = CommonAnswers([["Oslo", "Christiania"], ["oslo!"], ["Rome"], ["The Rome"], ["Rome"]])
+    assert [some.beside(own) for own in (["Oslo"], ["Rome"])] == ["Rome", "Oslo"]
+    assert CommonAnswers([["Oslo"]]).beside(["Oslo"]) == ""
+
+
+def test_documents_that_fit_both_lengths_are_left_out_of_their_comparison() -> None:
+    cut = {name: {100: REFERENCE, 200: f"{REFERENCE} and more"} for name in "abcdefg"}
+    whole = {name: {100: REFERENCE, 200: REFERENCE} for name in "hijklmnop"}
+    (alone,) = compare_settings(scored(cut))
+    found = scored(cut | whole)
+    fitting = [
+        replace(one, line=replace(one.line, is_truncated=False)) if one.line.id in whole else one for one in found
+    ]
+    rows = [row for row in compare_settings(fitting) if row.subset == "all"]
+    assert [(row.num_same_prompts, row.num_documents) for row in rows] == [(9, 7)]
+    assert (rows[0].difference, rows[0].low, rows[0].p_value) == (alone.difference, alone.low, alone.p_value)
+    # Where every document fits, there is nothing to compare.
+    (nothing,) = compare_settings([one for one in fitting if one.line.id in whole])
+    assert (nothing.num_same_prompts, nothing.num_examples, nothing.low, nothing.p_value) == (9, 0, None, None)
+    assert verdict(nothing) == "same prompts"
+
+
+def test_clusters_are_resampled_in_the_place_of_their_documents() -> None:
+    answers = {f"d{index}": {100: " ".join(REFERENCE.split()[: 2 + index // 2])} for index in range(12)}
+    found = scored(answers)
+    by_document, by_cluster = (
+        [replace(one, line=replace(one.line, cluster_id=cluster(one.line.id))) for one in found]
+        for cluster in (lambda name: None, lambda name: f"book {int(name[1:]) // 2}")
+    )
+    plain, clustered = (
+        next(one for one in summarize(some) if one.kind == "model").metrics["rouge1"]
+        for some in (by_document, by_cluster)
+    )
+    assert plain.mean == clustered.mean
+    # Two chapters that score alike are one piece of evidence, not two.
+    assert clustered.high - clustered.low > 1.3 * (plain.high - plain.low)
