@@ -68,7 +68,10 @@ NAMES = Rule(
     lambda values: bool(values) and all(map(NAME.fullmatch, values)),
 )
 SPAN = Rule("pairs of a start and an end", lambda spans: all(map(_is_span, spans)))
-OUTCOMES = Rule("three counts each", lambda values: all(len(one) == 3 and min(one) >= 0 for one in values.values()))
+OUTCOMES = Rule(
+    "three counts each",
+    lambda values: values is None or all(len(one) == 3 and min(one) >= 0 for one in values.values()),
+)
 SPANS_IN_ORDER = Rule("pairs of a start and an end, in order", _are_ordered)
 # Objects without fixed fields, as far as they are read.
 SOURCE = Rule("an object with texts as kind and name", lambda value: _are_texts([value.get("kind"), value.get("name")]))

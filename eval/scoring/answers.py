@@ -24,7 +24,12 @@ _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
 def answer_words(text: str) -> list[str]:
     """Return the words of an answer that are compared."""
-    return _ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    return without_articles(text.lower().translate(_PUNCTUATION)).split()
+
+
+def without_articles(text: str) -> str:
+    """Return a text in lower case without the words that no comparison of answers counts."""
+    return _ARTICLE.sub(" ", text)
 
 
 def token_f1(prediction: str, reference: str) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from eval.errors import UserError
 from eval.records.schema import LettersKept
+from eval.scoring.answers import without_articles
 from eval.scoring.profiles import PROFILES
 from eval.scoring.unicode_text import num_letters_alone
 
@@ -28,6 +29,8 @@ def count_letters(profile: str, references: Iterable[str]) -> LettersKept:
     total = kept = alone = empty = count = 0
     for reference in references:
         words = split_words(reference)
+        if PROFILES[profile].has_common_answer:  # articles are left out on purpose
+            reference = without_articles(reference.lower())
         letters = _num_letters(reference)
         total += letters
         # Folding can make several letters of one.

@@ -352,7 +352,9 @@ def test_marks_say_what_lies_within_the_margin_of_the_best(tmp_path: Path) -> No
         content = ranked(tmp_path, "--margin", margin)
         return {row["run"] for row in content["boards"][0]["rows"] if row["is_within_margin"]}
 
-    assert within("0.02") == {"best", "close"}
+    # Of twelve documents none collapsed, which leaves collapses of 22% of all open.
+    assert within("0.02") == set()
+    assert within("0.3") == {"best", "close"}
     assert within("0.9") == {"best", "close", "far"}
     # Nothing is shown to be best itself: the best observed row is better by too little on one example.
     assert within("0") == set()

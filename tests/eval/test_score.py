@@ -422,7 +422,9 @@ def test_runs_are_compared_pair_by_pair(runs: list[Path], capsys: pytest.Capture
     lost, same = rows[100, "rouge1"], rows[200, "rouge1"]
     assert (lost["wins"], lost["ties"], lost["losses"]) == (0, 0, 6)
     assert lost["difference"] < -0.5
-    assert (same["difference"], same["ties"], same["p_value"], same["low"], same["high"]) == (0, 6, 1.0, None, None)
+    # Two documents fit both lengths, and are the same prompts of the same model.
+    assert (same["difference"], same["ties"], same["p_value"], same["low"], same["high"]) == (0, 4, 1.0, None, None)
+    assert (same["num_same_prompts"], lost["num_same_prompts"]) == (2, 0)
     # All answers are perfect in both, which says nothing of others.
     assert (verdict(SimpleNamespace(**same)), same["non_inferior"], lost["non_inferior"]) == (
         "not settled",

@@ -66,7 +66,15 @@ def test_a_run_is_scored_and_compared_and_ranked_by_it(tmp_path: Path, capsys: p
     assert -1 <= estimate.low < estimate.value < estimate.high < 0
     comparison = read_scores(tmp_path / "run").comparisons[0]
     assert comparison.metric == "agreement"
-    assert comparison.difference == pytest.approx(1 - estimate.value)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "example_scores.jsonl").read_text().splitlines()]
+    cut = [line["metrics"]["agreement"] for line in lines if line["is_model"] and line["maxlen"] == 100]
+    differ = [
+        score
+        for score, line in zip(cut, (one for one in lines if one["is_model"] and one["maxlen"] == 100), strict=True)
+        if line["is_truncated"]
+    ]
+    assert comparison.num_same_prompts == len(cut) - len(differ) > 0
+    assert comparison.difference == pytest.approx(1 - sum(differ) / len(differ))
     assert comparison.difference > 1  # more than any fraction
     run = str(tmp_path / "run")
     assert compare([run, run, "--maxlen-a", "100", "--maxlen-b", "200"]) == 0

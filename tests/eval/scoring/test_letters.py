@@ -152,3 +152,10 @@ def test_files_are_refused_too(profile: str, tmp_path: Path, capsys: pytest.Capt
     assert "have no word under profile" in capsys.readouterr().err
     assert score([*command, "unicode"]) == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["metrics"]["rougeLsum"]["mean"] == 1
+
+
+@pytest.mark.parametrize("profile", ["f1", "exact_match", "f1_unicode"])
+def test_articles_that_answers_do_without_are_no_loss(profile: str) -> None:
+    letters = count_letters(profile, ["The end", "a sea", "An ox", "the"])
+    assert letters.share == 1
+    assert letters.num_without_words == 0
