@@ -326,8 +326,8 @@ def merge_runs(parts: Sequence[Path], output: Path) -> None:
         sessions=[session for record in records for session in record.sessions],
         checksums=True,
     )
-    # A merge that was interrupted is made again, unless another command has gone on in its folder since.
-    if existing is not None and not (whole.is_unfinished and existing == merged):
+    # The same merge is made again, as after a kill, unless another command has gone on in its folder since.
+    if existing is not None and existing != merged:
         raise UserError(f"output folder {output} holds a run already; give a new one with --output")
     with ExitStack() as locks:
         for folder, record in zip(folders, records, strict=True):

@@ -340,7 +340,7 @@ def test_shards_are_jobs_of_their_own_whose_folders_merge(
     }.items():
         assert merge([*wrong, "--output", str(tmp_path / "new")]) == 2
         assert told in capsys.readouterr().err
-    assert merge([*parts, "--output", str(tmp_path / "whole")]) == 2
+    assert merge([*parts[:2], "--output", str(tmp_path / "whole")]) == 2
     assert "holds a run already" in capsys.readouterr().err
 
 
