@@ -113,7 +113,7 @@ def describe_baselines(profile: str, references: Sequence[Sequence[str]]) -> Bas
     return Baselines(
         word_budget=word_budget(itertools.chain.from_iterable(references)) if known.objective else None,
         objective=describe_objective(profile),
-        common_answer=common_answer(references, known.words) if known.has_common_answer else None,
+        common_answer=CommonAnswers(references, known.words).of_all if known.has_common_answer else None,
     )
 
 
@@ -128,20 +128,39 @@ def num_words(text: str) -> int:
     return len(counted_words(text))
 
 
-def common_answer(references: Iterable[Sequence[str]], split_words: Callable[[str], list[str]] = answer_words) -> str:
-    """Return the reference that most examples have, the first of several that are as common.
+class CommonAnswers:
+    """The references that most examples of a task have; answers of the same words count as one, and once an example."""
 
-    Answers of the same words count as one, and once an example.
-    """
-    counts: Counter[str] = Counter()
-    texts: dict[str, str] = {}
-    for of_example in references:
-        found = {text: " ".join(split_words(text)) for text in of_example}
-        counts.update(list(dict.fromkeys(found.values())))
-        for text, words in found.items():
-            texts.setdefault(words, text)
-    [(best, _)] = counts.most_common(1)
-    return texts[best]
+    def __init__(
+        self, references: Iterable[Sequence[str]], split_words: Callable[[str], list[str]] = answer_words
+    ) -> None:
+        counts: Counter[str] = Counter()
+        self._split_words = split_words
+        self._texts: dict[str, str] = {}
+        most = 0
+        for of_example in references:
+            for text in of_example:
+                self._texts.setdefault(self._words(text), text)
+            counts.update(list(dict.fromkeys(map(self._words, of_example))))
+            most = max(most, len(of_example))
+        self._order = {words: index for index, words in enumerate(counts)}
+        # An example takes one from each of its own, so the best of the others is among one more than those.
+        self._common = counts.most_common(1 + most)
+
+    def _words(self, text: str) -> str:
+        return " ".join(self._split_words(text))
+
+    @property
+    def of_all(self) -> str:
+        """Return the reference that most examples have, the first of several that are as common."""
+        return self._texts[self._common[0][0]]
+
+    def beside(self, references: Sequence[str]) -> str:
+        """Return the same of the examples besides one with these references; nothing where they have none."""
+        own = set(map(self._words, references))
+        others = {words: count - (words in own) for words, count in self._common}
+        words = max(others, key=lambda one: (others[one], -self._order[one]))
+        return self._texts[words] if others[words] else ""
 
 
 def visible_share(evidence: Sequence[Sequence[int]] | None, windows: Sequence[Sequence[int]]) -> float | None:

@@ -12,15 +12,14 @@ because the right text is there, and not because there is more to pick from.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
 from eval.records.schema import Baselines, ExampleRecord, Prediction
-from eval.scoring.answers import answer_words
 from eval.scoring.baselines import (
     Baseline,
+    CommonAnswers,
     Span,
     document_baselines,
     merge_spans,
@@ -30,32 +29,6 @@ from eval.scoring.baselines import (
     words_at_end,
 )
 from eval.scoring.profiles import PROFILES
-
-
-class CommonAnswers:
-    """The reference that most other examples of a task have: an example does not answer itself."""
-
-    def __init__(self, references: Sequence[Sequence[str]]) -> None:
-        counts: Counter[str] = Counter()
-        self._texts: dict[str, str] = {}
-        for of_example in references:
-            for text in of_example:
-                self._texts.setdefault(self._words(text), text)
-            counts.update(list(dict.fromkeys(map(self._words, of_example))))
-        self._order = {words: index for index, words in enumerate(counts)}
-        self._common = counts.most_common(1 + max(map(len, references)))
-
-    @staticmethod
-    def _words(text: str) -> str:
-        return " ".join(answer_words(text))
-
-    def beside(self, references: Sequence[str]) -> str:
-        """Return the answer beside an example with these references; nothing where no other example has any."""
-        own = set(map(self._words, references))
-        # An example takes one from each of its own, so the best of the others is among one more than those.
-        others = {words: count - (words in own) for words, count in self._common}
-        words = max(others, key=lambda one: (others[one], -self._order[one]))
-        return self._texts[words] if others[words] else ""
 
 
 class BaselinesOfDocument:
@@ -126,24 +99,30 @@ def _text_of(oracle: Baseline, system: str) -> Baseline:
     return replace(oracle, system=system, sentences=(), objective=None)
 
 
-def foreign_texts(texts: Mapping[str, str]) -> dict[str, str | None]:
-    """Return for each document the text that stands in its place: those of the next ones, until it is long enough.
+class ForeignTexts:
+    """What stands in the place of each document: the text of the next ones, until it is long enough.
 
     Documents follow each other by a hash of their ids, so that neighbours in a source, which are often alike, are not
-    neighbours here. A single document has none.
+    neighbours here.
     """
-    order = sorted(texts, key=lambda name: hashlib.sha256(name.encode(errors="surrogatepass")).digest())
-    found: dict[str, str | None] = dict.fromkeys(texts)
-    for place, name in enumerate(order):
-        others = [one for one in [*order[place + 1 :], *order[:place]] if texts[one] != texts[name]]
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = texts
+        self._order = sorted(texts, key=lambda name: hashlib.sha256(name.encode(errors="surrogatepass")).digest())
+        self._places = {name: place for place, name in enumerate(self._order)}
+
+    def instead_of(self, name: str) -> str | None:
+        """Return the text in the place of a document, made anew at each call; None where there is no other."""
+        own, place = self._texts[name], self._places[name]
         pieces: list[str] = []
-        for other in others:
-            pieces.append(texts[other])
-            if sum(map(len, pieces)) >= len(texts[name]):
-                break
-        if pieces:
-            found[name] = "\n".join(pieces)
-    return found
+        length = 0
+        for other in chain(self._order[place + 1 :], self._order[:place]):
+            if self._texts[other] != own:
+                pieces.append(self._texts[other])
+                length += len(pieces[-1])
+                if length >= len(own):
+                    break
+        return "\n".join(pieces) if pieces else None
 
 
 def with_foreign(text: str, own: Sequence[Span], foreign: str) -> str:

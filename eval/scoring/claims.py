@@ -202,8 +202,8 @@ def guarded_loss(loss: Any, error: Any, num_documents: int, collapse: Any, quant
     Ten documents of which none collapsed leave collapses of a quarter of all documents open. A bound that is made from
     their spread alone knows nothing of that: it allows for what was seen. With the added document it allows for what so
     many documents would not have shown. The loss of 0/1 scores is a whole answer, and else the first system's own mean
-    score: what is lost by an answer that is worth nothing. `benchmarks/claims.py` counts
-    false claims.
+    score: what is lost by an answer that is worth nothing. `benchmarks/claims.py`
+    counts false claims.
 
     Arrays of losses, errors and collapses give an array of bounds.
     """

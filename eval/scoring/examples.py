@@ -32,9 +32,9 @@ from eval.records.schema import (
     Subset,
 )
 from eval.scoring.answers import first_line
-from eval.scoring.baselines import Baseline, describe_baselines, num_words, visible_share
-from eval.scoring.beside import BaselinesOfDocument, CommonAnswers, foreign_texts
-from eval.scoring.profiles import metric_columns, metric_range, score_prediction
+from eval.scoring.baselines import Baseline, CommonAnswers, describe_baselines, num_words, visible_share
+from eval.scoring.beside import BaselinesOfDocument, ForeignTexts
+from eval.scoring.profiles import PROFILES, metric_columns, metric_range, score_prediction
 from eval.scoring.significance import mean_interval
 
 # Raised by hand when the code changes what a score is: runs that are compared were scored alike.
@@ -106,19 +106,21 @@ def score_examples(
         of_document.setdefault(prediction.id, []).append(prediction)
     baselines = {task: describe_baselines(profiles[task], of_task) for task, of_task in references.items()}
     common = {
-        task: CommonAnswers(references[task]) for task, made in baselines.items() if made.common_answer is not None
+        task: CommonAnswers(references[task], PROFILES[profiles[task]].words)
+        for task, made in baselines.items()
+        if made.common_answer is not None
     }
     texts: dict[str, dict[str, str]] = defaultdict(dict)
     for document in documents:
         if (document.task, document.document_id) in by_document:
             texts[document.task][document.document_id] = document.text
-    foreign = {task: foreign_texts(of_task) for task, of_task in texts.items()}
+    foreign = {task: ForeignTexts(of_task) for task, of_task in texts.items()}
     found: dict[Key, list[Scored]] = defaultdict(list)
     # By document, so that only one at a time is in memory in its prepared form.
     for (task, name), by_example in tqdm(by_document.items(), desc="scoring", delay=2, leave=False, disable=None):
         beside = BaselinesOfDocument(
             texts[task][name],
-            foreign[task][name],
+            foreign[task].instead_of(name),
             itertools.chain.from_iterable(by_example.values()),
             profiles[task],
             baselines[task],

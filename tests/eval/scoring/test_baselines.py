@@ -16,8 +16,8 @@ from rouge_score.tokenize import tokenize
 from eval.scoring.answers import token_f1
 from eval.scoring.baselines import (
     Baseline,
+    CommonAnswers,
     PreparedDocument,
-    common_answer,
     describe_objective,
     document_baselines,
     prepare_document,
@@ -338,7 +338,7 @@ def test_the_oracle_of_answers_reaches_what_scoring_gives_it(sentences: list[lis
 
 
 def test_the_common_answer_is_what_most_examples_have() -> None:
-    assert common_answer([["Paris"], ["Rome", "the rome!", "ROME"], ["paris.", "Oslo"]]) == "Paris"
+    assert CommonAnswers([["Paris"], ["Rome", "the rome!", "ROME"], ["paris.", "Oslo"]]).of_all == "Paris"
     # Once an example, however often it says so; the first of those that are as common.
-    assert common_answer([["a b"], ["c", "C", "c."], ["d"]]) == "a b"
-    assert common_answer([[""], ["", "x"], ["x y"]]) == ""
+    assert CommonAnswers([["a b"], ["c", "C", "c."], ["d"]]).of_all == "a b"
+    assert CommonAnswers([[""], ["", "x"], ["x y"]]).of_all == ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.scoring.beside import foreign_texts, with_foreign
+from eval.scoring.beside import ForeignTexts, with_foreign
 from eval.scoring.examples import Scored, score_examples
 from tests.helpers.run_folders import document_line, example_line, prediction_line
 
@@ -63,11 +63,13 @@ def test_a_single_document_has_no_foreign_oracle() -> None:
 
 def test_foreign_texts_are_of_other_documents_and_long_enough() -> None:
     texts = {f"d{index}": f"text {index} " * (index + 1) for index in range(6)}
-    for name, foreign in foreign_texts(texts).items():
+    foreign_texts, other_order = ForeignTexts(texts), ForeignTexts(dict(reversed(texts.items())))
+    for name in texts:
+        foreign = foreign_texts.instead_of(name)
+        assert foreign == other_order.instead_of(name)
         assert foreign is not None
         assert len(foreign) >= len(texts[name]) or foreign.count("\n") == 4
         assert f"text {name[1:]} " not in foreign
-    assert foreign_texts(texts) == foreign_texts(dict(reversed(texts.items())))
 
 
 @given(

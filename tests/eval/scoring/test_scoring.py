@@ -17,11 +17,11 @@ import eval.scoring
 from eval.records.schema import Cost, Estimate
 from eval.records.typed import to_json
 from eval.reporting.columns import verdict
-from eval.scoring.beside import CommonAnswers
+from eval.scoring.baselines import CommonAnswers
 from eval.scoring.claims import compare_paired
 from eval.scoring.comparisons import compare_settings
 from eval.scoring.examples import Scored, cost, score_examples, summarize
-from eval.scoring.profiles import headline, metric_columns
+from eval.scoring.profiles import PROFILES, headline, metric_columns
 from tests.helpers.run_folders import LENGTHS, document, document_line, example_line, prediction_line, sentence
 
 TEXT = document(3, 20)
@@ -278,6 +278,10 @@ def test_the_common_answer_is_that_of_the_other_examples() -> None:
     some = CommonAnswers([["Oslo", "Christiania"], ["oslo!"], ["Rome"], ["The Rome"], ["Rome"]])
     assert [some.beside(own) for own in (["Oslo"], ["Rome"])] == ["Rome", "Oslo"]
     assert CommonAnswers([["Oslo"]]).beside(["Oslo"]) == ""
+    # In the words of the profile: a Chinese full stop parts answers under `f1` and none under `f1_unicode`.
+    words = PROFILES["f1_unicode"].words
+    chinese = CommonAnswers([["河流"], ["河流。"], ["山"], ["山"], ["海"]], words)
+    assert (chinese.of_all, chinese.beside(["河流。"])) == ("河流", "山")
 
 
 def test_documents_that_fit_both_lengths_are_left_out_of_their_comparison() -> None:
