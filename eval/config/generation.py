@@ -18,6 +18,9 @@ class GenerationOptions:
     temperature: float | None = Group.ANSWERS.option(
         None, "sample, reproducibly under --seed", positive_number, unset="do not sample"
     )
+    num_samples: int = Group.ANSWERS.option(
+        1, "with --temperature, answers to a prompt, from one prefill; their mean is scored", positive
+    )
     top_p: float = Group.ANSWERS.option(1.0, "sample among the likeliest tokens that hold this probability", share)
     top_k: int = Group.ANSWERS.option(0, "sample among the N likeliest tokens; 0 takes all", natural)
     repetition_penalty: float = Group.ANSWERS.option(
@@ -42,3 +45,8 @@ class GenerationSettings(GenerationOptions):
     """All that can change an answer beyond the prompt and the model."""
 
     max_new_tokens: int
+
+    @property
+    def num_rows(self) -> int:
+        """Return how many rows of a batch a prompt takes: its beams, or its samples."""
+        return max(self.num_beams, self.num_samples)

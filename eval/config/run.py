@@ -134,6 +134,11 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions):
             raise UserError(f"--answers {self.answers} is read by --backend mock alone; add it, or leave it out")
         if self.temperature is None and (self.top_p != 1 or self.top_k):
             raise UserError("--top-p and --top-k choose what is sampled; give --temperature too, 1 for example")
+        if self.temperature is None and self.num_samples > 1:
+            raise UserError(
+                f"--num-samples {self.num_samples} would be as many times the same answer; give --temperature too, 1 "
+                "for example"
+            )
         if self.temperature is not None and self.num_beams > 1:
             raise UserError(f"--temperature samples and --num-beams {self.num_beams} searches; give one of them")
         if self.length_penalty != 1 and self.num_beams == 1:
@@ -150,7 +155,7 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions):
         """Return settings that names and records of 0.1's only engine do not have."""
         engine = ("backend", "answers") if self.backend == "local" else ()
         unset = [name for name in ("think_end_token", "accept_ascii_words") if not getattr(self, name)]
-        return (*engine, *self.unset_chat_options, *unset)
+        return (*engine, *self.unset_chat_options, *unset, *(["num_samples"] if self.num_samples == 1 else []))
 
     def check_letters(self, data: Mapping[str, LoadedExamples]) -> list[str]:
         """Return what the profiles lose of the references, in sentences.

@@ -1,7 +1,7 @@
 """Decode answers to prompts whose beginnings are in caches already, several at once.
 
 Greedy decoding and beams share a batch: caches are joined (`masformer.attention.joined`), rows that have ended leave
-it. What cannot share one is decoded alone: sampling, whose random numbers belong to the prompt; models that masformer
+it. What cannot share one is decoded alone: samples, whose random numbers belong to the prompt; models that masformer
 does not convert; n-grams of padding. The loop over tokens is transformers' `generate`.
 """
 
@@ -43,7 +43,7 @@ _JOINT_TOKENS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What was decoded for one prompt.
+    """What was decoded for one prompt, or one of its samples.
 
     Attributes:
         text: Without special tokens, surrounding white space, and what follows a stop text.
@@ -51,7 +51,7 @@ class Answer:
         finish_reason: `stop` at an end token or a stop text, `length` when the room was used up.
         prefill_seconds: Share of this row in the time of the ends of prompts.
         seconds: Share of this row in the time that its batch took to decode.
-        cache_bytes: Keys and values that this row reads at the end, from real storage.
+        cache_bytes: Keys and values that the prompt's rows read at the end, from real storage.
     """
 
     text: str
@@ -90,7 +90,7 @@ def decode(
     settings: GenerationSettings,
     decoded: Callable[[int], None] = lambda steps: None,
 ) -> list[Answer]:
-    """Return an answer to each prompt; they decode as one batch.
+    """Return the answers to each prompt, one or as many as samples are asked for, in a row; they decode as one batch.
 
     Args:
         model: With a plan, unless there is one prompt alone.
@@ -105,7 +105,7 @@ def decode(
         NumbersError: Logits of a prompt are no numbers; `row` says of which.
     """
     assert len(prompts) == 1 or rows_together(model, settings) is None
-    device, ends, beams = model.device, end_tokens(model), settings.num_beams
+    device, ends, samples = model.device, end_tokens(model), settings.num_samples
     pad, longest = (ends or [0])[0], max(map(len, prompts))
     ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
@@ -113,25 +113,27 @@ def decode(
     (missing,) = {len(prompt) - cache.get_seq_length() for prompt, cache in zip(prompts, caches, strict=True)}
     if isinstance(caches[0], SpanCache) and can_join(model.config):
         cache: Cache = join(caches, missing + settings.max_new_tokens)
-        held = [row_bytes(cache, row, beams) for row in range(len(prompts))]
+        held = [row_bytes(cache, row, settings.num_rows) for row in range(len(prompts))]
     else:
         (cache,) = caches
         held = []
     if missing > 1:
         prefill(model, ids[:, -missing:-1], cache, mask[:, :-1], _JOINT_TOKENS)
-    prefill_seconds = (now(device) - start) / len(prompts)
-    if beams > 1:
-        cache.batch_repeat_interleave(beams)
+    if settings.num_rows > 1:
+        cache.batch_repeat_interleave(settings.num_rows)
+    # `generate` repeats rows for beams, and not for samples.
+    ids, mask = ids.repeat_interleave(samples, dim=0), mask.repeat_interleave(samples, dim=0)
+    prefill_seconds = (now(device) - start) / len(ids)
     if settings.temperature is not None:
         torch.manual_seed(_seed_of(settings.seed, prompts[0]))
 
-    active, seconds = list(range(len(prompts))), [0.0] * len(prompts)
-    answers: list[list[int]] = [[] for _ in prompts]
-    reasons = ["length"] * len(prompts)
+    active, seconds = list(range(len(ids))), [0.0] * len(ids)
+    answers: list[list[int]] = [[] for _ in active]
+    reasons = ["length"] * len(ids)
     left = settings.max_new_tokens
     while active and left:
         # Beams are not taken apart.
-        steps = left if beams > 1 else min(left, _STEPS)
+        steps = left if settings.num_beams > 1 else min(left, _STEPS)
         start = now(device)
         watch = ScoresWatch(ends, ids.shape[1], is_eager=settings.temperature is not None)
         made = model.generate(
@@ -143,7 +145,7 @@ def decode(
             logits_processor=LogitsProcessorList([watch]),
         )
         if (bad := watch.first_bad(len(active))) is not None:
-            row = active[bad]
+            row = active[bad] // samples
             raise NumbersError(f"the logits of a prompt of {len(prompts[row]):,} tokens", dtype_name(model), row)
         spent = (now(device) - start) / len(active)
         left -= steps
@@ -169,7 +171,7 @@ def decode(
             finish_reason=reasons[index],
             prefill_seconds=prefill_seconds,
             seconds=seconds[index],
-            cache_bytes=held[index] if held else storage_bytes(cache),
+            cache_bytes=held[index // samples] if held else storage_bytes(cache),
         )
         for index, answer in enumerate(answers)
     ]

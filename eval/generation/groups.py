@@ -139,8 +139,8 @@ class ModelSize:
     def _attention(self, start: int, stop: int) -> int:
         return attention_flops(self.config, self.plan, stop) - attention_flops(self.config, self.plan, start)
 
-    def tree_bytes(self, tree: PromptTree, num_new: int, beams: int) -> int:
-        """Return the bytes of keys and values when all prompts of a tree decode at once."""
+    def tree_bytes(self, tree: PromptTree, num_new: int, copies: int) -> int:
+        """Return the bytes of keys and values when all prompts of a tree decode at once, as so many rows each."""
         nodes = [node.stop for node in tree]
         rows = [end.stop for end in tree.ends]
         tokens = tree.num_tokens if self.is_converted else sum(nodes) + max(rows)
@@ -149,11 +149,11 @@ class ModelSize:
         kept = Fraction(0)
         for span, share in self.plan.shares.items():
             if span.is_full:
-                kept += share * (tokens + beams * (tail + num_new) * len(rows))
+                kept += share * (tokens + copies * (tail + num_new) * len(rows))
             else:
                 # Rows that decode together copy what they have kept.
                 of_rows = sum(span.num_kept(stop + num_new) for stop in rows)
-                kept += share * (sum(span.num_kept(stop) for stop in nodes) + beams * of_rows)
+                kept += share * (sum(span.num_kept(stop) for stop in nodes) + copies * of_rows)
         return int(kept * self.a_token)
 
 
@@ -181,7 +181,7 @@ def measure(requests: Requests, size: ModelSize, *, is_silent: bool) -> list[Doc
 
 
 def _measure(source: PromptSource, frequencies: int, requests: Sequence[Request], size: ModelSize) -> DocumentPrompts:
-    num_new, beams = source.settings.max_new_tokens, source.settings.num_beams
+    num_new, rows = source.settings.max_new_tokens, source.settings.num_rows
     prompts = list(dict.fromkeys(request.prompt.token_ids for request in requests))
     tree = PromptTree(prompts)
     return DocumentPrompts(
@@ -199,8 +199,8 @@ def _measure(source: PromptSource, frequencies: int, requests: Sequence[Request]
         requested=sum(len(request.prompt.token_ids) - 1 for request in requests),
         prefilled=tree.num_tokens,
         prefill_cost=sum(size.prefill(node.start, node.stop) for node in tree),
-        decode_cost=DECODING * beams * sum(size.decode(len(prompt), num_new) for prompt in prompts),
-        num_bytes=size.tree_bytes(tree, num_new, beams),
+        decode_cost=DECODING * rows * sum(size.decode(len(prompt), num_new) for prompt in prompts),
+        num_bytes=size.tree_bytes(tree, num_new, rows),
     )
 
 
@@ -235,14 +235,14 @@ def form_groups(units: Sequence[DocumentPrompts], grouping: Grouping) -> list[Gr
 
 
 def _num_rows(units: Iterable[DocumentPrompts]) -> int:
-    return sum(unit.num_rows * unit.source.settings.num_beams for unit in units)
+    return sum(unit.num_rows * unit.source.settings.num_rows for unit in units)
 
 
 def _rows_at_once(units: Sequence[DocumentPrompts], grouping: Grouping) -> int:
     """Return how many prompts of a group decode together: as many as rows and memory allow, in even batches."""
-    beams, num_prompts = units[0].source.settings.num_beams, sum(unit.num_rows for unit in units)
+    rows, num_prompts = units[0].source.settings.num_rows, sum(unit.num_rows for unit in units)
     num_bytes = sum(unit.num_bytes for unit in units)
-    most = max(1, min(grouping.batch_size // beams, int(num_prompts * grouping.memory_budget / max(num_bytes, 1))))
+    most = max(1, min(grouping.batch_size // rows, int(num_prompts * grouping.memory_budget / max(num_bytes, 1))))
     return math.ceil(num_prompts / math.ceil(num_prompts / most))
 
 

@@ -30,7 +30,7 @@ from eval.generation.requests import Request, Requests
 from eval.generation.tree_decoder import TreeDecoder
 from eval.prompting.chat import ChatTemplate
 from eval.prompting.ends import Ends, find_ends
-from eval.records.schema import Grouping, Prediction
+from eval.records.schema import Grouping, Prediction, Sample
 from eval.runtime.memory import memory_budget, peak_bytes, reset_peak
 from eval.runtime.model import TORCH_DTYPES, describe_weights, open_model, plan_of, suggested_ends
 from eval.runtime.processes import AcceleratedProcess, Process
@@ -177,6 +177,7 @@ class _Answering:
         tree = PromptTree(prompts)
         batches = [batch for batch in self._batches(tree, group) if self._is_missing(batch, askers)]
         caches = self.decoder.caches(tree, [leaf for batch in batches for leaf in batch])
+        num_samples = group.settings.num_samples
         num_written, num_requested, num_prefilled = 0, 0, 0
         # All prompts of a group have the same frequencies.
         with fixed_frequencies(self.model, len(prompts[0])):
@@ -184,14 +185,15 @@ class _Answering:
                 reset_peak(self.model.device)
                 for leaves, answers in self._decoded(batch, prompts, caches, group, askers):
                     peak = peak_bytes(self.model.device)
-                    for leaf, answer in zip(leaves, answers, strict=True):
-                        prefill_seconds = caches.seconds(leaf) + answer.prefill_seconds
+                    for index, leaf in enumerate(leaves):
+                        samples = answers[index * num_samples : (index + 1) * num_samples]
+                        prefill_seconds = caches.seconds(leaf) + sum(one.prefill_seconds for one in samples)
                         for copy, request in enumerate(askers[leaf]):
                             prefilled = 0 if copy else caches.num_prefilled.get(leaf, 0) + 1
                             num_prefilled += prefilled
                             num_requested += len(request.prompt.token_ids)
                             if request.key not in self.existing:
-                                line = self._line(group, request, answer, prefill_seconds, len(leaves))
+                                line = self._line(group, request, samples, prefill_seconds, len(leaves))
                                 yield replace(line, prefilled_tokens=prefilled, peak_bytes=peak)
                                 num_written += 1
                     caches.release(leaves)
@@ -231,18 +233,26 @@ class _Answering:
         return any(request.key not in self.existing for leaf in batch for request in askers[leaf])
 
     def _line(
-        self, group: Group, request: Request, answer: Answer, prefill_seconds: float, batch_size: int
+        self, group: Group, request: Request, samples: Sequence[Answer], prefill_seconds: float, num_prompts: int
     ) -> Prediction:
-        num_tokens = len(request.prompt.token_ids) + len(answer.token_ids)
+        seconds = sum(one.seconds for one in samples)
         return request.prediction(
-            answer.text,
-            len(answer.token_ids),
-            answer.finish_reason,
-            seconds=prefill_seconds + answer.seconds,
+            [
+                Sample(text=one.text, num_generated_tokens=len(one.token_ids), finish_reason=one.finish_reason)
+                for one in samples
+            ],
+            seconds=prefill_seconds + seconds,
             prefill_seconds=prefill_seconds,
-            decode_seconds=answer.seconds,
-            batch_size=batch_size,
+            decode_seconds=seconds,
+            batch_size=num_prompts * len(samples),
             group=group.index,
-            cache_bytes=answer.cache_bytes,
-            attention_flops=self.spans and attention_flops(self.model.config, self.spans, num_tokens),
+            cache_bytes=samples[0].cache_bytes,
+            attention_flops=self._attention_flops(len(request.prompt.token_ids), samples),
         )
+
+    def _attention_flops(self, num_prompt: int, samples: Sequence[Answer]) -> int | None:
+        """Return the operations of attention for a prompt and what was decoded after it."""
+        if self.spans is None:
+            return None
+        ends = [attention_flops(self.model.config, self.spans, num_prompt + len(one.token_ids)) for one in samples]
+        return sum(ends) - (len(ends) - 1) * attention_flops(self.model.config, self.spans, num_prompt)

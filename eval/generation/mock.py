@@ -3,6 +3,8 @@
     python eval/run.py --backend mock --task plos --maxlen 64 128 --limit 2
     python eval/run.py --backend mock --answers answers.jsonl ...    # {"id": "...", "text": "..."}
 
+Of several samples of an answer, the first is this text, and each further one begins a word later.
+
 Its tokens are words. It needs neither torch nor weights, and knows no cost.
 """
 
@@ -20,7 +22,7 @@ from eval.errors import UserError
 from eval.generation.backend import Backend, share_by_turns, start_for
 from eval.generation.requests import Request, Requests
 from eval.records.journal import fingerprint
-from eval.records.schema import ModelRecord, Prediction
+from eval.records.schema import ModelRecord, Prediction, Sample
 from tasks.readers.decoding import decode_text
 
 _TOKEN = re.compile(r"\s*\S+|\s+$")
@@ -83,19 +85,22 @@ class MockBackend(Backend):
             _, _, example_id, maxlen = request.key
             of_any_length = self._answers.get((example_id, None))
             text = self._answers.get((example_id, maxlen), of_any_length)
-            yield self._predict(request, self._beginning(request) if text is None else text)
+            text = self._beginning(request) if text is None else text
+            ids, settings = self._words(text).input_ids, request.settings
+            texts = [text, *(self._words.decode(ids[first:]).strip() for first in range(1, settings.num_samples))]
+            yield request.prediction([self._sample(one, settings.max_new_tokens) for one in texts])
 
     def _beginning(self, request: Request) -> str:
         spans, context = request.source.spans_shown(request.prompt, request.key[1]), request.example.context
         shown = "".join(context[start:stop] for start, stop in spans)
-        return self._words.decode(self._words(shown).input_ids[: request.settings.max_new_tokens]).strip()
+        num_words = request.settings.max_new_tokens + request.settings.num_samples - 1
+        return self._words.decode(self._words(shown).input_ids[:num_words]).strip()
 
-    def _predict(self, request: Request, text: str) -> Prediction:
+    def _sample(self, text: str, room: int) -> Sample:
         ids = self._words(text).input_ids
-        room = request.settings.max_new_tokens
         if len(ids) < room:
-            return request.prediction(text, len(ids) + 1, "stop")
-        return request.prediction(self._words.decode(ids[:room]).strip(), room, "length")
+            return Sample(text=text, num_generated_tokens=len(ids) + 1, finish_reason="stop")
+        return Sample(text=self._words.decode(ids[:room]).strip(), num_generated_tokens=room, finish_reason="length")
 
 
 def _read_answers(file: Path) -> dict[tuple[str, int | None], str]:

@@ -49,7 +49,7 @@ class Progress(Observer):
         self._advance(self.size.prefill(node.start, node.stop), f"prefilled to {node.stop:,}")
 
     def decoded(self, batch: Sequence[Sequence[int]], settings: GenerationSettings, steps: int) -> None:
-        a_step = DECODING * settings.num_beams * sum(self.size.decode(len(prompt), 1) for prompt in batch)
+        a_step = DECODING * settings.num_rows * sum(self.size.decode(len(prompt), 1) for prompt in batch)
         self._advance(a_step * steps, f"decoding {len(batch)} rows")
 
     def _advance(self, cost: float, what: str) -> None:

@@ -20,7 +20,7 @@ from eval.config.generation import GenerationSettings
 from eval.config.run import RunConfig
 from eval.prompting.prompts import Prompt, PromptBuilder, fit
 from eval.records.journal import Journal, fingerprint
-from eval.records.schema import Grouping, Key, Prediction, RunRecord
+from eval.records.schema import Grouping, Key, Prediction, RunRecord, Sample
 from eval.records.typed import to_json
 from tasks import Example, LoadedExamples
 
@@ -50,15 +50,14 @@ class Request:
     def example(self) -> Example:
         return next(example for example in self.source.examples if example.id == self.key[2])
 
-    def prediction(self, text: str, num_generated_tokens: int, finish_reason: str, **costs: Any) -> Prediction:
-        """Return the answer as a line of the journal; costs that are not given are unknown.
+    def prediction(self, samples: Sequence[Sample], **costs: Any) -> Prediction:
+        """Return the answer, or the samples of it, as a line of the journal; costs that are not given are unknown.
 
         Args:
-            text: The answer.
-            num_generated_tokens: Tokens of the answer, end token included.
-            finish_reason: `stop` or `length`.
+            samples: As many as the settings ask for.
             costs: Further fields of `Prediction`.
         """
+        assert len(samples) == self.settings.num_samples
         task, template, example_id, maxlen = self.key
         unknown = dict.fromkeys(("seconds", "prefill_seconds", "decode_seconds", "cache_bytes", "attention_flops"))
         return Prediction(
@@ -67,13 +66,14 @@ class Request:
             id=example_id,
             maxlen=maxlen,
             fingerprint=self.fingerprint,
-            text=text,
+            text=samples[0].text,
             prompt_tokens=len(self.prompt.token_ids),
             context_tokens_kept=self.prompt.num_context_kept,
             context_tokens_dropped=self.prompt.num_context_dropped,
             context_spans=self.source.spans_shown(self.prompt, template),
-            num_generated_tokens=num_generated_tokens,
-            finish_reason=finish_reason,
+            num_generated_tokens=sum(one.num_generated_tokens for one in samples),
+            finish_reason=samples[0].finish_reason,
+            samples=list(samples) if len(samples) > 1 else None,
             truncation=self.source.policy,
             **{**unknown, "prefilled_tokens": None, "peak_bytes": None, **costs},
         )

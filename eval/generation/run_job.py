@@ -181,6 +181,8 @@ def run_record(
 ) -> RunRecord:
     """Return the `run.json` of this session's settings, with the sessions of the saved one."""
     generation = {one.name: getattr(config, one.name) for one in fields(GenerationOptions) if one.name != "seed"}
+    if config.num_samples == 1:
+        del generation["num_samples"]  # as in records of version 0.1
     settings = settings_json(config, dtype=backend.dtype, output=output, threads=backend.process.threads)
     ends = backend.ends
     chat = ChatTemplate(backend.tokenizer, config.chat_settings())

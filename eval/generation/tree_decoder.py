@@ -65,7 +65,7 @@ class TreeDecoder:
         caches: TreeCaches,
         settings: GenerationSettings,
     ) -> Iterator[tuple[Sequence[int], list[Answer]]]:
-        """Yield answers to some prompts: of one batch, or of halves of it where memory does not hold it.
+        """Yield answers to some prompts, as `decode` does: of one batch, or of halves where memory does not hold it.
 
         Args:
             leaves: Indices of the prompts.
@@ -89,9 +89,11 @@ class TreeDecoder:
                 return
             self._release_all(caches)
             if len(leaves) == 1:
+                rows = f" and {settings.num_rows} rows" if settings.num_rows > 1 else ""
+                fewer = "--num-samples or --num-beams, " if rows else ""
                 raise UserError(
-                    f"out of memory with a single prompt of {num_tokens:,} tokens; lower --maxlen, give layers a span "
-                    "with --plan, or take a smaller --dtype"
+                    f"out of memory with a single prompt of {num_tokens:,} tokens{rows}; lower {fewer}--maxlen, give "
+                    "layers a span with --plan, or take a smaller --dtype"
                 )
             self.too_many = num_tokens
             self.observer.print(

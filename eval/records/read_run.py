@@ -160,24 +160,26 @@ def repeated_documents(examples: Sequence[ExampleRecord], documents: Sequence[Do
 
 def _thinking(predictions: Sequence[Prediction], end: str | None) -> Iterator[str]:
     """Yield what is scored of answers that hold thinking, in a sentence."""
+    texts = [answer.text for one in predictions for answer in one.answers]
     if end is not None:
-        num_ended = sum(end in one.text for one in predictions)
-        yield f"Scored from behind the last {end}, which {num_ended:,} of {len(predictions):,} answers have."
+        num_ended = sum(end in text for text in texts)
+        yield f"Scored from behind the last {end}, which {num_ended:,} of {len(texts):,} answers have."
         return
     for opening, closing in _THINKING.items():
-        num_thinking = sum(closing in one.text or one.text.startswith(opening) for one in predictions)
+        num_thinking = sum(closing in text or text.startswith(opening) for text in texts)
         if num_thinking:
             yield (
-                f"{num_thinking:,} of {len(predictions):,} answers hold thinking, which is scored with them: "
+                f"{num_thinking:,} of {len(texts):,} answers hold thinking, which is scored with them: "
                 f"--think-end-token '{closing}' leaves it out, --template-kwargs may switch it off."
             )
 
 
 def answer_of(prediction: Prediction, think_end_token: str | None) -> Prediction:
-    """Return a prediction with the part of its text that is scored."""
+    """Return a prediction with the part of its texts that is scored."""
     if think_end_token is None:
         return prediction
-    return replace(prediction, text=prediction.text.rpartition(think_end_token)[2].strip())
+    answers = [replace(one, text=one.text.rpartition(think_end_token)[2].strip()) for one in prediction.answers]
+    return replace(prediction, text=answers[0].text, samples=prediction.samples and answers)
 
 
 def _reuse(predictions: Sequence[Prediction]) -> Iterator[str]:

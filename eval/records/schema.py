@@ -25,6 +25,7 @@ from eval.records.rules import (
     OUTCOMES,
     POSITIVE,
     ROWS,
+    SAMPLES,
     SECONDS,
     SHARE,
     SOURCE,
@@ -152,7 +153,7 @@ class Grouping:
     """What groups of prompts depend on beyond the prompts, so that a resumed run forms the same groups."""
 
     num_shares: int = entry("processes among which the work is shared", rule=POSITIVE)
-    batch_size: int = entry("most rows that decode together, beams included", rule=POSITIVE)
+    batch_size: int = entry("most rows that decode together, beams and samples included", rule=POSITIVE)
     memory_budget: int = entry("bytes for keys and values", rule=COUNT)
 
 
@@ -221,6 +222,15 @@ class DocumentRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One of several answers to a prompt."""
+
+    text: str = entry("the answer")
+    num_generated_tokens: int = entry("tokens of the answer, end token included", rule=COUNT)
+    finish_reason: str = entry("`stop` at an end token or stop text, `length` when the room was used up")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """A line of `predictions.jsonl` or of the journal. Costs that an engine cannot know are null."""
 
@@ -229,21 +239,26 @@ class Prediction:
     id: str = entry("name of the example")
     maxlen: int = entry("length in tokens; counts all the model sees and the room for the answer", rule=LENGTH)
     fingerprint: str = entry("digest of all that could change the prediction")
-    text: str = entry("the answer")
+    text: str = entry("the answer; of several samples the first")
     prompt_tokens: int = entry("tokens of the prompt", rule=COUNT)
     context_tokens_kept: int = entry("tokens of the context in the prompt", rule=COUNT)
     context_tokens_dropped: int = entry("tokens of the context that were cut", rule=COUNT)
     context_spans: list[list[int]] = entry(
         "character ranges of the document that the prompt shows", rule=SPANS_IN_ORDER
     )
-    num_generated_tokens: int = entry("tokens of the answer, end token included", rule=COUNT)
-    finish_reason: str = entry("`stop` at an end token or stop text, `length` when the room was used up")
+    num_generated_tokens: int = entry("tokens of the answer, end token included; of all samples", rule=COUNT)
+    finish_reason: str = entry(
+        "`stop` at an end token or stop text, `length` when the room was used up; of several samples that of the first"
+    )
+    samples: list[Sample] | None = entry(
+        "all answers, where `--num-samples` asks for several", default=None, is_left_out=True, rule=SAMPLES
+    )
     seconds: float | None = entry("prefill and decode seconds together", rule=SECONDS)
     prefill_seconds: float | None = entry(
         "seconds of all edges of the prompt tree that lead to this prompt, shared or not", rule=SECONDS
     )
     decode_seconds: float | None = entry("even share of the seconds that its batch took to decode", rule=SECONDS)
-    batch_size: int | None = entry("rows that decoded together", default=None, rule=COUNT)
+    batch_size: int | None = entry("rows that decoded together, samples included", default=None, rule=COUNT)
     group: int | None = entry("number of the group of prompts that shared a tree", default=None, rule=COUNT)
     truncation: str | None = entry("part of the context that was kept", default=None)
     cache_bytes: int | None = entry("storage of the keys and values that this prompt reads at the end", rule=COUNT)
@@ -257,6 +272,12 @@ class Prediction:
     def key(self) -> Key:
         """Return what names the prediction within its folder."""
         return self.task, self.template, self.id, self.maxlen
+
+    @property
+    def answers(self) -> list[Sample]:
+        """Return all answers to the prompt: the samples, or the only one."""
+        only = Sample(text=self.text, num_generated_tokens=self.num_generated_tokens, finish_reason=self.finish_reason)
+        return self.samples or [only]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -305,6 +326,17 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Noise:
+    """The two parts of a score's spread where prompts have several samples; as fractions."""
+
+    samples: float = entry("standard deviation between samples of a prompt", rule=COST)
+    documents: float = entry("standard deviation between documents, without that of samples", rule=COST)
+    share_of_samples: float | None = entry(
+        "part of the mean's squared standard error that is due to samples; null without an interval", rule=SHARE
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """An entry of `results` in `scores.json`: one task, template, length, subset and system."""
 
@@ -325,7 +357,15 @@ class Result:
     num_ended_by_length: int | None = entry(
         "answers that used up their room; null for baselines", default=None, is_left_out=True, rule=COUNT
     )
+    num_samples: int | None = entry(
+        "answers to each prompt, where there are several", default=None, is_left_out=True, rule=POSITIVE
+    )
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
+    noise: dict[str, Noise] | None = entry(
+        "how samples of a prompt, and documents, differ, by metric, where there are several samples",
+        default=None,
+        is_left_out=True,
+    )
     evidence_visible: Share | None = entry("share of the gold evidence that was shown; null for baselines")
     cost: Cost | None = entry("what the predictions cost; null for baselines")
 
@@ -471,6 +511,9 @@ class ExampleScore:
     metrics: dict[str, float] = entry("scores, as fractions")
     sentences: list[list[int]] | None = entry(
         "character ranges that the oracle picked", default=None, is_left_out=True, rule=SPAN
+    )
+    samples: list[dict[str, float]] | None = entry(
+        "scores of each sample, of which `metrics` are the means", default=None, is_left_out=True, rule=SAMPLES
     )
 
     @property
@@ -880,6 +923,9 @@ class BoardRow:
     words: float | None = entry("words of a text, in the median", default=None, is_left_out=True, rule=COUNT)
     num_ended_by_length: int | None = entry(
         "answers that used up their room; null for baselines", default=None, is_left_out=True, rule=COUNT
+    )
+    num_samples: int | None = entry(
+        "answers to each prompt, where there are several", default=None, is_left_out=True, rule=POSITIVE
     )
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     evidence_visible: Share | None = entry("share of the gold evidence that was shown")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from eval.records.schema import Estimate, PairedResult, Result
+from eval.records.schema import Estimate, Noise, PairedResult, Result
 from eval.scoring.claims import open_collapses
 from eval.scoring.profiles import metric_name
 
@@ -236,10 +236,15 @@ CUT = Column(key="num_truncated", heading="cut", legend="cut: examples whose con
 WORDS = Column(key="words", heading="words", legend="words: of a text, in the median.")
 
 
+def num_answers(record: Any) -> int:
+    """Return how many answers a result is of: one to each prompt, or as many as there are samples."""
+    return int(record.num_examples * (record.num_samples or 1))
+
+
 def ended_by_length(record: Any) -> str:
     """Return the share of the answers that used up their room; a dash where it is not known."""
     count = record.num_ended_by_length
-    return "-" if count is None else f"{100 * count / record.num_examples:.0f}%"
+    return "-" if count is None else f"{100 * count / num_answers(record):.0f}%"
 
 
 ENDED = Column(
@@ -253,6 +258,35 @@ EVIDENCE = Column(
     show=lambda result: percent(result.evidence_visible, 1) if result.evidence_visible else "",
     legend="evidence: share of the gold evidence that was shown.",
 )
+
+
+# What tables of the noise of sampling show: pairs of a result and a metric of it.
+NOISE = [
+    Column(heading="maxlen", show=lambda row: str(row[0].maxlen)),
+    Column(heading="metric", show=lambda row: metric_name(row[1])),
+    Column(heading="samples", show=lambda row: str(row[0].num_samples), legend="samples: answers to each prompt."),
+    Column(
+        heading="SD samples",
+        show=lambda row: number_or_dash(row[0].noise[row[1]].samples, 2, 0.01),
+        legend="SD samples: standard deviation x 100 between samples of a prompt.",
+    ),
+    Column(
+        heading="SD documents",
+        show=lambda row: number_or_dash(row[0].noise[row[1]].documents, 2, 0.01),
+        legend="SD documents: that between documents, without what samples add to it.",
+    ),
+    Column(
+        heading="due to samples",
+        show=lambda row: share_of_samples(row[0].noise[row[1]]),
+        legend="due to samples: part of the squared standard error of the mean that more samples of each prompt would "
+        "take away; only more documents lessen the rest.",
+    ),
+]
+
+
+def share_of_samples(noise: Noise) -> str:
+    """Return the part of the squared standard error that is due to samples; a dash where it is not known."""
+    return "-" if noise.share_of_samples is None else f"{noise.share_of_samples:.0%}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from eval.records.schema import Result, Scores
+from eval.reporting.columns import num_answers
 from eval.reporting.tables import select
 from eval.scoring.letters import describe_letters
 
@@ -31,7 +32,7 @@ def warnings_on_lengths(scores: Scores) -> dict[str, list[str]]:
 
 def _warnings(results: Sequence[Result], wanted: int | None) -> Iterator[str]:
     """Yield what is wrong with the lengths of a template's answers; references have so many words in the median."""
-    shares = {one.maxlen: (one.num_ended_by_length or 0) / one.num_examples for one in results}
+    shares = {one.maxlen: (one.num_ended_by_length or 0) / num_answers(one) for one in results}
     ended = {maxlen: 100 * share for maxlen, share in shares.items() if share > _MOST_ENDED}
     if ended:
         counts = _counts(ended, len(results), "%")

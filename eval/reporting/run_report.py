@@ -12,7 +12,7 @@ from eval.records.read_run import RunInputs
 from eval.records.run_folder import RunFolder, own_plots
 from eval.records.schema import ExampleScore, RunRecord, Scores
 from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
-from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, legend_of, text
+from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, NOISE, legend_of, text
 from eval.reporting.lengths import warnings_on_lengths, warnings_on_letters
 from eval.reporting.page import Heading, Prose, Section, as_table, render_page
 from eval.reporting.position_chart import document_positions, oracle_positions
@@ -29,6 +29,7 @@ from eval.reporting.tables import (
     describe_missing,
     markdown,
     name_settings,
+    noise_table,
     quality_table,
     scrolls_table,
     select,
@@ -116,6 +117,8 @@ def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:
             documents = max(result.num_documents for result in truncated)
             remark = f"The {documents} document(s) that every length truncates; short ones dilute the comparison."
             yield Block(f"Quality where every length cuts: {where}", remark, quality_table(truncated))
+        if noise := noise_table(everything):
+            yield Block(f"Samples: {where}", legend_of(NOISE), noise)
         yield Block(f"Cost: {where}", "", cost_table(everything))
     for subset, where in (("all", ""), ("always_truncated", " where every length cuts")):
         if table := select(scores.comparisons, task=task, subset=subset):

@@ -70,11 +70,19 @@ def _answer(one: Prediction, scores: Mapping[str, float], *, with_texts: bool) -
     return {
         "template": one.template,
         "maxlen": one.maxlen,
-        "text": one.text if with_texts else None,
+        "text": _text_of(one) if with_texts else None,
         "scores": scores,
         "kept": one.context_spans,
         **{key: round(value, 3) if isinstance(value, float) else value for key, value in costs.items()},
     }
+
+
+def _text_of(one: Prediction) -> str:
+    """Return an answer, or all samples of it under their numbers."""
+    if one.samples is None:
+        return one.text
+    count = len(one.samples)
+    return "\n\n".join(f"[sample {n} of {count}]\n{sample.text}" for n, sample in enumerate(one.samples, start=1))
 
 
 def _documents(examples: Sequence[Mapping[str, Any]], inputs: RunInputs, *, with_texts: bool) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from eval.reporting.columns import (
     percent,
     percent_mean,
     score,
+    share_of_samples,
     signed_interval,
     text,
 )
@@ -94,7 +95,10 @@ def meanings(record: RunRecord, scores: Scores) -> Iterator[str]:
         for template in templates:
             where = [task] * (len(settings) > 1) + [f"template {template}"] * (len(templates) > 1)
             prefix = f"{', '.join(where)}: " if where else ""
-            yield prefix + _over_length(select(results, task=task, template=template), comparisons)
+            of_template = select(results, task=task, template=template)
+            yield prefix + _over_length(of_template, comparisons)
+            if noise := _noise(of_template):
+                yield prefix + noise
             # Of a template beside the first, the comparison at the greatest length.
             others = [one for one in comparisons if one.second.template == template != one.first.template]
             if others:
@@ -118,6 +122,20 @@ def _over_length(results: Sequence[Result], comparisons: Sequence[Comparison]) -
         ):
             return _judged(one, f"{last.maxlen:,} tokens are", f"{first.maxlen:,}")
     return f"{last.maxlen:,} and {first.maxlen:,} tokens have no example in common, so nothing is compared."
+
+
+def _noise(results: Sequence[Result]) -> str:
+    """Return what samples add to the uncertainty of the greatest length; empty where each prompt has one answer."""
+    last = max(select(results, kind="model"), key=lambda one: one.maxlen)
+    if last.noise is None:
+        return ""
+    noise = last.noise[headline(last.profile)]
+    share = f"; samples make {share_of_samples(noise)} of the squared standard error"
+    return (
+        f"{last.num_samples} samples of each answer at {last.maxlen:,} tokens: standard deviation "
+        f"{100 * noise.samples:.1f} between samples, {100 * noise.documents:.1f} between documents"
+        f"{'' if noise.share_of_samples is None else share}."
+    )
 
 
 _CLAIMS = {

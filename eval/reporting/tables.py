@@ -16,6 +16,7 @@ from eval.reporting.columns import (
     ENDED,
     EVIDENCE,
     MAXLEN,
+    NOISE,
     WORDS,
     Column,
     N,
@@ -60,6 +61,12 @@ def quality_table(results: Sequence[Result]) -> Rows:
     order = ["model", *(baseline.heading for baseline in BASELINE_STYLES.values())]
     rows = sorted(results, key=lambda result: (lengths.index(result.maxlen), order.index(system_name(result))))
     return table_of(columns, rows)
+
+
+def noise_table(results: Sequence[Result]) -> Rows:
+    """Return a header and one row a length and metric of results with several samples; empty where there are none."""
+    rows = [(result, metric) for result in results if result.noise for metric in result.noise]
+    return table_of(NOISE, rows) if rows else []
 
 
 def cost_table(results: Sequence[Result]) -> Rows:

@@ -23,7 +23,6 @@ from eval.scoring.baselines import (
     Span,
     document_baselines,
     merge_spans,
-    num_words,
     prepare_document,
     visible_oracles,
     words_at_end,
@@ -66,9 +65,9 @@ class BaselinesOfDocument:
             self._foreign = prepare_document(with_foreign(text, own, foreign), objective)
 
     def beside(
-        self, predictions: Sequence[Prediction], answers: Mapping[int, str], example: ExampleRecord
+        self, predictions: Sequence[Prediction], budgets: Mapping[int, int], example: ExampleRecord
     ) -> dict[int, list[Baseline]]:
-        """Return the baselines of one example and template by maxlen, beside these answers as they are scored."""
+        """Return the baselines of one example and template by maxlen, beside answers of so many words."""
         windows = {one.maxlen: one.context_spans for one in predictions}
         common = [] if self._common is None else [self._common.beside(example.references)]
         everywhere = [Baseline(system="common_answer", text=answer) for answer in common]
@@ -76,7 +75,6 @@ class BaselinesOfDocument:
         if document is None:
             return dict.fromkeys(windows, everywhere)
         rows = document_baselines(document, windows, example.references, example.query, self._budget)
-        budgets = {maxlen: num_words(text) for maxlen, text in answers.items()}
         merged = {maxlen: merge_spans(windows[maxlen]) for maxlen in sorted(windows)}
         for maxlen, budget in budgets.items():
             for system, is_last in (("matched_lead", False), ("matched_tail", True)):

@@ -25,7 +25,7 @@ from eval.scoring.examples import Setting, setting_of, values_of
 from eval.scoring.profiles import headline, metric_columns, metric_range
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
 
-_COUNTS = ("num_examples", "num_documents", "num_truncated", "words", "num_ended_by_length")
+_COUNTS = ("num_examples", "num_documents", "num_truncated", "words", "num_ended_by_length", "num_samples")
 
 Example = tuple[str, str, str]  # digests of its query, of its references, and of these with the document
 

@@ -10,10 +10,12 @@ documents (`eval.scoring.significance`).
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +25,20 @@ from eval.records.schema import (
     Baselines,
     Cost,
     DocumentRecord,
+    Estimate,
     ExampleRecord,
     ExampleScore,
     Key,
+    Noise,
     Prediction,
     Result,
     Share,
     Subset,
 )
 from eval.scoring.answers import first_line
-from eval.scoring.baselines import Baseline, CommonAnswers, describe_baselines, num_words, visible_share
+from eval.scoring.baselines import CommonAnswers, describe_baselines, num_words, visible_share
 from eval.scoring.beside import BaselinesOfDocument, ForeignTexts
+from eval.scoring.noise import noise_of
 from eval.scoring.profiles import PROFILES, metric_columns, metric_range, score_prediction
 from eval.scoring.significance import mean_interval
 
@@ -45,9 +50,10 @@ Setting = tuple[str, str, int]  # task, template, maxlen
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One text beside its references, with the prediction that it is or stands beside.
+    """One text beside its references, or the samples of one, with the prediction that it is or stands beside.
 
-    The share of the evidence that was shown is None where the source names none. Words are those of the text.
+    The share of the evidence that was shown is None where the source names none. Words are those of the text, or of the
+    samples in the mean.
     """
 
     line: ExampleScore
@@ -93,7 +99,8 @@ def score_examples(
 ) -> ScoredExamples:
     """Return the scores of each prediction of one system and of the baselines beside it.
 
-    Answers of `first_line_tasks` are scored by their first line, baselines whole.
+    Answers of `first_line_tasks` are scored by their first line, baselines whole. Of several samples of an answer the
+    mean score counts.
     """
     known = {(one.task, one.id): one for one in examples}
     by_document: dict[tuple[str, str], dict[str, list[Prediction]]] = {}
@@ -146,16 +153,17 @@ def _score_answers(
     """Yield each prediction about one example, followed by its baselines."""
     metrics_of = cache(lambda text: score_prediction(profile, text, example.references))
 
-    def score(prediction: Prediction, text: Baseline, *, is_model: bool) -> Scored:
+    def score(prediction: Prediction, system: str, texts: Sequence[str], **about: Any) -> Scored:
+        each = [metrics_of(text) for text in texts]  # once a text: many windows give the same baselines
         line = ExampleScore(
             **{name: getattr(prediction, name) for name in ("task", "template", "id", "maxlen")},
             document_id=example.document_id,
             cluster_id=example.cluster_id,
-            system=text.system,
+            system=system,
             is_truncated=prediction.context_tokens_dropped > 0,
-            is_model=is_model,
-            metrics=metrics_of(text.text),  # once a text: many windows give the same baselines
-            sentences=None if text.objective is None else [list(span) for span in text.sentences],
+            metrics={metric: statistics.fmean(one[metric] for one in each) for metric in each[0]},
+            samples=each if len(each) > 1 else None,
+            **about,
         )
         share = visible_share(example.evidence, prediction.context_spans)
         return Scored(
@@ -163,19 +171,28 @@ def _score_answers(
             profile=profile,
             prediction=prediction,
             evidence_visible=share,
-            num_words=num_words(text.text),
+            num_words=_mean_words(texts),
         )
 
     by_template: dict[str, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
         by_template[prediction.template].append(prediction)
     for of_template in by_template.values():
-        answers = {one.maxlen: first_line(one.text) if by_first_line else one.text for one in of_template}
-        baselines = baselines_of.beside(of_template, answers, example)
+        answers = {
+            prediction.maxlen: [first_line(one.text) if by_first_line else one.text for one in prediction.answers]
+            for prediction in of_template
+        }
+        budgets = {maxlen: _mean_words(texts) for maxlen, texts in answers.items()}
+        baselines = baselines_of.beside(of_template, budgets, example)
         for prediction in of_template:
-            yield score(prediction, Baseline(system=system, text=answers[prediction.maxlen]), is_model=True)
-            for baseline in baselines[prediction.maxlen]:
-                yield score(prediction, baseline, is_model=False)
+            yield score(prediction, system, answers[prediction.maxlen], is_model=True)
+            for one in baselines[prediction.maxlen]:
+                spans = None if one.objective is None else [list(span) for span in one.sentences]
+                yield score(prediction, one.system, [one.text], is_model=False, sentences=spans)
+
+
+def _mean_words(texts: Sequence[str]) -> int:
+    return round(statistics.fmean(map(num_words, texts)))
 
 
 def summarize(scored: Sequence[Scored]) -> list[Result]:
@@ -197,6 +214,13 @@ def _result(group: Sequence[Scored], subset: Subset) -> Result:
     """Return the result of one setting and system."""
     lines, first = [one.line for one in group], group[0]
     documents = [line.unit for line in lines]
+    columns_of = metric_columns(first.profile)
+    metrics = {
+        metric: mean_interval(values_of(lines, columns), documents, within=metric_range(first.profile, metric))
+        for metric, columns in columns_of.items()
+    }
+    answers = [answer for one in group for answer in one.prediction.answers]
+    has_samples = first.is_model and len(answers) > len(group)
     return Result(
         task=first.line.task,
         template=first.line.template,
@@ -209,14 +233,20 @@ def _result(group: Sequence[Scored], subset: Subset) -> Result:
         num_documents=len({line.document_id for line in lines}),
         num_truncated=sum(line.is_truncated for line in lines),
         words=float(np.median([one.num_words for one in group])),
-        num_ended_by_length=sum(one.prediction.finish_reason == "length" for one in group) if first.is_model else None,
-        metrics={
-            metric: mean_interval(values_of(lines, columns), documents, within=metric_range(first.profile, metric))
-            for metric, columns in metric_columns(first.profile).items()
-        },
+        num_ended_by_length=sum(one.finish_reason == "length" for one in answers) if first.is_model else None,
+        num_samples=len(first.prediction.answers) if has_samples else None,
+        metrics=metrics,
+        noise={name: _noise(lines, columns, metrics[name]) for name, columns in columns_of.items()}
+        if has_samples
+        else None,
         evidence_visible=_mean_share(group) if first.is_model else None,
         cost=cost([one.prediction for one in group]) if first.is_model else None,
     )
+
+
+def _noise(lines: Sequence[ExampleScore], columns: Sequence[str], mean: Estimate) -> Noise:
+    samples = [[[of_one[column] for column in columns] for of_one in line.samples or ()] for line in lines]
+    return noise_of(samples, [line.unit for line in lines], mean.error)
 
 
 def subsets_of(scored: Sequence[Scored]) -> Iterator[tuple[Subset, list[Scored]]]:

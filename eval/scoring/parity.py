@@ -142,14 +142,16 @@ def check_scores(
     for one in scored:
         if one.is_model:
             task, template, name, maxlen = one.prediction.key
-            text = one.prediction.text
-            checked = Checked(
-                name=f"task {task}, template {template}, id {name}, length {maxlen}",
-                text=first_line(text) if task in first_line_tasks else text,
-                references=references[task, name],
-                metrics=one.line.metrics,
-            )
-            by_profile.setdefault(one.profile, []).append(checked)
+            scores, answers = one.line.samples or [one.line.metrics], one.prediction.answers
+            for number, (metrics, answer) in enumerate(zip(scores, answers, strict=True), start=1):
+                sample = f", sample {number}" if len(answers) > 1 else ""
+                checked = Checked(
+                    name=f"task {task}, template {template}, id {name}, length {maxlen}{sample}",
+                    text=first_line(answer.text) if task in first_line_tasks else answer.text,
+                    references=references[task, name],
+                    metrics=metrics,
+                )
+                by_profile.setdefault(one.profile, []).append(checked)
     return {profile: check_parity(profile, checked) for profile, checked in by_profile.items()}
 
 

@@ -21,7 +21,7 @@ from eval.scoring.examples import SCORING_VERSION, Setting, setting_of
 
 def predictions_digest(predictions: Iterable[Prediction], think_end_token: str | None) -> str:
     """Return a digest of predictions and of which part of them is scored, used to detect stale scores."""
-    lines = sorted([*one.key, one.fingerprint, one.text] for one in predictions)
+    lines = sorted([*one.key, one.fingerprint, *(answer.text for answer in one.answers)] for one in predictions)
     return fingerprint(lines, think_end_token) if think_end_token else fingerprint(lines)
 
 

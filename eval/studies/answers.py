@@ -174,9 +174,12 @@ def repeated_share(text: str) -> float | None:
 
 def _repeated(run: ScoredRun, setting: Setting, answers: Mapping[str, Prediction]) -> dict[str, ExampleScore]:
     """Return the share that each answer repeats, of those that have 4-grams."""
-    shares = {name: repeated_share(answer.text) for name, answer in answers.items()}
-    lines = run.lines[setting]
-    return {name: replace(lines[name], metrics={_REPEATED: one}) for name, one in shares.items() if one is not None}
+    lines, repeated = run.lines[setting], {}
+    for name, prediction in answers.items():
+        shares = [share for one in prediction.answers if (share := repeated_share(one.text)) is not None]
+        if shares:
+            repeated[name] = replace(lines[name], metrics={_REPEATED: statistics.fmean(shares)}, samples=None)
+    return repeated
 
 
 def _answer_cells(
@@ -184,7 +187,7 @@ def _answer_cells(
 ) -> list[str]:
     documents = [one.unit for one in repeated]
     share = mean_interval(values_of(repeated, [_REPEATED]), documents) if repeated else None
-    words = statistics.mean(num_words(answer.text) for answer in answers.values())
+    words = statistics.mean(num_words(one.text) for answer in answers.values() for one in answer.answers)
     (result,) = select(_results(run, *setting[:2]), maxlen=setting[2], kind="model")
     metric = headline(result.profile)
     score = percent(result.metrics[metric])

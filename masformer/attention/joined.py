@@ -267,11 +267,11 @@ def _join_copies(layers: Sequence[SpanCacheLayer], lengths: Sequence[int], room:
     return joined
 
 
-def row_bytes(joined: SpanCache, row: int, beams: int = 1) -> int:
-    """Return the bytes of keys and values that a row reads, or a prompt's beams; what is shared counts whole, once."""
+def row_bytes(joined: SpanCache, row: int, copies: int = 1) -> int:
+    """Return the bytes of keys and values that a row reads, or its copies; what is shared counts whole, once."""
     total = 0
     for part in (part for layer in joined.layers for part in layer.parts):
-        total += beams * ((part.keys.nbytes + part.values.nbytes) // len(part.keys))
+        total += copies * ((part.keys.nbytes + part.values.nbytes) // len(part.keys))
         for run in getattr(part, "runs", ()):
             if run.first <= row < run.stop:
                 total += run.keys.nbytes + run.values.nbytes
