@@ -89,11 +89,10 @@ class TreeDecoder:
                 return
             self._release_all(caches)
             if len(leaves) == 1:
-                rows = f" and {settings.num_rows} rows" if settings.num_rows > 1 else ""
-                fewer = "--num-samples or --num-beams, " if rows else ""
+                rows = f"; it decodes as {settings.num_rows} rows (--num-samples, --num-beams)"
                 raise UserError(
-                    f"out of memory with a single prompt of {num_tokens:,} tokens{rows}; lower {fewer}--maxlen, give "
-                    "layers a span with --plan, or take a smaller --dtype"
+                    f"out of memory with a single prompt of {num_tokens:,} tokens; lower --maxlen, give layers a span "
+                    f"with --plan, or take a smaller --dtype{rows * (settings.num_rows > 1)}"
                 )
             self.too_many = num_tokens
             self.observer.print(

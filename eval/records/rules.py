@@ -72,7 +72,7 @@ OUTCOMES = Rule(
     "three counts each",
     lambda values: values is None or all(len(one) == 3 and min(one) >= 0 for one in values.values()),
 )
-SAMPLES = Rule("at least two samples", lambda values: len(values) > 1)
+SAMPLES = Rule("at least two samples", lambda values: values is None or len(values) > 1)
 SPANS_IN_ORDER = Rule("pairs of a start and an end, in order", _are_ordered)
 # Objects without fixed fields, as far as they are read.
 SOURCE = Rule("an object with texts as kind and name", lambda value: _are_texts([value.get("kind"), value.get("name")]))
