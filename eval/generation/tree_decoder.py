@@ -89,10 +89,11 @@ class TreeDecoder:
                 return
             self._release_all(caches)
             if len(leaves) == 1:
-                rows = f"; it decodes as {settings.num_rows} rows (--num-samples, --num-beams)"
+                rows = f" in {settings.num_rows} rows (--num-samples, --num-beams)" if settings.num_rows > 1 else ""
+                size = f"{num_tokens:,} tokens{rows}"
                 raise UserError(
-                    f"out of memory with a single prompt of {num_tokens:,} tokens; lower --maxlen, give layers a span "
-                    f"with --plan, or take a smaller --dtype{rows * (settings.num_rows > 1)}"
+                    f"out of memory with a single prompt of {size}; lower --maxlen, give layers a span with --plan, or "
+                    "take a smaller --dtype"
                 )
             self.too_many = num_tokens
             self.observer.print(
