@@ -707,7 +707,7 @@ class PerplexityRatio:
     detectable: float | None = entry(
         "smallest ratio that so many documents show with power 0.8, at the level of the table"
     )
-    num_documents: int = entry("documents", rule=COUNT)
+    num_documents: int = entry("documents, or clusters of them", rule=COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)

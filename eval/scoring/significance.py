@@ -89,22 +89,22 @@ def ratio_of_perplexities(
         raise ValueError(
             f"{len(first)} and {len(second)} losses but {len(tokens)} counts; give each for every document"
         )
-    losses: dict[Hashable, tuple[float, float, int]] = dict(enumerate(zip(first, second, tokens, strict=True)))
+    losses: dict[Hashable, Sequence[float]] = dict(enumerate(zip(first, second, tokens, strict=True)))
     return ratios_of_perplexities([losses], num_resamples=num_resamples)[0]
 
 
 def ratios_of_perplexities(
-    table: Sequence[Mapping[Hashable, tuple[float, float, int]]],
+    table: Sequence[Mapping[Hashable, Sequence[float]]],
     stratum_of: Callable[[Hashable], Hashable] = lambda _: None,
     *,
     num_resamples: int = NUM_RESAMPLES,
 ) -> list[PerplexityRatio]:
     """Return second systems' perplexities over first ones', a row each of a table whose intervals hold together.
 
-    A row has, for each document, both losses in nats and the tokens. The logarithm of a ratio is the total difference
-    of losses over all tokens; its interval, a bootstrap-t over documents, is taken there, and so each document is its
-    own control. The documents of each stratum, as of each task, are resampled apart. All intervals of the table cover
-    at once in 95% of tables (max-T), and `detectable` is at that level.
+    A row has, for each document or cluster, both losses in nats and the tokens. The logarithm of a ratio is the total
+    difference of losses over all tokens; its interval, a bootstrap-t over documents, is taken there, and so each
+    document is its own control. The documents of each stratum, as of each task, are resampled apart. All intervals of
+    the table cover at once in 95% of tables (max-T), and `detectable` is at that level.
 
     Raises:
         ValueError: A number is not finite, or a row has no token.
