@@ -50,7 +50,7 @@ def render_comparison(content: RunComparison) -> str:
         if rows:
             parts += ["Where both lengths cut:", ""] if subset == "always_truncated" else []
             parts += [as_columns(comparison_table(rows, "task, template, maxlen", name_comparison)), ""]
-    parts += ["Examples that changed most, by the headline metric of each:", ""]
+    parts += ["Examples that changed most, by the headline of each, or the mean of the scores that it joins:", ""]
     rows_of_changes = [["example", "task, template, maxlen", "metric", "A", "B", "change"]]
     for one in content.changed_most:
         scores = [f"{100 * one.a:.2f}", f"{100 * one.b:.2f}", f"{100 * one.difference:+.2f}"]

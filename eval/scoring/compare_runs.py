@@ -9,10 +9,9 @@ from typing import Any
 from eval.errors import UserError
 from eval.records.schema import Comparison, ExampleRecord, ExampleScore, Subset
 from eval.records.typed import to_json
-from eval.scoring.bootstrap import combined
 from eval.scoring.comparisons import Compare, compare_lines
 from eval.scoring.examples import Setting, values_of
-from eval.scoring.profiles import headline, metric_columns
+from eval.scoring.profiles import headline, metric_columns, metric_name
 from eval.scoring.scored_run import ScoredRun, settings_of
 
 SUBSETS: tuple[Subset, ...] = ("all", "always_truncated")
@@ -37,7 +36,7 @@ class ComparedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """An example's headline score under the first run, `a`, and under the second, `b`."""
+    """An example's score under the first run, `a`, and under the second, `b`."""
 
     name: str  # task, template and lengths, for people
     task: str
@@ -296,19 +295,20 @@ def _name(task: str, template: str, first: int, second: int) -> str:
 
 
 def _changes(first: Mapping[str, ExampleScore], second: Mapping[str, ExampleScore], profile: str) -> list[Change]:
-    """Return how each example of one setting changed."""
-    metric = headline(profile)
+    """Return how each example of one setting changed, by the mean of the scores that its headline joins.
+
+    The geometric mean of one example is 0 wherever one of its scores is, as ROUGE-2 often is, whatever the others do.
+    """
+    columns = metric_columns(profile)[headline(profile)]
     shared = [name for name in first if name in second]
     one, other = first[shared[0]], second[shared[0]]
-    before, after = (
-        combined(values_of((lines[name] for name in shared), metric_columns(profile)[metric]))
-        for lines in (first, second)
-    )
+    before, after = (values_of((lines[name] for name in shared), columns).mean(axis=1) for lines in (first, second))
+    names = ", ".join(map(metric_name, columns))
     return [
         Change(
             name=_name(one.task, one.template, one.maxlen, other.maxlen),
             task=one.task,
-            metric=metric,
+            metric=columns[0] if len(columns) == 1 else f"mean of {names}",
             id=name,
             a=float(before[index]),
             b=float(after[index]),
