@@ -157,6 +157,18 @@ class Grouping:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClaimRecord:
+    """What is claimed of a run, written down while it had no answer."""
+
+    direction: Literal["as-good", "better"] = entry("what is claimed of this run, or of one of its lengths")
+    metric: str = entry("metric of the claim")
+    margin: float | None = entry("loss up to which it is as good, as a fraction; null for `better`", rule=SHARE)
+    against: str = entry("what it stands beside: a plan, another model, or a length of this run")
+    maxlen: int | None = entry("length in tokens; null for all", rule=LENGTH)
+    recorded: str = entry("UTC, ISO 8601", rule=TIME)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """`run.json` of a run of `eval/run.py`."""
 
@@ -176,6 +188,7 @@ class RunRecord:
     think_end_token: str | None = entry(
         "answers are scored from behind the last of these", default=None, is_left_out=True
     )
+    claim: ClaimRecord | None = entry("what `--claim` said before the first answer", default=None, is_left_out=True)
     checksums: bool = entry("whether each line of the folder's `.jsonl` files must have a checksum", default=False)
 
     @property
