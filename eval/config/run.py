@@ -169,6 +169,17 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
             notes += describe_letters(name, profile, letters)
         return notes
 
+    def describe_smaller_rooms(self) -> list[str]:
+        """Return for which tasks an answer has less room than the task gives it, in lines."""
+        if self.max_new_tokens is None:
+            return []
+        own = {name: task.max_new_tokens for name, task in self.tasks.items()}
+        return [
+            f"{name}: {self.max_new_tokens} new tokens are {self.max_new_tokens / room:.0%} of the task's own {room}"
+            for name, room in own.items()
+            if self.max_new_tokens < room
+        ]
+
     def generation(self, max_new_tokens: int) -> GenerationSettings:
         """Return how answers of as much room are chosen."""
         options = {field.name: getattr(self, field.name) for field in fields(GenerationOptions)}

@@ -108,7 +108,7 @@ class RunJob(Job[RunRecord, Prediction]):
                 "spans": self.record.plan_description,
                 "ends": backend.ends.describe() if backend.ends else "",
                 "task": tasks,
-                "room": list(describe_room(requests)),
+                "room": [*config.describe_smaller_rooms(), *describe_room(requests)],
                 "lengths": ", ".join(map(str, config.maxlen)),
                 "machine": process.describe(),
                 "shard": f"{part} of {num_parts}: {num_keys} of {len(requests.fingerprints)} predictions"
