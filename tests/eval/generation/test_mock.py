@@ -212,6 +212,9 @@ def test_a_sample_grows_and_answers_nothing_twice(
     grown = {(line["id"], line["maxlen"]): line for line in predictions(tmp_path / "run")}
     assert (len(first), len(grown)) == (40, 80)
     assert first.items() <= grown.items()
+    # Neither is the beginning of the file, which a limit would take.
+    for drawn in (first, grown):
+        assert {name for name, _ in drawn} != {f"doc{index}" for index in range(len(drawn) // 2)}
     sessions = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
     assert [session["num_to_generate"] for session in sessions] == [40, 40]
     for index in ("1", "2"):
