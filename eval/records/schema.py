@@ -333,6 +333,9 @@ class Result:
     maxlen: int = entry("length in tokens", rule=LENGTH)
     num_examples: int = entry("examples", rule=COUNT)
     num_documents: int = entry("documents", rule=COUNT)
+    num_clusters: int | None = entry(
+        "what intervals resample, where documents are in clusters", default=None, is_left_out=True, rule=COUNT
+    )
     num_truncated: int = entry("examples whose context was cut", rule=COUNT)
     words: float | None = entry("words of a text, in the median", default=None, is_left_out=True, rule=COUNT)
     num_ended_by_length: int | None = entry(
@@ -363,7 +366,7 @@ class PairedResult:
     ties: int = entry("examples on which both are equal", rule=COUNT)
     losses: int = entry("examples on which the second is worse", rule=COUNT)
     num_examples: int = entry("examples", rule=COUNT)
-    num_documents: int = entry("documents", rule=COUNT)
+    num_documents: int = entry("documents, or clusters of them", rule=COUNT)
     detectable: float | None = entry(
         "smallest difference that so many documents show with power 0.8, at the level of the table"
     )
@@ -392,6 +395,12 @@ class Comparison(PairedResult):
     metric: str = entry("headline metric of the task")
     first: Compared = entry("what the second is compared with")
     second: Compared = entry("what is compared")
+    num_clusters: int | None = entry(
+        "what is exchanged and resampled, where documents are in clusters; equal to `num_documents`",
+        default=None,
+        is_left_out=True,
+        rule=COUNT,
+    )
     num_same_prompts: int = entry(
         "examples for which both settings give the same prompt, which are left out", default=0, rule=COUNT
     )
@@ -889,6 +898,9 @@ class BoardRow:
     settings: dict[str, Any] = entry("other settings of the answers")
     num_examples: int = entry("examples", rule=COUNT)
     num_documents: int = entry("documents", rule=COUNT)
+    num_clusters: int | None = entry(
+        "what intervals resample, where documents are in clusters", default=None, is_left_out=True, rule=COUNT
+    )
     num_truncated: int = entry("examples whose context was cut", rule=COUNT)
     words: float | None = entry("words of a text, in the median", default=None, is_left_out=True, rule=COUNT)
     num_ended_by_length: int | None = entry(

@@ -207,6 +207,7 @@ def _result(group: Sequence[Scored], subset: Subset) -> Result:
         maxlen=first.line.maxlen,
         num_examples=len(lines),
         num_documents=len({line.document_id for line in lines}),
+        num_clusters=count_clusters(lines),
         num_truncated=sum(line.is_truncated for line in lines),
         words=float(np.median([one.num_words for one in group])),
         num_ended_by_length=sum(one.prediction.finish_reason == "length" for one in group) if first.is_model else None,
@@ -217,6 +218,12 @@ def _result(group: Sequence[Scored], subset: Subset) -> Result:
         evidence_visible=_mean_share(group) if first.is_model else None,
         cost=cost([one.prediction for one in group]) if first.is_model else None,
     )
+
+
+def count_clusters(lines: Iterable[ExampleScore]) -> int | None:
+    """Return how many units documents make up; None where each is by itself."""
+    lines = list(lines)
+    return len({line.unit for line in lines}) if any(line.cluster_id is not None for line in lines) else None
 
 
 def subsets_of(scored: Sequence[Scored]) -> Iterator[tuple[Subset, list[Scored]]]:

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eval.leaderboard import main as leaderboard
 from eval.records.read_run import repeated_documents
+from eval.records.schema import ExampleRecord
 from eval.score import main as score
 from eval.scoring.claims import compare_paired, within_margin_of_best
 from eval.scoring.significance import describe_range, mean_interval, ratio_of_perplexities
-from tests.helpers.run_folders import document_line, example_line, run_record, write_run
+from tests.helpers.run_folders import document_line, example_line, model_results, run_record, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -152,3 +154,29 @@ def test_a_ratio_that_no_float_holds_has_no_interval() -> None:
     assert near.low is not None
     assert near.high is not None
     assert near.low < near.ratio < near.high
+
+
+def test_reports_count_clusters_where_these_are_resampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(example: ExampleRecord, maxlen: int) -> str:
+        words = example.references[0].split()
+        return " ".join(words[: 3 + int(example.id.removeprefix("test-")) // 2 + (maxlen > 100)])
+
+    printed = {}
+    for name, size in (("twos", 2), ("fours", 4)):
+        examples = [example_line(index, cluster_id=f"book {index // size}") for index in range(16)]
+        write_run(tmp_path / name, answer, examples, record=run_record())
+        assert score([str(tmp_path / name)]) == 0
+        printed[name] = " ".join(capsys.readouterr().out.split())
+        for one in model_results(tmp_path / name):
+            assert (one.num_documents, one.num_clusters) == (16, 16 // size)
+    assert "95% bootstrap intervals over clusters" in printed["twos"]
+    # Two documents fit both lengths, and their cluster with them.
+    assert "n = 14 examples in 7 clusters" in printed["twos"]
+    # Sixteen documents have an interval; four books have none, and that is why.
+    assert "no intervals: fewer than 6 clusters" in printed["fours"]
+    report = (tmp_path / "twos" / "report.md").read_text()
+    assert "| 100 | model | 16 (8 clusters) |" in report
+    assert "| 14 (7 clusters) |" in report
+    assert leaderboard([str(tmp_path), "--output", str(tmp_path / "board")]) == 0
+    rows = json.loads((tmp_path / "board" / "leaderboard.json").read_text())["boards"][0]["rows"]
+    assert {row["num_clusters"] for row in rows} <= {8, 4}
