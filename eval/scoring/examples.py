@@ -83,6 +83,12 @@ def values_of(lines: Iterable[ExampleScore], columns: Sequence[str]) -> NDArray[
     return np.array([[line.metrics[column] for column in columns] for line in lines], dtype=np.float64)
 
 
+def count_clusters(lines: Iterable[ExampleScore]) -> int | None:
+    """Return how many units documents make up; None where each is by itself."""
+    lines = list(lines)
+    return len({line.unit for line in lines}) if any(line.cluster_id is not None for line in lines) else None
+
+
 def score_examples(
     predictions: Sequence[Prediction],
     examples: Iterable[ExampleRecord],
@@ -218,12 +224,6 @@ def _result(group: Sequence[Scored], subset: Subset) -> Result:
         evidence_visible=_mean_share(group) if first.is_model else None,
         cost=cost([one.prediction for one in group]) if first.is_model else None,
     )
-
-
-def count_clusters(lines: Iterable[ExampleScore]) -> int | None:
-    """Return how many units documents make up; None where each is by itself."""
-    lines = list(lines)
-    return len({line.unit for line in lines}) if any(line.cluster_id is not None for line in lines) else None
 
 
 def subsets_of(scored: Sequence[Scored]) -> Iterator[tuple[Subset, list[Scored]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from eval.compare import main as compare
 from eval.config.run import RunConfig
 from eval.generation.backend import output_of
 from eval.merge import main as merge
+from eval.records.schema import ClaimRecord
 from eval.run import main
 from eval.score import main as score
+from tests.helpers.run_folders import run_record, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -179,6 +182,46 @@ def test_a_comparison_is_the_claim_or_is_not(
     for folder in (first, second):
         assert score([str(folder), "--profile", "scrolls"]) == 0
     assert "fixed beforehand" not in compared(capsys, *asked)
+
+
+@pytest.mark.parametrize(
+    ("against", "first", "is_it"),
+    [
+        ("full", {}, True),
+        ("middle:8", {}, False),
+        (
+            "middle:8",
+            {"plan_description": "full@1 span=8 sinks=0", "config": {"plan": "middle:8", "shard": None}},
+            True,
+        ),
+        ("full@1 span=8 sinks=0", {"plan_description": "full@1 span=8 sinks=0"}, True),
+        ("tiny", {}, False),
+        # The plan of another model is another thing than that of this model.
+        ("full", {"identity": "other"}, False),
+        ("other", {"identity": "other"}, True),
+        ("100", {}, False),
+    ],
+)
+def test_a_claim_names_the_plan_or_the_model_that_it_stands_beside(
+    against: str, first: dict[str, Any], is_it: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claim = ClaimRecord(
+        direction="as-good",
+        metric="rouge1",
+        margin=0.01,
+        against=against,
+        maxlen=None,
+        recorded="2026-01-01T00:00:00+00:00",
+    )
+    record = run_record()
+    if model := first.pop("identity", None):
+        other = replace(record.identity, model=replace(record.identity.model, reference=model))
+        first = first | {"identity": other}
+    for name, changed in (("a", replace(record, **first)), ("b", replace(record, claim=claim))):
+        write_run(tmp_path / name, lambda example, maxlen: example.references[0], record=changed)
+        assert score([str(tmp_path / name)]) == 0
+    asked = [tmp_path / "a", tmp_path / "b", "--claim", "as-good", "--metric", "rouge1", "--margin", "0.01"]
+    assert ("fixed beforehand (recorded 2026-01-01T00:00:00+00:00)" in compared(capsys, *asked)) == is_it
 
 
 def test_lengths_of_one_run_may_be_claimed(
