@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eval.config.claim import CLAIM_OPTIONS
 from eval.config.run import BACKENDS, RunConfig
 from eval.generation.requests import Request, Requests
 from eval.prompting.ends import Ends
@@ -121,6 +122,7 @@ def output_of(config: RunConfig) -> Path:
         *("maxlen", "template", "limit", "sample", "on_bad_row", "output", "overwrite", "dry_run"),
         *("batch_size", "memory_budget", "shard", "device_map", "texts", "report_to", "think_end_token"),
         "accept_ascii_words",
+        *CLAIM_OPTIONS,
     ]
     named = config if config.backend == "local" else replace(config, model=config.backend)
     folder = default_output("", named, (*free, *config.unknown_to_0_1))

@@ -14,6 +14,7 @@ from eval.config.generation import GenerationOptions
 from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.generation.backend import Backend, output_of
+from eval.generation.recorded_claim import claim_of, merged_claim
 from eval.generation.requests import Requests, describe_room, make_requests
 from eval.prompting.chat import ChatTemplate
 from eval.prompting.prompts import PromptBuilder
@@ -107,7 +108,7 @@ class RunJob(Job[RunRecord, Prediction]):
                 "spans": self.record.plan_description,
                 "ends": backend.ends.describe() if backend.ends else "",
                 "task": tasks,
-                "room": list(describe_room(requests)),
+                "room": [*config.describe_smaller_rooms(), *describe_room(requests)],
                 "lengths": ", ".join(map(str, config.maxlen)),
                 "machine": process.describe(),
                 "shard": f"{part} of {num_parts}: {num_keys} of {len(requests.fingerprints)} predictions"
@@ -163,6 +164,7 @@ def open_run(config: RunConfig, data: Mapping[str, LoadedExamples], backend: Bac
     saved = folder.read_record(RunRecord, is_replaced=config.overwrite)
     before = None if config.overwrite else saved
     record = run_record(config, data, backend, before, folder.path)
+    record = replace(record, claim=claim_of(config, folder, before))
     folder.check_accepts(before, record.identity, {name: record.tasks[name] for name in data})
     return RunJob(
         folder=folder,
@@ -325,6 +327,7 @@ def merge_runs(parts: Sequence[Path], output: Path) -> None:
         records[0],
         config=records[0].config | {"shard": None, "output": str(output), "texts": with_texts},
         tasks=tasks,
+        claim=merged_claim(records),
         sessions=[session for record in records for session in record.sessions],
         checksums=True,
     )

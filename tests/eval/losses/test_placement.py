@@ -106,6 +106,27 @@ def test_a_search_finds_the_best_layer_and_judges_it_on_others(
     assert "On held-out documents" in capsys.readouterr().out
 
 
+def test_plans_are_judged_over_clusters_of_documents(model: Path, tmp_path: Path, no_plots: None) -> None:
+    rows = [{"context": text(index, 60, WORDS[:13]), "target": "x"} for index in range(12)]
+    found = {}
+    # Clusters of one say what documents by themselves say; of clusters of three there are too few for an interval.
+    for name, size in (("alone", None), ("ones", 1), ("twos", 2), ("threes", 3)):
+        data, output = tmp_path / f"{name}.jsonl", tmp_path / name
+        books = [row | {"book": index // (size or 1)} for index, row in enumerate(rows)]
+        data.write_text("".join(f"{json.dumps(row)}\n" for row in books))
+        arguments = f"--task custom --data {data} --model {model} --maxlen 48 --rank none --held-out-split test"
+        clusters = ["--cluster-field", "book"] if size else []
+        measured = ["--measure", "full", f"local {LOCAL}", "--threads", "1", "--output", str(output)]
+        assert main([*arguments.split(), *clusters, *measured]) == 0
+        full, local = read(output, "placement.json")["held_out"]
+        found[name] = (full["low"], full["high"], local["to_full"]["low"], local["to_full"]["num_documents"])
+        assert full["num_documents"] == local["num_documents"] == 12
+    assert found["ones"] == found["alone"]
+    assert all(one != other for one, other in zip(found["twos"], found["alone"], strict=True))
+    assert found["twos"][-1] == 6
+    assert found["threes"] == (None, None, None, 4)
+
+
 def test_gates_rank_heads(least: list[str], model: Path, tmp_path: Path) -> None:
     assert main([*least, "--rank", "gates", "--units", "heads", "--candidates", "2"]) == 0
     found = read(tmp_path / "run", "placement.json")
