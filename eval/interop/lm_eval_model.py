@@ -19,6 +19,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -105,6 +106,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
     # Whether prompts hold the markup of a chat template; else all of a prompt is data.
     _is_templated = False
+    tokenizer: Any
 
     def __init__(
         self,
@@ -152,6 +154,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             checkpoint = self.checkpoint
             source = {"revision": checkpoint.revision or "main", "gguf_file": checkpoint.gguf_file}
             super()._create_tokenizer(checkpoint.location, tokenizer, **options | source)
+            self.checkpoint = replace(checkpoint, tokenizer=self.tokenizer)
         else:
             self.tokenizer = self.checkpoint.tokenizer
 
@@ -181,7 +184,12 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         return str(super().apply_chat_template(turns, add_generation_prompt))
 
     def tok_encode(self, string: str, *given: Any, **options: Any) -> list[int]:
-        """Return the tokens of a text; control tokens that data spell stay text."""
+        """Return the tokens of a text; control tokens that data spell stay text.
+
+        Raises:
+            CheckpointError: It spells a word that the model has no embedding for.
+        """
+        self._check_words(string)
         first, *others = self._text_pieces(string)
         if not others:
             return list(super().tok_encode(string, *given, **options))
@@ -195,6 +203,9 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         """Return the tokens of a prompt and of what is scored after it, which is data under a chat template too."""
         encoded = super()._encode_pair(context, self._marked(continuation) if self._is_templated else continuation)
         return list(encoded[0]), list(encoded[1])
+
+    def _check_words(self, text: str) -> None:
+        self.checkpoint.check_text(text.replace(_TEXT_MARK, ""), f"the text that begins {text[:60]!r}")
 
     def _marked(self, text: Any) -> Any:
         return _TEXT_MARK.join(self._encoder.pieces(text)) if isinstance(text, str) else text
@@ -248,7 +259,10 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
         Raises:
             UserError: A generation argument is unknown, or leaves no room for the prompt.
+            CheckpointError: A prompt spells a word that the model has no embedding for.
         """
+        for request in requests:
+            self._check_words(request.args[0])
         alike: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)
