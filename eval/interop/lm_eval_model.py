@@ -135,13 +135,18 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self.dtype_name = own if dtype == "auto" else dtype
         self.memory_gib = memory_gib
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+        thinks = options.get("enable_thinking")
+        if thinks and options.get("think_end_token") is None:
+            raise UserError("model_args: enable_thinking needs think_end_token, the text or token that ends a thought")
+        # As the `hf` model puts them together once its weights are there.
+        self.chat_template_args = (options.get("chat_template_args") or {}) | (
+            {} if thinks is None else {"enable_thinking": thinks}
+        )
         super().__init__(pretrained=str(pretrained), dtype=self.dtype_name, **options)
         if hasattr(self, "accelerator"):
             # The `hf` model leaves this out on CPUs, where each process would do all of the work.
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.rows = rows or (64 if self.device.type == "cuda" else 16)
-        chat = ChatTemplate(self.tokenizer, ChatSettings(kwargs=self.chat_template_args or {}))
-        self.ends = find_ends(self.tokenizer, suggested_ends(self.checkpoint), chat)
         set_end_tokens(self.model, self.ends.token_ids)
         if self.rank == 0:
             _log.info("answers end at %s", self.ends.describe())
@@ -157,6 +162,8 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             self.checkpoint = replace(checkpoint, tokenizer=self.tokenizer)
         else:
             self.tokenizer = self.checkpoint.tokenizer
+        chat = ChatTemplate(self.tokenizer, ChatSettings(kwargs=self.chat_template_args))
+        self.ends = find_ends(self.tokenizer, suggested_ends(self.checkpoint), chat)
 
     def _create_model(self, pretrained: str, **_: Any) -> None:
         self._model = load_converted(

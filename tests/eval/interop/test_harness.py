@@ -377,6 +377,8 @@ def test_processes_on_a_cpu_share_the_work(model_folder: Path, monkeypatch: pyte
         ({"dtype": "int8"}, UserError, "dtype 'int8' is unknown; known: auto, float32"),
         ({"rows": 0}, UserError, "rows is 0, a whole number above 0"),
         ({"memory_gib": "8GiB"}, UserError, "memory_gib is '8GiB', a number above 0"),
+        ({"enable_thinking": True}, UserError, "enable_thinking needs think_end_token"),
+        ({"chat_template_args": {"mode": "loud"}}, UserError, "the tokenizer of this model has none"),
     ],
 )
 @pytest.mark.usefixtures("no_weights")
