@@ -67,6 +67,9 @@ class Backend(ABC):
         """
         return saved or Grouping(num_shares=self.process.count, batch_size=1, memory_budget=0)
 
+    def check(self, requests: Requests) -> None:  # noqa: B027  an engine may have nothing to check
+        """Raise an error that a user can mend for texts that the model cannot read; before the folder is written."""
+
     def share(self, requests: Requests, part: int, num_parts: int) -> Requests:
         """Return the requests of one of several independent jobs.
 

@@ -55,12 +55,14 @@ class RunJob(Job[RunRecord, Prediction]):
 
         Raises:
             UserError: A query or an instruction leaves no room at the smallest length.
+            CheckpointError: The model has no embedding for a token of a text.
         """
         predictions = self.folder.path / "predictions.jsonl"
         needs = self.folder.needs_checksums
         finished = {} if self.is_replaced else read_journal(Prediction, [predictions], needs_checksums=needs).lines
         stops = backend.ends.texts if backend.ends else ()
         requests = make_requests(self.config, self.data, self.record, backend.tokenizer, finished, stops)
+        backend.check(requests)
         return backend.share(requests, *self.config.shard) if self.config.shard else requests
 
     def start(self, requests: Requests, backend: Backend, argv: Sequence[str]) -> tuple[Requests, Path]:

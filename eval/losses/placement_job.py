@@ -170,7 +170,9 @@ def open_placement(config: PlacementConfig, model: OpenedModel) -> PlacementJob:
     builder.check()
     texts = [text for label, source in data.items() for text in _texts(label, source.examples, builder, config.maxlen)]
     texts = _without_calibrated(texts, folder)
+    contexts = {(label, one.id): one.context for label, source in data.items() for one in source.examples}
     for text in texts:
+        model.checkpoint.check_text(contexts[text.task, text.id], text.where)
         model.checkpoint.check_tokens(text.token_ids, text.where)
     wanted = {CALIBRATION: config.rank != "none", HELD_OUT: config.held_out_split is not None}
     for part in (part for part, is_wanted in wanted.items() if is_wanted):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from masformer.checkpoints.open import Checkpoint
 from masformer.convert import read_plan
 from masformer.placement import PlanMeter, gate_gradients
 from tests.helpers.texts import WORDS, read, text
+from tests.helpers.tiny_models import add_word
 
 ROOT = Path(__file__).resolve().parents[3]
 # Under this span, of this model, layer 1 helps by seeing everything, and the others do harm.
@@ -303,3 +305,16 @@ def test_two_plans_of_one_name_are_refused(
     for names, name in ((files[:2], "plan-a"), (files[2:], "local")):
         assert main([*judged[:at], *map(str, names)]) == 2
         assert f"another plan is called '{name}' already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["{x}", "rivers"])
+@pytest.mark.usefixtures("no_weights")
+def test_a_word_without_an_embedding_is_named_before_weights_load(
+    word: str, least: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = add_word(Path(shutil.copytree(model, tmp_path / "model")), word)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "one.txt").write_text(f"{text(1, 60, WORDS[:13])} {word} again")
+    assert main([*least, "--model", str(folder), "--data", str(tmp_path / "texts")]) == 2
+    assert f"holds the token '{word}', number" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
