@@ -84,6 +84,15 @@ def test_queries_about_a_series_share_it(field: str, tmp_path: Path) -> None:
     assert clusters("qmsum", data, "validation") == ["ES2002"] * 4 + [None] * 4
 
 
+def test_a_number_beside_the_name_of_a_meeting_hides_no_series(tmp_path: Path) -> None:
+    turns = [{"speaker": "Marketing", "content": "Yes ."}]
+    asked = [{"query": "What?", "answer": "That."}]
+    meeting = {"meeting_transcripts": turns, "general_query_list": asked, "specific_query_list": []}
+    named = [meeting | {"meeting_id": number, "meeting_name": f"ES2002{'ab'[number]}"} for number in range(2)]
+    data = write_lines(tmp_path / "val.jsonl", named)
+    assert clusters("qmsum", data, "validation") == ["ES2002", "ES2002"]
+
+
 def test_episodes_are_of_their_show(tmp_path: Path) -> None:
     names = ["fd_Charmed_01x18", "fd_Charmed_08x01", "fd_The_Office_03x09", "fd_24_02x13", "Doctor_Who-05x01", "17"]
     rows = [
