@@ -22,7 +22,7 @@ from eval.records.schema import Board, BoardRow, RankedRun, Result, TaskRecord, 
 from eval.scoring.bootstrap import ROUNDING
 from eval.scoring.claims import within_margin_of_best
 from eval.scoring.examples import Setting, setting_of, values_of
-from eval.scoring.profiles import headline, metric_columns, metric_range
+from eval.scoring.profiles import PROFILES, headline, metric_columns, metric_range
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
 
 _COUNTS = (
@@ -149,6 +149,7 @@ def rank(
         chosen[0].documents[task],
         margin,
         within=metric_range(profile, metric),
+        are_answers=PROFILES[profile].has_common_answer,
     )
     rows = [replace(row, is_within_margin=passed[str(index)]) for index, (row, _) in enumerate(entries)]
     rows.sort(key=lambda row: (-row.metrics[metric].value, row.run, row.template, row.maxlen))

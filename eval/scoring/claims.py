@@ -32,7 +32,7 @@ from eval.scoring.bootstrap import (
     resample,
     studentized,
 )
-from eval.scoring.exchanges import Pair, Row, document_codes, exchange_test, max_t
+from eval.scoring.exchanges import Pair, Row, document_codes, exchange_test, greatest_scores, max_t
 from eval.scoring.significance import (
     FRACTIONS,
     MIN_DOCUMENTS,
@@ -55,11 +55,12 @@ def compare_paired(
     margin: float = MARGIN,
     *,
     within: Range = FRACTIONS,
+    are_answers: bool = False,
     num_resamples: int = NUM_RESAMPLES,
     num_exchanges: int = NUM_EXCHANGES,
 ) -> PairedResult:
     """Return how the scores of a second system differ from those of a first: `compare_table` with one row."""
-    pair = Pair(first=first, second=second, documents=documents, within=within)
+    pair = Pair(first=first, second=second, documents=documents, within=within, are_answers=are_answers)
     return compare_table([pair], margin, num_resamples=num_resamples, num_exchanges=num_exchanges)[0]
 
 
@@ -242,6 +243,7 @@ def within_margin_of_best(
     margin: float = MARGIN,
     *,
     within: Range = FRACTIONS,
+    are_answers: bool = False,
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, bool]:
     """Return for each system whether it is shown to lie within the margin of the best, whichever that is.
@@ -287,7 +289,9 @@ def within_margin_of_best(
     observed = means(np.ones((1, num_documents)))[0]
     quantile = float(scipy.stats.t.ppf(1 - ALPHA / num_systems, num_documents - 1))
     is_binary = len(together.T) == num_systems and bool(np.isin(together, (0.0, 1.0)).all())
-    collapses = np.ones(num_systems) if is_binary else np.abs(observed)
+    totals = np.moveaxis(columns[:, :-1].reshape(num_documents, num_systems, -1), 0, 1)
+    is_whole = are_answers or is_binary
+    collapses = np.ones(num_systems) if is_whole else greatest_scores(totals, columns[:, -1:])
     # (S, S) bounds of what the row's system loses to the column's.
     losses = guarded_loss(observed[None, :] - observed[:, None], errors, num_documents, collapses[None, :], quantile)
     np.fill_diagonal(losses, -np.inf)

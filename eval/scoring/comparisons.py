@@ -16,7 +16,7 @@ from eval.records.schema import Compared, Comparison, ExampleScore, PairedResult
 from eval.scoring.claims import MARGIN, compare_table, count_outcomes
 from eval.scoring.examples import Scored, Setting, count_clusters, subsets_of, values_of
 from eval.scoring.exchanges import Pair
-from eval.scoring.profiles import headline, metric_columns, metric_range
+from eval.scoring.profiles import PROFILES, headline, metric_columns, metric_range
 from eval.scoring.significance import FRACTIONS
 
 
@@ -107,7 +107,9 @@ def _pair(row: Compare, names: Sequence[str]) -> Pair:
     before, after = (values_of((lines[name] for name in names), _columns(row)) for lines in (row.first, row.second))
     lines = [row.first[name] for name in names]
     # A document of one task is none of another's.
-    return Pair(first=before, second=after, documents=[(line.task, line.unit) for line in lines], within=within)
+    documents = [(line.task, line.unit) for line in lines]
+    are_answers = row.profile is not None and PROFILES[row.profile].has_common_answer
+    return Pair(first=before, second=after, documents=documents, within=within, are_answers=are_answers)
 
 
 def _nothing(margin: float) -> PairedResult:

@@ -24,13 +24,15 @@ from eval.scoring.significance import FRACTIONS, Range, by_document, fractions, 
 class Pair:
     """A row to compare: (N,) or (N, K) scores of two systems on the same examples, and the document of each.
 
-    A document has one name in all rows of a table.
+    A document has one name in all rows of a table. Scores of short answers are right or wrong in the main, though some
+    are partly right, so a document can lose a whole one.
     """
 
     first: ArrayLike
     second: ArrayLike
     documents: Iterable[Any]
     within: Range = FRACTIONS
+    are_answers: bool = False
 
 
 class Row:
@@ -52,6 +54,7 @@ class Row:
         self.columns = by_document(np.hstack([self.before, self.after]), documents)
         self.num_scores = self.before.shape[1]
         self.num_documents = len(self.columns)
+        self.are_answers = pair.are_answers
         self.statistic = difference_of(self.num_scores)
 
     @cached_property
@@ -83,10 +86,12 @@ class Row:
         """Return whether all scores are right or wrong."""
         return self.num_scores == 1 and bool(np.isin([self.before, self.after], (0.0, 1.0)).all())
 
-    @property
+    @cached_property
     def collapse(self) -> float:
-        """Return what a document loses that collapses: a whole answer, or what the first system has in the mean."""
-        return 1.0 if self.is_binary else abs(float(combined(self.before.mean(axis=0))))
+        """Return what a document loses that collapses: a whole answer, or the most that one had of the first system."""
+        if self.are_answers or self.is_binary:
+            return 1.0
+        return float(greatest_scores(self.columns[:, : self.num_scores], self.columns[:, -1:]))
 
     def distance(self) -> Callable[..., Floats]:
         """Return a function of (..., D) signs, 1 for a document as it is and -1 for one exchanged: the difference."""
@@ -102,6 +107,12 @@ class Row:
             return np.abs(combined(after) - combined(before)).round(12)
 
         return distance
+
+
+def greatest_scores(totals: Floats, counts: Floats) -> Floats:
+    """Return the greatest mean score of a document, from (..., D, K) totals and (D, 1) counts of examples."""
+    greatest: Floats = np.abs(combined(totals / counts)).max(axis=-1)
+    return greatest
 
 
 def exchange_test(row: Row, num_exchanges: int) -> float | None:

@@ -49,7 +49,33 @@ def right_or_wrong(rng: np.random.Generator, num_documents: int, difference: flo
     return first, np.where(changed, 1 - first, first)
 
 
-DRAWS: Mapping[str, Draw] = {"near normal": near_normal, "one in ten collapses": collapsing, "0/1": right_or_wrong}
+def partly_right(rng: np.random.Generator, num_documents: int, difference: float) -> tuple[Floats, Floats]:
+    """F1 of answers: 30% are right and 5% half right. A loss, or a gain, is of whole answers."""
+    shape = ROWS, num_documents
+    first = np.where(rng.random(shape) < 0.05, 0.5, rng.random(shape) < 0.3)
+    changed = rng.random(shape) < abs(difference) / (0.31 if difference < 0 else 0.69)
+    return first, np.where(changed, float(difference > 0), first)
+
+
+def some_high(rng: np.random.Generator, num_documents: int, difference: float) -> tuple[Floats, Floats]:
+    """Scores about 0.06 of which one in ten is about 0.45. A loss is of all that a document has."""
+    shape = ROWS, num_documents
+    first = np.where(rng.random(shape) < 0.1, 0.45, 0.06) + 0.01 * rng.standard_normal(shape).clip(-2, 2)
+    gain = 0.005 * rng.standard_normal(shape)
+    if difference > 0:
+        return first, first + difference + gain
+    changed = rng.random(shape) < -difference / 0.099
+    return first, np.where(changed, 0.0, first + gain)
+
+
+DRAWS: Mapping[str, Draw] = {
+    "near normal": near_normal,
+    "one in ten collapses": collapsing,
+    "0/1": right_or_wrong,
+    "F1 with partial answers": partly_right,
+    "small mean, some high": some_high,
+}
+ANSWERS = ("0/1", "F1 with partial answers")  # whose effects and margins are of whole answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +111,19 @@ def rates(name: str, num_documents: int, count: int, *, num_rows: int = ROWS) ->
                 exchanged = rng.random(num_documents) < 0.5
                 first, second = np.where(exchanged, second, first), np.where(exchanged, first, second)
             pairs = [
-                Pair(first=first[row], second=second[row], documents=range(num_documents)) for row in range(num_rows)
+                Pair(
+                    first=first[row],
+                    second=second[row],
+                    documents=range(num_documents),
+                    are_answers=name in ANSWERS,
+                )
+                for row in range(num_rows)
             ]
             yield compare_table(pairs, MARGIN, num_resamples=300, num_exchanges=999)
 
     null, losing = list(tables(0.0)), list(tables(-MARGIN))
     alike = tables(0.0, are_alike=True)
-    effect = 0.3 if name == "0/1" else 0.03
+    effect = 0.3 if name in ANSWERS else 0.03
     covers = [
         one.low <= -MARGIN <= one.high
         for table in losing

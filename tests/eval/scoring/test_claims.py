@@ -18,9 +18,18 @@ from eval.scoring.claims import (
     within_margin_of_best,
 )
 from eval.scoring.exchanges import Pair
-from tests.helpers.simulations import DOCUMENTS, DRAWS, rates
+from tests.helpers.simulations import ANSWERS, DOCUMENTS, DRAWS, rates
 
-IN_THE_GATE = {("near normal", 10), ("one in ten collapses", 20), ("0/1", 20)}
+# Of 24 tables chance allows four false claims (16.7%), so the gate sees a guard that is lost and no level that is loose.
+IN_THE_GATE = {
+    ("near normal", 10),
+    ("one in ten collapses", 20),
+    ("0/1", 20),
+    ("F1 with partial answers", 50),
+    ("small mean, some high", 20),
+}
+# Few documents hardly ever hold the one that collapses, so intervals of these do not cover at 95% (docs/scoring.md).
+COVERED = ("near normal",)
 CASES = [
     pytest.param(name, size, count, marks=() if (name, size) in IN_THE_GATE and count < 100 else pytest.mark.nightly)
     for name in DRAWS
@@ -40,7 +49,10 @@ def test_claims_about_a_table_are_hardly_ever_false(name: str, num_documents: in
     assert found.false_difference <= at_most(0.05, count)
     assert found.false_as_good <= at_most(0.025, count)
     assert found.bounded >= 1 - at_most(0.025, count)
-    if num_documents == 200 and name != "0/1":  # what is claimed at all
+    if name in COVERED and num_documents >= 10:  # rows of a table depend on each other, so tables are counted
+        assert found.covered is not None
+        assert found.covered >= 1 - at_most(0.06, count)
+    if num_documents == 200 and name not in ANSWERS:  # what is claimed at all
         assert found.power > 0.99
         assert found.as_good > 0.1
 
@@ -48,6 +60,23 @@ def test_claims_about_a_table_are_hardly_ever_false(name: str, num_documents: in
 def test_systems_that_do_not_differ_on_few_documents_are_not_as_good() -> None:
     for scores in ([1.0, 0.0] * 3, [0.3, 0.25] * 3):
         assert not compare_paired(scores, scores, "abcdef").non_inferior
+
+
+@pytest.mark.parametrize("partial", [0.0, 0.25, 1.0])
+def test_one_partly_right_answer_does_not_make_the_others_safe(partial: float) -> None:
+    answers = [partial, *[1.0] * 30, *[0.0] * 89]
+    for are_answers in (False, True):  # the greatest score of a document is a whole answer either way
+        assert not compare_paired(answers, answers, range(120), are_answers=are_answers).non_inferior
+
+
+def test_a_document_can_lose_its_score_though_the_mean_is_small() -> None:
+    scores = np.array([0.6] * 8 + [0.04] * 92)
+    assert scores.mean() < 0.1
+    assert not compare_paired(scores, scores - 1e-4 * np.arange(100) / 100, range(100)).non_inferior
+    marks = within_margin_of_best({"a": scores, "b": scores - 1e-4}, range(100))
+    assert marks == {"a": False, "b": False}
+    low = scores.clip(max=0.04)
+    assert compare_paired(low, low - 1e-4 * np.arange(100) / 100, range(100)).non_inferior
 
 
 def test_what_few_documents_leave_open() -> None:
