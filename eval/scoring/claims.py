@@ -124,12 +124,13 @@ def _result(
     can_show = row.num_documents >= MIN_DOCUMENTS
     if can_show and not tells_nothing:
         start, end, error = studentized(row.columns, row.statistic, num_resamples)
-        low, high = row.size * max(start, -row.most), row.size * min(end, row.most)
+        if error:  # without it documents do not tell how far others may lie
+            low, high = row.size * max(start, -row.most), row.size * min(end, row.most)
         found = detectable_difference(row.num_documents, error, critical) if error else None
-        can_show = not error or found is not None
+        can_show = found is not None if error else row.num_documents >= fewest_documents(num_rows)
         detectable = None if found is None else row.size * found
         bound = row.size * max(_bound(row, difference / row.size, error, level), -row.most)
-        is_as_good = min(low, bound) > -margin
+        is_as_good = (bound if low is None else min(low, bound)) > -margin
     return PairedResult(
         difference=difference,
         low=low,

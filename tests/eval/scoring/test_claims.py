@@ -114,6 +114,16 @@ def test_few_documents_say_how_many_a_verdict_takes() -> None:
     assert (enough.needs_documents, enough.p_holm) == (None, 2 / 64)
 
 
+def test_a_gain_that_is_the_same_everywhere_has_no_interval_and_says_what_a_verdict_takes() -> None:
+    first = np.linspace(0.1, 0.4, 7)
+    rng = np.random.default_rng(2)
+    noise = [first + 0.05 * rng.standard_normal(7).clip(-1, 1) for _ in range(3)]
+    table = compare_table([Pair(first=first, second=one, documents=range(7)) for one in (first + 0.25, *noise)])
+    assert (table[0].low, table[0].high, table[0].needs_documents) == (None, None, 8)
+    [alone] = compare_table([Pair(first=first, second=first + 0.25, documents=range(7))])
+    assert (alone.low, alone.needs_documents, alone.p_holm) == (None, None, 2 / 128)
+
+
 def test_rows_that_depend_on_each_other_cost_less_than_rows_that_do_not() -> None:
     rng = np.random.default_rng(1)
     first = rng.uniform(0.3, 0.4, 12)
