@@ -330,7 +330,8 @@ BASELINE_STYLES = {
         heading="common answer",
         dash=[12, 2],
         column=Column(
-            heading="common answer", legend="common answer: what most other examples have among their references."
+            heading="common answer",
+            legend="common answer: what most examples have among their references, no answer of one alone.",
         ),
     ),
 }
@@ -339,7 +340,7 @@ _BASELINE_LEGEND = (
     "sentences that were shown, picked greedily with the references in hand; a reference line, no strict ceiling. "
     "foreign oracle: the same where another document's text replaces all beyond the smallest window, the floor of what "
     f"the oracle gains with length. {_AT_LENGTH} "
-    "common answer: what most other examples have among their references."
+    "common answer: what most examples have among their references, no answer of one alone."
 )
 
 # What tables of paired comparisons show.

@@ -156,9 +156,13 @@ class CommonAnswers:
         return self._texts[self._common[0][0]]
 
     def beside(self, references: Sequence[str]) -> str:
-        """Return the same of the examples besides one with these references; nothing where they have none."""
+        """Return the same beside an example with these references, without an answer that it alone has.
+
+        That one would be right about itself alone. Taking the example's part from every count would turn the majority
+        against it where two answers are as common, and so score 0. Where no answer is left, the text is empty.
+        """
         own = set(map(self._words, references))
-        others = {words: count - (words in own) for words, count in self._common}
+        others = {words: 0 if count == 1 and words in own else count for words, count in self._common}
         words = max(others, key=lambda one: (others[one], -self._order[one]))
         return self._texts[words] if others[words] else ""
 

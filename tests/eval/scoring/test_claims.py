@@ -20,7 +20,7 @@ from eval.scoring.claims import (
 from eval.scoring.exchanges import Pair
 from tests.helpers.simulations import ANSWERS, DOCUMENTS, DRAWS, rates
 
-# Of 24 tables chance allows four false claims (16.7%), so the gate sees a guard that is lost and no level that is loose.
+# Of 24 tables chance allows four false claims (16.7%), so the gate sees a lost guard and no level that is loose.
 IN_THE_GATE = {
     ("near normal", 10),
     ("one in ten collapses", 20),
