@@ -94,6 +94,7 @@ def score_files(
     clusters: list[str] = []
     checked: list[Checked] = []
     shown_documents = _documents_of([one.input or other.input for one, other in pairs])
+    by_input = 0
     for index, (prediction, reference) in enumerate(pairs):
         if len(prediction.texts) != 1:
             raise UserError(f"{prediction.where}: {len(prediction.texts)} predictions; give one text an item")
@@ -107,10 +108,17 @@ def score_files(
         )
         if document is None:
             document = shown_documents.get(index)
+            by_input += document is not None
         lines.append({"id": name, "document_id": name if document is None else document, "metrics": metrics})
         # An item that names no document is one by itself, whatever other documents are called.
         documents.append(f"item {index}" if document is None else f"document {document}")
         clusters.append(documents[-1] if cluster is None else f"cluster {cluster}")
+    if by_input and (count := len(set(documents))) < len(lines):
+        print(
+            f"note: {len(lines)} items are about {count} document{'s' * (count != 1)}, by their `input`; give each a "
+            "`document_id` where that is not so",
+            file=sys.stderr,
+        )
     result = {
         "profile": profile,
         "system": predictions.name,
@@ -146,18 +154,23 @@ def _one_name(prediction: Item, reference: Item, field: str) -> str | None:
 
 
 def _documents_of(inputs: Sequence[str | None]) -> dict[int, str]:
-    """Return digests of the documents in SCROLLS' inputs, by index.
+    """Return digests of the documents in SCROLLS' inputs, by index; of inputs that hold none there is nothing.
 
     An input is the query, a blank line, and the document, or the document alone, whose paragraphs may have blank lines
     between them. What follows the first blank line, and the options of the query, tells documents apart either way.
+    Files of instructions have inputs too. Theirs end in a few words ("Answer:") or are all one.
     """
-    whole = {index: text.strip() for index, text in enumerate(inputs) if text and text.strip()}
-    parts = {index: _OPTIONS.sub("", text.partition("\n\n")[2], count=1) for index, text in whole.items()}
-    after = {index: part.strip() or whole[index] for index, part in parts.items()}
-    return {
-        index: f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:16]}"
-        for index, text in after.items()
-    }
+    found = {}
+    is_constant = len(set(inputs)) == 1
+    for index, whole in enumerate(inputs):
+        query, _, rest = (whole or "").strip().partition("\n\n")
+        document = _OPTIONS.sub("", rest, count=1).strip()
+        if len(document) <= len(query):
+            document = f"{query}\n\n{rest}".strip()
+        if rest or (document and not is_constant):
+            digest = hashlib.sha256(document.encode(errors="surrogatepass")).hexdigest()[:16]
+            found[index] = f"sha256:{digest}"
+    return found
 
 
 def _pair(predictions: list[Item], references: list[Item]) -> list[tuple[Item, Item]]:

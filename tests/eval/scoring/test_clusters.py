@@ -60,6 +60,25 @@ def test_questions_of_scrolls_are_clustered_by_the_document_in_their_input(
     assert alone["metrics"] != found["metrics"]
 
 
+@pytest.mark.parametrize(
+    "template",
+    ["Translate sentence {0} into French.\n\nTranslation:", "Sort these words.", "Say it.\n\nIn {0} words.\n\nGo:"],
+)
+def test_prompts_that_hold_no_document_are_items_by_themselves(
+    template: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": f"q{index}", "input": template.format(index)} for index in range(12)]
+    assert result_of(tmp_path, rows, capsys)["num_documents"] == 12
+
+
+def test_a_note_says_that_items_share_a_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": f"q{n}", "input": f"Who is {n}?\n\nThe text of all the questions."} for n in range(12)]
+    assert score(write_items(tmp_path, rows)) == 0
+    assert "note: 12 items are about 1 document, by their `input`" in capsys.readouterr().err
+    assert score(write_items(tmp_path, [row | {"document_id": row["id"]} for row in rows])) == 0
+    assert "by their" not in capsys.readouterr().err
+
+
 def test_a_name_says_more_than_an_input_and_a_cluster_more_than_both(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
