@@ -62,8 +62,10 @@ def pinned(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row_counts(loaded: LoadedExamples) -> dict[str, Any]:
-    """Return the counts of rows in the provenance of examples, and those of documents by stratum."""
+    """Return the counts of rows in the provenance of examples, and those of examples and of documents by stratum."""
     counts = {name: value for name, value in loaded.provenance.items() if name.startswith("num_")}
+    counts["num_examples"] = len(loaded.examples)
+    counts["num_documents"] = len({example.document_id for example in loaded.examples})
     strata = {name: list(numbers) for name, numbers in loaded.strata.items()}
     return counts | ({"strata": strata} if strata else {})
 

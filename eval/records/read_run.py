@@ -196,7 +196,7 @@ def notes_on_tasks(tasks: Mapping[str, Any], counts: Mapping[str, int]) -> Itera
 
     Args:
         tasks: Records by name, each with `rows`, `limit`, `sample` and `min_words`.
-        counts: Number of examples of each task, or of documents where those are counted.
+        counts: Number of examples of each task, for folders whose `rows` do not tell.
     """
     for name, task in tasks.items():
         rows = task.rows
@@ -221,10 +221,13 @@ def describe_selection(name: str, task: Any, count: int) -> Iterator[str]:
     strata = task.rows.get("strata", {})
     if task.sample is not None:
         kept = [f"{stratum} {drawn} of {read}" for stratum, (drawn, read) in strata.items()]
-        chosen = f"A sample of {name}: {task.sample:,} documents drawn with seed {task.sample_seed}"
-    elif task.limit is not None and count >= task.limit:
+        num_drawn = task.rows.get("num_documents", task.sample)  # which folders of earlier versions do not tell
+        chosen = f"A sample of {name}: {num_drawn:,} documents drawn with seed {task.sample_seed}"
+        if num_drawn < task.sample:
+            chosen = f"All {num_drawn:,} documents of {name}, which has fewer than the {task.sample:,} of --sample"
+    elif task.limit is not None and task.rows.get("num_examples", count) >= task.limit:
         kept = [f"{stratum} {drawn}" for stratum, (drawn, _) in strata.items() if drawn]
-        chosen = f"The first {task.limit:,} of {name}, which are no sample of it: --sample draws one"
+        chosen = f"The first {task.limit:,} examples of {name}, in its order and not drawn at random: --sample draws"
     else:
         return
     rest = [f"and {len(kept) - _MAX_STRATA} more"] if len(kept) > _MAX_STRATA else []

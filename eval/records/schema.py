@@ -423,7 +423,9 @@ class PairedResult:
         default=None,
         is_left_out=True,
     )
-    p_holm: float | None = entry("p value corrected for the comparisons of the table (max-T)", rule=SHARE)
+    p_corrected: float | None = entry(
+        "p value corrected for the comparisons of the table (max-T)", rule=SHARE, former="p_holm"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,9 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def entry(doc: str, *, default: Any = MISSING, is_left_out: bool = False, rule: Rule | None = None) -> Any:
+def entry(
+    doc: str, *, default: Any = MISSING, is_left_out: bool = False, rule: Rule | None = None, former: str | None = None
+) -> Any:
     """Return a dataclass field that documents itself.
 
     Args:
@@ -51,8 +53,9 @@ def entry(doc: str, *, default: Any = MISSING, is_left_out: bool = False, rule: 
         default: Value for lines that lack the field, as those of earlier versions do; without one it is required.
         is_left_out: Write no such field where it is None.
         rule: What values must be besides their type; null keeps every rule.
+        former: Name of the field in folders of earlier versions.
     """
-    metadata = {"doc": doc, "is_left_out": is_left_out, "rule": rule}
+    metadata = {"doc": doc, "is_left_out": is_left_out, "rule": rule, "former": former}
     if isinstance(default, (list, dict)):
         return field(default_factory=type(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -241,6 +244,7 @@ def _record_reader(kind: type) -> Reader:
     known = [
         (
             one.name,
+            one.metadata.get("former"),
             _ruled(_reader(hints[one.name]), one.metadata.get("rule")),
             one.default is MISSING and one.default_factory is MISSING,
         )
@@ -253,9 +257,11 @@ def _record_reader(kind: type) -> Reader:
         found: dict[str, Any] = {}
         name = ""
         try:
-            for name, reader, is_required in known:
+            for name, former, reader, is_required in known:
                 if name in value:
                     found[name] = reader(value[name])
+                elif former in value:
+                    found[name] = reader(value[former])
                 elif is_required:
                     raise _Mismatch("absent")
         except _Mismatch as error:

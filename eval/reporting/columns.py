@@ -109,7 +109,7 @@ def outcome(comparison: Any) -> Outcome:
     """Return what a comparison shows of the second setting; slightly worse is worse by less than the margin."""
     if not comparison.num_examples:
         return "same prompts"
-    is_different = comparison.p_holm is not None and comparison.p_holm < 0.05
+    is_different = comparison.p_corrected is not None and comparison.p_corrected < 0.05
     if is_different and comparison.difference > 0:
         return "better"
     if is_different:
@@ -358,7 +358,7 @@ COMPARISONS = [
         show=lambda one: p_value(one.p_value),
         legend="p: permutation of whole documents; corrected: for the rows of the table, permuted together (max-T).",
     ),
-    Column(heading="corrected", show=lambda one: p_value(one.p_holm)),
+    Column(heading="corrected", show=lambda one: p_value(one.p_corrected)),
     Column(heading="wins/ties/losses", show=wins_and_losses),
     Column(
         heading="detectable",

@@ -101,11 +101,11 @@ class ForeignTexts:
     """What stands in the place of each document: the text of the next ones, until it is long enough.
 
     Documents follow each other by a hash of their ids, so that neighbours in a source, which are often alike, are not
-    neighbours here.
+    neighbours here. Documents of one cluster, such as chapters of a book, do not stand in for each other.
     """
 
-    def __init__(self, texts: Mapping[str, str]) -> None:
-        self._texts = texts
+    def __init__(self, texts: Mapping[str, str], clusters: Mapping[str, str | None]) -> None:
+        self._texts, self._clusters = texts, clusters
         self._order = sorted(texts, key=lambda name: hashlib.sha256(name.encode(errors="surrogatepass")).digest())
         self._places = {name: place for place, name in enumerate(self._order)}
 
@@ -115,12 +115,16 @@ class ForeignTexts:
         pieces: list[str] = []
         length = 0
         for other in chain(self._order[place + 1 :], self._order[:place]):
-            if self._texts[other] != own:
+            if self._texts[other] != own and not self._are_of_one_whole(name, other):
                 pieces.append(self._texts[other])
                 length += len(pieces[-1])
                 if length >= len(own):
                     break
         return "\n".join(pieces) if pieces else None
+
+    def _are_of_one_whole(self, name: str, other: str) -> bool:
+        cluster = self._clusters.get(name)
+        return cluster is not None and cluster == self._clusters.get(other)
 
 
 def with_foreign(text: str, own: Sequence[Span], foreign: str) -> str:

@@ -1,7 +1,7 @@
 """Two or more systems on the same examples -> differences, tests, and claims that hold for a whole table.
 
     [row] = compare_table([Pair(first=before, second=after, documents=names)], margin=0.01)
-    row.p_holm < 0.05  # they differ
+    row.p_corrected < 0.05  # they differ
     row.non_inferior  # the second loses less than the margin
 
 Documents are exchanged between two systems, or resampled, with all their examples. A claim is made of all documents,
@@ -79,10 +79,10 @@ def compare_table(
     can be exchanged in no more than `num_exchanges` ways (13 documents or fewer), all 2^D are counted instead, the
     observed one among them: p is then exact, and never below 2 / 2^D.
 
-    Corrected p-values (`p_holm`) are of the same exchanges of documents in all rows, by the largest difference of any
-    row in units of its own spread (max-T, stepwise), so rows that depend on each other cost little. Of tables in which
-    nothing differs, one in twenty has a corrected p below 0.05. As good (`non_inferior`) is at a level at which one
-    table in forty makes a false claim of it.
+    Corrected p-values (`p_corrected`) are of the same exchanges of documents in all rows, by the largest difference of
+    any row in units of its own spread (max-T, stepwise), so rows that depend on each other cost little. Of tables in
+    which nothing differs, one in twenty has a corrected p below 0.05. As good (`non_inferior`) is at a level at which
+    one table in forty makes a false claim of it.
 
     A single document has no p-value, and fewer than `MIN_DOCUMENTS` have no interval. The interval is that of its row
     alone. Without an interval, or where the differences do not spread at all, there is no detectable difference.
@@ -146,7 +146,7 @@ def _result(
         margin=margin,
         non_inferior=is_as_good,
         claim_low=bound,
-        p_holm=corrected,
+        p_corrected=corrected,
     )
 
 

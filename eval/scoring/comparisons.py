@@ -127,7 +127,7 @@ def _nothing(margin: float) -> PairedResult:
         detectable=None,
         margin=margin,
         non_inferior=False,
-        p_holm=None,
+        p_corrected=None,
     )
 
 

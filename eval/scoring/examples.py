@@ -127,13 +127,20 @@ def score_examples(
     for document in documents:
         if (document.task, document.document_id) in by_document:
             texts[document.task][document.document_id] = document.text
-    foreign = {task: ForeignTexts(of_task) for task, of_task in texts.items()}
+    clusters: dict[str, dict[str, str | None]] = defaultdict(dict)
+    lengths: dict[str, set[int]] = defaultdict(set)
+    for example in known.values():
+        clusters[example.task][example.document_id] = example.cluster_id
+    for prediction in predictions:
+        lengths[prediction.task].add(prediction.maxlen)
+    # At the smallest length it is the visible oracle itself.
+    foreign = {task: ForeignTexts(of_task, clusters[task]) for task, of_task in texts.items() if len(lengths[task]) > 1}
     found: dict[Key, list[Scored]] = defaultdict(list)
     # By document, so that only one at a time is in memory in its prepared form.
     for (task, name), by_example in tqdm(by_document.items(), desc="scoring", delay=2, leave=False, disable=None):
         beside = BaselinesOfDocument(
             texts[task][name],
-            foreign[task].instead_of(name),
+            foreign[task].instead_of(name) if task in foreign else None,
             itertools.chain.from_iterable(by_example.values()),
             profiles[task],
             baselines[task],

@@ -480,7 +480,7 @@ def test_examples_that_both_lengths_cut_are_compared_apart(
     assert compare([*long, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["comparisons"]
     assert [(row["subset"], row["num_examples"]) for row in rows] == [("all", 6), ("always_truncated", 4)]
-    assert rows[0]["p_holm"] == rows[0]["p_value"]
+    assert rows[0]["p_corrected"] == rows[0]["p_value"]
     assert compare(long) == 0
     assert "Where both lengths cut:" in capsys.readouterr().out
 

@@ -62,7 +62,7 @@ def comparison(difference: float, **changes: Any) -> Comparison:
         detectable=0.07,
         margin=0.01,
         non_inferior=False,
-        p_holm=0.5,
+        p_corrected=0.5,
     )
     return replace(made, **changes)
 

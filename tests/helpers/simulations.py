@@ -142,4 +142,4 @@ def rates(name: str, num_documents: int, count: int, *, num_rows: int = ROWS) ->
 
 def differs(one: PairedResult) -> bool:
     """Return whether a difference is shown at the level of the table."""
-    return one.p_holm is not None and one.p_holm < 0.05
+    return one.p_corrected is not None and one.p_corrected < 0.05

@@ -240,8 +240,17 @@ def test_a_run_says_that_its_first_examples_are_no_sample(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--limit", "3"]) == 0
-    text = "The first 3 of custom, which are no sample of it"
+    text = "The first 3 examples of custom, in its order and not drawn at random"
     assert text in capsys.readouterr().out
+    assert text in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_sample_larger_than_its_source_is_all_of_it(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--sample", "500"]) == 0
+    num_documents = json.loads((tmp_path / "run" / "run.json").read_text())["tasks"]["custom"]["rows"]["num_documents"]
+    text = f"All {num_documents} documents of custom, which has fewer than the 500 of --sample"
     assert text in (tmp_path / "run" / "report.md").read_text()
 
 

@@ -172,3 +172,11 @@ def test_fields_are_described_with_those_of_records_within() -> None:
         ("pair", "list of integer or null", "two numbers"),
         ("is_new", "boolean or null", "whether it is new"),
     ]
+
+
+def test_a_field_is_read_under_the_name_that_it_had() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Now:
+        p_corrected: float = entry("a p value", former="p_holm")
+
+    assert from_json(Now, {"p_holm": 0.5}, "a file") == from_json(Now, {"p_corrected": 0.5}, "a file")

@@ -59,17 +59,17 @@ RESULTS = [
     ("changes", "claim", "numbers"),
     [
         (
-            {"difference": 0.051, "low": 0.02, "high": 0.083, "p_holm": 0.003},
+            {"difference": 0.051, "low": 0.02, "high": 0.083, "p_corrected": 0.003},
             "better than 1,024",
             "RLsum +5.1 [+2.0, +8.3], n = 20 documents",
         ),
         (
-            {"difference": -0.051, "low": -0.083, "high": -0.02, "p_holm": 0.003},
+            {"difference": -0.051, "low": -0.083, "high": -0.02, "p_corrected": 0.003},
             "worse than 1,024",
             "RLsum -5.1 [-8.3, -2.0], n = 20 documents",
         ),
         (
-            {"difference": -0.004, "low": -0.006, "high": -0.002, "p_holm": 0.003, "non_inferior": True},
+            {"difference": -0.004, "low": -0.006, "high": -0.002, "p_corrected": 0.003, "non_inferior": True},
             "worse than 1,024, by less than the margin of 1",
             "RLsum -0.4 [-0.6, -0.2], n = 20 documents",
         ),
@@ -89,7 +89,14 @@ RESULTS = [
             "RLsum -17.7, n = 2 documents, no interval with fewer than 6",
         ),
         (
-            {"difference": -0.2, "low": -0.3, "high": -0.1, "p_holm": 0.06, "detectable": None, "needs_documents": 7},
+            {
+                "difference": -0.2,
+                "low": -0.3,
+                "high": -0.1,
+                "p_corrected": 0.06,
+                "detectable": None,
+                "needs_documents": 7,
+            },
             "not shown to be better or worse than 1,024",
             f"RLsum -20.0 [-30.0, -10.0], n = 20 documents; {TOO_FEW}",
         ),

@@ -63,13 +63,25 @@ def test_a_single_document_has_no_foreign_oracle() -> None:
 
 def test_foreign_texts_are_of_other_documents_and_long_enough() -> None:
     texts = {f"d{index}": f"text {index} " * (index + 1) for index in range(6)}
-    foreign_texts, other_order = ForeignTexts(texts), ForeignTexts(dict(reversed(texts.items())))
+    foreign_texts, other_order = ForeignTexts(texts, {}), ForeignTexts(dict(reversed(texts.items())), {})
     for name in texts:
         foreign = foreign_texts.instead_of(name)
         assert foreign == other_order.instead_of(name)
         assert foreign is not None
         assert len(foreign) >= len(texts[name]) or foreign.count("\n") == 4
         assert f"text {name[1:]} " not in foreign
+
+
+def test_chapters_of_one_book_do_not_stand_in_for_each_other() -> None:
+    texts = {f"d{index}": f"text {index} " * 20 for index in range(4)}
+    foreign = ForeignTexts(texts, {"d0": "book", "d1": "book", "d2": None})
+    assert "text 1 " not in str(foreign.instead_of("d0"))
+    assert foreign.instead_of("d2") is not None
+    assert ForeignTexts({"d0": "a", "d1": "b"}, {"d0": "book", "d1": "book"}).instead_of("d0") is None
+
+
+def test_a_single_length_has_no_foreign_oracle() -> None:
+    assert not [one for one in scored({300: "a"}, {"own": OWN, "other": OTHER}) if one.line.system == "foreign_oracle"]
 
 
 @given(

@@ -111,7 +111,7 @@ def test_few_documents_say_how_many_a_verdict_takes() -> None:
     ]
     few, enough = (compare_table([pair])[0] for pair in lost)
     assert (few.needs_documents, few.detectable, few.low) == (6, None, None)
-    assert (enough.needs_documents, enough.p_holm) == (None, 2 / 64)
+    assert (enough.needs_documents, enough.p_corrected) == (None, 2 / 64)
 
 
 def test_a_gain_that_is_the_same_everywhere_has_no_interval_and_says_what_a_verdict_takes() -> None:
@@ -121,7 +121,7 @@ def test_a_gain_that_is_the_same_everywhere_has_no_interval_and_says_what_a_verd
     table = compare_table([Pair(first=first, second=one, documents=range(7)) for one in (first + 0.25, *noise)])
     assert (table[0].low, table[0].high, table[0].needs_documents) == (None, None, 8)
     [alone] = compare_table([Pair(first=first, second=first + 0.25, documents=range(7))])
-    assert (alone.low, alone.needs_documents, alone.p_holm) == (None, None, 2 / 128)
+    assert (alone.low, alone.needs_documents, alone.p_corrected) == (None, None, 2 / 128)
 
 
 def test_rows_that_depend_on_each_other_cost_less_than_rows_that_do_not() -> None:
@@ -130,7 +130,7 @@ def test_rows_that_depend_on_each_other_cost_less_than_rows_that_do_not() -> Non
     second = first + 0.01 + 0.01 * rng.standard_normal(12)
     same = [Pair(first=first, second=second, documents=range(12)) for _ in range(8)]
     [alone] = compare_table(same[:1])
-    assert all(one.p_holm == alone.p_value for one in compare_table(same))
+    assert all(one.p_corrected == alone.p_value for one in compare_table(same))
 
 
 def test_a_leaderboard_of_few_documents_marks_nobody_though_none_collapsed() -> None:
