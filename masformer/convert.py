@@ -17,22 +17,25 @@ from __future__ import annotations
 import inspect
 import json
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, DynamicCache, PreTrainedConfig, PreTrainedModel
+from torch.nn import functional
+from transformers import AttentionInterface, DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.adapters import adapt, layer_of, set_attention, unadapt
 from masformer.attention.cache import SpanCache
+from masformer.attention.joined import can_join, join
 from masformer.attention.kernels import ATTENTION_NAME, masformer_attention, register
+from masformer.attention.prefill import prefill
 from masformer.attention.visibility import span_mask
-from masformer.errors import NumbersError, first_line
-from masformer.plans.cost import num_kv_heads
+from masformer.errors import NumbersError, SpanError, first_line
+from masformer.plans.shapes import changes_states, num_kv_heads, shared_layers
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 
 # The largest difference of the probe's logits that rounding explains, relative to the largest logit.
@@ -94,11 +97,17 @@ def _plan_in_file(name: str) -> SpanPlan:
 def check_fits(plan: SpanPlan, config: PreTrainedConfig) -> None:
     """Raise `PlanError` for a plan with other layers or heads than the model's."""
     plan.check_fits(num_layers(config), config.model_type, num_kv_heads(config))
-    if plan.num_heads is not None and getattr(text_config(config), "kv_lora_rank", None):
+    if plan.num_heads is not None and changes_states(config):
         raise PlanError(
-            f"span plan has spans of single heads, and {config.model_type} keeps one latent for all heads; give whole "
-            "layers"
+            f"span plan has spans of single heads, and {config.model_type} computes keys or values of all heads from "
+            "what it keeps; give whole layers"
         )
+    for layer, producer in shared_layers(config).items():
+        if plan[layer] != plan[producer]:
+            raise PlanError(
+                f"layer {layer} of this {config.model_type} model reads the keys of layer {producer}, and the plan "
+                f"gives them '{plan[layer]}' and '{plan[producer]}'; give both the same"
+            )
 
 
 def stored_plan(config: PreTrainedConfig) -> SpanPlan | None:
@@ -164,44 +173,55 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
         former = (model.config._attn_implementation, getattr(model.config, "masformer", None))
         set_attention(model, ATTENTION_NAME)
         # On the decoder, which every way of calling the model goes through.
-        hook = model.get_decoder().register_forward_pre_hook(_prepare_cache, with_kwargs=True)
+        hook = decoder_of(model).register_forward_pre_hook(_prepare_cache, with_kwargs=True)
         adapt(model)
         model.masformer_former = (*former, hook)
-    if plan.num_heads is not None and not hasattr(model, "proven_heads"):
-        try:
+    try:
+        if former_plan is None:
+            _probe_serving(model, _alternating(model.config), "spans")
+        if plan.num_heads is not None and not hasattr(model, "proven_heads"):
             _probe_heads(model, plan.num_heads)
-        except ConversionError:
-            if former_plan is None:
-                remove_plan(model)
-            else:
-                _give(model, former_plan)
-            raise
-        model.proven_heads = True
+            model.proven_heads = True
+    except (ConversionError, NumbersError):
+        if former_plan is None:
+            remove_plan(model)
+        else:
+            _give(model, former_plan)
+        raise
     _give(model, plan)
     return plan
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of a model that every way of calling it goes through, and that takes a cache."""
+    decoder = model.get_decoder()
+    # That of modernbert-decoder is the head over the vocabulary.
+    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
 
 
 def _give(model: PreTrainedModel, plan: SpanPlan) -> None:
     """Set the spans of a model that is converted."""
     _set_spans(model, plan)
-    model.span_plan = model.get_decoder().span_plan = plan
+    model.span_plan = decoder_of(model).span_plan = plan
     model.config.masformer = {"plan": plan.to_json()}
 
 
 def remove_plan(model: PreTrainedModel) -> None:
     """Make a converted model the one it was before, in place."""
-    if not hasattr(model, "span_plan"):
+    if not hasattr(model, "masformer_former"):
         return
     attention, stored, hook = model.masformer_former
     hook.remove()
     unadapt(model)
     set_attention(model, attention)
     _clear_spans(model)
-    del model.span_plan, model.masformer_former, model.config.masformer
+    if hasattr(model, "span_plan"):  # unless the probe has failed before any plan was given
+        del model.span_plan, model.config.masformer
+    del model.masformer_former
     if hasattr(model, "proven_heads"):
         del model.proven_heads
-    if model.get_decoder() is not model:
-        del model.get_decoder().span_plan
+    if hasattr(decoder_of(model), "span_plan"):
+        del decoder_of(model).span_plan
     if stored is not None:
         model.config.masformer = stored
 
@@ -234,12 +254,16 @@ def _prepare_cache(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict
         cache.__class__ = SpanCache
         cache.__dict__ = SpanCache(plan).__dict__
     elif not isinstance(cache, SpanCache):
-        raise ValueError(f"a model with a span plan needs a SpanCache, got a {type(cache).__name__}")
+        error = SpanError(f"a model with a span plan needs a SpanCache, got a {type(cache).__name__}")
+        raise error.of(decoder.config)
     if cache.plan != plan:
-        raise ValueError(f"the cache was made for the plan '{cache.plan}', the model has '{plan}'")
-    cache.is_latent = bool(getattr(text_config(decoder.config), "kv_lora_rank", None))
-    if mask is not None:
+        error = SpanError(f"the cache was made for the plan '{cache.plan}', the model has '{plan}'")
+        raise error.of(decoder.config)
+    cache.copies_forks, cache.config = changes_states(decoder.config), decoder.config
+    try:
         cache.set_padding(mask)
+    except SpanError as error:
+        raise error.of(decoder.config) from error
     return (), {**kwargs, "past_key_values": cache}
 
 
@@ -326,12 +350,69 @@ def _probe_heads(model: PreTrainedModel, num_heads: int) -> None:
             *alike, mixed = found
             if any(torch.equal(mixed, logits) for logits in alike):
                 raise ConversionError(f"{refuse} one full head among short ones changes nothing in their logits")
-            cached = _decoded(model, tokens, one)
-            check_close(cached, mixed, tolerance_of(mixed), f"{refuse} decoding through the cache is")
     except ConversionError:
         raise
     except Exception as error:
         raise ConversionError(f"{refuse} {first_line(error)}") from error
+    _probe_serving(model, one, "spans of single heads")
+
+
+def _alternating(config: PreTrainedConfig) -> SpanPlan:
+    """Return a plan in which every second layer sees everything; layers that share keys see alike."""
+    spans: list[LayerSpan] = [(_PROBE_SHORT, FULL)[layer % 2] for layer in range(num_layers(config))]
+    for layer, producer in shared_layers(config).items():
+        spans[layer] = spans[producer]
+    return SpanPlan(tuple(spans))
+
+
+def _probe_serving(model: PreTrainedModel, plan: SpanPlan, what: str) -> None:
+    """Raise `ConversionError` unless prompts that share a beginning get what each gets alone; the plan stays.
+
+    As `eval/run.py` does it, on a converted model: two forks of a prefill, each with an end of its own, joined where
+    the model can, of which one is padded; then a token is decoded.
+    """
+    refuse = f"{model.config.model_type} models cannot take {what}:"
+    tokens, other = probe_tokens(model), probe_tokens(model, seed=1)
+    shared, short = _PROBE_TOKENS // 2, _PROBE_TOKENS - 4
+    prompts = [tokens, torch.cat([tokens[:, :shared], other[:, shared:short]], dim=1)]
+    try:
+        with inference(model):
+            _give(model, plan)
+            expected = torch.cat([model(prompt, use_cache=False).logits[:, -1] for prompt in prompts])
+            made = model(tokens, use_cache=True).past_key_values
+            if not isinstance(made, SpanCache):
+                raise ConversionError(f"{refuse} they make a cache of their own, a {type(made).__name__}")
+            beginning = SpanCache(plan)
+            prefill(model, tokens[:, :shared], beginning)
+            forks = [beginning.fork() for _ in prompts]
+            for prompt, cache in zip(prompts, forks, strict=True):
+                prefill(model, prompt[:, shared:-1], cache)
+            if can_join(model.config):
+                found = _first_logits(model, prompts, join(forks, 2))
+            else:
+                found = torch.cat(
+                    [_first_logits(model, [one], cache) for one, cache in zip(prompts, forks, strict=True)]
+                )
+            for row, name in enumerate(("a fork is", "a padded row of a batch is")):
+                check_close(found[row], expected[row], tolerance_of(expected[row]), f"{refuse} decoding from {name}")
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise ConversionError(f"{refuse} {first_line(error)}") from error
+
+
+def _first_logits(model: PreTrainedModel, prompts: Sequence[Tensor], cache: SpanCache) -> Tensor:
+    """Return (B, V) logits of the first token that `generate` decodes after prompts, as it pads them."""
+    longest = max(prompt.shape[1] for prompt in prompts)
+    padding = [longest - prompt.shape[1] for prompt in prompts]
+    ids = torch.cat([functional.pad(prompt, (pad, 0)) for prompt, pad in zip(prompts, padding, strict=True)])
+    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=ids.device)
+    config = GenerationConfig(
+        max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True, pad_token_id=0
+    )
+    made = model.generate(ids, attention_mask=mask, past_key_values=cache, generation_config=config)
+    logits: Tensor = made.logits[0]
+    return logits
 
 
 def probe_logits(model: PreTrainedModel, count: int = _PROBE_TOKENS) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,8 @@ from masformer.attention.kernels import ATTENTION_NAME, masformer_attention
 from masformer.attention.visibility import span_mask
 from masformer.convert import ConversionError, apply_plan, check_fits, num_layers, probe_tokens
 from masformer.loss import check_head, token_losses, total_loss
-from masformer.plans.cost import attention_flops, cache_bytes, num_kv_heads
+from masformer.plans.cost import attention_flops, cache_bytes
+from masformer.plans.shapes import num_kv_heads
 from masformer.plans.spans import FULL, LayerSpan, PlanError, SpanPlan, layer_of_heads
 
 Unit = tuple[int, int | None]  # a layer and a key/value head of it; None is the whole layer

@@ -148,7 +148,7 @@ def test_heads_share_what_their_own_span_lets_them_share() -> None:
     assert num_bytes(joined) == (5000 + 3 * (10 + 6) + 3 * 2 * 68) * of_a_head
     assert num_bytes(joined, *branches) == num_bytes(joined) + 3 * (10 + 2 * 68) * of_a_head
     assert row_bytes(joined, 1) == (5000 + 16 + 2 * 68) * of_a_head
-    assert row_bytes(joined, 1, beams=2) == (5000 + 2 * (16 + 2 * 68)) * of_a_head
+    assert row_bytes(joined, 1, copies=2) == (5000 + 2 * (16 + 2 * 68)) * of_a_head
 
 
 @torch.no_grad()
