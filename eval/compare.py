@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.config.claim import DIRECTIONS
 from eval.reporting.columns import COMPARISON_LEGEND
 from eval.reporting.tables import as_columns, comparison_table
 from eval.runtime.jobs import CommandParser, command, margin_share
+from eval.scoring.beforehand import provenance
 from eval.scoring.claims import MARGIN
 from eval.scoring.compare_runs import (
     SUBSETS,
@@ -50,12 +52,16 @@ def render_comparison(content: RunComparison) -> str:
         if rows:
             parts += ["Where both lengths cut:", ""] if subset == "always_truncated" else []
             parts += [as_columns(comparison_table(rows, "task, template, maxlen", name_comparison)), ""]
-    parts += ["Examples that changed most, by the headline metric of each:", ""]
+    parts += ["Examples that changed most, by the headline of each, or the mean of the scores that it joins:", ""]
     rows_of_changes = [["example", "task, template, maxlen", "metric", "A", "B", "change"]]
     for one in content.changed_most:
         scores = [f"{100 * one.a:.2f}", f"{100 * one.b:.2f}", f"{100 * one.difference:+.2f}"]
         rows_of_changes.append([one.id, one.name, metric_name(one.metric), *scores])
-    return "\n".join([*parts, as_columns(rows_of_changes), "", textwrap.fill(COMPARISON_LEGEND, _WIDTH)])
+    legend = COMPARISON_LEGEND
+    if content.recorded is not None:
+        legend = legend.replace(provenance(None), provenance(content.recorded))
+    claim = [textwrap.fill(content.claim, _WIDTH), ""] if content.claim else []
+    return "\n".join([*parts, as_columns(rows_of_changes), "", *claim, textwrap.fill(legend, _WIDTH)])
 
 
 def _short(value: Any) -> str:
@@ -73,6 +79,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--margin", metavar="X", type=margin_share, default=MARGIN, help=f"of non-inferiority (default: {MARGIN})"
     )
+    parser.add_argument(
+        "--claim", choices=DIRECTIONS, help="what is claimed of RUN_B; says whether its run.json recorded it beforehand"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser.parse_args(arguments)
 
@@ -83,7 +92,8 @@ def main(argv: Sequence[str]) -> None:
     options = _parse(argv)
     first, second = read_scored(options.first), read_scored(options.second)
     check_comparable(first, second)
-    content = compare_runs(first, second, options.metric, options.margin, (options.maxlen_a, options.maxlen_b))
+    maxlens = options.maxlen_a, options.maxlen_b
+    content = compare_runs(first, second, options.metric, options.margin, maxlens, options.claim)
     if options.json:
         print(json.dumps(comparison_json(content), indent=2, ensure_ascii=False))
     else:

@@ -97,7 +97,7 @@ def _meeting_examples(meeting: Row, split: str, numbers: Iterator[int]) -> Itera
         raise DataError(f"{meeting.where}: field 'meeting_transcripts' has no words; take the meeting out")
     context = "\n".join(turns)
     names = [cluster_name(meeting, field) for field in _NAMES]
-    series = next((meeting_series(name) for name in names if name), None)
+    series = next((series for name in names if name and (series := meeting_series(name))), None)
     queries = meeting.rows("general_query_list") + meeting.rows("specific_query_list")
     if not queries:
         raise DataError(f"{meeting.where}: no queries; give the meeting some or take it out")

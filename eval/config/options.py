@@ -51,6 +51,7 @@ class Group(Enum):
     STEPS = "steps"
     SEARCH = "search"
     HELD_OUT = "held-out documents"
+    CLAIM = "a claim, recorded before the first answer"
     OUTPUT = "output"
     MACHINE = "machine"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eval.config.chat import ChatOptions
 from eval.config.checks import Value, ascending, distinct_names, path, positive, positive_number, switch
+from eval.config.claim import ClaimOptions
 from eval.config.generation import GenerationOptions, GenerationSettings
 from eval.config.job import JobOptions, extrapolation_option, plan_option, trackers_option, truncation_option
 from eval.config.options import REQUIRED, Group
@@ -35,7 +36,7 @@ def _shard(value: Value) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(JobOptions, ChatOptions, GenerationOptions):
+class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
     """Generate from long documents at several truncation lengths, score, report quality beside cost.
 
     The same command on an existing folder resumes it; lengths, limit and tasks may be added.
@@ -149,13 +150,15 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions):
             raise UserError("--think-end-token is empty; leave it out to score all of an answer")
         if not all(self.stop):
             raise UserError("--stop has an empty text; give texts of one character at least")
+        self.check_claim([self.profile or task.profile for task in self.tasks.values()], self.maxlen)
 
     @property
     def unknown_to_0_1(self) -> tuple[str, ...]:
         """Return settings that names and records of 0.1's only engine do not have."""
         engine = ("backend", "answers") if self.backend == "local" else ()
         unset = [name for name in ("think_end_token", "accept_ascii_words") if not getattr(self, name)]
-        return (*engine, *self.unset_chat_options, *unset, *(["num_samples"] if self.num_samples == 1 else []))
+        alone = ["num_samples"] if self.num_samples == 1 else []
+        return (*engine, *self.unset_chat_options, *self.unset_claim_options, *unset, *alone)
 
     def check_letters(self, data: Mapping[str, LoadedExamples]) -> list[str]:
         """Return what the profiles lose of the references, in sentences.
@@ -171,6 +174,17 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions):
                 check_letters(f"task '{name}'", profile, letters)
             notes += describe_letters(name, profile, letters)
         return notes
+
+    def describe_smaller_rooms(self) -> list[str]:
+        """Return for which tasks an answer has less room than the task gives it, in lines."""
+        if self.max_new_tokens is None:
+            return []
+        own = {name: task.max_new_tokens for name, task in self.tasks.items()}
+        return [
+            f"{name}: {self.max_new_tokens} new tokens are {self.max_new_tokens / room:.0%} of the task's own {room}"
+            for name, room in own.items()
+            if self.max_new_tokens < room
+        ]
 
     def generation(self, max_new_tokens: int) -> GenerationSettings:
         """Return how answers of as much room are chosen."""

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eval.config.claim import CLAIM_OPTIONS
 from eval.config.run import BACKENDS, RunConfig
 from eval.generation.requests import Request, Requests
 from eval.prompting.ends import Ends
@@ -65,6 +66,9 @@ class Backend(ABC):
             saved: What the folder has; None for a new one.
         """
         return saved or Grouping(num_shares=self.process.count, batch_size=1, memory_budget=0)
+
+    def check(self, requests: Requests) -> None:  # noqa: B027  an engine may have nothing to check
+        """Raise an error that a user can mend for texts that the model cannot read; before the folder is written."""
 
     def share(self, requests: Requests, part: int, num_parts: int) -> Requests:
         """Return the requests of one of several independent jobs.
@@ -121,6 +125,7 @@ def output_of(config: RunConfig) -> Path:
         *("maxlen", "template", "limit", "sample", "on_bad_row", "output", "overwrite", "dry_run"),
         *("batch_size", "memory_budget", "shard", "device_map", "texts", "report_to", "think_end_token"),
         "accept_ascii_words",
+        *CLAIM_OPTIONS,
     ]
     named = config if config.backend == "local" else replace(config, model=config.backend)
     folder = default_output("", named, (*free, *config.unknown_to_0_1))

@@ -279,6 +279,11 @@ def _cut(
 
 def _text(tokens: Sequence[int], stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> str:
     text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+    whole = str(tokenizer.decode(tokens)) if stop else ""
+    spelled = [place for end in stop if end not in text and (place := whole.find(end)) >= 0]
+    if spelled:  # a stop text that spells a special token, which decoding leaves out
+        count = max(count for count in range(len(tokens)) if len(tokenizer.decode(tokens[:count])) <= min(spelled))
+        text = str(tokenizer.decode(tokens[:count], skip_special_tokens=True))
     return text[: min((text.find(end) for end in stop if end in text), default=len(text))].strip()
 
 

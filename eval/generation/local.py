@@ -105,6 +105,19 @@ class LocalBackend(Backend):
             chosen = replace(chosen, memory_budget=int(self.config.memory_budget * 2**30))
         return chosen
 
+    def check(self, requests: Requests) -> None:
+        """Raise `CheckpointError` for a text with tokens that the model has no embedding for."""
+        checkpoint = self.opened.checkpoint
+        if not checkpoint.has_tokens_beyond:
+            return
+        for source in requests.sources:
+            for example in source.examples:
+                where = f"document '{example.id}' of task '{source.task}'"
+                checkpoint.check_text(f"{example.context}\n{example.query or ''}", where)
+            for request in source.requests():
+                where = f"the prompt about document '{request.key[2]}' of task '{request.key[0]}'"
+                checkpoint.check_tokens(request.prompt.token_ids, where)
+
     def share(self, requests: Requests, part: int, num_parts: int) -> Requests:
         """Return the requests of one of several jobs: documents by cost, whatever the machine."""
         mine = {key for unit in deal(self._measured(requests), part - 1, num_parts) for key in unit.keys}
@@ -127,14 +140,6 @@ class LocalBackend(Backend):
     def _measured(self, requests: Requests) -> list[DocumentPrompts]:
         """Return the prompts of the whole run by document; measured once a session."""
         if self._units is None:
-            if self.opened.checkpoint.has_tokens_beyond:
-                for source in requests.sources:
-                    for example in source.examples:
-                        where = f"document '{example.id}' of task '{source.task}'"
-                        self.opened.checkpoint.check_text(f"{example.context}\n{example.query or ''}", where)
-                for request in (one for source in requests.sources for one in source.requests()):
-                    where = f"the prompt about document '{request.key[2]}' of task '{request.key[0]}'"
-                    self.opened.checkpoint.check_tokens(request.prompt.token_ids, where)
             self._units = measure(requests, self.size, is_silent=not self.process.is_main)
         return self._units
 

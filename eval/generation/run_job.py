@@ -14,6 +14,7 @@ from eval.config.generation import GenerationOptions
 from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.generation.backend import Backend, output_of
+from eval.generation.recorded_claim import claim_of, merged_claim
 from eval.generation.requests import Requests, describe_room, make_requests
 from eval.prompting.chat import ChatTemplate
 from eval.prompting.prompts import PromptBuilder
@@ -54,12 +55,14 @@ class RunJob(Job[RunRecord, Prediction]):
 
         Raises:
             UserError: A query or an instruction leaves no room at the smallest length.
+            CheckpointError: The model has no embedding for a token of a text.
         """
         predictions = self.folder.path / "predictions.jsonl"
         needs = self.folder.needs_checksums
         finished = {} if self.is_replaced else read_journal(Prediction, [predictions], needs_checksums=needs).lines
         stops = backend.ends.texts if backend.ends else ()
         requests = make_requests(self.config, self.data, self.record, backend.tokenizer, finished, stops)
+        backend.check(requests)
         return backend.share(requests, *self.config.shard) if self.config.shard else requests
 
     def start(self, requests: Requests, backend: Backend, argv: Sequence[str]) -> tuple[Requests, Path]:
@@ -107,7 +110,7 @@ class RunJob(Job[RunRecord, Prediction]):
                 "spans": self.record.plan_description,
                 "ends": backend.ends.describe() if backend.ends else "",
                 "task": tasks,
-                "room": list(describe_room(requests)),
+                "room": [*config.describe_smaller_rooms(), *describe_room(requests)],
                 "lengths": ", ".join(map(str, config.maxlen)),
                 "machine": process.describe(),
                 "shard": f"{part} of {num_parts}: {num_keys} of {len(requests.fingerprints)} predictions"
@@ -163,6 +166,7 @@ def open_run(config: RunConfig, data: Mapping[str, LoadedExamples], backend: Bac
     saved = folder.read_record(RunRecord, is_replaced=config.overwrite)
     before = None if config.overwrite else saved
     record = run_record(config, data, backend, before, folder.path)
+    record = replace(record, claim=claim_of(config, folder, before))
     folder.check_accepts(before, record.identity, {name: record.tasks[name] for name in data})
     return RunJob(
         folder=folder,
@@ -325,6 +329,7 @@ def merge_runs(parts: Sequence[Path], output: Path) -> None:
         records[0],
         config=records[0].config | {"shard": None, "output": str(output), "texts": with_texts},
         tasks=tasks,
+        claim=merged_claim(records),
         sessions=[session for record in records for session in record.sessions],
         checksums=True,
     )

@@ -19,6 +19,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -105,6 +106,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
     # Whether prompts hold the markup of a chat template; else all of a prompt is data.
     _is_templated = False
+    tokenizer: Any
 
     def __init__(
         self,
@@ -133,13 +135,18 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self.dtype_name = own if dtype == "auto" else dtype
         self.memory_gib = memory_gib
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+        thinks = options.get("enable_thinking")
+        if thinks and options.get("think_end_token") is None:
+            raise UserError("model_args: enable_thinking needs think_end_token, the text or token that ends a thought")
+        # As the `hf` model puts them together once its weights are there.
+        self.chat_template_args = (options.get("chat_template_args") or {}) | (
+            {} if thinks is None else {"enable_thinking": thinks}
+        )
         super().__init__(pretrained=str(pretrained), dtype=self.dtype_name, **options)
         if hasattr(self, "accelerator"):
             # The `hf` model leaves this out on CPUs, where each process would do all of the work.
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.rows = rows or (64 if self.device.type == "cuda" else 16)
-        chat = ChatTemplate(self.tokenizer, ChatSettings(kwargs=self.chat_template_args or {}))
-        self.ends = find_ends(self.tokenizer, suggested_ends(self.checkpoint), chat)
         set_end_tokens(self.model, self.ends.token_ids)
         if self.rank == 0:
             _log.info("answers end at %s", self.ends.describe())
@@ -152,8 +159,11 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             checkpoint = self.checkpoint
             source = {"revision": checkpoint.revision or "main", "gguf_file": checkpoint.gguf_file}
             super()._create_tokenizer(checkpoint.location, tokenizer, **options | source)
+            self.checkpoint = replace(checkpoint, tokenizer=self.tokenizer)
         else:
             self.tokenizer = self.checkpoint.tokenizer
+        chat = ChatTemplate(self.tokenizer, ChatSettings(kwargs=self.chat_template_args))
+        self.ends = find_ends(self.tokenizer, suggested_ends(self.checkpoint), chat)
 
     def _create_model(self, pretrained: str, **_: Any) -> None:
         self._model = load_converted(
@@ -181,7 +191,12 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         return str(super().apply_chat_template(turns, add_generation_prompt))
 
     def tok_encode(self, string: str, *given: Any, **options: Any) -> list[int]:
-        """Return the tokens of a text; control tokens that data spell stay text."""
+        """Return the tokens of a text; control tokens that data spell stay text.
+
+        Raises:
+            CheckpointError: It spells a word that the model has no embedding for.
+        """
+        self._check_words(string)
         first, *others = self._text_pieces(string)
         if not others:
             return list(super().tok_encode(string, *given, **options))
@@ -195,6 +210,9 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         """Return the tokens of a prompt and of what is scored after it, which is data under a chat template too."""
         encoded = super()._encode_pair(context, self._marked(continuation) if self._is_templated else continuation)
         return list(encoded[0]), list(encoded[1])
+
+    def _check_words(self, text: str) -> None:
+        self.checkpoint.check_text(text.replace(_TEXT_MARK, ""), f"the text that begins {text[:60]!r}")
 
     def _marked(self, text: Any) -> Any:
         return _TEXT_MARK.join(self._encoder.pieces(text)) if isinstance(text, str) else text
@@ -248,7 +266,10 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
         Raises:
             UserError: A generation argument is unknown, or leaves no room for the prompt.
+            CheckpointError: A prompt spells a word that the model has no embedding for.
         """
+        for request in requests:
+            self._check_words(request.args[0])
         alike: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)

@@ -10,8 +10,8 @@ from eval.config.perplexity import PerplexityConfig
 from eval.errors import UserError
 from eval.losses.windows import Window
 from eval.prompting.prompts import PromptBuilder
-from eval.records.merging import merge_tasks, pinned, row_counts, selection
-from eval.records.read_run import notes_on_tasks
+from eval.records.merging import merge_documents, merge_tasks, pinned, row_counts, selection
+from eval.records.read_run import notes_on_tasks, repeated_documents
 from eval.records.run_folder import RunFolder, default_output
 from eval.records.schema import (
     DocumentLoss,
@@ -102,6 +102,7 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
         self.folder.write_json("scores.json", PerplexityScores(results=results))
         notes = [f"Not there yet: {len(absent)} measurements of a task whose run was interrupted."] if absent else []
         notes += notes_on_tasks(self.record.tasks, Counter(one.task for one in examples))
+        notes += repeated_documents(examples, merge_documents([], self.data) or [])
         self.folder.write_text("report.md", render_perplexity_report(self.record, results, notes))
         print_perplexity(self.record, results, notes)
         print(f"folder: {self.folder.path}")

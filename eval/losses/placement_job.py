@@ -26,6 +26,7 @@ from eval.records.schema import (
     PlanMeasurement,
     UnitRecord,
 )
+from eval.reporting.perplexity_report import units_of
 from eval.reporting.placement_report import describe, held_out_rows, read_placement, write_placement
 from eval.runtime.jobs import Job, print_facts, settings_json
 from eval.runtime.model import OpenedModel, describe_weights, resolve_plan
@@ -108,6 +109,7 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
             held_out=held_out_rows(
                 {name: (str(plan), self.space.cost(plan)) for name, plan in judged.items()},
                 [line for line in measurements if (line.task, line.id) in held_out],
+                units_of(self.folder.read_examples()),
             ),
             held_out_cost_at=self.space.num_tokens,
         )
@@ -168,7 +170,9 @@ def open_placement(config: PlacementConfig, model: OpenedModel) -> PlacementJob:
     builder.check()
     texts = [text for label, source in data.items() for text in _texts(label, source.examples, builder, config.maxlen)]
     texts = _without_calibrated(texts, folder)
+    contexts = {(label, one.id): one.context for label, source in data.items() for one in source.examples}
     for text in texts:
+        model.checkpoint.check_text(contexts[text.task, text.id], text.where)
         model.checkpoint.check_tokens(text.token_ids, text.where)
     wanted = {CALIBRATION: config.rank != "none", HELD_OUT: config.held_out_split is not None}
     for part in (part for part, is_wanted in wanted.items() if is_wanted):

@@ -15,16 +15,14 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Offsets = list[tuple[int, int]]
-# A piece of data: where it starts in the text, its characters, and whether it begins a text.
-_Piece = tuple[int, str, bool]
 
 _PROBE = "a"
 # Text that a slow tokenizer reads before a piece, so that its dummy prefix stands there.
@@ -45,6 +43,20 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
         if token.special or _BRACKETS.fullmatch(text.strip()) or text in source:
             found[index] = text
     return {index: text for index, text in found.items() if text.strip()}
+
+
+class _Piece(NamedTuple):
+    """A piece of data with its tokens.
+
+    Attributes:
+        start: Where it starts in the text.
+        offsets: Characters of each token within the piece, where they are wanted.
+    """
+
+    start: int
+    text: str
+    ids: list[int]
+    offsets: Offsets
 
 
 class TextEncoder:
@@ -74,9 +86,7 @@ class TextEncoder:
         """
         begins = self.begins_anew(after)
         if is_data:
-            return tuple(
-                token for _, piece, first in self._pieces(text, begins) for token in self._run(piece, first, True)[0]
-            )
+            return tuple(token for piece in self._pieces(text, begins) for token in piece.ids)
         if begins:
             return tuple(self._run(text, True, False)[0])
         # After a control token the tokenizer may put its prefix again, as it does in the whole.
@@ -87,16 +97,16 @@ class TextEncoder:
     def offsets(self, text: str, after: str = "") -> Offsets:
         """Return the characters that each token of data stands for; the tokenizer must be a fast one."""
         return [
-            (at + start, at + stop)
-            for at, piece, first in self._pieces(text, self.begins_anew(after))
-            for start, stop in self._run(piece, first, True, with_offsets=True)[1]
+            (piece.start + start, piece.start + stop)
+            for piece in self._pieces(text, self.begins_anew(after), with_offsets=True)
+            for start, stop in piece.offsets
         ]
 
     def pieces(self, text: str) -> list[str]:
         """Return data cut where it would become a control token."""
-        if not self._spelled.search(text):
+        if not self._spelled(text):
             return [text]
-        return [piece for _, piece, _ in self._pieces(text, True, split=False)]
+        return [piece.text for piece in self._pieces(text, True, split=False)]
 
     def count_controls(self, ids: Sequence[int]) -> int:
         """Return how many control tokens are among some tokens."""
@@ -104,15 +114,23 @@ class TextEncoder:
 
     def spells_control(self, text: str) -> bool:
         """Return whether data spell a control token that version 0.1 did not keep apart."""
-        if not self._spelled.search(text):
+        if not self._spelled(text):
             return False
         named = any(token in text for token in self.tokenizer.all_special_tokens)
         return not named or len(self._pieces(text, True)) > 1
 
     @cached_property
-    def _spelled(self) -> re.Pattern[str]:
-        names = sorted({name.strip() for name in self.controls.values()}, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, names)) or "(?!)")
+    def _finder(self) -> Tokenizer:
+        """Return a tokenizer that knows the names of control tokens alone: its time does not grow with their number."""
+        finder = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
+        names = sorted({name.strip() for name in self.controls.values()})
+        finder.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+        return finder
+
+    def _spelled(self, text: str) -> Offsets:
+        """Return start and end of the names of control tokens in a text, the longest where several begin."""
+        found = self._finder.encode(text)
+        return [span for index, span in zip(found.ids, found.offsets, strict=True) if index]
 
     @cached_property
     def has_dummy_prefix(self) -> bool:
@@ -145,25 +163,26 @@ class TextEncoder:
             self._begins[after] = whole != [*before, *inner] and whole == before + self._plain(_PROBE)
         return self._begins[after]
 
-    def _pieces(self, text: str, begins: bool, *, split: bool = True) -> list[_Piece]:
+    def _pieces(self, text: str, begins: bool, *, split: bool = True, with_offsets: bool = False) -> list[_Piece]:
         """Return data as pieces, none of which becomes a control token."""
-        if self._ids.isdisjoint(self._run(text, begins, split)[0]):
-            return [(0, text, begins)]
-        cuts = [start + 1 for start, stop, _ in self._found(text, begins, split) if stop - start > 1]
+        ids, offsets = self._run(text, begins, split, with_offsets=with_offsets)
+        cuts: list[int] = []
+        if not self._ids.isdisjoint(ids):
+            cuts = [start + 1 for start, stop, _ in self._found(text, begins, split) if stop - start > 1]
         if not cuts:
-            return [(0, text, begins)]
+            return [_Piece(0, text, ids, offsets)]
         return [
-            (start + at, piece, first)
+            piece._replace(start=start + piece.start)
             for start, stop in pairwise([0, *cuts, len(text)])
-            for at, piece, first in self._pieces(text[start:stop], begins and start == 0, split=split)
+            for piece in self._pieces(text[start:stop], begins and start == 0, split=split, with_offsets=with_offsets)
         ]
 
     def _found(self, text: str, begins: bool, split: bool) -> Iterator[tuple[int, int, int]]:
         """Yield start, end and id of the control tokens that a text becomes."""
         if not self.tokenizer.is_fast:
             by_name = {name.strip(): index for index, name in self.controls.items()}
-            for found in self._spelled.finditer(text):
-                yield found.start(), found.end(), by_name[found.group()]
+            for start, stop in self._spelled(text):
+                yield start, stop, by_name[text[start:stop]]
             return
         ids, offsets = self._run(text, begins, split, with_offsets=True)
         for token, (start, stop) in zip(ids, offsets, strict=True):

@@ -158,6 +158,18 @@ class Grouping:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClaimRecord:
+    """What is claimed of a run, written down while it had no answer."""
+
+    direction: Literal["as-good", "better"] = entry("what is claimed of this run, or of one of its lengths")
+    metric: str = entry("metric of the claim")
+    margin: float | None = entry("loss up to which it is as good, as a fraction; null for `better`", rule=SHARE)
+    against: str = entry("what it stands beside: a plan, another model, or a length of this run")
+    maxlen: int | None = entry("length in tokens; null for all", rule=LENGTH)
+    recorded: str = entry("UTC, ISO 8601", rule=TIME)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """`run.json` of a run of `eval/run.py`."""
 
@@ -177,6 +189,7 @@ class RunRecord:
     think_end_token: str | None = entry(
         "answers are scored from behind the last of these", default=None, is_left_out=True
     )
+    claim: ClaimRecord | None = entry("what `--claim` said before the first answer", default=None, is_left_out=True)
     checksums: bool = entry("whether each line of the folder's `.jsonl` files must have a checksum", default=False)
 
     @property
@@ -352,6 +365,9 @@ class Result:
     maxlen: int = entry("length in tokens", rule=LENGTH)
     num_examples: int = entry("examples", rule=COUNT)
     num_documents: int = entry("documents", rule=COUNT)
+    num_clusters: int | None = entry(
+        "what intervals resample, where documents are in clusters", default=None, is_left_out=True, rule=COUNT
+    )
     num_truncated: int = entry("examples whose context was cut", rule=COUNT)
     words: float | None = entry("words of a text, in the median", default=None, is_left_out=True, rule=COUNT)
     num_ended_by_length: int | None = entry(
@@ -390,7 +406,7 @@ class PairedResult:
     ties: int = entry("examples on which both are equal", rule=COUNT)
     losses: int = entry("examples on which the second is worse", rule=COUNT)
     num_examples: int = entry("examples", rule=COUNT)
-    num_documents: int = entry("documents", rule=COUNT)
+    num_documents: int = entry("documents, or clusters of them", rule=COUNT)
     detectable: float | None = entry(
         "smallest difference that so many documents show with power 0.8, at the level of the table"
     )
@@ -419,6 +435,12 @@ class Comparison(PairedResult):
     metric: str = entry("headline metric of the task")
     first: Compared = entry("what the second is compared with")
     second: Compared = entry("what is compared")
+    num_clusters: int | None = entry(
+        "what is exchanged and resampled, where documents are in clusters; equal to `num_documents`",
+        default=None,
+        is_left_out=True,
+        rule=COUNT,
+    )
     num_same_prompts: int = entry(
         "examples for which both settings give the same prompt, which are left out", default=0, rule=COUNT
     )
@@ -750,7 +772,7 @@ class PerplexityRatio:
     detectable: float | None = entry(
         "smallest ratio that so many documents show with power 0.8, at the level of the table"
     )
-    num_documents: int = entry("documents", rule=COUNT)
+    num_documents: int = entry("documents, or clusters of them", rule=COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -919,6 +941,9 @@ class BoardRow:
     settings: dict[str, Any] = entry("other settings of the answers")
     num_examples: int = entry("examples", rule=COUNT)
     num_documents: int = entry("documents", rule=COUNT)
+    num_clusters: int | None = entry(
+        "what intervals resample, where documents are in clusters", default=None, is_left_out=True, rule=COUNT
+    )
     num_truncated: int = entry("examples whose context was cut", rule=COUNT)
     words: float | None = entry("words of a text, in the median", default=None, is_left_out=True, rule=COUNT)
     num_ended_by_length: int | None = entry(

@@ -132,13 +132,26 @@ def draw_chart(spec: Mapping[str, Any], suffix: Literal[".png", ".svg"]) -> byte
     """Return a spec as PNG, twice as dense as a screen, or as SVG, in the light theme on white."""
     if suffix == ".svg":
         return draw_svg(spec).encode()
-    drawn: bytes = vl_convert.vegalite_to_png(dict(spec), vl_version=VEGA_LITE_VERSION, scale=2, config=_paper())
+    drawn: bytes = vl_convert.vegalite_to_png(_drawable(spec), vl_version=VEGA_LITE_VERSION, scale=2, config=_paper())
     return drawn
 
 
 def draw_svg(spec: Mapping[str, Any]) -> str:
     """Return a spec as SVG, in the light theme on white."""
-    return str(vl_convert.vegalite_to_svg(dict(spec), vl_version=VEGA_LITE_VERSION, config=_paper()))
+    return str(vl_convert.vegalite_to_svg(_drawable(spec), vl_version=VEGA_LITE_VERSION, config=_paper()))
+
+
+# Characters that XML forbids, at which the library ends the whole process.
+_UNDRAWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def _drawable(value: Any) -> Any:
+    """Return a spec whose texts, which may be names of folders and models, can stand in an SVG."""
+    if isinstance(value, Mapping):
+        return {_drawable(name): _drawable(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_drawable(one) for one in value]
+    return _UNDRAWABLE.sub("\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) else value
 
 
 def _paper() -> dict[str, Any]:

@@ -58,10 +58,16 @@ def number_or_dash(value: float | None, digits: int, unit: float = 1) -> str:
     return "-" if value is None else f"{value / unit:,.{digits}f}"
 
 
+def units_of(record: Any) -> tuple[int, str]:
+    """Return how many of what are resampled: documents, or clusters of them."""
+    num_clusters: int | None = getattr(record, "num_clusters", None)
+    return (record.num_documents, "documents") if num_clusters is None else (num_clusters, "clusters")
+
+
 def count(record: Any) -> str:
-    """Return the number of examples, and that of documents where there are fewer."""
-    examples, documents = record.num_examples, record.num_documents
-    return str(examples) if examples == documents else f"{examples} ({documents})"
+    """Return the number of examples, and that of documents, or of clusters, where there are fewer."""
+    examples, (units, name) = record.num_examples, units_of(record)
+    return str(examples) if examples == units else f"{examples} ({units}{' clusters' * (name == 'clusters')})"
 
 
 def interval(low: float | None, high: float | None, form: str, scale: float = 1) -> str:
@@ -115,15 +121,16 @@ def verdict(comparison: Any) -> str:
     """Return the outcome of a comparison as tables show it."""
     found, margin = outcome(comparison), f"{100 * comparison.margin:g}"
     if found == "as good":
-        share = open_collapses(comparison.num_documents)
-        return f"as good, margin {margin} (collapses of up to {share:.0%} of documents open)"
+        num_units, name = units_of(comparison)
+        return f"as good, margin {margin} (collapses of up to {open_collapses(num_units):.0%} of {name} open)"
     return f"worse, within the margin of {margin}" if found == "slightly worse" else found
 
 
-def leaves_open(num_documents: int) -> str:
-    """Return what a claim of as good about so many documents cannot know, as a clause."""
-    share = open_collapses(num_documents)
-    return f"{num_documents} documents without a collapse leave collapses of up to {share:.0%} of documents open"
+def leaves_open(comparison: Any) -> str:
+    """Return what a claim of as good about so few documents cannot know, as a clause."""
+    num_units, name = units_of(comparison)
+    share = open_collapses(num_units)
+    return f"{num_units} {name} without a collapse leave collapses of up to {share:.0%} of {name} open"
 
 
 def wins_and_losses(comparison: Any) -> str:
@@ -136,7 +143,7 @@ def wins_and_losses(comparison: Any) -> str:
 def detectable(comparison: Any) -> str:
     """Return the detectable difference x 100, or how many documents would have one."""
     if comparison.needs_documents is not None and comparison.num_examples:
-        return f"none: takes {comparison.needs_documents} documents"
+        return f"none: takes {comparison.needs_documents} {units_of(comparison)[1]}"
     return number_or_dash(comparison.detectable, 2, 0.01)
 
 
@@ -231,7 +238,7 @@ ANSWERS = [
 
 # What tables of scores show of a result beside its metrics. A baseline has the counts of the model above it.
 MAXLEN = Column(key="maxlen", heading="maxlen")
-N = Column(heading="n", show=count, legend="n: examples (documents where fewer).")
+N = Column(heading="n", show=count, legend="n: examples (documents, or clusters, where fewer).")
 CUT = Column(key="num_truncated", heading="cut", legend="cut: examples whose context was truncated.")
 WORDS = Column(key="words", heading="words", legend="words: of a text, in the median.")
 

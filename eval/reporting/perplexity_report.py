@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from eval.records.schema import (
     DocumentLoss,
@@ -26,6 +27,7 @@ from eval.reporting.tables import Rows, as_columns, as_markdown, code, markdown,
 from eval.scoring.significance import interval_of_ratio
 
 Units = Mapping[tuple[str, str], Unit]  # by task and example
+Name = TypeVar("Name", bound=Hashable)
 
 # Stands in the place of a prompt's name: documents are read as they are.
 TEMPLATE = "text"
@@ -33,7 +35,7 @@ TEMPLATE = "text"
 
 def legend() -> str:
     """Return what the columns of the tables mean."""
-    intervals = "n: documents. tokens: predicted. Intervals: 95%, bootstrap over documents."
+    intervals = "n: documents. tokens: predicted. Intervals: 95%, bootstrap over documents, or clusters of them."
     return f"{intervals} {legend_of(PERPLEXITY_COSTS)}"
 
 
@@ -42,7 +44,7 @@ def score_perplexity(
 ) -> list[PerplexityResult]:
     """Return one result a task and length: perplexity with its interval, the same by position, and cost."""
     documents = {(example.task, example.id): example.document_id for example in examples}
-    units = {(example.task, example.id): example.unit for example in examples}
+    units = units_of(examples)
     groups: dict[tuple[str, int], list[DocumentLoss]] = defaultdict(list)
     for line in lines:
         groups[line.task, line.maxlen].append(line)
@@ -63,34 +65,39 @@ def score_perplexity(
     ]
 
 
-def _losses(lines: Sequence[DocumentLoss], units: Units) -> list[tuple[float, int]]:
+def _losses(lines: Sequence[DocumentLoss], units: Units) -> list[list[float]]:
     """Return loss and tokens of each document, or of each cluster of them."""
-    pairs = ((units[line.task, line.id], line.negative_log_likelihood, line.num_tokens) for line in lines)
-    return _summed(pairs)
+    losses = ((units[line.task, line.id], (line.negative_log_likelihood, line.num_tokens)) for line in lines)
+    return list(summed(losses).values())
 
 
-def _summed(pairs: Iterable[tuple[Unit, float, int]]) -> list[tuple[float, int]]:
-    sums: dict[Unit, tuple[float, int]] = {}
-    for unit, loss, num_tokens in pairs:
-        known = sums.get(unit)
-        sums[unit] = (loss, num_tokens) if known is None else (known[0] + loss, known[1] + num_tokens)
-    return list(sums.values())
+def units_of(examples: Iterable[ExampleRecord]) -> dict[tuple[str, str], Unit]:
+    """Return what each example is resampled as, by task and id: its cluster, or its document."""
+    return {(example.task, example.id): example.unit for example in examples}
+
+
+def summed(numbers: Iterable[tuple[Name, Sequence[float]]]) -> dict[Name, list[float]]:
+    """Return the sums of numbers by name, each in its place, as losses and tokens of a cluster's documents."""
+    sums: dict[Name, list[float]] = {}
+    for name, of_one in numbers:
+        known = sums.get(name)
+        sums[name] = list(of_one) if known is None else [sum(pair) for pair in zip(known, of_one, strict=True)]
+    return sums
 
 
 def _by_position(lines: Sequence[DocumentLoss], units: Units) -> list[PositionLoss]:
-    losses: dict[tuple[int, int], list[tuple[Unit, float, int]]] = defaultdict(list)
+    losses: dict[tuple[int, int], list[tuple[Unit, tuple[float, int]]]] = defaultdict(list)
     for line in lines:
         for start, stop, loss, num_tokens in line.buckets:
-            losses[start, stop].append((units[line.task, line.id], loss, num_tokens))
-    pairs_of = {bucket: _summed(some) for bucket, some in losses.items()}
+            losses[start, stop].append((units[line.task, line.id], (loss, num_tokens)))
     return [
         PositionLoss(
             first=start,
             last=stop - 1,
-            num_tokens=sum(num_tokens for _, num_tokens in pairs),
-            perplexity=perplexity_of(pairs),
+            num_tokens=sum(num_tokens for _, (_, num_tokens) in some),
+            perplexity=perplexity_of(list(summed(some).values())),
         )
-        for (start, stop), pairs in sorted(pairs_of.items())
+        for (start, stop), some in sorted(losses.items())
     ]
 
 
@@ -106,8 +113,8 @@ def _cost(lines: Sequence[DocumentLoss]) -> PerplexityCost:
     )
 
 
-def perplexity_of(pairs: Sequence[tuple[float, int]]) -> Estimate:
-    """Return exp(total loss / total tokens) of (loss, tokens) pairs, one a document, with its interval."""
+def perplexity_of(pairs: Sequence[Sequence[float]]) -> Estimate:
+    """Return exp(total loss / total tokens) of (loss, tokens) pairs, one a document or cluster, with its interval."""
     tokens = sum(num_tokens for _, num_tokens in pairs)
     if not tokens:
         return Estimate(mean=None, low=None, high=None)

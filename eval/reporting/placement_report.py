@@ -10,24 +10,28 @@ from eval.errors import UserError
 from eval.records.disk import inside, read_json
 from eval.records.run_folder import RunFolder
 from eval.records.schema import (
+    DocumentLoss,
     HeldOutRow,
     PlacementRecord,
     PlacementResult,
     PlanEntry,
     PlanMeasurement,
+    Unit,
     UnitRecord,
+    unit_of,
 )
 from eval.records.typed import from_json
 from eval.reporting.charts import FRONTIER, Layer, Spec, layer, quantity, save_charts, spec_of, tooltip
 from eval.reporting.columns import Column, interval, text
-from eval.reporting.perplexity_report import perplexity_of
+from eval.reporting.perplexity_report import Units, perplexity_of, summed
 from eval.reporting.tables import Rows, as_columns, as_markdown, code, markdown, table_of
 from eval.scoring.significance import ratios_of_perplexities
 
 LEGEND = (
     "ppl: perplexity of the tokens that count. attention, cache: of this plan relative to full attention, in closed "
     "form at the length that is named. to full: perplexity relative to that of the plan `full`, paired; these "
-    "intervals hold for all rows at once (max-T). Intervals: 95%, bootstrap over documents within their tasks."
+    "intervals hold for all rows at once (max-T). Intervals: 95%, bootstrap over documents, or clusters of them, "
+    "within their tasks."
 )
 _PLOTS = r"units|frontier|held-out"
 _BEST_UNITS = 12
@@ -45,27 +49,30 @@ _FOUND = [
 
 
 def held_out_rows(
-    plans: Mapping[str, tuple[str, Mapping[str, float]]], lines: Sequence[PlanMeasurement]
+    plans: Mapping[str, tuple[str, Mapping[str, float]]], lines: Sequence[PlanMeasurement], units: Units
 ) -> list[HeldOutRow]:
-    """Return the perplexity and cost of each plan, given as text form and cost by name, on the held-out documents."""
+    """Return the perplexity and cost of each plan on the held-out documents.
+
+    Args:
+        plans: Text form and cost of each plan by name.
+        lines: Losses of documents.
+        units: What each document is resampled as; those that it lacks are by themselves.
+    """
     rows: list[HeldOutRow] = []
     full: dict[tuple[str, str], float] = {}
-    beside_full: list[dict[Hashable, tuple[float, float, int]]] = []
+    beside_full: list[Mapping[Hashable, Sequence[float]]] = []
     for name, (plan, cost) in sorted(plans.items(), key=lambda item: item[0] != "full"):
         own = [line for line in lines if line.plan == plan]
         if not own:
             continue
-        losses, counts = [line.negative_log_likelihood for line in own], [line.num_tokens for line in own]
-        perplexity = perplexity_of(list(zip(losses, counts, strict=True)))
+        names = [unit_in_task(units, line) for line in own]
+        losses = [(line.negative_log_likelihood, line.num_tokens) for line in own]
+        perplexity = perplexity_of(list(summed(zip(names, losses, strict=True)).values()))
         if name == "full":
             full = {(line.task, line.id): line.negative_log_likelihood for line in own}
         if full and name != "full":
-            beside_full.append(
-                {
-                    (line.task, line.id): (full[line.task, line.id], line.negative_log_likelihood, line.num_tokens)
-                    for line in own
-                }
-            )
+            pairs = [(full[line.task, line.id], *of_line) for line, of_line in zip(own, losses, strict=True)]
+            beside_full.append(summed(zip(names, pairs, strict=True)))
         rows.append(
             HeldOutRow(
                 name=name,
@@ -85,10 +92,15 @@ def held_out_rows(
     return [rows[0], *(replace(row, to_full=ratio) for row, ratio in zip(rows[1:], ratios, strict=True))]
 
 
-def task_of(document: Hashable) -> Hashable:
-    """Return the task of a document that is named by task and id: documents are resampled within tasks."""
-    assert isinstance(document, tuple)
-    return str(document[0])
+def unit_in_task(units: Units, line: PlanMeasurement | DocumentLoss) -> tuple[str, Unit]:
+    """Return task and unit of a document: no document of one task is resampled with one of another."""
+    return line.task, units.get((line.task, line.id)) or unit_of(line.id, None)
+
+
+def task_of(unit: Hashable) -> Hashable:
+    """Return the task of a unit that `unit_in_task` named: units are resampled within tasks."""
+    assert isinstance(unit, tuple)
+    return str(unit[0])
 
 
 def read_placement(folder: RunFolder) -> PlacementResult:

@@ -23,6 +23,7 @@ from eval.reporting.columns import (
     share_of_samples,
     signed_interval,
     text,
+    units_of,
 )
 from eval.reporting.lengths import warnings_on_lengths, warnings_on_letters
 from eval.reporting.tables import Rows, as_columns, describe_intervals, select, table_of
@@ -165,9 +166,11 @@ def _judged(comparison: Comparison, subject: str, other: str) -> str:
     elif found == "not settled" and comparison.detectable is not None:
         remark = f"; so many would show a difference of {100 * comparison.detectable:.1f}"
     elif found == "as good":
-        remark = f"; {leaves_open(comparison.num_documents)}"
+        remark = f"; {leaves_open(comparison)}"
     if found == "not settled" and comparison.needs_documents is not None:
-        remark += f"; no difference could be shown with so few documents ({comparison.needs_documents} could)"
+        remark += (
+            f"; no difference could be shown with so few {units_of(comparison)[1]} ({comparison.needs_documents} could)"
+        )
     if comparison.num_same_prompts:
         remark = f", {comparison.num_same_prompts} with the same prompt left out{remark}"
     return f"{subject[0].upper()}{subject[1:]} {claim}: {numbers}, {_counted(comparison)}{remark}."
@@ -184,9 +187,10 @@ def _single(model: Result, results: Sequence[Result]) -> str:
 
 
 def _counted(record: Result | Comparison) -> str:
-    if record.num_examples == record.num_documents:
-        return f"n = {record.num_documents} document{'s' * (record.num_documents != 1)}"
-    return f"n = {record.num_examples} examples about {record.num_documents} documents"
+    num_units, name = units_of(record)
+    if (record.num_examples, "documents") == (num_units, name):
+        return f"n = {num_units} document{'s' * (num_units != 1)}"
+    return f"n = {record.num_examples} examples {'about' if name == 'documents' else 'in'} {num_units} {name}"
 
 
 def warnings_of(inputs: RunInputs, scores: Scores) -> Iterator[str]:

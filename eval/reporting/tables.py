@@ -24,6 +24,7 @@ from eval.reporting.columns import (
     percent,
     score,
     system_name,
+    units_of,
 )
 from eval.scoring.scrolls import SCROLLS_TASKS
 from eval.scoring.significance import MIN_DOCUMENTS
@@ -107,11 +108,13 @@ def describe_missing(missing: Sequence[str], *, has_scores: bool) -> str:
 
 def describe_intervals(rows: Sequence[Any]) -> str:
     """Return what stands behind the means of results, or why nothing does."""
+    units = [units_of(row) for row in rows]
+    names = " or ".join(sorted({name for _, name in units}, reverse=True))
     if any(estimate.low is not None for row in rows for estimate in row.metrics.values()):
-        return "95% bootstrap intervals over documents"
-    if all(row.num_documents < MIN_DOCUMENTS for row in rows):
-        return f"no intervals: fewer than {MIN_DOCUMENTS} documents"
-    return "no intervals: all documents score alike"
+        return f"95% bootstrap intervals over {names}"
+    if all(count < MIN_DOCUMENTS for count, _ in units):
+        return f"no intervals: fewer than {MIN_DOCUMENTS} {names}"
+    return f"no intervals: all {names} score alike"
 
 
 def code(text: str) -> str:

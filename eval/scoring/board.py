@@ -25,7 +25,10 @@ from eval.scoring.examples import Setting, setting_of, values_of
 from eval.scoring.profiles import headline, metric_columns, metric_range
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
 
-_COUNTS = ("num_examples", "num_documents", "num_truncated", "words", "num_ended_by_length", "num_samples")
+_COUNTS = (
+    *("num_examples", "num_documents", "num_clusters", "num_samples"),
+    *("num_truncated", "words", "num_ended_by_length"),
+)
 
 Example = tuple[str, str, str]  # digests of its query, of its references, and of these with the document
 
@@ -264,9 +267,13 @@ def _notes(chosen: Sequence[Candidate], rows: Sequence[BoardRow], task: str, cos
     if unknown:
         yield f"{unknown} row(s) have no known {cost} and are not on the frontier."
     if not any(row.is_within_margin for row in rows):
+        first = rows[0]
+        count = (
+            f"{first.num_documents} document(s)" if first.num_clusters is None else f"{first.num_clusters} cluster(s)"
+        )
         yield (
-            f"No row is shown to be within the margin of the best, the best observed included: with "
-            f"{rows[0].num_documents} document(s) and {len(rows)} rows, differences are not known well enough."
+            f"No row is shown to be within the margin of the best, the best observed included: with {count} and "
+            f"{len(rows)} rows, differences are not known well enough."
         )
 
 

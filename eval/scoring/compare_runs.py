@@ -9,10 +9,10 @@ from typing import Any
 from eval.errors import UserError
 from eval.records.schema import Comparison, ExampleRecord, ExampleScore, Subset
 from eval.records.typed import to_json
-from eval.scoring.bootstrap import combined
+from eval.scoring.beforehand import Asked, describe_claim, recorded_claim
 from eval.scoring.comparisons import Compare, compare_lines
 from eval.scoring.examples import Setting, values_of
-from eval.scoring.profiles import headline, metric_columns
+from eval.scoring.profiles import headline, metric_columns, metric_name
 from eval.scoring.scored_run import ScoredRun, settings_of
 
 SUBSETS: tuple[Subset, ...] = ("all", "always_truncated")
@@ -37,7 +37,7 @@ class ComparedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """An example's headline score under the first run, `a`, and under the second, `b`."""
+    """An example's score under the first run, `a`, and under the second, `b`."""
 
     name: str  # task, template and lengths, for people
     task: str
@@ -53,13 +53,16 @@ class RunComparison:
     """What a second run has over a first.
 
     `differences` holds the settings that differ besides model and plan, with both values. The margin is the loss up to
-    which the second is as good.
+    which the second is as good. `claim` says where a claim comes from, None where there is none, and `recorded` when
+    the second run recorded it, None where it did not.
     """
 
     a: ComparedRun
     b: ComparedRun
     profiles: dict[str, str]
     margin: float
+    claim: str | None
+    recorded: str | None
     differences: dict[str, list[Any]]
     comparisons: list[Comparison]
     changed_most: list[Change]
@@ -131,11 +134,14 @@ def compare_runs(
     metrics: Sequence[str],
     margin: float,
     maxlens: tuple[int | None, int | None] = (None, None),
+    claim: str | None = None,
 ) -> RunComparison:
     """Return what the second run has over the first.
 
     All rows of a subset make one table, at whose level all claims hold. The subset `always_truncated`,
     between lengths, holds the examples that both truncate, unless that is none or all.
+
+    A claim is what is said of the second run, `as-good` or `better`, which it may have recorded beforehand.
 
     The second run is one that `check_comparable` accepts beside the first. No metrics means all; a metric that a task's
     profile lacks is left out there. A length that is None means each that both have.
@@ -145,6 +151,8 @@ def compare_runs(
     """
     table = rows_of(first, second, metrics, maxlens)
     profiles = {task: first.scores.profiles[task] for task in shared_tasks(first, second)}
+    asked = Asked(direction=claim, metrics=metrics, margin=margin, maxlens=maxlens)
+    recorded = recorded_claim(first, second, asked)
     changed = [
         change
         for one, other in _settings(first, second, maxlens)
@@ -155,6 +163,8 @@ def compare_runs(
         b=ComparedRun.of(second),
         profiles=profiles,
         margin=margin,
+        claim=None if claim is None else describe_claim(second, asked, recorded),
+        recorded=None if recorded is None else recorded.recorded,
         differences=differing_settings(first, second),
         comparisons=[
             row for subset in SUBSETS for row in compare_lines([row for row in table if row.subset == subset], margin)
@@ -296,19 +306,20 @@ def _name(task: str, template: str, first: int, second: int) -> str:
 
 
 def _changes(first: Mapping[str, ExampleScore], second: Mapping[str, ExampleScore], profile: str) -> list[Change]:
-    """Return how each example of one setting changed."""
-    metric = headline(profile)
+    """Return how each example of one setting changed, by the mean of the scores that its headline joins.
+
+    The geometric mean of one example is 0 wherever one of its scores is, as ROUGE-2 often is, whatever the others do.
+    """
+    columns = metric_columns(profile)[headline(profile)]
     shared = [name for name in first if name in second]
     one, other = first[shared[0]], second[shared[0]]
-    before, after = (
-        combined(values_of((lines[name] for name in shared), metric_columns(profile)[metric]))
-        for lines in (first, second)
-    )
+    before, after = (values_of((lines[name] for name in shared), columns).mean(axis=1) for lines in (first, second))
+    names = ", ".join(map(metric_name, columns))
     return [
         Change(
             name=_name(one.task, one.template, one.maxlen, other.maxlen),
             task=one.task,
-            metric=metric,
+            metric=columns[0] if len(columns) == 1 else f"mean of {names}",
             id=name,
             a=float(before[index]),
             b=float(after[index]),
@@ -326,4 +337,6 @@ def comparison_json(content: RunComparison) -> dict[str, Any]:
         del row["first"], row["second"]
         names = {"name": name_comparison(one), "template": one.first.template}
         rows.append({**names, "maxlen_a": one.first.maxlen, "maxlen_b": one.second.maxlen, **row})
-    return {**to_json(content), "comparisons": rows}
+    claimed = {} if content.claim is None else {"claim": content.claim, "recorded": content.recorded}
+    compared = {name: value for name, value in to_json(content).items() if name not in ("claim", "recorded")}
+    return {**compared, **claimed, "comparisons": rows}

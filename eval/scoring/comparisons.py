@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from eval.records.schema import Compared, Comparison, ExampleScore, PairedResult, Subset
 from eval.scoring.claims import MARGIN, compare_table, count_outcomes
-from eval.scoring.examples import Scored, Setting, subsets_of, values_of
+from eval.scoring.examples import Scored, Setting, count_clusters, subsets_of, values_of
 from eval.scoring.exchanges import Pair
 from eval.scoring.profiles import headline, metric_columns, metric_range
 from eval.scoring.significance import FRACTIONS
@@ -139,6 +139,7 @@ def _comparison(row: Compare, names: Sequence[str], result: PairedResult) -> Com
         first=Compared(template=one.template, maxlen=one.maxlen),
         second=Compared(template=other.template, maxlen=other.maxlen),
         num_same_prompts=len(shared) - len(names),
+        num_clusters=count_clusters(row.first[name] for name in names),
         by_metric=_by_metric(row, names),
         **vars(result),
     )

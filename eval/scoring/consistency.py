@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from eval.records.schema import Estimate, ExampleRecord, ExampleScore, Result, RunRecord, Scores
 from eval.scoring.examples import Setting, setting_of
 from eval.scoring.profiles import PROFILES, metric_columns, metric_range
+from eval.scoring.significance import describe_range
 
 # Room for the rounding of means.
 _ROUNDING = 1e-6
@@ -48,7 +49,8 @@ def _wrong_columns(profile: str, metrics: Mapping[str, float]) -> str | None:
         return _other_metrics(profile, metrics)
     for name, value in metrics.items():
         if not about[name].low - _ROUNDING <= value <= about[name].high + _ROUNDING:
-            return f"{name} is {value}, from {about[name].low:g} to {about[name].high:g} under profile {profile}"
+            expected = describe_range((about[name].low, about[name].high))
+            return f"{name} is {value}, and a number {expected} under profile {profile}"
     return None
 
 
@@ -62,7 +64,7 @@ def _wrong_means(profile: str, result: Result) -> str | None:
     for name, estimate in result.metrics.items():
         low, high = metric_range(profile, name)
         if estimate.mean is None or not _is_within(estimate, low, high):
-            return f"{name} of {result.system} at length {result.maxlen} is no mean from {low:g} to {high:g}"
+            return f"{name} of {result.system} at length {result.maxlen} is no number {describe_range((low, high))}"
     if result.evidence_visible is not None and not _is_within(result.evidence_visible, 0, 1):
         return f"the share of visible evidence at length {result.maxlen} is no share"
     return None

@@ -89,6 +89,12 @@ def values_of(lines: Iterable[ExampleScore], columns: Sequence[str]) -> NDArray[
     return np.array([[line.metrics[column] for column in columns] for line in lines], dtype=np.float64)
 
 
+def count_clusters(lines: Iterable[ExampleScore]) -> int | None:
+    """Return how many units documents make up; None where each is by itself."""
+    lines = list(lines)
+    return len({line.unit for line in lines}) if any(line.cluster_id is not None for line in lines) else None
+
+
 def score_examples(
     predictions: Sequence[Prediction],
     examples: Iterable[ExampleRecord],
@@ -231,6 +237,7 @@ def _result(group: Sequence[Scored], subset: Subset) -> Result:
         maxlen=first.line.maxlen,
         num_examples=len(lines),
         num_documents=len({line.document_id for line in lines}),
+        num_clusters=count_clusters(lines),
         num_truncated=sum(line.is_truncated for line in lines),
         words=float(np.median([one.num_words for one in group])),
         num_ended_by_length=sum(one.finish_reason == "length" for one in answers) if first.is_model else None,

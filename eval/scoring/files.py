@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ from tasks.readers.yaml_file import shown
 _JSON = (".jsonl", ".ndjson", ".json")
 _TABLES = (".csv", ".tsv", ".parquet")
 _MAX_BYTES = 1 << 30
+# Of QuALITY, between question and document; each question has its own.
+_OPTIONS = re.compile(r"\A\s*\(A\).*?\(D\).*?\n\n", re.DOTALL)
 _PREDICTION_FIELDS = ("prediction", "text")
 _REFERENCE_FIELDS = ("references", "reference", "output")
 
@@ -146,10 +149,11 @@ def _documents_of(inputs: Sequence[str | None]) -> dict[int, str]:
     """Return digests of the documents in SCROLLS' inputs, by index.
 
     An input is the query, a blank line, and the document, or the document alone, whose paragraphs may have blank lines
-    between them. What follows the first blank line tells documents apart either way.
+    between them. What follows the first blank line, and the options of the query, tells documents apart either way.
     """
     whole = {index: text.strip() for index, text in enumerate(inputs) if text and text.strip()}
-    after = {index: text.partition("\n\n")[2].strip() or text for index, text in whole.items()}
+    parts = {index: _OPTIONS.sub("", text.partition("\n\n")[2], count=1) for index, text in whole.items()}
+    after = {index: part.strip() or whole[index] for index, part in parts.items()}
     return {
         index: f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:16]}"
         for index, text in after.items()

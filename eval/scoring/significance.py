@@ -40,6 +40,8 @@ FRACTIONS: Range = (0.0, 1.0)
 # Fewer documents have no interval: no exchange of so few could come out below p = 0.05, and of two that happen to agree
 # resamples would make an interval of no width.
 MIN_DOCUMENTS = 6
+# Of ratios: the exponential of more than 709 is no float.
+_MAX_LOG = 700.0
 
 
 def mean_interval(
@@ -89,22 +91,22 @@ def ratio_of_perplexities(
         raise ValueError(
             f"{len(first)} and {len(second)} losses but {len(tokens)} counts; give each for every document"
         )
-    losses: dict[Hashable, tuple[float, float, int]] = dict(enumerate(zip(first, second, tokens, strict=True)))
+    losses: dict[Hashable, Sequence[float]] = dict(enumerate(zip(first, second, tokens, strict=True)))
     return ratios_of_perplexities([losses], num_resamples=num_resamples)[0]
 
 
 def ratios_of_perplexities(
-    table: Sequence[Mapping[Hashable, tuple[float, float, int]]],
+    table: Sequence[Mapping[Hashable, Sequence[float]]],
     stratum_of: Callable[[Hashable], Hashable] = lambda _: None,
     *,
     num_resamples: int = NUM_RESAMPLES,
 ) -> list[PerplexityRatio]:
     """Return second systems' perplexities over first ones', a row each of a table whose intervals hold together.
 
-    A row has, for each document, both losses in nats and the tokens. The logarithm of a ratio is the total difference
-    of losses over all tokens; its interval, a bootstrap-t over documents, is taken there, and so each document is its
-    own control. The documents of each stratum, as of each task, are resampled apart. All intervals of the table cover
-    at once in 95% of tables (max-T), and `detectable` is at that level.
+    A row has, for each document or cluster, both losses in nats and the tokens. The logarithm of a ratio is the total
+    difference of losses over all tokens; its interval, a bootstrap-t over documents, is taken there, and so each
+    document is its own control. The documents of each stratum, as of each task, are resampled apart. All intervals of
+    the table cover at once in 95% of tables (max-T), and `detectable` is at that level.
 
     Raises:
         ValueError: A number is not finite, or a row has no token.
@@ -137,11 +139,18 @@ def _ratio_of(row: Mapping[Hashable, tuple[float, float]], found: tuple[float, f
     low = high = detectable = None
     if found:
         value, error, quantile = found
-        low, high = math.exp(value - quantile * error), math.exp(value + quantile * error)
         least = detectable_difference(len(row), error, quantile)
-        detectable = None if least is None else math.exp(least)
-    log_ratio = float(ratio(totals)[0])
-    return PerplexityRatio(ratio=math.exp(log_ratio), low=low, high=high, detectable=detectable, num_documents=len(row))
+        detectable = None if least is None else _exp(least)
+        if value + quantile * error < _MAX_LOG:
+            low, high = _exp(value - quantile * error), _exp(value + quantile * error)
+    return PerplexityRatio(
+        ratio=_exp(float(ratio(totals)[0])), low=low, high=high, detectable=detectable, num_documents=len(row)
+    )
+
+
+def _exp(value: float) -> float:
+    """Return exp(value), the greatest that is written where no float holds it."""
+    return math.exp(min(value, _MAX_LOG))
 
 
 def _strata(names: Sequence[Hashable]) -> list[Ints]:
@@ -163,16 +172,26 @@ def fractions(values: ArrayLike, within: Range) -> Floats:
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim not in (1, 2) or scores.size == 0:
         raise ValueError(f"scores have the shape {scores.shape}; give one row of at least one score for each example")
-    low, high = within
     scores = scores.reshape(len(scores), -1)
     fractions = (scores - _offset(within)) / size_of(within)
     first, last = ((end - _offset(within)) / size_of(within) for end in within)
     wrong = ~((fractions >= first - ROUNDING) & (fractions <= last + ROUNDING) & np.isfinite(fractions))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        expected = "a fraction from 0 to 1" if within == FRACTIONS else f"a number from {low:g} to {high:g}"
+        expected = "a fraction from 0 to 1" if within == FRACTIONS else f"a number {describe_range(within)}"
         raise ValueError(f"the score of example {row} is {scores[row, column]}; give {expected} for each")
     return fractions.clip(first, last)
+
+
+def describe_range(within: Range) -> str:
+    """Return what numbers of a range are, behind "a number"; an infinite end bounds nothing, and is none itself."""
+    low, high = within
+    if math.isfinite(high - low):
+        return f"from {low:g} to {high:g}"
+    bounds = ([f"at least {low:g}"] if math.isfinite(low) else []) + (
+        [f"at most {high:g}"] if math.isfinite(high) else []
+    )
+    return f"of {bounds[0]}" if bounds else "that is finite"
 
 
 def size_of(within: Range) -> float:

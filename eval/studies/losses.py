@@ -6,7 +6,7 @@ import re
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from eval.errors import UserError
 from eval.records.schema import (
@@ -19,26 +19,24 @@ from eval.records.schema import (
     PerplexityScores,
     PlacementResult,
 )
-from eval.reporting.perplexity_report import perplexity_of, with_interval
-from eval.reporting.placement_report import task_of
+from eval.reporting.perplexity_report import Units, perplexity_of, summed, units_of, with_interval
+from eval.reporting.placement_report import task_of, unit_in_task
 from eval.reporting.tables import Rows
 from eval.scoring.significance import ratios_of_perplexities
 from eval.studies.charts import ratio_chart, strip_chart
 from eval.studies.section import Draft, in_both, share
 
 Lines = dict[str, DocumentLoss]  # by document
-Pair = tuple[Lines, Lines]  # of the reference and of a part, the same documents
 Setting = tuple[str, int]  # task, maxlen
-Pairs = Mapping[str, Mapping[Setting, Pair]]  # by part
-Losses = dict[Hashable, tuple[float, float, int]]  # both losses and the tokens, by task and document
+Losses = Mapping[Hashable, Sequence[float]]  # both losses and the tokens, by task and document or cluster
 
 LEGEND = (
-    "ratio: perplexity over that of the reference on the same tokens, paired, 95% bootstrap interval over documents "
-    "within their tasks; the intervals of a table hold for all its rows at once (max-T). detectable: the smallest "
-    "ratio that so many documents would have told from 1 in this table with power 0.8. attention, cache, seconds: "
-    "shares of the reference over the same documents."
+    "ratio: perplexity over that of the reference on the same tokens, paired, 95% bootstrap interval over documents, "
+    "or clusters of them, within their tasks; the intervals of a table hold for all its rows at once (max-T). "
+    "detectable: the smallest ratio that so many documents would have told from 1 in this table with power 0.8. "
+    "attention, cache, seconds: shares of the reference over the same documents."
 )
-_SHARED_LEGEND = "shared: documents with such tokens that both have measured, of which the ratio is."
+_SHARED_LEGEND = "shared: documents, or clusters, with such tokens that both have measured, of which the ratio is."
 _RANDOM_LEGEND = "random better: of random plans, how many are; for plans of their cost alone."
 
 _ALL_TASKS = "all tasks"
@@ -47,6 +45,17 @@ _ITSELF = PerplexityRatio(ratio=1.0, low=None, high=None, detectable=None, num_d
 _RANDOM = re.compile(r"random \d+")
 # What may differ between sources of data whose content is the same.
 _NAMES_OF_SOURCE = ("kind", "name", "version")
+
+
+class Pair(NamedTuple):
+    """What the reference and a part measured on the same documents, and what these are resampled as."""
+
+    before: Lines
+    after: Lines
+    units: Units
+
+
+Pairs = Mapping[str, Mapping[Setting, Pair]]  # by part
 
 
 def write_perplexity(draft: Draft) -> None:
@@ -77,14 +86,14 @@ def _pairs(draft: Draft) -> Pairs:
     lines = {
         name: {(task, maxlen): some for (task, _, maxlen), some in draft.lines(name).items()} for name in draft.folders
     }
-    reference = lines[draft.reference]
+    reference, units = lines[draft.reference], units_of(draft.examples(draft.reference))
     for name, of_part in pairs.items():
         refused = _refused(draft, name, reference, lines[name])
         for task, why in refused.items():
             draft.say(f"`{name}` is not compared with `{draft.reference}` on {task}: {why}.")
         for setting, before in reference.items():
-            pair = in_both(before, lines[name].get(setting, {}))
-            if pair[0] and setting[0] not in refused:
+            pair = Pair(*in_both(before, lines[name].get(setting, {})), units)
+            if pair.before and setting[0] not in refused:
                 of_part[setting] = pair
         for maxlen in sorted({maxlen for _, maxlen in reference}):
             settings = [setting for setting in reference if setting[1] == maxlen]
@@ -95,10 +104,13 @@ def _pairs(draft: Draft) -> Pairs:
 
 def _pooled(pairs: Mapping[str, Pair]) -> Pair:
     """Return the pairs of several tasks as one."""
-    before, after = (
-        {f"{task} {name}": line for task, pair in pairs.items() for name, line in pair[side].items()} for side in (0, 1)
-    )
-    return before, after
+    before: Lines = {}
+    after: Lines = {}
+    for task, pair in pairs.items():
+        before |= {f"{task} {name}": line for name, line in pair.before.items()}
+        after |= {f"{task} {name}": line for name, line in pair.after.items()}
+    [units, *_] = (pair.units for pair in pairs.values())  # of all tasks
+    return Pair(before, after, units)
 
 
 def _refused(
@@ -163,8 +175,8 @@ def _length_rows(draft: Draft, results: Mapping[str, Mapping[Setting, Perplexity
             if result is not None:
                 num_documents, perplexity = result.num_documents, result.metrics["perplexity"]
             elif task == _ALL_TASKS and pair is not None:
-                losses = list(_losses(pair[1]).values())
-                num_documents, perplexity = len(losses), perplexity_of(losses)
+                row = [losses[1:] for losses in _row(pair).values()]
+                num_documents, perplexity = len(pair.after), perplexity_of(row)
             else:
                 continue
             of_row = [
@@ -182,7 +194,7 @@ def _compared(pair: Pair | None, ratios: Sequence[PerplexityRatio | None], *, is
         value, detectable = ("1", "") if ratio and is_reference else ratio_cells(ratio)
         cells += [value, str(ratio.num_documents) if ratio else "-", detectable]
     for key in ("attention_flops", "cache_bytes", "seconds"):
-        cells.append(share(_total(pair[1], key), _total(pair[0], key)) if pair else "-")
+        cells.append(share(_total(pair.after, key), _total(pair.before, key)) if pair else "-")
     return cells
 
 
@@ -201,19 +213,19 @@ def _losses(lines: Lines, first: int = 0, stop: int | None = None) -> dict[str, 
 
 
 def _row(pair: Pair, first: int = 0, stop: int | None = None) -> Losses:
-    """Return the losses of both on these positions of the documents.
+    """Return the losses of both on these positions of the documents, or of clusters of them.
 
     Raises:
         UserError: A document has other tokens in one than in the other.
     """
-    before, after = (_losses(lines, first, stop) for lines in pair)
-    row: Losses = {}
-    for name, line in pair[0].items():
+    before, after = (_losses(lines, first, stop) for lines in (pair.before, pair.after))
+    losses: list[tuple[Hashable, Sequence[float]]] = []
+    for name, line in pair.before.items():
         (loss, tokens), (other, others) = before[name], after[name]
         if tokens != others:
             raise UserError(f"'{name}' has {tokens} tokens in one place and {others} in another")
-        row[line.task, line.id] = loss, other, tokens
-    return row
+        losses.append((unit_in_task(pair.units, line), (loss, other, tokens)))
+    return summed(losses)
 
 
 def _ratios(table: Sequence[Losses]) -> list[PerplexityRatio | None]:
@@ -250,7 +262,7 @@ def _draw(draft: Draft, file: str, setting: str, pairs: Mapping[str, Pair]) -> N
         points = [_point(str(draft.reference), 1.0, _ITSELF)]
         ratios = _ratios([_row(pair, first) for pair in pairs.values()])
         for (name, pair), ratio in zip(pairs.items(), ratios, strict=True):
-            full, now = (_total(lines, "attention_flops") for lines in pair)
+            full, now = (_total(lines, "attention_flops") for lines in (pair.before, pair.after))
             if ratio is not None and now is not None and full:
                 points.append(_point(name, now / full, ratio))
         if len(points) > 1:

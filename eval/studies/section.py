@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from eval.errors import UserError
 from eval.records.disk import read_json
 from eval.records.run_folder import RunFolder
-from eval.records.schema import DocumentLoss, Prediction, RunRecord
+from eval.records.schema import DocumentLoss, ExampleRecord, Prediction, RunRecord
 from eval.records.typed import Record, from_json
 from eval.reporting.charts import Spec
 from eval.reporting.tables import Rows, as_markdown, markdown
@@ -60,6 +60,10 @@ class Draft:
         for line in RunFolder(self.folders[name]).read_lines(kind, "predictions.jsonl"):
             lines.setdefault((line.task, line.template, line.maxlen), {})[line.id] = line
         return lines
+
+    def examples(self, name: str) -> list[ExampleRecord]:
+        """Return the examples of a part."""
+        return RunFolder(self.folders[name]).read_examples()
 
     def say(self, text: str) -> None:
         """Add a paragraph of prose, with `code` between backquotes."""

@@ -128,7 +128,8 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
     data, trained, held_out = _load_pieces(config, checkpoint, date)
     if checkpoint.has_tokens_beyond:
         for example in (one for loaded in data.values() for one in loaded.examples):
-            checkpoint.check_text("\n".join((example.context, *example.references)), f"example '{example.id}'")
+            text = "\n".join((example.context, example.query or "", *example.references))
+            checkpoint.check_text(text, f"example '{example.id}'")
         for pieces in (trained, held_out):
             for piece in (one for row in in_order(pieces) for one in row):
                 checkpoint.check_tokens(piece.token_ids, f"example '{piece.id}'")

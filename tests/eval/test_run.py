@@ -26,7 +26,7 @@ from tasks import TASKS
 from tests.helpers.forks import run_forked, run_ranks
 from tests.helpers.hub_standin import hub_standin
 from tests.helpers.run_folders import model_results, without_checksums
-from tests.helpers.tiny_models import save_tiny_checkpoint
+from tests.helpers.tiny_models import add_word, save_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -526,6 +526,20 @@ def test_a_model_that_is_no_decoder_or_pickled_is_refused(
         expect_error([*least, "--model", str(folder)], capsys, name, "holds no model.safetensors")
         (folder / "model.safetensors").write_bytes(b"")
         expect_error([*least, "--model", str(folder)], capsys, str(config["architectures"][0]), "not a decoder")
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_word_without_an_embedding_is_named_before_a_folder_is_made(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = add_word(add_word(save_tiny_checkpoint(tmp_path / "model"), "{x}"), "rivers")
+    for word in ("{x}", "rivers"):
+        data = tmp_path / "one.jsonl"
+        data.write_text(json.dumps({"article": f"Read {word} and", "abstract": "Read."}))
+        for more in ((), ("--shard", "1/2"), ("--dry-run",)):
+            arguments = [*least, "--model", str(folder), "--data", str(data), *more]
+            expect_error(arguments, capsys, f"holds the token '{word}', number", "embeddings for 259")
+    assert not (tmp_path / "run").exists()
 
 
 def test_extrapolation_runs_only_when_asked_for(least: list[str]) -> None:

@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -438,6 +439,33 @@ def test_runs_are_compared_pair_by_pair(runs: list[Path], capsys: pytest.Capture
     assert "Examples that changed most" in printed
 
 
+def apart(num_words: int, line: Any, maxlen: int) -> str:
+    """Return the first words of the reference, of which no two follow each other: ROUGE-2 is 0."""
+    return " or ".join(line.references[0].split()[: num_words + int(line.id.removeprefix("test-"))])
+
+
+def test_examples_without_a_pair_of_words_in_common_change_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, num_words in (("a", 8), ("b", 2)):
+        write_run(tmp_path / name, partial(apart, num_words), record=with_task(run_record(), "plos", profile="scrolls"))
+        assert score([str(tmp_path / name)]) == 0
+    capsys.readouterr()
+    assert compare([str(tmp_path / "a"), str(tmp_path / "b"), "--json"]) == 0
+    changed = json.loads(capsys.readouterr().out)["changed_most"]
+    changes = [abs(one["difference"]) for one in changed]
+    assert changes == sorted(changes, reverse=True)
+    assert min(changes) > 0.01
+    scores = [read(tmp_path / name, "example_scores.jsonl") for name in "ab"]
+    first, second = (
+        next(line["metrics"] for line in lines if line["is_model"] and line["id"] == changed[0]["id"])
+        for lines in scores
+    )
+    means = [sum(metrics[name] for name in ("rouge1", "rouge2", "rougeL")) / 3 for metrics in (first, second)]
+    assert first["rouge2"] == second["rouge2"] == 0
+    assert [changed[0]["a"], changed[0]["b"]] == pytest.approx(means)
+
+
 def test_a_run_is_compared_with_itself_at_two_lengths(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(runs[0]), str(runs[0]), "--maxlen-a", "100", "--maxlen-b", "200", "--metric", "rouge1", "--json"]
     assert compare(arguments) == 0
@@ -676,7 +704,7 @@ def test_runs_of_several_profiles_are_compared_task_by_task(tmp_path: Path, caps
     }
     assert {change["task"]: change["metric"] for change in content["changed_most"]} == {
         "arxiv": "rougeLsum",
-        "qmsum": "geometric",
+        "qmsum": "mean of R1, R2, RL",
         "qasper": "f1",
     }
     assert compare([*asked, "--metric", "bleu"]) == 2

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -158,6 +159,14 @@ def save_tiny_checkpoint(folder: Path, *, chat: bool = True, kind: str = "llama"
     # Large weights, so that what is read far away changes what is written.
     model = tiny_model(kind, vocab_size=len(tokenizer), max_position_embeddings=2048, initializer_range=0.4, **changes)
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def add_word(folder: Path, word: str) -> Path:
+    """Add a word to the tokenizer of a checkpoint, without an embedding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([word])
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -11,7 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from eval.config.generation import GenerationSettings
-from eval.generation.decode import Answer, decode, rows_together, warm_up
+from eval.generation.decode import Answer, _text, decode, rows_together, warm_up
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from masformer import LayerSpan, SpanPlan, apply_plan, fixed_frequencies
 from masformer.attention.prefill import frequency_class
@@ -257,6 +257,12 @@ def test_a_stop_text_ends_an_answer_and_is_left_out_of_it(plan: SpanPlan | None)
         assert answer.finish_reason == ("stop" if stop in text else "length")
         assert answer.text == text.partition(stop)[0].strip()
         assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
+
+
+@pytest.mark.parametrize("after", ["User", "User and more"])
+def test_a_stop_text_that_spells_a_control_token_is_left_out_too(after: str) -> None:
+    answer = TOKENIZER(f"It is so.<|im_end|>{after}", add_special_tokens=False).input_ids
+    assert _text(answer, ("<|im_end|>User",), TOKENIZER) == "It is so."
 
 
 def test_what_cannot_share_a_batch_is_decoded_alone() -> None:

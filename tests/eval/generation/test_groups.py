@@ -274,7 +274,7 @@ def test_what_a_model_needs_is_what_it_takes(by_head: bool) -> None:
         for layer in cache.layers:
             held |= layer.storages
     # What is left to the batch of the ends is counted with them and with the tails.
-    assert sum(held.values()) <= needs.tree_bytes(tree, 10, beams=1) <= 1.6 * sum(held.values())
+    assert sum(held.values()) <= needs.tree_bytes(tree, 10, copies=1) <= 1.6 * sum(held.values())
     assert storage_bytes(filled[0]) < sum(held.values())
 
 
@@ -282,5 +282,5 @@ def test_unconverted_models_are_counted_as_full_and_copied() -> None:
     config = tiny_model("falcon").config
     tree = PromptTree([list(range(40)), [*range(30), 5, 6]])
     needs = ModelSize(config, None, 4)
-    full = needs.tree_bytes(tree, 10, beams=1) / needs.a_token / 3
+    full = needs.tree_bytes(tree, 10, copies=1) / needs.a_token / 3
     assert full > tree.num_tokens + 20

@@ -212,6 +212,9 @@ def test_a_sample_grows_and_answers_nothing_twice(
     grown = {(line["id"], line["maxlen"]): line for line in predictions(tmp_path / "run")}
     assert (len(first), len(grown)) == (40, 80)
     assert first.items() <= grown.items()
+    # Neither is the beginning of the file, which a limit would take.
+    for drawn in (first, grown):
+        assert {name for name, _ in drawn} != {f"doc{index}" for index in range(len(drawn) // 2)}
     sessions = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
     assert [session["num_to_generate"] for session in sessions] == [40, 40]
     for index in ("1", "2"):
@@ -247,3 +250,17 @@ def test_a_run_says_that_references_need_more_room(arguments: list[str], capsys:
     arguments[where] = "2"
     assert main([*arguments, "--dry-run"]) == 0
     assert "2 new tokens; 6 of 6 references need more" in capsys.readouterr().out
+
+
+def test_a_run_says_that_a_task_has_more_room_by_itself(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = arguments.index("--max-new-tokens") + 1
+    for room, told in (("128", True), ("256", False), ("300", False)):
+        arguments[where] = room
+        assert main([*arguments, "--maxlen", "600", "--dry-run"]) == 0
+        printed = capsys.readouterr().out
+        assert ("custom: 128 new tokens are 50% of the task's own 256" in printed) == told
+    del arguments[where - 1 : where + 1]
+    assert main([*arguments, "--maxlen", "600", "--dry-run"]) == 0
+    assert "the task's own" not in capsys.readouterr().out

@@ -118,7 +118,8 @@ def test_the_mean_over_samples_is_scored_and_both_spreads_are_told(
         assert result.noise["rouge1"].samples > 0
     report = (folder / "report.md").read_text()
     assert "due to samples" in report
-    assert "100%" in report  # of the answers ended by length, and not 300%
+    assert "| 100% |" in report  # of the answers ended by length
+    assert "300%" not in report
     assert "[sample 2 of 3]" in (folder / "report.html").read_text()
     # Samples of an answer are those of one prompt: an exported line holds them together.
     assert export([str(folder), "--output", str(tmp_path / "exported")]) == 0

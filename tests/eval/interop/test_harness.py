@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from eval.errors import UserError
 from eval.harness import main, quote_plan
 from eval.records.run_folder import RunFolder
 from masformer import PlanError
+from masformer.checkpoints.files import CheckpointError
 from masformer.errors import NumbersError
 from tests.helpers.run_folders import document
-from tests.helpers.tiny_models import save_tiny_checkpoint
+from tests.helpers.tiny_models import add_word, save_tiny_checkpoint
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs pip install 'masformer[harness]'")
 
@@ -375,6 +377,8 @@ def test_processes_on_a_cpu_share_the_work(model_folder: Path, monkeypatch: pyte
         ({"dtype": "int8"}, UserError, "dtype 'int8' is unknown; known: auto, float32"),
         ({"rows": 0}, UserError, "rows is 0, a whole number above 0"),
         ({"memory_gib": "8GiB"}, UserError, "memory_gib is '8GiB', a number above 0"),
+        ({"enable_thinking": True}, UserError, "enable_thinking needs think_end_token"),
+        ({"chat_template_args": {"mode": "loud"}}, UserError, "the tokenizer of this model has none"),
     ],
 )
 @pytest.mark.usefixtures("no_weights")
@@ -502,3 +506,19 @@ def test_control_tokens_that_data_spell_are_text_and_turns_end_answers(is_chat: 
     for tokens in (lm.tok_encode(text), list(lm._prompts([text], 8)[0]), context):
         assert tokens.count(end) == int(is_chat)
         assert "say <|im_end|> twice" in lm.tok_decode(tokens, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("word", ["{x}", "rivers"])
+def test_a_word_without_an_embedding_is_named_before_anything_is_decoded(word: str, tmp_path: Path) -> None:
+    lm = ours(add_word(save_tiny_checkpoint(tmp_path / "model"), word))
+    lm._model_call = lm._model_generate = lm._decode_all = None  # type: ignore[method-assign, assignment]
+    text, message = f"Read {word} and", rf"the text that begins 'Read .* holds the token '{re.escape(word)}'"
+    templated = lm.apply_chat_template([{"role": "user", "content": text}])
+    for asked in (requests(["Read", text]), requests([text], do_sample=True), requests([templated])):
+        with pytest.raises(CheckpointError, match=re.escape(word)):
+            lm.generate_until(asked)
+    for context, scored in ((text, " on"), ("Read", f" {word}")):
+        with pytest.raises(CheckpointError, match=message):
+            lm.loglikelihood([Instance("loglikelihood", {}, (context, scored), 0)])
+    with pytest.raises(CheckpointError, match=message):
+        lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])

@@ -225,6 +225,20 @@ def test_documents_of_few_tokens_are_left_out_before_the_limit_counts(least: lis
     assert "1 documents of text were left out" in (tmp_path / "run" / "report.md").read_text()
 
 
+def test_copies_under_another_name_are_told(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.txt").write_text(text(name == "c", 60))
+    least[least.index("--data") + 1] = str(folder)
+    assert main(least) == 0
+    told = "1 documents of text are copies of others under another id, such as 'a.txt' and 'b.txt'"
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert told in (tmp_path / "run" / "report.md").read_text()
+
+
 def test_losses_of_one_token_are_none() -> None:
     model = tiny_model("llama")
     losses, _ = losses_of(model, [5])

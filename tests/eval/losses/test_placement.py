@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from masformer.checkpoints.open import Checkpoint
 from masformer.convert import read_plan
 from masformer.placement import PlanMeter, gate_gradients
 from tests.helpers.texts import WORDS, read, text
+from tests.helpers.tiny_models import add_word
 
 ROOT = Path(__file__).resolve().parents[3]
 # Under this span, of this model, layer 1 helps by seeing everything, and the others do harm.
@@ -104,6 +106,27 @@ def test_a_search_finds_the_best_layer_and_judges_it_on_others(
         assert (tmp_path / "run" / "plots" / f"{name}.svg").exists()
         assert f"plots/{name}.svg" in report
     assert "On held-out documents" in capsys.readouterr().out
+
+
+def test_plans_are_judged_over_clusters_of_documents(model: Path, tmp_path: Path, no_plots: None) -> None:
+    rows = [{"context": text(index, 60, WORDS[:13]), "target": "x"} for index in range(12)]
+    found = {}
+    # Clusters of one say what documents by themselves say; of clusters of three there are too few for an interval.
+    for name, size in (("alone", None), ("ones", 1), ("twos", 2), ("threes", 3)):
+        data, output = tmp_path / f"{name}.jsonl", tmp_path / name
+        books = [row | {"book": index // (size or 1)} for index, row in enumerate(rows)]
+        data.write_text("".join(f"{json.dumps(row)}\n" for row in books))
+        arguments = f"--task custom --data {data} --model {model} --maxlen 48 --rank none --held-out-split test"
+        clusters = ["--cluster-field", "book"] if size else []
+        measured = ["--measure", "full", f"local {LOCAL}", "--threads", "1", "--output", str(output)]
+        assert main([*arguments.split(), *clusters, *measured]) == 0
+        full, local = read(output, "placement.json")["held_out"]
+        found[name] = (full["low"], full["high"], local["to_full"]["low"], local["to_full"]["num_documents"])
+        assert full["num_documents"] == local["num_documents"] == 12
+    assert found["ones"] == found["alone"]
+    assert all(one != other for one, other in zip(found["twos"], found["alone"], strict=True))
+    assert found["twos"][-1] == 6
+    assert found["threes"] == (None, None, None, 4)
 
 
 def test_gates_rank_heads(least: list[str], model: Path, tmp_path: Path) -> None:
@@ -282,3 +305,16 @@ def test_two_plans_of_one_name_are_refused(
     for names, name in ((files[:2], "plan-a"), (files[2:], "local")):
         assert main([*judged[:at], *map(str, names)]) == 2
         assert f"another plan is called '{name}' already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["{x}", "rivers"])
+@pytest.mark.usefixtures("no_weights")
+def test_a_word_without_an_embedding_is_named_before_weights_load(
+    word: str, least: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = add_word(Path(shutil.copytree(model, tmp_path / "model")), word)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "one.txt").write_text(f"{text(1, 60, WORDS[:13])} {word} again")
+    assert main([*least, "--model", str(folder), "--data", str(tmp_path / "texts")]) == 2
+    assert f"holds the token '{word}', number" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

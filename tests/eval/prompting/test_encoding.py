@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from typing import Any
 
 import pytest
@@ -121,6 +123,30 @@ def test_ends_in_the_vocabulary_of_a_unigram_model_are_text_in_data() -> None:
         ids = encoder.encode(data, is_data=True)
         assert not {0, 1, 3} & set(ids)
         assert str(tokenizer.decode(list(ids))).strip() == data
+
+
+def test_names_of_many_tokens_are_found_as_an_alternation_finds_them() -> None:
+    names = [*(f"<unused{at}>" for at in range(300)), "<s", "<s>x", "[m]", "<|a|>", "<|a|>b"]
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    encoder = TextEncoder(tokenizer)
+    known = sorted({name.strip() for name in encoder.controls.values()}, key=len, reverse=True)
+    alternation = re.compile("|".join(map(re.escape, known)))
+    chance = random.Random(0)
+    for _ in range(50):
+        text = "".join(chance.choice([*names, "<unused", "<", "é ", "1", "x>"]) for _ in range(12))
+        assert encoder._spelled(text) == [found.span() for found in alternation.finditer(text)]
+        assert not encoder.controls.keys() & set(encoder.encode(text, is_data=True))
+        assert tokenizer.decode(list(encoder.encode(text, is_data=True))) == text
+
+
+def test_a_document_without_control_tokens_is_tokenized_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TextEncoder(tiny_tokenizer())
+    run, calls = encoder._run, []
+    monkeypatch.setattr(encoder, "_run", lambda *given, **more: calls.append(given[0]) or run(*given, **more))
+    encoder.encode("Rivers run.", is_data=True)
+    encoder.offsets("Rivers run.")
+    assert calls == ["Rivers run."] * 2
 
 
 def test_added_words_and_white_space_stay_tokens_of_data() -> None:

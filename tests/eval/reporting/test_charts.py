@@ -11,7 +11,7 @@ import pytest
 import vl_convert
 
 from eval.records.schema import Estimate, Evaluation, ExampleScore, Result, TrainingStep
-from eval.reporting.charts import VEGA_LITE_VERSION, length_curves, quality_cost, save_charts, theme
+from eval.reporting.charts import VEGA_LITE_VERSION, draw_svg, length_curves, quality_cost, save_charts, theme
 from eval.reporting.position_chart import document_positions, oracle_positions
 from eval.reporting.training_report import curves, draw_curves
 from tests.helpers.records import cost_of, prediction, result
@@ -216,3 +216,12 @@ def test_the_curves_of_a_training_show_what_its_files_hold() -> None:
 @pytest.mark.parametrize("num_steps", [0, 1, 2])
 def test_the_curves_of_a_training_that_has_just_begun_are_drawn(num_steps: int) -> None:
     assert draw_curves([step(number) for number in range(1, num_steps + 1)], []).startswith("<svg")
+
+
+def test_a_name_with_a_character_that_xml_forbids_is_drawn() -> None:
+    names = ["run\x1b[31m", "nul\x00", "half\ud800", "\uffff"]
+    data = {"values": [{"name": name, "score": place} for place, name in enumerate(names)]}
+    encoding = {"x": {"field": "score", "type": "quantitative"}, "y": {"field": "name", "type": "nominal"}}
+    drawn = draw_svg({"data": data, "mark": "point", "encoding": encoding})
+    assert "run\N{REPLACEMENT CHARACTER}[31m" in drawn
+    assert not set("\x1b\x00\ud800\uffff") & set(drawn)

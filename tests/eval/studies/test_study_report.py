@@ -187,6 +187,21 @@ def test_ratios_of_perplexities_are_paired_by_document(tmp_path: Path) -> None:
     ]
 
 
+def test_clusters_of_documents_are_resampled_as_one(tmp_path: Path) -> None:
+    folders = {
+        "full": measured(tmp_path / "a", [0.0] * 16, 100),
+        # Two documents of a cluster gain alike.
+        "local": measured(tmp_path / "b", [gain for gain in GAINS for _ in range(2)], 25),
+    }
+    for folder in folders.values():
+        examples = [replace(example_line(index), id=f"d{index}", cluster_id=f"{index // 2}") for index in range(16)]
+        RunFolder(folder).write_lines("examples.jsonl", examples)
+    _, local = table(write("perplexity", folders, "full"), "By length")
+    # As of eight documents, each of them twice as long.
+    assert (local["n"], local["shared"], local["detectable"]) == ("16", "8", "1.0078")
+    assert local["ratio"] == f"{math.exp(0.03 / 3):.4f} [1.0044, 1.0157]"
+
+
 def test_documents_of_all_tasks_are_pooled(tmp_path: Path) -> None:
     tasks = ("plos", "aclsum")
     folders = {"full": measured(tmp_path / "a", EQUAL, 100, tasks), "local": measured(tmp_path / "b", GAINS, 25, tasks)}
@@ -276,7 +291,7 @@ def test_plans_are_set_beside_random_ones(tmp_path: Path) -> None:
     judged = {name: (f"plan of {name}", cost | ({"flops": 1.0} if name == "full" else {})) for name in gains}
     run = RunFolder(tmp_path)
     run.write_json("run.json", run_record())
-    run.write_json("placement.json", PlacementResult(held_out=held_out_rows(judged, lines)))
+    run.write_json("placement.json", PlacementResult(held_out=held_out_rows(judged, lines, {})))
     # What is there of other documents, as those that calibrate now, is not of the rows.
     run.write_lines("measurements.jsonl", [replace(line, id="3") for line in lines])
     content = write("placements", {"search": tmp_path})

@@ -44,6 +44,13 @@ def test_a_sample_does_not_depend_on_the_order_of_the_source() -> None:
     assert set(draw_sample(source, 10, 3)) == set(draw_sample(shuffled, 10, 3))
 
 
+def test_samples_of_other_machines_and_versions_are_the_same() -> None:
+    # Runs that were drawn before must be able to grow.
+    source = examples(200)
+    assert documents(draw_sample(source, 5, 0)) == ["d41", "d93", "d109", "d144", "d167"]
+    assert documents(draw_sample(source, 5, 1)) == ["d3", "d20", "d67", "d73", "d135"]
+
+
 def test_examples_of_a_document_that_lie_apart_are_all_drawn() -> None:
     source = examples(30, of_each=2)
     apart = [one for one in source if one.id.endswith("-0")] + [one for one in source if one.id.endswith("-1")]
