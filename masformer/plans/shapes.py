@@ -70,7 +70,7 @@ def layer_shapes(config: PreTrainedConfig) -> tuple[LayerShape, ...]:
     producers = shared_layers(config)
     shapes = []
     for index in range(count):
-        if kinds[index] in _NO_ATTENTION:
+        if kinds[index] in _NO_ATTENTION or not getattr(layers[index], "num_attention_heads", None):
             shapes.append(_NOTHING)
             continue
         factor = _HEADS_OF_WINDOWS.get(config.model_type, 1) if kinds[index] == "sliding_attention" else 1
