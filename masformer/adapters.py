@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
+from masformer.plans.spans import SpanPlan
+
 
 class _SpanGPTNeoAttention(GPTNeoSelfAttention):  # type: ignore[misc]
     """GPT-Neo applies its causal and local masks itself, from a buffer, to scores that it does not scale."""

@@ -24,8 +24,8 @@ from masformer.checkpoints.card import origin_of
 from masformer.checkpoints.open import Checkpoint, CheckpointError, max_positions, open_checkpoint
 from masformer.checkpoints.publish import PushError, check_push, push_to_hub
 from masformer.checkpoints.saving import SaveError, check_output, check_space, save_checkpoint
-from masformer.convert import ConversionError, apply_plan, native_plan, num_layers, read_plan, stored_plan
-from masformer.errors import NumbersError, SpanError
+from masformer.convert import apply_plan, native_plan, num_layers, read_plan, stored_plan
+from masformer.errors import ConversionError, NumbersError, SpanError
 from masformer.measure import MeasureError, closed_form, cost_record, lengths_to_measure
 from masformer.plans.spans import HeadSpans, LayerSpan, PlanError, SpanPlan
 

@@ -22,10 +22,10 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from masformer.adapters import adapt, attention_names, clear_spans, decoder_of, give_plan, set_attention, unadapt
 from masformer.attention.cache import SpanCache
 from masformer.attention.kernels import ATTENTION_NAME, register
-from masformer.errors import NumbersError, SpanError
+from masformer.errors import ConversionError, NumbersError, SpanError
 from masformer.plans.shapes import changes_states, num_kv_heads, shared_layers
 from masformer.plans.spans import FULL, LayerSpan, PlanError, SpanPlan
-from masformer.probe import ConversionError, alternating_plan, probe_heads, probe_serving, probe_spans
+from masformer.probe import alternating_plan, probe_heads, probe_serving, probe_spans
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -118,6 +118,8 @@ def native_plan(config: PreTrainedConfig) -> SpanPlan:
             spans.append(FULL)
         elif kind == "sliding_attention" and window:
             spans.append(LayerSpan(span=int(window)))
+        elif kind == "chunked_attention":  # Llama 4
+            spans.append(LayerSpan(block=int(config.attention_chunk_size), previous=0, sinks=0))
         else:
             raise PlanError(
                 f"layer {layer} of this {config.model_type} model is of kind '{kind}', which no span describes"

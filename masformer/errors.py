@@ -31,6 +31,10 @@ class NumbersError(ValueError):
         super().__init__(f"{what} are no numbers (NaN or infinite) in {dtype}; {remedy}")
 
 
+class ConversionError(ValueError):
+    """An architecture on which spans would not do what they say, or that needs its prompts in one piece."""
+
+
 class SpanError(ValueError):
     """Attention, its cache or the hook met what it does not compute: a mistake of the caller, or of the probe."""
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from masformer.errors import ConversionError
 from masformer.probe import (
     PROBE_TOLERANCE,
-    ConversionError,
     check_close,
     inference,
     probe_logits,

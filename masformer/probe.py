@@ -35,7 +35,8 @@ from masformer.attention.joined import can_join, join
 from masformer.attention.kernels import masformer_attention
 from masformer.attention.prefill import fork, new_cache, prefill
 from masformer.attention.visibility import span_mask
-from masformer.errors import NumbersError, first_line
+from masformer.errors import ConversionError, NumbersError, first_line
+from masformer.plans.layer_spans import Window
 from masformer.plans.shapes import shared_layers
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, SpanPlan
 
@@ -47,10 +48,6 @@ _PROBE_TOKENS = 24
 _PROBE_TRIES = 4
 _PROBE_WINDOW = 5
 _PROBE_SHORT = LayerSpan(span=2, sinks=1)
-
-
-class ConversionError(ValueError):
-    """An architecture on which spans would not do what they say, or that needs its prompts in one piece."""
 
 
 @contextmanager
@@ -79,18 +76,19 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
         return masformer_attention(module, *args, **kwargs)
 
     config = model.config.get_text_config(decoder=True)
-    # Windows are far longer than the probe; shortened to this, a model that ignores them shows itself.
-    window = None if own.is_full else getattr(config, "sliding_window", None)
-    if window is not None:
-        own = SpanPlan(tuple(FULL if span.is_full else LayerSpan(span=_PROBE_WINDOW) for span in own))
+    # Windows and chunks are far longer than the probe; shortened to this, a model that ignores them shows itself.
+    names = () if own.is_full else ("sliding_window", "attention_chunk_size")
+    sizes = {name: size for name in names if (size := getattr(config, name, None)) is not None}
+    own = SpanPlan(tuple(map(_shortened, own)))
     restores = attention_names(model)
     short = SpanPlan((_PROBE_SHORT,) * count)
     refuse = f"{kind} models cannot take a span plan:"
     adapt(model)
     try:
         with inference(model):
-            if window is not None:
-                config.sliding_window = _PROBE_WINDOW
+            if sizes:
+                for name in sizes:
+                    setattr(config, name, _PROBE_WINDOW)
                 if restores[""] != "eager":
                     # Flash attention takes the window that each module copied; these take the mask's.
                     set_attention(model, "sdpa" if model._supports_sdpa else "eager")
@@ -119,11 +117,17 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
     except Exception as error:
         raise ConversionError(f"{refuse} {first_line(error)}") from error
     finally:
-        if window is not None:
-            config.sliding_window = window
+        for name, size in sizes.items():
+            setattr(config, name, size)
         set_attention(model, restores)
         clear_spans(model)
         unadapt(model)
+
+
+def _shortened(span: LayerSpan | HeadSpans) -> LayerSpan | HeadSpans:
+    if span.is_full:
+        return span
+    return LayerSpan(span=_PROBE_WINDOW) if isinstance(span, Window) else LayerSpan(block=_PROBE_WINDOW, previous=0)
 
 
 def probe_heads(model: PreTrainedModel, num_heads: int) -> None:

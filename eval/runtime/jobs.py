@@ -38,7 +38,7 @@ Record = TypeVar("Record")
 # Errors of masformer that a user can mend, with their modules.
 _ERRORS = {
     "CheckpointError": "masformer.checkpoints.open",
-    "ConversionError": "masformer.probe",
+    "ConversionError": "masformer.errors",
     "NumbersError": "masformer.errors",
     "PlanError": "masformer.plans.layer_spans",
     "PositionError": "masformer.checkpoints.positions",

@@ -1,4 +1,4 @@
-"""A random tiny model of every architecture that the installed transformers can decode with, and what spans do to it."""
+"""A random tiny model of every architecture that transformers can decode with, and what spans do to it."""
 
 from __future__ import annotations
 
