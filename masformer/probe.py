@@ -79,7 +79,8 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
     # Windows and chunks are far longer than the probe; shortened to this, a model that ignores them shows itself.
     names = () if own.is_full else ("sliding_window", "attention_chunk_size")
     sizes = {name: size for name in names if (size := getattr(config, name, None)) is not None}
-    own = SpanPlan(tuple(map(_shortened, own)))
+    if sizes:
+        own = SpanPlan(tuple(map(_shortened, own)))
     restores = attention_names(model)
     short = SpanPlan((_PROBE_SHORT,) * count)
     refuse = f"{kind} models cannot take a span plan:"

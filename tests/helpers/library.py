@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -82,6 +88,21 @@ _SIZES: dict[str, Any] = {
     "patch_size": 16,
     "window_size": 12,
 }
+_HEADING = """\
+# Architectures
+
+Each architecture that `AutoModelForCausalLM` of transformers {version} knows, as a random tiny model in fp64:
+{counted}.
+
+Written by `python -m tests.helpers.library docs/architectures.md`, and tested against every night.
+
+- **exact**: its own spans give the logits of the untouched model. Two mixed plans give in chunks, one token at a time,
+  in forks and in a padded batch of joined forks what they give in one pass; so do spans of single heads, unless the
+  remark says otherwise.
+- **untouched**: a plan is refused with the remark. Without one, chunks and forks give the untouched logits.
+- **refused**: a plan is refused, and so is the model without one, each with its remark.
+- **not built**: no tiny model can be made, or its own code fails; the remark says why. Nothing is known of it here.
+"""
 _WINDOWS = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 _STATES = {"layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2)}
 _DENSE_FIRST = {"n_shared_experts": 1, "first_k_dense_replace": 1}
@@ -113,12 +134,24 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_library_config(kind: str) -> PreTrainedConfig:
-    """Return a small config of an architecture."""
-    return _shrink(CONFIG_MAPPING[kind])
+def tiny_library_model(kind: str, **changes: Any) -> PreTrainedModel:
+    """Return a random model of an architecture in fp64, in eval mode, with the same weights at every call.
+
+    Raises:
+        ValueError: It would be large.
+    """
+    config = _shrink(CONFIG_MAPPING[kind], **changes)
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    if size > _MOST_WEIGHTS:
+        raise ValueError(f"its tiny model has {size / 1e6:.0f} million weights")
+    torch.manual_seed(0)
+    # Grouped products of experts know no fp64.
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
+    return model.eval().double()
 
 
-def _shrink(cls: type[PreTrainedConfig]) -> PreTrainedConfig:
+def _shrink(cls: type[PreTrainedConfig], **changes: Any) -> PreTrainedConfig:
     known = {**cls().to_dict(), **dict.fromkeys(cls.attribute_map)}
     values: dict[str, Any] = {name: value for name, value in _SIZES.items() if name in known}
     if "kv_lora_rank" in known:
@@ -126,7 +159,7 @@ def _shrink(cls: type[PreTrainedConfig]) -> PreTrainedConfig:
     for name, part in cls.sub_configs.items():
         if isinstance(part, type) and issubclass(part, PreTrainedConfig) and hasattr(part, "model_type"):
             values[name] = _shrink(part)
-    return cls(**values | _OWN.get(cls.model_type, {}))
+    return cls(**values | _OWN.get(cls.model_type, {}) | changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +187,7 @@ def examine(kind: str) -> Finding:
         AssertionError: It is neither exact nor refused.
     """
     try:
-        model = _built(kind)
+        model = tiny_library_model(kind)
         tokens = _tokens(model)
         untouched = _logits(model, tokens)
     except Exception as error:  # the model's own code, which we do not judge
@@ -205,17 +238,6 @@ def _untouched(model: PreTrainedModel, expected: Tensor, remark: str) -> Finding
     return Finding(kind=kind, outcome="untouched", remark=remark)
 
 
-def _built(kind: str) -> PreTrainedModel:
-    config = tiny_library_config(kind)
-    with torch.device("meta"):
-        size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
-    if size > _MOST_WEIGHTS:
-        raise ValueError(f"its tiny model has {size / 1e6:.0f} million weights")
-    torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval().double()
-    return model
-
-
 def _tokens(model: PreTrainedModel) -> Tensor:
     vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
     return torch.randint(3, min(vocabulary, VOCAB), (1, _NUM_TOKENS), generator=torch.Generator().manual_seed(1))
@@ -261,3 +283,25 @@ def _check_serving(model: PreTrainedModel, plan: SpanPlan) -> None:
     else:
         found = torch.cat([_logits(model, last, past_key_values=cache, use_cache=True) for cache in forks])
     _check_same(found, torch.cat(alone), f"{kind} under '{plan}' in forks")
+
+
+def table(findings: Sequence[Finding]) -> list[str]:
+    """Return the rows of a Markdown table; numbers that depend on rounding are left out."""
+    rows = ["| model type | outcome | remark |", "| --- | --- | --- |"]
+    for found in findings:
+        remark = re.sub(r" \d[\d.e+-]* off where rounding explains [\d.e+-]+", " off", found.remark)
+        rows.append(f"| `{found.kind}` | {found.outcome} | {' '.join(remark.replace('|', '/').split())} |")
+    return rows
+
+
+def main() -> None:
+    """Write the page: python -m tests.helpers.library docs/architectures.md"""
+    findings = [examine(kind) for kind in KINDS]
+    counts = Counter(found.outcome for found in findings)
+    counted = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("exact", "untouched", "refused", "not built"))
+    lines = [_HEADING.format(version=transformers.__version__, counted=counted), *table(findings), ""]
+    Path(sys.argv[1]).write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
