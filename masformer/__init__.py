@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from masformer.checkpoints.publish import PushError, push_to_hub
     from masformer.checkpoints.saving import SaveError, save_checkpoint
     from masformer.convert import (
-        ConversionError,
         apply_plan,
         native_plan,
         num_layers,
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
         remove_plan,
         stored_plan,
     )
+    from masformer.errors import ConversionError
     from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
 # Where the names above are, those without torch first.
 _MODULES = (
     "plans.spans",
+    "errors",
     "convert",
     "attention.cache",
     "attention.prefill",

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
+from masformer.plans.spans import SpanPlan
+
 
 class _SpanGPTNeoAttention(GPTNeoSelfAttention):  # type: ignore[misc]
     """GPT-Neo applies its causal and local masks itself, from a buffer, to scores that it does not scale."""
@@ -63,11 +65,27 @@ def _note_packing(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[
     decoder.packing["position_ids"] = kwargs.get("position_ids")
 
 
-def set_attention(model: PreTrainedModel, name: str) -> None:
-    """Name the attention function that the model's layers call from now on."""
+def attention_names(model: PreTrainedModel) -> dict[str, str]:
+    """Return the attention function that a model names, under "", and those of its parts, by the part's config."""
+    parts = {name: getattr(model.config, name, None) for name in model.config.sub_configs}
+    names = {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    return {"": model.config._attn_implementation} | names
+
+
+def set_attention(model: PreTrainedModel, name: str | dict[str, str]) -> None:
+    """Name the attention function that the layers of a model's decoder call from now on.
+
+    Args:
+        name: Its name, or what `attention_names` returned before.
+    """
+    if isinstance(name, str):
+        # Towers for images and sound go on as they are, and may know fewer functions.
+        text = model.config.get_text_config(decoder=True)
+        parts = [part for part in model.config.sub_configs if getattr(model.config, part, None) is text]
+        name = dict.fromkeys(["", *parts], name)
     if model.config.model_type in _ADAPTED:
         # transformers refuses to, because these layers would not call it by themselves.
-        model.config._attn_implementation = name
+        model.config._attn_implementation = name[""]
     else:
         model.set_attn_implementation(name)
 
@@ -79,3 +97,30 @@ def layer_of(module: nn.Module) -> int | None:
         if isinstance(layer, int):
             return layer
     return None
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of a model that every way of calling it goes through, and that takes a cache."""
+    decoder = model.get_decoder()
+    # That of modernbert-decoder is the head over the vocabulary.
+    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
+
+
+def give_plan(model: PreTrainedModel, plan: SpanPlan) -> None:
+    """Set the spans of a model that is converted."""
+    set_spans(model, plan)
+    model.span_plan = decoder_of(model).span_plan = plan
+    model.config.masformer = {"plan": plan.to_json()}
+
+
+def set_spans(model: nn.Module, plan: SpanPlan) -> None:
+    for module in model.modules():
+        layer = layer_of(module)
+        if layer is not None and layer < len(plan):
+            module.layer_span = plan[layer]  # type: ignore[assignment]
+
+
+def clear_spans(model: nn.Module) -> None:
+    for module in model.modules():
+        if hasattr(module, "layer_span"):
+            del module.layer_span

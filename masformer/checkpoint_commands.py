@@ -24,15 +24,24 @@ from masformer.checkpoints.card import origin_of
 from masformer.checkpoints.open import Checkpoint, CheckpointError, max_positions, open_checkpoint
 from masformer.checkpoints.publish import PushError, check_push, push_to_hub
 from masformer.checkpoints.saving import SaveError, check_output, check_space, save_checkpoint
-from masformer.convert import ConversionError, apply_plan, native_plan, num_layers, read_plan, stored_plan
-from masformer.errors import NumbersError
+from masformer.convert import apply_plan, native_plan, num_layers, read_plan, stored_plan
+from masformer.errors import ConversionError, NumbersError, SpanError
 from masformer.measure import MeasureError, closed_form, cost_record, lengths_to_measure
 from masformer.plans.spans import HeadSpans, LayerSpan, PlanError, SpanPlan
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SHOWN_LENGTHS = (1024, 2048, 4096, 8192)
 # What a user can cause, each with a message of one line.
-_USER_ERRORS = (CheckpointError, ConversionError, MeasureError, NumbersError, PlanError, PushError, SaveError)
+_USER_ERRORS = (
+    CheckpointError,
+    ConversionError,
+    MeasureError,
+    NumbersError,
+    PlanError,
+    PushError,
+    SaveError,
+    SpanError,
+)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,10 +6,7 @@
     save_checkpoint(model, tokenizer, "smollm2-mas")                  # masformer/checkpoints/saving.py
     apply_plan(AutoModelForCausalLM.from_pretrained("smollm2-mas"))   # the stored plan; without this: full attention
 
-Each conversion proves itself on a few random tokens, because transformers accepts an attention function for
-architectures that never call it: every layer must call ours, the model's own spans must give the untouched logits, a
-short span must change them, and decoding through the cache must equal one pass. Before the first plan with spans of
-single heads, these must be what changes the logits, and decode as in one pass too.
+Each conversion proves itself on a few random tokens (`masformer.probe`).
 """
 
 from __future__ import annotations
@@ -17,36 +14,18 @@ from __future__ import annotations
 import inspect
 import json
 import reprlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from masformer.adapters import adapt, layer_of, set_attention, unadapt
+from masformer.adapters import adapt, attention_names, clear_spans, decoder_of, give_plan, set_attention, unadapt
 from masformer.attention.cache import SpanCache
-from masformer.attention.kernels import ATTENTION_NAME, masformer_attention, register
-from masformer.attention.visibility import span_mask
-from masformer.errors import NumbersError, first_line
-from masformer.plans.cost import num_kv_heads
-from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
-
-# The largest difference of the probe's logits that rounding explains, relative to the largest logit.
-PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
-_PROBE_NAME = "masformer_probe"
-_PROBE_TOKENS = 24
-# Texts that are tried until one has logits that are numbers.
-_PROBE_TRIES = 4
-_PROBE_WINDOW = 5
-_PROBE_SHORT = LayerSpan(span=2, sinks=1)
-
-
-class ConversionError(ValueError):
-    """An architecture on which spans would not do what they say."""
+from masformer.attention.kernels import ATTENTION_NAME, register
+from masformer.errors import ConversionError, NumbersError, SpanError
+from masformer.plans.shapes import changes_states, num_kv_heads, shared_layers
+from masformer.plans.spans import FULL, LayerSpan, PlanError, SpanPlan
+from masformer.probe import alternating_plan, probe_heads, probe_serving, probe_spans
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -94,11 +73,17 @@ def _plan_in_file(name: str) -> SpanPlan:
 def check_fits(plan: SpanPlan, config: PreTrainedConfig) -> None:
     """Raise `PlanError` for a plan with other layers or heads than the model's."""
     plan.check_fits(num_layers(config), config.model_type, num_kv_heads(config))
-    if plan.num_heads is not None and getattr(text_config(config), "kv_lora_rank", None):
+    if plan.num_heads is not None and changes_states(config):
         raise PlanError(
-            f"span plan has spans of single heads, and {config.model_type} keeps one latent for all heads; give whole "
-            "layers"
+            f"span plan has spans of single heads, and {config.model_type} computes keys or values of all heads from "
+            "what it keeps; give whole layers"
         )
+    for layer, producer in shared_layers(config).items():
+        if plan[layer] != plan[producer]:
+            raise PlanError(
+                f"layer {layer} of this {config.model_type} model reads the keys of layer {producer}, and the plan "
+                f"gives them '{plan[layer]}' and '{plan[producer]}'; give both the same"
+            )
 
 
 def stored_plan(config: PreTrainedConfig) -> SpanPlan | None:
@@ -133,6 +118,8 @@ def native_plan(config: PreTrainedConfig) -> SpanPlan:
             spans.append(FULL)
         elif kind == "sliding_attention" and window:
             spans.append(LayerSpan(span=int(window)))
+        elif kind == "chunked_attention":  # Llama 4
+            spans.append(LayerSpan(block=int(config.attention_chunk_size), previous=0, sinks=0))
         else:
             raise PlanError(
                 f"layer {layer} of this {config.model_type} model is of kind '{kind}', which no span describes"
@@ -159,64 +146,48 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
     check_fits(plan, model.config)
     former_plan: SpanPlan | None = getattr(model, "span_plan", None)
     if former_plan is None:
-        _probe(model)
+        probe_spans(model, native_plan(model.config))
         register()
-        former = (model.config._attn_implementation, getattr(model.config, "masformer", None))
+        former = (attention_names(model), getattr(model.config, "masformer", None))
         set_attention(model, ATTENTION_NAME)
         # On the decoder, which every way of calling the model goes through.
-        hook = model.get_decoder().register_forward_pre_hook(_prepare_cache, with_kwargs=True)
+        hook = decoder_of(model).register_forward_pre_hook(_prepare_cache, with_kwargs=True)
         adapt(model)
         model.masformer_former = (*former, hook)
-    if plan.num_heads is not None and not hasattr(model, "proven_heads"):
-        try:
-            _probe_heads(model, plan.num_heads)
-        except ConversionError:
-            if former_plan is None:
-                remove_plan(model)
-            else:
-                _give(model, former_plan)
-            raise
-        model.proven_heads = True
-    _give(model, plan)
+    try:
+        if former_plan is None:
+            probe_serving(model, alternating_plan(model.config), "spans")
+        if plan.num_heads is not None and not hasattr(model, "proven_heads"):
+            probe_heads(model, plan.num_heads)
+            model.proven_heads = True
+    except (ConversionError, NumbersError):
+        if former_plan is None:
+            remove_plan(model)
+        else:
+            give_plan(model, former_plan)
+        raise
+    give_plan(model, plan)
     return plan
-
-
-def _give(model: PreTrainedModel, plan: SpanPlan) -> None:
-    """Set the spans of a model that is converted."""
-    _set_spans(model, plan)
-    model.span_plan = model.get_decoder().span_plan = plan
-    model.config.masformer = {"plan": plan.to_json()}
 
 
 def remove_plan(model: PreTrainedModel) -> None:
     """Make a converted model the one it was before, in place."""
-    if not hasattr(model, "span_plan"):
+    if not hasattr(model, "masformer_former"):
         return
     attention, stored, hook = model.masformer_former
     hook.remove()
     unadapt(model)
     set_attention(model, attention)
-    _clear_spans(model)
-    del model.span_plan, model.masformer_former, model.config.masformer
+    clear_spans(model)
+    if hasattr(model, "span_plan"):  # unless the probe has failed before any plan was given
+        del model.span_plan, model.config.masformer
+    del model.masformer_former
     if hasattr(model, "proven_heads"):
         del model.proven_heads
-    if model.get_decoder() is not model:
-        del model.get_decoder().span_plan
+    if hasattr(decoder_of(model), "span_plan"):
+        del decoder_of(model).span_plan
     if stored is not None:
         model.config.masformer = stored
-
-
-def _set_spans(model: nn.Module, plan: SpanPlan) -> None:
-    for module in model.modules():
-        layer = layer_of(module)
-        if layer is not None and layer < len(plan):
-            module.layer_span = plan[layer]  # type: ignore[assignment]
-
-
-def _clear_spans(model: nn.Module) -> None:
-    for module in model.modules():
-        if hasattr(module, "layer_span"):
-            del module.layer_span
 
 
 def _prepare_cache(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -234,143 +205,14 @@ def _prepare_cache(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict
         cache.__class__ = SpanCache
         cache.__dict__ = SpanCache(plan).__dict__
     elif not isinstance(cache, SpanCache):
-        raise ValueError(f"a model with a span plan needs a SpanCache, got a {type(cache).__name__}")
+        error = SpanError(f"a model with a span plan needs a SpanCache, got a {type(cache).__name__}")
+        raise error.of(decoder.config)
     if cache.plan != plan:
-        raise ValueError(f"the cache was made for the plan '{cache.plan}', the model has '{plan}'")
-    cache.is_latent = bool(getattr(text_config(decoder.config), "kv_lora_rank", None))
-    if mask is not None:
+        error = SpanError(f"the cache was made for the plan '{cache.plan}', the model has '{plan}'")
+        raise error.of(decoder.config)
+    cache.copies_forks, cache.config = changes_states(decoder.config), decoder.config
+    try:
         cache.set_padding(mask)
+    except SpanError as error:
+        raise error.of(decoder.config) from error
     return (), {**kwargs, "past_key_values": cache}
-
-
-@contextmanager
-def inference(model: PreTrainedModel) -> Iterator[None]:
-    """Put a model in eval mode without gradients, and back afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
-def _probe(model: PreTrainedModel) -> None:
-    """Raise `ConversionError` unless, on random tokens, a plan does what it says; leave the model as it was."""
-    kind, count = model.config.model_type, num_layers(model.config)
-    own = native_plan(model.config)
-    called: set[int] = set()
-
-    def counting(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        called.add(-1 if (layer := layer_of(module)) is None else layer)
-        return masformer_attention(module, *args, **kwargs)
-
-    config = text_config(model.config)
-    # Windows are far longer than the probe; shortened to this, a model that ignores them shows itself.
-    window = None if own.is_full else getattr(config, "sliding_window", None)
-    if window is not None:
-        own = SpanPlan(tuple(FULL if span.is_full else LayerSpan(span=_PROBE_WINDOW) for span in own))
-    restores = model.config._attn_implementation
-    short = SpanPlan((_PROBE_SHORT,) * count)
-    refuse = f"{kind} models cannot take a span plan:"
-    adapt(model)
-    try:
-        with inference(model):
-            if window is not None:
-                config.sliding_window = _PROBE_WINDOW
-                if restores != "eager":
-                    # Flash attention takes the window that each module copied; these take the mask's.
-                    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
-            tokens, untouched = probe_logits(model)
-            untouched = untouched[-1]
-            tolerance = tolerance_of(untouched)
-            AttentionInterface.register(_PROBE_NAME, counting)
-            AttentionMaskInterface.register(_PROBE_NAME, span_mask)
-            set_attention(model, _PROBE_NAME)
-            _set_spans(model, own)
-            same = model(tokens, use_cache=False).logits[0, -1]
-            missing = set(range(count)) - called
-            if missing:
-                raise ConversionError(
-                    f"{refuse} {len(missing)} of {count} layers never call the attention function given to "
-                    "transformers, and would go on with full attention"
-                )
-            check_close(same, untouched, tolerance, f"{refuse} with their own spans the logits are")
-            _set_spans(model, short)
-            changed = model(tokens, use_cache=False).logits[0, -1]
-            if torch.equal(changed, same):
-                raise ConversionError(f"{refuse} a span of 2 changes nothing in their logits")
-            check_close(_decoded(model, tokens, short), changed, tolerance, f"{refuse} decoding through the cache is")
-    except (ConversionError, NumbersError):
-        raise
-    except Exception as error:
-        raise ConversionError(f"{refuse} {first_line(error)}") from error
-    finally:
-        if window is not None:
-            config.sliding_window = window
-        set_attention(model, restores)
-        _clear_spans(model)
-        unadapt(model)
-
-
-def _probe_heads(model: PreTrainedModel, num_heads: int) -> None:
-    """Raise `ConversionError` unless spans of single heads do what they say on a converted model; its plan is lost."""
-    one = SpanPlan((HeadSpans((FULL, *(_PROBE_SHORT,) * (num_heads - 1))),) * num_layers(model.config))
-    refuse = f"{model.config.model_type} models cannot take spans of single heads:"
-    tokens, found = probe_tokens(model), []
-    try:
-        with inference(model):
-            for plan in (SpanPlan.full(len(one)), SpanPlan((_PROBE_SHORT,) * len(one)), one):
-                _give(model, plan)
-                found.append(model(tokens, use_cache=False).logits[0, -1])
-            *alike, mixed = found
-            if any(torch.equal(mixed, logits) for logits in alike):
-                raise ConversionError(f"{refuse} one full head among short ones changes nothing in their logits")
-            cached = _decoded(model, tokens, one)
-            check_close(cached, mixed, tolerance_of(mixed), f"{refuse} decoding through the cache is")
-    except ConversionError:
-        raise
-    except Exception as error:
-        raise ConversionError(f"{refuse} {first_line(error)}") from error
-
-
-def probe_logits(model: PreTrainedModel, count: int = _PROBE_TOKENS) -> tuple[Tensor, Tensor]:
-    """Return (1, count) random tokens, and their (count, V) logits.
-
-    Raises:
-        NumbersError: The logits of no tokens that were tried are numbers.
-    """
-    for seed in range(_PROBE_TRIES):  # one damaged embedding is found by the documents that need it
-        tokens = probe_tokens(model, count, seed)
-        logits = model(tokens, use_cache=False).logits[0]
-        if bool(logits.isfinite().all()):
-            return tokens, logits
-    dtype = str(model.dtype).removeprefix("torch.")
-    kind = model.config.model_type
-    raise NumbersError(f"the logits of this {kind} model on each of {_PROBE_TRIES} random texts", dtype)
-
-
-def probe_tokens(model: PreTrainedModel, count: int = _PROBE_TOKENS, seed: int = 0) -> Tensor:
-    """Return (1, count) random tokens, the same at each call."""
-    vocabulary, generator = int(text_config(model.config).vocab_size), torch.Generator().manual_seed(seed)
-    return torch.randint(vocabulary, (1, count), generator=generator).to(model.device)
-
-
-def _decoded(model: PreTrainedModel, tokens: Tensor, plan: SpanPlan) -> Tensor:
-    """Return the logits of the last token, on top of a cache of those before."""
-    cache = SpanCache(plan)
-    model(tokens[:, :-1], past_key_values=cache, use_cache=True)
-    logits: Tensor = model(tokens[:, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
-    return logits
-
-
-def tolerance_of(logits: Tensor) -> float:
-    """Return the largest difference that rounding explains."""
-    return PROBE_TOLERANCE.get(logits.dtype, 1e-4) * max(1.0, float(logits.abs().max()))
-
-
-def check_close(logits: Tensor, reference: Tensor, tolerance: float, what: str) -> None:
-    """Raise `ConversionError` where logits differ by more than the tolerance."""
-    difference = float((logits - reference).abs().max())
-    if not difference <= tolerance:
-        raise ConversionError(f"{what} {difference:.3g} off where rounding explains {tolerance:.3g}")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 # By dtype; bfloat16 has the range of float32.
 _REMEDIES = {
     "float16": "float16 ends at 65,504, and this model needs more: take --dtype bfloat16 or float32",
@@ -24,6 +29,27 @@ class NumbersError(ValueError):
         self.row = row
         remedy = _REMEDIES.get(dtype, "restore the weights, or give other ones")
         super().__init__(f"{what} are no numbers (NaN or infinite) in {dtype}; {remedy}")
+
+
+class ConversionError(ValueError):
+    """An architecture on which spans would not do what they say, or that needs its prompts in one piece."""
+
+
+class SpanError(ValueError):
+    """Attention, its cache or the hook met what it does not compute: a mistake of the caller, or of the probe."""
+
+    def of(self, config: PreTrainedConfig) -> SpanError:
+        """Return the error with the name of the model that met it, and the command that shows what was probed."""
+        name = getattr(config, "name_or_path", "") or "MODEL"
+        return _NamedSpanError(
+            f"{config.model_type} model {name}: {self}; please report this with the output of: "
+            f"python -m masformer show {name}"
+        )
+
+
+class _NamedSpanError(SpanError):
+    def of(self, config: PreTrainedConfig) -> SpanError:
+        return self
 
 
 def first_line(error: BaseException) -> str:

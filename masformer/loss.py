@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from masformer.convert import (
+from masformer.errors import ConversionError
+from masformer.probe import (
     PROBE_TOLERANCE,
-    ConversionError,
     check_close,
     inference,
     probe_logits,
     probe_tokens,
-    text_config,
     tolerance_of,
 )
 
@@ -59,7 +58,7 @@ class Head:
 
 
 def _head_of(model: PreTrainedModel) -> Head:
-    config, embeddings = text_config(model.config), model.get_output_embeddings()
+    config, embeddings = model.config.get_text_config(decoder=True), model.get_output_embeddings()
     if type(embeddings) is not nn.Linear:
         raise ConversionError(
             f"{config.model_type} models have a {type(embeddings).__name__} for logits; the loss needs a linear layer"
@@ -200,7 +199,7 @@ class _SummedLoss(torch.autograd.Function):
 
 def check_head(model: PreTrainedModel) -> None:
     """Raise `ConversionError` unless, on random tokens, this module's logits are the model's."""
-    kind = text_config(model.config).model_type
+    kind = model.config.get_text_config(decoder=True).model_type
     with inference(model):
         tokens, expected = probe_logits(model, _PROBE_TOKENS)
         found = _head_of(model).logits(model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[0])
@@ -213,7 +212,7 @@ def check_packing(model: PreTrainedModel) -> None:
 
     They do if the architecture does not tell its attention where documents begin.
     """
-    kind, count = text_config(model.config).model_type, 3 * _PROBE_TOKENS
+    kind, count = model.config.get_text_config(decoder=True).model_type, 3 * _PROBE_TOKENS
     tokens, positions = probe_tokens(model, 2 * count), torch.arange(count, device=model.device)[None]
 
     def hidden(some: Tensor, at: Tensor) -> Tensor:

@@ -21,10 +21,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from masformer.attention.cache import SpanCache
 from masformer.attention.prefill import fixed_frequencies, prefill
 from masformer.checkpoints.open import max_positions
-from masformer.convert import apply_plan, native_plan, probe_tokens
+from masformer.convert import apply_plan, native_plan
 from masformer.hardware import device_name
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.spans import SpanPlan
+from masformer.probe import probe_tokens
 
 DECODED_TOKENS = 16
 REPEATS = 3

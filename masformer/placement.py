@@ -35,10 +35,13 @@ from transformers.masking_utils import AttentionMaskInterface
 from masformer.adapters import layer_of, set_attention
 from masformer.attention.kernels import ATTENTION_NAME, masformer_attention
 from masformer.attention.visibility import span_mask
-from masformer.convert import ConversionError, apply_plan, check_fits, num_layers, probe_tokens
+from masformer.convert import apply_plan, check_fits, num_layers
+from masformer.errors import ConversionError
 from masformer.loss import check_head, token_losses, total_loss
-from masformer.plans.cost import attention_flops, cache_bytes, num_kv_heads
+from masformer.plans.cost import attention_flops, cache_bytes
+from masformer.plans.shapes import num_kv_heads
 from masformer.plans.spans import FULL, LayerSpan, PlanError, SpanPlan, layer_of_heads
+from masformer.probe import probe_tokens
 
 Unit = tuple[int, int | None]  # a layer and a key/value head of it; None is the whole layer
 # Where the gradients of gates are taken: between the plan and full attention.

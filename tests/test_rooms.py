@@ -28,7 +28,7 @@ BELOW = {
 # The rooms of masformer; its modules at the top may import all of them.
 BELOW_MASFORMER = {
     "plans": set(),
-    "attention": {"plans"},
+    "attention": {"plans", "errors"},
     "checkpoints": {"plans", "convert", "errors"},
 }
 # Rooms whose import must not import torch; what needs it, such as trackers, imports it when it is called.

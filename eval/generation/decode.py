@@ -7,7 +7,6 @@ does not convert; n-grams of padding. The loop over tokens is transformers' `gen
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -27,12 +25,13 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache
 
 from eval.config.generation import GenerationSettings
 from eval.runtime.memory import storage_bytes
 from masformer import SpanCache, fixed_frequencies, prefill
 from masformer.attention.joined import can_join, join, row_bytes
+from masformer.attention.prefill import new_cache
 from masformer.errors import NumbersError
 
 # Tokens that a batch decodes before rows that have ended are taken out.
@@ -285,23 +284,6 @@ def _text(tokens: Sequence[int], stop: Sequence[str], tokenizer: PreTrainedToken
         count = max(count for count in range(len(tokens)) if len(tokenizer.decode(tokens[:count])) <= min(spelled))
         text = str(tokenizer.decode(tokens[:count], skip_special_tokens=True))
     return text[: min((text.find(end) for end in stop if end in text), default=len(text))].strip()
-
-
-def new_cache(model: PreTrainedModel, max_tokens: int) -> Cache:
-    """Return an empty cache for one prompt."""
-    plan = getattr(model, "span_plan", None)
-    return DynamicCache(config=model.config) if plan is None else SpanCache(plan, max_tokens)
-
-
-def fork(cache: Cache, max_tokens: int) -> Cache:
-    """Return a second cache that goes on from the same tokens; neither sees what the other writes."""
-    if isinstance(cache, SpanCache):
-        return cache.fork(max_tokens)
-    other = copy.copy(cache)
-    # These make new tensors for what they add and leave the former as they were; others write where they are.
-    light = (DynamicLayer, DynamicSlidingWindowLayer)
-    other.layers = [copy.copy(layer) if type(layer) in light else copy.deepcopy(layer) for layer in cache.layers]
-    return other
 
 
 def warm_up(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -27,7 +27,7 @@ from eval.records.schema import Grouping, Key
 from masformer import FULL, SpanPlan
 from masformer.attention.joined import TAIL_TOKENS, can_join
 from masformer.attention.prefill import frequency_class
-from masformer.plans.cost import attention_flops, cache_bytes
+from masformer.plans.cost import PlanCost
 
 # Where processes share the work, each gets at least as many groups, so that none idles long at the end.
 _GROUPS_A_SHARE = 2
@@ -120,7 +120,8 @@ class ModelSize:
         self.is_converted = plan is not None and can_join(config)
         text = config.get_text_config(decoder=True)
         self.plan = plan or SpanPlan((FULL,) * int(text.num_hidden_layers))
-        self.a_token = cache_bytes(config, SpanPlan((FULL,)), 1, bytes_per_value)
+        self.cost = PlanCost(config, self.plan)
+        self.bytes_per_value = bytes_per_value
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         outer = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer}
@@ -137,7 +138,7 @@ class ModelSize:
         return 2 * (self.body + self.head) * num_new + self._attention(start, start + num_new)
 
     def _attention(self, start: int, stop: int) -> int:
-        return attention_flops(self.config, self.plan, stop) - attention_flops(self.config, self.plan, start)
+        return self.cost.attention_flops(stop) - self.cost.attention_flops(start)
 
     def tree_bytes(self, tree: PromptTree, num_new: int, copies: int) -> int:
         """Return the bytes of keys and values when all prompts of a tree decode at once, as so many rows each."""
@@ -147,14 +148,14 @@ class ModelSize:
         ends = [len(end.tokens) for end in tree.ends]
         tail = max((length for length in ends if length <= TAIL_TOKENS), default=0) if self.is_converted else 0
         kept = Fraction(0)
-        for span, share in self.plan.shares.items():
+        for span, values in self.cost.values.items():
             if span.is_full:
-                kept += share * (tokens + copies * (tail + num_new) * len(rows))
+                kept += values * (tokens + copies * (tail + num_new) * len(rows))
             else:
                 # Rows that decode together copy what they have kept.
                 of_rows = sum(span.num_kept(stop + num_new) for stop in rows)
-                kept += share * (sum(span.num_kept(stop) for stop in nodes) + copies * of_rows)
-        return int(kept * self.a_token)
+                kept += values * (sum(span.num_kept(stop) for stop in nodes) + copies * of_rows)
+        return int(kept * self.bytes_per_value)
 
 
 def measure(requests: Requests, size: ModelSize, *, is_silent: bool) -> list[DocumentPrompts]:

@@ -16,7 +16,7 @@ from eval.runtime.model import TORCH_DTYPES, OpenedModel
 from masformer import SpanPlan, num_layers
 from masformer.errors import NumbersError
 from masformer.placement import PlanMeter, gate_gradients
-from masformer.plans.cost import num_kv_heads
+from masformer.plans.shapes import num_kv_heads
 
 Part = Literal["calibration", "held-out"]
 CALIBRATION: Part = "calibration"

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import torch
 from tqdm import tqdm
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from eval.prompting.prompts import PromptBuilder
 from eval.records.schema import DocumentLoss, PerplexityIdentity
@@ -23,8 +23,8 @@ from eval.reporting.perplexity_report import TEMPLATE
 from eval.runtime.memory import peak_bytes, reset_peak, storage_bytes
 from eval.runtime.model import plan_of
 from eval.runtime.processes import Process
-from masformer import SpanCache, fixed_frequencies
-from masformer.attention.prefill import CHUNK_TOKENS
+from masformer import fixed_frequencies
+from masformer.attention.prefill import CHUNK_TOKENS, new_cache
 from masformer.errors import NumbersError
 from masformer.loss import token_losses
 from masformer.plans.cost import attention_flops
@@ -155,8 +155,7 @@ def losses_of(model: PreTrainedModel, token_ids: Sequence[int], scored: int = 1)
     The tokens go through the model in chunks on top of a cache, so that memory does not grow with logits or masks.
     """
     ids = torch.tensor([token_ids], device=model.device)
-    plan = getattr(model, "span_plan", None)
-    cache = DynamicCache(config=model.config) if plan is None else SpanCache(plan, len(token_ids))
+    cache = new_cache(model, len(token_ids))
     parts = [torch.zeros(0)]
     with fixed_frequencies(model, len(token_ids)):
         for first in range(0, len(token_ids) - 1, CHUNK_TOKENS):

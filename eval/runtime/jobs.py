@@ -38,10 +38,11 @@ Record = TypeVar("Record")
 # Errors of masformer that a user can mend, with their modules.
 _ERRORS = {
     "CheckpointError": "masformer.checkpoints.open",
-    "ConversionError": "masformer.convert",
+    "ConversionError": "masformer.errors",
     "NumbersError": "masformer.errors",
     "PlanError": "masformer.plans.layer_spans",
     "PositionError": "masformer.checkpoints.positions",
+    "SpanError": "masformer.errors",
 }
 
 

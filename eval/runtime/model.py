@@ -16,6 +16,7 @@ from eval.records.typed import from_json
 from eval.runtime.processes import AcceleratedProcess
 from masformer import ConversionError, PlanError, SpanPlan, apply_plan, native_plan, read_plan, stored_plan
 from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
+from masformer.probe import probe_untouched
 
 TORCH_DTYPES = {
     "float32": torch.float32,
@@ -67,8 +68,8 @@ class OpenedModel:
         return TORCH_DTYPES[self.dtype].itemsize
 
     def load(self, device_map: str | None = None) -> PreTrainedModel:
-        """Return the model with the plan on it; see `load_converted`."""
-        return load_converted(
+        """Return the model with the plan on it; see `load_converted`. One without a plan is tried in pieces."""
+        model = load_converted(
             self.checkpoint,
             self.dtype,
             self.process.device,
@@ -77,6 +78,9 @@ class OpenedModel:
             self.process.print,
             device_map,
         )
+        if not hasattr(model, "span_plan"):
+            probe_untouched(model)
+        return model
 
 
 def open_model(

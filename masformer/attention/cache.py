@@ -26,10 +26,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from masformer.attention.heads import HeadKeys, heads_of
 from masformer.attention.visibility import SpanMask, left_padding
+from masformer.errors import SpanError
 from masformer.plans.spans import HeadSpans, LayerSpan, SpanPlan
 
 # Tokens by which a buffer grows: rare enough that copying is a small part of decoding them.
@@ -37,9 +39,15 @@ GROWTH_TOKENS = 512
 
 
 class SegmentedKeys(Tensor):
-    """The keys that a fork has written itself; `before` has the (B, K, T, D) keys and values of each earlier run."""
+    """The keys that a fork has written itself.
+
+    Attributes:
+        before: (B, K, T, D) keys and values of each earlier run.
+        own_values: The values that go with these keys: what attends must be given this very object.
+    """
 
     before: tuple[tuple[Tensor, Tensor], ...]
+    own_values: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
@@ -137,7 +145,7 @@ class SpanCacheLayer(_CountedLayer):
             keys, values = self.keys[:, :, :held], self.values[:, :, :held]
             if self.before:
                 keys = keys.as_subclass(SegmentedKeys)
-                keys.before = self.before
+                keys.before, keys.own_values = self.before, values
             return keys, values
         if num_new == 1:
             self._write(offset, new)
@@ -218,7 +226,7 @@ class SpanCacheLayer(_CountedLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
-            raise ValueError("a span cache cannot give back tokens; assisted decoding needs transformers' DynamicCache")
+            raise SpanError("a span cache cannot give back tokens; assisted decoding needs transformers' DynamicCache")
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -282,10 +290,11 @@ class HeadSpansCacheLayer(_CountedLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store (B, K, T, D) new keys and values; return what `masformer.attention.heads.attend_by_head` takes."""
         if key_states.shape[1] != len(self.span.heads):
-            raise ValueError(
+            raise SpanError(
                 f"a cache for spans of {len(self.span.heads)} key/value heads got {key_states.shape[1]} of them"
             )
         keys = key_states.as_subclass(HeadKeys)
+        keys.own_values = value_states
         keys.parts = tuple(
             part.update(heads_of(key_states, runs), heads_of(value_states, runs))
             for part, runs in zip(self.parts, self.span.groups.values(), strict=True)
@@ -334,15 +343,19 @@ class SpanCache(Cache):  # type: ignore[misc]
     def __init__(self, plan: SpanPlan, max_tokens: int = 0) -> None:
         super().__init__(layers=[cache_layer(span, max_tokens) for span in plan])
         self.plan = plan
-        # Latent attention (DeepSeek) computes keys from what is cached, so a fork cannot leave it where it is.
-        self.is_latent = False
+        # Some models compute keys or values from what is cached, so a fork cannot leave them where they are.
+        self.copies_forks = False
+        self.config: PreTrainedConfig | None = None  # of the model that uses it, for messages
         # Raise `Filled` once the last layer has stored its keys: in a prefill, nobody uses what it would make of them.
         self.raises_when_filled = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        states: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        try:
+            states: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        except SpanError as error:
+            raise error if self.config is None else error.of(self.config) from error
         if self.raises_when_filled and layer_idx == len(self.layers) - 1:
             raise Filled
         return states
@@ -355,21 +368,25 @@ class SpanCache(Cache):  # type: ignore[misc]
     def fork(self, max_tokens: int = 0) -> SpanCache:
         """Return a second cache that goes on from the same tokens; `max_tokens` counts these too."""
         other = SpanCache(self.plan)
-        other.is_latent = self.is_latent
-        other.layers = [layer.fork(max_tokens, copy=self.is_latent) for layer in self.layers]
+        other.copies_forks, other.config = self.copies_forks, self.config
+        other.layers = [layer.fork(max_tokens, copy=self.copies_forks) for layer in self.layers]
         return other
 
-    def set_padding(self, attention_mask: Tensor | SpanMask | Mapping[str, Any]) -> None:
+    def set_padding(self, attention_mask: Tensor | SpanMask | Mapping[str, Any] | None) -> None:
         """Take the left padding of each row from a mask, before the tokens that it adds are stored.
 
         A row that has held nothing but padding so far may turn out to be padded further.
 
         Args:
-            attention_mask: (B, T), or what `span_mask` made of it, alone or by kind of layer.
+            attention_mask: (B, T), or what `span_mask` made of it, alone or by kind of layer; None pads no row.
 
         Raises:
-            ValueError: A row is padded otherwise than when its first tokens were stored.
+            SpanError: A row is padded otherwise than when its first tokens were stored.
         """
+        if attention_mask is None:
+            if self.layers[0].padding is not None:
+                raise SpanError("the cache has padded rows; give every call the attention_mask of all tokens so far")
+            return
         mask = next(iter(attention_mask.values())) if isinstance(attention_mask, Mapping) else attention_mask
         padding = mask.padding if isinstance(mask, SpanMask) else left_padding(mask)
         seen, known = self.get_seq_length(), self.layers[0].padding
@@ -381,7 +398,7 @@ class SpanCache(Cache):  # type: ignore[misc]
         padding = torch.zeros_like(known) if padding is None else padding.to(known.device)
         is_open = known >= seen
         if not torch.equal(torch.where(is_open, known, padding), known):
-            raise ValueError(
+            raise SpanError(
                 f"attention_mask pads rows by {padding.tolist()} tokens, and by {known.tolist()} when the cache was "
                 "filled; give every call the mask of all tokens so far"
             )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from masformer.errors import SpanError
 from masformer.plans.spans import HeadSpans, LayerSpan
 
 # Attention of some heads: query, key, value, span, learned sinks -> (B, h, Tq, D).
@@ -17,9 +18,15 @@ Attend = Callable[[Tensor, Tensor, Tensor, LayerSpan, Tensor | None], Tensor]
 
 
 class HeadKeys(Tensor):
-    """The new tokens' keys of all heads; `parts` has the (B, k, Tk, D) keys and values that each group sees."""
+    """The new tokens' keys of all heads.
+
+    Attributes:
+        parts: The (B, k, Tk, D) keys and values that each group sees.
+        own_values: The new tokens' values: what attends must be given this very object.
+    """
 
     parts: tuple[tuple[Tensor, Tensor], ...]
+    own_values: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
@@ -34,7 +41,7 @@ def attend_by_head(
 ) -> Tensor:
     """Return (B, H, Tq, D) attention in which each key/value head has its own span."""
     if key.shape[1] != len(spans.heads):
-        raise ValueError(f"a layer with spans of {len(spans.heads)} key/value heads got {key.shape[1]} of them")
+        raise SpanError(f"a layer with spans of {len(spans.heads)} key/value heads got {key.shape[1]} of them")
     size = query.shape[1] // key.shape[1]
     outs: dict[int, Tensor] = {}
     for index, (span, runs) in enumerate(spans.groups.items()):

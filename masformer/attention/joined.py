@@ -28,6 +28,8 @@ from transformers import PreTrainedConfig
 
 from masformer.attention.cache import HeadSpansCacheLayer, SpanCache, SpanCacheLayer
 from masformer.attention.tiles import ScoreRule
+from masformer.errors import SpanError
+from masformer.plans.shapes import changes_states
 from masformer.plans.spans import HeadSpans, LayerSpan
 
 # Tokens of a row's own runs that are copied into its tail: cheaper than products of their own at each step.
@@ -81,11 +83,13 @@ class JoinedKeys(Tensor):
     Attributes:
         hidden: (B, 1, 1, T), minus infinity where a row's tail has not begun, else 0; None when all begin at once.
         num_tokens: Slots of the batch, left padding included, those of the present step too.
+        own_values: The values that go with these keys: what attends must be given this very object.
     """
 
     runs: tuple[Run, ...]
     hidden: Tensor | None
     num_tokens: int
+    own_values: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
@@ -133,7 +137,7 @@ class JoinedLayer(SpanCacheLayer):
         """Store (B, K, T, D) new tokens, as many in each row; return what `joined_attention` takes."""
         first, num_new = self.num_tail, key_states.shape[2]
         if first + num_new > self.keys.shape[2]:
-            raise ValueError(f"the room of a joined cache is used up after {self.num_tokens} tokens")
+            raise SpanError(f"the room of a joined cache is used up after {self.num_tokens} tokens")
         self.keys[:, :, first : first + num_new] = key_states
         self.values[:, :, first : first + num_new] = value_states
         self.num_tail += num_new
@@ -141,7 +145,8 @@ class JoinedLayer(SpanCacheLayer):
         keys = self.keys[:, :, : self.num_tail].as_subclass(JoinedKeys)
         keys.runs, keys.num_tokens = self.runs, self.num_tokens
         keys.hidden = None if self.hidden is None else self.hidden[..., : self.num_tail]
-        return keys, self.values[:, :, : self.num_tail]
+        keys.own_values = self.values[:, :, : self.num_tail]
+        return keys, keys.own_values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         # The beams of a prompt stand side by side and read the same runs, so that only tails change places.
@@ -165,10 +170,10 @@ class JoinedLayer(SpanCacheLayer):
         self.runs = tuple(replace(run, first=run.first * repeats, stop=run.stop * repeats) for run in self.runs)
 
     def fork(self, max_tokens: int = 0, copy: bool = False) -> SpanCacheLayer:
-        raise ValueError("a joined cache cannot be forked")
+        raise SpanError("a joined cache cannot be forked")
 
     def reset(self) -> None:
-        raise ValueError("a joined cache cannot be used again")
+        raise SpanError("a joined cache cannot be used again")
 
 
 def _stretches(rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -178,8 +183,8 @@ def _stretches(rows: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def can_join(config: PreTrainedConfig) -> bool:
-    """Return whether caches of a converted model join: latent attention (DeepSeek) makes its keys anew each step."""
-    return not getattr(config.get_text_config(decoder=True), "kv_lora_rank", None)
+    """Return whether caches of a converted model join: some models make keys or values anew each step."""
+    return not changes_states(config)
 
 
 def join(caches: Sequence[SpanCache], room: int) -> SpanCache:
@@ -193,7 +198,10 @@ def join(caches: Sequence[SpanCache], room: int) -> SpanCache:
     longest = max(lengths)
     joined = SpanCache(caches[0].plan)
     padding = None if min(lengths) == longest else torch.tensor([longest - length for length in lengths])
+    joined.config = caches[0].config
     for index in range(len(joined.plan)):
+        if not caches[0].layers[index].is_initialized:
+            continue  # a layer that stores nothing
         layer = _join_layers([cache.layers[index] for cache in caches], lengths, room)
         layer.padding = None if padding is None else padding.to(layer.device)
         joined.layers[index] = layer
@@ -270,7 +278,7 @@ def _join_copies(layers: Sequence[SpanCacheLayer], lengths: Sequence[int], room:
 def row_bytes(joined: SpanCache, row: int, copies: int = 1) -> int:
     """Return the bytes of keys and values that a row reads, or its copies; what is shared counts whole, once."""
     total = 0
-    for part in (part for layer in joined.layers for part in layer.parts):
+    for part in (part for layer in joined.layers if layer.is_initialized for part in layer.parts):
         total += copies * ((part.keys.nbytes + part.values.nbytes) // len(part.keys))
         for run in getattr(part, "runs", ()):
             if run.first <= row < run.stop:

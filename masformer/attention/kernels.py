@@ -30,6 +30,7 @@ from masformer.attention.heads import attend_by_head
 from masformer.attention.joined import RUN_KEYS, JoinedKeys, joined_attention
 from masformer.attention.tiles import TILED, ScoreRule, tile_attention
 from masformer.attention.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
+from masformer.errors import SpanError
 from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
 
 ATTENTION_NAME = "masformer"
@@ -128,9 +129,11 @@ def span_attention(
         learned_sinks: (H,) scores of a key without a value that every query sees (gpt-oss); None is no such key.
 
     Raises:
-        ValueError: The keys are not laid out as a `SpanCache` does it, or the span is for other heads.
+        SpanError: The keys are not laid out as a `SpanCache` does it, or the span is for other heads.
     """
     mask = mask or SpanMask(offset=0)
+    if (own := getattr(key, "own_values", None)) is not None and own is not value:
+        raise SpanError("the model changes values after the cache has stored them")
     if isinstance(span, HeadSpans):
         options: dict[str, Any] = {"scale": scale, "softcap": softcap, "dropout": dropout}
 
@@ -141,17 +144,17 @@ def span_attention(
     scores = ScoreRule(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
     if isinstance(key, JoinedKeys):
         if key.num_tokens != mask.offset + query.shape[2]:
-            raise ValueError(
+            raise SpanError(
                 f"a joined cache holds {key.num_tokens} tokens, {mask.offset + query.shape[2]} are expected"
             )
         if dropout or torch.is_autocast_enabled(query.device.type):
-            raise ValueError("a joined cache works without dropout and without autocast")
+            raise SpanError("a joined cache works without dropout and without autocast")
         return joined_attention(query, key.as_subclass(Tensor), value, key, scores, learned_sinks)
     before: Runs = getattr(key, "before", ())
     found = key.shape[2] + sum(keys.shape[2] for keys, _ in before)
     expected = num_cached(span, mask.offset, query.shape[2])
     if found != expected:
-        raise ValueError(
+        raise SpanError(
             f"a layer with '{span}' got {found} keys where a SpanCache returns {expected}; give the model a "
             "SpanCache of its plan"
         )
@@ -343,7 +346,7 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
     """Attend under an explicit mask, `_MASK_ROWS` queries at a time."""
     missing = offset + query.shape[2] - key.shape[2]
     if missing and how.dropout:
-        raise ValueError(
+        raise SpanError(
             f"dropout of attention weights needs all {offset + query.shape[2]} keys, and a cache of '{span}' has kept "
             f"{key.shape[2]}; call model.eval(), or pass use_cache=False"
         )
@@ -382,31 +385,37 @@ def masformer_attention(
     Packed documents, whose `position_ids` start again at each boundary, do not see each other.
 
     Raises:
-        ValueError: The layer has no plan, or asks for something that this function does not compute.
+        SpanError: The layer has no plan, or asks for something that this function does not compute.
     """
     span = getattr(module, "layer_span", None)
     if span is None:
-        raise ValueError("this model uses masformer attention without a plan; call masformer.apply_plan(model, plan)")
+        raise SpanError("this model uses masformer attention without a plan; call masformer.apply_plan(model, plan)")
     for name in ("position_bias", "head_mask"):
         if kwargs.get(name) is not None:
-            raise ValueError(f"attention with {name} is not computed by masformer")
+            raise SpanError(f"attention with {name} is not computed by masformer")
     if is_causal is False or not getattr(module, "is_causal", True):
-        raise ValueError("attention that is not causal is not computed by masformer")
+        raise SpanError("attention that is not causal is not computed by masformer")
     if not isinstance(attention_mask, SpanMask):
-        raise ValueError("masformer attention takes a (B, T) padding mask; explicit 4D masks are not supported")
-    attention_mask.look_for_documents(position_ids, query.shape[0], query.shape[2])
-    out = span_attention(
-        query,
-        key,
-        value,
-        span,
-        attention_mask,
-        scale=scaling,
-        softcap=softcap,
-        learned_sinks=s_aux,
-        dropout=dropout,
-    )
-    return out.transpose(1, 2).contiguous(), None
+        raise SpanError("masformer attention takes a (B, T) padding mask; explicit 4D masks are not supported")
+    num_dropped = attention_mask.num_dropped
+    try:
+        attention_mask.look_for_documents(position_ids, query.shape[0], query.shape[2])
+        if num_dropped:  # what nobody asks for is computed, so that keys and queries end together
+            query = F.pad(query, (0, 0, num_dropped, 0))
+        out = span_attention(
+            query,
+            key,
+            value,
+            span,
+            attention_mask,
+            scale=scaling,
+            softcap=softcap,
+            learned_sinks=s_aux,
+            dropout=dropout,
+        )
+    except SpanError as error:
+        raise error.of(module.config) if hasattr(module, "config") else error from error
+    return out[:, :, num_dropped:].transpose(1, 2).contiguous(), None
 
 
 def register() -> None:

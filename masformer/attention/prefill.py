@@ -9,19 +9,37 @@ Shapes: B batch, T tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from masformer.attention.cache import Filled, SpanCache
 
 # Tokens of all rows that go through the model at once: enough for full speed, few enough for little memory.
 CHUNK_TOKENS = 2048
+
+
+def new_cache(model: PreTrainedModel, max_tokens: int) -> Cache:
+    """Return an empty cache for one prompt."""
+    plan = getattr(model, "span_plan", None)
+    return DynamicCache(config=model.config) if plan is None else SpanCache(plan, max_tokens)
+
+
+def fork(cache: Cache, max_tokens: int) -> Cache:
+    """Return a second cache that goes on from the same tokens; neither sees what the other writes."""
+    if isinstance(cache, SpanCache):
+        return cache.fork(max_tokens)
+    other = copy.copy(cache)
+    # These make new tensors for what they add and leave the former as they were; others write where they are.
+    light = (DynamicLayer, DynamicSlidingWindowLayer)
+    other.layers = [copy.copy(layer) if type(layer) in light else copy.deepcopy(layer) for layer in cache.layers]
+    return other
 
 
 @torch.no_grad()

@@ -10,12 +10,13 @@ Source: the mask function is one of the `AttentionMaskInterface` of transformers
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from masformer.errors import SpanError
 from masformer.plans.spans import LayerSpan
 
 
@@ -27,6 +28,8 @@ class SpanMask:
         offset: Slot of the first query: the number of slots already in the cache.
         padding: (B,) left-padding tokens of each row; None when no row is padded.
         documents: Where the packed documents of each row start; None when no row holds more than one.
+        num_queries: Queries of the pass.
+        num_dropped: First queries of the pass that a layer is not given, though their keys are there (Gemma 4).
     """
 
     offset: int
@@ -34,10 +37,26 @@ class SpanMask:
     most_padding: int = field(init=False, default=0)
     documents: list[list[int]] | None = None
     has_looked: bool = False
+    num_queries: int = 0
+    num_dropped: int = 0
 
     def __post_init__(self) -> None:
         if self.padding is not None:
             self.most_padding = int(self.padding.max())
+
+    def __getitem__(self, kept: tuple[slice, slice, slice, slice]) -> SpanMask:
+        """Return the mask of the last queries alone, as Gemma 4 asks for it with `[:, :, -n:, :]`.
+
+        Raises:
+            SpanError: Something else is asked for.
+        """
+        everything = slice(None)
+        if not (isinstance(kept, tuple) and len(kept) == 4 and (*kept[:2], kept[3]) == (everything,) * 3):
+            raise SpanError(f"a part {kept} of a mask is not computed by masformer")
+        start, stop, step = kept[2].indices(self.num_queries)
+        if self.num_dropped or stop != self.num_queries or step != 1:
+            raise SpanError(f"queries {kept[2]} of a mask are not computed by masformer")
+        return replace(self, num_dropped=start)
 
     def look_for_documents(self, position_ids: Tensor | None, batch: int, num_queries: int) -> None:
         """Find packed documents, unless an earlier layer did; these go with neither padding nor a cache."""
@@ -58,9 +77,7 @@ class SpanMask:
         if not bool(breaks.any()):
             return
         if self.padding is not None or self.offset:
-            raise ValueError(
-                "packed documents (position_ids that start again) work without padding and without a cache"
-            )
+            raise SpanError("packed documents (position_ids that start again) work without padding and without a cache")
         self.documents = [[0, *(row.nonzero().flatten() + 1).tolist()] for row in breaks]
 
 
@@ -70,7 +87,7 @@ def left_padding(attention_mask: Tensor) -> Tensor | None:
     Tokens to the right of the real ones are left alone: no real token sees them.
 
     Raises:
-        ValueError: A row has padding between real tokens.
+        SpanError: A row has padding between real tokens.
     """
     mask = attention_mask.bool()
     if bool(mask.all()):
@@ -80,7 +97,7 @@ def left_padding(attention_mask: Tensor) -> Tensor | None:
     first = torch.where(count > 0, mask.int().argmax(dim=1), mask.shape[1])
     slots = torch.arange(mask.shape[1], device=mask.device)
     if not torch.equal(mask, (slots >= first[:, None]) & (slots < (first + count)[:, None])):
-        raise ValueError("attention_mask has padding between real tokens; pad on the left only")
+        raise SpanError("attention_mask has padding between real tokens; pad on the left only")
     return first if bool(first.any()) else None
 
 
@@ -93,13 +110,11 @@ def span_mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> SpanMask:
-    """Return the `SpanMask` of one forward pass for transformers. Raises `ValueError` unless the mask is causal."""
+    """Return the `SpanMask` of one forward pass for transformers. Raises `SpanError` unless the mask is causal."""
     if use_vmap:
-        raise ValueError(
-            "this model adds a mask of its own (images or prefixes seen both ways); only causal masks work"
-        )
+        raise SpanError("this model adds a mask of its own (images or prefixes seen both ways); only causal masks work")
     padding = None if attention_mask is None else left_padding(attention_mask[:, : int(q_offset) + q_length])
-    return SpanMask(offset=int(q_offset), padding=padding)
+    return SpanMask(offset=int(q_offset), padding=padding, num_queries=q_length)
 
 
 def is_visible(query: Tensor, key: Tensor, span: LayerSpan) -> Tensor:

@@ -23,8 +23,6 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import cached_property
 from typing import Any
 
 from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, PlanError, layer_of_heads, number_names
@@ -60,16 +58,6 @@ class SpanPlan:
     def num_heads(self) -> int | None:
         """Return the key/value heads of the layers that have spans by head; None where no layer has."""
         return next((len(layer.heads) for layer in self.layers if isinstance(layer, HeadSpans)), None)
-
-    @cached_property
-    def shares(self) -> dict[LayerSpan, Fraction]:
-        """Return how many layers have each span; a head is its share of a layer."""
-        shares: dict[LayerSpan, Fraction] = {}
-        for layer in self.layers:
-            heads = layer.heads if isinstance(layer, HeadSpans) else (layer,)
-            for span in heads:
-                shares[span] = shares.get(span, Fraction(0)) + Fraction(1, len(heads))
-        return shares
 
     @classmethod
     def full(cls, num_layers: int) -> SpanPlan:

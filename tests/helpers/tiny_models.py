@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from masformer.plans.cost import num_kv_heads
+from masformer.plans.shapes import num_kv_heads
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, SpanPlan
 
 VOCAB = 96

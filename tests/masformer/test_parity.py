@@ -408,7 +408,7 @@ def test_spans_of_heads_that_do_not_fit_are_refused() -> None:
         PlanError, match="span plan has 4 key/value heads in layer 0, llama has 2; give one entry a head"
     ):
         apply_plan(tiny_model("llama"), plan)
-    with pytest.raises(PlanError, match="spans of single heads, and deepseek_v3 keeps one latent for all heads"):
+    with pytest.raises(PlanError, match="spans of single heads, and deepseek_v3 computes keys or values of all heads"):
         apply_plan(tiny_model("deepseek_v3"), plan)
 
 

@@ -86,8 +86,6 @@ def test_any_plan_comes_back_from_its_text_and_json_forms(data: st.DataObject) -
     plan = SpanPlan(tuple(layer_of_heads(spans) for spans in of_layers))
     assert SpanPlan.parse(str(plan), len(plan), heads) == plan
     assert SpanPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
-    for span in kinds:
-        assert plan.shares.get(span, 0) * heads == sum(spans.count(span) for spans in of_layers)
     if plan.num_heads is None:
         assert SpanPlan.parse(str(plan), len(plan)) == plan
 

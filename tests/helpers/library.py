@@ -1,0 +1,307 @@
+"""A random tiny model of every architecture that transformers can decode with, and what spans do to it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from masformer import ConversionError, PlanError, SpanCache, SpanPlan, apply_plan, prefill, remove_plan
+from masformer.attention.joined import can_join, join
+from masformer.attention.prefill import fork, new_cache
+from masformer.errors import first_line
+from masformer.plans.shapes import num_kv_heads, shared_layers
+from masformer.plans.spans import FULL, HeadSpans, LayerSpan
+from masformer.probe import probe_untouched
+
+VOCAB = 96
+LAYERS = 4
+_NUM_TOKENS = 60
+_SPANS = (LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2), LayerSpan(span=5))
+_MOST_WEIGHTS = 100_000_000
+# In fp64, relative to the largest logit; some models compute states in fp32 whatever is asked of them.
+_TOLERANCE = 1e-6
+KINDS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+# Small values of the names that configs give the same thing; each config takes those that it knows.
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "sliding_window": 12,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    # Experts.
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    # Latent attention.
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    # States.
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+    "mamba_n_heads": 4,
+    "mamba_d_state": 8,
+    # The rest of what would be large.
+    "encoder_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "ffn_dim": 48,
+    "num_layers": LAYERS,
+    "num_heads": 4,
+    "rotary_dim": 4,
+    "vocab_size_per_layer_input": VOCAB,
+    "hidden_size_per_layer_input": 8,
+    "image_size": 32,
+    "patch_size": 16,
+    "window_size": 12,
+}
+_HEADING = """\
+# Architectures
+
+Each architecture that `AutoModelForCausalLM` of transformers {version} knows, as a random tiny model in fp64:
+{counted}.
+
+Written by `python -m tests.helpers.library docs/architectures.md`, and tested against every night.
+
+- **exact**: its own spans give the logits of the untouched model. Two mixed plans give in chunks, one token at a time,
+  in forks and in a padded batch of joined forks what they give in one pass; so do spans of single heads, unless the
+  remark says otherwise.
+- **untouched**: a plan is refused with the remark. Without one, chunks and forks give the untouched logits.
+- **refused**: a plan is refused, and so is the model without one, each with its remark.
+- **not built**: no tiny model can be made, or its own code fails; the remark says why. Nothing is known of it here.
+"""
+_WINDOWS = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+_STATES = {"layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2)}
+_DENSE_FIRST = {"n_shared_experts": 1, "first_k_dense_replace": 1}
+# What single architectures need besides.
+_OWN: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {"layer_types": ["full_attention"] * LAYERS},
+    "dots1": _DENSE_FIRST,
+    "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": _WINDOWS, "altup_num_inputs": 2, "laurel_rank": 4}
+    | {"activation_sparsity_pattern": [0.0] * LAYERS, "intermediate_size": 48},
+    "gemma4_text": {"num_kv_shared_layers": 2, "layer_types": _WINDOWS, "global_head_dim": 16},
+    "gemma4_unified_text": {"num_kv_shared_layers": 0, "layer_types": _WINDOWS, "global_head_dim": 16},
+    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
+    "granitemoehybrid": _STATES,
+    "kimi_linear": _STATES,
+    "bailing_hybrid": _STATES,
+    "bamba": {"attn_layer_indices": [1, 3], "mamba_d_head": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+    "longcat_flash": {"num_layers": LAYERS // 2, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "moe_topk": 2},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
+    "mimo_v2_flash": {"layer_types": _WINDOWS},
+    "reformer": {"is_decoder": True},
+    "roc_bert": {"shape_vocab_size": 9, "shape_embed_dim": 8, "pronunciation_vocab_size": 9}
+    | {"pronunciation_embed_dim": 8},
+    "xlnet": {"d_head": 8},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
+def tiny_library_model(kind: str, **changes: Any) -> PreTrainedModel:
+    """Return a random model of an architecture in fp64, in eval mode, with the same weights at every call.
+
+    Raises:
+        ValueError: It would be large.
+    """
+    config = _shrink(CONFIG_MAPPING[kind], **changes)
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    if size > _MOST_WEIGHTS:
+        raise ValueError(f"its tiny model has {size / 1e6:.0f} million weights")
+    torch.manual_seed(0)
+    # Grouped products of experts know no fp64.
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
+    return model.eval().double()
+
+
+def _shrink(cls: type[PreTrainedConfig], **changes: Any) -> PreTrainedConfig:
+    known = {**cls().to_dict(), **dict.fromkeys(cls.attribute_map)}
+    values: dict[str, Any] = {name: value for name, value in _SIZES.items() if name in known}
+    if "kv_lora_rank" in known:
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    for name, part in cls.sub_configs.items():
+        if isinstance(part, type) and issubclass(part, PreTrainedConfig) and hasattr(part, "model_type"):
+            values[name] = _shrink(part)
+    return cls(**values | _OWN.get(cls.model_type, {}) | changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What an architecture does.
+
+    Attributes:
+        kind: Its `model_type`.
+        outcome: "exact": its own plan gives the untouched logits, and a mixed plan gives in chunks, one token at a
+            time, in forks and in joined batches what it gives in one pass. "untouched": spans are refused by name, and
+            the model as it is works in chunks and forks. "refused": neither works, and each says so in one line.
+            "not built": no tiny model can be made here.
+        remark: What was refused, or why nothing was built; of exact ones, what they go without.
+    """
+
+    kind: str
+    outcome: Literal["exact", "untouched", "refused", "not built"]
+    remark: str = ""
+
+
+def examine(kind: str) -> Finding:
+    """Return what spans do to a random tiny model of an architecture.
+
+    Raises:
+        AssertionError: It is neither exact nor refused.
+    """
+    try:
+        model = tiny_library_model(kind)
+        tokens = _tokens(model)
+        untouched = _logits(model, tokens)
+    except Exception as error:  # the model's own code, which we do not judge
+        return Finding(kind=kind, outcome="not built", remark=first_line(error))
+    try:
+        own = apply_plan(model)
+    except (PlanError, ConversionError) as error:
+        return _untouched(model, untouched, str(error))
+    _check_same(_logits(model, tokens), untouched, f"{kind} under its own plan '{own}'")
+    shared = shared_layers(model.config)
+    remarks = []
+    for shift in range(2):
+        spans = [_SPANS[(layer + shift) % len(_SPANS)] for layer in range(len(own))]
+        for layer, producer in shared.items():
+            spans[layer] = spans[producer]
+        _check_serving(model, apply_plan(model, SpanPlan(tuple(spans))))
+    heads = num_kv_heads(model.config) or 0
+    try:
+        one = HeadSpans((FULL, *(LayerSpan(span=7, sinks=1),) * (heads - 1)))
+        if heads > 1:
+            _check_serving(model, apply_plan(model, SpanPlan((one,) * len(own))))
+        else:
+            remarks.append("no spans of single heads")
+    except (PlanError, ConversionError):
+        remarks.append("no spans of single heads")
+    if not can_join(model.config):
+        remarks.append("no joined batches")
+    if shared:
+        remarks.append("layers that share keys take one span")
+    remove_plan(model)
+    _check_same(_logits(model, tokens), untouched, f"{kind} without its plan again")
+    return Finding(kind=kind, outcome="exact", remark="; ".join(remarks))
+
+
+def _untouched(model: PreTrainedModel, expected: Tensor, remark: str) -> Finding:
+    """Return what becomes of a model without a plan."""
+    kind, tokens = model.config.model_type, _tokens(model)
+    try:
+        probe_untouched(model)
+    except ConversionError as error:
+        return Finding(kind=kind, outcome="refused", remark=f"{remark}; {error}")
+    cache, parts = new_cache(model, _NUM_TOKENS), []
+    for part in tokens.split((30, 29, 1), dim=1):
+        parts.append(_logits(model, part, past_key_values=cache, use_cache=True))
+        # A second prompt that begins alike, and changes nothing.
+        _logits(model, tokens[:, :20], past_key_values=fork(cache, _NUM_TOKENS), use_cache=True)
+    _check_same(torch.cat(parts), expected, f"{kind} without a plan in chunks")
+    return Finding(kind=kind, outcome="untouched", remark=remark)
+
+
+def _tokens(model: PreTrainedModel) -> Tensor:
+    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+    return torch.randint(3, min(vocabulary, VOCAB), (1, _NUM_TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, tokens: Tensor, **more: Any) -> Tensor:
+    logits: Tensor = model(tokens, **({"use_cache": False} | more)).logits[0]
+    return logits
+
+
+def _check_same(found: Tensor, expected: Tensor, what: str) -> None:
+    difference = float((found - expected).abs().max())
+    assert difference <= _TOLERANCE * max(1.0, float(expected.abs().max())), f"{what} is {difference:.2g} off"
+
+
+@torch.no_grad()
+def _check_serving(model: PreTrainedModel, plan: SpanPlan) -> None:
+    """Raise `AssertionError` unless chunks, single tokens, forks and joined forks give what one pass gives."""
+    kind, tokens = model.config.model_type, _tokens(model)
+    once = _logits(model, tokens)
+    for steps in ((40, *(1,) * 20), (1, 28, 1, 30)):
+        cache = SpanCache(plan)
+        parts = [_logits(model, part, past_key_values=cache, use_cache=True) for part in tokens.split(steps, dim=1)]
+        _check_same(torch.cat(parts), once, f"{kind} under '{plan}' in chunks of {steps[:4]}")
+    beginning = SpanCache(plan)
+    prefill(model, tokens[:, :30], beginning, chunk_tokens=20)
+    ends = tokens[:, 30:50], tokens[:, 50:55]
+    forks = [beginning.fork(), beginning.fork()]
+    for cache, end in zip(forks, ends, strict=True):
+        prefill(model, end, cache)
+    last = tokens[:, -1:]
+    alone = [_logits(model, torch.cat([tokens[:, :30], end, last], dim=1))[-1:] for end in ends]
+    if can_join(model.config):
+        mask = torch.ones(2, 51, dtype=torch.long)
+        mask[1, :15] = 0
+        found = model(
+            last.expand(2, 1),
+            attention_mask=mask,
+            position_ids=torch.tensor([[50], [35]]),
+            past_key_values=join(forks, room=4),
+        ).logits[:, -1]
+    else:
+        found = torch.cat([_logits(model, last, past_key_values=cache, use_cache=True) for cache in forks])
+    _check_same(found, torch.cat(alone), f"{kind} under '{plan}' in forks")
+
+
+def table(findings: Sequence[Finding]) -> list[str]:
+    """Return the rows of a Markdown table; numbers that depend on rounding are left out."""
+    rows = ["| model type | outcome | remark |", "| --- | --- | --- |"]
+    for found in findings:
+        remark = re.sub(r" \d[\d.e+-]* off where rounding explains [\d.e+-]+", " off", found.remark)
+        rows.append(f"| `{found.kind}` | {found.outcome} | {' '.join(remark.replace('|', '/').split())} |")
+    return rows
+
+
+def main() -> None:
+    """Write the page: python -m tests.helpers.library docs/architectures.md"""
+    findings = [examine(kind) for kind in KINDS]
+    counts = Counter(found.outcome for found in findings)
+    counted = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("exact", "untouched", "refused", "not built"))
+    lines = [_HEADING.format(version=transformers.__version__, counted=counted), *table(findings), ""]
+    Path(sys.argv[1]).write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

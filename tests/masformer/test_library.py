@@ -1,0 +1,132 @@
+"""Every architecture of the installed transformers is exact under spans, runs as it is, or is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from masformer import ConversionError, PlanError, SpanCache, SpanPlan, apply_plan, native_plan, prefill, read_plan
+from masformer.attention.kernels import span_attention
+from masformer.attention.prefill import new_cache
+from masformer.errors import SpanError
+from masformer.plans.cost import attention_flops, cache_bytes
+from masformer.plans.shapes import layer_shapes
+from masformer.plans.spans import FULL, LayerSpan
+from masformer.probe import probe_untouched
+from tests.helpers.library import KINDS, Finding, examine, table, tiny_library_model
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
+# In the gate: what was wrong once, and one of each sort.
+OFTEN = ("diffllama", "gemma3n_text", "gemma4_text", "gemma4", "jetmoe", "modernbert-decoder", "mimo_v2_flash")
+OFTEN += ("llama4_text", "deepseek_v3", "qwen3_next", "lfm2", "mamba", "jamba", "recurrent_gemma", "minimax", "bart")
+
+
+def on_the_page() -> dict[str, Finding]:
+    cells = [line.split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    rows = [[cell.strip(" `") if at == 1 else cell.strip() for at, cell in enumerate(row)] for row in cells]
+    return {
+        kind: Finding(kind=kind, outcome=outcome, remark=remark)  # type: ignore[arg-type]
+        for _, kind, outcome, remark, _ in rows
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in OFTEN else pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS]
+)
+def test_an_architecture_is_exact_or_refused_as_its_page_says(kind: str) -> None:
+    assert table([examine(kind)])[-1] == table([on_the_page()[kind]])[-1]
+
+
+def test_the_page_has_every_architecture() -> None:
+    assert tuple(on_the_page()) == KINDS
+
+
+def test_layers_that_share_keys_take_one_span() -> None:
+    model = tiny_library_model("gemma3n_text")
+    with pytest.raises(PlanError, match=r"layer 2 of this gemma3n_text model reads the keys of layer 0, and the plan"):
+        read_plan("full@0 span=16", model.config)
+
+
+@pytest.mark.parametrize("kind", ["mimo_v2_flash", "gemma3n_text", "gemma4_text", "llama4_text"])
+def test_bytes_and_operations_are_those_of_each_layer(kind: str) -> None:
+    model = tiny_library_model(kind)
+    plan = apply_plan(model)
+    cache = SpanCache(plan)
+    with torch.no_grad():
+        model(torch.arange(3, 63)[None], past_key_values=cache)
+    assert cache_bytes(model.config, plan, 60, 8) == cache.num_bytes
+    pairs = [span.num_pairs(60) for span in plan]  # type: ignore[union-attr]
+    by_layer = [
+        2 * shape.num_heads * (shape.query_size + shape.value_size) * count
+        for shape, count in zip(layer_shapes(model.config), pairs, strict=True)
+    ]
+    assert attention_flops(model.config, plan, 60) == sum(by_layer)
+
+
+def test_layers_that_store_nothing_have_no_bytes() -> None:
+    config = tiny_library_model("gemma3n_text").config  # 4 layers, of which 2 read the keys of others
+    one = cache_bytes(config, SpanPlan.full(4), 60, 1)
+    assert one == 60 * 2 * 2 * (8 + 8)  # tokens, layers, heads, sizes
+
+
+def test_chunks_of_llama_4_are_blocks() -> None:
+    config = tiny_library_model("llama4_text", attention_chunk_size=16).config
+    assert LayerSpan(block=16, previous=0, sinks=0) in native_plan(config)
+
+
+@torch.no_grad()
+def test_values_that_change_after_the_cache_stored_them_are_noticed() -> None:
+    model = tiny_library_model("llama")
+    cache = SpanCache(apply_plan(model, SpanPlan.full(4)))
+    prefill(model, torch.arange(3, 20)[None], cache)
+    fork = cache.fork()
+    states = torch.randn(1, 2, 1, 8, dtype=torch.float64)
+    keys, values = fork.layers[0].update(states, states)
+    with pytest.raises(SpanError, match="changes values after the cache has stored them"):
+        span_attention(torch.randn(1, 4, 1, 8, dtype=torch.float64), keys, values.clone(), FULL)
+
+
+@torch.no_grad()
+def test_a_padded_cache_needs_its_mask_at_every_call() -> None:
+    model = tiny_library_model("llama")
+    apply_plan(model, SpanPlan.full(4))
+    tokens, mask = torch.arange(3, 23).view(2, 10), torch.ones(2, 10, dtype=torch.long)
+    mask[1, :4] = 0
+    cache = model(tokens, attention_mask=mask, use_cache=True).past_key_values
+    with pytest.raises(SpanError, match="the cache has padded rows; give every call the attention_mask"):
+        model(tokens[:, :1], past_key_values=cache)
+
+
+@torch.no_grad()
+def test_an_error_after_the_probe_names_the_model_and_a_command() -> None:
+    model = tiny_library_model("llama")
+    model.config.name_or_path = "some/model"
+    apply_plan(model, SpanPlan.full(4))
+    cache = DynamicCache()
+    cache.update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8), 0)
+    with pytest.raises(SpanError, match=r"^llama model some/model: .*report .*python -m masformer show some/model$"):
+        model(torch.tensor([[3]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("recurrent_gemma", "decoding from a fork is"),
+        ("jamba", "decoding from a fork is"),
+        ("rwkv", "they ignore the cache"),
+        ("minimax", "not compatible with"),
+    ],
+)
+def test_a_model_that_cannot_be_run_in_pieces_is_refused(kind: str, why: str) -> None:
+    model = tiny_library_model(kind)
+    with pytest.raises(ConversionError, match=f"^{kind} models cannot be run in pieces, which .*: .*{why}"):
+        probe_untouched(model)
+
+
+def test_a_hybrid_runs_in_pieces() -> None:
+    model = tiny_library_model("qwen3_next")
+    probe_untouched(model)
+    assert isinstance(new_cache(model, 10), DynamicCache)
