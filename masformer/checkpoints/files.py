@@ -1,11 +1,14 @@
 """Which files of a folder or a hub repository make up a checkpoint, settled before a library reads any of them.
 
-    listing = Listing("m", names={"config.json", ...}, read=lambda name: Path("m", name).read_bytes())
+    listing = Listing("m", names={"config.json", ...}, path=lambda name: Path("m", name))
     listing.check()
     listing.weights()      # ["model-00001-of-00002.safetensors", ...]
+    listing.tensors()      # {"model.embed_tokens.weight": "BF16", ...}
 
 Weights are `model.safetensors`, or the shards of its index. An index may name plain `*.safetensors` files of its own
-folder and nothing else: a library would follow it to pickles and to files outside, which no digest would cover.
+folder and nothing else: a library would follow it to pickles and to files outside, which no digest would cover. A
+library takes of it which files to read, and the last of two tensors of one name; so each is in one file, that which the
+index says.
 """
 
 from __future__ import annotations
@@ -14,7 +17,12 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from masformer.errors import first_line
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -59,12 +67,12 @@ class Listing:
     Attributes:
         name: What errors call it.
         names: Files at the top.
-        read: Returns the bytes of one of them.
+        path: Returns where one of them is on this machine, fetched if need be.
     """
 
     name: str
     names: Set[str]
-    read: Callable[[str], bytes]
+    path: Callable[[str], Path]
 
     def check(self) -> None:
         """Check that the files make up one model, and that the numbers in its configs can be meant.
@@ -99,13 +107,8 @@ class Listing:
         Raises:
             CheckpointError: There are none, some are missing, or it is not clear which count.
         """
-        chosen = self.json(CONFIG).get("transformers_weights") if CONFIG in self.names else None
+        chosen = self._chosen()
         if chosen is not None:
-            if not isinstance(chosen, str) or not (chosen == INDEX or _SHARD.fullmatch(chosen)):
-                raise CheckpointError(
-                    f"{CONFIG} of {self.name} has transformers_weights {_short(chosen)}; a plain *.safetensors name "
-                    "was expected, or none"
-                )
             return self._present([chosen], CONFIG) if chosen != INDEX else self._shards()
         if INDEX not in self.names:
             if WEIGHTS in self.names:
@@ -124,6 +127,50 @@ class Listing:
             )
         return shards
 
+    def _chosen(self) -> str | None:
+        """Return the file that the config names for the weights; None where it leaves that open."""
+        chosen = self.json(CONFIG).get("transformers_weights") if CONFIG in self.names else None
+        if chosen is None or (isinstance(chosen, str) and (chosen == INDEX or _SHARD.fullmatch(chosen))):
+            return chosen
+        raise CheckpointError(
+            f"{CONFIG} of {self.name} has transformers_weights {_short(chosen)}; a plain *.safetensors name was "
+            "expected, or none"
+        )
+
+    def tensors(self) -> dict[str, str]:
+        """Return the type of each tensor in the weights, as safetensors names it, from the headers of the files.
+
+        Raises:
+            CheckpointError: A header cannot be read, a tensor is in two files, or not in that which the index says.
+        """
+        types: dict[str, str] = {}
+        places: dict[str, str] = {}
+        for name in self.weights():
+            try:
+                with safe_open(self.path(name), framework="pt") as file:
+                    found = {tensor: file.get_slice(tensor).get_dtype() for tensor in file.keys()}  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{name} of {self.name} cannot be read: {first_line(error)}; copy it again"
+                ) from None
+            for tensor in found:
+                if tensor in places:
+                    raise CheckpointError(
+                        f"{self.name} holds {tensor[:80]} twice, in {places[tensor]} and in {name}; save the model "
+                        "again with save_pretrained"
+                    )
+                places[tensor] = name
+            types |= found
+        said = self.json(INDEX)["weight_map"] if INDEX in self.names and self._chosen() in (None, INDEX) else {}
+        for tensor, name in said.items():
+            if places.get(tensor) != name:
+                where = f"is in {places[tensor]}" if tensor in places else "is in no file"
+                raise CheckpointError(
+                    f"{INDEX} of {self.name} says that {tensor[:80]} is in {name[:60]}, and it {where}; save the model "
+                    "again with save_pretrained"
+                )
+        return types
+
     def json(self, name: str) -> dict[str, Any]:
         """Return the object in a JSON file.
 
@@ -131,12 +178,12 @@ class Listing:
             CheckpointError: It is no JSON, no object, or too large to be meant.
         """
         try:
-            content = self.read(name)
-            if len(content) > _MOST_BYTES:
+            file = self.path(name)
+            if (size := file.stat().st_size) > _MOST_BYTES:
                 raise CheckpointError(
-                    f"{name} of {self.name} has {len(content):,} bytes, more than {_MOST_BYTES:,}; restore the original"
+                    f"{name} of {self.name} has {size:,} bytes, more than {_MOST_BYTES:,}; restore the original"
                 )
-            value = json.loads(content)
+            value = json.loads(file.read_bytes())
         except CheckpointError:
             raise
         except OSError as error:

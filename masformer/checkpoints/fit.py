@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -19,6 +19,7 @@ from masformer.plans.spans import PlanError
 
 # Attention functions that come with transformers; any other name may be a repository, whose code it would fetch.
 _OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
+_WEIGHT_TYPES = {"F64", "F32", "F16", "BF16"}
 # Buffers that earlier versions of architectures saved, and that are computed anew.
 _LEFTOVERS = re.compile(
     r"(^|\.)(original_)?inv_freq$|(^|\.)(cos|sin)_cached$|(^|\.)rope_freqs(\.weight)?$"
@@ -58,6 +59,31 @@ def check_all_used(model: PreTrainedModel, unexpected: Iterable[str], name: str)
         raise CheckpointError(
             f"the weights of '{name}' hold {len(unused)} tensors that its config does not use, {unused[0]} among them; "
             "the config is that of another model, or names too few layers: restore the original"
+        )
+
+
+def check_types(config: PreTrainedConfig, types: Mapping[str, str], name: str) -> None:
+    """Raise `CheckpointError` for a tensor of whole numbers, bools or 8 bits that no quantization explains.
+
+    A library would convert it to weights, without the scales that belong to it.
+
+    Args:
+        config: Config of the checkpoint.
+        types: Type of each tensor, as safetensors names it.
+        name: Name of the checkpoint.
+    """
+    others = [key for key, kind in types.items() if kind not in _WEIGHT_TYPES and not _LEFTOVERS.search(key)]
+    if not others or getattr(config, "quantization_config", None) is not None:
+        return
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(deepcopy(config)).state_dict()
+    # Some architectures look up in a table of whole numbers.
+    tables = tuple(key for key, tensor in built.items() if not tensor.is_floating_point())
+    wrong = [key for key in others if not key.endswith(tables)] if tables else others
+    if wrong:
+        raise CheckpointError(
+            f"the weights of '{name}' hold {len(wrong)} tensors of type {types[wrong[0]]}, {wrong[0]} among them, and "
+            "its config has no quantization_config; restore the config that belongs to them"
         )
 
 

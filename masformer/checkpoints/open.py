@@ -40,6 +40,7 @@ from masformer.checkpoints.fit import (
     check_all_used,
     check_builds,
     check_quantization,
+    check_types,
     guard_embeddings,
     pin_attention,
     vocabulary,
@@ -123,6 +124,7 @@ class Checkpoint:
         location: Folder (the hub's cache included) or hub id that transformers loads from.
         gguf_file: File name inside the folder; None for safetensors.
         revision: Commit of the hub; None for local files.
+        listing: Its files; None for a GGUF file.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Checkpoint:
     gguf_file: str | None
     revision: str | None
     trust_remote_code: bool
+    listing: Listing | None = None
 
     @cached_property
     def has_tokens_beyond(self) -> bool:
@@ -176,6 +179,8 @@ class Checkpoint:
             CheckpointError: There are no safetensors, or the weights do not fit the config.
         """
         source = {"gguf_file": self.gguf_file} if self.gguf_file else {"use_safetensors": True}
+        if self.listing is not None and self.revision is not None:  # whose files are fetched now
+            check_types(self.config, self.listing.tensors(), self.name)
         try:
             loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
                 self.location,
@@ -255,6 +260,8 @@ def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Check
     if source != "hub":
         provenance["files"] = _digests(Path(location), _read_files(Path(location), gguf_file, listing))
     config, tokenizer = _read(location, reference, gguf_file, revision, listing, trust_remote_code=trust_remote_code)
+    if listing is not None and revision is None:
+        check_types(config, listing.tensors(), reference)
     return Checkpoint(
         name=reference,
         config=config,
@@ -264,6 +271,7 @@ def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Check
         gguf_file=gguf_file,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        listing=listing,
     )
 
 
@@ -306,7 +314,7 @@ def _folder(folder: Path, name: str) -> Listing:
         names = {path.name for path in folder.iterdir() if path.is_file()}
     except OSError as error:
         raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
-    return Listing(name=name, names=names, read=lambda file: (folder / file).read_bytes())
+    return Listing(name=name, names=names, path=lambda file: folder / file)
 
 
 def _read_files(folder: Path, gguf_file: str | None, listing: Listing | None) -> list[str]:
@@ -368,7 +376,7 @@ def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str, Listing]:
             listing = Listing(
                 name=name,
                 names={file.rfilename for file in info.siblings or () if "/" not in file.rfilename},
-                read=lambda file: Path(hf_hub_download(hub_id, file, revision=revision)).read_bytes(),
+                path=lambda file: Path(hf_hub_download(hub_id, file, revision=revision)),
             )
             return revision, hub_id, listing
         except Exception as error:  # the client raises its own, httpx's and OSError; judged below

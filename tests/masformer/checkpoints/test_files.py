@@ -271,10 +271,48 @@ def test_an_index_on_the_hub_is_read_by_the_same_rule(folder: Path, monkeypatch:
         open_checkpoint("owner/name")
 
 
-def test_a_config_that_is_too_large_is_not_parsed() -> None:
-    listing = Listing(name="it", names={"config.json"}, read=lambda _: b" " * 2**26)
+def test_a_config_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**26)
+    listing = Listing(name="it", names={"config.json"}, path=lambda name: tmp_path / name)
     with pytest.raises(CheckpointError, match="has 67,108,864 bytes, more than"):
         listing.check()
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.2.mlp.up_proj.weight"])
+def test_a_tensor_in_two_shards_is_refused(sharded: Path, name: str) -> None:
+    place = json.loads((sharded / INDEX).read_text())["weight_map"][name]
+    other = next(file for file in sorted(sharded.glob("model-*.safetensors")) if file.name != place)
+    save_file(load_file(other) | {name: load_file(sharded / place)[name] * 2}, other, {"format": "pt"})
+    refused(sharded, f"holds {name} twice, in model-.* and in model-.*; save the model again")
+
+
+def test_an_index_that_is_not_of_its_shards_is_refused(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())
+    places = index["weight_map"]
+    moved, first = "model.norm.weight", places["model.norm.weight"]
+    last = next(place for place in places.values() if place != first)
+    change(sharded / INDEX, weight_map=places | {moved: last})
+    refused(sharded, f"says that {moved} is in {last}, and it is in {first}")
+    change(sharded / INDEX, weight_map=places | {"model.layers.7.norm.weight": last})
+    refused(sharded, f"says that model.layers.7.norm.weight is in {last}, and it is in no file")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.int16, "I16"), (torch.uint8, "U8"), (torch.bool, "BOOL"), (torch.float8_e5m2, "F8_E5M2")]
+)
+def test_tensors_that_only_a_quantizer_could_read_are_refused(folder: Path, dtype: torch.dtype, name: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    key = "model.layers.1.self_attn.o_proj.weight"
+    save_file(tensors | {key: tensors[key].to(dtype)}, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, f"hold 1 tensors of type {name}, {key} among them, and its config has no quantization_config")
+
+
+def test_masks_of_earlier_versions_may_be_bools(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    mask = {"model.layers.1.self_attn.masked_bias": torch.ones(1, dtype=torch.bool)}
+    save_file(tensors | mask, folder / "model.safetensors", {"format": "pt"})
+    open_checkpoint(str(folder)).load_model(torch.float32)
 
 
 ODD = st.one_of(
