@@ -146,12 +146,22 @@ class TextEncoder:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         about = {} if backend is None else json.loads(backend.to_str())
         without = _without_prefix(about)
-        if without == about:
+        return None if without == about else _made_of(without)
+
+    @cached_property
+    def _bare(self) -> Tokenizer | None:
+        """Return a fast tokenizer without prefix and added tokens; None for a slow one."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
             return None
-        inner = Tokenizer.from_str(json.dumps(without))
-        inner.no_truncation()
-        inner.no_padding()
-        return inner
+        return _made_of(_without_prefix(json.loads(backend.to_str())) | {"added_tokens": []})
+
+    def _unnamed(self, text: str) -> _Piece | None:
+        """Return the name of a control token as text; None where the tokenizer has no other tokens for it."""
+        encoding = self._bare and self._bare.encode(text, add_special_tokens=False)
+        if not encoding or not encoding.ids or not {*self._ids, self._unknown}.isdisjoint(encoding.ids):
+            return None
+        return _Piece(0, text, encoding.ids, encoding.offsets)
 
     def begins_anew(self, after: str) -> bool:
         """Return whether a piece is encoded like the beginning of a text where it stands."""
@@ -168,7 +178,14 @@ class TextEncoder:
         ids, offsets = self._run(text, begins, split, with_offsets=with_offsets)
         cuts: list[int] = []
         if not self._ids.isdisjoint(ids):
-            cuts = [start + 1 for start, stop, _ in self._found(text, begins, split) if stop - start > 1]
+            found = list(self._found(text, begins, split))
+            cuts = [start + 1 for start, stop, _ in found if stop - start > 1]
+            # A name of one character cannot be cut: it stands alone, and is encoded as if it were no name. Those of
+            # ASCII are in every template, as its syntax.
+            alone = [] if cuts else [span[:2] for span in found if not "!" <= text[span[0] : span[1]] <= "~"]
+            if alone == [(0, len(text))]:
+                return [self._unnamed(text) or _Piece(0, text, ids, offsets)]
+            cuts = cuts or sorted({edge for span in alone for edge in span} - {0, len(text)})
         if not cuts:
             return [_Piece(0, text, ids, offsets)]
         return [
@@ -214,6 +231,14 @@ class TextEncoder:
             if whole[: len(before)] == before:
                 return whole[len(before) :], []
         return self._run(text, True, split)
+
+
+def _made_of(about: dict[str, Any]) -> Tokenizer:
+    """Return the fast tokenizer of a description, which neither cuts nor fills up texts."""
+    made = Tokenizer.from_str(json.dumps(about))
+    made.no_truncation()
+    made.no_padding()
+    return made
 
 
 def _without_prefix(part: Any) -> Any:

@@ -108,7 +108,7 @@ def test_a_template_that_changes_the_text_with_a_filter_is_refused(expression: s
     ("body", "message"),
     [
         ("{{ m.content.replace('ß', 'ss') }}", r"shows 'ße, .* as 'sse, "),
-        ("{{ m.content.split('\n') | join(' ') }}", r"shows '\nA <b>"),
+        ("{{ m.content.split('\n') | join(' ') }}", "as ' A <b>tag"),
         ("{{ m.content[:5000] }}", "it shows 1 ends of a longer text"),
         ("{{ m.content }} ({{ m.content | wordcount }})", "around a longer text it writes something else"),
         ("{% if m.content | length > 9000 %}Long: {% endif %}{{ m.content }}", "around a longer text"),

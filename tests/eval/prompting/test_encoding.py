@@ -110,6 +110,33 @@ def test_markup_without_a_name_is_text_in_data(text: str, special: bool) -> None
     assert builder.spans_of(data, ((0, 5),)) == [[0, 5]]
 
 
+@pytest.mark.parametrize("scheme", [None, *PREFIXES])
+@pytest.mark.parametrize("special", [True, False])
+def test_markup_of_one_character_is_text_in_data(special: bool, scheme: str | None) -> None:
+    around = "{% for m in messages %}{{ m['content'] }}⏹{% endfor %}"
+    tokenizer = prefixing(scheme, around) if scheme else tiny_tokenizer()
+    tokenizer.chat_template = around
+    tokenizer.add_tokens([AddedToken("⏹", special=special, normalized=False)])
+    end = tokenizer.convert_tokens_to_ids("⏹")
+    builder = PromptBuilder(tokenizer, Template(text="Read {context} {query}"))
+    for data in ("a ⏹ b⏹⏹c", "⏹", "x⏹"):
+        parts = builder.parts(Example(id="a", document_id="a", context=data, query=data, references=(data,)))
+        assert (*parts.prefix, *parts.context, *parts.suffix).count(end) == 1
+        assert end not in builder.answer(data)[:-1] + builder.document(data)
+        assert tokenizer.decode(list(parts.context)).strip() == data
+        assert builder.spans_of(data, ((0, len(parts.context)),)) == [[0, len(data)]]
+
+
+def test_a_character_that_only_an_added_token_stands_for_stays() -> None:
+    tokenizer = prefixing("first", "{% for m in messages %}{{ m['content'] }}{% endfor %}☃")
+    tokenizer.backend_tokenizer.model.byte_fallback = False
+    tokenizer.add_tokens([AddedToken("☃", special=False), AddedToken("{", special=False)])
+    encoder = TextEncoder(tokenizer)
+    ids = encoder.encode("a☃{b", is_data=True)
+    assert list(ids) == tokenizer("a☃{b", add_special_tokens=False).input_ids
+    assert tokenizer.unk_token_id not in ids
+
+
 def test_a_query_cannot_finish_a_token_that_the_template_begins() -> None:
     tokenizer = with_markup(special=True)
     parts = PromptBuilder(tokenizer, Template(text="<{query} {context}")).fixed_parts("|eot_id|>")
