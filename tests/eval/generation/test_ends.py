@@ -10,6 +10,7 @@ import pytest
 from tokenizers import AddedToken
 
 from eval.errors import UserError
+from eval.merge import main as merge
 from eval.run import main
 from eval.scoring.scored_run import read_scored, settings_of
 from tests.helpers.run_folders import model_results
@@ -25,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
     # Neither is a special token, so that decoding leaves none of them out.
     tokenizer.add_tokens([AddedToken("</think>", special=False), AddedToken("<turn_end>", special=False)])
-    tokenizer.chat_template = "{{ strftime_now('%H:%M:%S') }}{{ mood }}" + CHAT_TEMPLATE.replace(
+    tokenizer.chat_template = "{{ strftime_now('%d %H:%M:%S') }}{{ mood }}" + CHAT_TEMPLATE.replace(
         "<|im_end|>", "<turn_end>"
     )
     tokens = ["Ċ", *"hm", "</think>", *"Yes", "<turn_end>", "U", "V", "U"]
@@ -89,6 +90,22 @@ def test_a_run_resumes_on_another_day_with_the_date_it_began_with(run: Any, caps
     assert "has prompts of 2026-02-03, and --template-date is 2026-02-04" in capsys.readouterr().err
     assert run("--template-kwargs", "mood: glad") == 2
     assert "prompt_sha256" in capsys.readouterr().err
+
+
+def test_shards_begun_on_two_days_are_joined_under_one_date_only(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for part, date in [("1", "2026-02-03"), ("2", "2026-02-04"), ("2", "2026-02-03")]:
+        shard = ["--shard", f"{part}/2", "--template-date", date, "--output", f"part-{part}"]
+        assert run(*shard, "--overwrite") == 0
+        capsys.readouterr()
+        status = merge(["part-1", "part-2", "--output", "whole"]) if part == "2" else 0
+        error = capsys.readouterr().err
+        if date.endswith("4"):
+            assert status == 2
+            assert "part-2 has prompts of 2026-02-04" in error
+            assert "part-1 of 2026-02-03" in error
+            assert "begin all shards with the same --template-date" in error
+        else:
+            assert status == 0, error
 
 
 @pytest.mark.usefixtures("no_weights")
