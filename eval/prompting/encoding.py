@@ -67,13 +67,14 @@ class TextEncoder:
 
     Attributes:
         controls: Control tokens by id.
+        unknown: The token of what the vocabulary lacks; None where there is none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.controls = control_tokens(tokenizer)
         self._ids = frozenset(self.controls)
-        self._unknown = getattr(tokenizer, "unk_token_id", None)
+        self.unknown = getattr(tokenizer, "unk_token_id", None)
         self._begins: dict[str, bool] = {}
 
     def encode(self, text: str, after: str = "", *, is_data: bool = False) -> tuple[int, ...]:
@@ -110,7 +111,7 @@ class TextEncoder:
 
     def count_controls(self, ids: Sequence[int]) -> int:
         """Return how many control tokens are among some tokens."""
-        return sum(token in self._ids and token != self._unknown for token in ids)
+        return sum(token in self._ids and token != self.unknown for token in ids)
 
     def spells_control(self, text: str) -> bool:
         """Return whether data spell a control token that version 0.1 did not keep apart."""
@@ -159,7 +160,7 @@ class TextEncoder:
     def _unnamed(self, text: str) -> _Piece | None:
         """Return the name of a control token as text; None where the tokenizer has no other tokens for it."""
         encoding = self._bare and self._bare.encode(text, add_special_tokens=False)
-        if not encoding or not encoding.ids or not {*self._ids, self._unknown}.isdisjoint(encoding.ids):
+        if not encoding or not encoding.ids or not {*self._ids, self.unknown}.isdisjoint(encoding.ids):
             return None
         return _Piece(0, text, encoding.ids, encoding.offsets)
 
@@ -210,7 +211,7 @@ class TextEncoder:
             start += len(shown) - len(shown.lstrip())
             stop = start + len(shown.strip())
             # What the vocabulary lacks becomes the same token as its name.
-            if token != self._unknown or text[start:stop] == self.controls[token]:
+            if token != self.unknown or text[start:stop] == self.controls[token]:
                 yield start, stop, token
 
     def _plain(self, text: str) -> list[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,4 +124,26 @@ def test_settings_of_a_chat_template_that_cannot_be_are_one_line(run: Any, capsy
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+    assert not Path("run").exists()
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("command", ["run", "perplexity", "finetune"])
+def test_documents_in_a_script_that_the_tokenizer_drops_are_refused(
+    command: str, run: Any, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(model, "lossy")
+    tokenizer = json.loads(Path("lossy/tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[ء-ي]"}, "content": ""}
+    Path("lossy/tokenizer.json").write_text(json.dumps(tokenizer))
+    Path("a.jsonl").write_text(json.dumps({"context": "Sea: البحر كبير جدا " * 9, "target": "Yes"}) + "\n")
+    flags = "--task custom --data a.jsonl --model lossy --maxlen 30 --threads 1 --output run"
+    if command == "run":
+        assert run("--data", "a.jsonl", "--model", "lossy") == 2
+    else:
+        assert importlib.import_module(f"eval.{command}").main(flags.split()) == 2
+    error = capsys.readouterr().err
+    assert "task 'custom': the tokenizer of lossy keeps 20% of the letters" in error
+    assert "'البحر'" in error
+    assert error.count("\n") == 1
     assert not Path("run").exists()

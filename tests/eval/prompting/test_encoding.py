@@ -190,3 +190,35 @@ def test_a_tokenizer_that_loses_text_is_refused_by_name() -> None:
     tokenizer.name_or_path = "lossy"
     with pytest.raises(UserError, match=r"tokenizer of lossy does not keep texts: it reads .* another tokenizer"):
         PromptBuilder(tokenizer, Template(text="{context}\n\nMake a summary.")).check()
+
+
+def lacking(kind: str, scripts: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that knows ASCII and some more characters, and drops, or has a token for, all others."""
+    vocab = {token: at for at, token in enumerate(["<s>", "</s>", "<unk>", " ", "\n", *CHARACTERS, *scripts])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=None if kind == "drops" else "<unk>"))
+    if kind == "folds":
+        steps = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+        backend.normalizer = normalizers.Sequence(steps)
+    backend.decoder = decoders.Fuse()
+    unknown = {} if kind == "drops" else {"unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", **unknown)
+
+
+@pytest.mark.parametrize("kind", ["drops", "unknown", "folds"])
+def test_a_tokenizer_without_the_script_of_a_task_is_refused(kind: str) -> None:
+    builder = PromptBuilder(lacking(kind, "γ"), Template(text="Read {context}"))
+    builder.check()
+    with pytest.raises(UserError, match=r"task 'news': .* keeps 19% of the letters .* some of 'Θάλασσες'"):
+        builder.check_letters("news", ["Θάλασσες  ok " * 9 + "και γη " * 9, "ποταμοί"])
+
+
+@pytest.mark.parametrize("kind", ["drops", "unknown", "folds"])
+def test_a_tokenizer_may_lack_a_few_letters_and_fold_all(kind: str) -> None:
+    few = "the Rivers run far, WHERE ﬁelds are Ωide. " if kind != "folds" else "ÉTÉ Ä ﬁelds in ｆｕｌｌ and Ωide. "
+    builder = PromptBuilder(lacking(kind, ""), Template(text="Read {context}"))
+    builder.check_letters("news", [few * 50, "", "7 + 7"])
+    builder.check_letters("news", [])
+    # No letter of any script is lost where bytes are tokens.
+    PromptBuilder(tiny_tokenizer(), Template(text="{context}")).check_letters(
+        "news", ["Где 東京 はどこ 한국어 <|im_end|>"]
+    )
