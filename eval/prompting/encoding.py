@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +43,14 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
         if token.special or _BRACKETS.fullmatch(text.strip()) or text in source:
             found[index] = text
     return {index: text for index, text in found.items() if text.strip()}
+
+
+@lru_cache(maxsize=4)
+def _finder_of(names: tuple[str, ...]) -> Tokenizer:
+    """Return a tokenizer that knows some names alone: its time does not grow with their number."""
+    finder = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
+    finder.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    return finder
 
 
 class _Piece(NamedTuple):
@@ -122,11 +130,7 @@ class TextEncoder:
 
     @cached_property
     def _finder(self) -> Tokenizer:
-        """Return a tokenizer that knows the names of control tokens alone: its time does not grow with their number."""
-        finder = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
-        names = sorted({name.strip() for name in self.controls.values()})
-        finder.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-        return finder
+        return _finder_of(tuple(sorted({name.strip() for name in self.controls.values()})))
 
     def _spelled(self, text: str) -> Offsets:
         """Return start and end of the names of control tokens in a text, the longest where several begin."""

@@ -167,6 +167,12 @@ def test_names_of_many_tokens_are_found_as_an_alternation_finds_them() -> None:
         assert tokenizer.decode(list(encoder.encode(text, is_data=True))) == text
 
 
+def test_encoders_of_the_same_control_tokens_share_what_finds_them() -> None:
+    first, second, other = (TextEncoder(one) for one in (tiny_tokenizer(), tiny_tokenizer(), with_markup(special=True)))
+    assert first._finder is second._finder
+    assert other._finder is not first._finder
+
+
 def test_a_document_without_control_tokens_is_tokenized_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = TextEncoder(tiny_tokenizer())
     run, calls = encoder._run, []
