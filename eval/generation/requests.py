@@ -223,7 +223,7 @@ def make_requests(
         stop_texts: Texts that end an answer beside those of the settings.
 
     Raises:
-        UserError: A query or an instruction leaves no room at the smallest length.
+        UserError: A query or an instruction leaves no room at the smallest length, or the tokenizer loses a script.
     """
     sources = [
         replace(source, settings=replace(source.settings, stop=(*source.settings.stop, *stop_texts)))
@@ -277,6 +277,8 @@ def _sources_of(
     by_context: dict[str, list[Example]] = defaultdict(list)
     for example in loaded.examples:
         by_context[example.context].append(example)
+    for builder in list(builders.values())[:1]:
+        builder.check_letters(name, list(by_context))
     for examples in by_context.values():
         yield PromptSource(
             task=name,

@@ -302,6 +302,10 @@ def _describe_source(loaded: LoadedExamples) -> str:
     return f"{known['kind']} {known['name']}, {pin}"
 
 
+def _prompts(record: RunRecord) -> dict[str, Any]:
+    return {name: task.templates for name, task in record.tasks.items()}
+
+
 def merge_runs(parts: Sequence[Path], output: Path) -> None:
     """Join the folders of a run's shards into a new one, and score them together.
 
@@ -316,6 +320,12 @@ def merge_runs(parts: Sequence[Path], output: Path) -> None:
         if record is None:
             raise UserError(f"{folder.path} holds no run of eval/run.py; give the folders of its shards")
         records.append(record)
+        first, date = records[0].template_date, record.template_date
+        if date != first and _prompts(record) != _prompts(records[0]):
+            raise UserError(
+                f"{folder.path} has prompts of {date}, {folders[0].path} of {first}; begin all shards with the same "
+                "--template-date"
+            )
         # Both ways, so that neither may have more examples than the other.
         folders[0].check_accepts(records[0], record.identity, record.tasks)
         folder.check_accepts(record, records[0].identity, records[0].tasks)

@@ -123,6 +123,8 @@ def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJ
     least = config.min_tokens
     accepts = None if least is None else lambda context: len(builder.document(context)) >= least
     data = {name: config.load_documents(name, accepts) for name in config.tasks}
+    for name, loaded in data.items():
+        builder.check_letters(name, [one.context for one in loaded.examples])
     if model.checkpoint.has_tokens_beyond:
         for name, loaded in data.items():
             for one in loaded.examples:

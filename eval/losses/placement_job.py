@@ -168,6 +168,8 @@ def open_placement(config: PlacementConfig, model: OpenedModel) -> PlacementJob:
     saved = folder.read_record(PlacementRecord)
     builder = PromptBuilder(model.checkpoint.tokenizer, Template(text="{context}", chat=False))
     builder.check()
+    for label, source in data.items():
+        builder.check_letters(label, [one.context for one in source.examples])
     texts = [text for label, source in data.items() for text in _texts(label, source.examples, builder, config.maxlen)]
     texts = _without_calibrated(texts, folder)
     contexts = {(label, one.id): one.context for label, source in data.items() for one in source.examples}

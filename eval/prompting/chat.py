@@ -14,6 +14,7 @@ import contextlib
 import inspect
 import json
 import os
+import random
 import select
 import signal
 import time
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 
 # Stands for a text while the chat template is rendered: no template and no query contains it.
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}context\N{OBJECT REPLACEMENT CHARACTER}"
+# Prose of documents, in which filters of templates find something to change. Markup of turns is not in it: what a
+# template does to that alone concerns no ordinary text, and documents are text, whatever they spell.
+_PROSE = (
+    "Line one, \"quoted\" and 'quoted'.\nA <b>tag</b> & an &amp; 100% \\ of it.\n\n\n"
+    "\tTabs,  two blanks, {braces} and https://example.org/a%20b?c=d. ÉTÉ, straße, 東京\n    An indented line\n\n"
+) * 500
 _SECONDS = 10
 _MEMORY_BYTES = 2**30
 _MOST_CHARACTERS = 2**20
@@ -75,6 +82,8 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
+        # One clock for all renderings, which are compared.
+        self._date = settings.date or datetime.now().isoformat(timespec="seconds")
         self._limit: UserError | None = None  # that it went beyond once
 
     @cached_property
@@ -116,7 +125,8 @@ class ChatTemplate:
             after: The user's text after the context.
 
         Raises:
-            UserError: The template refuses the turn, loses or repeats the user's text, or drops the system message.
+            UserError: The template refuses the turn, loses, repeats or changes the user's text, or drops the system
+                message.
         """
         text = self.render([("user", before + MARK + after)], has_generation_prompt=True)
         pieces = text.split(MARK)
@@ -125,6 +135,12 @@ class ChatTemplate:
         system = self.settings.system
         if system and system.strip() not in text:
             raise UserError(f"the chat template does not show the system message of --system {system[:40]!r}")
+        whole = self.render([("user", before + MARK + _PROSE + MARK + after)], has_generation_prompt=True)
+        if whole != MARK.join((pieces[0], _PROSE, pieces[1])):
+            raise UserError(
+                f"the chat template changes the user's text, or depends on it: {_first_change(whole)}; name "
+                "another one with --chat-template, or take templates named -plain, which do without it"
+            )
         return pieces[0], pieces[1]
 
     def after_answer(self, *, is_last: bool = True) -> str:
@@ -231,13 +247,24 @@ class ChatTemplate:
         if self._limit is not None:
             raise self._limit
         try:
-            return _within_limits(work, self.settings.date)
+            return _within_limits(work, self._date)
         except UserError as error:
             self._limit = error
             raise
 
 
-def _within_limits(work: Callable[[], str], date: str | None) -> tuple[str | None, str]:
+def _first_change(whole: str) -> str:
+    """Return what a rendering around and of `_PROSE` shows first in the place of what it was given."""
+    shown = whole.split(MARK)
+    if len(shown) != 3:
+        return f"it shows {len(shown) - 1} ends of a longer text, which has 2"
+    if shown[1] == _PROSE:
+        return "around a longer text it writes something else"
+    at = next((at for at, pair in enumerate(zip(shown[1], _PROSE, strict=False)) if pair[0] != pair[1]), 0)
+    return f"it shows {_PROSE[at : at + 20]!r} as {shown[1][at : at + 20]!r}"
+
+
+def _within_limits(work: Callable[[], str], date: str) -> tuple[str | None, str]:
     """Return what rendering raises, or what it writes, from a process of its own.
 
     Raises:
@@ -266,7 +293,7 @@ def _within_limits(work: Callable[[], str], date: str | None) -> tuple[str | Non
         os.waitpid(child, 0)
 
 
-def _render_apart(answer: int, work: Callable[[], str], date: str | None) -> NoReturn:
+def _render_apart(answer: int, work: Callable[[], str], date: str) -> NoReturn:
     """Render in this process, a copy, send the outcome, and end."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -284,27 +311,28 @@ def _render_apart(answer: int, work: Callable[[], str], date: str | None) -> NoR
         os._exit(0)
 
 
-def _outcome(work: Callable[[], str], date: str | None) -> tuple[str | None, str]:
+def _outcome(work: Callable[[], str], date: str) -> tuple[str | None, str]:
+    state = random.getstate()
     try:
         with _clock_at(date):
             text = work()
+        text.encode()  # half a surrogate is no text
     except Exception as error:  # a template can raise whatever Python can
-        said = " ".join(str(error).split())[:200]
+        said = " ".join(str(error).encode(errors="backslashreplace").decode().split())[:200]
         kind = type(error).__name__
         return (said if kind == "TemplateError" and said else f"{kind}{f': {said}' if said else ''}"), ""
     if len(text) > _MOST_CHARACTERS:
         return f"it writes {len(text):,} characters, more than {_MOST_CHARACTERS:,}", ""
+    if random.getstate() != state:
+        return "it draws at random, so each prompt would be another one", ""
     return None, text
 
 
 @contextlib.contextmanager
-def _clock_at(date: str | None) -> Any:
+def _clock_at(date: str) -> Any:
     """Let `strftime_now` of templates show a date; transformers has no way to say it."""
     from transformers.utils import chat_template_utils
 
-    if date is None:
-        yield
-        return
     pinned = datetime.fromisoformat(date)
 
     class Clock(datetime):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +45,14 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {index: text for index, text in found.items() if text.strip()}
 
 
+@lru_cache(maxsize=4)
+def _finder_of(names: tuple[str, ...]) -> Tokenizer:
+    """Return a tokenizer that knows some names alone: its time does not grow with their number."""
+    finder = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
+    finder.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    return finder
+
+
 class _Piece(NamedTuple):
     """A piece of data with its tokens.
 
@@ -67,13 +75,14 @@ class TextEncoder:
 
     Attributes:
         controls: Control tokens by id.
+        unknown: The token of what the vocabulary lacks; None where there is none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.controls = control_tokens(tokenizer)
         self._ids = frozenset(self.controls)
-        self._unknown = getattr(tokenizer, "unk_token_id", None)
+        self.unknown = getattr(tokenizer, "unk_token_id", None)
         self._begins: dict[str, bool] = {}
 
     def encode(self, text: str, after: str = "", *, is_data: bool = False) -> tuple[int, ...]:
@@ -110,7 +119,7 @@ class TextEncoder:
 
     def count_controls(self, ids: Sequence[int]) -> int:
         """Return how many control tokens are among some tokens."""
-        return sum(token in self._ids and token != self._unknown for token in ids)
+        return sum(token in self._ids and token != self.unknown for token in ids)
 
     def spells_control(self, text: str) -> bool:
         """Return whether data spell a control token that version 0.1 did not keep apart."""
@@ -121,11 +130,7 @@ class TextEncoder:
 
     @cached_property
     def _finder(self) -> Tokenizer:
-        """Return a tokenizer that knows the names of control tokens alone: its time does not grow with their number."""
-        finder = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
-        names = sorted({name.strip() for name in self.controls.values()})
-        finder.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-        return finder
+        return _finder_of(tuple(sorted({name.strip() for name in self.controls.values()})))
 
     def _spelled(self, text: str) -> Offsets:
         """Return start and end of the names of control tokens in a text, the longest where several begin."""
@@ -146,12 +151,22 @@ class TextEncoder:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         about = {} if backend is None else json.loads(backend.to_str())
         without = _without_prefix(about)
-        if without == about:
+        return None if without == about else _made_of(without)
+
+    @cached_property
+    def _bare(self) -> Tokenizer | None:
+        """Return a fast tokenizer without prefix and added tokens; None for a slow one."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
             return None
-        inner = Tokenizer.from_str(json.dumps(without))
-        inner.no_truncation()
-        inner.no_padding()
-        return inner
+        return _made_of(_without_prefix(json.loads(backend.to_str())) | {"added_tokens": []})
+
+    def _unnamed(self, text: str) -> _Piece | None:
+        """Return the name of a control token as text; None where the tokenizer has no other tokens for it."""
+        encoding = self._bare and self._bare.encode(text, add_special_tokens=False)
+        if not encoding or not encoding.ids or not {*self._ids, self.unknown}.isdisjoint(encoding.ids):
+            return None
+        return _Piece(0, text, encoding.ids, encoding.offsets)
 
     def begins_anew(self, after: str) -> bool:
         """Return whether a piece is encoded like the beginning of a text where it stands."""
@@ -168,7 +183,14 @@ class TextEncoder:
         ids, offsets = self._run(text, begins, split, with_offsets=with_offsets)
         cuts: list[int] = []
         if not self._ids.isdisjoint(ids):
-            cuts = [start + 1 for start, stop, _ in self._found(text, begins, split) if stop - start > 1]
+            found = list(self._found(text, begins, split))
+            cuts = [start + 1 for start, stop, _ in found if stop - start > 1]
+            # A name of one character cannot be cut: it stands alone, and is encoded as if it were no name. Those of
+            # ASCII are in every template, as its syntax.
+            alone = [] if cuts else [span[:2] for span in found if not "!" <= text[span[0] : span[1]] <= "~"]
+            if alone == [(0, len(text))]:
+                return [self._unnamed(text) or _Piece(0, text, ids, offsets)]
+            cuts = cuts or sorted({edge for span in alone for edge in span} - {0, len(text)})
         if not cuts:
             return [_Piece(0, text, ids, offsets)]
         return [
@@ -193,7 +215,7 @@ class TextEncoder:
             start += len(shown) - len(shown.lstrip())
             stop = start + len(shown.strip())
             # What the vocabulary lacks becomes the same token as its name.
-            if token != self._unknown or text[start:stop] == self.controls[token]:
+            if token != self.unknown or text[start:stop] == self.controls[token]:
                 yield start, stop, token
 
     def _plain(self, text: str) -> list[int]:
@@ -214,6 +236,14 @@ class TextEncoder:
             if whole[: len(before)] == before:
                 return whole[len(before) :], []
         return self._run(text, True, split)
+
+
+def _made_of(about: dict[str, Any]) -> Tokenizer:
+    """Return the fast tokenizer of a description, which neither cuts nor fills up texts."""
+    made = Tokenizer.from_str(json.dumps(about))
+    made.no_truncation()
+    made.no_padding()
+    return made
 
 
 def _without_prefix(part: Any) -> Any:

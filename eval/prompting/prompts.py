@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
 # What stands before a piece that goes on in the middle of a text.
 _TEXT = "a"
 _PROBE = "Rivers run 7 miles."
+# Of documents that are asked for their letters: how many characters of one, and how many documents of a task.
+_SAMPLE = 512
+_MOST_SAMPLES = 200
+# As of the letters of references that a profile must keep.
+_LEAST_LETTERS = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +112,32 @@ class PromptBuilder:
             raise UserError(
                 f"the tokenizer of {self.tokenizer.name_or_path or 'this model'} does not keep texts: it reads "
                 f"{text[-60:]!r} as {told[-60:]!r}; give a model with another tokenizer"
+            )
+
+    def check_letters(self, task: str, contexts: Sequence[str]) -> None:
+        """Check that tokens hold the letters of documents, from the middle of each: vocabularies may lack a script.
+
+        Raises:
+            UserError: Fewer than nine of ten letters are there; the error names the task and an example.
+        """
+        num_letters = num_lost = 0
+        example = ""
+        for context in contexts[:: len(contexts) // _MOST_SAMPLES + 1]:
+            begin = max(0, (len(context) - _SAMPLE) // 2)
+            text = context[begin : begin + _SAMPLE]
+            ids = self.encoder.encode(text, self._before_context, is_data=True)
+            known = tuple(token for token in ids if token != self.encoder.unknown)
+            there = Counter(filter(str.isalpha, _letters(text)))
+            lost = there - Counter(filter(str.isalpha, _letters(self._decode(known))))
+            num_letters += there.total()
+            num_lost += lost.total()
+            if lost and not example:
+                example = next((word for word in text.split() if not lost.keys().isdisjoint(_letters(word))), text)
+        if num_letters and num_letters - num_lost < _LEAST_LETTERS * num_letters:
+            raise UserError(
+                f"task '{task}': the tokenizer of {self.tokenizer.name_or_path or 'this model'} keeps "
+                f"{100 * (num_letters - num_lost) / num_letters:.0f}% of the letters of the documents and loses, for "
+                f"example, some of {example[:20]!r}; give a model whose tokenizer has this script"
             )
 
     def fixed_parts(self, query: str | None, context: tuple[int, ...] = ()) -> PromptParts:

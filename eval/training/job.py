@@ -229,8 +229,9 @@ def _load_pieces(
     data = {name: config.load(name, config.split_of(name)) for name in config.tasks}
     chat = config.chat_settings(date)
     builders = {name: PromptBuilder(checkpoint.tokenizer, config.template_of(name), chat) for name in config.tasks}
-    for builder in builders.values():
+    for name, builder in builders.items():
         builder.check()
+        builder.check_letters(name, [one.context for one in data[name].examples])
     examples = {name: loaded.examples for name, loaded in data.items()}
     trained, held_out = (
         Pieces(

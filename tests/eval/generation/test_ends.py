@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from tokenizers import AddedToken
 
 from eval.errors import UserError
+from eval.merge import main as merge
 from eval.run import main
 from eval.scoring.scored_run import read_scored, settings_of
 from tests.helpers.run_folders import model_results
@@ -25,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
     # Neither is a special token, so that decoding leaves none of them out.
     tokenizer.add_tokens([AddedToken("</think>", special=False), AddedToken("<turn_end>", special=False)])
-    tokenizer.chat_template = "{{ strftime_now('%H:%M:%S') }}{{ mood }}" + CHAT_TEMPLATE.replace(
+    tokenizer.chat_template = "{{ strftime_now('%d %H:%M:%S') }}{{ mood }}" + CHAT_TEMPLATE.replace(
         "<|im_end|>", "<turn_end>"
     )
     tokens = ["Ċ", *"hm", "</think>", *"Yes", "<turn_end>", "U", "V", "U"]
@@ -91,6 +94,22 @@ def test_a_run_resumes_on_another_day_with_the_date_it_began_with(run: Any, caps
     assert "prompt_sha256" in capsys.readouterr().err
 
 
+def test_shards_begun_on_two_days_are_joined_under_one_date_only(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for part, date in [("1", "2026-02-03"), ("2", "2026-02-04"), ("2", "2026-02-03")]:
+        shard = ["--shard", f"{part}/2", "--template-date", date, "--output", f"part-{part}"]
+        assert run(*shard, "--overwrite") == 0
+        capsys.readouterr()
+        status = merge(["part-1", "part-2", "--output", "whole"]) if part == "2" else 0
+        error = capsys.readouterr().err
+        if date.endswith("4"):
+            assert status == 2
+            assert "part-2 has prompts of 2026-02-04" in error
+            assert "part-1 of 2026-02-03" in error
+            assert "begin all shards with the same --template-date" in error
+        else:
+            assert status == 0, error
+
+
 @pytest.mark.usefixtures("no_weights")
 def test_settings_of_a_chat_template_that_cannot_be_are_one_line(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in [
@@ -105,4 +124,26 @@ def test_settings_of_a_chat_template_that_cannot_be_are_one_line(run: Any, capsy
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+    assert not Path("run").exists()
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("command", ["run", "perplexity", "finetune"])
+def test_documents_in_a_script_that_the_tokenizer_drops_are_refused(
+    command: str, run: Any, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(model, "lossy")
+    tokenizer = json.loads(Path("lossy/tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[ء-ي]"}, "content": ""}
+    Path("lossy/tokenizer.json").write_text(json.dumps(tokenizer))
+    Path("a.jsonl").write_text(json.dumps({"context": "Sea: البحر كبير جدا " * 9, "target": "Yes"}) + "\n")
+    flags = "--task custom --data a.jsonl --model lossy --maxlen 30 --threads 1 --output run"
+    if command == "run":
+        assert run("--data", "a.jsonl", "--model", "lossy") == 2
+    else:
+        assert importlib.import_module(f"eval.{command}").main(flags.split()) == 2
+    error = capsys.readouterr().err
+    assert "task 'custom': the tokenizer of lossy keeps 20% of the letters" in error
+    assert "'البحر'" in error
+    assert error.count("\n") == 1
     assert not Path("run").exists()

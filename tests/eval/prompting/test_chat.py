@@ -90,6 +90,70 @@ def test_whatever_a_template_raises_is_one_line(body: str) -> None:
         rendered(body)
 
 
+CHANGES = (
+    *("e", "forceescape", "tojson", "striptags", "urlize", "urlencode", "xmlattr", "string | e", "title", "lower"),
+    *("upper", "capitalize", "indent(1)", "indent(2, true)", "wordwrap(60)", "truncate(90)", "center(99)", "reverse"),
+    *("replace('\\n\\n', '\\n')", "replace('\\t', ' ')", "replace('&amp;', '&')", "replace('\\\\', '/')"),
+    *("replace('\"', '')", "replace('  ', ' ')", "length", "wordcount", "first", "last", "list", "pprint"),
+)
+
+
+@pytest.mark.parametrize("expression", [f"m['content'] | {one}" for one in CHANGES])
+def test_a_template_that_changes_the_text_with_a_filter_is_refused(expression: str) -> None:
+    with pytest.raises(UserError, match=r"chat template (changes|shows|refuses)"):
+        rendered(LOOP.replace("X", "<|im_start|>{{ " + expression + " }}<|im_end|>"))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{{ m.content.replace('ß', 'ss') }}", r"shows 'ße, .* as 'sse, "),
+        ("{{ m.content.split('\n') | join(' ') }}", "as ' A <b>tag"),
+        ("{{ m.content[:5000] }}", "it shows 1 ends of a longer text"),
+        ("{{ m.content }} ({{ m.content | wordcount }})", "around a longer text it writes something else"),
+        ("{% if m.content | length > 9000 %}Long: {% endif %}{{ m.content }}", "around a longer text"),
+        (
+            "{% if 'http' in m.content %}{{ m.content }}{% endif %}{{ m.content }}",
+            "it shows 4 ends of a longer text",
+        ),
+    ],
+)
+def test_a_change_of_the_text_is_shown(body: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"changes the user's text, or depends on it: .*{message}"):
+        rendered(LOOP.replace("X", body))
+
+
+@pytest.mark.parametrize("draw", ["{{ range(2) | random }}", "{{ lipsum(n=1) }}", "{{ 'abc' | random }}"])
+def test_a_template_that_draws_at_random_is_refused(draw: str) -> None:
+    with pytest.raises(UserError, match="refuses a single user turn: it draws at random"):
+        rendered(CHAT_TEMPLATE + draw)
+
+
+@pytest.mark.parametrize("half", ["{{ '\\ud83d' }}", "{{ raise_exception('\\udfff') }}", "{{ 'a\\ud800b' | upper }}"])
+def test_half_a_surrogate_is_one_line_that_can_be_written(half: str) -> None:
+    with pytest.raises(UserError, match="refuses a single user turn") as caught:
+        rendered(CHAT_TEMPLATE + half)
+    assert str(caught.value).encode()
+
+
+CONTENTS = (
+    *("m['content']", "m.content | trim", "m.content.strip()", "m['content'] | safe", "'%s' % m.content"),
+    *("m.content | default('', true)", "(m.content | trim).lstrip('\\n')", "'User: ' ~ m.content ~ '\\n'"),
+    # What changes markup of turns alone changes no ordinary text: templates of Nemotron take /think out of it.
+    *("m.content.replace('/think', '').replace('/no_think', '').strip()",),
+    *("m.content.split('</think>')[-1] if m.role == 'assistant' else m.content",),
+)
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_a_template_that_keeps_the_text_gives_the_prompt_of_the_whole(content: str) -> None:
+    found = tokenizer(LOOP.replace("X", "<|im_start|>{{ m.role }}\n{{ " + content + " }}<|im_end|>"))
+    text = "Read \"it\":\n\n\n\t<b>R&D</b>  at http://a.b/c?d\n\n    99% {x} \\ 'Ä' 𝄞\n\nWhat?"
+    before, after = ChatTemplate(found, ChatSettings()).around("Read ", "What?")
+    whole = found.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+    assert before + text[len("Read ") : -len("What?")] + after == whole
+
+
 def test_a_template_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SECONDS", 0.5)
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

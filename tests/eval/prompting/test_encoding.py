@@ -110,6 +110,33 @@ def test_markup_without_a_name_is_text_in_data(text: str, special: bool) -> None
     assert builder.spans_of(data, ((0, 5),)) == [[0, 5]]
 
 
+@pytest.mark.parametrize("scheme", [None, *PREFIXES])
+@pytest.mark.parametrize("special", [True, False])
+def test_markup_of_one_character_is_text_in_data(special: bool, scheme: str | None) -> None:
+    around = "{% for m in messages %}{{ m['content'] }}⏹{% endfor %}"
+    tokenizer = prefixing(scheme, around) if scheme else tiny_tokenizer()
+    tokenizer.chat_template = around
+    tokenizer.add_tokens([AddedToken("⏹", special=special, normalized=False)])
+    end = tokenizer.convert_tokens_to_ids("⏹")
+    builder = PromptBuilder(tokenizer, Template(text="Read {context} {query}"))
+    for data in ("a ⏹ b⏹⏹c", "⏹", "x⏹"):
+        parts = builder.parts(Example(id="a", document_id="a", context=data, query=data, references=(data,)))
+        assert (*parts.prefix, *parts.context, *parts.suffix).count(end) == 1
+        assert end not in builder.answer(data)[:-1] + builder.document(data)
+        assert tokenizer.decode(list(parts.context)).strip() == data
+        assert builder.spans_of(data, ((0, len(parts.context)),)) == [[0, len(data)]]
+
+
+def test_a_character_that_only_an_added_token_stands_for_stays() -> None:
+    tokenizer = prefixing("first", "{% for m in messages %}{{ m['content'] }}{% endfor %}☃")
+    tokenizer.backend_tokenizer.model.byte_fallback = False
+    tokenizer.add_tokens([AddedToken("☃", special=False), AddedToken("{", special=False)])
+    encoder = TextEncoder(tokenizer)
+    ids = encoder.encode("a☃{b", is_data=True)
+    assert list(ids) == tokenizer("a☃{b", add_special_tokens=False).input_ids
+    assert tokenizer.unk_token_id not in ids
+
+
 def test_a_query_cannot_finish_a_token_that_the_template_begins() -> None:
     tokenizer = with_markup(special=True)
     parts = PromptBuilder(tokenizer, Template(text="<{query} {context}")).fixed_parts("|eot_id|>")
@@ -140,6 +167,12 @@ def test_names_of_many_tokens_are_found_as_an_alternation_finds_them() -> None:
         assert tokenizer.decode(list(encoder.encode(text, is_data=True))) == text
 
 
+def test_encoders_of_the_same_control_tokens_share_what_finds_them() -> None:
+    first, second, other = (TextEncoder(one) for one in (tiny_tokenizer(), tiny_tokenizer(), with_markup(special=True)))
+    assert first._finder is second._finder
+    assert other._finder is not first._finder
+
+
 def test_a_document_without_control_tokens_is_tokenized_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = TextEncoder(tiny_tokenizer())
     run, calls = encoder._run, []
@@ -163,3 +196,35 @@ def test_a_tokenizer_that_loses_text_is_refused_by_name() -> None:
     tokenizer.name_or_path = "lossy"
     with pytest.raises(UserError, match=r"tokenizer of lossy does not keep texts: it reads .* another tokenizer"):
         PromptBuilder(tokenizer, Template(text="{context}\n\nMake a summary.")).check()
+
+
+def lacking(kind: str, scripts: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that knows ASCII and some more characters, and drops, or has a token for, all others."""
+    vocab = {token: at for at, token in enumerate(["<s>", "</s>", "<unk>", " ", "\n", *CHARACTERS, *scripts])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=None if kind == "drops" else "<unk>"))
+    if kind == "folds":
+        steps = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+        backend.normalizer = normalizers.Sequence(steps)
+    backend.decoder = decoders.Fuse()
+    unknown = {} if kind == "drops" else {"unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", **unknown)
+
+
+@pytest.mark.parametrize("kind", ["drops", "unknown", "folds"])
+def test_a_tokenizer_without_the_script_of_a_task_is_refused(kind: str) -> None:
+    builder = PromptBuilder(lacking(kind, "γ"), Template(text="Read {context}"))
+    builder.check()
+    with pytest.raises(UserError, match=r"task 'news': .* keeps 19% of the letters .* some of 'Θάλασσες'"):
+        builder.check_letters("news", ["Θάλασσες  ok " * 9 + "και γη " * 9, "ποταμοί"])
+
+
+@pytest.mark.parametrize("kind", ["drops", "unknown", "folds"])
+def test_a_tokenizer_may_lack_a_few_letters_and_fold_all(kind: str) -> None:
+    few = "the Rivers run far, WHERE ﬁelds are Ωide. " if kind != "folds" else "ÉTÉ Ä ﬁelds in ｆｕｌｌ and Ωide. "
+    builder = PromptBuilder(lacking(kind, ""), Template(text="Read {context}"))
+    builder.check_letters("news", [few * 50, "", "7 + 7"])
+    builder.check_letters("news", [])
+    # No letter of any script is lost where bytes are tokens.
+    PromptBuilder(tiny_tokenizer(), Template(text="{context}")).check_letters(
+        "news", ["Где 東京 はどこ 한국어 <|im_end|>"]
+    )
