@@ -53,6 +53,8 @@ _SIZES: dict[str, tuple[int, int]] = {
 _MOST = 10**31
 # Of frequencies: beyond these, angles are no numbers.
 _ROPE, _MOST_ROPE = ("rope_scaling", "rope_parameters"), 1e12
+# What norms add to a variance: 0 and less divide by 0 or take a root of less.
+_SMALL = ("norm_eps", "norm_epsilon")
 _TOKEN_IDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 
@@ -250,8 +252,10 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
                 raise CheckpointError(
                     f"{where}: {name} is {_short(value)}; a number from {least:,} to {most:,} was expected"
                 )
-            if name in _ROPE:
-                _check_rope(value, f"{where}: {name}")
+            if name in _ROPE or name == "rope_theta":
+                _check_rope({name: value}, f"{where}: {name}")
+            if is_number and name.endswith(_SMALL) and not 0 < value < 1:
+                raise CheckpointError(f"{where}: {name} is {_short(value)}; a number between 0 and 1 was expected")
             if name in _TOKEN_IDS:
                 check_token_ids(value, f"{where}: {name}")
 
@@ -259,7 +263,9 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
 def _check_rope(value: Any, where: str) -> None:
     """Raise `CheckpointError` for a number in the settings of rotary positions that no angle can be made of."""
     if isinstance(value, (dict, list)):
-        for one in value.values() if isinstance(value, dict) else value:
+        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+            if name == "rope_theta" and isinstance(one, (int, float)) and not one > 0:
+                raise CheckpointError(f"{where} holds rope_theta {_short(one)}; a number above 0 was expected")
             _check_rope(one, where)
     elif isinstance(value, (int, float)) and not -_MOST_ROPE <= value <= _MOST_ROPE:
         raise CheckpointError(f"{where} holds {_short(value)}; a number up to {_MOST_ROPE:g} was expected")
