@@ -15,6 +15,7 @@ from eval.records.schema import ModelRecord
 from eval.records.typed import from_json
 from eval.runtime.processes import AcceleratedProcess
 from masformer import ConversionError, PlanError, SpanPlan, apply_plan, native_plan, read_plan, stored_plan
+from masformer.checkpoints.files import check_token_ids
 from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
 from masformer.probe import probe_untouched
 
@@ -168,14 +169,14 @@ def load_converted(
 def suggested_ends(checkpoint: Checkpoint) -> dict[str, list[int]]:
     """Return the end tokens that files of a checkpoint name, by the name of the file; reads no weights."""
     try:
-        if checkpoint.gguf_file:
-            raise OSError("end tokens of a GGUF file are in its config")
-        ids, source = (
-            GenerationConfig.from_pretrained(checkpoint.location, revision=checkpoint.revision or "main").eos_token_id,
-            "generation_config",
-        )
+        own = GenerationConfig.from_pretrained(checkpoint.location, revision=checkpoint.revision or "main")
+        ids, source = own.eos_token_id, "generation_config"
     except OSError:
+        ids = None
+    # A file of sampling settings alone leaves the ends to the config, which a GGUF file has as well.
+    if ids is None:
         ids, source = getattr(checkpoint.config.get_text_config(decoder=True), "eos_token_id", None), "config"
+    check_token_ids(ids, f"{source} of '{checkpoint.name}': eos_token_id")
     return {source: [] if ids is None else [ids] if isinstance(ids, int) else list(ids)}
 
 
