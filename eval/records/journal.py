@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from eval.errors import UserError
-from eval.records.disk import disk_errors, open_append, open_to_read, parse_json
+from eval.records.disk import disk_errors, open_append, parse_json
 from eval.records.schema import Key
 from eval.records.typed import Record, from_json, to_json
+from tasks.readers.kept import open_to_read
 
 # The end of a line, and what it is without one: folders of version 0.1 have lines without checksums.
 _CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"\}')

@@ -21,6 +21,7 @@ from typing import IO, BinaryIO, cast
 
 from tasks.base import DataError
 from tasks.readers.decoding import decode_text, wide_encoding
+from tasks.readers.kept import open_to_read
 from tasks.readers.opening import PACKED, open_packed, parsing, unpacked_name
 from tasks.readers.rows import MAX_LINE_BYTES, BadRow, Row, Rows, file_provenance, kind_of, one_line
 
@@ -28,6 +29,8 @@ _SPLIT_NAMES = {"validation": ("val", "valid", "dev")}
 RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *PACKED)
 _PAGE_BUFFER_BYTES = 64 * 1024
 _HEADER_BYTES = 64 * 1024
+# Of a file that is one text or one object.
+_MAX_TEXT_BYTES = 64 << 20
 _MAX_BLANK_LINES = 1_000_000
 _MAX_SKIPPED_BYTES = 1 << 30
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -246,9 +249,13 @@ def read_json(path: Path) -> Row:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_to_read(path) as stream:
+            data = stream.read(_MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; check that it is readable") from error
+    if len(data) > _MAX_TEXT_BYTES:
+        raise DataError(f"{path} holds more than {_MAX_TEXT_BYTES >> 20} MiB; split it or take it out")
+    return data
 
 
 def _parse_json(data: bytes, where: str, index: int) -> Row:
