@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from tasks.base import DataError
-from tasks.readers.decoding import decode_text, wide_encoding
+from tasks.readers.decoding import decode_text, unique_names, wide_encoding
 from tasks.readers.kept import open_to_read
 from tasks.readers.opening import PACKED, open_packed, parsing, unpacked_name
 from tasks.readers.rows import MAX_LINE_BYTES, BadRow, Row, Rows, file_provenance, kind_of, one_line
@@ -260,7 +260,7 @@ def _read_bytes(path: Path) -> bytes:
 
 def _parse_json(data: bytes, where: str, index: int) -> Row:
     try:
-        record = json.loads(decode_text(data))
+        record = json.loads(decode_text(data), object_pairs_hook=unique_names)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: expected JSON; {error.reason}") from error
     except json.JSONDecodeError as error:

@@ -317,3 +317,9 @@ def test_what_is_no_regular_file_is_refused_at_once(name: str, tmp_path: Path) -
     (tmp_path / "zero").mkdir()
     (tmp_path / "zero" / name).symlink_to("/dev/zero")
     assert "no regular file" in told(tmp_path / "zero" / name)
+
+
+def test_a_name_twice_in_one_object_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(LINES + b'{"context": "It hails.", "target": "A", "target": "B"}\n')
+    assert "line 3: not readable JSON (the name 'target' is there twice" in told(file)
