@@ -323,3 +323,13 @@ def test_a_name_twice_in_one_object_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(LINES + b'{"context": "It hails.", "target": "A", "target": "B"}\n')
     assert "line 3: not readable JSON (the name 'target' is there twice" in told(file)
+
+
+def test_joined_tables_and_endless_lines_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(TABLE + "\ufeff" + TABLE.replace("a,", "b,"), encoding="utf-8", newline="")
+    assert "line 4: is the header again" in told(file)
+    assert len(load(file, "skip").examples) == 4
+    packed = tmp_path / "b.csv.gz"
+    packed.write_bytes(gzip.compress(TABLE.encode() + b"," * (20 << 20)))
+    assert "line 4: longer than 16 MiB" in told(packed)
