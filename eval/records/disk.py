@@ -13,15 +13,14 @@ import glob
 import json
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from eval.errors import UserError
-from tasks.readers.kept import sync_folder
+from tasks.readers.kept import open_to_read, sync_folder
 
 # Greatest size of a JSON file that is read at once.
 MAX_BYTES = 2**30
@@ -124,19 +123,6 @@ def open_append(folder: Path, name: str) -> FileIO:
 def _no_link(path: str, flags: int) -> int:
     """Open a file for writing as `open` does, and refuse a link."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
-
-def open_to_read(file: Path) -> IO[bytes]:
-    """Return a file, open for reading.
-
-    Raises:
-        OSError: It cannot be read, or is no regular file: a pipe would keep its reader waiting.
-    """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(0, "it is no regular file", str(file))
-    return os.fdopen(descriptor, "rb")
 
 
 def read_whole(file: Path) -> bytes:

@@ -21,13 +21,17 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from eval.errors import UserError
-from eval.records.disk import disk_errors, open_append, open_to_read, parse_json
+from eval.records.disk import disk_errors, open_append, parse_json
 from eval.records.schema import Key
 from eval.records.typed import Record, from_json, to_json
+from tasks.readers.kept import open_to_read
 
 # The end of a line, and what it is without one: folders of version 0.1 have lines without checksums.
 _CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"\}')
 _CHECKSUM_BYTES = len(b', "crc32": "00000000"}')
+# Far above any line: a sparse file of many GB takes no room on a disk, and would take all memory.
+_MAX_LINE_BYTES = 1 << 28
+_TAIL_BYTES = 1 << 20
 _NUM_PLACES = 3  # that a remark names
 _LINE_REMEDY = "restore the line, or delete it and run the run's own command, which makes it again"
 
@@ -167,7 +171,9 @@ def _read_lines(file: Path, needs_checksums: bool) -> Iterator[tuple[dict[str, A
         return
     try:
         with open_to_read(file) as stream:
-            for text in stream:
+            while text := stream.readline(_MAX_LINE_BYTES + 1):
+                if len(text) > _MAX_LINE_BYTES:
+                    raise OSError(0, f"it has a line of more than {_MAX_LINE_BYTES:,} bytes", str(file))
                 # A line without its end may lack more than that.
                 is_whole = text.endswith(b"\n")
                 yield (parse_line(text, needs_checksum=needs_checksums) if is_whole else None), is_whole
@@ -211,7 +217,13 @@ def open_journal(folder: Path, name: str) -> RawIOBase:
     journal = open_append(folder, name)
     file = folder / name
     with disk_errors(file):
-        size = file.read_bytes().rfind(b"\n") + 1
+        with open_to_read(file) as stream:
+            end = size = os.fstat(stream.fileno()).st_size
+            while end:
+                start = max(0, end - _TAIL_BYTES)
+                stream.seek(start)
+                size = start + stream.read(end - start).rfind(b"\n") + 1
+                end = start if size == start else 0
         os.ftruncate(journal.fileno(), size)
     return journal
 

@@ -36,7 +36,6 @@ from eval.records.disk import (
     disk_errors,
     inside,
     make_folder,
-    open_to_read,
     parse_json,
     read_json,
     write_whole,
@@ -52,6 +51,7 @@ from eval.records.schema import (
     TrainingRecord,
 )
 from eval.records.typed import Record, from_json, to_json
+from tasks.readers.kept import open_to_read
 
 # Files that scoring writes.
 _RESULT_FILES = ("scores.json", "example_scores.jsonl", "report.md", "report.html")

@@ -28,10 +28,10 @@ from eval.scoring.parity import Checked, check_parity
 from eval.scoring.profiles import metric_columns, metric_range, score_prediction
 from eval.scoring.significance import mean_interval
 from tasks.base import DataError
-from tasks.readers.decoding import decode_text
+from tasks.readers.decoding import decode_text, unique_names
 from tasks.readers.files import read_records
 from tasks.readers.opening import open_packed, unpacked_name
-from tasks.readers.rows import BadRow, id_text
+from tasks.readers.rows import BadRow, id_text, one_line
 from tasks.readers.yaml_file import shown
 
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -264,7 +264,7 @@ def _lines(file: Path, content: str, suffix: str, fields: tuple[str, ...], id_fi
             raise UserError(f"{file} looks like JSON lines and would be taken for plain text; name it .jsonl")
         numbered = [(f"{file.name}, line {number}", line) for number, line in enumerate(lines, start=1)]
         return [Item(where=where, texts=(line,)) for where, line in numbered]
-    whole = _whole(content, fields)
+    whole = _whole(content, file.name, fields)
     if isinstance(whole, dict):
         return [Item(where=f"{file.name}, id {name}", id=name, texts=(text,)) for name, text in whole.items()]
     if isinstance(whole, list) and suffix == ".json":
@@ -280,17 +280,19 @@ def _lines(file: Path, content: str, suffix: str, fields: tuple[str, ...], id_fi
 
 def _value(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); write one value a line, or name the file .txt") from error
 
 
-def _whole(content: str, fields: tuple[str, ...]) -> dict[str, str] | list[Any] | None:
+def _whole(content: str, where: str, fields: tuple[str, ...]) -> dict[str, str] | list[Any] | None:
     """Return what one JSON object of texts by id holds, as SCROLLS takes predictions, or one array; None for others."""
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
+        value = json.loads(content, object_pairs_hook=unique_names)
+    except (json.JSONDecodeError, RecursionError):
         return None
+    except ValueError as error:
+        raise UserError(f"{where}: {one_line(error)}; correct it") from error
     if isinstance(value, list):
         return value
     known = {*fields, *_PREDICTION_FIELDS, *_REFERENCE_FIELDS}
@@ -308,6 +310,11 @@ def _item(value: Any, where: str, fields: tuple[str, ...], id_field: str) -> Ite
             raise UserError(
                 f"{where}: no field {quoted}, fields found: {', '.join(about)[:200]}; name one with --prediction-field "
                 "or --reference-field, or name a file of plain text .txt"
+            )
+        if len(found) > 1:
+            raise UserError(
+                f"{where}: has both '{found[0]}' and '{found[1]}'; name one with --prediction-field or "
+                "--reference-field"
             )
         value = about[found[0]]
     texts = value if isinstance(value, list) else [value]

@@ -152,6 +152,12 @@ class TrainFolder:
         content = json.dumps(_digests(state), indent=1) + "\n"
         self.written(step, lambda: write_whole(state, _DIGESTS, content.encode()))
 
+    def note_states(self) -> None:
+        """Write the digests of the states that version 0.1 left, so that one without them is damaged from now on."""
+        for state in (self.path / _CHECKPOINTS).glob(f"step-*/{STATE}"):
+            if not (state / _DIGESTS).exists():
+                write_whole(state, _DIGESTS, (json.dumps(_digests(state), indent=1) + "\n").encode())
+
     def check_state(self, step: int, *, has_evaluations: bool) -> None:
         """Check that a checkpoint holds the state that was saved, and that the logs hold all steps before it.
 
@@ -177,6 +183,8 @@ class TrainFolder:
             if bad := next((name for name in {**known, **there} if known.get(name) != there.get(name)), None):
                 what = "differs from what was saved" if bad in there else "is missing"
                 raise UserError(f"{state / bad} {what}; {remedy}")
+        elif self.run.needs_checksums:
+            raise UserError(f"{state / _DIGESTS} is missing; {remedy}")
         remedy = f"restore it, or {remedy}"
         numbers = [line.step for line in self.steps()]
         before = [number for number in numbers if number <= step]

@@ -60,6 +60,8 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
         self.folder.write_json("run.json", self.record)  # the first of all files: without it the folder is no training
         # From the beginning, the evaluation before the first step is made again.
         self.training.cut_logs(self.first or -1)
+        if not self.record.checksums:
+            self.training.note_states()
         self.change(checksums=True)  # now that the lines of earlier versions have theirs
         self.folder.write_json("run.json", self.record)
         if self.first:

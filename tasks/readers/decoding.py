@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+from collections import Counter
+from typing import Any
 
 # The longer marks first: that of UTF-32 begins with that of UTF-16.
 _MARKS = {
@@ -36,3 +38,16 @@ def decode_text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         error.reason = f"not UTF-8 text ({error.reason}), perhaps Windows-1252; save it as UTF-8"
         raise
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, whose parser would keep the last of two values of one name.
+
+    Raises:
+        ValueError: A name is there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the name {name[:100]!r} is there twice in one object")
+    return found

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from tasks.base import DataError
-from tasks.readers.decoding import decode_text, wide_encoding
+from tasks.readers.decoding import decode_text, unique_names, wide_encoding
+from tasks.readers.kept import open_to_read
 from tasks.readers.opening import PACKED, open_packed, parsing, unpacked_name
 from tasks.readers.rows import MAX_LINE_BYTES, BadRow, Row, Rows, file_provenance, kind_of, one_line
 
@@ -28,6 +29,9 @@ _SPLIT_NAMES = {"validation": ("val", "valid", "dev")}
 RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *PACKED)
 _PAGE_BUFFER_BYTES = 64 * 1024
 _HEADER_BYTES = 64 * 1024
+# Of a file that is one text or one object.
+_MAX_TEXT_BYTES = 64 << 20
+_MAX_TABLE_LINE = 4 * MAX_LINE_BYTES  # several texts
 _MAX_BLANK_LINES = 1_000_000
 _MAX_SKIPPED_BYTES = 1 << 30
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -116,7 +120,7 @@ def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | 
     delimiter, has_spaces = _dialect(stream, delimiter)
     # Bytes that are no UTF-8 become surrogates, so that the record that has them can be named.
     text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
-    lines = csv.reader(text, delimiter=delimiter, skipinitialspace=has_spaces, strict=True)
+    lines = csv.reader(_text_lines(text, name), delimiter=delimiter, skipinitialspace=has_spaces, strict=True)
     try:
         header = [cell.strip() for cell in next(lines, [])]
     except csv.Error as error:
@@ -140,7 +144,9 @@ def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | 
             index += 1
             continue
         num_blank = 0 if cells else num_blank + 1
-        if len(cells) == len(header):
+        if cells and [cell.strip() for cell in cells] == header:
+            yield BadRow(f"{where}: is the header again, as where files were joined; take the line out")
+        elif len(cells) == len(header):
             yield Row(where, index, dict(zip(header, cells, strict=True)), is_table=True)
         elif cells:
             yield BadRow(f"{where}: {len(cells)} cells under a header of {len(header)}; correct it")
@@ -148,6 +154,16 @@ def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | 
             _check_blank(num_blank, where)
             continue
         index += 1
+
+
+def _text_lines(text: IO[str], name: str) -> Iterator[str]:
+    """Yield the lines of a table, without the marks that files have at their start and keep where they are joined."""
+    number = 0
+    while line := text.readline(_MAX_TABLE_LINE + 1):
+        number += 1
+        if len(line) > _MAX_TABLE_LINE:
+            raise DataError(f"{name} line {number}: longer than {_MAX_TABLE_LINE >> 20} MiB; write a record a line")
+        yield line.removeprefix("\ufeff")
 
 
 def _dialect(stream: IO[bytes], delimiter: str) -> tuple[str, bool]:
@@ -246,14 +262,18 @@ def read_json(path: Path) -> Row:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_to_read(path) as stream:
+            data = stream.read(_MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; check that it is readable") from error
+    if len(data) > _MAX_TEXT_BYTES:
+        raise DataError(f"{path} holds more than {_MAX_TEXT_BYTES >> 20} MiB; split it or take it out")
+    return data
 
 
 def _parse_json(data: bytes, where: str, index: int) -> Row:
     try:
-        record = json.loads(decode_text(data))
+        record = json.loads(decode_text(data), object_pairs_hook=unique_names)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: expected JSON; {error.reason}") from error
     except json.JSONDecodeError as error:

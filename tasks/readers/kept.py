@@ -6,7 +6,9 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from pathlib import Path
+from typing import IO
 
 from tasks.base import DataError
 
@@ -59,3 +61,16 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def open_to_read(file: Path) -> IO[bytes]:
+    """Return a file, open for reading.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file: a pipe would keep its reader waiting.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "it is no regular file", str(file))
+    return os.fdopen(descriptor, "rb")

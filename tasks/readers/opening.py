@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from tasks.base import DataError
+from tasks.readers.kept import open_to_read
 from tasks.readers.rows import one_line
 
 
@@ -73,9 +74,9 @@ def open_packed(path: Path) -> Iterator[tuple[IO[bytes], str]]:
     suffix = path.suffix.lower()
     kind = f"{_NAMES.get(suffix, suffix[1:])} file" if suffix in PACKED else "file"
     try:
-        opened = path.open("rb")
+        opened = open_to_read(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; check the path") from error
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; check the path") from error
     with opened as file, parsing(f"{path.name}: not a readable {kind}", "check it, or fetch it again"):
         if suffix == ".zip":
             with zipfile.ZipFile(file) as archive, archive.open(_only_member(archive, path.name)) as stream:

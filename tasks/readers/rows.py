@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest
+from tasks.readers.kept import open_to_read
 from tasks.readers.sampling import Strata, draw_sample
 
 T = TypeVar("T")
@@ -307,7 +308,7 @@ def sha256_of(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
-            with file.open("rb") as stream:
+            with open_to_read(file) as stream:
                 while chunk := stream.read(1 << 20):
                     digest.update(chunk)
         except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -720,3 +721,24 @@ def test_runs_of_several_profiles_are_compared_task_by_task(tmp_path: Path, caps
     capsys.readouterr()
     assert compare(asked) == 2
     assert said(capsys).endswith(f"eval.score {asked[1]} --profile f1\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "p.jsonl",
+            '{"prediction": "a"}\n{"prediction": "a", "prediction": "b"}',
+            "line 2: not JSON (the name 'prediction'",
+        ),
+        ("p.json", '{"q1": "a", "q2": "b", "q1": "c"}', "p.json: the name 'q1' is there twice"),
+        ("p.json", '[{"text": "a", "more": {"x": 1, "x": 1}}]', "the name 'x' is there twice"),
+        ("p.jsonl", '{"text": "a", "prediction": "b"}', "has both 'prediction' and 'text'; name one"),
+        ("p.csv", "text,prediction\na,b", "has both 'prediction' and 'text'; name one"),
+    ],
+)
+def test_what_is_there_twice_is_refused(name: str, content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    (tmp_path / "r.txt").write_text("a")
+    with pytest.raises(UserError, match=re.escape(said)):
+        score_files(tmp_path / name, tmp_path / "r.txt", "scrolls")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +152,22 @@ with open_journal(Path({str(tmp_path)!r}), "journal.jsonl") as journal:
         pytest.raises(UserError, match="No space left on device"),
     ):
         append_line(full, line("a"))
+
+
+def test_a_line_that_has_no_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(encoded(line("a")) + b"\n")
+    os.truncate(file, 40 << 30)  # takes no room on the disk
+    with pytest.raises(UserError, match="a line of more than"):
+        read(file)
+
+
+@pytest.mark.parametrize("torn", [b"", b"x", b"x" * 9, b"x" * 40])
+@pytest.mark.parametrize("whole", [b"", b"\n", b"ab\ncdefgh\n", b"a" * 30 + b"\n"])
+def test_a_torn_end_of_any_length_is_cut(
+    torn: bytes, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.records.journal._TAIL_BYTES", 8)
+    (tmp_path / "a.jsonl").write_bytes(whole + torn)
+    open_journal(tmp_path, "a.jsonl").close()
+    assert (tmp_path / "a.jsonl").read_bytes() == whole

@@ -38,6 +38,15 @@ def resume(trained: tuple[list[str], Path], tmp_path: Path) -> list[str]:
     return [*arguments, "--output", str(tmp_path / "run"), "--resume"]
 
 
+def made_by_01(run: Path) -> Path:
+    """Make a training one of version 0.1, which noted no digests, and return its last state."""
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "checksums": False}))
+    for file in run.glob("checkpoints/*/state/files.json"):
+        file.unlink()
+    return run / "last" / "state"
+
+
 def flip(content: bytes) -> bytes:
     return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
 
@@ -71,12 +80,21 @@ def test_a_file_that_is_missing_is_named(resume: list[str], tmp_path: Path, caps
 def test_a_state_without_digests_is_refused_where_it_cannot_be_loaded(
     name: str, resume: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = tmp_path / "run" / "last" / "state"
-    (state / "files.json").unlink()
+    state = made_by_01(tmp_path / "run")
     assert main(resume) == 0
     AcceleratorState._reset_state(True)
+    # It has digests now: a later resume needs them, whether or not a checkpoint was written since.
+    assert sorted(STATE) == sorted(json.loads((state / "files.json").read_text()))
+    made_by_01(tmp_path / "run")
     (state / name).write_bytes((state / name).read_bytes()[:50])
     expect_error(resume, capsys, "/state cannot be read in full")
+
+
+def test_digests_that_are_missing_are_those_of_a_damaged_state(
+    resume: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run" / "last" / "state" / "files.json").unlink()
+    expect_error(resume, capsys, "files.json is missing", "give --resume another of checkpoints/step-*")
 
 
 @pytest.mark.parametrize("content", ["{}", '{"optimizer.bin": 7}', "[" * 100_000, "null"])
@@ -91,8 +109,7 @@ def test_digests_that_are_not_of_each_file_are_refused(
 def test_a_state_without_digests_is_refused_where_a_file_is_missing(
     name: str, resume: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = tmp_path / "run" / "last" / "state"
-    (state / "files.json").unlink()
+    state = made_by_01(tmp_path / "run")
     (state / name).unlink()
     expect_error(resume, capsys, "/state cannot be read in full")
 

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -307,3 +308,28 @@ def test_a_garbled_file_is_read_or_refused_in_one_line(
     except DataError as error:
         problem = str(error)
     assert len(problem.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.zip"])
+def test_what_is_no_regular_file_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    assert "no regular file" in told(tmp_path / name)
+    (tmp_path / "zero").mkdir()
+    (tmp_path / "zero" / name).symlink_to("/dev/zero")
+    assert "no regular file" in told(tmp_path / "zero" / name)
+
+
+def test_a_name_twice_in_one_object_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(LINES + b'{"context": "It hails.", "target": "A", "target": "B"}\n')
+    assert "line 3: not readable JSON (the name 'target' is there twice" in told(file)
+
+
+def test_joined_tables_and_endless_lines_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(TABLE + "\ufeff" + TABLE.replace("a,", "b,"), encoding="utf-8", newline="")
+    assert "line 4: is the header again" in told(file)
+    assert len(load(file, "skip").examples) == 4
+    packed = tmp_path / "b.csv.gz"
+    packed.write_bytes(gzip.compress(TABLE.encode() + b"," * (20 << 20)))
+    assert "line 4: longer than 16 MiB" in told(packed)
