@@ -125,7 +125,7 @@ def start_accelerated(threads: int | None, **options: Any) -> AcceleratedProcess
     options = {"mixed_precision": "no"} | options
     try:
         accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_MEETING_TIMEOUT)], **options)
-    except (ValueError, ImportError, RuntimeError) as error:
+    except (ValueError, ImportError, RuntimeError, AssertionError) as error:  # the last is torch's, of devices
         raise UserError(
             f"accelerate cannot start what the launch asks for: {first_line(error)[:300]}; check the file of "
             "`accelerate config`, and variables that begin with ACCELERATE_"
@@ -189,6 +189,8 @@ def check_launch(environ: Mapping[str, str]) -> None:
             raise LaunchError(
                 f"{name} is {index} and {of} {count} in the environment; processes count from 0. Unset both"
             )
+    if not (epoch := environ.get("SOURCE_DATE_EPOCH", "0")).isdecimal():
+        raise UserError(f"SOURCE_DATE_EPOCH is '{epoch[:40]}' in the environment, and numpy reads seconds; unset it")
     # accelerate's simple launcher names a rendezvous for several processes, and then starts one.
     simple = "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_PORT" in environ
     mpi = any(name.startswith(("OMPI_", "PMI_", "MV2_", "MPI_")) for name in environ)

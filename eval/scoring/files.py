@@ -31,7 +31,7 @@ from tasks.base import DataError
 from tasks.readers.decoding import decode_text, unique_names
 from tasks.readers.files import read_records
 from tasks.readers.opening import open_packed, unpacked_name
-from tasks.readers.rows import BadRow, id_text, one_line
+from tasks.readers.rows import BadRow, id_text, is_printed_list, one_line
 from tasks.readers.yaml_file import shown
 
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -84,6 +84,13 @@ def score_files(
     if len(pairs) == 1 and (count := len(pairs[0][1].texts)) > 1:
         # An array of JSON lines is one item, and people give one for a list of items.
         print(f"note: {references.name} holds one item with {count} references", file=sys.stderr)
+    printed = [reference.where for _, reference in pairs if any(map(is_printed_list, reference.texts))]
+    if printed:
+        print(
+            f"note: {len(printed)} references are what Python prints of a list, the first in {printed[0]}, and are "
+            "scored as they stand; if lists were meant, write them as lists",
+            file=sys.stderr,
+        )
     letters = count_letters(profile, (text for _, reference in pairs for text in reference.texts))
     if not accept_ascii_words:
         check_letters(references.name, profile, letters)

@@ -229,6 +229,10 @@ class Checkpoint:
 
 def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Checkpoint:
     """Return the checkpoint that a reference names, without weights. Raises `CheckpointError` if none is usable."""
+    try:
+        reference.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"the name of model {reference!a} is not UTF-8; rename it") from None
     location, gguf_file, source = reference, None, "hub"
     if reference in SHORT_NAMES:
         short = SHORT_NAMES[reference]

@@ -17,13 +17,16 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from tasks.base import DataError
 from tasks.readers.decoding import decode_text, unique_names, wide_encoding
 from tasks.readers.kept import open_to_read
 from tasks.readers.opening import PACKED, open_packed, parsing, unpacked_name
 from tasks.readers.rows import MAX_LINE_BYTES, BadRow, Row, Rows, file_provenance, kind_of, one_line
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import FileMetaData
 
 _SPLIT_NAMES = {"validation": ("val", "valid", "dev")}
 RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *PACKED)
@@ -289,6 +292,18 @@ def _parse_json(data: bytes, where: str, index: int) -> Row:
     return Row(where, index, record)
 
 
+def _check_sizes(metadata: FileMetaData, columns: Sequence[str], name: str) -> None:
+    """Raise `DataError` where the values of a column are too long on average, which a few kB can unpack to."""
+    for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
+        for chunk in (group.column(index) for index in range(group.num_columns)):
+            most = MAX_LINE_BYTES * max(group.num_rows, 1)
+            if chunk.path_in_schema.partition(".")[0] in columns and chunk.total_uncompressed_size > most:
+                raise DataError(
+                    f"{name}: column {chunk.path_in_schema} has {chunk.total_uncompressed_size:,} bytes in "
+                    f"{group.num_rows:,} rows, and {MAX_LINE_BYTES:,} a row are the most; split its documents"
+                )
+
+
 def read_parquet(files: Sequence[Path | BinaryIO], columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
     """Yield the records of Parquet files, given by path or open for reading and seeking; columns None reads all.
 
@@ -306,6 +321,7 @@ def read_parquet(files: Sequence[Path | BinaryIO], columns: Sequence[str] | None
             present = [column for column in names if columns is None or column in columns]
             if not present:
                 raise DataError(f"{name}: columns are {', '.join(names)}; expected {', '.join(columns or ())}")
+            _check_sizes(table.metadata, present, name)
             for group in range(table.num_row_groups):  # a batch of its own each: it would read on into the next
                 for batch in table.iter_batches(16, [group], present, use_threads=False):
                     for place in range(batch.num_rows):
@@ -315,5 +331,5 @@ def read_parquet(files: Sequence[Path | BinaryIO], columns: Sequence[str] | None
                         except UnicodeDecodeError as error:
                             yield BadRow(f"{where}: not UTF-8 text ({error.reason}); correct it")
                         else:
-                            yield Row(where, index, record)
+                            yield Row(where, index, record, is_table=True)
                         index += 1

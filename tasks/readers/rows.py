@@ -42,7 +42,7 @@ class Row:
     Attributes:
         where: File and line, then the path inside the record, for messages.
         index: 0-based position among the rows of the source.
-        is_table: From CSV or TSV, where every value is a text, also a list that was printed.
+        is_table: From CSV, TSV or Parquet, where a text may be a list that was printed into a cell.
     """
 
     where: str
@@ -56,11 +56,11 @@ class Row:
         if not value and not may_be_empty:
             raise DataError(f"{self.where}: field '{field}' is empty; give it a text or take the row out")
         _check_text(value, f"{self.where}: field '{field}'")
-        if self.is_table and _is_printed_list(value):
+        if self.is_table and is_printed_list(value):
             start = " ".join(value[:60].split())
             raise DataError(
                 f"{self.where}: field '{field}' is a list that was printed into a cell, {start}; write JSON lines or "
-                "Parquet, which hold lists, or a text"
+                "a column of lists in Parquet, or a text"
             )
         return str(value)
 
@@ -337,7 +337,7 @@ def id_text(value: object) -> str | None:
     return str(value)
 
 
-def _is_printed_list(text: str) -> bool:
+def is_printed_list(text: str) -> bool:
     """Return whether a text is what Python prints of a list of texts or a dictionary, also of numpy arrays."""
     text = _PRINTED_ARRAY.sub(r"\1", text) if len(text) <= _MAX_PRINTED_LIST else ""
     if not _PRINTED.fullmatch(text):

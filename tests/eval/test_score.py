@@ -130,6 +130,15 @@ def test_scores_that_were_interrupted_are_refused(
     assert compare([str(tmp_path)] * 2) == 0
 
 
+def test_references_that_are_printed_lists_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.jsonl").write_text(json.dumps(["a b", "['c d', 'e']"]) + "\n" + json.dumps("f") + "\n")
+    (tmp_path / "p.txt").write_text("a b\nf\n")
+    assert scored(tmp_path / "p.txt", tmp_path / "r.jsonl") == 0
+    assert (
+        "note: 1 references are what Python prints of a list, the first in r.jsonl, line 1" in capsys.readouterr().err
+    )
+
+
 def test_json_instead_of_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, half)
     assert score([str(tmp_path), "--json"]) == 0

@@ -94,7 +94,9 @@ def test_odd_numbers_of_a_launch_are_one_line(
 
 
 def test_an_old_way_to_say_that_a_process_is_alone_is_taken() -> None:
-    check_launch({"LOCAL_RANK": "-1"})
+    check_launch({"LOCAL_RANK": "-1", "SOURCE_DATE_EPOCH": "1700000000"})
+    with pytest.raises(UserError, match="^SOURCE_DATE_EPOCH is 'now' in the environment, and numpy reads seconds"):
+        check_launch({"SOURCE_DATE_EPOCH": "now"})
     check_launch({"LOCAL_RANK": "0"})
     assert [is_first_here({"LOCAL_RANK": rank}) for rank in ("-1", "0", "x", "1")] == [True, True, True, False]
     assert [rank_of({"WORLD_SIZE": size, "RANK": "1"}) for size in ("2", "1", "x")] == [1, None, None]

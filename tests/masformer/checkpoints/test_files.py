@@ -266,6 +266,11 @@ class _Siblings:
         self.siblings = [type("File", (), {"rfilename": file.name}) for file in folder.iterdir()]
 
 
+def test_a_name_that_is_not_utf_8_is_one_line() -> None:
+    with pytest.raises(CheckpointError, match=r"^the name of model '\./m\\udcff' is not UTF-8; rename it$"):
+        open_checkpoint("./m\udcff")
+
+
 def test_an_index_on_the_hub_is_read_by_the_same_rule(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change_index(folder, "pytorch_model.bin")
     monkeypatch.setattr(opening.constants, "HF_HUB_OFFLINE", False)

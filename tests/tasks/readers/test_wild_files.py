@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,9 @@ def test_a_list_that_was_printed_into_a_cell_is_told(cell: str, tmp_path: Path) 
     (tmp_path / "a.csv").write_text(f'context,target\nIs it so?,"{quoted}"\nIs it?,Yes\n')
     assert "a.csv line 2: field 'target' is a list that was printed into a cell" in told(tmp_path / "a.csv")
     assert len(load(tmp_path / "a.csv", "skip").examples) == 1
+    both = pyarrow.table({"context": ["Is it so?", "Is it?"], "target": [cell, "Yes"]})
+    pyarrow.parquet.write_table(both, tmp_path / "a.parquet")
+    assert "field 'target' is a list that was printed into a cell" in told(tmp_path / "a.parquet")
     # JSON says which it is.
     (tmp_path / "a.jsonl").write_text(json.dumps({"context": "Is it so?", "target": cell}) + "\n")
     assert load(tmp_path / "a.jsonl").examples[0].references == (cell,)
@@ -333,3 +337,10 @@ def test_joined_tables_and_endless_lines_are_refused(tmp_path: Path) -> None:
     packed = tmp_path / "b.csv.gz"
     packed.write_bytes(gzip.compress(TABLE.encode() + b"," * (20 << 20)))
     assert "line 4: longer than 16 MiB" in told(packed)
+
+
+def test_a_parquet_value_that_unpacks_to_very_much_is_not_read(tmp_path: Path) -> None:
+    long = pyarrow.table({"context": ["a" * (9 << 20), "b"], "target": ["c", "d"]})
+    pyarrow.parquet.write_table(long, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    assert re.match(r"a.parquet: column context has 9,\d{3},\d{3} bytes in 2 rows, and ", told(tmp_path / "a.parquet"))
