@@ -114,6 +114,7 @@ def start_accelerated(threads: int | None, **options: Any) -> AcceleratedProcess
     Raises:
         UserError: Each of several processes believes it is alone, or only one of them was started.
     """
+    import torch
     import transformers
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -125,6 +126,7 @@ def start_accelerated(threads: int | None, **options: Any) -> AcceleratedProcess
     options = {"mixed_precision": "no"} | options
     try:
         accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_MEETING_TIMEOUT)], **options)
+        torch.empty(0, device=accelerator.device)  # a device may be named that is not there
     except (ValueError, ImportError, RuntimeError, AssertionError) as error:  # the last is torch's, of devices
         raise UserError(
             f"accelerate cannot start what the launch asks for: {first_line(error)[:300]}; check the file of "

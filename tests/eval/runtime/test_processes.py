@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from eval.errors import UserError
 from eval.run import main as run
@@ -93,9 +94,20 @@ def test_odd_numbers_of_a_launch_are_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="names a device that is not there")
+def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda:7")
+    AcceleratorState._reset_state(True)
+    try:
+        with pytest.raises(UserError, match="^accelerate cannot start what the launch asks for: .*ACCELERATE_"):
+            start_accelerated(1)
+    finally:
+        AcceleratorState._reset_state(True)
+
+
 def test_an_old_way_to_say_that_a_process_is_alone_is_taken() -> None:
     check_launch({"LOCAL_RANK": "-1", "SOURCE_DATE_EPOCH": "1700000000"})
-    with pytest.raises(UserError, match="^SOURCE_DATE_EPOCH is 'now' in the environment, and numpy reads seconds"):
+    with pytest.raises(UserError, match=r"^SOURCE_DATE_EPOCH is 'now' in the environment, and numpy reads seconds"):
         check_launch({"SOURCE_DATE_EPOCH": "now"})
     check_launch({"LOCAL_RANK": "0"})
     assert [is_first_here({"LOCAL_RANK": rank}) for rank in ("-1", "0", "x", "1")] == [True, True, True, False]
