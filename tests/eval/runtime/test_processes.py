@@ -99,7 +99,7 @@ def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda:7")
     AcceleratorState._reset_state(True)
     try:
-        with pytest.raises(UserError, match="^accelerate cannot start what the launch asks for: .*ACCELERATE_"):
+        with pytest.raises(UserError, match=r"^accelerate cannot start what the launch asks for: .*ACCELERATE_"):
             start_accelerated(1)
     finally:
         AcceleratorState._reset_state(True)
