@@ -384,7 +384,7 @@ class SpanCache(Cache):  # type: ignore[misc]
             SpanError: A row is padded otherwise than when its first tokens were stored.
         """
         if attention_mask is None:
-            if self.layers[0].padding is not None:
+            if (hidden := self.layers[0].padding) is not None and bool(hidden.any()):
                 raise SpanError("the cache has padded rows; give every call the attention_mask of all tokens so far")
             return
         mask = next(iter(attention_mask.values())) if isinstance(attention_mask, Mapping) else attention_mask

@@ -195,7 +195,7 @@ def examine(kind: str) -> Finding:
     try:
         own = apply_plan(model)
     except (PlanError, ConversionError) as error:
-        return _untouched(model, untouched, str(error))
+        return _untouched(kind, model, untouched, str(error))
     _check_same(_logits(model, tokens), untouched, f"{kind} under its own plan '{own}'")
     shared = shared_layers(model.config)
     remarks = []
@@ -222,9 +222,9 @@ def examine(kind: str) -> Finding:
     return Finding(kind=kind, outcome="exact", remark="; ".join(remarks))
 
 
-def _untouched(model: PreTrainedModel, expected: Tensor, remark: str) -> Finding:
+def _untouched(kind: str, model: PreTrainedModel, expected: Tensor, remark: str) -> Finding:
     """Return what becomes of a model without a plan."""
-    kind, tokens = model.config.model_type, _tokens(model)
+    tokens = _tokens(model)
     try:
         probe_untouched(model)
     except ConversionError as error:

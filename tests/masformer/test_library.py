@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from masformer import ConversionError, PlanError, SpanCache, SpanPlan, apply_plan, native_plan, prefill, read_plan
 from masformer.attention.kernels import span_attention
 from masformer.attention.prefill import new_cache
-from masformer.errors import SpanError
+from masformer.errors import NumbersError, SpanError
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.shapes import layer_shapes
 from masformer.plans.spans import FULL, LayerSpan
@@ -124,6 +124,19 @@ def test_a_model_that_cannot_be_run_in_pieces_is_refused(kind: str, why: str) ->
     model = tiny_library_model(kind)
     with pytest.raises(ConversionError, match=f"^{kind} models cannot be run in pieces, which .*: .*{why}"):
         probe_untouched(model)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj"])
+def test_one_weight_of_attention_that_is_no_number_is_noticed(name: str, value: float) -> None:
+    """With a plan and without, though attention of torch may hide it."""
+    model = tiny_library_model("llama").float()
+    with torch.no_grad():
+        getattr(model.model.layers[1].self_attn, name).weight[3, 5] = value
+    with pytest.raises(NumbersError, match="on each of 4 random texts are no numbers"):
+        probe_untouched(model)
+    with pytest.raises(NumbersError, match="on each of 4 random texts are no numbers"):
+        apply_plan(model)
 
 
 def test_a_hybrid_runs_in_pieces() -> None:

@@ -282,5 +282,5 @@ def test_unconverted_models_are_counted_as_full_and_copied() -> None:
     config = tiny_model("falcon").config
     tree = PromptTree([list(range(40)), [*range(30), 5, 6]])
     needs = ModelSize(config, None, 4)
-    full = needs.tree_bytes(tree, 10, copies=1) / needs.a_token / 3
+    full = needs.tree_bytes(tree, 10, copies=1) / needs.cost.cache_bytes(1, 4)
     assert full > tree.num_tokens + 20

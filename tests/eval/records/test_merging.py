@@ -61,5 +61,5 @@ def test_counts_of_rows_do_not_pin_data() -> None:
     provenance = {"kind": "file", "sha256": "1", "num_rows": 7, "num_bad": 1}
     assert pinned(provenance) == {"kind": "file", "sha256": "1"}
     read = LoadedExamples(examples=(), provenance=provenance)
-    assert row_counts(read) == {"num_rows": 7, "num_bad": 1}
+    assert row_counts(read) == {"num_rows": 7, "num_bad": 1, "num_examples": 0, "num_documents": 0}
     assert row_counts(replace(read, strata={"pone": (1, 2)}))["strata"] == {"pone": [1, 2]}
