@@ -66,7 +66,9 @@ def convert(options: argparse.Namespace) -> None:
         raise PushError("--private is about --push-to-hub, which is not given")
     device = _device(options.device)
     check_output(folder, overwrite=options.overwrite)
-    checkpoint = open_checkpoint(options.model, trust_remote_code=options.trust_remote_code)
+    checkpoint = open_checkpoint(
+        options.model, revision=options.model_revision, trust_remote_code=options.trust_remote_code
+    )
     plan = read_plan(options.plan, checkpoint.config)
     native_plan(checkpoint.config)  # layers that no span describes would be refused later, with the weights loaded
     lengths = lengths_to_measure(options.measure, checkpoint.config)
@@ -94,7 +96,9 @@ def convert(options: argparse.Namespace) -> None:
 
 def show(options: argparse.Namespace) -> None:
     """Print a model's layers and what a plan costs at several lengths, without loading weights."""
-    checkpoint = open_checkpoint(options.model, trust_remote_code=options.trust_remote_code)
+    checkpoint = open_checkpoint(
+        options.model, revision=options.model_revision, trust_remote_code=options.trust_remote_code
+    )
     config, own = checkpoint.config, native_plan(checkpoint.config)
     plan = read_plan(options.plan, config) if options.plan is not None else stored_plan(config)
     plan = plan or own
@@ -201,6 +205,7 @@ def _command(commands: argparse._SubParsersAction[_Parser], name: str, work: Cal
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="hub id, folder, .gguf file or short name")
+    parser.add_argument("--model-revision", metavar="REV", help="branch, tag or commit of a model on the hub")
     parser.add_argument("--dtype", choices=_DTYPES, help="of weights and cache; default: that of the checkpoint")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
 

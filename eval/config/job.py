@@ -53,6 +53,9 @@ class JobOptions(DataOptions):
     model: str = Group.MODEL.option(
         "smollm2-135m", f"hub id, folder, .gguf file, or {', '.join(SHORT_NAMES)}", metavar="REF"
     )
+    model_revision: str | None = Group.MODEL.option(
+        None, "branch, tag or commit of a model on the hub", metavar="REV", unset="its main branch"
+    )
     dtype: str | None = dtype_option()
     trust_remote_code: bool = Group.MODEL.option(False, "run code that comes with the checkpoint", switch)
     output: Path | None = Group.OUTPUT.option(None, "folder that is written", path, unset="a name under runs/")

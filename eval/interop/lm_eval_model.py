@@ -60,6 +60,7 @@ _OPTIONS = (
     "max_batch_size",
     "max_length",
     "prefix_token_id",
+    "revision",
     "softmax_dtype",
     "think_end_token",
     "tokenizer",
@@ -129,7 +130,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         if memory_gib is not None and not (isinstance(memory_gib, (int, float)) and memory_gib > 0):
             raise UserError(f"model_args: memory_gib is {memory_gib!r}, a number above 0 was expected")
         trusts = bool(options.get("trust_remote_code"))
-        self.checkpoint = open_checkpoint(str(pretrained), trust_remote_code=trusts)
+        self.checkpoint = open_checkpoint(str(pretrained), revision=options.get("revision"), trust_remote_code=trusts)
         self.asked_plan = str(plan)
         self.plan = resolve_plan(self.asked_plan, self.checkpoint, keeps_full=True)
         own = next((name for name, of in TORCH_DTYPES.items() if of == self.checkpoint.config.dtype), "float32")

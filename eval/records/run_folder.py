@@ -407,7 +407,8 @@ def default_output(kind: str, config: Any, free: Sequence[str]) -> Path:
     if config.sample is None:
         fixed.pop("sample_seed", None)
     # Folders of versions without these settings keep their names.
-    for name in ("min_words", "min_tokens", "stratum_field", "cluster_field", "sample", "held_out_sample", "stride"):
+    added = ("min_words", "min_tokens", "stratum_field", "cluster_field", "sample", "held_out_sample", "stride")
+    for name in (*added, "model_revision"):
         if fixed.get(name) == "None":
             del fixed[name]
     if fixed.get("token_losses") == "False":

@@ -101,7 +101,9 @@ def open_model(
         PlanError: The plan is malformed, or does not fit the model.
         UserError: The length is beyond its positions.
     """
-    checkpoint = open_checkpoint(config.model, trust_remote_code=config.trust_remote_code)
+    checkpoint = open_checkpoint(
+        config.model, revision=config.model_revision, trust_remote_code=config.trust_remote_code
+    )
     resolved = resolve_plan(plan, checkpoint, keeps_full=keeps_full)
     check_positions(longest, checkpoint, allow_extrapolation=getattr(config, "allow_extrapolation", False))
     dtype = config.dtype or default_dtype(process.device_type)

@@ -118,7 +118,8 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
     Raises:
         UserError: A setting does not fit, or the folder holds another training.
     """
-    checkpoint = _extended(config, open_checkpoint(config.model, trust_remote_code=config.trust_remote_code))
+    opened = open_checkpoint(config.model, revision=config.model_revision, trust_remote_code=config.trust_remote_code)
+    checkpoint = _extended(config, opened)
     plan = resolve_plan(config.plan, checkpoint)
     if config.lora_rank:
         check_targets(config.lora_targets, checkpoint.config, trust_remote_code=config.trust_remote_code)

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, hf_hub_download, model_info
+from huggingface_hub.errors import RevisionNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -227,8 +228,17 @@ class Checkpoint:
         return (model if device_map else model.to(device)).eval()
 
 
-def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Return the checkpoint that a reference names, without weights. Raises `CheckpointError` if none is usable."""
+def open_checkpoint(reference: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+    """Return the checkpoint that a reference names, without weights.
+
+    Args:
+        reference: Hub id, folder, `.gguf` file, or short name.
+        revision: Branch, tag or commit of a model on the hub; None is its main branch.
+        trust_remote_code: Run code that comes with the checkpoint.
+
+    Raises:
+        CheckpointError: None is usable.
+    """
     try:
         reference.encode()
     except UnicodeEncodeError:
@@ -252,10 +262,14 @@ def open_checkpoint(reference: str, *, trust_remote_code: bool = False) -> Check
         raise CheckpointError(f"model folder '{reference}' does not exist; give a folder, a .gguf file or a hub id")
 
     provenance: dict[str, Any] = {"reference": reference, "source": source}
-    revision, listing = None, None
+    if revision is not None and source != "hub":
+        raise CheckpointError(
+            f"model '{reference}' is on this machine and has no revision '{revision}'; leave that out"
+        )
+    listing = None
     if source == "hub":
         provenance["hub_id"] = location
-        revision, location, listing = _find_on_hub(location, reference)
+        revision, location, listing = _find_on_hub(location, reference, revision)
         provenance["revision"] = revision
     elif source == "folder":
         listing = _folder(Path(reference), f"model folder '{reference}'")
@@ -365,15 +379,15 @@ def _check_decoder(config: PreTrainedConfig, reference: str) -> None:
         raise CheckpointError(f"model '{reference}' is a {config.model_type}, which has no attention to give spans to")
 
 
-def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str, Listing]:
-    """Return the commit of the main branch, where to load it from (hub id or a folder of the cache), and its files."""
+def _find_on_hub(hub_id: str, reference: str, asked: str | None) -> tuple[str, str, Listing]:
+    """Return the commit of a revision, where to load it from (hub id or a folder of the cache), and its files."""
     name = f"model '{reference}' on the hub"
     answer: Exception
     if constants.HF_HUB_OFFLINE:
         answer = OSError("HF_HUB_OFFLINE is set")
     else:
         try:
-            info = within(HUB_TIMEOUT_SECONDS, lambda: model_info(hub_id, timeout=HUB_TIMEOUT_SECONDS))
+            info = within(HUB_TIMEOUT_SECONDS, lambda: model_info(hub_id, revision=asked, timeout=HUB_TIMEOUT_SECONDS))
             revision = str(info.sha)
             if not _COMMIT.fullmatch(revision):
                 raise OSError(f"it names {revision[:60]!r} in the place of a commit")
@@ -385,6 +399,8 @@ def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str, Listing]:
             return revision, hub_id, listing
         except Exception as error:  # the client raises its own, httpx's and OSError; judged below
             answer = error
+    if isinstance(answer, RevisionNotFoundError):
+        raise CheckpointError(f"model '{reference}' on the hub has no revision '{asked}'; give another") from answer
     status = getattr(getattr(answer, "response", None), "status_code", None)
     if status in (401, 403, 404):
         raise CheckpointError(
@@ -392,8 +408,15 @@ def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str, Listing]:
             f"{_hint(reference)}"
         ) from answer
     # Loading by commit leaves no name behind, so the newest of the cache's snapshots is taken.
-    cached = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}" / "snapshots"
-    snapshots = {file.parent for file in cached.glob("*/*.safetensors")}
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+    snapshots = {file.parent for file in cached.glob("snapshots/*/*.safetensors")}
+    if asked is not None and snapshots:
+        snapshots = {folder for folder in snapshots if folder.name == _named(cached, asked)}
+        if not snapshots:
+            raise CheckpointError(
+                f"the hub cannot be reached, and its cache holds no revision '{asked}' of model '{reference}'; give a "
+                "commit that it holds"
+            ) from answer
     if snapshots:
         newest = max(snapshots, key=lambda folder: folder.stat().st_mtime)
         return newest.name, str(newest), _folder(newest, f"model '{reference}' in the hub's cache")
@@ -401,6 +424,15 @@ def _find_on_hub(hub_id: str, reference: str) -> tuple[str, str, Listing]:
     raise CheckpointError(
         f"model '{reference}' is no local folder, {why} and its cache does not hold it{_hint(reference)}"
     ) from answer
+
+
+def _named(cached: Path, revision: str) -> str:
+    """Return the commit that the hub's cache knows a revision by, else the revision, which may be one."""
+    file = cached / "refs" / revision
+    try:
+        return file.read_text().strip() if file.resolve().is_relative_to(cached.resolve()) else revision
+    except (OSError, ValueError):
+        return revision
 
 
 def _hint(reference: str) -> str:

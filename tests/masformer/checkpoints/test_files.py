@@ -6,9 +6,11 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from huggingface_hub.errors import RevisionNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -278,6 +280,41 @@ def test_an_index_on_the_hub_is_read_by_the_same_rule(folder: Path, monkeypatch:
     monkeypatch.setattr(opening, "hf_hub_download", lambda _, file, **__: str(folder / file))
     with pytest.raises(CheckpointError, match=r"index.json of model 'owner/name' on the hub names 'pytorch_model.bin'"):
         open_checkpoint("owner/name")
+
+
+def test_a_revision_is_that_of_the_hub_and_of_its_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def info(_: str, revision: str | None, **__: Any) -> _Siblings:
+        asked.append(revision)
+        if revision == "gone":
+            raise RevisionNotFoundError("no", response=Mock(status_code=404, headers={}))
+        return _Siblings(folder)
+
+    monkeypatch.setattr(opening.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(opening, "model_info", info)
+    with pytest.raises(CheckpointError, match=r"^model 'owner/name' on the hub has no revision 'gone'; give another$"):
+        open_checkpoint("owner/name", revision="gone")
+    with pytest.raises(CheckpointError, match="is on this machine and has no revision 'v1'; leave that out"):
+        open_checkpoint(str(folder), revision="v1")
+    assert asked == ["gone"]
+    # Without the hub: a commit, or a name that the cache knows.
+    cached = tmp_path / "hub" / "models--owner--name"
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(folder, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "v1").write_text("a" * 40)
+    monkeypatch.setattr(opening.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(opening.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for revision, commit in {"v1": "a", "b" * 40: "b"}.items():
+        checkpoint = open_checkpoint("owner/name", revision=revision)
+        assert checkpoint.provenance["revision"] == commit * 40
+        assert Path(checkpoint.location).name == commit * 40
+    for revision in ("v2", "../../../v1", "c" * 40):
+        with pytest.raises(CheckpointError, match=f"its cache holds no revision '{revision}' of model 'owner/name'"):
+            open_checkpoint("owner/name", revision=revision)
 
 
 def test_a_config_that_is_too_large_is_not_read(tmp_path: Path) -> None:
