@@ -206,13 +206,13 @@ def _prepare_cache(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict
         cache.__dict__ = SpanCache(plan).__dict__
     elif not isinstance(cache, SpanCache):
         error = SpanError(f"a model with a span plan needs a SpanCache, got a {type(cache).__name__}")
-        raise error.of(decoder.config)
+        raise error.of(decoder.config, is_of_caller=True)
     if cache.plan != plan:
         error = SpanError(f"the cache was made for the plan '{cache.plan}', the model has '{plan}'")
-        raise error.of(decoder.config)
+        raise error.of(decoder.config, is_of_caller=True)
     cache.copies_forks, cache.config = changes_states(decoder.config), decoder.config
     try:
         cache.set_padding(mask)
     except SpanError as error:
-        raise error.of(decoder.config) from error
+        raise error.of(decoder.config, is_of_caller=True) from error
     return (), {**kwargs, "past_key_values": cache}

@@ -38,17 +38,21 @@ class ConversionError(ValueError):
 class SpanError(ValueError):
     """Attention, its cache or the hook met what it does not compute: a mistake of the caller, or of the probe."""
 
-    def of(self, config: PreTrainedConfig) -> SpanError:
-        """Return the error with the name of the model that met it, and the command that shows what was probed."""
-        name = getattr(config, "name_or_path", "") or "MODEL"
-        return _NamedSpanError(
-            f"{config.model_type} model {name}: {self}; please report this with the output of: "
-            f"python -m masformer show {name}"
-        )
+    def of(self, config: PreTrainedConfig, *, is_of_caller: bool = False) -> SpanError:
+        """Return the error with the name of the model that met it.
+
+        Args:
+            config: Config of the model.
+            is_of_caller: The caller is to change something; else the error asks for a report.
+        """
+        name = getattr(config, "name_or_path", "")
+        text = f"{config.model_type} model{name and f' {name}'}: {self}"
+        shown = name and f" with the output of: python -m masformer show {name}"
+        return _NamedSpanError(text if is_of_caller else f"{text}; please report this{shown}")
 
 
 class _NamedSpanError(SpanError):
-    def of(self, config: PreTrainedConfig) -> SpanError:
+    def of(self, config: PreTrainedConfig, *, is_of_caller: bool = False) -> SpanError:
         return self
 
 

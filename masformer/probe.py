@@ -233,7 +233,12 @@ def _first_logits(model: PreTrainedModel, prompts: Sequence[Tensor], cache: Cach
     config = GenerationConfig(
         max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True, pad_token_id=0
     )
-    made = model.generate(ids, attention_mask=mask, past_key_values=cache, generation_config=config)
+    # What the checkpoint suggests would fill what is left open: beams, static caches, stop texts.
+    suggested, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        made = model.generate(ids, attention_mask=mask, past_key_values=cache, generation_config=config)
+    finally:
+        model.generation_config = suggested
     logits: Tensor = made.logits[0]
     return logits
 

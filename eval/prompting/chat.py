@@ -257,7 +257,7 @@ def _first_change(whole: str) -> str:
     """Return what a rendering around and of `_PROSE` shows first in the place of what it was given."""
     shown = whole.split(MARK)
     if len(shown) != 3:
-        return f"it shows {len(shown) - 1} ends of a longer text, which has 2"
+        return "it repeats a longer text, or leaves out an end of it"
     if shown[1] == _PROSE:
         return "around a longer text it writes something else"
     at = next((at for at, pair in enumerate(zip(shown[1], _PROSE, strict=False)) if pair[0] != pair[1]), 0)

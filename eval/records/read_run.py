@@ -224,7 +224,9 @@ def describe_selection(name: str, task: Any, count: int) -> Iterator[str]:
         num_drawn = task.rows.get("num_documents", task.sample)  # which folders of earlier versions do not tell
         chosen = f"A sample of {name}: {num_drawn:,} documents drawn with seed {task.sample_seed}"
         if num_drawn < task.sample:
-            chosen = f"All {num_drawn:,} documents of {name}, which has fewer than the {task.sample:,} of --sample"
+            chosen = (
+                f"All {num_drawn:,} documents of {name} that can be drawn, fewer than the {task.sample:,} of --sample"
+            )
     elif task.limit is not None and task.rows.get("num_examples", count) >= task.limit:
         kept = [f"{stratum} {drawn}" for stratum, (drawn, _) in strata.items() if drawn]
         chosen = f"The first {task.limit:,} examples of {name}, in its order and not drawn at random: --sample draws"

@@ -331,7 +331,7 @@ BASELINE_STYLES = {
         dash=[12, 2],
         column=Column(
             heading="common answer",
-            legend="common answer: what most examples have among their references, no answer of one alone.",
+            legend="common answer: the answer that most examples share, without what one alone has.",
         ),
     ),
 }
@@ -340,7 +340,7 @@ _BASELINE_LEGEND = (
     "sentences that were shown, picked greedily with the references in hand; a reference line, no strict ceiling. "
     "foreign oracle: the same where another document's text replaces all beyond the smallest window, the floor of what "
     f"the oracle gains with length. {_AT_LENGTH} "
-    "common answer: what most examples have among their references, no answer of one alone."
+    "common answer: the answer that most examples share, without what one alone has."
 )
 
 # What tables of paired comparisons show.

@@ -40,6 +40,8 @@ _MAX_BYTES = 1 << 30
 # Of QuALITY, between question and document; each question has its own.
 _OPTIONS = re.compile(r"\A\s*\(A\).*?\(D\).*?\n\n", re.DOTALL)
 _PREDICTION_FIELDS = ("prediction", "text")
+# What follows the blank line of an input and is shorter is no document.
+_MIN_WORDS = 20
 _REFERENCE_FIELDS = ("references", "reference", "output")
 
 
@@ -167,14 +169,15 @@ def _documents_of(inputs: Sequence[str | None]) -> dict[int, str]:
     between them. What follows the first blank line, and the options of the query, tells documents apart either way.
     Files of instructions have inputs too. Theirs end in a few words ("Answer:") or are all one.
     """
-    found = {}
-    is_constant = len(set(inputs)) == 1
+    found: dict[int, str] = {}
+    if len(set(inputs)) == 1:
+        return found
     for index, whole in enumerate(inputs):
         query, _, rest = (whole or "").strip().partition("\n\n")
         document = _OPTIONS.sub("", rest, count=1).strip()
-        if len(document) <= len(query):
+        if len(document) <= len(query) or len(document.split()) < _MIN_WORDS:
             document = f"{query}\n\n{rest}".strip()
-        if rest or (document and not is_constant):
+        if document:
             digest = hashlib.sha256(document.encode(errors="surrogatepass")).hexdigest()[:16]
             found[index] = f"sha256:{digest}"
     return found
@@ -256,8 +259,9 @@ def _records(file: Path, fields: tuple[str, ...], id_field: str) -> list[Item]:
         if isinstance(row, BadRow):
             raise UserError(row.problem)
         item = _item(row.fields, row.where, fields, id_field)
-        if row.is_table:
-            row.text(next(name for name in fields if name in row.fields), may_be_empty=True)
+        field = next(name for name in fields if name in row.fields)
+        if row.is_table and isinstance(row.fields[field], str):
+            row.text(field, may_be_empty=True)
         items.append(item)
     return items
 
@@ -311,7 +315,8 @@ def _item(value: Any, where: str, fields: tuple[str, ...], id_field: str) -> Ite
     about: Mapping[str, Any] = {}
     if isinstance(value, dict):
         about = value
-        found = [name for name in fields if name in about]
+        there = [name for name in fields if name in about]
+        found = [name for name in there if about[name] is not None] or there[:1]
         if not found:
             quoted = " or ".join(f"'{name}'" for name in fields)
             raise UserError(
@@ -333,7 +338,8 @@ def _item(value: Any, where: str, fields: tuple[str, ...], id_field: str) -> Ite
         name, document, cluster = (id_text(about.get(key)) or None for key in (id_field, "document_id", "cluster_id"))
     except ValueError as error:
         raise UserError(f"{where}: id is {error}") from error
-    text = about.get("input")
+    # Where the document has a field of its own, as in LongBench, `input` is a question.
+    text = None if "context" in about else about.get("input")
     return Item(
         where=where,
         id=name,

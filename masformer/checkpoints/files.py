@@ -58,6 +58,15 @@ _SMALL = ("norm_eps", "norm_epsilon")
 _TOKEN_IDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 
+# Buffers that earlier versions of architectures saved, and that are computed anew.
+LEFTOVERS = re.compile(
+    r"(^|\.)(original_)?inv_freq$|(^|\.)(cos|sin)_cached$|(^|\.)rope_freqs(\.weight)?$"
+    r"|(^|\.)(attn|attention|self_attn)\.(masked_)?bias$|(^|\.)(position_ids|causal_mask)$"
+    # Heads that training adds and generation leaves out: values, and further tokens at once.
+    r"|^v_head\.|^(model\.)?mtp(_\w+)?\."
+)
+
+
 class CheckpointError(ValueError):
     """A model reference that leads to no usable decoder."""
 
@@ -143,7 +152,7 @@ class Listing:
         """Return the type of each tensor in the weights, as safetensors names it, from the headers of the files.
 
         Raises:
-            CheckpointError: A header cannot be read, a tensor is in two files, or not in that which the index says.
+            CheckpointError: A header cannot be read, or a tensor is in two files, or in another than the index says.
         """
         types: dict[str, str] = {}
         places: dict[str, str] = {}
@@ -156,7 +165,7 @@ class Listing:
                     f"{name} of {self.name} cannot be read: {first_line(error)}; copy it again"
                 ) from None
             for tensor in found:
-                if tensor in places:
+                if tensor in places and not LEFTOVERS.search(tensor):
                     raise CheckpointError(
                         f"{self.name} holds {tensor[:80]} twice, in {places[tensor]} and in {name}; save the model "
                         "again with save_pretrained"
@@ -165,12 +174,11 @@ class Listing:
             types |= found
         said = self.json(INDEX)["weight_map"] if INDEX in self.names and self._chosen() in (None, INDEX) else {}
         for tensor, name in said.items():
-            # A tied head may be named and left out; where it is needed, loading misses it.
-            if places.get(tensor) != name and (tensor in places or not tensor.endswith("lm_head.weight")):
-                where = f"is in {places[tensor]}" if tensor in places else "is in no file"
+            # Where one is in no file and is needed, loading misses it; tied heads and buffers are named and left out.
+            if places.get(tensor, name) != name and not LEFTOVERS.search(tensor):
                 raise CheckpointError(
-                    f"{INDEX} of {self.name} says that {tensor[:80]} is in {name[:60]}, and it {where}; save the model "
-                    "again with save_pretrained"
+                    f"{INDEX} of {self.name} says that {tensor[:80]} is in {name[:60]}, and it is in {places[tensor]}; "
+                    "save the model again with save_pretrained"
                 )
         return types
 

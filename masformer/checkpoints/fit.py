@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import get_hf_quantizer
 
-from masformer.checkpoints.files import CheckpointError
+from masformer.checkpoints.files import LEFTOVERS, CheckpointError
 from masformer.convert import native_plan
 from masformer.errors import first_line
 from masformer.plans.spans import PlanError
@@ -20,13 +19,6 @@ from masformer.plans.spans import PlanError
 # Attention functions that come with transformers; any other name may be a repository, whose code it would fetch.
 _OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
 _WEIGHT_TYPES = {"F64", "F32", "F16", "BF16"}
-# Buffers that earlier versions of architectures saved, and that are computed anew.
-_LEFTOVERS = re.compile(
-    r"(^|\.)(original_)?inv_freq$|(^|\.)(cos|sin)_cached$|(^|\.)rope_freqs(\.weight)?$"
-    r"|(^|\.)(attn|attention|self_attn)\.(masked_)?bias$|(^|\.)(position_ids|causal_mask)$"
-    # Heads that training adds and generation leaves out: values, and further tokens at once.
-    r"|^v_head\.|^(model\.)?mtp(_\w+)?\."
-)
 
 
 def vocabulary(config: PreTrainedConfig) -> int:
@@ -53,7 +45,7 @@ def check_all_used(model: PreTrainedModel, unexpected: Iterable[str], name: str)
     unused = sorted(
         key
         for key in map(str, unexpected)
-        if not _LEFTOVERS.search(key) and not (is_tied and key.endswith(("lm_head.weight", "embed_out.weight")))
+        if not LEFTOVERS.search(key) and not (is_tied and key.endswith(("lm_head.weight", "embed_out.weight")))
     )
     if unused:
         raise CheckpointError(
@@ -72,9 +64,9 @@ def check_types(config: PreTrainedConfig, types: Mapping[str, str], name: str) -
         types: Type of each tensor, as safetensors names it.
         name: Name of the checkpoint.
     """
-    others = [key for key, kind in types.items() if kind not in _WEIGHT_TYPES and not _LEFTOVERS.search(key)]
-    if not others or getattr(config, "quantization_config", None) is not None:
-        return
+    others = [key for key, kind in types.items() if kind not in _WEIGHT_TYPES and not LEFTOVERS.search(key)]
+    if not others or getattr(config, "quantization_config", None) is not None or getattr(config, "auto_map", None):
+        return  # code of a model's own may keep what it likes
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(deepcopy(config)).state_dict()
     # Some architectures look up in a table of whole numbers.

@@ -180,8 +180,6 @@ class Checkpoint:
             CheckpointError: There are no safetensors, or the weights do not fit the config.
         """
         source = {"gguf_file": self.gguf_file} if self.gguf_file else {"use_safetensors": True}
-        if self.listing is not None and self.revision is not None:  # whose files are fetched now
-            check_types(self.config, self.listing.tensors(), self.name)
         try:
             loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
                 self.location,
@@ -195,6 +193,8 @@ class Checkpoint:
             )
         except Exception as error:  # whatever a broken file or a missing package makes transformers raise
             raise CheckpointError(f"the weights of '{self.name}' do not load: {first_line(error)}") from error
+        if self.listing is not None and self.revision is not None:  # whose files were fetched for this
+            check_types(self.config, self.listing.tensors(), self.name)
         model, info = loaded
         check_all_used(model, info["unexpected_keys"], self.name)
         absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))

@@ -70,7 +70,7 @@ def layer_shapes(config: PreTrainedConfig) -> tuple[LayerShape, ...]:
     producers = shared_layers(config)
     shapes = []
     for index in range(count):
-        if kinds[index] in _NO_ATTENTION or not getattr(layers[index], "num_attention_heads", None):
+        if kinds[index] in _NO_ATTENTION or not _num_heads(layers[index]):
             shapes.append(_NOTHING)
             continue
         factor = _HEADS_OF_WINDOWS.get(config.model_type, 1) if kinds[index] == "sliding_attention" else 1
@@ -103,10 +103,18 @@ def num_kv_heads(config: PreTrainedConfig) -> int | None:
     return counts.pop() if len(counts) == 1 else None
 
 
+def _num_heads(layer: PreTrainedConfig) -> int:
+    """Return the query heads of a layer, by any name that configs have for them; 0 where none is known."""
+    names = ("num_attention_heads", "n_heads", "n_head", "num_heads")
+    return next((int(value) for name in names if isinstance(value := getattr(layer, name, None), int)), 0)
+
+
 def _shape_of(layer: PreTrainedConfig, kv_factor: int, producer: int | None) -> LayerShape:
-    heads = int(layer.num_attention_heads)
+    heads = _num_heads(layer)
     size = int(getattr(layer, "head_dim", None) or layer.hidden_size // heads)
     kv_heads = getattr(layer, "num_key_value_heads", None)
+    if getattr(layer, "multi_query", False) and not getattr(layer, "new_decoder_architecture", False):
+        kv_heads = 1  # Falcon, StarCoder
     latent = getattr(layer, "kv_lora_rank", None)
     return LayerShape(
         num_heads=heads,

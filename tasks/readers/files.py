@@ -147,7 +147,7 @@ def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | 
             index += 1
             continue
         num_blank = 0 if cells else num_blank + 1
-        if cells and [cell.strip() for cell in cells] == header:
+        if len(cells) > 1 and [cell.strip() for cell in cells] == header:
             yield BadRow(f"{where}: is the header again, as where files were joined; take the line out")
         elif len(cells) == len(header):
             yield Row(where, index, dict(zip(header, cells, strict=True)), is_table=True)
@@ -297,7 +297,8 @@ def _check_sizes(metadata: FileMetaData, columns: Sequence[str], name: str) -> N
     for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
         for chunk in (group.column(index) for index in range(group.num_columns)):
             most = MAX_LINE_BYTES * max(group.num_rows, 1)
-            if chunk.path_in_schema.partition(".")[0] in columns and chunk.total_uncompressed_size > most:
+            path = chunk.path_in_schema
+            if not {path, path.partition(".")[0]}.isdisjoint(columns) and chunk.total_uncompressed_size > most:
                 raise DataError(
                     f"{name}: column {chunk.path_in_schema} has {chunk.total_uncompressed_size:,} bytes in "
                     f"{group.num_rows:,} rows, and {MAX_LINE_BYTES:,} a row are the most; split its documents"
@@ -331,5 +332,5 @@ def read_parquet(files: Sequence[Path | BinaryIO], columns: Sequence[str] | None
                         except UnicodeDecodeError as error:
                             yield BadRow(f"{where}: not UTF-8 text ({error.reason}); correct it")
                         else:
-                            yield Row(where, index, record, is_table=True)
+                            yield Row(where, index, record, is_table=True, may_be_json=True)
                         index += 1

@@ -72,5 +72,5 @@ def open_to_read(file: Path) -> IO[bytes]:
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(0, "it is no regular file", str(file))
+        raise OSError(0, "it is no regular file (write a pipe to one first)", str(file))
     return os.fdopen(descriptor, "rb")

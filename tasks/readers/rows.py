@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,12 +44,14 @@ class Row:
         where: File and line, then the path inside the record, for messages.
         index: 0-based position among the rows of the source.
         is_table: From CSV, TSV or Parquet, where a text may be a list that was printed into a cell.
+        may_be_json: A list in a text may be meant, as JSON.
     """
 
     where: str
     index: int
     fields: Mapping[str, Any]
     is_table: bool = False
+    may_be_json: bool = False
 
     def text(self, field: str, *, may_be_empty: bool = False) -> str:
         """Return a text field, stripped. Raises `DataError` if it is missing, not text, or empty."""
@@ -56,7 +59,7 @@ class Row:
         if not value and not may_be_empty:
             raise DataError(f"{self.where}: field '{field}' is empty; give it a text or take the row out")
         _check_text(value, f"{self.where}: field '{field}'")
-        if self.is_table and is_printed_list(value):
+        if self.is_table and is_printed_list(value) and not (self.may_be_json and _is_json(value)):
             start = " ".join(value[:60].split())
             raise DataError(
                 f"{self.where}: field '{field}' is a list that was printed into a cell, {start}; write JSON lines or "
@@ -335,6 +338,14 @@ def id_text(value: object) -> str | None:
         what = repr(value) if isinstance(value, float) else kind_of(value)
         raise ValueError(f"{what}; give every example a text or a whole number, or none an id")
     return str(value)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def is_printed_list(text: str) -> bool:

@@ -130,6 +130,12 @@ def test_scores_that_were_interrupted_are_refused(
     assert compare([str(tmp_path)] * 2) == 0
 
 
+def test_a_field_that_is_null_is_none(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"reference": null, "references": ["a b"]}\n')
+    (tmp_path / "p.txt").write_text("a b\n")
+    assert scored(tmp_path / "p.txt", tmp_path / "r.jsonl") == 0
+
+
 def test_references_that_are_printed_lists_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.jsonl").write_text(json.dumps(["a b", "['c d', 'e']"]) + "\n" + json.dumps("f") + "\n")
     (tmp_path / "p.txt").write_text("a b\nf\n")

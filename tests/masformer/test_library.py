@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import CONFIG_MAPPING, DynamicCache, GenerationConfig
 
 from masformer import ConversionError, PlanError, SpanCache, SpanPlan, apply_plan, native_plan, prefill, read_plan
 from masformer.attention.kernels import span_attention
@@ -101,14 +102,45 @@ def test_a_padded_cache_needs_its_mask_at_every_call() -> None:
 
 
 @torch.no_grad()
-def test_an_error_after_the_probe_names_the_model_and_a_command() -> None:
-    model = tiny_library_model("llama")
+def test_an_error_after_the_probe_names_the_model_and_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_library_model("diffllama")
     model.config.name_or_path = "some/model"
+    plan = apply_plan(model, SpanPlan.full(4))
+    # As if nobody knew that it changes values.
+    monkeypatch.setattr("masformer.convert.changes_states", lambda config: False)
+    cache = SpanCache(plan)
+    prefill(model, torch.arange(3, 20)[None], cache)
+    with pytest.raises(
+        SpanError, match=r"^diffllama model some/model: .*report .*python -m masformer show some/model$"
+    ):
+        model(torch.tensor([[3]]), past_key_values=cache.fork())
+
+
+@torch.no_grad()
+def test_a_mistake_of_the_caller_asks_for_no_report() -> None:
+    model = tiny_library_model("llama")
     apply_plan(model, SpanPlan.full(4))
     cache = DynamicCache()
     cache.update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8), 0)
-    with pytest.raises(SpanError, match=r"^llama model some/model: .*report .*python -m masformer show some/model$"):
+    with pytest.raises(
+        SpanError, match=r"^llama model: a model with a span plan needs a SpanCache, got a DynamicCache$"
+    ):
         model(torch.tensor([[3]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("suggested", [{"num_beams": 4}, {"stop_strings": ["a"]}, {"cache_implementation": "static"}])
+def test_what_a_checkpoint_suggests_for_generation_does_not_disturb_the_probe(suggested: dict[str, Any]) -> None:
+    model = tiny_library_model("llama")
+    model.generation_config = GenerationConfig(**suggested)
+    probe_untouched(model)
+    apply_plan(model)
+    assert model.generation_config.to_diff_dict().items() >= suggested.items()
+
+
+def test_heads_that_share_one_key_are_counted_as_one() -> None:
+    falcon = CONFIG_MAPPING["falcon"](num_attention_heads=8, hidden_size=64, num_hidden_layers=2, multi_query=True)
+    assert [shape.num_kv_heads for shape in layer_shapes(falcon)] == [1, 1]
+    assert cache_bytes(falcon, SpanPlan.full(2), 20, 4) == 2 * 20 * 2 * 8 * 4
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_a_sample_larger_than_its_source_is_all_of_it(
 ) -> None:
     assert main([*arguments, "--sample", "500"]) == 0
     num_documents = json.loads((tmp_path / "run" / "run.json").read_text())["tasks"]["custom"]["rows"]["num_documents"]
-    text = f"All {num_documents} documents of custom, which has fewer than the 500 of --sample"
+    text = f"All {num_documents} documents of custom that can be drawn, fewer than the 500 of --sample"
     assert text in (tmp_path / "run" / "report.md").read_text()
 
 

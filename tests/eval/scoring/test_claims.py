@@ -25,7 +25,6 @@ IN_THE_GATE = {
     ("near normal", 10),
     ("one in ten collapses", 20),
     ("0/1", 20),
-    ("F1 with partial answers", 50),
     ("small mean, some high", 20),
 }
 # Few documents hardly ever hold the one that collapses, so intervals of these do not cover at 95% (docs/scoring.md).
@@ -36,6 +35,7 @@ CASES = [
     for size in DOCUMENTS
     for count in ((24, 200) if (name, size) in IN_THE_GATE else (200,))
 ]
+CASES.append(pytest.param("F1 with partial answers", 100, 24))  # with fewer documents the guard makes no difference
 
 
 def at_most(share: float, count: int) -> float:

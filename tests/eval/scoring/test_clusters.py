@@ -23,10 +23,11 @@ from tests.helpers.run_folders import document_line, example_line, model_results
 pytestmark = pytest.mark.usefixtures("no_plots")
 
 TURNS = "\n\n".join(f"A turn of meeting {{0}}, the {index} of all." for index in range(3))
+LONG = "It goes on for a while. " * 5
 INPUTS = {
     "qmsum": "What was said on point {1}?\n\n" + TURNS,
-    "quality": "What of {1}?\n\n (A) {1}\n (B) b\n (C) c\n (D) d{1}\n\n\nA story.\n\nIt is the story {0}.",
-    "contract_nli": "Point {1} holds.\n\nContract {0}, without a blank line.",
+    "quality": "What of {1}?\n\n (A) {1}\n (B) b\n (C) c\n (D) d{1}\n\n\nA story.\n\nIt is the story {0}. " + LONG,
+    "contract_nli": "Point {1} holds.\n\nContract {0}, without a blank line. " + LONG,
     "one line": "Document {0}, in which no question is asked.",
 }
 
@@ -62,7 +63,12 @@ def test_questions_of_scrolls_are_clustered_by_the_document_in_their_input(
 
 @pytest.mark.parametrize(
     "template",
-    ["Translate sentence {0} into French.\n\nTranslation:", "Sort these words.", "Say it.\n\nIn {0} words.\n\nGo:"],
+    [
+        "What is {0}?\n\nAnswer with one phrase taken from the text above, and with nothing else.",
+        "Translate sentence {0} into French.\n\nTranslation:",
+        "Sort these words.",
+        "Say it.\n\nIn {0} words.\n\nGo:",
+    ],
 )
 def test_prompts_that_hold_no_document_are_items_by_themselves(
     template: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -72,7 +78,7 @@ def test_prompts_that_hold_no_document_are_items_by_themselves(
 
 
 def test_a_note_says_that_items_share_a_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"id": f"q{n}", "input": f"Who is {n}?\n\nThe text of all the questions."} for n in range(12)]
+    rows = [{"id": f"q{n}", "input": f"Who is {n}?\n\nThe text of all the questions. {LONG}"} for n in range(12)]
     assert score(write_items(tmp_path, rows)) == 0
     assert "note: 12 items are about 1 document, by their `input`" in capsys.readouterr().err
     assert score(write_items(tmp_path, [row | {"document_id": row["id"]} for row in rows])) == 0

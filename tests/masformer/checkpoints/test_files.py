@@ -340,8 +340,9 @@ def test_an_index_that_is_not_of_its_shards_is_refused(sharded: Path) -> None:
     last = next(place for place in places.values() if place != first)
     change(sharded / INDEX, weight_map=places | {moved: last})
     refused(sharded, f"says that {moved} is in {last}, and it is in {first}")
-    change(sharded / INDEX, weight_map=places | {"model.layers.7.norm.weight": last})
-    refused(sharded, f"says that model.layers.7.norm.weight is in {last}, and it is in no file")
+    # What is named and left out is missed where it is needed.
+    change(sharded / INDEX, weight_map=places | {"embed_out.weight": last})
+    open_checkpoint(str(sharded)).load_model(torch.float32)
 
 
 @pytest.mark.parametrize(
