@@ -205,14 +205,18 @@ def _prepare_cache(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict
         cache.__class__ = SpanCache
         cache.__dict__ = SpanCache(plan).__dict__
     elif not isinstance(cache, SpanCache):
-        error = SpanError(f"a model with a span plan needs a SpanCache, got a {type(cache).__name__}")
-        raise error.of(decoder.config, is_of_caller=True)
+        raise _mistake(decoder, f"a model with a span plan needs a SpanCache, got a {type(cache).__name__}")
     if cache.plan != plan:
-        error = SpanError(f"the cache was made for the plan '{cache.plan}', the model has '{plan}'")
-        raise error.of(decoder.config, is_of_caller=True)
-    cache.copies_forks, cache.config = changes_states(decoder.config), decoder.config
+        raise _mistake(decoder, f"the cache was made for the plan '{cache.plan}', the model has '{plan}'")
+    if cache.config is not decoder.config:
+        cache.copies_forks, cache.config = changes_states(decoder.config), decoder.config
     try:
         cache.set_padding(mask)
     except SpanError as error:
-        raise error.of(decoder.config, is_of_caller=True) from error
+        raise _mistake(decoder, str(error)) from error
     return (), {**kwargs, "past_key_values": cache}
+
+
+def _mistake(decoder: PreTrainedModel, text: str) -> SpanError:
+    """Return an error about what the caller gave to the model."""
+    return SpanError(text).of(decoder.config, is_of_caller=True)

@@ -135,7 +135,6 @@ def probe_heads(model: PreTrainedModel, num_heads: int) -> None:
     """Raise `ConversionError` unless spans of single heads do what they say on a converted model; its plan is lost."""
     decoder = model.config.get_text_config(decoder=True)
     one = SpanPlan((HeadSpans((FULL, *(_PROBE_SHORT,) * (num_heads - 1))),) * int(decoder.num_hidden_layers))
-
     refuse = f"{model.config.model_type} models cannot take spans of single heads:"
     tokens, found = probe_tokens(model), []
     try:
@@ -261,10 +260,8 @@ def probe_logits(model: PreTrainedModel, count: int = _PROBE_TOKENS) -> tuple[Te
 
 def probe_tokens(model: PreTrainedModel, count: int = _PROBE_TOKENS, seed: int = 0) -> Tensor:
     """Return (1, count) random tokens, the same at each call."""
-    vocabulary, generator = (
-        int(model.config.get_text_config(decoder=True).vocab_size),
-        torch.Generator().manual_seed(seed),
-    )
+    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+    generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocabulary, (1, count), generator=generator).to(model.device)
 
 

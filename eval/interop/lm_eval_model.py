@@ -44,7 +44,6 @@ from masformer import fixed_frequencies
 from masformer.attention.prefill import frequency_class
 from masformer.checkpoints.open import open_checkpoint
 from masformer.errors import NumbersError
-from masformer.probe import probe_untouched
 
 # Under lm-evaluation-harness's logger, so that its level and format hold.
 _log = logging.getLogger("lm_eval.masformer")
@@ -171,8 +170,6 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self._model = load_converted(
             self.checkpoint, self.dtype_name, self.device, self.plan, self.asked_plan, _log.warning
         )
-        if not hasattr(self._model, "span_plan"):
-            probe_untouched(self._model)
         # What the checkpoint suggests for generation counts, as in the `hf` model; its end tokens are there already.
         ends = {name: getattr(self._model.generation_config, name) for name in _TOKENS}
         suggested = _suggested(self.checkpoint.location, self.checkpoint.revision)

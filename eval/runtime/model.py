@@ -69,8 +69,8 @@ class OpenedModel:
         return TORCH_DTYPES[self.dtype].itemsize
 
     def load(self, device_map: str | None = None) -> PreTrainedModel:
-        """Return the model with the plan on it; see `load_converted`. One without a plan is tried in pieces."""
-        model = load_converted(
+        """Return the model with the plan on it; see `load_converted`."""
+        return load_converted(
             self.checkpoint,
             self.dtype,
             self.process.device,
@@ -79,9 +79,6 @@ class OpenedModel:
             self.process.print,
             device_map,
         )
-        if not hasattr(model, "span_plan"):
-            probe_untouched(model)
-        return model
 
 
 def open_model(
@@ -139,6 +136,8 @@ def load_converted(
     requested: str,
     say: Callable[..., None],
     device_map: str | None = None,
+    *,
+    is_served: bool = True,
 ) -> PreTrainedModel:
     """Return the model with the plan on it.
 
@@ -152,10 +151,11 @@ def load_converted(
         requested: `--plan`.
         say: Prints a remark, once for all processes.
         device_map: `auto` spreads the model over all devices instead.
+        is_served: Prompts will go through it in pieces, which training does not do.
 
     Raises:
         CheckpointError: The weights do not load.
-        ConversionError: The architecture cannot take the plan.
+        ConversionError: The architecture cannot take the plan, or needs its prompts in one piece.
     """
     model = checkpoint.load_model(TORCH_DTYPES[dtype], device, device_map)
     if plan is not None:
@@ -165,6 +165,8 @@ def load_converted(
             if requested != "auto" or stored_plan(model.config) is not None:
                 raise
             say(f"note    the model's own attention is used: {error}")
+    if is_served and not hasattr(model, "span_plan"):
+        probe_untouched(model)
     return model
 
 

@@ -241,7 +241,7 @@ def _read(file: Path, fields: tuple[str, ...], id_field: str) -> list[Item]:
 
 
 def _text(file: Path) -> str:
-    with open_packed(file) as (stream, _):
+    with open_packed(file, may_be_pipe=True) as (stream, _):
         data = stream.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise UserError(f"{file} holds more than {_MAX_BYTES >> 30} GiB; give a file of texts")

@@ -36,7 +36,9 @@ def build_trainer(job: TrainingJob, process: AcceleratedProcess) -> tuple[Traine
     config, identity, accelerator = job.config, job.identity, process.accelerator
     set_seed(config.seed)
     checkpoint, plan = job.model.checkpoint, job.model.plan
-    model = load_converted(checkpoint, "float32", torch.device("cpu"), plan, config.plan, process.print)
+    model = load_converted(
+        checkpoint, "float32", torch.device("cpu"), plan, config.plan, process.print, is_served=False
+    )
     if has_learned_positions(model.config) and config.maxlen > (max_positions(model.config) or config.maxlen):
         model = _with_longer_table(job, model)
     adapters = None

@@ -63,14 +63,22 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def open_to_read(file: Path) -> IO[bytes]:
+def open_to_read(file: Path, *, may_be_pipe: bool = False) -> IO[bytes]:
     """Return a file, open for reading.
 
+    Args:
+        file: Path.
+        may_be_pipe: It is read once, so that a pipe will do. One that nobody writes to is empty, and keeps no reader
+            waiting.
+
     Raises:
-        OSError: It cannot be read, or is no regular file: a pipe would keep its reader waiting.
+        OSError: It cannot be read, or is no regular file.
     """
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if may_be_pipe and stat.S_ISFIFO(mode):
+        os.set_blocking(descriptor, True)
+    elif not stat.S_ISREG(mode):
         os.close(descriptor)
         raise OSError(0, "it is no regular file (write a pipe to one first)", str(file))
     return os.fdopen(descriptor, "rb")

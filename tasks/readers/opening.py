@@ -65,8 +65,10 @@ def unpacked_name(name: str) -> str:
 
 
 @contextmanager
-def open_packed(path: Path) -> Iterator[tuple[IO[bytes], str]]:
+def open_packed(path: Path, *, may_be_pipe: bool = False) -> Iterator[tuple[IO[bytes], str]]:
     """Open a file, unpacked if need be, and give its name without the suffix of the packing; of a zip, its one file.
+
+    A pipe will do where the caller reads once (`may_be_pipe`).
 
     Raises:
         DataError: It cannot be read, is damaged, or is a zip file with several files.
@@ -74,7 +76,7 @@ def open_packed(path: Path) -> Iterator[tuple[IO[bytes], str]]:
     suffix = path.suffix.lower()
     kind = f"{_NAMES.get(suffix, suffix[1:])} file" if suffix in PACKED else "file"
     try:
-        opened = open_to_read(path)
+        opened = open_to_read(path, may_be_pipe=may_be_pipe)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}; check the path") from error
     with opened as file, parsing(f"{path.name}: not a readable {kind}", "check it, or fetch it again"):

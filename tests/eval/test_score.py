@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import os
 import re
 from dataclasses import replace
 from functools import partial
@@ -128,6 +129,20 @@ def test_scores_that_were_interrupted_are_refused(
     assert "was interrupted, or is at work; run: python -m eval.score" in said(capsys)
     assert score([str(tmp_path), "--profile", "longbench"]) == 0
     assert compare([str(tmp_path)] * 2) == 0
+
+
+def test_texts_may_come_from_a_pipe_and_none_keeps_its_reader_waiting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.txt").write_text("a b\n")
+    read, write = os.pipe()
+    os.write(write, b"a b\n")
+    os.close(write)
+    assert scored(Path(f"/dev/fd/{read}"), tmp_path / "r.txt") == 0
+    os.close(read)
+    os.mkfifo(tmp_path / "p")
+    assert scored(tmp_path / "p", tmp_path / "r.txt") == 2
+    assert "is empty; give it an item a line" in said(capsys)
 
 
 def test_a_field_that_is_null_is_none(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from masformer.errors import first_line
 from masformer.plans.shapes import num_kv_heads, shared_layers
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan
 from masformer.probe import probe_untouched
+from tests.helpers.tiny_models import LLAMA_LIKE, VOCAB
 
-VOCAB = 96
 LAYERS = 4
 _NUM_TOKENS = 60
 _SPANS = (LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2), LayerSpan(span=5))
@@ -34,19 +34,9 @@ _TOLERANCE = 1e-6
 KINDS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 # Small values of the names that configs give the same thing; each config takes those that it knows.
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
+_SIZES: dict[str, Any] = LLAMA_LIKE | {
     "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
     "sliding_window": 12,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
     # Experts.
     "num_experts": 4,
     "num_local_experts": 4,

@@ -23,7 +23,7 @@ from masformer.plans.spans import FULL, HeadSpans, LayerSpan, SpanPlan
 
 VOCAB = 96
 LAYERS = 3
-_LLAMA_LIKE: dict[str, Any] = {
+LLAMA_LIKE: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": LAYERS,
@@ -36,20 +36,20 @@ _LLAMA_LIKE: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_ONE_KV_SIZE = {k: v for k, v in _LLAMA_LIKE.items() if k != "head_dim"}
+_ONE_KV_SIZE = {k: v for k, v in LLAMA_LIKE.items() if k != "head_dim"}
 _MULTI_HEAD = {k: v for k, v in _ONE_KV_SIZE.items() if k != "num_key_value_heads"}
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 # Architectures that a plan can be put on.
 SUPPORTED: dict[str, dict[str, Any]] = {
-    "llama": _LLAMA_LIKE,
+    "llama": LLAMA_LIKE,
     "qwen2": _ONE_KV_SIZE,
-    "qwen3": _LLAMA_LIKE,
-    "qwen3_moe": _LLAMA_LIKE | _MOE,
-    "mistral": _LLAMA_LIKE | {"sliding_window": 12},
-    "ministral": _LLAMA_LIKE
+    "qwen3": LLAMA_LIKE,
+    "qwen3_moe": LLAMA_LIKE | _MOE,
+    "mistral": LLAMA_LIKE | {"sliding_window": 12},
+    "ministral": LLAMA_LIKE
     | {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    "gemma3_text": _LLAMA_LIKE
+    "gemma3_text": LLAMA_LIKE
     | {"sliding_window": 12, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
     "gpt_neox": _MULTI_HEAD,
     "gpt2": {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 512, "vocab_size": VOCAB},
@@ -94,8 +94,8 @@ SUPPORTED: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 512,
         "vocab_size": VOCAB,
     },
-    "gemma2": _LLAMA_LIKE | {"sliding_window": 12, "attn_logit_softcapping": 0.02},
-    "gpt_oss": _LLAMA_LIKE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 12},
+    "gemma2": LLAMA_LIKE | {"sliding_window": 12, "attn_logit_softcapping": 0.02},
+    "gpt_oss": LLAMA_LIKE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 12},
 }
 
 # Architectures that must be refused by name.
