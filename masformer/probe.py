@@ -30,8 +30,7 @@ from masformer.adapters import (
     set_spans,
     unadapt,
 )
-from masformer.attention.cache import SpanCache
-from masformer.attention.joined import can_join, join
+from masformer.attention.cache import SpanCache, can_join, join
 from masformer.attention.kernels import masformer_attention
 from masformer.attention.prefill import fork, new_cache, prefill
 from masformer.attention.visibility import span_mask
@@ -68,7 +67,7 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
     Args:
         own: The spans of the architecture.
     """
-    kind, count = model.config.model_type, len(own)
+    kind = model.config.model_type
     called: set[int] = set()
 
     def counting(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -80,9 +79,9 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
     names = () if own.is_full else ("sliding_window", "attention_chunk_size")
     sizes = {name: size for name in names if (size := getattr(config, name, None)) is not None}
     if sizes:
-        own = SpanPlan(tuple(map(_shortened, own)))
+        own = own.with_all(*(_shortened(own[layer]) for layer in own.attending))
     restores = attention_names(model)
-    short = SpanPlan((_PROBE_SHORT,) * count)
+    short = own.with_all(_PROBE_SHORT)
     refuse = f"{kind} models cannot take a span plan:"
     adapt(model)
     try:
@@ -101,11 +100,12 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
             set_attention(model, _PROBE_NAME)
             set_spans(model, own)
             same = model(tokens, use_cache=False).logits[0, -1]
-            missing = set(range(count)) - called
+            missing = set(own.attending) - called
             if missing:
+                of_all = f"{len(missing)} of {len(own.attending)} layers"
                 raise ConversionError(
-                    f"{refuse} {len(missing)} of {count} layers never call the attention function given to "
-                    "transformers, and would go on with full attention"
+                    f"{refuse} {of_all} never call the attention function given to transformers, and would go on with "
+                    "full attention"
                 )
             check_close(same, untouched, tolerance, f"{refuse} with their own spans the logits are")
             set_spans(model, short)
@@ -131,15 +131,18 @@ def _shortened(span: LayerSpan | HeadSpans) -> LayerSpan | HeadSpans:
     return LayerSpan(span=_PROBE_WINDOW) if isinstance(span, Window) else LayerSpan(block=_PROBE_WINDOW, previous=0)
 
 
-def probe_heads(model: PreTrainedModel, num_heads: int) -> None:
-    """Raise `ConversionError` unless spans of single heads do what they say on a converted model; its plan is lost."""
-    decoder = model.config.get_text_config(decoder=True)
-    one = SpanPlan((HeadSpans((FULL, *(_PROBE_SHORT,) * (num_heads - 1))),) * int(decoder.num_hidden_layers))
+def probe_heads(model: PreTrainedModel, own: SpanPlan, num_heads: int) -> None:
+    """Raise `ConversionError` unless spans of single heads do what they say on a converted model; its plan is lost.
+
+    Args:
+        own: The spans of the architecture.
+    """
+    one = own.with_all(HeadSpans((FULL, *(_PROBE_SHORT,) * (num_heads - 1))))
     refuse = f"{model.config.model_type} models cannot take spans of single heads:"
     tokens, found = probe_tokens(model), []
     try:
         with inference(model):
-            for plan in (SpanPlan.full(len(one)), SpanPlan((_PROBE_SHORT,) * len(one)), one):
+            for plan in (own.with_all(FULL), own.with_all(_PROBE_SHORT), one):
                 give_plan(model, plan)
                 found.append(model(tokens, use_cache=False).logits[0, -1])
             *alike, mixed = found
@@ -152,11 +155,13 @@ def probe_heads(model: PreTrainedModel, num_heads: int) -> None:
     probe_serving(model, one, "spans of single heads")
 
 
-def alternating_plan(config: PreTrainedConfig) -> SpanPlan:
-    """Return a plan in which every second layer sees everything; layers that share keys see alike."""
-    spans: list[LayerSpan] = [
-        (_PROBE_SHORT, FULL)[layer % 2] for layer in range(int(config.get_text_config(decoder=True).num_hidden_layers))
-    ]
+def alternating_plan(config: PreTrainedConfig, own: SpanPlan) -> SpanPlan:
+    """Return a plan in which every second layer with attention sees everything; layers that share keys see alike.
+
+    Args:
+        own: The spans of the architecture.
+    """
+    spans = list(own.with_all(_PROBE_SHORT, FULL))
     for layer, producer in shared_layers(config).items():
         spans[layer] = spans[producer]
     return SpanPlan(tuple(spans))
@@ -268,6 +273,7 @@ def probe_tokens(model: PreTrainedModel, count: int = _PROBE_TOKENS, seed: int =
 def _decoded(model: PreTrainedModel, tokens: Tensor, plan: SpanPlan) -> Tensor:
     """Return the logits of the last token, on top of a cache of those before."""
     cache = SpanCache(plan)
+    cache.fit(model.config.get_text_config(decoder=True))
     model(tokens[:, :-1], past_key_values=cache, use_cache=True)
     logits: Tensor = model(tokens[:, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
     return logits
