@@ -36,11 +36,12 @@ from masformer.attention.prefill import fork, new_cache, prefill
 from masformer.attention.visibility import span_mask
 from masformer.errors import ConversionError, NumbersError, first_line
 from masformer.plans.layer_spans import Window
-from masformer.plans.shapes import shared_layers
+from masformer.plans.shapes import layers_with_states, shared_layers
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, SpanPlan
 
 # The largest difference of the probe's logits that rounding explains, relative to the largest logit.
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+_STATE_TOLERANCE = PROBE_TOLERANCE[torch.float32]
 _PROBE_NAME = "masformer_probe"
 _PROBE_TOKENS = 24
 # Texts that are tried until one has logits that are numbers.
@@ -92,9 +93,9 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
                 if restores[""] != "eager":
                     # Flash attention takes the window that each module copied; these take the mask's.
                     set_attention(model, "sdpa" if model._supports_sdpa else "eager")
-            tokens, untouched = probe_logits(model)
-            untouched = untouched[-1]
-            tolerance = tolerance_of(untouched)
+            tokens, whole = probe_logits(model)
+            untouched = whole[-1]
+            tolerance = _tolerance_in_pieces(model, tokens, whole)
             AttentionInterface.register(_PROBE_NAME, counting)
             AttentionMaskInterface.register(_PROBE_NAME, span_mask)
             set_attention(model, _PROBE_NAME)
@@ -180,7 +181,9 @@ def probe_serving(model: PreTrainedModel, plan: SpanPlan, what: str) -> None:
     try:
         with inference(model):
             give_plan(model, plan)
-            expected = torch.cat([model(prompt, use_cache=False).logits[:, -1] for prompt in prompts])
+            whole = [model(prompt, use_cache=False).logits[0] for prompt in prompts]
+            expected = [logits[-1] for logits in whole]
+            _check_chunk(model, tokens, whole[0], refuse)
             made = model(tokens, use_cache=True).past_key_values
             if not isinstance(made, SpanCache):
                 raise ConversionError(f"{refuse} they make a cache of their own, a {type(made).__name__}")
@@ -196,7 +199,8 @@ def probe_serving(model: PreTrainedModel, plan: SpanPlan, what: str) -> None:
                     [_first_logits(model, [one], cache) for one, cache in zip(prompts, forks, strict=True)]
                 )
             for row, name in enumerate(("a fork is", "a padded row of a batch is")):
-                check_close(found[row], expected[row], tolerance_of(expected[row]), f"{refuse} decoding from {name}")
+                tolerance = _tolerance_in_pieces(model, prompts[row], whole[row])
+                check_close(found[row], expected[row], tolerance, f"{refuse} decoding from {name}")
     except ConversionError:
         raise
     except Exception as error:
@@ -217,15 +221,33 @@ def probe_untouched(model: PreTrainedModel) -> None:
             prefill(model, tokens[:, :shared], cache)
             if cache.get_seq_length() != shared:
                 raise ConversionError(f"{refuse} they ignore the cache that they are given")
+            _check_chunk(model, tokens, expected, refuse)
             other = fork(cache, _PROBE_TOKENS)
             prefill(model, probe_tokens(model, seed=1)[:, shared:], other)
             prefill(model, tokens[:, shared:-1], cache)
             found = _first_logits(model, [tokens], cache)
+            tolerance = _tolerance_in_pieces(model, tokens, expected)
     except (ConversionError, NumbersError):
         raise
     except Exception as error:
         raise ConversionError(f"{refuse} {first_line(error)}") from error
-    check_close(found[0], expected[-1], tolerance_of(expected[-1]), f"{refuse} decoding from a fork is")
+    check_close(found[0], expected[-1], tolerance, f"{refuse} decoding from a fork is")
+
+
+def _check_chunk(model: PreTrainedModel, tokens: Tensor, whole: Tensor, refuse: str) -> None:
+    """Raise `ConversionError` unless the second half of a prompt on a cache of the first has the logits of one pass.
+
+    Of all its tokens, because some models forget their states where a chunk begins, which soon fades.
+
+    Args:
+        tokens: (1, T) prompt.
+        whole: (T, V) logits of one pass.
+    """
+    cache, half = new_cache(model, tokens.shape[1]), tokens.shape[1] // 2
+    model(tokens[:, :half], past_key_values=cache, use_cache=True)
+    found = model(tokens[:, half:], past_key_values=cache, use_cache=True).logits[0]
+    tolerance = _tolerance_in_pieces(model, tokens, whole)
+    check_close(found, whole[half:], tolerance, f"{refuse} a chunk on top of another is")
 
 
 def _first_logits(model: PreTrainedModel, prompts: Sequence[Tensor], cache: Cache) -> Tensor:
@@ -282,6 +304,28 @@ def _decoded(model: PreTrainedModel, tokens: Tensor, plan: SpanPlan) -> Tensor:
 def tolerance_of(logits: Tensor) -> float:
     """Return the largest difference that rounding explains."""
     return PROBE_TOLERANCE.get(logits.dtype, 1e-4) * max(1.0, float(logits.abs().max()))
+
+
+def _tolerance_in_pieces(model: PreTrainedModel, tokens: Tensor, logits: Tensor) -> float:
+    """Return the largest difference that rounding explains where a prompt goes through a model in pieces.
+
+    States are summed up in fp32, in another order for a whole prompt than token by token. So where a model has any, it
+    is as much as the model itself differs by, four times, within bounds.
+
+    Args:
+        tokens: (1, T) prompt.
+        logits: (T, V) logits of one pass.
+    """
+    tolerance = tolerance_of(logits)
+    if not layers_with_states(model.config):
+        return tolerance
+    cache, own = new_cache(model, tokens.shape[1]), 0.0
+    half = tokens.shape[1] // 2
+    model(tokens[:, :half], past_key_values=cache, use_cache=True)
+    for place in range(half, tokens.shape[1]):
+        one = model(tokens[:, place : place + 1], past_key_values=cache, use_cache=True).logits[0, -1]
+        own = max(own, 4 * float((one - logits[place]).abs().max()))
+    return max(tolerance, min(own, _STATE_TOLERANCE * max(1.0, float(logits.abs().max()))))
 
 
 def check_close(logits: Tensor, reference: Tensor, tolerance: float, what: str) -> None:

@@ -26,7 +26,7 @@ PLANS = {
     "qwen3_5_text": "local span=17 sinks=3",
     "lfm2": "bottom:1 span=17 sinks=3",
     "falcon_h1": "full@1,3 block=16 previous=1 sinks=2",
-    "olmo_hybrid": "full@1; span=9 sinks=2@3; none@0,2",
+    "olmo_hybrid": "span=9 sinks=2@3; none@0-2",
     "gemma3n_text": "full@1,3 span=17 sinks=3",
     "gemma4_text": "full@0,2 span=17 sinks=3",
     "llama4_text": "full@2 span=17 sinks=3",
