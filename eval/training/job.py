@@ -23,6 +23,7 @@ from eval.training.lora import check_targets
 from eval.training.sequences import Pieces, count_rows, in_order, split_held_out
 from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
 from masformer.checkpoints.positions import extended_config
+from masformer.plans.shapes import layers_with_states
 from tasks import LoadedExamples
 from tasks.command import as_typed
 
@@ -137,7 +138,8 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
             for piece in (one for row in in_order(pieces) for one in row):
                 checkpoint.check_tokens(piece.token_ids, f"example '{piece.id}'")
     step_rows = config.batch_size * config.gradient_accumulation * process.count
-    packing = config.packing and plan is not None
+    # States know no boundary between documents.
+    packing = config.packing and plan is not None and not layers_with_states(checkpoint.config)
     total = config.max_steps
     if total is None:
         rows = count_rows(trained, config.seed, step_rows, packing=packing)

@@ -33,6 +33,7 @@ from masformer.attention.tiles import TILED, ScoreRule, tile_attention
 from masformer.attention.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
 from masformer.errors import SpanError
 from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
+from masformer.plans.shapes import layers_with_states
 
 ATTENTION_NAME = "masformer"
 
@@ -401,6 +402,9 @@ def masformer_attention(
     num_dropped = attention_mask.num_dropped
     try:
         attention_mask.look_for_documents(position_ids, query.shape[0], query.shape[2])
+        if attention_mask.documents is not None and layers_with_states(module.config):
+            mistake = SpanError("packed documents would see each other through its states; give each a row of its own")
+            raise mistake.of(module.config, is_of_caller=True)
         if num_dropped:  # what nobody asks for is computed, so that keys and queries end together
             query = F.pad(query, (0, 0, num_dropped, 0))
         out = span_attention(
