@@ -25,6 +25,9 @@ Sample = Mapping[str, str | Sequence[Mapping[str, Any]]]
 class DataError(ValueError):
     """Bad data or a source that cannot be reached: one line that says what, where, and what to do."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))  # names of columns may hold anything
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:

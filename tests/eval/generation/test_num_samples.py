@@ -123,7 +123,7 @@ def test_the_mean_over_samples_is_scored_and_both_spreads_are_told(
     assert "[sample 2 of 3]" in (folder / "report.html").read_text()
     # Samples of an answer are those of one prompt: an exported line holds them together.
     assert export([str(folder), "--output", str(tmp_path / "exported")]) == 0
-    [file] = (tmp_path / "exported").rglob("samples_*40*.jsonl")
+    [file] = (tmp_path / "exported").rglob("samples_custom_40_*.jsonl")
     assert {len(one["resps"][0]) for one in map(json.loads, file.read_text().splitlines())} == {3}
     assert main([*arguments, "--backend", "mock", "--num-samples", "4"]) == 2
     assert "num_samples" in capsys.readouterr().err

@@ -163,7 +163,7 @@ def test_systems_worse_by_the_margin_are_rarely_marked_as_near_the_best(num_docu
         marks = within_margin_of_best(by_system, documents, margin, num_resamples=FEW_RESAMPLES)
         best_marked.append(marks["a"])
         others_marked.append(any(marks[name] for name in "bcde"))
-    assert_within(others_marked, 0.01, 0.065)
+    assert np.mean(others_marked) <= 0.065
     # The best has to allow for one more document that collapses, as all have to.
     assert np.mean(best_marked) > 0.9 or num_documents < 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import gzip
 import io
@@ -16,6 +17,7 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+import pyarrow.parquet.encryption as parquet_encryption
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -345,3 +347,32 @@ def test_a_parquet_value_that_unpacks_to_very_much_is_not_read(tmp_path: Path) -
     pyarrow.parquet.write_table(long, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
     assert re.match(r"a.parquet: column context has 9,\d{3},\d{3} bytes in 2 rows, and ", told(tmp_path / "a.parquet"))
+
+
+class _OpenKeys(parquet_encryption.KmsClient):  # type: ignore[misc]
+    """Keys that are wrapped in nothing."""
+
+    def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64decode(wrapped_key)
+
+
+def test_an_encrypted_column_is_an_error_and_no_abort(tmp_path: Path) -> None:
+    settings = parquet_encryption.EncryptionConfiguration(
+        footer_key="f", column_keys={"c": ["context"]}, plaintext_footer=True
+    )
+    keys = parquet_encryption.CryptoFactory(lambda connection: _OpenKeys())
+    secret = keys.file_encryption_properties(parquet_encryption.KmsConnectionConfig(), settings)
+    table = pyarrow.table({"context": ["It rains.", "It snows."], "target": ["Rain.", "Snow."]})
+    with pyarrow.parquet.ParquetWriter(tmp_path / "a.parquet", table.schema, encryption_properties=secret) as writer:
+        writer.write_table(table)
+    assert "a.parquet: not a readable Parquet file" in told(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("character", ["\v", "\f", "\x1c", "\x85", "\u2028"])
+def test_a_name_of_a_column_that_breaks_lines_makes_one_line(character: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.tsv"
+    file.write_text(f"id\tcontext\ttar{character}get\n1\tIt rains.\tRain.\n", encoding="utf-8", newline="")
+    assert "no field 'target'" in told(file)
