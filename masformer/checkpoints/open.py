@@ -48,6 +48,7 @@ from masformer.checkpoints.fit import (
 )
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
 from masformer.errors import first_line
+from masformer.model_type import untyped_config
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Architectures whose positions are a learned table, which has no entry beyond its end.
@@ -309,7 +310,7 @@ def _read(
     if revision:
         options["revision"] = revision
     try:
-        config = AutoConfig.from_pretrained(location, **options)
+        config = untyped_config(AutoConfig.from_pretrained(location, **options))
         _check_decoder(config, reference)
         pin_attention(config)
         if listing is not None and not trust_remote_code:

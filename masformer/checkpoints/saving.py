@@ -5,6 +5,9 @@
 While the folder holds no `config.json`, nothing takes it for a checkpoint. So a kill or a full disk leaves the former
 checkpoint, or none, and never half of one. `config.json` names the files of the checkpoint (`masformer.files`), so that
 a later one replaces these and no other.
+
+A plan that the architecture's own code does not compute gets masformer's own model type (`masformer.model_type`), so
+that nothing loads the folder as full attention without a word.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from masformer.checkpoints.card import Origin, model_card
-from masformer.convert import stored_plan
+from masformer.convert import native_plan, stored_plan
+from masformer.model_type import typed
+from masformer.plans.spans import PlanError, SpanPlan
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -63,17 +68,32 @@ def save_checkpoint(
     """
     folder = Path(folder)
     plan = stored_plan(model.config)
+    is_own = plan is None or computes(model.config, plan)
     with _staged(folder) as stage:
         model.save_pretrained(stage, state_dict=None if state is None else dict(state))
         tokenizer.save_pretrained(stage)
-        card = model_card(name or folder.resolve().name, plan, origin, cost, str(model.dtype).removeprefix("torch."))
+        called, dtype = name or folder.resolve().name, str(model.dtype).removeprefix("torch.")
+        card = model_card(called, plan, origin, cost, dtype, needs_masformer=not is_own)
         (stage / CARD).write_text(card, encoding="utf-8")
         if cost is not None:
             (stage / COST).write_text(json.dumps(cost, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if plan is not None:
             config = json.loads((stage / CONFIG).read_text(encoding="utf-8"))
             config["masformer"]["files"] = _names(stage)
-            (stage / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            write_config(stage / CONFIG, config if is_own else typed(config))
+
+
+def write_config(file: Path, config: Mapping[str, Any]) -> None:
+    """Write a config.json."""
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def computes(config: PreTrainedConfig, plan: SpanPlan) -> bool:
+    """Return whether the architecture's own code, without masformer, computes what a plan says."""
+    try:
+        return native_plan(config) == plan
+    except PlanError:
+        return False
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
