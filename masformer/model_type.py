@@ -87,7 +87,7 @@ def register() -> None:
                 )
             made = CONFIG_MAPPING[values["model_type"]].from_dict(values, **options)
             config = made[0] if isinstance(made, tuple) else made
-            config.__class__ = _with_plan(type(config))
+            config.__class__ = _with_plan(type(config))  # type: ignore[arg-type]
             return made
 
     CONFIG_MAPPING.register(MODEL_TYPE, MasformerConfig, exist_ok=True)

@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from masformer.checkpoints.card import Origin, model_card
+from masformer.checkpoints.native import native_config, prove
 from masformer.convert import native_plan, stored_plan
 from masformer.model_type import typed
 from masformer.plans.spans import PlanError, SpanPlan
@@ -53,6 +54,7 @@ def save_checkpoint(
     name: str | None = None,
     origin: Origin | None = None,
     cost: Mapping[str, Any] | None = None,
+    native: bool = False,
 ) -> None:
     """Write weights (safetensors), config with the plan, tokenizer and a model card to a folder.
 
@@ -62,13 +64,16 @@ def save_checkpoint(
         state: Weights to write; None is the model's.
         name: What the card calls it: a hub id; None is the name of the folder.
         cost: Goes to the card and to `masformer_cost.json`.
+        native: Say the plan in transformers' own settings; the weights are the model's.
 
     Raises:
+        ConversionError: There is no native form, or it does not compute the same; what was there before is whole.
         OSError, safetensors.SafetensorError: The disk is full, or refuses.
     """
     folder = Path(folder)
     plan = stored_plan(model.config)
-    is_own = plan is None or computes(model.config, plan)
+    form = native_config(model.config, plan) if native and plan is not None else None
+    is_own = plan is None or form is not None or computes(model.config, plan)
     with _staged(folder) as stage:
         model.save_pretrained(stage, state_dict=None if state is None else dict(state))
         tokenizer.save_pretrained(stage)
@@ -78,9 +83,14 @@ def save_checkpoint(
         if cost is not None:
             (stage / COST).write_text(json.dumps(cost, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if plan is not None:
+            if form is not None:
+                form.masformer = {}
+                form.save_pretrained(stage)
             config = json.loads((stage / CONFIG).read_text(encoding="utf-8"))
             config["masformer"]["files"] = _names(stage)
             write_config(stage / CONFIG, config if is_own else typed(config))
+        if form is not None and plan is not None:
+            prove(stage, model, tokenizer, plan)
 
 
 def write_config(file: Path, config: Mapping[str, Any]) -> None:
