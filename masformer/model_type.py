@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 MODEL_TYPE = "masformer"
 _ARCHITECTURE = "MasformerForCausalLM"
 # What says in a config.json which code computes the model.
-_NAMES = ("model_type", "architectures")
+_NAMES = ("model_type", "architectures", "auto_map")
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
 def typed(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a config.json under masformer's own type; it holds a plan under `masformer`."""
-    base = {name: config.get(name) for name in _NAMES}
+    base = {name: config[name] for name in _NAMES if name in config}
+    others = {name: value for name, value in config.items() if name not in _NAMES}
     own = {"model_type": MODEL_TYPE, "architectures": [_ARCHITECTURE]}
-    return {**config, **own, "masformer": {**config["masformer"], **base}}
+    return {**others, **own, "masformer": {**config["masformer"], **base}}
 
 
 def is_typed(config: Mapping[str, Any]) -> bool:
@@ -54,11 +55,27 @@ def untyped(config: Mapping[str, Any]) -> dict[str, Any]:
             "config.json has the model type 'masformer' and no other one under 'masformer'; restore the original"
         )
     assert isinstance(stored, dict)
+    base = {name: stored[name] for name in _NAMES if name in stored}
     kept = {name: value for name, value in stored.items() if name not in _NAMES}
-    return {**config, **{name: stored.get(name) for name in _NAMES}, "masformer": kept}
+    return {**config, "architectures": None, **base, "masformer": kept}
 
 
-def untyped_config(config: PreTrainedConfig) -> PreTrainedConfig:
+def read_config(location: str, *, trust_remote_code: bool, **options: Any) -> PreTrainedConfig:
+    """Return what `AutoConfig` reads, as a config of the architecture; other arguments are those of `AutoConfig`."""
+    from transformers import AutoConfig, PreTrainedConfig
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    if trust_remote_code and "gguf_file" not in options:
+        values, _ = PreTrainedConfig.get_config_dict(location, **options)
+        code = untyped(values).get("auto_map") if is_typed(values) else None
+        if code:  # which AutoConfig looks for under the architecture's own type alone
+            kind = get_class_from_dynamic_module(code["AutoConfig"], location, **options)
+            config: PreTrainedConfig = kind.from_dict(untyped(values), name_or_path=location)
+            return config
+    return _untyped_config(AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options))
+
+
+def _untyped_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the config of the architecture, where `AutoConfig` read one of masformer's own type."""
     kind = type(config)
     if kind.__module__ != __name__:
@@ -83,7 +100,7 @@ def register() -> None:
             if values["model_type"] not in CONFIG_MAPPING:
                 raise ValueError(
                     f"config.json names the architecture '{values['model_type']}' beside its plan, which this "
-                    "transformers does not know; update transformers"
+                    "transformers does not know; update it, or pass --trust-remote-code where it has code of its own"
                 )
             made = CONFIG_MAPPING[values["model_type"]].from_dict(values, **options)
             config = made[0] if isinstance(made, tuple) else made
@@ -111,7 +128,7 @@ class _Loader:
     def from_pretrained(cls, name: str, *args: Any, config: PreTrainedConfig, **options: Any) -> Any:
         from transformers import AutoModelForCausalLM
 
-        made = AutoModelForCausalLM.from_pretrained(name, *args, config=untyped_config(config), **options)
+        made = AutoModelForCausalLM.from_pretrained(name, *args, config=_untyped_config(config), **options)
         _apply(made[0] if isinstance(made, tuple) else made, config)
         return made
 
@@ -119,7 +136,7 @@ class _Loader:
     def _from_config(cls, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(untyped_config(config), **options)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(_untyped_config(config), **options)
         _apply(model, config)
         return model
 

