@@ -206,6 +206,7 @@ def _plain_logits(
         setattr(config, name, size)
         plan = SpanPlan(tuple(span if span.is_full else _of_size(pattern, size) for span in plan))
     tokens = probe_tokens(model, size + max(_COMPARED, min(size, _BEYOND)))
+    config._experts_implementation = model.config._experts_implementation  # grouped products know no float64
     plain = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=model.dtype).to(model.device)
     if (said := native_plan(plain.config)) != plan:
         raise ConversionError(f"--native: the native form reads as '{said}', not as '{plan}'; leave --native out")
