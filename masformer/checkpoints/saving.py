@@ -82,11 +82,11 @@ def save_checkpoint(
         (stage / CARD).write_text(card, encoding="utf-8")
         if cost is not None:
             (stage / COST).write_text(json.dumps(cost, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        if plan is not None:
-            if form is not None:
-                form.masformer = {}
-                form.save_pretrained(stage)
-            config = json.loads((stage / CONFIG).read_text(encoding="utf-8"))
+        if form is not None:
+            form.masformer = {}
+            form.save_pretrained(stage)
+        config = json.loads((stage / CONFIG).read_text(encoding="utf-8"))
+        if "masformer" in config:
             config["masformer"]["files"] = _names(stage)
             write_config(stage / CONFIG, config if is_own else typed(config))
         if form is not None and plan is not None:

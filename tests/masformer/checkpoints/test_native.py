@@ -186,3 +186,6 @@ def test_a_native_folder_is_shown_opened_pushed_and_replaced_as_others_are(
     assert "needs no masformer" in card
     assert "import masformer" not in card
     assert main([*arguments, "--overwrite"]) == 0
+    # Of a model without a plan on it, the list is that of the files beside it all the same.
+    save_checkpoint(checkpoint.load_model(torch.float32), checkpoint.tokenizer, tmp_path / "again")
+    assert "masformer_cost.json" not in checkpoint_files(tmp_path / "again")
