@@ -26,6 +26,8 @@ MODEL_TYPE = "masformer"
 _ARCHITECTURE = "MasformerForCausalLM"
 # What says in a config.json which code computes the model.
 _NAMES = ("model_type", "architectures", "auto_map")
+# Where they stand beside the plan. Right under `masformer`, transformers would take that for the architecture's config.
+_BASE = "base"
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
@@ -34,7 +36,7 @@ def typed(config: Mapping[str, Any]) -> dict[str, Any]:
     base = {name: config[name] for name in _NAMES if name in config}
     others = {name: value for name, value in config.items() if name not in _NAMES}
     own = {"model_type": MODEL_TYPE, "architectures": [_ARCHITECTURE]}
-    return {**others, **own, "masformer": {**config["masformer"], **base}}
+    return {**others, **own, "masformer": {**config["masformer"], _BASE: base}}
 
 
 def is_typed(config: Mapping[str, Any]) -> bool:
@@ -49,15 +51,16 @@ def untyped(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: It does not name its architecture.
     """
     stored = config.get("masformer")
-    kind = stored.get("model_type") if isinstance(stored, dict) else None
+    base = stored.get(_BASE) if isinstance(stored, dict) else None
+    kind = base.get("model_type") if isinstance(base, dict) else None
     if not isinstance(kind, str) or kind == MODEL_TYPE:
         raise ValueError(
             "config.json has the model type 'masformer' and no other one under 'masformer'; restore the original"
         )
     assert isinstance(stored, dict)
-    base = {name: stored[name] for name in _NAMES if name in stored}
-    kept = {name: value for name, value in stored.items() if name not in _NAMES}
-    return {**config, "architectures": None, **base, "masformer": kept}
+    assert isinstance(base, dict)
+    names = {name: base.get(name) for name in _NAMES if name in base or name == "architectures"}
+    return {**config, **names, "masformer": {name: value for name, value in stored.items() if name != _BASE}}
 
 
 def read_config(location: str, *, trust_remote_code: bool, **options: Any) -> PreTrainedConfig:

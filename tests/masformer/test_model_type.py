@@ -105,11 +105,12 @@ def test_the_auto_classes_give_the_architectures_own_model_with_the_plan(saved: 
 def test_the_names_of_the_architecture_stand_beside_the_plan(saved: Path) -> None:
     values = config_of(saved)
     assert (values["model_type"], values["architectures"]) == ("masformer", ["MasformerForCausalLM"])
-    beside = values["masformer"]
+    beside, config = values["masformer"], open_checkpoint(str(saved)).config
     assert isinstance(beside, dict)
-    assert (beside["model_type"], beside["architectures"]) == ("llama", ["LlamaForCausalLM"])
+    assert beside["base"] == {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    # A class that is named takes no part of it for a config of its own.
+    assert LlamaConfig.from_pretrained(saved).hidden_size == config.hidden_size
     assert typed(untyped(values)) == values
-    config = open_checkpoint(str(saved)).config
     assert (type(config), config.architectures) == (LlamaConfig, ["LlamaForCausalLM"])
     assert stored_plan(config) == PLAN
 
@@ -142,7 +143,7 @@ def test_a_converted_folder_is_converted_again(saved: Path, tmp_path: Path) -> N
     assert main([*arguments, "--no-measure"]) == 0
     beside = config_of(tmp_path / "again")["masformer"]
     assert isinstance(beside, dict)
-    assert beside["model_type"] == "llama"
+    assert beside["base"]["model_type"] == "llama"
     assert str(AutoModelForCausalLM.from_pretrained(tmp_path / "again").span_plan) == "local span=8 sinks=1"
 
 
@@ -150,9 +151,9 @@ def test_a_converted_folder_is_converted_again(saved: Path, tmp_path: Path) -> N
     ("beside", "message"),
     [
         (None, "has the model type 'masformer' and no other one"),
-        ({"model_type": "masformer"}, "has the model type 'masformer' and no other one"),
-        ({"model_type": 3}, "has the model type 'masformer' and no other one"),
-        ({"model_type": "of-next-year"}, "names the architecture 'of-next-year' beside its plan"),
+        ({"base": {"model_type": "masformer"}}, "has the model type 'masformer' and no other one"),
+        ({"base": {"model_type": 3}}, "has the model type 'masformer' and no other one"),
+        ({"base": {"model_type": "of-next-year"}}, "names the architecture 'of-next-year' beside its plan"),
     ],
 )
 def test_a_damaged_type_is_one_line(saved: Path, beside: object, message: str) -> None:
