@@ -24,6 +24,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,7 @@ def serve(folder: str, engine: str, file: Path) -> None:
             return vars(answer(model, [prompt], num_new)[0])
     else:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        import vllm
-
+        vllm: Any = import_module("vllm")  # no package of ours
         longest = LONGEST + num_new
         llm = vllm.LLM(folder, dtype="float32", max_model_len=longest, enable_prefix_caching=False, enforce_eager=True)
         settings = vllm.SamplingParams(temperature=0, max_tokens=num_new, ignore_eos=True)
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.folder, *arguments.engine, arguments.serve)
+        serve(arguments.folder, arguments.engine[0], arguments.serve)
         return
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import torch
@@ -182,7 +182,10 @@ def main() -> None:
     file, folder = arguments.work.resolve() / "prompts.json", str(Path(arguments.folder).resolve())
     checkpoint = open_checkpoint(folder)
     prompts = prompts_of(checkpoint.tokenizer, arguments.prompts)
-    file.write_text(json.dumps({"prompts": prompts, "num_new": arguments.new_tokens}))
+    work = {"prompts": prompts, "num_new": arguments.new_tokens}
+    if file.exists() and json.loads(file.read_text()) != work:
+        raise SystemExit(f"{arguments.work} holds answers to other prompts; give another --work")
+    file.write_text(json.dumps(work))
     print(f"{len(prompts)} prompts of {len(prompts[0]):,} to {len(prompts[-1]):,} tokens", flush=True)
     written = file.with_name("masformer.jsonl")
     ours = [Answer(**line) for line in lines_of(written)]
