@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from masformer.model_type import register_with_transformers
+
 if TYPE_CHECKING:
     from masformer.attention.cache import SpanCache
     from masformer.attention.prefill import fixed_frequencies, prefill
@@ -64,3 +66,7 @@ def __getattr__(name: str) -> Any:
             if hasattr(module, name):
                 return globals().setdefault(name, getattr(module, name))
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+# So that a folder whose plan only masformer computes loads as any other does.
+register_with_transformers()

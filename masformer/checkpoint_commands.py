@@ -1,6 +1,7 @@
 """`masformer convert`, `show` and `push`: convert a checkpoint, look at what a plan costs, send the result to the hub.
 
     masformer convert smollm2-135m --plan "full@17,18,20,23 span=512 sinks=4" --output smollm2-mas
+    masformer convert smollm2-135m --plan "full@17,18,20,23 span=512 sinks=0" --output smollm2-native --native
     masformer show smollm2-135m --plan "middle:8 span=1024 sinks=4"
     masformer push smollm2-mas OWNER/NAME
 
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel
 
 from masformer.checkpoints.card import origin_of
+from masformer.checkpoints.native import native_config
 from masformer.checkpoints.open import Checkpoint, CheckpointError, max_positions, open_checkpoint
 from masformer.checkpoints.publish import PushError, check_push, push_to_hub
 from masformer.checkpoints.saving import SaveError, check_output, check_space, save_checkpoint
@@ -71,6 +73,8 @@ def convert(options: argparse.Namespace) -> None:
     )
     plan = read_plan(options.plan, checkpoint.config)
     native_plan(checkpoint.config)  # layers that no span describes would be refused later, with the weights loaded
+    if options.native:
+        native_config(checkpoint.config, plan)
     lengths = lengths_to_measure(options.measure, checkpoint.config)
     if repo_id is not None:
         check_push(repo_id)
@@ -85,10 +89,14 @@ def convert(options: argparse.Namespace) -> None:
         model, plan, lengths, is_measured=not options.no_measure, say=lambda text: _say(f"cost    {text}")
     )
     try:
-        save_checkpoint(model, checkpoint.tokenizer, folder, name=repo_id, origin=origin, cost=cost)
+        save_checkpoint(
+            model, checkpoint.tokenizer, folder, name=repo_id, origin=origin, cost=cost, native=options.native
+        )
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SaveError(f"--output {folder} cannot be written: {reason}; what was there before is whole") from error
+    if options.native:
+        _say("native  plain transformers computes the plan from the folder, as was tried beyond its window")
     _say(f"saved   {folder}: weights in {str(model.dtype).removeprefix('torch.')}, plan, card and cost")
     if repo_id is not None:
         _say(f"pushed  {push_to_hub(folder, repo_id, private=options.private or None)}")
@@ -215,6 +223,11 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", required=True, help='as "full@17,18,20,23 span=512 sinks=4", or a .json file')
     parser.add_argument("--output", required=True, metavar="DIR", help="folder that is made")
     parser.add_argument("--overwrite", action="store_true", help="replace the converted checkpoint in DIR")
+    parser.add_argument(
+        "--native",
+        action="store_true",
+        help="say the plan in transformers' own settings, so that nothing needs masformer; without sinks, one window",
+    )
     measured = parser.add_mutually_exclusive_group()
     measured.add_argument(
         "--measure",

@@ -96,7 +96,7 @@ def check_fits(plan: SpanPlan, config: PreTrainedConfig) -> None:
 def stored_plan(config: PreTrainedConfig) -> SpanPlan | None:
     """Return the plan in a config, or None. Raises `PlanError` if it is malformed or does not fit the model."""
     stored = getattr(config, "masformer", None)
-    if stored is None:
+    if stored is None or (isinstance(stored, dict) and stored.keys() == {"files"}):  # of a native form
         return None
     if not isinstance(stored, dict) or "plan" not in stored:
         raise PlanError(f"config.json: 'masformer' holds {reprlib.repr(stored)}, an object with 'plan' was expected")

@@ -16,6 +16,12 @@ from masformer.plans.spans import SpanPlan
 
 PAPER = "https://arxiv.org/abs/2310.12442"
 _TAGS = ["masformer", "long-context", "sparse-attention", "arxiv:2310.12442"]
+_NEEDS_MASFORMER = """\
+The plan is stored in `config.json` under `masformer`, and the model type is `masformer`. `import masformer` makes that
+type known to transformers, and `from_pretrained` then gives the model with its plan. **Without that line transformers
+refuses the checkpoint, and so do other programs that read it by its type; they would compute full attention.**"""
+_NEEDS_NOTHING = """\
+`config.json` says these spans in transformers' own settings. **The checkpoint needs no masformer:**"""
 _LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
@@ -59,14 +65,25 @@ def origin_of(checkpoint: Checkpoint) -> Origin:
 
 
 def model_card(
-    name: str, plan: SpanPlan | None, origin: Origin | None, cost: Mapping[str, Any] | None, dtype: str
+    name: str,
+    plan: SpanPlan | None,
+    origin: Origin | None,
+    cost: Mapping[str, Any] | None,
+    dtype: str,
+    *,
+    needs_masformer: bool,
 ) -> str:
-    """Return the text of a checkpoint's `README.md`, whose lines load `name`; `cost` is that of `cost_record`."""
+    """Return the text of a checkpoint's `README.md`, whose lines load `name`.
+
+    Args:
+        cost: That of `cost_record`.
+        needs_masformer: Nothing else computes the plan, and the folder has masformer's own model type.
+    """
     known: dict[str, Any] = {**origin.license, "base_model": origin.base_model} if origin else {}
     data = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", tags=_TAGS if plan else None, **known
     )
-    parts = [f"# {name.rsplit('/')[-1]}", _about_plan(name, plan)]
+    parts = [f"# {name.rsplit('/')[-1]}", _about_plan(name, plan, needs_masformer=needs_masformer)]
     if origin:
         weights = f"Weights: {origin.weights}, stored in {dtype}. The plan changed none of them."
         parts.append(f"## Origin\n\n{weights}")
@@ -82,27 +99,28 @@ def model_card(
 
 def rename(card: str, name: str) -> str:
     """Return the card with loading lines that load `name`; a card without such lines as it is."""
-    found = re.search(r'(from_pretrained\(".*"\))\nimport masformer', card)
-    return card.replace(found[1], f'from_pretrained("{name}")') if found else card
+    return re.sub(r'(= Auto\w+\.from_pretrained)\(".*"\)', lambda line: f'{line[1]}("{name}")', card)
 
 
-def _about_plan(name: str, plan: SpanPlan | None) -> str:
+def renewed(card: str, name: str, plan: SpanPlan) -> str:
+    """Return a card of an earlier version, which said that plain transformers ignores the plan, for its own type."""
+    about = _about_plan(name, plan, needs_masformer=True)
+    return re.sub(r"Attention spans of the layers.*nothing on this page does\.", lambda _: about, card, flags=re.DOTALL)
+
+
+def _about_plan(name: str, plan: SpanPlan | None, *, needs_masformer: bool) -> str:
     return f"""Attention spans of the layers (MASFormer plan): `{plan or "full"}`
 
-The plan is stored in `config.json` under `masformer`. **Plain `from_pretrained` ignores it without a warning and
-computes the architecture's own attention: full attention in every layer, but for models with windows of their own.**
-The line with `apply_plan` applies it:
+{_NEEDS_MASFORMER if needs_masformer else _NEEDS_NOTHING}
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+{"import masformer" + chr(10) if needs_masformer else ""}from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}")
-import masformer; masformer.apply_plan(model)
 ```
 
-`model.generate` then works as before. A plan changes what the model computes, so its quality has to be measured:
-nothing on this page does."""
+A plan changes what the model computes, so its quality has to be measured: nothing on this page does."""
 
 
 def _about_cost(cost: Mapping[str, Any]) -> str:

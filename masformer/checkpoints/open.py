@@ -26,7 +26,6 @@ import torch
 from huggingface_hub import constants, hf_hub_download, model_info
 from huggingface_hub.errors import RevisionNotFoundError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -48,6 +47,7 @@ from masformer.checkpoints.fit import (
 )
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
 from masformer.errors import first_line
+from masformer.model_type import read_config
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Architectures whose positions are a learned table, which has no entry beyond its end.
@@ -303,18 +303,18 @@ def _read(
     trust_remote_code: bool,
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Return config and tokenizer. Raises `CheckpointError` for what transformers cannot read or build."""
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {}
     if gguf_file:
         options["gguf_file"] = gguf_file
     if revision:
         options["revision"] = revision
     try:
-        config = AutoConfig.from_pretrained(location, **options)
+        config = read_config(location, trust_remote_code=trust_remote_code, **options)
         _check_decoder(config, reference)
         pin_attention(config)
         if listing is not None and not trust_remote_code:
             listing.check_tokenizer()
-        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
     except CheckpointError:
         raise
     except Exception as error:  # whatever a broken file makes transformers raise

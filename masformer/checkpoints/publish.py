@@ -6,17 +6,23 @@ push_to_hub("smollm2-mas", "owner/smollm2-mas")     # -> https://huggingface.co/
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from transformers import AutoConfig
 
-from masformer.checkpoints.card import rename
+from masformer.checkpoints.card import rename, renewed
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
-from masformer.checkpoints.saving import CARD, checkpoint_files
+from masformer.checkpoints.saving import CARD, CONFIG, checkpoint_files, computes, write_config
 from masformer.errors import first_line
+from masformer.model_type import is_typed, typed
+from masformer.plans.spans import SpanPlan
 
 # Creating a repository takes the hub longer than an answer.
 _CREATE_TIMEOUT_SECONDS = 30.0
@@ -56,18 +62,45 @@ def push_to_hub(folder: Path | str, repo_id: str, *, private: bool | None = None
     api = HfApi(token=token)
     try:
         within(_CREATE_TIMEOUT_SECONDS, lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        commit = api.upload_folder(
-            folder_path=folder,
-            repo_id=repo_id,
-            allow_patterns=[glob.escape(name) for name in files],
-            # Weights of an earlier upload under other names would be loaded in place of these.
-            delete_patterns=["*.safetensors", "*.safetensors.index.json"],
-            commit_message="Upload a checkpoint with a MASFormer plan",
-        )
+        with _under_its_type(folder, files, repo_id) as prepared:
+            commit = api.upload_folder(
+                folder_path=prepared,
+                repo_id=repo_id,
+                allow_patterns=[glob.escape(name) for name in files],
+                # Weights of an earlier upload under other names would be loaded in place of these.
+                delete_patterns=["*.safetensors", "*.safetensors.index.json"],
+                commit_message="Upload a checkpoint with a MASFormer plan",
+            )
     except Exception as error:  # the client's own, its transport's and OSError
         again = f"the checkpoint is in '{folder}', send it with: masformer push '{folder}' {repo_id}"
         raise PushError(f"{_reason(error, repo_id)}; {again}") from error
     return str(commit.commit_url)
+
+
+@contextmanager
+def _under_its_type(folder: Path, files: Sequence[str], repo_id: str) -> Iterator[Path]:
+    """Give the folder, or a copy of one that an earlier version wrote under its architecture's own model type.
+
+    The folder itself stays as it is: runs name the digests of its files.
+    """
+    values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    stored = values["masformer"].get("plan")
+    plan = None if is_typed(values) or stored is None else SpanPlan.from_json(stored)
+    if plan is None or ("auto_map" not in values and computes(AutoConfig.from_pretrained(folder), plan)):
+        yield folder
+        return
+    with TemporaryDirectory() as copy:
+        for name in files:
+            (Path(copy) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(copy) / name).symlink_to((folder / name).resolve())
+        (Path(copy) / CONFIG).unlink()
+        write_config(Path(copy) / CONFIG, typed(values))
+        card = Path(copy) / CARD
+        if card.exists():
+            text = card.read_text(encoding="utf-8")
+            card.unlink()
+            card.write_text(renewed(text, repo_id, plan), encoding="utf-8")
+        yield Path(copy)
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:

@@ -5,6 +5,9 @@
 While the folder holds no `config.json`, nothing takes it for a checkpoint. So a kill or a full disk leaves the former
 checkpoint, or none, and never half of one. `config.json` names the files of the checkpoint (`masformer.files`), so that
 a later one replaces these and no other.
+
+A plan that the architecture's own code does not compute gets masformer's own model type (`masformer.model_type`), so
+that nothing loads the folder as full attention without a word.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from masformer.checkpoints.card import Origin, model_card
-from masformer.convert import stored_plan
+from masformer.checkpoints.native import native_config, prove
+from masformer.convert import native_plan, stored_plan
+from masformer.model_type import typed
+from masformer.plans.spans import PlanError, SpanPlan
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -48,6 +54,7 @@ def save_checkpoint(
     name: str | None = None,
     origin: Origin | None = None,
     cost: Mapping[str, Any] | None = None,
+    native: bool = False,
 ) -> None:
     """Write weights (safetensors), config with the plan, tokenizer and a model card to a folder.
 
@@ -57,23 +64,46 @@ def save_checkpoint(
         state: Weights to write; None is the model's.
         name: What the card calls it: a hub id; None is the name of the folder.
         cost: Goes to the card and to `masformer_cost.json`.
+        native: Say the plan in transformers' own settings; the weights are the model's.
 
     Raises:
+        ConversionError: There is no native form, or it does not compute the same; what was there before is whole.
         OSError, safetensors.SafetensorError: The disk is full, or refuses.
     """
     folder = Path(folder)
     plan = stored_plan(model.config)
+    form = native_config(model.config, plan) if native and plan is not None else None
+    is_own = plan is None or form is not None or computes(model.config, plan)
     with _staged(folder) as stage:
         model.save_pretrained(stage, state_dict=None if state is None else dict(state))
         tokenizer.save_pretrained(stage)
-        card = model_card(name or folder.resolve().name, plan, origin, cost, str(model.dtype).removeprefix("torch."))
+        called, dtype = name or folder.resolve().name, str(model.dtype).removeprefix("torch.")
+        card = model_card(called, plan, origin, cost, dtype, needs_masformer=not is_own)
         (stage / CARD).write_text(card, encoding="utf-8")
         if cost is not None:
             (stage / COST).write_text(json.dumps(cost, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        if plan is not None:
-            config = json.loads((stage / CONFIG).read_text(encoding="utf-8"))
+        if form is not None:
+            form.masformer = {}
+            form.save_pretrained(stage)
+        config = json.loads((stage / CONFIG).read_text(encoding="utf-8"))
+        if "masformer" in config:
             config["masformer"]["files"] = _names(stage)
-            (stage / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            write_config(stage / CONFIG, config if is_own else typed(config))
+        if form is not None and plan is not None:
+            prove(stage, model, tokenizer, plan)
+
+
+def write_config(file: Path, config: Mapping[str, Any]) -> None:
+    """Write a config.json."""
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def computes(config: PreTrainedConfig, plan: SpanPlan) -> bool:
+    """Return whether the architecture's own code, without masformer, computes what a plan says."""
+    try:
+        return native_plan(config) == plan
+    except PlanError:
+        return False
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:

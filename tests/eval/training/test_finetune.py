@@ -18,6 +18,7 @@ from eval.config.finetune import TrainConfig
 from eval.finetune import main
 from eval.training.sequences import Batch
 from eval.training.trainer import Trainer
+from masformer import remove_plan
 from tests.helpers.forks import run_forked, run_ranks
 from tests.helpers.run_folders import model_results
 from tests.helpers.texts import text
@@ -132,7 +133,10 @@ def test_merged_adapters_compute_what_the_adapters_do(least: list[str], model: P
         out = tmp_path / f"{kind}-run"
         arguments = [*least[:-1], str(out), "--model", str(base), "--lora-rank", "3", "--plan", PLANS[1]]
         assert main([*arguments, "--learning-rate", "1e-2"]) == 0
+        assert json.loads((out / "last" / "config.json").read_text())["model_type"] == "masformer"
         merged = AutoModelForCausalLM.from_pretrained(out / "last").eval()
+        assert str(merged.span_plan) == PLANS[1]
+        remove_plan(merged)
         adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out / "last" / "adapter").eval()
         untouched = AutoModelForCausalLM.from_pretrained(base).eval()
         tokens = torch.arange(3, 60)[None]

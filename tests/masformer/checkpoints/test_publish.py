@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from masformer import PushError, SaveError, SpanPlan, apply_plan, push_to_hub, save_checkpoint
 from masformer.checkpoints import publish
+from masformer.model_type import untyped
 from tests.helpers.hub_standin import hub_standin
 from tests.helpers.hub_uploads import UploadHandler, upload_environment
 from tests.helpers.tiny_models import LAYERS, save_tiny_checkpoint, tiny_model, tiny_tokenizer
@@ -102,6 +104,56 @@ def test_a_folder_without_a_whole_converted_checkpoint_is_refused(saved: Path, t
     (saved / "model.safetensors").unlink()
     with pytest.raises(SaveError, match=r"lacks model.safetensors"):
         push_to_hub(saved, "owner/mas")
+
+
+# What earlier versions wrote on the card of a plan, and the line that they loaded it with.
+FORMER_CARD = """\
+Attention spans of the layers (MASFormer plan): `full@1 span=16 sinks=2`
+
+The plan is stored in `config.json` under `masformer`. **Plain `from_pretrained` ignores it without a warning and
+computes the architecture's own attention: full attention in every layer, but for models with windows of their own.**
+The line with `apply_plan` applies it:
+
+```python
+model = AutoModelForCausalLM.from_pretrained("mas")
+import masformer; masformer.apply_plan(model)
+```
+
+`model.generate` then works as before. A plan changes what the model computes, so its quality has to be measured:
+nothing on this page does.
+"""
+
+
+def test_a_folder_of_an_earlier_version_goes_to_the_hub_under_the_type_of_today_and_stays_as_it_is(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(untyped(values)))
+    (saved / "README.md").write_text(f"# mas\n\n{FORMER_CARD}\n## Origin\n")
+    before = (saved / "config.json").read_bytes()
+    sent: dict[str, bytes] = {}
+
+    class Hub:
+        def create_repo(self, *_: object, **__: object) -> None:
+            pass
+
+        def upload_folder(self, folder_path: Path, allow_patterns: list[str], **_: object) -> SimpleNamespace:
+            sent.update({name: (folder_path / name).read_bytes() for name in allow_patterns})
+            return SimpleNamespace(commit_url="url")
+
+    monkeypatch.setattr(publish, "HfApi", lambda **_: Hub())
+    monkeypatch.setattr(publish, "check_push", lambda *_: None)
+    assert push_to_hub(saved, "owner/mas") == "url"
+    assert json.loads(sent["config.json"]) == values
+    assert sent["model.safetensors"] == (saved / "model.safetensors").read_bytes()
+    card = sent["README.md"].decode()
+    assert card.startswith("# mas\n\nAttention spans of the layers (MASFormer plan): `full@1 span=16 sinks=2`\n")
+    assert card.endswith("nothing on this page does.\n\n## Origin\n")
+    assert "ignores it" not in card
+    assert "import masformer\nfrom transformers import" in card
+    assert 'from_pretrained("owner/mas")' in card
+    assert (saved / "config.json").read_bytes() == before
+    assert "ignores it" in (saved / "README.md").read_text()
 
 
 def test_files_outside_the_folder_are_never_named_by_a_config(saved: Path) -> None:
