@@ -77,6 +77,8 @@ def convert(options: argparse.Namespace) -> None:
     origin = origin_of(checkpoint)
     _say(f"model   {checkpoint.name}, {num_layers(checkpoint.config)} layers")
     _say(f"plan    {plan}")
+    if checkpoint.whole is not None:
+        _say(f"note    {checkpoint.part}")
     model = checkpoint.load_model(_dtype(options.dtype, checkpoint), device)
     check_space(folder, sum(weight.nbytes for weight in model.parameters()))
     apply_plan(model, plan)

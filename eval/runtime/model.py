@@ -158,6 +158,8 @@ def load_converted(
         ConversionError: The architecture cannot take the plan, or needs its prompts in one piece.
     """
     model = checkpoint.load_model(TORCH_DTYPES[dtype], device, device_map)
+    if checkpoint.whole is not None:
+        say(f"note    {checkpoint.part}")
     if plan is not None:
         try:
             apply_plan(model, plan)

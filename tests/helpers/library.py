@@ -95,6 +95,7 @@ Written by `python -m tests.helpers.library docs/architectures.md`, and tested a
 """
 _WINDOWS = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 _STATES = {"layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2)}
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}}
 _DENSE_FIRST = {"n_shared_experts": 1, "first_k_dense_replace": 1}
 # What single architectures need besides.
 _OWN: dict[str, dict[str, Any]] = {
@@ -118,6 +119,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True},
     "roc_bert": {"shape_vocab_size": 9, "shape_embed_dim": 8, "pronunciation_vocab_size": 9}
     | {"pronunciation_embed_dim": 8},
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"), _MROPE),
+    **dict.fromkeys(("qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_omni_moe_text"), _MROPE),
     "xlnet": {"d_head": 8},
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
@@ -146,7 +149,10 @@ def _shrink(cls: type[PreTrainedConfig], **changes: Any) -> PreTrainedConfig:
     values: dict[str, Any] = {name: value for name, value in _SIZES.items() if name in known}
     if "kv_lora_rank" in known:
         values["num_key_value_heads"] = values["num_attention_heads"]
+    whole = cls()
     for name, part in cls.sub_configs.items():
+        own = getattr(whole, name, None)
+        part = part if own is None else type(own)
         if isinstance(part, type) and issubclass(part, PreTrainedConfig) and hasattr(part, "model_type"):
             values[name] = _shrink(part)
     return cls(**values | _OWN.get(cls.model_type, {}) | changes)
