@@ -29,7 +29,7 @@ BELOW = {
 BELOW_MASFORMER = {
     "plans": set(),
     "attention": {"plans", "errors"},
-    "checkpoints": {"plans", "convert", "errors"},
+    "checkpoints": {"plans", "convert", "probe", "errors"},
 }
 # Rooms whose import must not import torch; what needs it, such as trackers, imports it when it is called.
 WITHOUT_TORCH = ("errors", "records", "prompting", "scoring", "config", "reporting", "tasks")

@@ -158,8 +158,6 @@ def load_converted(
         ConversionError: The architecture cannot take the plan, or needs its prompts in one piece.
     """
     model = checkpoint.load_model(TORCH_DTYPES[dtype], device, device_map)
-    if checkpoint.whole is not None:
-        say(f"note    {checkpoint.part}")
     if plan is not None:
         try:
             apply_plan(model, plan)
@@ -214,8 +212,9 @@ def check_positions(longest: int, checkpoint: Checkpoint, *, allow_extrapolation
 
 
 def describe_weights(checkpoint: Checkpoint) -> str:
-    """Return what pins the weights, for people."""
+    """Return what pins the weights, and which part is used, for people."""
     known = checkpoint.provenance
+    part = f"{checkpoint.part}; " if checkpoint.part else ""
     if known["source"] == "hub":
-        return f"hub {known['hub_id']} at {known['revision']}"
-    return ", ".join(f"{name} sha256 {digest[:12]}" for name, digest in known["files"].items())
+        return f"{part}hub {known['hub_id']} at {known['revision']}"
+    return part + ", ".join(f"{name} sha256 {digest[:12]}" for name, digest in known["files"].items())

@@ -148,10 +148,11 @@ class Checkpoint:
         return bool(last >= vocabulary(self.config))
 
     @property
-    def part(self) -> str:
-        """Return what is loaded of a model that also sees or hears."""
-        assert self.whole is not None
-        return f"the text part of this {self.whole.model_type} model is loaded, without its {other_parts(self.whole)}"
+    def part(self) -> str | None:
+        """Return what is loaded of a model that also sees or hears; None of others."""
+        return (
+            self.whole and f"the text part of this {self.whole.model_type} model, without its {other_parts(self.whole)}"
+        )
 
     def check_tokens(self, token_ids: Sequence[int], where: str) -> None:
         """Raise `CheckpointError` for a token that the model has no embedding for.

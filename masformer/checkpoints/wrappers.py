@@ -104,7 +104,7 @@ def load_text_part(
         CheckpointError: It computes something else of text than the whole model.
     """
     loaded, info = AutoModelForMultimodalLM.from_pretrained(
-        location, config=whole, **options | {"output_loading_info": True}
+        location, config=_with(whole, config), **options | {"output_loading_info": True}
     )
     cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     decoder = next((module for module in loaded.modules() if isinstance(module, cls)), None) or loaded.get_decoder()
@@ -139,6 +139,19 @@ def _same(text: PreTrainedConfig) -> PreTrainedConfig:
     return cls(**values | more)
 
 
+def _with(whole: PreTrainedConfig, text: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config of a model with that of its decoder, whose positions may have been extended."""
+    whole = deepcopy(whole)
+    own = whole.get_text_config(decoder=True)
+    if type(own) is not type(text):
+        mrope = {name: value for name, value in own.rope_parameters.items() if name.startswith("mrope_")}
+        own.rope_parameters = {**text.rope_parameters, **mrope}
+        return whole
+    name = next(name for name in whole.sub_configs if getattr(whole, name, None) is own)
+    setattr(whole, name, text)
+    return whole
+
+
 def _alone(loaded: PreTrainedModel, decoder: PreTrainedModel, text: PreTrainedConfig) -> PreTrainedModel:
     """Return a causal language model of the decoder's own weights."""
     head = loaded.get_output_embeddings()
@@ -163,7 +176,8 @@ def _prove(loaded: PreTrainedModel, model: PreTrainedModel) -> None:
     """Raise `CheckpointError` unless a decoder computes of text what the whole model does."""
     whole = loaded.config
     # Of images and the like, by all the names that configs have for them.
-    others = {value for name, value in whole.to_dict().items() if name.endswith(("_token_id", "_token_index"))}
+    marks = ("_token_id", "_token_index")
+    others = {value for name, value in whole.to_dict().items() if name.endswith(marks) and isinstance(value, int)}
     rows = int(model.config.vocab_size)
     generator = torch.Generator().manual_seed(0)
     plain = [token for token in torch.randperm(rows, generator=generator)[:1000].tolist() if token not in others]

@@ -13,7 +13,13 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from masformer import ConversionError, PlanError, SpanCache, SpanPlan, apply_plan, prefill, remove_plan
@@ -141,6 +147,21 @@ def tiny_library_model(kind: str, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     # Grouped products of experts know no fp64.
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
+    return model.eval().double()
+
+
+def tiny_whole_model(kind: str, **text: Any) -> PreTrainedModel:
+    """Return a random model that also sees or hears in fp64, in eval mode.
+
+    Args:
+        kind: Its `model_type`.
+        text: Changes of its text part.
+    """
+    config = _shrink(CONFIG_MAPPING[kind])
+    for name, value in text.items():
+        setattr(config.get_text_config(decoder=True), name, value)
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForMultimodalLM.from_config(config, experts_implementation="eager")
     return model.eval().double()
 
 
