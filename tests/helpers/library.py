@@ -99,13 +99,23 @@ Written by `python -m tests.helpers.library docs/architectures.md`, and tested a
 - **refused**: a plan is refused, and so is the model without one, each with its remark.
 - **not built**: no tiny model can be made, or its own code fails; the remark says why. Nothing is known of it here.
 """
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 _WINDOWS = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 _STATES = {"layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2)}
-_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}}
+_MROPE = {"rope_parameters": _ROPE | {"mrope_section": [2, 1, 1]}}
+_SHARED = {"layers_block_type": ["linear_attention", "hybrid"] * (LAYERS // 2)}
 _DENSE_FIRST = {"n_shared_experts": 1, "first_k_dense_replace": 1}
 # What single architectures need besides.
 _OWN: dict[str, dict[str, Any]] = {
-    "cohere_compass_text": {"layer_types": ["full_attention"] * LAYERS},
+    "blt": {"encoder_hash_byte_group_vocab": 500, "cross_attn_k": 2},
+    **dict.fromkeys(("blt_local_encoder", "blt_local_decoder"), {"hidden_size_global": 32, "cross_attn_k": 2}),
+    "cohere_compass_text": {"layer_types": _WINDOWS, "rope_parameters": dict.fromkeys(_WINDOWS, _ROPE)},
+    "dbrx": {"d_model": 32, "n_heads": 4, "n_layers": LAYERS, "max_seq_len": 512}
+    | {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0}, "rope_parameters": _ROPE}
+    | {"ffn_config": {"ffn_hidden_size": 48, "hidden_size": 32, "moe_top_k": 2}},
+    # Their experts are given by the layer, and neither part is built.
+    "dots3_note_vision_encoder": {"num_hidden_layers": 42, "adapter_in_dim": 32, "adapter_out_dim": 32},
+    "dots3_note_audio_encoder": {"adapter_out_dim": 32},
     "dots1": _DENSE_FIRST,
     "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": _WINDOWS, "altup_num_inputs": 2, "laurel_rank": 4}
     | {"activation_sparsity_pattern": [0.0] * LAYERS, "intermediate_size": 48},
@@ -122,13 +132,18 @@ _OWN: dict[str, dict[str, Any]] = {
     "longcat_flash": {"num_layers": LAYERS // 2, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "moe_topk": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
     "mimo_v2_flash": {"layer_types": _WINDOWS},
-    "reformer": {"is_decoder": True},
+    "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16}
+    | {"indexer_compress_ratio": 4, "hc_lowrank": 8},
+    "reformer": {"is_decoder": True, "axial_pos_shape": (8, 8), "axial_pos_embds_dim": (16, 16)}
+    | {"attention_head_size": 8, "feed_forward_size": 48, "attn_layers": ["local", "lsh"] * (LAYERS // 2)},
     "roc_bert": {"shape_vocab_size": 9, "shape_embed_dim": 8, "pronunciation_vocab_size": 9}
     | {"pronunciation_embed_dim": 8},
     **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"), _MROPE),
     **dict.fromkeys(("qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_omni_moe_text"), _MROPE),
     "xlnet": {"d_head": 8},
     "xmod": {"default_language": "en_XX"},
+    "zamba": _SHARED,
+    "zamba2": _SHARED | {"adapter_rank": 8, "n_mamba_heads": 8, "mamba_ngroups": 1, "mamba_d_state": 8},
     "zaya": {"num_experts_per_tok": 1},
 }
 
