@@ -17,7 +17,8 @@ from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.shapes import layer_shapes
 from masformer.plans.spans import FULL, LayerSpan
 from masformer.probe import probe_untouched
-from tests.helpers.library import KINDS, Finding, examine, table, tiny_library_model
+from tests.helpers.library import KINDS, Finding, examine, table
+from tests.helpers.library_models import tiny_library_model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 # In the gate: what was wrong once, and one of each sort.

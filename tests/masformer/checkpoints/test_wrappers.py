@@ -20,7 +20,7 @@ from masformer import SpanPlan, stored_plan
 from masformer.__main__ import main as masformer
 from masformer.checkpoints.files import CheckpointError
 from masformer.checkpoints.open import open_checkpoint
-from tests.helpers.library import LAYERS, tiny_whole_model
+from tests.helpers.library_models import LAYERS, tiny_whole_model
 from tests.helpers.run_folders import document, without_checksums
 from tests.helpers.tiny_models import tiny_tokenizer
 
