@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from masformer.checkpoints.saving import SaveError, save_checkpoint
     from masformer.convert import (
         apply_plan,
+        full_plan,
         native_plan,
         num_layers,
         read_plan,
@@ -33,6 +34,7 @@ __all__ = [
     "SpanPlan",
     "apply_plan",
     "fixed_frequencies",
+    "full_plan",
     "native_plan",
     "num_layers",
     "prefill",

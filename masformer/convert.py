@@ -23,8 +23,8 @@ from masformer.adapters import adapt, attention_names, clear_spans, decoder_of, 
 from masformer.attention.cache import SpanCache
 from masformer.attention.kernels import ATTENTION_NAME, register
 from masformer.errors import ConversionError, NumbersError, SpanError
-from masformer.plans.shapes import changes_states, num_kv_heads, shared_layers
-from masformer.plans.spans import FULL, LayerSpan, PlanError, SpanPlan
+from masformer.plans.shapes import changes_states, layers_without_attention, num_kv_heads, shared_layers
+from masformer.plans.spans import FULL, NO_ATTENTION, LayerSpan, PlanError, SpanPlan
 from masformer.probe import alternating_plan, probe_heads, probe_serving, probe_spans
 
 
@@ -49,7 +49,7 @@ def read_plan(text: str, config: PreTrainedConfig) -> SpanPlan:
     if text.endswith(".json"):
         plan = _plan_in_file(text)
     else:
-        plan = SpanPlan.parse(text, num_layers(config), num_kv_heads(config))
+        plan = SpanPlan.parse(text, num_layers(config), num_kv_heads(config), layers_without_attention(config))
     check_fits(plan, config)
     return plan
 
@@ -73,6 +73,13 @@ def _plan_in_file(name: str) -> SpanPlan:
 def check_fits(plan: SpanPlan, config: PreTrainedConfig) -> None:
     """Raise `PlanError` for a plan with other layers or heads than the model's."""
     plan.check_fits(num_layers(config), config.model_type, num_kv_heads(config))
+    without = layers_without_attention(config)
+    for layer, span in enumerate(plan):
+        if (span == NO_ATTENTION) != (layer in without):
+            has = "no attention" if layer in without else "attention"
+            raise PlanError(
+                f"layer {layer} of this {config.model_type} model has {has}, and the plan gives it '{span}'"
+            )
     if plan.num_heads is not None and changes_states(config):
         raise PlanError(
             f"span plan has spans of single heads, and {config.model_type} computes keys or values of all heads from "
@@ -112,11 +119,14 @@ def native_plan(config: PreTrainedConfig) -> SpanPlan:
         known = hasattr(type(config), "sliding_window") or not type(config).__module__.startswith("transformers.")
         of_all = "sliding_attention" if window and known else "full_attention"
         kinds = list(getattr(config, "layer_types", None) or [of_all] * count)
-    spans = []
+    spans: list[LayerSpan] = []
+    without = layers_without_attention(config)
     for layer, kind in enumerate(kinds):
-        if kind == "full_attention":
+        if layer in without:
+            spans.append(NO_ATTENTION)
+        elif kind in ("full_attention", "hybrid"):
             spans.append(FULL)
-        elif kind == "sliding_attention" and window:
+        elif kind in ("sliding_attention", "hybrid_sliding") and window:
             spans.append(LayerSpan(span=int(window)))
         elif kind == "chunked_attention":  # Llama 4
             spans.append(LayerSpan(block=int(config.attention_chunk_size), previous=0, sinks=0))
@@ -126,7 +136,14 @@ def native_plan(config: PreTrainedConfig) -> SpanPlan:
             )
     plan = SpanPlan(tuple(spans))
     plan.check_fits(count, config.model_type)
+    if not plan.attending:
+        raise PlanError(f"no layer of this {config.model_type} model has attention that could have a span")
     return plan
+
+
+def full_plan(config: PreTrainedConfig) -> SpanPlan:
+    """Return the plan in which every layer that has attention sees everything."""
+    return SpanPlan.full(num_layers(config), layers_without_attention(config))
 
 
 def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan:
@@ -145,8 +162,9 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
         plan = stored_plan(model.config) or native_plan(model.config)
     check_fits(plan, model.config)
     former_plan: SpanPlan | None = getattr(model, "span_plan", None)
+    own = native_plan(model.config)
     if former_plan is None:
-        probe_spans(model, native_plan(model.config))
+        probe_spans(model, own)
         register()
         former = (attention_names(model), getattr(model.config, "masformer", None))
         set_attention(model, ATTENTION_NAME)
@@ -156,9 +174,9 @@ def apply_plan(model: PreTrainedModel, plan: SpanPlan | None = None) -> SpanPlan
         model.masformer_former = (*former, hook)
     try:
         if former_plan is None:
-            probe_serving(model, alternating_plan(model.config), "spans")
+            probe_serving(model, alternating_plan(model.config, own), "spans")
         if plan.num_heads is not None and not hasattr(model, "proven_heads"):
-            probe_heads(model, plan.num_heads)
+            probe_heads(model, own, plan.num_heads)
             model.proven_heads = True
     except (ConversionError, NumbersError):
         if former_plan is None:
@@ -209,7 +227,7 @@ def _prepare_cache(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict
     if cache.plan != plan:
         raise _mistake(decoder, f"the cache was made for the plan '{cache.plan}', the model has '{plan}'")
     if cache.config is not decoder.config:
-        cache.copies_forks, cache.config = changes_states(decoder.config), decoder.config
+        cache.fit(decoder.config)
     try:
         cache.set_padding(mask)
     except SpanError as error:

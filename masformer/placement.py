@@ -35,7 +35,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from masformer.adapters import layer_of, set_attention
 from masformer.attention.kernels import ATTENTION_NAME, masformer_attention
 from masformer.attention.visibility import span_mask
-from masformer.convert import apply_plan, check_fits, num_layers
+from masformer.convert import apply_plan, check_fits, full_plan, num_layers
 from masformer.errors import ConversionError
 from masformer.loss import check_head, token_losses, total_loss
 from masformer.plans.cost import attention_flops, cache_bytes
@@ -92,24 +92,25 @@ class Placements:
         if heads and self.num_heads in (None, 1):
             raise PlanError("the model has no key/value heads that could differ; place layers")
         of_layer = range(self.num_heads or 1) if heads else [None]
-        self.units: list[Unit] = [(layer, head) for layer in range(self.num_layers) for head in of_layer]
+        self.whole = full_plan(config)
+        self.units: list[Unit] = [(layer, head) for layer in self.whole.attending for head in of_layer]
         check_fits(self.plan(self.units[:1]), config)
 
     def plan(self, full: Sequence[Unit]) -> SpanPlan:
         """Return the plan in which these units are full."""
-        heads = [[self.local] * (self.num_heads or 1) for _ in range(self.num_layers)]
+        layers = list(self.whole.with_all(self.local))
         for layer, head in full:
-            heads[layer] = [FULL if head in (None, index) else span for index, span in enumerate(heads[layer])]
-        return SpanPlan(tuple(layer_of_heads(spans) for spans in heads))
+            spans = getattr(layers[layer], "heads", (layers[layer],) * (self.num_heads or 1))
+            layers[layer] = layer_of_heads([FULL if head in (None, at) else span for at, span in enumerate(spans)])
+        return SpanPlan(tuple(layers))
 
     def cost(self, plan: SpanPlan) -> dict[str, float]:
         """Return full layers, and cache bytes and attention operations relative to full attention."""
-        whole = SpanPlan.full(self.num_layers)
         full = sum(
             sum(span.is_full for span in spans) / len(spans) for spans in (getattr(s, "heads", (s,)) for s in plan)
         )
-        flops = [attention_flops(self.config, one, self.num_tokens) for one in (plan, whole)]
-        held = [cache_bytes(self.config, one, self.num_tokens, 1) for one in (plan, whole)]
+        flops = [attention_flops(self.config, one, self.num_tokens) for one in (plan, self.whole)]
+        held = [cache_bytes(self.config, one, self.num_tokens, 1) for one in (plan, self.whole)]
         return {"layers": full, "flops": flops[0] / flops[1], "cache": held[0] / held[1]}
 
     def full_units(self, plan: SpanPlan) -> list[Unit]:
@@ -242,7 +243,7 @@ class PlanMeter:
         self.model, self.texts, self.first = model.eval(), texts, first
         self.num_layers_run = 0
         self._held: list[tuple[SpanPlan | None, list[Any]]] = [(None, []) for _ in texts]
-        apply_plan(model, getattr(model, "span_plan", None) or SpanPlan.full(num_layers(model.config)))
+        apply_plan(model, getattr(model, "span_plan", None) or full_plan(model.config))
         check_head(model)
         self._layers = _decoder_layers(model)
         self._check_reuse()
@@ -282,10 +283,11 @@ class PlanMeter:
 
     def _check_reuse(self) -> None:
         """Check on random tokens that layers entered in the middle give what the whole model gives."""
-        count = len(self._layers)
         tokens = probe_tokens(self.model)[0].tolist()
         short = LayerSpan(span=2, sinks=1)
-        plans = [SpanPlan((FULL,) * (count - n) + (short,) * n) for n in (0, 1, count // 2)]
+        full = full_plan(self.model.config)
+        count = len(full.attending)
+        plans = [full.with_all(*[FULL] * (count - n), *[short] * n) for n in (0, 1, count // 2)]
         mine = self.texts, self.first, self._held, self.num_layers_run
         try:
             self.texts, self.first, self._held = [tokens], 1, [(None, [])]

@@ -30,18 +30,18 @@ from masformer.adapters import (
     set_spans,
     unadapt,
 )
-from masformer.attention.cache import SpanCache
-from masformer.attention.joined import can_join, join
+from masformer.attention.cache import SpanCache, can_join, join
 from masformer.attention.kernels import masformer_attention
 from masformer.attention.prefill import fork, new_cache, prefill
 from masformer.attention.visibility import span_mask
 from masformer.errors import ConversionError, NumbersError, first_line
 from masformer.plans.layer_spans import Window
-from masformer.plans.shapes import shared_layers
+from masformer.plans.shapes import layers_with_states, shared_layers
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, SpanPlan
 
 # The largest difference of the probe's logits that rounding explains, relative to the largest logit.
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+_STATE_TOLERANCE = PROBE_TOLERANCE[torch.float32]
 _PROBE_NAME = "masformer_probe"
 _PROBE_TOKENS = 24
 # Texts that are tried until one has logits that are numbers.
@@ -68,7 +68,7 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
     Args:
         own: The spans of the architecture.
     """
-    kind, count = model.config.model_type, len(own)
+    kind = model.config.model_type
     called: set[int] = set()
 
     def counting(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -80,9 +80,9 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
     names = () if own.is_full else ("sliding_window", "attention_chunk_size")
     sizes = {name: size for name in names if (size := getattr(config, name, None)) is not None}
     if sizes:
-        own = SpanPlan(tuple(map(_shortened, own)))
+        own = own.with_all(*(_shortened(own[layer]) for layer in own.attending))
     restores = attention_names(model)
-    short = SpanPlan((_PROBE_SHORT,) * count)
+    short = own.with_all(_PROBE_SHORT)
     refuse = f"{kind} models cannot take a span plan:"
     adapt(model)
     try:
@@ -93,19 +93,20 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
                 if restores[""] != "eager":
                     # Flash attention takes the window that each module copied; these take the mask's.
                     set_attention(model, "sdpa" if model._supports_sdpa else "eager")
-            tokens, untouched = probe_logits(model)
-            untouched = untouched[-1]
-            tolerance = tolerance_of(untouched)
+            tokens, whole = probe_logits(model)
+            untouched = whole[-1]
+            tolerance = _tolerance_in_pieces(model, tokens, whole)
             AttentionInterface.register(_PROBE_NAME, counting)
             AttentionMaskInterface.register(_PROBE_NAME, span_mask)
             set_attention(model, _PROBE_NAME)
             set_spans(model, own)
             same = model(tokens, use_cache=False).logits[0, -1]
-            missing = set(range(count)) - called
+            missing = set(own.attending) - called
             if missing:
+                of_all = f"{len(missing)} of {len(own.attending)} layers"
                 raise ConversionError(
-                    f"{refuse} {len(missing)} of {count} layers never call the attention function given to "
-                    "transformers, and would go on with full attention"
+                    f"{refuse} {of_all} never call the attention function given to transformers, and would go on with "
+                    "full attention"
                 )
             check_close(same, untouched, tolerance, f"{refuse} with their own spans the logits are")
             set_spans(model, short)
@@ -131,15 +132,18 @@ def _shortened(span: LayerSpan | HeadSpans) -> LayerSpan | HeadSpans:
     return LayerSpan(span=_PROBE_WINDOW) if isinstance(span, Window) else LayerSpan(block=_PROBE_WINDOW, previous=0)
 
 
-def probe_heads(model: PreTrainedModel, num_heads: int) -> None:
-    """Raise `ConversionError` unless spans of single heads do what they say on a converted model; its plan is lost."""
-    decoder = model.config.get_text_config(decoder=True)
-    one = SpanPlan((HeadSpans((FULL, *(_PROBE_SHORT,) * (num_heads - 1))),) * int(decoder.num_hidden_layers))
+def probe_heads(model: PreTrainedModel, own: SpanPlan, num_heads: int) -> None:
+    """Raise `ConversionError` unless spans of single heads do what they say on a converted model; its plan is lost.
+
+    Args:
+        own: The spans of the architecture.
+    """
+    one = own.with_all(HeadSpans((FULL, *(_PROBE_SHORT,) * (num_heads - 1))))
     refuse = f"{model.config.model_type} models cannot take spans of single heads:"
     tokens, found = probe_tokens(model), []
     try:
         with inference(model):
-            for plan in (SpanPlan.full(len(one)), SpanPlan((_PROBE_SHORT,) * len(one)), one):
+            for plan in (own.with_all(FULL), own.with_all(_PROBE_SHORT), one):
                 give_plan(model, plan)
                 found.append(model(tokens, use_cache=False).logits[0, -1])
             *alike, mixed = found
@@ -152,11 +156,13 @@ def probe_heads(model: PreTrainedModel, num_heads: int) -> None:
     probe_serving(model, one, "spans of single heads")
 
 
-def alternating_plan(config: PreTrainedConfig) -> SpanPlan:
-    """Return a plan in which every second layer sees everything; layers that share keys see alike."""
-    spans: list[LayerSpan] = [
-        (_PROBE_SHORT, FULL)[layer % 2] for layer in range(int(config.get_text_config(decoder=True).num_hidden_layers))
-    ]
+def alternating_plan(config: PreTrainedConfig, own: SpanPlan) -> SpanPlan:
+    """Return a plan in which every second layer with attention sees everything; layers that share keys see alike.
+
+    Args:
+        own: The spans of the architecture.
+    """
+    spans = list(own.with_all(_PROBE_SHORT, FULL))
     for layer, producer in shared_layers(config).items():
         spans[layer] = spans[producer]
     return SpanPlan(tuple(spans))
@@ -175,7 +181,9 @@ def probe_serving(model: PreTrainedModel, plan: SpanPlan, what: str) -> None:
     try:
         with inference(model):
             give_plan(model, plan)
-            expected = torch.cat([model(prompt, use_cache=False).logits[:, -1] for prompt in prompts])
+            whole = [model(prompt, use_cache=False).logits[0] for prompt in prompts]
+            expected = [logits[-1] for logits in whole]
+            _check_chunk(model, tokens, whole[0], refuse)
             made = model(tokens, use_cache=True).past_key_values
             if not isinstance(made, SpanCache):
                 raise ConversionError(f"{refuse} they make a cache of their own, a {type(made).__name__}")
@@ -191,7 +199,8 @@ def probe_serving(model: PreTrainedModel, plan: SpanPlan, what: str) -> None:
                     [_first_logits(model, [one], cache) for one, cache in zip(prompts, forks, strict=True)]
                 )
             for row, name in enumerate(("a fork is", "a padded row of a batch is")):
-                check_close(found[row], expected[row], tolerance_of(expected[row]), f"{refuse} decoding from {name}")
+                tolerance = _tolerance_in_pieces(model, prompts[row], whole[row])
+                check_close(found[row], expected[row], tolerance, f"{refuse} decoding from {name}")
     except ConversionError:
         raise
     except Exception as error:
@@ -212,15 +221,33 @@ def probe_untouched(model: PreTrainedModel) -> None:
             prefill(model, tokens[:, :shared], cache)
             if cache.get_seq_length() != shared:
                 raise ConversionError(f"{refuse} they ignore the cache that they are given")
+            _check_chunk(model, tokens, expected, refuse)
             other = fork(cache, _PROBE_TOKENS)
             prefill(model, probe_tokens(model, seed=1)[:, shared:], other)
             prefill(model, tokens[:, shared:-1], cache)
             found = _first_logits(model, [tokens], cache)
+            tolerance = _tolerance_in_pieces(model, tokens, expected)
     except (ConversionError, NumbersError):
         raise
     except Exception as error:
         raise ConversionError(f"{refuse} {first_line(error)}") from error
-    check_close(found[0], expected[-1], tolerance_of(expected[-1]), f"{refuse} decoding from a fork is")
+    check_close(found[0], expected[-1], tolerance, f"{refuse} decoding from a fork is")
+
+
+def _check_chunk(model: PreTrainedModel, tokens: Tensor, whole: Tensor, refuse: str) -> None:
+    """Raise `ConversionError` unless the second half of a prompt on a cache of the first has the logits of one pass.
+
+    Of all its tokens, because some models forget their states where a chunk begins, which soon fades.
+
+    Args:
+        tokens: (1, T) prompt.
+        whole: (T, V) logits of one pass.
+    """
+    cache, half = new_cache(model, tokens.shape[1]), tokens.shape[1] // 2
+    model(tokens[:, :half], past_key_values=cache, use_cache=True)
+    found = model(tokens[:, half:], past_key_values=cache, use_cache=True).logits[0]
+    tolerance = _tolerance_in_pieces(model, tokens, whole)
+    check_close(found, whole[half:], tolerance, f"{refuse} a chunk on top of another is")
 
 
 def _first_logits(model: PreTrainedModel, prompts: Sequence[Tensor], cache: Cache) -> Tensor:
@@ -268,6 +295,7 @@ def probe_tokens(model: PreTrainedModel, count: int = _PROBE_TOKENS, seed: int =
 def _decoded(model: PreTrainedModel, tokens: Tensor, plan: SpanPlan) -> Tensor:
     """Return the logits of the last token, on top of a cache of those before."""
     cache = SpanCache(plan)
+    cache.fit(model.config.get_text_config(decoder=True))
     model(tokens[:, :-1], past_key_values=cache, use_cache=True)
     logits: Tensor = model(tokens[:, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
     return logits
@@ -276,6 +304,28 @@ def _decoded(model: PreTrainedModel, tokens: Tensor, plan: SpanPlan) -> Tensor:
 def tolerance_of(logits: Tensor) -> float:
     """Return the largest difference that rounding explains."""
     return PROBE_TOLERANCE.get(logits.dtype, 1e-4) * max(1.0, float(logits.abs().max()))
+
+
+def _tolerance_in_pieces(model: PreTrainedModel, tokens: Tensor, logits: Tensor) -> float:
+    """Return the largest difference that rounding explains where a prompt goes through a model in pieces.
+
+    States are summed up in fp32, in another order for a whole prompt than token by token. So where a model has any, it
+    is as much as the model itself differs by, four times, within bounds.
+
+    Args:
+        tokens: (1, T) prompt.
+        logits: (T, V) logits of one pass.
+    """
+    tolerance = tolerance_of(logits)
+    if not layers_with_states(model.config):
+        return tolerance
+    cache, own = new_cache(model, tokens.shape[1]), 0.0
+    half = tokens.shape[1] // 2
+    model(tokens[:, :half], past_key_values=cache, use_cache=True)
+    for place in range(half, tokens.shape[1]):
+        one = model(tokens[:, place : place + 1], past_key_values=cache, use_cache=True).logits[0, -1]
+        own = max(own, 4 * float((one - logits[place]).abs().max()))
+    return max(tolerance, min(own, _STATE_TOLERANCE * max(1.0, float(logits.abs().max()))))
 
 
 def check_close(logits: Tensor, reference: Tensor, tolerance: float, what: str) -> None:

@@ -30,7 +30,7 @@ from transformers.cache_utils import Cache
 from eval.config.generation import GenerationSettings
 from eval.runtime.memory import storage_bytes
 from masformer import SpanCache, fixed_frequencies, prefill
-from masformer.attention.joined import can_join, join, row_bytes
+from masformer.attention.cache import can_join, join, row_bytes
 from masformer.attention.prefill import new_cache
 from masformer.errors import NumbersError
 

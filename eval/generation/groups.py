@@ -24,10 +24,12 @@ from eval.config.generation import GenerationSettings
 from eval.generation.prompt_tree import PromptTree
 from eval.generation.requests import PromptSource, Request, Requests
 from eval.records.schema import Grouping, Key
-from masformer import FULL, SpanPlan
-from masformer.attention.joined import TAIL_TOKENS, can_join
+from masformer import SpanPlan, full_plan
+from masformer.attention.cache import can_join
+from masformer.attention.full import TAIL_TOKENS
 from masformer.attention.prefill import frequency_class
 from masformer.plans.cost import PlanCost
+from masformer.plans.shapes import state_bytes
 
 # Where processes share the work, each gets at least as many groups, so that none idles long at the end.
 _GROUPS_A_SHARE = 2
@@ -119,7 +121,7 @@ class ModelSize:
         # Other caches are copied where they fork or grow.
         self.is_converted = plan is not None and can_join(config)
         text = config.get_text_config(decoder=True)
-        self.plan = plan or SpanPlan((FULL,) * int(text.num_hidden_layers))
+        self.plan = plan or full_plan(config)
         self.cost = PlanCost(config, self.plan)
         self.bytes_per_value = bytes_per_value
         with torch.device("meta"):
@@ -141,7 +143,7 @@ class ModelSize:
         return self.cost.attention_flops(stop) - self.cost.attention_flops(start)
 
     def tree_bytes(self, tree: PromptTree, num_new: int, copies: int) -> int:
-        """Return the bytes of keys and values when all prompts of a tree decode at once, as so many rows each."""
+        """Return the bytes of keys, values and states when all prompts of a tree decode, as so many rows each."""
         nodes = [node.stop for node in tree]
         rows = [end.stop for end in tree.ends]
         tokens = tree.num_tokens if self.is_converted else sum(nodes) + max(rows)
@@ -155,7 +157,8 @@ class ModelSize:
                 # Rows that decode together copy what they have kept.
                 of_rows = sum(span.num_kept(stop + num_new) for stop in rows)
                 kept += values * (sum(span.num_kept(stop) for stop in nodes) + copies * of_rows)
-        return int(kept * self.bytes_per_value)
+        states = state_bytes(self.config, self.bytes_per_value) * (len(nodes) + copies * len(rows))
+        return int(kept * self.bytes_per_value) + states
 
 
 def measure(requests: Requests, size: ModelSize, *, is_silent: bool) -> list[DocumentPrompts]:

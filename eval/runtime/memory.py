@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
@@ -77,15 +78,15 @@ def resident_bytes(field: str) -> int | None:
 
 
 def storage_bytes(cache: Cache) -> int:
-    """Return the bytes of a cache's keys and values, from real storage."""
+    """Return the bytes of a cache's keys, values and states, from real storage."""
     if isinstance(cache, SpanCache):
         return cache.num_bytes
-    return sum(
-        states.untyped_storage().nbytes()
-        for layer in cache.layers
-        for states in (getattr(layer, "keys", None), getattr(layer, "values", None))
-        if states is not None
-    )
+    held: list[Any] = []
+    for layer in cache.layers:
+        held += [getattr(layer, "keys", None), getattr(layer, "values", None)]
+        for states in ("conv_states", "recurrent_states"):
+            held += getattr(layer, states, {}).values()
+    return sum(states.untyped_storage().nbytes() for states in held if states is not None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

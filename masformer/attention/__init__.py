@@ -18,8 +18,7 @@ Left padding and packed documents are computed row by row and document by docume
 group (`heads`).
 """
 
-from masformer.attention.cache import SpanCache, SpanCacheLayer, num_bytes
-from masformer.attention.joined import can_join, join
+from masformer.attention.cache import SpanCache, can_join, join, num_bytes
 from masformer.attention.kernels import (
     ATTENTION_NAME,
     choose_kernel,
@@ -33,7 +32,6 @@ from masformer.attention.visibility import SpanMask, span_mask, visible_keys
 __all__ = [
     "ATTENTION_NAME",
     "SpanCache",
-    "SpanCacheLayer",
     "SpanMask",
     "can_join",
     "choose_kernel",

@@ -1,4 +1,4 @@
-"""Attention in a layer whose key/value heads see differently: each group of heads that see alike is a layer of its own.
+"""Attention and cache of a layer whose key/value heads see differently: each group that sees alike is one of its own.
 
 Shapes: B batch, H query heads, K key/value heads, T tokens (Tq of the queries, Tk of the keys), D head size.
 """
@@ -6,10 +6,12 @@ Shapes: B batch, H query heads, K key/value heads, T tokens (Tq of the queries, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from masformer.attention.layers import CacheLayer, KeyLayer
 from masformer.errors import SpanError
 from masformer.plans.spans import HeadSpans, LayerSpan
 
@@ -28,6 +30,89 @@ class HeadKeys(Tensor):
     parts: tuple[tuple[Tensor, Tensor], ...]
     own_values: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+
+class HeadsLayer(CacheLayer):
+    """The keys and values of one layer whose key/value heads have spans of their own: a part for each group."""
+
+    span: HeadSpans
+
+    def __init__(self, span: HeadSpans, parts: Sequence[KeyLayer]) -> None:
+        super().__init__()
+        self.span, self.parts = span, tuple(parts)
+        self.is_initialized = all(part.is_initialized for part in parts)
+
+    @property
+    def num_tokens(self) -> int:  # type: ignore[override]
+        return self.parts[0].num_tokens
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    @property
+    def padding(self) -> Tensor | None:
+        return self.parts[0].padding
+
+    @padding.setter
+    def padding(self, padding: Tensor | None) -> None:
+        for part in self.parts:
+            part.padding = padding
+
+    @property
+    def storages(self) -> dict[int, int]:
+        return {address: held for part in self.parts for address, held in part.storages.items()}
+
+    def row_bytes(self, row: int, copies: int = 1) -> int:
+        return sum(part.row_bytes(row, copies) for part in self.parts)
+
+    def fork(self, max_tokens: int = 0) -> HeadsLayer:
+        return HeadsLayer(self.span, [part.fork(max_tokens) for part in self.parts])
+
+    @classmethod
+    def join(cls, layers: Sequence[HeadsLayer], lengths: Sequence[int], room: int) -> HeadsLayer:
+        groups = zip(*(layer.parts for layer in layers), strict=True)
+        return cls(layers[0].span, [type(group[0]).join(group, lengths, room) for group in groups])
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        for part, runs in zip(self.parts, self.span.groups.values(), strict=True):
+            part.lazy_initialization(heads_of(key_states, runs), heads_of(value_states, runs))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store (B, K, T, D) new keys and values; return what `masformer.attention.heads.attend_by_head` takes."""
+        if key_states.shape[1] != len(self.span.heads):
+            raise SpanError(
+                f"a cache for spans of {len(self.span.heads)} key/value heads got {key_states.shape[1]} of them"
+            )
+        keys = key_states.as_subclass(HeadKeys)
+        keys.own_values = value_states
+        keys.parts = tuple(
+            part.update(heads_of(key_states, runs), heads_of(value_states, runs))
+            for part, runs in zip(self.parts, self.span.groups.values(), strict=True)
+        )
+        self.is_initialized = True
+        return keys, value_states
+
+    def reset(self) -> None:
+        for part in self.parts:
+            part.reset()
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self.parts[0].crop(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        for part in self.parts:
+            part.reorder_cache(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        for part in self.parts:
+            part.batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        for part in self.parts:
+            part.batch_repeat_interleave(repeats)
 
 
 def heads_of(states: Tensor, runs: Sequence[tuple[int, int]], size: int = 1, dim: int = 1) -> Tensor:

@@ -26,8 +26,9 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.attention.cuda import flash_attention, flex_attention, has_flash_attention
+from masformer.attention.full import RUN_KEYS, JoinedKeys
 from masformer.attention.heads import attend_by_head
-from masformer.attention.joined import RUN_KEYS, JoinedKeys, joined_attention
+from masformer.attention.joined import joined_attention
 from masformer.attention.tiles import TILED, ScoreRule, tile_attention
 from masformer.attention.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
 from masformer.errors import SpanError

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from transformers import PreTrainedConfig
 
-from masformer.plans.shapes import layer_shapes
+from masformer.plans.shapes import layer_shapes, state_bytes
 from masformer.plans.spans import HeadSpans, LayerSpan, SpanPlan
 
 
@@ -25,12 +25,14 @@ class PlanCost:
     Attributes:
         flops: Operations of a pair, in all layers and heads of a span together, by span.
         values: Values that caches hold of a token that they keep, likewise.
+        config: Of the model.
     """
 
     def __init__(self, config: PreTrainedConfig, plan: SpanPlan) -> None:
+        self.config = config
         self.flops: dict[LayerSpan, Fraction] = defaultdict(Fraction)
         self.values: dict[LayerSpan, Fraction] = defaultdict(Fraction)
-        for shape, layer in zip(layer_shapes(config), plan, strict=True):
+        for shape, layer in zip(layer_shapes(config), plan, strict=True):  # without attention, both are 0
             heads = layer.heads if isinstance(layer, HeadSpans) else (layer,)
             for span in heads:
                 self.flops[span] += Fraction(shape.flops_a_pair, len(heads))
@@ -41,8 +43,9 @@ class PlanCost:
         return int(sum(flops * span.num_pairs(num_tokens) for span, flops in self.flops.items()))
 
     def cache_bytes(self, num_tokens: int, bytes_per_value: int) -> int:
-        """Return the bytes of keys and values that decoding needs after so many tokens."""
-        return int(bytes_per_value * sum(values * span.num_kept(num_tokens) for span, values in self.values.items()))
+        """Return the bytes of keys, values and states that decoding needs after so many tokens."""
+        kept = sum(values * span.num_kept(num_tokens) for span, values in self.values.items())
+        return int(bytes_per_value * kept) + state_bytes(self.config, bytes_per_value)
 
 
 def attention_flops(config: PreTrainedConfig, plan: SpanPlan, num_tokens: int) -> int:
@@ -51,5 +54,5 @@ def attention_flops(config: PreTrainedConfig, plan: SpanPlan, num_tokens: int) -
 
 
 def cache_bytes(config: PreTrainedConfig, plan: SpanPlan, num_tokens: int, bytes_per_value: int) -> int:
-    """Return the bytes of keys and values that decoding needs after `num_tokens` tokens, batch 1."""
+    """Return the bytes of keys, values and states that decoding needs after `num_tokens` tokens, batch 1."""
     return PlanCost(config, plan).cache_bytes(num_tokens, bytes_per_value)

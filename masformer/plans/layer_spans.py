@@ -195,9 +195,33 @@ class Blocks(LayerSpan):
         return pairs
 
 
+@dataclass(frozen=True, init=False)
+class NoAttention(LayerSpan):
+    """The layer has no queries: it carries states from token to token, or works on each token alone."""
+
+    keeps_only_seen = True
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        return torch.zeros_like(key <= query)
+
+    @property
+    def num_recent(self) -> int | None:
+        return 0
+
+    def num_pairs(self, num_tokens: int) -> int:
+        return 0
+
+    def __str__(self) -> str:
+        return "none"
+
+    def to_json(self) -> dict[str, int]:
+        return {"attention": 0}
+
+
 # The number that names a pattern -> its class.
 PATTERNS: dict[str, type[LayerSpan]] = {"span": Window, "block": Blocks}
 FULL: LayerSpan = Full()
+NO_ATTENTION: LayerSpan = NoAttention()
 
 
 def number_names() -> list[str]:

@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 # Kinds of layers in `layer_types` that have no attention over keys.
-_NO_ATTENTION = frozenset({"linear_attention", "conv", "mamba", "moe", "mlp", "recurrent"})
+_STATES = frozenset({"linear_attention", "conv", "mamba", "recurrent"})
+_NO_ATTENTION = _STATES | {"moe", "mlp", "dummy"}
+# Kinds that have both.
+_BOTH = frozenset({"hybrid", "hybrid_sliding"})
 # Heads of window layers over those of the config, where the model's code says so and the config does not.
 _HEADS_OF_WINDOWS = {"mimo_v2_flash": 2}
 
@@ -66,16 +69,65 @@ def layer_shapes(config: PreTrainedConfig) -> tuple[LayerShape, ...]:
     config = config.get_text_config(decoder=True)
     count = int(config.num_hidden_layers)
     layers: Sequence[PreTrainedConfig] = getattr(config, "per_layer_config", None) or [config] * count
-    kinds = list(getattr(config, "layer_types", None) or ["full_attention"] * count)
+    without = layers_without_attention(config)
+    windows = {index for index, kind in enumerate(_kinds(config)) if kind == "sliding_attention"}
     producers = shared_layers(config)
     shapes = []
     for index in range(count):
-        if kinds[index] in _NO_ATTENTION or not _num_heads(layers[index]):
+        if index in without or not _num_heads(layers[index]):
             shapes.append(_NOTHING)
             continue
-        factor = _HEADS_OF_WINDOWS.get(config.model_type, 1) if kinds[index] == "sliding_attention" else 1
+        factor = _HEADS_OF_WINDOWS.get(config.model_type, 1) if index in windows else 1
         shapes.append(_shape_of(layers[index], factor, producers.get(index)))
     return tuple(shapes)
+
+
+def layers_without_attention(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Return the layers that no span applies to."""
+    return tuple(layer for layer, kind in enumerate(_kinds(config)) if kind in _NO_ATTENTION)
+
+
+def layers_with_states(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Return the layers that carry states from token to token: of convolutions, of linear attention, of recurrences."""
+    return tuple(layer for layer, kind in enumerate(_kinds(config)) if kind in _STATES | _BOTH)
+
+
+def _kinds(config: PreTrainedConfig) -> Sequence[str]:
+    return getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+
+
+def state_bytes(config: PreTrainedConfig, bytes_per_value: int) -> int:
+    """Return the bytes of the states that all layers of a model carry for a row; 0 for kinds that are not known.
+
+    Convolutions keep the last inputs in the model's dtype, the others what they have summed up in fp32.
+
+    Source: `conv_dim` and the shapes of recurrent states in the modeling files of transformers 5.23.
+    """
+    config = config.get_text_config(decoder=True)
+    inputs, sums = _state_values(config)
+    return len(layers_with_states(config)) * (inputs * bytes_per_value + 4 * sums)
+
+
+def _state_values(config: PreTrainedConfig) -> tuple[int, int]:
+    """Return the values that a layer keeps of its last inputs, and those that it has summed up."""
+
+    def read(*names: str) -> int:
+        return next((value for name in names if isinstance(value := getattr(config, name, None), int)), 0)
+
+    kernel = read("linear_conv_kernel_dim", "mamba_d_conv", "conv_kernel", "conv_L_cache")
+    if heads := read("linear_num_value_heads"):  # gated delta rule: Qwen3-Next, Qwen3.5, OLMo hybrid
+        key, value = read("linear_key_head_dim"), read("linear_value_head_dim")
+        return (2 * read("linear_num_key_heads") * key + heads * value) * kernel, heads * key * value
+    if heads := read("linear_num_heads"):  # Kimi Linear
+        size = read("linear_head_dim")
+        return 3 * heads * size * kernel, heads * size * size
+    if heads := read("mamba_n_heads", "mamba_num_heads"):  # Mamba 2: Granite 4, Falcon-H1, Nemotron-H
+        size, state = read("mamba_d_head", "mamba_head_dim"), read("mamba_d_state", "ssm_state_size")
+        groups = read("mamba_n_groups", "n_groups")
+        return (heads * size + 2 * groups * state) * kernel, heads * size * state
+    if inner := read("mamba_expand") * read("hidden_size"):  # Mamba: Jamba
+        return inner * kernel, inner * read("mamba_d_state")
+    return read("hidden_size") * kernel if hasattr(config, "conv_L_cache") else 0, 0  # LFM2
 
 
 def shared_layers(config: PreTrainedConfig) -> dict[int, int]:

@@ -9,6 +9,7 @@ A plan is data. It has a text form that a person can type,
     bottom:8 block=512 previous=1            block-sparse instead of a sliding window
     full@0; span=512@1-9; block=64@10,11     any mixture: clauses that name their layers
     full@17,18.0,20.2 span=512 sinks=4       one key/value head of a layer: here head 0 of 18 and head 2 of 20
+    full@3 span=512 sinks=4; none@0-2,4-6    layers of a hybrid model that have no attention; may be left out
 
 and a JSON form (`SpanPlan.to_json`) that is stored in a checkpoint's `config.json`. Numbers left out take their
 defaults: a span of 1,024, 4 sinks, 1 previous block.
@@ -21,14 +22,22 @@ and a window are those of DuoAttention, arXiv 2410.10819, section 2.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, PlanError, layer_of_heads, number_names
+from masformer.plans.layer_spans import (
+    FULL,
+    NO_ATTENTION,
+    HeadSpans,
+    LayerSpan,
+    PlanError,
+    layer_of_heads,
+    number_names,
+)
 from masformer.plans.text import PlanParser, text_of
 
-__all__ = ["FULL", "HeadSpans", "LayerSpan", "PlanError", "SpanPlan", "layer_of_heads"]
+__all__ = ["FULL", "NO_ATTENTION", "HeadSpans", "LayerSpan", "PlanError", "SpanPlan", "layer_of_heads"]
 
 
 # Of layers, and of heads of a layer: more than any model has.
@@ -52,7 +61,19 @@ class SpanPlan:
 
     @property
     def is_full(self) -> bool:
-        return all(layer.is_full for layer in self.layers)
+        return all(layer.is_full or layer == NO_ATTENTION for layer in self.layers)
+
+    @property
+    def attending(self) -> tuple[int, ...]:
+        """Return the layers that have attention."""
+        return tuple(index for index, layer in enumerate(self.layers) if layer != NO_ATTENTION)
+
+    def with_all(self, *spans: LayerSpan | HeadSpans) -> SpanPlan:
+        """Return the plan that gives these spans in turn to the layers that have attention."""
+        layers = list(self.layers)
+        for count, index in enumerate(self.attending):
+            layers[index] = spans[count % len(spans)]
+        return SpanPlan(tuple(layers))
 
     @property
     def num_heads(self) -> int | None:
@@ -60,18 +81,24 @@ class SpanPlan:
         return next((len(layer.heads) for layer in self.layers if isinstance(layer, HeadSpans)), None)
 
     @classmethod
-    def full(cls, num_layers: int) -> SpanPlan:
-        """Return the plan in which every layer sees everything."""
-        return cls((FULL,) * num_layers)
+    def full(cls, num_layers: int, without: Collection[int] = ()) -> SpanPlan:
+        """Return the plan in which every layer sees everything but those without attention."""
+        return cls(tuple(NO_ATTENTION if layer in without else FULL for layer in range(num_layers)))
 
     @classmethod
-    def parse(cls, text: str, num_layers: int, num_heads: int | None = None) -> SpanPlan:
-        """Return the plan that a text describes; without `num_heads`, key/value heads, it may not have spans of heads.
+    def parse(
+        cls, text: str, num_layers: int, num_heads: int | None = None, without: Collection[int] | None = None
+    ) -> SpanPlan:
+        """Return the plan that a text describes.
+
+        Args:
+            num_heads: Key/value heads of a layer; without them there may be no spans of heads.
+            without: Layers without attention; None leaves it to the text to name them.
 
         Raises:
             PlanError: The text is malformed, naming the character, or names a layer or a head that the model lacks.
         """
-        return cls(tuple(PlanParser(text, num_layers, num_heads).layers()))
+        return cls(tuple(PlanParser(text, num_layers, num_heads, without).layers()))
 
     @classmethod
     def from_json(cls, layers: Sequence[Mapping[str, Any]]) -> SpanPlan:
@@ -120,6 +147,8 @@ def _stored_layer(layer: Any, index: int) -> LayerSpan | HeadSpans:
 def _stored_span(stored: Any, where: str) -> LayerSpan:
     if not isinstance(stored, Mapping):
         raise PlanError(f"{where} is {reprlib.repr(stored)}; an object was expected")
+    if stored == NO_ATTENTION.to_json():
+        return NO_ATTENTION
     unknown = sorted(map(str, set(stored) - {*number_names()}))
     if unknown:
         raise PlanError(f"{where} has unknown settings {', '.join(unknown)[:80]}")

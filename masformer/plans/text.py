@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NoReturn
 
 from masformer.plans.layer_spans import (
     FULL,
+    NO_ATTENTION,
     PATTERNS,
     HeadSpans,
     Item,
@@ -31,23 +32,29 @@ def text_of(layers: Sequence[LayerSpan | HeadSpans]) -> str:
                 kinds.setdefault(span, []).append((index, head))
         else:
             kinds.setdefault(layer, []).append((index, None))
-    full_layers = kinds.pop(FULL, [])
+    full_layers, without = kinds.pop(FULL, []), kinds.pop(NO_ATTENTION, [])
     if not kinds:
-        return "full"
-    if len(kinds) == 1:
+        clauses = ["full"] if full_layers else []
+    elif len(kinds) == 1:
         start = f"full@{ranges_of(full_layers)}" if full_layers else "local"
-        return f"{start} {next(iter(kinds))}"
-    clauses = [f"full@{ranges_of(full_layers)}"] if full_layers else []
-    return "; ".join(clauses + [f"{layer}@{ranges_of(items)}" for layer, items in kinds.items()])
+        clauses = [f"{start} {next(iter(kinds))}"]
+    else:
+        clauses = [f"full@{ranges_of(full_layers)}"] if full_layers else []
+        clauses += [f"{layer}@{ranges_of(items)}" for layer, items in kinds.items()]
+    if without:
+        clauses.append(f"{NO_ATTENTION}@{ranges_of(without)}")
+    return "; ".join(clauses)
 
 
 class PlanParser:
     """Reads one text form. Every error names the character at which it stopped."""
 
-    def __init__(self, text: str, num_layers: int, num_heads: int | None) -> None:
+    def __init__(self, text: str, num_layers: int, num_heads: int | None, without: Collection[int] | None) -> None:
         self.text = text
         self.num_layers = num_layers
         self.num_heads = num_heads
+        self.without = without
+        self.attending = [layer for layer in range(num_layers) if layer not in (without or ())]
 
     def fail(self, at: int, what: str) -> NoReturn:
         raise PlanError(f"plan '{self.text}', character {at + 1}: {what}")
@@ -56,9 +63,33 @@ class PlanParser:
         if not self.text.strip():
             self.fail(0, "the plan is empty; write 'full', or for example 'middle:8 span=1024 sinks=4'")
         clauses = [(match.start(), match.group()) for match in re.finditer(r"[^;]+", self.text)]
+        named = [clause for clause in clauses if clause[1].lstrip().startswith(f"{NO_ATTENTION}@")]
+        clauses = [clause for clause in clauses if clause not in named]
+        if named:
+            self._note_without(named)
+        if not self.attending or not clauses:
+            self.fail(0, "no layer has attention that could have a span")
         if len(clauses) == 1:
             return self._placed(clauses[0])
         return self._mixture(clauses)
+
+    def _note_without(self, clauses: list[tuple[int, str]]) -> None:
+        """Take the layers without attention from the clauses that name them."""
+        at, text = clauses[0]
+        at += text.index("@") + 1
+        if len(clauses) > 1:
+            self.fail(clauses[1][0], f"'{NO_ATTENTION}' is given twice")
+        known, self.attending = self.without, list(range(self.num_layers))
+        named = {layer for layer, _ in self._items(at, text[text.index("@") + 1 :].rstrip())}
+        if known is not None and named != set(known):
+            has = (
+                f"those of the model are {ranges_of([(layer, None) for layer in sorted(known)])}"
+                if known
+                else "all have"
+            )
+            self.fail(at, f"these are not the layers without attention: {has}; leave the clause out")
+        self.without = named
+        self.attending = [layer for layer in range(self.num_layers) if layer not in named]
 
     def _placed(self, clause: tuple[int, str]) -> list[LayerSpan | HeadSpans]:
         """A placement of the full layers, then the numbers of all others."""
@@ -74,11 +105,11 @@ class PlanParser:
             full = {cell for item in self._items(at + 5, head[5:]) for cell in self._cells(item)}
         else:
             full = {cell for layer in self._placement(at, head) for cell in self._cells((layer, None))}
-        every = [cell for layer in range(self.num_layers) for cell in self._cells((layer, None))]
+        every = [cell for layer in self.attending for cell in self._cells((layer, None))]
         if len(full) == len(every):
             if len(words) > 1:
                 self.fail(words[1][0], f"'{words[1][1]}' has no layer to apply to, every layer is full")
-            return [FULL] * self.num_layers
+            return self._layers_of(dict.fromkeys(every, FULL))
         local = self._numbers(words[1:])
         return self._layers_of({cell: FULL if cell in full else local for cell in every})
 
@@ -88,12 +119,15 @@ class PlanParser:
         return [(layer, head)] if head is not None else [(layer, each) for each in range(self.num_heads or 1)]
 
     def _layers_of(self, spans: Mapping[tuple[int, int], LayerSpan]) -> list[LayerSpan | HeadSpans]:
-        return [layer_of_heads([spans[cell] for cell in self._cells((i, None))]) for i in range(self.num_layers)]
+        layers: list[LayerSpan | HeadSpans] = [NO_ATTENTION] * self.num_layers
+        for layer in self.attending:
+            layers[layer] = layer_of_heads([spans[cell] for cell in self._cells((layer, None))])
+        return layers
 
     def _placement(self, at: int, word: str) -> set[int]:
-        count = self.num_layers
+        count = len(self.attending)
         if word == "full":
-            return set(range(count))
+            return set(self.attending)
         if word == "local":
             return set()
         name, colon, number = word.partition(":")
@@ -105,7 +139,8 @@ class PlanParser:
             self.fail(at + len(name) + len(colon), f"{name} needs a positive number, as in '{name}:8'")
         n = int(number)
         if n > count:
-            self.fail(at + len(name) + 1, f"{n} layers asked for, the model has {count}")
+            which = " with attention" if count < self.num_layers else ""
+            self.fail(at + len(name) + 1, f"{n} layers asked for, the model has {count}{which}")
         start = (count - n) // 2
         placed = {
             "bottom": range(n),
@@ -114,7 +149,7 @@ class PlanParser:
             # The last layer of each group of n, as Gemma 3 places its full layers.
             "every": range(n - 1, count, n),
         }
-        return set(placed[name])
+        return {self.attending[place] for place in placed[name]}
 
     def _mixture(self, clauses: list[tuple[int, str]]) -> list[LayerSpan | HeadSpans]:
         """Clauses that each name their layers and together name every layer once."""
@@ -138,7 +173,7 @@ class PlanParser:
                     self.fail(start + at_sign + 1, f"{what} is named twice")
                 spans |= dict.fromkeys(cells, span)
         missing: list[Item] = []
-        for layer in range(self.num_layers):
+        for layer in self.attending:
             cells = self._cells((layer, None))
             left = [cell for cell in cells if cell not in spans]
             missing += [(layer, None)] if len(left) == len(cells) else left
@@ -164,8 +199,11 @@ class PlanParser:
                 self.fail(at, f"'{part}' runs backwards")
             if last >= self.num_layers:
                 self.fail(at, f"layer {last} does not exist, the model has layers 0 to {self.num_layers - 1}")
+            attending = [layer for layer in range(first, last + 1) if layer in self.attending]
+            if not attending:
+                self.fail(at, f"'{part}' has no attention in this model; name layers that have")
             if head is None:
-                items.extend((layer, None) for layer in range(first, last + 1))
+                items.extend((layer, None) for layer in attending)
             else:
                 items.append((first, self._head(at, part, int(head))))
             at += len(part) + 1

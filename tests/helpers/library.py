@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from masformer import ConversionError, PlanError, SpanCache, SpanPlan, apply_plan, prefill, remove_plan
-from masformer.attention.joined import can_join, join
+from masformer.attention.cache import can_join, join
 from masformer.attention.prefill import fork, new_cache
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
 from masformer.convert import text_config
@@ -106,7 +106,7 @@ def examine(kind: str) -> Finding:
     shared = shared_layers(model.config)
     remarks = []
     for shift in range(2):
-        spans = [_SPANS[(layer + shift) % len(_SPANS)] for layer in range(len(own))]
+        spans = list(own.with_all(*_SPANS[shift:], *_SPANS[:shift]))
         for layer, producer in shared.items():
             spans[layer] = spans[producer]
         _check_serving(model, apply_plan(model, SpanPlan(tuple(spans))))
@@ -114,7 +114,7 @@ def examine(kind: str) -> Finding:
     try:
         one = HeadSpans((FULL, *(LayerSpan(span=7, sinks=1),) * (heads - 1)))
         if heads > 1:
-            _check_serving(model, apply_plan(model, SpanPlan((one,) * len(own))))
+            _check_serving(model, apply_plan(model, own.with_all(one)))
         else:
             remarks.append("no spans of single heads")
     except (PlanError, ConversionError):

@@ -24,7 +24,7 @@ from eval.records.typed import from_json
 from eval.runtime.memory import storage_bytes
 from eval.runtime.processes import Process
 from masformer import LayerSpan, SpanPlan, apply_plan
-from masformer.attention.joined import join
+from masformer.attention.cache import join
 from masformer.checkpoints.open import Checkpoint
 from masformer.plans.spans import FULL
 from tasks import Example, LoadedExamples

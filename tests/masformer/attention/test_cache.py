@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masformer.attention.cache import HeadSpansCacheLayer, SpanCache, SpanCacheLayer, cache_layer
+from masformer.attention.cache import SpanCache, cache_layer
+from masformer.attention.full import FullLayer
 from masformer.attention.kernels import dense_attention, span_attention
+from masformer.attention.layers import CacheLayer
 from masformer.attention.visibility import SpanMask, cached_slots, num_cached, visible_keys
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, SpanPlan
 from tests.helpers.attention_cases import SPANS, Case, States, assert_close, cases, defined, random_states
@@ -21,7 +23,7 @@ from tests.helpers.properties import tries
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-10  # fp64
 HEAD_SIZE = 8
-Layer = SpanCacheLayer | HeadSpansCacheLayer
+Layer = CacheLayer
 # Lengths of what is given to a cache at a time.
 CHUNKS = st.lists(st.just(1) | st.just(1) | st.integers(1, 50), min_size=1, max_size=25)
 
@@ -47,8 +49,8 @@ def step(case: Case, states: States, layer: Layer, first: int, stop: int) -> Ten
     )
 
 
-def layer_of(case: Case, max_tokens: int = 0) -> Layer:
-    layer = cache_layer(case.span, max_tokens)
+def layer_of(case: Case, max_tokens: int = 0, is_latent: bool = False) -> Layer:
+    layer = cache_layer(case.span, max_tokens, is_latent=is_latent)
     layer.padding = None if case.padding is None else torch.tensor(case.padding)
     return layer
 
@@ -117,13 +119,14 @@ def continued(states: States, other: States, first: int) -> States:
 @torch.no_grad()
 def test_forks_go_on_apart(split: tuple[Case, list[int]], data: st.DataObject) -> None:
     case, chunks = split
-    branches: list[tuple[Layer, States, list[Tensor]]] = [(layer_of(case), random_states(case), [])]
+    origin = layer_of(case, is_latent=data.draw(st.booleans()))
+    branches: list[tuple[Layer, States, list[Tensor]]] = [(origin, random_states(case), [])]
     first = 0
     for length in chunks:
         if len(branches) < 4 and data.draw(st.booleans()):
             layer, states, _ = data.draw(st.sampled_from(branches))
             other = random_states(replace(case, seed=case.seed + len(branches)))
-            branches.append((layer.fork(copy=data.draw(st.booleans())), continued(states, other, first), []))
+            branches.append((layer.fork(), continued(states, other, first), []))
         for layer, states, outs in branches:
             outs.append(step(case, states, layer, first, first + length))
         first += length
@@ -137,7 +140,7 @@ def test_forks_go_on_apart(split: tuple[Case, list[int]], data: st.DataObject) -
 def test_a_layer_returns_the_slots_that_are_named(span: LayerSpan, chunks: list[int], data: st.DataObject) -> None:
     total = sum(chunks)
     padding = data.draw(st.none() | st.lists(st.integers(0, total - 1), min_size=2, max_size=2).map(torch.tensor))
-    layer, first = SpanCacheLayer(span), 0
+    layer, first = cache_layer(span), 0
     layer.padding = padding
     for length in chunks:
         new = torch.arange(first, first + length, dtype=torch.float32)[None, None, :, None].expand(2, 1, -1, 1)
@@ -150,7 +153,7 @@ def test_a_layer_returns_the_slots_that_are_named(span: LayerSpan, chunks: list[
         assert torch.equal(values, -keys)
         first += length
         assert layer.get_seq_length() == first
-        assert layer.capacity is None or layer.keys.shape[2] <= layer.capacity
+        assert isinstance(layer, FullLayer) or layer.keys.shape[2] <= layer.capacity
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,7 @@ def test_a_layer_returns_the_slots_that_are_named(span: LayerSpan, chunks: list[
 @torch.no_grad()
 def test_3000_tokens_one_at_a_time_equal_one_dense_pass(span: LayerSpan) -> None:
     case = Case(span=span, num_new=3000, heads=2, kv_heads=1, size=4, value_size=4)
-    states, layer = random_states(case), SpanCacheLayer(span)
+    states, layer = random_states(case), cache_layer(span)
     outs = torch.cat([step(case, states, layer, token, token + 1) for token in range(3000)], dim=2)
     positions = torch.arange(3000)
     for first in range(0, 3000, 500):

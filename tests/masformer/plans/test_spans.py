@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -276,3 +277,52 @@ def test_layers_of_unlike_numbers_of_heads_fit_no_model() -> None:
     for num_heads in (2, 3):
         with pytest.raises(PlanError, match="key/value heads in layer"):
             plan.check_fits(2, "this model", num_heads)
+
+
+HYBRID = (0, 1, 2, 4, 5)  # layers without attention of eight
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("full", "full; none@0-2,4,5"),
+        ("local span=512", "local span=512 sinks=4; none@0-2,4,5"),
+        ("bottom:1 span=512", "full@3 span=512 sinks=4; none@0-2,4,5"),
+        ("every:2 span=8 sinks=0", "full@6 span=8 sinks=0; none@0-2,4,5"),
+        ("full@4-7 span=8 sinks=0", "full@6,7 span=8 sinks=0; none@0-2,4,5"),
+        ("full@3; span=8 sinks=0@6; block=4@7", "full@3; span=8 sinks=0@6; block=4 previous=1 sinks=4@7; none@0-2,4,5"),
+        ("full@3,6.1 span=8 sinks=0", "full@3,6.1 span=8 sinks=0; none@0-2,4,5"),
+    ],
+)
+def test_layers_without_attention_take_no_span_and_are_named(text: str, canonical: str) -> None:
+    plan = SpanPlan.parse(text, 8, HEADS, HYBRID)
+    assert str(plan) == canonical
+    assert plan.attending == (3, 6, 7)
+    assert SpanPlan.parse(canonical, 8, HEADS) == SpanPlan.parse(canonical, 8, HEADS, HYBRID) == plan
+    assert SpanPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert plan.is_full == (text == "full")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("full@4 span=8", "character 6: '4' has no attention in this model"),
+        ("full@0-2 span=8", "'0-2' has no attention in this model"),
+        ("bottom:4 span=8", "4 layers asked for, the model has 3 with attention"),
+        ("full@3 span=8; none@0-2", "these are not the layers without attention: those of the model are 0-2,4,5"),
+        ("full; none@0-2; none@4", "'none' is given twice"),
+        ("none@0-2,4,5", "no layer has attention that could have a span"),
+        ("full@3; span=8@6", "no clause names layers 7"),
+        ("full@3; span=8@6,7; none@9", "layer 9 does not exist"),
+    ],
+)
+def test_a_plan_that_gives_spans_to_layers_without_attention_is_refused(text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=re.escape(message)):
+        SpanPlan.parse(text, 8, HEADS, HYBRID)
+
+
+def test_a_plan_for_a_model_without_such_layers_names_none() -> None:
+    with pytest.raises(PlanError, match="these are not the layers without attention: all have; leave the clause out"):
+        SpanPlan.parse("full; none@0", 8, HEADS, ())
+    with pytest.raises(PlanError, match="layer 0 of the stored plan is"):
+        SpanPlan.from_json(["none"])  # type: ignore[list-item]

@@ -1,0 +1,313 @@
+"""The keys of a layer that keeps all of them: of one text, of a fork that reads others', of rows that share some.
+
+Prompts that begin alike were filled as forks of one cache. The keys of the common beginning are one run of memory;
+while a batch decodes, the queries of all rows that read a run become the rows of one product, and each row merges its
+runs by their sums of exponentials (`masformer.attention.joined`). Only what is short and belongs to one row alone is
+copied, into a tail where each step then adds a token.
+
+Shapes: B rows, K key/value heads, T tokens, D head size.
+
+Source: one product for all queries behind a common beginning is Hydragen's (arXiv 2402.05099, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from masformer.attention.layers import GROWTH_TOKENS, KeyLayer, storages_of
+from masformer.errors import SpanError
+from masformer.plans.spans import LayerSpan
+
+# Tokens of a row's own runs that are copied into its tail: cheaper than products of their own at each step.
+TAIL_TOKENS = 512
+# Keys that one product over a run takes: in half precision torch copies them, and more memory than that is not used.
+RUN_KEYS = 8192
+# Half a run from which on two halves side by side are faster than the run.
+_MIN_HALF = 256
+
+
+class SegmentedKeys(Tensor):
+    """The keys that a fork has written itself.
+
+    Attributes:
+        before: (B, K, T, D) keys and values of each earlier run.
+        own_values: The values that go with these keys: what attends must be given this very object.
+    """
+
+    before: tuple[tuple[Tensor, Tensor], ...]
+    own_values: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+
+class FullLayer(KeyLayer):
+    """Every key of a text, in a buffer that grows by steps; of a fork, those that it has written itself."""
+
+    def __init__(self, span: LayerSpan, max_tokens: int = 0) -> None:
+        super().__init__(span, max_tokens)
+        # Keys and values (B, K, T, D) that other caches wrote.
+        self.before: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    @property
+    def num_before(self) -> int:
+        """Return the tokens whose keys another cache wrote."""
+        return sum(keys.shape[2] for keys, _ in self.before)
+
+    @property
+    def runs(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return the keys and values that hold tokens: those of others, then its own."""
+        held = self.num_tokens - self.num_before
+        return (*self.before, (self.keys[:, :, :held], self.values[:, :, :held]))
+
+    @property
+    def storages(self) -> dict[int, int]:
+        return storages_of([states for pair in self.before for states in pair]) | super().storages
+
+    def fork(self, max_tokens: int = 0) -> Self:
+        other = self.like(max_tokens)
+        if self.is_initialized:
+            own = self.runs[-1]
+            other.before = self.runs if own[0].shape[2] else self.before
+            other.keys, other.values = (x[:, :, :0].clone() for x in own)
+        return other
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store (B, K, T, D) new keys and values; return all, those of others as `before` of the keys."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before = self.num_before
+        first, held = self.num_tokens - before, self.num_tokens - before + key_states.shape[2]
+        room = self.keys.shape[2]
+        if held > room:
+            self.grow(max(held, self.max_tokens - before, room + GROWTH_TOKENS if room else 0))
+        self.num_tokens += key_states.shape[2]
+        self.keys[:, :, first:held], self.values[:, :, first:held] = key_states, value_states
+        keys, values = self.keys[:, :, :held], self.values[:, :, :held]
+        if self.before:
+            keys = keys.as_subclass(SegmentedKeys)
+            keys.before, keys.own_values = self.before, values
+        return keys, values
+
+    @classmethod
+    def join(cls, layers: Sequence[Self], lengths: Sequence[int], room: int) -> KeyLayer:
+        if layers[0].span.is_full:
+            return _joined(layers, max(lengths), room)
+        # A pattern that hides keys which it must keep.
+        longest = max(lengths)
+        rows = layers[0].like()
+        rows.num_tokens = longest
+        buffers = []
+        for part in range(2):
+            like = (layers[0].keys, layers[0].values)[part]
+            buffer = like.new_zeros((len(layers), like.shape[1], longest + room, like.shape[3]))
+            for row, (layer, length) in enumerate(zip(layers, lengths, strict=True)):
+                buffer[row, :, longest - length : longest] = torch.cat([run[part] for run in layer.runs], dim=2)[0]
+            buffers.append(buffer)
+        rows.keys, rows.values = buffers
+        return rows
+
+    def reset(self) -> None:
+        super().reset()
+        self.before = ()
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().each(change)
+        self.before = tuple((change(keys), change(values)) for keys, values in self.before)
+
+
+class LatentLayer(FullLayer):
+    """What a model computes its keys or values from, at each step anew: it must get all of it at once."""
+
+    def fork(self, max_tokens: int = 0) -> Self:
+        other = self.like(max_tokens)
+        if self.is_initialized:
+            other.keys, other.values = (torch.cat(runs, dim=2) for runs in zip(*self.runs, strict=True))
+        return other
+
+    @classmethod
+    def join(cls, layers: Sequence[Self], lengths: Sequence[int], room: int) -> KeyLayer:
+        raise SpanError("rows whose keys are computed at each step anew do not join")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Keys and values (1, K, T, D) that rows [first, stop) see whole; its pieces begin at `place` among theirs."""
+
+    keys: Tensor
+    values: Tensor
+    first: int
+    stop: int
+    place: int
+
+    @property
+    def num_pieces(self) -> int:
+        """Return how many products it takes, each of a part of the keys."""
+        return sum(len(keys) for _, keys, _ in self.pieces)
+
+    @cached_property
+    def pieces(self) -> list[tuple[int, Tensor, Tensor]]:
+        """Return the place, keys (P, K, T / P, D) and values of each product: P parts that go through one call.
+
+        Few heads keep a CPU's threads no longer than the last of them works alone, so that halves go side by side.
+        """
+        found, place = [], self.place
+        for keys, values in zip(*(torch.split(x, RUN_KEYS, dim=2) for x in (self.keys, self.values)), strict=True):
+            count, rest = divmod(keys.shape[2], 2)
+            if count < _MIN_HALF:
+                found.append((place, keys, values))
+                place += 1
+                continue
+            halves = [x[0, :, : 2 * count].unflatten(1, (2, count)).transpose(0, 1) for x in (keys, values)]
+            found.append((place, halves[0], halves[1]))
+            place += 2
+            if rest:
+                found.append((place, keys[:, :, -1:], values[:, :, -1:]))
+                place += 1
+        return found
+
+
+class JoinedKeys(Tensor):
+    """Keys (B, K, T, D) of the tail of each row; what is before the tail stays in its runs.
+
+    Attributes:
+        hidden: (B, 1, 1, T), minus infinity where a row's tail has not begun, else 0; None when all begin at once.
+        num_tokens: Slots of the batch, left padding included, those of the present step too.
+        own_values: The values that go with these keys: what attends must be given this very object.
+    """
+
+    runs: tuple[Run, ...]
+    hidden: Tensor | None
+    num_tokens: int
+    own_values: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+
+class JoinedLayer(KeyLayer):
+    """The keys and values of a full layer for several rows, each at its own length.
+
+    Runs stay where they are; the keys (1, K, T, D) and values of each row's tail are copied, with room for more tokens.
+    """
+
+    def __init__(
+        self,
+        span: LayerSpan,
+        runs: Sequence[Run],
+        tails: Sequence[tuple[Tensor, Tensor]],
+        num_tokens: int,
+        room: int,
+    ) -> None:
+        super().__init__(span)
+        self.runs = tuple(runs)
+        self.num_tokens = num_tokens
+        lengths = [keys.shape[2] for keys, _ in tails]
+        self.num_tail = max(lengths)
+        buffers = []
+        for part in range(2):
+            like = tails[0][part]
+            buffer = like.new_zeros((len(tails), like.shape[1], self.num_tail + room, like.shape[3]))
+            for row, (tail, length) in enumerate(zip(tails, lengths, strict=True)):
+                buffer[row, :, self.num_tail - length : self.num_tail] = tail[part][0]
+            buffers.append(buffer)
+        self.keys, self.values = buffers
+        self.dtype, self.device, self.is_initialized = self.keys.dtype, self.keys.device, True
+        self.hidden: Tensor | None = None
+        if min(lengths) < self.num_tail:
+            start = torch.tensor([self.num_tail - length for length in lengths], device=self.device)
+            before = torch.arange(self.keys.shape[2], device=self.device) < start[:, None]
+            self.hidden = torch.zeros(before.shape, dtype=self.dtype, device=self.device)
+            self.hidden = self.hidden.masked_fill(before, -torch.inf)[:, None, None]
+
+    @property
+    def storages(self) -> dict[int, int]:
+        return storages_of([states for run in self.runs for states in (run.keys, run.values)]) | super().storages
+
+    def row_bytes(self, row: int, copies: int = 1) -> int:
+        read = [run for run in self.runs if run.first <= row < run.stop]
+        return super().row_bytes(row, copies) + sum(run.keys.nbytes + run.values.nbytes for run in read)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store (B, K, T, D) new tokens, as many in each row; return what `joined_attention` takes."""
+        first, num_new = self.num_tail, key_states.shape[2]
+        if first + num_new > self.keys.shape[2]:
+            raise SpanError(f"the room of a joined cache is used up after {self.num_tokens} tokens")
+        self.keys[:, :, first : first + num_new] = key_states
+        self.values[:, :, first : first + num_new] = value_states
+        self.num_tail += num_new
+        self.num_tokens += num_new
+        keys = self.keys[:, :, : self.num_tail].as_subclass(JoinedKeys)
+        keys.runs, keys.num_tokens = self.runs, self.num_tokens
+        keys.hidden = None if self.hidden is None else self.hidden[..., : self.num_tail]
+        keys.own_values = self.values[:, :, : self.num_tail]
+        return keys, keys.own_values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        # The beams of a prompt stand side by side and read the same runs, so that only tails change places.
+        self.each(lambda states: states[beam_idx.to(states.device)])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        if self.hidden is not None:
+            self.hidden = self.hidden[indices.to(self.device)]
+        chosen = indices.tolist()
+        runs = []
+        for run in self.runs:
+            rows = [row for row, source in enumerate(chosen) if run.first <= source < run.stop]
+            runs += [replace(run, first=first, stop=stop) for first, stop in _stretches(rows)]
+        self.runs = tuple(runs)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        if self.hidden is not None:
+            self.hidden = self.hidden.repeat_interleave(repeats, dim=0)
+        self.runs = tuple(replace(run, first=run.first * repeats, stop=run.stop * repeats) for run in self.runs)
+
+    def fork(self, max_tokens: int = 0) -> Self:
+        raise SpanError("a joined cache cannot be forked")
+
+    @classmethod
+    def join(cls, layers: Sequence[Self], lengths: Sequence[int], room: int) -> KeyLayer:
+        raise SpanError("a joined cache cannot be joined again")
+
+    def reset(self) -> None:
+        raise SpanError("a joined cache cannot be used again")
+
+
+def _joined(layers: Sequence[FullLayer], longest: int, room: int) -> JoinedLayer:
+    readers: dict[tuple[int, int], list[int]] = {}
+    pieces: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for row, layer in enumerate(layers):
+        for keys, values in layer.runs:
+            name = keys.data_ptr(), keys.shape[2]
+            if keys.shape[2]:
+                readers.setdefault(name, []).append(row)
+                pieces[name] = keys, values
+    runs: list[Run] = []
+    tails: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layers]
+    room_left = [TAIL_TOKENS] * len(layers)
+    # The last of a row's own are the ends of its prompt, which are short.
+    for name, rows in reversed(readers.items()):
+        keys, values = pieces[name]
+        if len(rows) == 1 and keys.shape[2] <= room_left[rows[0]]:
+            tails[rows[0]].append((keys, values))
+            room_left[rows[0]] -= keys.shape[2]
+        else:
+            for first, stop in _stretches(rows):
+                place = max(
+                    (run.place + run.num_pieces for run in runs if first < run.stop and run.first < stop), default=0
+                )
+                runs.append(Run(keys=keys, values=values, first=first, stop=stop, place=place))
+    nothing = tuple(states[:, :, :0] for states in (layers[0].keys, layers[0].values))
+    own = [tuple(torch.cat(part, dim=2) for part in zip(nothing, *parts, strict=True)) for parts in tails]
+    return JoinedLayer(layers[0].span, runs, own, longest, room)  # type: ignore[arg-type]
+
+
+def _stretches(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """Return [first, stop) of each stretch of consecutive numbers."""
+    starts = [0, *(at for at, (a, b) in enumerate(pairwise(rows), start=1) if b != a + 1), len(rows)]
+    return [(rows[a], rows[b - 1] + 1) for a, b in pairwise(starts) if a < b]
