@@ -40,7 +40,7 @@ _SAME = {
 }
 _PROOF_TOKENS = 24
 # What a config of the whole model says for its decoder too.
-_OF_ALL = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "quantization_config", "masformer")
+_OF_ALL = ("bos_token_id", "eos_token_id", "dtype", "quantization_config", "masformer")
 
 
 def is_whole(config: PreTrainedConfig) -> bool:
@@ -51,6 +51,13 @@ def is_whole(config: PreTrainedConfig) -> bool:
     if config.architectures:
         return name in config.architectures and config.get_text_config(decoder=True) is not config
     return config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def has_text_part(whole: PreTrainedConfig) -> bool:
+    """Return whether the decoder of a whole model is a model of its own."""
+    text = whole.get_text_config(decoder=True)
+    is_direct = any(getattr(whole, name, None) is text for name in whole.sub_configs)
+    return is_direct and _SAME.get(text.model_type, text.model_type) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def text_part(whole: PreTrainedConfig, reference: str) -> PreTrainedConfig:
@@ -65,8 +72,7 @@ def text_part(whole: PreTrainedConfig, reference: str) -> PreTrainedConfig:
     """
     text = whole.get_text_config(decoder=True)
     kind = text.model_type
-    is_direct = any(getattr(whole, name, None) is text for name in whole.sub_configs)
-    if not is_direct or _SAME.get(kind, kind) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not has_text_part(whole):
         raise CheckpointError(
             f"model '{reference}' is a {whole.model_type} with a {kind} for text, which is no causal language model "
             "of its own in transformers; give another model"

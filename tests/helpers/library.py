@@ -14,22 +14,24 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from masformer import ConversionError, PlanError, SpanCache, SpanPlan, apply_plan, prefill, remove_plan
 from masformer.attention.cache import can_join, join
 from masformer.attention.prefill import fork, new_cache
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
+from masformer.checkpoints.wrappers import has_text_part, is_whole, load_text_part, text_part
 from masformer.convert import text_config
 from masformer.errors import first_line
 from masformer.plans.cost import cache_bytes
 from masformer.plans.shapes import num_kv_heads, shared_layers
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan
 from masformer.probe import probe_untouched
-from tests.helpers.library_models import tiny_library_model
+from tests.helpers.library_models import tiny_library_model, tiny_whole_model
 from tests.helpers.tiny_models import VOCAB
 
 _NUM_TOKENS = 60
@@ -37,6 +39,7 @@ _SPANS = (LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sink
 # Relative to the largest logit; some models compute states in fp32 whatever is asked of them.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5}
 KINDS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+WHOLES = tuple(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
 
 _HEADING = """\
 # Architectures
@@ -52,6 +55,19 @@ Written by `python -m tests.helpers.library docs/architectures.md`, and tested a
 - **untouched**: a plan is refused with the remark. Without one, chunks and forks give the untouched logits.
 - **refused**: a plan is refused, and so is the model without one, each with its remark.
 - **not built**: no tiny model can be made, or its own code fails; the remark says why. Nothing is known of it here.
+"""
+_HEADING_OF_WHOLES = """
+## Models that also see or hear
+
+Each model that `AutoModelForMultimodalLM` knows, its checkpoint opened as `--model` opens it: {counted}.
+
+- **exact**: every command loads its text part alone, as the model type in the remark, with equal logits in fp64. What
+  plans do to it stands above.
+- **refused**: its checkpoint is not opened, with the remark; some text parts are no model of their own, others scale
+  logits otherwise than the whole model, or need an image.
+- **as above**: it has no text part to take out; above stands what becomes of it.
+- **not built**: no tiny model can be made here, for the reason in the remark. A checkpoint proves itself when it loads.
+
 """
 # Which transformers builds no model of here, whatever the config.
 _OTHER = {
@@ -77,7 +93,7 @@ class Finding:
     """
 
     kind: str
-    outcome: Literal["exact", "untouched", "refused", "not built"]
+    outcome: Literal["exact", "untouched", "refused", "as above", "not built"]
     remark: str = ""
 
 
@@ -126,6 +142,39 @@ def examine(kind: str) -> Finding:
     remove_plan(model)
     _check_same(_logits(model, tokens), untouched, f"{kind} without its plan again")
     return Finding(kind=kind, outcome="exact", remark="; ".join(remarks))
+
+
+@torch.no_grad()
+def examine_whole(kind: str) -> Finding:
+    """Return what a checkpoint of a model that also sees or hears is opened as."""
+    config = CONFIG_MAPPING[kind]()
+    config.architectures = [MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[kind]]
+    if not is_whole(config):
+        if config.architectures[0] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+            return Finding(kind=kind, outcome="as above")
+        return Finding(kind=kind, outcome="refused", remark="no decoder")
+    if not has_text_part(config):
+        text = config.get_text_config(decoder=True).model_type
+        return Finding(kind=kind, outcome="refused", remark=f"{text} is no causal language model of its own")
+    try:
+        model = tiny_whole_model(kind)
+    except Exception as error:  # the model's own code, or a package that is missing
+        return Finding(kind=kind, outcome="not built", remark=first_line(error.__cause__ or error))
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        whole = AutoConfig.from_pretrained(folder)
+        try:
+            text = text_part(whole, kind)
+            options = {"dtype": model.dtype, "experts_implementation": "eager"}
+            found, info = load_text_part(whole, folder, config=text, **options)
+        except CheckpointError as error:
+            return Finding(kind=kind, outcome="refused", remark=str(error))
+    if info["missing_keys"] or info["unexpected_keys"]:
+        return Finding(kind=kind, outcome="refused", remark="its weights and its config have other names")
+    tokens = _tokens(found)
+    saved = model(input_ids=tokens, use_cache=False).logits[0]
+    _check_same(_logits(found, tokens), saved, f"the text part of {kind}")
+    return Finding(kind=kind, outcome="exact", remark=found.config.model_type)
 
 
 def _untouched(kind: str, model: PreTrainedModel, expected: Tensor, remark: str) -> Finding:
@@ -221,11 +270,16 @@ def table(findings: Sequence[Finding]) -> list[str]:
 
 def main() -> None:
     """Write the page: python -m tests.helpers.library docs/architectures.md"""
-    findings = [examine(kind) for kind in KINDS]
-    counts = Counter(found.outcome for found in findings)
-    counted = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("exact", "untouched", "refused", "not built"))
-    lines = [_HEADING.format(version=transformers.__version__, counted=counted), *table(findings), ""]
+    texts, wholes = [examine(kind) for kind in KINDS], [examine_whole(kind) for kind in WHOLES]
+    heading = _HEADING.format(version=transformers.__version__, counted=_counted(texts))
+    lines = [heading, *table(texts), _HEADING_OF_WHOLES.format(counted=_counted(wholes)), *table(wholes), ""]
     Path(sys.argv[1]).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _counted(findings: Sequence[Finding]) -> str:
+    counts = Counter(found.outcome for found in findings)
+    known = ("exact", "untouched", "refused", "as above", "not built")
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in known if counts[outcome])
 
 
 if __name__ == "__main__":

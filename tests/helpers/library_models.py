@@ -106,6 +106,9 @@ _OWN: dict[str, dict[str, Any]] = {
     | {"pronunciation_embed_dim": 8},
     **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "qwen3_vl_text"), _MROPE),
     **dict.fromkeys(("qwen3_vl_moe_text", "qwen3_omni_moe_text"), _MROPE),
+    "qwen2_vl_vision": {"embed_dim": 32, "depth": 2},
+    "janus_vqgan": {"image_token_embed_dim": 32, "num_embeddings": VOCAB, "projection_dim": 32},
+    "inkling2_vision": {"text_hidden_size": 32},
     "xlnet": {"d_head": 8},
     "xmod": {"default_language": "en_XX"},
     "zamba": _SHARED,
@@ -121,10 +124,7 @@ def tiny_library_model(kind: str, **changes: Any) -> PreTrainedModel:
         ValueError: It would be large.
     """
     config = _shrink(CONFIG_MAPPING[kind], **changes)
-    with torch.device("meta"):
-        size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
-    if size > _MOST_WEIGHTS:
-        raise ValueError(f"its tiny model has {size / 1e6:.0f} million weights")
+    _check_size(AutoModelForCausalLM, config)
     torch.manual_seed(0)
     # Grouped products of experts know no fp64.
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
@@ -137,13 +137,24 @@ def tiny_whole_model(kind: str, **text: Any) -> PreTrainedModel:
     Args:
         kind: Its `model_type`.
         text: Changes of its text part.
+
+    Raises:
+        ValueError: It would be large.
     """
     config = _shrink(CONFIG_MAPPING[kind])
     for name, value in text.items():
         setattr(config.get_text_config(decoder=True), name, value)
+    _check_size(AutoModelForMultimodalLM, config)
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForMultimodalLM.from_config(config, experts_implementation="eager")
     return model.eval().double()
+
+
+def _check_size(auto: Any, config: PreTrainedConfig) -> None:
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in auto.from_config(config).parameters())
+    if size > _MOST_WEIGHTS:
+        raise ValueError(f"its tiny model has {size / 1e6:.0f} million weights")
 
 
 def _shrink(cls: type[PreTrainedConfig], **changes: Any) -> PreTrainedConfig:
