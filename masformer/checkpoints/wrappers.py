@@ -11,7 +11,6 @@ of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -114,7 +113,7 @@ def load_text_part(
     )
     cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     decoder = next((module for module in loaded.modules() if isinstance(module, cls)), None) or loaded.get_decoder()
-    prefix = next(name for name, module in loaded.named_modules() if module is decoder)
+    others = _other_prefixes(loaded, decoder)
     model = decoder if isinstance(decoder, cls) else _alone(loaded, decoder, config)
     for name in ("hf_device_map", "hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit"):
         if hasattr(loaded, name):
@@ -122,7 +121,10 @@ def load_text_part(
     model.generation_config = loaded.generation_config
     model.eval()
     _prove(loaded, model)
-    return model, info | {key: _of_text(info[key], prefix) for key in ("missing_keys", "unexpected_keys")}
+    return model, info | {
+        name: [key for key in map(str, info[name]) if not key.startswith(others)]
+        for name in ("missing_keys", "unexpected_keys")
+    }
 
 
 def other_parts(whole: PreTrainedConfig) -> str:
@@ -200,6 +202,15 @@ def _prove(loaded: PreTrainedModel, model: PreTrainedModel) -> None:
         raise CheckpointError(f"{refuse} {first_line(error)}; give a causal language model") from error
 
 
-def _of_text(keys: Iterable[str], prefix: str) -> list[str]:
-    """Return the names of weights that belong to the decoder, or to the head over the vocabulary."""
-    return [key for key in map(str, keys) if key.startswith(f"{prefix}.") or "lm_head" in key]
+def _other_prefixes(loaded: PreTrainedModel, decoder: PreTrainedModel) -> tuple[str, ...]:
+    """Return how names of weights begin that belong to other parts than the decoder and the head."""
+    path = next(name for name, module in loaded.named_modules() if module is decoder).split(".")
+    others, module, head = [], loaded, loaded.get_output_embeddings()
+    for depth, step in enumerate(path):
+        others += [
+            ".".join([*path[:depth], name, ""])
+            for name, child in module.named_children()
+            if name != step and child is not head
+        ]
+        module = module.get_submodule(step)
+    return tuple(others)

@@ -18,7 +18,7 @@ from tests.helpers.tiny_models import LLAMA_LIKE, VOCAB
 LAYERS = 4
 _MOST_WEIGHTS = 100_000_000
 # Whose own code knows no fp64.
-_IN_FP32 = ("inkling2_text", "xglm")
+_IN_FP32 = ("inkling2", "inkling2_text", "xglm")
 
 # Small values of the names that configs give the same thing; each config takes those that it knows.
 _SIZES: dict[str, Any] = LLAMA_LIKE | {
@@ -147,7 +147,7 @@ def tiny_whole_model(kind: str, **text: Any) -> PreTrainedModel:
     _check_size(AutoModelForMultimodalLM, config)
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForMultimodalLM.from_config(config, experts_implementation="eager")
-    return model.eval().double()
+    return model.eval() if kind in _IN_FP32 else model.eval().double()
 
 
 def _check_size(auto: Any, config: PreTrainedConfig) -> None:

@@ -168,9 +168,15 @@ def test_weights_that_lack_or_exceed_the_text_part_are_refused(tmp_path: Path) -
     save_file(whole | {norm.replace("layers.2", "layers.9"): whole[norm].clone()}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"hold 1 tensors that its config does not use, .*layers\.9\."):
         open_checkpoint(str(tmp_path)).load_model(torch.float32)
-    # What is left out may be absent.
-    save_file({name: tensor for name, tensor in whole.items() if "vision" not in name}, tmp_path / "model.safetensors")
-    open_checkpoint(str(tmp_path)).load_model(torch.float32)
+    save_file(whole | {"foreign.weight": whole[norm].clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"hold 1 tensors that its config does not use, foreign\.weight"):
+        open_checkpoint(str(tmp_path)).load_model(torch.float32)
+    # What is left out may be absent, or too much.
+    seen = {"vision_tower.more": whole[norm].clone()}
+    rest = {name: tensor for name, tensor in whole.items() if "vision" not in name}
+    for kept in (rest, whole | seen):
+        save_file(kept, tmp_path / "model.safetensors")
+        open_checkpoint(str(tmp_path)).load_model(torch.float32)
 
 
 def test_a_text_part_that_computes_something_else_is_refused(tmp_path: Path) -> None:
