@@ -79,7 +79,7 @@ def convert(options: argparse.Namespace) -> None:
     if repo_id is not None:
         check_push(repo_id)
     origin = origin_of(checkpoint)
-    _say(f"model   {checkpoint.name}, {num_layers(checkpoint.config)} layers")
+    _say(f"model   {_named(checkpoint)}, {num_layers(checkpoint.config)} layers")
     _say(f"plan    {plan}")
     model = checkpoint.load_model(_dtype(options.dtype, checkpoint), device)
     check_space(folder, sum(weight.nbytes for weight in model.parameters()))
@@ -113,7 +113,7 @@ def show(options: argparse.Namespace) -> None:
     known = max_positions(config)
     positions = "" if known is None else f", trained to {known:,} positions"
     dtype = _dtype(options.dtype, checkpoint)
-    _say(f"model   {checkpoint.name}: {config.model_type}, {num_layers(config)} layers{positions}")
+    _say(f"model   {_named(checkpoint)}: {config.model_type}, {num_layers(config)} layers{positions}")
     _say(f"plan    {plan}")
     _say(f"own     {own}")
     for first, last, span in _runs(plan):
@@ -132,6 +132,10 @@ def show(options: argparse.Namespace) -> None:
 def push(options: argparse.Namespace) -> None:
     """Send a converted checkpoint that is already saved to the hub."""
     _say(f"pushed  {push_to_hub(options.folder, options.repo_id, private=options.private or None)}")
+
+
+def _named(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.name}, {checkpoint.part}" if checkpoint.part else checkpoint.name
 
 
 def _runs(plan: SpanPlan) -> list[tuple[int, int, LayerSpan | HeadSpans]]:

@@ -150,6 +150,8 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self.rows = rows or (64 if self.device.type == "cuda" else 16)
         set_end_tokens(self.model, self.ends.token_ids)
         if self.rank == 0:
+            if self.checkpoint.part:
+                _log.warning("used is %s", self.checkpoint.part)
             _log.info("answers end at %s", self.ends.describe())
 
     def _get_config(self, pretrained: str, **_: Any) -> None:

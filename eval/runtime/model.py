@@ -212,8 +212,9 @@ def check_positions(longest: int, checkpoint: Checkpoint, *, allow_extrapolation
 
 
 def describe_weights(checkpoint: Checkpoint) -> str:
-    """Return what pins the weights, for people."""
+    """Return what pins the weights, and which part is used, for people."""
     known = checkpoint.provenance
+    part = f"{checkpoint.part}; " if checkpoint.part else ""
     if known["source"] == "hub":
-        return f"hub {known['hub_id']} at {known['revision']}"
-    return ", ".join(f"{name} sha256 {digest[:12]}" for name, digest in known["files"].items())
+        return f"{part}hub {known['hub_id']} at {known['revision']}"
+    return part + ", ".join(f"{name} sha256 {digest[:12]}" for name, digest in known["files"].items())

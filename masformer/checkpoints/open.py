@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from masformer.checkpoints.fit import (
     vocabulary,
 )
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
+from masformer.checkpoints.wrappers import is_whole, load_text_part, other_parts, text_part
 from masformer.errors import first_line
 from masformer.model_type import read_config
 
@@ -126,6 +127,7 @@ class Checkpoint:
         gguf_file: File name inside the folder; None for safetensors.
         revision: Commit of the hub; None for local files.
         listing: Its files; None for a GGUF file.
+        whole: Config of a model that also sees or hears, of which `config` is the text part; else None.
     """
 
     name: str
@@ -137,12 +139,20 @@ class Checkpoint:
     revision: str | None
     trust_remote_code: bool
     listing: Listing | None = None
+    whole: PreTrainedConfig | None = None
 
     @cached_property
     def has_tokens_beyond(self) -> bool:
         """Return whether the tokenizer has tokens that the model has no embedding for."""
         last = max([self.tokenizer.vocab_size - 1, *self.tokenizer.added_tokens_decoder])
         return bool(last >= vocabulary(self.config))
+
+    @property
+    def part(self) -> str | None:
+        """Return what is loaded of a model that also sees or hears; None of others."""
+        return (
+            self.whole and f"the text part of this {self.whole.model_type} model, without its {other_parts(self.whole)}"
+        )
 
     def check_tokens(self, token_ids: Sequence[int], where: str) -> None:
         """Raise `CheckpointError` for a token that the model has no embedding for.
@@ -180,8 +190,9 @@ class Checkpoint:
             CheckpointError: There are no safetensors, or the weights do not fit the config.
         """
         source = {"gguf_file": self.gguf_file} if self.gguf_file else {"use_safetensors": True}
+        load = AutoModelForCausalLM.from_pretrained if self.whole is None else partial(load_text_part, self.whole)
         try:
-            loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = load(
                 self.location,
                 config=self.config,
                 dtype=dtype,
@@ -191,6 +202,8 @@ class Checkpoint:
                 device_map=device_map,
                 **source,
             )
+        except CheckpointError as error:
+            raise CheckpointError(f"'{self.name}': {error}") from error
         except Exception as error:  # whatever a broken file or a missing package makes transformers raise
             raise CheckpointError(f"the weights of '{self.name}' do not load: {first_line(error)}") from error
         if self.listing is not None and self.revision is not None:  # whose files were fetched for this
@@ -277,7 +290,9 @@ def open_checkpoint(reference: str, *, revision: str | None = None, trust_remote
         listing.check()
     if source != "hub":
         provenance["files"] = _digests(Path(location), _read_files(Path(location), gguf_file, listing))
-    config, tokenizer = _read(location, reference, gguf_file, revision, listing, trust_remote_code=trust_remote_code)
+    config, tokenizer, whole = _read(
+        location, reference, gguf_file, revision, listing, trust_remote_code=trust_remote_code
+    )
     if listing is not None and revision is None:
         check_types(config, listing.tensors(), reference)
     return Checkpoint(
@@ -290,6 +305,7 @@ def open_checkpoint(reference: str, *, revision: str | None = None, trust_remote
         revision=revision,
         trust_remote_code=trust_remote_code,
         listing=listing,
+        whole=whole,
     )
 
 
@@ -301,8 +317,12 @@ def _read(
     listing: Listing | None,
     *,
     trust_remote_code: bool,
-) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Return config and tokenizer. Raises `CheckpointError` for what transformers cannot read or build."""
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedConfig | None]:
+    """Return config and tokenizer, and of a text part the config of the whole model.
+
+    Raises:
+        CheckpointError: transformers cannot read or build it.
+    """
     options: dict[str, Any] = {}
     if gguf_file:
         options["gguf_file"] = gguf_file
@@ -310,8 +330,10 @@ def _read(
         options["revision"] = revision
     try:
         config = read_config(location, trust_remote_code=trust_remote_code, **options)
-        _check_decoder(config, reference)
         pin_attention(config)
+        whole = config if is_whole(config) else None
+        config = config if whole is None else text_part(whole, reference)
+        _check_decoder(config, reference)
         if listing is not None and not trust_remote_code:
             listing.check_tokenizer()
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
@@ -323,7 +345,7 @@ def _read(
         check_quantization(config, reference)
     if not getattr(config, "auto_map", None):
         check_builds(config, reference)
-    return config, tokenizer
+    return config, tokenizer, whole
 
 
 def _folder(folder: Path, name: str) -> Listing:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from eval.generation import tree_decoder
 from eval.generation.decode import Answer, decode
 from eval.run import main
-from tests.helpers.library import tiny_library_model
+from tests.helpers.library_models import tiny_library_model
 from tests.helpers.tiny_models import tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_plots")

@@ -8,76 +8,39 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from masformer import ConversionError, PlanError, SpanCache, SpanPlan, apply_plan, prefill, remove_plan
 from masformer.attention.cache import can_join, join
 from masformer.attention.prefill import fork, new_cache
+from masformer.checkpoints.open import CheckpointError, open_checkpoint
+from masformer.checkpoints.wrappers import has_text_part, is_whole, load_text_part, text_part
+from masformer.convert import text_config
 from masformer.errors import first_line
+from masformer.plans.cost import cache_bytes
 from masformer.plans.shapes import num_kv_heads, shared_layers
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan
 from masformer.probe import probe_untouched
-from tests.helpers.tiny_models import LLAMA_LIKE, VOCAB
+from tests.helpers.library_models import tiny_library_model, tiny_whole_model
+from tests.helpers.tiny_models import VOCAB
 
-LAYERS = 4
 _NUM_TOKENS = 60
 _SPANS = (LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2), LayerSpan(span=5))
-_MOST_WEIGHTS = 100_000_000
-# In fp64, relative to the largest logit; some models compute states in fp32 whatever is asked of them.
-_TOLERANCE = 1e-6
+# Relative to the largest logit; some models compute states in fp32 whatever is asked of them.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5}
 KINDS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+WHOLES = tuple(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
 
-# Small values of the names that configs give the same thing; each config takes those that it knows.
-_SIZES: dict[str, Any] = LLAMA_LIKE | {
-    "num_hidden_layers": LAYERS,
-    "sliding_window": 12,
-    # Experts.
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
-    "n_group": 1,
-    "topk_group": 1,
-    # Latent attention.
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    # States.
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_head_dim": 8,
-    "linear_num_heads": 4,
-    "mamba_n_heads": 4,
-    "mamba_d_state": 8,
-    # The rest of what would be large.
-    "encoder_layers": LAYERS,
-    "decoder_layers": LAYERS,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "ffn_dim": 48,
-    "num_layers": LAYERS,
-    "num_heads": 4,
-    "rotary_dim": 4,
-    "vocab_size_per_layer_input": VOCAB,
-    "hidden_size_per_layer_input": 8,
-    "image_size": 32,
-    "patch_size": 16,
-    "window_size": 12,
-}
 _HEADING = """\
 # Architectures
 
@@ -93,63 +56,27 @@ Written by `python -m tests.helpers.library docs/architectures.md`, and tested a
 - **refused**: a plan is refused, and so is the model without one, each with its remark.
 - **not built**: no tiny model can be made, or its own code fails; the remark says why. Nothing is known of it here.
 """
-_WINDOWS = ["sliding_attention", "full_attention"] * (LAYERS // 2)
-_STATES = {"layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2)}
-_DENSE_FIRST = {"n_shared_experts": 1, "first_k_dense_replace": 1}
-# What single architectures need besides.
-_OWN: dict[str, dict[str, Any]] = {
-    "cohere_compass_text": {"layer_types": ["full_attention"] * LAYERS},
-    "dots1": _DENSE_FIRST,
-    "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": _WINDOWS, "altup_num_inputs": 2, "laurel_rank": 4}
-    | {"activation_sparsity_pattern": [0.0] * LAYERS, "intermediate_size": 48},
-    "gemma4_text": {"num_kv_shared_layers": 2, "layer_types": _WINDOWS, "global_head_dim": 16},
-    "gemma4_unified_text": {"num_kv_shared_layers": 0, "layer_types": _WINDOWS, "global_head_dim": 16},
-    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
-    "granitemoehybrid": _STATES,
-    "kimi_linear": _STATES,
-    "bailing_hybrid": _STATES,
-    "bamba": {"attn_layer_indices": [1, 3], "mamba_d_head": 16},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "lfm2": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
-    "longcat_flash": {"num_layers": LAYERS // 2, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "moe_topk": 2},
-    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
-    "mimo_v2_flash": {"layer_types": _WINDOWS},
-    "reformer": {"is_decoder": True},
-    "roc_bert": {"shape_vocab_size": 9, "shape_embed_dim": 8, "pronunciation_vocab_size": 9}
-    | {"pronunciation_embed_dim": 8},
-    "xlnet": {"d_head": 8},
-    "xmod": {"default_language": "en_XX"},
-    "zaya": {"num_experts_per_tok": 1},
+_HEADING_OF_WHOLES = """
+## Models that also see or hear
+
+Each model that `AutoModelForMultimodalLM` knows, its checkpoint opened as `--model` opens it: {counted}.
+
+- **exact**: every command loads its text part alone, as the model type in the remark, with equal logits in fp64. What
+  plans do to it stands above.
+- **refused**: its checkpoint is not opened, with the remark; some text parts are no model of their own, others scale
+  logits otherwise than the whole model, or need an image.
+- **as above**: it has no text part to take out; above stands what becomes of it.
+- **not built**: no tiny model can be made here, for the reason in the remark. A checkpoint proves itself when it loads.
+
+"""
+# Which transformers builds no model of here, whatever the config.
+_OTHER = {
+    "gemma3n": "its tower for images needs the package timm; its text part is gemma3n_text",
+    "gemma4_assistant": "it drafts for another model, whose keys all its layers read",
+    "gemma4_unified_assistant": "it drafts for another model, whose keys all its layers read",
+    "musicgen": "it writes sound",
+    "musicgen_melody": "it writes sound",
 }
-
-
-def tiny_library_model(kind: str, **changes: Any) -> PreTrainedModel:
-    """Return a random model of an architecture in fp64, in eval mode, with the same weights at every call.
-
-    Raises:
-        ValueError: It would be large.
-    """
-    config = _shrink(CONFIG_MAPPING[kind], **changes)
-    with torch.device("meta"):
-        size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
-    if size > _MOST_WEIGHTS:
-        raise ValueError(f"its tiny model has {size / 1e6:.0f} million weights")
-    torch.manual_seed(0)
-    # Grouped products of experts know no fp64.
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
-    return model.eval().double()
-
-
-def _shrink(cls: type[PreTrainedConfig], **changes: Any) -> PreTrainedConfig:
-    known = {**cls().to_dict(), **dict.fromkeys(cls.attribute_map)}
-    values: dict[str, Any] = {name: value for name, value in _SIZES.items() if name in known}
-    if "kv_lora_rank" in known:
-        values["num_key_value_heads"] = values["num_attention_heads"]
-    for name, part in cls.sub_configs.items():
-        if isinstance(part, type) and issubclass(part, PreTrainedConfig) and hasattr(part, "model_type"):
-            values[name] = _shrink(part)
-    return cls(**values | _OWN.get(cls.model_type, {}) | changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +93,7 @@ class Finding:
     """
 
     kind: str
-    outcome: Literal["exact", "untouched", "refused", "not built"]
+    outcome: Literal["exact", "untouched", "refused", "as above", "not built"]
     remark: str = ""
 
 
@@ -178,9 +105,14 @@ def examine(kind: str) -> Finding:
     """
     try:
         model = tiny_library_model(kind)
-        tokens = _tokens(model)
-        untouched = _logits(model, tokens)
     except Exception as error:  # the model's own code, which we do not judge
+        return Finding(kind=kind, outcome="not built", remark=_OTHER.get(kind) or first_line(error))
+    if not hasattr(text_config(model.config), "num_hidden_layers"):
+        return Finding(kind=kind, outcome="refused", remark=_refusal(model))
+    tokens = _tokens(model)
+    try:
+        untouched = _logits(model, tokens)
+    except Exception as error:
         return Finding(kind=kind, outcome="not built", remark=first_line(error))
     try:
         own = apply_plan(model)
@@ -212,6 +144,39 @@ def examine(kind: str) -> Finding:
     return Finding(kind=kind, outcome="exact", remark="; ".join(remarks))
 
 
+@torch.no_grad()
+def examine_whole(kind: str) -> Finding:
+    """Return what a checkpoint of a model that also sees or hears is opened as."""
+    config = CONFIG_MAPPING[kind]()
+    config.architectures = [MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[kind]]
+    if not is_whole(config):
+        if config.architectures[0] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+            return Finding(kind=kind, outcome="as above")
+        return Finding(kind=kind, outcome="refused", remark="no decoder")
+    if not has_text_part(config):
+        text = config.get_text_config(decoder=True).model_type
+        return Finding(kind=kind, outcome="refused", remark=f"{text} is no causal language model of its own")
+    try:
+        model = tiny_whole_model(kind)
+    except Exception as error:  # the model's own code, or a package that is missing
+        return Finding(kind=kind, outcome="not built", remark=first_line(error.__cause__ or error))
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        whole = AutoConfig.from_pretrained(folder)
+        try:
+            text = text_part(whole, kind)
+            options = {"dtype": model.dtype, "experts_implementation": "eager"}
+            found, info = load_text_part(whole, folder, config=text, **options)
+        except CheckpointError as error:
+            return Finding(kind=kind, outcome="refused", remark=str(error))
+    if info["missing_keys"] or info["unexpected_keys"]:
+        return Finding(kind=kind, outcome="refused", remark="its weights and its config have other names")
+    tokens = _tokens(found)
+    saved = model(input_ids=tokens, use_cache=False).logits[0]
+    _check_same(_logits(found, tokens), saved, f"the text part of {kind}")
+    return Finding(kind=kind, outcome="exact", remark=found.config.model_type)
+
+
 def _untouched(kind: str, model: PreTrainedModel, expected: Tensor, remark: str) -> Finding:
     """Return what becomes of a model without a plan."""
     tokens = _tokens(model)
@@ -228,6 +193,17 @@ def _untouched(kind: str, model: PreTrainedModel, expected: Tensor, remark: str)
     return Finding(kind=kind, outcome="untouched", remark=remark)
 
 
+def _refusal(model: PreTrainedModel) -> str:
+    """Return why no command opens the checkpoint of a model, which has not the layers of a decoder."""
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        try:
+            open_checkpoint(folder)
+        except CheckpointError as error:
+            return str(error).partition("' ")[2]
+    raise AssertionError(f"{model.config.model_type} opens")
+
+
 def _tokens(model: PreTrainedModel) -> Tensor:
     vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
     return torch.randint(3, min(vocabulary, VOCAB), (1, _NUM_TOKENS), generator=torch.Generator().manual_seed(1))
@@ -241,7 +217,9 @@ def _logits(model: PreTrainedModel, tokens: Tensor, **more: Any) -> Tensor:
 
 def _check_same(found: Tensor, expected: Tensor, what: str) -> None:
     difference = float((found - expected).abs().max())
-    assert difference <= _TOLERANCE * max(1.0, float(expected.abs().max())), f"{what} is {difference:.2g} off"
+    assert difference <= _TOLERANCE[found.dtype] * max(1.0, float(expected.abs().max())), (
+        f"{what} is {difference:.2g} off"
+    )
 
 
 @torch.no_grad()
@@ -249,6 +227,12 @@ def _check_serving(model: PreTrainedModel, plan: SpanPlan) -> None:
     """Raise `AssertionError` unless chunks, single tokens, forks and joined forks give what one pass gives."""
     kind, tokens = model.config.model_type, _tokens(model)
     once = _logits(model, tokens)
+    cache = SpanCache(plan)
+    _check_same(
+        _logits(model, tokens, past_key_values=cache, use_cache=True), once, f"{kind} under '{plan}' and a cache"
+    )
+    counted = cache_bytes(model.config, plan, _NUM_TOKENS, model.dtype.itemsize)
+    assert counted == cache.num_bytes, f"{kind} under '{plan}': {counted} bytes counted, {cache.num_bytes} stored"
     for steps in ((40, *(1,) * 20), (1, 28, 1, 30)):
         cache = SpanCache(plan)
         parts = [_logits(model, part, past_key_values=cache, use_cache=True) for part in tokens.split(steps, dim=1)]
@@ -286,11 +270,16 @@ def table(findings: Sequence[Finding]) -> list[str]:
 
 def main() -> None:
     """Write the page: python -m tests.helpers.library docs/architectures.md"""
-    findings = [examine(kind) for kind in KINDS]
-    counts = Counter(found.outcome for found in findings)
-    counted = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("exact", "untouched", "refused", "not built"))
-    lines = [_HEADING.format(version=transformers.__version__, counted=counted), *table(findings), ""]
+    texts, wholes = [examine(kind) for kind in KINDS], [examine_whole(kind) for kind in WHOLES]
+    heading = _HEADING.format(version=transformers.__version__, counted=_counted(texts))
+    lines = [heading, *table(texts), _HEADING_OF_WHOLES.format(counted=_counted(wholes)), *table(wholes), ""]
     Path(sys.argv[1]).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _counted(findings: Sequence[Finding]) -> str:
+    counts = Counter(found.outcome for found in findings)
+    known = ("exact", "untouched", "refused", "as above", "not built")
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in known if counts[outcome])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.shapes import layer_shapes
 from masformer.plans.spans import FULL, LayerSpan
 from masformer.probe import probe_untouched
-from tests.helpers.library import KINDS, Finding, examine, table, tiny_library_model
+from tests.helpers.library import KINDS, WHOLES, Finding, examine, examine_whole, table
+from tests.helpers.library_models import tiny_library_model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 # In the gate: what was wrong once, and one of each sort.
@@ -25,8 +26,13 @@ OFTEN = ("diffllama", "gemma3n_text", "gemma4_text", "gemma4", "jetmoe", "modern
 OFTEN += ("llama4_text", "deepseek_v3", "qwen3_next", "lfm2", "mamba", "jamba", "recurrent_gemma", "minimax", "bart")
 
 
-def on_the_page() -> dict[str, Finding]:
-    cells = [line.split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+WHOLES_OFTEN = ("mistral3", "llava", "qwen3_vl", "cohere2_vision", "glm4v", "git", "blip-2")
+
+
+def on_the_page(part: int) -> dict[str, Finding]:
+    """Return what a table of the page says: 0 is that of decoders, 1 that of models which also see or hear."""
+    text = PAGE.read_text(encoding="utf-8").split("## Models that also see or hear")[part]
+    cells = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
     rows = [[cell.strip(" `") if at == 1 else cell.strip() for at, cell in enumerate(row)] for row in cells]
     return {
         kind: Finding(kind=kind, outcome=outcome, remark=remark)  # type: ignore[arg-type]
@@ -38,11 +44,25 @@ def on_the_page() -> dict[str, Finding]:
     "kind", [kind if kind in OFTEN else pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS]
 )
 def test_an_architecture_is_exact_or_refused_as_its_page_says(kind: str) -> None:
-    assert table([examine(kind)])[-1] == table([on_the_page()[kind]])[-1]
+    assert table([examine(kind)])[-1] == table([on_the_page(0)[kind]])[-1]
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in WHOLES_OFTEN else pytest.param(kind, marks=pytest.mark.nightly) for kind in WHOLES]
+)
+def test_a_model_that_also_sees_or_hears_is_opened_as_its_page_says(kind: str) -> None:
+    assert table([examine_whole(kind)])[-1] == table([on_the_page(1)[kind]])[-1]
 
 
 def test_the_page_has_every_architecture() -> None:
-    assert tuple(on_the_page()) == KINDS
+    assert tuple(on_the_page(0)) == KINDS
+    assert tuple(on_the_page(1)) == WHOLES
+
+
+def test_bytes_that_are_counted_wrong_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.helpers.library.cache_bytes", lambda *_: 1)
+    with pytest.raises(AssertionError, match=r"llama under .*: 1 bytes counted, "):
+        examine("llama")
 
 
 def test_layers_that_share_keys_take_one_span() -> None:
