@@ -241,6 +241,15 @@ class Listing:
         return f"{self.name} holds a LoRA adapter{of_base} and no model; {remedy}"
 
 
+def list_folder(folder: Path, name: str) -> Listing:
+    """Return the files of a folder; links count as what they lead to, as in the hub's cache."""
+    try:
+        names = {path.name for path in folder.iterdir() if path.is_file()}
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
+    return Listing(name=name, names=names, path=lambda file: folder / file)
+
+
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Raise `CheckpointError` for a number that no library should be given, in a config or one within it.
 

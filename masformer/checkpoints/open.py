@@ -15,7 +15,6 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, hf_hub_download, model_info
-from huggingface_hub.errors import RevisionNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,7 +33,14 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from masformer.checkpoints.files import ADAPTER_CONFIG, GENERATION_CONFIG, CheckpointError, Listing, check_token_ids
+from masformer.checkpoints.files import (
+    ADAPTER_CONFIG,
+    GENERATION_CONFIG,
+    CheckpointError,
+    Listing,
+    check_token_ids,
+    list_folder,
+)
 from masformer.checkpoints.fit import (
     check_all_used,
     check_builds,
@@ -46,10 +50,9 @@ from masformer.checkpoints.fit import (
     pin_attention,
     vocabulary,
 )
-from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
+from masformer.checkpoints.hub import find_on_hub
 from masformer.errors import first_line
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Architectures whose positions are a learned table, which has no entry beyond its end.
 _LEARNED_POSITIONS = {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "ctrl", "openai-gpt"}
 # What loading reads from a folder beside weights: config, tokenizer, chat templates, end tokens, code.
@@ -269,10 +272,10 @@ def open_checkpoint(reference: str, *, revision: str | None = None, trust_remote
     listing = None
     if source == "hub":
         provenance["hub_id"] = location
-        revision, location, listing = _find_on_hub(location, reference, revision)
+        revision, location, listing = find_on_hub(location, reference, revision, _hint(reference))
         provenance["revision"] = revision
     elif source == "folder":
-        listing = _folder(Path(reference), f"model folder '{reference}'")
+        listing = list_folder(Path(reference), f"model folder '{reference}'")
     if listing is not None:
         listing.check()
     if source != "hub":
@@ -326,15 +329,6 @@ def _read(
     return config, tokenizer
 
 
-def _folder(folder: Path, name: str) -> Listing:
-    """Return the files of a folder; links count as what they lead to, as in the hub's cache."""
-    try:
-        names = {path.name for path in folder.iterdir() if path.is_file()}
-    except OSError as error:
-        raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
-    return Listing(name=name, names=names, path=lambda file: folder / file)
-
-
 def _read_files(folder: Path, gguf_file: str | None, listing: Listing | None) -> list[str]:
     """Return names, or patterns of names, of all files that loading reads."""
     if listing is not None:
@@ -377,62 +371,6 @@ def _check_decoder(config: PreTrainedConfig, reference: str) -> None:
         raise CheckpointError(f"model '{reference}' is a {what}, not a decoder; give a causal language model")
     if not getattr(config.get_text_config(decoder=True), "num_attention_heads", None):
         raise CheckpointError(f"model '{reference}' is a {config.model_type}, which has no attention to give spans to")
-
-
-def _find_on_hub(hub_id: str, reference: str, asked: str | None) -> tuple[str, str, Listing]:
-    """Return the commit of a revision, where to load it from (hub id or a folder of the cache), and its files."""
-    name = f"model '{reference}' on the hub"
-    answer: Exception
-    if constants.HF_HUB_OFFLINE:
-        answer = OSError("HF_HUB_OFFLINE is set")
-    else:
-        try:
-            info = within(HUB_TIMEOUT_SECONDS, lambda: model_info(hub_id, revision=asked, timeout=HUB_TIMEOUT_SECONDS))
-            revision = str(info.sha)
-            if not _COMMIT.fullmatch(revision):
-                raise OSError(f"it names {revision[:60]!r} in the place of a commit")
-            listing = Listing(
-                name=name,
-                names={file.rfilename for file in info.siblings or () if "/" not in file.rfilename},
-                path=lambda file: Path(hf_hub_download(hub_id, file, revision=revision)),
-            )
-            return revision, hub_id, listing
-        except Exception as error:  # the client raises its own, httpx's and OSError; judged below
-            answer = error
-    if isinstance(answer, RevisionNotFoundError):
-        raise CheckpointError(f"model '{reference}' on the hub has no revision '{asked}'; give another") from answer
-    status = getattr(getattr(answer, "response", None), "status_code", None)
-    if status in (401, 403, 404):
-        raise CheckpointError(
-            f"model '{reference}' is neither a local folder nor open to this user on the hub (HTTP {status})"
-            f"{_hint(reference)}"
-        ) from answer
-    # Loading by commit leaves no name behind, so the newest of the cache's snapshots is taken.
-    cached = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
-    snapshots = {file.parent for file in cached.glob("snapshots/*/*.safetensors")}
-    if asked is not None and snapshots:
-        snapshots = {folder for folder in snapshots if folder.name == _named(cached, asked)}
-        if not snapshots:
-            raise CheckpointError(
-                f"the hub cannot be reached, and its cache holds no revision '{asked}' of model '{reference}'; give a "
-                "commit that it holds"
-            ) from answer
-    if snapshots:
-        newest = max(snapshots, key=lambda folder: folder.stat().st_mtime)
-        return newest.name, str(newest), _folder(newest, f"model '{reference}' in the hub's cache")
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({first_line(answer)})"
-    raise CheckpointError(
-        f"model '{reference}' is no local folder, {why} and its cache does not hold it{_hint(reference)}"
-    ) from answer
-
-
-def _named(cached: Path, revision: str) -> str:
-    """Return the commit that the hub's cache knows a revision by, else the revision, which may be one."""
-    file = cached / "refs" / revision
-    try:
-        return file.read_text().strip() if file.resolve().is_relative_to(cached.resolve()) else revision
-    except (OSError, ValueError):
-        return revision
 
 
 def _hint(reference: str) -> str:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import masformer.checkpoints.open as opening
 from masformer import PlanError
+from masformer.checkpoints import hub
 from masformer.checkpoints.files import CheckpointError, Listing
 from masformer.checkpoints.open import Checkpoint, open_checkpoint
 from tests.helpers.properties import tries
@@ -275,9 +275,9 @@ def test_a_name_that_is_not_utf_8_is_one_line() -> None:
 
 def test_an_index_on_the_hub_is_read_by_the_same_rule(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change_index(folder, "pytorch_model.bin")
-    monkeypatch.setattr(opening.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(opening, "model_info", lambda *_, **__: _Siblings(folder))
-    monkeypatch.setattr(opening, "hf_hub_download", lambda _, file, **__: str(folder / file))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "model_info", lambda *_, **__: _Siblings(folder))
+    monkeypatch.setattr(hub, "hf_hub_download", lambda _, file, **__: str(folder / file))
     with pytest.raises(CheckpointError, match=r"index.json of model 'owner/name' on the hub names 'pytorch_model.bin'"):
         open_checkpoint("owner/name")
 
@@ -293,8 +293,8 @@ def test_a_revision_is_that_of_the_hub_and_of_its_cache(
             raise RevisionNotFoundError("no", response=Mock(status_code=404, headers={}))
         return _Siblings(folder)
 
-    monkeypatch.setattr(opening.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(opening, "model_info", info)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "model_info", info)
     with pytest.raises(CheckpointError, match=r"^model 'owner/name' on the hub has no revision 'gone'; give another$"):
         open_checkpoint("owner/name", revision="gone")
     with pytest.raises(CheckpointError, match="is on this machine and has no revision 'v1'; leave that out"):
@@ -306,8 +306,8 @@ def test_a_revision_is_that_of_the_hub_and_of_its_cache(
         shutil.copytree(folder, cached / "snapshots" / commit)
     (cached / "refs").mkdir()
     (cached / "refs" / "v1").write_text("a" * 40)
-    monkeypatch.setattr(opening.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(opening.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for revision, commit in {"v1": "a", "b" * 40: "b"}.items():
         checkpoint = open_checkpoint("owner/name", revision=revision)
         assert checkpoint.provenance["revision"] == commit * 40
