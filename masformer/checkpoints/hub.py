@@ -68,6 +68,7 @@ def find_on_hub(hub_id: str, reference: str, asked: str | None, hint: str) -> tu
                 name=name,
                 names={file.rfilename for file in info.siblings or () if "/" not in file.rfilename},
                 path=lambda file: Path(hf_hub_download(hub_id, file, revision=revision)),
+                reference=hub_id,
             )
             return revision, hub_id, listing
         except Exception as error:  # the client raises its own, httpx's and OSError; judged below

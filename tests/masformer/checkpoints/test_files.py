@@ -113,6 +113,34 @@ def test_a_missing_shard_is_named(sharded: Path) -> None:
     refused(sharded, f"lacks {name.name}, one of 1 files that its {INDEX} names")
 
 
+@pytest.mark.parametrize("names", [["pytorch_model.bin"], [f"pytorch_model-0000{one}-of-00002.bin" for one in (1, 2)]])
+def test_pickled_weights_are_named_with_what_writes_them_as_safetensors(
+    folder: Path, names: list[str], tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    keys = list(model.state_dict())
+    cut = len(keys) // len(names) + 1
+    parts = [keys[first : first + cut] for first in range(0, len(keys), cut)]
+    for name, part in zip(names, parts, strict=True):
+        torch.save({key: model.state_dict()[key] for key in part}, folder / name)
+    if len(names) > 1:
+        places = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    with pytest.raises(CheckpointError, match=f"its weights are in {names[0]}") as error:
+        open_checkpoint(str(folder))
+    command = str(error.value).partition('python -c "')[2].removesuffix('"')
+    exec(command.replace("NEW_FOLDER", str(tmp_path / "new")), {})  # as the message says
+    again = open_checkpoint(str(tmp_path / "new")).load_model(torch.float32)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+def test_pickles_beside_safetensors_are_left_alone(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"no pickle")
+    assert "pytorch_model.bin" not in open_checkpoint(str(folder)).provenance["files"]
+    open_checkpoint(str(folder)).load_model(torch.float32)
+
+
 def test_old_weights_beside_newer_shards_are_refused(sharded: Path, saved: Path) -> None:
     shutil.copy(saved / "model.safetensors", sharded)
     refused(sharded, r"two sets of weights: model.safetensors, and the \d+ shards")
@@ -127,7 +155,10 @@ def test_an_adapter_is_no_model(folder: Path, has_config: bool, has_weights: boo
         (folder / "config.json").unlink()
     if not has_weights:
         (folder / "model.safetensors").unlink()
-    refused(folder, "holds a LoRA adapter of 'base' " + ("beside a model" if has_weights else "and no model; merge it"))
+    refused(
+        folder,
+        "holds a LoRA adapter of 'base' beside a model" if has_weights else "names 'base' as its base: .* --model BASE",
+    )
 
 
 def test_adapter_weights_without_their_config_are_no_model(folder: Path) -> None:
