@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,13 +98,23 @@ def open_model(
         PlanError: The plan is malformed, or does not fit the model.
         UserError: The length is beyond its positions.
     """
-    checkpoint = open_checkpoint(
-        config.model, revision=config.model_revision, trust_remote_code=config.trust_remote_code
-    )
+    checkpoint = open_configured(config)
     resolved = resolve_plan(plan, checkpoint, keeps_full=keeps_full)
     check_positions(longest, checkpoint, allow_extrapolation=getattr(config, "allow_extrapolation", False))
     dtype = config.dtype or default_dtype(process.device_type)
     return OpenedModel(process=process, checkpoint=checkpoint, plan=resolved, dtype=dtype, requested_plan=plan)
+
+
+def open_configured(config: JobOptions) -> Checkpoint:
+    """Return the checkpoint that settings name, without weights. Raises `CheckpointError` where none is usable."""
+    return open_checkpoint(
+        config.model,
+        revision=config.model_revision,
+        adapter=config.adapter,
+        adapter_revision=config.adapter_revision,
+        quantize=config.quantize,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def resolve_plan(text: str, checkpoint: Checkpoint, *, keeps_full: bool = False) -> SpanPlan | None:
@@ -213,7 +223,15 @@ def check_positions(longest: int, checkpoint: Checkpoint, *, allow_extrapolation
 
 def describe_weights(checkpoint: Checkpoint) -> str:
     """Return what pins the weights, for people."""
-    known = checkpoint.provenance
+    parts = [_describe_source(checkpoint.provenance)]
+    if checkpoint.adapter is not None:
+        parts.append(f"{checkpoint.adapter.name} ({_describe_source(checkpoint.adapter.provenance)})")
+    if checkpoint.quantization is not None:
+        parts.append(f"weights {checkpoint.quantization}")
+    return ", ".join(parts)
+
+
+def _describe_source(known: Mapping[str, Any]) -> str:
     if known["source"] == "hub":
         return f"hub {known['hub_id']} at {known['revision']}"
     return ", ".join(f"{name} sha256 {digest[:12]}" for name, digest in known["files"].items())

@@ -36,6 +36,7 @@ from transformers import (
 
 from masformer.checkpoints.files import ADAPTER_CONFIG, TOKENIZERS, CheckpointError, Listing
 from masformer.errors import first_line
+from masformer.plans.spans import SpanPlan
 
 WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
@@ -313,9 +314,9 @@ def read_adapter(
     )
 
 
-def note_training(folder: Path, plan: list[Any] | None, extend_positions: str | None) -> None:
+def note_training(folder: Path, plan: SpanPlan | None, extend_positions: str | None) -> None:
     """Write beside an adapter what its base needs before it fits: the plan, and whether positions were extended."""
-    content = {"plan": plan, "extend_positions": extend_positions}
+    content = {"plan": None if plan is None else plan.to_json(), "extend_positions": extend_positions}
     (folder / TRAINED_WITH).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
