@@ -145,7 +145,7 @@ def check_quantization(config: PreTrainedConfig, reference: str, quantize: str |
         return
     asked = None if quantize is None else QUANTIZERS[quantize](torch.float32)
     try:
-        get_hf_quantizer(deepcopy(config), asked, None, None, True, {})
+        get_hf_quantizer(deepcopy(config), asked, None, True, {})
     except Exception as error:  # packages, devices, methods: each has an exception of its own
         if quantize is not None:
             raise CheckpointError(f"--quantize {quantize}: {first_line(error)}") from error
