@@ -40,7 +40,7 @@ from eval.prompting.chat import ChatSettings, ChatTemplate
 from eval.prompting.encoding import TextEncoder
 from eval.prompting.ends import find_ends
 from eval.runtime.memory import memory_budget
-from eval.runtime.model import TORCH_DTYPES, load_converted, resolve_plan, suggested_ends
+from eval.runtime.model import TORCH_DTYPES, check_dtype, load_converted, resolve_plan, suggested_ends
 from masformer import fixed_frequencies
 from masformer.attention.prefill import frequency_class
 from masformer.checkpoints.open import open_checkpoint
@@ -150,6 +150,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self.plan = resolve_plan(self.asked_plan, self.checkpoint, keeps_full=True)
         own = next((name for name, of in TORCH_DTYPES.items() if of == self.checkpoint.config.dtype), "float32")
         self.dtype_name = own if dtype == "auto" else dtype
+        check_dtype(self.dtype_name, quantize)
         self.memory_gib = memory_gib
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         thinks = options.get("enable_thinking")

@@ -27,9 +27,20 @@ TORCH_DTYPES = {
 }
 
 
+# dtypes that bitsandbytes computes in; its 8-bit layers round what enters them to float16 first.
+_QUANTIZED_DTYPES = {"4bit": ("float32", "bfloat16", "float16"), "8bit": ("bfloat16", "float16")}
+
+
 def default_dtype(device_type: str) -> str:
     """Return the default dtype of a device: bfloat16 on CUDA, else float32."""
     return "bfloat16" if device_type == "cuda" else "float32"
+
+
+def check_dtype(dtype: str, quantize: str | None) -> None:
+    """Raise `UserError` for a dtype that quantized weights are not computed in."""
+    known = _QUANTIZED_DTYPES.get(quantize or "", (dtype,))
+    if dtype not in known:
+        raise UserError(f"quantize {quantize} does not compute in {dtype}; give dtype {' or '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +112,8 @@ def open_model(
     checkpoint = open_configured(config)
     resolved = resolve_plan(plan, checkpoint, keeps_full=keeps_full)
     check_positions(longest, checkpoint, allow_extrapolation=getattr(config, "allow_extrapolation", False))
-    dtype = config.dtype or default_dtype(process.device_type)
+    dtype = config.dtype or ("bfloat16" if config.quantize == "8bit" else default_dtype(process.device_type))
+    check_dtype(dtype, config.quantize)
     return OpenedModel(process=process, checkpoint=checkpoint, plan=resolved, dtype=dtype, requested_plan=plan)
 
 
