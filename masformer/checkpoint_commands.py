@@ -68,9 +68,12 @@ def convert(options: argparse.Namespace) -> None:
         raise PushError("--private is about --push-to-hub, which is not given")
     device = _device(options.device)
     check_output(folder, overwrite=options.overwrite)
-    checkpoint = open_checkpoint(
-        options.model, revision=options.model_revision, trust_remote_code=options.trust_remote_code
-    )
+    checkpoint = _open(options)
+    if checkpoint.quantization is not None:
+        raise CheckpointError(
+            f"model '{checkpoint.name}' has weights {checkpoint.quantization}, which are not saved again; convert the "
+            "model that it was made from, and pass --quantize where the result is run"
+        )
     plan = read_plan(options.plan, checkpoint.config)
     native_plan(checkpoint.config)  # layers that no span describes would be refused later, with the weights loaded
     if options.native:
@@ -79,7 +82,7 @@ def convert(options: argparse.Namespace) -> None:
     if repo_id is not None:
         check_push(repo_id)
     origin = origin_of(checkpoint)
-    _say(f"model   {_named(checkpoint)}, {num_layers(checkpoint.config)} layers")
+    _say(f"model   {_name(checkpoint)}, {num_layers(checkpoint.config)} layers")
     _say(f"plan    {plan}")
     model = checkpoint.load_model(_dtype(options.dtype, checkpoint), device)
     check_space(folder, sum(weight.nbytes for weight in model.parameters()))
@@ -104,16 +107,14 @@ def convert(options: argparse.Namespace) -> None:
 
 def show(options: argparse.Namespace) -> None:
     """Print a model's layers and what a plan costs at several lengths, without loading weights."""
-    checkpoint = open_checkpoint(
-        options.model, revision=options.model_revision, trust_remote_code=options.trust_remote_code
-    )
+    checkpoint = _open(options)
     config, own = checkpoint.config, native_plan(checkpoint.config)
     plan = read_plan(options.plan, config) if options.plan is not None else stored_plan(config)
     plan = plan or own
     known = max_positions(config)
     positions = "" if known is None else f", trained to {known:,} positions"
     dtype = _dtype(options.dtype, checkpoint)
-    _say(f"model   {_named(checkpoint)}: {config.model_type}, {num_layers(config)} layers{positions}")
+    _say(f"model   {_name(checkpoint)}: {config.model_type}, {num_layers(config)} layers{positions}")
     _say(f"plan    {plan}")
     _say(f"own     {own}")
     for first, last, span in _runs(plan):
@@ -129,13 +130,24 @@ def show(options: argparse.Namespace) -> None:
         _say(f"{length:>9,}{cells}")
 
 
+def _open(options: argparse.Namespace) -> Checkpoint:
+    return open_checkpoint(
+        options.model,
+        revision=options.model_revision,
+        adapter=options.adapter,
+        adapter_revision=options.adapter_revision,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    name = checkpoint.name if checkpoint.adapter is None else f"{checkpoint.adapter.name} on {checkpoint.name}"
+    return f"{name}, {checkpoint.part}" if checkpoint.part else name
+
+
 def push(options: argparse.Namespace) -> None:
     """Send a converted checkpoint that is already saved to the hub."""
     _say(f"pushed  {push_to_hub(options.folder, options.repo_id, private=options.private or None)}")
-
-
-def _named(checkpoint: Checkpoint) -> str:
-    return f"{checkpoint.name}, {checkpoint.part}" if checkpoint.part else checkpoint.name
 
 
 def _runs(plan: SpanPlan) -> list[tuple[int, int, LayerSpan | HeadSpans]]:
@@ -216,8 +228,10 @@ def _command(commands: argparse._SubParsersAction[_Parser], name: str, work: Cal
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="hub id, folder, .gguf file or short name")
+    parser.add_argument("model", metavar="MODEL", help="hub id, folder, .gguf file or short name; or a LoRA adapter")
     parser.add_argument("--model-revision", metavar="REV", help="branch, tag or commit of a model on the hub")
+    parser.add_argument("--adapter", metavar="REF", help="LoRA adapter of the model, merged: a folder or hub id")
+    parser.add_argument("--adapter-revision", metavar="REV", help="branch, tag or commit of an adapter on the hub")
     parser.add_argument("--dtype", choices=_DTYPES, help="of weights and cache; default: that of the checkpoint")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
 

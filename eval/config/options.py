@@ -211,11 +211,16 @@ class Options:
         for name, value in given.items():
             if collect := options[name].collect:
                 given[name] = collect(value if isinstance(value, list) else [value])
-        values = (cls._read_file(file) if file else {}) | given
+        values = cls.completed((cls._read_file(file) if file else {}) | given)
         for name, one in options.items():
             if one.is_required and name not in values:
                 raise UserError(f"{_flag(name)} is missing; for example: {cls.least} (--help explains)")
         return cls(**values)
+
+    @classmethod
+    def completed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings that were given, with those that follow from them."""
+        return values
 
     @classmethod
     def _read_file(cls, file: Path) -> dict[str, Any]:

@@ -156,9 +156,8 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
     def unknown_to_0_1(self) -> tuple[str, ...]:
         """Return settings that names and records of 0.1's only engine do not have."""
         engine = ("backend", "answers") if self.backend == "local" else ()
-        unset = [
-            name for name in ("think_end_token", "accept_ascii_words", "model_revision") if not getattr(self, name)
-        ]
+        added = ("think_end_token", "accept_ascii_words", "model_revision", "adapter", "adapter_revision", "quantize")
+        unset = [name for name in added if not getattr(self, name)]
         alone = ["num_samples"] if self.num_samples == 1 else []
         return (*engine, *self.unset_chat_options, *self.unset_claim_options, *unset, *alone)
 

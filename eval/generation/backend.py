@@ -39,6 +39,7 @@ class Backend(ABC):
         dtype: dtype of the computation.
         ends: What ends an answer; None for an engine without end tokens.
         identity: Further settings that a resumed run must share; None where there are none.
+        quantization: Method and bits of the loaded weights; None for plain ones.
     """
 
     process: Process
@@ -49,6 +50,7 @@ class Backend(ABC):
     dtype: str
     ends: Ends | None = None
     identity: dict[str, Any] | None = None
+    quantization: str | None = None
 
     @abstractmethod
     def answer(self, requests: Requests, shared: Path) -> Iterator[Prediction]:

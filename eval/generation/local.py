@@ -70,6 +70,7 @@ class LocalBackend(Backend):
         self.model, self.dtype = self.opened.record, self.opened.dtype
         self.plan, self.plan_description = self.opened.plan_json, self.opened.plan_description
         checkpoint = self.opened.checkpoint
+        self.quantization = checkpoint.quantization
         chat = ChatTemplate(self.tokenizer, config.chat_settings())
         self.ends = find_ends(self.tokenizer, suggested_ends(checkpoint), chat)
         self._units: list[DocumentPrompts] | None = None

@@ -84,7 +84,7 @@ class RunJob(Job[RunRecord, Prediction]):
             examples, damaged = self.merged_examples(self.data)
             if requests.num_missing:
                 self.change(world_size=process.count)
-                self.add_session(process, argv, num_to_generate=requests.num_missing)
+                self.add_session(process, argv, num_to_generate=requests.num_missing, quantization=backend.quantization)
             self.write(examples)
             if documents := merge_documents(self.folder.read_documents(), self.data):
                 self.folder.write_documents(documents)
@@ -106,7 +106,7 @@ class RunJob(Job[RunRecord, Prediction]):
         part, num_parts = config.shard or (1, 1)
         print_facts(
             {
-                "model": f"{backend.model.reference}: {backend.describe_model()}, {backend.dtype}",
+                "model": f"{backend.model.label}: {backend.describe_model()}, {backend.dtype}",
                 "spans": self.record.plan_description,
                 "ends": backend.ends.describe() if backend.ends else "",
                 "task": tasks,

@@ -36,7 +36,7 @@ Sample = dict[str, Any]  # a line of a samples file
 
 def export_run(run: ScoredRun, output: Path, now: datetime) -> list[Path]:
     """Write a run's results and samples into a folder, and return the files, the results first."""
-    folder = _sanitized(run.record.identity.model.reference)
+    folder = _sanitized(run.record.identity.model.label)
     time = now.isoformat().replace(":", "-")
     names = {setting: task_name(setting, run.record) for setting in run.lines}
     samples = _all_samples(run)
@@ -62,7 +62,7 @@ def results_of(run: ScoredRun, names: Mapping[Setting, str], samples: Mapping[st
     Names of the run's settings as tasks are given, and the lines of the samples files by these names.
     """
     record, session = run.record, run.record.sessions[-1]
-    model = record.identity.model.reference
+    model = record.identity.model.label
     found = {
         names[setting_of(one)]: one
         for one in run.scores.results
@@ -93,9 +93,11 @@ def results_of(run: ScoredRun, names: Mapping[Setting, str], samples: Mapping[st
 
 def _run_config(record: RunRecord) -> dict[str, Any]:
     identity, model = record.identity, record.identity.model
+    more = {"adapter": model.adapter and model.adapter.reference, "quantize": model.quantize}
     return {
         "model": "masformer",
-        "model_args": {"pretrained": model.reference, "plan": record.plan_description, "dtype": identity.dtype},
+        "model_args": {"pretrained": model.reference, "plan": record.plan_description, "dtype": identity.dtype}
+        | {name: value for name, value in more.items() if value is not None},
         "model_dtype": identity.dtype,
         "model_revision": model.revision or "",
         "model_sha": model.revision or "",

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
 
 from eval.config.generation import GenerationSettings
+from eval.config.job import QUANTIZERS
 from eval.errors import UserError
 from eval.generation.decode import ScoresWatch, end_tokens, rows_together, set_end_tokens
 from eval.generation.groups import ModelSize
@@ -39,7 +40,7 @@ from eval.prompting.chat import ChatSettings, ChatTemplate
 from eval.prompting.encoding import TextEncoder
 from eval.prompting.ends import find_ends
 from eval.runtime.memory import memory_budget
-from eval.runtime.model import TORCH_DTYPES, load_converted, resolve_plan, suggested_ends
+from eval.runtime.model import TORCH_DTYPES, check_dtype, load_converted, resolve_plan, suggested_ends
 from masformer import fixed_frequencies
 from masformer.attention.prefill import frequency_class
 from masformer.checkpoints.open import open_checkpoint
@@ -93,6 +94,8 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     Args:
         pretrained: What `--model` takes: a short name, a `.gguf` file, a folder, a hub id.
         plan: What `--plan` takes.
+        adapter: What `--adapter` takes, and `adapter_revision` its revision.
+        quantize: What `--quantize` takes.
         dtype: A key of `TORCH_DTYPES`; `auto` is that of the checkpoint's config, as in the `hf` model.
         rows: Prompts that decode together at most; `batch_size` is for log-likelihoods. None is 16, on CUDA 64.
         memory_gib: For keys and values while answers are written; None is half of what the weights leave.
@@ -113,6 +116,9 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self,
         pretrained: str,
         plan: str = "auto",
+        adapter: str | None = None,
+        adapter_revision: str | None = None,
+        quantize: str | None = None,
         dtype: str = "auto",
         rows: int | None = None,
         memory_gib: float | None = None,
@@ -120,7 +126,8 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     ) -> None:
         unknown = sorted(options.keys() - set(_OPTIONS))
         if unknown:
-            known = ", ".join(("pretrained", "plan", "dtype", "rows", "memory_gib", *_OPTIONS))
+            named = ("pretrained", "plan", "adapter", "adapter_revision", "quantize", "dtype", "rows", "memory_gib")
+            known = ", ".join((*named, *_OPTIONS))
             raise UserError(f"model_args: '{unknown[0]}' is no option of the masformer model; known: {known}")
         if dtype not in ("auto", *TORCH_DTYPES):
             raise UserError(f"model_args: dtype '{dtype}' is unknown; known: auto, {', '.join(TORCH_DTYPES)}")
@@ -129,11 +136,21 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         if memory_gib is not None and not (isinstance(memory_gib, (int, float)) and memory_gib > 0):
             raise UserError(f"model_args: memory_gib is {memory_gib!r}, a number above 0 was expected")
         trusts = bool(options.get("trust_remote_code"))
-        self.checkpoint = open_checkpoint(str(pretrained), revision=options.get("revision"), trust_remote_code=trusts)
+        if quantize not in (None, *QUANTIZERS):
+            raise UserError(f"model_args: quantize is {quantize!r}; known: {', '.join(QUANTIZERS)}")
+        self.checkpoint = open_checkpoint(
+            str(pretrained),
+            revision=options.get("revision"),
+            adapter=None if adapter is None else str(adapter),
+            adapter_revision=adapter_revision,
+            quantize=quantize,
+            trust_remote_code=trusts,
+        )
         self.asked_plan = str(plan)
         self.plan = resolve_plan(self.asked_plan, self.checkpoint, keeps_full=True)
         own = next((name for name, of in TORCH_DTYPES.items() if of == self.checkpoint.config.dtype), "float32")
         self.dtype_name = own if dtype == "auto" else dtype
+        check_dtype(self.dtype_name, quantize)
         self.memory_gib = memory_gib
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         thinks = options.get("enable_thinking")
@@ -237,6 +254,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             "model_revision": self.checkpoint.revision or "",
             "model_sha": self.checkpoint.revision or "",
             "model_provenance": self.checkpoint.provenance,
+            "quantization": self.checkpoint.quantization,
             "plan": None if self.plan is None else str(self.plan),
         }
 

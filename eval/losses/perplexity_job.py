@@ -66,13 +66,13 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
         if process.is_main:
             if missing:
                 self.change(world_size=process.count)
-                self.add_session(process, argv, num_to_measure=len(missing))
+                self.add_session(process, argv, num_to_measure=len(missing), quantization=model.checkpoint.quantization)
             examples, damaged = self.merged_examples(self.data)
             self.write(examples)
             num_known, tokens = len(windows) - len(missing), self.record.identity.tokens
             print_facts(
                 {
-                    "model": f"{self.config.model}: {describe_weights(model.checkpoint)}, {model.dtype}",
+                    "model": f"{model.record.label}: {describe_weights(model.checkpoint)}, {model.dtype}",
                     "spans": self.record.plan_description,
                     "task": [
                         f"{name}: {len(loaded.examples)} documents, {tokens} tokens of each at most"
@@ -96,7 +96,7 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
         ]
         lines, absent = self.folder.merge_journal(DocumentLoss, order, {window.key for window in self.windows})
         self.change(checksums=True)  # now that the lines of earlier versions have theirs
-        results = score_perplexity(lines, examples, self.record.identity.model.reference)
+        results = score_perplexity(lines, examples, self.record.identity.model.label)
         self.end()
         self.folder.write_json("run.json", self.record)
         self.folder.write_json("scores.json", PerplexityScores(results=results))

@@ -71,14 +71,14 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
         process.wait()  # all have read the folder before the main process writes
         if process.is_main:
             self.change(world_size=process.count)
-            self.add_session(process, argv)
+            self.add_session(process, argv, quantization=model.checkpoint.quantization)
             examples, damaged = self.merged_examples(self.data)
             self.write(examples)
             counts = {part: sum(text.part == part for text in self.texts) for part in (CALIBRATION, HELD_OUT)}
             num_calibrating, num_held_out = counts[CALIBRATION], counts[HELD_OUT]
             print_facts(
                 {
-                    "model": f"{config.model}: {describe_weights(model.checkpoint)}, {model.dtype}",
+                    "model": f"{model.record.label}: {describe_weights(model.checkpoint)}, {model.dtype}",
                     "search": f"{config.units}, budget {self.space.budget}, the others {self.space.local}; ranked by "
                     f"{config.rank}",
                     "data": f"{num_calibrating} documents to calibrate, {num_held_out} held out, "

@@ -408,13 +408,14 @@ def default_output(kind: str, config: Any, free: Sequence[str]) -> Path:
         fixed.pop("sample_seed", None)
     # Folders of versions without these settings keep their names.
     added = ("min_words", "min_tokens", "stratum_field", "cluster_field", "sample", "held_out_sample", "stride")
-    for name in (*added, "model_revision"):
+    for name in (*added, "model_revision", "adapter", "adapter_revision", "quantize"):
         if fixed.get(name) == "None":
             del fixed[name]
     if fixed.get("token_losses") == "False":
         del fixed["token_losses"]
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
-    words = "-".join([*([kind] if kind else []), *config.tasks, Path(config.model).name, Path(config.plan).name])
+    models = [Path(name).name for name in (config.model, config.adapter) if name is not None]
+    words = "-".join([*([kind] if kind else []), *config.tasks, *models, Path(config.plan).name])
     return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', words)[:80]}-{digest}"
 
 

@@ -77,17 +77,37 @@ class Session:
     first_step: int | None = entry("first step of a training session", default=None, is_left_out=True, rule=COUNT)
     seconds: float | None = entry("seconds of measuring in a search", default=None, is_left_out=True, rule=SECONDS)
     num_layers_run: int | None = entry("layers that a search computed", default=None, is_left_out=True, rule=COUNT)
+    quantization: str | None = entry("method and bits of the loaded weights", default=None, is_left_out=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRecord:
+    """What pins a LoRA adapter."""
+
+    reference: str = entry("folder or hub id")
+    source: str = entry("`folder` or `hub`")
+    hub_id: str | None = entry("repository on the hub", default=None, is_left_out=True)
+    revision: str | None = entry("commit on the hub", default=None, is_left_out=True)
+    files: dict[str, str] | None = entry("SHA-256 of each file that is read", default=None, is_left_out=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
     """What pins the weights."""
 
-    reference: str = entry("`--model`: short name, file, folder or hub id")
+    reference: str = entry("`--model`, or the base of an adapter: short name, file, folder or hub id")
     source: str = entry("`package`, `gguf`, `folder` or `hub`")
     hub_id: str | None = entry("repository on the hub", default=None, is_left_out=True)
     revision: str | None = entry("commit on the hub", default=None, is_left_out=True)
     files: dict[str, str] | None = entry("SHA-256 of each file that is read", default=None, is_left_out=True)
+    adapter: AdapterRecord | None = entry("LoRA adapter on the weights", default=None, is_left_out=True)
+    quantize: str | None = entry("`--quantize`: `4bit` or `8bit`", default=None, is_left_out=True)
+
+    @property
+    def label(self) -> str:
+        """Return what reports call the model."""
+        name = self.reference if self.adapter is None else f"{self.adapter.reference} on {self.reference}"
+        return name if self.quantize is None else f"{name} in {self.quantize}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

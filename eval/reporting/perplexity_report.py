@@ -23,7 +23,7 @@ from eval.records.schema import (
     Unit,
 )
 from eval.reporting.columns import MAXLEN, PERPLEXITY_COSTS, Column, interval, legend_of, of_cost, text
-from eval.reporting.tables import Rows, as_columns, as_markdown, code, markdown, select, table_of
+from eval.reporting.tables import Rows, as_columns, as_markdown, code, describe_model, markdown, select, table_of
 from eval.scoring.significance import interval_of_ratio
 
 Units = Mapping[tuple[str, str], Unit]  # by task and example
@@ -136,9 +136,9 @@ def render_perplexity_report(
     if identity.stride is not None:
         windows += f" that overlap; after the first, the last {identity.stride:,} tokens of each are scored"
     parts = [
-        f"# Perplexity, {', '.join(record.tasks)}: {markdown(identity.model.reference)}",
+        f"# Perplexity, {', '.join(record.tasks)}: {markdown(identity.model.label)}",
         "",
-        f"- model: {markdown(f'{code(identity.model.reference)} ({identity.model.source}), {identity.dtype}')}",
+        f"- model: {markdown(describe_model(identity.model, identity.dtype, session))}",
         f"- spans: {markdown(code(record.plan_description))}",
         f"- tokens: the first {identity.tokens:,} of each document at most, {windows}",
         f"- machine: {markdown(session.machine.device)}, {session.world_size} x {session.threads} threads",

@@ -24,7 +24,7 @@ from eval.records.typed import from_json
 from eval.reporting.charts import FRONTIER, Layer, Spec, layer, quantity, save_charts, spec_of, tooltip
 from eval.reporting.columns import Column, interval, text
 from eval.reporting.perplexity_report import Units, perplexity_of, summed
-from eval.reporting.tables import Rows, as_columns, as_markdown, code, markdown, table_of
+from eval.reporting.tables import Rows, as_columns, as_markdown, code, describe_model, markdown, table_of
 from eval.scoring.significance import ratios_of_perplexities
 
 LEGEND = (
@@ -147,9 +147,9 @@ def describe(result: PlacementResult) -> str:
 def _report(record: PlacementRecord, result: PlacementResult, charts: Sequence[str]) -> str:
     identity, session = record.identity, record.sessions[-1]
     parts = [
-        f"# Placement of full attention: {markdown(identity.model.reference)}",
+        f"# Placement of full attention: {markdown(identity.model.label)}",
         "",
-        f"- model: {markdown(f'{code(identity.model.reference)} ({identity.model.source}), {identity.dtype}')}",
+        f"- model: {markdown(describe_model(identity.model, identity.dtype, session))}",
         f"- documents of {identity.maxlen:,} tokens; losses count from token {identity.score_from:,}",
         f"- machine: {markdown(session.machine.device)}, {session.world_size} x {session.threads} threads",
         f"- last session: {session.seconds or 0:,.0f} s of measuring, {session.num_layers_run or 0:,} layers computed",

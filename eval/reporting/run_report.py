@@ -27,6 +27,7 @@ from eval.reporting.tables import (
     cost_table,
     describe_intervals,
     describe_missing,
+    describe_model,
     markdown,
     name_settings,
     noise_table,
@@ -55,14 +56,14 @@ def legends() -> list[str]:
 
 def title_of(record: RunRecord) -> str:
     """Return the title of the report."""
-    return f"{', '.join(record.tasks)}: {record.identity.model.reference}"
+    return f"{', '.join(record.tasks)}: {record.identity.model.label}"
 
 
 def facts_of(record: RunRecord, scores: Scores) -> dict[str, str]:
     """Return what produced the numbers; machine and code are those of the last session that generated any."""
     identity, session = record.identity, record.sessions[-1]
     return {
-        "model": f"{code(identity.model.reference)} ({identity.model.source}), {identity.dtype}",
+        "model": describe_model(identity.model, identity.dtype, session),
         "spans": code(record.plan_description),
         "truncation": f"keeps {_KEEPS[identity.truncation]} of the context",
         "metrics": f"{describe_profiles(profiles_shown(scores))}; {describe_intervals(scores.results)}",

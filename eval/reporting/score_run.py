@@ -57,7 +57,7 @@ def score_run(
         for task, of_task in letters.items():
             check_letters(f"task '{task}'", profiles[task], of_task)
     by_first_line = [name for name, task in record.tasks.items() if task.scores_first_line]
-    system = record.identity.model.reference
+    system = record.identity.model.label
     answers = [answer_of(one, record.think_end_token) for one in inputs.predictions]
     scored = score_examples(answers, inputs.examples, inputs.documents, profiles, system, by_first_line)
     parity = check_scores(scored.scored, inputs.examples, by_first_line)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from eval.records.schema import Comparison, Result, ScrollsEntry
+from eval.records.schema import Comparison, ModelRecord, Result, ScrollsEntry, Session
 from eval.reporting.columns import (
     BASELINE_STYLES,
     COMPARISONS,
@@ -121,6 +121,12 @@ def code(text: str) -> str:
     """Return a name as code in the prose of reports, where it stands between backquotes."""
     name = text.replace("`", "'")
     return f"`{name}`" if text else ""
+
+
+def describe_model(model: ModelRecord, dtype: str, session: Session) -> str:
+    """Return the line of a report that says which model made the numbers."""
+    stored = f", weights {session.quantization}" if session.quantization else ""
+    return f"{code(model.label)} ({model.source}), {dtype}{stored}"
 
 
 def markdown(text: str) -> str:

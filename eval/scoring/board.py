@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from eval.errors import UserError
 from eval.records.journal import fingerprint
 from eval.records.schema import Board, BoardRow, RankedRun, Result, TaskRecord, Unit
+from eval.records.typed import to_json
 from eval.scoring.bootstrap import ROUNDING
 from eval.scoring.claims import within_margin_of_best
 from eval.scoring.examples import Setting, setting_of, values_of
@@ -96,14 +97,16 @@ def read_candidate(path: Path, name: str) -> Candidate:
 
 def _about(run: ScoredRun, name: str) -> RankedRun:
     identity, sessions = run.record.identity, run.record.sessions
-    weights = {"revision": identity.model.revision, "files": identity.model.files}
+    model = identity.model
+    adapter = None if model.adapter is None else to_json(model.adapter)
+    weights = {"revision": model.revision, "files": model.files, "adapter": adapter, "quantize": model.quantize}
     machines = dict.fromkeys(
         f"{one.machine.device}, {one.world_size} process(es), {one.threads} thread(s) each" for one in sessions
     )
     commands = dict.fromkeys(shlex.join(["eval/run.py", *one.command]) for one in sessions)
     return RankedRun(
         run=name,
-        model=plain(identity.model.reference),
+        model=plain(model.label),
         weights={part: value for part, value in weights.items() if value is not None},
         plan=plain(run.record.plan_description),
         dtype=plain(identity.dtype),

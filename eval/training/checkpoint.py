@@ -16,7 +16,8 @@ from eval.records.schema import Evaluation
 from eval.training.folder import STATE, TrainFolder
 from eval.training.lora import merged_state, trainable_names
 from eval.training.trainer import Trainer
-from masformer import save_checkpoint
+from masformer import save_checkpoint, stored_plan
+from masformer.checkpoints.lora import note_training
 
 _TRAINABLE = "trainable.safetensors"
 
@@ -28,6 +29,8 @@ def write_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     adapters: PeftModel | None,
     step: int,
+    *,
+    extend_positions: str | None,
 ) -> None:
     """Write a checkpoint: a model folder, and in it what a resume needs.
 
@@ -38,6 +41,7 @@ def write_checkpoint(
         tokenizer: Tokenizer to write beside it.
         adapters: peft's view of the model; None when all weights are trained.
         step: Last step.
+        extend_positions: How the positions of the base were extended; None where they are its own.
 
     Raises:
         UserError: The disk is full, or gone; the checkpoint before is whole.
@@ -52,17 +56,17 @@ def write_checkpoint(
     if main_process:
         folder.note_state(step)
     # Gathered by all processes where weights are sharded.
-    state = accelerator.get_state_dict(trainer.model)
+    weights = accelerator.get_state_dict(trainer.model)
     if main_process:
-        own = {name.removeprefix("module.").removeprefix("model."): value for name, value in state.items()}
+        own = {name.removeprefix("module.").removeprefix("model."): value for name, value in weights.items()}
 
         def write() -> None:
             save_checkpoint(model, tokenizer, folder.partial(step), merged_state(model, own))
             if adapters is not None:
-                adapters.save_pretrained(
-                    str(folder.partial(step) / "adapter"),
-                    state_dict={f"base_model.model.{name}": value for name, value in own.items()},
-                )
+                alone = folder.partial(step) / "adapter"
+                state = {f"base_model.model.{name}": value for name, value in own.items()}
+                adapters.save_pretrained(str(alone), state_dict=state)
+                note_training(alone, stored_plan(model.config), extend_positions)
 
         folder.written(step, write)
         best = _best_step(folder.evaluations(), step)

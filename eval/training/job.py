@@ -16,12 +16,12 @@ from eval.records.run_folder import default_output
 from eval.records.schema import Prediction, TrainingIdentity, TrainingRecord, TrainingTask
 from eval.reporting.training_report import CURVES, draw_curves, render_train_report
 from eval.runtime.jobs import Job, print_facts, settings_json, template_clock
-from eval.runtime.model import OpenedModel, describe_weights, resolve_plan
+from eval.runtime.model import OpenedModel, describe_weights, open_configured, resolve_plan
 from eval.runtime.processes import AcceleratedProcess
 from eval.training.folder import STATE, TrainFolder, find_checkpoint, step_of
 from eval.training.lora import check_targets
 from eval.training.sequences import Pieces, count_rows, in_order, split_held_out
-from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
+from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions
 from masformer.checkpoints.positions import extended_config
 from masformer.plans.shapes import layers_with_states
 from tasks import LoadedExamples
@@ -73,8 +73,8 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
         num_trained, num_held_out = len(self.trained.items), len(self.held_out.items)
         print_facts(
             {
-                "model": f"{config.model}: {describe_weights(self.model.checkpoint)}, {identity.dtype} over float32 "
-                "weights",
+                "model": f"{self.model.record.label}: {describe_weights(self.model.checkpoint)}, {identity.dtype} over "
+                "float32 weights",
                 "spans": self.record.plan_description,
                 "data": f"{', '.join(config.task)}: {num_trained} examples to train on, {num_held_out} held out, "
                 f"objective {config.objective}",
@@ -119,7 +119,8 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
     Raises:
         UserError: A setting does not fit, or the folder holds another training.
     """
-    opened = open_checkpoint(config.model, revision=config.model_revision, trust_remote_code=config.trust_remote_code)
+    opened = open_configured(config)
+    _check_trainable(config, opened)
     checkpoint = _extended(config, opened)
     plan = resolve_plan(config.plan, checkpoint)
     if config.lora_rank:
@@ -267,6 +268,20 @@ def _extended(config: TrainConfig, checkpoint: Checkpoint) -> Checkpoint:
     longer = extended_config(checkpoint.config, config.maxlen, config.extend_positions)
     # A learned table grows once its weights are there.
     return checkpoint if config.extend_positions == "copy" else replace(checkpoint, config=longer)
+
+
+def _check_trainable(config: TrainConfig, checkpoint: Checkpoint) -> None:
+    """Raise `UserError` for weights that are not trained, or that a new adapter would not fit again."""
+    if checkpoint.quantization is not None:
+        raise UserError(
+            f"weights {checkpoint.quantization} are not trained; give a model with plain weights, without --quantize"
+        )
+    if checkpoint.adapter is not None and config.lora_rank:
+        raise UserError(
+            f"{checkpoint.adapter.name} would be merged into the base of the new one, which no file would hold; merge "
+            f"and save it first, with: masformer convert {checkpoint.adapter.reference} --plan ... --output DIR, or "
+            "leave --lora-rank out to train all weights"
+        )
 
 
 def folder_of(config: TrainConfig) -> TrainFolder:

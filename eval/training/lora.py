@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from eval.config.finetune import ALL_LINEAR
 from eval.errors import UserError
+from eval.records.schema import ModelRecord
 
 ADAPTER = "default"
 
@@ -39,12 +40,24 @@ def check_targets(targets: Sequence[str], config: PreTrainedConfig, *, trust_rem
             raise UserError(f"--lora-targets names '{target}', which no linear layer of its decoder is called: {known}")
 
 
-def add_adapters(model: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str]) -> PeftModel:
-    """Put trainable adapters on the model in place, freeze the rest, and return peft's view of it."""
+def add_adapters(model: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str], base: ModelRecord) -> PeftModel:
+    """Put trainable adapters on the model in place, freeze the rest, and return peft's view of it.
+
+    Args:
+        model: Decoder.
+        rank: Rank of the adapters.
+        alpha: Scale of the adapters.
+        targets: Modules that get adapters.
+        base: What the adapters name as their base.
+    """
     names: Any = ALL_LINEAR if tuple(targets) == (ALL_LINEAR,) else list(targets)
     settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, task_type="CAUSAL_LM")
     # Weights stay in their own dtype: they are float32, and so are the adapters.
-    return get_peft_model(model, settings, autocast_adapter_dtype=False)
+    adapters = get_peft_model(model, settings, autocast_adapter_dtype=False)
+    # peft would name the folder of a package or of a cache.
+    about = adapters.peft_config[ADAPTER]
+    about.base_model_name_or_path, about.revision = base.hub_id or base.reference, base.revision
+    return adapters
 
 
 def merged_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

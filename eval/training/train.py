@@ -43,7 +43,8 @@ def build_trainer(job: TrainingJob, process: AcceleratedProcess) -> tuple[Traine
         model = _with_longer_table(job, model)
     adapters = None
     if config.lora_rank:
-        adapters = add_adapters(model, identity.lora_rank, identity.lora_alpha, config.lora_targets)
+        base = identity.model
+        adapters = add_adapters(model, identity.lora_rank, identity.lora_alpha, config.lora_targets, base)
     if config.gradient_checkpointing:
         # The older name is on its way out.
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -114,7 +115,8 @@ def train(job: TrainingJob, trainer: Trainer, model: PreTrainedModel, adapters: 
                 if held_rows:
                     _evaluate(job, trainer, held_rows, number)
                 tokenizer = job.model.checkpoint.tokenizer
-                write_checkpoint(job.training, trainer, model, tokenizer, adapters, number)
+                how = config.extend_positions
+                write_checkpoint(job.training, trainer, model, tokenizer, adapters, number, extend_positions=how)
                 if accelerator.is_main_process:
                     peaks = (job.record.peak_bytes, peak_bytes(accelerator.device))
                     job.change(peak_bytes=max((peak for peak in peaks if peak is not None), default=None))

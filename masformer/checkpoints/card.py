@@ -46,21 +46,23 @@ def origin_of(checkpoint: Checkpoint) -> Origin:
     license = {name: own[name] for name in _LICENSE_FIELDS if isinstance(own.get(name), str)}
     if checkpoint.gguf_file and not license:
         license = _gguf_license(Path(checkpoint.location) / checkpoint.gguf_file)
+    adapter = known.get("adapter")
+    merged = "" if adapter is None else f", with the LoRA adapter {_pinned(adapter)} merged into them"
     if known["source"] == "hub":
-        return Origin(
-            weights=f"`{known['hub_id']}` at revision `{known['revision']}`",
-            base_model=known["hub_id"],
-            license=license,
-        )
+        return Origin(weights=_pinned(known) + merged, base_model=known["hub_id"], license=license)
     base = SHORT_NAMES[checkpoint.name].hub_id if known["source"] == "package" else own.get("base_model")
-    files = [
+    weights = _pinned(known) + (", dequantized" if checkpoint.gguf_file else "") + merged
+    return Origin(weights=weights, base_model=base if isinstance(base, str) else None, license=license)
+
+
+def _pinned(known: Mapping[str, Any]) -> str:
+    """Return what pins the weights of a provenance, without local folders."""
+    if known["source"] == "hub":
+        return f"`{known['hub_id']}` at revision `{known['revision']}`"
+    return ", ".join(
         f"`{name}` (SHA-256 `{digest}`)"
         for name, digest in known["files"].items()
         if name.endswith((".safetensors", ".gguf"))
-    ]
-    dequantized = ", dequantized" if checkpoint.gguf_file else ""
-    return Origin(
-        weights=", ".join(files) + dequantized, base_model=base if isinstance(base, str) else None, license=license
     )
 
 

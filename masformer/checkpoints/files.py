@@ -37,6 +37,7 @@ TOKENIZERS = {
 # Far above those of real models: a config that is larger would keep its reader busy, or exhaust memory.
 _MOST_BYTES = 32 * 2**20
 _SHARD = re.compile(r"[^/\\:\0]+\.safetensors")
+_PICKLE = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 _LAYERS, _MANY, _LARGE, _HUGE = 1_000, 10_000, 1_000_000, 1_000_000_000
 # Sizes in configs, by all the names that architectures have for them: most that makes sense, and whether 0 does.
 _SIZES: dict[str, tuple[int, int]] = {
@@ -79,11 +80,18 @@ class Listing:
         name: What errors call it.
         names: Files at the top.
         path: Returns where one of them is on this machine, fetched if need be.
+        reference: What a library loads them by.
     """
 
     name: str
     names: Set[str]
     path: Callable[[str], Path]
+    reference: str = "MODEL"
+
+    @property
+    def is_adapter(self) -> bool:
+        """Return whether there is an adapter and no model."""
+        return ADAPTER_CONFIG in self.names and not self.names & {WEIGHTS, INDEX}
 
     def check(self) -> None:
         """Check that the files make up one model, and that the numbers in its configs can be meant.
@@ -92,7 +100,12 @@ class Listing:
             CheckpointError: They do not.
         """
         if ADAPTER_CONFIG in self.names:
-            raise CheckpointError(self._about_adapter())
+            base = self.json(ADAPTER_CONFIG).get("base_model_name_or_path")
+            of_base = f" of {_short(base)}" if base else ""
+            raise CheckpointError(
+                f"{self.name} holds a LoRA adapter{of_base} beside a model, and a library would load the adapter; move "
+                f"{ADAPTER_CONFIG} away if the weights are merged already, else move the model away"
+            )
         if CONFIG not in self.names:
             raise CheckpointError(f"{self.name} holds no {CONFIG}; give the folder of a saved model")
         check_config(self.json(CONFIG), f"{CONFIG} of {self.name}")
@@ -124,12 +137,7 @@ class Listing:
         if INDEX not in self.names:
             if WEIGHTS in self.names:
                 return [WEIGHTS]
-            others = sorted(name for name in self.names if name.endswith(".safetensors"))
-            found = f", only {others[0]}" if others else " and no other .safetensors file"
-            raise CheckpointError(
-                f"{self.name} holds no {WEIGHTS}, no {INDEX}{found}; pickled weights are not loaded, save the whole "
-                "model again with save_pretrained"
-            )
+            raise CheckpointError(self._about_absent_weights())
         shards = self._shards()
         if WEIGHTS in self.names and shards != [WEIGHTS]:
             raise CheckpointError(
@@ -137,6 +145,20 @@ class Listing:
                 "older set away"
             )
         return shards
+
+    def _about_absent_weights(self) -> str:
+        others = sorted(name for name in self.names if name.endswith(".safetensors"))
+        pickles = sorted(filter(_PICKLE.fullmatch, self.names))
+        found = f", only {others[0]}" if others else "" if pickles else " and no other .safetensors file"
+        absent = f"{self.name} holds no {WEIGHTS}, no {INDEX}{found}"
+        if not pickles:
+            return f"{absent}; save the whole model again with save_pretrained"
+        more = f" and {len(pickles) - 1} more files" if len(pickles) > 1 else ""
+        write = f"[each.from_pretrained('{self.reference}').save_pretrained('NEW_FOLDER') for each in (M, T)]"
+        return (
+            f"{absent}; its weights are in {pickles[0]}{more}, pickles, which are not loaded; write safetensors once, "
+            f'with: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; {write}"'
+        )
 
     def _chosen(self) -> str | None:
         """Return the file that the config names for the weights; None where it leaves that open."""
@@ -229,16 +251,14 @@ class Listing:
             )
         return names
 
-    def _about_adapter(self) -> str:
-        base = self.json(ADAPTER_CONFIG).get("base_model_name_or_path")
-        of_base = f" of {_short(base)}" if base else ""
-        remedy = "merge it and save it, as with PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(...)"
-        if WEIGHTS in self.names or INDEX in self.names:
-            return (
-                f"{self.name} holds a LoRA adapter{of_base} beside a model, and a library would load the adapter; move "
-                f"{ADAPTER_CONFIG} away if the weights are merged already, else {remedy}"
-            )
-        return f"{self.name} holds a LoRA adapter{of_base} and no model; {remedy}"
+
+def list_folder(folder: Path, name: str) -> Listing:
+    """Return the files of a folder; links count as what they lead to, as in the hub's cache."""
+    try:
+        names = {path.name for path in folder.iterdir() if path.is_file()}
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
+    return Listing(name=name, names=names, path=lambda file: folder / file, reference=str(folder))
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:

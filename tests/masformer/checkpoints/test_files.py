@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import masformer.checkpoints.open as opening
 from masformer import PlanError
+from masformer.checkpoints import hub
 from masformer.checkpoints.files import CheckpointError, Listing
 from masformer.checkpoints.open import Checkpoint, open_checkpoint
 from tests.helpers.properties import tries
@@ -113,6 +113,34 @@ def test_a_missing_shard_is_named(sharded: Path) -> None:
     refused(sharded, f"lacks {name.name}, one of 1 files that its {INDEX} names")
 
 
+@pytest.mark.parametrize("names", [["pytorch_model.bin"], [f"pytorch_model-0000{one}-of-00002.bin" for one in (1, 2)]])
+def test_pickled_weights_are_named_with_what_writes_them_as_safetensors(
+    folder: Path, names: list[str], tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    keys = list(model.state_dict())
+    cut = len(keys) // len(names) + 1
+    parts = [keys[first : first + cut] for first in range(0, len(keys), cut)]
+    for name, part in zip(names, parts, strict=True):
+        torch.save({key: model.state_dict()[key] for key in part}, folder / name)
+    if len(names) > 1:
+        places = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    with pytest.raises(CheckpointError, match=f"its weights are in {names[0]}") as error:
+        open_checkpoint(str(folder))
+    command = str(error.value).partition('python -c "')[2].removesuffix('"')
+    exec(command.replace("NEW_FOLDER", str(tmp_path / "new")), {})  # as the message says
+    again = open_checkpoint(str(tmp_path / "new")).load_model(torch.float32)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+def test_pickles_beside_safetensors_are_left_alone(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"no pickle")
+    assert "pytorch_model.bin" not in open_checkpoint(str(folder)).provenance["files"]
+    open_checkpoint(str(folder)).load_model(torch.float32)
+
+
 def test_old_weights_beside_newer_shards_are_refused(sharded: Path, saved: Path) -> None:
     shutil.copy(saved / "model.safetensors", sharded)
     refused(sharded, r"two sets of weights: model.safetensors, and the \d+ shards")
@@ -127,7 +155,10 @@ def test_an_adapter_is_no_model(folder: Path, has_config: bool, has_weights: boo
         (folder / "config.json").unlink()
     if not has_weights:
         (folder / "model.safetensors").unlink()
-    refused(folder, "holds a LoRA adapter of 'base' " + ("beside a model" if has_weights else "and no model; merge it"))
+    refused(
+        folder,
+        "holds a LoRA adapter of 'base' beside a model" if has_weights else "names 'base' as its base: .* --model BASE",
+    )
 
 
 def test_adapter_weights_without_their_config_are_no_model(folder: Path) -> None:
@@ -275,9 +306,9 @@ def test_a_name_that_is_not_utf_8_is_one_line() -> None:
 
 def test_an_index_on_the_hub_is_read_by_the_same_rule(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change_index(folder, "pytorch_model.bin")
-    monkeypatch.setattr(opening.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(opening, "model_info", lambda *_, **__: _Siblings(folder))
-    monkeypatch.setattr(opening, "hf_hub_download", lambda _, file, **__: str(folder / file))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "model_info", lambda *_, **__: _Siblings(folder))
+    monkeypatch.setattr(hub, "hf_hub_download", lambda _, file, **__: str(folder / file))
     with pytest.raises(CheckpointError, match=r"index.json of model 'owner/name' on the hub names 'pytorch_model.bin'"):
         open_checkpoint("owner/name")
 
@@ -293,8 +324,8 @@ def test_a_revision_is_that_of_the_hub_and_of_its_cache(
             raise RevisionNotFoundError("no", response=Mock(status_code=404, headers={}))
         return _Siblings(folder)
 
-    monkeypatch.setattr(opening.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(opening, "model_info", info)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "model_info", info)
     with pytest.raises(CheckpointError, match=r"^model 'owner/name' on the hub has no revision 'gone'; give another$"):
         open_checkpoint("owner/name", revision="gone")
     with pytest.raises(CheckpointError, match="is on this machine and has no revision 'v1'; leave that out"):
@@ -306,8 +337,8 @@ def test_a_revision_is_that_of_the_hub_and_of_its_cache(
         shutil.copytree(folder, cached / "snapshots" / commit)
     (cached / "refs").mkdir()
     (cached / "refs" / "v1").write_text("a" * 40)
-    monkeypatch.setattr(opening.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(opening.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for revision, commit in {"v1": "a", "b" * 40: "b"}.items():
         checkpoint = open_checkpoint("owner/name", revision=revision)
         assert checkpoint.provenance["revision"] == commit * 40
