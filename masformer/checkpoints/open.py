@@ -27,7 +27,6 @@ from huggingface_hub import constants, hf_hub_download, model_info
 from huggingface_hub.errors import RevisionNotFoundError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -36,6 +35,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from masformer.checkpoints.encoder_decoders import auto_class, check_encoder_decoder
 from masformer.checkpoints.files import ADAPTER_CONFIG, GENERATION_CONFIG, CheckpointError, Listing, check_token_ids
 from masformer.checkpoints.fit import (
     check_all_used,
@@ -117,7 +117,7 @@ SHORT_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A decoder whose weights are not loaded yet.
+    """A model whose weights are not loaded yet.
 
     Attributes:
         provenance: JSON-ready: `reference`, `source` (`package`, `gguf`, `folder` or `hub`), `files` with their
@@ -181,7 +181,7 @@ class Checkpoint:
         """
         source = {"gguf_file": self.gguf_file} if self.gguf_file else {"use_safetensors": True}
         try:
-            loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class(self.config).from_pretrained(
                 self.location,
                 config=self.config,
                 dtype=dtype,
@@ -228,13 +228,20 @@ class Checkpoint:
         return (model if device_map else model.to(device)).eval()
 
 
-def open_checkpoint(reference: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+def open_checkpoint(
+    reference: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    takes_encoder_decoders: bool = False,
+) -> Checkpoint:
     """Return the checkpoint that a reference names, without weights.
 
     Args:
         reference: Hub id, folder, `.gguf` file, or short name.
         revision: Branch, tag or commit of a model on the hub; None is its main branch.
         trust_remote_code: Run code that comes with the checkpoint.
+        takes_encoder_decoders: An encoder-decoder will do too.
 
     Raises:
         CheckpointError: None is usable.
@@ -277,7 +284,15 @@ def open_checkpoint(reference: str, *, revision: str | None = None, trust_remote
         listing.check()
     if source != "hub":
         provenance["files"] = _digests(Path(location), _read_files(Path(location), gguf_file, listing))
-    config, tokenizer = _read(location, reference, gguf_file, revision, listing, trust_remote_code=trust_remote_code)
+    config, tokenizer = _read(
+        location,
+        reference,
+        gguf_file,
+        revision,
+        listing,
+        trust_remote_code=trust_remote_code,
+        takes_encoder_decoders=takes_encoder_decoders,
+    )
     if listing is not None and revision is None:
         check_types(config, listing.tensors(), reference)
     return Checkpoint(
@@ -301,6 +316,7 @@ def _read(
     listing: Listing | None,
     *,
     trust_remote_code: bool,
+    takes_encoder_decoders: bool,
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Return config and tokenizer. Raises `CheckpointError` for what transformers cannot read or build."""
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -310,7 +326,10 @@ def _read(
         options["revision"] = revision
     try:
         config = AutoConfig.from_pretrained(location, **options)
-        _check_decoder(config, reference)
+        if config.is_encoder_decoder:
+            check_encoder_decoder(config, reference, gguf_file, is_taken=takes_encoder_decoders)
+        else:
+            _check_decoder(config, reference)
         pin_attention(config)
         if listing is not None and not trust_remote_code:
             listing.check_tokenizer()
@@ -372,7 +391,7 @@ def _check_decoder(config: PreTrainedConfig, reference: str) -> None:
     names = config.architectures or []
     decoders = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if config.is_encoder_decoder or not known or (names and not decoders.intersection(names)):
+    if not known or (names and not decoders.intersection(names)):
         what = names[0] if names else config.model_type
         raise CheckpointError(f"model '{reference}' is a {what}, not a decoder; give a causal language model")
     if not getattr(config.get_text_config(decoder=True), "num_attention_heads", None):
