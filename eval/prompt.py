@@ -23,6 +23,7 @@ from eval.prompting.truncation import POLICIES
 from eval.runtime.jobs import CommandParser, command
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
 from tasks import DataError, Example, LoadRequest, Task, find_task
+from tasks.base import DOCUMENT
 from tasks.command import add_prompt_flags
 
 
@@ -44,30 +45,33 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     if not task.has_references:
         raise DataError(f"task {task.name} has no prompts: nothing is asked about its texts")
     example = _load_example(task, options)
-    name, policy = options.template or task.default_template, options.truncation or "head"
-    for what, value, known in (("template", name, task.templates), ("truncation", policy, POLICIES)):
-        if value not in known:
+    policy = options.truncation or "head"
+    for what, value, known in (("template", options.template, task.templates), ("truncation", policy, POLICIES)):
+        if value is not None and value not in known:
             raise DataError(f"task {task.name} has no {what} '{value}'; known: {', '.join(known)}")
     model = options.model or "smollm2-135m"
     maxlen = 2048 if options.maxlen is None else options.maxlen
     try:
-        tokenizer = open_checkpoint(model).tokenizer
+        checkpoint = open_checkpoint(model, takes_encoder_decoders=True)
+        tokenizer, is_encoded = checkpoint.tokenizer, checkpoint.config.is_encoder_decoder
+        name = options.template or (DOCUMENT if is_encoded else task.default_template)
         chat = ChatSettings(
             name=options.chat_template,
             system=options.system,
             kwargs=mapping(options.template_kwargs or {}),
             date=options.template_date and iso_date(options.template_date),
         )
-        builder = PromptBuilder(tokenizer, task.templates[name], chat)
+        builder = PromptBuilder(tokenizer, task.templates[name], chat, is_framed=is_encoded)
         builder.check()
         parts = builder.parts(example)
-        prompt = fit(parts, maxlen, task.max_new_tokens, policy)
+        room = 0 if is_encoded else task.max_new_tokens
+        prompt = fit(parts, maxlen, room, policy)
     except (CheckpointError, UserError, argparse.ArgumentTypeError) as error:
         raise DataError(str(error)) from error  # `python -m tasks`, which calls this, knows no other
     kind = "chat template" if builder.uses_chat_template else "no chat template"
     return [
         f"task {task.name}, example {example.id}, template {name}, model {model} ({kind}), truncation {policy}",
-        *_token_counts(parts, prompt, maxlen, task.max_new_tokens),
+        *_token_counts(parts, prompt, maxlen, room),
         "",
         *_text(tokenizer, parts, prompt).split("\n"),
     ]
@@ -91,7 +95,7 @@ def _token_counts(parts: PromptParts, prompt: Prompt, maxlen: int, max_new_token
         "context": f"{prompt.num_context_kept:,} of {len(parts.context):,}, {prompt.num_context_dropped:,} cut",
         "after the context": f"{len(parts.suffix):,}",
         "prompt": f"{len(prompt.token_ids):,}",
-        "room for the answer": f"{max_new_tokens:,}",
+        "room for the answer": f"{max_new_tokens:,}" if max_new_tokens else "apart, in the decoder",
         "maxlen": f"{maxlen:,}",
     }
     return [f"{name + ' (tokens)':30}{count}" for name, count in counts.items()]

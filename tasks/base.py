@@ -145,6 +145,10 @@ def question_templates(document: str, instruction: str, question: str = "Questio
     return query_templates(f"Here is {document}.\n\n", f"\n\n{ask}", "\n\nAnswer:", ask)
 
 
+# The prompt of encoder-decoders: what a model trained on pairs of texts reads, without an instruction.
+DOCUMENT = "document"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One data set with its prompts and defaults.
@@ -155,7 +159,8 @@ class Task:
         source: Hub id or package, with the formats that `--data` takes.
         splits: Number of examples of each split as published; None if it is not published.
         read: Reads examples, for `load`. Raises `DataError`.
-        templates: Empty for a task of texts alone.
+        templates: Empty for a task of texts alone. Others get the template `document` too, unless they have their own:
+            the document, after the query where there is one, and nothing else.
         default_template: A key of `templates`, or empty if there are none.
         max_new_tokens: Default room for the answer.
         profile: Default metric profile.
@@ -180,6 +185,12 @@ class Task:
     revision: str | None = None
     scores_first_line: bool = False
     sample: Sample = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.templates:
+            asks = any("{query}" in template.text for template in self.templates.values())
+            own = Template(text="{query}\n\n{context}" if asks else "{context}", chat=False)
+            object.__setattr__(self, "templates", {**self.templates, DOCUMENT: self.templates.get(DOCUMENT, own)})
 
     @property
     def needs_hub(self) -> bool:

@@ -18,9 +18,10 @@ from eval.scoring.letters import check_letters, count_letters, describe_letters
 from eval.scoring.profiles import PROFILES
 from tasks import LoadedExamples
 
-# Module and class of each engine; imported when it is chosen, so that one engine does not need another's packages.
+# Module of each engine and what opens it there; imported when it is chosen, so that one engine does not need another's
+# packages.
 BACKENDS = {
-    "local": "eval.generation.local:LocalBackend",
+    "local": "eval.generation.local:open_local",
     "mock": "eval.generation.mock:MockBackend",
 }
 
@@ -48,7 +49,8 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
 
     maxlen: tuple[int, ...] = Group.LENGTHS.option(
         REQUIRED,
-        "lengths in tokens; each counts template, instruction, query, context and the room kept for the answer",
+        "lengths in tokens; each counts template, instruction, query, context and the room kept for the answer (which "
+        "encoder-decoders have apart)",
         positive,
         nargs="+",
         collect=ascending,
@@ -57,9 +59,9 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
     template: tuple[str, ...] | None = Group.LENGTHS.option(
         None,
         "prompts, one or more separated by commas: instruct, abstract; for tasks with queries context_first, "
-        "query_first; python -m tasks show NAME names them all",
+        "query_first; for encoder-decoders document; python -m tasks show NAME names them all",
         collect=distinct_names,
-        unset="the task's own",
+        unset="the task's own, or document",
     )
     truncation: str = truncation_option(Group.LENGTHS)
     plan: str = plan_option()

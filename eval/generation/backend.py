@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,12 @@ class Backend(ABC):
         plan: Span of each layer, JSON-ready; None for an engine that has its own attention.
         plan_description: Text form of the plan.
         dtype: dtype of the computation.
+        is_encoded: An encoder reads the prompts: they end as its tokenizer ends a text, are by default the document
+            alone, and `maxlen` counts them and not the answer.
         ends: What ends an answer; None for an engine without end tokens.
         identity: Further settings that a resumed run must share; None where there are none.
         quantization: Method and bits of the loaded weights; None for plain ones.
+        remarks: What people should know of the engine, in lines.
     """
 
     process: Process
@@ -47,10 +50,12 @@ class Backend(ABC):
     model: ModelRecord
     plan: list[Any] | None = None
     plan_description = "untouched"
+    is_encoded = False
     dtype: str
     ends: Ends | None = None
     identity: dict[str, Any] | None = None
     quantization: str | None = None
+    remarks: Sequence[str] = ()
 
     @abstractmethod
     def answer(self, requests: Requests, shared: Path) -> Iterator[Prediction]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,53 @@ def set_end_tokens(model: PreTrainedModel, token_ids: Iterable[int]) -> None:
     model.generation_config.eos_token_id = sorted({*end_tokens(model), *token_ids}) or None
 
 
+class Rows(ABC):
+    """The rows of a batch between two calls of `generate`. Shapes: R rows, T tokens.
+
+    Attributes:
+        ids: (R, T) tokens that the decoder has read or written.
+        first: Tokens before the answers.
+        options: Further settings of `GenerationConfig`.
+    """
+
+    ids: Tensor
+    first: int
+    options: Mapping[str, Any] = {}
+
+    @abstractmethod
+    def inputs(self) -> dict[str, Any]:
+        """Return what `generate` goes on from."""
+
+    @abstractmethod
+    def keep(self, going: Sequence[int], made: Tensor) -> None:
+        """Go on with some rows, of (R, T) tokens that the last call has made."""
+
+    @abstractmethod
+    def cache_bytes(self, prompt: int, num_new: int) -> int:
+        """Return the bytes of keys and values that a prompt's rows read at the end of an answer of so many tokens."""
+
+
+class _PromptRows(Rows):
+    """Rows of a decoder: prompts, padded on the left, in a cache."""
+
+    def __init__(self, ids: Tensor, mask: Tensor, cache: Cache, held: Sequence[int]) -> None:
+        self.ids, self.mask, self.cache, self.held = ids, mask, cache, held
+        self.first = ids.shape[1]
+
+    def inputs(self) -> dict[str, Any]:
+        return {"input_ids": self.ids, "attention_mask": self.mask, "past_key_values": self.cache}
+
+    def keep(self, going: Sequence[int], made: Tensor) -> None:
+        if len(going) < len(self.ids):
+            self.cache.batch_select_indices(torch.tensor(going, device=made.device))
+        mask = self.mask[going]
+        self.mask = torch.cat([mask, mask.new_ones(len(going), made.shape[1] - mask.shape[1])], dim=1)
+        self.ids = made[going]
+
+    def cache_bytes(self, prompt: int, num_new: int) -> int:
+        return self.held[prompt] if self.held else storage_bytes(self.cache)
+
+
 @torch.no_grad()
 def decode(
     model: PreTrainedModel,
@@ -123,24 +171,42 @@ def decode(
     # `generate` repeats rows for beams, and not for samples.
     ids, mask = ids.repeat_interleave(samples, dim=0), mask.repeat_interleave(samples, dim=0)
     prefill_seconds = (now(device) - start) / len(ids)
+    rows = _PromptRows(ids, mask, cache, held)
+    return answer_rows(model, tokenizer, prompts, rows, settings, prefill_seconds, decoded)
+
+
+def answer_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    rows: Rows,
+    settings: GenerationSettings,
+    prefill_seconds: float,
+    decoded: Callable[[int], None] = lambda steps: None,
+) -> list[Answer]:
+    """Return the answers of rows that are ready to be decoded; `settings.num_samples` rows a prompt.
+
+    Raises:
+        NumbersError: As `decode`.
+    """
+    device, ends, samples, first = model.device, end_tokens(model), settings.num_samples, rows.first
     if settings.temperature is not None:
         torch.manual_seed(_seed_of(settings.seed, prompts[0]))
-
-    active, seconds = list(range(len(ids))), [0.0] * len(ids)
+    active, seconds = list(range(len(rows.ids))), [0.0] * len(rows.ids)
     answers: list[list[int]] = [[] for _ in active]
-    reasons = ["length"] * len(ids)
+    reasons = ["length"] * len(active)
     left = settings.max_new_tokens
     while active and left:
         # Beams are not taken apart.
         steps = left if settings.num_beams > 1 else min(left, _STEPS)
         start = now(device)
-        watch = ScoresWatch(ends, ids.shape[1], is_eager=settings.temperature is not None)
+        watch = ScoresWatch(ends, rows.ids.shape[1], is_eager=settings.temperature is not None)
+        config = _config(settings, steps, settings.max_new_tokens - left, ends, (ends or [0])[0])
+        config.update(**rows.options)
         made = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            generation_config=_config(settings, steps, settings.max_new_tokens - left, ends, pad),
-            stopping_criteria=_stopping(settings.stop, tokenizer, longest),
+            **rows.inputs(),
+            generation_config=config,
+            stopping_criteria=_stopping(settings.stop, tokenizer, first),
             logits_processor=LogitsProcessorList([watch]),
         )
         if (bad := watch.first_bad(len(active))) is not None:
@@ -152,16 +218,15 @@ def decode(
         going = []
         for row, index in enumerate(active):
             seconds[index] += spent
-            new, reason = _cut(made[row, longest:].tolist(), ends, settings.stop, tokenizer)
+            new, reason = _cut(made[row, first:].tolist(), ends, settings.stop, tokenizer)
             answers[index] = new
             if reason == "stop":
                 reasons[index] = reason
             elif left:
                 going.append(row)
-        if left and len(going) < len(active) and going:
-            cache.batch_select_indices(torch.tensor(going, device=device))
-        active, ids = [active[row] for row in going], made[going]
-        mask = torch.cat([mask[going], mask.new_ones(len(going), made.shape[1] - mask.shape[1])], dim=1)
+        if left and going:
+            rows.keep(going, made)
+        active = [active[row] for row in going]
     return [
         Answer(
             # Markers of turns are not always special tokens, which decoding leaves out.
@@ -170,7 +235,7 @@ def decode(
             finish_reason=reasons[index],
             prefill_seconds=prefill_seconds,
             seconds=seconds[index],
-            cache_bytes=held[index // samples] if held else storage_bytes(cache),
+            cache_bytes=rows.cache_bytes(index // samples, len(answer)),
         )
         for index, answer in enumerate(answers)
     ]

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
-from eval.generation.groups import Group, ModelSize
+from eval.generation.groups import Group, Size
 from eval.generation.requests import Requests
 from eval.runtime.processes import AcceleratedProcess
 from masformer.attention.prefill import CHUNK_TOKENS
 
 
 def describe_plan(
-    groups: Sequence[Group], requests: Requests, size: ModelSize, dtype: torch.dtype, process: AcceleratedProcess
+    groups: Sequence[Group], requests: Requests, size: Size, dtype: torch.dtype, process: AcceleratedProcess
 ) -> str:
     """Return what a run would do, for people.
 
@@ -65,7 +65,7 @@ def _cache_bytes(group: Group, budget: int) -> float:
     return min(num_bytes, max(budget, num_bytes / prompts))
 
 
-def _speed(size: ModelSize, dtype: torch.dtype, device: torch.device) -> float:
+def _speed(size: Size, dtype: torch.dtype, device: torch.device) -> float:
     """Return operations a second of a product such as a prefill of this model makes."""
     width = int(size.config.get_text_config(decoder=True).hidden_size)
     rows, weights = (

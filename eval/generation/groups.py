@@ -10,6 +10,7 @@ group that was interrupted is computed again as it would have been.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -40,10 +41,10 @@ DECODING = 5
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentPrompts:
-    """The prompts of a document whose rotary frequencies agree, and what they cost.
+    """The prompts of a document that may share a group, and what they cost.
 
     Attributes:
-        frequencies: What `frequency_class` says about each.
+        kind: What `Size.kind` says about each: rotary frequencies that agree, or encoders' inputs of like lengths.
         sizes: Tokens of each prompt, and how many of its context are kept and dropped.
         num_rows: Distinct prompts.
         requested: Tokens of all prompts but the last of each.
@@ -54,7 +55,7 @@ class DocumentPrompts:
     """
 
     source: PromptSource
-    frequencies: int
+    kind: int
     sizes: dict[Key, tuple[int, int, int]]
     num_rows: int
     requested: int
@@ -78,7 +79,7 @@ class Group:
 
     Attributes:
         index: Place in the order of the data.
-        units: Documents of one task and one kind of rotary frequencies.
+        units: Documents of one task and one kind.
         num_rows: Most prompts that decode together.
     """
 
@@ -104,8 +105,40 @@ class Group:
         return [request for unit in self.units for request in unit.source.requests() if request.key in wanted]
 
 
-class ModelSize:
+class Size(ABC):
     """What tokens cost a model: operations and bytes.
+
+    Attributes:
+        config: Config of the model.
+        num_weights: Numbers in its weights.
+    """
+
+    config: PreTrainedConfig
+    num_weights: int
+
+    @abstractmethod
+    def kind(self, num_tokens: int) -> int:
+        """Return a number that is the same for prompts that may share a group."""
+
+    @abstractmethod
+    def tree(self, prompts: Sequence[Sequence[int]]) -> PromptTree:
+        """Return what prompts share."""
+
+    @abstractmethod
+    def prefill(self, start: int, stop: int) -> int:
+        """Return the operations of the tokens from `start` to before `stop`."""
+
+    @abstractmethod
+    def decode(self, start: int, num_new: int) -> int:
+        """Return the operations of `num_new` tokens after `start` others."""
+
+    @abstractmethod
+    def tree_bytes(self, tree: PromptTree, num_new: int, copies: int) -> int:
+        """Return the bytes that all prompts of a tree need to decode at once, as so many rows each."""
+
+
+class ModelSize(Size):
+    """What tokens cost a decoder.
 
     Args:
         config: Config of the model.
@@ -131,12 +164,16 @@ class ModelSize:
         self.head = int(text.hidden_size) * int(text.vocab_size)
         self.num_weights: int = sum(x.numel() for x in model.parameters())
 
+    def kind(self, num_tokens: int) -> int:
+        return frequency_class(self.config, num_tokens)
+
+    def tree(self, prompts: Sequence[Sequence[int]]) -> PromptTree:
+        return PromptTree(prompts)
+
     def prefill(self, start: int, stop: int) -> int:
-        """Return the operations of the tokens from `start` to before `stop`."""
         return 2 * self.body * (stop - start) + self._attention(start, stop)
 
     def decode(self, start: int, num_new: int) -> int:
-        """Return the operations of `num_new` tokens after `start` others."""
         return 2 * (self.body + self.head) * num_new + self._attention(start, start + num_new)
 
     def _attention(self, start: int, stop: int) -> int:
@@ -161,7 +198,7 @@ class ModelSize:
         return int(kept * self.bytes_per_value) + states
 
 
-def measure(requests: Requests, size: ModelSize, *, is_silent: bool) -> list[DocumentPrompts]:
+def measure(requests: Requests, size: Size, *, is_silent: bool) -> list[DocumentPrompts]:
     """Return the prompts of each document that no finished session has answered, with their cost.
 
     Every context is tokenized once for this, and once more when it is answered. What was finished takes part in no
@@ -174,23 +211,23 @@ def measure(requests: Requests, size: ModelSize, *, is_silent: bool) -> list[Doc
     """
     units = []
     for source in tqdm(requests.sources, desc="tokenizing", delay=2, leave=False, disable=is_silent):
-        by_class: dict[int, list[Request]] = defaultdict(list)
+        by_kind: dict[int, list[Request]] = defaultdict(list)
         if all(map(requests.is_finished, source.fingerprints)):
             continue
         for request in source.requests():
             if not requests.is_finished(request.key):
-                by_class[frequency_class(size.config, len(request.prompt.token_ids))].append(request)
-        units += [_measure(source, frequencies, asked, size) for frequencies, asked in by_class.items()]
+                by_kind[size.kind(len(request.prompt.token_ids))].append(request)
+        units += [_measure(source, kind, asked, size) for kind, asked in by_kind.items()]
     return units
 
 
-def _measure(source: PromptSource, frequencies: int, requests: Sequence[Request], size: ModelSize) -> DocumentPrompts:
+def _measure(source: PromptSource, kind: int, requests: Sequence[Request], size: Size) -> DocumentPrompts:
     num_new, rows = source.settings.max_new_tokens, source.settings.num_rows
     prompts = list(dict.fromkeys(request.prompt.token_ids for request in requests))
-    tree = PromptTree(prompts)
+    tree = size.tree(prompts)
     return DocumentPrompts(
         source=source,
-        frequencies=frequencies,
+        kind=kind,
         sizes={
             request.key: (
                 len(request.prompt.token_ids),
@@ -212,7 +249,7 @@ def form_groups(units: Sequence[DocumentPrompts], grouping: Grouping) -> list[Gr
     """Return groups of units in order, each as large as rows, memory, and an even share of the work allow."""
     kinds: dict[tuple[str, int], list[DocumentPrompts]] = defaultdict(list)
     for unit in units:
-        kinds[unit.source.task, unit.frequencies].append(unit)
+        kinds[unit.source.task, unit.kind].append(unit)
     total = sum(unit.cost for unit in units)
     gathered: list[list[DocumentPrompts]] = []
     for members in kinds.values():

@@ -16,56 +16,67 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.generation.backend import Backend, start_for
 from eval.generation.claims import Claims
-from eval.generation.decode import Answer, dtype_name, rows_together, set_end_tokens, warm_up
+from eval.generation.decode import Answer, dtype_name, set_end_tokens
 from eval.generation.forecast import describe_plan
-from eval.generation.groups import DocumentPrompts, Group, ModelSize, deal, form_groups, measure
+from eval.generation.groups import DocumentPrompts, Group, ModelSize, Size, deal, form_groups, measure
 from eval.generation.progress import Progress, duration
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.generation.requests import Request, Requests
-from eval.generation.tree_decoder import TreeDecoder
+from eval.generation.tree_decoder import Observer, TreeDecoder
 from eval.prompting.chat import ChatTemplate
 from eval.prompting.ends import Ends, find_ends
 from eval.records.schema import Grouping, Prediction, Sample
 from eval.runtime.memory import memory_budget, peak_bytes, reset_peak
-from eval.runtime.model import TORCH_DTYPES, describe_weights, open_model, plan_of, suggested_ends
-from eval.runtime.processes import AcceleratedProcess, Process
+from eval.runtime.model import TORCH_DTYPES, OpenedModel, describe_weights, open_model, suggested_ends
+from eval.runtime.processes import AcceleratedProcess
 from masformer import fixed_frequencies
 from masformer.errors import NumbersError
-from masformer.plans.cost import attention_flops
 
 
-class LocalBackend(Backend):
-    """Runs the model in the processes of this launch.
-
-    Args:
-        config: Settings of the run.
+def open_local(config: RunConfig) -> LocalBackend:
+    """Return the engine for the kind of the model, with everything checked that needs no weights.
 
     Raises:
         UserError: A setting does not fit the launch or the model.
-        CheckpointError: The reference leads to no usable decoder.
+        CheckpointError: The reference leads to no usable model.
         PlanError: The plan is malformed, or does not fit the model.
+    """
+    from eval.generation.encoder_decoder import EncoderDecoderBackend  # which shares most of this one
+
+    process = start_for(config, needs_torch=True)
+    assert isinstance(process, AcceleratedProcess)
+    if config.device_map and process.count > 1:
+        raise UserError(
+            f"--device-map {config.device_map} is one model over all devices, and {process.count} processes"
+            " would each have one; launch one process"
+        )
+    torch.manual_seed(config.seed)
+    opened = open_model(config, config.plan, process, max(config.maxlen), keeps_full=True, takes_encoder_decoders=True)
+    kind = EncoderDecoderBackend if opened.checkpoint.config.is_encoder_decoder else LocalBackend
+    return kind(config, opened)
+
+
+class LocalBackend(Backend):
+    """Runs a decoder in the processes of this launch.
+
+    Args:
+        config: Settings of the run.
+        opened: The model, checked and without weights.
     """
 
     process: AcceleratedProcess
     ends: Ends
 
-    def __init__(self, config: RunConfig) -> None:
-        process = start_for(config, needs_torch=True)
-        assert isinstance(process, AcceleratedProcess)
-        if config.device_map and process.count > 1:
-            raise UserError(
-                f"--device-map {config.device_map} is one model over all devices, and {process.count} processes"
-                " would each have one; launch one process"
-            )
-        torch.manual_seed(config.seed)
+    def __init__(self, config: RunConfig, opened: OpenedModel) -> None:
         self.config = config
-        self.process = process
-        self.opened = open_model(config, config.plan, process, max(config.maxlen), keeps_full=True)
+        self.process = opened.process
+        self.opened = opened
         self.tokenizer = self.opened.checkpoint.tokenizer
         self.model, self.dtype = self.opened.record, self.opened.dtype
         self.plan, self.plan_description = self.opened.plan_json, self.opened.plan_description
@@ -76,7 +87,7 @@ class LocalBackend(Backend):
         self._units: list[DocumentPrompts] | None = None
 
     @cached_property
-    def size(self) -> ModelSize:
+    def size(self) -> Size:
         """Return what tokens cost the model."""
         trusts = self.config.trust_remote_code
         return ModelSize(
@@ -136,7 +147,13 @@ class LocalBackend(Backend):
         claims = Claims(shared, missing)  # checks that all processes see the folder, before weights load
         model = self.opened.load(self.config.device_map)
         set_end_tokens(model, self.ends.token_ids)
-        yield from _Answering(model, self.tokenizer, self.size, requests.existing, claims, self.process).run()
+        progress = Progress(claims, self.size, self.process)
+        decoder = self.decoder(model, progress, "--memory-budget or --batch-size")
+        yield from _Answering(model, decoder, self.size, requests.existing, claims, progress).run()
+
+    def decoder(self, model: PreTrainedModel, observer: Observer, hint: str) -> TreeDecoder:
+        """Return what decodes prompts; arguments as those of `TreeDecoder`."""
+        return TreeDecoder(model, self.tokenizer, observer, hint)
 
     def _measured(self, requests: Requests) -> list[DocumentPrompts]:
         """Return the prompts of the whole run by document; measured once a session."""
@@ -155,14 +172,14 @@ class _Answering:
     """Answers groups with one model, one after the other."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, size: ModelSize, existing: Any, claims: Claims, process: Process
+        self, model: Any, decoder: TreeDecoder, size: Size, existing: Any, claims: Claims, progress: Progress
     ) -> None:
         self.model = model
+        self.decoder = decoder
+        self.size = size
         self.existing = existing
         self.claims = claims
-        self.progress = Progress(claims, size, process)
-        self.decoder = TreeDecoder(model, tokenizer, self.progress, "--memory-budget or --batch-size")
-        self.spans = plan_of(model)
+        self.progress = progress
 
     def run(self) -> Iterator[Prediction]:
         """Yield predictions until no group is left to take; those of a batch together, once it is decoded."""
@@ -170,7 +187,7 @@ class _Answering:
         with self.progress.bar:
             for group in self.claims.take():
                 if not is_warm:
-                    warm_up(self.model, self.decoder.tokenizer)
+                    self.decoder.warm_up()
                     is_warm = True
                 yield from self._answer(group)
 
@@ -180,7 +197,7 @@ class _Answering:
         for request in group.requests():
             by_prompt.setdefault(request.prompt.token_ids, []).append(request)
         prompts, askers = list(by_prompt), list(by_prompt.values())
-        tree = PromptTree(prompts)
+        tree = self.size.tree(prompts)
         batches = [batch for batch in self._batches(tree, group) if self._is_missing(batch, askers)]
         caches = self.decoder.caches(tree, [leaf for batch in batches for leaf in batch])
         num_samples = group.settings.num_samples
@@ -231,7 +248,7 @@ class _Answering:
             ) from error
 
     def _batches(self, tree: PromptTree, group: Group) -> list[Sequence[int]]:
-        most = min(group.num_rows, rows_together(self.model, group.settings) or group.num_rows)
+        most = min(group.num_rows, self.decoder.rows_together(group.settings) or group.num_rows)
         order = tree.order
         return [order[first : first + most] for first in range(0, len(order), most)]
 
@@ -253,12 +270,7 @@ class _Answering:
             batch_size=num_prompts * len(samples),
             group=group.index,
             cache_bytes=samples[0].cache_bytes,
-            attention_flops=self._attention_flops(len(request.prompt.token_ids), samples),
+            attention_flops=self.decoder.attention_flops(
+                len(request.prompt.token_ids), [len(one.token_ids) for one in samples]
+            ),
         )
-
-    def _attention_flops(self, num_prompt: int, samples: Sequence[Answer]) -> int | None:
-        """Return the operations of attention for a prompt and what was decoded after it."""
-        if self.spans is None:
-            return None
-        ends = [attention_flops(self.model.config, self.spans, num_prompt + len(one.token_ids)) for one in samples]
-        return sum(ends) - (len(ends) - 1) * attention_flops(self.model.config, self.spans, num_prompt)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from eval.config.generation import GenerationSettings
 from eval.generation.claims import Claims
-from eval.generation.groups import DECODING, Group, ModelSize
+from eval.generation.groups import DECODING, Group, Size
 from eval.generation.prompt_tree import Node
 from eval.generation.tree_decoder import Observer
 from eval.runtime.processes import Process
@@ -24,7 +24,7 @@ class Progress(Observer):
         process: The main process has the bar.
     """
 
-    def __init__(self, claims: Claims, size: ModelSize, process: Process) -> None:
+    def __init__(self, claims: Claims, size: Size, process: Process) -> None:
         self.claims = claims
         self.size = size
         self.who = f"process {process.index}: " if process.count > 1 else ""

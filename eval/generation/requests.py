@@ -87,6 +87,7 @@ class PromptSource:
         builders: Builders of prompts, by template.
         lengths: Lengths in tokens, ascending.
         policy: Part of the context that is kept.
+        is_encoded: An encoder reads the prompts, and answers have a room of their own beside `lengths`.
         pins: Digest of all settings that could change a prediction, by template and length.
     """
 
@@ -97,6 +98,12 @@ class PromptSource:
     policy: str
     settings: GenerationSettings
     pins: Mapping[tuple[str, int], str]
+    is_encoded: bool = False
+
+    @property
+    def room(self) -> int:
+        """Return how many tokens of a length are kept for the answer."""
+        return 0 if self.is_encoded else self.settings.max_new_tokens
 
     @cached_property
     def fingerprints(self) -> dict[Key, str]:
@@ -130,7 +137,7 @@ class PromptSource:
             _, template, example_id, maxlen = key
             builder = self.builders[template]
             parts = builder.fixed_parts(queries[example_id], contexts[builder.is_context_first])
-            prompt = fit(parts, maxlen, self.settings.max_new_tokens, self.policy)
+            prompt = fit(parts, maxlen, self.room, self.policy)
             yield Request(key=key, prompt=prompt, fingerprint=digest, source=self)
 
     def check(self) -> None:
@@ -141,7 +148,7 @@ class PromptSource:
         """
         for builder in self.builders.values():
             for example in self.examples:
-                fit(builder.fixed_parts(example.query), self.lengths[0], self.settings.max_new_tokens, "head")
+                fit(builder.fixed_parts(example.query), self.lengths[0], self.room, "head")
 
     def spans_shown(self, prompt: Prompt, template: str) -> list[list[int]]:
         """Return the characters of the context that a prompt shows, as starts and ends."""
@@ -211,6 +218,8 @@ def make_requests(
     tokenizer: Any,
     finished: Mapping[Key, Prediction],
     stop_texts: Sequence[str] = (),
+    *,
+    is_encoded: bool = False,
 ) -> Requests:
     """Return the requests of a run, contexts in the order in which they first appear.
 
@@ -221,6 +230,7 @@ def make_requests(
         tokenizer: Tokenizer of the model.
         finished: Predictions of sessions that ended.
         stop_texts: Texts that end an answer beside those of the settings.
+        is_encoded: An encoder reads the prompts.
 
     Raises:
         UserError: A query or an instruction leaves no room at the smallest length, or the tokenizer loses a script.
@@ -228,7 +238,7 @@ def make_requests(
     sources = [
         replace(source, settings=replace(source.settings, stop=(*source.settings.stop, *stop_texts)))
         for name in data
-        for source in _sources_of(config, name, data[name], record, tokenizer)
+        for source in _sources_of(config, name, data[name], record, tokenizer, is_encoded=is_encoded)
     ]
     for source in sources:
         source.check()
@@ -259,7 +269,7 @@ def describe_room(requests: Requests) -> Iterator[str]:
 
 
 def _sources_of(
-    config: RunConfig, name: str, loaded: LoadedExamples, record: RunRecord, tokenizer: Any
+    config: RunConfig, name: str, loaded: LoadedExamples, record: RunRecord, tokenizer: Any, *, is_encoded: bool
 ) -> Iterator[PromptSource]:
     task = record.tasks[name]
     # Threads move near ties at most, and the folder refuses another number of them.
@@ -267,7 +277,8 @@ def _sources_of(
     common = fingerprint(identity, name, {key: value for key, value in to_json(task).items() if key not in _APART})
     chat = config.chat_settings(record.template_date)
     builders = {
-        template: PromptBuilder(tokenizer, config.tasks[name].templates[template], chat) for template in task.templates
+        template: PromptBuilder(tokenizer, config.tasks[name].templates[template], chat, is_framed=is_encoded)
+        for template in task.templates
     }
     pins = {
         (template, maxlen): fingerprint(common, template, to_json(about), maxlen)
@@ -288,4 +299,5 @@ def _sources_of(
             policy=config.truncation,
             settings=config.generation(task.max_new_tokens),
             pins=pins,
+            is_encoded=is_encoded,
         )

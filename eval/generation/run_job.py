@@ -27,7 +27,8 @@ from eval.records.schema import Identity, Key, Prediction, RunRecord, Scores, Ta
 from eval.reporting.score_run import has_texts, print_scores, score_run
 from eval.runtime.jobs import Job, print_facts, settings_json, template_clock
 from eval.runtime.processes import Process
-from tasks import LoadedExamples
+from tasks import LoadedExamples, Task
+from tasks.base import DOCUMENT
 
 # Raised by hand whenever a change of the code changes what is generated; a resumed run must have the same.
 GENERATION_VERSION = 4
@@ -61,7 +62,10 @@ class RunJob(Job[RunRecord, Prediction]):
         needs = self.folder.needs_checksums
         finished = {} if self.is_replaced else read_journal(Prediction, [predictions], needs_checksums=needs).lines
         stops = backend.ends.texts if backend.ends else ()
-        requests = make_requests(self.config, self.data, self.record, backend.tokenizer, finished, stops)
+        is_encoded = backend.is_encoded
+        requests = make_requests(
+            self.config, self.data, self.record, backend.tokenizer, finished, stops, is_encoded=is_encoded
+        )
         backend.check(requests)
         return backend.share(requests, *self.config.shard) if self.config.shard else requests
 
@@ -107,6 +111,7 @@ class RunJob(Job[RunRecord, Prediction]):
         print_facts(
             {
                 "model": f"{backend.model.label}: {backend.describe_model()}, {backend.dtype}",
+                "engine": backend.remarks,
                 "spans": self.record.plan_description,
                 "ends": backend.ends.describe() if backend.ends else "",
                 "task": tasks,
@@ -191,7 +196,7 @@ def run_record(
     ends = backend.ends
     chat = ChatTemplate(backend.tokenizer, config.chat_settings())
     uses_chat = any(
-        task.templates[one].chat for task in config.tasks.values() for one in config.template or [task.default_template]
+        task.templates[one].chat for task in config.tasks.values() for one in _requested(config, task, backend)
     ) or any(one.chat for task in (saved.tasks if saved else {}).values() for one in task.templates.values())
     has_clock = uses_chat and chat.uses_clock
     date = backend.process.broadcast(template_clock(has_clock, config.template_date, saved, output))
@@ -212,7 +217,7 @@ def run_record(
             backend=backend.identity,
             turn_ends=list(ends.added) if ends and ends.added else None,
         ),
-        tasks={name: _task_record(config, name, data[name], backend.tokenizer, saved, date) for name in data},
+        tasks={name: _task_record(config, name, data[name], backend, saved, date) for name in data},
         sessions=list(saved.sessions) if saved else [],
         grouping=backend.grouping(saved.grouping if saved else None),
         ends={name: list(sources) for name, sources in ends.sources.items()} if ends else None,
@@ -222,8 +227,13 @@ def run_record(
     )
 
 
+def _requested(config: RunConfig, task: Task, backend: Backend) -> Sequence[str]:
+    """Return the names of the templates of a session."""
+    return config.template or (DOCUMENT if backend.is_encoded else task.default_template,)
+
+
 def _task_record(
-    config: RunConfig, name: str, loaded: LoadedExamples, tokenizer: Any, saved: RunRecord | None, date: str | None
+    config: RunConfig, name: str, loaded: LoadedExamples, backend: Backend, saved: RunRecord | None, date: str | None
 ) -> TaskRecord:
     """Return what `run.json` says about a task; templates that the folder has already are among the requested ones."""
     task = config.tasks[name]
@@ -234,10 +244,13 @@ def _task_record(
             f"the output folder has template '{lost[0]}' of task '{name}', which the task file no longer has; put it "
             "back, or give another folder with --output"
         )
-    requested = config.template or (task.default_template,)
+    requested = _requested(config, task, backend)
     templates = [template for template in dict.fromkeys([*before, *requested]) if template in task.templates]
-    chat = config.chat_settings(date)
-    builders = {template: PromptBuilder(tokenizer, task.templates[template], chat) for template in templates}
+    chat, tokenizer, is_framed = config.chat_settings(date), backend.tokenizer, backend.is_encoded
+    builders = {
+        template: PromptBuilder(tokenizer, task.templates[template], chat, is_framed=is_framed)
+        for template in templates
+    }
     for builder in builders.values():
         builder.check()
     return TaskRecord(

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.config.generation import GenerationSettings
 from eval.errors import UserError
-from eval.generation.decode import Answer, decode
+from eval.generation.decode import Answer, decode, rows_together, warm_up
 from eval.generation.prompt_tree import Node, PromptTree, TreeCaches
 from eval.runtime.memory import is_out_of_memory
+from eval.runtime.model import plan_of
+from masformer import SpanPlan
 from masformer.errors import NumbersError
+from masformer.plans.cost import attention_flops
 
 
 class Observer:
@@ -39,6 +44,9 @@ class TreeDecoder:
         hint: Settings that avoid a lack of memory, after the remark on it.
     """
 
+    # What helps where memory does not hold a single prompt.
+    remedy = "lower --maxlen, give layers a span with --plan, or take a smaller --dtype"
+
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, observer: Observer, hint: str
     ) -> None:
@@ -48,6 +56,26 @@ class TreeDecoder:
         self.observer = observer
         # Fewest tokens at once that memory did not hold.
         self.too_many: int | None = None
+
+    @cached_property
+    def spans(self) -> SpanPlan | None:
+        """Return the spans that the model computes; None where no span describes them."""
+        return plan_of(self.model)
+
+    def warm_up(self) -> None:
+        """Generate once and throw it away."""
+        warm_up(self.model, self.tokenizer)
+
+    def rows_together(self, settings: GenerationSettings) -> int | None:
+        """Return how many prompts may decode as one batch without a change of what any gets; None is any number."""
+        return rows_together(self.model, settings)
+
+    def attention_flops(self, num_prompt: int, num_new: Sequence[int]) -> int | None:
+        """Return the operations of attention for a prompt and samples of so many tokens after it; None if unknown."""
+        if self.spans is None:
+            return None
+        ends = [attention_flops(self.model.config, self.spans, num_prompt + each) for each in num_new]
+        return sum(ends) - (len(ends) - 1) * attention_flops(self.model.config, self.spans, num_prompt)
 
     def caches(self, tree: PromptTree, wanted: Sequence[int]) -> TreeCaches:
         """Return the caches of a tree, filled when they are needed.
@@ -91,10 +119,7 @@ class TreeDecoder:
             if len(leaves) == 1:
                 rows = f" in {settings.num_rows} rows (--num-samples, --num-beams)" if settings.num_rows > 1 else ""
                 size = f"{num_tokens:,} tokens{rows}"
-                raise UserError(
-                    f"out of memory with a single prompt of {size}; lower --maxlen, give layers a span with --plan, or "
-                    "take a smaller --dtype"
-                )
+                raise UserError(f"out of memory with a single prompt of {size}; {self.remedy}")
             self.too_many = num_tokens
             self.observer.print(
                 f"out of memory with {len(leaves)} prompts of {num_tokens:,} tokens at once; going on with half as "
@@ -115,14 +140,7 @@ class TreeDecoder:
         batch = [prompts[leaf] for leaf in leaves]
         try:
             filled = [caches.take(leaf) for leaf in leaves]
-            return decode(
-                self.model,
-                self.tokenizer,
-                batch,
-                filled,
-                settings,
-                lambda steps: self.observer.decoded(batch, settings, steps),
-            )
+            return self._decode(batch, filled, settings, lambda steps: self.observer.decoded(batch, settings, steps))
         except NumbersError as error:
             error.row = leaves[error.row]
             raise
@@ -130,6 +148,16 @@ class TreeDecoder:
             if not is_out_of_memory(error):
                 raise
             return None
+
+    def _decode(
+        self,
+        batch: Sequence[Sequence[int]],
+        filled: Sequence[Any],
+        settings: GenerationSettings,
+        decoded: Callable[[int], None],
+    ) -> list[Answer]:
+        """Return the answers to prompts whose caches are filled."""
+        return decode(self.model, self.tokenizer, batch, filled, settings, decoded)
 
     def _release_all(self, caches: TreeCaches) -> None:
         caches.release()

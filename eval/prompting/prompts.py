@@ -69,10 +69,16 @@ class PromptBuilder:
         tokenizer: Tokenizer of the model.
         template: A template of the task.
         chat: How its chat template is used.
+        is_framed: Plain text ends as the tokenizer ends it too, as encoders read it.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: Template, chat: ChatSettings | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template,
+        chat: ChatSettings | None = None,
+        *,
+        is_framed: bool = False,
     ) -> None:
         assert template.text.count("{context}") == 1
         self.tokenizer = tokenizer
@@ -88,12 +94,21 @@ class PromptBuilder:
             # Plain text begins as the tokenizer begins it.
             first = tokenizer("a").input_ids[:1]
             self._bos = tuple(first) if first == [tokenizer.bos_token_id] else ()
+        self._start, self._stop = self._frame() if is_framed else (self._bos, ())
+        if self.uses_chat_template:
+            self._start = self._stop = ()
+
+    def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return what the tokenizer puts before and after a text."""
+        bare, whole = (tuple(self.tokenizer("a", add_special_tokens=adds).input_ids) for adds in (False, True))
+        at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+        return whole[:at], whole[at + len(bare) :]
 
     @property
     def sha256(self) -> str:
         """Return the digest of the rendered template, chat markup included."""
         # Version 0.1 put spaces between the pieces of prompts for these tokenizers.
-        pieces = [*self._rendered, *(["joined"] if self.encoder.has_dummy_prefix else [])]
+        pieces = [*self._rendered, *(["joined"] if self.encoder.has_dummy_prefix else []), *map(str, self._stop)]
         return hashlib.sha256("\0".join(pieces).encode()).hexdigest()
 
     def check(self) -> None:
@@ -104,7 +119,8 @@ class PromptBuilder:
         """
         example = Example(id="", document_id="", context=_PROBE, query=_PROBE, references=())
         parts = self.parts(example)
-        ids = (*parts.prefix[len(self._start) :], *parts.context, *parts.suffix)
+        suffix = parts.suffix[: len(parts.suffix) - len(self._stop)]
+        ids = (*parts.prefix[len(self._start) :], *parts.context, *suffix)
         text = _PROBE.join(part.replace("{query}", _PROBE) for part in self._rendered)
         whole = self._decode(self.encoder.encode(text))
         if (ours := self._decode(ids)) != whole or _letters(ours) != _letters(text):
@@ -151,7 +167,7 @@ class PromptBuilder:
             self._fixed[query] = PromptParts(
                 prefix=self._start + self._fill(before, query or "", ""),
                 context=(),
-                suffix=self._fill(after, query or "", _TEXT),
+                suffix=self._fill(after, query or "", _TEXT) + self._stop,
             )
         return replace(self._fixed[query], context=context)
 
@@ -198,10 +214,6 @@ class PromptBuilder:
         """Return the token ids of a text on its own, begun and ended as the tokenizer's vocabulary has it."""
         end = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
         return self._bos + self.encoder.encode(text, is_data=True) + end
-
-    @property
-    def _start(self) -> tuple[int, ...]:
-        return () if self.uses_chat_template else self._bos
 
     @property
     def _before_context(self) -> str:
@@ -261,11 +273,22 @@ def _letters(text: str) -> str:
 def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str) -> Prompt:
     """Return the prompt that leaves room for the answer within `maxlen`.
 
+    Args:
+        parts: Its parts, uncut.
+        maxlen: Most tokens.
+        max_new_tokens: Room for the answer; 0 for an encoder, which does not see it.
+        policy: Part of the context that is kept.
+
     Raises:
         UserError: Not even an empty context fits.
     """
     num_fixed = len(parts.prefix) + len(parts.suffix)
     budget = maxlen - num_fixed - max_new_tokens
+    if budget < 0 and not max_new_tokens:
+        raise UserError(
+            f"maxlen {maxlen} is too small: instruction, query and special tokens need {num_fixed} even with an empty "
+            "context; raise --maxlen"
+        )
     if budget < 0:
         raise UserError(
             f"maxlen {maxlen} is too small: {num_fixed} tokens of instruction and template and {max_new_tokens} for "

@@ -146,6 +146,11 @@ class TaskRecord:
     maxlen: list[int] = entry("lengths in tokens, ascending; may grow", rule=LENGTHS)
 
 
+# Kind of a model, in `backend`, whose prompts an encoder reads.
+ENCODER_DECODER = "encoder-decoder"
+ENCODED_LENGTHS = "maxlen counts tokens of the encoder, special ones included, and not the answer"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """Settings that hold for a whole run folder; a resumed run must have the same."""
@@ -164,7 +169,7 @@ class Identity:
         "what ends an answer because the chat template alone says so", default=None, is_left_out=True
     )
     backend: dict[str, Any] | None = entry(
-        "what answered, where it was not the `local` engine", default=None, is_left_out=True
+        "what answered, where it was not the `local` engine with a decoder", default=None, is_left_out=True
     )
 
 
@@ -270,7 +275,10 @@ class Prediction:
     task: str = entry("name of the task")
     template: str = entry("name of the prompt")
     id: str = entry("name of the example")
-    maxlen: int = entry("length in tokens; counts all the model sees and the room for the answer", rule=LENGTH)
+    maxlen: int = entry(
+        "length in tokens; counts all the model sees and the room for the answer, of an encoder-decoder the prompt",
+        rule=LENGTH,
+    )
     fingerprint: str = entry("digest of all that could change the prediction")
     text: str = entry("the answer; of several samples the first")
     prompt_tokens: int = entry("tokens of the prompt", rule=COUNT)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from eval.records.read_run import RunInputs
 from eval.records.run_folder import RunFolder, own_plots
-from eval.records.schema import ExampleScore, RunRecord, Scores
+from eval.records.schema import ENCODED_LENGTHS, ENCODER_DECODER, ExampleScore, RunRecord, Scores
 from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
 from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, NOISE, legend_of, text
 from eval.reporting.lengths import warnings_on_lengths, warnings_on_letters
@@ -62,10 +62,12 @@ def title_of(record: RunRecord) -> str:
 def facts_of(record: RunRecord, scores: Scores) -> dict[str, str]:
     """Return what produced the numbers; machine and code are those of the last session that generated any."""
     identity, session = record.identity, record.sessions[-1]
+    is_encoded = (identity.backend or {}).get("kind") == ENCODER_DECODER
     return {
         "model": describe_model(identity.model, identity.dtype, session),
         "spans": code(record.plan_description),
         "truncation": f"keeps {_KEEPS[identity.truncation]} of the context",
+        **({"lengths": ENCODED_LENGTHS} if is_encoded else {}),
         "metrics": f"{describe_profiles(profiles_shown(scores))}; {describe_intervals(scores.results)}",
         "checked": describe_parity(scores.parity),
         "machine": f"{session.machine.device}, {session.world_size} process(es), {session.threads} torch "

@@ -15,6 +15,7 @@ from eval.records.schema import ModelRecord
 from eval.records.typed import from_json
 from eval.runtime.processes import AcceleratedProcess
 from masformer import ConversionError, PlanError, SpanPlan, apply_plan, native_plan, read_plan, stored_plan
+from masformer.checkpoints.encoder_decoders import Positions, source_positions, target_positions
 from masformer.checkpoints.files import check_token_ids
 from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
 from masformer.probe import probe_untouched
@@ -93,7 +94,13 @@ class OpenedModel:
 
 
 def open_model(
-    config: JobOptions, plan: str, process: AcceleratedProcess, longest: int, *, keeps_full: bool = False
+    config: JobOptions,
+    plan: str,
+    process: AcceleratedProcess,
+    longest: int,
+    *,
+    keeps_full: bool = False,
+    takes_encoder_decoders: bool = False,
 ) -> OpenedModel:
     """Return the model that settings name, with plan and positions checked; loads no weights.
 
@@ -103,13 +110,14 @@ def open_model(
         process: Process that will load it.
         longest: Most tokens that it will see.
         keeps_full: Under `auto`, put the full plan on a plain model too; see `resolve_plan`.
+        takes_encoder_decoders: An encoder-decoder will do too; `longest` are the tokens of its encoder.
 
     Raises:
-        CheckpointError: The reference leads to no usable decoder.
+        CheckpointError: The reference leads to no usable model.
         PlanError: The plan is malformed, or does not fit the model.
         UserError: The length is beyond its positions.
     """
-    checkpoint = open_configured(config)
+    checkpoint = open_configured(config, takes_encoder_decoders=takes_encoder_decoders)
     resolved = resolve_plan(plan, checkpoint, keeps_full=keeps_full)
     check_positions(longest, checkpoint, allow_extrapolation=getattr(config, "allow_extrapolation", False))
     dtype = config.dtype or ("bfloat16" if config.quantize == "8bit" else default_dtype(process.device_type))
@@ -117,7 +125,7 @@ def open_model(
     return OpenedModel(process=process, checkpoint=checkpoint, plan=resolved, dtype=dtype, requested_plan=plan)
 
 
-def open_configured(config: JobOptions) -> Checkpoint:
+def open_configured(config: JobOptions, *, takes_encoder_decoders: bool = False) -> Checkpoint:
     """Return the checkpoint that settings name, without weights. Raises `CheckpointError` where none is usable."""
     return open_checkpoint(
         config.model,
@@ -126,6 +134,7 @@ def open_configured(config: JobOptions) -> Checkpoint:
         adapter_revision=config.adapter_revision,
         quantize=config.quantize,
         trust_remote_code=config.trust_remote_code,
+        takes_encoder_decoders=takes_encoder_decoders,
     )
 
 
@@ -138,6 +147,13 @@ def resolve_plan(text: str, checkpoint: Checkpoint, *, keeps_full: bool = False)
         keeps_full: Under `auto`, put the full plan on a plain model too: it computes the same, and prompts can share
             its cache.
     """
+    if checkpoint.config.is_encoder_decoder:
+        if text != "auto":
+            raise UserError(
+                f"--plan {text} gives spans to a decoder, and '{checkpoint.name}' is an encoder-decoder "
+                f"({checkpoint.config.model_type}), which is run as it is; leave --plan out"
+            )
+        return None
     if text != "auto":
         return read_plan(text, checkpoint.config)
     stored = stored_plan(checkpoint.config)
@@ -187,7 +203,7 @@ def load_converted(
             if requested != "auto" or stored_plan(model.config) is not None:
                 raise
             say(f"note    the model's own attention is used: {error}")
-    if is_served and not hasattr(model, "span_plan"):
+    if is_served and not hasattr(model, "span_plan") and not model.config.is_encoder_decoder:
         probe_untouched(model)
     return model
 
@@ -206,6 +222,14 @@ def suggested_ends(checkpoint: Checkpoint) -> dict[str, list[int]]:
     return {source: [] if ids is None else [ids] if isinstance(ids, int) else list(ids)}
 
 
+def suggested_generation(checkpoint: Checkpoint) -> GenerationConfig:
+    """Return what a checkpoint suggests for generation, as transformers takes it from its files; reads no weights."""
+    try:
+        return GenerationConfig.from_pretrained(checkpoint.location, revision=checkpoint.revision or "main")
+    except OSError:
+        return GenerationConfig.from_model_config(checkpoint.config)
+
+
 def plan_of(model: PreTrainedModel) -> SpanPlan | None:
     """Return the spans that a model computes; None where no span describes them."""
     plan: SpanPlan | None = getattr(model, "span_plan", None)
@@ -218,18 +242,33 @@ def plan_of(model: PreTrainedModel) -> SpanPlan | None:
 
 
 def check_positions(longest: int, checkpoint: Checkpoint, *, allow_extrapolation: bool) -> None:
-    """Raise `UserError` for a length in tokens that is beyond the positions of the model."""
-    known = max_positions(checkpoint.config)
-    if known is None or longest <= known:
+    """Raise `UserError` for a length in tokens that is beyond the positions of the model, or of its encoder."""
+    if checkpoint.config.is_encoder_decoder:
+        known = source_positions(checkpoint.config)
+        name = f"the encoder of '{checkpoint.name}'"
+    else:
+        count = max_positions(checkpoint.config)
+        known = None if count is None else Positions(count=count, is_table=has_learned_positions(checkpoint.config))
+        name = f"'{checkpoint.name}'"
+    _check_within(f"maxlen {longest}", longest, known, name, allow_extrapolation=allow_extrapolation)
+
+
+def check_answer_positions(longest: int, checkpoint: Checkpoint, *, allow_extrapolation: bool) -> None:
+    """Raise `UserError` for a room for answers that is beyond the positions of the decoder of an encoder-decoder."""
+    known = target_positions(checkpoint.config)
+    name = f"the decoder of '{checkpoint.name}'"
+    _check_within(f"--max-new-tokens {longest}", longest, known, name, allow_extrapolation=allow_extrapolation)
+
+
+def _check_within(what: str, longest: int, known: Positions | None, name: str, *, allow_extrapolation: bool) -> None:
+    if known is None or longest <= known.count:
         return
-    if has_learned_positions(checkpoint.config):
-        raise UserError(
-            f"maxlen {longest} is beyond the {known} positions of '{checkpoint.name}', a fixed table of them"
-        )
+    if known.is_table:
+        raise UserError(f"{what} is beyond the {known.count} positions of {name}, a fixed table of them")
     if not allow_extrapolation:
         raise UserError(
-            f"maxlen {longest} is beyond the {known} positions of '{checkpoint.name}'; lower it, or pass "
-            "--allow-extrapolation to run on positions that the model was not trained on"
+            f"{what} is beyond the {known.count} positions of {name}; lower it, or pass --allow-extrapolation to run "
+            "on positions that the model was not trained on"
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eval.errors import UserError
-from eval.records.schema import Comparison, ExampleRecord, ExampleScore, Subset
+from eval.records.schema import ENCODER_DECODER, Compared, Comparison, ExampleRecord, ExampleScore, Subset
 from eval.records.typed import to_json
 from eval.scoring.beforehand import Asked, describe_claim, recorded_claim
 from eval.scoring.comparisons import Compare, compare_lines
@@ -259,9 +259,21 @@ def _settings(
 ) -> Iterator[tuple[Setting, Setting]]:
     for task, template, maxlen in sorted(first.lines):
         if maxlens[0] in (None, maxlen):
-            other = task, template, maxlen if maxlens[1] is None else maxlens[1]
+            other = task, _partner(first, second, task, template), maxlen if maxlens[1] is None else maxlens[1]
             if other in second.lines:
                 yield (task, template, maxlen), other
+
+
+def _partner(first: ScoredRun, second: ScoredRun, task: str, template: str) -> str:
+    """Return the template that stands beside one of the first run: its own, unless one run alone reads by an encoder.
+
+    Decoders need an instruction that encoder-decoders were not trained with.
+    """
+    own, others = ({of for name, of, _ in run.lines if name == task} for run in (first, second))
+    encoders = [(run.record.identity.backend or {}).get("kind") == ENCODER_DECODER for run in (first, second)]
+    if template in others or encoders[0] == encoders[1] or len(own) > 1 or len(others) != 1:
+        return template
+    return others.pop()
 
 
 def _subsets(
@@ -292,17 +304,19 @@ def _settings_of_all(run: ScoredRun) -> dict[str, Any]:
 
 def name_comparison(comparison: Comparison) -> str:
     """Return task, template and lengths of two runs' comparison, for people."""
-    return _name(comparison.task, comparison.first.template, comparison.first.maxlen, comparison.second.maxlen)
+    return _name(comparison.task, comparison.first, comparison.second)
 
 
 def name_row(row: Compare) -> str:
     """Return task, template and lengths of a comparison to be made, for people."""
     [one, *_], [other, *_] = (lines.values() for lines in (row.first, row.second))
-    return _name(one.task, one.template, one.maxlen, other.maxlen)
+    return _name(one.task, one, other)
 
 
-def _name(task: str, template: str, first: int, second: int) -> str:
-    return f"{task}, {template}, {f'{first:,}' if first == second else f'{first:,} to {second:,}'}"
+def _name(task: str, first: ExampleScore | Compared, second: ExampleScore | Compared) -> str:
+    templates = dict.fromkeys((first.template, second.template))
+    lengths = dict.fromkeys((f"{first.maxlen:,}", f"{second.maxlen:,}"))
+    return f"{task}, {' to '.join(templates)}, {' to '.join(lengths)}"
 
 
 def _changes(first: Mapping[str, ExampleScore], second: Mapping[str, ExampleScore], profile: str) -> list[Change]:
@@ -317,7 +331,7 @@ def _changes(first: Mapping[str, ExampleScore], second: Mapping[str, ExampleScor
     names = ", ".join(map(metric_name, columns))
     return [
         Change(
-            name=_name(one.task, one.template, one.maxlen, other.maxlen),
+            name=_name(one.task, one, other),
             task=one.task,
             metric=columns[0] if len(columns) == 1 else f"mean of {names}",
             id=name,

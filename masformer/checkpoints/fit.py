@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import get_hf_quantizer
 
+from masformer.checkpoints.encoder_decoders import auto_class
 from masformer.checkpoints.files import LEFTOVERS, CheckpointError
 from masformer.convert import native_plan
 from masformer.errors import first_line
@@ -68,7 +69,7 @@ def check_types(config: PreTrainedConfig, types: Mapping[str, str], name: str) -
     if not others or getattr(config, "quantization_config", None) is not None or getattr(config, "auto_map", None):
         return  # code of a model's own may keep what it likes
     with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(deepcopy(config)).state_dict()
+        built = auto_class(config).from_config(deepcopy(config)).state_dict()
     # Some architectures look up in a table of whole numbers.
     tables = tuple(key for key, tensor in built.items() if not tensor.is_floating_point())
     wrong = [key for key in others if not key.endswith(tables)] if tables else others
@@ -160,8 +161,9 @@ def check_builds(config: PreTrainedConfig, reference: str) -> None:
     """Raise `CheckpointError` unless the config describes a model; allocates no weights."""
     try:
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(deepcopy(config))
-        native_plan(config)
+            auto_class(config).from_config(deepcopy(config))
+        if not config.is_encoder_decoder:
+            native_plan(config)
     except PlanError:
         return  # layers that no span describes: a model all the same
     except Exception as error:  # sizes that do not go together, unknown activations, ...

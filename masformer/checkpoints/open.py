@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -30,6 +29,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from masformer.checkpoints.encoder_decoders import auto_class, check_encoder_decoder
 from masformer.checkpoints.files import (
     ADAPTER_CONFIG,
     GENERATION_CONFIG,
@@ -68,7 +68,7 @@ __all__ = ["SHORT_NAMES", "Checkpoint", "CheckpointError", "has_learned_position
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A decoder whose weights are not loaded yet.
+    """A model whose weights are not loaded yet.
 
     Attributes:
         provenance: JSON-ready: `reference`, `source` (`package`, `gguf`, `folder` or `hub`), `files` with their
@@ -159,7 +159,7 @@ class Checkpoint:
         if self.own_rows is not None:
             config.get_text_config(decoder=True).vocab_size = self.own_rows
         is_quantized = self.quantization is not None
-        load = AutoModelForCausalLM.from_pretrained if self.whole is None else partial(load_text_part, self.whole)
+        load = auto_class(config).from_pretrained if self.whole is None else partial(load_text_part, self.whole)
         try:
             loaded: tuple[PreTrainedModel, dict[str, Any]] = load(
                 self.location,
@@ -221,6 +221,7 @@ def open_checkpoint(
     adapter_revision: str | None = None,
     quantize: str | None = None,
     trust_remote_code: bool = False,
+    takes_encoder_decoders: bool = False,
 ) -> Checkpoint:
     """Return the checkpoint that a reference names, without weights.
 
@@ -231,6 +232,7 @@ def open_checkpoint(
         adapter_revision: As `revision`, for the adapter.
         quantize: Key of `QUANTIZERS`: weights are rounded to as many bits as they load.
         trust_remote_code: Run code that comes with the checkpoint.
+        takes_encoder_decoders: An encoder-decoder will do too.
 
     Raises:
         CheckpointError: None is usable.
@@ -252,7 +254,14 @@ def open_checkpoint(
     if place.revision is None:
         folder = Path(place.location)
         provenance["files"] = _digests(folder, _read_files(folder, place.gguf_file, place.listing))
-    config, tokenizer, whole = _read(place, reference, lora, quantize, trust_remote_code=trust_remote_code)
+    config, tokenizer, whole = _read(
+        place,
+        reference,
+        lora,
+        quantize,
+        trust_remote_code=trust_remote_code,
+        takes_encoder_decoders=takes_encoder_decoders,
+    )
     if place.listing is not None and place.revision is None:
         check_types(config, place.listing.tensors(), reference)
     own_rows = vocabulary(config)
@@ -303,7 +312,13 @@ def _base_of(adapter: Adapter) -> tuple[str, Place]:
 
 
 def _read(
-    place: Place, reference: str, adapter: Adapter | None, quantize: str | None, *, trust_remote_code: bool
+    place: Place,
+    reference: str,
+    adapter: Adapter | None,
+    quantize: str | None,
+    *,
+    trust_remote_code: bool,
+    takes_encoder_decoders: bool,
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedConfig | None]:
     """Return config and tokenizer, and of a text part the config of the whole model.
 
@@ -320,7 +335,10 @@ def _read(
         pin_attention(config)
         whole = config if is_whole(config) else None
         config = config if whole is None else text_part(whole, reference)
-        _check_decoder(config, reference)
+        if config.is_encoder_decoder:
+            check_encoder_decoder(config, reference, place.gguf_file, is_taken=takes_encoder_decoders)
+        else:
+            _check_decoder(config, reference)
         if adapter is not None and adapter.has_tokenizer:
             tokenizer = adapter.load_tokenizer(config, trust_remote_code=trust_remote_code)
         else:
@@ -382,7 +400,7 @@ def _check_decoder(config: PreTrainedConfig, reference: str) -> None:
     names = config.architectures or []
     decoders = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if config.is_encoder_decoder or not known or (names and not decoders.intersection(names)):
+    if not known or (names and not decoders.intersection(names)):
         what = names[0] if names else config.model_type
         raise CheckpointError(f"model '{reference}' is a {what}, not a decoder; give a causal language model")
     if not getattr(config.get_text_config(decoder=True), "num_attention_heads", None):

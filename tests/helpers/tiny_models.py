@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -160,6 +161,86 @@ def save_tiny_checkpoint(folder: Path, *, chat: bool = True, kind: str = "llama"
     model = tiny_model(kind, vocab_size=len(tokenizer), max_position_embeddings=2048, initializer_range=0.4, **changes)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+_BART_LIKE: dict[str, Any] = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 2048,
+    "init_std": 0.4,
+}
+_T5_LIKE: dict[str, Any] = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 32,
+    "initializer_factor": 2.0,
+    "tie_word_embeddings": False,  # else most answers repeat a token
+}
+_LED = {name: value for name, value in _BART_LIKE.items() if name != "max_position_embeddings"}
+# Encoder-decoders that eval/run.py takes, under the name of each case: its type and the sizes of a tiny one.
+ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bart": ("bart", _BART_LIKE),
+    "bigbird_pegasus": (
+        "bigbird_pegasus",
+        _BART_LIKE | {"block_size": 4, "num_random_blocks": 1, "attention_type": "block_sparse"},
+    ),
+    "led": (
+        "led",
+        _LED
+        | {"attention_window": [8, 16], "max_encoder_position_embeddings": 2048, "max_decoder_position_embeddings": 96},
+    ),
+    "longt5-local": ("longt5", _T5_LIKE | {"local_radius": 7, "encoder_attention_type": "local"}),
+    "longt5-tglobal": (
+        "longt5",
+        _T5_LIKE | {"local_radius": 7, "encoder_attention_type": "transient-global", "global_block_size": 4},
+    ),
+    "mt5": ("mt5", _T5_LIKE),
+    "pegasus": ("pegasus", _BART_LIKE),
+    "pegasus_x": ("pegasus_x", _BART_LIKE | {"block_size": 8, "num_global_tokens": 4}),
+    "t5": ("t5", _T5_LIKE),
+    "umt5": ("umt5", _T5_LIKE),
+}
+
+
+def framing_tokenizer() -> PreTrainedTokenizerBase:
+    """Return a byte-level tokenizer that puts `<s>` before a text and `</s>` after it, as BART's does."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def tiny_encoder_decoder(case: str, **changes: Any) -> PreTrainedModel:
+    """Return a random encoder-decoder of `ENCODER_DECODERS`, in eval mode, with the same weights at every call."""
+    kind, sizes = ENCODER_DECODERS[case]
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    config = CONFIG_MAPPING[kind](**({"vocab_size": len(framing_tokenizer())} | tokens | sizes | changes))
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(config)
+    return model.eval()
+
+
+def save_encoder_decoder(folder: Path, case: str, **changes: Any) -> Path:
+    """Write a random encoder-decoder and its tokenizer to a folder that `--model` takes."""
+    tiny_encoder_decoder(case, **changes).save_pretrained(folder)
+    framing_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -190,6 +190,7 @@ def test_a_task_file_says_all_that_the_flags_say_and_more(tmp_path: Path) -> Non
     assert [(name, one.text, one.chat) for name, one in task.templates.items()] == [
         ("short", "{context} {query}", True),
         ("bare", "{query} {context} Answer:", False),
+        ("document", "{query}\n\n{context}", False),
     ]
     assert [e.id for e in task.load(LoadRequest(split="test")).examples] == ["t1", "t2"], "data lies beside the file"
     other = task.load(LoadRequest(split="test", data=tmp_path / "a.jsonl"))
@@ -198,7 +199,7 @@ def test_a_task_file_says_all_that_the_flags_say_and_more(tmp_path: Path) -> Non
 
 def test_templates_are_made_of_the_instruction(tmp_path: Path) -> None:
     plain = task_of(tmp_path, "instruction: Say it in one word.\n")
-    assert set(plain.templates) == {"instruct", "instruct-once", "instruct-plain", "instruct-once-plain"}
+    assert set(plain.templates) == {"instruct", "instruct-once", "instruct-plain", "instruct-once-plain", "document"}
     assert plain.templates["instruct"].text == "Say it in one word.\n\n{context}\n\nSay it in one word."
     asking = task_of(tmp_path, "instruction: Say it in one word.\nquery_field: ask\n")
     assert asking.default_template == "context_first"

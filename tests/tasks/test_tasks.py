@@ -12,6 +12,7 @@ import pytest
 
 from tasks import LONGBENCH, SCROLLS, TASKS, DataError, LoadedExamples, LoadRequest, Task
 from tasks import SUMMARIES as SUITE
+from tasks.base import DOCUMENT, Template
 
 SUMMARIES = {"gov_report", "multi_news"}
 FEW_SHOT = {"longbench_triviaqa", "longbench_samsum"}
@@ -43,12 +44,21 @@ def test_templates_hold_the_context_once_and_the_instruction_after_it(task: Task
         fields = [name for _, name, _, _ in string.Formatter().parse(template.text) if name is not None]
         assert fields.count("context") == 1
         assert set(fields) == ({"context", "query"} if asks(task) else {"context"})
-        assert template.chat or not template.text.endswith("{context}"), "a plain prompt says where the answer begins"
+        is_bare = template is task.templates[DOCUMENT]  # for encoders, which read no instruction
+        assert template.chat or is_bare or not template.text.endswith("{context}"), "a plain prompt has a cue"
         assert "<" not in template.text, "chat markup is the tokenizer's business"
     default = task.templates[task.default_template].text
     assert not default.endswith("{context}"), "a small model needs the instruction after the context"
     if asks(task):
         assert default.index("{context}") < default.index("{query}"), "queries about a document share its prefill"
+
+
+def test_encoders_get_the_document_after_the_query_unless_a_task_says_otherwise() -> None:
+    assert TASKS["arxiv"].templates[DOCUMENT] == Template(text="{context}", chat=False)
+    assert TASKS["qmsum"].templates[DOCUMENT] == Template(text="{query}\n\n{context}", chat=False)
+    own = Template(text="summarize: {context}")
+    assert replace(TASKS["arxiv"], templates={DOCUMENT: own}).templates == {DOCUMENT: own}
+    assert not TASKS["text"].templates
 
 
 def test_suites_name_tasks() -> None:

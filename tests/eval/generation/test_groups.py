@@ -184,9 +184,7 @@ def test_a_document_without_missing_requests_is_not_tokenized(monkeypatch: pytes
     assert left.num_missing == 8
 
 
-def unit(
-    rows: int = 4, cost: float = 1.0, num_bytes: int = 10, task: str = "t", frequencies: int = 0
-) -> DocumentPrompts:
+def unit(rows: int = 4, cost: float = 1.0, num_bytes: int = 10, task: str = "t", kind: int = 0) -> DocumentPrompts:
     source = PromptSource(
         task=task,
         examples=(),
@@ -198,7 +196,7 @@ def unit(
     )
     return DocumentPrompts(
         source=source,
-        frequencies=frequencies,
+        kind=kind,
         sizes={},
         num_rows=rows,
         requested=1,
@@ -220,7 +218,7 @@ def test_groups_are_as_large_as_rows_memory_and_an_even_share_allow() -> None:
     units = [unit() for _ in range(10)]
     assert sizes(grouped(units)) == [4, 4, 2]
     assert sizes(grouped(units, memory=30)) == [3, 3, 3, 1]
-    assert sizes(grouped([unit(), unit(task="u"), unit(), unit(frequencies=1), unit(task="u")])) == [2, 2, 1]
+    assert sizes(grouped([unit(), unit(task="u"), unit(), unit(kind=1), unit(task="u")])) == [2, 2, 1]
     # A document that is too large by itself decodes in even batches.
     assert [group.num_rows for group in grouped([unit(rows=20), unit(rows=3)])] == [10, 3]
     assert [group.num_rows for group in grouped([unit(rows=20, num_bytes=4000)])] == [5]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from eval.errors import UserError
 from eval.prompting.prompts import PromptBuilder, PromptParts, fit
 from eval.prompting.truncation import kept_ranges
 from tasks import TASKS, Example, Template
-from tests.helpers.tiny_models import tiny_tokenizer
+from tests.helpers.tiny_models import CHAT_TEMPLATE, framing_tokenizer, tiny_tokenizer
 
 TEMPLATE = "Answer: {query}\n\n{context}\n\nAgain: {query}"
 EXAMPLE = Example(
@@ -125,3 +127,24 @@ def test_every_template_of_every_task_builds(name: str) -> None:
         text = decode(fit(builder.parts(example), 5000, 16, "head").token_ids)
         assert ("Q?" in text) == asks
         assert "{" not in text
+
+
+def test_an_encoder_reads_a_text_as_its_tokenizer_frames_it() -> None:
+    tokenizer, template = framing_tokenizer(), Template(text="{query}\n\n{context}", chat=False)
+    builder = PromptBuilder(tokenizer, template, is_framed=True)
+    builder.check()
+    parts = builder.parts(EXAMPLE)
+    whole = tokenizer(f"{EXAMPLE.query}\n\n{EXAMPLE.context}").input_ids
+    assert list(fit(parts, 1000, 0, "head").token_ids) == whole
+    cut = fit(parts, len(whole) - 7, 0, "head").token_ids
+    assert list(cut) == [*whole[:-8], tokenizer.eos_token_id]
+    assert builder.sha256 != PromptBuilder(tokenizer, template).sha256
+    with pytest.raises(UserError, match=r"maxlen 2 is too small: .* need 10 even with an empty context; raise"):
+        fit(replace(parts, prefix=(1,) * 9, suffix=(2,)), 2, 0, "head")
+
+
+def test_a_chat_template_frames_a_text_alone() -> None:
+    tokenizer = framing_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    one, other = (PromptBuilder(tokenizer, Template(text="{context}"), is_framed=framed) for framed in (False, True))
+    assert one.parts(EXAMPLE) == other.parts(EXAMPLE)
