@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.config.claim import CLAIM_OPTIONS
+from eval.config.generation import ThinkingSettings
 from eval.config.run import BACKENDS, RunConfig
 from eval.generation.requests import Request, Requests
 from eval.prompting.ends import Ends
@@ -38,6 +39,7 @@ class Backend(ABC):
         plan_description: Text form of the plan.
         dtype: dtype of the computation.
         ends: What ends an answer; None for an engine without end tokens.
+        thinking: How thoughts are told from answers; None where all text is the answer.
         identity: Further settings that a resumed run must share; None where there are none.
     """
 
@@ -48,6 +50,7 @@ class Backend(ABC):
     plan_description = "untouched"
     dtype: str
     ends: Ends | None = None
+    thinking: ThinkingSettings | None = None
     identity: dict[str, Any] | None = None
 
     @abstractmethod

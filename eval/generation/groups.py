@@ -182,7 +182,7 @@ def measure(requests: Requests, size: ModelSize, *, is_silent: bool) -> list[Doc
 
 
 def _measure(source: PromptSource, frequencies: int, requests: Sequence[Request], size: ModelSize) -> DocumentPrompts:
-    num_new, rows = source.settings.max_new_tokens, source.settings.num_rows
+    num_new, rows = source.settings.room, source.settings.num_rows
     prompts = list(dict.fromkeys(request.prompt.token_ids for request in requests))
     tree = PromptTree(prompts)
     return DocumentPrompts(
