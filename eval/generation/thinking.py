@@ -168,7 +168,7 @@ class ThinkingRow:
             return None
         tokens = self.tokens[: self.num_thought_tokens]
         text = self._decode(tokens[:-1] if tokens and tokens[-1] in self.ends else tokens)
-        return without_marks(text.partition(self.thinking.end)[0], self.thinking.end)
+        return without_marks(text.partition(self.thinking.end)[0], self.thinking.start, self.thinking.end)
 
     @property
     def answer(self) -> tuple[str, list[int]]:

@@ -41,9 +41,9 @@ def opened_thought(text: str) -> str | None:
     return next((start for start in THINKING_MARKS if text.rstrip().endswith(start)), None)
 
 
-def without_marks(thought: str, end: str) -> str:
+def without_marks(thought: str, start: str, end: str) -> str:
     """Return a thought, as it was before its end mark, without the marks around it."""
-    return thought.strip().removeprefix(start_of(end)).removesuffix(_BEFORE_END.get(end, "")).strip()
+    return thought.strip().removeprefix(start).removesuffix(_BEFORE_END.get(end, "")).strip()
 
 
 def is_unfinished(text: str, end: str) -> bool:
@@ -83,7 +83,7 @@ def _of_thoughts(answers: Sequence[Sample], max_tokens: int) -> str:
     told = [
         f"Thoughts are not scored: {len(lengths):,} of {len(answers):,} answers have one",
         f"{statistics.median(lengths):,.0f} tokens in the median",
-        f"{num_cut:,} ({num_cut / len(lengths):.0%}) cut off by --max-thinking-tokens {max_tokens:,}",
+        f"{num_cut:,} ({num_cut / len(lengths):.0%}) cut off after {max_tokens:,} tokens",
     ]
     if counts["turn"]:
         told.append(f"{counts['turn']:,} never left: their answers are empty")
