@@ -371,6 +371,12 @@ class Cost:
     peak_memory_bytes: int | None = entry("largest of any prediction", rule=COST)
     cache_bytes: int | None = entry("largest of any prediction", rule=COST)
     attention_flops: float | None = entry("mean of an example", rule=COST)
+    thought_tokens: float | None = entry(
+        "mean tokens of an example's thoughts, where they have a room of their own",
+        default=None,
+        is_left_out=True,
+        rule=COST,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
