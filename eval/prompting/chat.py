@@ -144,11 +144,15 @@ class ChatTemplate:
             if name in given:
                 raise UserError(f"--template-kwargs sets '{name}', and so does --thinking {wanted}; leave one out")
             value, other = (on, off) if wanted == "on" else (off, on)
-            # What says nothing else at either side is read elsewhere only, in the history of a conversation.
-            said = [self._prompt(given if one is None else given | {name: one}) for one in (value, other)]
-            if value is not None and not said[0][0] and said[0] != said[1]:
+            if value is None:
+                refused = refused or f"its variable {name} has no value for that"
+                continue
+            problem, said = self._prompt(given | {name: value})
+            # What says the same at either side is read elsewhere only, as in the history of a conversation.
+            if not problem and (other is None or said != self._prompt(given | {name: other})[1]):
                 return given | {name: value}
-            refused = refused or f"its variable {name} {said[0][0] or f'has no value for {wanted}'}"
+            if problem:
+                refused = refused or f"with {name} it says {problem}"
         if wanted == "on" and opened_thought(self._prompt(given)[1]):
             return given
         told = f"cannot switch thinking {wanted}: {refused}" if refused else "has no switch for thinking"

@@ -42,7 +42,9 @@ def switches_of(source: str) -> list[Switch]:
     names = meta.find_undeclared_variables(tree)
     found = [Switch(name, *values) for name, values in _SWITCHES.items() if name in names]
     if _EFFORT in names:
-        known = {one.value for one in tree.find_all(nodes.Const)}
+        # A list of constants is one too.
+        values = [one.value for one in tree.find_all(nodes.Const)]
+        known = [text for value in values for text in (value if isinstance(value, (list, tuple)) else [value])]
         on, off = (next((value for value in values if value in known), None) for values in _EFFORTS)
         found.append(Switch(_EFFORT, on, off))
     return found

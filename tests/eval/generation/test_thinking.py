@@ -189,7 +189,7 @@ def test_what_cannot_think_is_one_line(
     for flags, message in [
         (["--thinking", "on", "--model", str(plain)], "--thinking on: the model's chat template has no switch"),
         (["--thinking", "off", "--model", str(plain)], "--thinking off: the model's chat template has no switch"),
-        (["--thinking", "off", "--model", str(graded)], "its variable reasoning_effort has no value for off"),
+        (["--thinking", "off", "--model", str(graded)], "its variable reasoning_effort has no value for that"),
         (["--thinking", "on", "--model", str(tmp_path / "unmarked")], "name it with --think-end-token"),
         (["--thinking", "on", *kwargs], "sets 'enable_thinking', and so does --thinking on"),
         (["--thinking", "on", "--template", "instruct-plain"], "all prompts of this run do without it"),
