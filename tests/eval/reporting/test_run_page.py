@@ -64,10 +64,10 @@ def test_samples_carry_scores_costs_and_what_was_shown(scored: Path) -> None:
 THOUGHT = "It was </script> long."
 
 
-@pytest.fixture(scope="module")
-def thoughtful(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scored run with a thought before each answer, to read alone."""
-    folder = tmp_path_factory.mktemp("thoughtful") / "run"
+@pytest.fixture
+def thoughtful(tmp_path: Path, no_plots: None) -> Path:
+    """A scored run with a thought before each answer."""
+    folder = tmp_path / "run"
     folder.mkdir()
     made = write_run(folder, half, record=run_record(thinking=ThinkingRecord(start="<t>", end="</t>", max_tokens=9)))
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
