@@ -267,11 +267,11 @@ def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, think
     num_fixed = len(parts.prefix) + len(parts.suffix)
     budget = maxlen - num_fixed - max_new_tokens - thinking_room
     if budget < 0:
-        thought = f", {thinking_room} for the thought" if thinking_room else ""
+        rooms = f"{thinking_room} for the thought and {max_new_tokens}" if thinking_room else f"{max_new_tokens}"
         flags = "--max-new-tokens or --max-thinking-tokens" if thinking_room else "--max-new-tokens"
         raise UserError(
-            f"maxlen {maxlen} is too small: {num_fixed} tokens of instruction and template{thought} and "
-            f"{max_new_tokens} for the answer need {maxlen - budget} even with an empty context; raise --maxlen or "
+            f"maxlen {maxlen} is too small: {num_fixed} tokens of instruction and template and {rooms} for the answer "
+            f"need {maxlen - budget} even with an empty context; raise --maxlen or "
             f"lower {flags}"
         )
     ranges = kept_ranges(len(parts.context), budget, policy)

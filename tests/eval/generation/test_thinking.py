@@ -122,7 +122,7 @@ def test_a_thought_that_uses_up_its_room_is_ended_and_the_answer_has_its_own(
     flags = ("--thinking", "on", "--max-thinking-tokens", "50", "--max-new-tokens", "4", "--output", "small")
     assert run(*flags, "--maxlen", str(fixed + 54)) == 2
     error = capsys.readouterr().err
-    assert f"{fixed} tokens of instruction and template, 51 for the thought and 4 for the answer" in error
+    assert f"{fixed} tokens of instruction and template and 51 for the thought and 4 for the answer" in error
     assert "lower --max-new-tokens or --max-thinking-tokens" in error
     assert run(*flags, "--maxlen", str(fixed + 55)) == 0
     assert [line["context_tokens_kept"] for line in lines("small")] == [0, 0, 0]
