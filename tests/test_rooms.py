@@ -12,7 +12,7 @@ PACKAGES = {"masformer", "tasks"}
 BELOW = {
     "errors": set(),
     "records": {"errors", "tasks"},
-    "prompting": {"errors", "tasks"},
+    "prompting": {"records", "errors", "tasks"},
     "scoring": {"records", "errors", "tasks"},
     "config": {"scoring", "prompting", "errors", "tasks"},
     "runtime": {"config", "records", "errors", "masformer", "tasks"},

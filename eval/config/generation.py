@@ -41,10 +41,38 @@ class GenerationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThinkingSettings:
+    """How a thought is told from the answer after it, and its room.
+
+    Attributes:
+        start: Text that begins a thought; empty where all text up to the end mark is one.
+        end: Text that ends a thought: the end mark.
+        forced: Tokens that are put where the room is used up; they hold the end mark.
+        max_tokens: Room for the thought, those tokens not counted.
+    """
+
+    start: str
+    end: str
+    forced: tuple[int, ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationSettings(GenerationOptions):
-    """All that can change an answer beyond the prompt and the model."""
+    """All that can change an answer beyond the prompt and the model; without `thinking` all text is the answer."""
 
     max_new_tokens: int
+    thinking: ThinkingSettings | None = None
+
+    @property
+    def thinking_room(self) -> int:
+        """Return the most tokens before the answer."""
+        return 0 if self.thinking is None else self.thinking.max_tokens + len(self.thinking.forced)
+
+    @property
+    def room(self) -> int:
+        """Return the most tokens after a prompt."""
+        return self.max_new_tokens + self.thinking_room
 
     @property
     def num_rows(self) -> int:

@@ -118,6 +118,7 @@ class Option:
             UserError: The value has a wrong type or fails the check.
         """
         types, expected = {str, int, float}, "a text, a number or a list"
+        value = self._as_written(value)
         if self.check is switch:
             types, expected = {bool}, "true or false"
         elif self.check is mapping:
@@ -140,6 +141,10 @@ class Option:
             raise UserError(f"argument {_flag(name)}: {error} {_SEE_HELP}") from None
         return self.collect(found) if self.collect else found[0]
 
+    def _as_written(self, value: Any) -> Any:
+        """Return a value of a YAML file, in which the choices on and off are true and false."""
+        return ("on" if value else "off") if isinstance(value, bool) and "on" in self.choices else value
+
     def check_one(self, value: Value) -> Any:
         found = self.check(value)
         if self.choices and found not in self.choices:
@@ -149,6 +154,7 @@ class Option:
 
     def words(self, name: str, value: Any) -> list[str]:
         """Return a value of a YAML file as words of a command line."""
+        value = self._as_written(value)
         if isinstance(value, bool):
             return [_flag(name if value else f"no_{name}")]
         many = value if isinstance(value, list) else [value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from eval.config.chat import ChatOptions
@@ -14,6 +14,7 @@ from eval.config.generation import GenerationOptions, GenerationSettings
 from eval.config.job import JobOptions, extrapolation_option, plan_option, trackers_option, truncation_option
 from eval.config.options import REQUIRED, Group
 from eval.errors import UserError
+from eval.prompting.chat import ChatSettings
 from eval.scoring.letters import check_letters, count_letters, describe_letters
 from eval.scoring.profiles import PROFILES
 from tasks import LoadedExamples
@@ -56,6 +57,12 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
         collect=ascending,
     )
     max_new_tokens: int | None = Group.LENGTHS.option(None, "room for the answer", positive, unset="the task's own")
+    max_thinking_tokens: int | None = Group.LENGTHS.option(
+        None,
+        "room for what a model thinks before its answer, whose end mark is put there once it is used up",
+        positive,
+        unset="1024 with --thinking on, else none: thoughts are part of the answer",
+    )
     template: tuple[str, ...] | None = Group.LENGTHS.option(
         None,
         "prompts, one or more separated by commas: instruct, abstract; for tasks with queries context_first, "
@@ -66,6 +73,11 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
     truncation: str = truncation_option(Group.LENGTHS)
     plan: str = plan_option()
     allow_extrapolation: bool = extrapolation_option()
+    thinking: str = Group.MODEL.option(
+        "auto",
+        "let the model think before its answer, by the chat template's switch; auto leaves it to the template",
+        choices=("on", "off", "auto"),
+    )
     backend: str = Group.MODEL.option(
         "local", "engine that answers: this suite's own, or mock, which has no model", choices=tuple(BACKENDS)
     )
@@ -83,9 +95,10 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
     )
     think_end_token: str | None = Group.OUTPUT.option(
         None,
-        "score what stands after the last of these in an answer, such as </think>; the whole text is kept",
+        "score what stands after the last of these in an answer, such as </think>; the whole text is kept. Where "
+        "thoughts have a room of their own, it is the mark that ends one",
         metavar="TEXT",
-        unset="score all of it",
+        unset="score all of it, or the mark that template or tokenizer have",
     )
     overwrite: bool = Group.OUTPUT.option(
         False, "begin anew in a folder that holds a run; its predictions are lost", switch
@@ -152,14 +165,37 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
             raise UserError("--think-end-token is empty; leave it out to score all of an answer")
         if not all(self.stop):
             raise UserError("--stop has an empty text; give texts of one character at least")
+        self._check_thinking()
         self.check_claim([self.profile or task.profile for task in self.tasks.values()], self.maxlen)
+
+    def _check_thinking(self) -> None:
+        flag = f"--thinking {self.thinking}" if self.thinking == "on" else "--max-thinking-tokens"
+        if self.max_thinking_tokens is not None and self.thinking == "off":
+            raise UserError("--max-thinking-tokens is a room for thoughts, and --thinking off has none; leave one out")
+        if self.handles_thoughts and self.backend != "local":
+            raise UserError(f"{flag} is of models, and --backend {self.backend} has none; leave it out")
+        if self.handles_thoughts and self.num_beams > 1:
+            raise UserError(
+                f"{flag}: each beam would think by itself; leave out --num-beams {self.num_beams}, or give --thinking "
+                "off"
+            )
+
+    @property
+    def handles_thoughts(self) -> bool:
+        """Return whether thoughts have a room of their own, and are told from answers as they are written."""
+        return self.thinking == "on" or self.max_thinking_tokens is not None
+
+    def chat_settings(self, clock: str | None = None) -> ChatSettings:
+        return replace(super().chat_settings(clock), thinking=self.thinking)
 
     @property
     def unknown_to_0_1(self) -> tuple[str, ...]:
         """Return settings that names and records of 0.1's only engine do not have."""
         engine = ("backend", "answers") if self.backend == "local" else ()
-        added = ("think_end_token", "accept_ascii_words", "model_revision", "adapter", "adapter_revision", "quantize")
-        unset = [name for name in added if not getattr(self, name)]
+        names = ["think_end_token", "accept_ascii_words", "model_revision", "max_thinking_tokens"]
+        names += ["adapter", "adapter_revision", "quantize"]
+        unset = [name for name in names if not getattr(self, name)]
+        unset += ["thinking"] if self.thinking == "auto" else []
         alone = ["num_samples"] if self.num_samples == 1 else []
         return (*engine, *self.unset_chat_options, *self.unset_claim_options, *unset, *alone)
 

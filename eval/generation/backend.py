@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.config.claim import CLAIM_OPTIONS
+from eval.config.generation import ThinkingSettings
 from eval.config.run import BACKENDS, RunConfig
 from eval.generation.requests import Request, Requests
 from eval.prompting.ends import Ends
@@ -40,6 +41,7 @@ class Backend(ABC):
         is_encoded: An encoder reads the prompts: they end as its tokenizer ends a text, are by default the document
             alone, and `maxlen` counts them and not the answer.
         ends: What ends an answer; None for an engine without end tokens.
+        thinking: How thoughts are told from answers; None where all text is the answer.
         identity: Further settings that a resumed run must share; None where there are none.
         quantization: Method and bits of the loaded weights; None for plain ones.
         remarks: What people should know of the engine, in lines.
@@ -53,6 +55,7 @@ class Backend(ABC):
     is_encoded = False
     dtype: str
     ends: Ends | None = None
+    thinking: ThinkingSettings | None = None
     identity: dict[str, Any] | None = None
     quantization: str | None = None
     remarks: Sequence[str] = ()

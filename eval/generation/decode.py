@@ -29,6 +29,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from eval.config.generation import GenerationSettings
+from eval.generation.thinking import RowsEnded, ThinkingRow, ThinkingRows
 from eval.runtime.memory import storage_bytes
 from masformer import SpanCache, fixed_frequencies, prefill
 from masformer.attention.cache import can_join, join, row_bytes
@@ -46,12 +47,15 @@ class Answer:
     """What was decoded for one prompt, or one of its samples.
 
     Attributes:
-        text: Without special tokens, surrounding white space, and what follows a stop text.
-        token_ids: The end token included, and the tokens of a stop text.
+        text: Without its thought, special tokens, surrounding white space, and what follows a stop text.
+        token_ids: The thought and the end token included, and the tokens of a stop text.
         finish_reason: `stop` at an end token or a stop text, `length` when the room was used up.
         prefill_seconds: Share of this row in the time of the ends of prompts.
         seconds: Share of this row in the time that its batch took to decode.
         cache_bytes: Keys and values that the prompt's rows read at the end, from real storage.
+        thought: What was thought first; None for nothing.
+        num_thought_tokens: Tokens of the thought, its marks included; None where all text is the answer.
+        thought_finish_reason: How it ended, as `ThinkingRow.thought_finish`.
     """
 
     text: str
@@ -60,6 +64,9 @@ class Answer:
     prefill_seconds: float
     seconds: float
     cache_bytes: int
+    thought: str | None = None
+    num_thought_tokens: int | None = None
+    thought_finish_reason: str | None = None
 
 
 def rows_together(model: PreTrainedModel, settings: GenerationSettings) -> int | None:
@@ -159,7 +166,7 @@ def decode(
     start = now(device)
     (missing,) = {len(prompt) - cache.get_seq_length() for prompt, cache in zip(prompts, caches, strict=True)}
     if isinstance(caches[0], SpanCache) and can_join(model.config):
-        cache: Cache = join(caches, missing + settings.max_new_tokens)
+        cache: Cache = join(caches, missing + settings.room)
         held = [row_bytes(cache, row, settings.num_rows) for row in range(len(prompts))]
     else:
         (cache,) = caches
@@ -195,19 +202,25 @@ def answer_rows(
     active, seconds = list(range(len(rows.ids))), [0.0] * len(rows.ids)
     answers: list[list[int]] = [[] for _ in active]
     reasons = ["length"] * len(active)
-    left = settings.max_new_tokens
+    thoughts = [ThinkingRow(settings, tokenizer, ends, prompts[row // samples]) for row in active if settings.thinking]
+    left = settings.room
     while active and left:
         # Beams are not taken apart.
         steps = left if settings.num_beams > 1 else min(left, _STEPS)
         start = now(device)
         watch = ScoresWatch(ends, rows.ids.shape[1], is_eager=settings.temperature is not None)
-        config = _config(settings, steps, settings.max_new_tokens - left, ends, (ends or [0])[0])
+        processors, stopping = LogitsProcessorList([watch]), _stopping(settings.stop, tokenizer, first)
+        if thoughts:
+            # After the watch, which is to see what the model says.
+            processors.append(thinking := ThinkingRows([thoughts[index] for index in active], rows.ids.shape[1]))
+            stopping = StoppingCriteriaList([RowsEnded(thinking)])
+        config = _config(settings, steps, settings.room - left, ends, (ends or [0])[0])
         config.update(**rows.options)
         made = model.generate(
             **rows.inputs(),
             generation_config=config,
-            stopping_criteria=_stopping(settings.stop, tokenizer, first),
-            logits_processor=LogitsProcessorList([watch]),
+            stopping_criteria=stopping,
+            logits_processor=processors,
         )
         if (bad := watch.first_bad(len(active))) is not None:
             row = active[bad] // samples
@@ -218,19 +231,25 @@ def answer_rows(
         going = []
         for row, index in enumerate(active):
             seconds[index] += spent
-            new, reason = _cut(made[row, first:].tolist(), ends, settings.stop, tokenizer)
+            if thoughts:
+                new, reason = thoughts[index].tokens, thoughts[index].reason or ""
+            else:
+                new, reason = _cut(made[row, first:].tolist(), ends, settings.stop, tokenizer)
             answers[index] = new
             if reason == "stop":
                 reasons[index] = reason
-            elif left:
+            elif left and not (thoughts and reason):
                 going.append(row)
         if left and going:
             rows.keep(going, made)
         active = [active[row] for row in going]
     return [
         Answer(
-            # Markers of turns are not always special tokens, which decoding leaves out.
-            text=_text(answer[:-1] if answer and answer[-1] in ends else answer, settings.stop, tokenizer),
+            **(
+                _of_thinking(thoughts[index], ends)
+                if thoughts
+                else {"text": _answer_text(answer, ends, settings.stop, tokenizer)}
+            ),
             token_ids=tuple(answer),
             finish_reason=reasons[index],
             prefill_seconds=prefill_seconds,
@@ -239,6 +258,24 @@ def answer_rows(
         )
         for index, answer in enumerate(answers)
     ]
+
+
+def _answer_text(
+    tokens: Sequence[int], ends: Sequence[int], stop: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> str:
+    # Markers of turns are not always special tokens, which decoding leaves out.
+    return _text(tokens[:-1] if tokens and tokens[-1] in ends else tokens, stop, tokenizer)
+
+
+def _of_thinking(row: ThinkingRow, ends: Sequence[int]) -> dict[str, Any]:
+    """Return what an answer says of a row that may have a thought before it."""
+    mark, tokens = row.answer
+    return {
+        "text": _answer_text(tokens, ends, row.settings.stop, row.tokenizer).removeprefix(mark).strip(),
+        "thought": row.thought,
+        "num_thought_tokens": row.num_thought_tokens,
+        "thought_finish_reason": row.thought_finish,
+    }
 
 
 def _config(settings: GenerationSettings, steps: int, done: int, ends: list[int], pad: int) -> GenerationConfig:
@@ -254,7 +291,8 @@ def _config(settings: GenerationSettings, steps: int, done: int, ends: list[int]
         }
     return GenerationConfig(
         max_new_tokens=steps,
-        min_new_tokens=min(max(settings.min_new_tokens - done, 0), steps) if ends else 0,
+        # Of rows with thoughts it is that of the answer, which begins at another place in each.
+        min_new_tokens=0 if settings.thinking or not ends else min(max(settings.min_new_tokens - done, 0), steps),
         num_beams=settings.num_beams,
         length_penalty=settings.length_penalty,
         early_stopping=False,

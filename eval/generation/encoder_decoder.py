@@ -54,6 +54,11 @@ class EncoderDecoderBackend(LocalBackend):
     is_encoded = True
 
     def __init__(self, config: RunConfig, opened: OpenedModel) -> None:
+        if config.handles_thoughts:
+            raise UserError(
+                f"'{opened.checkpoint.name}' is an encoder-decoder, which writes no thoughts; leave out --thinking and "
+                "--max-thinking-tokens"
+            )
         super().__init__(config, opened)
         checkpoint = opened.checkpoint
         room = max(config.max_new_tokens or task.max_new_tokens for task in config.tasks.values())

@@ -222,7 +222,7 @@ def measure(requests: Requests, size: Size, *, is_silent: bool) -> list[Document
 
 
 def _measure(source: PromptSource, kind: int, requests: Sequence[Request], size: Size) -> DocumentPrompts:
-    num_new, rows = source.settings.max_new_tokens, source.settings.num_rows
+    num_new, rows = source.settings.room, source.settings.num_rows
     prompts = list(dict.fromkeys(request.prompt.token_ids for request in requests))
     tree = size.tree(prompts)
     return DocumentPrompts(

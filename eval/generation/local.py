@@ -28,6 +28,7 @@ from eval.generation.groups import DocumentPrompts, Group, ModelSize, Size, deal
 from eval.generation.progress import Progress, duration
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.generation.requests import Request, Requests
+from eval.generation.thinking import find_thinking
 from eval.generation.tree_decoder import Observer, TreeDecoder
 from eval.prompting.chat import ChatTemplate
 from eval.prompting.ends import Ends, find_ends
@@ -84,6 +85,7 @@ class LocalBackend(Backend):
         self.quantization = checkpoint.quantization
         chat = ChatTemplate(self.tokenizer, config.chat_settings())
         self.ends = find_ends(self.tokenizer, suggested_ends(checkpoint), chat)
+        self.thinking = find_thinking(config, self.tokenizer, chat, self.ends)
         self._units: list[DocumentPrompts] | None = None
 
     @cached_property
@@ -261,7 +263,14 @@ class _Answering:
         seconds = sum(one.seconds for one in samples)
         return request.prediction(
             [
-                Sample(text=one.text, num_generated_tokens=len(one.token_ids), finish_reason=one.finish_reason)
+                Sample(
+                    text=one.text,
+                    num_generated_tokens=len(one.token_ids),
+                    finish_reason=one.finish_reason,
+                    thought=one.thought,
+                    num_thought_tokens=one.num_thought_tokens,
+                    thought_finish_reason=one.thought_finish_reason,
+                )
                 for one in samples
             ],
             seconds=prefill_seconds + seconds,

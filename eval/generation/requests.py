@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from eval.config.generation import GenerationSettings
+from eval.config.generation import GenerationSettings, ThinkingSettings
 from eval.config.run import RunConfig
 from eval.prompting.prompts import Prompt, PromptBuilder, fit
 from eval.records.journal import Journal, fingerprint
@@ -59,6 +59,7 @@ class Request:
         """
         assert len(samples) == self.settings.num_samples
         task, template, example_id, maxlen = self.key
+        thought = [one.num_thought_tokens for one in samples if one.num_thought_tokens is not None]
         unknown = dict.fromkeys(("seconds", "prefill_seconds", "decode_seconds", "cache_bytes", "attention_flops"))
         return Prediction(
             task=task,
@@ -73,6 +74,9 @@ class Request:
             context_spans=self.source.spans_shown(self.prompt, template),
             num_generated_tokens=sum(one.num_generated_tokens for one in samples),
             finish_reason=samples[0].finish_reason,
+            thought=samples[0].thought,
+            num_thought_tokens=sum(thought) if thought else None,
+            thought_finish_reason=samples[0].thought_finish_reason,
             samples=list(samples) if len(samples) > 1 else None,
             truncation=self.source.policy,
             **{**unknown, "prefilled_tokens": None, "peak_bytes": None, **costs},
@@ -137,7 +141,7 @@ class PromptSource:
             _, template, example_id, maxlen = key
             builder = self.builders[template]
             parts = builder.fixed_parts(queries[example_id], contexts[builder.is_context_first])
-            prompt = fit(parts, maxlen, self.room, self.policy)
+            prompt = fit(parts, maxlen, self.room, self.policy, self.settings.thinking_room)
             yield Request(key=key, prompt=prompt, fingerprint=digest, source=self)
 
     def check(self) -> None:
@@ -148,7 +152,7 @@ class PromptSource:
         """
         for builder in self.builders.values():
             for example in self.examples:
-                fit(builder.fixed_parts(example.query), self.lengths[0], self.room, "head")
+                fit(builder.fixed_parts(example.query), self.lengths[0], self.room, "head", self.settings.thinking_room)
 
     def spans_shown(self, prompt: Prompt, template: str) -> list[list[int]]:
         """Return the characters of the context that a prompt shows, as starts and ends."""
@@ -218,6 +222,7 @@ def make_requests(
     tokenizer: Any,
     finished: Mapping[Key, Prediction],
     stop_texts: Sequence[str] = (),
+    thinking: ThinkingSettings | None = None,
     *,
     is_encoded: bool = False,
 ) -> Requests:
@@ -231,12 +236,13 @@ def make_requests(
         finished: Predictions of sessions that ended.
         stop_texts: Texts that end an answer beside those of the settings.
         is_encoded: An encoder reads the prompts.
+        thinking: How thoughts are told from answers; None takes all text for the answer.
 
     Raises:
         UserError: A query or an instruction leaves no room at the smallest length, or the tokenizer loses a script.
     """
     sources = [
-        replace(source, settings=replace(source.settings, stop=(*source.settings.stop, *stop_texts)))
+        replace(source, settings=replace(source.settings, stop=(*source.settings.stop, *stop_texts), thinking=thinking))
         for name in data
         for source in _sources_of(config, name, data[name], record, tokenizer, is_encoded=is_encoded)
     ]

@@ -23,7 +23,7 @@ from eval.records.journal import append_line, read_journal
 from eval.records.merging import merge_documents, merge_tasks, pinned, row_counts, selection
 from eval.records.read_run import gather_inputs
 from eval.records.run_folder import UNFINISHED, RunFolder, keys_of
-from eval.records.schema import Identity, Key, Prediction, RunRecord, Scores, TaskRecord, TemplateRecord
+from eval.records.schema import Identity, Key, Prediction, RunRecord, Scores, TaskRecord, TemplateRecord, ThinkingRecord
 from eval.reporting.score_run import has_texts, print_scores, score_run
 from eval.runtime.jobs import Job, print_facts, settings_json, template_clock
 from eval.runtime.processes import Process
@@ -62,9 +62,15 @@ class RunJob(Job[RunRecord, Prediction]):
         needs = self.folder.needs_checksums
         finished = {} if self.is_replaced else read_journal(Prediction, [predictions], needs_checksums=needs).lines
         stops = backend.ends.texts if backend.ends else ()
-        is_encoded = backend.is_encoded
         requests = make_requests(
-            self.config, self.data, self.record, backend.tokenizer, finished, stops, is_encoded=is_encoded
+            self.config,
+            self.data,
+            self.record,
+            backend.tokenizer,
+            finished,
+            stops,
+            backend.thinking,
+            is_encoded=backend.is_encoded,
         )
         backend.check(requests)
         return backend.share(requests, *self.config.shard) if self.config.shard else requests
@@ -193,11 +199,16 @@ def run_record(
     if config.num_samples == 1:
         del generation["num_samples"]  # as in records of version 0.1
     settings = settings_json(config, dtype=backend.dtype, output=output, threads=backend.process.threads)
-    ends = backend.ends
+    ends, thinking = backend.ends, backend.thinking
     chat = ChatTemplate(backend.tokenizer, config.chat_settings())
     uses_chat = any(
         task.templates[one].chat for task in config.tasks.values() for one in _requested(config, task, backend)
     ) or any(one.chat for task in (saved.tasks if saved else {}).values() for one in task.templates.values())
+    if config.thinking != "auto" and not uses_chat:
+        raise UserError(
+            f"--thinking {config.thinking} is of the chat template, and all prompts of this run do without it; leave "
+            "it out, or give a --template that is not plain"
+        )
     has_clock = uses_chat and chat.uses_clock
     date = backend.process.broadcast(template_clock(has_clock, config.template_date, saved, output))
     return RunRecord(
@@ -216,13 +227,17 @@ def run_record(
             generation_version=GENERATION_VERSION,
             backend=backend.identity,
             turn_ends=list(ends.added) if ends and ends.added else None,
+            thinking=None
+            if thinking is None
+            else ThinkingRecord(start=thinking.start, end=thinking.end, max_tokens=thinking.max_tokens),
         ),
         tasks={name: _task_record(config, name, data[name], backend, saved, date) for name in data},
         sessions=list(saved.sessions) if saved else [],
         grouping=backend.grouping(saved.grouping if saved else None),
         ends={name: list(sources) for name, sources in ends.sources.items()} if ends else None,
         template_date=date,
-        think_end_token=config.think_end_token,
+        # Where thoughts have a room of their own, texts hold none of them.
+        think_end_token=None if thinking else config.think_end_token,
         checksums=saved.checksums if saved else True,
     )
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from eval.records.disk import write_whole
 from eval.records.journal import sha256
+from eval.records.read_run import answer_of
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Estimate, ExampleRecord, ExampleScore, Prediction, Result, RunRecord
 from eval.records.typed import to_json
@@ -177,7 +178,8 @@ def _all_samples(run: ScoredRun) -> dict[Setting, list[Sample]]:
                 prediction = predictions[task, template, example.id, maxlen]
                 prompt = _prompt(text, documents[task, example.document_id], prediction, example.query or "")
                 arguments = {"arg_0": prompt, "arg_1": generation}
-                sample = _sample(doc_id, example, arguments, prediction, lines[example.id])
+                scored = answer_of(prediction, run.record.think_end_token)
+                sample = _sample(doc_id, example, arguments, prediction, scored, lines[example.id])
                 samples.setdefault(setting, []).append(sample)
     return samples
 
@@ -189,7 +191,12 @@ def _prompt(template: str, document: str, prediction: Prediction, query: str) ->
 
 
 def _sample(
-    doc_id: int, example: ExampleRecord, arguments: dict[str, Any], prediction: Prediction, line: ExampleScore
+    doc_id: int,
+    example: ExampleRecord,
+    arguments: dict[str, Any],
+    prediction: Prediction,
+    scored: Prediction,
+    line: ExampleScore,
 ) -> Sample:
     doc = {name: getattr(example, name) for name in ("id", "document_id", "query", "references")}
     target = example.references[0] if len(example.references) == 1 else str(example.references)
@@ -199,7 +206,7 @@ def _sample(
         "target": target,
         "arguments": {"gen_args_0": arguments},
         "resps": [[one.text for one in prediction.answers]],
-        "filtered_resps": [one.text for one in prediction.answers],
+        "filtered_resps": [one.text for one in scored.answers],
         "filter": "none",
         "metrics": list(line.metrics),
         "doc_hash": sha256(json.dumps(doc, indent=2, ensure_ascii=False)),

@@ -36,6 +36,7 @@ from eval.generation.decode import ScoresWatch, end_tokens, rows_together, set_e
 from eval.generation.groups import ModelSize
 from eval.generation.prompt_tree import PromptTree
 from eval.generation.tree_decoder import Observer, TreeDecoder
+from eval.interop.thinking_arguments import arguments_of
 from eval.prompting.chat import ChatSettings, ChatTemplate
 from eval.prompting.encoding import TextEncoder
 from eval.prompting.ends import find_ends
@@ -68,6 +69,7 @@ _OPTIONS = (
     "trust_remote_code",
     "use_fast_tokenizer",
 )
+_OF_THINKING = ("thinking", "max_thinking_tokens")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Generation arguments that change nothing where the likeliest token is always taken, one answer at a time.
 _UNUSED = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "length_penalty", "early_stopping")
@@ -99,6 +101,9 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         dtype: A key of `TORCH_DTYPES`; `auto` is that of the checkpoint's config, as in the `hf` model.
         rows: Prompts that decode together at most; `batch_size` is for log-likelihoods. None is 16, on CUDA 64.
         memory_gib: For keys and values while answers are written; None is half of what the weights leave.
+        thinking: What `--thinking` takes; True is `on`, False is `off`.
+        max_thinking_tokens: Room for a thought before an answer; None is 1,024 with `thinking=on`, else no room of its
+            own.
         options: Options of the `hf` model.
 
     Raises:
@@ -111,6 +116,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     # Whether prompts hold the markup of a chat template; else all of a prompt is data.
     _is_templated = False
     tokenizer: Any
+    think_end_token: Any
 
     def __init__(
         self,
@@ -122,12 +128,14 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         dtype: str = "auto",
         rows: int | None = None,
         memory_gib: float | None = None,
+        thinking: str | bool = "auto",
+        max_thinking_tokens: int | None = None,
         **options: Any,
     ) -> None:
         unknown = sorted(options.keys() - set(_OPTIONS))
         if unknown:
             named = ("pretrained", "plan", "adapter", "adapter_revision", "quantize", "dtype", "rows", "memory_gib")
-            known = ", ".join((*named, *_OPTIONS))
+            known = ", ".join((*named, *_OF_THINKING, *_OPTIONS))
             raise UserError(f"model_args: '{unknown[0]}' is no option of the masformer model; known: {known}")
         if dtype not in ("auto", *TORCH_DTYPES):
             raise UserError(f"model_args: dtype '{dtype}' is unknown; known: auto, {', '.join(TORCH_DTYPES)}")
@@ -153,6 +161,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         check_dtype(self.dtype_name, quantize)
         self.memory_gib = memory_gib
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+        self._of_thinking = arguments_of(thinking, max_thinking_tokens, options)
         thinks = options.get("enable_thinking")
         if thinks and options.get("think_end_token") is None:
             raise UserError("model_args: enable_thinking needs think_end_token, the text or token that ends a thought")
@@ -161,6 +170,9 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             {} if thinks is None else {"enable_thinking": thinks}
         )
         super().__init__(pretrained=str(pretrained), dtype=self.dtype_name, **options)
+        self.chat_template_args = self.chat.variables
+        if self.thinking is not None:
+            self.think_end_token = self.thinking.end
         if hasattr(self, "accelerator"):
             # The `hf` model leaves this out on CPUs, where each process would do all of the work.
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -182,8 +194,10 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             self.checkpoint = replace(checkpoint, tokenizer=self.tokenizer)
         else:
             self.tokenizer = self.checkpoint.tokenizer
-        chat = ChatTemplate(self.tokenizer, ChatSettings(kwargs=self.chat_template_args))
-        self.ends = find_ends(self.tokenizer, suggested_ends(self.checkpoint), chat)
+        switch = self._of_thinking.switch
+        self.chat = ChatTemplate(self.tokenizer, ChatSettings(kwargs=self.chat_template_args, thinking=switch))
+        self.ends = find_ends(self.tokenizer, suggested_ends(self.checkpoint), self.chat)
+        self.thinking = self._of_thinking.settings(self.tokenizer, self.chat, self.ends)
 
     def _create_model(self, pretrained: str, **_: Any) -> None:
         self._model = load_converted(
@@ -310,29 +324,38 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         asked = requests[0].args[1]
         kwargs: dict[str, Any] = dict(normalize_gen_kwargs(asked, self.max_gen_toks))
         until, num_new = kwargs.pop("until"), kwargs.pop("max_gen_toks")
-        if num_new >= self.max_length:
+        room = GenerationSettings(max_new_tokens=num_new, thinking=self.thinking).room
+        if room >= self.max_length:
+            thought = f" with {room - num_new} for the thought" if self.thinking else ""
             raise UserError(
-                f"max_gen_toks {num_new} leaves no room for a prompt within max_length {self.max_length}; lower it, or "
-                "pass max_length in --model_args"
+                f"max_gen_toks {num_new}{thought} leaves no room for a prompt within max_length {self.max_length}; "
+                "lower it, or pass max_length in --model_args"
             )
         given = self.model.generation_config.to_diff_dict() | kwargs
         options = {name: value for name, value in given.items() if name not in _IGNORED and not _is_off(name, value)}
         special = ["do_sample"] if given["do_sample"] else sorted(options.keys() - set(_SHARED))
-        prompts = [] if special else self._prompts([request.args[0] for request in requests], num_new)
+        prompts = [] if special else self._prompts([request.args[0] for request in requests], room)
         if special or min(map(len, prompts)) < 2:
             why = f"use {', '.join(special)}" if special else "have a prompt of one token"
-            _log.warning("%d requests %s: they share no prefill and decode as in the hf model", len(requests), why)
+            share = ", where thought and answer share max_gen_toks" if self.thinking else ""
+            told = "%d requests %s: they share no prefill and decode as in the hf model%s"
+            _log.warning(told, len(requests), why, share)
             yield from enumerate(super().generate_until(list(requests), disable_tqdm=True))
             return
-        settings = GenerationSettings(max_new_tokens=num_new, stop=(*filter(None, until), *self.ends.texts), **options)
+        settings = GenerationSettings(
+            max_new_tokens=num_new,
+            thinking=self.thinking,
+            stop=(*filter(None, until), *self.ends.texts),
+            **options,
+        )
         askers: dict[Tokens, list[int]] = {}
         for index, prompt in enumerate(prompts):
             askers.setdefault(prompt, []).append(index)
         cuts = handle_stop_sequences(
             [*until, *self.ends.texts], eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         )
-        for prompt, tokens in self._decode_all(list(askers), settings):
-            text = self._text(list(tokens), cuts)
+        for prompt, tokens, answer in self._decode_all(list(askers), settings):
+            text = answer if self.thinking else self._text(list(tokens), cuts)
             for index in askers[prompt]:
                 self.cache_hook.add_partial("generate_until", (requests[index].args[0], asked), text)
                 yield index, text
@@ -364,8 +387,13 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         text = text.lstrip() if isinstance(end, int) else text
         return str(postprocess_generated_text(text, cuts, end if isinstance(end, str) else None))
 
-    def _decode_all(self, prompts: Sequence[Tokens], settings: GenerationSettings) -> Iterator[tuple[Tokens, Tokens]]:
-        """Return the tokens of the answer to each prompt, in the order in which they are made: the longest first."""
+    def _decode_all(
+        self, prompts: Sequence[Tokens], settings: GenerationSettings
+    ) -> Iterator[tuple[Tokens, Tokens, str]]:
+        """Return tokens and text of the answer to each prompt, in the order in which they are made: the longest first.
+
+        A thought is among the tokens and not in the text.
+        """
         by_class: dict[int, list[Tokens]] = {}
         for prompt in sorted(prompts, key=len, reverse=True):
             by_class.setdefault(frequency_class(self.config, len(prompt)), []).append(prompt)
@@ -377,7 +405,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
             def fits(leaves: Sequence[int], alike: Sequence[Tokens] = alike) -> bool:
                 batch = PromptTree([alike[leaf] for leaf in leaves])
-                return self._size.tree_bytes(batch, settings.max_new_tokens, 1) <= self._budget
+                return self._size.tree_bytes(batch, settings.room, 1) <= self._budget
 
             with fixed_frequencies(self.model, len(alike[0])):
                 for batch in _batches(tree.order, most, fits):
@@ -386,7 +414,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
                             for leaf, answer in zip(leaves, answers, strict=True):
                                 tokens = answer.token_ids
                                 is_ended = tokens and tokens[-1] in self.ends.token_ids
-                                yield alike[leaf], tokens[:-1] if is_ended else tokens
+                                yield alike[leaf], tokens[:-1] if is_ended else tokens, answer.text
                     except NumbersError as error:
                         raise self._no_numbers(alike[error.row]) from error
                     caches.release(batch)

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from eval.errors import UserError
 from eval.prompting.encoding import TextEncoder
+from eval.prompting.thinking import switches_of
+from eval.records.thoughts import opened_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,12 +57,25 @@ class ChatSettings:
         system: System message before the user's turn.
         kwargs: Variables of the template.
         date: What its clock shows, ISO 8601; None is the present.
+        thinking: Let the model think by the template's switch, `on` or `off`; `auto` leaves it to the template.
     """
 
     name: str | None = None
     system: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None
+    thinking: str = "auto"
+
+    @property
+    def flag(self) -> str | None:
+        """Return the first flag that needs a chat template; None without any."""
+        given = {
+            "--chat-template": self.name,
+            "--system": self.system,
+            "--template-kwargs": self.kwargs,
+            "--thinking": self.thinking != "auto",
+        }
+        return next((flag for flag, value in given.items() if value), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +110,7 @@ class ChatTemplate:
         """
         known, name = self.tokenizer.chat_template, self.settings.name
         if not known:
-            if name or self.settings.system or self.settings.kwargs:
-                flag = "--chat-template" if name else "--system" if self.settings.system else "--template-kwargs"
+            if flag := self.settings.flag:
                 raise UserError(f"{flag} is of a chat template, and the tokenizer of this model has none; leave it out")
             return None
         if isinstance(known, dict):
@@ -111,6 +125,45 @@ class ChatTemplate:
         if name not in (None, "default"):
             raise UserError(f"--chat-template {name}: the tokenizer has one chat template only; leave it out")
         return str(known)
+
+    @cached_property
+    def variables(self) -> dict[str, Any]:
+        """Return the variables that the template is given: those of the settings, and its switch for thinking.
+
+        Raises:
+            UserError: It has no switch, or none that turns thinking off; or the settings set it too.
+        """
+        given, wanted = dict(self.settings.kwargs), self.settings.thinking
+        source = None if wanted == "auto" else self.source
+        if source is None:
+            return given
+        problem, found = _within_limits(lambda: json.dumps(switches_of(source)), self._date)
+        switches = [] if problem else json.loads(found)
+        refused = ""
+        for name, on, off in switches:
+            if name in given:
+                raise UserError(f"--template-kwargs sets '{name}', and so does --thinking {wanted}; leave one out")
+            value, other = (on, off) if wanted == "on" else (off, on)
+            if value is None:
+                refused = refused or f"its variable {name} has no value for that"
+                continue
+            problem, said = self._prompt(given | {name: value})
+            # What says the same at either side is read elsewhere only, as in the history of a conversation.
+            if not problem and (other is None or said != self._prompt(given | {name: other})[1]):
+                return given | {name: value}
+            if problem:
+                refused = refused or f"with {name} it says {problem}"
+        if wanted == "on" and opened_thought(self._prompt(given)[1]):
+            return given
+        told = f"cannot switch thinking {wanted}: {refused}" if refused else "has no switch for thinking"
+        raise UserError(
+            f"--thinking {wanted}: the model's chat template {told}; leave it out, or give --template-kwargs that the "
+            "template knows"
+        )
+
+    def check_switch(self) -> None:
+        """Check that the template can be switched as the settings say; raises as `variables`."""
+        assert self.variables is not None
 
     @property
     def uses_clock(self) -> bool:
@@ -209,13 +262,13 @@ class ChatTemplate:
         system = [("system", self.settings.system)] if self.settings.system else []
         plain = [{"role": role, "content": text} for role, text in [*system, *turns]]
         text = turns[-1][1]
-        problem, rendered = self._try(plain, has_generation_prompt)
+        problem, rendered = self._try(plain, has_generation_prompt, self.variables)
         if text in rendered:
             return rendered
         # Templates of models that see images take lists of parts.
         parts = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in plain]
         with contextlib.suppress(UserError):
-            problem_of_parts, of_parts = self._try(parts, has_generation_prompt)
+            problem_of_parts, of_parts = self._try(parts, has_generation_prompt, self.variables)
             if problem_of_parts is None and text in of_parts:
                 return of_parts
         if problem is not None:
@@ -226,9 +279,15 @@ class ChatTemplate:
             )
         return rendered
 
-    def _try(self, messages: Sequence[Message], has_generation_prompt: bool) -> tuple[str | None, str]:
-        """Return what the template raises, or what it writes."""
-        given = self.settings.kwargs
+    def _prompt(self, variables: Mapping[str, Any]) -> tuple[str | None, str]:
+        """Return what the template raises for a user's turn, or what it writes, the answer's beginning included."""
+        system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
+        return self._try([*system, {"role": "user", "content": MARK}], True, variables)
+
+    def _try(
+        self, messages: Sequence[Message], has_generation_prompt: bool, given: Mapping[str, Any]
+    ) -> tuple[str | None, str]:
+        """Return what the template raises, or what it writes, with these variables."""
         own = {*inspect.signature(self.tokenizer.apply_chat_template).parameters, "messages"} - {"kwargs"}
         if taken := sorted(given.keys() & own):
             raise UserError(f"--template-kwargs sets '{taken[0]}', which is not the template's to choose; leave it out")

@@ -77,6 +77,6 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase, chat: ChatTemplate) -> TurnEnd
     try:
         return chat.turn_end(TextEncoder(tokenizer)) if chat.source else TurnEnd()
     except UserError:  # several templates and no name: told where a prompt needs one
-        if chat.settings.name or chat.settings.system or chat.settings.kwargs:
+        if chat.settings.flag:
             raise
         return TurnEnd()

@@ -270,8 +270,8 @@ def _letters(text: str) -> str:
     return "".join(one for one in parts if not one.isspace() and not unicodedata.combining(one))
 
 
-def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str) -> Prompt:
-    """Return the prompt that leaves room for the answer within `maxlen`.
+def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, thinking_room: int = 0) -> Prompt:
+    """Return the prompt that leaves room for the answer, and for a thought before it, within `maxlen`.
 
     Args:
         parts: Its parts, uncut.
@@ -283,16 +283,19 @@ def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str) -> Pr
         UserError: Not even an empty context fits.
     """
     num_fixed = len(parts.prefix) + len(parts.suffix)
-    budget = maxlen - num_fixed - max_new_tokens
+    budget = maxlen - num_fixed - max_new_tokens - thinking_room
     if budget < 0 and not max_new_tokens:
         raise UserError(
             f"maxlen {maxlen} is too small: instruction, query and special tokens need {num_fixed} even with an empty "
             "context; raise --maxlen"
         )
     if budget < 0:
+        rooms = f"{thinking_room} for the thought and {max_new_tokens}" if thinking_room else f"{max_new_tokens}"
+        flags = "--max-new-tokens or --max-thinking-tokens" if thinking_room else "--max-new-tokens"
         raise UserError(
-            f"maxlen {maxlen} is too small: {num_fixed} tokens of instruction and template and {max_new_tokens} for "
-            f"the answer need {maxlen - budget} even with an empty context; raise --maxlen or lower --max-new-tokens"
+            f"maxlen {maxlen} is too small: {num_fixed} tokens of instruction and template and {rooms} for the answer "
+            f"need {maxlen - budget} even with an empty context; raise --maxlen or "
+            f"lower {flags}"
         )
     ranges = kept_ranges(len(parts.context), budget, policy)
     kept = tuple(token for start, stop in ranges for token in parts.context[start:stop])

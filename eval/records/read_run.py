@@ -12,6 +12,7 @@ from eval.errors import UserError
 from eval.records.journal import sha256
 from eval.records.run_folder import RunFolder, in_order, keys_of
 from eval.records.schema import DocumentRecord, ExampleRecord, Key, Prediction, RunRecord, Unit
+from eval.records.thoughts import describe_thinking, is_unfinished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class RunInputs:
         num_absent: Predictions that are not there yet.
         notes: What else a reader must know of the run, in sentences.
         dropped: Lines of the journal that could not be used, in words; empty where there are none.
-        thinking: What is scored of answers that hold thinking, in sentences.
+        thinking: What is scored of answers with thoughts, in sentences.
         repeated: Which documents stand under several names, in sentences.
     """
 
@@ -66,17 +67,6 @@ def read_inputs(folder: RunFolder, record: RunRecord) -> RunInputs:
     if not dropped:
         return inputs
     return replace(inputs, notes=[*inputs.notes, f"{dropped[0].upper()}{dropped[1:]}."], dropped=dropped)
-
-
-# How models begin and end what they think.
-_THINKING = {
-    "<think>": "</think>",
-    "<thinking>": "</thinking>",
-    "<thought>": "</thought>",
-    "<reasoning>": "</reasoning>",
-    "[THINK]": "[/THINK]",
-    "<|START_THINKING|>": "<|END_THINKING|>",
-}
 
 
 def gather_inputs(
@@ -124,7 +114,7 @@ def gather_inputs(
             f"Scored by the first line of each answer, as the benchmark does: {', '.join(by_first_line)}. Texts that "
             "are shown are whole."
         )
-    thinking = list(_thinking(predictions, record.think_end_token))
+    thinking = list(describe_thinking(predictions, record))
     repeated = list(repeated_documents(examples, documents))
     return RunInputs(
         record=record,
@@ -158,27 +148,17 @@ def repeated_documents(examples: Sequence[ExampleRecord], documents: Sequence[Do
         )
 
 
-def _thinking(predictions: Sequence[Prediction], end: str | None) -> Iterator[str]:
-    """Yield what is scored of answers that hold thinking, in a sentence."""
-    texts = [answer.text for one in predictions for answer in one.answers]
-    if end is not None:
-        num_ended = sum(end in text for text in texts)
-        yield f"Scored from behind the last {end}, which {num_ended:,} of {len(texts):,} answers have."
-        return
-    for opening, closing in _THINKING.items():
-        num_thinking = sum(closing in text or text.startswith(opening) for text in texts)
-        if num_thinking:
-            yield (
-                f"{num_thinking:,} of {len(texts):,} answers hold thinking, which is scored with them: "
-                f"--think-end-token '{closing}' leaves it out, --template-kwargs may switch it off."
-            )
-
-
 def answer_of(prediction: Prediction, think_end_token: str | None) -> Prediction:
     """Return a prediction with the part of its texts that is scored."""
     if think_end_token is None:
         return prediction
-    answers = [replace(one, text=one.text.rpartition(think_end_token)[2].strip()) for one in prediction.answers]
+    answers = [
+        replace(
+            one,
+            text="" if is_unfinished(one.text, think_end_token) else one.text.rpartition(think_end_token)[2].strip(),
+        )
+        for one in prediction.answers
+    ]
     return replace(prediction, text=answers[0].text, samples=prediction.samples and answers)
 
 

@@ -10,7 +10,7 @@ line, provenance of a data set) is a plain object.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from eval.records.rules import (
@@ -152,6 +152,15 @@ ENCODED_LENGTHS = "maxlen counts tokens of the encoder, special ones included, a
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThinkingRecord:
+    """How thoughts are told from answers."""
+
+    start: str = entry("text that begins a thought; empty where all text up to `end` is one")
+    end: str = entry("text that ends a thought")
+    max_tokens: int = entry("room for the thought, in tokens", rule=LENGTH)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Identity:
     """Settings that hold for a whole run folder; a resumed run must have the same."""
 
@@ -167,6 +176,9 @@ class Identity:
     profile: str | None = entry("metrics of all tasks, in folders of early versions", default=None, is_left_out=True)
     turn_ends: list[str] | None = entry(
         "what ends an answer because the chat template alone says so", default=None, is_left_out=True
+    )
+    thinking: ThinkingRecord | None = entry(
+        "how thoughts are told from answers, where they have a room of their own", default=None, is_left_out=True
     )
     backend: dict[str, Any] | None = entry(
         "what answered, where it was not the `local` engine with a decoder", default=None, is_left_out=True
@@ -263,9 +275,18 @@ class DocumentRecord:
 class Sample:
     """One of several answers to a prompt."""
 
-    text: str = entry("the answer")
-    num_generated_tokens: int = entry("tokens of the answer, end token included", rule=COUNT)
+    text: str = entry("the answer, without its thought")
+    num_generated_tokens: int = entry("tokens of thought and answer, end token included", rule=COUNT)
     finish_reason: str = entry("`stop` at an end token or stop text, `length` when the room was used up")
+    thought: str | None = entry("what was thought before the answer", default=None, is_left_out=True)
+    num_thought_tokens: int | None = entry(
+        "tokens of the thought, its marks included", default=None, is_left_out=True, rule=COUNT
+    )
+    thought_finish_reason: str | None = entry(
+        "`stop` at its end mark, `length` when its room was used up, `turn` when the answer ended within it",
+        default=None,
+        is_left_out=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,16 +301,30 @@ class Prediction:
         rule=LENGTH,
     )
     fingerprint: str = entry("digest of all that could change the prediction")
-    text: str = entry("the answer; of several samples the first")
+    text: str = entry("the answer, without its thought; of several samples the first")
     prompt_tokens: int = entry("tokens of the prompt", rule=COUNT)
     context_tokens_kept: int = entry("tokens of the context in the prompt", rule=COUNT)
     context_tokens_dropped: int = entry("tokens of the context that were cut", rule=COUNT)
     context_spans: list[list[int]] = entry(
         "character ranges of the document that the prompt shows", rule=SPANS_IN_ORDER
     )
-    num_generated_tokens: int = entry("tokens of the answer, end token included; of all samples", rule=COUNT)
+    num_generated_tokens: int = entry("tokens of thought and answer, end token included; of all samples", rule=COUNT)
     finish_reason: str = entry(
         "`stop` at an end token or stop text, `length` when the room was used up; of several samples that of the first"
+    )
+    thought: str | None = entry(
+        "what was thought before the answer; of several samples the first", default=None, is_left_out=True
+    )
+    num_thought_tokens: int | None = entry(
+        "tokens of the thought, its marks included, where thoughts have a room of their own; of all samples",
+        default=None,
+        is_left_out=True,
+        rule=COUNT,
+    )
+    thought_finish_reason: str | None = entry(
+        "`stop` at its end mark, `length` when its room was used up, `turn` when the answer ended within it",
+        default=None,
+        is_left_out=True,
     )
     samples: list[Sample] | None = entry(
         "all answers, where `--num-samples` asks for several", default=None, is_left_out=True, rule=SAMPLES
@@ -317,7 +352,7 @@ class Prediction:
     @property
     def answers(self) -> list[Sample]:
         """Return all answers to the prompt: the samples, or the only one."""
-        only = Sample(text=self.text, num_generated_tokens=self.num_generated_tokens, finish_reason=self.finish_reason)
+        only = Sample(**{field.name: getattr(self, field.name) for field in fields(Sample)})
         return self.samples or [only]
 
 
@@ -364,6 +399,12 @@ class Cost:
     peak_memory_bytes: int | None = entry("largest of any prediction", rule=COST)
     cache_bytes: int | None = entry("largest of any prediction", rule=COST)
     attention_flops: float | None = entry("mean of an example", rule=COST)
+    thought_tokens: float | None = entry(
+        "mean tokens of an example's thoughts, where they have a room of their own",
+        default=None,
+        is_left_out=True,
+        rule=COST,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

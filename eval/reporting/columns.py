@@ -214,6 +214,21 @@ COSTS = [
 ]
 
 
+# Shown where some predictions have thoughts with a room of their own.
+_THOUGHT = Column(
+    key="thought_tokens",
+    heading="thought tok",
+    legend="thought: tokens of an example's thoughts, which decode tok/s counts too.",
+    plain_name="thought_tokens_per_example",
+)
+
+
+def costs_of(records: Iterable[Any]) -> list[Column]:
+    """Return the columns of what the predictions of some results cost."""
+    has_thoughts = any(_THOUGHT.value(record.cost) is not None for record in records)
+    return [*COSTS, *([_THOUGHT] if has_thoughts else [])]
+
+
 def charted_costs() -> dict[str, Column]:
     """Return the costs against which quality is drawn, by key."""
     return {column.key: column for column in reversed(COSTS) if column.axis}
@@ -235,6 +250,8 @@ ANSWERS = [
     _CACHE,
     Column(key="finish_reason", heading="end"),
 ]
+
+THOUGHT_OF_ANSWER = Column(key="num_thought_tokens", heading="thought tok")
 
 # What tables of scores show of a result beside its metrics. A baseline has the counts of the model above it.
 MAXLEN = Column(key="maxlen", heading="maxlen")

@@ -19,6 +19,7 @@ from eval.reporting.columns import (
     MAXLEN,
     Column,
     charted_costs,
+    costs_of,
     legend_of,
     of_cost,
     percent,
@@ -108,7 +109,7 @@ def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Co
     def baseline(name: str, column: Column) -> Column:
         return replace(column, show=lambda row: percent_mean(row.yardsticks.get(name, {}).get(metric)))
 
-    costs = {column.key: of_cost(column) for column in COSTS}
+    costs = {column.key: of_cost(column) for column in costs_of(rows)}
     columns = [
         text("rank"),
         Column(heading=metric_name(metric), show=lambda row: percent(row.metrics[metric])),
@@ -250,7 +251,7 @@ def _plain_row(board: Board, row: BoardRow) -> dict[str, Any]:
         for system in BASELINE_STYLES:
             found |= dict(_fractions(f"{system}_{metric}", row.yardsticks.get(system, {}).get(metric)))
     found |= dict(_fractions("evidence_visible", row.evidence_visible))
-    found |= {column.plain_name or column.key: column.value(row.cost) for column in COSTS}
+    found |= {column.plain_name or column.key: column.value(row.cost) for column in costs_of(board.rows)}
     return found | {name: getattr(row, name) for name in _CLAIMS.values()}
 
 

@@ -12,7 +12,7 @@ from eval.records.read_run import RunInputs
 from eval.records.run_folder import RunFolder, own_plots
 from eval.records.schema import ENCODED_LENGTHS, ENCODER_DECODER, ExampleScore, RunRecord, Scores
 from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
-from eval.reporting.columns import COMPARISON_LEGEND, COSTS, LEGEND, NOISE, legend_of, text
+from eval.reporting.columns import COMPARISON_LEGEND, LEGEND, NOISE, costs_of, legend_of, text
 from eval.reporting.lengths import warnings_on_lengths, warnings_on_letters
 from eval.reporting.page import Heading, Prose, Section, as_table, render_page
 from eval.reporting.position_chart import document_positions, oracle_positions
@@ -49,9 +49,9 @@ class Block(NamedTuple):
     rows: Rows
 
 
-def legends() -> list[str]:
+def legends(scores: Scores) -> list[str]:
     """Return what the columns of a run's tables mean, a paragraph a kind of table."""
-    return [LEGEND, COMPARISON_LEGEND, legend_of(COSTS)]
+    return [LEGEND, COMPARISON_LEGEND, legend_of(costs_of(scores.results))]
 
 
 def title_of(record: RunRecord) -> str:
@@ -156,7 +156,7 @@ def render_report(record: RunRecord, scores: Scores, notes: Sequence[str]) -> st
             parts += ["", f"### {markdown(block.title)}", "", *_in_markdown(block)]
     for block in scrolls_blocks(scores):
         parts += ["", f"## {block.title}", "", *_in_markdown(block)]
-    paragraphs = (line for legend in legends() for line in ("", markdown(legend)))
+    paragraphs = (line for legend in legends(scores) for line in ("", markdown(legend)))
     return "\n".join([*parts, "", *map(markdown, notes), *paragraphs, ""])
 
 
@@ -172,7 +172,7 @@ def render_full(record: RunRecord, scores: Scores, notes: Sequence[str]) -> str:
     for block in all_blocks(record, scores):
         parts.append("\n".join([block.title, *([textwrap.fill(block.remark, WIDTH)] if block.remark else [])]))
         parts += [as_columns(block.rows)] if block.rows else []
-    return "\n\n".join([*parts, "\n".join([*notes, *(textwrap.fill(legend, WIDTH) for legend in legends())])])
+    return "\n\n".join([*parts, "\n".join([*notes, *(textwrap.fill(legend, WIDTH) for legend in legends(scores))])])
 
 
 def write_page(
@@ -201,7 +201,7 @@ def write_page(
             sections += _in_page(block)
     for block in scrolls_blocks(scores):
         sections += [Heading(text=block.title), *_in_page(block)]
-    meaning = "\n\n".join([*inputs.notes, *legends()])
+    meaning = "\n\n".join([*inputs.notes, *legends(scores)])
     sections += [Heading(text="What the columns mean"), Prose(text=meaning)]
     samples = gather_samples(lines, inputs, scores.profiles, with_texts=with_texts)
     facts = list(facts_of(record, scores).items())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eval.records.read_run import RunInputs
-from eval.records.schema import ExampleScore, Prediction
-from eval.reporting.columns import ANSWERS, Column
+from eval.records.schema import ExampleScore, Prediction, Sample
+from eval.reporting.columns import ANSWERS, THOUGHT_OF_ANSWER, Column
 from eval.reporting.page import PAGE_BYTES, RESERVE_BYTES, document_budget, fit_documents, num_json_bytes
 from eval.scoring.profiles import PROFILES, metric_name
 
@@ -23,9 +23,11 @@ def gather_samples(
     Where a page does not hold all, some are left out, evenly, and it says so.
     """
     scores = {(line.task, line.template, line.id, line.maxlen): line.metrics for line in lines if line.is_model}
+    has_thoughts = any(one.num_thought_tokens is not None for one in inputs.predictions)
+    columns = [*ANSWERS, *([THOUGHT_OF_ANSWER] if has_thoughts else [])]
     answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in inputs.predictions:
-        answers.setdefault((one.task, one.id), []).append(_answer(one, scores[one.key], with_texts=with_texts))
+        answers.setdefault((one.task, one.id), []).append(_answer(one, scores[one.key], columns, with_texts=with_texts))
     # The last line of an example is that of the greatest length.
     with_oracle = sorted((line for line in lines if line.sentences is not None), key=lambda line: line.maxlen)
     oracles = {(line.task, line.id): line.sentences for line in with_oracle}
@@ -49,7 +51,7 @@ def gather_samples(
         note = f"{len(kept):,} of {len(shown):,} examples, evenly spaced: a page of 10 MB holds no more."
     return {
         "metrics": {metric: metric_name(metric) for metrics in scores.values() for metric in metrics},
-        "columns": describe_columns(ANSWERS),
+        "columns": describe_columns(columns),
         "headlines": {task: PROFILES[name].headline[-1] for task, name in profiles.items()},
         "documents": _documents(kept, inputs, with_texts=with_texts),
         "examples": kept,
@@ -65,24 +67,28 @@ def describe_columns(columns: Sequence[Column]) -> list[dict[str, Any]]:
     ]
 
 
-def _answer(one: Prediction, scores: Mapping[str, float], *, with_texts: bool) -> dict[str, Any]:
-    costs = {column.key: getattr(one, column.key) for column in ANSWERS}
+def _answer(
+    one: Prediction, scores: Mapping[str, float], columns: Sequence[Column], *, with_texts: bool
+) -> dict[str, Any]:
+    costs = {column.key: getattr(one, column.key) for column in columns}
+    thought = _joined(one, lambda answer: answer.thought or "") if with_texts and one.thought is not None else None
     return {
         "template": one.template,
         "maxlen": one.maxlen,
-        "text": _text_of(one) if with_texts else None,
+        "text": _joined(one, lambda answer: answer.text) if with_texts else None,
+        **({} if thought is None else {"thought": thought}),
         "scores": scores,
         "kept": one.context_spans,
         **{key: round(value, 3) if isinstance(value, float) else value for key, value in costs.items()},
     }
 
 
-def _text_of(one: Prediction) -> str:
-    """Return an answer, or all samples of it under their numbers."""
-    if one.samples is None:
-        return one.text
-    count = len(one.samples)
-    return "\n\n".join(f"[sample {n} of {count}]\n{sample.text}" for n, sample in enumerate(one.samples, start=1))
+def _joined(one: Prediction, text_of: Callable[[Sample], str]) -> str:
+    """Return a text of an answer, or those of all samples of it under their numbers."""
+    texts = list(map(text_of, one.answers))
+    if len(texts) == 1:
+        return texts[0]
+    return "\n\n".join(f"[sample {n} of {len(texts)}]\n{text}" for n, text in enumerate(texts, start=1))
 
 
 def _documents(examples: Sequence[Mapping[str, Any]], inputs: RunInputs, *, with_texts: bool) -> dict[str, Any]:

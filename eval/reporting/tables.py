@@ -11,7 +11,6 @@ from eval.records.schema import Comparison, ModelRecord, Result, ScrollsEntry, S
 from eval.reporting.columns import (
     BASELINE_STYLES,
     COMPARISONS,
-    COSTS,
     CUT,
     ENDED,
     EVIDENCE,
@@ -20,6 +19,7 @@ from eval.reporting.columns import (
     WORDS,
     Column,
     N,
+    costs_of,
     of_cost,
     percent,
     score,
@@ -72,7 +72,9 @@ def noise_table(results: Sequence[Result]) -> Rows:
 
 def cost_table(results: Sequence[Result]) -> Rows:
     """Return a header and one row a length, of the model's results."""
-    return table_of([MAXLEN, *map(of_cost, COSTS)], [result for result in results if result.cost is not None])
+    return table_of(
+        [MAXLEN, *map(of_cost, costs_of(results))], [result for result in results if result.cost is not None]
+    )
 
 
 def comparison_table(comparisons: Sequence[Any], label: str, name: Callable[[Any], str]) -> Rows:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from eval.errors import UserError
 from eval.records.schema import Estimate, RunRecord, Scores
-from eval.reporting.columns import COSTS
+from eval.reporting.columns import costs_of
 from eval.reporting.run_report import all_blocks
 from eval.reporting.tables import as_markdown
 
@@ -92,7 +92,7 @@ def values_by_length(scores: Scores) -> dict[int, dict[str, float]]:
             else:
                 values[f"{where}{result.system}/{metric}"] = estimate.mean
         if result.cost is not None:
-            values |= {f"{where}cost/{column.key}": column.value(result.cost) for column in COSTS}
+            values |= {f"{where}cost/{column.key}": column.value(result.cost) for column in costs_of([result])}
     for row in scores.scrolls_score.scores if scores.scrolls_score else []:
         steps[row.maxlen] |= _ends(f"scrolls_score/{row.template}" if row.template else "scrolls_score", row)
     return {

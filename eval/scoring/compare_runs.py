@@ -13,7 +13,7 @@ from eval.scoring.beforehand import Asked, describe_claim, recorded_claim
 from eval.scoring.comparisons import Compare, compare_lines
 from eval.scoring.examples import Setting, values_of
 from eval.scoring.profiles import headline, metric_columns, metric_name
-from eval.scoring.scored_run import ScoredRun, settings_of
+from eval.scoring.scored_run import ScoredRun, settings_of, thinking_of
 
 SUBSETS: tuple[Subset, ...] = ("all", "always_truncated")
 _NUM_CHANGED = 5
@@ -295,9 +295,10 @@ def differing_settings(first: ScoredRun, second: ScoredRun) -> dict[str, list[An
 
 
 def _settings_of_all(run: ScoredRun) -> dict[str, Any]:
-    found: dict[str, Any] = {"dtype": run.record.identity.dtype}
+    found: dict[str, Any] = {"dtype": run.record.identity.dtype, "thinking": thinking_of(run.record)}
     for task, about in run.record.tasks.items():
-        found |= {f"{name} of {task}": value for name, value in settings_of(run.record, task).items()}
+        settings = settings_of(run.record, task)
+        found |= {f"{name} of {task}": value for name, value in settings.items() if name != "thinking"}
         found |= {f"template {name} of {task}": template.text for name, template in about.templates.items()}
     return found
 

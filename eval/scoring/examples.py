@@ -296,6 +296,7 @@ def cost(predictions: Sequence[Prediction]) -> Cost:
     seconds = _all_known(one.seconds for one in predictions)
     prefill_seconds = _all_known(one.prefill_seconds for one in predictions)
     decode_seconds = _all_known(one.decode_seconds for one in predictions)
+    thought = _all_known(one.num_thought_tokens for one in predictions)
     return Cost(
         prefill_tokens_per_second=_rate(sum(one.prompt_tokens for one in predictions), prefill_seconds),
         decode_tokens_per_second=_rate(sum(one.num_generated_tokens for one in predictions), decode_seconds),
@@ -303,6 +304,7 @@ def cost(predictions: Sequence[Prediction]) -> Cost:
         peak_memory_bytes=max((one.peak_bytes for one in predictions if one.peak_bytes is not None), default=None),
         cache_bytes=max((one.cache_bytes for one in predictions if one.cache_bytes is not None), default=None),
         attention_flops=float(np.mean(flops)) if flops else None,
+        thought_tokens=float(np.mean(thought)) if thought else None,
     )
 
 

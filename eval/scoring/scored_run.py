@@ -51,6 +51,12 @@ class ScoredRun:
         }
 
 
+def thinking_of(record: RunRecord) -> Any:
+    """Return how thoughts are told from answers, or whether they were switched off; `auto` for neither."""
+    thinking = record.identity.thinking
+    return str(record.config.get("thinking", "auto")) if thinking is None else to_json(thinking)
+
+
 def settings_of(record: RunRecord, task: str) -> dict[str, Any]:
     """Return the settings of a task's answers besides model, plan, dtype, template and length, by name."""
     identity, about = record.identity, record.tasks[task]
@@ -62,6 +68,7 @@ def settings_of(record: RunRecord, task: str) -> dict[str, Any]:
         **identity.generation,
         "generation_version": identity.generation_version,
         **({"backend": identity.backend} if identity.backend else {}),
+        **({} if thinking_of(record) == "auto" else {"thinking": thinking_of(record)}),
         **({"think_end_token": record.think_end_token} if record.think_end_token else {}),
     }
 

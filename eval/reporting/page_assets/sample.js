@@ -34,10 +34,18 @@ function textsView(data, references, answers, metric) {
       column(
         `At ${count(answer.maxlen)}`,
         `${data.metrics[metric]} ${score(answer.scores?.[metric])}`,
+        thoughtView(answer),
         texts[index] ? el("p", {}, ...markedText(texts[index], references)) : el("p", { class: "note" }, "Empty answer."),
       ),
     ),
   );
+}
+
+// What was thought before an answer, folded: it is not scored.
+function thoughtView(answer) {
+  if (!answer.thought) return null;
+  const summary = el("summary", {}, `Thought, ${count(answer.num_thought_tokens)} tokens, not scored`);
+  return el("details", { class: "thought" }, summary, el("p", {}, answer.thought));
 }
 
 function overlapLegend() {

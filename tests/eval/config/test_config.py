@@ -59,6 +59,16 @@ def test_yaml_takes_the_same_names_and_the_command_line_wins(tmp_path: Path) -> 
     assert (config.maxlen, config.allow_extrapolation, config.plan) == ((512,), False, "full")
 
 
+def test_on_and_off_are_what_yaml_calls_true_and_false(tmp_path: Path) -> None:
+    for text, thinking in (("on", "on"), ("'off'", "off"), ("off", "off"), ("auto", "auto")):
+        assert from_yaml(tmp_path, f"thinking: {text}\n", *LEAST).thinking == thinking
+    assert RunConfig.arguments_of({"thinking": True}) == ["--thinking", "on"]
+    with pytest.raises(UserError, match="invalid choice: 'maybe'"):
+        from_yaml(tmp_path, "thinking: maybe\n", *LEAST)
+    with pytest.raises(UserError, match="plan is True"):
+        from_yaml(tmp_path, "plan: on\n", *LEAST)
+
+
 def test_lists_of_templates_and_of_stop_texts(tmp_path: Path) -> None:
     config = from_yaml(
         tmp_path, "template: [instruct, abstract]\nstop: ['---', '--stop', \"\\n\"]\nshard: 2/3\n", *LEAST

@@ -145,6 +145,11 @@ def test_thinking_is_left_out_of_each_sample() -> None:
     assert [one.text for one in found.answers] == ["answer 0", "answer 1"]
 
 
+def test_an_answer_that_never_leaves_its_thought_is_empty() -> None:
+    for whole, answer in (("<think> on and on", ""), ("\n<think>a</think>b", "b"), ("No thought.", "No thought.")):
+        assert answer_of(prediction("a", 100, text=whole), "</think>").text == answer
+
+
 def test_both_parts_of_the_spread_are_found_again() -> None:
     rng = np.random.default_rng(7)
     num_documents, num_prompts, num_samples = 4000, 2, 3

@@ -39,6 +39,93 @@ def test_arguments_reach_the_template() -> None:
         rendered(template, kwargs={"messages": []})
 
 
+PROMPT = "{% if add_generation_prompt %}A:"
+# As published templates have it: of Qwen3, SmolLM3, GLM-4.5, Gemma 4, DeepSeek-V3.1, Granite, MiniMax, Seed-OSS,
+# Mistral, gpt-oss, and Kimi K3, whose several switches belong together.
+SWITCHES = {
+    "qwen3": PROMPT + "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>{% endif %}",
+    "smollm3": "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}"
+    "{{ '/think' if enable_thinking else '/no_think' }}" + PROMPT,
+    "glm": "{{ '/nothink' if enable_thinking is defined and not enable_thinking else '' }}" + PROMPT,
+    "gemma": "{% set thinking = enable_thinking is defined and enable_thinking %}{% if thinking %}<|think|>{% endif %}"
+    + PROMPT,
+    "deepseek": "{% if not thinking is defined %}{% set thinking = false %}{% endif %}"
+    + PROMPT
+    + "{% if thinking %}<think>{% else %}</think>{% endif %}",
+    "granite": "{% if thinking %}Think first.{% endif %}" + PROMPT,
+    "minimax": PROMPT + "{% if thinking_mode is defined and thinking_mode == 'disabled' %}</think>{% endif %}",
+    "seed": "{% if not thinking_budget is defined %}{% set thinking_budget = -1 %}{% endif %}"
+    "{% if thinking_budget == 0 %}No thoughts.{% endif %}" + PROMPT,
+    "mistral": "{% set effort = reasoning_effort | default('high') %}{{ effort }}"
+    "{% if effort not in ['none', 'high'] %}{{ raise_exception('which effort') }}{% endif %}" + PROMPT,
+    "gpt-oss": "{% macro system() %}{% if reasoning_effort is not defined %}{% set reasoning_effort = 'medium' %}"
+    "{% endif %}Reasoning: {{ reasoning_effort }}{% endmacro %}{{ system() }}" + PROMPT,
+    "kimi": "{% set rens = namespace(off=false) %}{% if reasoning_effort is defined and reasoning_effort == 'none' %}"
+    "{% set rens.off = true %}{% endif %}{% if thinking is not defined %}{% if enable_thinking is defined %}"
+    "{% set thinking = enable_thinking %}{% else %}{% set thinking = not rens.off %}{% endif %}{% endif %}"
+    + PROMPT
+    + "{{ '<think>' if thinking else '<think></think>' }}",
+}
+VALUES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    **dict.fromkeys(
+        ("qwen3", "smollm3", "glm", "gemma", "kimi"), ({"enable_thinking": True}, {"enable_thinking": False})
+    ),
+    **dict.fromkeys(("deepseek", "granite"), ({"thinking": True}, {"thinking": False})),
+    "minimax": ({"thinking_mode": "enabled"}, {"thinking_mode": "disabled"}),
+    "seed": ({"thinking_budget": -1}, {"thinking_budget": 0}),
+    "mistral": ({"reasoning_effort": "high"}, {"reasoning_effort": "none"}),
+    "gpt-oss": ({"reasoning_effort": "medium"}, None),
+}
+
+
+@pytest.mark.parametrize("family", SWITCHES)
+def test_the_switch_for_thinking_is_found_in_the_template(family: str) -> None:
+    template = LOOP.replace("X", "[{{ m['content'] }}]") + SWITCHES[family] + "{% endif %}"
+    for thinking, variables in zip(("on", "off"), VALUES[family], strict=True):
+        chat = ChatTemplate(tokenizer(template), ChatSettings(thinking=thinking))
+        if variables is None:
+            with pytest.raises(
+                UserError, match=f"cannot switch thinking {thinking}: its variable reasoning_effort has"
+            ):
+                chat.check_switch()
+            continue
+        assert chat.variables == variables
+        # All that is asked of a template holds under its switch.
+        assert "C".join(chat.around("", "")) == rendered(template, kwargs=variables)
+        assert rendered(template, thinking=thinking, kwargs={"x": 1}) == rendered(template, kwargs=variables)
+    assert ChatTemplate(tokenizer(template), ChatSettings()).variables == {}
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "message"),
+    [
+        (CHAT_TEMPLATE, "on", "--thinking on: the model's chat template has no switch for thinking; leave it out"),
+        (None, "off", "--thinking is of a chat template, and the tokenizer of this model has none"),
+        ("{% set enable_thinking = true %}{{ enable_thinking }}" + CHAT_TEMPLATE, "off", "has no switch"),
+        # What a message holds, and what is said of messages before, is no switch.
+        (CHAT_TEMPLATE + "{{ messages[0].thinking }}", "on", "has no switch"),
+        (CHAT_TEMPLATE + "{% if messages | length > 1 and enable_thinking %}x{% endif %}", "on", "has no switch"),
+        (
+            CHAT_TEMPLATE + "{% if enable_thinking is false %}{{ raise_exception('always thinks') }}{% endif %}",
+            "off",
+            "cannot switch thinking off: with enable_thinking it says always thinks",
+        ),
+        ("{% for", "on", "has no switch"),
+    ],
+)
+def test_a_template_that_cannot_be_switched_is_refused(template: Any, thinking: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        ChatTemplate(tokenizer(template), ChatSettings(thinking=thinking)).check_switch()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_always_opens_a_thought_needs_no_switch() -> None:
+    always = CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    assert rendered(always, thinking="on") == rendered(always)
+    with pytest.raises(UserError, match="has no switch for thinking"):
+        rendered(always, thinking="off")
+
+
 def test_one_of_several_templates_is_named() -> None:
     templates = {"rag": CHAT_TEMPLATE, "other": LOOP.replace("X", "[{{ m['content'] }}]")}
     assert rendered(templates, name="other") == "[C]"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eval.records.read_run import RunInputs
-from eval.records.schema import ExampleScore, Share
+from eval.records.schema import ExampleScore, Share, ThinkingRecord
 from eval.reporting.page import PAGE_BYTES, RESERVE_BYTES, as_table
 from eval.reporting.samples import gather_samples, that_fit
 from eval.reporting.tables import quality_table
@@ -59,6 +59,47 @@ def test_samples_carry_scores_costs_and_what_was_shown(scored: Path) -> None:
     assert [example["id"] for example in samples["examples"]] == [f"test-{i}" for i in range(6)]
     answer = samples["examples"][5]["answers"][1]
     assert (answer["maxlen"], answer["kept"], answer["scores"]["rouge1"]) == (200, [[0, 400]], 1)
+
+
+THOUGHT = "It was </script> long."
+
+
+@pytest.fixture
+def thoughtful(tmp_path: Path, no_plots: None) -> Path:
+    """A scored run with a thought before each answer."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    made = write_run(folder, half, record=run_record(thinking=ThinkingRecord(start="<t>", end="</t>", max_tokens=9)))
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    about = {"thought": THOUGHT, "num_thought_tokens": 7, "thought_finish_reason": "stop"}
+    lines = [line | about for line in lines]
+    lines[0]["thought_finish_reason"] = "length"
+    lines[1] |= {"thought_finish_reason": "turn", "text": ""}
+    made.write_lines("predictions.jsonl", lines)
+    assert score([str(folder)]) == 0
+    return folder
+
+
+def test_thoughts_are_counted_in_tables_and_samples(thoughtful: Path) -> None:
+    page, report = (thoughtful / "report.html").read_text(), (thoughtful / "report.md").read_text()
+    assert "12 of 12 answers have one, 7 tokens in the median, 1 (8%) cut off after 9 tokens, 1 never left" in report
+    assert re.search(r"\| thought tok \|\n.*\n\| 100 \|.* 7 \|", report)
+    found = re.search(r'<script type="application/json" id="sample-data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    samples = json.loads(found.group(1))
+    assert samples["columns"][-1]["key"] == "num_thought_tokens"
+    assert samples["examples"][0]["answers"][0]["thought"] == THOUGHT
+
+
+def test_a_thought_is_folded_above_its_answer(thoughtful: Path) -> None:
+    with chromium() as browser:
+        opened = open_page(browser, thoughtful / "report.html")
+        first = opened.page.locator(".thought").first
+        assert first.locator("summary").text_content() == "Thought, 7 tokens, not scored"
+        assert not first.locator("p").is_visible()
+        first.locator("summary").click()
+        assert first.locator("p").text_content() == THOUGHT
+        assert opened.complaints == []
 
 
 def samples_of(num_documents: int, num_characters: int, *, with_texts: bool, answer: str = "an answer") -> Any:
