@@ -81,12 +81,12 @@ def storage_bytes(cache: Cache) -> int:
     """Return the bytes of a cache's keys, values and states, from real storage."""
     if isinstance(cache, SpanCache):
         return cache.num_bytes
-    held: list[Any] = []
+    held: list[Any] = [*getattr(cache, "linear_cache", ())]
     for layer in cache.layers:
         held += [getattr(layer, "keys", None), getattr(layer, "values", None)]
         for states in ("conv_states", "recurrent_states"):
             held += getattr(layer, states, {}).values()
-    return sum(states.untyped_storage().nbytes() for states in held if states is not None)
+    return sum(states.untyped_storage().nbytes() for states in held if isinstance(states, torch.Tensor))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

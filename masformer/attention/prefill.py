@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
 from masformer.attention.cache import Filled, SpanCache
 
@@ -28,7 +29,10 @@ CHUNK_TOKENS = 2048
 def new_cache(model: PreTrainedModel, max_tokens: int) -> Cache:
     """Return an empty cache for one prompt."""
     plan = getattr(model, "span_plan", None)
-    return DynamicCache(config=model.config) if plan is None else SpanCache(plan, max_tokens)
+    if plan is not None:
+        return SpanCache(plan, max_tokens)
+    # The linear layers of MiniMax-Text-01 take no other.
+    return MiniMaxCache() if model.config.model_type == "minimax" else DynamicCache(config=model.config)
 
 
 def fork(cache: Cache, max_tokens: int) -> Cache:
@@ -36,6 +40,8 @@ def fork(cache: Cache, max_tokens: int) -> Cache:
     if isinstance(cache, SpanCache):
         return cache.fork(max_tokens)
     other = copy.copy(cache)
+    if isinstance(cache, MiniMaxCache):
+        other.linear_cache = list(cache.linear_cache)  # states, which each step replaces
     # These make new tensors for what they add and leave the former as they were; others write where they are.
     light = (DynamicLayer, DynamicSlidingWindowLayer)
     other.layers = [copy.copy(layer) if type(layer) in light else copy.deepcopy(layer) for layer in cache.layers]
