@@ -127,7 +127,7 @@ def test_an_error_after_the_probe_names_the_model_and_a_command(monkeypatch: pyt
     model.config.name_or_path = "some/model"
     plan = apply_plan(model, SpanPlan.full(4))
     # As if nobody knew that it changes values.
-    monkeypatch.setattr("masformer.convert.changes_states", lambda config: False)
+    monkeypatch.setattr("masformer.attention.cache.changes_states", lambda config: False)
     cache = SpanCache(plan)
     prefill(model, torch.arange(3, 20)[None], cache)
     with pytest.raises(

@@ -16,7 +16,7 @@ from eval.perplexity import main as perplexity
 from eval.placement import main as placement
 from eval.run import main as run
 from eval.runtime.model import suggested_ends
-from masformer import SpanPlan, stored_plan
+from masformer import SpanPlan, remove_plan, stored_plan
 from masformer.__main__ import main as masformer
 from masformer.checkpoints.files import CheckpointError
 from masformer.checkpoints.open import open_checkpoint
@@ -130,9 +130,11 @@ def test_convert_writes_the_text_model_alone(folder: Path, tmp_path: Path, capsy
     assert masformer([*arguments, "--dtype", "float64"]) == 0
     assert PART in capsys.readouterr().out
     config = json.loads((tmp_path / "mas" / "config.json").read_text())
-    assert (config["model_type"], config["architectures"]) == ("mistral", ["MistralForCausalLM"])
+    base = config["masformer"]["base"]
+    assert (base["model_type"], base["architectures"]) == ("mistral", ["MistralForCausalLM"])
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "mas", dtype=torch.float64).eval()
     assert isinstance(plain, MistralForCausalLM)
+    remove_plan(plain)
     torch.testing.assert_close(plain(TOKENS).logits, logits_of_whole(folder), atol=1e-12, rtol=0)
     assert all(name.startswith(("model.", "lm_head.")) for name in weights(tmp_path / "mas"))
     assert stored_plan(open_checkpoint(str(tmp_path / "mas")).config) == SpanPlan.parse(PLAN, LAYERS)
