@@ -114,6 +114,9 @@ def _state_values(config: PreTrainedConfig) -> tuple[int, int]:
     def read(*names: str) -> int:
         return next((value for name in names if isinstance(value := getattr(config, name, None), int)), 0)
 
+    if taps := read("cca_time0") + read("cca_time1"):  # Zaya: queries and keys of a convolution, and half a value
+        queries, keys, size = read("num_attention_heads"), read("num_key_value_heads"), read("head_dim")
+        return (queries + keys) * size * (taps - 2) + keys * size // 2, 0
     kernel = read("linear_conv_kernel_dim", "mamba_d_conv", "conv_kernel", "conv_L_cache")
     if heads := read("linear_num_value_heads"):  # gated delta rule: Qwen3-Next, Qwen3.5, OLMo hybrid
         key, value = read("linear_key_head_dim"), read("linear_value_head_dim")

@@ -19,7 +19,7 @@ from tests.helpers.library import tiny_library_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # One of each family of states.
-KINDS = ("qwen3_5_text", "olmo_hybrid", "kimi_linear", "granitemoehybrid", "falcon_h1", "nemotron_h", "lfm2")
+KINDS = ("qwen3_5_text", "olmo_hybrid", "kimi_linear", "granitemoehybrid", "falcon_h1", "nemotron_h", "lfm2", "zaya")
 
 
 def converted(kind: str, plan: str, **changes: Any) -> PreTrainedModel:
