@@ -4,7 +4,7 @@
     apply_plan(model, plan)          # weights are not touched
     remove_plan(model)               # exactly the model it was
     save_checkpoint(model, tokenizer, "smollm2-mas")                  # masformer/checkpoints/saving.py
-    apply_plan(AutoModelForCausalLM.from_pretrained("smollm2-mas"))   # the stored plan; without this: full attention
+    AutoModelForCausalLM.from_pretrained("smollm2-mas")               # with the stored plan (masformer/model_type.py)
 
 Each conversion proves itself on a few random tokens (`masformer.probe`).
 """

@@ -182,8 +182,8 @@ def probe_serving(model: PreTrainedModel, plan: SpanPlan, what: str) -> None:
         with inference(model):
             give_plan(model, plan)
             whole = [model(prompt, use_cache=False).logits[0] for prompt in prompts]
-            expected = [logits[-1] for logits in whole]
-            _check_chunk(model, tokens, whole[0], refuse)
+            tolerances = [_tolerance_in_pieces(model, *pair) for pair in zip(prompts, whole, strict=True)]
+            _check_chunk(model, tokens, whole[0], tolerances[0], refuse)
             made = model(tokens, use_cache=True).past_key_values
             if not isinstance(made, SpanCache):
                 raise ConversionError(f"{refuse} they make a cache of their own, a {type(made).__name__}")
@@ -199,8 +199,7 @@ def probe_serving(model: PreTrainedModel, plan: SpanPlan, what: str) -> None:
                     [_first_logits(model, [one], cache) for one, cache in zip(prompts, forks, strict=True)]
                 )
             for row, name in enumerate(("a fork is", "a padded row of a batch is")):
-                tolerance = _tolerance_in_pieces(model, prompts[row], whole[row])
-                check_close(found[row], expected[row], tolerance, f"{refuse} decoding from {name}")
+                check_close(found[row], whole[row][-1], tolerances[row], f"{refuse} decoding from {name}")
     except ConversionError:
         raise
     except Exception as error:
@@ -221,12 +220,12 @@ def probe_untouched(model: PreTrainedModel) -> None:
             prefill(model, tokens[:, :shared], cache)
             if cache.get_seq_length() != shared:
                 raise ConversionError(f"{refuse} they ignore the cache that they are given")
-            _check_chunk(model, tokens, expected, refuse)
+            tolerance = _tolerance_in_pieces(model, tokens, expected)
+            _check_chunk(model, tokens, expected, tolerance, refuse)
             other = fork(cache, _PROBE_TOKENS)
             prefill(model, probe_tokens(model, seed=1)[:, shared:], other)
             prefill(model, tokens[:, shared:-1], cache)
             found = _first_logits(model, [tokens], cache)
-            tolerance = _tolerance_in_pieces(model, tokens, expected)
     except (ConversionError, NumbersError):
         raise
     except Exception as error:
@@ -234,7 +233,7 @@ def probe_untouched(model: PreTrainedModel) -> None:
     check_close(found[0], expected[-1], tolerance, f"{refuse} decoding from a fork is")
 
 
-def _check_chunk(model: PreTrainedModel, tokens: Tensor, whole: Tensor, refuse: str) -> None:
+def _check_chunk(model: PreTrainedModel, tokens: Tensor, whole: Tensor, tolerance: float, refuse: str) -> None:
     """Raise `ConversionError` unless the second half of a prompt on a cache of the first has the logits of one pass.
 
     Of all its tokens, because some models forget their states where a chunk begins, which soon fades.
@@ -242,11 +241,12 @@ def _check_chunk(model: PreTrainedModel, tokens: Tensor, whole: Tensor, refuse: 
     Args:
         tokens: (1, T) prompt.
         whole: (T, V) logits of one pass.
+        tolerance: Largest difference that rounding explains.
+        refuse: Beginning of the error.
     """
     cache, half = new_cache(model, tokens.shape[1]), tokens.shape[1] // 2
     model(tokens[:, :half], past_key_values=cache, use_cache=True)
     found = model(tokens[:, half:], past_key_values=cache, use_cache=True).logits[0]
-    tolerance = _tolerance_in_pieces(model, tokens, whole)
     check_close(found, whole[half:], tolerance, f"{refuse} a chunk on top of another is")
 
 

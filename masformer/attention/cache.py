@@ -28,19 +28,19 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import Cache, DummyLayer, LinearAttentionCacheLayerMixin
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
 
 from masformer.attention.full import FullLayer, LatentLayer
 from masformer.attention.heads import HeadsLayer
 from masformer.attention.layers import AttentionAndStates, CacheLayer, RingLayer, StateLayer
 from masformer.attention.visibility import SpanMask, left_padding
 from masformer.errors import SpanError
-from masformer.plans.shapes import changes_states
+from masformer.plans.shapes import changes_states, layers_with_states
 from masformer.plans.spans import NO_ATTENTION, HeadSpans, LayerSpan, SpanPlan
 
-# What a cache has of a layer: keys, states, or nothing.
-AnyLayer: TypeAlias = CacheLayer | StateLayer | DummyLayer
+# What a cache has of a layer: keys, or states alone.
+AnyLayer: TypeAlias = CacheLayer | StateLayer
 
 
 def cache_layer(span: LayerSpan | HeadSpans, max_tokens: int = 0, *, is_latent: bool = False) -> CacheLayer:
@@ -60,17 +60,16 @@ def _key_layer(span: LayerSpan, max_tokens: int, is_latent: bool) -> RingLayer |
     return kind(span, max_tokens)
 
 
-def _layers(plan: SpanPlan, max_tokens: int, config: PreTrainedConfig) -> list[AnyLayer]:
-    """Return the empty layers of a cache for a model."""
-    is_latent, layers = changes_states(config), []
-    for span, theirs in zip(plan, DynamicCache(config=config).layers, strict=True):
-        has_states = isinstance(theirs, LinearAttentionCacheLayerMixin)
-        states = StateLayer(theirs.number_of_states) if has_states else None
-        if span == NO_ATTENTION:
-            layers.append(states or DummyLayer())
-        else:
-            attention = cache_layer(span, max_tokens, is_latent=is_latent)
-            layers.append(AttentionAndStates(attention, states) if states is not None else attention)
+def _layers(plan: SpanPlan, max_tokens: int, config: PreTrainedConfig | None = None) -> list[AnyLayer]:
+    """Return the empty layers of a cache for a model; without its config, as most models need them."""
+    is_latent, with_states = (changes_states(config), layers_with_states(config)) if config else (False, ())
+    count, layers = getattr(config, "number_of_conv_states", 1), []
+    for index, span in enumerate(plan):
+        if span == NO_ATTENTION:  # one that works on each token alone never gets a state
+            layers.append(StateLayer(count))
+            continue
+        attention = cache_layer(span, max_tokens, is_latent=is_latent)
+        layers.append(AttentionAndStates(attention, StateLayer(count)) if index in with_states else attention)
     return layers
 
 
@@ -87,9 +86,7 @@ class SpanCache(Cache):  # type: ignore[misc]
     layers: list[AnyLayer]
 
     def __init__(self, plan: SpanPlan, max_tokens: int = 0) -> None:
-        super().__init__(
-            layers=[StateLayer() if span == NO_ATTENTION else cache_layer(span, max_tokens) for span in plan]
-        )
+        super().__init__(layers=_layers(plan, max_tokens))
         self.plan, self.max_tokens = plan, max_tokens
         self.config: PreTrainedConfig | None = None  # of the model that uses it
         # Raise `Filled` once the last layer has stored its keys: in a prefill, nobody uses what it would make of them.
@@ -114,7 +111,7 @@ class SpanCache(Cache):  # type: ignore[misc]
             states: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         except SpanError as error:
             raise error if self.config is None else error.of(self.config) from error
-        is_last = layer_idx == len(self.layers) - 1 and isinstance(self.layers[-1], CacheLayer)
+        is_last = layer_idx == len(self.layers) - 1
         if self.raises_when_filled and is_last and not isinstance(self.layers[-1], AttentionAndStates):
             raise Filled
         return states
@@ -128,7 +125,7 @@ class SpanCache(Cache):  # type: ignore[misc]
         """Return a second cache that goes on from the same tokens; `max_tokens` counts these too."""
         other = SpanCache(self.plan)
         other.config = self.config
-        other.layers = [layer if isinstance(layer, DummyLayer) else layer.fork(max_tokens) for layer in self.layers]
+        other.layers = [layer.fork(max_tokens) for layer in self.layers]
         return other
 
     def set_padding(self, attention_mask: Tensor | SpanMask | Mapping[str, Any] | None) -> None:
@@ -172,7 +169,7 @@ def num_bytes(*caches: SpanCache) -> int:
     storages: dict[int, int] = {}
     for cache in caches:
         for layer in cache.layers:
-            storages |= {} if isinstance(layer, DummyLayer) else layer.storages
+            storages |= layer.storages
     return sum(storages.values())
 
 
@@ -194,9 +191,8 @@ def join(caches: Sequence[SpanCache], room: int) -> SpanCache:
     padding = None if min(lengths) == longest else torch.tensor([longest - length for length in lengths])
     joined.config = caches[0].config
     for index, first in enumerate(caches[0].layers):
-        if isinstance(first, DummyLayer) or (isinstance(first, CacheLayer) and not first.is_initialized):
-            joined.layers[index] = first  # it stores nothing
-            continue
+        if isinstance(first, CacheLayer) and not first.is_initialized:
+            continue  # it reads the keys of another
         layer = type(first).join([cache.layers[index] for cache in caches], lengths, room)
         if isinstance(layer, CacheLayer):
             layer.padding = None if padding is None else padding.to(layer.device)
@@ -206,4 +202,4 @@ def join(caches: Sequence[SpanCache], room: int) -> SpanCache:
 
 def row_bytes(joined: SpanCache, row: int, copies: int = 1) -> int:
     """Return the bytes of keys, values and states that a row reads, or its copies; what is shared counts once."""
-    return sum(layer.row_bytes(row, copies) for layer in joined.layers if not isinstance(layer, DummyLayer))
+    return sum(layer.row_bytes(row, copies) for layer in joined.layers)

@@ -10,8 +10,7 @@
 | `StateLayer` | no keys, but states of a convolution, of linear attention or of a recurrence |
 | `AttentionAndStates` | keys and states, where one layer has both |
 
-A layer that reads the keys of another one stays empty, and one that works on each token alone is transformers'
-`DummyLayer`.
+A layer that reads the keys of another one, or works on each token alone, stays empty.
 
 Shapes: B batch, K key/value heads, T tokens, D head size.
 

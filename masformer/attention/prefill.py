@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
 from masformer.attention.cache import Filled, SpanCache
 
@@ -31,8 +30,11 @@ def new_cache(model: PreTrainedModel, max_tokens: int) -> Cache:
     plan = getattr(model, "span_plan", None)
     if plan is not None:
         return SpanCache(plan, max_tokens)
-    # The linear layers of MiniMax-Text-01 take no other.
-    return MiniMaxCache() if model.config.model_type == "minimax" else DynamicCache(config=model.config)
+    if model.config.model_type == "minimax":  # whose linear layers take no other
+        from transformers.models.minimax.modeling_minimax import MiniMaxCache  # a tenth of a second
+
+        return MiniMaxCache()
+    return DynamicCache(config=model.config)
 
 
 def fork(cache: Cache, max_tokens: int) -> Cache:
@@ -40,8 +42,8 @@ def fork(cache: Cache, max_tokens: int) -> Cache:
     if isinstance(cache, SpanCache):
         return cache.fork(max_tokens)
     other = copy.copy(cache)
-    if isinstance(cache, MiniMaxCache):
-        other.linear_cache = list(cache.linear_cache)  # states, which each step replaces
+    if hasattr(cache, "linear_cache"):  # states of MiniMax, which each step replaces
+        other.linear_cache = list(cache.linear_cache)
     # These make new tensors for what they add and leave the former as they were; others write where they are.
     light = (DynamicLayer, DynamicSlidingWindowLayer)
     other.layers = [copy.copy(layer) if type(layer) in light else copy.deepcopy(layer) for layer in cache.layers]
