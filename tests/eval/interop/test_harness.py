@@ -378,6 +378,11 @@ def test_processes_on_a_cpu_share_the_work(model_folder: Path, monkeypatch: pyte
         ({"rows": 0}, UserError, "rows is 0, a whole number above 0"),
         ({"memory_gib": "8GiB"}, UserError, "memory_gib is '8GiB', a number above 0"),
         ({"enable_thinking": True}, UserError, "enable_thinking needs think_end_token"),
+        ({"thinking": "maybe"}, UserError, "thinking is 'maybe'; give on, off or auto"),
+        ({"thinking": "off", "max_thinking_tokens": 5}, UserError, "thinking=off has no thoughts"),
+        ({"max_thinking_tokens": 0}, UserError, "max_thinking_tokens is 0, a whole number above 0"),
+        ({"thinking": True, "enable_thinking": True, "think_end_token": "x"}, UserError, "say the same"),
+        ({"quantize": "3bit"}, UserError, "quantize is '3bit'; known"),
         ({"chat_template_args": {"mode": "loud"}}, UserError, "the tokenizer of this model has none"),
     ],
 )
