@@ -246,7 +246,7 @@ def answer_rows(
     return [
         Answer(
             **(
-                _of_thinking(thoughts[index], ends)
+                _thinking_fields(thoughts[index], ends)
                 if thoughts
                 else {"text": _answer_text(answer, ends, settings.stop, tokenizer)}
             ),
@@ -267,7 +267,7 @@ def _answer_text(
     return _text(tokens[:-1] if tokens and tokens[-1] in ends else tokens, stop, tokenizer)
 
 
-def _of_thinking(row: ThinkingRow, ends: Sequence[int]) -> dict[str, Any]:
+def _thinking_fields(row: ThinkingRow, ends: Sequence[int]) -> dict[str, Any]:
     """Return what an answer says of a row that may have a thought before it."""
     mark, tokens = row.answer
     return {

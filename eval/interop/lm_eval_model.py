@@ -69,7 +69,7 @@ _OPTIONS = (
     "trust_remote_code",
     "use_fast_tokenizer",
 )
-_OF_THINKING = ("thinking", "max_thinking_tokens")
+_THINKING_OPTIONS = ("thinking", "max_thinking_tokens")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Generation arguments that change nothing where the likeliest token is always taken, one answer at a time.
 _UNUSED = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "length_penalty", "early_stopping")
@@ -135,7 +135,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         unknown = sorted(options.keys() - set(_OPTIONS))
         if unknown:
             named = ("pretrained", "plan", "adapter", "adapter_revision", "quantize", "dtype", "rows", "memory_gib")
-            known = ", ".join((*named, *_OF_THINKING, *_OPTIONS))
+            known = ", ".join((*named, *_THINKING_OPTIONS, *_OPTIONS))
             raise UserError(f"model_args: '{unknown[0]}' is no option of the masformer model; known: {known}")
         if dtype not in ("auto", *TORCH_DTYPES):
             raise UserError(f"model_args: dtype '{dtype}' is unknown; known: auto, {', '.join(TORCH_DTYPES)}")
@@ -161,7 +161,7 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         check_dtype(self.dtype_name, quantize)
         self.memory_gib = memory_gib
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
-        self._of_thinking = arguments_of(thinking, max_thinking_tokens, options)
+        self._thinking_arguments = arguments_of(thinking, max_thinking_tokens, options)
         thinks = options.get("enable_thinking")
         if thinks and options.get("think_end_token") is None:
             raise UserError("model_args: enable_thinking needs think_end_token, the text or token that ends a thought")
@@ -194,10 +194,10 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             self.checkpoint = replace(checkpoint, tokenizer=self.tokenizer)
         else:
             self.tokenizer = self.checkpoint.tokenizer
-        switch = self._of_thinking.switch
+        switch = self._thinking_arguments.switch
         self.chat = ChatTemplate(self.tokenizer, ChatSettings(kwargs=self.chat_template_args, thinking=switch))
         self.ends = find_ends(self.tokenizer, suggested_ends(self.checkpoint), self.chat)
-        self.thinking = self._of_thinking.settings(self.tokenizer, self.chat, self.ends)
+        self.thinking = self._thinking_arguments.settings(self.tokenizer, self.chat, self.ends)
 
     def _create_model(self, pretrained: str, **_: Any) -> None:
         self._model = load_converted(

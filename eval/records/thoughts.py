@@ -57,7 +57,7 @@ def describe_thinking(predictions: Sequence[Prediction], record: RunRecord) -> I
     answers = [answer for one in predictions for answer in one.answers]
     texts = [answer.text for answer in answers]
     if record.identity.thinking is not None:
-        yield _of_thoughts(answers, record.identity.thinking.max_tokens)
+        yield _thoughts_told(answers, record.identity.thinking.max_tokens)
     elif (end := record.think_end_token) is not None:
         num_ended = sum(end in text for text in texts)
         num_open = sum(is_unfinished(text, end) for text in texts)
@@ -73,7 +73,7 @@ def describe_thinking(predictions: Sequence[Prediction], record: RunRecord) -> I
             )
 
 
-def _of_thoughts(answers: Sequence[Sample], max_tokens: int) -> str:
+def _thoughts_told(answers: Sequence[Sample], max_tokens: int) -> str:
     """Return what was thought before answers, with a room of so many tokens."""
     lengths = [one.num_thought_tokens for one in answers if one.num_thought_tokens]
     if not lengths:

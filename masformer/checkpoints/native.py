@@ -204,7 +204,7 @@ def _plain_logits(
     if size > _MOST_PROVEN:
         size = _MOST_PROVEN
         setattr(config, name, size)
-        plan = SpanPlan(tuple(span if span.is_full else _of_size(pattern, size) for span in plan))
+        plan = SpanPlan(tuple(span if span.is_full else _resized(pattern, size) for span in plan))
     tokens = probe_tokens(model, size + max(_COMPARED, min(size, _BEYOND)))
     config._experts_implementation = model.config._experts_implementation  # grouped products know no float64
     plain = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=model.dtype).to(model.device)
@@ -213,7 +213,7 @@ def _plain_logits(
     return _last_logits(plain.eval(), tokens), tokens, plan
 
 
-def _of_size(pattern: LayerSpan, size: int) -> LayerSpan:
+def _resized(pattern: LayerSpan, size: int) -> LayerSpan:
     return LayerSpan(block=size, previous=0, sinks=0) if isinstance(pattern, Blocks) else LayerSpan(span=size)
 
 

@@ -39,7 +39,7 @@ _SAME = {
 }
 _PROOF_TOKENS = 24
 # What a config of the whole model says for its decoder too.
-_OF_ALL = ("bos_token_id", "eos_token_id", "dtype", "quantization_config", "masformer")
+_SHARED_SETTINGS = ("bos_token_id", "eos_token_id", "dtype", "quantization_config", "masformer")
 
 
 def is_whole(config: PreTrainedConfig) -> bool:
@@ -84,7 +84,7 @@ def text_part(whole: PreTrainedConfig, reference: str) -> PreTrainedConfig:
             f"model '{reference}': this {whole.model_type} cannot be built ({type(error).__name__}: "
             f"{first_line(error)})"
         ) from error
-    for name in _OF_ALL:
+    for name in _SHARED_SETTINGS:
         value = getattr(whole, name, None)
         if value is not None:
             setattr(text, name, value)
