@@ -175,7 +175,7 @@ def main() -> None:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import torch
 
-    from masformer import SpanPlan, apply_plan
+    from masformer import FULL, apply_plan
     from masformer.checkpoints.open import open_checkpoint
 
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ def main() -> None:
         for prompt in prompts[len(ours) :]:
             ours += answer(model, [prompt], arguments.new_tokens)
             add_line(written, vars(ours[-1]))
-        apply_plan(model, SpanPlan.full(len(plan)))  # so that equal texts say something
+        apply_plan(model, plan.with_all(FULL))  # so that equal texts say something
         (full,) = answer(model, prompts[:1], 1)
         apart = difference(full.logits, ours[0].logits)
         print(f"plan {plan}; logits of full attention after the first prompt are {apart:.2g} apart", flush=True)

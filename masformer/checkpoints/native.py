@@ -88,7 +88,8 @@ def _no_form(plan: SpanPlan, why: str, remedy: str) -> ConversionError:
 def _only_pattern(plan: SpanPlan) -> LayerSpan:
     """Return the one window or chunk of a plan; full attention where all layers have it."""
     patterns: list[LayerSpan] = []
-    for layer, span in enumerate(plan):
+    for layer in plan.attending:
+        span = plan[layer]
         if isinstance(span, HeadSpans):
             raise _no_form(plan, f"layer {layer} has spans of single heads", "give whole layers")
         if span.sinks:
@@ -109,6 +110,8 @@ def _type_for(config: PreTrainedConfig, plan: SpanPlan, own: SpanPlan | None) ->
         raise _no_form(plan, f"{kind} models come with code of their own", "give another model")
     if plan == own:
         return kind
+    if len(plan.attending) < len(plan):
+        raise _no_form(plan, f"{kind} models have layers without attention", "give the model's own plan")
     if isinstance(_only_pattern(plan), Blocks) or kind in CHUNKS:
         if kind in CHUNKS and all(span.is_full or isinstance(span, Blocks) for span in plan):
             return kind
@@ -177,7 +180,7 @@ def prove(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         )
     apply_plan(model, cut)
     expected = _last_logits(model, tokens)
-    apply_plan(model, SpanPlan.full(len(plan)))
+    apply_plan(model, plan.with_all(FULL))
     full = _last_logits(model, tokens)
     apply_plan(model, plan)
     off, apart = float((found - expected).abs().max()), float((found - full).abs().max())
@@ -204,7 +207,9 @@ def _plain_logits(
     if size > _MOST_PROVEN:
         size = _MOST_PROVEN
         setattr(config, name, size)
-        plan = SpanPlan(tuple(span if span.is_full else _resized(pattern, size) for span in plan))
+        plan = plan.with_all(
+            *(span if span.is_full else _resized(pattern, size) for span in map(plan.__getitem__, plan.attending))
+        )
     tokens = probe_tokens(model, size + max(_COMPARED, min(size, _BEYOND)))
     config._experts_implementation = model.config._experts_implementation  # grouped products know no float64
     plain = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=model.dtype).to(model.device)

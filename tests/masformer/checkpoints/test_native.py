@@ -69,6 +69,15 @@ def test_kinds_of_layers_that_decide_positions_too_keep_their_places(tmp_path: P
         native_config(tiny_library_model("gemma3_text", layer_types=kinds).config, ALL)
 
 
+def test_hybrids_have_their_own_plan_as_native_form_alone(tmp_path: Path) -> None:
+    model = tiny_library_model("qwen3_5_text", initializer_range=0.4)
+    own = apply_plan(model)
+    save_checkpoint(model, tiny_tokenizer(), tmp_path / "native", native=True)
+    assert native_plan(open_checkpoint(str(tmp_path / "native")).config) == own
+    with pytest.raises(ConversionError, match=r"qwen3_5_text models have layers without attention; give the model's"):
+        native_config(model.config, own.with_all(LayerSpan(span=16)))
+
+
 def test_chunks_of_llama_4_are_chunks_there(tmp_path: Path) -> None:
     chunk = LayerSpan(block=8, previous=0, sinks=0)
     check_native("llama4_text", SpanPlan((FULL, chunk, chunk, FULL)), tmp_path / "native")
