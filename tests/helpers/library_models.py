@@ -92,6 +92,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "kimi_linear": _STATES,
     "bailing_hybrid": _STATES,
     "bamba": {"attn_layer_indices": [1, 3], "mamba_d_head": 16},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
