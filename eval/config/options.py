@@ -46,6 +46,7 @@ class Group(Enum):
     MEASURED = "what is measured"
     ANSWERS = "how answers are chosen (default: the likeliest token, greedily)"
     MODEL = "model"
+    ENGINE = "engine that is a server"
     SPANS = "attention spans and positions"
     ADAPTERS = "low-rank adapters (LoRA)"
     STEPS = "steps"

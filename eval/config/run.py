@@ -10,6 +10,7 @@ from pathlib import Path
 from eval.config.chat import ChatOptions
 from eval.config.checks import Value, ascending, distinct_names, path, positive, positive_number, switch
 from eval.config.claim import ClaimOptions
+from eval.config.engine import EngineOptions
 from eval.config.generation import GenerationOptions, GenerationSettings
 from eval.config.job import JobOptions, extrapolation_option, plan_option, trackers_option, truncation_option
 from eval.config.options import REQUIRED, Group
@@ -18,13 +19,6 @@ from eval.prompting.chat import ChatSettings
 from eval.scoring.letters import check_letters, count_letters, describe_letters
 from eval.scoring.profiles import PROFILES
 from tasks import LoadedExamples
-
-# Module of each engine and what opens it there; imported when it is chosen, so that one engine does not need another's
-# packages.
-BACKENDS = {
-    "local": "eval.generation.local:open_local",
-    "mock": "eval.generation.mock:MockBackend",
-}
 
 
 def _shard(value: Value) -> tuple[int, int]:
@@ -38,7 +32,7 @@ def _shard(value: Value) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
+class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, ClaimOptions):
     """Generate from long documents at several truncation lengths, score, report quality beside cost.
 
     The same command on an existing folder resumes it; lengths, limit and tasks may be added.
@@ -78,11 +72,8 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
         "let the model think before its answer, by the chat template's switch; auto leaves it to the template",
         choices=("on", "off", "auto"),
     )
-    backend: str = Group.MODEL.option(
-        "local", "engine that answers: this suite's own, or mock, which has no model", choices=tuple(BACKENDS)
-    )
     answers: Path | None = Group.MODEL.option(
-        None, "with --backend mock, JSON lines of id, text and perhaps maxlen; else it echoes documents", path
+        None, "with --engine mock, JSON lines of id, text and perhaps maxlen; else it echoes documents", path
     )
     device_map: str | None = Group.MODEL.option(
         None, "spread one model over all devices of this machine (one process)", choices=("auto",)
@@ -146,8 +137,8 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
                 raise UserError(
                     f"task '{name}' asks for unknown metrics '{task.profile}'; known: {', '.join(PROFILES)}"
                 )
-        if self.answers is not None and self.backend != "mock":
-            raise UserError(f"--answers {self.answers} is read by --backend mock alone; add it, or leave it out")
+        if self.answers is not None and self.engine != "mock":
+            raise UserError(f"--answers {self.answers} is read by --engine mock alone; add it, or leave it out")
         if self.temperature is None and (self.top_p != 1 or self.top_k):
             raise UserError("--top-p and --top-k choose what is sampled; give --temperature too, 1 for example")
         if self.temperature is None and self.num_samples > 1:
@@ -165,6 +156,7 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
             raise UserError("--think-end-token is empty; leave it out to score all of an answer")
         if not all(self.stop):
             raise UserError("--stop has an empty text; give texts of one character at least")
+        self.check_engine()
         self._check_thinking()
         self.check_claim([self.profile or task.profile for task in self.tasks.values()], self.maxlen)
 
@@ -172,8 +164,8 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
         flag = f"--thinking {self.thinking}" if self.thinking == "on" else "--max-thinking-tokens"
         if self.max_thinking_tokens is not None and self.thinking == "off":
             raise UserError("--max-thinking-tokens is a room for thoughts, and --thinking off has none; leave one out")
-        if self.handles_thoughts and self.backend != "local":
-            raise UserError(f"{flag} is of models, and --backend {self.backend} has none; leave it out")
+        if self.handles_thoughts and self.engine != "local":
+            raise UserError(f"{flag} is of models, and --engine {self.engine} has none; leave it out")
         if self.handles_thoughts and self.num_beams > 1:
             raise UserError(
                 f"{flag}: each beam would think by itself; leave out --num-beams {self.num_beams}, or give --thinking "
@@ -191,7 +183,7 @@ class RunConfig(JobOptions, ChatOptions, GenerationOptions, ClaimOptions):
     @property
     def unknown_to_0_1(self) -> tuple[str, ...]:
         """Return settings that names and records of 0.1's only engine do not have."""
-        engine = ("backend", "answers") if self.backend == "local" else ()
+        engine = [*self.unset_engine_options, *(["answers"] if self.engine == "local" else [])]
         names = ["think_end_token", "accept_ascii_words", "model_revision", "max_thinking_tokens"]
         names += ["adapter", "adapter_revision", "quantize"]
         unset = [name for name in names if not getattr(self, name)]

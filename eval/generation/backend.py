@@ -1,4 +1,4 @@
-"""What answers requests. A new engine is a file here and a line in `BACKENDS` of eval/config/run.py.
+"""What answers requests. A new engine is a file here and a line in `ENGINES` of eval/config/engine.py.
 
     backend = open_backend(config)  # checks the model and its settings; loads no weights
     for prediction in backend.answer(requests, shared):
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.config.claim import CLAIM_OPTIONS
+from eval.config.engine import ENGINES, FREE_ENGINE_OPTIONS
 from eval.config.generation import ThinkingSettings
-from eval.config.run import BACKENDS, RunConfig
+from eval.config.run import RunConfig
 from eval.generation.requests import Request, Requests
 from eval.prompting.ends import Ends
 from eval.records.run_folder import default_output
@@ -106,7 +107,7 @@ def open_backend(config: RunConfig) -> Backend:
     Raises:
         UserError: The model or a setting does not fit.
     """
-    module, _, name = BACKENDS[config.backend].partition(":")
+    module, _, name = ENGINES[config.engine].partition(":")
     backend: Backend = getattr(importlib.import_module(module), name)(config)
     return backend
 
@@ -136,8 +137,9 @@ def output_of(config: RunConfig) -> Path:
         *("batch_size", "memory_budget", "shard", "device_map", "texts", "report_to", "think_end_token"),
         "accept_ascii_words",
         *CLAIM_OPTIONS,
+        *FREE_ENGINE_OPTIONS,
     ]
-    named = config if config.backend == "local" else replace(config, model=config.backend)
+    named = replace(config, model=config.engine) if config.engine == "mock" else config
     folder = default_output("", named, (*free, *config.unknown_to_0_1))
     return folder.with_name(f"{folder.name}-shard-{config.shard[0]}-of-{config.shard[1]}") if config.shard else folder
 

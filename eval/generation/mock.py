@@ -1,7 +1,7 @@
 """An engine without a model: answers from a table, or the beginning of the document. For tests, and to try a command.
 
-    python eval/run.py --backend mock --task plos --maxlen 64 128 --limit 2
-    python eval/run.py --backend mock --answers answers.jsonl ...    # {"id": "...", "text": "..."}
+    python eval/run.py --engine mock --task plos --maxlen 64 128 --limit 2
+    python eval/run.py --engine mock --answers answers.jsonl ...    # {"id": "...", "text": "..."}
 
 Of several samples of an answer, the first is this text, and each further one begins a word later.
 

@@ -225,7 +225,7 @@ def run_record(
             seed=config.seed,
             generation=generation,
             generation_version=GENERATION_VERSION,
-            backend=backend.identity,
+            engine=backend.identity,
             turn_ends=list(ends.added) if ends and ends.added else None,
             thinking=None
             if thinking is None

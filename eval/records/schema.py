@@ -78,6 +78,11 @@ class Session:
     seconds: float | None = entry("seconds of measuring in a search", default=None, is_left_out=True, rule=SECONDS)
     num_layers_run: int | None = entry("layers that a search computed", default=None, is_left_out=True, rule=COUNT)
     quantization: str | None = entry("method and bits of the loaded weights", default=None, is_left_out=True)
+    engine: dict[str, Any] | None = entry(
+        "server that answered: its name and version, address, and the command that started it, without keys",
+        default=None,
+        is_left_out=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,7 @@ class ModelRecord:
     """What pins the weights."""
 
     reference: str = entry("`--model`, or the base of an adapter: short name, file, folder or hub id")
-    source: str = entry("`package`, `gguf`, `folder` or `hub`")
+    source: str = entry("`package`, `gguf`, `folder` or `hub`; `endpoint` where nothing pins the weights of a server")
     hub_id: str | None = entry("repository on the hub", default=None, is_left_out=True)
     revision: str | None = entry("commit on the hub", default=None, is_left_out=True)
     files: dict[str, str] | None = entry("SHA-256 of each file that is read", default=None, is_left_out=True)
@@ -146,7 +151,7 @@ class TaskRecord:
     maxlen: list[int] = entry("lengths in tokens, ascending; may grow", rule=LENGTHS)
 
 
-# Kind of a model, in `backend`, whose prompts an encoder reads.
+# Kind of a model, in `engine`, whose prompts an encoder reads.
 ENCODER_DECODER = "encoder-decoder"
 ENCODED_LENGTHS = "maxlen counts tokens of the encoder, special ones included, and not the answer"
 
@@ -180,8 +185,10 @@ class Identity:
     thinking: ThinkingRecord | None = entry(
         "how thoughts are told from answers, where they have a room of their own", default=None, is_left_out=True
     )
-    backend: dict[str, Any] | None = entry(
-        "what answered, where it was not the `local` engine with a decoder", default=None, is_left_out=True
+    engine: dict[str, Any] | None = entry(
+        "what answered, where it was not the `local` engine with a decoder: name, and what its answers depend on",
+        default=None,
+        is_left_out=True,
     )
 
 
@@ -329,7 +336,10 @@ class Prediction:
     samples: list[Sample] | None = entry(
         "all answers, where `--num-samples` asks for several", default=None, is_left_out=True, rule=SAMPLES
     )
-    seconds: float | None = entry("prefill and decode seconds together", rule=SECONDS)
+    seconds: float | None = entry(
+        "prefill and decode seconds together; of a server, from sending the request to its end, beside others",
+        rule=SECONDS,
+    )
     prefill_seconds: float | None = entry(
         "seconds of all edges of the prompt tree that lead to this prompt, shared or not", rule=SECONDS
     )
@@ -342,6 +352,18 @@ class Prediction:
     prefilled_tokens: int | None = entry("tokens that went through the model for this prompt alone", rule=COUNT)
     peak_bytes: int | None = entry(
         "most memory while its batch was computed: of the device on a GPU, else of the process", rule=COUNT
+    )
+    first_token_seconds: float | None = entry(
+        "of a server, from sending the request to the first token", default=None, is_left_out=True, rule=SECONDS
+    )
+    token_seconds: float | None = entry(
+        "of a server, mean seconds between further tokens", default=None, is_left_out=True, rule=SECONDS
+    )
+    cached_tokens: int | None = entry(
+        "tokens of the prompt that a server had in its prefix cache, where it says so",
+        default=None,
+        is_left_out=True,
+        rule=COUNT,
     )
 
     @property

@@ -62,7 +62,7 @@ def title_of(record: RunRecord) -> str:
 def facts_of(record: RunRecord, scores: Scores) -> dict[str, str]:
     """Return what produced the numbers; machine and code are those of the last session that generated any."""
     identity, session = record.identity, record.sessions[-1]
-    is_encoded = (identity.backend or {}).get("kind") == ENCODER_DECODER
+    is_encoded = (identity.engine or {}).get("kind") == ENCODER_DECODER
     return {
         "model": describe_model(identity.model, identity.dtype, session),
         "spans": code(record.plan_description),

@@ -270,7 +270,7 @@ def _partner(first: ScoredRun, second: ScoredRun, task: str, template: str) -> s
     Decoders need an instruction that encoder-decoders were not trained with.
     """
     own, others = ({of for name, of, _ in run.lines if name == task} for run in (first, second))
-    encoders = [(run.record.identity.backend or {}).get("kind") == ENCODER_DECODER for run in (first, second)]
+    encoders = [(run.record.identity.engine or {}).get("kind") == ENCODER_DECODER for run in (first, second)]
     if template in others or encoders[0] == encoders[1] or len(own) > 1 or len(others) != 1:
         return template
     return others.pop()

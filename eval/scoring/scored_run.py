@@ -67,7 +67,7 @@ def settings_of(record: RunRecord, task: str) -> dict[str, Any]:
         "seed": identity.seed,
         **identity.generation,
         "generation_version": identity.generation_version,
-        **({"backend": identity.backend} if identity.backend else {}),
+        **({"engine": identity.engine} if identity.engine else {}),
         **({} if thinking_of(record) == "auto" else {"thinking": thinking_of(record)}),
         **({"think_end_token": record.think_end_token} if record.think_end_token else {}),
     }

@@ -648,7 +648,7 @@ def test_several_processes_asked_for_and_one_started(by: str, least: list[str], 
 def test_no_hub_names_the_ways_out_within_20_seconds(tmp_path: Path) -> None:
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "eval/run.py", "--backend", "mock", "--task", "arxiv", "--maxlen", "700"],
+        [sys.executable, "eval/run.py", "--engine", "mock", "--task", "arxiv", "--maxlen", "700"],
         cwd=ROOT,
         env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)},
         capture_output=True,

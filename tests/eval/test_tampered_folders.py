@@ -55,7 +55,7 @@ def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "good"
 
 
-RUN = ["--backend", "mock", "--task", "arxiv", "--data", "data.jsonl", "--max-new-tokens", "16", "--maxlen", "60", "80"]
+RUN = ["--engine", "mock", "--task", "arxiv", "--data", "data.jsonl", "--max-new-tokens", "16", "--maxlen", "60", "80"]
 COMMANDS: dict[str, Callable[[], int]] = {
     "score": lambda: score(["work/run"]),
     "compare": lambda: compare(["work/run", "other"]),

@@ -14,7 +14,7 @@ from eval.generation.backend import open_backend, output_of, share_by_turns
 from eval.generation.requests import PromptSource, Requests
 from eval.records.schema import Grouping
 
-CONFIG: dict[str, Any] = {"task": ("plos",), "maxlen": (100,), "backend": "mock"}
+CONFIG: dict[str, Any] = {"task": ("plos",), "maxlen": (100,), "engine": "mock"}
 
 
 class Source(SimpleNamespace):
@@ -47,7 +47,7 @@ def test_runs_of_other_engines_and_other_answers_have_other_folders(tmp_path: Pa
     names = {
         output_of(RunConfig(**CONFIG)),
         output_of(RunConfig(**CONFIG, answers=tmp_path / "answers.jsonl")),
-        output_of(RunConfig(**CONFIG | {"backend": "local"})),
+        output_of(RunConfig(**CONFIG | {"engine": "local"})),
     }
     assert len(names) == 3
     assert sum("mock" in str(name) for name in names) == 2
@@ -56,4 +56,4 @@ def test_runs_of_other_engines_and_other_answers_have_other_folders(tmp_path: Pa
 def test_an_unknown_tracker_is_one_line_for_every_engine() -> None:
     for backend in ("mock", "local"):
         with pytest.raises(UserError, match="nonsense is no tracker"):
-            open_backend(RunConfig(**CONFIG | {"backend": backend, "report_to": ("nonsense",)}))
+            open_backend(RunConfig(**CONFIG | {"engine": backend, "report_to": ("nonsense",)}))

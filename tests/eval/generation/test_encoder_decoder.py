@@ -179,7 +179,7 @@ def test_what_a_checkpoint_suggests_is_recorded_and_left_out(
     assert main(command(models["led"], data, tmp_path, "--limit", "1")) == 0
     identity = record(tmp_path)["identity"]
     assert identity["plan"] is None
-    assert identity["backend"] == {
+    assert identity["engine"] == {
         "name": "local",
         "kind": "encoder-decoder",
         "answers_begin": ["</s>", TOKENIZER.convert_ids_to_tokens(5)],

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from eval.config.run import BACKENDS
+from eval.config.engine import ENGINES
 from eval.generation.backend import Backend
 from eval.generation.mock import WordTokenizer
 from eval.merge import main as merge
@@ -34,7 +34,7 @@ def arguments(tmp_path: Path) -> list[str]:
         for index in range(6)
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = f"--backend mock --task custom --data {tmp_path / 'data.jsonl'} --maxlen 40 80 --max-new-tokens 8"
+    command = f"--engine mock --task custom --data {tmp_path / 'data.jsonl'} --maxlen 40 80 --max-new-tokens 8"
     return [*command.split(), "--output", str(tmp_path / "run"), "--no-texts"]
 
 
@@ -99,7 +99,7 @@ def test_a_mock_run_resumes_and_refuses_other_answers(
     file = tmp_path / "answers.jsonl"
     file.write_text('{"id": "test-0", "text": "Another."}\n')
     assert main([*arguments, "--answers", str(file)]) == 2
-    assert "holds another run: backend answers" in capsys.readouterr().err
+    assert "holds another run: engine answers" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -175,8 +175,8 @@ def test_a_table_that_cannot_be_read_is_one_line(
 
 
 def test_answers_are_for_the_mock_alone(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*arguments, "--backend", "local", "--answers", "answers.jsonl"]) == 2
-    assert "--backend mock alone" in capsys.readouterr().err
+    assert main([*arguments, "--engine", "local", "--answers", "answers.jsonl"]) == 2
+    assert "--engine mock alone" in capsys.readouterr().err
 
 
 def test_words_are_tokens_that_put_a_text_together_again() -> None:
@@ -191,7 +191,7 @@ def test_words_are_tokens_that_put_a_text_together_again() -> None:
 
 
 def test_every_engine_can_be_imported() -> None:
-    for target in BACKENDS.values():
+    for target in ENGINES.values():
         module, _, name = target.partition(":")
         engine = getattr(importlib.import_module(module), name)
         made = engine if isinstance(engine, type) else get_type_hints(engine)["return"]

@@ -102,7 +102,7 @@ def test_the_mean_over_samples_is_scored_and_both_spreads_are_told(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    assert main([*arguments, "--backend", "mock", "--num-samples", "3"]) == 0
+    assert main([*arguments, "--engine", "mock", "--num-samples", "3"]) == 0
     assert "3 samples of each answer at 60 tokens: standard deviation" in " ".join(capsys.readouterr().out.split())
     examples = {one["id"]: one["references"] for one in read(folder, "examples.jsonl")}
     scores = {(one["id"], one["maxlen"]): one for one in read(folder, "example_scores.jsonl") if one["is_model"]}
@@ -125,13 +125,13 @@ def test_the_mean_over_samples_is_scored_and_both_spreads_are_told(
     assert export([str(folder), "--output", str(tmp_path / "exported")]) == 0
     [file] = (tmp_path / "exported").rglob("samples_custom_40_*.jsonl")
     assert {len(one["resps"][0]) for one in map(json.loads, file.read_text().splitlines())} == {3}
-    assert main([*arguments, "--backend", "mock", "--num-samples", "4"]) == 2
+    assert main([*arguments, "--engine", "mock", "--num-samples", "4"]) == 2
     assert "num_samples" in capsys.readouterr().err
 
 
 def test_samples_without_a_temperature_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     at = arguments.index("--temperature")
-    assert main([*arguments[:at], *arguments[at + 2 :], "--backend", "mock", "--num-samples", "4"]) == 2
+    assert main([*arguments[:at], *arguments[at + 2 :], "--engine", "mock", "--num-samples", "4"]) == 2
     assert "--num-samples 4 would be as many times the same answer; give --temperature" in capsys.readouterr().err
 
 

@@ -32,7 +32,7 @@ def arguments(tmp_path: Path) -> list[str]:
         for index in range(10)
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = f"--backend mock --task custom --data {tmp_path / 'data.jsonl'} --maxlen 40 80 --max-new-tokens 8"
+    command = f"--engine mock --task custom --data {tmp_path / 'data.jsonl'} --maxlen 40 80 --max-new-tokens 8"
     return [*command.split(), "--no-texts", "--output"]
 
 

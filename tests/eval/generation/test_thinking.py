@@ -195,8 +195,8 @@ def test_what_cannot_think_is_one_line(
         (["--thinking", "on", "--template", "instruct-plain"], "all prompts of this run do without it"),
         (["--thinking", "on", "--num-beams", "2"], "--thinking on: each beam would think by itself"),
         (["--thinking", "off", "--max-thinking-tokens", "9"], "--thinking off has none"),
-        (["--thinking", "on", "--backend", "mock"], "is of models, and --backend mock has none"),
-        (["--thinking", "off", "--backend", "mock"], "--thinking is of a chat template"),
+        (["--thinking", "on", "--engine", "mock"], "is of models, and --engine mock has none"),
+        (["--thinking", "off", "--engine", "mock"], "--thinking is of a chat template"),
         (["--thinking", "maybe"], "invalid choice: 'maybe'"),
         (["--max-thinking-tokens", "9", "--think-end-token", "<|im_end|>"], "since '<|im_end|>' ends answers"),
     ]:

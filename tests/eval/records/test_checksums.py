@@ -90,7 +90,7 @@ def arguments(tmp_path: Path) -> list[str]:
     rows = [{"article": f"A report number {n} on {n} bridges. " * 9, "abstract": f"Bridges {n}."} for n in range(4)]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return f"--backend mock --task arxiv --data {data} --max-new-tokens 16 --maxlen 60 80".split()
+    return f"--engine mock --task arxiv --data {data} --max-new-tokens 16 --maxlen 60 80".split()
 
 
 def flip(file: Path, number: int, at: bytes) -> None:

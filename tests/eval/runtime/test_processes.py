@@ -86,7 +86,7 @@ def test_odd_numbers_of_a_launch_are_one_line(
             start_accelerated(None)
         error = str(caught.value)
     else:
-        assert run([*argv, "--backend", "mock"]) == 2
+        assert run([*argv, "--engine", "mock"]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert len(error.splitlines()) == 1

@@ -97,7 +97,7 @@ def write_custom(folder: Path, count: int = 6) -> list[str]:
     file = folder / "data.jsonl"
     file.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
     return [
-        *("--task", "custom", "--data", str(file), "--backend", "mock", "--maxlen", "400", "800"),
+        *("--task", "custom", "--data", str(file), "--engine", "mock", "--maxlen", "400", "800"),
         *("--output", str(folder / "run"), "--max-new-tokens", "64"),
     ]
 
