@@ -164,8 +164,13 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         flag = f"--thinking {self.thinking}" if self.thinking == "on" else "--max-thinking-tokens"
         if self.max_thinking_tokens is not None and self.thinking == "off":
             raise UserError("--max-thinking-tokens is a room for thoughts, and --thinking off has none; leave one out")
+        if self.handles_thoughts and self.engine == "mock":
+            raise UserError(f"{flag} is of models, and --engine mock has none; leave it out")
         if self.handles_thoughts and self.engine != "local":
-            raise UserError(f"{flag} is of models, and --engine {self.engine} has none; leave it out")
+            raise UserError(
+                f"{flag} gives thoughts a room of their own, which no server does; leave it out, and cut thoughts from "
+                "answers with --think-end-token"
+            )
         if self.handles_thoughts and self.num_beams > 1:
             raise UserError(
                 f"{flag}: each beam would think by itself; leave out --num-beams {self.num_beams}, or give --thinking "

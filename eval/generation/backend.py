@@ -21,7 +21,7 @@ from eval.config.claim import CLAIM_OPTIONS
 from eval.config.engine import ENGINES, FREE_ENGINE_OPTIONS
 from eval.config.generation import ThinkingSettings
 from eval.config.run import RunConfig
-from eval.generation.requests import Request, Requests
+from eval.generation.requests import PromptSource, Request, Requests
 from eval.prompting.ends import Ends
 from eval.records.run_folder import default_output
 from eval.records.schema import Grouping, ModelRecord, Prediction
@@ -45,6 +45,7 @@ class Backend(ABC):
         thinking: How thoughts are told from answers; None where all text is the answer.
         identity: Further settings that a resumed run must share; None where there are none.
         quantization: Method and bits of the loaded weights; None for plain ones.
+        server: Which server answers: name, version, address, and the command that started it.
         remarks: What people should know of the engine, in lines.
     """
 
@@ -59,6 +60,7 @@ class Backend(ABC):
     thinking: ThinkingSettings | None = None
     identity: dict[str, Any] | None = None
     quantization: str | None = None
+    server: dict[str, Any] | None = None
     remarks: Sequence[str] = ()
 
     @abstractmethod
@@ -146,6 +148,11 @@ def output_of(config: RunConfig) -> Path:
 
 def share_by_turns(requests: Requests, process: Process) -> Iterator[Request]:
     """Yield the missing requests of this process: every n-th document of n processes, of those with any."""
-    open_sources = [source for source in requests.sources if not requests.existing >= source.fingerprints.keys()]
-    for source in open_sources[process.index :: process.count]:
+    for source in sources_by_turns(requests, process):
         yield from requests.missing(source)
+
+
+def sources_by_turns(requests: Requests, process: Process) -> list[PromptSource]:
+    """Return the documents with missing requests that fall to this process."""
+    open_sources = [source for source in requests.sources if not requests.existing >= source.fingerprints.keys()]
+    return open_sources[process.index :: process.count]

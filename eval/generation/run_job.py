@@ -94,7 +94,8 @@ class RunJob(Job[RunRecord, Prediction]):
             examples, damaged = self.merged_examples(self.data)
             if requests.num_missing:
                 self.change(world_size=process.count)
-                self.add_session(process, argv, num_to_generate=requests.num_missing, quantization=backend.quantization)
+                remarks = {"quantization": backend.quantization, "engine": backend.server}
+                self.add_session(process, argv, num_to_generate=requests.num_missing, **remarks)
             self.write(examples)
             if documents := merge_documents(self.folder.read_documents(), self.data):
                 self.folder.write_documents(documents)

@@ -201,6 +201,19 @@ class PromptBuilder:
         offsets = self._offsets[1]
         return [[offsets[start][0], offsets[stop - 1][1]] for start, stop in ranges]
 
+    def text(self, query: str | None, context: str, *, is_turn: bool = False) -> str:
+        """Return a prompt as text, for an engine that takes no tokens.
+
+        Args:
+            query: Query of the example.
+            context: What is shown of the context.
+            is_turn: Return the user's turn alone, which the engine puts into its chat template.
+        """
+        before, after = self.template.text.split("{context}") if is_turn else self._rendered
+        whole = context.join(part.replace("{query}", query or "") for part in (before, after))
+        # A tokenizer that begins each text with its token does so with this one.
+        return whole if is_turn or not self._bos else whole.removeprefix(self.tokenizer.bos_token or "")
+
     def answer(self, text: str) -> tuple[int, ...]:
         """Return the token ids of an answer, with what ends the model's turn.
 

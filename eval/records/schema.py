@@ -359,6 +359,9 @@ class Prediction:
     token_seconds: float | None = entry(
         "of a server, mean seconds between further tokens", default=None, is_left_out=True, rule=SECONDS
     )
+    reported_prompt_tokens: int | None = entry(
+        "of a server, tokens of the prompt as it counts them", default=None, is_left_out=True, rule=COUNT
+    )
     cached_tokens: int | None = entry(
         "tokens of the prompt that a server had in its prefix cache, where it says so",
         default=None,

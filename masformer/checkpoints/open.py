@@ -287,6 +287,31 @@ def open_checkpoint(
     )
 
 
+def open_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that a reference names; a folder needs nothing else.
+
+    Args:
+        reference: Hub id, folder, `.gguf` file, or short name.
+        trust_remote_code: Run code that comes with it.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    place = locate(reference, None)
+    options: dict[str, Any] = {"gguf_file": place.gguf_file} if place.gguf_file else {}
+    try:
+        if place.listing is not None and not trust_remote_code:
+            place.listing.check_tokenizer()
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            place.location, revision=place.revision or "main", trust_remote_code=trust_remote_code, **options
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a broken file makes transformers raise
+        raise CheckpointError(f"the tokenizer of '{reference}' cannot be read: {first_line(error)}") from error
+    return tokenizer
+
+
 def _adapter_at(place: Place, reference: str) -> Adapter:
     """Return the adapter at a place. Raises `CheckpointError` where none is."""
     from masformer.checkpoints.lora import READ_FILES, read_adapter  # peft takes most of a second to import
