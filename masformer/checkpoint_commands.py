@@ -77,7 +77,10 @@ def convert(options: argparse.Namespace) -> None:
     plan = read_plan(options.plan, checkpoint.config)
     native_plan(checkpoint.config)  # layers that no span describes would be refused later, with the weights loaded
     if options.native:
-        native_config(checkpoint.config, plan)
+        try:
+            native_config(checkpoint.config, plan)
+        except ConversionError as error:
+            raise ConversionError(f"--native: {error}, or leave --native out") from error
     lengths = lengths_to_measure(options.measure, checkpoint.config)
     if repo_id is not None:
         check_push(repo_id)

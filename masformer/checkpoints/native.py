@@ -80,9 +80,7 @@ def _own(config: PreTrainedConfig) -> SpanPlan | None:
 
 
 def _no_form(plan: SpanPlan, why: str, remedy: str) -> ConversionError:
-    return ConversionError(
-        f"--native: transformers has no form for the plan '{plan}': {why}; {remedy}, or leave --native out"
-    )
+    return ConversionError(f"transformers has no form for the plan '{plan}': {why}; {remedy}")
 
 
 def _only_pattern(plan: SpanPlan) -> LayerSpan:
