@@ -17,9 +17,9 @@ ENGINES = {
     "local": "eval.generation.local:open_local",
     "mock": "eval.generation.mock:MockBackend",
     "endpoint": "eval.engines.endpoint:EndpointBackend",
-    "vllm": "eval.engines.managed:VllmBackend",
-    "sglang": "eval.engines.managed:SglangBackend",
-    "llamacpp": "eval.engines.managed:LlamaCppBackend",
+    "vllm": "eval.engines.managed:StartedBackend",
+    "sglang": "eval.engines.managed:StartedBackend",
+    "llamacpp": "eval.engines.managed:StartedBackend",
 }
 # Engines that answer over the network, and those of them whose server this suite starts.
 SERVERS = ("endpoint", "vllm", "sglang", "llamacpp")

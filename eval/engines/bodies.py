@@ -12,6 +12,8 @@ from eval.generation.requests import Request
 
 # Engines that take more than OpenAI's fields; of another server nothing is known.
 DIALECTS = ("vllm", "sglang", "llamacpp")
+# What servers say of themselves as owners of a model, where it is not their name.
+OWNERS = {"me": "llamacpp"}
 UNKNOWN = "unknown"
 
 
@@ -70,6 +72,7 @@ def sampling_fields(settings: GenerationSettings, dialect: str, ends: Sequence[i
         fields |= {"min_tokens": settings.min_new_tokens, "stop_token_ids": list(ends)}
     elif dialect == "llamacpp":
         fields |= {"top_k": settings.top_k, "min_p": 0.0, "repeat_penalty": settings.repetition_penalty}
+        fields |= {"top_p": settings.top_p, "seed": settings.seed}
     if dialect == "vllm" and settings.num_samples > 1:
         fields["return_token_ids"] = True
     return fields

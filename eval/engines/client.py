@@ -181,6 +181,12 @@ class Client:
             return found.json() if found.status_code == 200 else None
         return None
 
+    def is_ready(self) -> bool:
+        """Return whether the server lists its models, asked once."""
+        with contextlib.suppress(Exception):
+            return self.get("/v1/models") is not None
+        return False
+
     def models(self) -> list[Mapping[str, Any]]:
         """Return what the server says of its models; nothing where it has no such list.
 
@@ -204,6 +210,7 @@ class Client:
         where: str,
         num_choices: int = 1,
         started: Callable[[], None] = lambda: None,
+        is_streamed: bool = True,
     ) -> Reply:
         """Return what the model answers.
 
@@ -213,13 +220,16 @@ class Client:
             where: What is asked, for errors.
             num_choices: Answers that must come.
             started: Called at the first token of each try.
+            is_streamed: Take the answer token by token; else it comes as a whole, and no first token is seen.
 
         Raises:
             EngineError: The server failed for good, or refuses.
             LimitError: It was not sent, because a limit is reached.
             StoppedError: The client was stopped.
         """
-        return self._repeated(lambda: self._streamed(body, num_choices, started), num_tokens, where)
+        return self._repeated(
+            lambda: self._once(body, num_choices, started, is_streamed=is_streamed), num_tokens, where
+        )
 
     def post(self, body: Mapping[str, Any], *, num_tokens: int, where: str) -> Mapping[str, Any]:
         """Return the whole answer of a completions request, as JSON; arguments and errors as those of `ask`."""
@@ -316,26 +326,29 @@ class Client:
             "there"
         )
 
-    def _streamed(self, body: Mapping[str, Any], num_choices: int, started: Callable[[], None]) -> Reply:
+    def _once(
+        self, body: Mapping[str, Any], num_choices: int, started: Callable[[], None], *, is_streamed: bool
+    ) -> Reply:
         chat = "messages" in body
         create: Any = self._openai.chat.completions.create if chat else self._openai.completions.create
         known = ("prompt", "messages", "max_tokens", "temperature", "top_p", "n", "seed", "stop")
         extra = {name: value for name, value in body.items() if name not in known}
         begun, first, usage, model = time.monotonic(), None, None, None
         choices: dict[int, Choice] = {}
-        stream = create(
+        more = {"stream": True, "stream_options": {"include_usage": True}} if is_streamed else {}
+        found = create(
             model=self.settings.model,
             **{name: value for name, value in body.items() if name in known},
-            stream=True,
-            stream_options={"include_usage": True},
+            **more,
             extra_body=extra,
         )
-        with contextlib.closing(stream):
-            for chunk in stream:
+        with contextlib.closing(found) if is_streamed else contextlib.nullcontext():
+            for chunk in found if is_streamed else [found]:
                 model = getattr(chunk, "model", None) or model
                 usage = getattr(chunk, "usage", None) or usage
                 for one in getattr(chunk, "choices", None) or []:
-                    if _add(choices.setdefault(int(one.index), Choice()), one) and first is None:
+                    is_token = _add(choices.setdefault(int(one.index), Choice()), one)
+                    if is_token and first is None and is_streamed:
                         first = time.monotonic() - begun
                         started()
         seconds = time.monotonic() - begun
@@ -384,7 +397,7 @@ _GO_ON = "the same command goes on from the answers that are there, with a limit
 
 def _add(choice: Choice, piece: Any) -> bool:
     """Add a piece of a stream to an answer; return whether it holds a token."""
-    delta = getattr(piece, "delta", None)
+    delta = getattr(piece, "delta", None) or getattr(piece, "message", None)
     text = getattr(piece, "text", None) if delta is None else getattr(delta, "content", None)
     thought = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
     ids = getattr(piece, "token_ids", None)

@@ -31,6 +31,8 @@ class Launch:
         max_length: Tokens of prompt and answer.
         dtype: Key of `TORCH_DTYPES`; None leaves it to the file.
         trust_remote_code: Run code that comes with the checkpoint.
+        threads: That compute, where the engine does not find out itself.
+        key_file: Holds the key in YAML while the server runs, for an engine that reads it nowhere else.
     """
 
     model: str
@@ -41,6 +43,8 @@ class Launch:
     max_length: int
     dtype: str | None = None
     trust_remote_code: bool = False
+    threads: int
+    key_file: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,11 @@ class Engine:
     version: str
     start: tuple[str, ...]
     owned: tuple[str, ...] = field(default=("--host", "--port", "--api-key"))
+
+    @property
+    def form(self) -> str:
+        """Return the form of prompts that the server takes; that of llama-cpp-python takes no token ids."""
+        return "text" if self.name == "llamacpp" and len(self.start) > 1 else "ids"
 
 
 # Packages of each engine, the module that its Python runs, and its command on the path.
@@ -170,15 +179,18 @@ def _sglang(launch: Launch) -> tuple[list[str], dict[str, str]]:
     flags = [*("--model-path", launch.model), *(("--revision", launch.revision) if launch.revision else ())]
     flags += ["--host", "127.0.0.1", "--port", str(launch.port), "--served-model-name", launch.name]
     flags += ["--context-length", str(launch.max_length), *(("--dtype", launch.dtype) if launch.dtype else ())]
-    flags += ["--sampling-defaults", "openai", "--enable-cache-report"]
+    flags += ["--sampling-defaults", "openai", "--enable-cache-report", "--config", str(launch.key_file)]
     flags += ["--trust-remote-code"] if launch.trust_remote_code else []
     return flags, {}
 
 
 def _llamacpp(launch: Launch) -> tuple[list[str], dict[str, str]]:
     flags = ["--model", launch.model, "--model_alias", launch.name, "--n_ctx", str(launch.max_length)]
-    flags += ["--host", "127.0.0.1", "--port", str(launch.port), "--interrupt_requests", "false"]
-    return flags, {"API_KEY": launch.key}
+    flags += ["--host", "127.0.0.1", "--port", str(launch.port), "--n_threads", str(launch.threads)]
+    # A waiting request would end the stream of the running one; logits of prompts would take gigabytes.
+    flags += ["--interrupt_requests", "false", "--logits_all", "false"]
+    # Its environment wins over flags.
+    return flags, {"API_KEY": launch.key, "HOST": "127.0.0.1", "PORT": str(launch.port), "CONFIG_FILE": ""}
 
 
 def _llama_server(launch: Launch) -> tuple[list[str], dict[str, str]]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from eval.config.engine import PROMPT_FORMS
 from eval.config.run import RunConfig
 from eval.engines.asking import ask_all
-from eval.engines.bodies import DIALECTS, UNKNOWN, check_settings, prompt_fields, sampling_fields, text_fields
+from eval.engines.bodies import DIALECTS, OWNERS, UNKNOWN, check_settings, prompt_fields, sampling_fields, text_fields
 from eval.engines.client import Client, ClientSettings, EngineError, RefusedError, Reply, names_of
 from eval.errors import UserError
 from eval.generation.backend import Backend, sources_by_turns, start_for
@@ -55,6 +55,7 @@ class Server:
         offset: Tokens that it counts beyond ours, for what its own template adds.
         model: Name that it answers under.
         max_length: Tokens of prompt and answer that it takes.
+        is_streamed: Answers are taken token by token, and tokens are counted in a stream too.
     """
 
     dialect: str
@@ -63,6 +64,7 @@ class Server:
     offset: int
     model: str | None
     max_length: int | None
+    is_streamed: bool = True
 
     @property
     def name(self) -> str | None:
@@ -132,6 +134,7 @@ class ServerBackend(Backend):
             where=where,
             num_choices=settings.num_samples,
             started=started,
+            is_streamed=server.is_streamed,
         )
         check_model(reply.model, server.model, where)
         check_count(reply.prompt_tokens, num_sent + server.offset, server.form, where)
@@ -305,32 +308,49 @@ def contact(client: Client, config: Any, tokenizer: Any) -> Server:
     refusals = []
     for form in [config.prompts_as] if config.prompts_as else PROMPT_FORMS:
         try:
-            offset, model = _probe(client, form, dialect, config, tokenizer)
+            offset, model = _probe(client, form, config, tokenizer, is_streamed=True)
+            is_streamed = offset is not None
+            if offset is None:  # not counted in a stream, perhaps
+                offset, model = _probe(client, form, config, tokenizer, is_streamed=False)
+                is_streamed = offset is None
         except RefusedError as error:
             if error.status not in _OTHER_FORM or config.prompts_as:
                 raise
             refusals.append(f"{form}: {error}")
             continue
-        if offset is None:
+        if offset is None and form == "ids":
             refusals.append(f"{form}: it does not count the tokens that were sent")
             continue
-        return Server(dialect=dialect, version=version, form=form, offset=offset, model=model, max_length=length)
+        return Server(
+            dialect=dialect,
+            version=version,
+            form=form,
+            offset=offset or 0,
+            model=model,
+            max_length=length,
+            is_streamed=is_streamed,
+        )
     raise EngineError(f"the server takes prompts in no form. {'; '.join(refusals)}")
 
 
 def _dialect_of(client: Client, entry: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return which engine a server is and its version, as far as it tells."""
     owner = str(entry.get("owned_by", "")).replace(".", "").lower()
-    dialect = next((name for name in DIALECTS if owner == name), UNKNOWN)
+    dialect = OWNERS.get(owner, owner if owner in DIALECTS else UNKNOWN)
     if dialect == "vllm" and isinstance(told := client.get("/version"), Mapping):
         return dialect, str(told.get("version"))
-    if dialect == "sglang" and isinstance(told := client.get("/get_server_info"), Mapping):
+    if dialect == "sglang" and isinstance(told := client.get("/server_info"), Mapping):
         return dialect, str(told.get("version"))
     return dialect, None
 
 
-def _probe(client: Client, form: str, dialect: str, config: Any, tokenizer: Any) -> tuple[int | None, str | None]:
-    """Return how many tokens a server counts beyond ours, None where it reads them otherwise, and its model's name."""
+def _probe(
+    client: Client, form: str, config: Any, tokenizer: Any, *, is_streamed: bool
+) -> tuple[int | None, str | None]:
+    """Return how many tokens a server counts beyond ours and its model's name.
+
+    The count is None where it counts none, or other ids than were sent.
+    """
     chat = config.chat_settings() if isinstance(config, RunConfig) else None
     builder = PromptBuilder(tokenizer, Template(text="{context}", chat=form == "messages"), chat)
     parts = builder.parts(Example(id="", document_id="", context=_PROBE, query=None, references=()))
@@ -338,12 +358,12 @@ def _probe(client: Client, form: str, dialect: str, config: Any, tokenizer: Any)
     text = builder.text(None, _PROBE, is_turn=form == "messages")
     fields = {"prompt": ids} if form == "ids" else text_fields(text, form, chat.system if chat else None)
     where = f"a prompt to try the server, as {form},"
-    reply = client.ask({**fields, "max_tokens": 1, "temperature": 0.0}, num_tokens=len(ids) + 1, where=where)
+    body = {**fields, "max_tokens": 1, "temperature": 0.0}
+    reply = client.ask(body, num_tokens=len(ids) + 1, where=where, is_streamed=is_streamed)
     check_model(reply.model, config.model, where)
-    counted = len(ids) if reply.prompt_tokens is None else reply.prompt_tokens
-    if form == "ids" and counted != len(ids):
-        return None, reply.model
-    return counted - len(ids), reply.model
+    counted = reply.prompt_tokens
+    is_exact = counted is not None and (form != "ids" or counted == len(ids))
+    return counted - len(ids) if is_exact and counted is not None else None, reply.model
 
 
 def check_model(told: str | None, asked: str | None, where: str) -> None:

@@ -65,15 +65,22 @@ class ServedFolder:
         except ConversionError as error:
             raise UserError(f"--engine {engine}: {error}, or use --engine local") from error
 
-    def ready(self, say: Callable[[str], None]) -> Served:
-        """Return what is loaded; writes the native form to the cache folder where it is not there yet.
+    @property
+    def place(self) -> Served:
+        """Return what is loaded, once it is there."""
+        if not self.is_written:
+            return Served(location=self.checkpoint.location, revision=self.checkpoint.revision)
+        return Served(location=str(self._folder()))
+
+    def prepare(self, say: Callable[[str], None]) -> None:
+        """Write the native form to the cache folder where it is needed and not there yet.
 
         Raises:
             CheckpointError: The weights do not load.
             UserError: The disk refuses.
         """
         if not self.is_written:
-            return Served(location=self.checkpoint.location, revision=self.checkpoint.revision)
+            return
         folder = self._folder()
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +90,6 @@ class ServedFolder:
                     self._write(folder)
         except OSError as error:
             raise UserError(f"{folder} cannot be written: {error.strerror}; name another XDG_CACHE_HOME") from error
-        return Served(location=str(folder))
 
     def _folder(self) -> Path:
         """Return a folder whose name other weights, plans and dtypes do not share."""

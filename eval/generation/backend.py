@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.config.claim import CLAIM_OPTIONS
 from eval.config.engine import ENGINES, FREE_ENGINE_OPTIONS
@@ -27,6 +27,9 @@ from eval.records.run_folder import default_output
 from eval.records.schema import Grouping, ModelRecord, Prediction
 from eval.reporting.trackers import check_trackers
 from eval.runtime.processes import Process, check_launch, num_processes, num_threads, start_accelerated
+
+if TYPE_CHECKING:
+    from masformer.checkpoints.open import Checkpoint
 
 
 class Backend(ABC):
@@ -144,6 +147,19 @@ def output_of(config: RunConfig) -> Path:
     named = replace(config, model=config.engine) if config.engine == "mock" else config
     folder = default_output("", named, (*free, *config.unknown_to_0_1))
     return folder.with_name(f"{folder.name}-shard-{config.shard[0]}-of-{config.shard[1]}") if config.shard else folder
+
+
+def check_embeddings(requests: Requests, checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointError` for a text with tokens that the model has no embedding for."""
+    if not checkpoint.has_tokens_beyond:
+        return
+    for source in requests.sources:
+        for example in source.examples:
+            where = f"document '{example.id}' of task '{source.task}'"
+            checkpoint.check_text(f"{example.context}\n{example.query or ''}", where)
+        for request in source.requests():
+            where = f"the prompt about document '{request.key[2]}' of task '{request.key[0]}'"
+            checkpoint.check_tokens(request.prompt.token_ids, where)
 
 
 def share_by_turns(requests: Requests, process: Process) -> Iterator[Request]:

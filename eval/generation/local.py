@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from eval.config.run import RunConfig
 from eval.errors import UserError
-from eval.generation.backend import Backend, start_for
+from eval.generation.backend import Backend, check_embeddings, start_for
 from eval.generation.claims import Claims
 from eval.generation.decode import Answer, dtype_name, set_end_tokens
 from eval.generation.forecast import describe_plan
@@ -121,16 +121,7 @@ class LocalBackend(Backend):
 
     def check(self, requests: Requests) -> None:
         """Raise `CheckpointError` for a text with tokens that the model has no embedding for."""
-        checkpoint = self.opened.checkpoint
-        if not checkpoint.has_tokens_beyond:
-            return
-        for source in requests.sources:
-            for example in source.examples:
-                where = f"document '{example.id}' of task '{source.task}'"
-                checkpoint.check_text(f"{example.context}\n{example.query or ''}", where)
-            for request in source.requests():
-                where = f"the prompt about document '{request.key[2]}' of task '{request.key[0]}'"
-                checkpoint.check_tokens(request.prompt.token_ids, where)
+        check_embeddings(requests, self.opened.checkpoint)
 
     def share(self, requests: Requests, part: int, num_parts: int) -> Requests:
         """Return the requests of one of several jobs: documents by cost, whatever the machine."""
