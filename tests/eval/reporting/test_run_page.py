@@ -82,7 +82,7 @@ def thoughtful(tmp_path: Path, no_plots: None) -> Path:
 
 def test_thoughts_are_counted_in_tables_and_samples(thoughtful: Path) -> None:
     page, report = (thoughtful / "report.html").read_text(), (thoughtful / "report.md").read_text()
-    assert "12 of 12 answers have one, 7 tokens in the median, 1 (8%) cut off after 9 tokens, 1 never left" in report
+    assert "12 of 12 answers have one, 7 tokens in the median, 1 (8%) cut off after 9 tokens, 1 never ended" in report
     assert re.search(r"\| thought tok \|\n.*\n\| 100 \|.* 7 \|", report)
     found = re.search(r'<script type="application/json" id="sample-data">(.*?)</script>', page, re.DOTALL)
     assert found
