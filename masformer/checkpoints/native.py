@@ -62,8 +62,7 @@ def native_config(config: PreTrainedConfig, plan: SpanPlan) -> PreTrainedConfig:
     for name in ("masformer", "model_type", "architectures"):
         values.pop(name, None)
     if plan != own:
-        has_layers = hasattr(CONFIG_MAPPING[kind], "layer_types")
-        values |= _settings(config, plan, pattern, has_layers=has_layers)
+        values |= _settings(kind, plan, pattern)
     native = CONFIG_MAPPING[kind](**values)
     native.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]
     _check_weights_fit(config, native)
@@ -126,14 +125,15 @@ def _type_for(config: PreTrainedConfig, plan: SpanPlan, own: SpanPlan | None) ->
     raise _no_form(plan, f"{kind} models have no window for each layer", f"these do: {', '.join(sorted(ANY_LAYER))}")
 
 
-def _settings(config: PreTrainedConfig, plan: SpanPlan, pattern: LayerSpan, *, has_layers: bool) -> dict[str, Any]:
-    """Return the settings that say a plan, with a list of layers where the model type reads one."""
+def _settings(kind: str, plan: SpanPlan, pattern: LayerSpan) -> dict[str, Any]:
+    """Return the settings by which a model type says a plan, with a list of layers where it reads one."""
+    has_layers = hasattr(CONFIG_MAPPING[kind], "layer_types")
     settings: dict[str, Any] = {}
     if isinstance(pattern, Blocks):
         settings["attention_chunk_size"] = pattern.block
     elif not pattern.is_full or not has_layers:
         settings["sliding_window"] = pattern.span
-    if hasattr(config, "use_sliding_window"):
+    if hasattr(CONFIG_MAPPING[kind], "use_sliding_window"):
         settings["use_sliding_window"] = not pattern.is_full
     if has_layers:  # elsewhere they mislead: a Mistral with them is read as a Ministral
         short = "chunked_attention" if isinstance(pattern, Blocks) else "sliding_attention"
