@@ -148,8 +148,8 @@ def _check_weights_fit(config: PreTrainedConfig, native: PreTrainedConfig) -> No
     ours, theirs = ({name: weight.shape for name, weight in state.items()} for state in states)
     if differing := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
         raise ConversionError(
-            f"--native: the weights of this {config.model_type} model do not fit a {native.model_type} model, which "
-            f"could say its plan: {differing[0]} differs; leave --native out"
+            f"the weights of this {config.model_type} model do not fit a {native.model_type} model, which "
+            f"could say its plan: {differing[0]} differs"
         )
 
 
@@ -168,13 +168,10 @@ def prove(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     except ConversionError:
         raise
     except Exception as error:  # the library's own code, on settings of ours
-        raise ConversionError(
-            f"--native: transformers does not load the native form: {first_line(error)}; leave --native out"
-        ) from error
+        raise ConversionError(f"transformers does not load the native form: {first_line(error)}") from error
     if again(_TEXT).input_ids != tokenizer(_TEXT).input_ids or again.chat_template != tokenizer.chat_template:
         raise ConversionError(
-            f"--native: under the model type {config.model_type} transformers makes other tokens of the same text; "
-            "leave --native out"
+            f"under the model type {config.model_type} transformers makes other tokens of the same text"
         )
     apply_plan(model, cut)
     expected = _last_logits(model, tokens)
@@ -184,14 +181,13 @@ def prove(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     off, apart = float((found - expected).abs().max()), float((found - full).abs().max())
     if not off <= tolerance_of(expected):
         raise ConversionError(
-            f"--native: what transformers computes from the native form is {off:.3g} off where rounding explains "
-            f"{tolerance_of(expected):.3g}; leave --native out"
+            f"what transformers computes from the native form is {off:.3g} off where rounding explains "
+            f"{tolerance_of(expected):.3g}"
         )
     if not (plan.is_full or apart > 4 * off):
         raise ConversionError(
-            f"--native: in {str(model.dtype).removeprefix('torch.')} the logits of the native form are {off:.3g} off "
-            f"and those of full attention {apart:.3g}, which proves nothing; give --dtype float32, or leave --native "
-            "out"
+            f"in {str(model.dtype).removeprefix('torch.')} the logits of the native form are {off:.3g} off "
+            f"and those of full attention {apart:.3g}, which proves nothing; give --dtype float32"
         )
 
 
@@ -212,7 +208,7 @@ def _plain_logits(
     config._experts_implementation = model.config._experts_implementation  # grouped products know no float64
     plain = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=model.dtype).to(model.device)
     if (said := native_plan(plain.config)) != plan:
-        raise ConversionError(f"--native: the native form reads as '{said}', not as '{plan}'; leave --native out")
+        raise ConversionError(f"the native form reads as '{said}', not as '{plan}'")
     return _last_logits(plain.eval(), tokens), tokens, plan
 
 
