@@ -28,6 +28,8 @@ from tests.helpers.engine_faults import (
 )
 from tests.helpers.engine_standin import EngineStandIn, engine_standin
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 IN_STREAM = {"error": {"message": "EngineCore is dead", "type": "InternalServerError", "code": 500}}
 # What may pass, and what is said of it.
 PASSING: dict[str, tuple[Fault, str]] = {
