@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eval.config.checks import ascending, natural, positive, switch
+from eval.config.engine import EngineOptions
 from eval.config.job import JobOptions, extrapolation_option, plan_option
 from eval.config.options import REQUIRED, Group
 from eval.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexityConfig(JobOptions):
+class PerplexityConfig(JobOptions, EngineOptions):
     """Measure the perplexity of long documents at several lengths and by position.
 
     The same command on an existing folder resumes it; lengths, limit and tasks may be added.
@@ -51,3 +52,20 @@ class PerplexityConfig(JobOptions):
             )
         if self.tokens is not None and self.tokens < self.maxlen[-1]:
             raise UserError(f"--tokens {self.tokens} is below maxlen {self.maxlen[-1]}; raise it, or leave it out")
+        self.check_engine()
+        self._check_meter()
+
+    def _check_meter(self) -> None:
+        """Raise `UserError` for an engine that tells no losses, and for prompts that are not token ids."""
+        if self.engine == "mock":
+            raise UserError("--engine mock has no model, and so no losses; leave it out, or name a server")
+        if self.engine == "llamacpp":
+            raise UserError(
+                "--engine llamacpp gives no log-likelihoods of prompts; leave it out, since --engine local reads the "
+                "same GGUF file"
+            )
+        if self.prompts_as not in (None, "ids"):
+            raise UserError(
+                f"--prompts-as {self.prompts_as} lets the server choose the tokens, and losses are of tokens; leave it "
+                "out, and they go as ids"
+            )

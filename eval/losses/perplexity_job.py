@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tqdm import tqdm
+
+from eval.config.engine import FREE_ENGINE_OPTIONS
 from eval.config.perplexity import PerplexityConfig
 from eval.errors import UserError
-from eval.losses.windows import Window
+from eval.losses.meter import Meter
+from eval.losses.readings import Reading, Window, read_document
 from eval.prompting.prompts import PromptBuilder
 from eval.records.merging import merge_documents, merge_tasks, pinned, row_counts, selection
 from eval.records.read_run import notes_on_tasks, repeated_documents
@@ -23,7 +27,6 @@ from eval.records.schema import (
 )
 from eval.reporting.perplexity_report import TEMPLATE, print_perplexity, render_perplexity_report, score_perplexity
 from eval.runtime.jobs import Job, print_facts, settings_json
-from eval.runtime.model import OpenedModel, describe_weights
 from eval.runtime.processes import Process
 from tasks import LoadedExamples, Template
 
@@ -57,22 +60,28 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
             for maxlen in self.record.tasks[task].maxlen
         ]
 
-    def start(self, model: OpenedModel, process: Process, argv: Sequence[str]) -> list[Window]:
+    def reading(self, window: Window) -> Reading:
+        """Return what is read for a window."""
+        return read_document(window, self.builder, self.record.identity)
+
+    def start(self, meter: Meter, argv: Sequence[str]) -> list[Window]:
         """Write what is about to be done, and return what is missing."""
-        existing = self.existing()
+        existing, process = self.existing(), meter.process
         windows = self.windows
         missing = [window for window in windows if window.key not in existing.lines]
         process.wait()  # all have read the folder before the main process writes
         if process.is_main:
             if missing:
                 self.change(world_size=process.count)
-                self.add_session(process, argv, num_to_measure=len(missing), quantization=model.checkpoint.quantization)
+                remarks = {"quantization": meter.quantization, "engine": meter.server}
+                self.add_session(process, argv, num_to_measure=len(missing), **remarks)
             examples, damaged = self.merged_examples(self.data)
             self.write(examples)
             num_known, tokens = len(windows) - len(missing), self.record.identity.tokens
             print_facts(
                 {
-                    "model": f"{model.record.label}: {describe_weights(model.checkpoint)}, {model.dtype}",
+                    "model": f"{meter.model.label}: {meter.describe_model()}, {meter.dtype}",
+                    "engine": meter.remarks,
                     "spans": self.record.plan_description,
                     "task": [
                         f"{name}: {len(loaded.examples)} documents, {tokens} tokens of each at most"
@@ -85,6 +94,20 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
                 }
             )
         return missing
+
+    def shown(self, lines: Iterator[DocumentLoss], total: int, process: Process) -> Iterator[DocumentLoss]:
+        """Yield lines; the main process has a bar."""
+        bar = tqdm(
+            total=total,
+            desc="measuring",
+            disable=not process.is_main,
+            bar_format="{desc} {n}/{total} |{bar:24}| {elapsed} gone, {remaining} left{postfix}",
+        )
+        with bar:
+            for line in lines:
+                yield line
+                bar.set_postfix_str(f"{line.id} at {line.maxlen}", refresh=False)
+                bar.update()
 
     def finish(self) -> None:
         """Merge the journals, score, write the report, and print its tables."""
@@ -108,30 +131,25 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
         print(f"folder: {self.folder.path}")
 
 
-def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJob:
+def open_perplexity(config: PerplexityConfig, meter: Meter) -> PerplexityJob:
     """Return the folder of a measurement, new or to be resumed; writes nothing.
 
     Args:
         config: Settings of the measurement.
-        model: What is measured.
+        meter: What measures.
 
     Raises:
         UserError: The folder holds another measurement, or no document is long enough.
     """
-    builder = PromptBuilder(model.checkpoint.tokenizer, Template(text="{context}", chat=False))
+    builder = PromptBuilder(meter.tokenizer, Template(text="{context}", chat=False))
     builder.check()
     least = config.min_tokens
     accepts = None if least is None else lambda context: len(builder.document(context)) >= least
     data = {name: config.load_documents(name, accepts) for name in config.tasks}
     for name, loaded in data.items():
         builder.check_letters(name, [one.context for one in loaded.examples])
-    if model.checkpoint.has_tokens_beyond:
-        for name, loaded in data.items():
-            for one in loaded.examples:
-                where = f"document '{one.id}' of task '{name}'"
-                model.checkpoint.check_text(one.context, where)
-                model.checkpoint.check_tokens(builder.document(one.context), where)
-    folder = RunFolder(config.output or default_output("perplexity", config, _FREE))
+    meter.check_tokens(data, builder.document)
+    folder = RunFolder(config.output or default_output("perplexity", config, free_options(config)))
     saved = folder.read_record(PerplexityRecord)
     tokens = config.tokens or (saved.identity.tokens if saved else None) or config.maxlen[-1]
     if saved and tokens < config.maxlen[-1]:
@@ -139,23 +157,25 @@ def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJ
             f"output folder {folder.path} reads {tokens} tokens a document, fewer than maxlen {config.maxlen[-1]}; "
             "give another folder with --output (--tokens N leaves room for lengths up to N)"
         )
-    threads = model.process.threads
     identity = PerplexityIdentity(
-        model=model.record,
-        plan=model.plan_json,
-        dtype=model.dtype,
+        model=meter.model,
+        plan=meter.plan,
+        dtype=meter.dtype,
         tokens=tokens,
         trust_remote_code=config.trust_remote_code,
-        threads=threads,
+        threads=meter.threads,
         perplexity_version=PERPLEXITY_VERSION,
         stride=config.stride,
         token_losses=config.token_losses,
+        engine=meter.identity,
     )
     tasks = {name: _task_record(config, name, loaded) for name, loaded in data.items()}
     folder.check_accepts(saved, identity, tasks)
+    resolved = {"dtype": meter.dtype, "output": folder.path, "threads": meter.process.threads, "tokens": tokens}
+    settings = settings_json(config, **resolved)
     record = PerplexityRecord(
-        config=settings_json(config, dtype=model.dtype, output=folder.path, threads=threads, tokens=tokens),
-        plan_description=model.plan_description,
+        config={name: value for name, value in settings.items() if name not in config.unset_engine_options},
+        plan_description=meter.plan_description,
         world_size=saved.world_size if saved else None,
         identity=identity,
         tasks=merge_tasks(saved.tasks if saved else {}, tasks),
@@ -165,6 +185,11 @@ def open_perplexity(config: PerplexityConfig, model: OpenedModel) -> PerplexityJ
     return PerplexityJob(
         folder=folder, line=DocumentLoss, saved=saved, record=record, config=config, data=data, builder=builder
     )
+
+
+def free_options(config: PerplexityConfig) -> tuple[str, ...]:
+    """Return the settings that are no part of a folder's name."""
+    return (*_FREE, *FREE_ENGINE_OPTIONS, *config.unset_engine_options)
 
 
 def _task_record(config: PerplexityConfig, name: str, loaded: LoadedExamples) -> PerplexityTask:

@@ -685,6 +685,9 @@ class PerplexityIdentity:
         rule=POSITIVE,
     )
     token_losses: bool = entry("keep the loss of each token", default=False)
+    engine: dict[str, Any] | None = entry(
+        "server that measured: name, and what its losses depend on", default=None, is_left_out=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -714,8 +717,8 @@ class DocumentLoss:
     buckets: list[tuple[int, int, float, int]] = entry(
         "first position, position after the last, sum of losses and number of tokens"
     )
-    seconds: float = entry("seconds of the document", rule=SECONDS)
-    cache_bytes: int = entry("keys and values after the longest window", rule=COUNT)
+    seconds: float = entry("seconds of the document; of a server's, the sum of its requests", rule=SECONDS)
+    cache_bytes: int | None = entry("keys and values after the longest window; null for a server", rule=COUNT)
     peak_bytes: int | None = entry("most memory", rule=COUNT)
     attention_flops: int | None = entry("two matrix products of attention, in closed form", rule=COUNT)
     token_losses: list[float | None] | None = entry(
@@ -745,7 +748,7 @@ class PerplexityCost:
     tokens_per_second: float | None = entry("predicted tokens over seconds, one process", rule=COST)
     seconds: float = entry("mean seconds of a document", rule=COST)
     peak_memory_bytes: int | None = entry("largest of any document", rule=COST)
-    cache_bytes: int = entry("largest of any document", rule=COST)
+    cache_bytes: int | None = entry("largest of any document", rule=COST)
     attention_flops: float | None = entry("mean of a document", rule=COST)
 
 

@@ -108,7 +108,7 @@ def _cost(lines: Sequence[DocumentLoss]) -> PerplexityCost:
         tokens_per_second=sum(line.num_tokens for line in lines) / seconds if seconds else None,
         seconds=seconds / len(lines),
         peak_memory_bytes=max((line.peak_bytes for line in lines if line.peak_bytes is not None), default=None),
-        cache_bytes=max(line.cache_bytes for line in lines),
+        cache_bytes=max((line.cache_bytes for line in lines if line.cache_bytes is not None), default=None),
         attention_flops=sum(flops) / len(flops) if len(flops) == len(lines) else None,
     )
 
