@@ -193,9 +193,10 @@ def test_prompts_come_in_the_order_that_the_prefix_cache_serves(run: Runs, token
     assert len(cached) == 36
     encoder = AutoTokenizer.from_pretrained(tokenizer)
     by_document: dict[str, list[tuple[int, ...]]] = {}
-    for ids in cached:
-        text = encoder.decode(ids)
-        by_document.setdefault(text[text.index("Paper ") :][:7], []).append(ids)
+    texts = {ids: encoder.decode(ids) for ids in cached}
+    # As requests are made: by query and length.
+    for ids in sorted(cached, key=lambda ids: (texts[ids].split("What of ")[1][0], len(ids))):
+        by_document.setdefault(texts[ids].split("Paper ")[1][0], []).append(ids)
     assert [len(mine) for mine in by_document.values()] == [12, 12, 12]
     for mine in by_document.values():
         # The first has what documents share: the beginning of the template. Each other one has all that an earlier one

@@ -42,7 +42,7 @@ def test_the_key_is_in_no_file_and_no_output(fault: Fault, status: int, run: Run
         # The package of the client reads this variable when it is imported, and then prints each request.
         done = run_forked("eval.run", arguments, KEY_OF_TEST=KEY, OPENAI_LOG="debug")
     assert done.returncode == status, done.stderr
-    assert "HTTP Request: POST" in done.stderr  # it did log
+    assert "Sending HTTP Request: POST" in done.stderr  # it did log
     assert {call.headers["authorization"] for call in server.calls} == {f"Bearer {KEY}"}
     files = texts_of(run.folder)
     assert any(name.endswith("run.json") for name in files)
