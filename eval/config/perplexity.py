@@ -52,8 +52,8 @@ class PerplexityConfig(JobOptions, EngineOptions):
             )
         if self.tokens is not None and self.tokens < self.maxlen[-1]:
             raise UserError(f"--tokens {self.tokens} is below maxlen {self.maxlen[-1]}; raise it, or leave it out")
-        self.check_engine()
         self._check_meter()
+        self.check_engine()
 
     def _check_meter(self) -> None:
         """Raise `UserError` for an engine that tells no losses, and for prompts that are not token ids."""

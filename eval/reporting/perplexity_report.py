@@ -17,9 +17,11 @@ from eval.records.schema import (
     Estimate,
     ExampleRecord,
     PerplexityCost,
+    PerplexityIdentity,
     PerplexityRecord,
     PerplexityResult,
     PositionLoss,
+    Session,
     Unit,
 )
 from eval.reporting.columns import MAXLEN, PERPLEXITY_COSTS, Column, interval, legend_of, of_cost, text
@@ -139,6 +141,7 @@ def render_perplexity_report(
         f"# Perplexity, {', '.join(record.tasks)}: {markdown(identity.model.label)}",
         "",
         f"- model: {markdown(describe_model(identity.model, identity.dtype, session))}",
+        *_engine_line(identity, session),
         f"- spans: {markdown(code(record.plan_description))}",
         f"- tokens: the first {identity.tokens:,} of each document at most, {windows}",
         f"- machine: {markdown(session.machine.device)}, {session.world_size} x {session.threads} threads",
@@ -149,6 +152,17 @@ def render_perplexity_report(
             parts += ["", f"## {task}", "", as_markdown(perplexity_table(some)), "", "By position, a column a length:"]
             parts += ["", as_markdown(position_table(some))]
     return "\n".join([*parts, "", *map(markdown, notes), markdown(legend()), ""])
+
+
+def _engine_line(identity: PerplexityIdentity, session: Session) -> list[str]:
+    """Return a line on the server that measured; nothing where a model was loaded here."""
+    if not identity.engine:
+        return []
+    engine, told = identity.engine["name"], session.engine or {}
+    known = [str(told[name]) for name in ("name", "version") if told.get(name) not in (None, engine)]
+    where = f" at {told['address']}" if told.get("address") else ""
+    at_once = f"{told.get('concurrency', 1)} requests at a time{where}, whose seconds count each by itself"
+    return [f"- engine: {markdown(', '.join([engine, *known, at_once]))}"]
 
 
 def print_perplexity(record: PerplexityRecord, results: Sequence[PerplexityResult], notes: Sequence[str]) -> None:
