@@ -25,6 +25,11 @@ class PerplexityConfig(JobOptions, EngineOptions):
     maxlen: tuple[int, ...] = Group.MEASURED.option(
         REQUIRED, "lengths in tokens: documents are read in windows of N", positive, nargs="+", collect=ascending
     )
+    of: str = Group.MEASURED.option(
+        "documents",
+        "texts whose losses are measured: documents, or references after the prompt that eval/run.py would send",
+        choices=("documents", "references"),
+    )
     tokens: int | None = Group.MEASURED.option(
         None, "tokens of each document that are read at most", positive, unset="the greatest length"
     )
@@ -52,8 +57,26 @@ class PerplexityConfig(JobOptions, EngineOptions):
             )
         if self.tokens is not None and self.tokens < self.maxlen[-1]:
             raise UserError(f"--tokens {self.tokens} is below maxlen {self.maxlen[-1]}; raise it, or leave it out")
+        if self.of == "references":
+            self._check_references()
         self._check_meter()
         self.check_engine()
+
+    def _check_references(self) -> None:
+        for name in ("tokens", "min_tokens", "stride"):
+            if (value := getattr(self, name)) is not None:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {value} is of documents, and --of references reads prompts; leave one "
+                    "out"
+                )
+        for name, task in self.tasks.items():
+            if not task.has_references:
+                raise UserError(f"--of references: task '{name}' has none; give another task, or leave --of out")
+
+    @property
+    def unknown_to_0_1(self) -> tuple[str, ...]:
+        """Return settings that names and records of 0.1 do not have."""
+        return (*self.unset_engine_options, *(["of"] if self.of == "documents" else []))
 
     def _check_meter(self) -> None:
         """Raise `UserError` for an engine that tells no losses, and for prompts that are not token ids."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from eval.config.perplexity import PerplexityConfig
 from eval.losses.readings import Reading
 from eval.records.schema import DocumentLoss, ModelRecord, PerplexityIdentity
 from eval.runtime.processes import Process
-from tasks import LoadedExamples
 
 if TYPE_CHECKING:
     from masformer.checkpoints.open import Checkpoint
@@ -69,15 +68,17 @@ class Meter(ABC):
     def quantization(self) -> str | None:
         return None if self.checkpoint is None else self.checkpoint.quantization
 
-    def check_tokens(self, data: Mapping[str, LoadedExamples], tokens_of: Callable[[str], Sequence[int]]) -> None:
-        """Raise `CheckpointError` for a text with tokens that the model has no embedding for."""
+    def check_tokens(self, texts: Iterable[tuple[str, str, Sequence[int]]]) -> None:
+        """Raise `CheckpointError` for a text with tokens that the model has no embedding for.
+
+        Args:
+            texts: Name, text and tokens of each; not made where the model has all embeddings.
+        """
         if self.checkpoint is None or not self.checkpoint.has_tokens_beyond:
             return
-        for name, loaded in data.items():
-            for one in loaded.examples:
-                where = f"document '{one.id}' of task '{name}'"
-                self.checkpoint.check_text(one.context, where)
-                self.checkpoint.check_tokens(tokens_of(one.context), where)
+        for where, text, ids in texts:
+            self.checkpoint.check_text(text, where)
+            self.checkpoint.check_tokens(ids, where)
 
 
 def open_meter(config: PerplexityConfig) -> Meter:

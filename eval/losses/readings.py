@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from eval.prompting.prompts import PromptBuilder
+from eval.errors import UserError
+from eval.prompting.prompts import PromptBuilder, fit
 from eval.records.schema import DocumentLoss, Key, PerplexityIdentity
 from eval.reporting.perplexity_report import TEMPLATE
 from masformer.errors import NumbersError
@@ -25,15 +26,16 @@ _FIRST_EDGE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A document to be read in windows of `maxlen` tokens."""
+    """A document to be read in windows of `maxlen` tokens, or references with a prompt in such a window."""
 
     task: str
     example: Example
     maxlen: int
+    template: str = TEMPLATE
 
     @property
     def key(self) -> Key:
-        return self.task, TEMPLATE, self.example.id, self.maxlen
+        return self.task, self.template, self.example.id, self.maxlen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,35 @@ def read_document(window: Window, builder: PromptBuilder, record: PerplexityIden
         num_tokens=len(token_ids),
         num_dropped=len(whole) - len(token_ids),
     )
+
+
+def read_references(window: Window, builder: PromptBuilder) -> Reading:
+    """Return each reference of an example after the prompt that leaves room for it, as a run cuts it by default."""
+    whole = builder.parts(window.example)
+    parts: list[Part] = []
+    place = most_dropped = 0
+    for number, reference in enumerate(dict.fromkeys(window.example.references), start=1):
+        answer = builder.answer(reference)
+        prompt = fit(whole, window.maxlen, len(answer), "head")
+        where = f"reference {number} of '{window.example.id}' of task '{window.task}'"
+        ids = (*prompt.token_ids, *answer)
+        parts.append(Part(token_ids=ids, scored=len(prompt.token_ids), place=place, where=where))
+        place += len(answer)
+        most_dropped = max(most_dropped, prompt.num_context_dropped)
+    where = f"references of '{window.example.id}' of task '{window.task}'"
+    return Reading(key=window.key, where=where, parts=parts, num_tokens=place, num_dropped=most_dropped)
+
+
+def check_references(task: str, examples: Sequence[Example], builder: PromptBuilder, maxlen: int) -> None:
+    """Raise `UserError` for a reference that does not fit with its prompt, even without a context."""
+    for one in examples:
+        fixed = builder.fixed_parts(one.query)
+        needed = len(fixed.prefix) + len(fixed.suffix) + max(len(builder.answer(text)) for text in one.references)
+        if needed > maxlen:
+            raise UserError(
+                f"maxlen {maxlen} is too small: a reference of '{one.id}' of task '{task}' and its prompt need "
+                f"{needed} tokens even with an empty context; raise --maxlen"
+            )
 
 
 def windows_of(num_tokens: int, maxlen: int, stride: int | None) -> Iterator[tuple[int, int]]:
