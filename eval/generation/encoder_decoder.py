@@ -158,9 +158,12 @@ class EncodedDecoder(TreeDecoder):
         settings: GenerationSettings,
         decoded: Callable[[int], None],
     ) -> list[Answer]:
+        newline = ENCODER_DECODERS[self.model.config.model_type].newline
+        if newline:
+            # As the model spells them.
+            settings = replace(settings, stop=tuple(text.replace("\n", newline) for text in settings.stop))
         rows = _EncodedRows(filled, self.begin, settings, self.size)
         answers = answer_rows(self.model, self.tokenizer, batch, rows, settings, 0.0, decoded)
-        newline = ENCODER_DECODERS[self.model.config.model_type].newline
         return [replace(one, text=one.text.replace(newline, "\n")) for one in answers] if newline else answers
 
 

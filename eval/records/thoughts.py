@@ -67,17 +67,17 @@ def describe_thinking(predictions: Sequence[Prediction], record: RunRecord) -> I
     for opening, closing in THINKING_MARKS.items():
         num_thinking = sum(closing in text or text.startswith(opening) for text in texts)
         if num_thinking:
-            yield (
-                f"{num_thinking:,} of {len(texts):,} answers hold thinking, which is scored with them: "
-                f"--think-end-token '{closing}' leaves it out, --thinking off may switch it off."
-            )
+            holding = f"{num_thinking:,} of {len(texts):,} answers hold thinking, which is scored with them"
+            # With a room for thoughts, an end mark of scores would be that of the room.
+            remedy = f"--think-end-token '{closing}' leaves it out, --thinking off may switch it off"
+            yield f"{holding}." if record.identity.thinking else f"{holding}: {remedy}."
 
 
 def _thoughts_told(answers: Sequence[Sample], max_tokens: int) -> str:
     """Return what was thought before answers, with a room of so many tokens."""
     lengths = [one.num_thought_tokens for one in answers if one.num_thought_tokens]
     if not lengths:
-        return f"None of {len(answers):,} answers was thought about first."
+        return f"None of {len(answers):,} answers has a thought."
     counts = {reason: sum(one.thought_finish_reason == reason for one in answers) for reason in ("length", "turn")}
     num_cut = counts["length"]
     told = [
@@ -86,5 +86,5 @@ def _thoughts_told(answers: Sequence[Sample], max_tokens: int) -> str:
         f"{num_cut:,} ({num_cut / len(lengths):.0%}) cut off after {max_tokens:,} tokens",
     ]
     if counts["turn"]:
-        told.append(f"{counts['turn']:,} never left: their answers are empty")
+        told.append(f"{counts['turn']:,} never ended: their answers are empty")
     return f"{', '.join(told)}."

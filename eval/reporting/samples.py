@@ -71,7 +71,8 @@ def _answer(
     one: Prediction, scores: Mapping[str, float], columns: Sequence[Column], *, with_texts: bool
 ) -> dict[str, Any]:
     costs = {column.key: getattr(one, column.key) for column in columns}
-    thought = _joined(one, lambda answer: answer.thought or "") if with_texts and one.thought is not None else None
+    has_thought = any(answer.thought is not None for answer in one.answers)
+    thought = _joined(one, lambda answer: answer.thought or "") if with_texts and has_thought else None
     return {
         "template": one.template,
         "maxlen": one.maxlen,

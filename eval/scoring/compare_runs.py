@@ -295,10 +295,14 @@ def differing_settings(first: ScoredRun, second: ScoredRun) -> dict[str, list[An
 
 
 def _settings_of_all(run: ScoredRun) -> dict[str, Any]:
-    found: dict[str, Any] = {"dtype": run.record.identity.dtype, "thinking": thinking_of(run.record)}
+    found: dict[str, Any] = {
+        "dtype": run.record.identity.dtype,
+        "thinking": thinking_of(run.record),
+        "think_end_token": run.record.think_end_token,
+    }
     for task, about in run.record.tasks.items():
         settings = settings_of(run.record, task)
-        found |= {f"{name} of {task}": value for name, value in settings.items() if name != "thinking"}
+        found |= {f"{name} of {task}": value for name, value in settings.items() if name not in found}
         found |= {f"template {name} of {task}": template.text for name, template in about.templates.items()}
     return found
 

@@ -308,14 +308,16 @@ def test_a_short_text_does_not_change_how_later_ones_are_read() -> None:
     assert torch.equal(encode(model, text), before)
 
 
-def test_lines_of_pegasus_end_as_lines() -> None:
+@pytest.mark.parametrize(("stop", "answer"), [((), "a\nb"), (("\n",), "a"), (("\nb", "c"), "a")])
+def test_lines_of_pegasus_end_as_lines(stop: tuple[str, ...], answer: str) -> None:
     model, said = tiny_encoder_decoder("pegasus"), TOKENIZER("a<n>b", add_special_tokens=False).input_ids
     size = EncoderDecoderSize(model.config, 4)
     decoder = EncodedDecoder(model, TOKENIZER, Observer(), "", size, (2, None))
     model.generate = lambda **_: torch.tensor([[2, *said, 2]])  # type: ignore[method-assign]
     model.generation_config.eos_token_id = 2
-    [answer] = decoder._decode([said], [encode(model, said)], GenerationSettings(max_new_tokens=9), lambda _: None)
-    assert answer.text == "a\nb"
+    settings = GenerationSettings(max_new_tokens=9, stop=stop)
+    [made] = decoder._decode([said], [encode(model, said)], settings, lambda _: None)
+    assert made.text == answer
 
 
 @pytest.mark.parametrize("case", ["led", "longt5-tglobal", "bigbird_pegasus"])

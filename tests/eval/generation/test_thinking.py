@@ -138,7 +138,7 @@ def test_a_stop_text_ends_answers_alone_and_an_end_token_thoughts_too(
     assert run("--thinking", "on", "--max-thinking-tokens", "20", "--model", str(ended), "--output", "turn") == 0
     assert told("turn") == [("lump", "", 6, 6, "turn", "stop")] * 6
     assert rouge("turn") == 0
-    assert "6 never left: their answers are empty" in " ".join(capsys.readouterr().out.split())
+    assert "6 never ended: their answers are empty" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eval.records.read_run import RunInputs
-from eval.records.schema import ExampleScore, Share, ThinkingRecord
+from eval.records.schema import ExampleScore, Sample, Share, ThinkingRecord
 from eval.reporting.page import PAGE_BYTES, RESERVE_BYTES, as_table
 from eval.reporting.samples import gather_samples, that_fit
 from eval.reporting.tables import quality_table
@@ -82,7 +82,7 @@ def thoughtful(tmp_path: Path, no_plots: None) -> Path:
 
 def test_thoughts_are_counted_in_tables_and_samples(thoughtful: Path) -> None:
     page, report = (thoughtful / "report.html").read_text(), (thoughtful / "report.md").read_text()
-    assert "12 of 12 answers have one, 7 tokens in the median, 1 (8%) cut off after 9 tokens, 1 never left" in report
+    assert "12 of 12 answers have one, 7 tokens in the median, 1 (8%) cut off after 9 tokens, 1 never ended" in report
     assert re.search(r"\| thought tok \|\n.*\n\| 100 \|.* 7 \|", report)
     found = re.search(r'<script type="application/json" id="sample-data">(.*?)</script>', page, re.DOTALL)
     assert found
@@ -102,10 +102,14 @@ def test_a_thought_is_folded_above_its_answer(thoughtful: Path) -> None:
         assert opened.complaints == []
 
 
-def samples_of(num_documents: int, num_characters: int, *, with_texts: bool, answer: str = "an answer") -> Any:
+def samples_of(
+    num_documents: int, num_characters: int, *, with_texts: bool, answer: str = "an answer", **changes: Any
+) -> Any:
     text = (document(1, 40) * (num_characters // 1000))[:num_characters]
     examples = [example_line(index) for index in range(num_documents)]
-    predictions = [prediction_line(example, maxlen, answer, len(text)) for example in examples for maxlen in (100, 200)]
+    predictions = [
+        prediction_line(example, maxlen, answer, len(text), **changes) for example in examples for maxlen in (100, 200)
+    ]
     lines = [
         ExampleScore(
             task="plos",
@@ -127,6 +131,13 @@ def samples_of(num_documents: int, num_characters: int, *, with_texts: bool, ans
         record=run_record(), predictions=predictions, examples=examples, documents=documents, num_absent=0, notes=[]
     )
     return gather_samples(lines, inputs, {"plos": "hf"}, with_texts=with_texts)
+
+
+def test_a_thought_is_shown_where_a_later_sample_alone_has_one() -> None:
+    plain = Sample(text="a", num_generated_tokens=1, finish_reason="stop", num_thought_tokens=0)
+    thoughtful = Sample(text="b", num_generated_tokens=4, finish_reason="stop", num_thought_tokens=3, thought="hm")
+    shown = samples_of(1, 2_000, with_texts=True, samples=[plain, thoughtful], num_thought_tokens=3)
+    assert shown["examples"][0]["answers"][0]["thought"] == "[sample 1 of 2]\n\n\n[sample 2 of 2]\nhm"
 
 
 def test_documents_that_do_not_fit_the_page_are_shown_around_what_matters() -> None:

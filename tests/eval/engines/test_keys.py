@@ -1,0 +1,143 @@
+"""The key of a server goes to it and nowhere else: no file, no line of output, no traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.eval.engines.conftest import Runs
+from tests.helpers.engine_faults import BROKEN, HEALTHY, Fault, from_number, numbered
+from tests.helpers.engine_standin import engine_standin
+from tests.helpers.forks import run_forked
+
+KEY = "sk-standin-4f9a1c77e2"
+ECHO = {"error": {"message": "Not with key {key}", "type": "x", "code": None}}
+IN_STREAM = {"error": {"message": f"Not with key {KEY}", "type": "x", "code": 500}}
+
+
+def texts_of(folder: Path) -> dict[str, str]:
+    """Return what all files of a folder hold, compressed ones and pages included."""
+    return {str(file): file.read_bytes().decode("latin-1") for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (HEALTHY, 0),
+        (Fault(status=500, body=ECHO), 2),
+        (Fault(status=400, body=ECHO), 2),
+        (Fault(status=429, body="<html>{key}</html>", headers={"X-Your-Key": KEY}), 2),
+        (Fault(told_after=1, body=IN_STREAM), 2),
+        (Fault(garble_after=1), 2),
+        (Fault(model=KEY), 2),
+    ],
+    ids=["healthy", "500", "400", "429", "in stream", "no JSON", "model"],
+)
+def test_the_key_is_in_no_file_and_no_output(fault: Fault, status: int, run: Runs) -> None:
+    with engine_standin(key=KEY) as server:
+        server.fail(fault, from_number(3))
+        arguments = run.arguments(server, "--api-key-env", "KEY_OF_TEST", "--max-retries", "1", "--concurrency", "2")
+        # The package of the client reads this variable when it is imported, and then prints each request.
+        done = run_forked("eval.run", arguments, KEY_OF_TEST=KEY, OPENAI_LOG="debug")
+    assert done.returncode == status, done.stderr
+    assert "Sending HTTP Request: POST" in done.stderr  # it did log
+    assert {call.headers["authorization"] for call in server.calls} == {f"Bearer {KEY}"}
+    files = texts_of(run.folder)
+    assert any(name.endswith("run.json") for name in files)
+    assert len(files) > 2
+    said = files | {"stdout": done.stdout, "stderr": done.stderr}
+    assert [name for name, text in said.items() if KEY in text] == []
+    if status:
+        assert "error: " in done.stderr
+        assert "Traceback" not in done.stderr.split("error: ")[-1]
+
+
+def test_a_key_is_taken_from_the_usual_variable(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with engine_standin(key=KEY) as server:
+        assert run(server, "--limit", "1").status == 0
+    assert {call.headers["authorization"] for call in server.calls} == {f"Bearer {KEY}"}
+    assert KEY not in json.dumps(run.read("run.json"))
+
+
+def test_a_wrong_key_is_one_line_without_it(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY_OF_TEST", "sk-wrong-1234567890")
+    with engine_standin(key=KEY) as server:
+        done = run(server, "--api-key-env", "KEY_OF_TEST")
+    assert done.status == 2
+    assert "401: Incorrect API key provided: ***." in done.error
+    assert "--api-key-env" in done.error
+    assert "sk-wrong" not in done.err + done.out
+    assert len(server.calls) == 1
+    assert not run.folder.exists()
+
+
+def test_a_missing_key_is_one_line(run: Runs) -> None:
+    with engine_standin(key=KEY) as server:
+        done = run(server)
+    assert done.status == 2
+    assert "401" in done.error
+    assert "--api-key-env" in done.error
+
+
+def test_a_key_in_the_place_of_its_variable_is_not_repeated(run: Runs) -> None:
+    with engine_standin(key=KEY) as server:
+        done = run(server, "--api-key-env", KEY)
+    assert done.status == 2
+    assert "environment variable" in done.error
+    assert KEY not in done.err + done.out
+    assert not server.calls
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY}\r\n"])
+def test_space_around_a_key_is_none_of_it(key: str, run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY_OF_TEST", key)
+    with engine_standin(key=KEY) as server:
+        assert run(server, "--api-key-env", "KEY_OF_TEST", "--limit", "1").status == 0
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n{KEY}", f"{KEY}\x00", f"{KEY}é", f"{KEY}‑"])
+def test_a_key_that_no_request_can_carry_is_one_line_without_it(
+    key: str, run: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "\x00" in key:
+        key = key.replace("\x00", "\x7f")  # an environment takes no zero
+    monkeypatch.setenv("KEY_OF_TEST", key)
+    with engine_standin(key=KEY) as server:
+        done = run(server, "--api-key-env", "KEY_OF_TEST")
+    assert done.status == 2
+    assert "KEY_OF_TEST" in done.error
+    assert KEY not in done.err + done.out
+    assert not server.calls
+
+
+@pytest.mark.parametrize("address", ["http://me:{key}@127.0.0.1:1/v1", "http://127.0.0.1:1/v1?api_key={key}"])
+def test_a_key_in_the_address_is_refused_and_not_repeated(address: str, run: Runs) -> None:
+    with engine_standin() as server:
+        done = run(server, "--base-url", address.format(key=KEY))
+    assert done.status == 2
+    assert "--api-key-env" in done.error
+    assert KEY not in done.err + done.out
+
+
+def test_a_failed_try_that_repeats_the_key_is_said_without_it(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY_OF_TEST", KEY)
+    with engine_standin(key=KEY) as server:
+        server.fail(Fault(status=503, body=ECHO), numbered(1))
+        done = run(server, "--api-key-env", "KEY_OF_TEST", "--limit", "1", "--concurrency", "1")
+    assert done.status == 0, done.err
+    assert "503: Not with key ***" in done.err
+    assert KEY not in done.err + done.out
+
+
+def test_a_proxy_of_the_machine_is_not_asked_for_an_address_on_it(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    with engine_standin() as server:
+        server.fail(BROKEN, numbered())
+        done = run(server, "--limit", "1", "--max-retries", "0")
+    assert done.status == 0, done.err

@@ -1,0 +1,29 @@
+"""What a comparison says of the settings in which two runs differ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+from eval.records.schema import RunRecord, ThinkingRecord
+from eval.scoring.compare_runs import differing_settings
+from tests.helpers.run_folders import run_record
+
+
+def differing(first: RunRecord, second: RunRecord) -> dict[str, list[Any]]:
+    runs: list[Any] = [SimpleNamespace(record=record) for record in (first, second)]
+    return differing_settings(*runs)
+
+
+def test_a_comparison_says_how_thoughts_are_told_from_answers() -> None:
+    whole = run_record()
+    behind = replace(whole, think_end_token="</think>")
+    off = replace(whole, config={**whole.config, "thinking": "off"})
+    room = run_record(thinking=ThinkingRecord(start="<think>", end="</think>", max_tokens=9))
+    assert differing(whole, behind) == {"think_end_token": [None, "</think>"]}
+    assert differing(behind, whole) == {"think_end_token": ["</think>", None]}
+    assert differing(whole, off) == {"thinking": ["auto", "off"]}
+    told = {"start": "<think>", "end": "</think>", "max_tokens": 9}
+    assert differing(off, room) == {"thinking": ["off", told]}
+    assert differing(room, room) == {}
