@@ -32,6 +32,7 @@ class Launch:
         dtype: Key of `TORCH_DTYPES`; None leaves it to the file.
         trust_remote_code: Run code that comes with the checkpoint.
         threads: That compute, where the engine does not find out itself.
+        wait: Seconds that the server has to start.
         key_file: Holds the key in YAML while the server runs, for an engine that reads it nowhere else.
     """
 
@@ -44,6 +45,7 @@ class Launch:
     dtype: str | None = None
     trust_remote_code: bool = False
     threads: int
+    wait: float
     key_file: Path
 
 
@@ -172,7 +174,9 @@ def _vllm(launch: Launch) -> tuple[list[str], dict[str, str]]:
     # Else it would sample as the checkpoint suggests.
     flags += ["--generation-config", "vllm", "--enable-prompt-tokens-details"]
     flags += ["--trust-remote-code"] if launch.trust_remote_code else []
-    return flags, {"VLLM_API_KEY": launch.key}
+    # It sends statistics of its use to its makers unless told otherwise, and gives up by itself after ten minutes.
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_ENGINE_READY_TIMEOUT_S": str(int(launch.wait))}
+    return flags, {"VLLM_API_KEY": launch.key, **environment}
 
 
 def _sglang(launch: Launch) -> tuple[list[str], dict[str, str]]:

@@ -99,7 +99,7 @@ def _under_its_type(folder: Path, files: Sequence[str], repo_id: str) -> Iterato
         if card.exists():
             text = card.read_text(encoding="utf-8")
             card.unlink()
-            card.write_text(renewed(text, repo_id, plan), encoding="utf-8")
+            card.write_text(renewed(text, repo_id, plan, has_code="auto_map" in values), encoding="utf-8")
         yield Path(copy)
 
 

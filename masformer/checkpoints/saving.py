@@ -78,7 +78,8 @@ def save_checkpoint(
         model.save_pretrained(stage, state_dict=None if state is None else dict(state))
         tokenizer.save_pretrained(stage)
         called, dtype = name or folder.resolve().name, str(model.dtype).removeprefix("torch.")
-        card = model_card(called, plan, origin, cost, dtype, needs_masformer=not is_own)
+        has_code = bool(getattr(model.config, "auto_map", None))
+        card = model_card(called, plan, origin, cost, dtype, needs_masformer=not is_own, has_code=has_code)
         (stage / CARD).write_text(card, encoding="utf-8")
         if cost is not None:
             (stage / COST).write_text(json.dumps(cost, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
