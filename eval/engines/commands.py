@@ -22,6 +22,10 @@ from eval.errors import UserError
 _LOOK_SECONDS = 60
 
 
+# Variables beside ours; None for one that the server must not have.
+Environment = dict[str, str | None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """What a server is started with.
@@ -190,7 +194,7 @@ def _version_of(command: str) -> str:
     return next((line.removeprefix("version: ") for line in lines if line.startswith("version")), "unknown")
 
 
-def server_command(engine: Engine, launch: Launch, extra: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def server_command(engine: Engine, launch: Launch, extra: Sequence[str]) -> tuple[list[str], Environment]:
     """Return the arguments of a server's process and its environment beyond ours.
 
     Args:
@@ -222,7 +226,7 @@ def _check_length(flag: str, value: str, needed: int) -> None:
         )
 
 
-def _vllm(launch: Launch) -> tuple[list[str], dict[str, str]]:
+def _vllm(launch: Launch) -> tuple[list[str], Environment]:
     flags = [*("--model", launch.model), *(("--revision", launch.revision) if launch.revision else ())]
     flags += ["--host", "127.0.0.1", "--port", str(launch.port), "--served-model-name", launch.name]
     flags += ["--max-model-len", str(launch.max_length), *(("--dtype", launch.dtype) if launch.dtype else ())]
@@ -230,7 +234,7 @@ def _vllm(launch: Launch) -> tuple[list[str], dict[str, str]]:
     flags += ["--generation-config", "vllm", "--enable-prompt-tokens-details"]
     flags += ["--trust-remote-code"] if launch.trust_remote_code else []
     # Lengths are checked before; a server has some tokens more than the model where all of these are used.
-    environment = {"VLLM_API_KEY": launch.key, "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+    environment: Environment = {"VLLM_API_KEY": launch.key, "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
     # It sends statistics of its use to its makers unless told otherwise, and gives up by itself after ten minutes.
     environment["VLLM_NO_USAGE_STATS"] = "1"
     if "VLLM_ENGINE_READY_TIMEOUT_S" not in os.environ:
@@ -238,7 +242,7 @@ def _vllm(launch: Launch) -> tuple[list[str], dict[str, str]]:
     return flags, environment
 
 
-def _sglang(launch: Launch) -> tuple[list[str], dict[str, str]]:
+def _sglang(launch: Launch) -> tuple[list[str], Environment]:
     flags = [*("--model-path", launch.model), *(("--revision", launch.revision) if launch.revision else ())]
     flags += ["--host", "127.0.0.1", "--port", str(launch.port), "--served-model-name", launch.name]
     flags += ["--context-length", str(launch.max_length), *(("--dtype", launch.dtype) if launch.dtype else ())]
@@ -247,16 +251,16 @@ def _sglang(launch: Launch) -> tuple[list[str], dict[str, str]]:
     return flags, {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}
 
 
-def _llamacpp(launch: Launch) -> tuple[list[str], dict[str, str]]:
+def _llamacpp(launch: Launch) -> tuple[list[str], Environment]:
     flags = ["--model", launch.model, "--model_alias", launch.name, "--n_ctx", str(launch.max_length)]
     flags += ["--host", "127.0.0.1", "--port", str(launch.port), "--n_threads", str(launch.threads)]
     # A waiting request would end the stream of the running one; logits of prompts would take gigabytes.
     flags += ["--interrupt_requests", "false", "--logits_all", "false"]
     # Its environment wins over flags.
-    return flags, {"API_KEY": launch.key, "HOST": "127.0.0.1", "PORT": str(launch.port), "CONFIG_FILE": ""}
+    return flags, {"API_KEY": launch.key, "HOST": "127.0.0.1", "PORT": str(launch.port), "CONFIG_FILE": None}
 
 
-def _llama_server(launch: Launch) -> tuple[list[str], dict[str, str]]:
+def _llama_server(launch: Launch) -> tuple[list[str], Environment]:
     flags = ["--model", launch.model, "--alias", launch.name, "--ctx-size", str(launch.max_length)]
     flags += ["--host", "127.0.0.1", "--port", str(launch.port), "--parallel", "1"]
     return flags, {"LLAMA_API_KEY": launch.key}

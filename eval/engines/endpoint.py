@@ -325,7 +325,9 @@ def contact(client: Client, config: Any, tokenizer: Any) -> Server:
         raise UserError(f"maxlen {longest} is beyond the {length} tokens that the server takes; lower it")
     dialect, version = _dialect_of(client, entry)
     refusals = []
-    for form in [config.prompts_as] if config.prompts_as else PROMPT_FORMS:
+    # llama-cpp-python answers ids with an error of its own, which looks as if it might pass.
+    forms = PROMPT_FORMS[1:] if entry.get("owned_by") in OWNERS else PROMPT_FORMS
+    for form in [config.prompts_as] if config.prompts_as else forms:
         try:
             offset, model = _probe(client, form, config, tokenizer, is_streamed=True)
             is_streamed = offset is not None

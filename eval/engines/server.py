@@ -44,12 +44,13 @@ class ServerCommand:
 
     Attributes:
         argv: Command line, with the port and without the key.
-        environment: Variables beside those of this process; the key may be among them.
+        environment: Variables beside those of this process, None for one that the server must not have; the key may
+            be among them.
         key: Random; replaced by *** in all that the server prints.
     """
 
     argv: Sequence[str]
-    environment: Mapping[str, str]
+    environment: Mapping[str, str | None]
     key: str
 
 
@@ -119,12 +120,13 @@ class _Server:
             output.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {shlex.join(command.argv)}\n".encode())
             output.flush()
             self._begin = output.tell()
+            variables = {**os.environ, **command.environment, KEY_VARIABLE: command.key}
             self.guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", _GUARD, str(os.getpid()), str(GRACE_SECONDS), *command.argv],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
-                env={**os.environ, **command.environment, KEY_VARIABLE: command.key},
+                env={name: value for name, value in variables.items() if value is not None},
                 start_new_session=True,
             )
         assert self.guard.stdin is not None
