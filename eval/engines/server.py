@@ -31,10 +31,15 @@ _GUARD = Path(__file__).with_name("guard.py")
 _TAIL_BYTES = 65_536
 _SHOWN = 300
 _STYLES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_FAILURES = re.compile(r"\w*(?:Error|Exception)\b|\b(?:error|failed|fatal|cannot)\b", re.IGNORECASE)
-# What engines print last and says nothing: `Engine core initialization failed. See root cause above.`
+# The best first: engines write ERROR before each line of a traceback.
+_FAILURES = (
+    re.compile(r"[\w.]*(?:Error|Exception): .+"),
+    re.compile(r".*\berror: .+", re.IGNORECASE),
+    re.compile(r".*\b(?:error|failed|fatal)\b.*", re.IGNORECASE),
+)
+# What engines print last and says nothing, such as `Engine core initialization failed. See root cause above.`
 _EMPTY = re.compile(
-    r'root cause above|^[\W\d]*$|exiting due to|^During handling|resource_tracker|HTTP/1\.\d" [23]', re.IGNORECASE
+    r'root cause|^[\W\d]*$|exiting due to|^During handling|resource_tracker|\bWARNING\b|HTTP/1\.\d" [23]', re.IGNORECASE
 )
 
 
@@ -178,13 +183,22 @@ class _Server:
         """Return the last line of the log that tells something, and where the log is."""
         with self.log.open("rb") as file:
             file.seek(max(self._begin, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            text = _STYLES.sub("", file.read().decode(errors="replace"))
-        lines = [" ".join(line.split()) for line in re.split(r"[\r\n]+", text)]
-        lines = [line for line in lines if line and not _EMPTY.search(line)]
-        other = lines[-1] if lines and not failures_alone else ""
-        last = next((line for line in reversed(lines) if _FAILURES.search(line)), other)
-        shown = last if len(last) <= _SHOWN else f"{last[:_SHOWN]}..."
-        return f"{f': {shown}' if shown else ''}; its log is {self.log}"
+            line = telling_line(file.read().decode(errors="replace"), failures_alone=failures_alone)
+        return f"{f': {line}' if line else ''}; its log is {self.log}"
+
+
+def telling_line(text: str, *, failures_alone: bool = False) -> str:
+    """Return the last line of what a server printed that tells why it ended; nothing where there is none.
+
+    Args:
+        text: Its output.
+        failures_alone: Not what it happened to print last.
+    """
+    lines = [" ".join(line.split()) for line in re.split(r"[\r\n]+", _STYLES.sub("", text))]
+    lines = [line for line in lines if line and not _EMPTY.search(line)]
+    found = (match.group() for one in _FAILURES for line in reversed(lines) if (match := one.search(line)))
+    line = next(found, lines[-1] if lines and not failures_alone else "")
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
 
 
 def _wait_for(

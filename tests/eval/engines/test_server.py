@@ -19,7 +19,7 @@ import pytest
 
 from eval.engines import server
 from eval.engines.guard import Redacted
-from eval.engines.server import ServerCommand, free_port, running
+from eval.engines.server import ServerCommand, free_port, running, telling_line
 from eval.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -241,6 +241,27 @@ def test_a_server_ends_where_the_command_and_its_guard_are_killed_at_once(tmp_pa
     # What the guard alone would have ended.
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
+
+
+def test_the_line_that_tells_something_is_the_cause() -> None:
+    place = "(Worker pid=10) ERROR 11-29 16:03:05 [multiproc_executor.py:953]"
+    # As vLLM 0.32 prints them for a folder without weights.
+    lines = [
+        "(APIServer pid=7) WARNING 11-29 15:58:58 [utils.py:255] errors like `OSError: [Errno 24] Too many files`",
+        f"{place}     raise RuntimeError(",
+        f"{place} RuntimeError: Cannot find any model weights with `/models/m`",
+        "Exception: WorkerProc initialization failed due to an exception. See stack trace for root cause.",
+        f"{place}     raise e from None",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ]
+    assert telling_line("\n".join(lines)) == "RuntimeError: Cannot find any model weights with `/models/m`"
+    assert telling_line("\n".join(lines[:1])) == ""
+    assert telling_line("usage: x\nserve: error: unrecognized --y\n") == "serve: error: unrecognized --y"
+    assert telling_line("ERROR:    [Errno 98] address in use\nINFO: shut down") == "ERROR: [Errno 98] address in use"
+    assert telling_line("llama_model_load: failed to load\nloading\r10%\r") == "llama_model_load: failed to load"
+    assert telling_line("loading\r10%\rdone 20%") == "done 20%"
+    assert telling_line("loading", failures_alone=True) == ""
+    assert len(telling_line("x" * 5000)) < 400
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
