@@ -103,7 +103,8 @@ def register() -> None:
             if values["model_type"] not in CONFIG_MAPPING:
                 raise ValueError(
                     f"config.json names the architecture '{values['model_type']}' beside its plan, which this "
-                    "transformers does not know; update it, or pass --trust-remote-code where it has code of its own"
+                    "transformers does not know; update it. Where it has code of its own, pass --trust-remote-code, or "
+                    "load it with masformer.checkpoints.open.open_checkpoint"
                 )
             made = CONFIG_MAPPING[values["model_type"]].from_dict(values, **options)
             config = made[0] if isinstance(made, tuple) else made

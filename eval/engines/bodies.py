@@ -69,6 +69,7 @@ def sampling_fields(settings: GenerationSettings, dialect: str, ends: Sequence[i
         fields |= {"top_p": settings.top_p, "seed": settings.seed}
     if dialect in ("vllm", "sglang"):
         fields |= {"top_k": settings.top_k or -1, "min_p": 0.0, "repetition_penalty": settings.repetition_penalty}
+        fields |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
         fields |= {"min_tokens": settings.min_new_tokens, "stop_token_ids": list(ends)}
     elif dialect == "llamacpp":
         fields |= {"top_k": settings.top_k, "min_p": 0.0, "repeat_penalty": settings.repetition_penalty}

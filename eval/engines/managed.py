@@ -81,6 +81,7 @@ class StartedServer:
             dtype=None if self.folder is None else self.dtype,
             trust_remote_code=config.trust_remote_code,
             threads=num_threads(os.environ),
+            wait=config.engine_wait or _WAIT_SECONDS,
             key_file=Path(tempfile.gettempdir()) / f"masformer-{secrets.token_hex(8)}.yaml",
         )
         self.argv, self.environment = server_command(self.engine, self.launch, config.server_flags)
@@ -125,7 +126,6 @@ class StartedServer:
         settings = client_settings(self.config, address, launch.key, launch.name, is_ours=True)
         client = Client(settings, say=_say)
         command = ServerCommand(argv=self.argv, environment=self.environment, key=launch.key)
-        wait = self.config.engine_wait or _WAIT_SECONDS
         server = Server(
             dialect=self.engine.name,
             version=self.engine.version,
@@ -138,7 +138,9 @@ class StartedServer:
         try:
             with (
                 _key_in(launch.key_file, launch.key) if self.engine.name == "sglang" else nullcontext(),
-                running(command, base_url=address, log=log, wait=wait, is_ready=client.is_ready, say=_say) as is_alive,
+                running(
+                    command, base_url=address, log=log, wait=launch.wait, is_ready=client.is_ready, say=_say
+                ) as is_alive,
             ):
                 client.is_alive = is_alive
                 yield client, server

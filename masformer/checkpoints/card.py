@@ -20,6 +20,9 @@ _NEEDS_MASFORMER = """\
 The plan is stored in `config.json` under `masformer`, and the model type is `masformer`. `import masformer` makes that
 type known to transformers, and `from_pretrained` then gives the model with its plan. **Without that line transformers
 refuses the checkpoint, and so do other programs that read it by its type; they would compute full attention.**"""
+_HAS_CODE = """\
+The plan is stored in `config.json` under `masformer`, and the model has code of its own. **masformer reads both;
+transformers alone refuses the checkpoint, which it would compute with full attention:**"""
 _NEEDS_NOTHING = """\
 `config.json` says these spans in transformers' own settings. **The checkpoint needs no masformer:**"""
 _LICENSE_FIELDS = ("license", "license_name", "license_link")
@@ -74,18 +77,21 @@ def model_card(
     dtype: str,
     *,
     needs_masformer: bool,
+    has_code: bool = False,
 ) -> str:
     """Return the text of a checkpoint's `README.md`, whose lines load `name`.
 
     Args:
         cost: That of `cost_record`.
         needs_masformer: Nothing else computes the plan, and the folder has masformer's own model type.
+        has_code: The model comes with code of its own.
     """
     known: dict[str, Any] = {**origin.license, "base_model": origin.base_model} if origin else {}
     data = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", tags=_TAGS if plan else None, **known
     )
-    parts = [f"# {name.rsplit('/')[-1]}", _about_plan(name, plan, needs_masformer=needs_masformer)]
+    about = _about_plan(name, plan, needs_masformer=needs_masformer, has_code=has_code)
+    parts = [f"# {name.rsplit('/')[-1]}", about]
     if origin:
         weights = f"Weights: {origin.weights}, stored in {dtype}. The plan changed none of them."
         parts.append(f"## Origin\n\n{weights}")
@@ -101,25 +107,40 @@ def model_card(
 
 def rename(card: str, name: str) -> str:
     """Return the card with loading lines that load `name`; a card without such lines as it is."""
-    return re.sub(r'(= Auto\w+\.from_pretrained)\(".*"\)', lambda line: f'{line[1]}("{name}")', card)
+    loading = r'(= (?:Auto\w+\.from_pretrained|open_checkpoint))\("[^"]*"'
+    return re.sub(loading, lambda line: f'{line[1]}("{name}"', card)
 
 
-def renewed(card: str, name: str, plan: SpanPlan) -> str:
+def renewed(card: str, name: str, plan: SpanPlan, *, has_code: bool) -> str:
     """Return a card of an earlier version, which said that plain transformers ignores the plan, for its own type."""
-    about = _about_plan(name, plan, needs_masformer=True)
+    about = _about_plan(name, plan, needs_masformer=True, has_code=has_code)
     return re.sub(r"Attention spans of the layers.*nothing on this page does\.", lambda _: about, card, flags=re.DOTALL)
 
 
-def _about_plan(name: str, plan: SpanPlan | None, *, needs_masformer: bool) -> str:
+def _about_plan(name: str, plan: SpanPlan | None, *, needs_masformer: bool, has_code: bool) -> str:
+    trust = ", trust_remote_code=True" if has_code else ""
+    if needs_masformer and has_code:
+        about = _HAS_CODE
+        lines = f"""import torch
+from masformer import apply_plan
+from masformer.checkpoints.open import open_checkpoint
+
+checkpoint = open_checkpoint("{name}"{trust})
+tokenizer, model = checkpoint.tokenizer, checkpoint.load_model(torch.float32)
+apply_plan(model)"""
+    else:
+        about = _NEEDS_MASFORMER if needs_masformer else _NEEDS_NOTHING
+        first = "import masformer\n" if needs_masformer else ""
+        lines = f"""{first}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
+model = AutoModelForCausalLM.from_pretrained("{name}"{trust})"""
     return f"""Attention spans of the layers (MASFormer plan): `{plan or "full"}`
 
-{_NEEDS_MASFORMER if needs_masformer else _NEEDS_NOTHING}
+{about}
 
 ```python
-{"import masformer" + chr(10) if needs_masformer else ""}from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}")
+{lines}
 ```
 
 A plan changes what the model computes, so its quality has to be measured: nothing on this page does."""

@@ -28,6 +28,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from masformer.checkpoints.card import Origin, model_card
 from masformer.checkpoints.native import native_config, prove
 from masformer.convert import native_plan, stored_plan
+from masformer.errors import OneLineError
 from masformer.model_type import typed
 from masformer.plans.spans import PlanError, SpanPlan
 
@@ -41,7 +42,7 @@ _FORMER = "former-config.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
-class SaveError(ValueError):
+class SaveError(OneLineError):
     """A folder that a checkpoint cannot be written to."""
 
 
@@ -78,7 +79,8 @@ def save_checkpoint(
         model.save_pretrained(stage, state_dict=None if state is None else dict(state))
         tokenizer.save_pretrained(stage)
         called, dtype = name or folder.resolve().name, str(model.dtype).removeprefix("torch.")
-        card = model_card(called, plan, origin, cost, dtype, needs_masformer=not is_own)
+        has_code = bool(getattr(model.config, "auto_map", None))
+        card = model_card(called, plan, origin, cost, dtype, needs_masformer=not is_own, has_code=has_code)
         (stage / CARD).write_text(card, encoding="utf-8")
         if cost is not None:
             (stage / COST).write_text(json.dumps(cost, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

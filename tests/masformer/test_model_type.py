@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from masformer import SpanPlan, apply_plan, save_checkpoint, stored_plan
 from masformer.__main__ import main
+from masformer.checkpoints.card import rename
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
 from masformer.model_type import typed, untyped
 from tests.helpers.tiny_models import LAYERS, save_tiny_checkpoint, tiny_tokenizer
@@ -173,7 +175,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 """
 
 
-def test_a_model_with_code_of_its_own_keeps_its_plan_too(tmp_path: Path) -> None:
+def test_a_model_with_code_of_its_own_keeps_its_plan_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_tiny_checkpoint(tmp_path / "own")
     (folder / "own.py").write_text(CODE)
     names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
@@ -182,9 +184,16 @@ def test_a_model_with_code_of_its_own_keeps_its_plan_too(tmp_path: Path) -> None
     arguments = ["convert", str(folder), "--plan", str(PLAN), "--output", str(tmp_path / "mas"), "--no-measure"]
     assert main([*arguments, "--trust-remote-code"]) == 0
     assert "auto_map" not in config_of(tmp_path / "mas")
-    with pytest.raises(CheckpointError, match="or pass --trust-remote-code"):
+    with pytest.raises(CheckpointError, match="pass --trust-remote-code, or load it"):
         open_checkpoint(str(tmp_path / "mas"))
     checkpoint = open_checkpoint(str(tmp_path / "mas"), trust_remote_code=True)
     assert (checkpoint.config.model_type, stored_plan(checkpoint.config)) == ("own_code", PLAN)
     model = checkpoint.load_model(torch.float32)
     assert (type(model).__name__, apply_plan(model)) == ("OwnForCausalLM", PLAN)
+    # The lines of the card load it, whatever it is called.
+    monkeypatch.chdir(tmp_path)
+    lines = rename((tmp_path / "mas" / "README.md").read_text(), "./mas").split("```")[1].removeprefix("python\n")
+    assert '"./mas", trust_remote_code=True)' in lines
+    names_of_card: dict[str, Any] = {}
+    exec(lines, names_of_card)
+    assert names_of_card["model"].span_plan == PLAN
