@@ -38,7 +38,7 @@ PASSING: dict[str, tuple[Fault, str]] = {
     "500": (BROKEN, "500: EngineCore encountered an issue."),
     "503 with a page": (BUSY, "503: <html><head><title>503 Service Temporarily Unavailable"),
     "closed before an answer": (Fault(close_after=0), "no connection: "),
-    "closed in mid-answer": (Fault(close_after=2), "an answer that cannot be read: "),
+    "closed in mid-answer": (Fault(close_after=2), "no connection: peer closed connection"),
     "closed as if whole": (Fault(close_after=2, is_clean=True), "the answer ended in its middle"),
     "no JSON": (Fault(garble_after=2), "an answer that cannot be read: JSONDecodeError"),
     "a page in the place of an answer": (PAGE, "an answer without choices"),
@@ -60,14 +60,14 @@ FINAL: dict[str, tuple[Fault, str]] = {
         Fault(model="tiny-base"),
         "was answered by the model 'tiny-base', and 'tiny-instruct' was asked",
     ),
-    "a cut prompt": (Fault(lost_tokens=5), "the server read 387 tokens of the prompt about"),
+    "a cut prompt": (Fault(lost_tokens=5), "the server read 687 tokens of the prompt about"),
     "an answer cut too early": (Fault(max_tokens=2), "at 2 of the 8 tokens"),
 }
 LASTING = FINAL | {
     name: (PASSING[name][0], f"failed 2 times at http://127.0.0.1:{{port}}/v1: {said}")
     for name, said in {
         "500": "500: EngineCore encountered an issue.",
-        "closed in mid-answer": "an answer that cannot be read",
+        "closed in mid-answer": "no connection: peer closed connection",
         "a page in the place of an answer": "an answer without choices",
         "silence in mid-answer": "no byte for 0.4 s",
     }.items()
