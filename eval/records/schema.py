@@ -430,6 +430,18 @@ class Cost:
         is_left_out=True,
         rule=COST,
     )
+    first_token_seconds: float | None = entry(
+        "of a server, mean seconds from sending a request to the first token",
+        default=None,
+        is_left_out=True,
+        rule=COST,
+    )
+    token_seconds: float | None = entry(
+        "of a server, mean seconds between further tokens", default=None, is_left_out=True, rule=COST
+    )
+    cached_share: float | None = entry(
+        "part of the prompts' tokens that a server had in its prefix cache", default=None, is_left_out=True, rule=SHARE
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1046,6 +1058,9 @@ class BoardRow:
     model: str = entry("the model")
     plan: str = entry("text form of the plan")
     dtype: str = entry("dtype of the computation")
+    engine: str | None = entry(
+        "what answered, where it was not the `local` engine with a decoder", default=None, is_left_out=True
+    )
     template: str = entry("name of the prompt")
     maxlen: int = entry("length in tokens", rule=LENGTH)
     settings: dict[str, Any] = entry("other settings of the answers")

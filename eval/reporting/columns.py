@@ -221,12 +221,38 @@ _THOUGHT = Column(
     legend="thought: tokens of an example's thoughts, which decode tok/s counts too.",
     plain_name="thought_tokens_per_example",
 )
+# Shown where a server told some of them.
+_SERVED = [
+    Column(
+        key="first_token_seconds",
+        heading="first tok s",
+        digits=2,
+        legend="first tok s: from sending a request to its first token, in the mean.",
+        plain_name="first_token_seconds_per_example",
+    ),
+    Column(
+        key="token_seconds",
+        heading="s/tok",
+        digits=4,
+        legend="s/tok: seconds between further tokens of an answer.",
+        plain_name="seconds_per_further_token",
+    ),
+    Column(
+        key="cached_share",
+        heading="cached %",
+        digits=1,
+        unit=0.01,
+        legend="cached: share of the prompts' tokens that the server had in its prefix cache.",
+        plain_name="cached_prompt_tokens_fraction",
+    ),
+]
 
 
 def costs_of(records: Iterable[Any]) -> list[Column]:
     """Return the columns of what the predictions of some results cost."""
-    has_thoughts = any(_THOUGHT.value(record.cost) is not None for record in records)
-    return [*COSTS, *([_THOUGHT] if has_thoughts else [])]
+    costs = [record.cost for record in records]
+    known = [column for column in (*_SERVED, _THOUGHT) if any(column.value(cost) is not None for cost in costs)]
+    return [*COSTS, *known]
 
 
 def charted_costs() -> dict[str, Column]:

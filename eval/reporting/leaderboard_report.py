@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from eval.records.engines import clocks_apart
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Board, BoardRow, Leaderboard, Result
 from eval.records.typed import to_json
-from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
+from eval.reporting.charts import Chart, cost_charts, length_chart, quality_cost, save_charts
 from eval.reporting.leaderboard_tables import (
     RESCORE,
     board_columns,
@@ -26,7 +27,7 @@ from eval.reporting.leaderboard_tables import (
 )
 from eval.reporting.page import Heading, Prose, Section, Table, as_table, render_page
 from eval.reporting.tables import describe_intervals, table_of
-from eval.scoring.board import describe_settings, result_of, varying
+from eval.scoring.board import clocks_of, describe_settings, engines_of, result_of, varying
 
 Charts = dict[str, Chart]  # by the name of their file, without its end
 Curve = dict[int, BoardRow]  # by maxlen
@@ -76,7 +77,7 @@ def render_html(content: Leaderboard, charts: Mapping[str, Charts]) -> str:
     sections += [Heading(text="Commands"), Prose(text="As each run recorded them; names of runs are folders.")]
     commands = [[one.run, f"`{command}`"] for one in content.runs for command in one.commands]
     sections += [as_table("Commands that made the runs", [["run", "command"], *commands])]
-    sections += [Heading(text="What the columns mean"), Prose(text="\n\n".join(legends()))]
+    sections += [Heading(text="What the columns mean"), Prose(text="\n\n".join(legends(content)))]
     return render_page(title_of(content), list(facts_of(content).items()), sections)
 
 
@@ -99,8 +100,11 @@ def charts_of(board: Board, cost: str) -> Charts:
         "maximum lengths beside them."
     )
     costs = cost_charts(results, board.metric, caption, draw_frontier=True)
+    if "seconds" in costs and (apart := clocks_apart(clocks_of(board.rows))):
+        spec = quality_cost(results, board.metric, "seconds")
+        costs["seconds"] = replace(costs["seconds"], caption=f"{apart} So there is no frontier.", spec=spec)
     if "seconds" in costs and not board.is_one_machine:
-        caption = f"{caption} Times were measured in different places."
+        caption = f"{costs['seconds'].caption} Times were measured in different places."
         costs["seconds"] = replace(costs["seconds"], caption=caption)
     metrics = [board.metric, *(name for name in board.rows[0].metrics if name != board.metric)]
     curves = {name: length_chart(results, name, describe_intervals(board.rows)) for name in metrics}
@@ -119,10 +123,11 @@ def _model_results(board: Board) -> list[Result]:
         "plan",
         *(name for name in ("dtype", "template") if len({getattr(row, name) for row in rows}) > 1),
     ]
-    settings = varying(rows)
+    settings, engines = varying(rows), engines_of(rows)
     names = {}
     for row in rows:
-        parts = [getattr(row, name) for name in fields] + ([describe_settings(row, settings)] if settings else [])
+        parts = [getattr(row, name) for name in fields] + ([engines[row.run]] if engines else [])
+        parts += [describe_settings(row, settings)] if settings else []
         names[row.run, row.template] = ", ".join(parts)
     names = _told_apart(names)
     return [result_of(board, row, names[row.run, row.template]) for row in rows]

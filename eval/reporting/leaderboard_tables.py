@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from eval.records.engines import LOCAL, clock_of
 from eval.records.schema import Board, BoardRow, Estimate, Leaderboard, ScrollsRow
 from eval.reporting.columns import (
     BASELINE_STYLES,
-    COSTS,
     COUNTS,
     EVIDENCE,
     MAXLEN,
@@ -38,7 +38,7 @@ from eval.reporting.tables import (
     scrolls_table,
     table_of,
 )
-from eval.scoring.board import describe_settings, varying
+from eval.scoring.board import clocks_of, describe_settings, engines_of, varying
 from eval.scoring.profiles import describe_profile, describe_profiles, metric_columns, metric_name
 
 _RANK_LEGEND = (
@@ -60,13 +60,27 @@ _MARKS = Column(
     legend="marks: best observed: the highest mean; within margin: shown to be as good as the best, whichever that is; "
     "frontier: no other row costs no more, is no worse, and is better in one of the two",
 )
+_CLOCK = Column(
+    heading="seconds are",
+    show=lambda row: clock_of(row.settings.get("engine")),
+    legend="seconds are: what was timed; those of different kinds do not compare",
+)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a formula begins with
-_NAMES = ("model", "plan", "template", "dtype", "other settings", "run")  # columns whose cells others have chosen
+_NAMES = (
+    "model",
+    "plan",
+    "engine",
+    "template",
+    "dtype",
+    "other settings",
+    "run",
+)  # columns whose cells others have chosen
 
 
-def legends() -> tuple[str, str, str]:
+def legends(content: Leaderboard) -> tuple[str, str, str]:
     """Return what the columns mean, in paragraphs."""
-    return _RANK_LEGEND, legend_of([*_BESIDE.values(), *COUNTS, EVIDENCE]), legend_of(COSTS)
+    costs = costs_of(row for board in content.boards for row in board.rows)
+    return _RANK_LEGEND, legend_of([*_BESIDE.values(), *COUNTS, EVIDENCE]), legend_of(costs)
 
 
 def title_of(content: Leaderboard) -> str:
@@ -104,7 +118,7 @@ def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Co
     The cost is that of the frontier; the short columns are those that fit a terminal.
     """
     rows, metric = board.rows, board.metric
-    settings = varying(rows)
+    settings, engines = varying(rows), engines_of(rows)
 
     def baseline(name: str, column: Column) -> Column:
         return replace(column, show=lambda row: percent_mean(row.yardsticks.get(name, {}).get(metric)))
@@ -115,6 +129,7 @@ def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Co
         Column(heading=metric_name(metric), show=lambda row: percent(row.metrics[metric])),
         text("model"),
         text("plan"),
+        *([Column(heading="engine", show=lambda row: engines[row.run])] if engines else []),
         *([text("template")] if len({row.template for row in rows}) > 1 else []),
         MAXLEN,
         _MARKS,
@@ -128,7 +143,7 @@ def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Co
     columns += [score(name) for name in rows[0].metrics if name != metric]
     if any(row.evidence_visible for row in rows):
         columns.append(replace(EVIDENCE, show=lambda row: percent_mean(row.evidence_visible, 1)))
-    columns += [*COUNTS, *costs.values(), text("dtype")]
+    columns += [*COUNTS, *costs.values(), *([_CLOCK] if len(clocks_of(rows)) > 1 else []), text("dtype")]
     if settings:
         columns.append(Column(heading="other settings", show=lambda row: describe_settings(row, settings)))
     return [*columns, text("run")]
@@ -169,7 +184,7 @@ def render_terminal(content: Leaderboard) -> str:
     lines = [textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in left_out_lines(content)]
     parts.append("\n".join(["Left out:", *lines, RESCORE] if lines else ["Left out: nothing."]))
     facts = [f"{name}: {text.replace('`', '')}" for name, text in facts_of(content).items()]
-    parts.append("\n".join([*facts, *(textwrap.fill(legend, WIDTH) for legend in legends())]))
+    parts.append("\n".join([*facts, *(textwrap.fill(legend, WIDTH) for legend in legends(content))]))
     return "\n\n".join(parts)
 
 
@@ -201,7 +216,7 @@ def render_markdown(content: Leaderboard, plots: Mapping[str, Sequence[tuple[str
     parts += [
         f"- {markdown(code(one.run))}: {markdown(code(command))}" for one in content.runs for command in one.commands
     ]
-    parts += ["", "## What the columns mean", *(line for legend in legends() for line in ("", legend)), ""]
+    parts += ["", "## What the columns mean", *(line for legend in legends(content) for line in ("", legend)), ""]
     return "\n".join(parts)
 
 
@@ -244,7 +259,12 @@ def _plain_row(board: Board, row: BoardRow) -> dict[str, Any]:
     found |= {
         name: value if isinstance(value, (str, int, float)) else json.dumps(value)
         for name, value in row.settings.items()
+        if name != "engine"
     }
+    if any(one.engine for one in board.rows):
+        found |= {"engine": row.engine or LOCAL, "engine_settings": json.dumps(row.settings.get("engine"))}
+    if len(clocks_of(board.rows)) > 1:
+        found["seconds_are"] = clock_of(row.settings.get("engine"))
     found |= {name: getattr(row, name) for name in ("num_examples", "num_documents", "num_truncated")}
     for metric in metric_columns(board.profile):
         found |= dict(_fractions(metric, row.metrics[metric]))

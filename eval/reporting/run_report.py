@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from eval.records.engines import describe_clock, engine_facts, name_engine
 from eval.records.read_run import RunInputs
 from eval.records.run_folder import RunFolder, own_plots
 from eval.records.schema import ENCODED_LENGTHS, ENCODER_DECODER, ExampleScore, RunRecord, Scores
@@ -65,16 +66,24 @@ def facts_of(record: RunRecord, scores: Scores) -> dict[str, str]:
     is_encoded = (identity.engine or {}).get("kind") == ENCODER_DECODER
     return {
         "model": describe_model(identity.model, identity.dtype, session),
+        **engine_facts(identity.engine, session),
         "spans": code(record.plan_description),
         "truncation": f"keeps {_KEEPS[identity.truncation]} of the context",
         **({"lengths": ENCODED_LENGTHS} if is_encoded else {}),
         "metrics": f"{describe_profiles(profiles_shown(scores))}; {describe_intervals(scores.results)}",
         "checked": describe_parity(scores.parity),
-        "machine": f"{session.machine.device}, {session.world_size} process(es), {session.threads} torch "
-        "thread(s) each",
+        "machine": _machine_of(record),
         "sessions": f"{len(record.sessions)}, all in run.json",
         "code": f"commit {session.commit or 'unknown'}{', with uncommitted changes' if session.dirty else ''}",
     }
+
+
+def _machine_of(record: RunRecord) -> str:
+    """Return what computed, or what asked the server that did."""
+    session = record.sessions[-1]
+    if name_engine(record.identity.engine) == "endpoint":
+        return f"that of the server, which does not tell; asked from {session.machine.device}"
+    return f"{session.machine.device}, {session.world_size} process(es), {session.threads} torch thread(s) each"
 
 
 def profiles_shown(scores: Scores) -> dict[str, str]:
@@ -122,7 +131,8 @@ def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:
             yield Block(f"Quality where every length cuts: {where}", remark, quality_table(truncated))
         if noise := noise_table(everything):
             yield Block(f"Samples: {where}", legend_of(NOISE), noise)
-        yield Block(f"Cost: {where}", "", cost_table(everything))
+        remark = describe_clock(record.identity.engine, record.sessions[-1])
+        yield Block(f"Cost: {where}", remark, cost_table(everything))
     for subset, where in (("all", ""), ("always_truncated", " where every length cuts")):
         if table := select(scores.comparisons, task=task, subset=subset):
             rows = comparison_table(table, "first to second", name_settings)

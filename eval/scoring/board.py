@@ -17,6 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from eval.errors import UserError
+from eval.records.engines import LOCAL, clock_of, clocks_apart, describe_engine, engine_details, name_engine
 from eval.records.journal import fingerprint
 from eval.records.schema import Board, BoardRow, RankedRun, Result, TaskRecord, Unit
 from eval.records.typed import to_json
@@ -101,7 +102,10 @@ def _about(run: ScoredRun, name: str) -> RankedRun:
     adapter = None if model.adapter is None else to_json(model.adapter)
     weights = {"revision": model.revision, "files": model.files, "adapter": adapter, "quantize": model.quantize}
     machines = dict.fromkeys(
-        f"{one.machine.device}, {one.world_size} process(es), {one.threads} thread(s) each" for one in sessions
+        f"a server, asked from {one.machine.device}"
+        if name_engine(identity.engine) == "endpoint"
+        else f"{one.machine.device}, {one.world_size} process(es), {one.threads} thread(s) each"
+        for one in sessions
     )
     commands = dict.fromkeys(shlex.join(["eval/run.py", *one.command]) for one in sessions)
     return RankedRun(
@@ -119,11 +123,13 @@ def _about(run: ScoredRun, name: str) -> RankedRun:
 def _row(run: ScoredRun, about: RankedRun, setting: Setting) -> BoardRow:
     results = [one for one in run.scores.results if setting_of(one) == setting and one.subset == "all"]
     [model] = [one for one in results if one.kind == "model"]
+    engine = run.record.identity.engine
     return BoardRow(
         run=about.run,
         model=about.model,
         plan=about.plan,
         dtype=about.dtype,
+        engine=plain(describe_engine(engine, run.record.sessions)) if engine else None,
         template=plain(model.template),
         maxlen=model.maxlen,
         settings=settings_of(run.record, model.task),
@@ -214,8 +220,21 @@ def _cost_of(row: BoardRow, cost: str) -> float | None:
     return value
 
 
+def clocks_of(rows: Iterable[BoardRow]) -> dict[str, list[str]]:
+    """Return the runs whose seconds are known, by what their seconds are."""
+    timed = dict.fromkeys(
+        (row.run, clock_of(row.settings.get("engine"))) for row in rows if _cost_of(row, "seconds") is not None
+    )
+    return _grouped(timed)
+
+
 def _on_frontier(rows: Sequence[BoardRow], metric: str, cost: str) -> set[int]:
-    """Return which rows are on the frontier; a row whose cost is not known is not."""
+    """Return which rows are on the frontier; a row whose cost is not known is not.
+
+    None is where seconds were taken in different ways.
+    """
+    if cost == "seconds" and len(clocks_of(rows)) > 1:
+        return set()
     costs = {index: value for index, row in enumerate(rows) if (value := _cost_of(row, cost)) is not None}
     known = list(costs)
     points = [(costs[index], round(rows[index].metrics[metric].value, 12)) for index in known]
@@ -255,10 +274,16 @@ def _notes(chosen: Sequence[Candidate], rows: Sequence[BoardRow], task: str, cos
     if len({machine for one in chosen for machine in one.about.machines}) > 1:
         places = "; ".join(f"{machine}: {', '.join(names)}" for machine, names in machines.items())
         yield f"Speeds, times and peak memory were measured in different places and do not compare: {places}."
+    if apart := clocks_apart(clocks_of(rows)):
+        yield apart + (" No row is on the frontier." if cost == "seconds" else "")
     for model in dict.fromkeys(one.about.model for one in chosen):
-        weights = _grouped((one.name, fingerprint(one.about.weights)) for one in chosen if one.about.model == model)
+        of_model = [one for one in chosen if one.about.model == model]
+        weights = _grouped((one.name, fingerprint(one.about.weights)) for one in of_model if one.about.weights)
         if len(weights) > 1:
             yield f"A model of the same name has other weights in {_listed(weights)}."
+        unknown = [one.name for one in of_model if not one.about.weights]
+        if unknown and weights:
+            yield f"A model of the same name has weights that nothing pins in {', '.join(unknown)}."
     for template in dict.fromkeys(name for one in chosen for name in one.tasks[task].templates):
         texts = _grouped(
             (one.name, one.tasks[task].templates[template].text)
@@ -267,9 +292,9 @@ def _notes(chosen: Sequence[Candidate], rows: Sequence[BoardRow], task: str, cos
         )
         if len(texts) > 1:
             yield f"The template {plain(template)} has other words in {_listed(texts)}."
-    unknown = sum(_cost_of(row, cost) is None for row in rows)
-    if unknown:
-        yield f"{unknown} row(s) have no known {cost} and are not on the frontier."
+    num_unknown = sum(_cost_of(row, cost) is None for row in rows)
+    if num_unknown:
+        yield f"{num_unknown} row(s) have no known {cost} and are not on the frontier."
     if not any(row.is_within_margin for row in rows):
         first = rows[0]
         count = (
@@ -294,9 +319,22 @@ def _listed(groups: Mapping[str, Sequence[str]]) -> str:
 
 
 def varying(rows: Sequence[BoardRow]) -> list[str]:
-    """Return the names of settings that are not the same in all rows."""
-    names = dict.fromkeys(name for row in rows for name in row.settings)
+    """Return the names of settings, besides the engine, that are not the same in all rows."""
+    names = dict.fromkeys(name for row in rows for name in row.settings if name != "engine")
     return [name for name in names if len({json.dumps(row.settings.get(name)) for row in rows}) > 1]
+
+
+def engines_of(rows: Sequence[BoardRow]) -> dict[str, str]:
+    """Return the engine of each run, with what else it says where engines of one name differ; empty where all agree."""
+    engines = {row.run: row.settings.get("engine") or {} for row in rows}
+    names = {row.run: row.engine or LOCAL for row in rows}
+    found = {}
+    for run, name in names.items():
+        alike = [engine_details(engines[other]) for other in names if names[other] == name]
+        unlike = [key for key in alike[0] if len({json.dumps(one.get(key)) for one in alike}) > 1]
+        told = (f"{key}={json.dumps(engine_details(engines[run]).get(key))}" for key in unlike)
+        found[run] = f"{name}: {', '.join(told)}" if unlike else name
+    return found if len(set(found.values())) > 1 else {}
 
 
 def describe_settings(row: BoardRow, names: Sequence[str]) -> str:

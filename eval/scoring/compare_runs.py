@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eval.errors import UserError
+from eval.records.engines import describe_engine, engine_details
 from eval.records.schema import ENCODER_DECODER, Compared, Comparison, ExampleRecord, ExampleScore, Subset
 from eval.records.typed import to_json
 from eval.scoring.beforehand import Asked, describe_claim, recorded_claim
@@ -295,8 +296,11 @@ def differing_settings(first: ScoredRun, second: ScoredRun) -> dict[str, list[An
 
 
 def _settings_of_all(run: ScoredRun) -> dict[str, Any]:
+    identity = run.record.identity
     found: dict[str, Any] = {
-        "dtype": run.record.identity.dtype,
+        "engine": describe_engine(identity.engine, run.record.sessions),
+        **{f"{name} of the engine": value for name, value in engine_details(identity.engine).items()},
+        "dtype": identity.dtype,
         "thinking": thinking_of(run.record),
         "think_end_token": run.record.think_end_token,
     }

@@ -305,7 +305,24 @@ def cost(predictions: Sequence[Prediction]) -> Cost:
         cache_bytes=max((one.cache_bytes for one in predictions if one.cache_bytes is not None), default=None),
         attention_flops=float(np.mean(flops)) if flops else None,
         thought_tokens=float(np.mean(thought)) if thought else None,
+        **_served_cost(predictions),
     )
+
+
+def _served_cost(predictions: Sequence[Prediction]) -> dict[str, float | None]:
+    """Return what servers alone tell. An answer of one token has no further ones, and so counts in no pace."""
+    first = _all_known(one.first_token_seconds for one in predictions)
+    further = [one for one in predictions if one.num_generated_tokens > 1]
+    paces = _all_known(one.token_seconds for one in further)
+    cached = _all_known(one.cached_tokens for one in predictions)
+    # Servers count the tokens of a prompt themselves where it went as text.
+    prompts = [one.reported_prompt_tokens or one.prompt_tokens for one in predictions]
+    counts = [one.num_generated_tokens - 1 for one in further]
+    return {
+        "first_token_seconds": float(np.mean(first)) if first else None,
+        "token_seconds": float(np.average(paces, weights=counts)) if paces else None,
+        "cached_share": sum(cached) / sum(prompts) if cached and sum(prompts) else None,
+    }
 
 
 def _all_known(values: Iterable[float | None]) -> list[float]:

@@ -28,6 +28,7 @@ _COSTS = [
     ),
     Column(key="decode_seconds", heading="decode s", digits=2),
 ]
+_TIMES = ("prefill_seconds", "decode_seconds", "seconds")
 _COST_LEGEND = (
     f"Means of a document or answer. {legend_of(_COSTS)} n: documents or answers. Shares, in brackets, are of the "
     "reference over those that both have, whose number is shared. Operations and bytes are counted, seconds are "
@@ -49,18 +50,20 @@ def write_costs(draft: Draft) -> None:
             if setting in some:
                 before = lines[draft.reference].get(setting, {}) if draft.reference not in (None, name) else {}
                 task, template, maxlen = setting
-                rows.append([task, template, f"{maxlen:,}", name, *_cost_cells(before, some[setting])])
+                cells = _cost_cells(before, some[setting], are_timed_alike=draft.is_timed_alike(name))
+                rows.append([task, template, f"{maxlen:,}", name, *cells])
     draft.table("Cost", rows)
     draft.note_machines()
     draft.say(_COST_LEGEND)
 
 
-def _cost_cells(before: Lines, lines: Lines) -> list[str]:
+def _cost_cells(before: Lines, lines: Lines, *, are_timed_alike: bool) -> list[str]:
     pair = in_both(before, lines)
     cells = [str(len(lines)), str(len(pair[0])) if pair[0] else "-"]
     for column in _COSTS:
         reference, shared, all_lines = (_mean(some, column.key) for some in (*pair, lines))
-        of_reference = share(shared, reference)
+        is_share = are_timed_alike or column.key not in _TIMES
+        of_reference = share(shared, reference) if is_share else "-"
         cell = number_or_dash(all_lines, column.digits, column.unit)
         cells.append(cell if of_reference == "-" else f"{cell} ({of_reference})")
     return cells

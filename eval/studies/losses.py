@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -182,19 +182,22 @@ def _length_rows(draft: Draft, results: Mapping[str, Mapping[Setting, Perplexity
             of_row = [
                 ratios.get((name, (task, maxlen), first)) for first in ([0] if position is None else [0, position])
             ]
-            cells = _compared(pair, of_row, is_reference=name == draft.reference)
+            costs = ("attention_flops", "cache_bytes", *(["seconds"] if draft.is_timed_alike(name) else []))
+            cells = _compared(pair, of_row, costs, is_reference=name == draft.reference)
             rows.append([task, f"{maxlen:,}", name, str(num_documents), with_interval(perplexity), *cells])
     return rows
 
 
-def _compared(pair: Pair | None, ratios: Sequence[PerplexityRatio | None], *, is_reference: bool) -> list[str]:
-    """Return the cells of a part beside the reference."""
+def _compared(
+    pair: Pair | None, ratios: Sequence[PerplexityRatio | None], costs: Collection[str], *, is_reference: bool
+) -> list[str]:
+    """Return the cells of a part beside the reference, of these costs; a dash for the others."""
     cells = []
     for ratio in ratios:
         value, detectable = ("1", "") if ratio and is_reference else ratio_cells(ratio)
         cells += [value, str(ratio.num_documents) if ratio else "-", detectable]
     for key in ("attention_flops", "cache_bytes", "seconds"):
-        cells.append(share(_total(pair.after, key), _total(pair.before, key)) if pair else "-")
+        cells.append(share(_total(pair.after, key), _total(pair.before, key)) if pair and key in costs else "-")
     return cells
 
 

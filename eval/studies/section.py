@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from eval.errors import UserError
 from eval.records.disk import read_json
+from eval.records.engines import clock_of, clocks_apart
 from eval.records.run_folder import RunFolder
 from eval.records.schema import DocumentLoss, ExampleRecord, Prediction, RunRecord
 from eval.records.typed import Record, from_json
@@ -83,8 +84,20 @@ class Draft:
         self.charts[file] = spec
         self.blocks.append(f"![{title}](plots/{file}.svg)")
 
+    def is_timed_alike(self, name: str) -> bool:
+        """Return whether the seconds of a part are of the kind that the reference's are."""
+        return self.reference is None or self._clock(name) == self._clock(self.reference)
+
+    def _clock(self, name: str) -> str:
+        return clock_of(getattr(self.records[name].identity, "engine", None))
+
     def note_machines(self) -> None:
-        """Say so where the parts were timed in different places."""
+        """Say so where the parts were timed in different places, or in different ways."""
+        clocks: dict[str, list[str]] = {}
+        for name in self.records:
+            clocks.setdefault(self._clock(name), []).append(f"`{name}`")
+        if apart := clocks_apart(clocks):
+            self.say(apart)
         places = {
             (session.machine.device, session.world_size, session.threads)
             for record in self.records.values()

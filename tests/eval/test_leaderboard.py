@@ -24,7 +24,15 @@ from eval.score import main as score
 from eval.scoring.leaderboard import shorten
 from eval.scoring.profiles import PROFILES
 from tests.helpers.browser import chromium, open_page
-from tests.helpers.run_folders import document, document_line, example_line, run_record, with_task, write_run
+from tests.helpers.run_folders import (
+    document,
+    document_line,
+    example_line,
+    run_record,
+    with_session,
+    with_task,
+    write_run,
+)
 
 HOSTILE = "</script><img src=x onerror=alert(1)>`|*"
 
@@ -411,6 +419,60 @@ def test_notes_warn_of_what_does_not_compare(runs: Path) -> None:
     assert weights == "A model of the same name has other weights in deep/fair, and in poor."
     assert template == "The template instruct has other words in deep/fair, good, and in poor."
     assert "| `truncation=tail` |" in (runs / "leaderboard" / "leaderboard.md").read_text()
+
+
+def served(root: Path, name: str, args: Sequence[str] = (), **told: Any) -> None:
+    """Write what a run of a server would be: nothing is known of its cache, its memory and its operations."""
+    made = with_session(record("large"), engine={"name": "vllm", "version": "0.32.0"})
+    engine = {"name": "vllm", "prompts_as": "ids", "args": list(args)}
+    folder = write_run(root / name, share(0.9), record=replace(made, identity=replace(made.identity, engine=engine)))
+    unknown = ("prefill_seconds", "decode_seconds", "cache_bytes", "attention_flops", "peak_bytes", "batch_size")
+    told = {"seconds": 0.5, "first_token_seconds": 0.25, "token_seconds": 0.025, "cached_tokens": 25} | told
+    edit(folder.path, "predictions.jsonl", lambda line: line | dict.fromkeys(unknown) | told)
+    assert score([str(folder.path)]) == 0
+
+
+def test_seconds_of_two_clocks_are_in_no_ranking(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    served(runs, "server")
+    content = ranked(runs, "--cost", "seconds")
+    board = content["boards"][0]
+    assert not any(row["is_on_frontier"] for row in board["rows"])
+    said = "Seconds were taken in different ways and do not compare: share of a batch: "
+    (note,) = [note for note in board["notes"] if note.startswith(said)]
+    assert "request beside others: server. No row is on the frontier." in note
+    chart = charts(content)["leaderboard-plos-cost-seconds"]
+    assert chart.caption.startswith(said)
+    assert not [layer for layer in chart.spec["layer"] if layer["mark"].get("style") == "frontier"]
+    for name in ("leaderboard.md", "leaderboard.html"):
+        assert said in (runs / "leaderboard" / name).read_text()
+    assert said in " ".join(capsys.readouterr().out.split())
+    with (runs / "leaderboard" / "leaderboard.csv").open() as stream:
+        lines = {line["run"]: line for line in csv.DictReader(stream)}
+    assert (lines["good"]["engine"], lines["good"]["seconds_are"]) == ("local", "share of a batch")
+    assert (lines["server"]["engine"], lines["server"]["seconds_are"]) == ("vllm 0.32.0", "request beside others")
+    cached = "cached_prompt_tokens_fraction"
+    assert (lines["server"][cached], lines["good"][cached]) == ("0.25", "")  # of the lower row, at 100
+    # Costs that are counted compare, and servers do not tell them.
+    notes = ranked(runs)["boards"][0]["notes"]
+    assert "2 row(s) have no known attention_flops and are not on the frontier." in notes
+
+
+def test_rows_are_told_apart_by_their_engines(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ranked(runs)
+    assert "| engine |" not in (runs / "leaderboard" / "leaderboard.md").read_text()
+    served(runs, "eager", ["--enforce-eager"])
+    served(runs, "server", seconds=None)
+    content = ranked(runs)
+    text = (runs / "leaderboard" / "leaderboard.md").read_text()
+    assert "| engine |" in text
+    assert "| `local` |" in text
+    assert '| `vllm 0.32.0: args=["--enforce-eager"]` |' in text
+    assert "| `vllm 0.32.0: args=[]` |" in text
+    assert "other settings" not in text
+    curves = charts(content)["leaderboard-plos-length-rouge1"].spec["layer"][-1]
+    systems = curves["encoding"]["color"]["scale"]["domain"]
+    assert "large, full, local" in systems
+    assert 'large, full, vllm 0.32.0: args=["--enforce-eager"]' in systems
 
 
 def test_csv_and_json_agree_and_nothing_is_rounded(runs: Path) -> None:

@@ -18,7 +18,7 @@ from eval.records.schema import Cost
 from eval.reporting.columns import ANSWERS, COSTS, Column, charted_costs
 from eval.reporting.trackers import values_by_length
 from eval.score import main as score
-from tests.helpers.run_folders import read_scores, write_run
+from tests.helpers.run_folders import read_scores, run_record, with_session, write_run
 
 JOULES = Column(
     key="joules",
@@ -104,6 +104,30 @@ def test_costs_that_an_engine_cannot_know_are_dashes(tmp_path: Path, capsys: pyt
     assert "have no known attention_flops and are not on the frontier" in " ".join(capsys.readouterr().out.split())
     with (tmp_path / "runs" / "leaderboard" / "leaderboard.csv").open() as stream:
         assert {row["seconds_per_example"] for row in csv.DictReader(stream)} == {""}
+
+
+def test_the_report_of_a_server_says_how_it_was_timed_and_what_it_cached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = run_record(engine={"name": "endpoint", "model": "served", "prompts_as": "text"})
+    record = with_session(record, engine={"name": "vllm 0.32.0", "address": "http://x/v1", "concurrency": 8})
+    unknown = dict.fromkeys(("prefill_seconds", "decode_seconds", "cache_bytes", "attention_flops", "peak_bytes"))
+    told = {"first_token_seconds": 0.25, "token_seconds": 0.0312, "cached_tokens": 25}
+    folder = tmp_path / "run"
+    made = write_run(folder, answer, record=record)
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    made.write_lines("predictions.jsonl", [line | unknown | told for line in lines])
+    assert score([str(folder), "--full"]) == 0
+    report = (folder / "report.md").read_text()
+    assert "- engine: endpoint (vllm 0.32.0), at http://x/v1, serving `served`, prompts as text" in report
+    assert "- machine: that of the server, which does not tell; asked from CPU (test)" in report
+    assert "| 100 | - | - | 3.0 | - | - | - | 0.25 | 0.0312 | 25.0 |" in report
+    assert "| 200 | - | - | 3.0 | - | - | - | 0.25 | 0.0312 | 12.5 |" in report
+    for text in (capsys.readouterr().out, report, (folder / "report.html").read_text()):
+        plain = " ".join(text.split())
+        assert "Seconds are those of a request beside others, at most 8 at a time" in plain
+        assert "tokens that the server had in its prefix cache." in plain
+    assert values_by_length(read_scores(folder))[200]["plos/instruct/cost/cached_share"] == 0.125
 
 
 def test_quality_is_drawn_against_three_costs() -> None:

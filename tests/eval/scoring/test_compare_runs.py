@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.records.schema import RunRecord, ThinkingRecord
 from eval.scoring.compare_runs import differing_settings
-from tests.helpers.run_folders import run_record
+from tests.helpers.run_folders import run_record, with_session
 
 
 def differing(first: RunRecord, second: RunRecord) -> dict[str, list[Any]]:
@@ -27,3 +27,13 @@ def test_a_comparison_says_how_thoughts_are_told_from_answers() -> None:
     told = {"start": "<think>", "end": "</think>", "max_tokens": 9}
     assert differing(off, room) == {"thinking": ["off", told]}
     assert differing(room, room) == {}
+
+
+def test_a_comparison_names_the_engine_beside_other_settings() -> None:
+    local = run_record()
+    one = run_record(engine={"name": "vllm", "model": "tiny", "prompts_as": "ids", "args": []})
+    other = run_record(engine={"name": "vllm", "model": "tiny", "prompts_as": "ids", "args": ["--enforce-eager"]})
+    vllm = with_session(one, engine={"name": "vllm", "version": "0.32.0"})
+    assert differing(local, vllm) == {"engine": ["local", "vllm 0.32.0"]}
+    assert differing(one, other) == {"args of the engine": [[], ["--enforce-eager"]]}
+    assert differing(vllm, vllm) == {}

@@ -200,6 +200,21 @@ def test_what_one_prediction_does_not_tell_no_mean_and_no_rate_claims() -> None:
     )
 
 
+def test_what_servers_tell_is_weighed_by_what_it_is_about() -> None:
+    line = prediction_line(example_line(0), 100, "", 900, first_token_seconds=1.0, token_seconds=0.1, cached_tokens=0)
+    longer = replace(line, num_generated_tokens=28, first_token_seconds=3.0, token_seconds=0.3, cached_tokens=90)
+    found = cost([line, longer])
+    assert (found.first_token_seconds, found.cached_share) == (2.0, 90 / 200)
+    assert found.token_seconds == pytest.approx((9 * 0.1 + 27 * 0.3) / 36)
+    # As the server counts, where it counts.
+    assert cost([replace(longer, reported_prompt_tokens=120)]).cached_share == 90 / 120
+    assert cost([line]).cached_share == 0
+    # An answer of one token has no further one; of others nothing is made up.
+    assert cost([line, replace(longer, num_generated_tokens=1, token_seconds=None)]).token_seconds == 0.1
+    unknown = cost([line, replace(longer, token_seconds=None, first_token_seconds=None, cached_tokens=None)])
+    assert (unknown.token_seconds, unknown.first_token_seconds, unknown.cached_share) == (None, None, None)
+
+
 def test_scoring_imports_no_torch() -> None:
     rooms = [file.stem for file in Path(eval.scoring.__path__[0]).glob("[a-z]*.py")]
     code = (

@@ -29,6 +29,7 @@ from eval.records.schema import (
     PlacementResult,
     PlanMeasurement,
     PositionLoss,
+    Prediction,
     TrainingIdentity,
     TrainingRecord,
     TrainingStep,
@@ -415,6 +416,23 @@ def test_costs_are_means_and_shares_of_the_reference(tmp_path: Path) -> None:
     run = answers(tmp_path / "c", 5)
     (short, _) = table(write("cost", {"run": run}, "run"), "Cost")
     assert (short["prefill s"], short["decode s"]) == ("2.00", "1.00")
+
+
+def test_seconds_of_a_server_are_no_share_of_the_reference(tmp_path: Path) -> None:
+    local, server = answers(tmp_path / "a", 5), answers(tmp_path / "b", 5)
+    RunFolder(server).write_json("run.json", run_record(engine={"name": "vllm"}))
+    lines = read_lines(Prediction, server / "predictions.jsonl")
+    unknown = dict.fromkeys(("cache_bytes", "attention_flops", "peak_bytes", "decode_seconds"))
+    RunFolder(server).write_lines("predictions.jsonl", [replace(line, **unknown) for line in lines])
+    content = write("cost", {"local": local, "server": server}, "local")
+    rows = {row["part"]: row for row in table(content, "Cost")}
+    assert rows["server"]["prefill s"] == "2.00"
+    assert {rows["server"][name] for name in ("attn TFLOP", "cache MiB", "decode s")} == {"-"}
+    said = "Seconds were taken in different ways and do not compare"
+    assert [block for block in content.blocks if block.startswith(said)]
+    alike = write("cost", {"local": local, "again": local}, "local")
+    assert table(alike, "Cost")[1]["prefill s"] == "2.00 (100.0%)"
+    assert not [block for block in alike.blocks if block.startswith(said)]
 
 
 def test_charts_whose_titles_look_alike_have_files_of_their_own() -> None:
