@@ -17,34 +17,27 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
-
 from eval.config.perplexity import PerplexityConfig
+from eval.losses.meter import open_meter
 from eval.losses.perplexity_job import open_perplexity
-from eval.losses.windows import measure
 from eval.records.journal import append_line
 from eval.runtime.jobs import command
-from eval.runtime.model import open_model
-from eval.runtime.processes import start_accelerated
-from masformer.loss import check_head
 
 
 @command(again="the same command")
 def main(argv: Sequence[str]) -> None:
     """Measure under the settings of a command line."""
     config = PerplexityConfig.from_command_line(argv)
-    process = start_accelerated(config.threads)
-    torch.manual_seed(config.seed)
-    model = open_model(config, config.plan, process, max(config.maxlen))  # checks plan and positions; no weights yet
-    job = open_perplexity(config, model)  # resumes, or says why it cannot
+    meter = open_meter(config)  # checks model and settings; no weights yet
+    process = meter.process
+    job = open_perplexity(config, meter)  # resumes, or says why it cannot
     with job.lock(process):
-        missing = job.start(model, process, argv)
+        missing = job.start(meter, argv)
         if missing:
-            loaded = model.load()
-            check_head(loaded)
             mine = missing[process.index :: process.count]
+            lines = meter.measure(map(job.reading, mine), job.record.identity, job.folder.path)
             with job.folder.open_journal(f"{process.index:05}") as journal:
-                for line in measure(mine, loaded, job.builder, job.record.identity, process):
+                for line in job.shown(lines, len(mine), process):
                     append_line(journal, line)
         process.wait()
         if process.is_main:

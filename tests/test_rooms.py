@@ -18,7 +18,7 @@ BELOW = {
     "runtime": {"config", "records", "errors", "masformer", "tasks"},
     "reporting": {"scoring", "records", "errors", "tasks"},
     "generation": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
-    "engines": {"generation", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
+    "engines": {"losses", "generation", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "losses": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "training": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "studies": {"reporting", "scoring", "config", "runtime", "records", "errors", "tasks"},
@@ -28,7 +28,7 @@ BELOW = {
 }
 # The rooms of masformer; its modules at the top may import all of them.
 BELOW_MASFORMER = {
-    "plans": set(),
+    "plans": {"errors"},
     "attention": {"plans", "errors"},
     "checkpoints": {"plans", "convert", "errors", "model_type", "probe"},
 }

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eval.config.checks import ascending, natural, positive, switch
+from eval.config.engine import EngineOptions
 from eval.config.job import JobOptions, extrapolation_option, plan_option
 from eval.config.options import REQUIRED, Group
 from eval.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexityConfig(JobOptions):
+class PerplexityConfig(JobOptions, EngineOptions):
     """Measure the perplexity of long documents at several lengths and by position.
 
     The same command on an existing folder resumes it; lengths, limit and tasks may be added.
@@ -23,6 +24,11 @@ class PerplexityConfig(JobOptions):
 
     maxlen: tuple[int, ...] = Group.MEASURED.option(
         REQUIRED, "lengths in tokens: documents are read in windows of N", positive, nargs="+", collect=ascending
+    )
+    of: str = Group.MEASURED.option(
+        "documents",
+        "texts whose losses are measured: documents, or references after the prompt that eval/run.py would send",
+        choices=("documents", "references"),
     )
     tokens: int | None = Group.MEASURED.option(
         None, "tokens of each document that are read at most", positive, unset="the greatest length"
@@ -51,3 +57,38 @@ class PerplexityConfig(JobOptions):
             )
         if self.tokens is not None and self.tokens < self.maxlen[-1]:
             raise UserError(f"--tokens {self.tokens} is below maxlen {self.maxlen[-1]}; raise it, or leave it out")
+        if self.of == "references":
+            self._check_references()
+        self._check_meter()
+        self.check_engine()
+
+    def _check_references(self) -> None:
+        for name in ("tokens", "min_tokens", "stride"):
+            if (value := getattr(self, name)) is not None:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {value} is of documents, and --of references reads prompts; leave one "
+                    "out"
+                )
+        for name, task in self.tasks.items():
+            if not task.has_references:
+                raise UserError(f"--of references: task '{name}' has none; give another task, or leave --of out")
+
+    @property
+    def unknown_to_0_1(self) -> tuple[str, ...]:
+        """Return settings that names and records of 0.1 do not have."""
+        return (*self.unset_engine_options, *(["of"] if self.of == "documents" else []))
+
+    def _check_meter(self) -> None:
+        """Raise `UserError` for an engine that tells no losses, and for prompts that are not token ids."""
+        if self.engine == "mock":
+            raise UserError("--engine mock has no model, and so no losses; leave it out, or name a server")
+        if self.engine == "llamacpp":
+            raise UserError(
+                "--engine llamacpp gives no log-likelihoods of prompts; leave it out, since --engine local reads the "
+                "same GGUF file"
+            )
+        if self.prompts_as not in (None, "ids"):
+            raise UserError(
+                f"--prompts-as {self.prompts_as} lets the server choose the tokens, and losses are of tokens; leave it "
+                "out, and they go as ids"
+            )

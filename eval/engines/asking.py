@@ -10,19 +10,21 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from eval.engines.client import Reply, StoppedError
+from eval.engines.client import StoppedError
 from eval.engines.order import order_of
-from eval.generation.requests import Request
 
+# What is asked, with its tokens in `prompt.token_ids` where several are about one document; and what comes back.
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 # Sends a request, and calls its second argument at the first token.
-Ask = Callable[[Request, Callable[[], None]], Reply]
+Ask = Callable[[Asked, Callable[[], None]], Answer]
 
 
 @dataclass(eq=False)
 class _Job:
-    request: Request
+    request: Any
     waiting: list[_Job] = field(default_factory=list)
 
 
@@ -30,13 +32,13 @@ class _Job:
 class _Event:
     kind: Literal["started", "done", "failed"]
     job: _Job
-    reply: Reply | None = None
+    reply: Any = None
     error: BaseException | None = None
 
 
 def ask_all(
-    documents: Iterator[Sequence[Request]], ask: Ask, stopped: threading.Event, concurrency: int
-) -> Iterator[tuple[Request, Reply]]:
+    documents: Iterator[Sequence[Asked]], ask: Ask[Asked, Answer], stopped: threading.Event, concurrency: int
+) -> Iterator[tuple[Asked, Answer]]:
     """Yield requests with their replies as they arrive.
 
     After a failure nothing more is sent; what runs is waited for and yielded, because it is paid for, and then the
@@ -85,16 +87,20 @@ def ask_all(
         stopped.set()
 
 
-def _jobs_of(document: Sequence[Request]) -> list[_Job]:
+def _jobs_of(document: Sequence[Any]) -> list[_Job]:
     """Return the jobs of a document that wait for no other; those hold the rest."""
     jobs = [_Job(request) for request in document]
+    if len(jobs) == 1:
+        return jobs
     free: list[_Job] = []
     for place, before in order_of([request.prompt.token_ids for request in document]):
         (free if before is None else jobs[before].waiting).append(jobs[place])
     return free
 
 
-def _work(work: queue.SimpleQueue[_Job], events: queue.SimpleQueue[_Event], ask: Ask, stopped: threading.Event) -> None:
+def _work(
+    work: queue.SimpleQueue[_Job], events: queue.SimpleQueue[_Event], ask: Ask[Any, Any], stopped: threading.Event
+) -> None:
     while not (stopped.is_set() and work.empty()):
         try:
             job = work.get(timeout=1.0)

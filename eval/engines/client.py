@@ -231,16 +231,20 @@ class Client:
             lambda: self._once(body, num_choices, started, is_streamed=is_streamed), num_tokens, where
         )
 
-    def post(self, body: Mapping[str, Any], *, num_tokens: int, where: str) -> Mapping[str, Any]:
-        """Return the whole answer of a completions request, as JSON; arguments and errors as those of `ask`."""
+    def post(self, body: Mapping[str, Any], *, num_tokens: int, where: str) -> tuple[Mapping[str, Any], float]:
+        """Return the whole answer of a completions request, as JSON, and its seconds without failed tries.
 
-        def once() -> Mapping[str, Any]:
+        Arguments and errors are those of `ask`.
+        """
+
+        def once() -> tuple[Mapping[str, Any], float]:
+            begun = time.monotonic()
             found = self._openai.post(
                 "/completions", body={"model": self.settings.model, **body}, cast_to=dict[str, Any]
             )
             if not isinstance(found, Mapping):
                 raise _PassingError("an answer that is no JSON")
-            return found
+            return found, time.monotonic() - begun
 
         return self._repeated(once, num_tokens, where)
 
@@ -360,7 +364,7 @@ class Client:
         details = getattr(usage, "prompt_tokens_details", None)
         return Reply(
             choices=[choices[index] for index in range(num_choices)],
-            model=model,
+            model=None if model is None else self._clean(str(model)),
             prompt_tokens=_count(usage, "prompt_tokens"),
             cached_tokens=_count(details, "cached_tokens"),
             completion_tokens=_count(usage, "completion_tokens"),

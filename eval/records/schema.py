@@ -665,6 +665,8 @@ class PerplexityTask(DocumentsTask):
 
     description: str = entry("source -> target", default="")
     min_tokens: int | None = entry("documents with fewer tokens are left out", default=None, rule=COUNT)
+    template: str | None = entry("template of the prompts before references", default=None, is_left_out=True)
+    prompt_sha256: str | None = entry("digest of that template as rendered", default=None, is_left_out=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -674,7 +676,10 @@ class PerplexityIdentity:
     model: ModelRecord = entry("what pins the weights")
     plan: list[Any] | None = entry("span of each layer; null for a model that is left untouched")
     dtype: str = entry("dtype of the computation")
-    tokens: int = entry("tokens of each document that are read", rule=COUNT)
+    tokens: int | None = entry("tokens of each document that are read; null for references", rule=COUNT)
+    of: Literal["references"] | None = entry(
+        "what is measured: `references`, each after its prompt; null for documents", default=None, is_left_out=True
+    )
     trust_remote_code: bool = entry("run code that comes with the checkpoint", default=False)
     threads: int | None = entry("torch threads of each process", default=None, rule=COUNT)
     perplexity_version: int = entry("raised when the code changes what is measured")
@@ -685,6 +690,9 @@ class PerplexityIdentity:
         rule=POSITIVE,
     )
     token_losses: bool = entry("keep the loss of each token", default=False)
+    engine: dict[str, Any] | None = entry(
+        "server that measured: name, and what its losses depend on", default=None, is_left_out=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -697,6 +705,9 @@ class PerplexityRecord:
     identity: PerplexityIdentity = entry("settings that a resumed run must share")
     tasks: dict[str, PerplexityTask] = entry("what was read of each task", rule=NAMES)
     sessions: list[Session] = entry("every launch that measured", rule=NOT_EMPTY)
+    template_date: str | None = entry(
+        "what the clock of the chat template shows, ISO 8601", default=None, is_left_out=True
+    )
     checksums: bool = entry("whether each line of the folder's `.jsonl` files must have a checksum", default=False)
 
 
@@ -705,7 +716,7 @@ class DocumentLoss:
     """A line of `predictions.jsonl` of a measurement of perplexity: one document at one length."""
 
     task: str = entry("name of the task")
-    template: str = entry("always `text`: documents are read as they are")
+    template: str = entry("`text`, since documents are read as they are; that of the prompts before references")
     id: str = entry("name of the document")
     maxlen: int = entry("tokens of a window", rule=LENGTH)
     num_tokens: int = entry("tokens that were predicted", rule=COUNT)
@@ -714,8 +725,8 @@ class DocumentLoss:
     buckets: list[tuple[int, int, float, int]] = entry(
         "first position, position after the last, sum of losses and number of tokens"
     )
-    seconds: float = entry("seconds of the document", rule=SECONDS)
-    cache_bytes: int = entry("keys and values after the longest window", rule=COUNT)
+    seconds: float = entry("seconds of the document; of a server's, the sum of its requests", rule=SECONDS)
+    cache_bytes: int | None = entry("keys and values after the longest window; null for a server", rule=COUNT)
     peak_bytes: int | None = entry("most memory", rule=COUNT)
     attention_flops: int | None = entry("two matrix products of attention, in closed form", rule=COUNT)
     token_losses: list[float | None] | None = entry(
@@ -745,7 +756,7 @@ class PerplexityCost:
     tokens_per_second: float | None = entry("predicted tokens over seconds, one process", rule=COST)
     seconds: float = entry("mean seconds of a document", rule=COST)
     peak_memory_bytes: int | None = entry("largest of any document", rule=COST)
-    cache_bytes: int = entry("largest of any document", rule=COST)
+    cache_bytes: int | None = entry("largest of any document", rule=COST)
     attention_flops: float | None = entry("mean of a document", rule=COST)
 
 
@@ -754,13 +765,16 @@ class PerplexityResult:
     """An entry of `results` in `scores.json` of a measurement of perplexity: one task and length."""
 
     task: str = entry("name of the task")
-    template: str = entry("always `text`")
+    template: str = entry("`text`, or that of the prompts before references")
     system: str = entry("the model")
     maxlen: int = entry("tokens of a window", rule=LENGTH)
     num_documents: int = entry("documents", rule=COUNT)
     num_truncated: int = entry("documents that were not read to their end", rule=COUNT)
     num_tokens: int = entry("tokens that were predicted", rule=COUNT)
-    metrics: dict[str, Estimate] = entry("`perplexity`: exp(loss a token)")
+    metrics: dict[str, Estimate] = entry(
+        "`perplexity`: exp(loss a token); of references also `nats`, the loss a token, and `nats_to_shortest` and "
+        "`nats_to_previous`, what it is more than at these lengths"
+    )
     by_position: list[PositionLoss] = entry("the same by position")
     cost: PerplexityCost = entry("what it cost")
 

@@ -17,9 +17,11 @@ from eval.records.schema import (
     Estimate,
     ExampleRecord,
     PerplexityCost,
+    PerplexityIdentity,
     PerplexityRecord,
     PerplexityResult,
     PositionLoss,
+    Session,
     Unit,
 )
 from eval.reporting.columns import MAXLEN, PERPLEXITY_COSTS, Column, interval, legend_of, of_cost, text
@@ -33,9 +35,14 @@ Name = TypeVar("Name", bound=Hashable)
 TEMPLATE = "text"
 
 
-def legend() -> str:
-    """Return what the columns of the tables mean."""
+def legend(of: str | None = None) -> str:
+    """Return what the columns of the tables mean; `of` is what is measured, as in the record."""
     intervals = "n: documents. tokens: predicted. Intervals: 95%, bootstrap over documents, or clusters of them."
+    if of == "references":
+        intervals += (
+            " nats: negative log likelihood a token of the references, end token included. to shortest, to previous: "
+            "nats more than at these lengths, paired by example; below 0, the longer window helps."
+        )
     return f"{intervals} {legend_of(PERPLEXITY_COSTS)}"
 
 
@@ -48,21 +55,61 @@ def score_perplexity(
     groups: dict[tuple[str, int], list[DocumentLoss]] = defaultdict(list)
     for line in lines:
         groups[line.task, line.maxlen].append(line)
-    return [
+    results = [
         PerplexityResult(
             task=task,
-            template=TEMPLATE,
+            template=some[0].template,
             system=system,
             maxlen=maxlen,
             num_documents=len({documents[task, line.id] for line in some}),
             num_truncated=sum(line.num_tokens_dropped > 0 for line in some),
             num_tokens=sum(line.num_tokens for line in some),
             metrics={"perplexity": perplexity_of(_losses(some, units))},
-            by_position=_by_position(some, units),
+            # A reference stands at another place at each length.
+            by_position=_by_position(some, units) if some[0].template == TEMPLATE else [],
             cost=_cost(some),
         )
         for (task, maxlen), some in groups.items()
     ]
+    lengths = {task: sorted(maxlen for name, maxlen in groups if name == task) for task, _ in groups}
+    return [
+        replace(result, metrics=result.metrics | _of_references(result, groups, lengths[result.task], units))
+        if result.template != TEMPLATE
+        else result
+        for result in results
+    ]
+
+
+def _of_references(
+    result: PerplexityResult,
+    groups: Mapping[tuple[str, int], Sequence[DocumentLoss]],
+    lengths: Sequence[int],
+    units: Units,
+) -> dict[str, Estimate]:
+    """Return the loss a token of references, and what it is more than at the shortest length and the one before."""
+    task, maxlen = result.task, result.maxlen
+    lines = groups[task, maxlen]
+    metrics = {"nats": _mean_loss(_losses(lines, units))}
+    place = lengths.index(maxlen)
+    for name, other in (("nats_to_shortest", lengths[0]), ("nats_to_previous", lengths[max(place - 1, 0)])):
+        before = {line.id: line for line in groups[task, other]}
+        pairs = [(line, before[line.id]) for line in lines if line.id in before]
+        differences = (
+            (units[task, one.id], (one.negative_log_likelihood - two.negative_log_likelihood, one.num_tokens))
+            for one, two in pairs
+        )
+        if other != maxlen:
+            metrics[name] = _mean_loss(list(summed(differences).values()))
+    return metrics
+
+
+def _mean_loss(pairs: Sequence[Sequence[float]]) -> Estimate:
+    """Return total loss over total tokens of (loss, tokens) pairs, one a document or cluster, with its interval."""
+    tokens = sum(num_tokens for _, num_tokens in pairs)
+    if not tokens:
+        return Estimate(mean=None, low=None, high=None)
+    low, high = interval_of_ratio([loss for loss, _ in pairs], [num_tokens for _, num_tokens in pairs])
+    return Estimate(mean=sum(loss for loss, _ in pairs) / tokens, low=low, high=high)
 
 
 def _losses(lines: Sequence[DocumentLoss], units: Units) -> list[list[float]]:
@@ -108,18 +155,15 @@ def _cost(lines: Sequence[DocumentLoss]) -> PerplexityCost:
         tokens_per_second=sum(line.num_tokens for line in lines) / seconds if seconds else None,
         seconds=seconds / len(lines),
         peak_memory_bytes=max((line.peak_bytes for line in lines if line.peak_bytes is not None), default=None),
-        cache_bytes=max(line.cache_bytes for line in lines),
+        cache_bytes=max((line.cache_bytes for line in lines if line.cache_bytes is not None), default=None),
         attention_flops=sum(flops) / len(flops) if len(flops) == len(lines) else None,
     )
 
 
 def perplexity_of(pairs: Sequence[Sequence[float]]) -> Estimate:
     """Return exp(total loss / total tokens) of (loss, tokens) pairs, one a document or cluster, with its interval."""
-    tokens = sum(num_tokens for _, num_tokens in pairs)
-    if not tokens:
-        return Estimate(mean=None, low=None, high=None)
-    low, high = interval_of_ratio([loss for loss, _ in pairs], [num_tokens for _, num_tokens in pairs])
-    return Estimate(mean=_exp(sum(loss for loss, _ in pairs) / tokens), low=_exp(low), high=_exp(high))
+    loss = _mean_loss(pairs)
+    return Estimate(mean=_exp(loss.mean), low=_exp(loss.low), high=_exp(loss.high))
 
 
 def _exp(loss: float | None) -> float | None:
@@ -132,31 +176,64 @@ def render_perplexity_report(
 ) -> str:
     """Return `report.md`."""
     identity, session = record.identity, record.sessions[-1]
-    windows = "in windows of the length"
-    if identity.stride is not None:
-        windows += f" that overlap; after the first, the last {identity.stride:,} tokens of each are scored"
+    kind = "Perplexity" if identity.of is None else "Likelihood of references"
     parts = [
-        f"# Perplexity, {', '.join(record.tasks)}: {markdown(identity.model.label)}",
+        f"# {kind}, {', '.join(record.tasks)}: {markdown(identity.model.label)}",
         "",
         f"- model: {markdown(describe_model(identity.model, identity.dtype, session))}",
+        *_engine_line(identity, session),
         f"- spans: {markdown(code(record.plan_description))}",
-        f"- tokens: the first {identity.tokens:,} of each document at most, {windows}",
+        f"- tokens: {_describe_tokens(identity)}",
         f"- machine: {markdown(session.machine.device)}, {session.world_size} x {session.threads} threads",
         f"- code: commit {markdown(session.commit or 'unknown')}{', with uncommitted changes' * bool(session.dirty)}",
     ]
     for task in record.tasks:
         if some := select(results, task=task):
-            parts += ["", f"## {task}", "", as_markdown(perplexity_table(some)), "", "By position, a column a length:"]
-            parts += ["", as_markdown(position_table(some))]
-    return "\n".join([*parts, "", *map(markdown, notes), markdown(legend()), ""])
+            parts += ["", f"## {task}", "", as_markdown(perplexity_table(some))]
+            if identity.of is None:
+                parts += ["", "By position, a column a length:", "", as_markdown(position_table(some))]
+    return "\n".join([*parts, "", *map(markdown, notes), markdown(legend(identity.of)), ""])
+
+
+def _describe_tokens(identity: PerplexityIdentity) -> str:
+    """Return which tokens are scored."""
+    if identity.tokens is None:
+        return "those of references, each after the prompt that leaves room for it within the length"
+    read = f"the first {identity.tokens:,} of each document at most, in windows of the length"
+    if identity.stride is None:
+        return read
+    return f"{read} that overlap; after the first, the last {identity.stride:,} tokens of each are scored"
+
+
+def _engine_line(identity: PerplexityIdentity, session: Session) -> list[str]:
+    """Return a line on the server that measured; nothing where a model was loaded here."""
+    if not identity.engine:
+        return []
+    engine, told = identity.engine["name"], session.engine or {}
+    known = [str(told[name]) for name in ("name", "version") if told.get(name) not in (None, engine)]
+    where = f" at {told['address']}" if told.get("address") else ""
+    at_once = f"{told.get('concurrency', 1)} requests at a time{where}, whose seconds count each by itself"
+    return [f"- engine: {markdown(', '.join([engine, *known, at_once]))}"]
 
 
 def print_perplexity(record: PerplexityRecord, results: Sequence[PerplexityResult], notes: Sequence[str]) -> None:
     """Print the tables of each task, what else is to be known, and the legend."""
     for task in record.tasks:
         if some := [result for result in results if result.task == task]:
-            print(f"\n{task}\n{as_columns(perplexity_table(some))}\n\n{as_columns(position_table(some))}")
-    print("\n" + "\n".join([*notes, textwrap.fill(legend(), 100)]))
+            print(f"\n{task}\n{as_columns(perplexity_table(some))}")
+            if record.identity.of is None:
+                print(f"\n{as_columns(position_table(some))}")
+    print("\n" + "\n".join([*notes, textwrap.fill(legend(record.identity.of), 100)]))
+
+
+def _metric(name: str, heading: str) -> Column:
+    unknown = Estimate(mean=None, low=None, high=None)
+    return Column(heading=heading, show=lambda result: with_interval(result.metrics.get(name, unknown), 3))
+
+
+_PERPLEXITY = Column(heading="perplexity", show=lambda result: with_interval(result.metrics["perplexity"]))
+_NATS = [_metric("nats", "nats"), _metric("nats_to_shortest", "to shortest")]
+_NATS += [_metric("nats_to_previous", "to previous")]
 
 
 def perplexity_table(results: Sequence[PerplexityResult]) -> Rows:
@@ -165,7 +242,7 @@ def perplexity_table(results: Sequence[PerplexityResult]) -> Rows:
         MAXLEN,
         replace(text("num_documents"), heading="n"),
         Column(key="num_tokens", heading="tokens"),
-        Column(heading="perplexity", show=lambda result: with_interval(result.metrics["perplexity"])),
+        *(_NATS if "nats" in results[0].metrics else [_PERPLEXITY]),
     ]
     return table_of([*columns, *map(of_cost, PERPLEXITY_COSTS)], results)
 
@@ -181,8 +258,8 @@ def position_table(results: Sequence[PerplexityResult]) -> Rows:
     return rows
 
 
-def with_interval(estimate: Estimate) -> str:
-    """Return a perplexity with its interval, a dash for one that is not known."""
+def with_interval(estimate: Estimate, digits: int = 2) -> str:
+    """Return a perplexity, or nats, with its interval, whose ends have fewer digits; a dash for one not known."""
     if estimate.mean is None:
         return "-"
-    return f"{estimate.mean:.3f}" + interval(estimate.low, estimate.high, ".2f")
+    return f"{estimate.mean:.{digits + 1}f}" + interval(estimate.low, estimate.high, f".{digits}f")

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eval import perplexity
 from eval.config.perplexity import PerplexityConfig
 from eval.losses import windows
-from eval.losses.windows import buckets_of, losses_of, windows_of
+from eval.losses.readings import buckets_of, windows_of
+from eval.losses.windows import losses_of
 from eval.perplexity import main
 from masformer import SpanPlan, apply_plan
 from tests.helpers.texts import read, text

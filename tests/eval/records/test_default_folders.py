@@ -43,7 +43,7 @@ def test_measurements_searches_and_trainings_keep_the_names_of_their_folders() -
     placement = PlacementConfig.from_command_line(PLACEMENT.split())
     training = TrainConfig.from_command_line(TRAINING.split())
     names = (
-        default_output("perplexity", perplexity, perplexity_job._FREE),
+        default_output("perplexity", perplexity, perplexity_job.free_options(perplexity)),
         default_output("placement", placement, placement_job._FREE),
         folder_of(training).path,
     )
