@@ -11,7 +11,8 @@ MODEL is a hub id, a folder, a .gguf file, or a short name (smollm2-135m, gemma3
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -77,10 +78,8 @@ def convert(options: argparse.Namespace) -> None:
     plan = read_plan(options.plan, checkpoint.config)
     native_plan(checkpoint.config)  # layers that no span describes would be refused later, with the weights loaded
     if options.native:
-        try:
+        with _native_form():
             native_config(checkpoint.config, plan)
-        except ConversionError as error:
-            raise ConversionError(f"--native: {error}, or leave --native out") from error
     lengths = lengths_to_measure(options.measure, checkpoint.config)
     if repo_id is not None:
         check_push(repo_id)
@@ -95,9 +94,10 @@ def convert(options: argparse.Namespace) -> None:
         model, plan, lengths, is_measured=not options.no_measure, say=lambda text: _say(f"cost    {text}")
     )
     try:
-        save_checkpoint(
-            model, checkpoint.tokenizer, folder, name=repo_id, origin=origin, cost=cost, native=options.native
-        )
+        with _native_form() if options.native else nullcontext():
+            save_checkpoint(
+                model, checkpoint.tokenizer, folder, name=repo_id, origin=origin, cost=cost, native=options.native
+            )
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SaveError(f"--output {folder} cannot be written: {reason}; what was there before is whole") from error
@@ -106,6 +106,15 @@ def convert(options: argparse.Namespace) -> None:
     _say(f"saved   {folder}: weights in {str(model.dtype).removeprefix('torch.')}, plan, card and cost")
     if repo_id is not None:
         _say(f"pushed  {push_to_hub(folder, repo_id, private=options.private or None)}")
+
+
+@contextmanager
+def _native_form() -> Iterator[None]:
+    """Say in an error that it is about the native form, and what goes without one."""
+    try:
+        yield
+    except ConversionError as error:
+        raise ConversionError(f"--native: {error}, or leave --native out") from error
 
 
 def show(options: argparse.Namespace) -> None:

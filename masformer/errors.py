@@ -14,6 +14,13 @@ _REMEDIES = {
 }
 
 
+class OneLineError(ValueError):
+    """A mistake that a user can mend, in one line whatever the names and values in it hold."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
+
+
 class NumbersError(ValueError):
     """Logits, losses or gradients that are NaN or infinite.
 
@@ -31,11 +38,11 @@ class NumbersError(ValueError):
         super().__init__(f"{what} are no numbers (NaN or infinite) in {dtype}; {remedy}")
 
 
-class ConversionError(ValueError):
+class ConversionError(OneLineError):
     """An architecture on which spans would not do what they say, or that needs its prompts in one piece."""
 
 
-class SpanError(ValueError):
+class SpanError(OneLineError):
     """Attention, its cache or the hook met what it does not compute: a mistake of the caller, or of the probe."""
 
     def of(self, config: PreTrainedConfig, *, is_of_caller: bool = False) -> SpanError:

@@ -22,6 +22,7 @@ from masformer.attention.cache import SpanCache
 from masformer.attention.prefill import fixed_frequencies, prefill
 from masformer.checkpoints.open import max_positions
 from masformer.convert import apply_plan, native_plan
+from masformer.errors import OneLineError
 from masformer.hardware import device_name
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.spans import SpanPlan
@@ -33,7 +34,7 @@ DEFAULT_LENGTHS = (1024, 4096)
 _PACKAGES = ("masformer", "torch", "transformers")
 
 
-class MeasureError(ValueError):
+class MeasureError(OneLineError):
     """Lengths that cannot be measured."""
 
 

@@ -28,7 +28,7 @@ BELOW = {
 }
 # The rooms of masformer; its modules at the top may import all of them.
 BELOW_MASFORMER = {
-    "plans": set(),
+    "plans": {"errors"},
     "attention": {"plans", "errors"},
     "checkpoints": {"plans", "convert", "errors", "model_type", "probe"},
 }

@@ -364,7 +364,7 @@ class Client:
         details = getattr(usage, "prompt_tokens_details", None)
         return Reply(
             choices=[choices[index] for index in range(num_choices)],
-            model=model,
+            model=None if model is None else self._clean(str(model)),
             prompt_tokens=_count(usage, "prompt_tokens"),
             cached_tokens=_count(details, "cached_tokens"),
             completion_tokens=_count(usage, "completion_tokens"),

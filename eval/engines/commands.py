@@ -6,10 +6,14 @@ where an engine reads one there, so that no list of processes shows them.
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from eval.config.engine import EngineOptions
@@ -57,18 +61,21 @@ class Engine:
         name: Name of the engine.
         version: Of its package.
         start: How its server is called, without flags.
-        owned: Flags of the server that this suite sets.
     """
 
     name: str
     version: str
     start: tuple[str, ...]
-    owned: tuple[str, ...] = field(default=("--host", "--port", "--api-key"))
+
+    @property
+    def kind(self) -> str:
+        """Return which command line it has: the name, or llama-server for llama.cpp's own server."""
+        return "llama-server" if self.name == "llamacpp" and len(self.start) == 1 else self.name
 
     @property
     def form(self) -> str:
         """Return the form of prompts that the server takes; that of llama-cpp-python takes no token ids."""
-        return "text" if self.name == "llamacpp" and len(self.start) > 1 else "ids"
+        return "text" if self.kind == "llamacpp" else "ids"
 
 
 # Packages of each engine, the module that its Python runs, and its command on the path.
@@ -82,6 +89,21 @@ _INSTALL = {
     "sglang": "pip install sglang",
     "llamacpp": 'pip install "llama-cpp-python[server]", or llama.cpp with its llama-server',
 }
+# Flags that this suite sets, and those of a length that may be greater than it asks for.
+_OURS = ("--host", "--port", "--api-key")
+_OWNED = {
+    "vllm": (*_OURS, "--model", "--served-model-name"),
+    "sglang": (*_OURS, "--model", "--model-path", "--served-model-name", "--config"),
+    "llamacpp": (*_OURS, "--model", "--model-alias", "--config-file", "--interrupt-requests"),
+    "llama-server": (*_OURS, "--api-key-file", "--model", "-m", "--alias", "-a", "--parallel", "-np"),
+}
+_LENGTHS = {
+    "vllm": ("--max-model-len",),
+    "sglang": ("--context-length",),
+    "llamacpp": ("--n-ctx",),
+    "llama-server": ("--ctx-size", "-c"),
+}
+_THOUSANDS = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}
 _ASK = """
 from importlib.metadata import PackageNotFoundError, version
 for name in {names!r}:
@@ -118,26 +140,43 @@ def find_engine(config: EngineOptions) -> Engine:
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(f"--engine-python {python} does not run: {error}; give the Python of an environment") from None
+        raise UserError(
+            f"--engine {name}: {python} does not run: {error}; pass --engine-python ENVIRONMENT/bin/python"
+        ) from None
     version = asked.stdout.strip()
     if not version:
-        raise UserError(f"--engine-python {python} has no package {' or '.join(packages)}; there: {_INSTALL[name]}")
+        raise UserError(
+            f"--engine {name}: {python} has no package {' or '.join(packages)}; there: {_INSTALL[name]}; or pass "
+            "another --engine-python"
+        )
     return _checked(config, Engine(name=name, version=version, start=(str(python), *module)))
 
 
 def _checked(config: EngineOptions, engine: Engine) -> Engine:
-    for flag in config.server_flags:
-        bare = flag.partition("=")[0].replace("_", "-")
-        if bare in engine.owned:
-            raise UserError(f"--engine-args {flag}: {bare} is set by this suite; leave it out")
+    for flag, _ in _flags(config.server_flags):
+        # Parsers take the beginning of a name for the name.
+        if own := next(
+            (own for own in _OWNED[engine.kind] if flag == own or (flag[2:] and own.startswith(flag))), None
+        ):
+            raise UserError(f"--engine-args {flag}: {own} is set by this suite; leave it out")
     return engine
 
 
+def _flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each flag, with dashes in its name, and what stands behind it."""
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        name, sign, value = word.partition("=")
+        if name.startswith("-"):
+            yield name.replace("_", "-"), value if sign else following
+
+
 def _python_of(command: str) -> Path | None:
-    """Return the Python of the environment that a command on the path lies in."""
-    found = shutil.which(command)
-    python = Path(found).resolve().with_name("python") if found else None
-    return python if python is not None and python.exists() else None
+    """Return the Python of the environment that a command lies in: one on the path, or beside our own Python."""
+    found = shutil.which(command) or shutil.which(command, path=str(Path(sys.executable).parent))
+    if found is None:
+        return None
+    places = (Path(found).resolve().with_name(name) for name in ("python", "python3"))
+    return next((place for place in places if place.exists()), None)
 
 
 def _version_of(command: str) -> str:
@@ -158,13 +197,29 @@ def server_command(engine: Engine, launch: Launch, extra: Sequence[str]) -> tupl
         engine: What is started.
         launch: With what.
         extra: Flags of the user, which stand last and win.
+
+    Raises:
+        UserError: A flag of the user makes prompts with answers too long.
     """
-    makers = {"vllm": _vllm, "sglang": _sglang, "llamacpp": _llamacpp}
-    if engine.start[-1].endswith("llama-server"):
-        flags, environment = _llama_server(launch)
-    else:
-        flags, environment = makers[engine.name](launch)
+    for flag, value in _flags(extra):
+        if flag in _LENGTHS[engine.kind]:
+            _check_length(flag, value, launch.max_length)
+    makers = {"vllm": _vllm, "sglang": _sglang, "llamacpp": _llamacpp, "llama-server": _llama_server}
+    flags, environment = makers[engine.kind](launch)
+    if len(engine.start) > 1:
+        # As in an activated environment: engines compile with programs that lie there.
+        environment["PATH"] = f"{Path(engine.start[0]).absolute().parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return [*engine.start, *flags, *extra], environment
+
+
+def _check_length(flag: str, value: str, needed: int) -> None:
+    """Raise `UserError` for a length with which a server would cut answers in silence."""
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", value)
+    if parts is None or float(parts[1]) * _THOUSANDS[parts[2]] < needed:
+        raise UserError(
+            f"--engine-args {flag} {value}: prompts with answers take up to {needed} tokens here; give a number of at "
+            "least that, or leave it out"
+        )
 
 
 def _vllm(launch: Launch) -> tuple[list[str], dict[str, str]]:
@@ -174,9 +229,13 @@ def _vllm(launch: Launch) -> tuple[list[str], dict[str, str]]:
     # Else it would sample as the checkpoint suggests.
     flags += ["--generation-config", "vllm", "--enable-prompt-tokens-details"]
     flags += ["--trust-remote-code"] if launch.trust_remote_code else []
+    # Lengths are checked before; a server has some tokens more than the model where all of these are used.
+    environment = {"VLLM_API_KEY": launch.key, "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
     # It sends statistics of its use to its makers unless told otherwise, and gives up by itself after ten minutes.
-    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_ENGINE_READY_TIMEOUT_S": str(int(launch.wait))}
-    return flags, {"VLLM_API_KEY": launch.key, **environment}
+    environment["VLLM_NO_USAGE_STATS"] = "1"
+    if "VLLM_ENGINE_READY_TIMEOUT_S" not in os.environ:
+        environment["VLLM_ENGINE_READY_TIMEOUT_S"] = str(math.ceil(launch.wait))
+    return flags, environment
 
 
 def _sglang(launch: Launch) -> tuple[list[str], dict[str, str]]:
@@ -185,7 +244,7 @@ def _sglang(launch: Launch) -> tuple[list[str], dict[str, str]]:
     flags += ["--context-length", str(launch.max_length), *(("--dtype", launch.dtype) if launch.dtype else ())]
     flags += ["--sampling-defaults", "openai", "--enable-cache-report", "--config", str(launch.key_file)]
     flags += ["--trust-remote-code"] if launch.trust_remote_code else []
-    return flags, {}
+    return flags, {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}
 
 
 def _llamacpp(launch: Launch) -> tuple[list[str], dict[str, str]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -138,6 +139,7 @@ class ServerBackend(Backend):
         )
         check_model(reply.model, server.model, where)
         check_count(reply.prompt_tokens, num_sent + server.offset, server.form, where)
+        check_room(reply, settings.num_samples * settings.max_new_tokens, where)
         return reply
 
     def _prediction(self, request: Request, reply: Reply) -> Prediction:
@@ -259,13 +261,30 @@ def client_settings(
 
 
 def endpoint_settings(config: Any) -> ClientSettings:
-    """Return the settings of a client of `--base-url`. Raises `UserError` where the key is not there."""
-    key = os.environ.get(config.api_key_env or KEY_VARIABLE)
-    if config.api_key_env is not None and not key:
+    """Return the settings of a client of `--base-url`. Raises `UserError` where the key is not there, or is none."""
+    address = str(config.base_url)
+    return client_settings(config, address, _key(config.api_key_env), config.model, is_ours=_is_here(address))
+
+
+def _key(variable: str | None) -> str | None:
+    key = os.environ.get(variable or KEY_VARIABLE, "").strip()
+    if variable is not None and not key:
+        # Not repeated: it may be the key itself, in the wrong place.
         raise UserError(
-            f"--api-key-env {config.api_key_env}: there is no such environment variable; set it, or leave it out"
+            "--api-key-env names no environment variable that holds a key; put the key into one, and give the name of "
+            "it, such as OPENAI_API_KEY"
         )
-    return client_settings(config, str(config.base_url), key or None, config.model)
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"the environment variable {variable or KEY_VARIABLE} holds characters that no key can have, such as a "
+            "line's end or a dash of typography; copy the key into it again"
+        )
+    return key or None
+
+
+def _is_here(address: str) -> bool:
+    host = urlsplit(address).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def load_tokenizer(config: Any) -> Any:
@@ -380,6 +399,16 @@ def check_count(told: int | None, expected: int, form: str, where: str) -> None:
         raise EngineError(
             f"the server read {told:,} tokens of {where}, where {expected:,} were sent as {form}: it cuts prompts, or "
             "has another tokenizer; serve it with a longer context, or name its --tokenizer"
+        )
+
+
+def check_room(reply: Reply, room: int, where: str) -> None:
+    """Raise `EngineError` for answers that a server cut at their length before they had the room that was asked for."""
+    made = reply.completion_tokens
+    if made is not None and made < room and all(one.finish_reason == "length" for one in reply.choices):
+        raise EngineError(
+            f"the server ended the answer to {where} by its length at {made:,} of the {room:,} tokens that were asked "
+            "for; serve the model with a longer context, or lower --maxlen or --max-new-tokens"
         )
 
 

@@ -26,7 +26,7 @@ from eval.errors import UserError
 GRACE_SECONDS = 20.0
 # Beyond the grace, until the guard has ended what was killed.
 _SLACK_SECONDS = 20.0
-_ASK_SECONDS, _SAY_SECONDS = 1.0, 30.0
+_ASK_SECONDS, _SAY_SECONDS, _DYING_SECONDS = 1.0, 30.0, 1.0
 _GUARD = Path(__file__).with_name("guard.py")
 _TAIL_BYTES = 65_536
 _SHOWN = 300
@@ -86,7 +86,7 @@ def running(
         _wait_for(server, base_url, wait, is_ready, say)
         yield server.is_alive
     except UserError as error:
-        if server.is_alive() or isinstance(error, _StartError):
+        if isinstance(error, _StartError) or not server.is_dying():
             raise
         server.stop()
         error.args = (f"{error}; {server.describe_end()}",)
@@ -141,6 +141,13 @@ class _Server:
     def is_alive(self) -> bool:
         """Return whether the server still runs; its guard goes on for some seconds."""
         return self.guard.poll() is None and self.pid is not None and _is_process(self.pid)
+
+    def is_dying(self) -> bool:
+        """Return whether the server has ended, or does within a moment: connections break before it is gone."""
+        deadline = time.monotonic() + _DYING_SECONDS
+        while self.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return not self.is_alive()
 
     def stop(self) -> None:
         """End the server and all its processes; one that has ended stays so."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from masformer.errors import first_line
+from masformer.errors import OneLineError, first_line
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -68,7 +68,7 @@ LEFTOVERS = re.compile(
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(OneLineError):
     """A model reference that leads to no usable decoder."""
 
 

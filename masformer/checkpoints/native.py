@@ -62,8 +62,7 @@ def native_config(config: PreTrainedConfig, plan: SpanPlan) -> PreTrainedConfig:
     for name in ("masformer", "model_type", "architectures"):
         values.pop(name, None)
     if plan != own:
-        has_layers = hasattr(CONFIG_MAPPING[kind], "layer_types")
-        values |= _settings(config, plan, pattern, has_layers=has_layers)
+        values |= _settings(kind, plan, pattern)
     native = CONFIG_MAPPING[kind](**values)
     native.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]
     _check_weights_fit(config, native)
@@ -126,14 +125,15 @@ def _type_for(config: PreTrainedConfig, plan: SpanPlan, own: SpanPlan | None) ->
     raise _no_form(plan, f"{kind} models have no window for each layer", f"these do: {', '.join(sorted(ANY_LAYER))}")
 
 
-def _settings(config: PreTrainedConfig, plan: SpanPlan, pattern: LayerSpan, *, has_layers: bool) -> dict[str, Any]:
-    """Return the settings that say a plan, with a list of layers where the model type reads one."""
+def _settings(kind: str, plan: SpanPlan, pattern: LayerSpan) -> dict[str, Any]:
+    """Return the settings by which a model type says a plan, with a list of layers where it reads one."""
+    has_layers = hasattr(CONFIG_MAPPING[kind], "layer_types")
     settings: dict[str, Any] = {}
     if isinstance(pattern, Blocks):
         settings["attention_chunk_size"] = pattern.block
     elif not pattern.is_full or not has_layers:
         settings["sliding_window"] = pattern.span
-    if hasattr(config, "use_sliding_window"):
+    if hasattr(CONFIG_MAPPING[kind], "use_sliding_window"):
         settings["use_sliding_window"] = not pattern.is_full
     if has_layers:  # elsewhere they mislead: a Mistral with them is read as a Ministral
         short = "chunked_attention" if isinstance(pattern, Blocks) else "sliding_attention"
@@ -148,8 +148,8 @@ def _check_weights_fit(config: PreTrainedConfig, native: PreTrainedConfig) -> No
     ours, theirs = ({name: weight.shape for name, weight in state.items()} for state in states)
     if differing := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
         raise ConversionError(
-            f"--native: the weights of this {config.model_type} model do not fit a {native.model_type} model, which "
-            f"could say its plan: {differing[0]} differs; leave --native out"
+            f"the weights of this {config.model_type} model do not fit a {native.model_type} model, which "
+            f"could say its plan: {differing[0]} differs"
         )
 
 
@@ -168,13 +168,10 @@ def prove(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     except ConversionError:
         raise
     except Exception as error:  # the library's own code, on settings of ours
-        raise ConversionError(
-            f"--native: transformers does not load the native form: {first_line(error)}; leave --native out"
-        ) from error
+        raise ConversionError(f"transformers does not load the native form: {first_line(error)}") from error
     if again(_TEXT).input_ids != tokenizer(_TEXT).input_ids or again.chat_template != tokenizer.chat_template:
         raise ConversionError(
-            f"--native: under the model type {config.model_type} transformers makes other tokens of the same text; "
-            "leave --native out"
+            f"under the model type {config.model_type} transformers makes other tokens of the same text"
         )
     apply_plan(model, cut)
     expected = _last_logits(model, tokens)
@@ -184,14 +181,13 @@ def prove(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     off, apart = float((found - expected).abs().max()), float((found - full).abs().max())
     if not off <= tolerance_of(expected):
         raise ConversionError(
-            f"--native: what transformers computes from the native form is {off:.3g} off where rounding explains "
-            f"{tolerance_of(expected):.3g}; leave --native out"
+            f"what transformers computes from the native form is {off:.3g} off where rounding explains "
+            f"{tolerance_of(expected):.3g}"
         )
     if not (plan.is_full or apart > 4 * off):
         raise ConversionError(
-            f"--native: in {str(model.dtype).removeprefix('torch.')} the logits of the native form are {off:.3g} off "
-            f"and those of full attention {apart:.3g}, which proves nothing; give --dtype float32, or leave --native "
-            "out"
+            f"in {str(model.dtype).removeprefix('torch.')} the logits of the native form are {off:.3g} off "
+            f"and those of full attention {apart:.3g}, which proves nothing; give --dtype float32"
         )
 
 
@@ -212,7 +208,7 @@ def _plain_logits(
     config._experts_implementation = model.config._experts_implementation  # grouped products know no float64
     plain = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=model.dtype).to(model.device)
     if (said := native_plan(plain.config)) != plan:
-        raise ConversionError(f"--native: the native form reads as '{said}', not as '{plan}'; leave --native out")
+        raise ConversionError(f"the native form reads as '{said}', not as '{plan}'")
     return _last_logits(plain.eval(), tokens), tokens, plan
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from masformer.checkpoints.open import has_learned_positions, max_positions
 from masformer.convert import text_config
+from masformer.errors import OneLineError
 
 # How to extend, and what is extended so.
 EXTENSIONS = {"linear": "rotary positions", "yarn": "rotary positions", "copy": "a learned table"}
@@ -25,7 +26,7 @@ EXTENSIONS = {"linear": "rotary positions", "yarn": "rotary positions", "copy": 
 _TABLE_LENGTHS = ("max_position_embeddings", "n_positions")
 
 
-class PositionError(ValueError):
+class PositionError(OneLineError):
     """Positions that cannot be extended as asked."""
 
 

@@ -20,7 +20,7 @@ from transformers import AutoConfig
 from masformer.checkpoints.card import rename, renewed
 from masformer.checkpoints.hub import HUB_TIMEOUT_SECONDS, within
 from masformer.checkpoints.saving import CARD, CONFIG, checkpoint_files, computes, write_config
-from masformer.errors import first_line
+from masformer.errors import OneLineError, first_line
 from masformer.model_type import is_typed, typed
 from masformer.plans.spans import SpanPlan
 
@@ -28,7 +28,7 @@ from masformer.plans.spans import SpanPlan
 _CREATE_TIMEOUT_SECONDS = 30.0
 
 
-class PushError(ValueError):
+class PushError(OneLineError):
     """A checkpoint that did not reach the hub; the one on the disk is whole."""
 
 

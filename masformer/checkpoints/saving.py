@@ -28,6 +28,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from masformer.checkpoints.card import Origin, model_card
 from masformer.checkpoints.native import native_config, prove
 from masformer.convert import native_plan, stored_plan
+from masformer.errors import OneLineError
 from masformer.model_type import typed
 from masformer.plans.spans import PlanError, SpanPlan
 
@@ -41,7 +42,7 @@ _FORMER = "former-config.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
-class SaveError(ValueError):
+class SaveError(OneLineError):
     """A folder that a checkpoint cannot be written to."""
 
 

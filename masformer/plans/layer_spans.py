@@ -17,6 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from masformer.errors import OneLineError
+
 # The cache keeps a place for each from the first token on.
 MAX_SINKS = 65_536
 # What the text form can write; positions stay far from overflow.
@@ -27,7 +29,7 @@ Item = tuple[int, int | None]
 _COUNTED_ROWS = 1024
 
 
-class PlanError(ValueError):
+class PlanError(OneLineError):
     """A span plan that cannot be read or does not fit the model."""
 
 

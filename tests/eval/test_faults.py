@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,11 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
 
 def num_written(folder: Path) -> int:
     """Return the whole lines in the journals of a run."""
-    return sum(file.read_bytes().count(b"\n") for file in (folder / "journal").glob("*.jsonl"))
+    num_lines = 0
+    for file in (folder / "journal").glob("*.jsonl"):
+        with suppress(FileNotFoundError):  # the run has merged it since
+            num_lines += file.read_bytes().count(b"\n")
+    return num_lines
 
 
 def wait_for_lines(folder: Path, process: Forked | subprocess.Popen[str], more_than: int = 0) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import socket
-import struct
 import sys
 import threading
 import time
@@ -331,15 +330,12 @@ class _Handler(BaseHTTPRequestHandler):
         call.is_whole = True
 
     def _break_off(self, *, is_clean: bool = False) -> None:
-        """Close the connection: as at the end of an answer, or by a reset as a killed process does."""
+        """Close the connection: as at the end of an answer, or in its middle as a killed process does."""
         self.close_connection = True
-        if is_clean:
-            self.wfile.write(b"0\r\n\r\n")
-            return
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         with suppress(OSError):
-            self.wfile.close()
-            self.connection.close()
+            if is_clean:
+                self.wfile.write(b"0\r\n\r\n")
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def _die(self) -> None:
         self.standin.is_dead = True

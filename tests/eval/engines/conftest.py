@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +98,9 @@ def answers_of(folder: Path) -> dict[tuple[str, int], str]:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizer and no weights."""
+    """A folder with a tokenizer and no weights; without a chat template, whose rendering takes most of a run here."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer().save_pretrained(folder)
+    tiny_tokenizer(chat=False).save_pretrained(folder)
     return folder
 
 
@@ -129,16 +129,16 @@ def run(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.fixture
-def run_in(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[str], Runs]:
-    """The same in several folders."""
-    return lambda name: Runs(tmp_path / name, common, capsys)
-
-
-@pytest.fixture
 def server() -> Iterator[EngineStandIn]:
     """A healthy server."""
     with engine_standin() as standin:
         yield standin
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out report.html, which takes longer than a run here and has tests of its own."""
+    monkeypatch.setattr("eval.reporting.score_run.write_page", lambda *inputs, **more: [])
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,8 @@ from tests.helpers.engine_faults import (
 )
 from tests.helpers.engine_standin import EngineStandIn, engine_standin
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 IN_STREAM = {"error": {"message": "EngineCore is dead", "type": "InternalServerError", "code": 500}}
 # What may pass, and what is said of it.
 PASSING: dict[str, tuple[Fault, str]] = {
@@ -59,7 +61,7 @@ FINAL: dict[str, tuple[Fault, str]] = {
         "was answered by the model 'tiny-base', and 'tiny-instruct' was asked",
     ),
     "a cut prompt": (Fault(lost_tokens=5), "the server read 387 tokens of the prompt about"),
-    "an answer cut too early": (Fault(max_tokens=2), "2 of the 8 tokens"),
+    "an answer cut too early": (Fault(max_tokens=2), "at 2 of the 8 tokens"),
 }
 LASTING = FINAL | {
     name: (PASSING[name][0], f"failed 2 times at http://127.0.0.1:{{port}}/v1: {said}")
@@ -155,13 +157,24 @@ def test_a_slow_drip_is_waited_for(run: Runs, server: EngineStandIn) -> None:
 def test_answers_that_are_not_counted_are_counted_here(
     run: Runs, server: EngineStandIn, undisturbed: dict[tuple[str, int], str]
 ) -> None:
-    server.fail(Fault(has_usage=False))
+    server.fail(Fault(has_usage=False), from_number(1))
     assert run(server).status == 0
     assert run.answers == undisturbed
     for line in run.read("predictions.jsonl"):
         assert not {"reported_prompt_tokens", "cached_tokens"} & set(line)
         assert line["prefilled_tokens"] is None
         assert line["num_generated_tokens"] == len(line["text"].encode()) + (line["finish_reason"] == "stop")
+
+
+def test_ids_go_to_a_server_that_counts_what_it_reads_alone(run: Runs, server: EngineStandIn) -> None:
+    server.fail(Fault(has_usage=False))
+    done = run(server)
+    assert done.status == 0, done.err
+    assert "prompts as text" in done.out
+    assert all(isinstance(call.body["prompt"], str) for call in server.asked if call.body["max_tokens"] > 1)
+    refused = run(server, "--prompts-as", "ids", "--overwrite")
+    assert refused.status == 2
+    assert "it does not count the tokens that were sent" in refused.error
 
 
 def test_an_answer_that_a_filter_ended_says_so(run: Runs, server: EngineStandIn) -> None:
@@ -249,8 +262,8 @@ def test_an_answer_for_which_a_server_has_too_little_room_is_no_answer(run: Runs
     with engine_standin(max_model_len=694, tells_length=False) as server:
         done = run(server, "--limit", "1", "--concurrency", "1")
     assert done.status == 2
-    assert "2 of the 8 tokens" in done.error
-    assert not run.journal
+    assert "at 2 of the 8 tokens" in done.error
+    assert [line["maxlen"] for line in run.journal] == [400]
 
 
 def test_a_limit_of_requests_ends_a_session_and_not_a_run(

@@ -13,6 +13,15 @@ from tests.eval.engines.conftest import Runs
 from tests.helpers.engine_answers import BLOCK, words_of
 from tests.helpers.engine_faults import Call
 from tests.helpers.engine_standin import EngineStandIn, engine_standin
+from tests.helpers.tiny_models import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer that has a chat template."""
+    folder = tmp_path_factory.mktemp("chat")
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def prompts(server: EngineStandIn) -> list[Call]:

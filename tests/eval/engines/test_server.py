@@ -165,6 +165,11 @@ def test_an_error_after_the_end_of_the_server_says_how_it_ended(tmp_path: Path, 
     assert all(is_gone(pid) for pid in pids_in(tmp_path))
 
 
+def test_an_error_at_the_moment_of_the_end_says_so_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^no answer; the engine's server ended by signal 11"), serve(tmp_path):
+        fail_after(lambda: os.kill(pids_in(tmp_path)[0], signal.SIGSEGV), lambda: False)
+
+
 def test_an_error_with_a_server_that_runs_stays_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^no answer$"), serve(tmp_path):
         raise UserError("no answer")

@@ -432,3 +432,11 @@ def test_one_odd_value_is_taken_or_refused_in_one_line(saved: Path, data: st.Dat
 def test_odd_numbers_that_do_no_harm_are_taken(folder: Path, name: str, value: Any) -> None:
     change(folder / "config.json", **{name: value})
     open_checkpoint(str(folder)).load_model(torch.float32)
+
+
+def test_an_error_is_one_line_whatever_a_config_names(saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["a\nb\x0bc"]}))
+    with pytest.raises(CheckpointError, match="is a a b c, not a decoder"):
+        open_checkpoint(str(folder))
