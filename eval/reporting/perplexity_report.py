@@ -210,10 +210,11 @@ def _engine_line(identity: PerplexityIdentity, session: Session) -> list[str]:
     if not identity.engine:
         return []
     engine, told = identity.engine["name"], session.engine or {}
-    known = [str(told[name]) for name in ("name", "version") if told.get(name) not in (None, engine)]
+    server = " ".join(str(told[name]) for name in ("name", "version") if told.get(name))
+    known = [server] if server.startswith(engine) else [engine, *filter(None, [server])]
     where = f" at {told['address']}" if told.get("address") else ""
     at_once = f"{told.get('concurrency', 1)} requests at a time{where}, whose seconds count each by itself"
-    return [f"- engine: {markdown(', '.join([engine, *known, at_once]))}"]
+    return [f"- engine: {markdown(', '.join([*known, at_once]))}"]
 
 
 def print_perplexity(record: PerplexityRecord, results: Sequence[PerplexityResult], notes: Sequence[str]) -> None:
