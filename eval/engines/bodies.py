@@ -37,6 +37,8 @@ def _refused(config: RunConfig, dialect: str, form: str) -> Iterator[str]:
         yield f"--no-repeat-ngram-size {config.no_repeat_ngram_size}"
     if config.min_new_tokens and dialect not in ("vllm", "sglang"):
         yield f"--min-new-tokens {config.min_new_tokens}"
+    if config.num_samples > 1 and dialect == "llamacpp":
+        yield f"--num-samples {config.num_samples}"
     if dialect == UNKNOWN and config.top_k:
         yield f"--top-k {config.top_k}"
     if dialect == UNKNOWN and config.repetition_penalty != 1:
