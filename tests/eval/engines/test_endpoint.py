@@ -219,3 +219,19 @@ def test_prompts_come_in_the_order_that_the_prefix_cache_serves(run: Runs, token
             assert cached[mine[place]] == shared // BLOCK * BLOCK > 150
     lines = run.read("predictions.jsonl")
     assert sum(line["cached_tokens"] for line in lines) == sum(cached.values())
+
+
+@pytest.mark.usefixtures("no_page")
+def test_what_is_answered_is_asked_no_more(run: Runs, server: EngineStandIn) -> None:
+    assert run(server, "--dry-run").status == 0
+    assert not prompts(server)
+    assert not run.folder.exists()
+    assert run(server).status == 0
+    first = run.answers
+    assert len(prompts(server)) == len(first) == 8
+    done = run(server, "--maxlen", "400", "500", "700")
+    assert done.status == 0, done.err
+    assert "8 of 12 predictions are there" in done.out
+    assert {len(call.ids) for call in prompts(server)[8:]} == {492}
+    assert first.items() <= run.answers.items()
+    assert len(prompts(server)) == 12

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -18,40 +20,55 @@ IN_STREAM = {"error": {"message": f"Not with key {KEY}", "type": "x", "code": 50
 
 
 def texts_of(folder: Path) -> dict[str, str]:
-    """Return what all files of a folder hold, compressed ones and pages included."""
-    return {str(file): file.read_bytes().decode("latin-1") for file in folder.rglob("*") if file.is_file()}
+    """Return what all files of a folder hold, compressed ones too."""
+    found = {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {
+        name: (gzip.decompress(content) if name.endswith(".gz") else content).decode("latin-1")
+        for name, content in found.items()
+    }
 
 
-@pytest.mark.parametrize(
-    ("fault", "status"),
-    [
-        (HEALTHY, 0),
-        (Fault(status=500, body=ECHO), 2),
-        (Fault(status=400, body=ECHO), 2),
-        (Fault(status=429, body="<html>{key}</html>", headers={"X-Your-Key": KEY}), 2),
-        (Fault(told_after=1, body=IN_STREAM), 2),
-        (Fault(garble_after=1), 2),
-        (Fault(model=KEY), 2),
-    ],
-    ids=["healthy", "500", "400", "429", "in stream", "no JSON", "model"],
-)
-def test_the_key_is_in_no_file_and_no_output(fault: Fault, status: int, run: Runs) -> None:
+FAULTS = {
+    "healthy": HEALTHY,
+    "500": Fault(status=500, body=ECHO),
+    "400": Fault(status=400, body=ECHO),
+    "429": Fault(status=429, body="<html>{key}</html>", headers={"X-Your-Key": KEY}),
+    "in stream": Fault(told_after=1, body=IN_STREAM),
+    "no JSON": Fault(garble_after=1),
+    "model": Fault(model=KEY),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_the_key_is_in_no_file_no_line_and_no_log(
+    case: str, run: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("KEY_OF_TEST", KEY)
+    for name in ("openai", "httpx2", "httpx"):
+        caplog.set_level(logging.DEBUG, logger=name)
     with engine_standin(key=KEY) as server:
-        server.fail(fault, from_number(3))
-        arguments = run.arguments(server, "--api-key-env", "KEY_OF_TEST", "--max-retries", "1", "--concurrency", "2")
-        # The package of the client reads this variable when it is imported, and then prints each request.
-        done = run_forked("eval.run", arguments, KEY_OF_TEST=KEY, OPENAI_LOG="debug")
-    assert done.returncode == status, done.stderr
-    assert "Sending HTTP Request: POST" in done.stderr  # it did log
+        server.fail(FAULTS[case], from_number(3))
+        done = run(server, "--api-key-env", "KEY_OF_TEST", "--max-retries", "1", "--concurrency", "2")
+    assert done.status == (0 if case == "healthy" else 2), done.err
     assert {call.headers["authorization"] for call in server.calls} == {f"Bearer {KEY}"}
+    assert "POST" in caplog.text  # it did log
     files = texts_of(run.folder)
-    assert any(name.endswith("run.json") for name in files)
     assert len(files) > 2
-    said = files | {"stdout": done.stdout, "stderr": done.stderr}
+    said = files | {"stdout": done.out, "stderr": done.err, "log": caplog.text}
     assert [name for name, text in said.items() if KEY in text] == []
-    if status:
-        assert "error: " in done.stderr
-        assert "Traceback" not in done.stderr.split("error: ")[-1]
+    assert case == "healthy" or done.error
+
+
+def test_the_client_s_own_log_of_all_requests_has_no_key(run: Runs) -> None:
+    with engine_standin(key=KEY) as server:
+        server.fail(FAULTS["500"], from_number(3))
+        arguments = run.arguments(server, "--api-key-env", "KEY_OF_TEST", "--max-retries", "1", "--concurrency", "2")
+        # The package of the client reads this variable when it is imported, so the run is a process of its own.
+        done = run_forked("eval.run", arguments, KEY_OF_TEST=KEY, OPENAI_LOG="debug")
+    assert done.returncode == 2
+    assert "HTTP Request: POST" in done.stderr
+    assert KEY not in done.stdout + done.stderr
+    assert [name for name, text in texts_of(run.folder).items() if KEY in text] == []
 
 
 def test_a_key_is_taken_from_the_usual_variable(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
