@@ -106,6 +106,7 @@ def test_costs_that_an_engine_cannot_know_are_dashes(tmp_path: Path, capsys: pyt
         assert {row["seconds_per_example"] for row in csv.DictReader(stream)} == {""}
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_report_of_a_server_says_how_it_was_timed_and_what_it_cached(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
