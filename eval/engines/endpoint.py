@@ -207,7 +207,7 @@ class EndpointBackend(ServerBackend):
             "prompts_as": self.found.form,
             "tokenizer": digest_of(self.tokenizer),
         }
-        self.server = {"name": self.found.name, "address": config.base_url}
+        self.server = {"name": self.found.name, "address": config.base_url, "concurrency": self.concurrency}
         self.remarks = [describe_server(config, self.found, self.concurrency)]
 
     @contextmanager

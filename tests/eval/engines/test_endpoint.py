@@ -67,7 +67,7 @@ def test_a_run_goes_from_the_command_line_to_the_report(run: Runs, server: Engin
         "prompts_as": "ids",
     }
     (session,) = record["sessions"]
-    assert session["engine"] == {"name": "vllm 0.32.0", "address": server.base_url}
+    assert session["engine"] == {"name": "vllm 0.32.0", "address": server.base_url, "concurrency": 16}
 
 
 def test_all_that_an_engine_would_take_from_the_checkpoint_is_said(run: Runs, server: EngineStandIn) -> None:
