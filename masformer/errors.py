@@ -18,7 +18,7 @@ class OneLineError(ValueError):
     """A mistake that a user can mend, in one line whatever the names and values in it hold."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.split()))
+        super().__init__(" ".join(text.splitlines()))
 
 
 class NumbersError(ValueError):
