@@ -312,7 +312,7 @@ class Client:
     def _wait(self, failure: _PassingError, attempt: int, where: str) -> None:
         backoff = min(_FIRST_DELAY * 2**attempt, _LONGEST_DELAY) * random.uniform(0.75, 1.0)
         delay = backoff if failure.delay is None else failure.delay
-        if delay > self.settings.timeout:
+        if failure.delay is not None and delay > self.settings.timeout:
             raise EngineError(
                 f"the server asks to wait {delay:,.0f} s before {where} is sent again, longer than --request-timeout "
                 f"{self.settings.timeout:g}: {failure}; run the same command later, it goes on from here"

@@ -196,6 +196,16 @@ def test_a_wait_longer_than_the_timeout_is_said_and_not_waited(run: Runs, server
         assert "--request-timeout 600" in done.error
 
 
+def test_a_pause_of_our_own_may_be_longer_than_the_timeout(
+    run: Runs, server: EngineStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.engines.client._FIRST_DELAY", 0.6)
+    server.fail(BROKEN, numbered(1))
+    done = run(server, "--limit", "1", "--concurrency", "1", *IMPATIENT)
+    assert done.status == 0, done.err
+    assert "is sent again in 0." in done.err
+
+
 def test_a_server_that_ends_in_mid_run_leaves_a_run_that_goes_on(
     run: Runs, undisturbed: dict[tuple[str, int], str]
 ) -> None:
