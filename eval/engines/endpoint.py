@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -389,7 +390,7 @@ def _probe(
 
 def check_model(told: str | None, asked: str | None, where: str) -> None:
     """Raise `EngineError` for an answer of another model; a name may have the date of its version after it."""
-    if told is not None and asked is not None and told != asked and not told.startswith(f"{asked}-"):
+    if told is not None and asked is not None and not re.fullmatch(rf"{re.escape(asked)}(-\d{{3,}}(-[\w-]*)?)?", told):
         raise EngineError(
             f"{where} was answered by the model '{told}', and '{asked}' was asked; serve one model under one name"
         )

@@ -146,6 +146,20 @@ def test_requests_that_run_beside_a_failed_one_are_kept(run: Runs, undisturbed: 
         assert set(whole_answers(server).values()) == {1}
 
 
+@pytest.mark.parametrize("more", ["-mini", "-70b", "-405b-chat", "2"])
+def test_a_name_that_goes_on_is_that_of_another_model(more: str, run: Runs, server: EngineStandIn) -> None:
+    server.fail(Fault(model=f"tiny-instruct{more}"))
+    assert f"was answered by the model 'tiny-instruct{more}', and 'tiny-instruct' was asked" in run(server).error
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize("date", ["-2024-08-06", "-0613", "-1106-preview"])
+def test_a_name_with_a_date_after_it_is_that_of_the_model(date: str, run: Runs, server: EngineStandIn) -> None:
+    server.fail(Fault(model=f"tiny-instruct{date}"))
+    assert run(server, "--limit", "1").status == 0
+    assert run.read("run.json")["identity"]["engine"]["model"] == f"tiny-instruct{date}"
+
+
 def test_a_slow_drip_is_waited_for(run: Runs, server: EngineStandIn) -> None:
     server.fail(Fault(byte_seconds=0.0005), numbered(1))
     done = run(server, "--limit", "1", *IMPATIENT)
