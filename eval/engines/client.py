@@ -200,7 +200,8 @@ class Client:
                 return []
             raise
         entries = getattr(page, "data", None)
-        return [entry.model_dump() for entry in entries or [] if hasattr(entry, "model_dump")]
+        known = entries if isinstance(entries, list) else []
+        return [entry.model_dump() for entry in known if hasattr(entry, "model_dump")]
 
     def ask(
         self,

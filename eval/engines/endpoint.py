@@ -321,7 +321,8 @@ def contact(client: Client, config: Any, tokenizer: Any) -> Server:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise UserError(f"{config.base_url or 'the server'} serves no --model {config.model}; it has {shown}")
     entry = next((one for one in entries if one.get("id") == config.model), {})
-    length = next((entry[name] for name in ("max_model_len", "context_length") if entry.get(name)), None)
+    lengths = (entry.get(name) for name in ("max_model_len", "context_length"))
+    length = next((one for one in lengths if isinstance(one, int) and one > 0), None)
     if length is not None and (longest := max(config.maxlen)) > length:
         raise UserError(f"maxlen {longest} is beyond the {length} tokens that the server takes; lower it")
     dialect, version = _dialect_of(client, entry)
@@ -359,11 +360,10 @@ def _dialect_of(client: Client, entry: Mapping[str, Any]) -> tuple[str, str | No
     """Return which engine a server is and its version, as far as it tells."""
     owner = str(entry.get("owned_by", "")).replace(".", "").lower()
     dialect = OWNERS.get(owner, owner if owner in DIALECTS else UNKNOWN)
-    if dialect == "vllm" and isinstance(told := client.get("/version"), Mapping):
-        return dialect, str(told.get("version"))
-    if dialect == "sglang" and isinstance(told := client.get("/server_info"), Mapping):
-        return dialect, str(told.get("version"))
-    return dialect, None
+    path = {"vllm": "/version", "sglang": "/server_info"}.get(dialect)
+    told = client.get(path) if path else None
+    version = told.get("version") if isinstance(told, Mapping) else None
+    return dialect, None if version is None else str(version)
 
 
 def _probe(
@@ -379,7 +379,7 @@ def _probe(
     ids = [*parts.prefix, *parts.context, *parts.suffix]
     text = builder.text(None, _PROBE, is_turn=form == "messages")
     fields = {"prompt": ids} if form == "ids" else text_fields(text, form, chat.system if chat else None)
-    where = f"a prompt to try the server, as {form},"
+    where = f"a prompt as {form} that tries the server"
     body = {**fields, "max_tokens": 1, "temperature": 0.0}
     reply = client.ask(body, num_tokens=len(ids) + 1, where=where, is_streamed=is_streamed)
     check_model(reply.model, config.model, where)

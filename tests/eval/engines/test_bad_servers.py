@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.helpers.engine_faults import (
     TOO_LONG_FOR_VLLM,
     TOO_MANY,
     WRONG_KEY,
+    Call,
     Fault,
     from_number,
     numbered,
@@ -252,6 +254,31 @@ def test_an_address_without_its_version_is_one_line(run: Runs, server: EngineSta
     assert "the server takes prompts in no form" in done.error
     assert "404: Not Found; look at --base-url and --model" in done.error
     assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        '{"data": 5}',
+        "null",
+        '[{"id": "tiny-instruct"}]',
+        '{"data": [5, null, "tiny-instruct"]}',
+        '{"data": [{"id": "tiny-instruct", "max_model_len": "512"}]}',
+        '{"data": [{"id": "tiny-instruct", "owned_by": "vllm"}], "version": null}',
+    ],
+)
+def test_a_list_of_models_that_is_none_ends_no_run_or_is_one_line(
+    told: str, run: Runs, server: EngineStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(self: Any) -> None:
+        self._send(Call("GET", self.path, {}), 200, told, "application/json", {})
+
+    monkeypatch.setattr("tests.helpers.engine_standin._Handler.do_GET", answer)
+    done = run(server, "--limit", "1")
+    if done.status:
+        assert "the list of models failed" in done.error
+    else:
+        assert run.read("run.json")["sessions"][0]["engine"].get("name") in (None, "vllm")
 
 
 def test_a_server_of_another_model_says_what_it_has(run: Runs) -> None:
