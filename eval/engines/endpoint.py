@@ -241,7 +241,7 @@ def check_client() -> None:
 def check_endpoint(config: Any) -> None:
     """Raise `UserError` for a setting of a model that a server has loaded already."""
     loads = {"plan": "auto", "dtype": None, "quantize": None, "adapter": None, "adapter_revision": None}
-    loads |= {"model_revision": None, "device_map": None, "threads": None}
+    loads |= {"model_revision": None, "device_map": None, "threads": None, "batch_size": None, "memory_budget": None}
     for name, unset in loads.items():
         if (value := getattr(config, name, unset)) != unset:
             raise UserError(

@@ -56,7 +56,7 @@ class StartedServer:
     """
 
     def __init__(self, config: Any, checkpoint: Checkpoint, plan: SpanPlan | None) -> None:
-        for name in ("quantize", "device_map", "threads"):
+        for name in ("quantize", "device_map", "threads", "batch_size", "memory_budget"):
             if (value := getattr(config, name, None)) is not None:
                 raise UserError(
                     f"--{name.replace('_', '-')} {value} is of a model that is loaded here; leave it out, and tell the "

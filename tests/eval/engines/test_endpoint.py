@@ -146,6 +146,15 @@ def test_a_server_of_openai_is_asked_with_its_own_fields_alone(run: Runs) -> Non
     assert len(run.answers) == 8  # what was there is there
 
 
+@pytest.mark.parametrize("flag", ["--batch-size 4", "--memory-budget 2", "--threads 2", "--dtype float32"])
+def test_a_setting_of_a_model_that_is_loaded_here_is_refused(flag: str, run: Runs, server: EngineStandIn) -> None:
+    done = run(server, *flag.split())
+    assert done.status == 2
+    assert flag.split()[0] in done.error
+    assert "is of a model that is loaded here" in done.error
+    assert not server.calls
+
+
 def test_several_answers_are_drawn_with_one_request(run: Runs, server: EngineStandIn) -> None:
     done = run(server, "--num-samples", "3", "--temperature", "0.7", "--seed", "5")
     assert done.status == 0, done.err
