@@ -344,6 +344,19 @@ def test_a_limit_of_tokens_counts_what_an_answer_could_need(
     assert set(whole_answers(server).values()) == {1}
 
 
+@pytest.mark.parametrize(("fault", "num_asked"), [(BROKEN, 4), (Fault(close_after=2), 3)])
+def test_answers_that_break_off_count_among_the_tokens(
+    fault: Fault, num_asked: int, run: Runs, server: EngineStandIn
+) -> None:
+    # There is room for the prompt that tries the server and for two requests of 400 tokens; a status 500 costs none.
+    server.fail(fault, numbered(1, 2))
+    limits = ("--max-total-tokens", "1250", "--max-retries", "2")
+    done = run(server, "--limit", "1", "--maxlen", "400", "--concurrency", "1", *limits)
+    assert len(server.asked) == num_asked
+    assert done.status == (0 if fault is BROKEN else 2), done.err
+    assert fault is BROKEN or "--max-total-tokens 1250" in done.error
+
+
 def test_failed_tries_count_among_the_requests(run: Runs, server: EngineStandIn) -> None:
     server.fail(BROKEN, numbered(1, 2))
     done = run(server, "--max-requests", "4", "--concurrency", "1")
