@@ -34,6 +34,7 @@ from eval.prompting.chat import ChatTemplate
 from eval.prompting.ends import find_ends
 from eval.prompting.prompts import PromptBuilder
 from eval.records.schema import ModelRecord, Prediction, Sample
+from eval.runtime.processes import check_launch, num_processes
 from tasks import Example, Template
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -81,11 +82,12 @@ class ServerBackend(Backend):
         config: Settings of the run.
 
     Raises:
-        UserError: A setting cannot be told to a server, or the client is not installed.
+        UserError: The client is not installed, or several processes would ask.
     """
 
     def __init__(self, config: RunConfig) -> None:
         check_client()
+        check_alone(config.engine)
         self.config = config
         self.process = start_for(config, needs_torch=False)
 
@@ -98,10 +100,6 @@ class ServerBackend(Backend):
     @property
     def concurrency(self) -> int:
         return self.config.concurrency or CONCURRENCY
-
-    def settings(self, base_url: str, key: str | None, model: str, *, is_ours: bool = False) -> ClientSettings:
-        """Return the settings of a client, with the limits of the command line."""
-        return client_settings(self.config, base_url, key, model, is_ours=is_ours)
 
     def answer(self, requests: Requests, shared: Path) -> Iterator[Prediction]:
         with self.serving() as (client, server):
@@ -236,6 +234,15 @@ def check_client() -> None:
     """Raise `UserError` where the client is not installed."""
     if find_spec("openai") is None:
         raise UserError('the client of servers is not installed; run: pip install "masformer[endpoint]"')
+
+
+def check_alone(engine: str) -> None:
+    """Raise `UserError` where several processes would ask a server, each with all of the limits."""
+    check_launch(os.environ)
+    if (count := num_processes(os.environ)) > 1:
+        raise UserError(
+            f"--engine {engine} is asked by one process, and {count} were launched; launch one, and give --concurrency"
+        )
 
 
 def check_endpoint(config: Any) -> None:

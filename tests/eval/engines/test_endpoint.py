@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from eval.engines.order import order_of
+from eval.runtime.processes import Process
 from tests.eval.engines.conftest import Runs
 from tests.helpers.engine_answers import BLOCK, words_of
 from tests.helpers.engine_faults import Call
@@ -152,6 +153,16 @@ def test_a_setting_of_a_model_that_is_loaded_here_is_refused(flag: str, run: Run
     assert done.status == 2
     assert flag.split()[0] in done.error
     assert "is of a model that is loaded here" in done.error
+    assert not server.calls
+
+
+def test_one_process_asks_a_server(run: Runs, server: EngineStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.generation.backend.start_accelerated", lambda *_, **__: Process(1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    done = run(server, "--max-requests", "100")
+    assert done.status == 2
+    assert "--engine endpoint is asked by one process, and 2 were launched" in done.err
     assert not server.calls
 
 
