@@ -251,7 +251,9 @@ class Client:
             )
             if not isinstance(found, Mapping):
                 raise _PassingError("an answer that is no JSON")
-            return found, time.monotonic() - begun
+            # The name is shown where it is that of another model.
+            name = None if found.get("model") is None else self._clean(str(found["model"]))
+            return {**found, "model": name}, time.monotonic() - begun
 
         return self._repeated(once, num_tokens, where)
 

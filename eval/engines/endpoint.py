@@ -125,7 +125,7 @@ class ServerBackend(Backend):
     def _ask(self, client: Client, server: Server, request: Request, started: Callable[[], None]) -> Reply:
         settings, where = request.settings, name_of(request)
         ends = self.ends.token_ids if self.ends else ()
-        body = prompt_fields(request, server.form, server.dialect, self.config.system)
+        body = prompt_fields(request, server.form, self.config.system)
         body |= sampling_fields(settings, server.dialect, ends)
         num_sent = len(request.prompt.token_ids)
         reply = client.ask(
