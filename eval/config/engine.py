@@ -98,9 +98,11 @@ class EngineOptions(Options):
         for name in given:
             wanted = ("endpoint",) if name in _OF_ENDPOINT else STARTED if name in _OF_STARTED else SERVERS
             if self.engine not in wanted:
+                # An address may hold a key, and a key may stand in the place of its variable.
+                shown = "" if name in ("base_url", "api_key_env") else f" {getattr(self, name)}"
                 raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} is of --engine {' or '.join(wanted)}, and this "
-                    f"is --engine {self.engine}; leave it out, or choose the engine"
+                    f"--{name.replace('_', '-')}{shown} is of --engine {' or '.join(wanted)}, and this is --engine "
+                    f"{self.engine}; leave it out, or choose the engine"
                 )
         if self.engine == "endpoint":
             self._check_address()

@@ -81,8 +81,8 @@ def sampling_fields(settings: GenerationSettings, dialect: str, ends: Sequence[i
     return fields
 
 
-def prompt_fields(request: Request, form: str, dialect: str, system: str | None) -> dict[str, Any]:
-    """Return the fields of a prompt, in one of `PROMPT_FORMS`; arguments as above, and the system message."""
+def prompt_fields(request: Request, form: str, system: str | None) -> dict[str, Any]:
+    """Return the fields of a prompt in one of `PROMPT_FORMS`, with the system message."""
     if form == "ids":
         return {"prompt": list(request.prompt.token_ids)}
     template = request.key[1]

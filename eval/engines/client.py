@@ -56,11 +56,17 @@ class StoppedError(Exception):
 
 
 class _PassingError(Exception):
-    """A failure that may pass, with the seconds that the server asks to wait."""
+    """A failure that may pass.
 
-    def __init__(self, message: str, delay: float | None = None) -> None:
+    Attributes:
+        delay: Seconds that the server asks to wait.
+        is_unread: The server took no such request, and so charges nothing for it.
+    """
+
+    def __init__(self, message: str, delay: float | None = None, *, is_unread: bool = False) -> None:
         super().__init__(message)
         self.delay = delay
+        self.is_unread = is_unread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +206,8 @@ class Client:
                 return []
             raise
         entries = getattr(page, "data", None)
-        return [entry.model_dump() for entry in entries or [] if hasattr(entry, "model_dump")]
+        known = entries if isinstance(entries, list) else []
+        return [entry.model_dump() for entry in known if hasattr(entry, "model_dump")]
 
     def ask(
         self,
@@ -244,7 +251,9 @@ class Client:
             )
             if not isinstance(found, Mapping):
                 raise _PassingError("an answer that is no JSON")
-            return found, time.monotonic() - begun
+            # The name is shown where it is that of another model.
+            name = None if found.get("model") is None else self._clean(str(found["model"]))
+            return {**found, "model": name}, time.monotonic() - begun
 
         return self._repeated(once, num_tokens, where)
 
@@ -256,7 +265,8 @@ class Client:
             try:
                 value = self._translated(once, where)
             except _PassingError as failure:
-                self._spend_less(num_tokens)
+                if failure.is_unread:
+                    self._spend_less(num_tokens)
                 if attempt == self.settings.max_retries or not self.is_alive():
                     raise EngineError(self._final(where, str(failure), attempt + 1)) from None
                 self._wait(failure, attempt, where)
@@ -284,7 +294,8 @@ class Client:
             raise _PassingError(f"no byte for {self.settings.timeout:g} s") from None
         except APIConnectionError as error:
             reason = error.__cause__ or error
-            raise _PassingError(self._clean(f"no connection: {str(reason) or type(reason).__name__}")) from None
+            text = self._clean(f"no connection: {str(reason) or type(reason).__name__}")
+            raise _PassingError(text, is_unread=type(reason).__name__ == "ConnectError") from None
         except APIStatusError as error:
             self._raise_for_status(error, where)
         except APIError as error:  # within a stream
@@ -301,7 +312,7 @@ class Client:
         if status == 429 and "insufficient_quota" in text:
             raise RefusedError(f"the server refuses {where}: {status}: {text}; raise the account's quota", status)
         if status in _PASSING or status >= 500:
-            raise _PassingError(f"{status}: {text}", _delay_of(error.response.headers)) from None
+            raise _PassingError(f"{status}: {text}", _delay_of(error.response.headers), is_unread=True) from None
         remedies = {
             401: "; put the key into the environment variable that --api-key-env names",
             403: "; the key may not do this",
@@ -312,7 +323,7 @@ class Client:
     def _wait(self, failure: _PassingError, attempt: int, where: str) -> None:
         backoff = min(_FIRST_DELAY * 2**attempt, _LONGEST_DELAY) * random.uniform(0.75, 1.0)
         delay = backoff if failure.delay is None else failure.delay
-        if delay > self.settings.timeout:
+        if failure.delay is not None and delay > self.settings.timeout:
             raise EngineError(
                 f"the server asks to wait {delay:,.0f} s before {where} is sent again, longer than --request-timeout "
                 f"{self.settings.timeout:g}: {failure}; run the same command later, it goes on from here"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from eval.prompting.chat import ChatTemplate
 from eval.prompting.ends import find_ends
 from eval.prompting.prompts import PromptBuilder
 from eval.records.schema import ModelRecord, Prediction, Sample
+from eval.runtime.processes import check_launch, num_processes
 from tasks import Example, Template
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -80,11 +82,12 @@ class ServerBackend(Backend):
         config: Settings of the run.
 
     Raises:
-        UserError: A setting cannot be told to a server, or the client is not installed.
+        UserError: The client is not installed, or several processes would ask.
     """
 
     def __init__(self, config: RunConfig) -> None:
         check_client()
+        check_alone(config.engine)
         self.config = config
         self.process = start_for(config, needs_torch=False)
 
@@ -97,10 +100,6 @@ class ServerBackend(Backend):
     @property
     def concurrency(self) -> int:
         return self.config.concurrency or CONCURRENCY
-
-    def settings(self, base_url: str, key: str | None, model: str, *, is_ours: bool = False) -> ClientSettings:
-        """Return the settings of a client, with the limits of the command line."""
-        return client_settings(self.config, base_url, key, model, is_ours=is_ours)
 
     def answer(self, requests: Requests, shared: Path) -> Iterator[Prediction]:
         with self.serving() as (client, server):
@@ -126,7 +125,7 @@ class ServerBackend(Backend):
     def _ask(self, client: Client, server: Server, request: Request, started: Callable[[], None]) -> Reply:
         settings, where = request.settings, name_of(request)
         ends = self.ends.token_ids if self.ends else ()
-        body = prompt_fields(request, server.form, server.dialect, self.config.system)
+        body = prompt_fields(request, server.form, self.config.system)
         body |= sampling_fields(settings, server.dialect, ends)
         num_sent = len(request.prompt.token_ids)
         reply = client.ask(
@@ -237,10 +236,19 @@ def check_client() -> None:
         raise UserError('the client of servers is not installed; run: pip install "masformer[endpoint]"')
 
 
+def check_alone(engine: str) -> None:
+    """Raise `UserError` where several processes would ask a server, each with all of the limits."""
+    check_launch(os.environ)
+    if (count := num_processes(os.environ)) > 1:
+        raise UserError(
+            f"--engine {engine} is asked by one process, and {count} were launched; launch one, and give --concurrency"
+        )
+
+
 def check_endpoint(config: Any) -> None:
     """Raise `UserError` for a setting of a model that a server has loaded already."""
     loads = {"plan": "auto", "dtype": None, "quantize": None, "adapter": None, "adapter_revision": None}
-    loads |= {"model_revision": None, "device_map": None, "threads": None}
+    loads |= {"model_revision": None, "device_map": None, "threads": None, "batch_size": None, "memory_budget": None}
     for name, unset in loads.items():
         if (value := getattr(config, name, unset)) != unset:
             raise UserError(
@@ -320,7 +328,8 @@ def contact(client: Client, config: Any, tokenizer: Any) -> Server:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise UserError(f"{config.base_url or 'the server'} serves no --model {config.model}; it has {shown}")
     entry = next((one for one in entries if one.get("id") == config.model), {})
-    length = next((entry[name] for name in ("max_model_len", "context_length") if entry.get(name)), None)
+    lengths = (entry.get(name) for name in ("max_model_len", "context_length"))
+    length = next((one for one in lengths if isinstance(one, int) and one > 0), None)
     if length is not None and (longest := max(config.maxlen)) > length:
         raise UserError(f"maxlen {longest} is beyond the {length} tokens that the server takes; lower it")
     dialect, version = _dialect_of(client, entry)
@@ -358,11 +367,10 @@ def _dialect_of(client: Client, entry: Mapping[str, Any]) -> tuple[str, str | No
     """Return which engine a server is and its version, as far as it tells."""
     owner = str(entry.get("owned_by", "")).replace(".", "").lower()
     dialect = OWNERS.get(owner, owner if owner in DIALECTS else UNKNOWN)
-    if dialect == "vllm" and isinstance(told := client.get("/version"), Mapping):
-        return dialect, str(told.get("version"))
-    if dialect == "sglang" and isinstance(told := client.get("/server_info"), Mapping):
-        return dialect, str(told.get("version"))
-    return dialect, None
+    path = {"vllm": "/version", "sglang": "/server_info"}.get(dialect)
+    told = client.get(path) if path else None
+    version = told.get("version") if isinstance(told, Mapping) else None
+    return dialect, None if version is None else str(version)
 
 
 def _probe(
@@ -378,7 +386,7 @@ def _probe(
     ids = [*parts.prefix, *parts.context, *parts.suffix]
     text = builder.text(None, _PROBE, is_turn=form == "messages")
     fields = {"prompt": ids} if form == "ids" else text_fields(text, form, chat.system if chat else None)
-    where = f"a prompt to try the server, as {form},"
+    where = f"a prompt as {form} that tries the server"
     body = {**fields, "max_tokens": 1, "temperature": 0.0}
     reply = client.ask(body, num_tokens=len(ids) + 1, where=where, is_streamed=is_streamed)
     check_model(reply.model, config.model, where)
@@ -389,7 +397,7 @@ def _probe(
 
 def check_model(told: str | None, asked: str | None, where: str) -> None:
     """Raise `EngineError` for an answer of another model; a name may have the date of its version after it."""
-    if told is not None and asked is not None and told != asked and not told.startswith(f"{asked}-"):
+    if told is not None and asked is not None and not re.fullmatch(rf"{re.escape(asked)}(-\d{{3,}}(-[\w-]*)?)?", told):
         raise EngineError(
             f"{where} was answered by the model '{told}', and '{asked}' was asked; serve one model under one name"
         )

@@ -23,6 +23,7 @@ from eval.engines.client import Client, EngineError, RefusedError
 from eval.engines.endpoint import (
     CONCURRENCY,
     Server,
+    check_alone,
     check_client,
     check_count,
     check_endpoint,
@@ -38,7 +39,7 @@ from eval.losses.meter import Meter
 from eval.losses.readings import Part, Reading, Tally
 from eval.records.schema import DocumentLoss, ModelRecord, PerplexityIdentity
 from eval.records.typed import from_json
-from eval.runtime.processes import Process, check_launch, num_processes, num_threads
+from eval.runtime.processes import Process, num_threads
 
 # Where vLLM writes the logarithm of 0, which JSON has not.
 _LEAST = -9999.0
@@ -67,12 +68,7 @@ class ServedMeter(Meter):
 
     def __init__(self, config: PerplexityConfig) -> None:
         check_client()
-        check_launch(os.environ)
-        if (count := num_processes(os.environ)) > 1:
-            raise UserError(
-                f"--engine {config.engine} is asked by one process, and {count} were launched; launch one, and give "
-                "--concurrency"
-            )
+        check_alone(config.engine)
         self.config = config
         self.process = Process(num_threads(os.environ))
 

@@ -56,7 +56,7 @@ class StartedServer:
     """
 
     def __init__(self, config: Any, checkpoint: Checkpoint, plan: SpanPlan | None) -> None:
-        for name in ("quantize", "device_map", "threads"):
+        for name in ("quantize", "device_map", "threads", "batch_size", "memory_budget"):
             if (value := getattr(config, name, None)) is not None:
                 raise UserError(
                     f"--{name.replace('_', '-')} {value} is of a model that is loaded here; leave it out, and tell the "
@@ -162,11 +162,6 @@ class StartedBackend(ServerBackend):
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
-        if self.process.count > 1:
-            raise UserError(
-                f"--engine {config.engine} is one server, and {self.process.count} processes would each start one; "
-                "launch one process, and spread the server with --engine-args"
-            )
         self.checkpoint = open_configured(config)
         check_positions(max(config.maxlen), self.checkpoint, allow_extrapolation=config.allow_extrapolation)
         self.tokenizer = self.checkpoint.tokenizer

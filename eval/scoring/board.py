@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from eval.errors import UserError
 from eval.records.engines import LOCAL, clock_of, clocks_apart, describe_engine, engine_details, name_engine
 from eval.records.journal import fingerprint
-from eval.records.schema import Board, BoardRow, RankedRun, Result, TaskRecord, Unit
+from eval.records.schema import Board, BoardRow, RankedRun, Result, Session, TaskRecord, Unit
 from eval.records.typed import to_json
 from eval.scoring.bootstrap import ROUNDING
 from eval.scoring.claims import within_margin_of_best
@@ -101,12 +101,7 @@ def _about(run: ScoredRun, name: str) -> RankedRun:
     model = identity.model
     adapter = None if model.adapter is None else to_json(model.adapter)
     weights = {"revision": model.revision, "files": model.files, "adapter": adapter, "quantize": model.quantize}
-    machines = dict.fromkeys(
-        f"a server, asked from {one.machine.device}"
-        if name_engine(identity.engine) == "endpoint"
-        else f"{one.machine.device}, {one.world_size} process(es), {one.threads} thread(s) each"
-        for one in sessions
-    )
+    machines = dict.fromkeys(_place_of(one, name_engine(identity.engine)) for one in sessions)
     commands = dict.fromkeys(shlex.join(["eval/run.py", *one.command]) for one in sessions)
     return RankedRun(
         run=name,
@@ -118,6 +113,16 @@ def _about(run: ScoredRun, name: str) -> RankedRun:
         commits=list(dict.fromkeys(one.commit for one in sessions)),
         commands=[plain(command) for command in commands],
     )
+
+
+def _place_of(session: Session, engine: str) -> str:
+    """Return where and how the seconds of a session were taken: those of a request depend on how many run beside it."""
+    if engine == "endpoint":
+        place = f"a server, asked from {session.machine.device}"
+    else:
+        place = f"{session.machine.device}, {session.world_size} process(es), {session.threads} thread(s) each"
+    at_once = (session.engine or {}).get("concurrency")
+    return f"{place}, {at_once} request(s) at a time" if at_once else place
 
 
 def _row(run: ScoredRun, about: RankedRun, setting: Setting) -> BoardRow:

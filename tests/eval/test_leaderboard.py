@@ -421,9 +421,9 @@ def test_notes_warn_of_what_does_not_compare(runs: Path) -> None:
     assert "| `truncation=tail` |" in (runs / "leaderboard" / "leaderboard.md").read_text()
 
 
-def served(root: Path, name: str, args: Sequence[str] = (), **told: Any) -> None:
+def served(root: Path, name: str, args: Sequence[str] = (), concurrency: int = 16, **told: Any) -> None:
     """Write what a run of a server would be: nothing is known of its cache, its memory and its operations."""
-    made = with_session(record("large"), engine={"name": "vllm", "version": "0.32.0"})
+    made = with_session(record("large"), engine={"name": "vllm", "version": "0.32.0", "concurrency": concurrency})
     engine = {"name": "vllm", "prompts_as": "ids", "args": list(args)}
     folder = write_run(root / name, share(0.9), record=replace(made, identity=replace(made.identity, engine=engine)))
     unknown = ("prefill_seconds", "decode_seconds", "cache_bytes", "attention_flops", "peak_bytes", "batch_size")
@@ -455,6 +455,16 @@ def test_seconds_of_two_clocks_are_in_no_ranking(runs: Path, capsys: pytest.Capt
     # Costs that are counted compare, and servers do not tell them.
     notes = ranked(runs)["boards"][0]["notes"]
     assert "2 row(s) have no known attention_flops and are not on the frontier." in notes
+
+
+def test_seconds_of_requests_beside_more_others_are_said_not_to_compare(tmp_path: Path) -> None:
+    served(tmp_path, "alone", concurrency=1)
+    served(tmp_path, "many")
+    board = ranked(tmp_path, "--cost", "seconds")["boards"][0]
+    (note,) = [note for note in board["notes"] if note.startswith("Speeds, times and peak memory were measured in")]
+    assert "1 request(s) at a time: alone; " in note
+    assert "16 request(s) at a time: many." in note
+    assert not board["is_one_machine"]
 
 
 def test_rows_are_told_apart_by_their_engines(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.helpers.engine_faults import (
     TOO_LONG_FOR_VLLM,
     TOO_MANY,
     WRONG_KEY,
+    Call,
     Fault,
     from_number,
     numbered,
@@ -146,6 +148,20 @@ def test_requests_that_run_beside_a_failed_one_are_kept(run: Runs, undisturbed: 
         assert set(whole_answers(server).values()) == {1}
 
 
+@pytest.mark.parametrize("more", ["-mini", "-70b", "-405b-chat", "2"])
+def test_a_name_that_goes_on_is_that_of_another_model(more: str, run: Runs, server: EngineStandIn) -> None:
+    server.fail(Fault(model=f"tiny-instruct{more}"))
+    assert f"was answered by the model 'tiny-instruct{more}', and 'tiny-instruct' was asked" in run(server).error
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize("date", ["-2024-08-06", "-0613", "-1106-preview"])
+def test_a_name_with_a_date_after_it_is_that_of_the_model(date: str, run: Runs, server: EngineStandIn) -> None:
+    server.fail(Fault(model=f"tiny-instruct{date}"))
+    assert run(server, "--limit", "1").status == 0
+    assert run.read("run.json")["identity"]["engine"]["model"] == f"tiny-instruct{date}"
+
+
 def test_a_slow_drip_is_waited_for(run: Runs, server: EngineStandIn) -> None:
     server.fail(Fault(byte_seconds=0.0005), numbered(1))
     done = run(server, "--limit", "1", *IMPATIENT)
@@ -196,6 +212,16 @@ def test_a_wait_longer_than_the_timeout_is_said_and_not_waited(run: Runs, server
         assert "--request-timeout 600" in done.error
 
 
+def test_a_pause_of_our_own_may_be_longer_than_the_timeout(
+    run: Runs, server: EngineStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.engines.client._FIRST_DELAY", 0.6)
+    server.fail(BROKEN, numbered(1))
+    done = run(server, "--limit", "1", "--concurrency", "1", *IMPATIENT)
+    assert done.status == 0, done.err
+    assert "is sent again in 0." in done.err
+
+
 def test_a_server_that_ends_in_mid_run_leaves_a_run_that_goes_on(
     run: Runs, undisturbed: dict[tuple[str, int], str]
 ) -> None:
@@ -228,6 +254,31 @@ def test_an_address_without_its_version_is_one_line(run: Runs, server: EngineSta
     assert "the server takes prompts in no form" in done.error
     assert "404: Not Found; look at --base-url and --model" in done.error
     assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        '{"data": 5}',
+        "null",
+        '[{"id": "tiny-instruct"}]',
+        '{"data": [5, null, "tiny-instruct"]}',
+        '{"data": [{"id": "tiny-instruct", "max_model_len": "512"}]}',
+        '{"data": [{"id": "tiny-instruct", "owned_by": "vllm"}], "version": null}',
+    ],
+)
+def test_a_list_of_models_that_is_none_ends_no_run_or_is_one_line(
+    told: str, run: Runs, server: EngineStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(self: Any) -> None:
+        self._send(Call("GET", self.path, {}), 200, told, "application/json", {})
+
+    monkeypatch.setattr("tests.helpers.engine_standin._Handler.do_GET", answer)
+    done = run(server, "--limit", "1")
+    if done.status:
+        assert "the list of models failed" in done.error
+    else:
+        assert run.read("run.json")["sessions"][0]["engine"].get("name") in (None, "vllm")
 
 
 def test_a_server_of_another_model_says_what_it_has(run: Runs) -> None:
@@ -291,6 +342,19 @@ def test_a_limit_of_tokens_counts_what_an_answer_could_need(
     assert run(server).status == 0
     assert run.answers == undisturbed
     assert set(whole_answers(server).values()) == {1}
+
+
+@pytest.mark.parametrize(("fault", "num_asked"), [(BROKEN, 4), (Fault(close_after=2), 3)])
+def test_answers_that_break_off_count_among_the_tokens(
+    fault: Fault, num_asked: int, run: Runs, server: EngineStandIn
+) -> None:
+    # There is room for the prompt that tries the server and for two requests of 400 tokens; a status 500 costs none.
+    server.fail(fault, numbered(1, 2))
+    limits = ("--max-total-tokens", "1250", "--max-retries", "2")
+    done = run(server, "--limit", "1", "--maxlen", "400", "--concurrency", "1", *limits)
+    assert len(server.asked) == num_asked
+    assert done.status == (0 if fault is BROKEN else 2), done.err
+    assert fault is BROKEN or "--max-total-tokens 1250" in done.error
 
 
 def test_failed_tries_count_among_the_requests(run: Runs, server: EngineStandIn) -> None:

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from eval.engines.order import order_of
+from eval.runtime.processes import Process
 from tests.eval.engines.conftest import Runs
 from tests.helpers.engine_answers import BLOCK, words_of
 from tests.helpers.engine_faults import Call
@@ -144,6 +145,25 @@ def test_a_server_of_openai_is_asked_with_its_own_fields_alone(run: Runs) -> Non
     assert refused.status == 2
     assert "--top-k 5 cannot be told to a server of an unknown kind" in refused.error
     assert len(run.answers) == 8  # what was there is there
+
+
+@pytest.mark.parametrize("flag", ["--batch-size 4", "--memory-budget 2", "--threads 2", "--dtype float32"])
+def test_a_setting_of_a_model_that_is_loaded_here_is_refused(flag: str, run: Runs, server: EngineStandIn) -> None:
+    done = run(server, *flag.split())
+    assert done.status == 2
+    assert flag.split()[0] in done.error
+    assert "is of a model that is loaded here" in done.error
+    assert not server.calls
+
+
+def test_one_process_asks_a_server(run: Runs, server: EngineStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.generation.backend.start_accelerated", lambda *_, **__: Process(1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    done = run(server, "--max-requests", "100")
+    assert done.status == 2
+    assert "--engine endpoint is asked by one process, and 2 were launched" in done.err
+    assert not server.calls
 
 
 def test_several_answers_are_drawn_with_one_request(run: Runs, server: EngineStandIn) -> None:

@@ -139,6 +139,16 @@ def test_a_key_in_the_address_is_refused_and_not_repeated(address: str, run: Run
     assert KEY not in done.err + done.out
 
 
+@pytest.mark.parametrize("engine", ["local", "vllm"])
+@pytest.mark.parametrize("flag", ["--base-url", "--api-key-env"])
+def test_a_key_beside_another_engine_is_not_repeated(flag: str, engine: str, run: Runs) -> None:
+    with engine_standin() as server:
+        done = run(server, "--engine", engine, "--base-url", f"http://me:{KEY}@127.0.0.1:1/v1", flag, f"http://{KEY}@x")
+    assert done.status == 2
+    assert f"is of --engine endpoint, and this is --engine {engine}" in done.error
+    assert KEY not in done.err + done.out
+
+
 def test_a_failed_try_that_repeats_the_key_is_said_without_it(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEY_OF_TEST", KEY)
     with engine_standin(key=KEY) as server:

@@ -92,6 +92,19 @@ def test_perplexity_is_that_of_the_likelihoods_that_a_server_tells(
     assert server.most_at_once <= 3
 
 
+def test_a_key_in_the_place_of_a_name_is_not_repeated(
+    measure: Measure, server: EngineStandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server.key = "sk-standin-4f9a1c77e2"
+    monkeypatch.setenv("OPENAI_API_KEY", server.key)
+    server.fail(Fault(model=server.key), from_number(3))
+    done = measure(server)
+    assert "was answered by the model '***'" in done.error
+    files = [file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert server.key not in done.out + done.err
+    assert not any(server.key.encode() in content for content in files)
+
+
 def test_windows_of_a_server_that_failed_are_asked_again_and_no_others(
     measure: Measure, server: EngineStandIn, tmp_path: Path
 ) -> None:
