@@ -193,7 +193,7 @@ class EndpointBackend(ServerBackend):
         super().__init__(config)
         check_endpoint(config)
         self.tokenizer = load_tokenizer(config)
-        self.client = Client(endpoint_settings(config), say=lambda text: print(text, file=sys.stderr, flush=True))
+        self.client = Client(endpoint_settings(config), say=say)
         self.found = contact(self.client, config, self.tokenizer)
         check_settings(config, self.found.dialect, self.found.form)
         if self.found.form != "messages":
@@ -426,6 +426,11 @@ def name_of(request: Request) -> str:
     """Return what errors call a request."""
     task, template, example_id, maxlen = request.key
     return f"the prompt about '{example_id}' of task '{task}' (template '{template}', maxlen {maxlen})"
+
+
+def say(text: str) -> None:
+    """Print a line beside the bar."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def describe_server(config: Any, server: Server, concurrency: int) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from eval.engines.endpoint import (
     digest_of,
     endpoint_settings,
     load_tokenizer,
+    say,
 )
 from eval.errors import UserError
 from eval.losses.meter import Meter
@@ -137,7 +137,7 @@ class EndpointMeter(ServedMeter):
         super().__init__(config)
         check_endpoint(config)
         self.tokenizer = load_tokenizer(config)
-        self.client = Client(endpoint_settings(config), say=_say)
+        self.client = Client(endpoint_settings(config), say=say)
         try:
             self.found = contact(self.client, replace(config, prompts_as="ids"), self.tokenizer)
         except RefusedError as error:
@@ -296,7 +296,3 @@ def _loss(value: Any, where: str, server: Server) -> float:
             "serve in --dtype float32 or bfloat16, with raw log-likelihoods"
         )
     return -float(value)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
