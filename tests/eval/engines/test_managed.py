@@ -8,8 +8,10 @@ import shlex
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from eval.run import main
 from tests.eval.engines.conftest import Outcome, answers_of, read
@@ -157,6 +159,20 @@ def test_what_a_started_server_cannot_do_is_one_line_before_it_starts(
     assert done.status == 2
     assert said in done.error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_under_the_native_form_is_one_line(
+    error: Exception, started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("eval.engines.served_folder.save_checkpoint", fail)
+    done = started("--plan", MIXED)
+    assert done.status == 2
+    assert "cannot be written: No space left on device; name another XDG_CACHE_HOME" in done.error
+    assert str(tmp_path / "cache") in done.error
 
 
 def test_an_encoder_decoder_is_refused_by_name(started: Started, tmp_path: Path, no_weights: None) -> None:
