@@ -25,7 +25,7 @@ ENGINES = {
 SERVERS = ("endpoint", "vllm", "sglang", "llamacpp")
 STARTED = SERVERS[1:]
 PROMPT_FORMS = ("ids", "text", "messages")
-# Which of the options are for which engines; the others are for all servers.
+# Options for one kind of server; the others are for all servers.
 _OF_ENDPOINT = ("base_url", "tokenizer", "prompts_as", "api_key_env")
 _OF_STARTED = ("engine_python", "engine_args", "engine_wait")
 
@@ -93,7 +93,7 @@ class EngineOptions(Options):
             raise UserError(f"--engine-args {self.engine_args} cannot be parted into flags: {error}") from None
 
     def check_engine(self) -> None:
-        """Raise `UserError` for options of another engine, and for an address that is none."""
+        """Raise `UserError` for options of another engine, and for a `--base-url` that is no address."""
         given = [name for name in ENGINE_OPTIONS if name != "engine" and getattr(self, name) is not None]
         for name in given:
             wanted = ("endpoint",) if name in _OF_ENDPOINT else STARTED if name in _OF_STARTED else SERVERS

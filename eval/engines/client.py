@@ -39,7 +39,7 @@ class RefusedError(EngineError):
     """The server takes no such request, however often it is sent.
 
     Attributes:
-        status: Of HTTP.
+        status: HTTP status of the answer.
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -112,7 +112,7 @@ class Reply:
         choices: Answers, as many as were asked for.
         model: Name that the server gives.
         prompt_tokens: Tokens of the prompt.
-        cached_tokens: Those of them that it had in its prefix cache.
+        cached_tokens: Tokens of the prompt that were in the prefix cache.
         completion_tokens: Tokens of all answers.
         seconds: From sending the request to its end, without failed tries.
         first_token_seconds: From sending it to the first token.

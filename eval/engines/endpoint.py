@@ -53,8 +53,8 @@ class Server:
 
     Attributes:
         dialect: Which engine; `unknown` for another one.
-        version: Of the engine.
-        form: Of the prompts that it takes.
+        version: Version of the engine.
+        form: How it takes prompts, one of `PROMPT_FORMS`.
         offset: Tokens that it counts beyond ours, for what its own template adds.
         model: Name that it answers under.
         max_length: Tokens of prompt and answer that it takes.

@@ -2,7 +2,7 @@
 
     python eval/perplexity.py --engine endpoint --base-url http://localhost:8000/v1 --model NAME --tokenizer REF ...
 
-vLLM tells them as `prompt_logprobs`, SGLang and others as `logprobs` of an `echo`. Prompts are token ids, and each must
+vLLM returns them as `prompt_logprobs`, SGLang and others as `logprobs` of an `echo`. Prompts are token ids, and each must
 have exactly one likelihood. A server that is to answer needs room for one token more, which nobody reads.
 """
 
@@ -41,7 +41,7 @@ from eval.records.schema import DocumentLoss, ModelRecord, PerplexityIdentity
 from eval.records.typed import from_json
 from eval.runtime.processes import Process, num_threads
 
-# Where vLLM writes the logarithm of 0, which JSON has not.
+# vLLM writes this for the logarithm of 0, which JSON cannot hold.
 _LEAST = -9999.0
 _PROBE = "Rivers run 7 miles and more."
 # Statuses with which servers refuse a field that they do not have.
@@ -273,7 +273,7 @@ def losses_of(client: Client, server: Server, ids: Sequence[int], where: str) ->
 
 
 def _of_vllm(choice: Mapping[str, Any], ids: Sequence[int]) -> list[Any] | None:
-    """Return the log-likelihood of each token; that of another token than was sent is none."""
+    """Return the log-likelihood of each token that was sent; None where the server names another token."""
     told = choice.get("prompt_logprobs")
     if not isinstance(told, list) or len(told) != len(ids):
         return None
