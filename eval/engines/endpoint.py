@@ -105,7 +105,7 @@ class ServerBackend(Backend):
         with self.serving() as (client, server):
             sources = sources_by_turns(requests, self.process)
             documents = (list(requests.missing(source)) for source in sources)
-            total = sum(len(source.fingerprints.keys() - requests.existing) for source in sources)
+            total = requests.num_missing
 
             def ask(request: Request, started: Callable[[], None]) -> Reply:
                 return self._ask(client, server, request, started)
