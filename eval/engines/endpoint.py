@@ -26,7 +26,7 @@ from eval.config.engine import PROMPT_FORMS
 from eval.config.run import RunConfig
 from eval.engines.asking import ask_all
 from eval.engines.bodies import DIALECTS, OWNERS, UNKNOWN, check_settings, prompt_fields, sampling_fields, text_fields
-from eval.engines.client import Client, ClientSettings, EngineError, RefusedError, Reply, names_of
+from eval.engines.client import NEW_ROOM, Client, ClientSettings, EngineError, RefusedError, Reply, names_of
 from eval.errors import UserError
 from eval.generation.backend import Backend, sources_by_turns, start_for
 from eval.generation.requests import Request, Requests
@@ -388,7 +388,13 @@ def _probe(
     fields = {"prompt": ids} if form == "ids" else text_fields(text, form, chat.system if chat else None)
     where = f"a prompt as {form} that tries the server"
     body = {**fields, "max_tokens": 1, "temperature": 0.0}
-    reply = client.ask(body, num_tokens=len(ids) + 1, where=where, is_streamed=is_streamed)
+    try:
+        reply = client.ask(body, num_tokens=len(ids) + 1, where=where, is_streamed=is_streamed)
+    except RefusedError as error:
+        if NEW_ROOM not in str(error) or client.room == NEW_ROOM:
+            raise
+        client.room = NEW_ROOM
+        reply = client.ask(body, num_tokens=len(ids) + 1, where=where, is_streamed=is_streamed)
     check_model(reply.model, config.model, where)
     counted = reply.prompt_tokens
     is_exact = counted is not None and (form != "ids" or counted == len(ids))

@@ -2,8 +2,8 @@
 
     python eval/perplexity.py --engine endpoint --base-url http://localhost:8000/v1 --model NAME --tokenizer REF ...
 
-vLLM returns them as `prompt_logprobs`, SGLang and others as `logprobs` of an `echo`. Prompts are token ids, and each must
-have exactly one likelihood. A server that is to answer needs room for one token more, which nobody reads.
+vLLM returns them as `prompt_logprobs`, SGLang and others as `logprobs` of an `echo`. Prompts are token ids, and each
+must have exactly one likelihood. A server must answer one token, which nobody reads, and needs room for it.
 """
 
 from __future__ import annotations

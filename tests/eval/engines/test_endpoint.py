@@ -122,6 +122,14 @@ def test_prompts_go_as_messages_where_the_server_takes_nothing_else(num_extra: i
     assert run.read("run.json")["identity"]["engine"]["prompts_as"] == "messages"
 
 
+def test_a_model_that_names_the_room_otherwise_is_asked_so(run: Runs) -> None:
+    with engine_standin(takes=("messages",), engine="openai", is_strict=True, is_new=True) as server:
+        done = run(server)
+    assert done.status == 0, done.err
+    assert {call.body["max_completion_tokens"] for call in prompts(server)} == {8}
+    assert len(prompts(server)) == len(run.answers) == 8
+
+
 def test_a_plain_prompt_is_none_for_messages(run: Runs) -> None:
     with engine_standin(takes=("messages",)) as server:
         done = run(server, "--template", "instruct-plain")
