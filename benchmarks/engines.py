@@ -128,6 +128,8 @@ class _Noted:
 def gaps_of(dtype: str, plan: str, requests: Sequence[tuple[Sequence[int], str, str]]) -> list[float]:
     """Return, for each prompt with two different answers, how far apart the model's logits are where they part.
 
+    Where one answer ends and the other goes on, the end token stands against the next one.
+
     Args:
         dtype: Key of `TORCH_DTYPES`.
         plan: Spans of the model.
@@ -144,7 +146,10 @@ def gaps_of(dtype: str, plan: str, requests: Sequence[tuple[Sequence[int], str, 
     model, gaps = checkpoint.load_model(TORCH_DTYPES[dtype]), []
     apply_plan(model, read_plan(plan, model.config))
     for prompt, first, second in requests:
-        texts = [checkpoint.tokenizer(text, add_special_tokens=False).input_ids for text in (first, second)]
+        texts = [
+            [*checkpoint.tokenizer(text, add_special_tokens=False).input_ids, checkpoint.tokenizer.eos_token_id]
+            for text in (first, second)
+        ]
         at = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), None)
         if at is not None:
             ids = torch.tensor([[*prompt, *texts[0][:at]]])

@@ -78,6 +78,14 @@ def prompts(flags: Sequence[str], folder: Path) -> dict[tuple[str, int], tuple[i
     return {(one.key[2], one.key[3]): one.prompt.token_ids for one in requests.missing()}
 
 
+def test_an_answer_that_ends_where_another_goes_on_has_a_gap() -> None:
+    prompt = list(range(100, 120))
+    cases = [(prompt, "Rivers run", ""), (prompt, "Rivers run", "Rivers"), (prompt, "Rivers", "Rivers")]
+    ended, cut = gaps_of("float32", "full", cases)
+    assert ended > NEAR
+    assert cut > NEAR
+
+
 @needs("vllm")
 @pytest.mark.parametrize("plan", ["full", MIXED])
 def test_vllm_writes_what_the_engine_here_writes_up_to_near_ties(
@@ -92,6 +100,7 @@ def test_vllm_writes_what_the_engine_here_writes_up_to_near_ties(
     differing = [key for key, line in ours.items() if line["text"] != theirs[key]["text"]]
     asked = prompts(flags, tmp_path / "prompts")
     gaps = gaps_of("float32", plan, [(asked[key], ours[key]["text"], theirs[key]["text"]) for key in differing])
+    assert len(gaps) == len(differing)
     print(f"{plan}: {len(ours) - len(differing)} of {len(ours)} answers identical, gaps of others {gaps}")
     assert all(gap < NEAR for gap in gaps)
     # The longer prompt begins with what the shorter one has left in the cache.

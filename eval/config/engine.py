@@ -25,7 +25,7 @@ ENGINES = {
 SERVERS = ("endpoint", "vllm", "sglang", "llamacpp")
 STARTED = SERVERS[1:]
 PROMPT_FORMS = ("ids", "text", "messages")
-# Which of the options are for which engines; the others are for all servers.
+# Options for one kind of server; the others are for all servers.
 _OF_ENDPOINT = ("base_url", "tokenizer", "prompts_as", "api_key_env")
 _OF_STARTED = ("engine_python", "engine_args", "engine_wait")
 
@@ -93,7 +93,7 @@ class EngineOptions(Options):
             raise UserError(f"--engine-args {self.engine_args} cannot be parted into flags: {error}") from None
 
     def check_engine(self) -> None:
-        """Raise `UserError` for options of another engine, and for an address that is none."""
+        """Raise `UserError` for options of another engine, and for a `--base-url` that is no address."""
         given = [name for name in ENGINE_OPTIONS if name != "engine" and getattr(self, name) is not None]
         for name in given:
             wanted = ("endpoint",) if name in _OF_ENDPOINT else STARTED if name in _OF_STARTED else SERVERS
@@ -111,18 +111,21 @@ class EngineOptions(Options):
     def _check_address(self) -> None:
         if self.base_url is None:
             raise UserError("--engine endpoint needs --base-url, such as http://localhost:8000/v1")
+        # What stands before an @ may be a key.
+        shown = "" if "@" in self.base_url else f" {self.base_url}"
+        no_address = UserError(f"--base-url{shown} is no address; write it as http://localhost:8000/v1")
         try:
             parts = urlsplit(self.base_url)
             _ = parts.port
-        except ValueError as error:
-            raise UserError(f"--base-url is no address: {error}; write it as http://localhost:8000/v1") from None
-        if parts.username or parts.password or parts.query:
+        except ValueError:
+            raise no_address from None
+        if parts.username or parts.password or parts.query or parts.fragment:
             raise UserError(
                 "--base-url holds a name, a password or a query, which would be recorded; put the key into the "
                 "environment variable that --api-key-env names, and leave it out of the address"
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"--base-url {self.base_url} is no address; write it as http://localhost:8000/v1")
+            raise no_address
 
 
 ENGINE_OPTIONS = tuple(one.name for one in fields(EngineOptions))

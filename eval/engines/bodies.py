@@ -59,7 +59,7 @@ def sampling_fields(settings: GenerationSettings, dialect: str, ends: Sequence[i
 
     Args:
         settings: How answers are chosen.
-        dialect: As of `check_settings`.
+        dialect: One of `DIALECTS`, or `UNKNOWN`.
         ends: End tokens.
     """
     fields: dict[str, Any] = {"max_tokens": settings.max_new_tokens, "temperature": settings.temperature or 0.0}

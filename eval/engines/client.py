@@ -29,6 +29,7 @@ _PASSING = (408, 409, 425, 429)
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
 _CONNECT_SECONDS = 30.0
 _SHOWN = 300
+NEW_ROOM = "max_completion_tokens"
 
 
 class EngineError(UserError):
@@ -39,7 +40,7 @@ class RefusedError(EngineError):
     """The server takes no such request, however often it is sent.
 
     Attributes:
-        status: Of HTTP.
+        status: HTTP status of the answer.
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -112,7 +113,7 @@ class Reply:
         choices: Answers, as many as were asked for.
         model: Name that the server gives.
         prompt_tokens: Tokens of the prompt.
-        cached_tokens: Those of them that it had in its prefix cache.
+        cached_tokens: Tokens of the prompt that were in the prefix cache.
         completion_tokens: Tokens of all answers.
         seconds: From sending the request to its end, without failed tries.
         first_token_seconds: From sending it to the first token.
@@ -158,6 +159,8 @@ class Client:
         self.say = say
         self.stopped = threading.Event()
         self.spent = _Spent()
+        # Field with the room for an answer. Newer models of OpenAI take `NEW_ROOM` alone, and other servers do not.
+        self.room = "max_tokens"
         self._http = DefaultHttpxClient(
             trust_env=not settings.is_ours, timeout=Timeout(settings.timeout, connect=_CONNECT_SECONDS)
         )
@@ -346,6 +349,7 @@ class Client:
     ) -> Reply:
         chat = "messages" in body
         create: Any = self._openai.chat.completions.create if chat else self._openai.completions.create
+        body = {self.room if name == "max_tokens" else name: value for name, value in body.items()}
         known = ("prompt", "messages", "max_tokens", "temperature", "top_p", "n", "seed", "stop")
         extra = {name: value for name, value in body.items() if name not in known}
         begun, first, usage, model = time.monotonic(), None, None, None

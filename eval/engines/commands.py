@@ -33,13 +33,13 @@ class Launch:
     Attributes:
         model: Folder, hub id or GGUF file.
         revision: Commit of the hub.
-        name: Under which it is served.
-        port: On the loopback.
-        key: Random.
-        max_length: Tokens of prompt and answer.
+        name: Name of the served model.
+        port: Port on the loopback.
+        key: Random key of this server.
+        max_length: Most tokens of a prompt with its answer.
         dtype: Key of `TORCH_DTYPES`; None leaves it to the file.
         trust_remote_code: Run code that comes with the checkpoint.
-        threads: That compute, where the engine does not find out itself.
+        threads: Computing threads, for an engine that does not choose them itself.
         wait: Seconds that the server has to start.
         key_file: Holds the key in YAML while the server runs, for an engine that reads it nowhere else.
     """
@@ -63,7 +63,7 @@ class Engine:
 
     Attributes:
         name: Name of the engine.
-        version: Of its package.
+        version: Version of its package, or of llama-server.
         start: How its server is called, without flags.
     """
 

@@ -26,7 +26,7 @@ from eval.config.engine import PROMPT_FORMS
 from eval.config.run import RunConfig
 from eval.engines.asking import ask_all
 from eval.engines.bodies import DIALECTS, OWNERS, UNKNOWN, check_settings, prompt_fields, sampling_fields, text_fields
-from eval.engines.client import Client, ClientSettings, EngineError, RefusedError, Reply, names_of
+from eval.engines.client import NEW_ROOM, Client, ClientSettings, EngineError, RefusedError, Reply, names_of
 from eval.errors import UserError
 from eval.generation.backend import Backend, sources_by_turns, start_for
 from eval.generation.requests import Request, Requests
@@ -53,8 +53,8 @@ class Server:
 
     Attributes:
         dialect: Which engine; `unknown` for another one.
-        version: Of the engine.
-        form: Of the prompts that it takes.
+        version: Version of the engine.
+        form: How it takes prompts, one of `PROMPT_FORMS`.
         offset: Tokens that it counts beyond ours, for what its own template adds.
         model: Name that it answers under.
         max_length: Tokens of prompt and answer that it takes.
@@ -105,7 +105,7 @@ class ServerBackend(Backend):
         with self.serving() as (client, server):
             sources = sources_by_turns(requests, self.process)
             documents = (list(requests.missing(source)) for source in sources)
-            total = sum(len(source.fingerprints.keys() - requests.existing) for source in sources)
+            total = requests.num_missing
 
             def ask(request: Request, started: Callable[[], None]) -> Reply:
                 return self._ask(client, server, request, started)
@@ -193,7 +193,7 @@ class EndpointBackend(ServerBackend):
         super().__init__(config)
         check_endpoint(config)
         self.tokenizer = load_tokenizer(config)
-        self.client = Client(endpoint_settings(config), say=lambda text: print(text, file=sys.stderr, flush=True))
+        self.client = Client(endpoint_settings(config), say=say)
         self.found = contact(self.client, config, self.tokenizer)
         check_settings(config, self.found.dialect, self.found.form)
         if self.found.form != "messages":
@@ -388,7 +388,13 @@ def _probe(
     fields = {"prompt": ids} if form == "ids" else text_fields(text, form, chat.system if chat else None)
     where = f"a prompt as {form} that tries the server"
     body = {**fields, "max_tokens": 1, "temperature": 0.0}
-    reply = client.ask(body, num_tokens=len(ids) + 1, where=where, is_streamed=is_streamed)
+    try:
+        reply = client.ask(body, num_tokens=len(ids) + 1, where=where, is_streamed=is_streamed)
+    except RefusedError as error:
+        if NEW_ROOM not in str(error) or client.room == NEW_ROOM:
+            raise
+        client.room = NEW_ROOM
+        reply = client.ask(body, num_tokens=len(ids) + 1, where=where, is_streamed=is_streamed)
     check_model(reply.model, config.model, where)
     counted = reply.prompt_tokens
     is_exact = counted is not None and (form != "ids" or counted == len(ids))
@@ -426,6 +432,11 @@ def name_of(request: Request) -> str:
     """Return what errors call a request."""
     task, template, example_id, maxlen = request.key
     return f"the prompt about '{example_id}' of task '{task}' (template '{template}', maxlen {maxlen})"
+
+
+def say(text: str) -> None:
+    """Print a line beside the bar."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def describe_server(config: Any, server: Server, concurrency: int) -> str:

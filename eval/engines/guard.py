@@ -125,7 +125,7 @@ class Guard:
         return bool(chunk)
 
     def _reap(self) -> None:
-        """Take note of processes that have ended, so that they count no more."""
+        """Reap processes that have ended, so that they no longer count."""
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == self.server.pid:
@@ -135,7 +135,7 @@ class Guard:
         """Send a signal to the group, and wait until all of it is gone."""
         deadline = time.monotonic() + seconds
         if self._is_group(number):
-            self.is_asked = True  # stdin is watched no more
+            self.is_asked = True  # stdin is no longer watched
             while self._is_group(0) and time.monotonic() < deadline:
                 self._copy(0.02)
                 self._reap()

@@ -2,15 +2,14 @@
 
     python eval/perplexity.py --engine endpoint --base-url http://localhost:8000/v1 --model NAME --tokenizer REF ...
 
-vLLM tells them as `prompt_logprobs`, SGLang and others as `logprobs` of an `echo`. Prompts are token ids, and each must
-have exactly one likelihood. A server that is to answer needs room for one token more, which nobody reads.
+vLLM returns them as `prompt_logprobs`, SGLang and others as `logprobs` of an `echo`. Prompts are token ids, and each
+must have exactly one likelihood. A server must answer one token, which nobody reads, and needs room for it.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from eval.engines.endpoint import (
     digest_of,
     endpoint_settings,
     load_tokenizer,
+    say,
 )
 from eval.errors import UserError
 from eval.losses.meter import Meter
@@ -41,7 +41,7 @@ from eval.records.schema import DocumentLoss, ModelRecord, PerplexityIdentity
 from eval.records.typed import from_json
 from eval.runtime.processes import Process, num_threads
 
-# Where vLLM writes the logarithm of 0, which JSON has not.
+# vLLM writes this for the logarithm of 0, which JSON cannot hold.
 _LEAST = -9999.0
 _PROBE = "Rivers run 7 miles and more."
 # Statuses with which servers refuse a field that they do not have.
@@ -137,7 +137,7 @@ class EndpointMeter(ServedMeter):
         super().__init__(config)
         check_endpoint(config)
         self.tokenizer = load_tokenizer(config)
-        self.client = Client(endpoint_settings(config), say=_say)
+        self.client = Client(endpoint_settings(config), say=say)
         try:
             self.found = contact(self.client, replace(config, prompts_as="ids"), self.tokenizer)
         except RefusedError as error:
@@ -273,7 +273,7 @@ def losses_of(client: Client, server: Server, ids: Sequence[int], where: str) ->
 
 
 def _of_vllm(choice: Mapping[str, Any], ids: Sequence[int]) -> list[Any] | None:
-    """Return the log-likelihood of each token; that of another token than was sent is none."""
+    """Return the log-likelihood of each token that was sent; None where the server names another token."""
     told = choice.get("prompt_logprobs")
     if not isinstance(told, list) or len(told) != len(ids):
         return None
@@ -296,7 +296,3 @@ def _loss(value: Any, where: str, server: Server) -> float:
             "serve in --dtype float32 or bfloat16, with raw log-likelihoods"
         )
     return -float(value)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

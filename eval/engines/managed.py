@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,7 +21,7 @@ from eval.config.run import RunConfig
 from eval.engines.bodies import check_settings
 from eval.engines.client import Client
 from eval.engines.commands import Launch, find_engine, server_command
-from eval.engines.endpoint import CONCURRENCY, Server, ServerBackend, client_settings, digest_of
+from eval.engines.endpoint import CONCURRENCY, Server, ServerBackend, client_settings, digest_of, say
 from eval.engines.served_folder import Served, ServedFolder
 from eval.engines.server import ServerCommand, free_port, running
 from eval.errors import UserError
@@ -62,6 +61,11 @@ class StartedServer:
                     f"--{name.replace('_', '-')} {value} is of a model that is loaded here; leave it out, and tell the "
                     "server with --engine-args"
                 )
+        if checkpoint.config.is_encoder_decoder:
+            raise UserError(
+                f"--engine {config.engine} serves decoders, and '{checkpoint.name}' is an encoder-decoder "
+                f"({checkpoint.config.model_type}); use --engine local"
+            )
         self.config = config
         self.engine = find_engine(config)
         self.dtype = "of the file" if config.engine == "llamacpp" else config.dtype or "bfloat16"
@@ -121,10 +125,10 @@ class StartedServer:
             UserError: It does not start.
         """
         if self.folder is not None:
-            self.folder.prepare(_say)
+            self.folder.prepare(say)
         address, launch = f"http://127.0.0.1:{self.launch.port}/v1", self.launch
         settings = client_settings(self.config, address, launch.key, launch.name, is_ours=True)
-        client = Client(settings, say=_say)
+        client = Client(settings, say=say)
         command = ServerCommand(argv=self.argv, environment=self.environment, key=launch.key)
         server = Server(
             dialect=self.engine.name,
@@ -139,7 +143,7 @@ class StartedServer:
             with (
                 _key_in(launch.key_file, launch.key) if self.engine.name == "sglang" else nullcontext(),
                 running(
-                    command, base_url=address, log=log, wait=launch.wait, is_ready=client.is_ready, say=_say
+                    command, base_url=address, log=log, wait=launch.wait, is_ready=client.is_ready, say=say
                 ) as is_alive,
             ):
                 client.is_alive = is_alive
@@ -222,7 +226,3 @@ def _key_in(file: Path, key: str) -> Iterator[None]:
         yield
     finally:
         file.unlink(missing_ok=True)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -26,13 +26,13 @@ def order_of(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int | None]]:
     shortest_first = sorted(range(len(prompts)), key=lambda place: len(arrays[place]))
     order: list[tuple[int, int | None]] = []
     for number, place in enumerate(shortest_first):
-        # Of several that share as much, the last: its end is nearest.
-        before = max(
-            range(number), key=lambda at: (_shared(arrays[place], arrays[shortest_first[at]]), at), default=None
-        )
-        if before is not None and _shared(arrays[place], arrays[shortest_first[before]]) < _LEAST_SHARED:
-            before = None
-        order.append((place, None if before is None else shortest_first[before]))
+        before: int | None = None
+        most = _LEAST_SHARED
+        for earlier in shortest_first[:number]:
+            # Of several that share as much, the last: its end is nearest.
+            if (shared := _shared(arrays[place], arrays[earlier])) >= most:
+                before, most = earlier, shared
+        order.append((place, before))
     return order
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from eval.errors import UserError
 from eval.runtime.model import TORCH_DTYPES
@@ -88,8 +89,9 @@ class ServedFolder:
                 if not (folder / "config.json").exists():
                     say(f"writing '{self.checkpoint.name}' with the plan '{self.plan}' for the engine, to {folder}")
                     self._write(folder)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written: {error.strerror}; name another XDG_CACHE_HOME") from error
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{folder} cannot be written: {reason}; name another XDG_CACHE_HOME") from error
 
     def _folder(self) -> Path:
         """Return a folder whose name other weights, plans and dtypes do not share."""

@@ -110,6 +110,14 @@ CHAT_ALONE = Fault(
     ),
 )
 NO_IDS = Fault(status=400, body=openai_error("[] is not of type 'string' - 'prompt'", "invalid_request_error"))
+OLD_ROOM = Fault(
+    status=400,
+    body=openai_error(
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        "invalid_request_error",
+        "unsupported_parameter",
+    ),
+)
 NO_SUCH_PATH = Fault(status=404, body={"detail": "Not Found"})
 
 

@@ -32,6 +32,7 @@ from tests.helpers.engine_faults import (
     HEALTHY,
     NO_IDS,
     NO_SUCH_PATH,
+    OLD_ROOM,
     TOO_LONG_FOR_OPENAI,
     TOO_LONG_FOR_VLLM,
     WRONG_KEY,
@@ -45,6 +46,7 @@ from tests.helpers.engine_faults import (
 _OF_OPENAI = {
     *("model", "prompt", "messages", "max_tokens", "temperature", "top_p", "n", "seed", "stop", "stream"),
     *("stream_options", "echo", "logprobs", "best_of", "user", "presence_penalty", "frequency_penalty"),
+    "max_completion_tokens",
 }
 
 
@@ -58,6 +60,7 @@ class EngineStandIn:
         engine: `owned_by` of its models; `vllm` has a version too.
         takes: Forms of prompts that it takes.
         is_strict: Refuses fields that OpenAI does not have.
+        is_new: Takes `max_completion_tokens` and not `max_tokens`, as OpenAI's newer models.
         key: What it asks for; None asks for none.
         num_extra: Tokens that it puts before a text by itself.
         first_seconds: Time before the first token, `token_seconds` between others.
@@ -74,6 +77,7 @@ class EngineStandIn:
     version: str = "0.32.0"
     takes: Sequence[str] = ("ids", "text", "messages")
     is_strict: bool = False
+    is_new: bool = False
     key: str | None = None
     num_extra: int = 0
     tells_cached: bool = True
@@ -175,6 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+        if "max_completion_tokens" in body:
+            body["max_tokens"] = body["max_completion_tokens"]
         call = Call(
             "POST", self.path, {name.lower(): value for name, value in self.headers.items()}, body, ids=self._ids(body)
         )
@@ -221,6 +227,8 @@ class _Handler(BaseHTTPRequestHandler):
             return NO_SUCH_PATH
         if form not in one.takes:
             return NO_IDS if form == "ids" and "text" in one.takes else CHAT_ALONE
+        if one.is_new and "max_completion_tokens" not in body:
+            return OLD_ROOM
         if body.get("model") not in one.models:
             message = f"The model `{body.get('model')}` does not exist."
             return Fault(status=404, body=vllm_error(message, "NotFoundError", 404))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from eval.engines.order import order_of
@@ -120,6 +122,14 @@ def test_prompts_go_as_messages_where_the_server_takes_nothing_else(num_extra: i
     assert run.read("run.json")["identity"]["engine"]["prompts_as"] == "messages"
 
 
+def test_a_model_that_names_the_room_otherwise_is_asked_so(run: Runs) -> None:
+    with engine_standin(takes=("messages",), engine="openai", is_strict=True, is_new=True) as server:
+        done = run(server)
+    assert done.status == 0, done.err
+    assert {call.body["max_completion_tokens"] for call in prompts(server)} == {8}
+    assert len(prompts(server)) == len(run.answers) == 8
+
+
 def test_a_plain_prompt_is_none_for_messages(run: Runs) -> None:
     with engine_standin(takes=("messages",)) as server:
         done = run(server, "--template", "instruct-plain")
@@ -154,6 +164,19 @@ def test_a_setting_of_a_model_that_is_loaded_here_is_refused(flag: str, run: Run
     assert flag.split()[0] in done.error
     assert "is of a model that is loaded here" in done.error
     assert not server.calls
+
+
+def test_a_bar_counts_what_a_shard_asks(run: Runs, server: EngineStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals = []
+
+    def bar(*_: Any, total: int, **__: Any) -> Any:
+        totals.append(total)
+        return tqdm(total=total, disable=True)
+
+    monkeypatch.setattr("eval.engines.endpoint.tqdm", bar)
+    done = run(server, "--shard", "1/2")
+    assert done.status == 0, done.err
+    assert totals == [len(prompts(server))] == [4]
 
 
 def test_one_process_asks_a_server(run: Runs, server: EngineStandIn, monkeypatch: pytest.MonkeyPatch) -> None:

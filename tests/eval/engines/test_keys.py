@@ -6,9 +6,12 @@ import gzip
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from eval.config.engine import EngineOptions
+from eval.errors import UserError
 from tests.eval.engines.conftest import Runs
 from tests.helpers.engine_faults import BROKEN, HEALTHY, Fault, from_number, numbered
 from tests.helpers.engine_standin import engine_standin
@@ -139,14 +142,24 @@ def test_a_key_in_the_address_is_refused_and_not_repeated(address: str, run: Run
     assert KEY not in done.err + done.out
 
 
+@pytest.mark.parametrize("address", ["me:{key}@host/v1", "http://me:{key}/1@host/v1", "http://host/v1#key={key}"])
+def test_a_key_in_what_is_no_address_is_not_repeated(address: str) -> None:
+    with pytest.raises(UserError, match=r"^--base-url (is no address; write|holds a name, a password or a query)"):
+        EngineOptions(engine="endpoint", base_url=address.format(key=KEY)).check_engine()
+
+
+@pytest.mark.parametrize("address", ["localhost:8000/v1", "http://:80/v1", "http://host:99999/v1", "ftp://host/v1"])
+def test_what_is_no_address_is_shown(address: str) -> None:
+    with pytest.raises(UserError, match=f"^--base-url {address} is no address; write it as http://localhost:8000/v1$"):
+        EngineOptions(engine="endpoint", base_url=address).check_engine()
+
+
 @pytest.mark.parametrize("engine", ["local", "vllm"])
-@pytest.mark.parametrize("flag", ["--base-url", "--api-key-env"])
-def test_a_key_beside_another_engine_is_not_repeated(flag: str, engine: str, run: Runs) -> None:
-    with engine_standin() as server:
-        done = run(server, "--engine", engine, "--base-url", f"http://me:{KEY}@127.0.0.1:1/v1", flag, f"http://{KEY}@x")
-    assert done.status == 2
-    assert f"is of --engine endpoint, and this is --engine {engine}" in done.error
-    assert KEY not in done.err + done.out
+@pytest.mark.parametrize("option", [{"base_url": f"http://me:{KEY}@127.0.0.1:1/v1"}, {"api_key_env": KEY}])
+def test_a_key_beside_another_engine_is_not_repeated(option: dict[str, Any], engine: str) -> None:
+    line = f"^--[a-z-]+ is of --engine endpoint, and this is --engine {engine}; leave it out, or choose the engine$"
+    with pytest.raises(UserError, match=line):
+        EngineOptions(engine=engine, **option).check_engine()
 
 
 def test_a_failed_try_that_repeats_the_key_is_said_without_it(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
