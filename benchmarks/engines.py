@@ -169,13 +169,16 @@ def main() -> None:
     parser.add_argument("--queries", type=Path, help="QMSum's validation file")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--lengths", nargs="+", default=list(LENGTHS))
+    parser.add_argument("--plans", nargs="+", choices=list(PLANS), help="all without it")
+    parser.add_argument("--work", nargs="+", choices=["sweep", "queries"], help="all without it")
     parser.add_argument("--gaps", action="store_true", help="say how near a tie differing answers were")
     parser.add_argument("--one", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print("\n" + json.dumps(vars(run_here(arguments.one))))
         return
-    print(f"machine: {device_name()}, dtype {arguments.dtype}", flush=True)
+    amx = "amx_tile" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "unknown"
+    print(f"machine: {device_name()}, AMX {amx}, dtype {arguments.dtype}", flush=True)
     cases: list[Case] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -187,7 +190,10 @@ def main() -> None:
             longest = arguments.lengths[-1:]
             work["queries"] = ["--task", "custom", "--data", str(file), *fields, "--maxlen", *longest]
         for what, flags in work.items():
-            for label, plan in PLANS.items():
+            if what not in (arguments.work or work):
+                continue
+            for label in arguments.plans or PLANS:
+                plan = PLANS[label]
                 ways = [_separately(arguments, [*flags, "--plan", plan], engine, folder) for engine in WAYS]
                 for times in ("seconds", "whole"):
                     ours, peer = (getattr(way, times) for way in ways)
