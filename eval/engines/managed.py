@@ -61,11 +61,6 @@ class StartedServer:
                     f"--{name.replace('_', '-')} {value} is of a model that is loaded here; leave it out, and tell the "
                     "server with --engine-args"
                 )
-        if checkpoint.config.is_encoder_decoder:
-            raise UserError(
-                f"--engine {config.engine} serves decoders, and '{checkpoint.name}' is an encoder-decoder "
-                f"({checkpoint.config.model_type}); use --engine local"
-            )
         self.config = config
         self.engine = find_engine(config)
         self.dtype = "of the file" if config.engine == "llamacpp" else config.dtype or "bfloat16"

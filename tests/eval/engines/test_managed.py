@@ -179,4 +179,4 @@ def test_an_encoder_decoder_is_refused_by_name(started: Started, tmp_path: Path,
     folder = save_encoder_decoder(tmp_path / "t5", "t5")
     done = started("--model", str(folder))
     assert done.status == 2
-    assert "--engine vllm serves decoders, and 't5' is an encoder-decoder (t5)" in done.error
+    assert "an encoder-decoder, not a decoder" in done.error
