@@ -16,10 +16,10 @@ from eval.errors import UserError
 ENGINES = {
     "local": "eval.generation.local:open_local",
     "mock": "eval.generation.mock:MockBackend",
-    "endpoint": "eval.engines.endpoint:EndpointBackend",
-    "vllm": "eval.engines.managed:StartedBackend",
-    "sglang": "eval.engines.managed:StartedBackend",
-    "llamacpp": "eval.engines.managed:StartedBackend",
+    "endpoint": "eval.engines.served:ServedBackend",
+    "vllm": "eval.engines.served:ServedBackend",
+    "sglang": "eval.engines.served:ServedBackend",
+    "llamacpp": "eval.engines.served:ServedBackend",
 }
 # Engines that answer over the network, and those of them whose server this suite starts.
 SERVERS = ("endpoint", "vllm", "sglang", "llamacpp")

@@ -62,10 +62,14 @@ def ask_all(
     num_sent = 0
     try:
         while True:
-            while failure is None and num_sent < concurrency and (document := next(documents, None)) is not None:
-                for job in _jobs_of(document):
-                    work.put(job)
-                    num_sent += 1
+            try:
+                while failure is None and num_sent < concurrency and (document := next(documents, None)) is not None:
+                    for job in _jobs_of(document):
+                        work.put(job)
+                        num_sent += 1
+            except Exception as error:  # in making a document; what runs is waited for all the same
+                failure = error
+                stopped.set()
             if not num_sent:
                 break
             event = events.get()

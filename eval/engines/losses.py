@@ -11,41 +11,34 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.config.perplexity import PerplexityConfig
 from eval.engines.asking import ask_all
 from eval.engines.client import Client, EngineError, RefusedError
-from eval.engines.endpoint import (
-    CONCURRENCY,
-    Server,
-    check_alone,
-    check_client,
-    check_count,
-    check_endpoint,
-    check_model,
-    contact,
-    describe_server,
-    digest_of,
-    endpoint_settings,
-    load_tokenizer,
-    say,
-)
+from eval.engines.contact import OTHER_FORM, Server, check_count, check_model
+from eval.engines.service import LOG, open_service
 from eval.errors import UserError
 from eval.losses.meter import Meter
 from eval.losses.readings import Part, Reading, Tally
-from eval.records.schema import DocumentLoss, ModelRecord, PerplexityIdentity
-from eval.records.typed import from_json
+from eval.records.schema import DocumentLoss, PerplexityIdentity
 from eval.runtime.processes import Process, num_threads
 
 # vLLM writes this for the logarithm of 0, which JSON cannot hold.
 _LEAST = -9999.0
-_PROBE = "Rivers run 7 miles and more."
-# Statuses with which servers refuse a field that they do not have.
-_REFUSALS = (400, 404, 405, 415, 422, 501)
+# Tokens that any vocabulary has.
+_PROBE_IDS = (5, 6, 7, 8, 9, 10)
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """A reading of which parts are asked about."""
+
+    tally: Tally
+    num_missing: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class _Asked:
     """A part of a reading that is asked about."""
 
     part: Part
-    tally: Tally
+    work: _Work
 
 
 class ServedMeter(Meter):
@@ -63,176 +56,77 @@ class ServedMeter(Meter):
         config: Settings of the measurement.
 
     Raises:
-        UserError: The client is not installed, or several processes would ask.
+        UserError: The server cannot be reached or started, or gives no log-likelihoods of prompts.
+        CheckpointError: The reference leads to no usable model, or to no tokenizer.
+        PlanError: The plan does not fit the model.
     """
 
     def __init__(self, config: PerplexityConfig) -> None:
-        check_client()
-        check_alone(config.engine)
         self.config = config
         self.process = Process(num_threads(os.environ))
-
-    @property
-    def concurrency(self) -> int:
-        return self.config.concurrency or CONCURRENCY
-
-    @contextmanager
-    def serving(self, folder: Path) -> Iterator[tuple[Client, Server]]:
-        """Give the server, ready to be asked; `folder` is that of the output."""
-        raise NotImplementedError
-        yield
-
-    def measure(self, readings: Iterable[Reading], record: PerplexityIdentity, folder: Path) -> Iterator[DocumentLoss]:
-        missing: dict[int, int] = {}
-        seconds: dict[int, float] = {}
-        done: list[Tally] = []
-
-        def parts() -> Iterator[Sequence[_Asked]]:
-            for reading in readings:
-                tally = Tally(reading=reading)
-                scored = [part for part in reading.parts if part.is_scored]
-                missing[id(tally)], seconds[id(tally)] = len(scored), 0.0
-                if not scored:
-                    done.append(tally)
-                # Each by itself: servers compute the likelihoods of a prompt anew, whatever their cache holds.
-                yield from ([_Asked(part, tally)] for part in scored)
-
-        def lines() -> Iterator[DocumentLoss]:
-            while done:
-                tally = done.pop()
-                costs = dict.fromkeys(("cache_bytes", "peak_bytes", "attention_flops"))
-                yield tally.line(record, seconds=seconds.pop(id(tally)), **costs)
-
-        with self.serving(folder) as (client, server):
-
-            def ask(asked: _Asked, _: Any) -> tuple[list[float], float]:
-                losses, took = losses_of(client, server, asked.part.token_ids, asked.part.where)
-                return losses[asked.part.scored - 1 :], took
-
-            for asked, (losses, took) in ask_all(parts(), ask, client.stopped, self.concurrency):
-                asked.tally.add(asked.part, losses, math.fsum)
-                seconds[id(asked.tally)] += took
-                missing[id(asked.tally)] -= 1
-                if not missing[id(asked.tally)]:
-                    done.append(asked.tally)
-                yield from lines()
-            yield from lines()
-
-
-class EndpointMeter(ServedMeter):
-    """Asks a server that runs already.
-
-    Args:
-        config: Settings of the measurement.
-
-    Raises:
-        UserError: The server cannot be reached, or gives no log-likelihoods of prompts.
-        CheckpointError: There is no tokenizer.
-    """
-
-    dtype = "unknown"
-    plan_description = "the server's own"
-
-    def __init__(self, config: PerplexityConfig) -> None:
-        super().__init__(config)
-        check_endpoint(config)
-        self.tokenizer = load_tokenizer(config)
-        self.client = Client(endpoint_settings(config), say=say)
         try:
-            self.found = contact(self.client, replace(config, prompts_as="ids"), self.tokenizer)
+            self.service = service = open_service(config, "ids", self._try)
         except RefusedError as error:
-            if error.status not in _REFUSALS:
+            if error.status not in OTHER_FORM:
                 raise
             raise _no_losses(config, f"it takes no token ids: {error}") from None
-        longest, room = max(config.maxlen), self.found.max_length
+        self.checkpoint, self.tokenizer, self.model = service.checkpoint, service.tokenizer, service.model
+        self.plan, self.plan_description, self.dtype = service.plan, service.plan_description, service.dtype
+        self.identity, self.server, self.remarks = service.identity, service.record, service.describe()
+
+    def _try(self, client: Client, server: Server) -> None:
+        """Raise `UserError` for a server without room for the token that it must answer, or without log-likelihoods."""
+        longest, room = max(self.config.maxlen), server.max_length
         if room is not None and longest + 1 > room:
             raise UserError(
                 f"maxlen {longest} and the token that a server must answer are beyond the {room} tokens that it takes; "
                 "lower it"
             )
-        check_losses(self.client, self.found, self.tokenizer, config)
-        self.model = ModelRecord(reference=config.model, source="endpoint")
-        self.identity = {
-            "name": "endpoint",
-            "server": self.found.dialect,
-            "model": self.found.model,
-            "prompts_as": "ids",
-            "tokenizer": digest_of(self.tokenizer),
-        }
-        self.server = {"name": self.found.name, "address": config.base_url, "concurrency": self.concurrency}
-        self.remarks = describe_server(config, self.found, self.concurrency)
-
-    @contextmanager
-    def serving(self, folder: Path) -> Iterator[tuple[Client, Server]]:
         try:
-            yield self.client, self.found
-        finally:
-            self.client.close()
+            losses_of(client, server, _PROBE_IDS, "a prompt to try the server")
+        except _UntoldError as error:
+            raise _no_losses(self.config, str(error)) from None
+        except RefusedError as error:
+            if error.status not in OTHER_FORM:
+                raise
+            raise _no_losses(self.config, str(error)) from None
 
     def describe_model(self) -> str:
-        return f"served at {self.config.base_url}"
+        return self.service.describe_model()
 
+    def measure(self, readings: Iterable[Reading], record: PerplexityIdentity, folder: Path) -> Iterator[DocumentLoss]:
+        done: list[_Work] = []
 
-class StartedMeter(ServedMeter):
-    """Starts a server for the measurement, and ends it with the measurement.
+        def parts() -> Iterator[Sequence[_Asked]]:
+            for reading in readings:
+                scored = [part for part in reading.parts if part.is_scored]
+                work = _Work(tally=Tally(reading=reading), num_missing=len(scored))
+                if not scored:
+                    done.append(work)
+                # Each by itself: servers compute the likelihoods of a prompt anew, whatever their cache holds.
+                yield from ([_Asked(part, work)] for part in scored)
 
-    Args:
-        config: Settings of the measurement.
+        def lines() -> Iterator[DocumentLoss]:
+            while done:
+                work = done.pop()
+                costs = dict.fromkeys(("cache_bytes", "peak_bytes", "attention_flops"))
+                yield work.tally.line(record, seconds=work.seconds, **costs)
 
-    Raises:
-        UserError: The engine is not installed, or cannot do what is asked.
-        CheckpointError: The reference leads to no usable model.
-        PlanError: The plan does not fit the model.
-    """
+        with self.service.running(folder / LOG) as (client, server):
 
-    def __init__(self, config: PerplexityConfig) -> None:
-        from eval.engines.managed import StartedServer
-        from eval.runtime.model import check_positions, open_configured, resolve_plan
+            def ask(asked: _Asked, _: Any) -> tuple[list[float], float]:
+                losses, took = losses_of(client, server, asked.part.token_ids, asked.part.where)
+                return losses[asked.part.scored - 1 :], took
 
-        super().__init__(config)
-        self.checkpoint = checkpoint = open_configured(config)
-        check_positions(max(config.maxlen), checkpoint, allow_extrapolation=config.allow_extrapolation)
-        self.tokenizer = checkpoint.tokenizer
-        plan = resolve_plan(config.plan, checkpoint, keeps_full=True)
-        self.started = StartedServer(config, checkpoint, plan)
-        self.dtype = self.started.dtype
-        self.plan = None if plan is None else plan.to_json()
-        self.plan_description = "untouched" if plan is None else str(plan)
-        self.model = from_json(ModelRecord, checkpoint.provenance, checkpoint.name)
-        self.identity = self.started.identity | {"tokenizer": digest_of(self.tokenizer)}
-        self.server = self.started.record
-        self.remarks = self.started.describe()
-
-    @property
-    def concurrency(self) -> int:
-        return self.started.concurrency
-
-    @contextmanager
-    def serving(self, folder: Path) -> Iterator[tuple[Client, Server]]:
-        from eval.engines.managed import LOG
-
-        with self.started.running(folder / LOG) as (client, server):
-            check_losses(client, server, self.tokenizer, self.config)
-            yield client, server
-
-    def describe_model(self) -> str:
-        from eval.runtime.model import describe_weights
-
-        assert self.checkpoint is not None
-        return describe_weights(self.checkpoint)
-
-
-def check_losses(client: Client, server: Server, tokenizer: Any, config: PerplexityConfig) -> None:
-    """Raise `UserError` for a server that gives no log-likelihoods of a short prompt."""
-    ids = tokenizer(_PROBE, add_special_tokens=False).input_ids
-    try:
-        losses_of(client, server, ids, "a prompt to try the server")
-    except _UntoldError as error:
-        raise _no_losses(config, str(error)) from None
-    except RefusedError as error:
-        if error.status not in _REFUSALS:
-            raise
-        raise _no_losses(config, str(error)) from None
+            for asked, (losses, took) in ask_all(parts(), ask, client.stopped, self.service.concurrency):
+                work = asked.work
+                work.tally.add(asked.part, losses, math.fsum)
+                work.seconds += took
+                work.num_missing -= 1
+                if not work.num_missing:
+                    done.append(work)
+                yield from lines()
+            yield from lines()
 
 
 class _UntoldError(EngineError):

@@ -17,52 +17,56 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from eval.config.run import RunConfig
-from eval.engines.bodies import check_settings
 from eval.engines.client import Client
 from eval.engines.commands import Launch, find_engine, server_command
-from eval.engines.endpoint import CONCURRENCY, Server, ServerBackend, client_settings, digest_of, say
+from eval.engines.contact import Server
 from eval.engines.served_folder import Served, ServedFolder
 from eval.engines.server import ServerCommand, free_port, running
+from eval.engines.service import Service, Trial, digest_of, say
 from eval.errors import UserError
-from eval.generation.backend import check_embeddings, output_of
-from eval.generation.requests import Requests
-from eval.prompting.chat import ChatTemplate
-from eval.prompting.ends import find_ends
 from eval.records.schema import ModelRecord
 from eval.records.typed import from_json
-from eval.runtime.model import check_positions, describe_weights, open_configured, resolve_plan, suggested_ends
+from eval.runtime.model import check_positions, describe_weights, open_configured, resolve_plan
 from eval.runtime.processes import num_threads
 from masformer.checkpoints.open import Checkpoint
 from masformer.plans.spans import SpanPlan
 
-LOG = "engine.log"
 _WAIT_SECONDS = 900.0
 # Tokens that a server keeps beside the greatest length.
 _SPARE = 16
 
 
-class StartedServer:
-    """A server of an installed engine with a model; nothing is started yet.
+class StartedService(Service):
+    """A server of an installed engine with a model; it is started when it is asked to work.
 
     Args:
         config: Settings of the command.
-        checkpoint: Model, without weights.
-        plan: Spans that it is to have; None leaves it untouched.
+        trial: As of `open_service`.
 
     Raises:
-        UserError: The engine is not installed, or cannot load the model with the plan.
+        UserError: The engine is not installed, or cannot do what is asked.
+        CheckpointError: The reference leads to no usable model.
+        PlanError: The plan does not fit the model.
     """
 
-    def __init__(self, config: Any, checkpoint: Checkpoint, plan: SpanPlan | None) -> None:
+    def __init__(self, config: Any, trial: Trial | None = None) -> None:
+        super().__init__(config)
+        self.trial = trial
         for name in ("quantize", "device_map", "threads", "batch_size", "memory_budget"):
             if (value := getattr(config, name, None)) is not None:
                 raise UserError(
                     f"--{name.replace('_', '-')} {value} is of a model that is loaded here; leave it out, and tell the "
                     "server with --engine-args"
                 )
-        self.config = config
         self.engine = find_engine(config)
+        self.dialect, self.form = self.engine.name, self.engine.form
+        self.checkpoint = checkpoint = open_configured(config)
+        check_positions(max(config.maxlen), checkpoint, allow_extrapolation=config.allow_extrapolation)
+        self.tokenizer = checkpoint.tokenizer
+        self.model = from_json(ModelRecord, checkpoint.provenance, checkpoint.name)
+        plan = resolve_plan(config.plan, checkpoint, keeps_full=True)
+        self.plan = None if plan is None else plan.to_json()
+        self.plan_description = "untouched" if plan is None else str(plan)
         self.dtype = "of the file" if config.engine == "llamacpp" else config.dtype or "bfloat16"
         self.folder = None
         if config.engine == "llamacpp":
@@ -84,26 +88,27 @@ class StartedServer:
             key_file=Path(tempfile.gettempdir()) / f"masformer-{secrets.token_hex(8)}.yaml",
         )
         self.argv, self.environment = server_command(self.engine, self.launch, config.server_flags)
-
-    @property
-    def concurrency(self) -> int:
-        """Return how many requests go out at a time; llama.cpp answers one after the other."""
-        return int(self.config.concurrency or (1 if self.config.engine == "llamacpp" else CONCURRENCY))
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Return what answers depend on."""
-        return {"name": self.config.engine, "prompts_as": self.engine.form, "args": self.config.server_flags}
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Return what is recorded of a session."""
-        return {
+        self.identity = {
+            "name": config.engine,
+            "prompts_as": self.form,
+            "args": config.server_flags,
+            "tokenizer": digest_of(self.tokenizer),
+        }
+        self.record = {
             "name": self.engine.name,
             "version": self.engine.version,
             "command": shlex.join(self.argv),
             "concurrency": self.concurrency,
         }
+
+    @property
+    def concurrency(self) -> int:
+        """Return how many requests go out at a time; llama.cpp answers one after the other."""
+        return 1 if self.dialect == "llamacpp" and self.config.concurrency is None else super().concurrency
+
+    def describe_model(self) -> str:
+        assert self.checkpoint is not None
+        return describe_weights(self.checkpoint)
 
     def describe(self) -> str:
         """Return what answers, for people."""
@@ -111,26 +116,18 @@ class StartedServer:
 
     @contextmanager
     def running(self, log: Path) -> Iterator[tuple[Client, Server]]:
-        """Give the server, once it answers; it ends with the block.
-
-        Args:
-            log: What it prints goes there.
-
-        Raises:
-            UserError: It does not start.
-        """
         if self.folder is not None:
             self.folder.prepare(say)
         address, launch = f"http://127.0.0.1:{self.launch.port}/v1", self.launch
-        settings = client_settings(self.config, address, launch.key, launch.name, is_ours=True)
+        settings = self.client_settings(address, launch.key, launch.name, is_ours=True)
         client = Client(settings, say=say)
         command = ServerCommand(argv=self.argv, environment=self.environment, key=launch.key)
         server = Server(
             dialect=self.engine.name,
             version=self.engine.version,
-            form=self.engine.form,
+            form=self.form,
             offset=0,
-            is_streamed=self.engine.form == "ids",
+            is_streamed=self.form == "ids",
             model=launch.name,
             max_length=launch.max_length,
         )
@@ -142,57 +139,11 @@ class StartedServer:
                 ) as is_alive,
             ):
                 client.is_alive = is_alive
+                if self.trial is not None:
+                    self.trial(client, server)
                 yield client, server
         finally:
             client.close()
-
-
-class StartedBackend(ServerBackend):
-    """Starts a server for the run, and ends it with the run.
-
-    Args:
-        config: Settings of the run.
-
-    Raises:
-        UserError: The engine is not installed, or cannot do what is asked.
-        CheckpointError: The reference leads to no usable model.
-        PlanError: The plan does not fit the model.
-    """
-
-    def __init__(self, config: RunConfig) -> None:
-        super().__init__(config)
-        self.checkpoint = open_configured(config)
-        check_positions(max(config.maxlen), self.checkpoint, allow_extrapolation=config.allow_extrapolation)
-        self.tokenizer = self.checkpoint.tokenizer
-        plan = resolve_plan(config.plan, self.checkpoint, keeps_full=True)
-        self.started = StartedServer(config, self.checkpoint, plan)
-        check_settings(config, config.engine, self.started.engine.form)
-        self.dtype = self.started.dtype
-        self.plan = None if plan is None else plan.to_json()
-        self.plan_description = "untouched" if plan is None else str(plan)
-        self.model = from_json(ModelRecord, self.checkpoint.provenance, self.checkpoint.name)
-        self.quantization = self.checkpoint.quantization
-        chat = ChatTemplate(self.tokenizer, config.chat_settings())
-        self.ends = find_ends(self.tokenizer, suggested_ends(self.checkpoint), chat)
-        self.identity = self.started.identity | {"tokenizer": digest_of(self.tokenizer)}
-        self.server = self.started.record
-        self.remarks = [self.started.describe()]
-
-    @property
-    def concurrency(self) -> int:
-        return self.started.concurrency
-
-    @contextmanager
-    def serving(self) -> Iterator[tuple[Client, Server]]:
-        with self.started.running(output_of(self.config) / LOG) as served:
-            yield served
-
-    def describe_model(self) -> str:
-        return describe_weights(self.checkpoint)
-
-    def check(self, requests: Requests) -> None:
-        """Raise `CheckpointError` for a text with tokens that the model has no embedding for."""
-        check_embeddings(requests, self.checkpoint)
 
 
 def _gguf_file(config: Any, checkpoint: Checkpoint, plan: SpanPlan | None) -> str:

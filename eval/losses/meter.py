@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 # Module of each meter and its class there, by engine; imported when it is chosen.
 METERS = {
     "local": "eval.losses.local:LocalMeter",
-    "endpoint": "eval.engines.losses:EndpointMeter",
-    "vllm": "eval.engines.losses:StartedMeter",
-    "sglang": "eval.engines.losses:StartedMeter",
+    "endpoint": "eval.engines.losses:ServedMeter",
+    "vllm": "eval.engines.losses:ServedMeter",
+    "sglang": "eval.engines.losses:ServedMeter",
 }
 
 

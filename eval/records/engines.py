@@ -14,7 +14,7 @@ SHARE_OF_BATCH = "share of a batch"
 REQUEST_BESIDE_OTHERS = "request beside others"
 # Engines that answer within this process; all others are servers.
 _HERE = (LOCAL, "mock")
-_FORMS = {"ids": "token ids", "text": "text", "messages": "chat messages"}
+FORMS = {"ids": "token ids", "text": "text", "messages": "chat messages"}
 
 
 def name_engine(engine: Engine) -> str:
@@ -62,7 +62,7 @@ def engine_facts(engine: Engine, session: Session) -> dict[str, str]:
     parts = [describe_engine(engine, [session])]
     parts += [f"at {told['address']}"] if told.get("address") else []
     parts += [f"serving `{engine['model']}`"] if engine.get("model") else []
-    parts += [f"prompts as {_FORMS.get(form, form)}"] if (form := engine.get("prompts_as")) else []
+    parts += [f"prompts as {FORMS.get(form, form)}"] if (form := engine.get("prompts_as")) else []
     parts += [f"arguments `{' '.join(map(str, arguments))}`"] if (arguments := engine.get("args")) else []
     return {"engine": ", ".join(parts)}
 

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from eval.records.engines import describe_clock, engine_facts
 from eval.records.schema import (
     DocumentLoss,
     Estimate,
@@ -181,7 +182,7 @@ def render_perplexity_report(
         f"# {kind}, {', '.join(record.tasks)}: {markdown(identity.model.label)}",
         "",
         f"- model: {markdown(describe_model(identity.model, identity.dtype, session))}",
-        *_engine_line(identity, session),
+        *_engine_lines(identity, session),
         f"- spans: {markdown(code(record.plan_description))}",
         f"- tokens: {_describe_tokens(identity)}",
         f"- machine: {markdown(session.machine.device)}, {session.world_size} x {session.threads} threads",
@@ -205,16 +206,12 @@ def _describe_tokens(identity: PerplexityIdentity) -> str:
     return f"{read} that overlap; after the first, the last {identity.stride:,} tokens of each are scored"
 
 
-def _engine_line(identity: PerplexityIdentity, session: Session) -> list[str]:
-    """Return a line on the server that measured; nothing where a model was loaded here."""
-    if not identity.engine:
-        return []
-    engine, told = identity.engine["name"], session.engine or {}
-    server = " ".join(str(told[name]) for name in ("name", "version") if told.get(name))
-    known = [server] if server.startswith(engine) else [engine, *filter(None, [server])]
-    where = f" at {told['address']}" if told.get("address") else ""
-    at_once = f"{told.get('concurrency', 1)} requests at a time{where}, whose seconds count each by itself"
-    return [f"- engine: {markdown(', '.join([*known, at_once]))}"]
+def _engine_lines(identity: PerplexityIdentity, session: Session) -> list[str]:
+    """Return lines on the server that measured; nothing where a model was loaded here."""
+    facts = engine_facts(identity.engine, session)
+    if clock := describe_clock(identity.engine, session):
+        facts |= {"seconds": clock}
+    return [f"- {name}: {markdown(text)}" for name, text in facts.items()]
 
 
 def print_perplexity(record: PerplexityRecord, results: Sequence[PerplexityResult], notes: Sequence[str]) -> None:

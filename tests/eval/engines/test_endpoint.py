@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from eval.engines.bodies import prompt_fields
 from eval.engines.order import order_of
 from eval.runtime.processes import Process
 from tests.eval.engines.conftest import Runs
@@ -173,7 +175,7 @@ def test_a_bar_counts_what_a_shard_asks(run: Runs, server: EngineStandIn, monkey
         totals.append(total)
         return tqdm(total=total, disable=True)
 
-    monkeypatch.setattr("eval.engines.endpoint.tqdm", bar)
+    monkeypatch.setattr("eval.engines.served.tqdm", bar)
     done = run(server, "--shard", "1/2")
     assert done.status == 0, done.err
     assert totals == [len(prompts(server))] == [4]
@@ -278,3 +280,16 @@ def test_what_is_answered_is_asked_no_more(run: Runs, server: EngineStandIn) -> 
     assert {len(call.ids) for call in prompts(server)[8:]} == {492}
     assert first.items() <= run.answers.items()
     assert len(prompts(server)) == 12
+
+
+def test_prompts_are_made_by_one_thread(run: Runs, server: EngineStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Builders remember the context that they were asked about last: of two threads one would show the other's document.
+    makers = set()
+
+    def made(*arguments: Any) -> Any:
+        makers.add(threading.current_thread())
+        return prompt_fields(*arguments)
+
+    monkeypatch.setattr("eval.engines.served.prompt_fields", made)
+    assert run(server, "--prompts-as", "text", "--concurrency", "4").status == 0
+    assert makers == {threading.main_thread()}

@@ -87,8 +87,9 @@ def test_perplexity_is_that_of_the_likelihoods_that_a_server_tells(
     assert results[600]["metrics"]["perplexity"]["mean"] == pytest.approx(math.exp(total / count))
     assert results[600]["cost"]["cache_bytes"] is None
     report = (tmp_path / "run" / "report.md").read_text()
-    name = {"vllm": "endpoint, vllm 0.32.0", "sglang": "endpoint, sglang"}.get(engine, "endpoint")
-    assert f"- engine: {name}, 3 requests at a time at {server.base_url}, whose seconds" in report
+    name = {"vllm": "endpoint (vllm 0.32.0)", "sglang": "endpoint (sglang)"}.get(engine, "endpoint")
+    assert f"- engine: {name}, at {server.base_url}, serving " in report
+    assert "- seconds: Seconds are those of a request beside others, at most 3 at a time, " in report
     assert server.most_at_once <= 3
 
 
