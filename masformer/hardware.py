@@ -18,7 +18,7 @@ def processor_name() -> str:
 def vector_instructions() -> str:
     """Return the names of the processor's vector and matrix instructions; empty where the system tells none."""
     names = {*_cpuinfo("flags").split(), *_cpuinfo("Features").split()}  # the latter on ARM
-    return " ".join(sorted(name for name in names if name.startswith(("avx", "amx", "asimd", "sve", "sme", "bf16"))))
+    return " ".join(sorted(name for name in names if name.startswith(("avx", "amx", "asimd", "sve"))))
 
 
 def _cpuinfo(field: str) -> str:

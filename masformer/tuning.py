@@ -24,6 +24,7 @@ from masformer.hardware import processor_name, vector_instructions
 
 WAYS = "MASFORMER_WAYS"
 _MARGIN = 0.95  # what another way may take of the first one's time; less is noise
+_AGREEMENT = 1.2  # what the second best time may be of the best one; a choice from others is made again next time
 _ROUNDS = 3
 _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # they hide instructions from torch and oneDNN
 
@@ -47,7 +48,8 @@ def choose(topic: str, case: str, ways: Mapping[str, Callable[[], object]], *, s
     named = named_way(topic, tuple(ways))
     name = named or _settled.get((machine(), key)) or _read(choices_file()).get(machine(), {}).get(key)
     if name is None or name not in ways:
-        name = _remember(key, _fastest(ways, seconds), ways)
+        name, is_sure = _fastest(ways, seconds)
+        name = _remember(key, name, ways) if is_sure else name
     if named is None:
         _settled[machine(), key] = name
     _used[key] = name
@@ -86,20 +88,25 @@ def _processor() -> str:
     return "; ".join([processor_name(), vector_instructions(), *limits, f"torch {torch.__version__}"])
 
 
-def _fastest(ways: Mapping[str, Callable[[], object]], seconds: float) -> str:
-    """Return the name of the way that takes the least time, the first one unless another is clearly faster."""
-    best = dict.fromkeys(ways, float("inf"))
+def _fastest(ways: Mapping[str, Callable[[], object]], seconds: float) -> tuple[str, bool]:
+    """Return the name of the way that takes the least time, the first one unless another is clearly faster.
+
+    The second value says whether the two best times of each way agree, that is, nothing else disturbed them.
+    """
     for compute in ways.values():
         compute()  # what is set up once is not timed
+    times: dict[str, list[float]] = {name: [] for name in ways}
     end, rounds = time.perf_counter() + seconds, 0
     while rounds < _ROUNDS or time.perf_counter() < end:
         rounds += 1
         for name, compute in ways.items():  # in turns, so that other programs disturb all alike
             start = time.perf_counter()
             compute()
-            best[name] = min(best[name], time.perf_counter() - start)
-    first, fastest = next(iter(ways)), min(best, key=best.__getitem__)
-    return fastest if best[fastest] < _MARGIN * best[first] else first
+            times[name].append(time.perf_counter() - start)
+    best = {name: sorted(each)[:2] for name, each in times.items()}
+    first, fastest = next(iter(ways)), min(best, key=lambda name: best[name][0])
+    name = fastest if best[fastest][0] < _MARGIN * best[first][0] else first
+    return name, all(second <= _AGREEMENT * least for least, second in best.values())
 
 
 def _read(file: Path) -> dict[str, dict[str, str]]:

@@ -57,6 +57,17 @@ def test_ways_take_turns_until_the_time_is_spent(clock: Clock) -> None:
     assert clock.calls == ["plain", "packed"] * (1 + 5)  # a call of each beforehand, and 10 seconds of pairs
 
 
+def test_a_choice_from_disturbed_times_holds_for_this_process_alone(clock: Clock) -> None:
+    slow = iter([0.0, 5.0, 1.0, 3.0])  # after the first call, no two alike
+
+    def disturbed() -> None:
+        clock.now += next(slow, 7.0)
+
+    assert tuning.choose("linear", "a", {"plain": clock.way("plain", 2.0), "packed": disturbed}) == "packed"
+    assert tuning.choose("linear", "a", ways(clock, 1.0, 2.0)) == "packed"
+    assert not tuning.choices_file().exists()
+
+
 def test_a_choice_is_remembered_by_the_next_process(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuning.choose("linear", "a", ways(clock, 3.0, 2.0)) == "packed"
     clock.calls.clear()
