@@ -20,7 +20,7 @@ from masformer import ConversionError, PlanError, SpanPlan, apply_plan, native_p
 from masformer.checkpoints.encoder_decoders import Positions, source_positions, target_positions
 from masformer.checkpoints.files import check_token_ids
 from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
-from masformer.linear import pack
+from masformer.linear import tune
 from masformer.probe import probe_untouched
 
 TORCH_DTYPES = {
@@ -209,14 +209,14 @@ def load_converted(
     if is_served and not hasattr(model, "span_plan") and not model.config.is_encoder_decoder:
         probe_untouched(model)
     if is_served and device_map is None:
-        pack_weights(model)
+        tune_linear(model)
     return model
 
 
-def pack_weights(model: PreTrainedModel) -> None:
-    """Keep a model's weights as this processor multiplies them fastest too, if its memory has room; see `pack`."""
-    if has_room_for_copies(sum(weight.nbytes for weight in model.parameters()), os.environ):
-        pack(model)
+def tune_linear(model: PreTrainedModel) -> None:
+    """Have linear layers computed in the way that is fastest on this processor; see `tune`."""
+    weight_bytes = sum(weight.nbytes for weight in model.parameters())
+    tune(model, has_room=has_room_for_copies(weight_bytes, os.environ))
 
 
 def suggested_ends(checkpoint: Checkpoint) -> dict[str, list[int]]:

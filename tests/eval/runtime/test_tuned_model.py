@@ -1,4 +1,4 @@
-"""Weights are packed for answers and losses on a processor, where memory has room, and never for training."""
+"""Linear layers are tuned for answers and losses on a CPU, with copies where memory has room, and not for training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eval.runtime.memory import has_room_for_copies, memory_budget
 from eval.runtime.model import load_converted
 from masformer.checkpoints.open import open_checkpoint
 from masformer.errors import OneLineError
-from masformer.linear import PackedLinear
+from masformer.linear import TunedLinear
 from masformer.plans.spans import SpanPlan
 from tests.helpers.tiny_models import LAYERS, save_tiny_checkpoint
 
@@ -33,15 +33,17 @@ def kinds(folder: Path, plan: SpanPlan | None, *, is_served: bool = True) -> set
 
 @pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch was built without oneDNN")
 @pytest.mark.parametrize("plan", [None, SpanPlan.full(LAYERS)])
-def test_a_model_that_is_served_is_packed_where_memory_has_room(
+def test_a_model_that_is_served_is_tuned_with_copies_where_memory_has_room(
     plan: SpanPlan | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tiny_checkpoint(tmp_path, **WIDE)
     monkeypatch.setenv("MASFORMER_WAYS", "linear=packed")
-    assert PackedLinear in kinds(tmp_path, plan)
+    assert TunedLinear in kinds(tmp_path, plan)
     assert kinds(tmp_path, plan, is_served=False) == {nn.Linear}
     monkeypatch.setattr("eval.runtime.memory._machine_memory", lambda: 2**20)
     assert kinds(tmp_path, plan) == {nn.Linear}
+    monkeypatch.setenv("MASFORMER_WAYS", "linear=direct")
+    assert TunedLinear in kinds(tmp_path, plan)
 
 
 def test_copies_are_counted_where_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,4 +60,4 @@ def test_a_way_that_there_is_not_is_one_line_for_the_user(tmp_path: Path, monkey
     monkeypatch.setenv("MASFORMER_WAYS", "linear=pakced")
     with pytest.raises(OneLineError) as error:
         kinds(tmp_path, None)
-    assert user_message(error.value) == "MASFORMER_WAYS names 'pakced' for linear; known: plain, packed"
+    assert user_message(error.value) == "MASFORMER_WAYS names 'pakced' for linear; known: plain, direct, packed"
