@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from masformer.checkpoints.open import Checkpoint
 from tests.helpers.properties import load_profiles
 
 load_profiles()
+# No test depends on what is faster on its machine; those about choices say so.
+os.environ.setdefault("MASFORMER_WAYS", "default")
 
 
 @pytest.fixture

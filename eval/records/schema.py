@@ -78,6 +78,11 @@ class Session:
     seconds: float | None = entry("seconds of measuring in a search", default=None, is_left_out=True, rule=SECONDS)
     num_layers_run: int | None = entry("layers that a search computed", default=None, is_left_out=True, rule=COUNT)
     quantization: str | None = entry("method and bits of the loaded weights", default=None, is_left_out=True)
+    ways: dict[str, str] | None = entry(
+        "way that was taken for each computation with several, as measured on the machine",
+        default=None,
+        is_left_out=True,
+    )
     engine: dict[str, Any] | None = entry(
         "server that answered: its name and version, address, and the command that started it, without keys",
         default=None,
