@@ -23,8 +23,9 @@ from torch import Tensor
 Part = tuple[Tensor, Tensor]
 # Keys that one product takes: in half precision torch copies them, and more memory than that is not used.
 RUN_KEYS = 8192
-# Queries of a window that go together: each of them computes the scores of all keys that any of them sees.
-WINDOW_ROWS = 64
+_WINDOW_ROWS = 64
+# Views of a window in one call: enough for all threads, and few where torch copies what each of them sees.
+_VIEWS = 32
 
 
 def partial(
@@ -37,6 +38,7 @@ def partial(
     window: int | None = None,
     hidden: Tensor | None = None,
     softcap: float | None = None,
+    rows: int = _WINDOW_ROWS,
 ) -> Part:
     """Return (B, H, Tq, D) attention of all queries to these keys alone, and its (B, H, Tq) log-sum-exp.
 
@@ -52,12 +54,13 @@ def partial(
         window: A query sees this many keys that end with its own; implies `causal`. None is no limit.
         hidden: What is added to the scores, 0 or minus infinity: (B or 1, 1, Tq or 1, Tk) in the dtype of the queries.
         softcap: Scores x become softcap * tanh(x / softcap); None leaves them.
+        rows: Queries of a window that go together on a CPU; each computes the scores of all that one of them sees.
     """
     length, num_keys = query.shape[2], key.shape[2]
     if not num_keys or not length:
         return _nothing(query, value)
     if window is not None and window < num_keys:
-        return _windowed(query, key, value, scale, window, hidden, softcap)
+        return _windowed(query, key, value, scale, window, hidden, softcap, rows)
     causal = length > 1 and (causal or window is not None)
     own = num_keys - length
     if causal and own:
@@ -76,10 +79,10 @@ def partial(
 
 
 def merge(parts: Sequence[Part]) -> Part:
-    """Return attention to the keys of all parts, fp32 at least; a part broadcasts, and may have other rows hidden."""
+    """Return attention to the keys of all parts; of several, fp32 at least."""
     if len(parts) == 1:
         return parts[0]
-    lse = torch.logsumexp(torch.stack(torch.broadcast_tensors(*(total for _, total in parts))), dim=0)
+    lse = torch.logsumexp(torch.stack([total for _, total in parts]), dim=0)
     # Where nothing is seen, all shares are zero.
     least = lse.masked_fill(lse == -torch.inf, 0)
     shares = [(total - least).exp().unsqueeze(-1) for _, total in parts]
@@ -87,6 +90,14 @@ def merge(parts: Sequence[Part]) -> Part:
     for (part, _), share in zip(parts[1:], shares[1:], strict=True):
         out = torch.addcmul(out, part.to(out.dtype), share)
     return out, lse
+
+
+def with_sinks(part: Part, learned_sinks: Tensor | None) -> Tensor:
+    """Return the output of a part of which one more key, with a score for each head and no value, takes its share."""
+    out, lse = part
+    if learned_sinks is None:
+        return out
+    return out * torch.sigmoid(lse - learned_sinks[:, None].to(lse.dtype)).unsqueeze(-1)
 
 
 def _nothing(query: Tensor, value: Tensor) -> Part:
@@ -154,32 +165,32 @@ def _windowed(
     window: int,
     hidden: Tensor | None,
     softcap: float | None,
+    at_once: int,
 ) -> Part:
     """Attend in a window: some queries together, to a view of the keys that one of them sees."""
     if hidden is not None:
         raise ValueError("a window with hidden keys is not computed")
-    batch, heads, length, size = query.shape
-    reach, gap = window - 1, key.shape[2] - length
+    if len(query) > 1:  # views of several rows would be copies
+        of_rows = zip(*(x.split(1) for x in (query, key, value)), strict=True)
+        found = [_windowed(*row, scale, window, hidden, softcap, at_once) for row in of_rows]
+        return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
+    length, reach, gap = query.shape[2], window - 1, key.shape[2] - query.shape[2]
     # The first queries see everything before them.
-    start = min(max(reach + 1 - gap, 0), length)
+    start = min(max(window - gap, 0), length)
     seen = gap + start
     states = query[:, :, :start], key[:, :, :seen], value[:, :, :seen]
     parts = [partial(*states, scale=scale, causal=True, softcap=softcap)]
-    whole = (length - start) // WINDOW_ROWS
-    for count, rows in ((whole, WINDOW_ROWS), (1, (length - start) % WINDOW_ROWS)):
-        if not count * rows:
-            continue
-        stop = start + count * rows
-        asked = query[:, :, start:stop].unflatten(2, (count, rows)).transpose(1, 2).flatten(0, 1)
-        first = gap + start - reach
+    while start < length:
+        rows = min(at_once, length - start)
+        count = min((length - start) // rows, _VIEWS)
+        stop, first = start + count * rows, gap + start - reach
+        asked = query[0, :, start:stop].unfold(1, rows, rows).permute(1, 0, 3, 2)
         keys, values = (
-            x[:, :, first : gap + stop].unfold(2, reach + rows, rows).permute(0, 2, 1, 4, 3).flatten(0, 1)
-            for x in (key, value)
+            x[0, :, first : gap + stop].unfold(1, reach + rows, rows).permute(1, 0, 3, 2) for x in (key, value)
         )
         band = torch.full((rows, reach + rows), -torch.inf, dtype=query.dtype, device=query.device)
         band = (band.tril(-1) + band.triu(window))[None, None]
-        found = partial(asked, keys, values, scale=scale, hidden=band, softcap=softcap)
-        out, lse = (x.unflatten(0, (batch, count)).transpose(1, 2).flatten(2, 3) for x in found)
-        parts.append((out, lse))
+        out, lse = partial(asked, keys, values, scale=scale, hidden=band, softcap=softcap)
+        parts.append((out.transpose(0, 1).flatten(1, 2)[None], lse.transpose(0, 1).flatten(1, 2)[None]))
         start = stop
     return torch.cat([out for out, _ in parts], dim=2), torch.cat([lse for _, lse in parts], dim=2)

@@ -112,8 +112,7 @@ def test_a_part_equals_the_definition(asked: Asked, rows: int) -> None:
     states = asked.states()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts_module, "RUN_KEYS", 24)
-        patch.setattr(parts_module, "WINDOW_ROWS", rows)
-        found = partial(*states, **asked.options())
+        found = partial(*states, rows=rows, **asked.options())
     for ours, right in zip(found, asked.defined(states), strict=True):
         assert_close(ours, right, EXACT)
 
