@@ -31,6 +31,7 @@ from masformer.attention.layers import Seen
 from masformer.attention.parts import merge, partial, with_sinks
 from masformer.attention.tiles import TILED, ScoreRule, tile_attention
 from masformer.attention.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
+from masformer.attention.ways import TILES, way_of
 from masformer.errors import SpanError
 from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
 from masformer.plans.shapes import layers_with_states
@@ -295,10 +296,31 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
         return tile_attention(query, key, value, span, offset, 0, scores, learned)
     # The first queries see everything before them; all keys up to them are there.
     skip = max((span.num_causal or 0) - offset, 0)
-    out = tile_attention(query, key, value, span, offset, skip, scores)
+
+    def run(way: str, count: int) -> Tensor:
+        left = query.shape[2] - count
+        states, open_ones = (query[:, :, left:], key, value), max(skip - left, 0)
+        if way == TILES:
+            return tile_attention(*states, span, offset + left, open_ones, scores)
+        return _views(*states, span, open_ones, int(way), scores.scale)
+
+    has_views = isinstance(span, Window) and _is_fused(query, key, value, how)
+    out = run(way_of(query[:, :, skip:], key, span, run) if has_views else TILES, query.shape[2])
     if skip:
         seen = offset + skip
         out[:, :, :skip] = _causal(query[:, :, :skip], key[:, :, :seen], value[:, :, :seen], offset, how)
+    return out
+
+
+def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, skip: int, rows: int, scale: float) -> Tensor:
+    """Return (B, H, Tq, D) attention in a window, `rows` queries together, of which the first `skip` are left open."""
+    batch, heads, length, _ = query.shape
+    out, asked = value.new_empty((batch, length, heads, value.shape[3])).transpose(1, 2), query[:, :, skip:]
+    sinks, others = zip(*((x[:, :, : span.sinks], x[:, :, span.sinks :]) for x in (key, value)), strict=True)
+    parts = [partial(asked, *others, scale=scale, window=span.num_recent, rows=rows)]
+    if span.sinks:
+        parts.append(partial(asked, *sinks, scale=scale))
+    out[:, :, skip:] = merge(parts)[0]
     return out
 
 
