@@ -59,6 +59,8 @@ class SpanError(OneLineError):
 
 
 class _NamedSpanError(SpanError):
+    """A `SpanError` that says all, whatever the model."""
+
     def of(self, config: PreTrainedConfig, *, is_of_caller: bool = False) -> SpanError:
         return self
 
