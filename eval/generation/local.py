@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from eval.config.run import RunConfig
 from eval.errors import UserError
+from eval.generation.answer import Answer, dtype_name, set_end_tokens
 from eval.generation.backend import Backend, check_embeddings, start_for
 from eval.generation.claims import Claims
-from eval.generation.decode import Answer, dtype_name, set_end_tokens
 from eval.generation.forecast import describe_plan
 from eval.generation.groups import DocumentPrompts, Group, ModelSize, Size, deal, form_groups, measure
 from eval.generation.progress import Progress, duration

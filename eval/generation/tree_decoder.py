@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.config.generation import GenerationSettings
 from eval.errors import UserError
-from eval.generation.decode import Answer, decode, rows_together, warm_up
+from eval.generation.answer import Answer
+from eval.generation.decode import decode, rows_together, warm_up
 from eval.generation.prompt_tree import Node, PromptTree, TreeCaches
 from eval.runtime.memory import is_out_of_memory
 from eval.runtime.model import plan_of
