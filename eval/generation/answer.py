@@ -24,6 +24,8 @@ class Answer:
         prefill_seconds: Share of this row in the time of the ends of prompts.
         seconds: Share of this row in the time that its batch took to decode.
         cache_bytes: Keys and values that the prompt's rows read at the end, from real storage.
+        num_drafted: Tokens that were guessed from what stood before (`eval.generation.lookup`).
+        num_accepted: Those of them that the model would have written.
         thought: What was thought first; None for nothing.
         num_thought_tokens: Tokens of the thought, its marks included; None where all text is the answer.
         thought_finish_reason: How it ended, as `ThinkingRow.thought_finish`.
@@ -35,6 +37,8 @@ class Answer:
     prefill_seconds: float
     seconds: float
     cache_bytes: int
+    num_drafted: int = 0
+    num_accepted: int = 0
     thought: str | None = None
     num_thought_tokens: int | None = None
     thought_finish_reason: str | None = None

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from eval.config.generation import GenerationSettings
-from eval.generation.answer import Answer, end_tokens, make_answer, now
+from eval.config.generation import DRAFT_TOKENS, GenerationSettings
+from eval.generation.answer import Answer, end_tokens, now
 from eval.generation.greedy import decode_greedily
 from eval.generation.library_loop import Rows, answer_rows
 from eval.runtime.memory import storage_bytes
@@ -68,6 +68,7 @@ def decode(
     caches: Sequence[Cache],
     settings: GenerationSettings,
     decoded: Callable[[int], None] = lambda steps: None,
+    draft_tokens: int = DRAFT_TOKENS,
 ) -> list[Answer]:
     """Return the answers to each prompt, one or as many as samples are asked for, in a row; they decode as one batch.
 
@@ -79,6 +80,7 @@ def decode(
             side by side.
         settings: The same for all.
         decoded: Called with the steps that were decoded, every few of them.
+        draft_tokens: Tokens that a row which decodes alone guesses at most; 0 guesses none.
 
     Raises:
         NumbersError: Logits of a prompt are no numbers; `row` says of which.
@@ -102,21 +104,9 @@ def decode(
         cache.batch_repeat_interleave(settings.num_rows)
     if isinstance(cache, SpanCache) and settings.num_beams == 1 and settings.temperature is None:
         prefill_seconds = (now(device) - start) / len(prompts)
-        greedy = decode_greedily(model, tokenizer, prompts, mask, cache, settings, decoded)
-        return [
-            make_answer(
-                row.tokens,
-                row.thinking,
-                ends,
-                settings.stop,
-                tokenizer,
-                finish_reason=row.reason,
-                prefill_seconds=prefill_seconds,
-                seconds=row.seconds,
-                cache_bytes=held[row.index] if held else storage_bytes(cache),
-            )
-            for row in greedy
-        ]
+        greedy = decode_greedily(model, tokenizer, prompts, mask, cache, settings, draft_tokens, decoded)
+        sizes = held or [storage_bytes(cache)]
+        return [row.answer(prefill_seconds, size) for row, size in zip(greedy, sizes, strict=True)]
     # `generate` repeats rows for beams, and not for samples.
     ids, mask = ids.repeat_interleave(samples, dim=0), mask.repeat_interleave(samples, dim=0)
     prefill_seconds = (now(device) - start) / len(ids)

@@ -41,6 +41,8 @@ ATTENTION_NAME = "masformer"
 _FLASH_HEAD_SIZE = 256
 # The smallest that compiled flex_attention takes.
 _FLEX_HEAD_SIZE = 16
+# Queries behind a cache for which a mask over all keys that it kept costs less than tiles.
+_FEW_QUERIES = 16
 # Queries that a masked call handles at once: bounds the mask to this many rows.
 _MASK_ROWS = 512
 
@@ -276,6 +278,9 @@ def _explicit(folded: Tensor, runs: Runs, visible: Tensor | None, how: _How) -> 
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
     """Attend without padding; keys are all positions in order, or the sinks and then a run that ends at the last."""
     scores, learned = how.scores, how.learned_sinks
+    is_plain = scores.softcap is None and learned is None and not how.dropout
+    if offset and query.shape[2] <= _FEW_QUERIES and is_plain and span.num_causal is not None:
+        return _few(query, key, value, span, offset, scores.scale)
     kernel = choose_kernel(query, span, offset, scores, learned is not None, how.dropout, value.shape[3])
     if kernel == "causal":
         return _causal(query, key, value, offset, how)
@@ -294,6 +299,23 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
         seen = offset + skip
         out[:, :, :skip] = _causal(query[:, :, :skip], key[:, :, :seen], value[:, :, :seen], offset, how)
     return out
+
+
+def _few(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, scale: float) -> Tensor:
+    """Attend from a few queries under one mask, the query heads of a key/value head as rows of one product."""
+    batch, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    visible = visible_keys(*_positions(key, span, offset, length), span)
+    folded = query.reshape(batch, key.shape[1], groups * length, size)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=visible.repeat(groups, 1), scale=scale)
+    return out.reshape(batch, heads, length, value.shape[3])
+
+
+def _positions(key: Tensor, span: LayerSpan, offset: int, length: int) -> tuple[Tensor, Tensor]:
+    """Return the positions of the queries and of the keys: the sinks, then a run that ends at the last query."""
+    places = torch.arange(key.shape[2], device=key.device)
+    positions = torch.where(places < span.sinks, places, places + offset + length - key.shape[2])
+    return positions[-length:], positions
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -> Tensor:
@@ -352,8 +374,7 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
             f"dropout of attention weights needs all {offset + query.shape[2]} keys, and a cache of '{span}' has kept "
             f"{key.shape[2]}; call model.eval(), or pass use_cache=False"
         )
-    places = torch.arange(key.shape[2], device=query.device)
-    positions = torch.where(places < span.sinks, places, places + missing)
+    _, positions = _positions(key, span, offset, query.shape[2])
     scale, softcap, learned = how.scores.scale, how.scores.softcap, how.learned_sinks
     parts = []
     for first in range(0, query.shape[2], _MASK_ROWS):

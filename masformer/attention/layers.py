@@ -96,6 +96,7 @@ class KeyLayer(CacheLayer):
         self.max_tokens = max_tokens
         self.num_tokens = 0
         self.padding = None
+        self.first_draft: int | None = None  # tokens before those that may be taken back
 
     @property
     def parts(self) -> tuple[KeyLayer, ...]:  # type: ignore[override]
@@ -107,6 +108,15 @@ class KeyLayer(CacheLayer):
 
     def row_bytes(self, row: int, copies: int = 1) -> int:
         return copies * ((self.keys.nbytes + self.values.nbytes) // len(self.keys)) if self.is_initialized else 0
+
+    def draft(self) -> None:
+        """Let `commit` say how many tokens of the next update stay; there are several."""
+        self.first_draft = self.num_tokens
+
+    def commit(self, count: int) -> None:
+        """Keep the first tokens since `draft`, so many, as if no others had come."""
+        assert self.first_draft is not None
+        self.num_tokens, self.first_draft = self.first_draft + count, None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -173,6 +183,8 @@ class RingLayer(KeyLayer):
         self.is_shared = False
         # With padding, each row's sinks are its own first tokens, and there only when the last of them is.
         self.has_sinks = False
+        # Keys and values of drafted tokens: in the ring they would be where what a token before them sees still is.
+        self.drafted: tuple[Tensor, Tensor] | None = None
 
     @property
     def ring(self) -> int:
@@ -214,8 +226,19 @@ class RingLayer(KeyLayer):
                 torch.cat([self.keys[:, :, order], key_states], dim=2),
                 torch.cat([self.values[:, :, order], value_states], dim=2),
             )
-        self._write(offset, new)
+        if self.first_draft is None:
+            self._write(offset, new)
+        else:
+            self.drafted = new
         return seen
+
+    def commit(self, count: int) -> None:
+        assert self.first_draft is not None
+        assert self.drafted is not None
+        keys, values = self.drafted
+        self._write(self.first_draft, (keys[:, :, :count], values[:, :, :count]))
+        self.drafted = None
+        super().commit(count)
 
     def _reserve(self, num_tokens: int) -> None:
         """Make room of our own for `num_tokens` slots, growing by steps."""
