@@ -183,7 +183,7 @@ class _Batch:
             positions = torch.arange(first, stop, device=ids.device) - self.padding
             more = {"attention_mask": self.mask[:, :stop], "position_ids": positions}
         logits: Tensor = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **more).logits
-        return logits.float()
+        return logits.to(ids.device, torch.float32)
 
     def step(self) -> int:
         """Write a token to each row, and to one that is alone its draft as far as that is right.

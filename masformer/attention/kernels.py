@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -305,17 +306,26 @@ def _few(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int
     """Attend from a few queries under one mask, the query heads of a key/value head as rows of one product."""
     batch, heads, length, size = query.shape
     groups = heads // key.shape[1]
-    visible = visible_keys(*_positions(key, span, offset, length), span)
+    hidden = _hidden(span, offset + length, length, key.shape[2], query.dtype, query.device).repeat(groups, 1)
     folded = query.reshape(batch, key.shape[1], groups * length, size)
-    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=visible.repeat(groups, 1), scale=scale)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=hidden, scale=scale)
     return out.reshape(batch, heads, length, value.shape[3])
 
 
-def _positions(key: Tensor, span: LayerSpan, offset: int, length: int) -> tuple[Tensor, Tensor]:
-    """Return the positions of the queries and of the keys: the sinks, then a run that ends at the last query."""
-    places = torch.arange(key.shape[2], device=key.device)
-    positions = torch.where(places < span.sinks, places, places + offset + length - key.shape[2])
-    return positions[-length:], positions
+@lru_cache(maxsize=8)
+def _hidden(
+    span: LayerSpan, total: int, num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return (Tq, Tk), minus infinity where a query does not see a key, else 0; made once a pass for all layers."""
+    positions = _key_positions(span, total, num_keys, device)
+    visible = visible_keys(positions[-num_queries:], positions, span)
+    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, -torch.inf)
+
+
+def _key_positions(span: LayerSpan, total: int, num_keys: int, device: torch.device) -> Tensor:
+    """Return the positions of keys: the sinks, then a run that ends at the last of all positions."""
+    places = torch.arange(num_keys, device=device)
+    return torch.where(places < span.sinks, places, places + total - num_keys)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -> Tensor:
@@ -374,7 +384,7 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
             f"dropout of attention weights needs all {offset + query.shape[2]} keys, and a cache of '{span}' has kept "
             f"{key.shape[2]}; call model.eval(), or pass use_cache=False"
         )
-    _, positions = _positions(key, span, offset, query.shape[2])
+    positions = _key_positions(span, offset + query.shape[2], key.shape[2], query.device)
     scale, softcap, learned = how.scores.scale, how.scores.softcap, how.learned_sinks
     parts = []
     for first in range(0, query.shape[2], _MASK_ROWS):

@@ -221,10 +221,10 @@ class RingLayer(KeyLayer):
         if offset == 0:
             seen = new
         else:
-            order = self._kept_in_order(offset)
+            kept = self._kept_in_order(offset)
             seen = (
-                torch.cat([self.keys[:, :, order], key_states], dim=2),
-                torch.cat([self.values[:, :, order], value_states], dim=2),
+                torch.cat([*(self.keys[:, :, part] for part in kept), key_states], dim=2),
+                torch.cat([*(self.values[:, :, part] for part in kept), value_states], dim=2),
             )
         if self.first_draft is None:
             self._write(offset, new)
@@ -251,11 +251,13 @@ class RingLayer(KeyLayer):
             self.keys, self.values = self.keys.clone(), self.values.clone()
         self.is_shared = False
 
-    def _kept_in_order(self, offset: int) -> Tensor:
-        """Return the buffer indices of the sinks, then of the ring from its oldest slot to its newest."""
+    def _kept_in_order(self, offset: int) -> tuple[slice, slice, slice]:
+        """Return the parts of the buffer: the sinks, the ring from its oldest slot on, and the rest of the ring."""
         sinks, ring = self.span.sinks, self.ring
-        recent = torch.arange(max(min(sinks, offset), offset - ring), offset, device=self.device)
-        return torch.cat([torch.arange(min(sinks, offset), device=self.device), sinks + (recent - sinks) % ring])
+        oldest = max(min(sinks, offset), offset - ring)
+        start, count = sinks + (oldest - sinks) % ring, offset - oldest
+        stop = min(start + count, sinks + ring)
+        return slice(min(sinks, offset)), slice(start, stop), slice(sinks, sinks + count - (stop - start))
 
     def _write(self, offset: int, new: tuple[Tensor, Tensor]) -> None:
         """Write slots from `offset` on into the sinks and the ring."""
