@@ -232,10 +232,11 @@ def _padded(
         first = max(pad - offset, 0)
         kept = slots[row] >= pad
         part = slice(row, row + 1)
+        keys, values = key[part], value[part]
+        if not bool(kept.all()):
+            keys, values = keys[:, :, kept], values[:, :, kept]
         if first < query.shape[2]:
-            out[part, :, first:] = _attend(
-                query[part, :, first:], key[part, :, kept], value[part, :, kept], span, offset + first - pad, how
-            )
+            out[part, :, first:] = _attend(query[part, :, first:], keys, values, span, offset + first - pad, how)
     return out
 
 
