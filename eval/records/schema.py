@@ -358,6 +358,15 @@ class Prediction:
     peak_bytes: int | None = entry(
         "most memory while its batch was computed: of the device on a GPU, else of the process", rule=COUNT
     )
+    drafted_tokens: int | None = entry(
+        "tokens that were guessed from the text before them, where the row decoded alone",
+        default=None,
+        is_left_out=True,
+        rule=COUNT,
+    )
+    accepted_tokens: int | None = entry(
+        "those of them that the model would have written", default=None, is_left_out=True, rule=COUNT
+    )
     first_token_seconds: float | None = entry(
         "of a server, from sending the request to the first token", default=None, is_left_out=True, rule=SECONDS
     )

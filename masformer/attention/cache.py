@@ -18,6 +18,8 @@ at most one span a layer. `join` makes one cache of the rows of several, which r
     batch = join([first, second], room=128)
     model(last_tokens, attention_mask=left_padded, past_key_values=batch)
 
+Tokens that may be wrong go through the model between `draft` and `commit`, which keeps those that are right.
+
 Shapes: B batch, K key/value heads, T tokens, D head size.
 """
 
@@ -34,7 +36,7 @@ from transformers.cache_utils import Cache
 
 from masformer.attention.full import FullLayer, LatentLayer
 from masformer.attention.heads import HeadsLayer
-from masformer.attention.layers import AttentionAndStates, CacheLayer, RingLayer, StateLayer
+from masformer.attention.layers import AttentionAndStates, CacheLayer, KeyLayer, RingLayer, StateLayer
 from masformer.attention.visibility import Offset, SpanMask, left_padding
 from masformer.errors import SpanError
 from masformer.plans.shapes import changes_states, layers_with_states
@@ -141,6 +143,25 @@ class SpanCache(Cache):  # type: ignore[misc]
         other.config = self.config
         other.layers = [layer.fork(max_tokens) for layer in self.layers]
         return other
+
+    @property
+    def can_draft(self) -> bool:
+        """Return whether tokens can be taken back: states have no memory of what they were."""
+        return all(isinstance(layer, CacheLayer) and not isinstance(layer, AttentionAndStates) for layer in self.layers)
+
+    def draft(self) -> None:
+        """Let `commit` say how many of the tokens of the next pass stay; there are several."""
+        for layer in self._parts():
+            layer.draft()
+
+    def commit(self, count: int) -> None:
+        """Keep the first tokens of the pass since `draft`, so many of each row, as if no others had come."""
+        for layer in self._parts():
+            layer.commit(count)
+
+    def _parts(self) -> list[KeyLayer]:
+        # One that reads the keys of another has none.
+        return [part for layer in self.attention for part in layer.parts if part.is_initialized]
 
     def set_padding(self, attention_mask: Tensor | SpanMask | Mapping[str, Any] | None) -> None:
         """Take the left padding of each row from a mask, before the tokens that it adds are stored.

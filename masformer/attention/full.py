@@ -188,6 +188,11 @@ class JoinedLayer(KeyLayer):
         self.seen = Seen(value=values, joined=self)
         return keys, values
 
+    def commit(self, count: int) -> None:
+        before = self.num_tokens
+        super().commit(count)
+        self.num_tail -= before - self.num_tokens
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         # The beams of a prompt stand side by side and read the same runs, so that only tails change places.
         self.each(lambda states: states[beam_idx.to(states.device)])

@@ -16,6 +16,7 @@ Source: `AttentionInterface` and `AttentionMaskInterface` of transformers 5.23.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -42,6 +43,8 @@ ATTENTION_NAME = "masformer"
 _FLASH_HEAD_SIZE = 256
 # The smallest that compiled flex_attention takes.
 _FLEX_HEAD_SIZE = 16
+# Queries behind a cache for which a mask over all keys that it kept costs less than tiles.
+_FEW_QUERIES = 16
 # Queries that a masked call handles at once: bounds the mask to this many rows.
 _MASK_ROWS = 512
 
@@ -249,10 +252,11 @@ def _padded(
         first = max(pad - offset, 0)
         kept = slots[row] >= pad
         part = slice(row, row + 1)
+        keys, values = key[part], value[part]
+        if not bool(kept.all()):
+            keys, values = keys[:, :, kept], values[:, :, kept]
         if first < query.shape[2]:
-            out[part, :, first:] = _attend(
-                query[part, :, first:], key[part, :, kept], value[part, :, kept], span, offset + first - pad, how
-            )
+            out[part, :, first:] = _attend(query[part, :, first:], keys, values, span, offset + first - pad, how)
     return out
 
 
@@ -283,6 +287,9 @@ def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tens
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
     """Attend without padding; keys are all positions in order, or the sinks and then a run that ends at the last."""
     scores, learned = how.scores, how.learned_sinks
+    is_plain = scores.softcap is None and learned is None and not how.dropout
+    if offset and query.shape[2] <= _FEW_QUERIES and is_plain and span.num_causal is not None:
+        return _few(query, key, value, span, offset, scores.scale)
     kernel = choose_kernel(query, span, offset, scores, learned is not None, how.dropout, value.shape[3])
     if kernel == "causal":
         return _causal(query, key, value, offset, how)
@@ -324,6 +331,32 @@ def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, skip: int
     return out
 
 
+def _few(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, scale: float) -> Tensor:
+    """Attend from a few queries under one mask, the query heads of a key/value head as rows of one product."""
+    batch, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    hidden = _hidden(span, offset + length, length, key.shape[2], query.dtype, query.device).repeat(groups, 1)
+    folded = query.reshape(batch, key.shape[1], groups * length, size)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=hidden, scale=scale)
+    return out.reshape(batch, heads, length, value.shape[3])
+
+
+@lru_cache(maxsize=8)
+def _hidden(
+    span: LayerSpan, total: int, num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return (Tq, Tk), minus infinity where a query does not see a key, else 0; made once a pass for all layers."""
+    positions = _key_positions(span, total, num_keys, device)
+    visible = visible_keys(positions[-num_queries:], positions, span)
+    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, -torch.inf)
+
+
+def _key_positions(span: LayerSpan, total: int, num_keys: int, device: torch.device) -> Tensor:
+    """Return the positions of keys: the sinks, then a run that ends at the last of all positions."""
+    places = torch.arange(num_keys, device=device)
+    return torch.where(places < span.sinks, places, places + total - num_keys)
+
+
 def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -> Tensor:
     """Attend to all earlier positions."""
     if not offset:
@@ -345,8 +378,7 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
             f"dropout of attention weights needs all {offset + query.shape[2]} keys, and a cache of '{span}' has kept "
             f"{key.shape[2]}; call model.eval(), or pass use_cache=False"
         )
-    places = torch.arange(key.shape[2], device=query.device)
-    positions = torch.where(places < span.sinks, places, places + missing)
+    positions = _key_positions(span, offset + query.shape[2], key.shape[2], query.device)
     scale, softcap, learned = how.scores.scale, how.scores.softcap, how.learned_sinks
     parts = []
     for first in range(0, query.shape[2], _MASK_ROWS):
