@@ -121,7 +121,7 @@ def _choose(rows: int, layers: Sequence[nn.Linear], copies: Sequence[Tensor]) ->
         ways[PACKED] = lambda: [_multiply(inputs, x, layer.bias) for layer, x in zip(layers, copies, strict=True)]
     shape = f"{weight.shape[0]}x{weight.shape[1]}, rows {rows}"
     case = f"{str(weight.dtype).removeprefix('torch.')} {shape}{'' if copies else ', no copies'}"
-    return choose(TOPIC, case, ways, seconds=0.03)
+    return choose(TOPIC, case, ways, seconds=0.1)
 
 
 def _is_tunable(weight: Tensor) -> bool:
