@@ -8,14 +8,14 @@ Which kernel when (`kernels.choose_kernel`; figures are in docs/performance.md):
 | ... of a fork's full layer | each run of keys, merged by sums of exponentials | the runs put together |
 | ... of several prompts at once | `joined`: one product over each run that they share | the same |
 | every query sees all before it | `scaled_dot_product_attention`, causal | the same; on a cache as below |
-| a window without sinks, or full, in half precision | `tiles` | flash-attn if installed, else flex |
-| any other window or blocks, soft-capped scores, learned sinks | `tiles` | compiled flex_attention |
-| ... in fp64, or heads smaller than 16 | `tiles` | `tiles` |
+| full, window or blocks, learned sinks | `tiles` | in half precision `varlen_attn` (`cuda`), else flex |
+| ... soft-capped scores | `tiles` | compiled flex_attention |
+| ... in fp64, or flex for heads smaller than 16 | `tiles` | `tiles` |
 | a pattern that `tiles` does not know | masks of a few rows | flex, else masks of a few rows |
 | dropout of attention weights | masks of a few rows | the same |
 
-Left padding and packed documents are computed row by row and document by document; heads that see differently group by
-group (`heads`).
+Left padding and packed documents are computed row by row and document by document, by `varlen_attn` all at once; heads
+that see differently group by group (`heads`).
 """
 
 from masformer.attention.cache import SpanCache, can_join, join, num_bytes

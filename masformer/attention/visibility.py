@@ -34,7 +34,7 @@ class SpanMask:
 
     offset: int
     padding: Tensor | None = None
-    most_padding: int = field(init=False, default=0)
+    lengths: tuple[int, ...] | None = field(init=False, default=None)
     documents: list[list[int]] | None = None
     has_looked: bool = False
     num_queries: int = 0
@@ -42,7 +42,12 @@ class SpanMask:
 
     def __post_init__(self) -> None:
         if self.padding is not None:
-            self.most_padding = int(self.padding.max())
+            self.lengths = tuple(self.padding.tolist())
+
+    @property
+    def most_padding(self) -> int:
+        """Return the left-padding tokens of the row that has most."""
+        return max(self.lengths or (0,))
 
     def __getitem__(self, kept: tuple[slice, slice, slice, slice]) -> SpanMask:
         """Return the mask of the last queries alone, as Gemma 4 asks for it with `[:, :, -n:, :]`.
