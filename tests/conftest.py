@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from masformer.checkpoints.open import Checkpoint
 from tests.helpers.properties import load_profiles
 
 load_profiles()
+# Nothing is measured, and no file outside of a test is written (tests/masformer/attention/test_ways.py).
+os.environ.setdefault("MASFORMER_WINDOWS", "tiles")
 
 
 @pytest.fixture

@@ -83,6 +83,9 @@ class Session:
         default=None,
         is_left_out=True,
     )
+    windows: dict[str, str] | None = entry(
+        "how windows were computed on a CPU, by shape: `tiles`, or queries of a view", default=None, is_left_out=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

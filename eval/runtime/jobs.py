@@ -209,6 +209,10 @@ class Job(Generic[Record, Line]):
         if not self._sessions or self._sessions[-1].finished is not None:
             return
         *others, last = self._sessions
+        if "masformer.attention.ways" in sys.modules:  # else nothing here has computed attention
+            from masformer.attention.ways import ways_taken
+
+            remarks["windows"] = ways_taken() or None
         self.change(sessions=[*others, replace(last, finished=utc_now(), **remarks)])
 
     def change(self, **fields: Any) -> None:

@@ -5,11 +5,13 @@ Which kernel when (`kernels.choose_kernel`; figures are in docs/performance.md):
 | case | on the CPU | on CUDA |
 | --- | --- | --- |
 | one token on top of a cache | `scaled_dot_product_attention` over what is kept | the same |
-| ... of a fork's full layer | each run of keys, merged by sums of exponentials | the runs put together |
-| ... of several prompts at once | `joined`: one product over each run that they share | the same |
-| every query sees all before it | `scaled_dot_product_attention`, causal | the same; on a cache as below |
-| full, window or blocks, learned sinks | `tiles` | in half precision `varlen_attn` (`cuda`), else flex |
-| ... soft-capped scores | `tiles` | compiled flex_attention |
+| ... of a fork's full layer, or with learned sinks | `parts`, merged by log-sum-exp | the same |
+| ... of several prompts at once | `joined`: a part for each run that they share | the same |
+| every query sees all before it | `scaled_dot_product_attention`, causal | the same |
+| ... on top of a cache | `parts`: a part for each run of keys | in half precision `varlen_attn` (`cuda`), else flex |
+| a window | `tiles`, or `parts` of views: as measured (`ways`) | as on top of a cache |
+| blocks, learned sinks, training | `tiles` | as on top of a cache |
+| soft-capped scores | `tiles` | compiled flex_attention |
 | ... in fp64, or flex for heads smaller than 16 | `tiles` | `tiles` |
 | a pattern that `tiles` does not know | masks of a few rows | flex, else masks of a few rows |
 | dropout of attention weights | masks of a few rows | the same |

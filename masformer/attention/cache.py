@@ -11,7 +11,7 @@ all kinds. `visibility.cached_slots` says which slots a layer returns.
 A converted model makes one by itself, inside `generate` too (`masformer.convert`).
 
 `cache.fork()` is a second cache that goes on from the same tokens, neither seeing what the other writes. A fork reads
-the keys of full layers where they are and keeps its own apart (`full.SegmentedKeys`); each of the two copies a ring
+the keys of full layers where they are and keeps its own apart (`layers.Seen`); each of the two copies a ring
 when it first writes to it, and states at once. So a fork costs its states by itself, and afterwards what is written and
 at most one span a layer. `join` makes one cache of the rows of several, which read where they are what they share:
 
@@ -28,13 +28,14 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from masformer.attention.full import FullLayer, LatentLayer
 from masformer.attention.heads import HeadsLayer
 from masformer.attention.layers import AttentionAndStates, CacheLayer, RingLayer, StateLayer
-from masformer.attention.visibility import SpanMask, left_padding
+from masformer.attention.visibility import Offset, SpanMask, is_slow_to_read, left_padding
 from masformer.errors import SpanError
 from masformer.plans.shapes import changes_states, layers_with_states
 from masformer.plans.spans import NO_ATTENTION, HeadSpans, LayerSpan, SpanPlan
@@ -84,6 +85,8 @@ class SpanCache(Cache):  # type: ignore[misc]
     """
 
     layers: list[AnyLayer]
+    # What attention sees besides keys that were handed out, as long as these very tensors exist.
+    handed: WeakTensorKeyDictionary  # Tensor -> Seen
 
     def __init__(self, plan: SpanPlan, max_tokens: int = 0) -> None:
         super().__init__(layers=_layers(plan, max_tokens))
@@ -91,6 +94,11 @@ class SpanCache(Cache):  # type: ignore[misc]
         self.config: PreTrainedConfig | None = None  # of the model that uses it
         # Raise `Filled` once the last layer has stored its keys: in a prefill, nobody uses what it would make of them.
         self.raises_when_filled = False
+        self.handed = WeakTensorKeyDictionary()
+        # Slots of the last attention mask whose padding the layers know.
+        self.num_masked: int | None = None
+        # Padding of the first attention layer, and its numbers.
+        self._lengths: tuple[Tensor, tuple[int, ...]] | None = None
 
     def fit(self, config: PreTrainedConfig) -> None:
         """Take the kinds of layers that a model needs, before its first token."""
@@ -111,10 +119,27 @@ class SpanCache(Cache):  # type: ignore[misc]
             states: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         except SpanError as error:
             raise error if self.config is None else error.of(self.config) from error
+        layer = self.layers[layer_idx]
+        if isinstance(layer, CacheLayer) and layer.seen is not None:
+            self.handed[states[0]], layer.seen = layer.seen, None
         is_last = layer_idx == len(self.layers) - 1
         if self.raises_when_filled and is_last and not isinstance(self.layers[-1], AttentionAndStates):
             raise Filled
         return states
+
+    def get_query_offset(self, layer_idx: int = 0) -> Offset:
+        offset = Offset(super().get_query_offset(layer_idx))
+        offset.cache = self
+        return offset
+
+    @property
+    def padding_lengths(self) -> tuple[int, ...] | None:
+        """Return the left-padding tokens of each row, read once for all steps; None when no row has any."""
+        if (padding := self.attention[0].padding) is None:
+            return None
+        if self._lengths is None or self._lengths[0] is not padding:
+            self._lengths = padding, tuple(padding.tolist())
+        return self._lengths[1]
 
     @property
     def num_bytes(self) -> int:
@@ -146,8 +171,18 @@ class SpanCache(Cache):  # type: ignore[misc]
         mask: Any = attention_mask
         if isinstance(mask, Mapping):  # that of other layers is another
             mask = next(each for each in mask.values() if isinstance(each, SpanMask))
-        padding = mask.padding if isinstance(mask, SpanMask) else left_padding(mask)
         seen, known = self.get_seq_length(), self.attention[0].padding
+        if isinstance(mask, SpanMask):
+            padding = mask.padding
+        else:
+            is_next = self.num_masked == seen and mask.shape[1] == seen + 1
+            self.num_masked = mask.shape[1]
+            if is_next and is_slow_to_read(mask):
+                return  # reading it again at each step would keep the device waiting
+            slots = torch.arange(mask.shape[1], device=mask.device)
+            if known is not None and torch.equal(mask.bool(), slots >= known.to(mask.device)[:, None]):
+                return  # as in most steps
+            padding = left_padding(mask)
         if padding is None and known is None:
             return
         if known is None:
@@ -160,8 +195,9 @@ class SpanCache(Cache):  # type: ignore[misc]
                 f"attention_mask pads rows by {padding.tolist()} tokens, and by {known.tolist()} when the cache was "
                 "filled; give every call the mask of all tokens so far"
             )
+        known = torch.where(is_open, torch.maximum(known, padding), known)
         for layer in self.attention:
-            layer.padding = torch.where(is_open, torch.maximum(known, padding), known)
+            layer.padding = known
 
 
 def num_bytes(*caches: SpanCache) -> int:

@@ -207,8 +207,7 @@ def call_of(
     # What is left over at the end.
     cu_queries += [len(queries) if queries is not None else num_queries] * 2
     cu_keys += [cu_keys[-1], len(keys) if keys is not None else num_keys]
-    # Of one query each, FlashAttention would fold heads and take every sequence to have one.
-    most = (max(2, _most(cu_queries)), _most(cu_keys))
+    most = (_most(cu_queries), _most(cu_keys))
 
     def on_device(numbers: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.tensor(numbers, dtype=dtype, device=device)

@@ -83,7 +83,7 @@ def attend(
     """
     batch, heads, length, _ = query.shape
     value_size = value.shape[3]
-    size = -(-max(query.shape[3], value_size) // _HEAD_SIZE_STEP) * _HEAD_SIZE_STEP
+    size = head_size_of(query, value)
     needs_grad = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (query, key, value, learned_sinks)
     )
@@ -91,7 +91,7 @@ def attend(
         key, value = (torch.cat(runs, dim=2) for runs in zip(*before, (key, value), strict=True))
         before = ()
     packed = _widened(query, size).transpose(1, 2).reshape(batch * length, heads, size)
-    keys, values, step = _packed(key, value, size)
+    keys, values, step = packed_states(key, value, size)
     if padding is not None and offset:
         kept = kept_pieces(span, offset, length, tuple(padding), step, key.device)
         pieces, keys, values = kept[0], keys[kept[1]], values[kept[1]]
@@ -101,11 +101,11 @@ def attend(
         pieces = tuple(pieces_of(starts, length, key.shape[2], step, at))
     calls = calls_of(span, pieces, len(packed), len(keys), key.device)
     if needs_grad:
-        out: Tensor = _Attention.apply(packed, keys, values, learned_sinks, calls, scale)
+        out: Tensor = _Attention.apply(packed, keys, values, learned_sinks, calls, scale)  # type: ignore[no-untyped-call]
     else:
         out, total = _attend(packed, keys, values, calls, scale)
         for run in before:
-            keys, values, step = _packed(*run, size)
+            keys, values, step = packed_states(*run, size)
             whole = tuple(Stretch(row * length, length, row * step, run[0].shape[2]) for row in range(batch))
             call = call_of(whole, EVERYTHING, len(packed), len(keys), key.device)
             total = _merge(out, total, *_by_varlen(packed, keys, values, call, scale))
@@ -114,12 +114,33 @@ def attend(
     return out.view(batch, length, heads, size).transpose(1, 2)[..., :value_size]
 
 
+def partial(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """Return (B, H, Tq, D) and (B, H, Tq); the arguments are those of `masformer.attention.parts.partial`."""
+    batch, heads, length, _ = query.shape
+    size = head_size_of(query, value)
+    keys, values, step = packed_states(key, value, size)
+    sight = (window - 1, 0) if window is not None else CAUSAL if causal else EVERYTHING
+    rows = tuple(Stretch(row * length, length, row * step, key.shape[2]) for row in range(batch))
+    call = call_of(rows, sight, batch * length, len(keys), key.device)
+    packed = _widened(query, size).transpose(1, 2).reshape(batch * length, heads, size)
+    out, total = raw_attention(packed, keys, values, call, scale)
+    total = total.masked_fill(total == torch.inf, -torch.inf).view(heads, batch, length).transpose(0, 1)
+    return out.view(batch, length, heads, size).transpose(1, 2)[..., : value.shape[3]], total
+
+
+def head_size_of(query: Tensor, value: Tensor) -> int:
+    """Return the head size of a call, which takes one for all."""
+    return -(-max(query.shape[3], value.shape[3]) // _HEAD_SIZE_STEP) * _HEAD_SIZE_STEP
+
+
 def _widened(states: Tensor, size: int) -> Tensor:
-    """Return states with zeros up to a head size, because a call takes one size for all."""
+    """Return states with zeros up to a head size."""
     return F.pad(states, (0, size - states.shape[3])) if states.shape[3] < size else states
 
 
-def _packed(key: Tensor, value: Tensor, size: int) -> tuple[Tensor, Tensor, int]:
+def packed_states(key: Tensor, value: Tensor, size: int) -> tuple[Tensor, Tensor, int]:
     """Return (N, K, D) keys and values and the tokens from one row to the next, without a copy where strides allow."""
     states = [_widened(x, size) for x in (key, value)]
     batch, heads, length, _ = key.shape
@@ -140,22 +161,37 @@ def _by_varlen(query: Tensor, key: Tensor, value: Tensor, call: Call, scale: flo
     """Return (Tq, H, D) and (H, Tq) of one call, about the queries that take part in it."""
     query = query if call.queries is None else query[call.queries]
     key, value = (key, value) if call.keys is None else (key[call.keys], value[call.keys])
+    out, total = raw_attention(query, key, value, call, scale)
+    # Infinity stands for no keys.
+    return out, total.masked_fill(total == torch.inf, _NOTHING)
+
+
+def raw_attention(
+    query: Tensor, key: Tensor, value: Tensor, call: Call, scale: float, num_used: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return (Tq, H, D) and (H, Tq) of one call; of no keys the sum is infinite.
+
+    Args:
+        num_used: (N,) how many keys of each sequence are seen; None is all.
+    """
     assert varlen_attn is not None
-    out, total = varlen_attn(
+    out: tuple[Tensor, Tensor] = varlen_attn(
         query,
         key,
         value,
         call.cu_queries,
         call.cu_keys,
-        *call.most,
+        # Of one query each, FlashAttention would fold heads and take every sequence to have one.
+        max(call.most[0], 2),
+        call.most[1],
         return_aux=AuxRequest(lse=True),
         scale=scale,
         window_size=call.window,
         enable_gqa=query.shape[1] != key.shape[1],
+        seqused_k=num_used,
         num_splits=1,  # a row's result is that of any batch
     )
-    # Infinity stands for no keys.
-    return out, total.masked_fill(total == torch.inf, _NOTHING)
+    return out
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, calls: Sequence[Call], scale: float) -> tuple[Tensor, Tensor]:

@@ -14,36 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from masformer.attention.layers import GROWTH_TOKENS, KeyLayer, storages_of
+from masformer.attention.layers import GROWTH_TOKENS, KeyLayer, Seen, storages_of
 from masformer.errors import SpanError
 from masformer.plans.spans import LayerSpan
 
 # Tokens of a row's own runs that are copied into its tail: cheaper than products of their own at each step.
 TAIL_TOKENS = 512
-# Keys that one product over a run takes: in half precision torch copies them, and more memory than that is not used.
-RUN_KEYS = 8192
-# Half a run from which on two halves side by side are faster than the run.
+# Keys of a half from which on a run is read as two halves side by side: few heads are soon done, and then the last of
+# them keeps one thread of a CPU while the others wait.
 _MIN_HALF = 256
-
-
-class SegmentedKeys(Tensor):
-    """The keys that a fork has written itself.
-
-    Attributes:
-        before: (B, K, T, D) keys and values of each earlier run.
-        own_values: The values that go with these keys: what attends must be given this very object.
-    """
-
-    before: tuple[tuple[Tensor, Tensor], ...]
-    own_values: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
 class FullLayer(KeyLayer):
@@ -78,7 +63,7 @@ class FullLayer(KeyLayer):
         return other
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, D) new keys and values; return all, those of others as `before` of the keys."""
+        """Store (B, K, T, D) new keys and values; return its own, those of others are `seen` besides."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before = self.num_before
@@ -89,9 +74,7 @@ class FullLayer(KeyLayer):
         self.num_tokens += key_states.shape[2]
         self.keys[:, :, first:held], self.values[:, :, first:held] = key_states, value_states
         keys, values = self.keys[:, :, :held], self.values[:, :, :held]
-        if self.before:
-            keys = keys.as_subclass(SegmentedKeys)
-            keys.before, keys.own_values = self.before, values
+        self.seen = Seen(value=values, runs=self.before) if self.before else None
         return keys, values
 
     @classmethod
@@ -137,55 +120,16 @@ class LatentLayer(FullLayer):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Keys and values (1, K, T, D) that rows [first, stop) see whole; its pieces begin at `place` among theirs."""
+    """Keys (P, K, T / P, D) and values of P pieces that rows [first, stop) see whole.
+
+    The pieces of a row's runs have places of their own, these from `place` on.
+    """
 
     keys: Tensor
     values: Tensor
     first: int
     stop: int
     place: int
-
-    @property
-    def num_pieces(self) -> int:
-        """Return how many products it takes, each of a part of the keys."""
-        return sum(len(keys) for _, keys, _ in self.pieces)
-
-    @cached_property
-    def pieces(self) -> list[tuple[int, Tensor, Tensor]]:
-        """Return the place, keys (P, K, T / P, D) and values of each product: P parts that go through one call.
-
-        Few heads keep a CPU's threads no longer than the last of them works alone, so that halves go side by side.
-        """
-        found, place = [], self.place
-        for keys, values in zip(*(torch.split(x, RUN_KEYS, dim=2) for x in (self.keys, self.values)), strict=True):
-            count, rest = divmod(keys.shape[2], 2)
-            if count < _MIN_HALF:
-                found.append((place, keys, values))
-                place += 1
-                continue
-            halves = [x[0, :, : 2 * count].unflatten(1, (2, count)).transpose(0, 1) for x in (keys, values)]
-            found.append((place, halves[0], halves[1]))
-            place += 2
-            if rest:
-                found.append((place, keys[:, :, -1:], values[:, :, -1:]))
-                place += 1
-        return found
-
-
-class JoinedKeys(Tensor):
-    """Keys (B, K, T, D) of the tail of each row; what is before the tail stays in its runs.
-
-    Attributes:
-        hidden: (B, 1, 1, T), minus infinity where a row's tail has not begun, else 0; None when all begin at once.
-        num_tokens: Slots of the batch, left padding included, those of the present step too.
-        own_values: The values that go with these keys: what attends must be given this very object.
-    """
-
-    runs: tuple[Run, ...]
-    hidden: Tensor | None
-    num_tokens: int
-    own_values: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
 class JoinedLayer(KeyLayer):
@@ -232,7 +176,7 @@ class JoinedLayer(KeyLayer):
         return super().row_bytes(row, copies) + sum(run.keys.nbytes + run.values.nbytes for run in read)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, D) new tokens, as many in each row; return what `joined_attention` takes."""
+        """Store (B, K, T, D) new tokens, as many in each row; return the tails, the runs are `seen` besides."""
         first, num_new = self.num_tail, key_states.shape[2]
         if first + num_new > self.keys.shape[2]:
             raise SpanError(f"the room of a joined cache is used up after {self.num_tokens} tokens")
@@ -240,11 +184,9 @@ class JoinedLayer(KeyLayer):
         self.values[:, :, first : first + num_new] = value_states
         self.num_tail += num_new
         self.num_tokens += num_new
-        keys = self.keys[:, :, : self.num_tail].as_subclass(JoinedKeys)
-        keys.runs, keys.num_tokens = self.runs, self.num_tokens
-        keys.hidden = None if self.hidden is None else self.hidden[..., : self.num_tail]
-        keys.own_values = self.values[:, :, : self.num_tail]
-        return keys, keys.own_values
+        keys, values = (x[:, :, : self.num_tail] for x in (self.keys, self.values))
+        self.seen = Seen(value=values, joined=self)
+        return keys, values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         # The beams of a prompt stand side by side and read the same runs, so that only tails change places.
@@ -296,12 +238,17 @@ def _joined(layers: Sequence[FullLayer], longest: int, room: int) -> JoinedLayer
         if len(rows) == 1 and keys.shape[2] <= room_left[rows[0]]:
             tails[rows[0]].append((keys, values))
             room_left[rows[0]] -= keys.shape[2]
-        else:
-            for first, stop in _stretches(rows):
-                place = max(
-                    (run.place + run.num_pieces for run in runs if first < run.stop and run.first < stop), default=0
-                )
-                runs.append(Run(keys=keys, values=values, first=first, stop=stop, place=place))
+            continue
+        if keys.shape[2] >= 2 * _MIN_HALF:
+            if keys.shape[2] % 2:  # the last key would be a product of its own
+                for row in rows:
+                    tails[row].append((keys[:, :, -1:], values[:, :, -1:]))
+            half = keys.shape[2] // 2
+            keys, values = (x[0, :, : 2 * half].unfold(1, half, half).permute(1, 0, 3, 2) for x in (keys, values))
+        for first, stop in _stretches(rows):
+            beside = [run.place + len(run.keys) for run in runs if first < run.stop and run.first < stop]
+            place = max(beside, default=0)
+            runs.append(Run(keys=keys, values=values, first=first, stop=stop, place=place))
     nothing = tuple(states[:, :, :0] for states in (layers[0].keys, layers[0].values))
     own = [tuple(torch.cat(part, dim=2) for part in zip(nothing, *parts, strict=True)) for parts in tails]
     return JoinedLayer(layers[0].span, runs, own, longest, room)  # type: ignore[arg-type]

@@ -11,25 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masformer.attention.layers import CacheLayer, KeyLayer
+from masformer.attention.layers import CacheLayer, KeyLayer, Seen
 from masformer.errors import SpanError
 from masformer.plans.spans import HeadSpans, LayerSpan
 
-# Attention of some heads: query, key, value, span, learned sinks -> (B, h, Tq, D).
-Attend = Callable[[Tensor, Tensor, Tensor, LayerSpan, Tensor | None], Tensor]
-
-
-class HeadKeys(Tensor):
-    """The new tokens' keys of all heads.
-
-    Attributes:
-        parts: The (B, k, Tk, D) keys and values that each group sees.
-        own_values: The new tokens' values: what attends must be given this very object.
-    """
-
-    parts: tuple[tuple[Tensor, Tensor], ...]
-    own_values: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+# Attention of some heads: query, key, value, span, learned sinks, what is seen besides -> (B, h, Tq, D).
+Attend = Callable[[Tensor, Tensor, Tensor, LayerSpan, Tensor | None, Seen | None], Tensor]
 
 
 class HeadsLayer(CacheLayer):
@@ -80,19 +67,18 @@ class HeadsLayer(CacheLayer):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, D) new keys and values; return what `masformer.attention.heads.attend_by_head` takes."""
+        """Store (B, K, T, D) new keys and values; return these, of which each group's are `seen` besides."""
         if key_states.shape[1] != len(self.span.heads):
             raise SpanError(
                 f"a cache for spans of {len(self.span.heads)} key/value heads got {key_states.shape[1]} of them"
             )
-        keys = key_states.as_subclass(HeadKeys)
-        keys.own_values = value_states
-        keys.parts = tuple(
-            part.update(heads_of(key_states, runs), heads_of(value_states, runs))
-            for part, runs in zip(self.parts, self.span.groups.values(), strict=True)
-        )
+        parts = []
+        for part, runs in zip(self.parts, self.span.groups.values(), strict=True):
+            keys, values = part.update(heads_of(key_states, runs), heads_of(value_states, runs))
+            parts.append((keys, values, part.seen))
+        self.seen = Seen(value=value_states, parts=tuple(parts))
         self.is_initialized = True
-        return keys, value_states
+        return key_states, value_states
 
     def reset(self) -> None:
         for part in self.parts:
@@ -122,7 +108,13 @@ def heads_of(states: Tensor, runs: Sequence[tuple[int, int]], size: int = 1, dim
 
 
 def attend_by_head(
-    attend: Attend, query: Tensor, key: Tensor, value: Tensor, spans: HeadSpans, learned_sinks: Tensor | None
+    attend: Attend,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spans: HeadSpans,
+    learned_sinks: Tensor | None,
+    seen: Seen | None = None,
 ) -> Tensor:
     """Return (B, H, Tq, D) attention in which each key/value head has its own span."""
     if key.shape[1] != len(spans.heads):
@@ -130,9 +122,9 @@ def attend_by_head(
     size = query.shape[1] // key.shape[1]
     outs: dict[int, Tensor] = {}
     for index, (span, runs) in enumerate(spans.groups.items()):
-        keys, values = key.parts[index] if isinstance(key, HeadKeys) else (heads_of(x, runs) for x in (key, value))
+        keys, values, besides = seen.parts[index] if seen else (heads_of(key, runs), heads_of(value, runs), None)
         sinks = None if learned_sinks is None else heads_of(learned_sinks, runs, size, dim=0)
-        out = attend(heads_of(query, runs, size), keys, values, span, sinks).transpose(1, 2)
+        out = attend(heads_of(query, runs, size), keys, values, span, sinks, besides).transpose(1, 2)
         pieces = torch.split(out, [(stop - first) * size for first, stop in runs], dim=2)
         outs |= {first: piece for (first, _), piece in zip(runs, pieces, strict=True)}
     # In memory tokens before heads, as the output projection takes it.

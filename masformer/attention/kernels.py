@@ -15,7 +15,6 @@ Source: `AttentionInterface` and `AttentionMaskInterface` of transformers 5.23.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,13 +26,15 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.attention import cuda
 from masformer.attention.flex import flex_attention
-from masformer.attention.full import RUN_KEYS, JoinedKeys
 from masformer.attention.heads import attend_by_head
 from masformer.attention.joined import joined_attention
+from masformer.attention.layers import Seen
+from masformer.attention.parts import merge, partial, with_sinks
 from masformer.attention.tiles import TILED, ScoreRule, tile_attention
 from masformer.attention.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
+from masformer.attention.ways import TILES, way_of
 from masformer.errors import SpanError
-from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan
+from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
 from masformer.plans.shapes import layers_with_states
 
 ATTENTION_NAME = "masformer"
@@ -119,6 +120,7 @@ def span_attention(
     softcap: float | None = None,
     learned_sinks: Tensor | None = None,
     dropout: float = 0.0,
+    seen: Seen | None = None,
 ) -> Tensor:
     """Return (B, H, Tq, D) attention in which a query sees what `span` allows.
 
@@ -129,30 +131,36 @@ def span_attention(
         scale: Factor of the products; None is D ** -0.5.
         softcap: Scores x become softcap * tanh(x / softcap) (Gemma 2); None leaves them.
         learned_sinks: (H,) scores of a key without a value that every query sees (gpt-oss); None is no such key.
+        seen: What a cache lets be seen besides these keys (`SpanMask.seen_with`).
 
     Raises:
         SpanError: The keys are not laid out as a `SpanCache` does it, or the span is for other heads.
     """
     mask = mask or SpanMask(offset=0)
-    if (own := getattr(key, "own_values", None)) is not None and own is not value:
-        raise SpanError("the model changes values after the cache has stored them")
     if isinstance(span, HeadSpans):
         options: dict[str, Any] = {"scale": scale, "softcap": softcap, "dropout": dropout}
 
-        def attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, learned_sinks: Tensor | None) -> Tensor:
-            return span_attention(query, key, value, span, mask, learned_sinks=learned_sinks, **options)
+        def attend(
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            span: LayerSpan,
+            learned_sinks: Tensor | None,
+            seen: Seen | None,
+        ) -> Tensor:
+            return span_attention(query, key, value, span, mask, learned_sinks=learned_sinks, seen=seen, **options)
 
-        return attend_by_head(attend, query, key, value, span, learned_sinks)
+        return attend_by_head(attend, query, key, value, span, learned_sinks, seen)
     scores = ScoreRule(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
-    if isinstance(key, JoinedKeys):
-        if key.num_tokens != mask.offset + query.shape[2]:
+    if seen is not None and (joined := seen.joined) is not None:
+        if joined.num_tokens != mask.offset + query.shape[2]:
             raise SpanError(
-                f"a joined cache holds {key.num_tokens} tokens, {mask.offset + query.shape[2]} are expected"
+                f"a joined cache holds {joined.num_tokens} tokens, {mask.offset + query.shape[2]} are expected"
             )
         if dropout or torch.is_autocast_enabled(query.device.type):
             raise SpanError("a joined cache works without dropout and without autocast")
-        return joined_attention(query, key.as_subclass(Tensor), value, key, scores, learned_sinks)
-    before: Runs = getattr(key, "before", ())
+        return joined_attention(query, key, value, joined, scores, learned_sinks)
+    before: Runs = () if seen is None else seen.runs
     found = key.shape[2] + sum(keys.shape[2] for keys, _ in before)
     expected = num_cached(span, mask.offset, query.shape[2])
     if found != expected:
@@ -179,19 +187,15 @@ class _How:
     learned_sinks: Tensor | None
     dropout: float
 
-    def can_merge(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
-        """Return whether full attention can be put together from runs of keys: where sums of exponentials are known."""
-        is_plain = self.scores.softcap is None and self.learned_sinks is None and not self.dropout
-        needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-        return is_plain and not needs_grad and query.device.type == "cpu" and query.shape[3] == value.shape[3]
+    def can_merge(self, *states: Tensor) -> bool:
+        """Return whether attention may be put together from parts, through which no gradients pass."""
+        return not self.dropout and not (torch.is_grad_enabled() and any(x.requires_grad for x in states))
 
 
 def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
     """Attend in whole documents, from one token a row, in rows without padding, or in rows with it."""
-    if before and span.is_full and mask.padding is None and how.can_merge(query, key, value):
-        return _merge(query, key, value, before, how.scores.scale)
     if mask.offset and query.shape[2] == 1:
-        return _decode(query, (*before, (key, value)), span, mask, how)
+        return _decode(query, (*before, (key, value)), mask.hidden(span, query), how)
     is_ragged = mask.padding is not None or mask.documents is not None
     kernel = choose_kernel(
         query, span, mask.offset, how.scores, how.learned_sinks is not None, how.dropout, value.shape[3], is_ragged
@@ -205,10 +209,12 @@ def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpa
             span,
             mask.offset,
             how.scores.scale,
-            padding=mask.lengths,
+            padding=None if mask.padding is None else mask.lengths,
             documents=mask.documents,
             learned_sinks=how.learned_sinks,
         )
+    if before and span.is_full and mask.padding is None and _is_fused(query, key, value, how):
+        return _on_runs(query, key, value, before, how)
     if before:
         key, value = (torch.cat(runs, dim=2) for runs in zip(*before, (key, value), strict=True))
     if mask.documents is not None:
@@ -216,6 +222,20 @@ def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpa
     if mask.padding is None:
         return _attend(query, key, value, span, mask.offset, how)
     return _padded(query, key, value, span, mask.offset, mask.padding, how)
+
+
+def _is_fused(query: Tensor, key: Tensor, value: Tensor, how: _How) -> bool:
+    """Return whether parts of many queries are made without all of their scores."""
+    is_plain = how.scores.softcap is None and query.shape[3] == value.shape[3] and query.device.type == "cpu"
+    return is_plain and how.can_merge(query, key, value)
+
+
+def _on_runs(query: Tensor, key: Tensor, value: Tensor, before: Runs, how: _How) -> Tensor:
+    """Attend to all earlier positions, of which the last are those of (B, K, Tk, D) keys."""
+    scale = how.scores.scale
+    parts = [partial(query, *run, scale=scale) for run in before]
+    parts.append(partial(query, key, value, scale=scale, causal=True))
+    return with_sinks(merge(parts), how.learned_sinks).to(value.dtype)
 
 
 def _documents(
@@ -253,41 +273,28 @@ def _padded(
     return out
 
 
-def _decode(query: Tensor, runs: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
-    """Attend from one token a row to what the cache kept: everything, unless blocks or padding hide some of it."""
-    visible = None
-    # Once the ring of the shortest row is full, a window's row sees all that its ring holds.
-    is_filled = mask.offset + 1 - mask.most_padding >= span.sinks + (span.num_recent or mask.offset + 1)
-    if not span.keeps_only_seen or (mask.padding is not None and not is_filled):
-        slots = cached_slots(span, mask.offset, 1, mask.padding, query.device)
-        pad = slots.new_zeros(1) if mask.padding is None else mask.padding.to(query.device)
-        positions = torch.where(slots < 0, -1, slots - pad[:, None])
-        visible = visible_keys((mask.offset - pad)[:, None], positions, span)[:, None]  # (B, 1, 1, Tk)
+def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tensor:
+    """Attend from one token a row to what the cache kept, of which (B or 1, 1, 1, Tk) may be hidden."""
+    scores, learned = how.scores, how.learned_sinks
     key, value = runs[0]
-    batch, heads, _, size = query.shape
-    # The query heads of one key/value head become the rows of one product, and keys need no repeating.
-    folded = query.reshape(batch, key.shape[1], heads // key.shape[1], size)
-    if len(runs) == 1 and how.scores.softcap is None and how.learned_sinks is None:
+    if len(runs) == 1 and scores.softcap is None and learned is None:
+        # The query heads of one key/value head become the rows of one product, and keys need no repeating.
+        folded = query.reshape(len(query), key.shape[1], -1, query.shape[3])
         out = F.scaled_dot_product_attention(
-            folded, key, value, attn_mask=visible, dropout_p=how.dropout, scale=how.scores.scale
+            folded, key, value, attn_mask=hidden, dropout_p=how.dropout, scale=scores.scale
         )
-    else:
-        out = _explicit(folded, runs, visible, how)
-    return out.reshape(batch, heads, 1, value.shape[3])
-
-
-def _explicit(folded: Tensor, runs: Runs, visible: Tensor | None, how: _How) -> Tensor:
-    """Attend by the definition from (B, K, G, D) queries of one token to runs of keys that nobody joins."""
-    scores = torch.cat([how.scores.of(folded, keys) for keys, _ in runs], dim=-1)
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -torch.inf)
-    if how.learned_sinks is not None:
-        column = how.learned_sinks.to(scores.dtype).view(1, *folded.shape[1:3], 1).expand(len(folded), -1, -1, -1)
-        scores = torch.cat([scores, column], dim=-1)
-    lengths = [keys.shape[2] for keys, _ in runs]
-    weights = torch.nan_to_num(scores.softmax(dim=-1))[..., : sum(lengths)].to(folded.dtype)
-    shares = torch.split(F.dropout(weights, how.dropout), lengths, dim=-1)
-    return torch.stack([share @ values for share, (_, values) in zip(shares, runs, strict=True)]).sum(dim=0)
+        return out.reshape(*query.shape[:3], value.shape[3])
+    if not how.can_merge(query, *(states for run in runs for states in run)):
+        key, value = (torch.cat(states, dim=2) for states in zip(*runs, strict=True))
+        visible = key.new_ones((1, 1, 1, key.shape[2]), dtype=torch.bool) if hidden is None else hidden == 0
+        rule = {"softcap": scores.softcap, "learned_sinks": learned, "dropout": how.dropout}
+        return dense_attention(query, key, value, visible, scores.scale, **rule)  # type: ignore[arg-type]
+    parts, first = [], 0
+    for keys, values in runs:
+        less = None if hidden is None else hidden[..., first : first + keys.shape[2]]
+        parts.append(partial(query, keys, values, scale=scores.scale, hidden=less, softcap=scores.softcap))
+        first += keys.shape[2]
+    return with_sinks(merge(parts), learned).to(value.dtype)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
@@ -304,10 +311,31 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
         return tile_attention(query, key, value, span, offset, 0, scores, learned)
     # The first queries see everything before them; all keys up to them are there.
     skip = max((span.num_causal or 0) - offset, 0)
-    out = tile_attention(query, key, value, span, offset, skip, scores)
+
+    def run(way: str, count: int) -> Tensor:
+        left = query.shape[2] - count
+        states, open_ones = (query[:, :, left:], key, value), max(skip - left, 0)
+        if way == TILES:
+            return tile_attention(*states, span, offset + left, open_ones, scores)
+        return _views(*states, span, open_ones, int(way), scores.scale)
+
+    has_views = isinstance(span, Window) and _is_fused(query, key, value, how)
+    out = run(way_of(query[:, :, skip:], key, span, run) if has_views else TILES, query.shape[2])
     if skip:
         seen = offset + skip
         out[:, :, :skip] = _causal(query[:, :, :skip], key[:, :, :seen], value[:, :, :seen], offset, how)
+    return out
+
+
+def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, skip: int, rows: int, scale: float) -> Tensor:
+    """Return (B, H, Tq, D) attention in a window, `rows` queries together, of which the first `skip` are left open."""
+    batch, heads, length, _ = query.shape
+    out, asked = value.new_empty((batch, length, heads, value.shape[3])).transpose(1, 2), query[:, :, skip:]
+    sinks, others = zip(*((x[:, :, : span.sinks], x[:, :, span.sinks :]) for x in (key, value)), strict=True)
+    parts = [partial(asked, *others, scale=scale, window=span.num_recent, rows=rows)]
+    if span.sinks:
+        parts.append(partial(asked, *sinks, scale=scale))
+    out[:, :, skip:] = merge(parts)[0]
     return out
 
 
@@ -319,44 +347,9 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -
         q, k, v = (F.pad(x, (0, size - x.shape[3])) if x.shape[3] < size else x for x in (query, key, value))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=scale)
         return out[..., : value.shape[3]]
-    if how.can_merge(query, key, value):
-        return _merge(query, key, value, (), how.scores.scale)
+    if _is_fused(query, key, value, how):
+        return _on_runs(query, key, value, (), how)
     return tile_attention(query, key, value, FULL, offset, 0, how.scores)
-
-
-def _merge(query: Tensor, key: Tensor, value: Tensor, before: Runs, scale: float) -> Tensor:
-    """Attend to all earlier positions: to each run of keys alone, weighed by its sum of exponentials.
-
-    The last Tq of the (B, K, Tk, D) keys are those of the queries' positions; runs `before` are earlier.
-    """
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    batch, heads, length, size = query.shape
-    groups = heads // key.shape[1]
-    # What all queries see needs no mask, so the query heads of one key/value head become the rows of one product.
-    own = key.shape[2] if length == 1 else key.shape[2] - length
-    folded = query.reshape(batch, key.shape[1], groups * length, size)
-
-    def parts() -> Iterator[tuple[Tensor, Tensor]]:
-        for keys, values in (*before, (key[:, :, :own], value[:, :, :own])):
-            for run in zip(*(torch.split(x, RUN_KEYS, dim=2) for x in (keys, values)), strict=True):
-                if run[0].shape[2]:
-                    part, total = attend(folded, *run, scale=scale)
-                    yield part.reshape(batch, heads, length, -1), total.reshape(batch, heads, length)
-        if length > 1:
-            keys, values = (x[:, :, own:].repeat_interleave(groups, dim=1) for x in (key, value))
-            yield attend(query, keys, values, is_causal=True, scale=scale)
-
-    out, total = None, None
-    for part, part_total in parts():
-        # Shares in the dtype of the sums, which is fp32 at least.
-        part = part.to(part_total.dtype)
-        if out is None or total is None:
-            out, total = part, part_total
-        else:
-            out = torch.lerp(out, part, torch.sigmoid(part_total - total).unsqueeze(-1))
-            total = torch.logaddexp(total, part_total)
-    assert out is not None
-    return out.to(value.dtype)
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
@@ -432,6 +425,7 @@ def masformer_attention(
             softcap=softcap,
             learned_sinks=s_aux,
             dropout=dropout,
+            seen=attention_mask.seen_with(key, value),
         )
     except SpanError as error:
         raise error.of(module.config) if hasattr(module, "config") else error from error

@@ -22,7 +22,8 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -31,8 +32,28 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 from masformer.errors import SpanError
 from masformer.plans.spans import HeadSpans, LayerSpan
 
+if TYPE_CHECKING:
+    from masformer.attention.full import JoinedLayer
+
 # Tokens by which a buffer grows: rare enough that copying is a small part of decoding them.
 GROWTH_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a cache has handed to the attention of a layer, where there is more to see than the keys (B, K, T, D).
+
+    Attributes:
+        value: The values that go with these keys.
+        runs: (B, K, T, D) keys and values that lie before them.
+        joined: The layer whose rows read further runs.
+        parts: The keys and values of each group of heads, and what is seen besides these.
+    """
+
+    value: Tensor
+    runs: tuple[tuple[Tensor, Tensor], ...] = ()
+    joined: JoinedLayer | None = None
+    parts: tuple[tuple[Tensor, Tensor, Seen | None], ...] = ()
 
 
 class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -43,6 +64,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         num_tokens: Tokens that it was given, left padding included.
         padding: (B,) left-padding tokens of each row; None when no row has any.
         parts: Itself, or its groups of heads.
+        seen: What the last `update` has returned, if that was not all there is to see.
     """
 
     is_sliding = False
@@ -51,6 +73,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     num_tokens: int
     padding: Tensor | None
     parts: tuple[KeyLayer, ...]
+    seen: Seen | None = None
 
     @property
     @abstractmethod
@@ -357,6 +380,14 @@ class AttentionAndStates(CacheLayer, LinearAttentionCacheLayerMixin):  # type: i
     @padding.setter
     def padding(self, padding: Tensor | None) -> None:
         self.attention.padding = padding
+
+    @property
+    def seen(self) -> Seen | None:
+        return self.attention.seen
+
+    @seen.setter
+    def seen(self, seen: Seen | None) -> None:
+        self.attention.seen = seen
 
     @property
     def storages(self) -> dict[int, int]:

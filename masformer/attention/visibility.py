@@ -11,13 +11,23 @@ Source: the mask function is one of the `AttentionMaskInterface` of transformers
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from masformer.errors import SpanError
 from masformer.plans.spans import LayerSpan
+
+if TYPE_CHECKING:
+    from masformer.attention.cache import SpanCache
+    from masformer.attention.layers import Seen
+
+
+class Offset(int):
+    """The slot of the first query of a pass, and the cache that says so: a mask function is given no other."""
+
+    cache: SpanCache
 
 
 @dataclass(kw_only=True)
@@ -27,27 +37,62 @@ class SpanMask:
     Attributes:
         offset: Slot of the first query: the number of slots already in the cache.
         padding: (B,) left-padding tokens of each row; None when no row is padded.
+        lengths: The same as numbers; None is to be read from there.
         documents: Where the packed documents of each row start; None when no row holds more than one.
         num_queries: Queries of the pass.
         num_dropped: First queries of the pass that a layer is not given, though their keys are there (Gemma 4).
+        cache: The cache of the pass; None without one.
     """
 
     offset: int
     padding: Tensor | None = None
-    lengths: tuple[int, ...] | None = field(init=False, default=None)
+    lengths: tuple[int, ...] | None = None
     documents: list[list[int]] | None = None
     has_looked: bool = False
     num_queries: int = 0
     num_dropped: int = 0
+    cache: SpanCache | None = None
+    # What one token a row does not see, which all layers of a span share.
+    _hidden: dict[Any, Tensor | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.padding is not None:
-            self.lengths = tuple(self.padding.tolist())
+            self.lengths = self.lengths or tuple(self.padding.tolist())
+            self.padding = self.padding if self.most_padding else None
 
     @property
     def most_padding(self) -> int:
         """Return the left-padding tokens of the row that has most."""
         return max(self.lengths or (0,))
+
+    def seen_with(self, key: Tensor, value: Tensor) -> Seen | None:
+        """Return what the cache has besides the very keys and values that it handed out; None where that is nothing.
+
+        Raises:
+            SpanError: The values are not those that it handed out with the keys.
+        """
+        seen: Seen | None = None if self.cache is None else self.cache.handed.get(key)  # type: ignore[no-untyped-call]
+        if seen is not None and seen.value is not value:
+            raise SpanError("the model changes values after the cache has stored them")
+        return seen
+
+    def hidden(self, span: LayerSpan, query: Tensor) -> Tensor | None:
+        """Return (B or 1, 1, 1, Tk), minus infinity where one token a row does not see a key of the cache, else 0.
+
+        None where it sees all: unless blocks or padding hide something, a cache keeps nothing else.
+        """
+        # Once the ring of the shortest row is full, a window's row sees all that its ring holds.
+        is_filled = self.offset + 1 - self.most_padding >= span.sinks + (span.num_recent or self.offset + 1)
+        if span.keeps_only_seen and (self.padding is None or is_filled):
+            return None
+        name = span, query.dtype, query.device
+        if name not in self._hidden:
+            slots = cached_slots(span, self.offset, 1, self.padding, query.device)
+            pad = slots.new_zeros(1) if self.padding is None else self.padding.to(query.device)
+            positions = torch.where(slots < 0, -1, slots - pad[:, None])
+            visible = visible_keys((self.offset - pad)[:, None], positions, span)[:, None]
+            self._hidden[name] = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, -torch.inf)
+        return self._hidden[name]
 
     def __getitem__(self, kept: tuple[slice, slice, slice, slice]) -> SpanMask:
         """Return the mask of the last queries alone, as Gemma 4 asks for it with `[:, :, -n:, :]`.
@@ -86,6 +131,11 @@ class SpanMask:
         self.documents = [[0, *(row.nonzero().flatten() + 1).tolist()] for row in breaks]
 
 
+def is_slow_to_read(tensor: Tensor) -> bool:
+    """Return whether the numbers of a tensor are known only when a device has done all that it was given."""
+    return tensor.device.type != "cpu"
+
+
 def left_padding(attention_mask: Tensor) -> Tensor | None:
     """Return (B,) left-padding tokens of each row of a (B, T) mask; None when no row has any.
 
@@ -118,8 +168,15 @@ def span_mask(
     """Return the `SpanMask` of one forward pass for transformers. Raises `SpanError` unless the mask is causal."""
     if use_vmap:
         raise SpanError("this model adds a mask of its own (images or prefixes seen both ways); only causal masks work")
-    padding = None if attention_mask is None else left_padding(attention_mask[:, : int(q_offset) + q_length])
-    return SpanMask(offset=int(q_offset), padding=padding, num_queries=q_length)
+    cache, lengths = getattr(q_offset, "cache", None), None
+    if attention_mask is None:
+        padding = None
+    elif cache is not None and cache.num_masked == attention_mask.shape[1]:  # it has looked at this mask
+        padding = cache.attention[0].padding
+        lengths = cache.padding_lengths
+    else:
+        padding = left_padding(attention_mask[:, : int(q_offset) + q_length])
+    return SpanMask(offset=int(q_offset), padding=padding, lengths=lengths, num_queries=q_length, cache=cache)
 
 
 def is_visible(query: Tensor, key: Tensor, span: LayerSpan) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from masformer.attention import tiles
 from masformer.attention.cache import cache_layer
 from masformer.attention.kernels import dense_attention, span_attention
+from masformer.attention.layers import Seen
 from masformer.attention.tiles import ScoreRule
 from masformer.attention.visibility import SpanMask
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, layer_of_heads
@@ -169,8 +170,13 @@ def defined(case: Case, states: States) -> Tensor:
     return torch.cat(rows)
 
 
-def cached(case: Case, states: States, forked: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the keys and values that a cache, or a fork of it, hands to the case's queries."""
+def cached(case: Case, states: States) -> tuple[Tensor, Tensor]:
+    """Return the keys and values that a cache hands to the case's queries."""
+    return from_a_cache(case, states)[:2]
+
+
+def from_a_cache(case: Case, states: States, forked: bool = False) -> tuple[Tensor, Tensor, Seen | None]:
+    """Return the keys and values that a cache, or a fork of it, hands to the queries, and what is seen besides."""
     layer = cache_layer(case.span)
     layer.padding = case.mask(str(states.key.device)).padding
     old, new = slice(case.offset), slice(case.offset, None)
@@ -178,15 +184,16 @@ def cached(case: Case, states: States, forked: bool = False) -> tuple[Tensor, Te
         layer.update(states.key[:, :, old], states.value[:, :, old])
     if forked:
         layer = layer.fork()
-    return layer.update(states.key[:, :, new], states.value[:, :, new])
+    key, value = layer.update(states.key[:, :, new], states.value[:, :, new])
+    return key, value, layer.seen
 
 
 def attend(case: Case, states: States, **options: Any) -> Tensor:
     """Return (B, H, Tq, D) from `span_attention`, on top of a cache."""
-    key, value = cached(case, states, case.forked)
+    key, value, seen = from_a_cache(case, states, case.forked)
     mask = case.mask(str(key.device))
     options = {"scale": case.scale, "softcap": case.softcap, "learned_sinks": states.learned_sinks} | options
-    return span_attention(states.query, key, value, case.span, mask, **options)
+    return span_attention(states.query, key, value, case.span, mask, seen=seen, **options)
 
 
 def gradients(out: Tensor, states: States) -> tuple[Tensor, ...]:

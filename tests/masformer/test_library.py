@@ -10,12 +10,12 @@ import torch
 from transformers import CONFIG_MAPPING, DynamicCache, GenerationConfig
 
 from masformer import ConversionError, PlanError, SpanCache, SpanPlan, apply_plan, native_plan, prefill, read_plan
-from masformer.attention.kernels import span_attention
 from masformer.attention.prefill import new_cache
+from masformer.attention.visibility import SpanMask
 from masformer.errors import NumbersError, SpanError
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.shapes import layer_shapes
-from masformer.plans.spans import FULL, LayerSpan
+from masformer.plans.spans import LayerSpan
 from masformer.probe import probe_untouched
 from tests.helpers.library import KINDS, WHOLES, Finding, examine, examine_whole, table
 from tests.helpers.library_models import tiny_library_model
@@ -105,9 +105,11 @@ def test_values_that_change_after_the_cache_stored_them_are_noticed() -> None:
     prefill(model, torch.arange(3, 20)[None], cache)
     fork = cache.fork()
     states = torch.randn(1, 2, 1, 8, dtype=torch.float64)
-    keys, values = fork.layers[0].update(states, states)
+    keys, values = fork.update(states, states, 0)
+    mask = SpanMask(offset=17, cache=fork)
+    assert mask.seen_with(keys, values) is not None
     with pytest.raises(SpanError, match="changes values after the cache has stored them"):
-        span_attention(torch.randn(1, 4, 1, 8, dtype=torch.float64), keys, values.clone(), FULL)
+        mask.seen_with(keys, values.clone())
 
 
 @torch.no_grad()

@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from masformer.attention import cuda
+from masformer.attention import cuda, parts
 from masformer.attention import kernels as attention
 from masformer.attention.heads import attend_by_head
 from masformer.attention.kernels import choose_kernel, dense_attention, span_attention
@@ -42,6 +40,7 @@ from tests.helpers.attention_cases import (
     visible,
 )
 from tests.helpers.properties import tries
+from tests.helpers.tensors import Largest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -89,7 +88,7 @@ def test_dense_attention_is_the_formula(softcap: float | None, learned: bool) ->
 @torch.no_grad()
 def test_attention_on_top_of_a_cache_equals_the_definition(case: Case, lanes: int | None, run_keys: int) -> None:
     states = random_states(case)
-    with lanes_at_once(lanes), mock.patch.object(attention, "RUN_KEYS", run_keys):
+    with lanes_at_once(lanes), mock.patch.object(parts, "RUN_KEYS", run_keys):
         assert_close(attend(case, states), defined(case, states), EXACT)
 
 
@@ -369,23 +368,6 @@ def test_kernels_on_cuda(
     for ready, name in ((True, expected), (False, before_ampere)):
         monkeypatch.setattr(cuda, "is_ready", lambda device, ready=ready: ready)
         assert kernel("cuda", dtype, span, num_new, offset, **options) == name
-
-
-class Largest(TorchDispatchMode):
-    """Notes the operations that run and the most memory behind a tensor that one of them returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_bytes = 0
-        self.operations: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.operations.add(func.overloadpacket.__name__)
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self.num_bytes = max(self.num_bytes, tensor.untyped_storage().nbytes())
-        return out
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])

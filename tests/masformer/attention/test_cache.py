@@ -38,14 +38,17 @@ def step(case: Case, states: States, layer: Layer, first: int, stop: int) -> Ten
     """Return the outputs of tokens [first, stop), which are given to the cache."""
     new = (slice(None), slice(None), slice(first, stop))
     padding = None if case.padding is None else torch.tensor(case.padding)
+    keys, values = layer.update(states.key[new], states.value[new])
     return span_attention(
         states.query[new],
-        *layer.update(states.key[new], states.value[new]),
+        keys,
+        values,
         case.span,
         SpanMask(offset=first, padding=padding),
         scale=case.scale,
         softcap=case.softcap,
         learned_sinks=states.learned_sinks,
+        seen=layer.seen,
     )
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from masformer.attention import cuda
+from masformer.attention import cuda, parts
 from masformer.attention import flex as flex_module
 from masformer.attention import kernels as attention
 from masformer.attention.calls import calls_of
@@ -213,3 +213,14 @@ def test_a_half_precision_merge_is_exact_to_the_last_bit_or_so() -> None:
     sums = cuda._merge(out, total, part, part_total)
     torch.testing.assert_close(out.double(), exact, atol=2**-7, rtol=2**-7)
     torch.testing.assert_close(sums, torch.logaddexp(total, part_total))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 9)])
+def test_a_part_on_cuda_is_that_of_the_cpu(causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = random_states(Case(span=FULL, num_new=20, offset=13, batch=2, heads=4, value_size=8))
+    arguments = {"scale": 0.3, "causal": causal, "window": window}
+    expected = parts.partial(*states.all(), **arguments)
+    monkeypatch.setattr(cuda, "DTYPES", (torch.float64,))
+    for ours, exact in zip(parts.partial(*states.all(), **arguments), expected, strict=True):
+        assert_close(ours, exact, EXACT)

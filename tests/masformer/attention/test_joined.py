@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from masformer import HeadSpans, LayerSpan, SpanCache, SpanPlan, apply_plan, prefill
 from masformer.attention import full as full_module
+from masformer.attention import parts as parts_module
 from masformer.attention.cache import can_join, join, num_bytes, row_bytes
 from masformer.plans.spans import FULL
 from tests.helpers.tiny_models import BY_HEAD, SUPPORTED, VOCAB, plan_by_head, tiny_model
@@ -70,7 +71,7 @@ def test_each_row_gets_the_logits_it_gets_alone(
     kind: str, plan: SpanPlan, tail_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(full_module, "TAIL_TOKENS", tail_tokens)
-    monkeypatch.setattr(full_module, "RUN_KEYS", 24)
+    monkeypatch.setattr(parts_module, "RUN_KEYS", 24)
     monkeypatch.setattr(full_module, "_MIN_HALF", 4)
     model = tiny_model(kind)
     apply_plan(model, plan)

@@ -1,0 +1,201 @@
+"""Attention to some of the keys, and what is needed to merge it with attention to others: the primitive of this room.
+
+    earlier = [partial(query, *run, scale=scale) for run in runs]
+    out, _ = merge([*earlier, partial(query, key, value, scale=scale, causal=True)])
+
+A part is the output of attention to its keys alone, and the logarithm of the sum of the exponentials of its scores
+(lse). Parts over disjoint keys merge exactly, in any order.
+
+Shapes: B batch, H query heads, K key/value heads, G = H / K, T tokens (Tq of the queries, Tk of the keys), D head size
+(of the values it may differ).
+
+Source: merging by log-sum-exps is that of Flash-Decoding and of Hydragen, arXiv 2402.05099, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from masformer.attention import cuda
+from masformer.plans.layer_spans import FULL
+
+# (B, H, Tq, D) attention to some keys, and (B, H, Tq) its log-sum-exp.
+Part = tuple[Tensor, Tensor]
+# Keys that one product takes: in half precision torch copies them, and more memory than that is not used.
+RUN_KEYS = 8192
+_WINDOW_ROWS = 64
+# Views of a window in one call: enough for all threads, and few where torch copies what each of them sees.
+_VIEWS = 32
+
+
+def partial(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+    hidden: Tensor | None = None,
+    softcap: float | None = None,
+    rows: int = _WINDOW_ROWS,
+) -> Part:
+    """Return (B, H, Tq, D) attention of all queries to these keys alone, and its (B, H, Tq) log-sum-exp.
+
+    The output has the dtype of the queries or a wider one, the log-sum-exp fp32 at least. A query that sees no key gets
+    zeros and minus infinity. Gradients do not pass (`masformer.attention.kernels` has who needs them).
+
+    Args:
+        query: (B, H, Tq, D).
+        key: (B, K, Tk, D), of which K divides H; with `causal`, Tk is at least Tq.
+        value: (B, K, Tk, D).
+        scale: Factor of the products.
+        causal: A query sees no key after its own; the last key is that of the last query.
+        window: A query sees this many keys that end with its own; implies `causal`. None is no limit.
+        hidden: What is added to the scores, 0 or minus infinity: (B or 1, 1, Tq or 1, Tk) in the dtype of the queries.
+        softcap: Scores x become softcap * tanh(x / softcap); None leaves them.
+        rows: Queries of a window that go together on a CPU; each computes the scores of all that one of them sees.
+    """
+    length, num_keys = query.shape[2], key.shape[2]
+    if not num_keys or not length:
+        return _nothing(query, value)
+    if hidden is None and softcap is None and cuda.takes(query, value.shape[3], FULL):
+        return cuda.partial(query, key, value, scale=scale, causal=causal, window=window)
+    if window is not None and window < num_keys:
+        return _windowed(query, key, value, scale, window, hidden, softcap, rows)
+    causal = length > 1 and (causal or window is not None)
+    own = num_keys - length
+    if causal and own:
+        parts = []
+        for keys, is_own in ((slice(own), False), (slice(own, None), True)):
+            less = None if hidden is None else hidden[..., keys]
+            states = query, key[:, :, keys], value[:, :, keys]
+            parts.append(partial(*states, scale=scale, causal=is_own, hidden=less, softcap=softcap))
+        return merge(parts)
+    if causal and hidden is not None:
+        later = torch.full((length, length), -torch.inf, dtype=hidden.dtype, device=hidden.device).triu(1)
+        causal, hidden = False, hidden + later
+    if softcap is None and query.shape[3] == value.shape[3] and query.device.type == "cpu":
+        return _fused(query, key, value, scale, causal, hidden)
+    return _dense(query, key, value, scale, causal, hidden, softcap)
+
+
+def merge(parts: Sequence[Part]) -> Part:
+    """Return attention to the keys of all parts; of several, fp32 at least."""
+    if len(parts) == 1:
+        return parts[0]
+    lse = torch.logsumexp(torch.stack([total for _, total in parts]), dim=0)
+    # Where nothing is seen, all shares are zero.
+    least = lse.masked_fill(lse == -torch.inf, 0)
+    shares = [(total - least).exp().unsqueeze(-1) for _, total in parts]
+    out = parts[0][0] * shares[0]
+    for (part, _), share in zip(parts[1:], shares[1:], strict=True):
+        out = torch.addcmul(out, part.to(out.dtype), share)
+    return out, lse
+
+
+def with_sinks(part: Part, learned_sinks: Tensor | None) -> Tensor:
+    """Return the output of a part of which one more key, with a score for each head and no value, takes its share."""
+    out, lse = part
+    if learned_sinks is None:
+        return out
+    return out * torch.sigmoid(lse - learned_sinks[:, None].to(lse.dtype)).unsqueeze(-1)
+
+
+def _nothing(query: Tensor, value: Tensor) -> Part:
+    shape = query.shape[:3]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return query.new_zeros((*shape, value.shape[3])), query.new_full(shape, -torch.inf, dtype=wide)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, hidden: Tensor | None) -> Part:
+    """Attend by torch's fused kernel; causal queries have as many keys."""
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    batch, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    if causal:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        out, lse = attend(query, key, value, is_causal=True, scale=scale)
+        return out, lse
+    # What needs no causal mask: the query heads of one key/value head become the rows of one product.
+    folded = query.reshape(batch, key.shape[1], groups * length, size)
+    if hidden is not None and hidden.shape[2] > 1:
+        hidden = hidden.repeat(1, 1, groups, 1)
+    parts = []
+    for first in range(0, key.shape[2], RUN_KEYS):
+        keys, values = (x[:, :, first : first + RUN_KEYS] for x in (key, value))
+        less = None if hidden is None else hidden[..., first : first + RUN_KEYS]
+        out, lse = attend(folded, keys, values, attn_mask=less, scale=scale)
+        if less is not None:  # torch calls the log-sum-exp of nothing 0
+            lse = lse.masked_fill((less == -torch.inf).all(dim=-1), -torch.inf)
+        parts.append((out, lse))
+    out, lse = merge(parts)
+    return out.reshape(batch, heads, length, size), lse.reshape(batch, heads, length)
+
+
+def _dense(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    causal: bool,
+    hidden: Tensor | None,
+    softcap: float | None,
+) -> Part:
+    """Attend by the definition; all scores exist at once. Causal queries have as many keys."""
+    batch, heads, length, size = query.shape
+    wide = torch.promote_types(query.dtype, torch.float32)
+    grouped = query.reshape(batch, key.shape[1], -1, length, size)
+    scores = grouped.to(wide) @ key.to(wide).unsqueeze(2).transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    if causal:
+        scores = scores + torch.full((length, length), -torch.inf, dtype=wide, device=query.device).triu(1)
+    if hidden is not None:
+        scores = scores + hidden.to(wide).unsqueeze(2)
+    lse = scores.logsumexp(dim=-1)
+    weights = (scores - lse.masked_fill(lse == -torch.inf, 0).unsqueeze(-1)).exp()
+    out = weights.to(value.dtype) @ value.unsqueeze(2)
+    return out.reshape(batch, heads, length, -1), lse.reshape(batch, heads, length)
+
+
+def _windowed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window: int,
+    hidden: Tensor | None,
+    softcap: float | None,
+    at_once: int,
+) -> Part:
+    """Attend in a window: some queries together, to a view of the keys that one of them sees."""
+    if hidden is not None:
+        raise ValueError("a window with hidden keys is not computed")
+    if len(query) > 1:  # views of several rows would be copies
+        of_rows = zip(*(x.split(1) for x in (query, key, value)), strict=True)
+        found = [_windowed(*row, scale, window, hidden, softcap, at_once) for row in of_rows]
+        return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
+    length, reach, gap = query.shape[2], window - 1, key.shape[2] - query.shape[2]
+    # The first queries see everything before them.
+    start = min(max(window - gap, 0), length)
+    seen = gap + start
+    states = query[:, :, :start], key[:, :, :seen], value[:, :, :seen]
+    parts = [partial(*states, scale=scale, causal=True, softcap=softcap)]
+    while start < length:
+        rows = min(at_once, length - start)
+        count = min((length - start) // rows, _VIEWS)
+        stop, first = start + count * rows, gap + start - reach
+        asked = query[0, :, start:stop].unfold(1, rows, rows).permute(1, 0, 3, 2)
+        keys, values = (
+            x[0, :, first : gap + stop].unfold(1, reach + rows, rows).permute(1, 0, 3, 2) for x in (key, value)
+        )
+        band = torch.full((rows, reach + rows), -torch.inf, dtype=query.dtype, device=query.device)
+        band = (band.tril(-1) + band.triu(window))[None, None]
+        out, lse = partial(asked, keys, values, scale=scale, hidden=band, softcap=softcap)
+        parts.append((out.transpose(0, 1).flatten(1, 2)[None], lse.transpose(0, 1).flatten(1, 2)[None]))
+        start = stop
+    return torch.cat([out for out, _ in parts], dim=2), torch.cat([lse for _, lse in parts], dim=2)
