@@ -6,7 +6,7 @@ Which kernel when (`kernels.choose_kernel`; figures are in docs/performance.md):
 | --- | --- | --- |
 | one token on top of a cache | `scaled_dot_product_attention` over what is kept | the same |
 | ... of a fork's full layer, or with learned sinks | `parts`, merged by log-sum-exp | the same |
-| ... of several prompts at once | `joined`: a part for each run that they share | the same |
+| ... of several prompts at once | `joined`: a part for each run that they share | in half precision `cuda_joined` |
 | every query sees all before it | `scaled_dot_product_attention`, causal | the same |
 | ... on top of a cache | `parts`: a part for each run of keys | in half precision `varlen_attn` (`cuda`), else flex |
 | a window | `tiles`, or `parts` of views: as measured (`ways`) | as on top of a cache |

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest
 
 
-def sequences(query: Tensor, key: Tensor, cu_q: Tensor, cu_k: Tensor, *most: int) -> Iterator[tuple[slice, slice]]:
+def sequences(
+    query: Tensor, key: Tensor, cu_q: Tensor, cu_k: Tensor, *most: int, num_used: Tensor | None = None
+) -> Iterator[tuple[slice, slice]]:
     """Yield where the queries and the keys of each sequence are, once all limits are met."""
     size = query.shape[2]
     assert size % 8 == 0
@@ -27,14 +29,18 @@ def sequences(query: Tensor, key: Tensor, cu_q: Tensor, cu_k: Tensor, *most: int
     assert query.stride(-1) == key.stride(-1) == 1
     starts = [cu.tolist() for cu in (cu_q, cu_k)]
     assert len(starts[0]) == len(starts[1])
-    for cu, states, longest in zip(starts, (query, key), most, strict=True):
+    for cu, states in zip(starts, (query, key), strict=True):
         assert cu == sorted(cu)
-        assert cu[0] == 0
+        assert cu[0] >= 0
         assert cu[-1] <= len(states)
-        assert max(b - a for a, b in pairwise(cu)) <= longest
     # With this many queries at most, the kernel takes each sequence to have one.
     assert most[0] > 1 or query.shape[1] == key.shape[1]
-    for (q0, k0), (q1, k1) in pairwise(zip(*starts, strict=True)):
+    assert num_used is None or num_used.dtype == torch.int32
+    for row, ((q0, k0), (q1, k1)) in enumerate(pairwise(zip(*starts, strict=True))):
+        assert num_used is None or int(num_used[row]) <= k1 - k0
+        k1 = k1 if num_used is None else k0 + int(num_used[row])
+        assert q1 - q0 <= most[0]
+        assert k1 - k0 <= most[1]
         yield slice(q0, q1), slice(k0, k1)
 
 
@@ -71,10 +77,7 @@ def varlen_attn(
     out = torch.full_like(query, torch.nan)
     total = out.new_full((query.shape[1], len(query)), torch.nan)
     groups = query.shape[1] // key.shape[1]
-    for row, (own, seen) in enumerate(sequences(query, key, cu_seq_q, cu_seq_k, max_q, max_k)):
-        if seqused_k is not None:
-            assert seqused_k.dtype == torch.int32
-            seen = slice(seen.start, seen.start + int(seqused_k[row]))
+    for own, seen in sequences(query, key, cu_seq_q, cu_seq_k, max_q, max_k, num_used=seqused_k):
         scores = scores_of(query[own], key[seen], query.shape[2] ** -0.5 if scale is None else scale, window_size)
         sums = scores.logsumexp(dim=-1)
         weights = torch.exp(scores - sums.unsqueeze(-1)).nan_to_num(0.0)
