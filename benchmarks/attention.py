@@ -5,7 +5,8 @@
 Heads as SmolLM2-135M has them, batch 1, 4 sinks. All ways take turns in one process. Peers: full causal
 `scaled_dot_product_attention`, and the attention function `sdpa` of transformers with the dense boolean mask that it
 makes for a sliding window (the mask is made before the clock starts). The floor is the share of (query, key) pairs
-that are visible; it can be passed where the peer is itself far from what the machine can do. The last line is JSON.
+that are visible; it can be passed where the peer is itself far from what the machine can do. A line names the CPU and
+the ways that were chosen on it; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from benchmarks.pairs import Case, alternate, finish, show
 from eval.runtime.processes import set_threads
 from masformer.attention.kernels import masformer_attention, span_attention
 from masformer.attention.visibility import SpanMask, visible_keys
+from masformer.attention.ways import ways_taken
+from masformer.hardware import processor_name
 from masformer.plans.spans import FULL, LayerSpan
 
 # Tokens, dtype, span, target; block-sparse spans and fp16 for completeness.
@@ -120,6 +123,7 @@ def main() -> None:
         upstream = torch.randn_like(inputs[0])
         ways = [partial(train, leaves, upstream, attend) for attend in (partial(span_attention, span=span), full)]
         compare(num_tokens, dtype, span, ways, "full causal sdpa", prefix="forward and backward: ")
+    print(f"chosen on {processor_name()}: {ways_taken()}")
     finish(cases)
 
 

@@ -1,18 +1,21 @@
-"""Ways to compute attention in a window or in blocks that were tried, against the kernel that was kept.
+"""Ways to compute attention in a window or in blocks, against each other: those that are measured, and others.
 
     python benchmarks/candidates.py [--repeats 5]
 
 8,192 tokens, heads as SmolLM2-135M has them, 4 sinks; all ways take turns in one process, and each is first checked to
-give the kernel's numbers. The ratio is that to full causal `scaled_dot_product_attention`. The last line is JSON.
+give the kernel's numbers. The ratio is that to full causal `scaled_dot_product_attention`. A line names the CPU and
+what was chosen on it; the last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -25,7 +28,10 @@ from torch.nn.attention.flex_attention import flex_attention as eager_flex_atten
 from benchmarks.pairs import Case, alternate, finish, show
 from eval.runtime.processes import set_threads
 from masformer.attention.kernels import span_attention
-from masformer.attention.visibility import is_visible, visible_keys
+from masformer.attention.parts import merge
+from masformer.attention.visibility import is_visible
+from masformer.attention.ways import TILES, VIEWS, ways_taken
+from masformer.hardware import processor_name
 from masformer.plans.spans import FULL, LayerSpan
 
 TOKENS, SINKS, WINDOW, BLOCK = 8192, 4, 512, 512
@@ -33,34 +39,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-def merge(out: Tensor, total: Tensor, part: Tensor, part_total: Tensor) -> tuple[Tensor, Tensor]:
-    """Return attention to the keys of both, from outputs and log-sum-exps."""
-    share = torch.sigmoid(part_total - total).unsqueeze(-1).to(out.dtype)
-    return torch.lerp(out, part, share), torch.logaddexp(total, part_total)
-
-
-def overlapping_views(query: Tensor, key: Tensor, value: Tensor, chunk: int) -> Tensor:
-    """A window in one masked call over overlapping views of the keys; the sinks in a second, merged."""
-    heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
-    groups, reach = heads // kv_heads, WINDOW - 1
-    first = ((reach + SINKS) // chunk + 1) * chunk
-    count = (TOKENS - first) // chunk
-    rows = query[0, :, first:].reshape(kv_heads, groups, count, chunk, size).permute(2, 0, 1, 3, 4)
-    rows = rows.reshape(count, kv_heads, groups * chunk, size)
-    keys, values = (x[0, :, first - reach :].unfold(1, reach + chunk, chunk).permute(1, 0, 3, 2) for x in (key, value))
-    at, seen = torch.arange(chunk)[:, None], torch.arange(-reach, chunk)
-    hidden = ~((seen <= at) & (at - seen <= reach)).repeat(groups, 1)
-    mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, -torch.inf)
-    out, total = attend(rows, keys, values, attn_mask=mask)
-    sinks = (x[:, :, :SINKS].expand(count, kv_heads, SINKS, size) for x in (key, value))
-    out, _ = merge(out, total, *attend(rows, *sinks))
-    rest = out.view(count, kv_heads, groups, chunk, size).permute(1, 2, 0, 3, 4).reshape(1, heads, TOKENS - first, size)
-    # The first queries, which are few, see keys that the views would have to pad.
-    positions = torch.arange(first)
-    visible = visible_keys(positions, positions, LayerSpan(span=WINDOW, sinks=SINKS))
-    states = (x[:, :, :first] for x in (query, key, value))
-    start = F.scaled_dot_product_attention(*states, attn_mask=visible, enable_gqa=True)
-    return torch.cat([start, rest], dim=2)
+def by_way(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, way: str) -> Tensor:
+    """Our kernel, told which way to take."""
+    with mock.patch.dict(os.environ, MASFORMER_WINDOWS=way):
+        return span_attention(query, key, value, span)
 
 
 def merged_runs(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -75,12 +57,17 @@ def merged_runs(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     def add(first: int, seen: tuple[Tensor, Tensor]) -> None:
         part, part_total = attend(folded[first:], *seen)
         parts = part.reshape(-1, heads, BLOCK, size), part_total.reshape(-1, heads, BLOCK)
-        out[first:], total[first:] = merge(out[first:], total[first:], *parts)
+        merged, total[first:] = merge([(out[first:], total[first:]), parts])
+        out[first:] = merged.to(out.dtype)
 
     add(1, (keys[:-1], values[:-1]))
     sinks = [x[:, :, :SINKS].expand(count - 2, kv_heads, SINKS, size) for x in (key, value)]
     add(2, (sinks[0], sinks[1]))
     return out.transpose(0, 1).reshape(1, heads, TOKENS, size)
+
+
+def told(span: LayerSpan, way: str) -> Callable[..., Tensor]:
+    return partial(by_way, span=span, way=way)
 
 
 def compiled_flex(span: LayerSpan) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -104,13 +91,13 @@ def main() -> None:
         inputs = [torch.randn(1, TOKENS, heads, 64).to(dtype).transpose(1, 2) for heads in (9, 3, 3)]
         ways: list[tuple[str, LayerSpan, Callable[..., Tensor]]] = [
             ("full causal sdpa", FULL, partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)),
-            ("tiles (kept)", window, partial(span_attention, span=window)),
+            ("chosen by measurement", window, partial(span_attention, span=window)),
             *(
-                (f"overlapping views, chunks of {chunk}, sinks merged", window, partial(overlapping_views, chunk=chunk))
-                for chunk in (64, 128, 256)
+                (f"overlapping views, {way} queries, sinks merged" if way != TILES else way, window, told(window, way))
+                for way in (TILES, *VIEWS, "256")
             ),
             ("compiled flex_attention", window, compiled_flex(window)),
-            ("tiles (kept)", blocks, partial(span_attention, span=blocks)),
+            ("tiles", blocks, partial(span_attention, span=blocks)),
             ("own block, previous block and sinks merged", blocks, merged_runs),
         ]
         for name, span, way in ways[1:]:
@@ -123,6 +110,7 @@ def main() -> None:
             case = Case(case=f"{name}; {span}, {kind}", ours=ours, peer=full, unit="ms", floor=floor)
             show(case)
             cases.append(case)
+    print(f"chosen on {processor_name()}: {ways_taken()}")
     finish(cases)
 
 

@@ -395,7 +395,9 @@ def test_heads_that_a_model_does_not_tell_apart_are_refused_and_it_is_left_alone
         apply_plan(model, before)
     logits = model(tokens(), use_cache=False).logits
     # As if the heads of all layers were one.
-    monkeypatch.setattr(attention, "attend_by_head", lambda attend, q, k, v, spans, sinks: attend(q, k, v, FULL, sinks))
+    monkeypatch.setattr(
+        attention, "attend_by_head", lambda attend, q, k, v, spans, sinks, seen: attend(q, k, v, FULL, sinks, None)
+    )
     with pytest.raises(ConversionError, match=r"^llama models cannot take spans of single heads: one full head among"):
         apply_plan(model, plan_by_head(model.config))
     assert getattr(model, "span_plan", None) == before
