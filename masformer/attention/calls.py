@@ -84,7 +84,8 @@ def pieces_of(starts: Sequence[Sequence[int]], length: int, num_keys: int, step:
             yield Piece(row * length + first, count, row * step + first, num_keys if offset else count, offset)
 
 
-@functools.lru_cache(maxsize=64)
+# All keys' indices: kept for the spans of a pass.
+@functools.lru_cache(maxsize=8)
 def kept_pieces(
     span: LayerSpan, offset: int, length: int, padding: tuple[int, ...], step: int, device: torch.device
 ) -> tuple[tuple[Piece, ...], Tensor]:
@@ -178,6 +179,8 @@ def _later(piece: Piece, span: Window | Blocks) -> Iterator[Stretch]:
         yield Stretch(piece.query + first - piece.position, end - first, piece.key, span.sinks)
 
 
+# Making numbers on a device takes longer than a call, and all layers of a span make the same.
+@functools.lru_cache(maxsize=256)
 def call_of(
     stretches: tuple[Stretch, ...],
     window: tuple[int, int],

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from masformer.attention import cuda, parts
 from masformer.attention import flex as flex_module
 from masformer.attention import kernels as attention
-from masformer.attention.calls import calls_of
+from masformer.attention.calls import call_of, calls_of
 from masformer.attention.flex import flex_attention
 from masformer.attention.kernels import dense_attention, span_attention
 from masformer.attention.visibility import SpanMask, visible_keys
@@ -191,7 +191,7 @@ def test_what_lies_apart_is_read_where_it_is(monkeypatch: pytest.MonkeyPatch) ->
 def test_calls_fit_what_torch_declares(span: LayerSpan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     # A build for the CPU has no kernels, but knows the shapes and dtypes that go in and out.
-    calls_of.cache_clear()
+    calls_of.cache_clear(), call_of.cache_clear()
     with FakeTensorMode():
         query = torch.empty(2, 8, 100, 64, dtype=torch.bfloat16, requires_grad=True)
         key, value = (torch.empty(2, 2, 100, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
@@ -201,7 +201,7 @@ def test_calls_fit_what_torch_declares(span: LayerSpan, monkeypatch: pytest.Monk
         states = (query, key, value, learned)
         for grad, own in zip(torch.autograd.grad(out.sum(), states), states, strict=True):
             assert (grad.shape, grad.dtype) == (own.shape, torch.bfloat16)
-    calls_of.cache_clear()
+    calls_of.cache_clear(), call_of.cache_clear()
 
 
 def test_a_half_precision_merge_is_exact_to_the_last_bit_or_so() -> None:
