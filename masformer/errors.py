@@ -55,10 +55,12 @@ class SpanError(OneLineError):
         name = getattr(config, "name_or_path", "")
         text = f"{config.model_type} model{name and f' {name}'}: {self}"
         shown = name and f" with the output of: python -m masformer show {name}"
-        return _NamedSpanError(text if is_of_caller else f"{text}; please report this{shown}")
+        return FinalSpanError(text if is_of_caller else f"{text}; please report this{shown}")
 
 
-class _NamedSpanError(SpanError):
+class FinalSpanError(SpanError):
+    """A `SpanError` that says all, whatever the model."""
+
     def of(self, config: PreTrainedConfig, *, is_of_caller: bool = False) -> SpanError:
         return self
 

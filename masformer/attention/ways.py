@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from masformer.errors import SpanError
+from masformer.errors import FinalSpanError
 from masformer.hardware import processor_name
 from masformer.plans.layer_spans import LayerSpan
 
@@ -47,7 +47,7 @@ def way_of(query: Tensor, key: Tensor, span: LayerSpan, run: Callable[[str, int]
     """
     if named := os.environ.get("MASFORMER_WINDOWS"):
         if named != TILES and (not named.isdecimal() or not int(named)):
-            raise SpanError(f"MASFORMER_WINDOWS is '{named}'; '{TILES}' or a number of queries was expected")
+            raise FinalSpanError(f"MASFORMER_WINDOWS is '{named}'; '{TILES}' or a number of queries was expected")
         return named
     length = query.shape[2]
     if length < LEAST_QUERIES:
@@ -55,37 +55,40 @@ def way_of(query: Tensor, key: Tensor, span: LayerSpan, run: Callable[[str, int]
     about = 2 ** (length.bit_length() - 1)
     dtype = str(query.dtype).removeprefix("torch.")
     name = f"{query.shape[1]} on {key.shape[1]} heads of {query.shape[3]}, {dtype}, {span}, {about} queries"
-    known = _chosen(_machine())
-    if name not in known:
-        seconds = _measure(run)
-        known[name] = min(seconds, key=seconds.__getitem__)
-        _remember(_machine(), name, known[name])
-    return known[name]
+    taken = _taken(machine := _machine())
+    if name not in taken:
+        taken[name] = _read().get(machine, {}).get(name) or _measured(run)
+        _remember(machine, name, taken[name])
+    return taken[name]
 
 
 def ways_taken() -> dict[str, str]:
-    """Return the way that each shape of a window takes on this CPU, as far as it is known in this process."""
+    """Return the way that each shape of a window has taken in this process; empty where none was chosen."""
     if named := os.environ.get("MASFORMER_WINDOWS"):
         return {"all": named}
-    return dict(_chosen(_machine())) if _chosen.cache_info().currsize else {}
+    return dict(_taken(_machine()))
 
 
 def _machine() -> str:
     """Return what a measurement holds for."""
-    isa = torch.backends.cpu.get_cpu_capability() + ("+AMX" if torch.cpu._is_amx_tile_supported() else "")
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
-    cpu = f"{processor_name()}, {isa}{limit and f' up to {limit}'}"
-    return f"{cpu}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    return f"{_cpu()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 @functools.cache
-def _chosen(machine: str) -> dict[str, str]:
-    """Return the ways by shape that are known for a machine; what is chosen later is added."""
-    return _read().get(machine, {})
+def _cpu() -> str:
+    isa = torch.backends.cpu.get_cpu_capability() + ("+AMX" if torch.cpu._is_amx_tile_supported() else "")
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    return f"{processor_name()}, {isa}{limit and f' up to {limit}'}"
 
 
-def _measure(run: Callable[[str, int], object]) -> dict[str, float]:
-    """Return the least seconds of each way; they take turns, after a round that is not counted."""
+@functools.cache
+def _taken(machine: str) -> dict[str, str]:
+    """Return the ways by shape that this process has taken, to which it adds."""
+    return {}
+
+
+def _measured(run: Callable[[str, int], object]) -> str:
+    """Return the way with the least seconds; they take turns, after a round that is not counted."""
     seconds = dict.fromkeys((TILES, *VIEWS), float("inf"))
     for turn in range(_REPEATS + 1):
         for way in seconds:
@@ -93,7 +96,7 @@ def _measure(run: Callable[[str, int], object]) -> dict[str, float]:
             run(way, MEASURED_QUERIES)
             if turn:
                 seconds[way] = min(seconds[way], time.perf_counter() - start)
-    return seconds
+    return min(seconds, key=seconds.__getitem__)
 
 
 def _path() -> Path:
@@ -114,9 +117,11 @@ def _read() -> dict[str, dict[str, str]]:
 
 def _remember(machine: str, name: str, way: str) -> None:
     """Add a way to the file, which others may read and write at the same time; without a folder, forget it."""
+    path, found = _path(), _read()
+    if found.get(machine, {}).get(name) == way:
+        return
+    found.setdefault(machine, {})[name] = way
     with suppress(OSError):
-        path, found = _path(), _read()
-        found.setdefault(machine, {})[name] = way
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_FILE)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
