@@ -15,13 +15,14 @@ from torch.nn.attention.varlen import AuxRequest
 
 from eval.run import main
 from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan
-from masformer.attention import cuda
+from masformer.attention import cuda, full
 from masformer.attention.flex import flex_attention
 from masformer.attention.kernels import choose_kernel
 from masformer.placement import PlanMeter, gate_gradients
 from masformer.plans.spans import FULL
 from tests.helpers import varlen_standin
 from tests.helpers.attention_cases import CASES, Case, assert_close, attend, cached, defined, gradients, random_states
+from tests.helpers.joined_rows import Batch, tokens, tree
 from tests.helpers.tiny_models import SUPPORTED, save_tiny_checkpoint, tiny_model
 
 pytestmark = [
@@ -199,6 +200,56 @@ def test_device_equals_cpu_in_one_pass_and_through_the_cache(kind: str, dtype: t
     parts = [model(part, past_key_values=cache).logits for part in tokens.split((40, *[1] * 50), dim=1)]
     cached = torch.cat(parts, dim=1).float().cpu()
     torch.testing.assert_close(cached, expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("kind", ["llama", "gpt_oss", "gemma2"])
+def test_rows_that_share_runs_decode_as_each_alone_on_the_cpu(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full, "TAIL_TOKENS", 20)
+    model = tiny_model(kind)
+    apply_plan(model, PLAN)
+    more = [tokens(20 + row, 8) for row in range(4)]
+    prompts, _ = tree(model, PLAN, (12, 2, 25, 6))
+    alone = [model(torch.tensor([prompts[row] + more[row]]), use_cache=False).logits[0] for row in range(4)]
+    model = model.to(DEVICE, dtype)
+    prompts, caches = tree(model, PLAN, (12, 2, 25, 6))
+    batch = Batch(model, prompts, caches, room=8)
+    for step in range(8):
+        logits = batch.step(torch.tensor([own[step : step + 1] for own in more], device=DEVICE)).float().cpu()
+        expected = torch.stack([alone[row][len(prompts[row]) + step - 1] for row in range(4)])
+        torch.testing.assert_close(logits, expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@needs_varlen
+@torch.no_grad()
+def test_a_step_of_joined_rows_waits_for_nothing() -> None:
+    plan = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(span=9)))
+    model = tiny_model("llama").to(DEVICE, torch.bfloat16)
+    apply_plan(model, plan)
+    batch = Batch(model, *tree(model, plan, (12, 2, 25, 6)), room=8)
+    ids = torch.full((4, 1), 5, device=DEVICE)
+    batch.step(ids)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(6):
+            batch.step(ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_chunks_of_any_length_compile_flex_attention_within_its_limit() -> None:
+    torch._dynamo.reset()
+    # Torch's own limit; more is an error here.
+    with torch._dynamo.config.patch(recompile_limit=8):
+        for width, sinks, offset, num_new in ((16, 4, 140, 150), (9, 1, 0, 232), (33, 2, 213, 211), (50, 3, 170, 390)):
+            for span in (LayerSpan(span=width, sinks=sinks), LayerSpan(block=width, previous=1, sinks=sinks)):
+                case = Case(span=span, num_new=num_new, offset=offset, softcap=20.0)
+                states = random_states(case, torch.float32, DEVICE)
+                exact = defined(case, states.map(Tensor.double))
+                assert_close(attend(case, states).double(), exact, ATTENTION_TOLERANCE[torch.float32])
 
 
 def test_main_job_uses_the_device_and_bfloat16(tmp_path: Path) -> None:

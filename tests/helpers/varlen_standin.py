@@ -75,13 +75,16 @@ def varlen_attn(
     assert key.shape == value.shape
     assert num_splits == 1, "else a row's result would depend on its batch"
     out = torch.full_like(query, torch.nan)
-    total = out.new_full((query.shape[1], len(query)), torch.nan)
+    # Rounded once, as an output.
+    query, key, value = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
+    total = query.new_full((query.shape[1], len(query)), torch.nan)
     groups = query.shape[1] // key.shape[1]
     for own, seen in sequences(query, key, cu_seq_q, cu_seq_k, max_q, max_k, num_used=seqused_k):
         scores = scores_of(query[own], key[seen], query.shape[2] ** -0.5 if scale is None else scale, window_size)
         sums = scores.logsumexp(dim=-1)
         weights = torch.exp(scores - sums.unsqueeze(-1)).nan_to_num(0.0)
-        out[own] = torch.einsum("hqk,khd->qhd", weights, value[seen].repeat_interleave(groups, dim=1))
+        found = torch.einsum("hqk,khd->qhd", weights, value[seen].repeat_interleave(groups, dim=1))
+        out[own] = found.to(out.dtype)
         total[:, own] = torch.where(sums == -torch.inf, torch.inf, sums)
     return (out, total) if return_aux is not None and return_aux.lse else out
 
@@ -109,6 +112,8 @@ def flash_backward(
     assert is_causal == (window == (-1, 0))
     assert total.is_contiguous()
     assert not dropout
+    dtype, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
+    grad, query, key, value, out = (x.to(wide) for x in (grad, query, key, value, out))
     grads = [torch.full_like(x, torch.nan) for x in (query, key, value)]
     groups = query.shape[1] // key.shape[1]
     for own, seen in sequences(query, key, cu_seq_q, cu_seq_k, max_q, max_k):
@@ -119,4 +124,4 @@ def flash_backward(
         grads[0][own] = torch.einsum("hqk,khd->qhd", slopes, keys)
         for whole, left, right in ((grads[1], slopes, query[own]), (grads[2], weights, grad[own])):
             whole[seen] = torch.einsum("hqk,qhd->khd", left, right).unflatten(1, (-1, groups)).sum(dim=2)
-    return grads[0], grads[1], grads[2]
+    return grads[0].to(dtype), grads[1].to(dtype), grads[2].to(dtype)

@@ -204,6 +204,18 @@ def test_calls_fit_what_torch_declares(span: LayerSpan, monkeypatch: pytest.Monk
     calls_of.cache_clear(), call_of.cache_clear()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name, case in ON_A_CACHE.items() if case.softcap is None])
+def test_calls_in_half_precision_merge_to_what_one_would_round_to(name: str) -> None:
+    case = ON_A_CACHE[name]
+    states = random_states(case, torch.bfloat16)
+    key, value = cached(case, states)
+    more = {"learned_sinks": states.learned_sinks}
+    out = cuda.attend(states.query, key, value, (), case.span, case.offset, case.scores.scale, **more)
+    assert out.dtype == torch.bfloat16
+    assert_close(out.double(), defined(case, states.map(Tensor.double)), 1.6e-2)
+
+
 def test_a_half_precision_merge_is_exact_to_the_last_bit_or_so() -> None:
     # Outputs, and the logs of their sums, as a kernel returns them.
     out, part = (torch.randn(500, 4, 16, dtype=torch.float64).bfloat16() for _ in range(2))

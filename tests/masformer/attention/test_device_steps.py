@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from transformers import PreTrainedModel
 
-from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan, prefill
+from masformer import LayerSpan, SpanPlan, apply_plan
 from masformer.attention import cache as cache_module
-from masformer.attention import cuda, cuda_joined
+from masformer.attention import cuda, cuda_joined, kernels
 from masformer.attention import full as full_module
 from masformer.attention.cache import join
 from masformer.plans.spans import FULL, HeadSpans
 from tests.helpers import varlen_standin
-from tests.helpers.tiny_models import VOCAB, tiny_model
+from tests.helpers.joined_rows import Batch, tokens, tree
+from tests.helpers.tiny_models import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-5  # fp32
@@ -60,6 +61,13 @@ class AsOnCuda:
         monkeypatch.setattr(cuda, "varlen_attn", self.attend)
         monkeypatch.setattr(cache_module, "is_slow_to_read", lambda tensor: True)
         monkeypatch.setattr(cuda_joined, "PIECE_KEYS", 11)
+        choose = kernels.choose_kernel
+
+        def choose_on_cuda(query: Tensor, *args: Any) -> str:
+            alike: Any = SimpleNamespace(device=torch.device("cuda"), dtype=query.dtype, shape=query.shape)
+            return choose(alike, *args)
+
+        monkeypatch.setattr(kernels, "choose_kernel", choose_on_cuda)
         tolist = Tensor.tolist
 
         def counting(tensor: Tensor) -> Any:
@@ -80,50 +88,6 @@ class AsOnCuda:
 @pytest.fixture
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> AsOnCuda:
     return AsOnCuda(monkeypatch)
-
-
-def tokens(seed: int, count: int) -> list[int]:
-    return torch.randint(3, VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def tree(model: PreTrainedModel, plan: SpanPlan, ends: tuple[int, ...]) -> tuple[list[list[int]], list[SpanCache]]:
-    """Return prompts that share beginnings, and a cache of each: all tokens but the last."""
-    stem, branch = tokens(0, 41), tokens(1, 30)
-    trunk = SpanCache(plan)
-    prefill(model, torch.tensor([stem]), trunk)
-    twig = trunk.fork()
-    prefill(model, torch.tensor([branch]), twig)
-    prompts, caches = [], []
-    for row, count in enumerate(ends):
-        first, cache = (stem, trunk.fork()) if row % 3 == 0 else (stem + branch, twig.fork())
-        prompts.append(first + tokens(2 + row, count))
-        prefill(model, torch.tensor([prompts[-1][len(first) : -1]]), cache)
-        caches.append(cache)
-    return prompts, caches
-
-
-class Batch:
-    """Rows that decode together, given a token each at each step."""
-
-    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], caches: list[SpanCache], room: int) -> None:
-        self.model, self.cache, self.rows = model, join(caches, room), [list(prompt) for prompt in prompts]
-        longest = max(map(len, prompts))
-        self.mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
-        self.positions = torch.tensor([[len(row) - 1] for row in prompts])
-        self.ids = torch.tensor([row[-1:] for row in prompts])
-
-    def step(self, ids: Tensor) -> Tensor:
-        """Return the logits of the last tokens, and add one to each row."""
-        more = {"attention_mask": self.mask, "position_ids": self.positions, "past_key_values": self.cache}
-        logits: Tensor = self.model(self.ids, **more).logits[:, 0]
-        self.ids = ids
-        self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
-        self.positions = self.positions + 1
-        return logits
-
-    def select(self, rows: list[int]) -> None:
-        self.cache.batch_select_indices(torch.tensor(rows))
-        self.ids, self.mask, self.positions = self.ids[rows], self.mask[rows], self.positions[rows]
 
 
 @torch.no_grad()
