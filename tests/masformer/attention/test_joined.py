@@ -8,9 +8,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from masformer import HeadSpans, LayerSpan, SpanCache, SpanPlan, apply_plan, prefill
+from masformer.attention import cache as cache_module
 from masformer.attention import full as full_module
 from masformer.attention import parts as parts_module
+from masformer.attention import visibility
 from masformer.attention.cache import can_join, join, num_bytes, row_bytes
+from masformer.attention.full import JoinedLayer
+from masformer.attention.visibility import cached_slots, left_padding
+from masformer.errors import SpanError
 from masformer.plans.spans import FULL
 from tests.helpers.tiny_models import BY_HEAD, SUPPORTED, VOCAB, plan_by_head, tiny_model
 
@@ -132,6 +137,51 @@ def test_what_is_shared_is_neither_copied_nor_counted_twice() -> None:
     assert num_bytes(joined) == (5000 + 3 * (10 + 6) + 3 * 68) * a_token
     assert num_bytes(joined, *branches) == num_bytes(joined) + 3 * (10 + 68) * a_token
     assert row_bytes(joined, 1) == (5000 + 16 + 68) * a_token
+
+
+@torch.no_grad()
+def test_a_run_of_an_odd_length_takes_no_product_of_one_key() -> None:
+    trunk = SpanCache(SpanPlan((FULL,)))
+    states = torch.randn(1, 2, 5001, 8)
+    trunk.update(states, -states, 0)
+    branches = [trunk.fork() for _ in range(2)]
+    for branch in branches:
+        branch.update(states[:, :, :10], states[:, :, :10], 0)
+    layer = join(branches, room=6).layers[0]
+    assert isinstance(layer, JoinedLayer)
+    (run,) = layer.runs
+    assert run.keys.shape == (2, 2, 2500, 8)
+    assert run.keys.data_ptr() == trunk.layers[0].keys.data_ptr()
+    # The last key of the run is in both tails, besides ten of their own.
+    assert layer.num_tail == 11
+    assert torch.equal(layer.keys[0, :, 0], states[0, :, -1]) != torch.equal(layer.keys[0, :, 10], states[0, :, -1])
+
+
+@torch.no_grad()
+def test_a_step_looks_at_padding_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    window = LayerSpan(span=90, sinks=3)  # whose ring is not full, so that padding hides some of it
+    apply_plan(model, SpanPlan((window, FULL, window)))
+    prompts, caches = tree(model, SpanPlan((window, FULL, window)))
+    batch = join(caches, room=30)
+    ids, mask = left_padded(prompts)
+    found, slots = [], []
+    for module in (cache_module, visibility):
+        monkeypatch.setattr(module, "left_padding", lambda mask: found.append(mask) or left_padding(mask))
+    monkeypatch.setattr(visibility, "cached_slots", lambda *of: slots.append(of) or cached_slots(*of))
+    for _ in range(2):
+        positions = (mask.cumsum(dim=1) - 1)[:, -1:]
+        model(ids[:, -1:], attention_mask=mask, position_ids=positions, past_key_values=batch)
+        mask = torch.cat([mask, mask.new_ones(4, 1)], dim=1)
+    # The joined cache knows its padding; the two layers with a window share what it hides, in each of two steps.
+    assert (len(found), len(slots)) == (0, 2)
+    layers = [layer for layer in batch.attention if not isinstance(layer, JoinedLayer)]
+    batch.set_padding(mask)
+    assert all(layer.padding is not None for layer in layers)
+    wrong = mask.clone()
+    wrong[2, :2] = 0
+    with pytest.raises(SpanError, match="attention_mask pads rows by"):
+        model(ids[:, -1:], attention_mask=wrong, past_key_values=batch)
 
 
 @torch.no_grad()
