@@ -37,7 +37,7 @@ from transformers.cache_utils import Cache
 from masformer.attention.full import FullLayer, LatentLayer
 from masformer.attention.heads import HeadsLayer
 from masformer.attention.layers import AttentionAndStates, CacheLayer, KeyLayer, RingLayer, StateLayer
-from masformer.attention.visibility import Offset, SpanMask, left_padding
+from masformer.attention.visibility import Offset, SpanMask, is_slow_to_read, left_padding
 from masformer.errors import SpanError
 from masformer.plans.shapes import changes_states, layers_with_states
 from masformer.plans.spans import NO_ATTENTION, HeadSpans, LayerSpan, SpanPlan
@@ -99,6 +99,8 @@ class SpanCache(Cache):  # type: ignore[misc]
         self.handed = WeakTensorKeyDictionary()
         # Slots of the last attention mask whose padding the layers know.
         self.num_masked: int | None = None
+        # Padding of the first attention layer, and its numbers.
+        self._lengths: tuple[Tensor, tuple[int, ...]] | None = None
 
     def fit(self, config: PreTrainedConfig) -> None:
         """Take the kinds of layers that a model needs, before its first token."""
@@ -131,6 +133,15 @@ class SpanCache(Cache):  # type: ignore[misc]
         offset = Offset(super().get_query_offset(layer_idx))
         offset.cache = self
         return offset
+
+    @property
+    def padding_lengths(self) -> tuple[int, ...] | None:
+        """Return the left-padding tokens of each row, read once for all steps; None when no row has any."""
+        if (padding := self.attention[0].padding) is None:
+            return None
+        if self._lengths is None or self._lengths[0] is not padding:
+            self._lengths = padding, tuple(padding.tolist())
+        return self._lengths[1]
 
     @property
     def num_bytes(self) -> int:
@@ -185,7 +196,10 @@ class SpanCache(Cache):  # type: ignore[misc]
         if isinstance(mask, SpanMask):
             padding = mask.padding
         else:
+            is_next = self.num_masked == seen and mask.shape[1] == seen + 1
             self.num_masked = mask.shape[1]
+            if is_next and is_slow_to_read(mask):
+                return  # reading it again at each step would keep the device waiting
             slots = torch.arange(mask.shape[1], device=mask.device)
             if known is not None and torch.equal(mask.bool(), slots >= known.to(mask.device)[:, None]):
                 return  # as in most steps

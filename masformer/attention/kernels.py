@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from masformer.attention.cuda import flash_attention, flex_attention, has_flash_attention
+from masformer.attention import cuda
+from masformer.attention.flex import flex_attention
 from masformer.attention.heads import attend_by_head
 from masformer.attention.joined import joined_attention
 from masformer.attention.layers import Seen
@@ -39,8 +40,6 @@ from masformer.plans.shapes import layers_with_states
 
 ATTENTION_NAME = "masformer"
 
-# The largest that flash-attn takes.
-_FLASH_HEAD_SIZE = 256
 # The smallest that compiled flex_attention takes.
 _FLEX_HEAD_SIZE = 16
 # Queries behind a cache for which a mask over all keys that it kept costs less than tiles.
@@ -49,7 +48,7 @@ _FEW_QUERIES = 16
 _MASK_ROWS = 512
 
 Runs = tuple[tuple[Tensor, Tensor], ...]
-Kernel = Literal["causal", "tiles", "masked", "flash", "flex"]
+Kernel = Literal["causal", "tiles", "masked", "varlen", "flex"]
 
 
 def choose_kernel(
@@ -60,24 +59,25 @@ def choose_kernel(
     learned: bool,
     dropout: float,
     value_size: int,
+    is_ragged: bool = False,
 ) -> Kernel:
-    """Return what attends from several queries a row, as in the table of `masformer.attention`."""
+    """Return what attends from several queries a row, as in the table of `masformer.attention`.
+
+    Args:
+        is_ragged: Rows have padding, or hold several documents.
+    """
     if dropout:
         return "masked"
     exact: Kernel = "tiles" if isinstance(span, TILED) else "masked"
     is_causal = _sees_all(span, offset + query.shape[2])
     is_plain = scores.softcap is None and not learned
     if query.device.type == "cuda":
-        if is_plain and is_causal and not offset:
+        if is_plain and is_causal and not offset and not is_ragged:
             return "causal"
-        has_window = is_causal or (isinstance(span, Window) and not span.sinks)
-        size = query.shape[3]
-        if min(size, value_size) < _FLEX_HEAD_SIZE:
-            return exact
-        fits = query.dtype in (torch.float16, torch.bfloat16) and value_size == size and size <= _FLASH_HEAD_SIZE
-        if has_window and fits and not learned and has_flash_attention():
-            return "flash"
-        return "flex" if query.dtype != torch.float64 else exact
+        if scores.softcap is None and cuda.takes(query, value_size, span):
+            return "varlen"
+        is_small = min(query.shape[3], value_size) < _FLEX_HEAD_SIZE
+        return exact if is_small or query.dtype == torch.float64 else "flex"
     return "causal" if is_plain and is_causal else exact
 
 
@@ -199,6 +199,23 @@ def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpa
     """Attend in whole documents, from one token a row, in rows without padding, or in rows with it."""
     if mask.offset and query.shape[2] == 1:
         return _decode(query, (*before, (key, value)), mask.hidden(span, query), how)
+    is_ragged = mask.padding is not None or mask.documents is not None
+    kernel = choose_kernel(
+        query, span, mask.offset, how.scores, how.learned_sinks is not None, how.dropout, value.shape[3], is_ragged
+    )
+    if kernel == "varlen":
+        return cuda.attend(
+            query,
+            key,
+            value,
+            before,
+            span,
+            mask.offset,
+            how.scores.scale,
+            padding=None if mask.padding is None else mask.lengths,
+            documents=mask.documents,
+            learned_sinks=how.learned_sinks,
+        )
     if before and span.is_full and mask.padding is None and _is_fused(query, key, value, how):
         return _on_runs(query, key, value, before, how)
     if before:
@@ -295,8 +312,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
         return _causal(query, key, value, offset, how)
     if kernel == "masked":
         return _masked(query, key, value, span, offset, how)
-    if kernel == "flash":
-        return flash_attention(query, key, value, FULL if _sees_all(span, offset + query.shape[2]) else span, scores)
     if kernel == "flex":
         return flex_attention(query, key, value, span, offset, scores, learned)
     if scores.softcap is not None or learned is not None:
