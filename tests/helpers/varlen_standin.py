@@ -33,8 +33,6 @@ def sequences(
         assert cu == sorted(cu)
         assert cu[0] >= 0
         assert cu[-1] <= len(states)
-    # With this many queries at most, the kernel takes each sequence to have one.
-    assert most[0] > 1 or query.shape[1] == key.shape[1]
     assert num_used is None or num_used.dtype == torch.int32
     for row, ((q0, k0), (q1, k1)) in enumerate(pairwise(zip(*starts, strict=True))):
         assert num_used is None or int(num_used[row]) <= k1 - k0
@@ -74,6 +72,8 @@ def varlen_attn(
     assert enable_gqa or query.shape[1] == key.shape[1]
     assert key.shape == value.shape
     assert num_splits == 1, "else a row's result would depend on its batch"
+    # With one query at most, the kernel takes each sequence to have one.
+    assert max_q > 1 or query.shape[1] == key.shape[1]
     out = torch.full_like(query, torch.nan)
     # Rounded once, as an output.
     query, key, value = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
