@@ -22,8 +22,23 @@ from eval.metrics.base import Metric, check_metric
 
 GROUP = "masformer.metrics"
 
+
+def _diagnostics(argument: str) -> Metric:
+    from eval.metrics.diagnostics import Diagnostics
+
+    if argument:
+        raise UserError(f"diagnostics takes nothing behind its name, and got '{argument}'; leave it out")
+    return Diagnostics()
+
+
+def _evaluate(argument: str) -> Metric:
+    from eval.metrics.from_evaluate import EvaluateModule
+
+    return EvaluateModule(argument)
+
+
 # What opens each built-in metric, given its argument. Imports are within, so that no name costs the time of others.
-BUILT_IN: dict[str, Callable[[str], Metric]] = {}
+BUILT_IN: dict[str, Callable[[str], Metric]] = {"diagnostics": _diagnostics, "evaluate": _evaluate}
 
 
 def open_metric(name: str) -> Metric:
