@@ -35,7 +35,7 @@ class Embed(Metric):
     reads: ClassVar = frozenset({"references", "window"})
     values: Mapping[str, Value] = {
         "embed_references": Value(label="emb ref", title="Similarity to the reference", low=-1.0),
-        "embed_window": Value(label="emb win", title="Similarity to what was shown", low=-1.0),
+        "embed_window": Value(label="emb win", title="Similarity to what was shown", low=-1.0, better=None),
         "match_precision": Value(label="match P", title="Token matching, precision", low=-1.0),
         "match_recall": Value(label="match R", title="Token matching, recall", low=-1.0),
         "match_f": Value(label="match F", title="Token matching, F"),
@@ -87,7 +87,9 @@ class Embed(Metric):
                 }
             )
         # As ROUGE and bert-score do: of several references the best one counts, value by value.
-        return scores | {name: max(row[name] for row in found) for name in (found[0] if found else ())}
+        scores |= {name: max(row[name] for row in found) for name in (found[0] if found else ())}
+        # A cosine of vectors of length 1 may be rounded to more than 1.
+        return {name: value if value is None else min(max(value, -1.0), 1.0) for name, value in scores.items()}
 
 
 def match(prediction: Tokens, reference: Tokens) -> dict[str, float]:

@@ -97,8 +97,11 @@ def test_values_do_not_depend_on_the_batch(metric: Embed) -> None:
 
 
 def test_a_text_says_all_of_itself(metric: Embed) -> None:
-    [scores] = metric.score([Item(fingerprint="a", prediction=LONG, references=(SHORT[0], LONG), window=LONG)])
-    assert scores == pytest.approx(dict.fromkeys(metric.values, 1.0), abs=WITHIN)
+    texts = [f"{LONG} {text}" for text in SHORT]
+    items = [Item(fingerprint=text, prediction=text, references=(SHORT[0], text), window=text) for text in texts]
+    for scores in metric.score(items):
+        assert scores == pytest.approx(dict.fromkeys(metric.values, 1.0), abs=WITHIN)
+        assert all(value is not None and value <= 1.0 for value in scores.values())  # rounded too
 
 
 def test_what_is_missing_is_none_and_an_answer_without_words_is_0(metric: Embed) -> None:
