@@ -16,6 +16,7 @@ from eval.errors import UserError
 from eval.metrics.base import Item, check_scores
 from eval.metrics.embed import Embed, match, worded_sentences
 from eval.metrics.encoder import Encoder, Tokens
+from eval.metrics.weights import by_length
 from tests.helpers.tiny_models import save_encoder_decoder, save_tiny_encoder
 
 SHORT = ["A cat sat on the mat.", "It rained.", "The river rose by 3 m, and nobody slept that night."]
@@ -73,6 +74,11 @@ def test_settings_of_sentence_transformers_are_followed(tmp_path: Path) -> None:
     pooling.write_text(json.dumps({"pooling_mode_max_tokens": True}))
     with pytest.raises(UserError, match="pooling_mode_max_tokens; mean and cls are known"):
         Encoder(str(folder))
+
+
+def test_a_batch_has_texts_of_about_one_length() -> None:
+    assert list(by_length([300, 10, 300, 12, 600])) == [[1, 3], [0], [2], [4]]
+    assert list(by_length([])) == []
 
 
 def test_what_is_kept_gives_the_same_vectors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
