@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,3 +197,47 @@ def test_the_harness_runs_both_models_on_the_same_prompts(
 def test_finish_keeps_four_digits(capsys: pytest.CaptureFixture[str]) -> None:
     pairs.finish([Case(case="a", ours=3, peer=1, unit="s", floor=1 / 3)])
     assert json.loads(capsys.readouterr().out) == [{"case": "a", "ratio": 0.3333, "target": None, "floor": 0.3333}]
+
+
+def test_support_is_fitted_on_what_people_followed_and_ranked_by_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import support
+
+    generator = np.random.default_rng(0)
+    rows = []
+    for index in range(120):
+        features = generator.random((2, len(support.FEATURES)))
+        human = float(features[:, 1].mean().round(2))  # people look at one feature alone
+        name = ("frank validation bbc", "longsciverify")[index % 2]
+        rows.append(
+            support.Row(
+                name=name,
+                document_id=str(index // 6),
+                system="ab"[index // 2 % 2],
+                human=human,
+                labels=(),
+                features=features,
+            )
+        )
+    support.write_features(iter(rows), tmp_path / "features.jsonl")
+    monkeypatch.setattr(support, "COEFFICIENTS", tmp_path / "support.json")
+    argv = ["support", "--frank", str(tmp_path), "--features", str(tmp_path / "features.jsonl"), "--write"]
+    monkeypatch.setattr(sys, "argv", argv)
+    support.main()
+    weights = json.loads((tmp_path / "support.json").read_text())["weights"]
+    assert max(support.FEATURES, key=weights.__getitem__) == support.FEATURES[1]
+    assert min(weights[name] for name in support.FEATURES) == 0.0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]["longsciverify"]
+    others = [row for row in rows if row.name == "longsciverify"]
+    for level, is_pair in (("auc", lambda a, b: True), ("within", lambda a, b: a.system == b.system)):
+        right = [
+            a.features[:, 0].mean() > b.features[:, 0].mean()
+            for a in others
+            for b in others
+            if a.human > b.human and is_pair(a, b)
+        ]
+        value, low, high = found[level]["copied"]
+        assert value == pytest.approx(np.mean(right))
+        assert low < value < high
+        assert found[level]["one_sentence"][0] > 0.98

@@ -1,6 +1,8 @@
 """Metrics by name.
 
     open_metric("diagnostics")
+    open_metric("embed")                     # or embed:PATH, an encoder of your own
+    open_metric("support")                   # or support:MODEL, a classifier of your own
     open_metric("evaluate:rouge")            # a module of Hugging Face `evaluate`: NAME, NAME/CONFIG, or a path
     open_metric("my_metric.py:NumWords")     # a class or function in a file, called without arguments
     open_metric("bleurt")                    # an entry point in the group `masformer.metrics`
@@ -37,8 +39,25 @@ def _evaluate(argument: str) -> Metric:
     return EvaluateModule(argument)
 
 
+def _embed(argument: str) -> Metric:
+    from eval.metrics.embed import Embed
+
+    return Embed(argument)
+
+
+def _support(argument: str) -> Metric:
+    from eval.metrics.support import open_support
+
+    return open_support(argument)
+
+
 # What opens each built-in metric, given its argument. Imports are within, so that no name costs the time of others.
-BUILT_IN: dict[str, Callable[[str], Metric]] = {"diagnostics": _diagnostics, "evaluate": _evaluate}
+BUILT_IN: dict[str, Callable[[str], Metric]] = {
+    "diagnostics": _diagnostics,
+    "embed": _embed,
+    "evaluate": _evaluate,
+    "support": _support,
+}
 
 
 def open_metric(name: str) -> Metric:

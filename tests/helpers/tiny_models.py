@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -268,4 +272,35 @@ def save_chain_model(folder: Path, tokenizer: PreTrainedTokenizerBase, tokens: l
             model.lm_head.weight[following, last] = 1
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_encoder(folder: Path, *, labels: Sequence[str] = (), max_tokens: int = 64, **changes: Any) -> Path:
+    """Write a random encoder of tokens that are bytes to a folder, or a classifier of texts with these labels."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate(["[PAD]", "[CLS]", "[SEP]", *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=max_tokens,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
+    config = BertConfig(
+        **sizes,
+        **({"id2label": dict(enumerate(labels))} if labels else {}),
+        **changes,
+        vocab_size=len(vocab),
+        max_position_embeddings=max_tokens,
+        initializer_range=0.4,  # large weights, so that texts differ
+    )
+    torch.manual_seed(0)
+    (BertForSequenceClassification(config) if labels else BertModel(config)).save_pretrained(folder)
     return folder
