@@ -28,9 +28,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from rouge_score.rouge_scorer import RougeScorer
 
 from benchmarks.pairs import Case, alternate, finish, show
+from eval.metrics.rouge import sentence_spans
 from eval.scoring.baselines import document_baselines, prepare_document, word_budget
 from eval.scoring.profiles import PROFILES
-from eval.scoring.rouge import sentence_spans
 from tasks import TASKS, LoadRequest
 
 LENGTHS = (1024, 2048, 4096, 8192)

@@ -26,8 +26,8 @@ from rouge import Rouge
 from rouge_score.rouge_scorer import RougeScorer
 
 from benchmarks.pairs import Case, finish, show
+from eval.metrics.rouge import score_longbench, score_sentences, split_sentences
 from eval.scoring.profiles import PROFILES
-from eval.scoring.rouge import score_longbench, score_sentences, split_sentences
 from tasks import TASKS, LoadRequest
 
 ACL_SPLITS = ("test", "train", "validation")

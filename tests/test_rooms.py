@@ -13,7 +13,8 @@ BELOW = {
     "errors": set(),
     "records": {"errors", "tasks"},
     "prompting": {"records", "errors", "tasks"},
-    "scoring": {"records", "errors", "tasks"},
+    "metrics": {"errors"},
+    "scoring": {"metrics", "records", "errors", "tasks"},
     "config": {"scoring", "prompting", "errors", "tasks"},
     "runtime": {"config", "records", "errors", "masformer", "tasks"},
     "reporting": {"scoring", "records", "errors", "tasks"},
@@ -21,7 +22,7 @@ BELOW = {
     "engines": {"losses", "generation", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "losses": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "training": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
-    "studies": {"reporting", "scoring", "config", "runtime", "records", "errors", "tasks"},
+    "studies": {"reporting", "scoring", "metrics", "config", "runtime", "records", "errors", "tasks"},
     "interop": {"generation", "scoring", "config", "runtime", "prompting", "records", "errors", "masformer"},
     "masformer": set(),
     "tasks": set(),
@@ -33,7 +34,7 @@ BELOW_MASFORMER = {
     "checkpoints": {"plans", "convert", "errors", "model_type", "probe"},
 }
 # Rooms whose import must not import torch; what needs it, such as trackers, imports it when it is called.
-WITHOUT_TORCH = ("errors", "records", "prompting", "scoring", "config", "reporting", "tasks")
+WITHOUT_TORCH = ("errors", "records", "prompting", "metrics", "scoring", "config", "reporting", "tasks")
 
 
 def imports(file: Path, *, at_import: bool = False) -> set[str]:

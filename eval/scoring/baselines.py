@@ -33,10 +33,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.metrics.answers import answer_words
+from eval.metrics.unicode_text import counted_words, first_words, lacks_spaces, last_words, unicode_sentence_spans
 from eval.records.schema import Baselines
-from eval.scoring.answers import answer_words
 from eval.scoring.profiles import PROFILES, Objective
-from eval.scoring.unicode_text import counted_words, first_words, lacks_spaces, last_words, unicode_sentence_spans
 
 Span = tuple[int, int]
 Ints = NDArray[np.int64]

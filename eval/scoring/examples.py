@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from eval.metrics.answers import first_line
 from eval.records.schema import (
     Baselines,
     Cost,
@@ -35,7 +36,6 @@ from eval.records.schema import (
     Share,
     Subset,
 )
-from eval.scoring.answers import first_line
 from eval.scoring.baselines import CommonAnswers, describe_baselines, num_words, visible_share
 from eval.scoring.beside import BaselinesOfDocument, ForeignTexts
 from eval.scoring.noise import noise_of

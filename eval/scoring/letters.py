@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from eval.errors import UserError
+from eval.metrics.answers import without_articles
+from eval.metrics.unicode_text import num_letters_alone
 from eval.records.schema import LettersKept
-from eval.scoring.answers import without_articles
 from eval.scoring.profiles import PROFILES
-from eval.scoring.unicode_text import num_letters_alone
 
 # German and French keep 96 to 98% under `hf`, Czech and Vietnamese 70 to 86%: see docs/scoring.md.
 LEAST_SHARE = 0.9

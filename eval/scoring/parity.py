@@ -13,12 +13,12 @@ from functools import partial
 from importlib import metadata
 
 from eval.errors import UserError
+from eval.metrics.answers import first_line
+from eval.metrics.rouge import Splitter, split_sentences
+from eval.metrics.unicode_text import counted_words, unicode_sentences, unicode_words
 from eval.records.schema import ExampleRecord, Parity
-from eval.scoring.answers import first_line
 from eval.scoring.examples import Scored
 from eval.scoring.profiles import PROFILES
-from eval.scoring.rouge import Splitter, split_sentences
-from eval.scoring.unicode_text import counted_words, unicode_sentences, unicode_words
 
 NUM_PREDICTIONS = 50
 TOLERANCE = 1e-9

@@ -13,20 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from eval.scoring.answers import answer_words, score_answers
-from eval.scoring.chrf import score_chrf
-from eval.scoring.rouge import plain_words, score_rouge, score_rouge_l, spaced_words, stemmed_words
-from eval.scoring.unicode_text import unicode_answer_words, unicode_sentences, unicode_words
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """How a value is written in tables and on the axes of charts, and what it can be."""
-
-    label: str
-    title: str
-    low: float = 0.0
-    high: float = 1.0
+from eval.metrics.answers import answer_words, score_answers
+from eval.metrics.base import Value
+from eval.metrics.chrf import score_chrf
+from eval.metrics.rouge import plain_words, score_rouge, score_rouge_l, spaced_words, stemmed_words
+from eval.metrics.unicode_text import unicode_answer_words, unicode_sentences, unicode_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +50,7 @@ class Profile:
     """
 
     score: Callable[[str, Sequence[str]], Sequence[Mapping[str, float]]]
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, Value]
     headline: tuple[str, ...]
     source: str
     description: str = "profile `{profile}`, {metrics} x 100"
@@ -77,14 +68,14 @@ class Profile:
             )
 
 
-_R1 = Metric(label="R1", title="ROUGE-1 F")
-_R2 = Metric(label="R2", title="ROUGE-2 F")
-_RL = Metric(label="RL", title="ROUGE-L F")
-_RLSUM = Metric(label="RLsum", title="ROUGE-Lsum F")
-_F1 = Metric(label="F1", title="F1")
-_CHRF = Metric(label="chrF", title="chrF2")
-_EXACT_MATCH = Metric(label="exact match", title="Exact match")
-_GEOMETRIC = Metric(label="geometric", title="geometric F")  # of several headline metrics
+_R1 = Value(label="R1", title="ROUGE-1 F")
+_R2 = Value(label="R2", title="ROUGE-2 F")
+_RL = Value(label="RL", title="ROUGE-L F")
+_RLSUM = Value(label="RLsum", title="ROUGE-Lsum F")
+_F1 = Value(label="F1", title="F1")
+_CHRF = Value(label="chrF", title="chrF2")
+_EXACT_MATCH = Value(label="exact match", title="Exact match")
+_GEOMETRIC = Value(label="geometric", title="geometric F")  # of several headline metrics
 _OF_SUMMARIES = "ROUGE profile `{profile}`, F x 100"
 _OF_ANSWERS = "answers, profile `{profile}`, {metrics} x 100"
 _OF_ALL_SCRIPTS = Objective(split_words=unicode_words, is_of_summaries=True)
@@ -225,11 +216,11 @@ def metric_title(metric: str, profiles: Iterable[str]) -> str:
     return f"{_metric(metric).title} × 100 ({', '.join(dict.fromkeys(profiles))})"
 
 
-def _metric(name: str) -> Metric:
+def _metric(name: str) -> Value:
     known = {"geometric": _GEOMETRIC}
     for profile in PROFILES.values():
         known |= profile.metrics
-    return known.get(name, Metric(label=name, title=name))
+    return known.get(name, Value(label=name, title=name))
 
 
 def describe_profile(profile: str) -> str:

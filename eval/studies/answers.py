@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from eval.errors import UserError
+from eval.metrics.unicode_text import counted_words
 from eval.records.schema import ExampleScore, Prediction, Result
 from eval.reporting.charts import length_curves
 from eval.reporting.columns import BASELINE_STYLES, COMPARISON_LEGEND, COUNTS, legend_of, percent
@@ -18,7 +19,6 @@ from eval.scoring.examples import Setting, values_of
 from eval.scoring.profiles import headline, metric_name
 from eval.scoring.scored_run import ScoredRun, read_scored
 from eval.scoring.significance import mean_interval
-from eval.scoring.unicode_text import counted_words
 from eval.studies.section import Draft
 
 Runs = Mapping[str, ScoredRun]  # by part

@@ -10,9 +10,10 @@ import pytest
 
 from eval.compare import main as compare
 from eval.leaderboard import main as leaderboard
+from eval.metrics.base import Value
 from eval.records.schema import ExampleRecord
 from eval.score import main as score
-from eval.scoring.profiles import PROFILES, Metric, Profile, headline, metric_range
+from eval.scoring.profiles import PROFILES, Profile, headline, metric_range
 from eval.scoring.significance import mean_interval
 from tests.helpers.run_folders import example_line, model_results, read_scores, run_record, write_run
 
@@ -33,8 +34,8 @@ def profile(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Profile(
         score=agreement,
         metrics={
-            "agreement": Metric(label="Agree", title="Agreement of words", low=-1.0),
-            "brevity": Metric(label="Short", title="Share of short answers"),
+            "agreement": Value(label="Agree", title="Agreement of words", low=-1.0),
+            "brevity": Value(label="Short", title="Share of short answers"),
         },
         headline=("agreement",),
         source="this test",
@@ -101,6 +102,6 @@ def test_an_interval_moves_with_its_range() -> None:
 
 
 def test_a_geometric_mean_takes_no_metric_that_can_be_negative() -> None:
-    metrics = {"a": Metric(label="A", title="A", low=-1.0), "b": Metric(label="B", title="B")}
+    metrics = {"a": Value(label="A", title="A", low=-1.0), "b": Value(label="B", title="B")}
     with pytest.raises(ValueError, match="can be negative"):
         Profile(score=agreement, metrics=metrics, headline=("a", "b"), source="this test")

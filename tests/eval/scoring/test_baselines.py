@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
 from rouge_score.tokenize import tokenize
 
-from eval.scoring.answers import token_f1
+from eval.metrics.answers import token_f1
 from eval.scoring.baselines import (
     Baseline,
     CommonAnswers,

@@ -22,10 +22,10 @@ from rouge import Rouge
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
+from eval.metrics.rouge import rouge_words, score_sentences, sentence_spans, split_sentences
+from eval.metrics.rouge_lcs import SentenceBits
+from eval.metrics.unicode_text import unicode_sentences, unicode_words
 from eval.scoring.profiles import PROFILES, headline_score, score_prediction
-from eval.scoring.rouge import rouge_words, score_sentences, sentence_spans, split_sentences
-from eval.scoring.rouge_lcs import SentenceBits
-from eval.scoring.unicode_text import unicode_sentences, unicode_words
 from tasks import TASKS, LoadRequest
 from tasks.base import DataError
 from tests.helpers.properties import tries

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.scoring.answers import answer_words
-from eval.scoring.baselines import num_words, word_budget, words_at_end
-from eval.scoring.rouge import rouge_words, sentence_spans
-from eval.scoring.unicode_text import (
+from eval.metrics.answers import answer_words
+from eval.metrics.rouge import rouge_words, sentence_spans
+from eval.metrics.unicode_text import (
     counted_words,
     lacks_spaces,
     unicode_answer_words,
@@ -20,6 +19,7 @@ from eval.scoring.unicode_text import (
     unicode_sentences,
     unicode_words,
 )
+from eval.scoring.baselines import num_words, word_budget, words_at_end
 from eval.studies.answers import repeated_share
 from tests.helpers.properties import tries
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import regex
 
-from eval.scoring.rouge import sentence_spans
+from eval.metrics.rouge import sentence_spans
 
 # Letters of the scripts without spaces; by `scx` where scripts share letters, such as the long vowel of kana.
 _ALONE = r"[[\p{scx=Hani}\p{scx=Hira}\p{scx=Kana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]&&\p{L}]"

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from eval.scoring.answers import answer_words, exact_match, first_line, token_f1
+from eval.metrics.answers import answer_words, exact_match, first_line, token_f1
 from eval.scoring.profiles import PROFILES, headline, score_prediction
 from tasks import TASKS, LoadRequest
 from tasks.base import DataError

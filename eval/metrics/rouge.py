@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import punkt
 
-from eval.scoring.rouge_lcs import SentenceBits
+from eval.metrics.rouge_lcs import SentenceBits
 
 if TYPE_CHECKING:
     from nltk.stem.porter import PorterStemmer

@@ -1,0 +1,78 @@
+"""Metrics by name.
+
+    open_metric("diagnostics")
+    open_metric("evaluate:rouge")            # a module of Hugging Face `evaluate`: NAME, NAME/CONFIG, or a path
+    open_metric("my_metric.py:NumWords")     # a class or function in a file, called without arguments
+    open_metric("bleurt")                    # an entry point in the group `masformer.metrics`
+
+What stands behind the first colon of a built-in name is its argument.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from eval.errors import UserError
+from eval.metrics.base import Metric, check_metric
+
+GROUP = "masformer.metrics"
+
+# What opens each built-in metric, given its argument. Imports are within, so that no name costs the time of others.
+BUILT_IN: dict[str, Callable[[str], Metric]] = {}
+
+
+def open_metric(name: str) -> Metric:
+    """Return a metric by its name.
+
+    Raises:
+        UserError: No metric has the name, or it cannot be opened here.
+    """
+    kind, _, argument = name.partition(":")
+    file, _, attribute = name.rpartition(":")
+    if kind in BUILT_IN:
+        metric: Any = BUILT_IN[kind](argument)
+    elif file.endswith(".py") and attribute:
+        metric = _made_by(_in_file(Path(file), attribute), name)
+    elif found := entry_points(group=GROUP, name=name):
+        [*_, point] = found
+        try:
+            metric = _made_by(point.load(), name)
+        except ImportError as error:
+            raise UserError(f"metric {name} of the entry point {point.value} cannot be imported: {error}") from error
+    else:
+        others = sorted(entry_points(group=GROUP).names)
+        raise UserError(
+            f"there is no metric '{name}'; give {', '.join([*BUILT_IN, *others])}, evaluate:NAME, or FILE.py:NAME"
+        )
+    check_metric(metric)
+    return metric  # type: ignore[no-any-return]
+
+
+def _made_by(found: Any, name: str) -> Metric:
+    metric = found() if callable(found) else found
+    if not isinstance(metric, Metric):
+        raise UserError(f"{name} is {type(metric).__name__}, and no metric; derive it from eval.metrics.base.Metric")
+    return metric
+
+
+def _in_file(file: Path, attribute: str) -> Any:
+    """Return what has this name in a Python file, which is run."""
+    if not file.is_file():
+        raise UserError(f"there is no file {file} with a metric")
+    spec = importlib.util.spec_from_file_location(f"masformer_metric_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses of the file look their module up
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise UserError(f"{file} cannot be run: {error}") from error
+    if not hasattr(module, attribute):
+        raise UserError(f"{file} has no {attribute}")
+    return getattr(module, attribute)
