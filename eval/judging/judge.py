@@ -178,7 +178,8 @@ class RubricJudge(Judge):
 
     def __init__(self, file: Path, settings: JudgeSettings, prompt: Prompt) -> None:
         self._prompt = prompt
-        self.needs = frozenset(prompt.places & {*NEEDS}) - {"query"}
+        # Of each rubric its own.
+        self.needs = frozenset(prompt.places & {*NEEDS}) - {"query"}  # type: ignore[misc]
         super().__init__(
             file, settings, [prompt], {name: _value_of(name, one) for name, one in settings.values.items()}
         )

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from eval.errors import UserError
 
@@ -88,7 +88,7 @@ class Metric(ABC):
 
     name: str
     version: int
-    needs: frozenset[str] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
     values: Mapping[str, Value]
 
     def provenance(self) -> dict[str, Any]:
