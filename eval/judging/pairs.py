@@ -42,13 +42,13 @@ class Pair:
     """Two answers to one question about one document.
 
     Attributes:
-        name: Task, template, lengths and id, for people.
+        id: Name of the example.
         unit: Document or cluster that intervals resample.
         first: Answer of the first run.
         second: Answer of the second run.
     """
 
-    name: str
+    id: str
     unit: Unit
     query: str | None
     references: tuple[str, ...]
