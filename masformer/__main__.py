@@ -26,6 +26,9 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "leaderboard": ("eval.leaderboard", "rank many runs by quality, beside their cost"),
         "export": ("eval.export", "write a scored run as lm-evaluation-harness does"),
     },
+    "Ask a model that judges": {
+        "judge": ("eval.judge", "say which of two runs answers better, by a judge behind an address"),
+    },
     "Run many parts": {
         "study": ("eval.study", "the runs, measurements and trainings of a study, and one report"),
     },

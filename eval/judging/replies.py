@@ -149,7 +149,9 @@ class Replies:
                     if refused and not answered and len(refused) >= min(_MOST_REFUSALS, len(missing)):
                         raise EngineError(f"{refused[0].refusal}; look at answers_as, temperature, seed and extra")
             except EngineError as error:
-                raise UserError(f"{self.where}: {error}") from error
+                # llama-cpp-python calls a format that it does not take a failure of its own.
+                remedy = "; set answers_as to object or text" if "response_format" in str(error) else ""
+                raise UserError(f"{self.where}: {error}{remedy}") from error
             finally:
                 # A refusal is the prompt's own only where the server answers others.
                 for asked in refused if answered else ():
