@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.config.claim import DIRECTIONS
+from eval.records.schema import Comparison
 from eval.reporting.columns import COMPARISON_LEGEND
 from eval.reporting.tables import as_columns, comparison_table
 from eval.runtime.jobs import CommandParser, command, margin_share
@@ -30,6 +31,7 @@ from eval.scoring.compare_runs import (
     comparison_json,
     name_comparison,
 )
+from eval.scoring.metric_files import metric_of
 from eval.scoring.profiles import describe_profiles, metric_name
 from eval.scoring.scored_run import read_scored
 
@@ -52,6 +54,9 @@ def render_comparison(content: RunComparison) -> str:
         if rows:
             parts += ["Where both lengths cut:", ""] if subset == "always_truncated" else []
             parts += [as_columns(comparison_table(rows, "task, template, maxlen", name_comparison)), ""]
+    for name, rows in _further(content).items():
+        parts += [f"{name}:", "", as_columns(comparison_table(rows, "task, template, maxlen", name_comparison)), ""]
+    parts += [part for text in content.left_out for part in (textwrap.fill(f"Left out: {text}.", _WIDTH), "")]
     parts += ["Examples that changed most, by the headline of each, or the mean of the scores that it joins:", ""]
     rows_of_changes = [["example", "task, template, maxlen", "metric", "A", "B", "change"]]
     for one in content.changed_most:
@@ -62,6 +67,15 @@ def render_comparison(content: RunComparison) -> str:
         legend = legend.replace(provenance(None), provenance(content.recorded))
     claim = [textwrap.fill(content.claim, _WIDTH), ""] if content.claim else []
     return "\n".join([*parts, as_columns(rows_of_changes), "", *claim, textwrap.fill(legend, _WIDTH)])
+
+
+def _further(content: RunComparison) -> dict[str, list[Comparison]]:
+    """Return the rows of each table of further metrics, by its title."""
+    tables: dict[str, list[Comparison]] = {}
+    for row in content.further:
+        cut = "" if row.subset == "all" else ", where both lengths cut"
+        tables.setdefault(f"{metric_of(row.metric)}{cut}", []).append(row)
+    return tables
 
 
 def _short(value: Any) -> str:

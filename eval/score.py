@@ -1,6 +1,6 @@
 """Score a run folder again, or anybody's predictions. Needs no model and no data set.
 
-    python -m eval.score RUN [--profile scrolls] [--full]
+    python -m eval.score RUN [--profile scrolls] [--full] [--metrics diagnostics,evaluate:rouge]
     python -m eval.score --predictions FILE --references FILE --profile hf
 
 The tasks of a run folder are scored under their own profiles unless another is given for all of them, and scores and
@@ -14,8 +14,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from eval.judging.judge import open_judge
+from eval.metrics.open import BUILT_IN, open_metric
 from eval.records.read_run import open_run, read_inputs
 from eval.records.schema import RunRecord
 from eval.records.typed import to_json
@@ -34,6 +37,8 @@ def score_again(options: argparse.Namespace) -> None:
     """
     path: Path = options.run
     folder, record = open_run(path)
+    judge = partial(open_judge, may_see_documents=options.judge_may_see_documents)
+    metrics = [open_metric(name, {"judge": judge}) for name in dict.fromkeys(options.metrics)]
     with_texts = options.texts
     if with_texts is None:
         # As the last time; a run without scores has the setting of its last session.
@@ -48,6 +53,8 @@ def score_again(options: argparse.Namespace) -> None:
             margin,
             with_texts=with_texts,
             accept_ascii_words=options.accept_ascii_words,
+            metrics=metrics,
+            metrics_again=options.metrics_again,
         )
     if options.json:
         print(json.dumps(to_json(scores), indent=2, ensure_ascii=False))
@@ -74,6 +81,23 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="score under a profile that drops more than a tenth of the references' letters",
     )
+    parser.add_argument(
+        "--metrics",
+        metavar="NAME",
+        type=_names,
+        action="extend",
+        default=[],
+        help=f"further metrics, parted by commas: {', '.join(BUILT_IN)}, evaluate:NAME, FILE.py:NAME, "
+        "judge:FILE.yaml; see docs/metrics.md",
+    )
+    parser.add_argument(
+        "--judge-may-see-documents",
+        action="store_true",
+        help="send documents to a judge's address, where its prompt shows them; see docs/judge.md",
+    )
+    parser.add_argument(
+        "--metrics-again", action="store_true", help="forget what these metrics have scored, and score all anew"
+    )
     parser.add_argument("--margin", metavar="X", type=margin_share, help=f"of non-inferiority (default: {MARGIN})")
     parser.add_argument(
         "--texts",
@@ -88,15 +112,22 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("give either the folder of a run, or --predictions with --references")
     if options.run is None:
         given = {"margin": options.margin, "texts": options.texts}
-        given |= {name: getattr(options, name) or None for name in ("full", "json")}
+        flags = ("full", "json", "metrics", "metrics_again", "judge_may_see_documents")
+        given |= {name: getattr(options, name) or None for name in flags}
         for name, value in given.items():
             if value is not None:
-                parser.error(
-                    f"--{name} is for the folder of a run; files are compared with nothing and printed as JSON"
-                )
+                flag = f"--{name.replace('_', '-')}"
+                parser.error(f"{flag} is for the folder of a run; files are compared with nothing and printed as JSON")
     elif any(getattr(options, f"{name}_field") for name in ("prediction", "reference", "id")):
         parser.error("--prediction-field, --reference-field and --id-field are for files; a run folder has its own")
+    if options.metrics_again and not options.metrics:
+        parser.error("--metrics-again forgets what the metrics of --metrics have scored; name them")
     return options
+
+
+def _names(text: str) -> list[str]:
+    """Return the names of a list with commas between them."""
+    return [name for name in (part.strip() for part in text.split(",")) if name]
 
 
 @command()

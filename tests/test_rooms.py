@@ -17,7 +17,7 @@ BELOW = {
     "scoring": {"metrics", "records", "errors", "tasks"},
     "config": {"scoring", "prompting", "errors", "tasks"},
     "runtime": {"config", "records", "errors", "masformer", "tasks"},
-    "reporting": {"scoring", "records", "errors", "tasks"},
+    "reporting": {"scoring", "metrics", "records", "errors", "tasks"},
     "generation": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "engines": {"losses", "generation", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "judging": {"engines", "scoring", "metrics", "runtime", "records", "errors", "tasks"},

@@ -57,6 +57,8 @@ class Judge(Metric):
     """
 
     version = 1
+    # Replies are on the disk as they come; large batches keep all requests at work.
+    batch_size = 1024
 
     def __init__(
         self, file: Path, settings: JudgeSettings, prompts: Sequence[Prompt], values: Mapping[str, Value]
@@ -95,6 +97,7 @@ class KeyPointJudge(Judge):
     """Recall of key points, precision of sentences, and their harmonic mean."""
 
     needs = frozenset({"references"})
+    reads = frozenset({"references", "query"})
 
     def __init__(self, file: Path, settings: JudgeSettings) -> None:
         self._points, self._said, self._supported = map(built_in, ("key_points.v1", "said.v1", "supported.v1"))
@@ -179,7 +182,8 @@ class RubricJudge(Judge):
     def __init__(self, file: Path, settings: JudgeSettings, prompt: Prompt) -> None:
         self._prompt = prompt
         # Of each rubric its own.
-        self.needs = frozenset(prompt.places & {*NEEDS}) - {"query"}  # type: ignore[misc]
+        self.reads = frozenset(prompt.places & {*NEEDS})  # type: ignore[misc]
+        self.needs = self.reads - {"query"}  # type: ignore[misc]
         super().__init__(
             file, settings, [prompt], {name: _value_of(name, one) for name, one in settings.values.items()}
         )

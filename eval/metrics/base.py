@@ -12,15 +12,25 @@ A metric that is no part of the suite is opened by `FILE.py:NumWords` or by an e
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from eval.errors import UserError
 
 # What a metric may need beside the prediction: a field of `Item` each.
 NEEDS = ("references", "window", "document", "query")
+# What it may read besides, where an item has it.
+READS = (*NEEDS, "shorter_window", "finish_reason", "num_tokens")
+
+# Of texts; windows and documents come back with many answers.
+_MAX_DIGESTS = 1024
 
 Better = Literal["higher", "lower"]
 Scores = dict[str, float | None]
@@ -50,7 +60,8 @@ class Item:
     """What a metric sees of one answer. What is not known is None, or empty.
 
     Attributes:
-        fingerprint: Names the item in files: a digest of what is scored.
+        fingerprint: Names the item in files: a digest of all that the metric reads of it, so that what is the same has
+            the same scores, and nothing else has them.
         prediction: The text that is scored.
         references: Answers by people.
         window: What the model was shown of the document.
@@ -71,9 +82,33 @@ class Item:
     finish_reason: str | None = None
     num_tokens: int | None = None
 
+    @classmethod
+    def of(cls, metric: Metric | type[Metric], *, prediction: str, **texts: Any) -> Item:
+        """Return an item with what a metric reads of it, and the digest of that.
+
+        Args:
+            metric: Reads the item.
+            prediction: The text that is scored.
+            texts: Other fields of the item, by name; what is None or empty is as if it were not given.
+        """
+        return cls.read(metric.reads, prediction=prediction, **texts)
+
+    @classmethod
+    def read(cls, reads: Collection[str], *, prediction: str, **texts: Any) -> Item:
+        """Return an item with what these names of `READS` let one see of it; see `of`."""
+        kept = {name: value for name, value in texts.items() if name in reads and value not in (None, ())}
+        parts = [[name, _digest(value)] for name, value in sorted(kept.items())]
+        return cls(fingerprint=_digest(json.dumps([_digest(prediction), parts])), prediction=prediction, **kept)
+
     def lacks(self, needs: frozenset[str]) -> list[str]:
         """Return which of these needs the item does not meet, in the order of `NEEDS`."""
         return [need for need in NEEDS if need in needs and not getattr(self, need)]
+
+
+@lru_cache(maxsize=_MAX_DIGESTS)
+def _digest(value: Any) -> str:
+    content = value if isinstance(value, str) else json.dumps(value)
+    return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 class Metric(ABC):
@@ -83,12 +118,17 @@ class Metric(ABC):
         name: What `--metrics` calls it, such as `diagnostics` or `judge:FILE`.
         version: Raised when values change.
         needs: Which of `NEEDS` an item must have to be scored; others are not given to `score`.
+        reads: Which of `READS` it sees, needs included. Scores are kept for as long as these are the same, so a metric
+            that takes time or money names no more than it reads.
         values: In the order of tables, by name.
+        batch_size: Items that `score` is given at once, after which their scores are on the disk.
     """
 
     name: str
     version: int
     needs: ClassVar[frozenset[str]] = frozenset()
+    reads: ClassVar[frozenset[str]] = frozenset(READS)
+    batch_size: ClassVar[int] = 64
     values: Mapping[str, Value]
 
     def provenance(self) -> dict[str, Any]:
@@ -117,10 +157,14 @@ def check_metric(metric: Metric) -> None:
                 f"metric {kind} has {field} {found!r}; give it a {types.__name__.lower()} that is not empty"
             )
     for name, value in metric.values.items():
+        if not name or "." in name:
+            raise UserError(f"metric {metric.name} has a value named {name!r}; give it a name without a full stop")
         if not isinstance(value, Value) or not value.low < value.high:
             raise UserError(f"metric {metric.name} has value {name} = {value!r}; give it a Value with low below high")
-    if unknown := sorted(set(metric.needs) - set(NEEDS)):
-        raise UserError(f"metric {metric.name} needs {', '.join(unknown)}; an item can have {', '.join(NEEDS)}")
+    if unknown := sorted({*metric.needs, *metric.reads} - set(READS)):
+        raise UserError(f"metric {metric.name} reads {', '.join(unknown)}; an item can have {', '.join(READS)}")
+    if unread := sorted(set(metric.needs) - set(metric.reads)):
+        raise UserError(f"metric {metric.name} needs {', '.join(unread)}, which it does not read; add it to `reads`")
 
 
 def check_scores(metric: Metric, batch: Sequence[Item], scores: Sequence[Scores]) -> None:
@@ -144,3 +188,15 @@ def check_scores(metric: Metric, batch: Sequence[Item], scores: Sequence[Scores]
                 raise UserError(
                     f"metric {metric.name} gave {name} = {value}, outside [{about.low}, {about.high}]; mend the metric"
                 )
+
+
+def describe_source(metric: Metric) -> dict[str, str]:
+    """Return the digest of the file that a metric is written in; nothing for one of the suite, which has a version."""
+    module = type(metric).__module__
+    if module.startswith("eval."):
+        return {}
+    try:
+        content = Path(inspect.getfile(type(metric))).read_bytes()
+    except (OSError, TypeError):
+        return {"source": module}
+    return {"source_sha256": hashlib.sha256(content).hexdigest()}

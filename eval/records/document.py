@@ -16,6 +16,7 @@ SECTIONS: dict[str, tuple[type, ...]] = {
     "predictions": (schema.Prediction,),
     "scores": (schema.Scores,),
     "example-scores": (schema.ExampleScore,),
+    "metrics": (schema.MetricRecord, schema.MetricLine),
     "perplexity": (schema.PerplexityRecord, schema.DocumentLoss, schema.PerplexityScores),
     "placement": (schema.PlacementRecord, schema.PlanLoss, schema.PlanMeasurement, schema.PlacementResult),
     "training": (schema.TrainingRecord, schema.TrainingStep, schema.Evaluation),

@@ -229,12 +229,17 @@ def open_journal(folder: Path, name: str) -> RawIOBase:
 
 
 def append_line(journal: RawIOBase, record: Any) -> None:
-    """Append a record as one JSON line with its checksum, and wait until it is on the disk.
+    """Append a record as one JSON line with its checksum; see `append_lines`."""
+    append_lines(journal, [record])
+
+
+def append_lines(journal: RawIOBase, records: Iterable[Any]) -> None:
+    """Append records, each as one JSON line with its checksum, and wait until they are on the disk.
 
     Raises:
         UserError: The disk is full, or gone.
     """
-    rest = line_of(record)
+    rest = b"".join(map(line_of, records))
     with disk_errors(Path(str(getattr(journal, "name", "journal")))):
         # Unbuffered, so that closing after a failure does not fail again; a write may take only a part.
         while rest:

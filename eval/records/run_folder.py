@@ -7,6 +7,7 @@
     journal/              lines of a run that has not ended: one file a process, merged when all are done
     scores.json           means with intervals, and comparisons (`Scores`)
     example_scores.jsonl  one line a prediction or baseline (`ExampleScore`)
+    metrics/              values of further metrics, a file each (`MetricRecord`, then `MetricLine`)
     report.md, report.html, plots/
 
 A folder belongs to one set of settings. Lengths, templates, examples and tasks may be added; any other difference is
@@ -111,7 +112,7 @@ class RunFolder:
             raise UserError(f"{self.path} is a file; {self.remedy}")
         if not file.exists():
             # Hidden files and an empty journal are left by a process that was killed before the record was written.
-            others = (file.name for file in self.path.iterdir() if file.name != "journal")
+            others = (file.name for file in self.path.iterdir() if file.name not in ("journal", "metrics"))
             if any(not name.startswith(".") for name in others) and not self.is_unfinished:
                 raise UserError(f"folder {self.path} holds files but no run; {self.remedy}")
             return None
@@ -317,8 +318,9 @@ class RunFolder:
         """Delete what a run has left, and nothing else."""
         with disk_errors(self.path):
             # The record goes last: while it is there, this is a run's folder.
-            if (self.path / "journal").exists():
-                shutil.rmtree(inside(self.path, "journal"))
+            for name in ("journal", "metrics"):
+                if (self.path / name).exists():
+                    shutil.rmtree(inside(self.path, name))
             own = re.compile(rf"({own_plots(self.read_record(RunRecord, is_replaced=True))})\.(png|svg)")
             for plot in inside(self.path, "plots").glob("*"):
                 if own.fullmatch(plot.name):

@@ -10,6 +10,7 @@ line, provenance of a data set) is a plain object.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
@@ -411,6 +412,58 @@ class Share(Estimate):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValueRecord:
+    """What a value of a further metric can be, and how it is shown."""
+
+    label: str = entry("heading of its columns")
+    title: str = entry("its name")
+    low: float | None = entry("least value that is possible; null where there is none")
+    high: float | None = entry("greatest value that is possible; null where there is none")
+    better: Literal["higher", "lower"] | None = entry("direction; null for a value that describes and ranks nothing")
+    is_share: bool = entry("whether reports show it x 100")
+
+    @property
+    def within(self) -> tuple[float, float]:
+        """Return the range, with infinite ends where there is none."""
+        return -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRecord:
+    """The first line of `metrics/NAME@VERSION.jsonl`: a further metric, and what its values depend on."""
+
+    name: str = entry("what `--metrics` calls it")
+    version: int = entry("raised when its values change")
+    provenance: dict[str, Any] = entry("what its values depend on: packages, digests of weights, prompts, endpoints")
+    needs: list[str] = entry("what a prediction must have to be scored")
+    reads: list[str] = entry("what else of a prediction its values depend on, needs included")
+    values: dict[str, ValueRecord] = entry("its values, in the order of tables")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricLine:
+    """A further line of `metrics/NAME@VERSION.jsonl`: the values of one text."""
+
+    fingerprint: str = entry("digest of all that the metric reads")
+    task: str = entry("name of the task of the first prediction that has the text")
+    template: str = entry("its prompt")
+    id: str = entry("its example")
+    maxlen: int = entry("its length in tokens", rule=LENGTH)
+    system: str = entry("the model, or the name of a baseline")
+    values: dict[str, float | None] = entry("values by name; null where one is not defined")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsedMetric(MetricRecord):
+    """A further metric of a scored run."""
+
+    file: str = entry("where its values are, within the folder")
+    num_bytes: int = entry("bytes of the file when the run was scored; it only grows", rule=COUNT)
+    sha256: str = entry("digest of these bytes")
+    num_absent: int = entry("texts that it can score, and did not yet", rule=COUNT)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """What predictions cost; unknown costs are null."""
 
@@ -464,7 +517,8 @@ class Result:
     profile: str = entry("metrics")
     system: str = entry(
         "the model, or the name of a baseline: lead, tail, query_echo, visible_oracle, common_answer, matched_lead, "
-        "matched_tail, matched_oracle, foreign_oracle"
+        "matched_tail, matched_oracle, foreign_oracle; with further metrics reference, shuffled_reference, "
+        "foreign_reference"
     )
     kind: Literal["model", "yardstick"] = entry("whether a model or a baseline wrote the texts")
     subset: Subset = entry("all examples, or those that even the greatest length cuts")
@@ -485,6 +539,11 @@ class Result:
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     noise: dict[str, Noise] | None = entry(
         "how samples of a prompt, and documents, differ, by metric, where there are several samples",
+        default=None,
+        is_left_out=True,
+    )
+    further: dict[str, Share] | None = entry(
+        "means of further metrics, by `NAME.VALUE`, over the examples that have the value",
         default=None,
         is_left_out=True,
     )
@@ -551,6 +610,12 @@ class Comparison(PairedResult):
     )
     num_same_prompts: int = entry(
         "examples for which both settings give the same prompt, which are left out", default=0, rule=COUNT
+    )
+    value: ValueRecord | None = entry(
+        "of a further metric, what its values can be; `wins` are examples where the second is better, or higher where "
+        "no direction is",
+        default=None,
+        is_left_out=True,
     )
     by_metric: dict[str, list[int]] | None = entry(
         "wins, ties and losses by each metric that the headline joins, where it joins several",
@@ -623,6 +688,12 @@ class Scores:
     letters: dict[str, LettersKept] = entry("what profiles leave of the references, by task", default={})
     accept_ascii_words: bool = entry("whether `--accept-ascii-words` was given", default=False)
     parity: dict[str, Parity] = entry("checks with reference packages, by profile", default={})
+    further: dict[str, UsedMetric] | None = entry(
+        "further metrics by name, where there are any", default=None, is_left_out=True
+    )
+    further_comparisons: list[Comparison] | None = entry(
+        "paired tests by further metrics, where there are any", default=None, is_left_out=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -644,6 +715,11 @@ class ExampleScore:
     )
     samples: list[dict[str, float]] | None = entry(
         "scores of each sample, of which `metrics` are the means", default=None, is_left_out=True, rule=SAMPLES
+    )
+    further: dict[str, float | None] | None = entry(
+        "values of further metrics, by `NAME.VALUE`; of several samples the mean of those that have one",
+        default=None,
+        is_left_out=True,
     )
 
     @property
@@ -1080,6 +1156,9 @@ class BoardRow:
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     evidence_visible: Share | None = entry("share of the gold evidence that was shown")
     cost: Cost | None = entry("what the predictions cost")
+    further: dict[str, Share] | None = entry(
+        "means of further metrics that the rows of the board share, by `NAME.VALUE`", default=None, is_left_out=True
+    )
     yardsticks: dict[str, dict[str, Estimate]] = entry("scores of the baselines, by name and metric")
     rank: int = entry("1 is the highest mean; equal means share a rank", default=0, rule=COUNT)
     is_best: bool = entry("whether no row has a higher mean", default=False)
@@ -1102,6 +1181,9 @@ class Board:
     num_documents: int = entry("documents", rule=COUNT)
     is_one_machine: bool = entry("whether all rows were measured in one place")
     notes: list[str] = entry("what to know before comparing rows")
+    further: dict[str, ValueRecord] | None = entry(
+        "what values of further metrics can be, by `NAME.VALUE`", default=None, is_left_out=True
+    )
     rows: list[BoardRow] = entry("best first")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from eval.records.schema import Estimate, Noise, PairedResult, Result
+from eval.records.schema import Estimate, Noise, Result, Share, ValueRecord
 from eval.scoring.claims import open_collapses
 from eval.scoring.profiles import metric_name
 
@@ -87,14 +87,39 @@ def percent_mean(estimate: Estimate | None, digits: int = 2) -> str:
     return "-" if estimate is None else percent(replace(estimate, low=None, high=None), digits)
 
 
-def signed_percent(paired: PairedResult) -> str:
-    """Return a difference x 100 with its interval."""
-    return f"{100 * paired.difference:+.2f}{signed_interval(paired)}"
+def _value_of(comparison: Any) -> ValueRecord | None:
+    """Return what a comparison by a further metric is of; None for one by a profile."""
+    value: ValueRecord | None = getattr(comparison, "value", None)
+    return value
 
 
-def signed_interval(paired: PairedResult) -> str:
-    """Return the interval of a difference x 100."""
-    return interval(paired.low, paired.high, "+.1f", 100)
+def scale_of(value: ValueRecord | None) -> float:
+    """Return what reports multiply a value with: shares, as all scores of profiles are, are shown x 100."""
+    return 100 if value is None or value.is_share else 1
+
+
+def estimate_in_units(share: Share | None, value: ValueRecord, *, with_interval: bool = True) -> str:
+    """Return the mean of a further metric's value as reports show it; a dash where it is not known."""
+    if share is None or share.mean is None:
+        return "-"
+    scale = scale_of(value)
+    ends = interval(share.low, share.high, ".1f", scale) if with_interval else ""
+    return f"{scale * share.mean:.{1 if value.is_share else 2}f}{ends}"
+
+
+def value_heading(value: ValueRecord) -> str:
+    """Return the name of a further metric's value, with an arrow to where it is better."""
+    return value.label + {"higher": " \u2191", "lower": " \u2193", None: ""}[value.better]
+
+
+def signed_percent(comparison: Any) -> str:
+    """Return a difference with its interval, shares x 100."""
+    return f"{scale_of(_value_of(comparison)) * comparison.difference:+.2f}{signed_interval(comparison)}"
+
+
+def signed_interval(comparison: Any) -> str:
+    """Return the interval of a difference, shares x 100."""
+    return interval(comparison.low, comparison.high, "+.1f", scale_of(_value_of(comparison)))
 
 
 def p_value(value: float | None) -> str:
@@ -102,15 +127,22 @@ def p_value(value: float | None) -> str:
     return "-" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-Outcome = Literal["better", "worse", "slightly worse", "as good", "not settled", "same prompts"]
+Outcome = Literal["better", "worse", "slightly worse", "as good", "not settled", "same prompts", "different"]
 
 
 def outcome(comparison: Any) -> Outcome:
-    """Return what a comparison shows of the second setting; slightly worse is worse by less than the margin."""
+    """Return what a comparison shows of the second setting; slightly worse is worse by less than the margin.
+
+    Different is what a value without a direction can be.
+    """
     if not comparison.num_examples:
         return "same prompts"
     is_different = comparison.p_corrected is not None and comparison.p_corrected < 0.05
-    if is_different and comparison.difference > 0:
+    value = _value_of(comparison)
+    better = "higher" if value is None else value.better
+    if is_different and better is None:
+        return "different"
+    if is_different and (comparison.difference > 0) == (better == "higher"):
         return "better"
     if is_different:
         return "slightly worse" if comparison.non_inferior else "worse"
@@ -144,7 +176,13 @@ def detectable(comparison: Any) -> str:
     """Return the detectable difference x 100, or how many documents would have one."""
     if comparison.needs_documents is not None and comparison.num_examples:
         return f"none: takes {comparison.needs_documents} {units_of(comparison)[1]}"
-    return number_or_dash(comparison.detectable, 2, 0.01)
+    return number_or_dash(comparison.detectable, 2, 1 / scale_of(_value_of(comparison)))
+
+
+def name_metric(comparison: Any) -> str:
+    """Return the name of what a comparison is of."""
+    value = _value_of(comparison)
+    return metric_name(comparison.metric) if value is None else value_heading(value)
 
 
 _PEAK = Column(
@@ -183,6 +221,15 @@ def text(name: str) -> Column:
 def score(metric: str) -> Column:
     """Return the column of a metric without intervals."""
     return Column(heading=metric_name(metric), show=lambda record: percent_mean(record.metrics[metric]))
+
+
+def of_value(key: str, value: ValueRecord) -> Column:
+    """Return the column of a further metric's value by its `NAME.VALUE`, without intervals."""
+
+    def show(record: Any) -> str:
+        return estimate_in_units((record.further or {}).get(key), value, with_interval=False)
+
+    return Column(heading=value_heading(value), show=show)
 
 
 def of_cost(column: Column) -> Column:
@@ -368,6 +415,9 @@ BASELINE_STYLES = {
     ),
     "matched_lead": BaselineStyle(heading="lead at length", dash=[2, 2], column=Column(heading="lead at length")),
     "matched_tail": BaselineStyle(heading="tail at length", dash=[9, 3, 2, 3], is_charted=False),
+    "foreign_reference": BaselineStyle(heading="foreign reference", dash=[1, 2], is_charted=False),
+    "shuffled_reference": BaselineStyle(heading="shuffled reference", dash=[1, 2], is_charted=False),
+    "reference": BaselineStyle(heading="reference", dash=[1, 2], is_charted=False),
     "query_echo": BaselineStyle(heading="query echo", dash=[1, 4], is_charted=False),
     "common_answer": BaselineStyle(
         heading="common answer",
@@ -386,9 +436,20 @@ _BASELINE_LEGEND = (
     "common answer: the answer that most examples share, without what one alone has."
 )
 
+# What tables of further metrics show beside the model, from floor to ceiling.
+FURTHER_BESIDE = (
+    *("foreign_reference", "shuffled_reference", "matched_lead", "matched_oracle", "visible_oracle", "reference"),
+)
+FURTHER_LEGEND = (
+    "value: of a further metric, with an arrow to where it is better; without one it describes and ranks nothing. n: "
+    "examples that have it at the greatest length. Shares are x 100. foreign reference: that of an example about "
+    "another document, a floor. reference: the first one, beside the others where there are several, else beside "
+    "itself. shuffled reference: its sentences in another order. different: a difference in a value without direction."
+)
+
 # What tables of paired comparisons show.
 COMPARISONS = [
-    Column(heading="metric", show=lambda one: metric_name(one.metric)),
+    Column(heading="metric", show=name_metric),
     Column(heading="n", show=count),
     Column(
         heading="difference",

@@ -22,6 +22,7 @@ from eval.reporting.columns import (
     costs_of,
     legend_of,
     of_cost,
+    of_value,
     percent,
     percent_mean,
     score,
@@ -134,6 +135,7 @@ def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Co
     if is_short:
         return [*columns, text("run")]
     columns += [score(name) for name in rows[0].metrics if name != metric]
+    columns += [of_value(key, value) for key, value in (board.further or {}).items()]
     if any(row.evidence_visible for row in rows):
         columns.append(replace(EVIDENCE, show=lambda row: percent_mean(row.evidence_visible, 1)))
     columns += [*COUNTS, *costs.values(), *([_CLOCK] if len(clocks_of(rows)) > 1 else []), text("dtype")]
@@ -263,11 +265,18 @@ def _plain_row(board: Board, row: BoardRow) -> dict[str, Any]:
         found |= dict(_fractions(metric, row.metrics[metric]))
         for system in BASELINE_STYLES:
             found |= dict(_fractions(f"{system}_{metric}", row.yardsticks.get(system, {}).get(metric)))
+    for key in board.further or {}:
+        found |= {f"{key}_{end}": value for end, value in _ends((row.further or {}).get(key))}
     found |= dict(_fractions("evidence_visible", row.evidence_visible))
     found |= {column.plain_name or column.key: column.value(row.cost) for column in costs_of(board.rows)}
     return found | {name: getattr(row, name) for name in _CLAIMS.values()}
 
 
 def _fractions(name: str, estimate: Estimate | None) -> Iterator[tuple[str, float | None]]:
+    for end, value in _ends(estimate):
+        yield f"{name}_{end}_fraction", value
+
+
+def _ends(estimate: Estimate | None) -> Iterator[tuple[str, float | None]]:
     for end in ("mean", "low", "high"):
-        yield f"{name}_{end}_fraction", getattr(estimate, end) if estimate else None
+        yield end, getattr(estimate, end) if estimate else None

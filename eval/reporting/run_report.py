@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +14,8 @@ from eval.records.read_run import RunInputs
 from eval.records.run_folder import RunFolder, own_plots
 from eval.records.schema import ENCODED_LENGTHS, ENCODER_DECODER, ExampleScore, RunRecord, Scores
 from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
-from eval.reporting.columns import COMPARISON_LEGEND, LEGEND, NOISE, costs_of, legend_of, text
+from eval.reporting.columns import COMPARISON_LEGEND, FURTHER_LEGEND, LEGEND, NOISE, costs_of, legend_of, text
+from eval.reporting.further_tables import further_comparisons, further_tables
 from eval.reporting.lengths import warnings_on_lengths, warnings_on_letters
 from eval.reporting.page import Heading, Prose, Section, as_table, render_page
 from eval.reporting.position_chart import document_positions, oracle_positions
@@ -52,7 +54,8 @@ class Block(NamedTuple):
 
 def legends(scores: Scores) -> list[str]:
     """Return what the columns of a run's tables mean, a paragraph a kind of table."""
-    return [LEGEND, COMPARISON_LEGEND, legend_of(costs_of(scores.results))]
+    further = [FURTHER_LEGEND] if scores.further else []
+    return [LEGEND, COMPARISON_LEGEND, *further, legend_of(costs_of(scores.results))]
 
 
 def title_of(record: RunRecord) -> str:
@@ -133,10 +136,13 @@ def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:
             yield Block(f"Samples: {where}", legend_of(NOISE), noise)
         remark = describe_clock(record.identity.engine, record.sessions[-1])
         yield Block(f"Cost: {where}", remark, cost_table(everything))
+        yield from itertools.starmap(Block, further_tables(scores, task, template))
     for subset, where in (("all", ""), ("always_truncated", " where every length cuts")):
         if table := select(scores.comparisons, task=task, subset=subset):
             rows = comparison_table(table, "first to second", name_settings)
             yield Block(f"Comparisons{where}: {task}", "", rows)
+        for title, rows in further_comparisons(scores, task, subset):
+            yield Block(f"Comparisons{where} by {title}", "", rows)
 
 
 def scrolls_blocks(scores: Scores) -> Iterator[Block]:

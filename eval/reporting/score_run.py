@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eval.errors import UserError
+from eval.metrics.base import Metric
 from eval.records.disk import read_json
 from eval.records.journal import fingerprint
 from eval.records.read_run import RunInputs, answer_of
 from eval.records.run_folder import RunFolder
-from eval.records.schema import LettersKept, RunRecord, Scores
+from eval.records.schema import LettersKept, RunRecord, Scores, UsedMetric
 from eval.records.typed import to_json
 from eval.reporting.run_report import render_full, render_report, write_page
 from eval.reporting.short_report import render_short
 from eval.scoring.claims import MARGIN
-from eval.scoring.comparisons import compare_settings
+from eval.scoring.comparisons import compare_further, compare_settings
 from eval.scoring.examples import SCORING_VERSION, score_examples, summarize
+from eval.scoring.further import add_metrics
 from eval.scoring.letters import check_letters, count_letters
+from eval.scoring.metric_files import has_metric_files, values_by_key
 from eval.scoring.parity import check_scores
 from eval.scoring.profiles import PROFILES
 from eval.scoring.scored_run import predictions_digest
@@ -33,16 +37,20 @@ def score_run(
     *,
     with_texts: bool,
     accept_ascii_words: bool | None = None,
+    metrics: Sequence[Metric] = (),
+    metrics_again: bool = False,
 ) -> tuple[Scores, list[Path]]:
     """Score the predictions of a run, write scores and reports, and return `scores.json` and the plots.
 
     The folder is locked. Without a profile each task has its own. With texts, the page shows those of documents,
     references and predictions. With `accept_ascii_words` False, references of which a profile leaves too little are
-    refused unless the run accepts them; None refuses none, for a run that was checked before it generated.
+    refused unless the run accepts them; None refuses none, for a run that was checked before it generated. Further
+    metrics score what they did not yet, or all again; those that the folder has values of are shown as well.
 
     Raises:
         UserError: A task has a profile that nobody knows, or that leaves too little of its references.
         UserError: A score is not that of the profile's reference package.
+        UserError: The values of a further metric were made in another way, or changed.
     """
     record = inputs.record
     profiles = {task: profile or own for task, own in record.profiles.items()}
@@ -59,10 +67,19 @@ def score_run(
     by_first_line = [name for name, task in record.tasks.items() if task.scores_first_line]
     system = record.identity.model.label
     answers = [answer_of(one, record.think_end_token) for one in inputs.predictions]
-    scored = score_examples(answers, inputs.examples, inputs.documents, profiles, system, by_first_line)
+    has_metrics = bool(metrics) or has_metric_files(folder.path)
+    scored = score_examples(
+        answers, inputs.examples, inputs.documents, profiles, system, by_first_line, with_floors=has_metrics
+    )
     parity = check_scores(scored.scored, inputs.examples, by_first_line)
+    further: dict[str, UsedMetric] = {}
+    if has_metrics:
+        with_values, further = add_metrics(
+            folder.path, scored.scored, inputs.examples, inputs.documents, metrics, again=metrics_again
+        )
+        scored = replace(scored, scored=with_values)
     lines = [one.line for one in scored.scored]
-    results = summarize(scored.scored)
+    results = summarize(scored.scored, values_by_key(further))
     scores = Scores(
         profiles=profiles,
         scoring_version=SCORING_VERSION,
@@ -76,6 +93,8 @@ def score_run(
         letters=letters,
         accept_ascii_words=accepts,
         parity=parity,
+        further=further or None,
+        further_comparisons=compare_further(scored.scored, further, margin) if further else None,
     )
     folder.write_lines("example_scores.jsonl", lines)
     folder.write_text("report.md", render_report(record, scores, inputs.notes))

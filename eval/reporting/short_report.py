@@ -25,6 +25,7 @@ from eval.reporting.columns import (
     text,
     units_of,
 )
+from eval.reporting.further_tables import further_tables
 from eval.reporting.lengths import warnings_on_lengths, warnings_on_letters
 from eval.reporting.tables import Rows, as_columns, describe_intervals, select, table_of
 from eval.scoring.profiles import describe_profiles, headline, metric_name
@@ -50,7 +51,16 @@ def render_short(inputs: RunInputs, scores: Scores) -> str:
     lines = [*meanings(inputs.record, scores), *warnings_of(inputs, scores)]
     wrapped = [textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in lines]
     table = as_columns(score_table(models, scores.results))
-    return "\n".join([textwrap.fill(caption, _WIDTH), "", table, "", *wrapped])
+    further = [line for block in _further(inputs.record, scores) for line in block]
+    return "\n".join([textwrap.fill(caption, _WIDTH), "", table, "", *wrapped, *further])
+
+
+def _further(record: RunRecord, scores: Scores) -> Iterator[list[str]]:
+    """Yield the lines of the table of each further metric."""
+    for task, about in record.tasks.items():
+        for template in about.templates:
+            for title, remark, rows in further_tables(scores, task, template):
+                yield ["", title, textwrap.fill(remark, _WIDTH), "", as_columns(rows)]
 
 
 def score_table(models: Sequence[Result], results: Sequence[Result]) -> Rows:

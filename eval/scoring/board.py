@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from eval.errors import UserError
 from eval.records.engines import LOCAL, clock_of, clocks_apart, describe_engine, engine_details, name_engine
 from eval.records.journal import fingerprint
-from eval.records.schema import Board, BoardRow, RankedRun, Result, Session, TaskRecord, Unit
+from eval.records.schema import Board, BoardRow, RankedRun, Result, Session, TaskRecord, Unit, UsedMetric
 from eval.records.typed import to_json
 from eval.scoring.bootstrap import ROUNDING
 from eval.scoring.claims import within_margin_of_best
 from eval.scoring.examples import Setting, setting_of, values_of
+from eval.scoring.metric_files import metric_of, values_by_key
 from eval.scoring.profiles import PROFILES, headline, metric_columns, metric_range
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
+from eval.scoring.shared_metrics import made_alike
 
 _COUNTS = (
     *("num_examples", "num_documents", "num_clusters", "num_samples"),
@@ -52,6 +54,7 @@ class Candidate:
     documents: Mapping[str, Sequence[Unit]]
     values: Mapping[Setting, NDArray[Any]]
     rows: Mapping[Setting, BoardRow]
+    further: Mapping[str, UsedMetric]
 
     @property
     def name(self) -> str:
@@ -93,6 +96,7 @@ def read_candidate(path: Path, name: str) -> Candidate:
             for setting, lines in run.lines.items()
         },
         rows={setting: _row(run, about, setting) for setting in run.lines},
+        further=run.scores.further or {},
     )
 
 
@@ -140,6 +144,7 @@ def _row(run: ScoredRun, about: RankedRun, setting: Setting) -> BoardRow:
         settings=settings_of(run.record, model.task),
         **{name: getattr(model, name) for name in _COUNTS},
         metrics=model.metrics,
+        further=model.further,
         evidence_visible=model.evidence_visible,
         cost=model.cost,
         yardsticks={one.system: one.metrics for one in results if one.kind == "yardstick"},
@@ -167,6 +172,9 @@ def rank(
     )
     rows = [replace(row, is_within_margin=passed[str(index)]) for index, (row, _) in enumerate(entries)]
     rows.sort(key=lambda row: (-row.metrics[metric].value, row.run, row.template, row.maxlen))
+    further, apart = made_alike({one.name: one.further for one in chosen})
+    values = values_by_key(further)
+    rows = [_with_further(row, {metric for metric in further if (row.run, metric) not in apart}) for row in rows]
     on_frontier = _on_frontier(rows, metric, cost)
     means = [row.metrics[metric].value for row in rows]
     ranks = [1 + sum(other > mean + ROUNDING for other in means) for mean in means]
@@ -186,10 +194,18 @@ def rank(
         num_examples=rows[0].num_examples,
         num_documents=rows[0].num_documents,
         is_one_machine=len({machine for one in chosen for machine in one.about.machines}) < 2,
-        notes=list(_notes(chosen, rows, task, cost)),
+        notes=[*_notes(chosen, rows, task, cost), *apart.values()],
+        further={key: one for key, one in values.items() if any(row.further and key in row.further for row in rows)}
+        or None,
         rows=rows,
     )
     return board, left_out
+
+
+def _with_further(row: BoardRow, metrics: Collection[str]) -> BoardRow:
+    """Return a row with the values of these further metrics alone."""
+    kept = {key: one for key, one in (row.further or {}).items() if metric_of(key) in metrics}
+    return replace(row, further=kept or None)
 
 
 def result_of(board: Board, row: BoardRow, system: str, baseline: str | None = None) -> Result:

@@ -8,13 +8,23 @@ from typing import Any
 
 from eval.errors import UserError
 from eval.records.engines import describe_engine, engine_details
-from eval.records.schema import ENCODER_DECODER, Compared, Comparison, ExampleRecord, ExampleScore, Subset
+from eval.records.schema import (
+    ENCODER_DECODER,
+    Compared,
+    Comparison,
+    ExampleRecord,
+    ExampleScore,
+    Subset,
+    ValueRecord,
+)
 from eval.records.typed import to_json
 from eval.scoring.beforehand import Asked, describe_claim, recorded_claim
 from eval.scoring.comparisons import Compare, compare_lines
 from eval.scoring.examples import Setting, values_of
+from eval.scoring.metric_files import metric_of
 from eval.scoring.profiles import headline, metric_columns, metric_name
 from eval.scoring.scored_run import ScoredRun, settings_of, thinking_of
+from eval.scoring.shared_metrics import shared_metrics
 
 SUBSETS: tuple[Subset, ...] = ("all", "always_truncated")
 _NUM_CHANGED = 5
@@ -53,9 +63,10 @@ class Change:
 class RunComparison:
     """What a second run has over a first.
 
-    `differences` holds the settings that differ besides model and plan, with both values. The margin is the loss up to
-    which the second is as good. `claim` says where a claim comes from, None where there is none, and `recorded` when
-    the second run recorded it, None where it did not.
+    `further` holds comparisons by further metrics, and `left_out` why some were not made. `differences` holds the
+    settings that differ besides model and plan, with both values. The margin is the loss up to which the second is
+    as good. `claim` says where a claim comes from, None where there is none, and `recorded` when the second run
+    recorded it, None where it did not.
     """
 
     a: ComparedRun
@@ -66,6 +77,8 @@ class RunComparison:
     recorded: str | None
     differences: dict[str, list[Any]]
     comparisons: list[Comparison]
+    further: list[Comparison]
+    left_out: list[str]
     changed_most: list[Change]
 
 
@@ -139,18 +152,28 @@ def compare_runs(
 ) -> RunComparison:
     """Return what the second run has over the first.
 
-    All rows of a subset make one table, at whose level all claims hold. The subset `always_truncated`,
-    between lengths, holds the examples that both truncate, unless that is none or all.
+    All rows of a subset make one table, at whose level all claims hold; of each further metric they make one of their
+    own. The subset `always_truncated`, between lengths, holds the examples that both truncate, unless that is none or
+    all.
 
     A claim is what is said of the second run, `as-good` or `better`, which it may have recorded beforehand.
 
     The second run is one that `check_comparable` accepts beside the first. No metrics means all; a metric that a task's
-    profile lacks is left out there. A length that is None means each that both have.
+    profile lacks is left out there. Further metrics are named by `NAME.VALUE`, or by NAME for all values. A length that
+    is None means each that both have.
 
     Raises:
-        UserError: They have no length and template in common, or no such metric.
+        UserError: They have no length and template in common, or no such metric, or a further one of another making.
     """
-    table = rows_of(first, second, metrics, maxlens)
+    shared = shared_metrics(first, second)
+    named = {metric: keys for metric in metrics if (keys := shared.named(metric))}
+    of_profiles = [metric for metric in metrics if metric not in named]
+    table = rows_of(first, second, of_profiles, maxlens) if of_profiles or not metrics else []
+    values = shared.values
+    keys = [key for keys in named.values() for key in keys] if metrics else list(values)
+    further = _further_rows(first, second, {key: values[key] for key in keys}, maxlens)
+    if not table and not further:
+        raise _nothing_in_common(first, second, maxlens)
     profiles = {task: first.scores.profiles[task] for task in shared_tasks(first, second)}
     asked = Asked(direction=claim, metrics=metrics, margin=margin, maxlens=maxlens)
     recorded = recorded_claim(first, second, asked)
@@ -167,9 +190,13 @@ def compare_runs(
         claim=None if claim is None else describe_claim(second, asked, recorded),
         recorded=None if recorded is None else recorded.recorded,
         differences=differing_settings(first, second),
-        comparisons=[
-            row for subset in SUBSETS for row in compare_lines([row for row in table if row.subset == subset], margin)
+        comparisons=_compare(table, margin),
+        further=[
+            row
+            for name in shared.metrics
+            for row in _compare([row for row in further if metric_of(row.metric) == name], margin)
         ],
+        left_out=[] if metrics else list(shared.left_out.values()),
         changed_most=[change for task in profiles for change in _largest(changed, task)],
     )
 
@@ -186,24 +213,44 @@ def rows_of(
         UserError: They have no length and template in common, or no such metric.
     """
     profiles = {task: first.scores.profiles[task] for task in shared_tasks(first, second)}
-    _check_metrics(metrics, list(dict.fromkeys(profiles.values())))
-    is_same = _is_same_model(first, second)
+    _check_metrics(metrics, [*dict.fromkeys(profiles.values())], list(first.scores.further or {}))
     table: list[Compare] = []
-    for one, other in _settings(first, second, maxlens):
-        profile = profiles[one[0]]
+    for row in _pairs(first, second, maxlens):
+        profile = profiles[next(iter(row.first.values())).task]
         columns = metric_columns(profile)
+        table += [row._replace(metric=name, profile=profile) for name in metrics or columns if name in columns]
+    if not table:
+        raise _nothing_in_common(first, second, maxlens)
+    return table
+
+
+def _further_rows(
+    first: ScoredRun,
+    second: ScoredRun,
+    values: Mapping[str, ValueRecord],
+    maxlens: tuple[int | None, int | None],
+) -> list[Compare]:
+    """Return the same by values of further metrics, without those that no example has on both sides."""
+    pairs = list(_pairs(first, second, maxlens)) if values else []
+    rows = (row._replace(metric=key, value=about) for key, about in values.items() for row in pairs)
+    return [row for row in rows if row.shared()]
+
+
+def _pairs(first: ScoredRun, second: ScoredRun, maxlens: tuple[int | None, int | None]) -> Iterator[Compare]:
+    """Yield the lines of both runs at each setting and subset that they share, as rows without a metric."""
+    is_same = _is_same_model(first, second)
+    for one, other in _settings(first, second, maxlens):
         for subset, names in _subsets(first.lines[one], second.lines[other]):
             before, after = (
                 {name: run.lines[at][name] for name in names} for run, at in ((first, one), (second, other))
             )
-            table += [
-                Compare(before, after, name, profile, subset, is_same[one[0]] and _answers_alike(before, after))
-                for name in metrics or columns
-                if name in columns
-            ]
-    if not table:
-        raise _nothing_in_common(first, second, maxlens)
-    return table
+            is_one_model = is_same[one[0]] and _answers_alike(before, after)
+            yield Compare(before, after, "", subset=subset, is_same_model=is_one_model)
+
+
+def _compare(table: Sequence[Compare], margin: float) -> list[Comparison]:
+    """Return the rows of a table, those of each subset compared together."""
+    return [row for subset in SUBSETS for row in compare_lines([row for row in table if row.subset == subset], margin)]
 
 
 def _answers_alike(before: Mapping[str, ExampleScore], after: Mapping[str, ExampleScore]) -> bool:
@@ -242,8 +289,8 @@ def _nothing_in_common(first: ScoredRun, second: ScoredRun, maxlens: tuple[int |
     return UserError(f"no task, template and length in common{where}: {', and '.join(has)}")
 
 
-def _check_metrics(metrics: Sequence[str], profiles: Sequence[str]) -> None:
-    known = dict.fromkeys(metric for profile in profiles for metric in metric_columns(profile))
+def _check_metrics(metrics: Sequence[str], profiles: Sequence[str], further: Sequence[str] = ()) -> None:
+    known = dict.fromkeys([*(metric for profile in profiles for metric in metric_columns(profile)), *further])
     for metric in metrics:
         if metric not in known:
             raise UserError(f"profile {', '.join(profiles)} has no metric '{metric}'; known: {', '.join(known)}")
@@ -354,12 +401,14 @@ def _changes(first: Mapping[str, ExampleScore], second: Mapping[str, ExampleScor
 
 def comparison_json(content: RunComparison) -> dict[str, Any]:
     """Return a comparison JSON-ready; a row has `maxlen_a` and `maxlen_b` instead of two sides."""
-    rows = []
-    for one in content.comparisons:
-        row = to_json(one)
-        del row["first"], row["second"]
-        names = {"name": name_comparison(one), "template": one.first.template}
-        rows.append({**names, "maxlen_a": one.first.maxlen, "maxlen_b": one.second.maxlen, **row})
     claimed = {} if content.claim is None else {"claim": content.claim, "recorded": content.recorded}
     compared = {name: value for name, value in to_json(content).items() if name not in ("claim", "recorded")}
-    return {**compared, **claimed, "comparisons": rows}
+    rows = {name: list(map(_row_json, getattr(content, name))) for name in ("comparisons", "further")}
+    return {**compared, **claimed, **rows}
+
+
+def _row_json(one: Comparison) -> dict[str, Any]:
+    row = to_json(one)
+    del row["first"], row["second"]
+    names = {"name": name_comparison(one), "template": one.first.template}
+    return {**names, "maxlen_a": one.first.maxlen, "maxlen_b": one.second.maxlen, **row}

@@ -8,16 +8,21 @@ Both sides hold the lines of one setting by id. All rows of a table are tested t
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, cast
 
-from eval.records.schema import Compared, Comparison, ExampleScore, PairedResult, Subset
+import numpy as np
+
+from eval.records.schema import Compared, Comparison, ExampleScore, PairedResult, Subset, UsedMetric, ValueRecord
 from eval.scoring.claims import MARGIN, compare_table, count_outcomes
 from eval.scoring.examples import Scored, Setting, count_clusters, subsets_of, values_of
 from eval.scoring.exchanges import Pair
+from eval.scoring.metric_files import key_of
 from eval.scoring.profiles import PROFILES, headline, metric_columns, metric_range
-from eval.scoring.significance import FRACTIONS
+from eval.scoring.significance import FRACTIONS, Range
 
 
 def compare_settings(scored: Sequence[Scored], margin: float = MARGIN) -> list[Comparison]:
@@ -27,24 +32,44 @@ def compare_settings(scored: Sequence[Scored], margin: float = MARGIN) -> list[C
     every length; the examples are those that both have and for which they give other prompts. The comparisons of a
     task and subset make one table, at whose level all of its claims hold.
     """
+    return [row for table in _tables(scored, None) for row in compare_lines(table, margin)]
+
+
+def compare_further(
+    scored: Sequence[Scored], metrics: Mapping[str, UsedMetric], margin: float = MARGIN
+) -> list[Comparison]:
+    """Return the same by further metrics; all values of a metric, of a task and subset, make one table."""
+    return [
+        row
+        for name, one in metrics.items()
+        for table in _tables(scored, {key_of(name, value): about for value, about in one.values.items()})
+        for row in compare_lines(table, margin)
+    ]
+
+
+def _tables(scored: Sequence[Scored], values: Mapping[str, ValueRecord] | None) -> Iterator[list[Compare]]:
+    """Yield a table for each task and subset: of these values, or of the headline."""
     profiles = {one.line.task: one.profile for one in scored}
-    comparisons: list[Comparison] = []
     for subset, members in subsets_of([one for one in scored if one.is_model]):
         by_setting: dict[Setting, dict[str, ExampleScore]] = defaultdict(dict)
         for one in members:
             by_setting[one.setting][one.line.id] = one.line
         for task in dict.fromkeys(task for task, _, _ in by_setting):
-            pairs = _pairs([setting for setting in by_setting if setting[0] == task])
-            metric, profile = headline(profiles[task]), profiles[task]
-            comparisons += compare_lines(
-                [
-                    Compare(by_setting[first], by_setting[second], metric, profile, subset, is_same_model=True)
-                    for first, second in pairs
-                    if by_setting[first].keys() & by_setting[second].keys()
-                ],
-                margin,
-            )
-    return comparisons
+            pairs = [
+                (by_setting[first], by_setting[second])
+                for first, second in _pairs([setting for setting in by_setting if setting[0] == task])
+                if by_setting[first].keys() & by_setting[second].keys()
+            ]
+            profile = profiles[task]
+            if values is None:
+                metric = headline(profile)
+                yield [Compare(*pair, metric, profile, subset, is_same_model=True) for pair in pairs]
+            else:
+                yield [
+                    Compare(*pair, key, None, subset, is_same_model=True, value=about)
+                    for key, about in values.items()
+                    for pair in pairs
+                ]
 
 
 def _pairs(settings: Sequence[Setting]) -> Iterator[tuple[Setting, Setting]]:
@@ -64,8 +89,9 @@ class Compare(NamedTuple):
     """A row of a table of comparisons: the lines of two settings, which share an example at least.
 
     Attributes:
-        profile: What has the metric; None for a score of its own name, from 0 to 1.
+        profile: What has the metric; None for a score of its own name, from 0 to 1, and for values of further metrics.
         is_same_model: Whether one model answered both in the same way, so that the same prompt is no evidence.
+        value: Of a further metric, what its values can be; `metric` is then `NAME.VALUE`.
     """
 
     first: Mapping[str, ExampleScore]
@@ -74,10 +100,16 @@ class Compare(NamedTuple):
     profile: str | None = None
     subset: Subset = "all"
     is_same_model: bool = False
+    value: ValueRecord | None = None
 
     def shared(self) -> list[str]:
-        """Return the examples that both settings have."""
-        return [name for name in self.first if name in self.second]
+        """Return the examples that both settings have, with a value in both."""
+        return [name for name in self.first if name in self.second and self.has_values(name)]
+
+    def has_values(self, name: str) -> bool:
+        """Return whether an example has what is compared on both sides, as not all have values of further metrics."""
+        lines = self.first[name], self.second[name]
+        return self.value is None or all((line.further or {}).get(self.metric) is not None for line in lines)
 
     def has_same_prompt(self, name: str) -> bool:
         """Return whether both settings show one model the whole document after the same words."""
@@ -92,6 +124,7 @@ def compare_lines(table: Sequence[Compare], margin: float = MARGIN) -> list[Comp
     out: they cannot differ, and so tell nothing of how far others may. The margin is the loss up to which the second
     counts as no worse.
     """
+    table = [row for row in table if row.shared()]
     kept = [[name for name in row.shared() if not row.has_same_prompt(name)] for row in table]
     rows = list(zip(table, kept, strict=True))
     results = iter(compare_table([_pair(row, names) for row, names in rows if names], margin))
@@ -104,12 +137,39 @@ def _columns(row: Compare) -> Sequence[str]:
 
 def _pair(row: Compare, names: Sequence[str]) -> Pair:
     within = FRACTIONS if row.profile is None else metric_range(row.profile, row.metric)
-    before, after = (values_of((lines[name] for name in names), _columns(row)) for lines in (row.first, row.second))
+    if row.value is None:
+        before, after = (values_of((lines[name] for name in names), _columns(row)) for lines in (row.first, row.second))
+    else:
+        within, sign = _oriented(row.value)
+        before, after = (
+            np.array([[sign * cast(float, (lines[name].further or {})[row.metric])] for name in names])
+            for lines in (row.first, row.second)
+        )
     lines = [row.first[name] for name in names]
     # A document of one task is none of another's.
     documents = [(line.task, line.unit) for line in lines]
     are_answers = row.profile is not None and PROFILES[row.profile].has_common_answer
     return Pair(first=before, second=after, documents=documents, within=within, are_answers=are_answers)
+
+
+def _oriented(value: ValueRecord) -> tuple[Range, float]:
+    """Return a range in which more is better, and what takes values there."""
+    low, high = value.within
+    return ((-high, -low), -1.0) if value.better == "lower" else ((low, high), 1.0)
+
+
+def _as_they_are(result: PairedResult, value: ValueRecord | None) -> PairedResult:
+    """Return a result with the sign of the values, and without claims that a value cannot make."""
+    if value is None:
+        return result
+    if value.better is None or math.inf in (-value.within[0], value.within[1]):
+        # The margin is a share of the range, and no loss is one where nothing is better.
+        result = replace(result, non_inferior=False, claim_low=None)
+    if value.better != "lower":
+        return result
+    ends = None if result.high is None else -result.high, None if result.low is None else -result.low
+    # 0.0 is written without a sign.
+    return replace(result, difference=0.0 - result.difference, low=ends[0], high=ends[1], claim_low=None)
 
 
 def _nothing(margin: float) -> PairedResult:
@@ -143,14 +203,15 @@ def _comparison(row: Compare, names: Sequence[str], result: PairedResult) -> Com
         num_same_prompts=len(shared) - len(names),
         num_clusters=count_clusters(row.first[name] for name in names),
         by_metric=_by_metric(row, names),
-        **vars(result),
+        value=row.value,
+        **vars(_as_they_are(result, row.value)),
     )
 
 
 def _by_metric(row: Compare, names: Sequence[str]) -> dict[str, list[int]] | None:
     """Return wins, ties and losses by each metric that the row's joins; None where it is one."""
     columns = _columns(row)
-    if len(columns) == 1 or not names:
+    if len(columns) == 1 or not names or row.value is not None:
         return None
     before, after = (values_of((lines[name] for name in names), columns) for lines in (row.first, row.second))
     return {name: list(count_outcomes(gains)) for name, gains in zip(columns, (after - before).T, strict=True)}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from eval.records.schema import Estimate, ExampleRecord, ExampleScore, Result, RunRecord, Scores
+from eval.records.schema import Estimate, ExampleRecord, ExampleScore, Result, RunRecord, Scores, ValueRecord
 from eval.scoring.examples import Setting, setting_of
+from eval.scoring.metric_files import values_by_key, wrong_values
 from eval.scoring.profiles import PROFILES, metric_columns, metric_range
 from eval.scoring.significance import describe_range
 
@@ -19,15 +20,21 @@ def find_contradiction(
 ) -> str | None:
     """Return what does not belong together, in words; None where everything does."""
     known = {(one.task, one.id): one.document_id for one in examples}
+    values = values_by_key(scores.further or {})
     for line in lines:
         if (line.task, line.id) not in known or line.document_id != known[line.task, line.id]:
             return f"the example '{line.id}' of task '{line.task}' or its document is not that of examples.jsonl"
         problem = _unknown_setting(record, scores, setting_of(line))
         if problem or (problem := _wrong_columns(scores.profiles[line.task], line.metrics)):
             return problem
+        if problem := _wrong_further(values, line.further or {}):
+            return problem
     for result in scores.results:
         problem = _unknown_setting(record, scores, setting_of(result))
         if problem or (problem := _wrong_means(scores.profiles[result.task], result)):
+            return problem
+        means = {} if result.further is None else {key: one.mean for key, one in result.further.items()}
+        if problem := _wrong_further(values, means):
             return problem
     scored = {setting_of(line) for line in lines if line.is_model}
     return _wrong_number_of_results(scored, scores.results)
@@ -52,6 +59,12 @@ def _wrong_columns(profile: str, metrics: Mapping[str, float]) -> str | None:
             expected = describe_range((about[name].low, about[name].high))
             return f"{name} is {value}, and a number {expected} under profile {profile}"
     return None
+
+
+def _wrong_further(known: Mapping[str, ValueRecord], values: Mapping[str, float | None]) -> str | None:
+    if unknown := values.keys() - known.keys():
+        return f"there is no further metric with the value {min(unknown)}"
+    return wrong_values({key: known[key] for key in values}, values)
 
 
 def _other_metrics(profile: str, metrics: Collection[str]) -> str:

@@ -35,9 +35,11 @@ from eval.records.schema import (
     Result,
     Share,
     Subset,
+    ValueRecord,
 )
 from eval.scoring.baselines import CommonAnswers, describe_baselines, num_words, visible_share
 from eval.scoring.beside import BaselinesOfDocument, ForeignTexts
+from eval.scoring.floors import Floor, Floors
 from eval.scoring.noise import noise_of
 from eval.scoring.profiles import PROFILES, metric_columns, metric_range, score_prediction
 from eval.scoring.significance import mean_interval
@@ -59,6 +61,8 @@ class Scored:
     line: ExampleScore
     profile: str
     prediction: Prediction
+    texts: Sequence[str]
+    references: Sequence[str]
     evidence_visible: float | None
     num_words: int
 
@@ -102,11 +106,13 @@ def score_examples(
     profiles: Mapping[str, str],
     system: str,
     first_line_tasks: Collection[str] = (),
+    *,
+    with_floors: bool = False,
 ) -> ScoredExamples:
     """Return the scores of each prediction of one system and of the baselines beside it.
 
     Answers of `first_line_tasks` are scored by their first line, baselines whole. Of several samples of an answer the
-    mean score counts.
+    mean score counts. With floors, what `eval.scoring.floors` makes of references stands beside each prediction too.
     """
     known = {(one.task, one.id): one for one in examples}
     by_document: dict[tuple[str, str], dict[str, list[Prediction]]] = {}
@@ -123,6 +129,10 @@ def score_examples(
         for task, made in baselines.items()
         if made.common_answer is not None
     }
+    floors: dict[str, Floors] = {}
+    if with_floors:
+        answered = dict.fromkeys((one.task, one.id) for one in predictions)
+        floors = {task: Floors(known[key] for key in answered if key[0] == task) for task in references}
     texts: dict[str, dict[str, str]] = defaultdict(dict)
     for document in documents:
         if (document.task, document.document_id) in by_document:
@@ -148,7 +158,9 @@ def score_examples(
         )
         for example_id, answers in by_example.items():
             example = known[task, example_id]
-            for one in _score_answers(answers, example, profiles[task], system, task in first_line_tasks, beside):
+            others = floors[task].beside(example) if floors else []
+            by_first_line = task in first_line_tasks
+            for one in _score_answers(answers, example, profiles[task], system, by_first_line, beside, others):
                 found[one.prediction.key].append(one)
     return ScoredExamples(
         scored=[scored for prediction in predictions for scored in found[prediction.key]], baselines=baselines
@@ -162,12 +174,20 @@ def _score_answers(
     system: str,
     by_first_line: bool,
     baselines_of: BaselinesOfDocument,
+    floors: Sequence[Floor],
 ) -> Iterator[Scored]:
-    """Yield each prediction about one example, followed by its baselines."""
-    metrics_of = cache(lambda text: score_prediction(profile, text, example.references))
+    """Yield each prediction about one example, followed by its baselines and floors."""
+    metrics_of = cache(lambda text, references: score_prediction(profile, text, references))
+    all_references = tuple(example.references)
 
-    def score(prediction: Prediction, system: str, texts: Sequence[str], **about: Any) -> Scored:
-        each = [metrics_of(text) for text in texts]  # once a text: many windows give the same baselines
+    def score(
+        prediction: Prediction,
+        system: str,
+        texts: Sequence[str],
+        references: tuple[str, ...] = all_references,
+        **about: Any,
+    ) -> Scored:
+        each = [metrics_of(text, references) for text in texts]  # once a text: many windows give the same baselines
         line = ExampleScore(
             **{name: getattr(prediction, name) for name in ("task", "template", "id", "maxlen")},
             document_id=example.document_id,
@@ -183,6 +203,8 @@ def _score_answers(
             line=line,
             profile=profile,
             prediction=prediction,
+            texts=texts,
+            references=references,
             evidence_visible=share,
             num_words=_mean_words(texts),
         )
@@ -202,14 +224,18 @@ def _score_answers(
             for one in baselines[prediction.maxlen]:
                 spans = None if one.objective is None else [list(span) for span in one.sentences]
                 yield score(prediction, one.system, [one.text], is_model=False, sentences=spans)
+            for floor in floors:
+                yield score(prediction, floor.system, [floor.text], tuple(floor.references), is_model=False)
 
 
 def _mean_words(texts: Sequence[str]) -> int:
     return round(statistics.fmean(map(num_words, texts)))
 
 
-def summarize(scored: Sequence[Scored]) -> list[Result]:
+def summarize(scored: Sequence[Scored], further: Mapping[str, ValueRecord] | None = None) -> list[Result]:
     """Return one result a task, template, length, subset and system: means with intervals, counts, cost.
+
+    `further` is what values of further metrics can be, by `NAME.VALUE`.
 
     The subset `always_truncated` holds the examples that even the greatest length truncates: short documents, which all
     lengths show alike, dilute what length does. It is left out for a task and template where it is empty or everything.
@@ -219,11 +245,11 @@ def summarize(scored: Sequence[Scored]) -> list[Result]:
         groups: dict[tuple[Setting, bool, str], list[Scored]] = defaultdict(list)
         for one in members:
             groups[one.setting, one.is_model, one.line.system].append(one)
-        results += [_result(group, subset) for group in groups.values()]
+        results += [_result(group, subset, further or {}) for group in groups.values()]
     return results
 
 
-def _result(group: Sequence[Scored], subset: Subset) -> Result:
+def _result(group: Sequence[Scored], subset: Subset, further: Mapping[str, ValueRecord]) -> Result:
     """Return the result of one setting and system."""
     lines, first = [one.line for one in group], group[0]
     documents = [line.unit for line in lines]
@@ -253,9 +279,22 @@ def _result(group: Sequence[Scored], subset: Subset) -> Result:
         noise={name: _noise(lines, columns, metrics[name]) for name, columns in columns_of.items()}
         if has_samples
         else None,
+        further=further_means(lines, further),
         evidence_visible=_mean_share(group) if first.is_model else None,
         cost=cost([one.prediction for one in group]) if first.is_model else None,
     )
+
+
+def further_means(lines: Sequence[ExampleScore], known: Mapping[str, ValueRecord]) -> dict[str, Share] | None:
+    """Return means with intervals over the documents of the examples that have each value; None where none has one."""
+    found = {}
+    for key, about in known.items():
+        pairs = [(value, line.unit) for line in lines if line.further and (value := line.further.get(key)) is not None]
+        if pairs:
+            values, units = zip(*pairs, strict=True)
+            estimate = mean_interval(np.array(values), units, within=about.within)
+            found[key] = Share(**vars(estimate), num_examples=len(pairs))
+    return found or None
 
 
 def _noise(lines: Sequence[ExampleScore], columns: Sequence[str], mean: Estimate) -> Noise:

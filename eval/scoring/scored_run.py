@@ -17,6 +17,7 @@ from eval.records.schema import ExampleRecord, ExampleScore, Prediction, RunReco
 from eval.records.typed import from_json, to_json
 from eval.scoring.consistency import find_contradiction
 from eval.scoring.examples import SCORING_VERSION, Setting, setting_of
+from eval.scoring.metric_files import check_used
 
 
 def predictions_digest(predictions: Iterable[Prediction], think_end_token: str | None) -> str:
@@ -88,6 +89,7 @@ def read_scored(path: Path) -> ScoredRun:
         if inputs.dropped:
             raise UserError(f"{path}: {inputs.dropped}; the run's own command makes them again")
         raise UserError(f"the scores in {path} are not those of its predictions; {again}")
+    check_used(path, scores.further or {}, again)
     if problem := find_contradiction(record, scores, lines, inputs.examples):
         raise UserError(f"the scores in {path} contradict themselves or its run.json: {problem}; {again}")
     by_setting: dict[Setting, dict[str, ExampleScore]] = {}

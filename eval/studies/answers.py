@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from eval.errors import UserError
-from eval.metrics.unicode_text import counted_words
+from eval.metrics.diagnostics import NGRAM, repeated_share
 from eval.records.schema import ExampleScore, Prediction, Result
 from eval.reporting.charts import length_curves
 from eval.reporting.columns import BASELINE_STYLES, COMPARISON_LEGEND, COUNTS, legend_of, percent
@@ -24,7 +24,6 @@ from eval.studies.section import Draft
 Runs = Mapping[str, ScoredRun]  # by part
 Row = tuple[str, Compare]  # what is compared with what
 
-NGRAM = 4
 # What stands beside scores: with as many words as each answer, or, in runs of earlier versions, as references.
 _BESIDE = ("matched_oracle", "matched_lead")
 _BESIDE_0_1 = ("visible_oracle", "lead")
@@ -159,17 +158,6 @@ def write_repetition(draft: Draft) -> None:
 
 def _cells(setting: Setting) -> tuple[str, str, str]:
     return setting[0], setting[1], f"{setting[2]:,}"
-
-
-def repeated_share(text: str) -> float | None:
-    """Return the share of an answer's 4-grams of words that stand in it before; None where it has none.
-
-    Source: seq-rep-4, Welleck et al., Neural text generation with unlikelihood training, arXiv 1908.04319, section 6;
-    over words in lower case instead of tokens, as budgets count them.
-    """
-    words = counted_words(text.lower())
-    ngrams = [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else None
 
 
 def _repeated(run: ScoredRun, setting: Setting, answers: Mapping[str, Prediction]) -> dict[str, ExampleScore]:

@@ -13,6 +13,7 @@ import pytest
 
 from eval.errors import UserError
 from eval.judging.judge import open_judge
+from eval.judging.questions import UnreadError, built_in, read_choice, read_numbers, read_points
 from eval.metrics.base import check_metric, check_scores
 from tests.eval.judging.conftest import REFERENCES, Write, item, looks, prompt_of
 from tests.helpers.engine_faults import Call, Fault, from_number, openai_error
@@ -130,8 +131,6 @@ def test_a_rubric_asks_for_values_on_scales(server: EngineStandIn, write: Write,
 def test_garbage_and_refusals_are_counted_and_are_no_score(
     reply: str, kind: str, server: EngineStandIn, write: Write
 ) -> None:
-    from eval.judging.questions import UnreadError, read_numbers
-
     server.says = lambda call: reply if '"said"' in prompt_of(call) else looks(call)
     [score] = judged(write(), [item(HALF)])
     assert (score["recall"], score["f1"], score["precision"]) == (None, None, 1.0)
@@ -139,6 +138,16 @@ def test_garbage_and_refusals_are_counted_and_are_no_score(
     with pytest.raises(UnreadError) as error:
         read_numbers(reply, "said", 4)
     assert error.value.kind == kind
+
+
+@pytest.mark.parametrize("name", ["key_points", "said", "supported", "pairwise"])
+def test_who_repeats_the_prompt_has_said_nothing(name: str) -> None:
+    prompt = built_in(f"{name}.v1").text
+    example = prompt[prompt.rindex("{") :].strip().splitlines()[0]
+    reads = {"key_points": read_points, "pairwise": read_choice}
+    for text in (prompt, example):
+        with pytest.raises(UnreadError):
+            reads.get(name, lambda text: read_numbers(text, name, 9))(text)
 
 
 def test_without_key_points_there_is_no_recall_and_it_counts_as_unread(server: EngineStandIn, write: Write) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.metrics.answers import answer_words
+from eval.metrics.diagnostics import repeated_share
 from eval.metrics.rouge import rouge_words, sentence_spans
 from eval.metrics.unicode_text import (
     counted_words,
@@ -20,7 +21,6 @@ from eval.metrics.unicode_text import (
     unicode_words,
 )
 from eval.scoring.baselines import num_words, word_budget, words_at_end
-from eval.studies.answers import repeated_share
 from tests.helpers.properties import tries
 
 ASCII = st.text(st.sampled_from(string.printable))

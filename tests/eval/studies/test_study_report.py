@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from eval.metrics.diagnostics import repeated_share
 from eval.records.journal import read_lines
 from eval.records.run_folder import RunFolder, kind_of
 from eval.records.schema import (
@@ -37,7 +38,6 @@ from eval.records.schema import (
 )
 from eval.reporting.placement_report import held_out_rows
 from eval.score import main as score
-from eval.studies.answers import repeated_share
 from eval.studies.charts import ratio_chart
 from eval.studies.parts import Section
 from eval.studies.report import SECTIONS
