@@ -14,8 +14,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from eval.judging.judge import open_judge
 from eval.metrics.open import BUILT_IN, open_metric
 from eval.records.read_run import open_run, read_inputs
 from eval.records.schema import RunRecord
@@ -35,7 +37,8 @@ def score_again(options: argparse.Namespace) -> None:
     """
     path: Path = options.run
     folder, record = open_run(path)
-    metrics = [open_metric(name) for name in dict.fromkeys(options.metrics)]
+    judge = partial(open_judge, may_see_documents=options.judge_may_see_documents)
+    metrics = [open_metric(name, {"judge": judge}) for name in dict.fromkeys(options.metrics)]
     with_texts = options.texts
     if with_texts is None:
         # As the last time; a run without scores has the setting of its last session.
@@ -84,8 +87,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=_names,
         action="extend",
         default=[],
-        help=f"further metrics, parted by commas: {', '.join(BUILT_IN)}, evaluate:NAME, FILE.py:NAME; see "
-        "docs/metrics.md",
+        help=f"further metrics, parted by commas: {', '.join(BUILT_IN)}, evaluate:NAME, FILE.py:NAME, "
+        "judge:FILE.yaml; see docs/metrics.md",
+    )
+    parser.add_argument(
+        "--judge-may-see-documents",
+        action="store_true",
+        help="send documents to a judge's address, where its prompt shows them; see docs/judge.md",
     )
     parser.add_argument(
         "--metrics-again", action="store_true", help="forget what these metrics have scored, and score all anew"
@@ -104,7 +112,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("give either the folder of a run, or --predictions with --references")
     if options.run is None:
         given = {"margin": options.margin, "texts": options.texts}
-        given |= {name: getattr(options, name) or None for name in ("full", "json", "metrics", "metrics_again")}
+        flags = ("full", "json", "metrics", "metrics_again", "judge_may_see_documents")
+        given |= {name: getattr(options, name) or None for name in flags}
         for name, value in given.items():
             if value is not None:
                 flag = f"--{name.replace('_', '-')}"

@@ -23,8 +23,12 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "merge": ("eval.merge", "join the parts of a run that independent jobs made"),
         "score": ("eval.score", "score a run again, or predictions from elsewhere"),
         "compare": ("eval.compare", "test two runs against each other"),
+        "labels": ("eval.labels", "estimate what people would give all answers, from labels of some"),
         "leaderboard": ("eval.leaderboard", "rank many runs by quality, beside their cost"),
         "export": ("eval.export", "write a scored run as lm-evaluation-harness does"),
+    },
+    "Ask a model that judges": {
+        "judge": ("eval.judge", "say which of two runs answers better, by a judge behind an address"),
     },
     "Run many parts": {
         "study": ("eval.study", "the runs, measurements and trainings of a study, and one report"),

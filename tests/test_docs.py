@@ -33,6 +33,8 @@ from eval.config.options import Options
 from eval.config.perplexity import PerplexityConfig
 from eval.config.placement import PlacementConfig
 from eval.config.run import RunConfig
+from eval.judging.settings import JudgeSettings, read_settings
+from eval.records.typed import describe_fields
 from eval.studies.parts import KINDS, read_study
 from masformer import SpanPlan
 from masformer.__main__ import COMMANDS
@@ -326,8 +328,15 @@ def test_yaml_is_settings_of_a_run(page: Path, tmp_path: Path) -> None:
             assert read_task_file(file).task().templates
         elif "sections:" in block:
             assert {section.kind for section in read_study(file).sections} == set(KINDS)
+        elif "base_url:" in block:
+            assert read_settings(file).model
         else:
             RunConfig.from_command_line(["--config", str(file)])
+
+
+def test_the_page_of_judges_has_all_keys_of_their_files() -> None:
+    rows = "".join(f"| `{name}` | {kind} | {doc} |\n" for name, kind, doc in describe_fields(JudgeSettings))
+    assert f"{rows}<!-- end of keys -->" in (ROOT / "docs/judge.md").read_text(encoding="utf-8")
 
 
 def test_parts_are_those_of_the_study() -> None:

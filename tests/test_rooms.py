@@ -20,6 +20,7 @@ BELOW = {
     "reporting": {"scoring", "metrics", "records", "errors", "tasks"},
     "generation": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "engines": {"losses", "generation", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
+    "judging": {"engines", "scoring", "metrics", "runtime", "records", "errors", "tasks"},
     "losses": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "training": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "studies": {"reporting", "scoring", "metrics", "config", "runtime", "records", "errors", "tasks"},

@@ -7,13 +7,12 @@ Prompts are cut here, with the tokenizer of the model, and go as token ids where
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from eval.engines.access import is_here, read_key
 from eval.engines.client import Client
 from eval.engines.contact import Server, contact
 from eval.engines.service import Service, Trial, digest_of, say
@@ -21,8 +20,6 @@ from eval.errors import UserError
 from eval.records.engines import FORMS
 from eval.records.schema import ModelRecord
 from masformer.checkpoints.open import CheckpointError, open_tokenizer
-
-KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 class EndpointService(Service):
@@ -45,7 +42,7 @@ class EndpointService(Service):
         _check_settings(config)
         self.tokenizer = _load_tokenizer(config)
         address = str(config.base_url)
-        settings = self.client_settings(address, _key(config.api_key_env), config.model, is_ours=_is_here(address))
+        settings = self.client_settings(address, read_key(config.api_key_env), config.model, is_ours=is_here(address))
         self.client = Client(settings, say=say)
         self.found = contact(self.client, config, self.tokenizer, form or config.prompts_as)
         if trial is not None:
@@ -88,27 +85,6 @@ def _check_settings(config: Any) -> None:
                 f"--{name.replace('_', '-')} {value} is of a model that is loaded here, and --engine endpoint asks a "
                 "server that has loaded its own; leave it out"
             )
-
-
-def _key(variable: str | None) -> str | None:
-    key = os.environ.get(variable or KEY_VARIABLE, "").strip()
-    if variable is not None and not key:
-        # Not repeated: it may be the key itself, in the wrong place.
-        raise UserError(
-            "--api-key-env names no environment variable that holds a key; put the key into one, and give the name of "
-            "it, such as OPENAI_API_KEY"
-        )
-    if not (key.isascii() and key.isprintable()):
-        raise UserError(
-            f"the environment variable {variable or KEY_VARIABLE} holds characters that no key can have, such as a "
-            "line's end or a dash of typography; copy the key into it again"
-        )
-    return key or None
-
-
-def _is_here(address: str) -> bool:
-    host = urlsplit(address).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _load_tokenizer(config: Any) -> Any:

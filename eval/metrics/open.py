@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from eval.errors import UserError
@@ -60,16 +61,20 @@ BUILT_IN: dict[str, Callable[[str], Metric]] = {
 }
 
 
-def open_metric(name: str) -> Metric:
+def open_metric(name: str, others: Mapping[str, Callable[[str], Metric]] = MappingProxyType({})) -> Metric:
     """Return a metric by its name.
+
+    Args:
+        name: As `--metrics` has it.
+        others: What opens metrics of rooms above this one, by kind, given their argument.
 
     Raises:
         UserError: No metric has the name, or it cannot be opened here.
     """
     kind, _, argument = name.partition(":")
     file, _, attribute = name.rpartition(":")
-    if kind in BUILT_IN:
-        metric: Any = BUILT_IN[kind](argument)
+    if maker := BUILT_IN.get(kind) or others.get(kind):
+        metric: Any = maker(argument)
     elif file.endswith(".py") and attribute:
         metric = _made_by(_in_file(Path(file), attribute), name)
     elif found := entry_points(group=GROUP, name=name):
@@ -79,10 +84,8 @@ def open_metric(name: str) -> Metric:
         except ImportError as error:
             raise UserError(f"metric {name} of the entry point {point.value} cannot be imported: {error}") from error
     else:
-        others = sorted(entry_points(group=GROUP).names)
-        raise UserError(
-            f"there is no metric '{name}'; give {', '.join([*BUILT_IN, *others])}, evaluate:NAME, or FILE.py:NAME"
-        )
+        known = [*BUILT_IN, *others, *sorted(entry_points(group=GROUP).names)]
+        raise UserError(f"there is no metric '{name}'; give {', '.join(known)}, evaluate:NAME, or FILE.py:NAME")
     check_metric(metric)
     return metric  # type: ignore[no-any-return]
 

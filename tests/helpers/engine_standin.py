@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +30,7 @@ from tests.helpers.engine_answers import BLOCK, Answer, byte_ids, digests_of, li
 from tests.helpers.engine_faults import (
     CHAT_ALONE,
     HEALTHY,
+    KEPT,
     NO_IDS,
     NO_SUCH_PATH,
     OLD_ROOM,
@@ -47,6 +48,7 @@ _OF_OPENAI = {
     *("model", "prompt", "messages", "max_tokens", "temperature", "top_p", "n", "seed", "stop", "stream"),
     *("stream_options", "echo", "logprobs", "best_of", "user", "presence_penalty", "frequency_penalty"),
     "max_completion_tokens",
+    "response_format",
 }
 
 
@@ -67,6 +69,8 @@ class EngineStandIn:
         gathers: Answers nothing before as many requests are there at the same time.
         faults: What goes wrong, when; the first that holds.
         calls: All requests, in order.
+        says: What it answers, instead of words of its own.
+        formats: Kinds of `response_format` that it takes.
     """
 
     port: int = 0
@@ -87,6 +91,8 @@ class EngineStandIn:
     gathers: int = 0
     faults: list[tuple[When, Fault]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    says: Callable[[Call], str] | None = None
+    formats: Sequence[str] = ("json_schema", "json_object", "text")
     most_at_once: int = 0
     is_dead: bool = False
     errors: list[BaseException | None] = field(default_factory=list)
@@ -235,6 +241,9 @@ class _Handler(BaseHTTPRequestHandler):
         if one.is_strict and (unknown := [name for name in body if name not in _OF_OPENAI]):
             message = f"Unrecognized request argument supplied: {unknown[0]}"
             return Fault(status=400, body=openai_error(message, "invalid_request_error"))
+        if (kind := body.get("response_format", {}).get("type", "text")) not in one.formats:
+            message = f"Invalid value: '{kind}'. Supported values are: {', '.join(one.formats)}."
+            return Fault(status=400, body=openai_error(message, "invalid_request_error"))
         # vLLM cuts the room of an answer where a prompt leaves less than is asked for; OpenAI refuses that.
         room = 1 if one.engine == "vllm" else body.get("max_tokens", 16)
         if one.max_model_len is not None and len(call.ids) + room > one.max_model_len:
@@ -258,6 +267,11 @@ class _Handler(BaseHTTPRequestHandler):
             room = min(room, one.max_model_len - len(ids))
         seed = int(body.get("seed") or 0) if body.get("temperature") else 0
         count = fault.num_choices or int(body.get("n", 1))
+        if one.says is not None:
+            words = one.says(call).split(" ")
+            pieces = [word if place == 0 else f" {word}" for place, word in enumerate(words[:room])]
+            reason = "length" if len(words) > room else "stop"
+            return [Answer(pieces, reason if fault.finish_reason == KEPT else fault.finish_reason, len(pieces))] * count
         return [shape(ids, body, index, seed, room, fault) for index in range(0 if fault.is_empty else count)]
 
     def _usage(self, call: Call, answers: Sequence[Answer], fault: Fault) -> dict[str, Any]:

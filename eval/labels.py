@@ -1,0 +1,91 @@
+"""Estimate what people would give all answers of a run, from labels of some of them and metrics of all.
+
+    python -m eval.labels RUN --labels FILE [--rating NAME]
+
+The file is a table or JSON lines with the columns id, prediction, and one of ratings. The run's metrics, such as those
+that `python -m eval.score RUN --metrics ...` has added, narrow the interval and do not move the mean away from people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from eval.errors import UserError
+from eval.metrics.answers import first_line
+from eval.records.read_run import RunInputs, answer_of, open_run, read_inputs
+from eval.records.schema import Key
+from eval.records.typed import to_json
+from eval.reporting.columns import interval
+from eval.reporting.tables import WIDTH, as_columns
+from eval.runtime.jobs import CommandParser, command
+from eval.scoring.labels import LabelRow, label_rows, read_labels
+from eval.scoring.scored_run import read_scored
+
+_LEGEND = (
+    "Mean of the labels over all answers, in their unit, with a 95% interval over documents (PPI++). Gain: times as "
+    "many documents that labels alone would take for such an interval. Weight: what the metric counts for. It holds "
+    "where the answers that have a label were drawn at random. Choose the metric before you look at the gains."
+)
+
+
+def render(rows: Sequence[LabelRow]) -> str:
+    """Return the estimates for a terminal, a table a setting."""
+    parts = []
+    for (task, template, maxlen), group in groupby(rows, key=lambda row: (row.task, row.template, row.maxlen)):
+        of_setting = list(group)
+        first = of_setting[0].found
+        counts = (
+            f"{first.num_labels:,} of {first.num_answers:,} answers have a label, {first.num_documents:,} documents"
+        )
+        mean, low, high = first.labelled
+        table = [
+            ["with", "mean", "gain", "weight"],
+            ["labels alone", f"{mean:.3f}{interval(low, high, '.3f')}", "", ""],
+        ]
+        for row in sorted(of_setting, key=lambda row: -(row.found.gain or 0)):
+            one = row.found
+            gain = "-" if one.gain is None else f"{one.gain:.2f}"
+            mean_text = f"{one.mean:.3f}{interval(one.low, one.high, '.3f')}"
+            table.append([row.metric, mean_text, gain, f"{one.weight:.3g}"])
+        parts += [f"{task}, {template}, {maxlen:,}: {counts}", "", as_columns(table), ""]
+    return "\n".join([*parts, textwrap.fill(_LEGEND, WIDTH)])
+
+
+def _texts(inputs: RunInputs) -> dict[Key, str]:
+    """Return what is scored of each prediction; of several samples the first."""
+    record = inputs.record
+    texts = {one.key: answer_of(one, record.think_end_token).text for one in inputs.predictions}
+    return {key: first_line(text) if record.tasks[key[0]].scores_first_line else text for key, text in texts.items()}
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser("python -m eval.labels", __doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a scored run")
+    parser.add_argument("--labels", metavar="FILE", type=Path, required=True, help="labels: .csv, .jsonl, .parquet ...")
+    parser.add_argument("--rating", metavar="NAME", default="rating", help="column of the rating (default: rating)")
+    parser.add_argument("--metric", metavar="NAME", nargs="+", default=[], help="default: all that the run has")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser.parse_args(arguments)
+
+
+@command()
+def main(argv: Sequence[str]) -> None:
+    """Estimate what a command line names."""
+    options = _parse(argv)
+    labels = read_labels(options.labels, options.rating)
+    rows = label_rows(read_scored(options.run), _texts(read_inputs(*open_run(options.run))), labels)
+    known = list(dict.fromkeys(row.metric for row in rows))
+    if unknown := [name for name in options.metric if name not in known]:
+        raise UserError(f"{options.run} has no metric '{unknown[0]}'; known: {', '.join(known)}")
+    rows = [row for row in rows if not options.metric or row.metric in options.metric]
+    print(json.dumps(to_json(rows), indent=2) if options.json else render(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,109 @@
+"""`eval.labels`: labels of some answers of a run, and its metrics of all."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.labels import main
+from eval.score import main as score
+from tests.helpers.run_folders import document, example_line, run_record, sentence, write_run
+
+NUM_DOCUMENTS, NUM_LABELLED = 40, 12
+
+
+def quality(name: str) -> int:
+    """Return how many of four sentences an answer gets right."""
+    return int(name.partition("-")[2]) * 7 % 5
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a scored run whose answers say from none to four sentences of their references."""
+    sentences = {
+        f"test-{index}": [sentence(index * 31 + place) for place in range(4)] for index in range(NUM_DOCUMENTS)
+    }
+    examples = [
+        example_line(index, references=[" ".join(sentences[f"test-{index}"])]) for index in range(NUM_DOCUMENTS)
+    ]
+
+    def answer(example: Any, maxlen: int) -> str:
+        right = sentences[example.id][: quality(example.id)]
+        return " ".join([*right, *(f"x{place} y z w v u t s." for place in range(4 - len(right)))])
+
+    documents = {f"doc-{index}": document(index) for index in range(NUM_DOCUMENTS)}
+    path = tmp_path_factory.mktemp("labels") / "run"
+    write_run(path, answer, examples, documents, run_record(lengths=(100,)))
+    assert score([str(path)]) == 0
+    return path
+
+
+def write_labels(run: Path, file: Path, labels: list[tuple[str, Any]], column: str = "rating") -> Path:
+    """Write labels of examples, in the order given."""
+    lines = map(json.loads, (run / "predictions.jsonl").read_text().splitlines())
+    texts = {line["id"]: line["text"] for line in lines}
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "prediction", column])
+        writer.writerows([name, f" {texts[name]}\n", value] for name, value in labels)
+    return file
+
+
+# From 0 to 100, near the share of sentences that are right.
+LABELS = [(name, 25 * quality(name) + int(name[-1]) % 3) for name in map("test-{}".format, range(NUM_LABELLED))]
+
+
+def test_a_metric_narrows_the_interval_of_people_s_mean(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_labels(run, tmp_path / "labels.csv", LABELS)
+    assert main([str(run), "--labels", str(file), "--json"]) == 0
+    rows = {row["metric"]: row["found"] for row in json.loads(capsys.readouterr().out)}
+    found = rows["rouge1"]
+    truth = sum(25 * quality(f"test-{index}") for index in range(NUM_DOCUMENTS)) / NUM_DOCUMENTS
+    assert found["low"] < truth + 1 < found["high"]
+    assert found["gain"] > 2
+    assert (found["num_labels"], found["num_answers"], found["num_documents"]) == (NUM_LABELLED, NUM_DOCUMENTS, 12)
+    assert found["labelled"][1] < found["low"] < found["high"] < found["labelled"][2]
+    assert main([str(run), "--labels", str(file), "--metric", "rouge1"]) == 0
+    out = capsys.readouterr().out
+    assert "12 of 40 answers have a label" in out
+    assert "rouge2" not in out
+
+
+def test_several_people_count_by_their_mean_and_empty_cells_not_at_all(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = [("test-0", 1), ("test-1", 2), ("test-2", 3), ("test-2", 9), ("test-2", ""), ("test-3", None)]
+    file = write_labels(run, tmp_path / "labels.csv", labels, "mine")
+    assert main([str(run), "--labels", str(file), "--rating", "mine", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["found"]["labelled"] == [3.0, None, None]
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("id,prediction,rating\n", [], "has no label in 'rating'"),
+        ("id,prediction\ntest-0,x\n", [], "no column 'rating'"),
+        ("id,prediction,rating\ntest-0,x,good\n", [], "rating is 'good', and no number"),
+        ("id,prediction,rating\n,x,1\n", [], "no id"),
+        ("id,prediction,rating\ntest-0,x,1\n", [], "has a label: id and prediction must be those of an answer"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    content: str, arguments: list[str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(content)
+    assert main([str(run), "--labels", str(file), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_metric_that_the_run_has_not_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_labels(run, tmp_path / "labels.csv", LABELS)
+    assert main([str(run), "--labels", str(file), "--metric", "judge:mine.recall"]) == 2
+    assert "has no metric 'judge:mine.recall'; known: rouge1" in capsys.readouterr().err
