@@ -26,6 +26,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "labels": ("eval.labels", "estimate what people would give all answers, from labels of some"),
         "leaderboard": ("eval.leaderboard", "rank many runs by quality, beside their cost"),
         "export": ("eval.export", "write a scored run as lm-evaluation-harness does"),
+        "rate": ("eval.rate", "rate the answers of runs side by side, blinded, on a page"),
+        "meta": ("eval.meta", "measure how well metrics agree with people"),
     },
     "Ask a model that judges": {
         "judge": ("eval.judge", "say which of two runs answers better, by a judge behind an address"),
