@@ -10,7 +10,7 @@ Which kernel when (`kernels.choose_kernel`; figures are in docs/performance.md):
 | every query sees all before it | `scaled_dot_product_attention`, causal | the same |
 | ... on top of a cache | `parts`: a part for each run of keys | flash-attn if installed, else flex |
 | a window | `tiles`, or `parts` of views: as measured (`ways`) | flash-attn without sinks, else flex |
-| blocks, soft-capped scores, learned sinks, training | `tiles` | compiled flex_attention |
+| blocks, soft-capped scores, learned sinks | `tiles` | compiled flex_attention |
 | ... in fp64, or heads smaller than 16 | `tiles` | `tiles` |
 | a pattern that `tiles` does not know | masks of a few rows | flex, else masks of a few rows |
 | dropout of attention weights | masks of a few rows | the same |
