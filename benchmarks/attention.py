@@ -28,9 +28,8 @@ from benchmarks.pairs import Case, alternate, finish, show
 from eval.runtime.processes import set_threads
 from masformer.attention.kernels import masformer_attention, span_attention
 from masformer.attention.visibility import SpanMask, visible_keys
-from masformer.attention.ways import ways_taken
-from masformer.hardware import processor_name
 from masformer.plans.spans import FULL, LayerSpan
+from masformer.tuning import chosen, machine
 
 # Tokens, dtype, span, target; block-sparse spans and fp16 for completeness.
 AGAINST_FULL = (
@@ -123,7 +122,7 @@ def main() -> None:
         upstream = torch.randn_like(inputs[0])
         ways = [partial(train, leaves, upstream, attend) for attend in (partial(span_attention, span=span), full)]
         compare(num_tokens, dtype, span, ways, "full causal sdpa", prefix="forward and backward: ")
-    print(f"chosen on {processor_name()}: {ways_taken()}")
+    print(f"chosen on {machine()}: {chosen()}")
     finish(cases)
 
 

@@ -30,9 +30,9 @@ from eval.runtime.processes import set_threads
 from masformer.attention.kernels import span_attention
 from masformer.attention.parts import merge
 from masformer.attention.visibility import is_visible
-from masformer.attention.ways import TILES, VIEWS, ways_taken
-from masformer.hardware import processor_name
+from masformer.attention.ways import TILES, VIEWS
 from masformer.plans.spans import FULL, LayerSpan
+from masformer.tuning import chosen, machine
 
 TOKENS, SINKS, WINDOW, BLOCK = 8192, 4, 512, 512
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
@@ -41,7 +41,7 @@ attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 def by_way(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, way: str) -> Tensor:
     """Our kernel, told which way to take."""
-    with mock.patch.dict(os.environ, MASFORMER_WINDOWS=way):
+    with mock.patch.dict(os.environ, MASFORMER_WAYS=f"window={way}"):
         return span_attention(query, key, value, span)
 
 
@@ -110,7 +110,7 @@ def main() -> None:
             case = Case(case=f"{name}; {span}, {kind}", ours=ours, peer=full, unit="ms", floor=floor)
             show(case)
             cases.append(case)
-    print(f"chosen on {processor_name()}: {ways_taken()}")
+    print(f"chosen on {machine()}: {chosen()}")
     finish(cases)
 
 

@@ -30,7 +30,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.pairs import Case, finish, show
 from eval.config.run import RunConfig
+from eval.engines.served import ServedBackend
 from eval.generation.backend import open_backend
+from eval.generation.local import LocalBackend
 from eval.generation.run_job import open_run
 from masformer.hardware import device_name
 from tasks import TASKS, LoadRequest
@@ -78,7 +80,8 @@ def run_here(argv: Sequence[str]) -> Way:
     backend = open_backend(config)
     ready: list[float] = []
     if config.engine == "local":
-        opened: Any = backend.opened  # type: ignore[attr-defined]
+        assert isinstance(backend, LocalBackend)
+        opened: Any = backend.opened
         load = type(opened).load
 
         def loaded(self: Any, *arguments: Any) -> Any:
@@ -88,8 +91,10 @@ def run_here(argv: Sequence[str]) -> Way:
 
         type(opened).load = loaded
     else:
-        serving: Any = backend.serving  # type: ignore[attr-defined]
-        backend.serving = lambda: _Noted(serving(), ready)  # type: ignore[attr-defined]
+        assert isinstance(backend, ServedBackend)
+        service: Any = backend.service
+        running = service.running
+        service.running = lambda log: _Noted(running(log), ready)
     run = open_run(config, config.load_tasks(), backend)
     requests = run.requests(backend)
     with run.lock(backend.process):

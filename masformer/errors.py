@@ -55,10 +55,10 @@ class SpanError(OneLineError):
         name = getattr(config, "name_or_path", "")
         text = f"{config.model_type} model{name and f' {name}'}: {self}"
         shown = name and f" with the output of: python -m masformer show {name}"
-        return FinalSpanError(text if is_of_caller else f"{text}; please report this{shown}")
+        return _NamedSpanError(text if is_of_caller else f"{text}; please report this{shown}")
 
 
-class FinalSpanError(SpanError):
+class _NamedSpanError(SpanError):
     """A `SpanError` that says all, whatever the model."""
 
     def of(self, config: PreTrainedConfig, *, is_of_caller: bool = False) -> SpanError:

@@ -12,10 +12,20 @@ if TYPE_CHECKING:
 
 def processor_name() -> str:
     """Return the system's name of the processor."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def vector_instructions() -> str:
+    """Return the names of the processor's vector and matrix instructions; empty where the system tells none."""
+    names = {*_cpuinfo("flags").split(), *_cpuinfo("Features").split()}  # the latter on ARM
+    return " ".join(sorted(name for name in names if name.startswith(("avx", "amx", "asimd", "sve"))))
+
+
+def _cpuinfo(field: str) -> str:
+    """Return a field of Linux's description of the first processor; empty where there is none."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
 
 
 def device_name(device: torch.device | None = None) -> str:

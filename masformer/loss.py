@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from masformer.errors import ConversionError
+from masformer.linear import TunedLinear
 from masformer.probe import (
     PROBE_TOLERANCE,
     check_close,
@@ -47,10 +48,11 @@ class Head:
     bias: Tensor | None
     scale: float
     cap: float | None
+    layer: TunedLinear | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (N, V) logits in fp32 at least."""
-        logits = F.linear(hidden, self.weight, self.bias)
+        logits = F.linear(hidden, self.weight, self.bias) if self.layer is None else self.layer(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.scale != 1:
             logits.mul_(self.scale)
@@ -59,14 +61,15 @@ class Head:
 
 def _head_of(model: PreTrainedModel) -> Head:
     config, embeddings = model.config.get_text_config(decoder=True), model.get_output_embeddings()
-    if type(embeddings) is not nn.Linear:
+    if type(embeddings) not in (nn.Linear, TunedLinear):
         raise ConversionError(
             f"{config.model_type} models have a {type(embeddings).__name__} for logits; the loss needs a linear layer"
         )
     scaling = getattr(config, "logits_scaling", None)
     scale = 1 / scaling if scaling else getattr(config, "logit_scale", None) or 1.0
     cap = getattr(config, "final_logit_softcapping", None)
-    return Head(weight=embeddings.weight, bias=embeddings.bias, scale=float(scale), cap=cap)
+    layer = embeddings if isinstance(embeddings, TunedLinear) else None
+    return Head(weight=embeddings.weight, bias=embeddings.bias, scale=float(scale), cap=cap, layer=layer)
 
 
 class NextTokenLoss(nn.Module):

@@ -17,9 +17,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import attention, candidates, overhead, pairs
+from benchmarks import attention, candidates, gpu, overhead, pairs
 from benchmarks.pairs import Case, alternate
+from masformer.attention import cuda
 from masformer.plans.spans import LayerSpan
+from tests.helpers import varlen_standin
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
 SCRIPTS = sorted(file.stem for file in Path(pairs.__file__).parent.glob("*.py") if "def main(" in file.read_text())
@@ -71,6 +73,29 @@ def test_the_kernel_benchmark_covers_its_cases(
     monkeypatch.setattr(attention, "BACKWARD", ((64, torch.float32),))
     cases = run(attention, monkeypatch, capsys)
     assert [case["target"] for case in cases] == [5.0, None, 13.0, None]
+
+
+def test_the_benchmark_of_gpus_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    with pytest.raises(SystemExit, match="error: this measures a CUDA device and there is none"):
+        gpu.main()
+
+
+def test_the_benchmark_of_gpus_covers_its_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"HEADS": 4, "KV_HEADS": 2, "HEAD_SIZE": 8, "WINDOWS": ((40, 16),), "DECODING": ((3, 20, 5),)}
+    model = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"MODEL": gpu.MODEL | model | {"num_hidden_layers": 4, "vocab_size": 64}, "STEPS": ((3, 20, 5),)}
+    for name, value in (sizes | {"DTYPE": torch.float32}).items():
+        monkeypatch.setattr(gpu, name, value)
+    for name in ("varlen_attn", "flash_backward"):
+        monkeypatch.setattr(cuda, name, getattr(varlen_standin, name))
+    monkeypatch.setattr(cuda, "is_ready", lambda device: True)
+    monkeypatch.setattr(cuda, "DTYPES", (torch.float32,))
+    device = torch.device("cpu")
+    found = [case for measure in (gpu.prefills, gpu.layers, gpu.steps) for case in measure(device, 2)]
+    assert len(found) == 4 + 1 + 2
+    assert all(case.ours > 0 and case.peer > 0 for case in found)
 
 
 @pytest.mark.nightly

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen as torch_varlen
+from torch.nn.attention.varlen import AuxRequest
 
 from eval.run import main
 from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan
-from masformer.attention.cuda import flash_attention, flex_attention, has_flash_attention
+from masformer.attention import cuda, full
+from masformer.attention.flex import flex_attention
 from masformer.attention.kernels import choose_kernel
 from masformer.placement import PlanMeter, gate_gradients
 from masformer.plans.spans import FULL
+from tests.helpers import varlen_standin
 from tests.helpers.attention_cases import CASES, Case, assert_close, attend, cached, defined, gradients, random_states
+from tests.helpers.joined_rows import Batch, tokens, tree
 from tests.helpers.tiny_models import SUPPORTED, save_tiny_checkpoint, tiny_model
 
 pytestmark = [
@@ -33,11 +39,7 @@ DEVICE = "cuda"
 SEVERAL = {
     name: case for name, case in CASES.items() if not (case.padding or case.forked or case.by_head) and case.num_new > 1
 }
-FOR_FLASH = {
-    name: case
-    for name, case in SEVERAL.items()
-    if case.span.block is None and not case.span.sinks and not case.learned and case.value_size == case.size
-}
+FOR_VARLEN = {name: case for name, case in SEVERAL.items() if case.softcap is None}
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 each_dtype = pytest.mark.parametrize("dtype", list(ATTENTION_TOLERANCE), ids=str)
 
@@ -70,8 +72,8 @@ def test_each_kernel_is_chosen_for_some_case(dtype: torch.dtype) -> None:
     chosen = {kernel(case, dtype) for case in SEVERAL.values()}
     if dtype == torch.float64:
         assert chosen == {"causal", "tiles"}
-    elif dtype in HALF and has_flash_attention():
-        assert chosen == {"causal", "flex", "flash"}
+    elif dtype in HALF and cuda.is_ready(torch.device(DEVICE)):
+        assert chosen == {"causal", "varlen", "flex"}
     else:
         assert chosen == {"causal", "flex"}
 
@@ -106,17 +108,59 @@ def test_flex_attention_equals_the_definition_with_gradients(case: Case, dtype: 
     assert_gradients_close(gradients(out, states), gradients(exact, wide), dtype)
 
 
-@pytest.mark.skipif(not has_flash_attention(), reason="needs the package flash-attn")
+needs_varlen = pytest.mark.skipif(
+    not (torch.cuda.is_available() and cuda.is_ready(torch.device(DEVICE))),
+    reason="needs a device of compute capability 8.0 and torch 2.13",
+)
+
+
+@needs_varlen
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("case", FOR_FLASH.values(), ids=FOR_FLASH)
-def test_flash_attention_equals_the_definition_with_gradients(case: Case, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("case", FOR_VARLEN.values(), ids=FOR_VARLEN)
+def test_varlen_attention_equals_the_definition_with_gradients(case: Case, dtype: torch.dtype) -> None:
     states = random_states(case, dtype, DEVICE).with_grad()
     wide = states.map(Tensor.double).with_grad()
     key, value = cached(case, states)
-    out = flash_attention(states.query, key, value, case.span, case.scores)
+    more = {"learned_sinks": states.learned_sinks}
+    out = cuda.attend(states.query, key, value, (), case.span, case.offset, case.scores.scale, **more)
     exact = defined(case, wide)
     assert_close(out.double(), exact, ATTENTION_TOLERANCE[dtype])
     assert_gradients_close(gradients(out, states), gradients(exact, wide), dtype)
+
+
+@needs_varlen
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_varlen_attention_is_what_the_stand_in_says(heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(40, 4, 64, generator=generator).to(DEVICE, torch.bfloat16)
+    key, value = (torch.randn(50, heads, 64, generator=generator).to(DEVICE, torch.bfloat16) for _ in range(2))
+    # Sequences without queries and without keys, and with fewer keys used than there are.
+    cu_queries, cu_keys = ([0, 9, 9, 20, 40, 40], [0, 20, 25, 25, 45, 50])
+    used = torch.tensor([18, 5, 0, 20, 5], dtype=torch.int32)
+    for window in ((-1, -1), (-1, 0), (6, 0)):
+        for seqused in (None, used):
+            arguments = [torch.tensor(cu, dtype=torch.int32) for cu in (cu_queries, cu_keys)]
+            options = {"window_size": window, "enable_gqa": heads != 4, "num_splits": 1, "return_aux": AuxRequest(True)}
+            expected = varlen_standin.varlen_attn(
+                *(x.cpu().double() for x in (query, key, value)), *arguments, 20, 20, seqused_k=seqused, **options
+            )
+            arguments = [x.to(DEVICE) for x in arguments]
+            seqused = None if seqused is None else seqused.to(DEVICE)
+            found = torch_varlen.varlen_attn(query, key, value, *arguments, 20, 20, seqused_k=seqused, **options)
+            for ours, exact in zip(found, expected, strict=True):
+                assert_close(ours.cpu().double(), exact, ATTENTION_TOLERANCE[torch.bfloat16])
+
+
+@needs_varlen
+@torch.no_grad()
+def test_a_row_gets_the_same_bits_whatever_its_batch() -> None:
+    case = Case(span=LayerSpan(span=64, sinks=4), num_new=300, batch=4, heads=4, size=64, value_size=64)
+    states = random_states(case, torch.bfloat16, DEVICE)
+    together = attend(case, states)
+    for row in range(4):
+        alone = attend(replace(case, batch=1), states.map(lambda x, row=row: x[row : row + 1]))
+        assert torch.equal(alone, together[row : row + 1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -156,6 +200,56 @@ def test_device_equals_cpu_in_one_pass_and_through_the_cache(kind: str, dtype: t
     parts = [model(part, past_key_values=cache).logits for part in tokens.split((40, *[1] * 50), dim=1)]
     cached = torch.cat(parts, dim=1).float().cpu()
     torch.testing.assert_close(cached, expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("kind", ["llama", "gpt_oss", "gemma2"])
+def test_rows_that_share_runs_decode_as_each_alone_on_the_cpu(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full, "TAIL_TOKENS", 20)
+    model = tiny_model(kind)
+    apply_plan(model, PLAN)
+    more = [tokens(20 + row, 8) for row in range(4)]
+    prompts, _ = tree(model, PLAN, (12, 2, 25, 6))
+    alone = [model(torch.tensor([prompts[row] + more[row]]), use_cache=False).logits[0] for row in range(4)]
+    model = model.to(DEVICE, dtype)
+    prompts, caches = tree(model, PLAN, (12, 2, 25, 6))
+    batch = Batch(model, prompts, caches, room=8)
+    for step in range(8):
+        logits = batch.step(torch.tensor([own[step : step + 1] for own in more], device=DEVICE)).float().cpu()
+        expected = torch.stack([alone[row][len(prompts[row]) + step - 1] for row in range(4)])
+        torch.testing.assert_close(logits, expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@needs_varlen
+@torch.no_grad()
+def test_a_step_of_joined_rows_waits_for_nothing() -> None:
+    plan = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(span=9)))
+    model = tiny_model("llama").to(DEVICE, torch.bfloat16)
+    apply_plan(model, plan)
+    batch = Batch(model, *tree(model, plan, (12, 2, 25, 6)), room=8)
+    ids = torch.full((4, 1), 5, device=DEVICE)
+    batch.step(ids)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(6):
+            batch.step(ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_chunks_of_any_length_compile_flex_attention_within_its_limit() -> None:
+    torch._dynamo.reset()
+    # Torch's own limit; more is an error here.
+    with torch._dynamo.config.patch(recompile_limit=8):
+        for width, sinks, offset, num_new in ((16, 4, 140, 150), (9, 1, 0, 232), (33, 2, 213, 211), (50, 3, 170, 390)):
+            for span in (LayerSpan(span=width, sinks=sinks), LayerSpan(block=width, previous=1, sinks=sinks)):
+                case = Case(span=span, num_new=num_new, offset=offset, softcap=20.0)
+                states = random_states(case, torch.float32, DEVICE)
+                exact = defined(case, states.map(Tensor.double))
+                assert_close(attend(case, states).double(), exact, ATTENTION_TOLERANCE[torch.float32])
 
 
 def test_main_job_uses_the_device_and_bfloat16(tmp_path: Path) -> None:

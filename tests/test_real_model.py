@@ -46,6 +46,18 @@ def test_8192_tokens_need_less_than_4_gib_above_the_weights(plan: str, tmp_path:
     assert peak - WEIGHT_BYTES < FOUR_GIB
 
 
+def test_a_gguf_file_is_asked_for_as_plain_weights() -> None:
+    module = "transformers.quantizers.quantizer_gguf"
+    if importlib.util.find_spec(module) is None:
+        pytest.skip("this transformers never keeps the weights of a GGUF file packed")
+    # It warns where it would keep them packed, if it could.
+    with mock.patch(f"{module}.logger") as logger:
+        model = open_checkpoint("smollm2-135m").load_model(torch.bfloat16)
+    logger.warning.assert_not_called()
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
+
+
 @torch.no_grad()
 def test_full_plan_gives_the_untouched_models_logits_and_text() -> None:
     checkpoint = open_checkpoint("smollm2-135m")

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from eval.config.checks import finite_number, natural, positive, positive_number, share
 from eval.config.options import Group
 
+# Tokens that a row which decodes alone guesses at most.
+DRAFT_TOKENS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from eval.config.chat import ChatOptions
-from eval.config.checks import Value, ascending, distinct_names, path, positive, positive_number, switch
+from eval.config.checks import Value, ascending, distinct_names, natural, path, positive, positive_number, switch
 from eval.config.claim import ClaimOptions
 from eval.config.engine import EngineOptions
-from eval.config.generation import GenerationOptions, GenerationSettings
+from eval.config.generation import DRAFT_TOKENS, GenerationOptions, GenerationSettings
 from eval.config.job import JobOptions, extrapolation_option, plan_option, trackers_option, truncation_option
 from eval.config.options import REQUIRED, Group
 from eval.errors import UserError
@@ -104,6 +104,12 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
     batch_size: int | None = Group.MACHINE.option(
         None, "prompts that decode together at most", positive, unset="16 on a CPU, 64 on a GPU"
     )
+    draft_tokens: int = Group.MACHINE.option(
+        DRAFT_TOKENS,
+        "guess N tokens at once from the text before them where a row decodes alone and greedily; the answers stay; 0 "
+        "guesses none",
+        natural,
+    )
     memory_budget: float | None = Group.MACHINE.option(
         None,
         "for keys and values, in each process",
@@ -194,6 +200,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         unset = [name for name in names if not getattr(self, name)]
         unset += ["thinking"] if self.thinking == "auto" else []
         alone = ["num_samples"] if self.num_samples == 1 else []
+        alone += ["draft_tokens"] if self.draft_tokens == DRAFT_TOKENS else []
         return (*engine, *self.unset_chat_options, *self.unset_claim_options, *unset, *alone)
 
     def check_letters(self, data: Mapping[str, LoadedExamples]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -55,18 +55,24 @@ def ask_all(
     """
     work: queue.SimpleQueue[_Job] = queue.SimpleQueue()
     events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-    for _ in range(concurrency):
-        # Daemons: a thread that waits for a server must not keep the process from ending.
-        threading.Thread(target=_work, args=(work, events, ask, stopped), daemon=True).start()
     failure: BaseException | None = None
-    num_sent = 0
+    num_sent = num_threads = 0
+
+    def send(jobs: Iterable[_Job]) -> None:
+        nonlocal num_sent, num_threads
+        for job in jobs:
+            work.put(job)
+            num_sent += 1
+            if num_threads < min(num_sent, concurrency):
+                # Daemons: a thread that waits for a server must not keep the process from ending.
+                threading.Thread(target=_work, args=(work, events, ask, stopped), daemon=True).start()
+                num_threads += 1
+
     try:
         while True:
             try:
                 while failure is None and num_sent < concurrency and (document := next(documents, None)) is not None:
-                    for job in _jobs_of(document):
-                        work.put(job)
-                        num_sent += 1
+                    send(_jobs_of(document))
             except Exception as error:  # in making a document; what runs is waited for all the same
                 failure = error
                 stopped.set()
@@ -79,9 +85,7 @@ def ask_all(
                 failure = failure or event.error
                 stopped.set()
             if failure is None:
-                for job in event.job.waiting:
-                    work.put(job)
-                    num_sent += 1
+                send(event.job.waiting)
                 event.job.waiting = []
             if event.reply is not None:
                 yield event.job.request, event.reply

@@ -12,12 +12,11 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from eval.engines.replies import Choice, Reply, add_piece, count_of, delay_of, words_of
 from eval.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,39 +94,6 @@ class ClientSettings:
     is_ours: bool = False
 
 
-@dataclass(kw_only=True)
-class Choice:
-    """One answer of a reply."""
-
-    text: str = ""
-    thought: str = ""
-    finish_reason: str | None = None
-    token_ids: list[int] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """What a request brought; None is what the server does not tell.
-
-    Attributes:
-        choices: Answers, as many as were asked for.
-        model: Name that the server gives.
-        prompt_tokens: Tokens of the prompt.
-        cached_tokens: Tokens of the prompt that were in the prefix cache.
-        completion_tokens: Tokens of all answers.
-        seconds: From sending the request to its end, without failed tries.
-        first_token_seconds: From sending it to the first token.
-    """
-
-    choices: list[Choice]
-    model: str | None
-    prompt_tokens: int | None
-    cached_tokens: int | None
-    completion_tokens: int | None
-    seconds: float
-    first_token_seconds: float | None
-
-
 @dataclass
 class _Spent:
     """What a session has used; tokens of running requests are counted as if all of their room were used."""
@@ -192,9 +158,7 @@ class Client:
 
     def is_ready(self) -> bool:
         """Return whether the server lists its models, asked once."""
-        with contextlib.suppress(Exception):
-            return self.get("/v1/models") is not None
-        return False
+        return self.get("/v1/models") is not None
 
     def models(self) -> list[Mapping[str, Any]]:
         """Return what the server says of its models; nothing where it has no such list.
@@ -311,11 +275,11 @@ class Client:
             ) from None
 
     def _raise_for_status(self, error: APIStatusError, where: str) -> NoReturn:
-        status, text = error.status_code, self._clean(_told(error))
+        status, text = error.status_code, self._clean(words_of(error))
         if status == 429 and "insufficient_quota" in text:
             raise RefusedError(f"the server refuses {where}: {status}: {text}; raise the account's quota", status)
         if status in _PASSING or status >= 500:
-            raise _PassingError(f"{status}: {text}", _delay_of(error.response.headers), is_unread=True) from None
+            raise _PassingError(f"{status}: {text}", delay_of(error.response.headers), is_unread=True) from None
         remedies = {
             401: "; put the key into the environment variable that --api-key-env names",
             403: "; the key may not do this",
@@ -366,7 +330,7 @@ class Client:
                 model = getattr(chunk, "model", None) or model
                 usage = getattr(chunk, "usage", None) or usage
                 for one in getattr(chunk, "choices", None) or []:
-                    is_token = _add(choices.setdefault(int(one.index), Choice()), one)
+                    is_token = add_piece(choices.setdefault(int(one.index), Choice()), one)
                     if is_token and first is None and is_streamed:
                         first = time.monotonic() - begun
                         started()
@@ -380,9 +344,9 @@ class Client:
         return Reply(
             choices=[choices[index] for index in range(num_choices)],
             model=None if model is None else self._clean(str(model)),
-            prompt_tokens=_count(usage, "prompt_tokens"),
-            cached_tokens=_count(details, "cached_tokens"),
-            completion_tokens=_count(usage, "completion_tokens"),
+            prompt_tokens=count_of(usage, "prompt_tokens"),
+            cached_tokens=count_of(details, "cached_tokens"),
+            completion_tokens=count_of(usage, "completion_tokens"),
             seconds=seconds,
             first_token_seconds=first,
         )
@@ -412,48 +376,3 @@ class Client:
 
 
 _GO_ON = "the same command goes on from the answers that are there, with a limit of its own"
-
-
-def _add(choice: Choice, piece: Any) -> bool:
-    """Add a piece of a stream to an answer; return whether it holds a token."""
-    delta = getattr(piece, "delta", None) or getattr(piece, "message", None)
-    text = getattr(piece, "text", None) if delta is None else getattr(delta, "content", None)
-    thought = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
-    ids = getattr(piece, "token_ids", None)
-    choice.text += text or ""
-    choice.thought += thought or ""
-    if ids:
-        choice.token_ids = [*(choice.token_ids or []), *ids]
-    choice.finish_reason = getattr(piece, "finish_reason", None) or choice.finish_reason
-    return bool(text or thought or ids or choice.finish_reason)
-
-
-def _count(found: Any, name: str) -> int | None:
-    value = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
-    return value if isinstance(value, int) and value >= 0 else None
-
-
-def _told(error: APIStatusError) -> str:
-    """Return what a server says about an error: its own words, of a page the beginning."""
-    body = error.body
-    if isinstance(body, Mapping):
-        inner = body.get("error", body)
-        said = inner.get("message") or inner.get("detail") if isinstance(inner, Mapping) else inner
-        return " ".join(str(part) for part in (said, inner.get("code") if isinstance(inner, Mapping) else "") if part)
-    return str(body or error.response.text)
-
-
-def _delay_of(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that `Retry-After` names, as a number or a date; None without one."""
-    text = headers.get("retry-after", "")
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(text))
-    with contextlib.suppress(ValueError, TypeError):
-        moment = parsedate_to_datetime(text)
-        return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-    return None
-
-
-def names_of(models: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the names of models that a server lists."""
-    return [str(one["id"]) for one in models if one.get("id")]

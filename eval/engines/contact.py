@@ -10,7 +10,8 @@ from typing import Any
 from eval.config.engine import PROMPT_FORMS
 from eval.config.run import RunConfig
 from eval.engines.bodies import DIALECTS, OWNERS, UNKNOWN, text_fields
-from eval.engines.client import NEW_ROOM, Client, EngineError, RefusedError, Reply, names_of
+from eval.engines.client import NEW_ROOM, Client, EngineError, RefusedError
+from eval.engines.replies import Reply
 from eval.errors import UserError
 from eval.prompting.prompts import PromptBuilder
 from tasks import Example, Template
@@ -65,7 +66,7 @@ def contact(client: Client, config: Any, tokenizer: Any, asked_form: str | None)
         UserError: It has no such model, or too short a context.
     """
     entries = client.models()
-    names = names_of(entries)
+    names = [str(one["id"]) for one in entries if one.get("id")]
     if names and config.model not in names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise UserError(f"{config.base_url or 'the server'} serves no --model {config.model}; it has {shown}")

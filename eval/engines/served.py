@@ -16,8 +16,9 @@ from tqdm import tqdm
 from eval.config.run import RunConfig
 from eval.engines.asking import ask_all
 from eval.engines.bodies import check_settings, prompt_fields, sampling_fields
-from eval.engines.client import Client, Reply
+from eval.engines.client import Client
 from eval.engines.contact import Server, check_count, check_model, check_room
+from eval.engines.replies import Reply
 from eval.engines.service import LOG, open_service
 from eval.errors import UserError
 from eval.generation.backend import Backend, check_embeddings, output_of, sources_by_turns, start_for

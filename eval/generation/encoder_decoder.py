@@ -23,8 +23,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from eval.config.generation import GenerationSettings
 from eval.config.run import RunConfig
 from eval.errors import UserError
-from eval.generation.decode import Answer, Rows, answer_rows, now
+from eval.generation.answer import Answer, now
 from eval.generation.encoder_cost import EncoderDecoderSize, SeparatePrompts
+from eval.generation.library_loop import Rows, answer_rows
 from eval.generation.local import LocalBackend
 from eval.generation.prompt_tree import Node, PromptTree, TreeCaches
 from eval.generation.tree_decoder import Observer, TreeDecoder

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from eval.config.run import RunConfig
 from eval.errors import UserError
+from eval.generation.answer import Answer, dtype_name, set_end_tokens
 from eval.generation.backend import Backend, check_embeddings, start_for
 from eval.generation.claims import Claims
-from eval.generation.decode import Answer, dtype_name, set_end_tokens
 from eval.generation.forecast import describe_plan
 from eval.generation.groups import DocumentPrompts, Group, ModelSize, Size, deal, form_groups, measure
 from eval.generation.progress import Progress, duration
@@ -146,7 +146,7 @@ class LocalBackend(Backend):
 
     def decoder(self, model: PreTrainedModel, observer: Observer, hint: str) -> TreeDecoder:
         """Return what decodes prompts; arguments as those of `TreeDecoder`."""
-        return TreeDecoder(model, self.tokenizer, observer, hint)
+        return TreeDecoder(model, self.tokenizer, observer, hint, self.config.draft_tokens)
 
     def _measured(self, requests: Requests) -> list[DocumentPrompts]:
         """Return the prompts of the whole run by document; measured once a session."""
@@ -251,7 +251,7 @@ class _Answering:
     def _line(
         self, group: Group, request: Request, samples: Sequence[Answer], prefill_seconds: float, num_prompts: int
     ) -> Prediction:
-        seconds = sum(one.seconds for one in samples)
+        seconds, drafted = sum(one.seconds for one in samples), sum(one.num_drafted for one in samples)
         return request.prediction(
             [
                 Sample(
@@ -270,6 +270,8 @@ class _Answering:
             batch_size=num_prompts * len(samples),
             group=group.index,
             cache_bytes=samples[0].cache_bytes,
+            drafted_tokens=drafted or None,
+            accepted_tokens=sum(one.num_accepted for one in samples) if drafted else None,
             attention_flops=self.decoder.attention_flops(
                 len(request.prompt.token_ids), [len(one.token_ids) for one in samples]
             ),

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from eval.generation.decode import now
+from eval.generation.answer import now
 from masformer.attention.prefill import fork, new_cache, prefill
 
 Tokens = NDArray[np.int32]

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eval.config.generation import GenerationSettings
+from eval.config.generation import DRAFT_TOKENS, GenerationSettings
 from eval.errors import UserError
-from eval.generation.decode import Answer, decode, rows_together, warm_up
+from eval.generation.answer import Answer
+from eval.generation.decode import decode, rows_together, warm_up
 from eval.generation.prompt_tree import Node, PromptTree, TreeCaches
 from eval.runtime.memory import is_out_of_memory
 from eval.runtime.model import plan_of
@@ -42,14 +43,21 @@ class TreeDecoder:
         tokenizer: Tokenizer of the model.
         observer: What to report to.
         hint: Settings that avoid a lack of memory, after the remark on it.
+        draft_tokens: As `decode`.
     """
 
     # What helps where memory does not hold a single prompt.
     remedy = "lower --maxlen, give layers a span with --plan, or take a smaller --dtype"
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, observer: Observer, hint: str
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        observer: Observer,
+        hint: str,
+        draft_tokens: int = DRAFT_TOKENS,
     ) -> None:
+        self.draft_tokens = draft_tokens
         self.hint = hint
         self.model = model
         self.tokenizer = tokenizer
@@ -157,7 +165,7 @@ class TreeDecoder:
         decoded: Callable[[int], None],
     ) -> list[Answer]:
         """Return the answers to prompts whose caches are filled."""
-        return decode(self.model, self.tokenizer, batch, filled, settings, decoded)
+        return decode(self.model, self.tokenizer, batch, filled, settings, decoded, self.draft_tokens)
 
     def _release_all(self, caches: TreeCaches) -> None:
         caches.release()

@@ -32,8 +32,10 @@ from transformers import GenerationConfig, LogitsProcessorList
 from eval.config.generation import GenerationSettings
 from eval.config.job import QUANTIZERS
 from eval.errors import UserError
-from eval.generation.decode import ScoresWatch, end_tokens, rows_together, set_end_tokens
+from eval.generation.answer import end_tokens, set_end_tokens
+from eval.generation.decode import rows_together
 from eval.generation.groups import ModelSize
+from eval.generation.library_loop import ScoresWatch
 from eval.generation.prompt_tree import PromptTree
 from eval.generation.tree_decoder import Observer, TreeDecoder
 from eval.interop.thinking_arguments import arguments_of

@@ -12,7 +12,7 @@ import torch
 
 from eval.records.journal import append_line
 from eval.records.schema import Key, PlanLoss
-from eval.runtime.model import TORCH_DTYPES, OpenedModel
+from eval.runtime.model import TORCH_DTYPES, OpenedModel, tune_linear
 from masformer import SpanPlan, num_layers
 from masformer.errors import NumbersError
 from masformer.placement import PlanMeter, gate_gradients
@@ -85,6 +85,7 @@ class Ledger:
         """Return what measures, with the weights."""
         if self._meter is None:
             loaded = self.model.checkpoint.load_model(TORCH_DTYPES[self.model.dtype], self.process.device)
+            tune_linear(loaded)
             self._meter = PlanMeter(loaded, [text.token_ids for text in self.texts], self.first)
         return self._meter
 

@@ -78,13 +78,15 @@ class Session:
     seconds: float | None = entry("seconds of measuring in a search", default=None, is_left_out=True, rule=SECONDS)
     num_layers_run: int | None = entry("layers that a search computed", default=None, is_left_out=True, rule=COUNT)
     quantization: str | None = entry("method and bits of the loaded weights", default=None, is_left_out=True)
+    ways: dict[str, str] | None = entry(
+        "way that was taken for each computation with several, as measured on the machine",
+        default=None,
+        is_left_out=True,
+    )
     engine: dict[str, Any] | None = entry(
         "server that answered: its name and version, address, and the command that started it, without keys",
         default=None,
         is_left_out=True,
-    )
-    windows: dict[str, str] | None = entry(
-        "how windows were computed on a CPU, by shape: `tiles`, or queries of a view", default=None, is_left_out=True
     )
 
 
@@ -355,6 +357,15 @@ class Prediction:
     prefilled_tokens: int | None = entry("tokens that went through the model for this prompt alone", rule=COUNT)
     peak_bytes: int | None = entry(
         "most memory while its batch was computed: of the device on a GPU, else of the process", rule=COUNT
+    )
+    drafted_tokens: int | None = entry(
+        "tokens that were guessed from the text before them, where the row decoded alone",
+        default=None,
+        is_left_out=True,
+        rule=COUNT,
+    )
+    accepted_tokens: int | None = entry(
+        "those of them that the model would have written", default=None, is_left_out=True, rule=COUNT
     )
     first_token_seconds: float | None = entry(
         "of a server, from sending the request to the first token", default=None, is_left_out=True, rule=SECONDS

@@ -66,15 +66,8 @@ _CLOCK = Column(
     legend="seconds are: what was timed; those of different kinds do not compare",
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a formula begins with
-_NAMES = (
-    "model",
-    "plan",
-    "engine",
-    "template",
-    "dtype",
-    "other settings",
-    "run",
-)  # columns whose cells others have chosen
+# Columns whose cells others have chosen.
+_NAMES = ("model", "plan", "engine", "template", "dtype", "other settings", "run")
 
 
 def legends(content: Leaderboard) -> tuple[str, str, str]:

@@ -36,14 +36,7 @@ from tasks.command import as_typed, end_command
 Record = TypeVar("Record")
 
 # Errors of masformer that a user can mend, with their modules.
-_ERRORS = {
-    "CheckpointError": "masformer.checkpoints.open",
-    "ConversionError": "masformer.errors",
-    "NumbersError": "masformer.errors",
-    "PlanError": "masformer.plans.layer_spans",
-    "PositionError": "masformer.checkpoints.positions",
-    "SpanError": "masformer.errors",
-}
+_ERRORS = {"OneLineError": "masformer.errors", "NumbersError": "masformer.errors"}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -209,11 +202,9 @@ class Job(Generic[Record, Line]):
         if not self._sessions or self._sessions[-1].finished is not None:
             return
         *others, last = self._sessions
-        if "masformer.attention.ways" in sys.modules:  # else nothing here has computed attention
-            from masformer.attention.ways import ways_taken
-
-            remarks["windows"] = ways_taken() or None
-        self.change(sessions=[*others, replace(last, finished=utc_now(), **remarks)])
+        tuning = sys.modules.get("masformer.tuning")  # imports torch, which not every engine needs
+        ways = tuning.chosen() if tuning else {}
+        self.change(sessions=[*others, replace(last, finished=utc_now(), ways=ways or None, **remarks)])
 
     def change(self, **fields: Any) -> None:
         """Replace fields of the record."""

@@ -25,7 +25,7 @@ def memory_budget(device: torch.device, weight_bytes: int, environ: Mapping[str,
 
     Args:
         device: Device of this process.
-        weight_bytes: Bytes of the model's weights.
+        weight_bytes: Bytes of the model's weights; on a processor their copies come on top, see `has_room_for_copies`.
         environ: Variables; `LOCAL_WORLD_SIZE` is the number of processes on this machine.
         device_map: Set where one model is spread over all devices.
     """
@@ -34,7 +34,13 @@ def memory_budget(device: torch.device, weight_bytes: int, environ: Mapping[str,
         total = sum(torch.cuda.get_device_properties(each).total_memory for each in devices)
     else:
         total = _machine_memory() // num_local_processes(environ)
+        weight_bytes *= 2 if has_room_for_copies(weight_bytes, environ) else 1
     return int(max(total - weight_bytes, total // 8) * _SHARE)
+
+
+def has_room_for_copies(weight_bytes: int, environ: Mapping[str, str]) -> bool:
+    """Return whether weights and copies of them, for faster products, take half of a process's memory at most."""
+    return 4 * weight_bytes <= _machine_memory() // num_local_processes(environ)
 
 
 def _machine_memory() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,13 @@ from eval.config.job import JobOptions
 from eval.errors import UserError
 from eval.records.schema import ModelRecord
 from eval.records.typed import from_json
+from eval.runtime.memory import has_room_for_copies
 from eval.runtime.processes import AcceleratedProcess
 from masformer import ConversionError, PlanError, SpanPlan, apply_plan, native_plan, read_plan, stored_plan
 from masformer.checkpoints.encoder_decoders import Positions, source_positions, target_positions
 from masformer.checkpoints.files import check_token_ids
 from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
+from masformer.linear import tune
 from masformer.probe import probe_untouched
 
 TORCH_DTYPES = {
@@ -189,7 +192,7 @@ def load_converted(
         requested: `--plan`.
         say: Prints a remark, once for all processes.
         device_map: `auto` spreads the model over all devices instead.
-        is_served: Prompts will go through it in pieces, which training does not do.
+        is_served: Prompts will go through it in pieces, without gradients, which training does not do.
 
     Raises:
         CheckpointError: The weights do not load.
@@ -205,7 +208,15 @@ def load_converted(
             say(f"note    the model's own attention is used: {error}")
     if is_served and not hasattr(model, "span_plan") and not model.config.is_encoder_decoder:
         probe_untouched(model)
+    if is_served and device_map is None:
+        tune_linear(model)
     return model
+
+
+def tune_linear(model: PreTrainedModel) -> None:
+    """Have linear layers computed in the way that is fastest on this processor; see `tune`."""
+    weight_bytes = sum(weight.nbytes for weight in model.parameters())
+    tune(model, has_room=has_room_for_copies(weight_bytes, os.environ))
 
 
 def suggested_ends(checkpoint: Checkpoint) -> dict[str, list[int]]:

@@ -6,17 +6,18 @@ Which kernel when (`kernels.choose_kernel`; figures are in docs/performance.md):
 | --- | --- | --- |
 | one token on top of a cache | `scaled_dot_product_attention` over what is kept | the same |
 | ... of a fork's full layer, or with learned sinks | `parts`, merged by log-sum-exp | the same |
-| ... of several prompts at once | `joined`: a part for each run that they share | the same |
+| ... of several prompts at once | `joined`: a part for each run that they share | in half precision `cuda_joined` |
 | every query sees all before it | `scaled_dot_product_attention`, causal | the same |
-| ... on top of a cache | `parts`: a part for each run of keys | flash-attn if installed, else flex |
-| a window | `tiles`, or `parts` of views: as measured (`ways`) | flash-attn without sinks, else flex |
-| blocks, soft-capped scores, learned sinks | `tiles` | compiled flex_attention |
-| ... in fp64, or heads smaller than 16 | `tiles` | `tiles` |
+| ... on top of a cache | `parts`: a part for each run of keys | in half precision `varlen_attn` (`cuda`), else flex |
+| a window | `tiles`, or `parts` of views: as measured (`ways`) | as on top of a cache |
+| blocks, learned sinks | `tiles` | as on top of a cache |
+| soft-capped scores | `tiles` | compiled flex_attention |
+| ... in fp64, or flex for heads smaller than 16 | `tiles` | `tiles` |
 | a pattern that `tiles` does not know | masks of a few rows | flex, else masks of a few rows |
 | dropout of attention weights | masks of a few rows | the same |
 
-Left padding and packed documents are computed row by row and document by document; heads that see differently group by
-group (`heads`).
+Left padding and packed documents are computed row by row and document by document, by `varlen_attn` all at once; heads
+that see differently group by group (`heads`).
 """
 
 from masformer.attention.cache import SpanCache, can_join, join, num_bytes

@@ -18,6 +18,8 @@ at most one span a layer. `join` makes one cache of the rows of several, which r
     batch = join([first, second], room=128)
     model(last_tokens, attention_mask=left_padded, past_key_values=batch)
 
+Tokens that may be wrong go through the model between `draft` and `commit`, which keeps those that are right.
+
 Shapes: B batch, K key/value heads, T tokens, D head size.
 """
 
@@ -34,8 +36,8 @@ from transformers.cache_utils import Cache
 
 from masformer.attention.full import FullLayer, LatentLayer
 from masformer.attention.heads import HeadsLayer
-from masformer.attention.layers import AttentionAndStates, CacheLayer, RingLayer, StateLayer
-from masformer.attention.visibility import Offset, SpanMask, left_padding
+from masformer.attention.layers import AttentionAndStates, CacheLayer, KeyLayer, RingLayer, StateLayer
+from masformer.attention.visibility import Offset, SpanMask, is_slow_to_read, left_padding
 from masformer.errors import SpanError
 from masformer.plans.shapes import changes_states, layers_with_states
 from masformer.plans.spans import NO_ATTENTION, HeadSpans, LayerSpan, SpanPlan
@@ -97,6 +99,8 @@ class SpanCache(Cache):  # type: ignore[misc]
         self.handed = WeakTensorKeyDictionary()
         # Slots of the last attention mask whose padding the layers know.
         self.num_masked: int | None = None
+        # Padding of the first attention layer, and its numbers.
+        self._lengths: tuple[Tensor, tuple[int, ...]] | None = None
 
     def fit(self, config: PreTrainedConfig) -> None:
         """Take the kinds of layers that a model needs, before its first token."""
@@ -131,6 +135,15 @@ class SpanCache(Cache):  # type: ignore[misc]
         return offset
 
     @property
+    def padding_lengths(self) -> tuple[int, ...] | None:
+        """Return the left-padding tokens of each row, read once for all steps; None when no row has any."""
+        if (padding := self.attention[0].padding) is None:
+            return None
+        if self._lengths is None or self._lengths[0] is not padding:
+            self._lengths = padding, tuple(padding.tolist())
+        return self._lengths[1]
+
+    @property
     def num_bytes(self) -> int:
         """Return the bytes of all keys, values and states that this cache reads, unused room included."""
         return num_bytes(self)
@@ -141,6 +154,25 @@ class SpanCache(Cache):  # type: ignore[misc]
         other.config = self.config
         other.layers = [layer.fork(max_tokens) for layer in self.layers]
         return other
+
+    @property
+    def can_draft(self) -> bool:
+        """Return whether tokens can be taken back: states have no memory of what they were."""
+        return all(isinstance(layer, CacheLayer) and not isinstance(layer, AttentionAndStates) for layer in self.layers)
+
+    def draft(self) -> None:
+        """Let `commit` say how many of the tokens of the next pass stay; there are several."""
+        for layer in self._parts():
+            layer.draft()
+
+    def commit(self, count: int) -> None:
+        """Keep the first tokens of the pass since `draft`, so many of each row, as if no others had come."""
+        for layer in self._parts():
+            layer.commit(count)
+
+    def _parts(self) -> list[KeyLayer]:
+        # One that reads the keys of another has none.
+        return [part for layer in self.attention for part in layer.parts if part.is_initialized]
 
     def set_padding(self, attention_mask: Tensor | SpanMask | Mapping[str, Any] | None) -> None:
         """Take the left padding of each row from a mask, before the tokens that it adds are stored.
@@ -164,7 +196,10 @@ class SpanCache(Cache):  # type: ignore[misc]
         if isinstance(mask, SpanMask):
             padding = mask.padding
         else:
+            is_next = self.num_masked == seen and mask.shape[1] == seen + 1
             self.num_masked = mask.shape[1]
+            if is_next and is_slow_to_read(mask):
+                return  # reading it again at each step would keep the device waiting
             slots = torch.arange(mask.shape[1], device=mask.device)
             if known is not None and torch.equal(mask.bool(), slots >= known.to(mask.device)[:, None]):
                 return  # as in most steps

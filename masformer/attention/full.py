@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from torch import Tensor
 from masformer.attention.layers import GROWTH_TOKENS, KeyLayer, Seen, storages_of
 from masformer.errors import SpanError
 from masformer.plans.spans import LayerSpan
+
+if TYPE_CHECKING:
+    from masformer.attention.cuda_joined import Packed
 
 # Tokens of a row's own runs that are copied into its tail: cheaper than products of their own at each step.
 TAIL_TOKENS = 512
@@ -136,7 +139,13 @@ class JoinedLayer(KeyLayer):
     """The keys and values of a full layer for several rows, each at its own length.
 
     Runs stay where they are; the keys (1, K, T, D) and values of each row's tail are copied, with room for more tokens.
+
+    Attributes:
+        hidden: (B, 1, 1, T), minus infinity where a row's tail has not begun, else 0; None when all begin at once.
+        packed: The runs as a GPU reads them, once it has.
     """
+
+    packed: Packed | None = None
 
     def __init__(
         self,
@@ -169,7 +178,10 @@ class JoinedLayer(KeyLayer):
 
     @property
     def storages(self) -> dict[int, int]:
-        return storages_of([states for run in self.runs for states in (run.keys, run.values)]) | super().storages
+        states = [states for run in self.runs for states in (run.keys, run.values)]
+        if self.packed is not None and (runs := self.packed.runs) is not None:
+            states += [runs.keys, runs.values]
+        return storages_of(states) | super().storages
 
     def row_bytes(self, row: int, copies: int = 1) -> int:
         read = [run for run in self.runs if run.first <= row < run.stop]
@@ -188,6 +200,11 @@ class JoinedLayer(KeyLayer):
         self.seen = Seen(value=values, joined=self)
         return keys, values
 
+    def commit(self, count: int) -> None:
+        before = self.num_tokens
+        super().commit(count)
+        self.num_tail -= before - self.num_tokens
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         # The beams of a prompt stand side by side and read the same runs, so that only tails change places.
         self.each(lambda states: states[beam_idx.to(states.device)])
@@ -201,13 +218,14 @@ class JoinedLayer(KeyLayer):
         for run in self.runs:
             rows = [row for row, source in enumerate(chosen) if run.first <= source < run.stop]
             runs += [replace(run, first=first, stop=stop) for first, stop in _stretches(rows)]
-        self.runs = tuple(runs)
+        self.runs, self.packed = tuple(runs), None
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
         if self.hidden is not None:
             self.hidden = self.hidden.repeat_interleave(repeats, dim=0)
         self.runs = tuple(replace(run, first=run.first * repeats, stop=run.stop * repeats) for run in self.runs)
+        self.packed = None
 
     def fork(self, max_tokens: int = 0) -> Self:
         raise SpanError("a joined cache cannot be forked")

@@ -8,15 +8,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from masformer.attention import cuda
+from masformer.attention.cuda_joined import attend_joined
 from masformer.attention.full import JoinedLayer
 from masformer.attention.parts import partial, with_sinks
 from masformer.attention.tiles import ScoreRule
+from masformer.plans.layer_spans import FULL
 
 
 def joined_attention(
     query: Tensor, key: Tensor, value: Tensor, joined: JoinedLayer, scores: ScoreRule, learned_sinks: Tensor | None
 ) -> Tensor:
     """Return (B, H, Tq, D): each row attends to its runs, which are those of `joined`, and its tail (B, K, T, D)."""
+    if scores.softcap is None and cuda.takes(query, value.shape[3], FULL):
+        return attend_joined(query, key, value, joined, scores.scale, learned_sinks)
     _, heads, length, size = query.shape
     hidden = None if joined.hidden is None else joined.hidden[..., : key.shape[2]]
     out, lse = partial(query, key, value, causal=True, scale=scores.scale, hidden=hidden, softcap=scores.softcap)

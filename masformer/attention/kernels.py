@@ -16,6 +16,7 @@ Source: `AttentionInterface` and `AttentionMaskInterface` of transformers 5.23.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from masformer.attention.cuda import flash_attention, flex_attention, has_flash_attention
+from masformer.attention import cuda
+from masformer.attention.flex import flex_attention
 from masformer.attention.heads import attend_by_head
 from masformer.attention.joined import joined_attention
 from masformer.attention.layers import Seen
@@ -38,15 +40,15 @@ from masformer.plans.shapes import layers_with_states
 
 ATTENTION_NAME = "masformer"
 
-# The largest that flash-attn takes.
-_FLASH_HEAD_SIZE = 256
 # The smallest that compiled flex_attention takes.
 _FLEX_HEAD_SIZE = 16
+# Queries behind a cache for which a mask over all keys that it kept costs less than tiles.
+_FEW_QUERIES = 16
 # Queries that a masked call handles at once: bounds the mask to this many rows.
 _MASK_ROWS = 512
 
 Runs = tuple[tuple[Tensor, Tensor], ...]
-Kernel = Literal["causal", "tiles", "masked", "flash", "flex"]
+Kernel = Literal["causal", "tiles", "masked", "varlen", "flex"]
 
 
 def choose_kernel(
@@ -57,24 +59,25 @@ def choose_kernel(
     learned: bool,
     dropout: float,
     value_size: int,
+    is_ragged: bool = False,
 ) -> Kernel:
-    """Return what attends from several queries a row, as in the table of `masformer.attention`."""
+    """Return what attends from several queries a row, as in the table of `masformer.attention`.
+
+    Args:
+        is_ragged: Rows have padding, or hold several documents.
+    """
     if dropout:
         return "masked"
     exact: Kernel = "tiles" if isinstance(span, TILED) else "masked"
     is_causal = _sees_all(span, offset + query.shape[2])
     is_plain = scores.softcap is None and not learned
     if query.device.type == "cuda":
-        if is_plain and is_causal and not offset:
+        if is_plain and is_causal and not offset and not is_ragged:
             return "causal"
-        has_window = is_causal or (isinstance(span, Window) and not span.sinks)
-        size = query.shape[3]
-        if min(size, value_size) < _FLEX_HEAD_SIZE:
-            return exact
-        fits = query.dtype in (torch.float16, torch.bfloat16) and value_size == size and size <= _FLASH_HEAD_SIZE
-        if has_window and fits and not learned and has_flash_attention():
-            return "flash"
-        return "flex" if query.dtype != torch.float64 else exact
+        if scores.softcap is None and cuda.takes(query, value_size, span):
+            return "varlen"
+        is_small = min(query.shape[3], value_size) < _FLEX_HEAD_SIZE
+        return exact if is_small or query.dtype == torch.float64 else "flex"
     return "causal" if is_plain and is_causal else exact
 
 
@@ -192,6 +195,23 @@ def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpa
     """Attend in whole documents, from one token a row, in rows without padding, or in rows with it."""
     if mask.offset and query.shape[2] == 1:
         return _decode(query, (*before, (key, value)), mask.hidden(span, query), how)
+    is_ragged = mask.padding is not None or mask.documents is not None
+    kernel = choose_kernel(
+        query, span, mask.offset, how.scores, how.learned_sinks is not None, how.dropout, value.shape[3], is_ragged
+    )
+    if kernel == "varlen":
+        return cuda.attend(
+            query,
+            key,
+            value,
+            before,
+            span,
+            mask.offset,
+            how.scores.scale,
+            padding=None if mask.padding is None else mask.lengths,
+            documents=mask.documents,
+            learned_sinks=how.learned_sinks,
+        )
     if before and span.is_full and mask.padding is None and _is_fused(query, value, how):
         return _on_runs(query, key, value, before, how)
     if before:
@@ -243,10 +263,11 @@ def _padded(
         first = max(pad - offset, 0)
         kept = slots[row] >= pad
         part = slice(row, row + 1)
+        keys, values = key[part], value[part]
+        if not bool(kept.all()):
+            keys, values = keys[:, :, kept], values[:, :, kept]
         if first < query.shape[2]:
-            out[part, :, first:] = _attend(
-                query[part, :, first:], key[part, :, kept], value[part, :, kept], span, offset + first - pad, how
-            )
+            out[part, :, first:] = _attend(query[part, :, first:], keys, values, span, offset + first - pad, how)
     return out
 
 
@@ -278,13 +299,14 @@ def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tens
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
     """Attend without padding; keys are all positions in order, or the sinks and then a run that ends at the last."""
     scores, learned = how.scores, how.learned_sinks
+    is_plain = scores.softcap is None and learned is None and not how.dropout
+    if offset and query.shape[2] <= _FEW_QUERIES and is_plain and span.num_causal is not None:
+        return _few(query, key, value, span, offset, scores.scale)
     kernel = choose_kernel(query, span, offset, scores, learned is not None, how.dropout, value.shape[3])
     if kernel == "causal":
         return _causal(query, key, value, offset, how)
     if kernel == "masked":
         return _masked(query, key, value, span, offset, how)
-    if kernel == "flash":
-        return flash_attention(query, key, value, FULL if _sees_all(span, offset + query.shape[2]) else span, scores)
     if kernel == "flex":
         return flex_attention(query, key, value, span, offset, scores, learned)
     if scores.softcap is not None or learned is not None:
@@ -330,6 +352,32 @@ def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, rows: int
     return attend(query, runs, scale=scale)
 
 
+def _few(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, scale: float) -> Tensor:
+    """Attend from a few queries under one mask, the query heads of a key/value head as rows of one product."""
+    batch, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    hidden = _hidden(span, offset + length, length, key.shape[2], query.dtype, query.device).repeat(groups, 1)
+    folded = query.reshape(batch, key.shape[1], groups * length, size)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=hidden, scale=scale)
+    return out.reshape(batch, heads, length, value.shape[3])
+
+
+@lru_cache(maxsize=8)
+def _hidden(
+    span: LayerSpan, total: int, num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return (Tq, Tk), minus infinity where a query does not see a key, else 0; made once a pass for all layers."""
+    positions = _key_positions(span, total, num_keys, device)
+    visible = visible_keys(positions[-num_queries:], positions, span)
+    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, -torch.inf)
+
+
+def _key_positions(span: LayerSpan, total: int, num_keys: int, device: torch.device) -> Tensor:
+    """Return the positions of keys: the sinks, then a run that ends at the last of all positions."""
+    places = torch.arange(num_keys, device=device)
+    return torch.where(places < span.sinks, places, places + total - num_keys)
+
+
 def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -> Tensor:
     """Attend to all earlier positions."""
     if not offset:
@@ -351,8 +399,7 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
             f"dropout of attention weights needs all {offset + query.shape[2]} keys, and a cache of '{span}' has kept "
             f"{key.shape[2]}; call model.eval(), or pass use_cache=False"
         )
-    places = torch.arange(key.shape[2], device=query.device)
-    positions = torch.where(places < span.sinks, places, places + missing)
+    positions = _key_positions(span, offset + query.shape[2], key.shape[2], query.device)
     scale, softcap, learned = how.scores.scale, how.scores.softcap, how.learned_sinks
     parts = []
     for first in range(0, query.shape[2], _MASK_ROWS):

@@ -119,6 +119,7 @@ class KeyLayer(CacheLayer):
         self.max_tokens = max_tokens
         self.num_tokens = 0
         self.padding = None
+        self.first_draft: int | None = None  # tokens before those that may be taken back
 
     @property
     def parts(self) -> tuple[KeyLayer, ...]:  # type: ignore[override]
@@ -130,6 +131,15 @@ class KeyLayer(CacheLayer):
 
     def row_bytes(self, row: int, copies: int = 1) -> int:
         return copies * ((self.keys.nbytes + self.values.nbytes) // len(self.keys)) if self.is_initialized else 0
+
+    def draft(self) -> None:
+        """Let `commit` say how many tokens of the next update stay; there are several."""
+        self.first_draft = self.num_tokens
+
+    def commit(self, count: int) -> None:
+        """Keep the first tokens since `draft`, so many, as if no others had come."""
+        assert self.first_draft is not None
+        self.num_tokens, self.first_draft = self.first_draft + count, None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -196,6 +206,8 @@ class RingLayer(KeyLayer):
         self.is_shared = False
         # With padding, each row's sinks are its own first tokens, and there only when the last of them is.
         self.has_sinks = False
+        # Keys and values of drafted tokens: in the ring they would be where what a token before them sees still is.
+        self.drafted: tuple[Tensor, Tensor] | None = None
 
     @property
     def ring(self) -> int:
@@ -232,13 +244,24 @@ class RingLayer(KeyLayer):
         if offset == 0:
             seen = new
         else:
-            order = self._kept_in_order(offset)
+            kept = self._kept_in_order(offset)
             seen = (
-                torch.cat([self.keys[:, :, order], key_states], dim=2),
-                torch.cat([self.values[:, :, order], value_states], dim=2),
+                torch.cat([*(self.keys[:, :, part] for part in kept), key_states], dim=2),
+                torch.cat([*(self.values[:, :, part] for part in kept), value_states], dim=2),
             )
-        self._write(offset, new)
+        if self.first_draft is None:
+            self._write(offset, new)
+        else:
+            self.drafted = new
         return seen
+
+    def commit(self, count: int) -> None:
+        assert self.first_draft is not None
+        assert self.drafted is not None
+        keys, values = self.drafted
+        self._write(self.first_draft, (keys[:, :, :count], values[:, :, :count]))
+        self.drafted = None
+        super().commit(count)
 
     def _reserve(self, num_tokens: int) -> None:
         """Make room of our own for `num_tokens` slots, growing by steps."""
@@ -251,11 +274,13 @@ class RingLayer(KeyLayer):
             self.keys, self.values = self.keys.clone(), self.values.clone()
         self.is_shared = False
 
-    def _kept_in_order(self, offset: int) -> Tensor:
-        """Return the buffer indices of the sinks, then of the ring from its oldest slot to its newest."""
+    def _kept_in_order(self, offset: int) -> tuple[slice, slice, slice]:
+        """Return the parts of the buffer: the sinks, the ring from its oldest slot on, and the rest of the ring."""
         sinks, ring = self.span.sinks, self.ring
-        recent = torch.arange(max(min(sinks, offset), offset - ring), offset, device=self.device)
-        return torch.cat([torch.arange(min(sinks, offset), device=self.device), sinks + (recent - sinks) % ring])
+        oldest = max(min(sinks, offset), offset - ring)
+        start, count = sinks + (oldest - sinks) % ring, offset - oldest
+        stop = min(start + count, sinks + ring)
+        return slice(min(sinks, offset)), slice(start, stop), slice(sinks, sinks + count - (stop - start))
 
     def _write(self, offset: int, new: tuple[Tensor, Tensor]) -> None:
         """Write slots from `offset` on into the sinks and the ring."""

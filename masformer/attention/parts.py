@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from masformer.attention import cuda
+from masformer.plans.layer_spans import FULL
+
 # (B, H, Tq, D) attention to some keys, and (B, H, Tq) its log-sum-exp.
 Part: TypeAlias = tuple[Tensor, Tensor]
 # Queries, keys and values of views, how they attend, and the place of the first key.
@@ -63,6 +66,8 @@ def partial(
     length, num_keys = query.shape[2], key.shape[2]
     if not num_keys or not length:
         return _nothing(query, value)
+    if hidden is None and softcap is None and cuda.takes(query, value.shape[3], FULL):
+        return cuda.partial(query, key, value, scale=scale, causal=causal, window=window)
     if window is not None and window < num_keys:
         return _windowed(query, key, value, scale, window, hidden, softcap, rows)
     causal = length > 1 and (causal or window is not None)

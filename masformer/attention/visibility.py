@@ -37,6 +37,7 @@ class SpanMask:
     Attributes:
         offset: Slot of the first query: the number of slots already in the cache.
         padding: (B,) left-padding tokens of each row; None when no row is padded.
+        lengths: The same as numbers; None is to be read from there.
         documents: Where the packed documents of each row start; None when no row holds more than one.
         num_queries: Queries of the pass.
         num_dropped: First queries of the pass that a layer is not given, though their keys are there (Gemma 4).
@@ -45,7 +46,7 @@ class SpanMask:
 
     offset: int
     padding: Tensor | None = None
-    most_padding: int = field(init=False, default=0)
+    lengths: tuple[int, ...] | None = None
     documents: list[list[int]] | None = None
     has_looked: bool = False
     num_queries: int = 0
@@ -56,8 +57,13 @@ class SpanMask:
 
     def __post_init__(self) -> None:
         if self.padding is not None:
-            self.most_padding = int(self.padding.max())
+            self.lengths = self.lengths or tuple(self.padding.tolist())
             self.padding = self.padding if self.most_padding else None
+
+    @property
+    def most_padding(self) -> int:
+        """Return the left-padding tokens of the row that has most."""
+        return max(self.lengths or (0,))
 
     def seen_with(self, key: Tensor, value: Tensor) -> Seen | None:
         """Return what the cache has besides the very keys and values that it handed out; None where that is nothing.
@@ -125,6 +131,11 @@ class SpanMask:
         self.documents = [[0, *(row.nonzero().flatten() + 1).tolist()] for row in breaks]
 
 
+def is_slow_to_read(tensor: Tensor) -> bool:
+    """Return whether the numbers of a tensor are known only when a device has done all that it was given."""
+    return tensor.device.type != "cpu"
+
+
 def left_padding(attention_mask: Tensor) -> Tensor | None:
     """Return (B,) left-padding tokens of each row of a (B, T) mask; None when no row has any.
 
@@ -157,14 +168,15 @@ def span_mask(
     """Return the `SpanMask` of one forward pass for transformers. Raises `SpanError` unless the mask is causal."""
     if use_vmap:
         raise SpanError("this model adds a mask of its own (images or prefixes seen both ways); only causal masks work")
-    cache = getattr(q_offset, "cache", None)
+    cache, lengths = getattr(q_offset, "cache", None), None
     if attention_mask is None:
         padding = None
     elif cache is not None and cache.num_masked == attention_mask.shape[1]:  # it has looked at this mask
         padding = cache.attention[0].padding
+        lengths = cache.padding_lengths
     else:
         padding = left_padding(attention_mask[:, : int(q_offset) + q_length])
-    return SpanMask(offset=int(q_offset), padding=padding, num_queries=q_length, cache=cache)
+    return SpanMask(offset=int(q_offset), padding=padding, lengths=lengths, num_queries=q_length, cache=cache)
 
 
 def is_visible(query: Tensor, key: Tensor, span: LayerSpan) -> Tensor:

@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import get_hf_quantizer
@@ -127,6 +128,15 @@ def describe_quantization(own: Any, quantize: str | None) -> str | None:
     method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")) or "unknown")
     bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else settings.get("bits")
     return f"{method} {bits}-bit" if isinstance(bits, int) else method
+
+
+def unpacked_gguf(file: str) -> dict[str, Any]:
+    """Return the arguments with which transformers loads a GGUF file as plain weights.
+
+    From 5.23 on it would keep them packed, and change the attention, on machines that have kernels for that.
+    """
+    config = getattr(transformers, "GgufConfig", None)
+    return {"gguf_file": file} | ({"quantization_config": config(dequantize=True)} if config else {})
 
 
 def check_quantization(config: PreTrainedConfig, reference: str, quantize: str | None) -> None:

@@ -46,6 +46,7 @@ from masformer.checkpoints.fit import (
     describe_quantization,
     guard_embeddings,
     pin_attention,
+    unpacked_gguf,
     vocabulary,
 )
 from masformer.checkpoints.places import SHORT_NAMES, Place, locate
@@ -152,7 +153,7 @@ class Checkpoint:
         Raises:
             CheckpointError: There are no safetensors, or the weights do not fit the config.
         """
-        source: dict[str, Any] = {"gguf_file": self.gguf_file} if self.gguf_file else {"use_safetensors": True}
+        source = unpacked_gguf(self.gguf_file) if self.gguf_file else {"use_safetensors": True}
         if self.quantize is not None:
             source["quantization_config"] = QUANTIZERS[self.quantize](dtype)
         config = deepcopy(self.config)

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from eval.generation import tree_decoder
-from eval.generation.decode import Answer, decode
+from eval.generation.answer import Answer
+from eval.generation.decode import decode
 from eval.run import main
 from tests.helpers.library_models import tiny_library_model
 from tests.helpers.tiny_models import tiny_tokenizer

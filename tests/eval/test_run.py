@@ -660,3 +660,18 @@ def test_no_hub_names_the_ways_out_within_20_seconds(tmp_path: Path) -> None:
     assert "plos, aclsum, aclsum_aspects" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert time.monotonic() - start < 60  # a limit on hanging, not a speed: importing torch alone takes seconds here
+
+
+def test_the_record_says_which_ways_were_taken(
+    least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("masformer.tuning._used", {})
+    assert main(least) == 0
+    folder = tmp_path / "run"
+    assert "ways" not in read(folder, "run.json")["sessions"][-1]
+    wide = save_tiny_checkpoint(tmp_path / "wide", hidden_size=256, head_dim=64)
+    monkeypatch.setenv("MASFORMER_WAYS", "linear=packed")
+    assert main([*least, "--model", str(wide), "--overwrite"]) == 0
+    ways = read(folder, "run.json")["sessions"][-1]["ways"]
+    assert set(ways.values()) == {"packed"}
+    assert {f"linear float32 256x256, rows {rows}" for rows in (1, 16, 128)} <= set(ways)

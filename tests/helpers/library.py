@@ -50,8 +50,8 @@ Each architecture that `AutoModelForCausalLM` of transformers {version} knows, a
 Written by `python -m tests.helpers.library docs/architectures.md`, and tested against every night.
 
 - **exact**: its own spans give the logits of the untouched model. Two mixed plans give in chunks, one token at a time,
-  in forks and in a padded batch of joined forks what they give in one pass; so do spans of single heads, unless the
-  remark says otherwise.
+  in forks, in a padded batch of joined forks and, unless it has states, behind drafts that were taken back what they
+  give in one pass; so do spans of single heads, unless the remark says otherwise.
 - **untouched**: a plan is refused with the remark. Without one, chunks and forks give the untouched logits.
 - **refused**: a plan is refused, and so is the model without one, each with its remark.
 - **not built**: no tiny model can be made, or its own code fails; the remark says why. Nothing is known of it here.
@@ -223,6 +223,21 @@ def _check_same(found: Tensor, expected: Tensor, what: str) -> None:
 
 
 @torch.no_grad()
+def _check_drafts(model: PreTrainedModel, plan: SpanPlan, once: Tensor) -> None:
+    """Raise `AssertionError` unless passes of which the last tokens are taken back give what one pass gives."""
+    tokens, cache = _tokens(model), SpanCache(plan)
+    parts = [_logits(model, tokens[:, :30], past_key_values=cache, use_cache=True)]
+    if not cache.can_draft:
+        return
+    for first in range(30, _NUM_TOKENS, 3):
+        cache.draft()
+        passed = torch.cat([tokens[:, first : first + 3], tokens[:, :2]], dim=1)
+        parts.append(_logits(model, passed, past_key_values=cache, use_cache=True)[:3])
+        cache.commit(3)
+    _check_same(torch.cat(parts), once, f"{model.config.model_type} under '{plan}' with drafts")
+
+
+@torch.no_grad()
 def _check_serving(model: PreTrainedModel, plan: SpanPlan) -> None:
     """Raise `AssertionError` unless chunks, single tokens, forks and joined forks give what one pass gives."""
     kind, tokens = model.config.model_type, _tokens(model)
@@ -237,6 +252,7 @@ def _check_serving(model: PreTrainedModel, plan: SpanPlan) -> None:
         cache = SpanCache(plan)
         parts = [_logits(model, part, past_key_values=cache, use_cache=True) for part in tokens.split(steps, dim=1)]
         _check_same(torch.cat(parts), once, f"{kind} under '{plan}' in chunks of {steps[:4]}")
+    _check_drafts(model, plan, once)
     beginning = SpanCache(plan)
     prefill(model, tokens[:, :30], beginning, chunk_tokens=20)
     ends = tokens[:, 30:50], tokens[:, 50:55]

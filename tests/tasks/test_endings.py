@@ -18,6 +18,7 @@ from eval.score import main as score
 from eval.study import main as study
 from masformer.checkpoint_commands import main as checkpoint_command
 from tasks.__main__ import main as tasks_command
+from tests.helpers.hangups import hear_hangups
 
 ROOT = Path(__file__).parents[2]
 # `tasks.command` alone, because what every command goes through is here, and it imports in no time.
@@ -40,15 +41,13 @@ def ended(
     environ: Mapping[str, str] | None = None,
     before: Any = None,
 ) -> tuple[int, str, str]:
-    # Whoever runs the tests may ignore it, as nohup does.
-    hear = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(line=line, again=again)],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "", **(environ or {})},
         stdout=stdout,
         stderr=stderr,
-        preexec_fn=before or hear,
+        preexec_fn=before or hear_hangups,
         check=False,
         timeout=60,
     )

@@ -29,3 +29,17 @@ def test_answers_that_run_arrive_where_a_later_document_cannot_be_made() -> None
         arrived.extend(ask_all(documents(), ask, stopped, 2))
     assert arrived == [("first", "answer to first")]
     assert stopped.is_set()
+
+
+def test_no_more_threads_start_than_there_are_requests() -> None:
+    before = threading.active_count()
+    most = 0
+
+    def ask(name: str, _: object) -> str:
+        nonlocal most
+        most = max(most, threading.active_count())
+        return name
+
+    documents: Iterator[Sequence[str]] = iter([["one"], ["two"], ["three"]])
+    assert len(list(ask_all(documents, ask, threading.Event(), 10_000))) == 3
+    assert most <= before + 3

@@ -21,6 +21,7 @@ from eval.engines import server
 from eval.engines.guard import Redacted
 from eval.engines.server import ServerCommand, free_port, running, telling_line
 from eval.errors import UserError
+from tests.helpers.hangups import hear_hangups
 
 ROOT = Path(__file__).parents[3]
 SMALL = ROOT / "tests" / "helpers" / "small_server.py"
@@ -326,7 +327,8 @@ def serve(
 def start_ours(folder: Path, how: str) -> subprocess.Popen[str]:
     """Start a command of ours with a server."""
     arguments = [sys.executable, "-c", OURS, str(SMALL), str(folder / "engine.log"), how]
-    return subprocess.Popen(arguments, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(arguments, cwd=ROOT, text=True, stdout=pipe, stderr=pipe, preexec_fn=hear_hangups)
 
 
 def pids_in(folder: Path) -> list[int]:

@@ -11,7 +11,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from eval.config.generation import GenerationSettings
-from eval.generation.decode import Answer, _text, decode, rows_together, warm_up
+from eval.generation.answer import Answer, text_of
+from eval.generation.decode import decode, rows_together, warm_up
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from masformer import LayerSpan, SpanPlan, apply_plan, fixed_frequencies
 from masformer.attention.prefill import frequency_class
@@ -262,7 +263,7 @@ def test_a_stop_text_ends_an_answer_and_is_left_out_of_it(plan: SpanPlan | None)
 @pytest.mark.parametrize("after", ["User", "User and more"])
 def test_a_stop_text_that_spells_a_control_token_is_left_out_too(after: str) -> None:
     answer = TOKENIZER(f"It is so.<|im_end|>{after}", add_special_tokens=False).input_ids
-    assert _text(answer, ("<|im_end|>User",), TOKENIZER) == "It is so."
+    assert text_of(answer, ("<|im_end|>User",), TOKENIZER) == "It is so."
 
 
 def test_what_cannot_share_a_batch_is_decoded_alone() -> None:
@@ -326,7 +327,8 @@ def test_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = PromptTree(prompts)
     caches = TreeCaches(model, tree, range(len(prompts)))
     times = iter(range(100))
-    monkeypatch.setattr("eval.generation.decode.now", lambda device: float(next(times)))
+    for loop in ("decode", "greedy"):
+        monkeypatch.setattr(f"eval.generation.{loop}.now", lambda device: float(next(times)))
     filled = [caches.take(leaf) for leaf in tree.order]
     settings = GenerationSettings(max_new_tokens=NUM_NEW)
     answers = decode(model, TOKENIZER, [prompts[leaf] for leaf in tree.order], filled, settings, steps.append)

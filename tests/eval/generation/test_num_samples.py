@@ -14,7 +14,9 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from eval.config.generation import GenerationSettings
 from eval.export import main as export
-from eval.generation.decode import Answer, _seed_of, decode
+from eval.generation.answer import Answer
+from eval.generation.decode import decode
+from eval.generation.library_loop import _seed_of
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.records.read_run import answer_of
 from eval.records.schema import Sample

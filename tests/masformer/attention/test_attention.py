@@ -15,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from masformer.attention import cuda, parts
 from masformer.attention import kernels as attention
-from masformer.attention import parts
 from masformer.attention.heads import attend_by_head
 from masformer.attention.kernels import choose_kernel, dense_attention, span_attention
 from masformer.attention.tiles import ScoreRule
@@ -319,39 +319,40 @@ def test_kernels_on_the_cpu(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "span", "num_new", "offset", "options", "expected", "with_flash"),
+    ("dtype", "span", "num_new", "offset", "options", "expected", "before_ampere"),
     [
         (BF16, FULL, 500, 0, {}, "causal", "causal"),
-        (BF16, FULL, 500, 9, {}, "flex", "flash"),
-        (FP16, FULL, 500, 9, {}, "flex", "flash"),
+        (BF16, FULL, 500, 9, {}, "varlen", "flex"),
+        (FP16, FULL, 500, 9, {}, "varlen", "flex"),
         (FP32, FULL, 500, 9, {}, "flex", "flex"),
         (FP64, FULL, 500, 9, {}, "tiles", "tiles"),
         (FP64, FULL, 500, 0, {}, "causal", "causal"),
-        (BF16, FULL, 500, 0, CAPPED, "flex", "flash"),
-        (BF16, FULL, 500, 0, LEARNED, "flex", "flex"),
+        (BF16, FULL, 500, 0, CAPPED, "flex", "flex"),
+        (BF16, FULL, 500, 0, LEARNED, "varlen", "flex"),
         (FP32, FULL, 500, 0, CAPPED, "flex", "flex"),
         (FP64, FULL, 500, 0, CAPPED, "tiles", "tiles"),
         (BF16, FULL, 500, 0, {"dropout": 0.1}, "masked", "masked"),
         (BF16, WINDOW, 64, 0, {}, "causal", "causal"),
-        (BF16, WINDOW, 65, 0, {}, "flex", "flash"),
-        (BF16, WINDOW, 500, 100, {}, "flex", "flash"),
-        (BF16, WINDOW, 500, 0, CAPPED, "flex", "flash"),
-        (BF16, WINDOW, 500, 0, LEARNED, "flex", "flex"),
+        (BF16, WINDOW, 65, 0, {}, "varlen", "flex"),
+        (BF16, WINDOW, 500, 100, {}, "varlen", "flex"),
+        (BF16, WINDOW, 500, 0, CAPPED, "flex", "flex"),
+        (BF16, WINDOW, 500, 0, LEARNED, "varlen", "flex"),
         (FP32, WINDOW, 500, 0, {}, "flex", "flex"),
         (FP64, WINDOW, 500, 0, {}, "tiles", "tiles"),
         (BF16, SINKS, 68, 0, {}, "causal", "causal"),
-        (BF16, SINKS, 69, 0, {}, "flex", "flex"),
-        (BF16, SINKS, 500, 100, {}, "flex", "flex"),
+        (BF16, SINKS, 69, 0, {}, "varlen", "flex"),
+        (BF16, SINKS, 500, 100, {}, "varlen", "flex"),
         (BF16, SINKS, 500, 0, CAPPED, "flex", "flex"),
         (FP64, SINKS, 500, 0, LEARNED, "tiles", "tiles"),
         (BF16, BLOCK, 64, 0, {}, "causal", "causal"),
-        (BF16, BLOCK, 65, 0, {}, "flex", "flex"),
-        (BF16, BLOCK, 20, 20, {}, "flex", "flash"),
-        (BF16, BLOCK, 60, 0, CAPPED, "flex", "flash"),
+        (BF16, BLOCK, 65, 0, {}, "varlen", "flex"),
+        (BF16, BLOCK, 20, 20, {}, "varlen", "flex"),
+        (BF16, BLOCK, 60, 0, CAPPED, "flex", "flex"),
         (BF16, BLOCK, 500, 0, {"dropout": 0.1}, "masked", "masked"),
-        # Compiled flex_attention takes no smaller heads.
-        (BF16, SINKS, 500, 0, {"size": 8}, "tiles", "tiles"),
-        (BF16, SINKS, 500, 0, {"value_size": 8}, "tiles", "tiles"),
+        # Compiled flex_attention takes no smaller heads, varlen_attn no larger ones.
+        (BF16, SINKS, 500, 0, {"size": 264}, "flex", "flex"),
+        (BF16, SINKS, 500, 0, {"size": 8}, "varlen", "tiles"),
+        (BF16, SINKS, 500, 0, {"value_size": 8}, "varlen", "tiles"),
     ],
 )
 def test_kernels_on_cuda(
@@ -362,10 +363,10 @@ def test_kernels_on_cuda(
     offset: int,
     options: dict[str, Any],
     expected: str,
-    with_flash: str,
+    before_ampere: str,
 ) -> None:
-    for installed, name in ((False, expected), (True, with_flash)):
-        monkeypatch.setattr(attention, "has_flash_attention", lambda installed=installed: installed)
+    for ready, name in ((True, expected), (False, before_ampere)):
+        monkeypatch.setattr(cuda, "is_ready", lambda device, ready=ready: ready)
         assert kernel("cuda", dtype, span, num_new, offset, **options) == name
 
 

@@ -1,11 +1,11 @@
-"""What CUDA uses, without CUDA: `flex_attention` uncompiled, and flash-attn played by what its documentation says."""
+"""What CUDA uses, without CUDA: `flex_attention` uncompiled, and a stand-in for `varlen_attn` that keeps its limits."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -14,11 +14,17 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from masformer.attention import cuda as device_attention
+from masformer.attention import cuda, parts
+from masformer.attention import flex as flex_module
 from masformer.attention import kernels as attention
-from masformer.attention.cuda import flash_attention, flex_attention, has_flash_attention
+from masformer.attention.calls import call_of, calls_of
+from masformer.attention.flex import flex_attention
+from masformer.attention.kernels import dense_attention, span_attention
+from masformer.attention.visibility import SpanMask, visible_keys
 from masformer.plans.spans import FULL, LayerSpan
+from tests.helpers import varlen_standin
 from tests.helpers.attention_cases import (
     CASES,
     Case,
@@ -27,6 +33,7 @@ from tests.helpers.attention_cases import (
     cached,
     cases,
     defined,
+    gradients,
     random_states,
 )
 from tests.helpers.properties import tries
@@ -37,49 +44,14 @@ pytestmark = [
 ]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6}
 EXACT = TOLERANCE[torch.float64]
-
-
-def documented_flash_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dropout_p: float = 0.0,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    softcap: float = 0.0,
-    alibi_slopes: Tensor | None = None,
-    deterministic: bool = False,
-    return_attn_probs: bool = False,
-) -> Tensor:
-    """Return (B, Tq, H, D) as the docstring of `flash_attn_func` has it, in loops."""
-    batch, length, heads, size = q.shape
-    _, keys, kv_heads, _ = k.shape
-    assert k.shape == v.shape == (batch, keys, kv_heads, size), "one head size for all"
-    assert size <= 256, "head dimension at most 256"
-    assert dropout_p == 0
-    assert alibi_slopes is None
-    assert not return_attn_probs
-    left, right = window_size
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k.repeat_interleave(heads // kv_heads, dim=2))
-    scores = scores * (size**-0.5 if softmax_scale is None else softmax_scale)
-    if softcap > 0:
-        scores = softcap * torch.tanh(scores / softcap)
-    for query in range(length):
-        # Aligned to the bottom right corner.
-        at = query + keys - length
-        for key in range(keys):
-            is_seen = (left < 0 or key >= at - left) and (right < 0 or key <= at + right)
-            if not is_seen or (causal and key > at):
-                scores[:, :, query, key] = -torch.inf
-    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v.repeat_interleave(heads // kv_heads, dim=2))
+GRADIENT_TOLERANCE = 1e-9
 
 
 @pytest.fixture(autouse=True)
-def _flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("flash_attn")
-    module.flash_attn_func = documented_flash_attention  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flash_attn", module)
+def _varlen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "varlen_attn", varlen_standin.varlen_attn)
+    monkeypatch.setattr(cuda, "flash_backward", varlen_standin.flash_backward)
+    monkeypatch.setattr(cuda, "is_ready", lambda device: True)
 
 
 # One token on top of a cache needs no kernel, and its keys are in no order.
@@ -111,9 +83,8 @@ def test_flex_attention_of_any_case_equals_the_definition(case: Case) -> None:
     flex(case, torch.float64)
 
 
-@pytest.mark.parametrize("span", [LayerSpan(span=16, sinks=4), LayerSpan(block=8, previous=1), FULL], ids=str)
 @torch.no_grad()
-def test_flex_attention_is_not_compiled_for_each_length_and_offset(span: LayerSpan) -> None:
+def test_one_compilation_of_flex_attention_serves_all_lengths_offsets_and_numbers() -> None:
     compiled = []
 
     def counting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
@@ -122,93 +93,146 @@ def test_flex_attention_is_not_compiled_for_each_length_and_offset(span: LayerSp
 
     torch._dynamo.reset()
     with mock.patch.object(torch, "compile", partial(torch.compile, backend=counting)):
-        on_cuda = device_attention._flex.__wrapped__("cuda")
-    with mock.patch.object(device_attention, "_flex", return_value=on_cuda):
-        for offset in (0, 40, 113):
-            for num_new in (32, 150, 211):
-                case = Case(span=span, num_new=num_new, offset=offset)
-                states = random_states(case, torch.float32)
-                key, value = cached(case, states)
-                flex_attention(states.query, key, value, span, offset, case.scores)
-    # After eight for all kinds of spans, torch would go on without compiling.
-    assert 0 < len(compiled) <= 6
+        on_cuda = flex_module._flex.__wrapped__("cuda")
+    # A single block of 128 tokens would be a shape of its own.
+    windows = [(16, 4, 40, 150), (9, 1, 0, 232), (33, 2, 113, 211), (50, 0, 70, 290), (16, 4, 0, 175), (3, 7, 300, 260)]
+    with mock.patch.object(flex_module, "_flex", return_value=on_cuda):
+        for width, sinks, offset, num_new in windows:
+            case = Case(span=LayerSpan(span=width, sinks=sinks), num_new=num_new, offset=offset, softcap=20.0)
+            states = random_states(case, torch.float32)
+            out = flex_attention(states.query, *cached(case, states), case.span, offset, case.scores)
+            assert_close(out.double(), defined(case, states.map(Tensor.double)), TOLERANCE[torch.float32])
+    # One that takes queries and keys of one number, and one that does not.
+    assert 0 < len(compiled) <= 2
 
 
-@tries(60)
-@given(cases(longest=40, can_pad=False, by_head=False), st.none() | st.integers(1, 60))
-@torch.no_grad()
-def test_flash_attention_equals_the_definition(case: Case, span: int | None) -> None:
-    assume(case.num_new > 1 or not case.offset)
-    case = Case(**{**vars(case), "span": LayerSpan(span=span), "learned": False, "value_size": case.size})
-    states = random_states(case)
-    key, value = cached(case, states)
-    out = flash_attention(states.query, key, value, case.span, case.scores)
-    assert_close(out, defined(case, states), EXACT)
-
-
-def attend_as_on_cuda(case: Case, dtype: torch.dtype, has_flash: bool) -> set[str]:
-    """Check attention by the kernels that CUDA would choose for a dtype, in fp64; return which they were."""
+def attend_as_on_cuda(case: Case, dtype: torch.dtype = torch.bfloat16, documents: Any = None) -> set[str]:
+    """Check attention, and its gradients, by what CUDA would choose for a dtype, in fp64; return what it was."""
     chosen: set[str] = set()
     choose = attention.choose_kernel
 
     def choose_on_cuda(query: Tensor, *args: Any) -> str:
-        alike: Any = SimpleNamespace(device=SimpleNamespace(type="cuda"), dtype=dtype, shape=query.shape)
+        alike: Any = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=query.shape)
         kernel = choose(alike, *args)
         chosen.add(kernel)
         return kernel
 
-    states = random_states(case)
-    with (
-        mock.patch.object(attention, "choose_kernel", choose_on_cuda),
-        mock.patch.object(attention, "has_flash_attention", return_value=has_flash),
-    ):
-        assert_close(attend(case, states), defined(case, states), EXACT)
+    with mock.patch.object(attention, "choose_kernel", choose_on_cuda):
+        states = random_states(case)
+        with torch.no_grad():
+            assert_close(attend(case, states), defined(case, states), EXACT)
+        if "flex" in chosen:  # it has no gradients on the CPU
+            return chosen
+        ours, theirs = states.with_grad(), states.with_grad()
+        found, exact = gradients(attend(case, ours), ours), gradients(defined(case, theirs), theirs)
+        for mine, expected in zip(found, exact, strict=True):
+            assert_close(mine, expected, GRADIENT_TOLERANCE)
     return chosen
 
 
-# A dtype, and whether flash-attn is installed.
-DEVICES = st.sampled_from([*[(torch.bfloat16, True)] * 4, (torch.bfloat16, False), (torch.float64, True)])
+@tries(100)
+@given(cases(longest=60), st.sampled_from([torch.bfloat16] * 4 + [torch.float64]))
+def test_what_cuda_chooses_equals_the_definition(case: Case, dtype: torch.dtype) -> None:
+    attend_as_on_cuda(case, dtype)
 
 
-@tries(150)
-@given(cases(longest=60), DEVICES)
-@torch.no_grad()
-def test_what_cuda_chooses_equals_the_definition(case: Case, device: tuple[torch.dtype, bool]) -> None:
-    attend_as_on_cuda(case, *device)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_each_case_on_cuda_equals_the_definition(case: Case) -> None:
+    attend_as_on_cuda(case)
 
 
-@torch.no_grad()
 def test_cuda_takes_each_kernel_for_some_case() -> None:
     window = LayerSpan(span=16)
-    assert attend_as_on_cuda(Case(span=window, num_new=40), torch.bfloat16, True) == {"flash"}
-    assert attend_as_on_cuda(Case(span=window, num_new=40), torch.bfloat16, False) == {"flex"}
-    assert attend_as_on_cuda(Case(span=window, num_new=40), torch.float64, True) == {"tiles"}
-    assert attend_as_on_cuda(Case(span=window, num_new=16), torch.bfloat16, True) == {"causal"}
-    assert attend_as_on_cuda(Case(span=window, num_new=1, offset=40), torch.bfloat16, True) == set()
+    assert attend_as_on_cuda(Case(span=window, num_new=40)) == {"varlen"}
+    assert attend_as_on_cuda(Case(span=window, num_new=40, softcap=1.0)) == {"flex"}
+    assert attend_as_on_cuda(Case(span=window, num_new=40), torch.float64) == {"tiles"}
+    assert attend_as_on_cuda(Case(span=window, num_new=16)) == {"causal"}
+    assert attend_as_on_cuda(Case(span=window, num_new=1, offset=40)) == set()
+    assert attend_as_on_cuda(Case(span=window, num_new=40, size=264, value_size=264)) == {"flex"}
+    assert attend_as_on_cuda(Case(span=LayerSpan(block=4, previous=5), num_new=40)) == {"flex"}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(span=LayerSpan(span=16, sinks=4), num_new=19, softcap=20.0),
-        Case(span=LayerSpan(span=16, sinks=4), num_new=9, offset=10),
-    ],
-    ids=["softcap", "cache"],
-)
+def test_packed_documents_on_cuda_do_not_see_each_other() -> None:
+    spans = [FULL, LayerSpan(span=7, sinks=3), LayerSpan(block=6, previous=1, sinks=2)]
+    starts = [[0, 11, 30], [0, 1, 2, 25]]
+    for span in spans:
+        case = Case(span=span, num_new=40, batch=2, heads=4, kv_heads=2)
+        states = random_states(case)
+        mask = SpanMask(offset=0, documents=starts)
+        with mock.patch.object(attention, "choose_kernel", return_value="varlen"):
+            out = span_attention(*states.all(), span, mask)
+        for row, firsts in enumerate(starts):
+            for first, stop in zip(firsts, [*firsts[1:], 40], strict=True):
+                alone = states.map(lambda x, row=row, first=first, stop=stop: x[row : row + 1, :, first:stop])
+                expected = defined(replace(case, num_new=stop - first, batch=1), alone)
+                assert_close(out[row : row + 1, :, first:stop], expected, EXACT)
+
+
+def test_what_lies_apart_is_read_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[Tensor] = []
+
+    def noting(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Any:
+        handed.extend((query, key, value))
+        return varlen_standin.varlen_attn(query, key, value, *args, **options)
+
+    monkeypatch.setattr(cuda, "varlen_attn", noting)
+    query = torch.randn(2, 30, 4, 16, dtype=torch.float64).transpose(1, 2)
+    buffers = [torch.randn(2, 2, 90, 16, dtype=torch.float64) for _ in range(2)]
+    key, value = (buffer[:, :, :70] for buffer in buffers)
+    out = cuda.attend(query, key, value, (), FULL, 40, 0.25)
+    visible = visible_keys(torch.arange(40, 70), torch.arange(70), FULL)
+    assert_close(out, dense_attention(query, key, value, visible, 0.25), EXACT)
+    assert [x.untyped_storage().data_ptr() for x in handed] == [
+        x.untyped_storage().data_ptr() for x in (query, *buffers)
+    ]
+
+
+@pytest.mark.parametrize("span", [FULL, LayerSpan(span=64, sinks=4), LayerSpan(block=32, sinks=4)], ids=str)
+def test_calls_fit_what_torch_declares(span: LayerSpan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    # A build for the CPU has no kernels, but knows the shapes and dtypes that go in and out.
+    calls_of.cache_clear(), call_of.cache_clear()
+    with FakeTensorMode():
+        query = torch.empty(2, 8, 100, 64, dtype=torch.bfloat16, requires_grad=True)
+        key, value = (torch.empty(2, 2, 100, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+        learned = torch.empty(8, dtype=torch.bfloat16, requires_grad=True)
+        out = cuda.attend(query, key, value, (), span, 0, 0.125, learned_sinks=learned)
+        assert (out.shape, out.dtype) == (query.shape, torch.bfloat16)
+        states = (query, key, value, learned)
+        for grad, own in zip(torch.autograd.grad(out.sum(), states), states, strict=True):
+            assert (grad.shape, grad.dtype) == (own.shape, torch.bfloat16)
+    calls_of.cache_clear(), call_of.cache_clear()
+
+
 @torch.no_grad()
-def test_sinks_that_the_span_has_just_left_are_seen_with_flash_attention(case: Case) -> None:
-    attend_as_on_cuda(case, torch.bfloat16, True)
+@pytest.mark.parametrize("name", [name for name, case in ON_A_CACHE.items() if case.softcap is None])
+def test_calls_in_half_precision_merge_to_what_one_would_round_to(name: str) -> None:
+    case = ON_A_CACHE[name]
+    states = random_states(case, torch.bfloat16)
+    key, value = cached(case, states)
+    more = {"learned_sinks": states.learned_sinks}
+    out = cuda.attend(states.query, key, value, (), case.span, case.offset, case.scores.scale, **more)
+    assert out.dtype == torch.bfloat16
+    assert_close(out.double(), defined(case, states.map(Tensor.double)), 1.6e-2)
+
+
+def test_a_half_precision_merge_is_exact_to_the_last_bit_or_so() -> None:
+    # Outputs, and the logs of their sums, as a kernel returns them.
+    out, part = (torch.randn(500, 4, 16, dtype=torch.float64).bfloat16() for _ in range(2))
+    total, part_total = torch.randn(4, 500) * 3, torch.randn(4, 500) * 3
+    share = torch.sigmoid((part_total - total).double()).T.unsqueeze(-1)
+    exact = torch.lerp(out.double(), part.double(), share)
+    sums = cuda._merge(out, total, part, part_total)
+    torch.testing.assert_close(out.double(), exact, atol=2**-7, rtol=2**-7)
+    torch.testing.assert_close(sums, torch.logaddexp(total, part_total))
 
 
 @torch.no_grad()
-def test_head_sizes_that_flash_attention_does_not_take_go_elsewhere() -> None:
-    attend_as_on_cuda(Case(span=LayerSpan(span=16), num_new=40, value_size=8), torch.bfloat16, True)
-    attend_as_on_cuda(Case(span=LayerSpan(span=16), num_new=40, size=264, value_size=264), torch.bfloat16, True)
-
-
-@pytest.mark.parametrize("found", [None, object()])
-def test_flash_attention_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, found: object) -> None:
-    names = []
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: names.append(name) or found)
-    assert has_flash_attention.__wrapped__() == (found is not None)
-    assert names == ["flash_attn"]
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 9)])
+def test_a_part_on_cuda_is_that_of_the_cpu(causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = random_states(Case(span=FULL, num_new=20, offset=13, batch=2, heads=4, value_size=8))
+    arguments = {"scale": 0.3, "causal": causal, "window": window}
+    expected = parts.partial(*states.all(), **arguments)
+    monkeypatch.setattr(cuda, "DTYPES", (torch.float64,))
+    for ours, exact in zip(parts.partial(*states.all(), **arguments), expected, strict=True):
+        assert_close(ours, exact, EXACT)

@@ -12,7 +12,7 @@ from torch import Tensor
 from masformer import SpanCache, SpanPlan, apply_plan, prefill, read_plan
 from masformer.attention import kernels
 from masformer.attention.cache import join
-from masformer.attention.cuda import flex_attention
+from masformer.attention.flex import flex_attention
 from masformer.attention.kernels import dense_attention
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.layer_spans import PATTERNS, LayerSpan, PlanError

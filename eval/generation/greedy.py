@@ -1,0 +1,285 @@
+"""Decode the likeliest tokens under a plan: one pass a step for all rows of a batch, which rows leave as they end.
+
+A row that is alone drafts: tokens that have followed its last ones before go through the model with the last one, and
+those that are the likeliest stay. Several rows would accept different numbers of tokens, and a pass of several rows
+costs more with each token.
+
+Shapes: R rows, T tokens, V tokens that the model knows.
+
+Source: scores in fp32 and the order of processors are those of `generate` in transformers 5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+)
+
+from eval.config.generation import GenerationSettings
+from eval.generation.answer import Answer, cut_at_end, dtype_name, end_tokens, make_answer, now
+from eval.generation.lookup import Lookup
+from eval.generation.thinking import ThinkingRow, ThinkingRows
+from masformer import SpanCache
+from masformer.errors import NumbersError
+
+# Steps between two looks at the time.
+_STEPS = 32
+# Steps that a row which has ended stays for: to take it out, the keys of all others are copied.
+_STEPS_AFTER_END = 8
+
+
+class Row:
+    """A prompt and what is written after it.
+
+    Attributes:
+        index: Its place among the prompts.
+        tokens: The answer so far, its end token and thought included.
+        reason: `stop` or `length` once the row has ended; None before.
+        num_drafted: Tokens that were guessed.
+        num_accepted: Those of them that are its own.
+        seconds: Its share in the time that its batches took.
+        thinking: Its thought; None where all text is the answer.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        prompt: Sequence[int],
+        settings: GenerationSettings,
+        tokenizer: PreTrainedTokenizerBase,
+        ends: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.index, self.prompt = index, prompt
+        self.settings, self.tokenizer, self.ends = settings, tokenizer, ends
+        self.tokens: list[int] = []
+        self.reason: str | None = None
+        self.num_drafted = self.num_accepted = 0
+        self.seconds = 0.0
+        self._lookup: Lookup | None = None
+        self.thinking = ThinkingRow(settings, tokenizer, ends, prompt) if settings.thinking else None
+        self._thoughts = ThinkingRows([self.thinking], len(prompt)) if self.thinking else None
+        self._processors = self._make_processors(device)
+        # A token is one byte at least.
+        self._tail = max((len(text.encode()) for text in settings.stop), default=0) + 4
+        if self._processors:
+            self._ids = torch.tensor([*prompt, *[0] * settings.room], device=device)
+
+    def _make_processors(self, device: torch.device) -> LogitsProcessorList:
+        settings, processors = self.settings, LogitsProcessorList()
+        if settings.repetition_penalty != 1:
+            processors.append(RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty)))
+        if settings.no_repeat_ngram_size:
+            processors.append(NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram_size))
+        if self._thoughts:  # which has the least length of the answer, that begins after the thought
+            processors.append(self._thoughts)
+        elif settings.min_new_tokens and self.ends:
+            ends = torch.tensor(self.ends, device=device)
+            processors.append(
+                MinNewTokensLengthLogitsProcessor(len(self.prompt), settings.min_new_tokens, ends, str(device))
+            )
+        return processors
+
+    def answer(self, prefill_seconds: float, cache_bytes: int) -> Answer:
+        """Return what has been written; arguments as the fields of `Answer`."""
+        assert self.reason is not None
+        return make_answer(
+            self.tokens,
+            self.thinking,
+            self.ends,
+            self.settings.stop,
+            self.tokenizer,
+            finish_reason=self.reason,
+            prefill_seconds=prefill_seconds,
+            seconds=self.seconds,
+            cache_bytes=cache_bytes,
+            num_drafted=self.num_drafted,
+            num_accepted=self.num_accepted,
+        )
+
+    def draft(self, most: int) -> list[int]:
+        """Return guesses of the next tokens, at most so many; none where no run of tokens may occur twice."""
+        most = min(most, self.settings.room - len(self.tokens) - 1)
+        if self.settings.no_repeat_ngram_size or most < 1:
+            return []
+        if self._lookup is None:
+            self._lookup = Lookup([*self.prompt, *self.tokens])
+        return self._lookup.draft(most)
+
+    def read(self, scores: Tensor, likeliest: int) -> int:
+        """Choose the next token, take it in, and return it.
+
+        Args:
+            scores: (V,) of the model.
+            likeliest: The token with the greatest of them.
+        """
+        if self._processors:
+            count = len(self.prompt) + len(self.tokens)
+            likeliest = int(self._processors(self._ids[None, :count], scores[None].clone()).argmax())
+            self._ids[count] = likeliest
+        self.tokens.append(likeliest)
+        if self._lookup is not None:
+            self._lookup.append(likeliest)
+        if self.thinking is not None and self._thoughts is not None:
+            self._thoughts.read(self._ids[None, : len(self.prompt) + len(self.tokens)])
+            self.reason = self.thinking.reason
+        elif likeliest in self.ends or self._has_stop_text():
+            tokens, reason = cut_at_end(self.tokens, self.ends, self.settings.stop, self.tokenizer)
+            if reason == "stop":
+                self.tokens, self.reason = tokens, reason
+        if self.reason is None and len(self.tokens) == self.settings.room:
+            self.reason = "length"
+        return likeliest
+
+    def _has_stop_text(self) -> bool:
+        stop = self.settings.stop
+        if not stop:
+            return False
+        tail = str(self.tokenizer.decode(self.tokens[-self._tail :]))
+        return any(text in tail for text in stop)
+
+
+class _Batch:
+    """Rows that go through the model together.
+
+    Args:
+        mask: (R, T), zeros at the left padding of prompts.
+        cache: All tokens of the prompts but the last of each.
+        room: Tokens of an answer.
+        draft_tokens: Tokens that a row which is alone guesses at most.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rows: Sequence[Row],
+        mask: Tensor,
+        cache: SpanCache,
+        room: int,
+        draft_tokens: int,
+    ) -> None:
+        self.model, self.rows, self.cache = model, list(rows), cache
+        self.draft_tokens = draft_tokens if cache.can_draft else 0
+        self.mask: Tensor | None = None
+        if not bool(mask.all()):
+            self.padding = (mask == 0).sum(dim=1, keepdim=True)
+            self.mask = torch.cat([mask, mask.new_ones(len(mask), room)], dim=1)
+
+    def scores(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Return the (R, T, V) scores after each of (R, T) tokens, which the cache takes in."""
+        ids, more = torch.tensor(tokens, device=self.model.device), dict[str, Any]()
+        if self.mask is not None:
+            first, stop = (seen := self.cache.get_seq_length()), seen + ids.shape[1]
+            positions = torch.arange(first, stop, device=ids.device) - self.padding
+            more = {"attention_mask": self.mask[:, :stop], "position_ids": positions}
+        logits: Tensor = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **more).logits
+        return logits.to(ids.device, torch.float32)
+
+    def step(self) -> int:
+        """Write a token to each row, and to one that is alone its draft as far as that is right.
+
+        Returns:
+            The tokens that a row has got.
+
+        Raises:
+            NumbersError: Scores are no numbers.
+        """
+        drafted = self.rows[0].draft(self.draft_tokens) if len(self.rows) == 1 else []
+        if drafted:
+            self.cache.draft()
+        scores = self.scores([[(row.tokens or row.prompt)[-1], *drafted] for row in self.rows])
+        likeliest = scores.argmax(dim=-1)
+        # Of a row with NaN the largest is NaN; tokens may be ruled out by -inf, but not all of them.
+        is_number = scores.gather(-1, likeliest[..., None])[..., 0].isfinite()
+        found = torch.stack([likeliest, is_number.long()], dim=-1).tolist()
+        num_read = 1
+        for row, row_scores, row_found in zip(self.rows, scores, found, strict=True):
+            if row.reason is None:
+                num_read = self._read(row, row_scores, row_found, drafted)
+        if drafted:
+            self.cache.commit(num_read)
+        return num_read
+
+    def _read(self, row: Row, scores: Tensor, found: Sequence[tuple[int, int]], drafted: Sequence[int]) -> int:
+        """Return how many tokens a row takes: up to the first that was not drafted, or its end."""
+        row.num_drafted += len(drafted)
+        for count, ((token, is_number), each) in enumerate(zip(found, scores, strict=True)):
+            if not is_number:
+                what = f"the logits of a prompt of {len(row.prompt):,} tokens"
+                raise NumbersError(what, dtype_name(self.model), row.index)
+            chosen = row.read(each, token)
+            is_right = count < len(drafted) and chosen == drafted[count]
+            row.num_accepted += is_right
+            if row.reason is not None or not is_right:
+                return count + 1
+        raise AssertionError("a row reads its last score")
+
+    def drop_ended(self) -> None:
+        """Take out the rows that have ended."""
+        going = [index for index, row in enumerate(self.rows) if row.reason is None]
+        self.rows = [self.rows[index] for index in going]
+        if not going:
+            return
+        kept = torch.tensor(going, device=self.model.device)
+        self.cache.batch_select_indices(kept)
+        if self.mask is not None:
+            self.mask, self.padding = self.mask[kept], self.padding[kept]
+
+
+@torch.no_grad()
+def decode_greedily(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    mask: Tensor,
+    cache: SpanCache,
+    settings: GenerationSettings,
+    draft_tokens: int,
+    decoded: Callable[[int], None],
+) -> list[Row]:
+    """Return the rows of prompts with their answers, one row a prompt.
+
+    Args:
+        model: With a plan.
+        mask: (R, T), zeros at the left padding of prompts.
+        cache: Holds all tokens of the prompts but the last of each, with room for those of the answers.
+        settings: The same for all.
+        draft_tokens: Tokens that a row which is alone guesses at most.
+        decoded: Called with the tokens that each row has got, every few of them.
+
+    Raises:
+        NumbersError: Logits of a prompt are no numbers; `row` says of which.
+    """
+    device, ends = model.device, end_tokens(model)
+    rows = [Row(index, prompt, settings, tokenizer, ends, device) for index, prompt in enumerate(prompts)]
+    batch, going = _Batch(model, rows, mask, cache, settings.room, draft_tokens), rows
+    start = now(device)
+    steps = steps_after_end = 0
+    with model._optimize_model_for_decode():  # mixtures of experts on a GPU
+        while batch.rows:
+            steps += batch.step()
+            num_ended = sum(row.reason is not None for row in batch.rows)
+            steps_after_end += bool(num_ended)
+            is_leaving = 2 * num_ended >= len(batch.rows) or steps_after_end == _STEPS_AFTER_END
+            if is_leaving or steps >= _STEPS:
+                spent = now(device) - start
+                start += spent
+                for row in going:
+                    row.seconds += spent / len(going)
+                decoded(steps)
+                steps = 0
+                if is_leaving:
+                    batch.drop_ended()
+                    steps_after_end = 0
+                going = [row for row in batch.rows if row.reason is None]
+    return rows

@@ -1,0 +1,133 @@
+"""A choice among ways that compute the same, by the time they take on this machine; remembered in a file.
+
+    name = choose("linear", "float32 1536x576", {"plain": plain, "packed": packed})
+
+`MASFORMER_WAYS` names ways by topic ("linear=plain window=tiles"), or is "default": the first way everywhere, nothing
+timed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from masformer.errors import OneLineError
+from masformer.hardware import processor_name, vector_instructions
+
+WAYS = "MASFORMER_WAYS"
+_MARGIN = 0.95  # what another way may take of the first one's time; less is noise
+_AGREEMENT = 1.2  # what the second best time may be of the best one; a choice from others is made again next time
+_ROUNDS = 3
+_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # they hide instructions from torch and oneDNN
+
+_settled: dict[tuple[str, str], str] = {}  # by machine and key
+_used: dict[str, str] = {}
+
+
+def choose(topic: str, case: str, ways: Mapping[str, Callable[[], object]], *, seconds: float = 0.05) -> str:
+    """Return the name of the fastest way: one named in the environment, remembered, or timed now.
+
+    Args:
+        topic: What is computed, a word that `MASFORMER_WAYS` names.
+        case: What its speed depends on beside the machine, such as dtype and shape.
+        ways: Each computes the case once; the first is the default, and is left for one that is clearly faster.
+        seconds: Time to spend on all ways together, beyond a few calls of each.
+
+    Raises:
+        OneLineError: `MASFORMER_WAYS` names a way that there is not.
+    """
+    key = f"{topic} {case}"
+    named = named_way(topic, tuple(ways))
+    name = named or _settled.get((machine(), key)) or _read(choices_file()).get(machine(), {}).get(key)
+    if name is None or name not in ways:
+        name, is_sure = _fastest(ways, seconds)
+        name = _remember(key, name, ways) if is_sure else name
+    if named is None:
+        _settled[machine(), key] = name
+    _used[key] = name
+    return name
+
+
+def chosen() -> dict[str, str]:
+    """Return the way that this process chose last for each topic and case, for a record."""
+    return dict(sorted(_used.items()))
+
+
+def named_way(topic: str, ways: tuple[str, ...]) -> str | None:
+    """Return the way that `MASFORMER_WAYS` names for a topic; None where it names none. Raises as `choose` does."""
+    named = os.environ.get(WAYS, "").split()
+    if "default" in named:
+        return ways[0]
+    name = dict(each.split("=", 1) for each in named if "=" in each).get(topic)
+    if name is not None and name not in ways:
+        raise OneLineError(f"{WAYS} names '{name[:40]}' for {topic}; known: {', '.join(ways)}")
+    return name
+
+
+def choices_file() -> Path:
+    """Return where choices are remembered; deleting it has them made anew."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "masformer" / "ways.json"
+
+
+def machine() -> str:
+    """Return what choices hold for: processor, its instructions as far as libraries may use them, torch, threads."""
+    return f"{_processor()}; {torch.get_num_threads()} threads"
+
+
+@cache
+def _processor() -> str:
+    limits = [f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ]
+    return "; ".join([processor_name(), vector_instructions(), *limits, f"torch {torch.__version__}"])
+
+
+def _fastest(ways: Mapping[str, Callable[[], object]], seconds: float) -> tuple[str, bool]:
+    """Return the name of the way that takes the least time, the first one unless another is clearly faster.
+
+    The second value says whether the two best times of each way agree, that is, nothing else disturbed them.
+    """
+    for compute in ways.values():
+        compute()  # what is set up once is not timed
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < _ROUNDS or time.perf_counter() < end:
+        rounds += 1
+        for name, compute in ways.items():  # in turns, so that other programs disturb all alike
+            start = time.perf_counter()
+            compute()
+            times[name].append(time.perf_counter() - start)
+    best = {name: sorted(each)[:2] for name, each in times.items()}
+    first, fastest = next(iter(ways)), min(best, key=lambda name: best[name][0])
+    name = fastest if best[fastest][0] < _MARGIN * best[first][0] else first
+    return name, all(second <= _AGREEMENT * least for least, second in best.values())
+
+
+def _read(file: Path) -> dict[str, dict[str, str]]:
+    """Return the remembered ways by machine and key; nothing where the file is absent or of another form."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        return {name: {key: str(way) for key, way in ways.items()} for name, ways in known.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _remember(key: str, name: str, known_ways: Collection[str]) -> str:
+    """Return the way of a key after storing it; where another process was first, its way is kept."""
+    file = choices_file()
+    known = _read(file)
+    ways = known.setdefault(machine(), {})
+    if ways.get(key) not in known_ways:
+        ways[key] = name
+        with suppress(OSError):  # a folder that cannot be written only costs the time of choosing again
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(f".{secrets.token_hex(8)}")
+            partial.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
+            partial.replace(file)
+    return ways[key]

@@ -1,0 +1,63 @@
+"""Linear layers are tuned for answers and losses on a CPU, with copies where memory has room, and not for training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from eval.runtime.jobs import user_message
+from eval.runtime.memory import has_room_for_copies, memory_budget
+from eval.runtime.model import load_converted
+from masformer.checkpoints.open import open_checkpoint
+from masformer.errors import OneLineError
+from masformer.linear import TunedLinear
+from masformer.plans.spans import SpanPlan
+from tests.helpers.tiny_models import LAYERS, save_tiny_checkpoint
+
+CPU = torch.device("cpu")
+WIDE = {"hidden_size": 256, "intermediate_size": 384, "head_dim": 64}
+
+
+@pytest.fixture(autouse=True)
+def no_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("masformer.tuning._used", {})  # it is written into the records of runs
+
+
+def kinds(folder: Path, plan: SpanPlan | None, *, is_served: bool = True) -> set[type[nn.Module]]:
+    model = load_converted(open_checkpoint(str(folder)), "float32", CPU, plan, "auto", print, is_served=is_served)
+    return {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)}
+
+
+@pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch was built without oneDNN")
+@pytest.mark.parametrize("plan", [None, SpanPlan.full(LAYERS)])
+def test_a_model_that_is_served_is_tuned_with_copies_where_memory_has_room(
+    plan: SpanPlan | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_checkpoint(tmp_path, **WIDE)
+    monkeypatch.setenv("MASFORMER_WAYS", "linear=packed")
+    assert TunedLinear in kinds(tmp_path, plan)
+    assert kinds(tmp_path, plan, is_served=False) == {nn.Linear}
+    monkeypatch.setattr("eval.runtime.memory._machine_memory", lambda: 2**20)
+    assert kinds(tmp_path, plan) == {nn.Linear}
+    monkeypatch.setenv("MASFORMER_WAYS", "linear=direct")
+    assert TunedLinear in kinds(tmp_path, plan)
+
+
+def test_copies_are_counted_where_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.runtime.memory._machine_memory", lambda: 4000)
+    assert has_room_for_copies(1000, {})
+    assert not has_room_for_copies(1001, {})
+    assert not has_room_for_copies(501, {"LOCAL_WORLD_SIZE": "2"})
+    assert memory_budget(CPU, 1000, {}, None) == (4000 - 2 * 1000) // 2
+    assert memory_budget(CPU, 1002, {}, None) == (4000 - 1002) // 2
+
+
+def test_a_way_that_there_is_not_is_one_line_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny_checkpoint(tmp_path, **WIDE)
+    monkeypatch.setenv("MASFORMER_WAYS", "linear=pakced")
+    with pytest.raises(OneLineError) as error:
+        kinds(tmp_path, None)
+    assert user_message(error.value) == "MASFORMER_WAYS names 'pakced' for linear; known: plain, direct, packed"

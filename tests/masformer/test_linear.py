@@ -1,0 +1,256 @@
+"""Tuned layers compute what the layer computes, step aside where they cannot, and leave the weights as they are."""
+
+from __future__ import annotations
+
+import io
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from masformer import linear
+from masformer.errors import OneLineError
+from masformer.linear import TunedLinear, tune
+from masformer.loss import token_losses
+from tests.helpers.tiny_models import LLAMA_LIKE, tiny_model
+
+DTYPES = [torch.float32, torch.bfloat16]
+# Of outputs around 1: rounding of sums of some hundred products.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+WIDE = LLAMA_LIKE | {"hidden_size": 256, "intermediate_size": 384, "head_dim": 64, "vocab_size": 512}
+
+pytestmark = pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch was built without oneDNN")
+
+
+@pytest.fixture(params=["direct", "packed"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Choose either way of oneDNN."""
+    monkeypatch.setenv("MASFORMER_WAYS", f"linear={request.param}")
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose the packed way without timing."""
+    monkeypatch.setenv("MASFORMER_WAYS", "linear=packed")
+    monkeypatch.setattr("masformer.tuning._used", {})  # it is written into the records of runs
+
+
+@pytest.fixture
+def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Return the shapes that oneDNN has multiplied."""
+    shapes: list[tuple[int, ...]] = []
+    multiply = linear._multiply
+
+    def counted(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        shapes.append(tuple(inputs.shape))
+        return multiply(inputs, weight, bias)
+
+    monkeypatch.setattr(linear, "_multiply", counted)
+    return shapes
+
+
+def layer_of(dtype: torch.dtype = torch.float32, width: int = 384, out: int = 256, *, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(width, out, bias=bias).to(dtype).requires_grad_(False)
+
+
+def wide_model() -> PreTrainedModel:
+    return tiny_model("llama", **WIDE).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "out"), [(576, 576), (576, 192), (576, 1536), (1536, 576), (321, 205)])
+def test_products_are_those_of_the_layer(
+    dtype: torch.dtype, width: int, out: int, way: str, multiplied: list[tuple[int, ...]]
+) -> None:
+    for bias in (False, True):
+        layer = layer_of(dtype, width, out, bias=bias)
+        assert tune(layer) == (layer.weight.nbytes if way == "packed" else 0)
+        for shape in [(1,), (1, 1), (4, 1), (1, 17), (2, 33), (3, 1, 5), (0, 2)]:
+            inputs = torch.randn(*shape, width).to(dtype)
+            exact = F.linear(inputs.double(), layer.weight.double(), layer.bias.double() if bias else None)
+            ours = layer(inputs)
+            assert ours.dtype == dtype
+            torch.testing.assert_close(ours.double(), exact, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert len(multiplied) == 14
+
+
+@torch.no_grad()
+def test_strided_inputs_are_read_right(way: str) -> None:
+    layer = layer_of()
+    inputs = torch.randn(384, 2, 3).permute(2, 1, 0)
+    expected = layer(inputs)
+    tune(layer)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            torch.testing.assert_close(layer(inputs), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tuned_model_gives_the_same_logits_text_and_losses(
+    dtype: torch.dtype, way: str, multiplied: list[tuple[int, ...]]
+) -> None:
+    model = wide_model().to(dtype)
+    tuned = deepcopy(model)
+    num_bytes = tune(tuned)
+    layers = [layer for layer in tuned.modules() if type(layer) is TunedLinear]
+    assert num_bytes == (sum(layer.weight.nbytes for layer in layers) if way == "packed" else 0)
+    assert len(layers) == 3 * 5 + 1  # keys and values are too small
+    tokens = torch.randint(3, 512, (2, 40))
+    logits = model(tokens).logits
+    torch.testing.assert_close(tuned(tokens).logits, logits, atol=2 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    if dtype == torch.float32:
+        texts = [each.generate(tokens, max_new_tokens=8, do_sample=False) for each in (model, tuned)]
+        assert torch.equal(*texts)
+    losses = [token_losses(each, each.model(tokens)[0][0, :-1], tokens[0, 1:]) for each in (model, tuned)]
+    torch.testing.assert_close(*losses, atol=2 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert (39, 256) in multiplied  # the logits of the losses
+
+
+def test_gradients_autocast_and_other_dtypes_go_the_plain_way(way: str, multiplied: list[tuple[int, ...]]) -> None:
+    layer, twin = layer_of().requires_grad_(True), layer_of().requires_grad_(True)
+    tune(layer)
+    inputs = torch.randn(5, 384)
+    layer(inputs).sum().backward()
+    twin(inputs).sum().backward()
+    assert torch.equal(layer.weight.grad, twin.weight.grad)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(inputs).dtype == torch.bfloat16
+    with torch.no_grad():
+        compiled = torch.compile(layer, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(inputs), twin(inputs))
+        with pytest.raises(RuntimeError, match="dtype"):
+            layer(inputs.double())
+    assert multiplied == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["in place", "moved", "loaded", "replaced"])
+def test_a_changed_weight_ends_the_use_of_the_copy(change: str, multiplied: list[tuple[int, ...]]) -> None:
+    layer, other = layer_of(), layer_of()
+    other.weight.mul_(2)
+    tune(layer)
+    if change == "in place":
+        layer.weight.mul_(2)
+    elif change == "moved":
+        layer.double().float()
+        layer.weight.mul_(2)
+    elif change == "loaded":
+        layer.load_state_dict(other.state_dict())
+    else:
+        layer.weight = nn.Parameter(other.weight.clone())
+    inputs = torch.randn(3, 384)
+    assert torch.equal(layer(inputs), F.linear(inputs, other.weight, other.bias))
+    assert multiplied == []
+    assert layer.packed is None
+
+
+@torch.no_grad()
+def test_copies_pickles_and_saved_weights_do_without(tmp_path: Path, multiplied: list[tuple[int, ...]]) -> None:
+    model = wide_model()
+    names = set(model.state_dict())
+    tokens = torch.randint(3, 512, (1, 12))
+    expected = model(tokens).logits
+    tune(model)
+    assert set(model.state_dict()) == names
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    multiplied.clear()
+    for copy in (deepcopy(model), torch.load(stream, weights_only=False)):
+        torch.testing.assert_close(copy(tokens).logits, expected)
+    assert multiplied == []
+    model.save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) == names
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits, expected)
+
+
+@torch.no_grad()
+def test_tied_embeddings_stay_tied() -> None:
+    model = tiny_model("llama", **WIDE, tie_word_embeddings=True).eval()
+    tune(model)
+    assert type(model.lm_head) is TunedLinear
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_small_layers_and_layers_of_other_classes_stay() -> None:
+    class Other(nn.Linear):
+        pass
+
+    model = nn.ModuleList(
+        [layer_of(width=8), Other(384, 256), layer_of(torch.float64), nn.Linear(384, 256, device="meta")]
+    )
+    assert tune(model) == 0
+    assert TunedLinear not in map(type, model)
+
+
+@torch.no_grad()
+def test_each_number_of_rows_goes_the_way_that_was_chosen(
+    monkeypatch: pytest.MonkeyPatch, multiplied: list[tuple[int, ...]]
+) -> None:
+    cases: list[str] = []
+
+    def choose(topic: str, case: str, ways: dict[str, Any], *, seconds: float) -> str:
+        cases.append(f"{topic} {case}")
+        for way in ways.values():
+            way()
+        return "packed" if "rows 16" in case else "plain"
+
+    monkeypatch.setattr(linear, "choose", choose)
+    layer = layer_of()
+    tune(layer)
+    assert cases == [f"linear float32 256x384, rows {rows}" for rows in (1, 16, 128)]
+    assert multiplied == [(1, 384)] * 2 + [(16, 384)] * 2 + [(128, 384)] * 2
+    multiplied.clear()
+    for rows in (1, 2, 64, 65, 500):
+        layer(torch.randn(rows, 384))
+    assert multiplied == [(2, 384), (64, 384)]
+    assert layer.ways == ("plain", "packed", "plain")
+
+
+@torch.no_grad()
+def test_without_room_no_copy_is_made_or_measured(
+    monkeypatch: pytest.MonkeyPatch, multiplied: list[tuple[int, ...]]
+) -> None:
+    layer = layer_of()
+    assert tune(layer, has_room=False) == 0
+    assert type(layer) is nn.Linear  # what was asked for is not to be had
+    offered: list[tuple[str, ...]] = []
+
+    def choose(topic: str, case: str, ways: dict[str, Any], *, seconds: float) -> str:
+        offered.append((case, *ways))
+        return "direct"
+
+    monkeypatch.setattr(linear, "choose", choose)
+    monkeypatch.setattr(linear, "_arrange", lambda _: pytest.fail("a copy was made"))
+    monkeypatch.delenv("MASFORMER_WAYS")
+    assert tune(layer, has_room=False) == 0
+    assert offered[0] == ("float32 256x384, rows 1, no copies", "plain", "direct")
+    layer(torch.randn(3, 384))
+    assert multiplied == [(3, 384)]
+
+
+def test_no_copies_are_kept_where_none_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "choose", lambda *_, **__: "plain")
+    layer = layer_of()
+    assert tune(layer) == 0
+    assert type(layer) is nn.Linear
+
+
+def test_the_environment_leaves_layers_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASFORMER_WAYS", "linear=plain")
+    layer = layer_of()
+    assert tune(layer) == 0
+    assert type(layer) is nn.Linear
+    monkeypatch.setenv("MASFORMER_WAYS", "linear=fast")
+    with pytest.raises(OneLineError, match="known: plain, direct, packed"):
+        tune(layer)
