@@ -22,11 +22,12 @@ VIEWS = ("32", "64", "128")
 LEAST_QUERIES, MEASURED_QUERIES = 1024, 512
 
 
-def way_of(query: Tensor, key: Tensor, span: LayerSpan, run: Callable[[str, int], object]) -> str:
+def way_of(query: Tensor, key: Tensor, span: LayerSpan, needs_grad: bool, run: Callable[[str, int], object]) -> str:
     """Return the way to take for (B, H, Tq, D) queries in a window, as it was measured on this CPU.
 
     Args:
         key: (B, K, Tk, D).
+        needs_grad: Gradients are computed too.
         run: Computes the last queries, so many of them, in a way.
 
     Raises:
@@ -38,4 +39,5 @@ def way_of(query: Tensor, key: Tensor, span: LayerSpan, run: Callable[[str, int]
     about = 2 ** (length.bit_length() - 1)
     dtype = str(query.dtype).removeprefix("torch.")
     case = f"{query.shape[1]} on {key.shape[1]} heads of {query.shape[3]}, {dtype}, {span}, {about} queries"
+    case += ", with gradients" if needs_grad else ""
     return choose(TOPIC, case, {way: partial(run, way, MEASURED_QUERIES) for way in (TILES, *VIEWS)})
