@@ -10,7 +10,7 @@ Which kernel when (`kernels.choose_kernel`; figures are in docs/performance.md):
 | every query sees all before it | `scaled_dot_product_attention`, causal | the same |
 | ... on top of a cache | `parts`: a part for each run of keys | in half precision `varlen_attn` (`cuda`), else flex |
 | a window | `tiles`, or `parts` of views: as measured (`ways`) | as on top of a cache |
-| blocks, learned sinks, training | `tiles` | as on top of a cache |
+| blocks, learned sinks | `tiles` | as on top of a cache |
 | soft-capped scores | `tiles` | compiled flex_attention |
 | ... in fp64, or flex for heads smaller than 16 | `tiles` | `tiles` |
 | a pattern that `tiles` does not know | masks of a few rows | flex, else masks of a few rows |

@@ -29,7 +29,7 @@ from masformer.attention.flex import flex_attention
 from masformer.attention.heads import attend_by_head
 from masformer.attention.joined import joined_attention
 from masformer.attention.layers import Seen
-from masformer.attention.parts import merge, partial, with_sinks
+from masformer.attention.parts import attend
 from masformer.attention.tiles import TILED, ScoreRule, tile_attention
 from masformer.attention.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
 from masformer.attention.ways import TILES, way_of
@@ -140,7 +140,7 @@ def span_attention(
     if isinstance(span, HeadSpans):
         options: dict[str, Any] = {"scale": scale, "softcap": softcap, "dropout": dropout}
 
-        def attend(
+        def alike(
             query: Tensor,
             key: Tensor,
             value: Tensor,
@@ -150,7 +150,7 @@ def span_attention(
         ) -> Tensor:
             return span_attention(query, key, value, span, mask, learned_sinks=learned_sinks, seen=seen, **options)
 
-        return attend_by_head(attend, query, key, value, span, learned_sinks, seen)
+        return attend_by_head(alike, query, key, value, span, learned_sinks, seen)
     scores = ScoreRule(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
     if seen is not None and (joined := seen.joined) is not None:
         if joined.num_tokens != mask.offset + query.shape[2]:
@@ -187,10 +187,6 @@ class _How:
     learned_sinks: Tensor | None
     dropout: float
 
-    def can_merge(self, *states: Tensor) -> bool:
-        """Return whether attention may be put together from parts, through which no gradients pass."""
-        return not self.dropout and not (torch.is_grad_enabled() and any(x.requires_grad for x in states))
-
 
 def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
     """Attend in whole documents, from one token a row, in rows without padding, or in rows with it."""
@@ -213,7 +209,7 @@ def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpa
             documents=mask.documents,
             learned_sinks=how.learned_sinks,
         )
-    if before and span.is_full and mask.padding is None and _is_fused(query, key, value, how):
+    if before and span.is_full and mask.padding is None and _is_fused(query, value, how):
         return _on_runs(query, key, value, before, how)
     if before:
         key, value = (torch.cat(runs, dim=2) for runs in zip(*before, (key, value), strict=True))
@@ -224,18 +220,16 @@ def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpa
     return _padded(query, key, value, span, mask.offset, mask.padding, how)
 
 
-def _is_fused(query: Tensor, key: Tensor, value: Tensor, how: _How) -> bool:
-    """Return whether parts of many queries are made without all of their scores."""
-    is_plain = how.scores.softcap is None and query.shape[3] == value.shape[3] and query.device.type == "cpu"
-    return is_plain and how.can_merge(query, key, value)
+def _is_fused(query: Tensor, value: Tensor, how: _How) -> bool:
+    """Return whether attention may be put together from parts that torch's kernel makes, gradients included."""
+    is_plain = how.scores.softcap is None and not how.dropout
+    return is_plain and query.shape[3] == value.shape[3] and query.device.type == "cpu"
 
 
 def _on_runs(query: Tensor, key: Tensor, value: Tensor, before: Runs, how: _How) -> Tensor:
     """Attend to all earlier positions, of which the last are those of (B, K, Tk, D) keys."""
-    scale = how.scores.scale
-    parts = [partial(query, *run, scale=scale) for run in before]
-    parts.append(partial(query, key, value, scale=scale, causal=True))
-    return with_sinks(merge(parts), how.learned_sinks).to(value.dtype)
+    runs = [*((*run, {}) for run in before), (key, value, {"causal": True})]
+    return attend(query, runs, how.learned_sinks, scale=how.scores.scale)
 
 
 def _documents(
@@ -284,7 +278,8 @@ def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tens
             folded, key, value, attn_mask=hidden, dropout_p=how.dropout, scale=scores.scale
         )
         return out.reshape(*query.shape[:3], value.shape[3])
-    if not how.can_merge(query, *(states for run in runs for states in run)):
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, *(x for run in runs for x in run)))
+    if how.dropout or (needs_grad and not _is_fused(query, value, how)):
         key, value = (torch.cat(states, dim=2) for states in zip(*runs, strict=True))
         visible = key.new_ones((1, 1, 1, key.shape[2]), dtype=torch.bool) if hidden is None else hidden == 0
         rule = {"softcap": scores.softcap, "learned_sinks": learned, "dropout": how.dropout}
@@ -292,9 +287,9 @@ def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tens
     parts, first = [], 0
     for keys, values in runs:
         less = None if hidden is None else hidden[..., first : first + keys.shape[2]]
-        parts.append(partial(query, keys, values, scale=scores.scale, hidden=less, softcap=scores.softcap))
+        parts.append((keys, values, {"hidden": less, "softcap": scores.softcap}))
         first += keys.shape[2]
-    return with_sinks(merge(parts), learned).to(value.dtype)
+    return attend(query, parts, learned, scale=scores.scale)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
@@ -311,32 +306,43 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
         return tile_attention(query, key, value, span, offset, 0, scores, learned)
     # The first queries see everything before them; all keys up to them are there.
     skip = max((span.num_causal or 0) - offset, 0)
-
-    def run(way: str, count: int) -> Tensor:
-        left = query.shape[2] - count
-        states, open_ones = (query[:, :, left:], key, value), max(skip - left, 0)
-        if way == TILES:
-            return tile_attention(*states, span, offset + left, open_ones, scores)
-        return _views(*states, span, open_ones, int(way), scores.scale)
-
-    has_views = isinstance(span, Window) and _is_fused(query, key, value, how)
-    out = run(way_of(query[:, :, skip:], key, span, run) if has_views else TILES, query.shape[2])
+    is_measured = isinstance(span, Window) and _is_fused(query, value, how)
+    way = _fastest(query, key, value, span, offset, skip, scores) if is_measured else TILES
+    causal = query[:, :, :skip], key[:, :, : offset + skip], value[:, :, : offset + skip]
+    if way != TILES:
+        rest = _views(query[:, :, skip:], key, value, span, int(way), scores.scale)
+        parts = [_causal(*causal, offset, how), rest] if skip else [rest]
+        return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
+    out = tile_attention(query, key, value, span, offset, skip, scores)
     if skip:
-        seen = offset + skip
-        out[:, :, :skip] = _causal(query[:, :, :skip], key[:, :, :seen], value[:, :, :seen], offset, how)
+        out[:, :, :skip] = _causal(*causal, offset, how)
     return out
 
 
-def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, skip: int, rows: int, scale: float) -> Tensor:
-    """Return (B, H, Tq, D) attention in a window, `rows` queries together, of which the first `skip` are left open."""
-    batch, heads, length, _ = query.shape
-    out, asked = value.new_empty((batch, length, heads, value.shape[3])).transpose(1, 2), query[:, :, skip:]
+def _fastest(
+    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, skip: int, scores: ScoreRule
+) -> str:
+    """Return the way to take for the queries from `skip` on, with their gradients where these are asked for."""
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+
+    def run(way: str, count: int) -> None:
+        first = query.shape[2] - count
+        q, k, v = (x.detach().requires_grad_(needs_grad) for x in (query[:, :, first:], key, value))
+        if way == TILES:
+            out = tile_attention(q, k, v, span, offset + first, 0, scores)
+        else:
+            out = _views(q, k, v, span, int(way), scores.scale)
+        if needs_grad:
+            torch.autograd.grad(out.sum(), (q, k, v))
+
+    return way_of(query[:, :, skip:], key, span, needs_grad, run)
+
+
+def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, rows: int, scale: float) -> Tensor:
+    """Attend in a window from queries that the sinks have left, `rows` of them together."""
     sinks, others = zip(*((x[:, :, : span.sinks], x[:, :, span.sinks :]) for x in (key, value)), strict=True)
-    parts = [partial(asked, *others, scale=scale, window=span.num_recent, rows=rows)]
-    if span.sinks:
-        parts.append(partial(asked, *sinks, scale=scale))
-    out[:, :, skip:] = merge(parts)[0]
-    return out
+    runs = [(*others, {"window": span.num_recent, "rows": rows}), *([(*sinks, {})] if span.sinks else [])]
+    return attend(query, runs, scale=scale)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -> Tensor:
@@ -347,7 +353,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -
         q, k, v = (F.pad(x, (0, size - x.shape[3])) if x.shape[3] < size else x for x in (query, key, value))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=scale)
         return out[..., : value.shape[3]]
-    if _is_fused(query, key, value, how):
+    if _is_fused(query, value, how):
         return _on_runs(query, key, value, (), how)
     return tile_attention(query, key, value, FULL, offset, 0, how.scores)
 

@@ -14,16 +14,20 @@ Source: merging by log-sum-exps is that of Flash-Decoding and of Hydragen, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from masformer.attention import cuda
 from masformer.plans.layer_spans import FULL
 
 # (B, H, Tq, D) attention to some keys, and (B, H, Tq) its log-sum-exp.
-Part = tuple[Tensor, Tensor]
+Part: TypeAlias = tuple[Tensor, Tensor]
+# Queries, keys and values of views, how they attend, and the place of the first key.
+_View: TypeAlias = tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any], int]
 # Keys that one product takes: in half precision torch copies them, and more memory than that is not used.
 RUN_KEYS = 8192
 _WINDOW_ROWS = 64
@@ -46,7 +50,7 @@ def partial(
     """Return (B, H, Tq, D) attention of all queries to these keys alone, and its (B, H, Tq) log-sum-exp.
 
     The output has the dtype of the queries or a wider one, the log-sum-exp fp32 at least. A query that sees no key gets
-    zeros and minus infinity. Gradients do not pass (`masformer.attention.kernels` has who needs them).
+    zeros and minus infinity. Gradients pass through `attend` alone.
 
     Args:
         query: (B, H, Tq, D).
@@ -95,6 +99,24 @@ def merge(parts: Sequence[Part]) -> Part:
     for (part, _), share in zip(parts[1:], shares[1:], strict=True):
         out = torch.addcmul(out, part.to(out.dtype), share)
     return out, lse
+
+
+def attend(
+    query: Tensor,
+    runs: Sequence[tuple[Tensor, Tensor, dict[str, Any]]],
+    learned_sinks: Tensor | None = None,
+    *,
+    scale: float,
+) -> Tensor:
+    """Return (B, H, Tq, D) attention to the keys of all runs, through which gradients pass.
+
+    Args:
+        runs: Keys (B, K, Tk, D), values of the same size, and further arguments of `partial`, of each.
+        learned_sinks: (H,) scores of one more key without a value; None is no such key.
+    """
+    states = [states for run in runs for states in run[:2]]
+    found: Tensor = _Attend.apply(query, learned_sinks, scale, [run[2] for run in runs], *states)  # type: ignore[no-untyped-call]
+    return found
 
 
 def with_sinks(part: Part, learned_sinks: Tensor | None) -> Tensor:
@@ -176,26 +198,134 @@ def _windowed(
     if hidden is not None:
         raise ValueError("a window with hidden keys is not computed")
     if len(query) > 1:  # views of several rows would be copies
-        of_rows = zip(*(x.split(1) for x in (query, key, value)), strict=True)
-        found = [_windowed(*row, scale, window, hidden, softcap, at_once) for row in of_rows]
+        rows = (slice(row, row + 1) for row in range(len(query)))
+        states = ((query[row], key[row], value[row]) for row in rows)
+        found = [_windowed(q, k, v, scale, window, hidden, softcap, at_once) for q, k, v in states]
         return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
+    found = []
+    for seen, options, _ in _views(query, key, value, window, at_once):
+        out, lse = partial(*seen, scale=scale, softcap=softcap, **options)
+        found.append((_in_order(out), _in_order(lse)))
+    return torch.cat([out for out, _ in found], dim=2), torch.cat([lse for _, lse in found], dim=2)
+
+
+def _views(query: Tensor, key: Tensor, value: Tensor, window: int, at_once: int) -> Iterator[_View]:
+    """Yield the first queries of a row, which see all before them, then views of queries with those of their keys."""
     length, reach, gap = query.shape[2], window - 1, key.shape[2] - query.shape[2]
-    # The first queries see everything before them.
     start = min(max(window - gap, 0), length)
-    seen = gap + start
-    states = query[:, :, :start], key[:, :, :seen], value[:, :, :seen]
-    parts = [partial(*states, scale=scale, causal=True, softcap=softcap)]
+    if start:
+        yield (query[:, :, :start], key[:, :, : gap + start], value[:, :, : gap + start]), {"causal": True}, 0
     while start < length:
         rows = min(at_once, length - start)
         count = min((length - start) // rows, _VIEWS)
         stop, first = start + count * rows, gap + start - reach
-        asked = query[0, :, start:stop].unfold(1, rows, rows).permute(1, 0, 3, 2)
-        keys, values = (
-            x[0, :, first : gap + stop].unfold(1, reach + rows, rows).permute(1, 0, 3, 2) for x in (key, value)
+        asked, keys, values = (
+            x[0, :, begin:end].unfold(1, width, rows).permute(1, 0, 3, 2)
+            for x, begin, end, width in (
+                (query, start, stop, rows),
+                (key, first, gap + stop, reach + rows),
+                (value, first, gap + stop, reach + rows),
+            )
         )
         band = torch.full((rows, reach + rows), -torch.inf, dtype=query.dtype, device=query.device)
-        band = (band.tril(-1) + band.triu(window))[None, None]
-        out, lse = partial(asked, keys, values, scale=scale, hidden=band, softcap=softcap)
-        parts.append((out.transpose(0, 1).flatten(1, 2)[None], lse.transpose(0, 1).flatten(1, 2)[None]))
+        yield (asked, keys, values), {"hidden": (band.tril(-1) + band.triu(window))[None, None]}, first
         start = stop
-    return torch.cat([out for out, _ in parts], dim=2), torch.cat([lse for _, lse in parts], dim=2)
+
+
+def _in_order(states: Tensor) -> Tensor:
+    """Return (1, H, N R, ...) of (N, H, R, ...) views."""
+    return states.transpose(0, 1).flatten(1, 2)[None]
+
+
+class _Attend(torch.autograd.Function):
+    """Attention merged from parts; torch's backward pass of each part, given what all made, yields exact gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, learned: Tensor | None, scale: float, options: list[dict[str, Any]], *states: Tensor
+    ) -> Tensor:
+        runs = zip(states[::2], states[1::2], options, strict=True)
+        out, lse = merge([partial(query, key, value, scale=scale, **more) for key, value, more in runs])
+        out = with_sinks((out, lse), learned).to(query.dtype)
+        if any(ctx.needs_input_grad):
+            if learned is not None:
+                lse = torch.logaddexp(lse, learned[:, None].to(lse.dtype))
+            # Where nothing is seen, all weights are zero.
+            ctx.save_for_backward(query, learned, out, lse.masked_fill(lse == -torch.inf, 0), *states)
+            ctx.rule = scale, options
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, learned, out, lse, *states = ctx.saved_tensors
+        scale, options = ctx.rule
+        of_query, of_learned, of_states = torch.zeros_like(query, dtype=lse.dtype), None, []
+        grad = grad.contiguous()
+        with torch.autocast(grad.device.type, enabled=False):
+            for key, value, more in zip(states[::2], states[1::2], options, strict=True):
+                first, *rest = _gradients(grad, query, key, value, out, lse, scale, **more)
+                of_query += first
+                of_states += [found.to(key.dtype) for found in rest]
+            if learned is not None:
+                share = torch.exp(learned[:, None].to(lse.dtype) - lse)
+                of_learned = -((grad * out).to(lse.dtype).sum(dim=-1) * share).sum(dim=(0, 2)).to(learned.dtype)
+        return of_query.to(query.dtype), of_learned, None, None, *of_states
+
+
+def _gradients(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+    hidden: Tensor | None = None,
+    softcap: None = None,
+    rows: int = _WINDOW_ROWS,
+) -> tuple[Tensor, ...]:
+    """Return what a part gives to the gradients of query, key and value, from the output and lse of all parts."""
+    of_query, of_key, of_value = (torch.zeros_like(x, dtype=lse.dtype) for x in (query, key, value))
+    length, num_keys = query.shape[2], key.shape[2]
+    own = num_keys - length
+    if window is not None and window < num_keys:
+        for row in range(len(query)):
+            one, at = slice(row, row + 1), 0
+            for states, options, first in _views(query[one], key[one], value[one], window, rows):
+                count, _, each, _ = states[0].shape
+                asked = slice(at, at := at + count * each)
+                of_out, given, given_lse = (
+                    x[row, :, asked].reshape(-1, count, each, *x.shape[3:]).transpose(0, 1) for x in (grad, out, lse)
+                )
+                of_views = _gradients(of_out, *states, given, given_lse, scale, **options)
+                of_query[one, :, asked] = _in_order(of_views[0])
+                for total, found in ((of_key, of_views[1]), (of_value, of_views[2])):
+                    for view, part in enumerate(found):
+                        total[row, :, first + view * each :][:, : part.shape[1]] += part
+        return of_query, of_key, of_value
+    causal = length > 1 and (causal or window is not None)
+    if causal and own:
+        for keys, is_own in ((slice(own), False), (slice(own, None), True)):
+            states = query, key[:, :, keys], value[:, :, keys]
+            of_part = _gradients(grad, *states, out, lse, scale, is_own)
+            of_query += of_part[0]
+            of_key[:, :, keys], of_value[:, :, keys] = of_part[1:]
+        return of_query, of_key, of_value
+    if not num_keys:
+        return of_query, of_key, of_value
+    groups = query.shape[1] // key.shape[1]
+    if causal:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    else:
+        grad, query, out = (x.reshape(len(x), key.shape[1], -1, x.shape[3]) for x in (grad, query, out))
+        lse = lse.reshape(query.shape[:3])
+        if hidden is not None and hidden.shape[2] > 1:
+            hidden = hidden.repeat(1, 1, groups, 1)
+    back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    first, *rest = back(grad, query, key, value, out, lse, 0.0, causal, attn_mask=hidden, scale=scale)
+    if causal:
+        rest = [x.to(lse.dtype).view(len(x), -1, groups, *x.shape[2:]).sum(dim=2) for x in rest]
+    return first.reshape(of_query.shape), *rest

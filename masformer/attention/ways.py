@@ -35,11 +35,12 @@ _REPEATS = 3
 _FILE = "windows.json"
 
 
-def way_of(query: Tensor, key: Tensor, span: LayerSpan, run: Callable[[str, int], object]) -> str:
+def way_of(query: Tensor, key: Tensor, span: LayerSpan, needs_grad: bool, run: Callable[[str, int], object]) -> str:
     """Return the way to take for (B, H, Tq, D) queries in a window, as it was measured on this CPU.
 
     Args:
         key: (B, K, Tk, D).
+        needs_grad: Gradients are computed too.
         run: Computes the last queries, so many of them, in a way.
 
     Raises:
@@ -55,6 +56,7 @@ def way_of(query: Tensor, key: Tensor, span: LayerSpan, run: Callable[[str, int]
     about = 2 ** (length.bit_length() - 1)
     dtype = str(query.dtype).removeprefix("torch.")
     name = f"{query.shape[1]} on {key.shape[1]} heads of {query.shape[3]}, {dtype}, {span}, {about} queries"
+    name += ", with gradients" if needs_grad else ""
     taken = _taken(machine := _machine())
     if name not in taken:
         taken[name] = _read().get(machine, {}).get(name) or _measured(run)

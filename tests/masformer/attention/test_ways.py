@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from masformer.attention import kernels, ways
 from masformer.attention.kernels import span_attention
 from masformer.errors import SpanError
 from masformer.plans.spans import LayerSpan
-from tests.helpers.attention_cases import WINDOWS, Case, assert_close, attend, cases, defined, random_states
+from tests.helpers.attention_cases import WINDOWS, Case, assert_close, attend, cases, defined, gradients, random_states
 from tests.helpers.properties import tries
 from tests.helpers.tensors import Largest
 
@@ -45,7 +46,7 @@ def choose(fastest: str, monkeypatch: pytest.MonkeyPatch, num_queries: int = 200
         clock[0] += 1.0 if way == fastest else 2.0
 
     query, key = torch.empty(1, 4, num_queries, 8), torch.empty(1, 2, num_queries, 8)
-    return ways.way_of(query, key, WINDOW, run), ran
+    return ways.way_of(query, key, WINDOW, False, run), ran
 
 
 def test_the_fastest_way_is_measured_once_and_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,16 +107,16 @@ def test_a_long_window_is_measured_where_it_is_computed(monkeypatch: pytest.Monk
 
     views = kernels._views
 
-    def noting(query: Tensor, *rest: object) -> Tensor:
+    def noting(query: Tensor, *rest: Any) -> Tensor:
         taken.append(("64", query.shape[2]))
-        return views(query, *rest)  # type: ignore[arg-type]
+        return views(query, *rest)
 
     monkeypatch.setattr(ways, "_measured", measured)
     monkeypatch.setattr(kernels, "_views", noting)
     case = Case(span=WINDOW, num_new=ways.LEAST_QUERIES + 24, size=8, value_size=8)
     states = random_states(case)
     out = span_attention(states.query, states.key, states.value, WINDOW)
-    assert taken == [("64", ways.MEASURED_QUERIES), ("64", case.num_new)]
+    assert taken == [("64", ways.MEASURED_QUERIES), ("64", case.num_new - 24)]
     assert_close(out, defined(case, states), 1e-10)
 
 
@@ -130,11 +131,14 @@ def test_views_copy_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @tries(100)
 @given(cases(longest=90, can_pad=False, by_head=False), WINDOWS, st.sampled_from(["7", "16"]))
-@torch.no_grad()
-def test_views_equal_the_definition(case: Case, window: LayerSpan, rows: str) -> None:
+def test_views_and_their_gradients_equal_the_definition(case: Case, window: LayerSpan, rows: str) -> None:
     assume(case.num_new > 1)
     case = Case(**{**vars(case), "span": window, "softcap": None, "learned": False, "value_size": case.size})
-    states = random_states(case)
+    states = random_states(case).with_grad()
+    expected = defined(case, states)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASFORMER_WINDOWS", rows)
-        assert_close(attend(case, states), defined(case, states), 1e-10)
+        out = attend(case, states)
+    assert_close(out, expected, 1e-10)
+    for ours, right in zip(gradients(out, states), gradients(expected, states), strict=True):
+        assert_close(ours, right, 1e-10)
