@@ -98,6 +98,16 @@ def test_where_no_run_of_tokens_may_occur_twice_none_is_guessed() -> None:
     assert write(model, GenerationSettings(max_new_tokens=NUM_NEW, no_repeat_ngram_size=3), 4).num_drafted == 0
 
 
+def test_a_row_whose_guesses_are_wrong_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("llama", MIXED)
+    model.generation_config.eos_token_id = [1]
+    plain = write(model, GenerationSettings(max_new_tokens=NUM_NEW), 0)
+    assert len(plain.token_ids) == NUM_NEW
+    monkeypatch.setattr(Lookup, "draft", lambda self, most: [0] * most)
+    drafted = write(model, GenerationSettings(max_new_tokens=NUM_NEW), 4)
+    assert (drafted.token_ids, drafted.num_drafted, drafted.num_accepted) == (plain.token_ids, 44, 0)
+
+
 def test_models_with_states_guess_nothing() -> None:
     model = tiny_library_model("lfm2", vocab_size=len(TOKENIZER), initializer_range=0.4).double()
     apply_plan(model)

@@ -14,17 +14,14 @@ from tests.masformer.attention.test_joined import BLOCKS, PLANS_OF_KINDS, WINDOW
 TOLERANCE = 1e-5  # fp32
 # How many of the tokens of a pass stay; some passes cross a ring's end, a block's, and the end of the sinks.
 COUNTS = (1, 4, 2, 5, 1, 3)
-LATENT = [("deepseek_v3", WINDOWS, "deepseek_v3-windows"), ("deepseek_v3", BLOCKS, "deepseek_v3-blocks")]
+# Of one row and of four; latent caches do not join.
+CASES = [(kind, plan, rows, f"{name}-{rows}") for kind, plan, name in PLANS_OF_KINDS for rows in (1, 4)]
+CASES += [("deepseek_v3", plan, 1, f"deepseek_v3-{at}") for at, plan in enumerate((WINDOWS, BLOCKS))]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("kind", "plan"), [pytest.param(kind, plan, id=name) for kind, plan, name in (*PLANS_OF_KINDS, *LATENT)]
-)
-@pytest.mark.parametrize("num_rows", [1, 4])
+@pytest.mark.parametrize(("kind", "plan", "num_rows"), [pytest.param(*case[:3], id=case[3]) for case in CASES])
 def test_a_cache_goes_on_from_the_tokens_that_were_kept(kind: str, plan: SpanPlan, num_rows: int) -> None:
-    if num_rows > 1 and kind == "deepseek_v3":
-        pytest.skip("latent caches do not join")
     model = tiny_model(kind)
     apply_plan(model, plan)
     prompts, caches = tree(model, plan)
