@@ -401,6 +401,13 @@ def test_a_metric_sees_what_the_model_was_shown(run: Path) -> None:
     assert all(not item.references for item in seen), "it reads none"
 
 
+def test_a_run_that_begins_anew_leaves_no_values(run: Path) -> None:
+    assert score([str(run), "--metrics", NAME]) == 0
+    RunFolder(run).clear()
+    assert not (run / "metrics").exists()
+    assert not (run / "run.json").exists()
+
+
 def test_a_page_for_others_shows_values_and_no_texts(run: Path) -> None:
     assert score([str(run), "--metrics", NAME, "--no-texts"]) == 0
     page = (run / "report.html").read_text()
