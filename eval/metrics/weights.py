@@ -35,7 +35,7 @@ def load_weights(kind: str, place: str, what: str) -> tuple[PreTrainedTokenizerB
     import torch
     import transformers
 
-    if place.startswith((".", "/", "~")) and not Path(place).expanduser().is_dir():
+    if not place or (place.startswith((".", "/", "~")) and not Path(place).expanduser().is_dir()):
         raise UserError(f"{what} folder '{place}' does not exist; give a folder or a hub id")
     path = str(Path(place).expanduser()) if Path(place).expanduser().is_dir() else place
     logging = transformers.utils.logging
@@ -50,7 +50,7 @@ def load_weights(kind: str, place: str, what: str) -> tuple[PreTrainedTokenizerB
                 path, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # transformers' own, the hub's, safetensors', OSError, ValueError and KeyError
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(f"{what} '{place}' cannot be loaded: {reason}; give a folder or a hub id") from error
     finally:
         logging.set_verbosity(level)

@@ -104,6 +104,11 @@ def test_labels_that_say_nothing_are_refused_with_what_to_write(tmp_path: Path) 
         Classifier(f"{folder}#yes")
 
 
+def test_a_label_without_a_classifier_is_refused() -> None:
+    with pytest.raises(UserError, match="classifier folder '' does not exist; give a folder or a hub id"):
+        Classifier("#entailment")
+
+
 def test_a_head_that_was_not_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no weights for classifier\.bias; its head was not trained"):
         Classifier(str(save_tiny_encoder(tmp_path)))
