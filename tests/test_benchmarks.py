@@ -122,6 +122,18 @@ def test_rouge_is_compared_on_real_pairs(monkeypatch: pytest.MonkeyPatch, capsys
 
 @pytest.mark.nightly
 @needs_papers
+def test_metrics_are_timed_on_real_papers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import metrics
+
+    monkeypatch.setattr(sys, "argv", ["metrics", "--predictions", "8", "--peer", "2"])
+    metrics.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].startswith("diagnostics: 8 predictions about 2 documents")
+    assert len(json.loads(printed[-1])) == 1
+
+
+@pytest.mark.nightly
+@needs_papers
 def test_the_oracle_is_timed_on_real_papers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

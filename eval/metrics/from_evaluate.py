@@ -95,7 +95,8 @@ class EvaluateModule(Metric):
         """Return all single numbers that the module gives for a pair."""
         given: Any = [references] if self._takes_all else references
         # `compute` writes the texts into a table on the disk first, which takes most of the time of a pair.
-        found = self._module._compute(predictions=[prediction], references=given, **self._options)
+        result = self._module._compute(predictions=[prediction], references=given, **self._options)
+        found = result if isinstance(result, Mapping) else {self._module.name: result}
         single = {
             name: value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
             for name, value in found.items()

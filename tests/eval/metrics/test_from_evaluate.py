@@ -69,6 +69,15 @@ def test_a_module_of_this_repository_scores_as_its_profile() -> None:
     assert (metric.values["rouge1"].low, metric.values["rouge1"].high) == (0, 1)
 
 
+def test_a_module_that_gives_one_number_has_one_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "one_number.py"
+    alone = MODULE.replace("REFERENCES", "datasets.Value('string')").partition('        return {"exact')[0]
+    file.write_text(f"{alone}        return mean\n")
+    metric = open_metric(f"evaluate:{file}")
+    assert metric.score([Item.of(metric, prediction="a", references=("a b",))]) == [{"overlap": 0.5}]
+
+
 def test_a_module_that_is_nowhere_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -354,6 +354,15 @@ def test_leaderboards_show_what_most_runs_have_and_name_the_others(
     assert "letters.share_mean" in Path("board/leaderboard.csv").read_text()
 
 
+def test_a_folder_of_an_earlier_version_has_them_too(tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parents[2] / "golden/fca1ebb/run", tmp_path / "run")
+    assert score([str(tmp_path / "run"), "--metrics", "diagnostics"]) == 0
+    scores = read_scores(tmp_path / "run")
+    assert scores.further is not None
+    assert scores.further["diagnostics"].num_absent == 0
+    assert {one.task for one in scores.results if one.kind == "model" and one.further} == {"reports", "questions"}
+
+
 def test_samples_of_an_answer_count_in_the_mean(run: Path) -> None:
     write_run(run, answer)
     folder = RunFolder(run)
