@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.engines.access import read_key
 from eval.errors import UserError
 from eval.judging.questions import (
     Prompt,
@@ -223,7 +222,7 @@ def open_judge(name: str, *, may_see_documents: bool = False) -> Judge:
         may_see_documents: Documents may be sent to its address.
 
     Raises:
-        UserError: The file does not fit, the key is absent, another process asks this judge, or documents would be
+        UserError: The file does not fit, another process asks this judge, or documents would be
             sent without permission.
     """
     file = Path(name)
@@ -260,10 +259,9 @@ def check_permission(prompt: Prompt, settings: JudgeSettings, may_see_documents:
 
 
 def open_replies(file: Path, settings: JudgeSettings) -> Replies:
-    """Return the replies of a judge's file, and its key; arguments and errors are those of `open_judge`."""
-    key = read_key(settings.api_key_env, f"api_key_env in {file}") if settings.api_key_env else None
+    """Return the replies of a judge's file; arguments and errors are those of `open_judge`."""
     kept = file.parent / (settings.replies or f"{file.stem}.replies.jsonl")
-    return Replies(settings, kept, where=f"judge {file}", key=key)
+    return Replies(settings, kept, where=f"judge {file}")
 
 
 def provenance_of(settings: JudgeSettings, prompts: Sequence[Prompt]) -> dict[str, Any]:

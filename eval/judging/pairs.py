@@ -123,7 +123,7 @@ class PairJudge:
         may_see_documents: Documents may be sent to its address.
 
     Raises:
-        UserError: The file does not fit, the key is absent, another process asks this judge, or documents would be
+        UserError: The file does not fit, another process asks this judge, or documents would be
             sent without permission.
     """
 

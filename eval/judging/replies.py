@@ -64,15 +64,13 @@ class Replies:
         settings: Which server, and how it is asked.
         file: Where replies are kept.
         where: The judge's file, for errors.
-        key: Key of the server.
 
     Raises:
         UserError: Another process asks this judge, or a line of the file is damaged.
     """
 
-    def __init__(self, settings: JudgeSettings, file: Path, where: str, key: str | None = None) -> None:
+    def __init__(self, settings: JudgeSettings, file: Path, where: str) -> None:
         self.settings, self.file, self.where = settings, file, where
-        self._key = key
         self.num_new = 0
         make_folder(file.parent)
         self._lock = FileLock(file.with_name(f".{file.name}.lock"))
@@ -118,14 +116,15 @@ class Replies:
     def _ask_all(self, missing: Sequence[tuple[str, int, Question]]) -> None:
         if find_spec("openai") is None:
             raise UserError('the client of servers is not installed; run: pip install "masformer[endpoint]"')
-        from eval.engines.access import is_here
+        from eval.engines.access import is_here, read_key
         from eval.engines.asking import ask_all
         from eval.engines.client import Client, ClientSettings, EngineError
 
         one = self.settings
         settings = ClientSettings(
             base_url=one.base_url,
-            key=self._key,
+            # Not before: replies that are there are read without it.
+            key=read_key(one.api_key_env, f"api_key_env of {self.where}") if one.api_key_env else None,
             model=one.model,
             timeout=one.timeout,
             max_retries=one.max_retries,

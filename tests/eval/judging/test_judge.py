@@ -289,12 +289,15 @@ def test_the_key_goes_to_the_server_and_into_no_file(
 ) -> None:
     server.key = "sk-of-the-judge-4711"
     file = write(api_key_env="KEY_OF_JUDGE")
-    with pytest.raises(UserError, match=r"api_key_env in .*judge.yaml names no environment variable"):
-        open_judge(str(file))
+    with pytest.raises(UserError, match=r"api_key_env of judge .*judge.yaml names no environment variable"):
+        judged(file, BATCH)
     monkeypatch.setenv("KEY_OF_JUDGE", server.key)
     judged(file, BATCH)
     assert {call.headers["authorization"] for call in server.calls} == {f"Bearer {server.key}"}
     assert not [one for one in file.parent.rglob("*") if one.is_file() and server.key in one.read_text()]
+    # Replies that are there are read without it.
+    monkeypatch.delenv("KEY_OF_JUDGE")
+    assert judged(file, BATCH)[0]["recall"] == 1.0
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
     with pytest.raises(UserError, match="401"):
         judged(write(name="without.yaml"), BATCH)
