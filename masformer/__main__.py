@@ -25,6 +25,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "compare": ("eval.compare", "test two runs against each other"),
         "leaderboard": ("eval.leaderboard", "rank many runs by quality, beside their cost"),
         "export": ("eval.export", "write a scored run as lm-evaluation-harness does"),
+        "rate": ("eval.rate", "rate the answers of runs side by side, blinded, on a page"),
+        "meta": ("eval.meta", "measure how well metrics agree with people"),
     },
     "Run many parts": {
         "study": ("eval.study", "the runs, measurements and trainings of a study, and one report"),

@@ -18,6 +18,7 @@ BELOW = {
     "config": {"scoring", "prompting", "errors", "tasks"},
     "runtime": {"config", "records", "errors", "masformer", "tasks"},
     "reporting": {"scoring", "metrics", "records", "errors", "tasks"},
+    "ratings": {"reporting", "scoring", "metrics", "records", "errors", "tasks"},
     "generation": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "engines": {"losses", "generation", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "losses": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
@@ -34,7 +35,7 @@ BELOW_MASFORMER = {
     "checkpoints": {"plans", "convert", "errors", "model_type", "probe"},
 }
 # Rooms whose import must not import torch; what needs it, such as trackers, imports it when it is called.
-WITHOUT_TORCH = ("errors", "records", "prompting", "metrics", "scoring", "config", "reporting", "tasks")
+WITHOUT_TORCH = ("errors", "records", "prompting", "metrics", "scoring", "config", "reporting", "ratings", "tasks")
 
 
 def imports(file: Path, *, at_import: bool = False) -> set[str]:

@@ -47,7 +47,6 @@ class Diagnostics(Metric):
 
     name = "diagnostics"
     version = 1
-    needs = frozenset({"window"})
     reads = frozenset({"window", "document", "query", "shorter_window", "finish_reason"})
     batch_size = 512
     values: Mapping[str, Value] = {
@@ -76,25 +75,30 @@ class Diagnostics(Metric):
         return [self._score(item) for item in batch]
 
     def _score(self, item: Item) -> Scores:
-        assert item.window is not None
-        document = index_document(item.window if item.document is None else item.document)
-        window = document.window(item.window)
-        is_part = window is not None
-        if window is None:
-            document = index_document(item.window)
-            window = [(0, document.num_words)]
-        answer = document.answer(item.prediction)
         found: Scores = dict.fromkeys(self.values)
-        found |= _copying(document, answer, window)
         found["repeated"] = repeated_share(item.prediction)
         found["words"] = float(len(counted_words(item.prediction)))
         if item.finish_reason is not None:
             found["stopped"] = float(item.finish_reason == "length")
-        shorter = None if item.shorter_window is None or not is_part else document.window(item.shorter_window)
-        found |= _places(document, answer, window, shorter)
-        if item.document is not None and not is_part:
-            found |= dict.fromkeys(("position", "first_third", "middle_third", "last_third"))
-        return found | _new_things(item)
+        return found | _beside_window(item) if item.window else found
+
+
+def _beside_window(item: Item) -> Scores:
+    """Return what an answer has from the window, and what is new in it."""
+    assert item.window is not None
+    document = index_document(item.window if item.document is None else item.document)
+    window = document.window(item.window)
+    is_part = window is not None
+    if window is None:
+        document = index_document(item.window)
+        window = [(0, document.num_words)]
+    answer = document.answer(item.prediction)
+    found = _copying(document, answer, window)
+    shorter = None if item.shorter_window is None or not is_part else document.window(item.shorter_window)
+    found |= _places(document, answer, window, shorter)
+    if item.document is not None and not is_part:
+        found |= dict.fromkeys(("position", "first_third", "middle_third", "last_third"))
+    return found | _new_things(item)
 
 
 def _copying(document: DocumentIndex, answer: Answer, window: list[tuple[int, int]]) -> Scores:

@@ -21,6 +21,7 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval.metrics.agreement import MARK
 from eval.reporting.charts import VEGA_LITE_VERSION, Chart, theme
 
 PAGE_BYTES = 10_000_000
@@ -51,12 +52,13 @@ class Prose:
 class Header:
     """The head of a table's column; numbers stand to the right and sort from the largest first.
 
-    The note says what the name means, and is shown when a pointer rests on it.
+    The note says what the name means, and is shown when a pointer rests on it. What is grey is in doubt.
     """
 
     name: str
     is_number: bool = False
     note: str = ""
+    is_grey: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ class Cell:
     text: str
     sort: float | str | None = None
     is_strong: bool = False
+    is_grey: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,10 @@ Section = Heading | Prose | Chart | Table
 
 
 def as_table(caption: str, rows: Sequence[Sequence[str]], notes: Mapping[str, str] | None = None) -> Table:
-    """Return a table of a report for the page; cells sort by their first number, notes explain names of columns."""
+    """Return a table of a report for the page; cells sort by their first number, notes explain names of columns.
+
+    Columns and rows whose names have the mark of `eval.metrics.agreement` are grey.
+    """
     header, *body = rows
     are_numbers = [
         any(row[column] for row in body)
@@ -90,13 +96,17 @@ def as_table(caption: str, rows: Sequence[Sequence[str]], notes: Mapping[str, st
         for column in range(len(header))
     ]
     heads = [
-        Header(name=name, is_number=is_number, note=(notes or {}).get(name, ""))
+        Header(name=name, is_number=is_number, note=(notes or {}).get(name, ""), is_grey=name.endswith(MARK))
         for name, is_number in zip(header, are_numbers, strict=True)
     ]
     cells = [
         [
-            Cell(text=text, sort=_number(text) if is_number else text or None)
-            for text, is_number in zip(row, are_numbers, strict=True)
+            Cell(
+                text=text,
+                sort=_number(text) if is_number else text or None,
+                is_grey=head.is_grey or row[0].endswith(MARK),
+            )
+            for text, is_number, head in zip(row, are_numbers, heads, strict=True)
         ]
         for row in body
     ]
@@ -133,9 +143,9 @@ def render_page(
     charts = [section.spec for section in sections if isinstance(section, Chart)]
     library = _vega() if charts else ""
     # As one function, so that the names of the scripts meet no others.
-    script = "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in _SCRIPTS) + "\n})();"
+    script = "(() => {\n'use strict';\n" + "\n".join(asset(name) for name in _SCRIPTS) + "\n})();"
     return (
-        _template()
+        template_in(_ASSETS)
         .get_template("page.html")
         .render(
             title=title,
@@ -144,10 +154,10 @@ def render_page(
             samples=None if samples is None else as_json(samples),
             samples_note=(samples or {}).get("note", ""),
             plots=as_json({"specs": charts, "themes": {"light": theme(dark=False), "dark": theme(dark=True)}}),
-            style=Markup(_asset("page.css")),
+            style=Markup(asset("page.css")),
             library=Markup(library),
             script=Markup(script),
-            policy=_policy([library, script]),
+            policy=policy_of([library, script]),
         )
     )
 
@@ -206,7 +216,8 @@ def num_json_bytes(value: Any) -> int:
     return len(as_json(value).encode())
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return a style or script of pages."""
     return (_ASSETS / name).read_text(encoding="utf-8")
 
 
@@ -217,22 +228,28 @@ def _vega() -> str:
     return "(() => {" + bundle.replace("\r\n", "\n") + "})();"
 
 
-def _policy(scripts: Sequence[str]) -> str:
-    """Return a Content-Security-Policy that runs exactly these inline scripts and requests nothing."""
+def policy_of(scripts: Sequence[str], connect: str = "'none'") -> str:
+    """Return a Content-Security-Policy that runs exactly these inline scripts and requests nothing else.
+
+    Args:
+        connect: Where the scripts may send to.
+    """
     digests = [
         "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() + "'"
         for script in scripts
         if script
     ]
     return (
-        f"default-src 'none'; script-src {' '.join(digests)}; style-src 'unsafe-inline'; img-src data:; "
+        f"default-src 'none'; script-src {' '.join(digests)}; connect-src {connect}; style-src 'unsafe-inline'; "
+        "img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
 
 
-def _template() -> Environment:
+def template_in(folder: Path) -> Environment:
+    """Return the templates of a folder, which escape what they write."""
     return Environment(
-        loader=FileSystemLoader(_ASSETS),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -174,3 +174,12 @@ def test_words_of_any_script_are_compared() -> None:
     found = values("河流从山上流下来", "河流从山上流下来。水很冷。")
     assert (found["copied"], found["coverage"]) == (1, 1)
     assert values("ДЕРЕВЬЯ РАСТУТ у реки", "Деревья растут у реки.")["copied"] == 1
+
+
+def test_an_answer_without_a_window_has_length_and_repetition_alone() -> None:
+    [found] = Diagnostics().score([Item(fingerprint="x", prediction="a b c d a b c d", finish_reason="stop")])
+    assert {name: value for name, value in found.items() if value is not None} == {
+        "repeated": pytest.approx(0.2),
+        "words": 8,
+        "stopped": 0,
+    }

@@ -437,8 +437,12 @@ def test_a_wrong_flag_is_one_line(flags: list[str], reason: str, run: Path, caps
     assert reason in said(capsys)
 
 
+class OfWindow(Diagnostics):
+    needs = frozenset({"window"})
+
+
 def test_an_item_without_what_a_metric_needs_is_left_out(tmp_path: Path) -> None:
-    metric = Diagnostics()
+    metric = OfWindow()
     items = [Item.of(metric, prediction="a", window=window) for window in ("", "a b")]
     line = type("Line", (), {"task": "t", "template": "x", "id": "i", "maxlen": 1, "system": "s"})
     score_missing(tmp_path, metric, [(line, item) for item in items])

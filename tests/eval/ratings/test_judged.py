@@ -1,0 +1,103 @@
+"""Rated answers from published files and from tables of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.errors import UserError
+from eval.ratings.judged import Judgements, read_judgements
+
+
+def written(path: Path, *lines: dict[str, Any]) -> Judgements:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_judgements(path)
+
+
+def test_longsciverify_has_the_mean_of_each_raters_sentences(tmp_path: Path) -> None:
+    line = {
+        "set": "arxiv",
+        "id": "1",
+        "system": "x",
+        "summary": "a b",
+        "document": "a b c",
+        "reference": "c",
+        "sentence_factuality": [[1, 0, None], [1, 1, 1], [None, None, None]],
+        "coherence": [2, None, 3],
+        "fluency": [1, 1, 1],
+    }
+    found = written(tmp_path / "x.jsonl", line)
+    [answer] = found.answers
+    assert (found.name, found.headline) == ("LongSciVerify", "factuality")
+    assert answer.ratings["factuality"] == (0.5, 1.0, None)
+    assert (answer.rating("factuality"), answer.rating("coherence"), answer.rating("none")) == (0.75, 2.5, None)
+    assert (answer.item.references, answer.item.window, answer.unit) == (("c",), "a b c", ("arxiv", "1"))
+
+
+def test_an_answer_by_a_person_is_no_reference_of_those_beside_it(tmp_path: Path) -> None:
+    about = {"id": "1-0", "document_id": "1", "query": "q", "document": "d", "references": ["By  one.", "By another."]}
+    ratings = {"overall": [1, 3]}
+    found = written(
+        tmp_path / "x.jsonl",
+        {**about, "system": "human", "summary": "By one.", "ratings": ratings},
+        {**about, "system": "model", "summary": "Words.", "ratings": ratings},
+    )
+    assert [answer.item.references for answer in found.answers] == [("By another.",)] * 2
+    assert [answer.is_human for answer in found.answers] == [True, False]
+
+
+def test_lengths_and_how_the_input_was_shortened_are_read_from_the_name_of_the_system(tmp_path: Path) -> None:
+    line = {
+        "dataset": "arXiv",
+        "dataset_id": "1",
+        "model_type": "BART (ORACLE 4K)",
+        "model_summary": "s",
+        "relevance": 0.5,
+        "factual_consistency": 1,
+    }
+    [answer] = written(tmp_path / "x.jsonl", line).answers
+    assert (answer.system, answer.condition, answer.length) == ("BART", "oracle", 4096)
+    assert answer.ratings == {"relevance": (0.5,), "consistency": (1.0,)}
+
+
+TABLE = """document_id,id,system,rater,prediction,references,rating:overall,rating:clear,length,cluster_id
+d1,1,a,anna,Text one.,"[""r1"", ""r2""]",4,,1024,c1
+d1,1,a,ben,Text one.,"[""r1"", ""r2""]",2,5,1024,c1
+d1,1,b,ben,Text two.,"[""r1"", ""r2""]",1,1,1024,c1
+d1,1,b,anna,Text two.,"[""r1"", ""r2""]",3,1,1024,c1
+d1,1,b,anna,Text two.,"[""r1"", ""r2""]",5,1,1024,c1
+"""
+
+
+def test_a_table_of_ones_own_has_a_row_an_answer_and_rater(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text(TABLE)
+    found = read_judgements(tmp_path / "mine.csv")
+    assert (found.name, found.headline, found.ratings) == ("mine", "overall", ["overall", "clear"])
+    first, second = found.answers
+    assert first.ratings == {"overall": (4.0, 2.0), "clear": (None, 5.0)}
+    # The last row of a rater counts, and raters stand in one order everywhere.
+    assert second.ratings == {"overall": (5.0, 1.0), "clear": (1.0, 1.0)}
+    assert (first.item.references, first.length, first.unit) == (("r1", "r2"), 1024, ("", "cluster c1"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("document_id,system,prediction\nd,a,t\n", "no rating; give columns 'rating:NAME'"),
+        ("system,prediction,rating\na,t,1\n", "no document_id"),
+        ("document_id,system,prediction,rating\nd,a,t,good\n", "rating rating is 'good'; give a number"),
+        ("document_id,system,prediction,rating\nd,a,t,nan\n", "rating rating is 'nan'; give a number"),
+        ("document_id,system,prediction,rating,length\nd,a,t,1,4k\n", "length '4k' is no number of tokens"),
+        ("document_id,id,system,prediction,rating\nd,1,a,t,1\nd,1,a,t,2\n", "a second row of id '1'"),
+        ("document_id,id,system,prediction,rating,rater\nd,1,a,t,1,x\nd,1,a,u,2,y\n", "other texts than in an earlier"),
+        ("document_id,system,prediction,rating\n", "is empty"),
+    ],
+)
+def test_a_mistake_in_a_table_is_named_with_its_line(tmp_path: Path, rows: str, message: str) -> None:
+    (tmp_path / "mine.csv").write_text(rows)
+    with pytest.raises(UserError, match=r"mine\.csv") as error:
+        read_judgements(tmp_path / "mine.csv")
+    assert message in str(error.value)
