@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from eval.metrics.agreement import LEGEND as DOUBT_LEGEND
+from eval.metrics.agreement import mark
 from eval.records.schema import Estimate, Noise, Result, Share, ValueRecord
 from eval.scoring.claims import open_collapses
-from eval.scoring.profiles import metric_name
+from eval.scoring.examples import SCORING_VERSION
+from eval.scoring.profiles import PROFILES, metric_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +221,21 @@ def text(name: str) -> Column:
     return Column(heading=name, show=lambda record: str(getattr(record, name)))
 
 
-def score(metric: str) -> Column:
-    """Return the column of a metric without intervals."""
-    return Column(heading=metric_name(metric), show=lambda record: percent_mean(record.metrics[metric]))
+def metric_heading(metric: str, profile: str) -> str:
+    """Return the name of a profile's metric, marked where people were not seen to agree with it."""
+    return metric_name(metric) + mark(profile, metric, SCORING_VERSION)
+
+
+def doubt_legend(profiles: Iterable[str]) -> list[str]:
+    """Return what the mark means, where one of these profiles has a metric with it."""
+    metrics = ((profile, metric) for profile in set(profiles) for metric in PROFILES[profile].metrics)
+    return [DOUBT_LEGEND] if any(mark(*one, SCORING_VERSION) for one in metrics) else []
+
+
+def score(metric: str, profile: str | None = None) -> Column:
+    """Return the column of a metric without intervals; a profile marks it where people were not seen to agree."""
+    heading = metric_name(metric) if profile is None else metric_heading(metric, profile)
+    return Column(heading=heading, show=lambda record: percent_mean(record.metrics[metric]))
 
 
 def of_value(key: str, value: ValueRecord) -> Column:
@@ -229,7 +244,8 @@ def of_value(key: str, value: ValueRecord) -> Column:
     def show(record: Any) -> str:
         return estimate_in_units((record.further or {}).get(key), value, with_interval=False)
 
-    return Column(heading=value_heading(value), show=show)
+    metric, _, name = key.rpartition(".")
+    return Column(heading=value_heading(value) + mark(metric, name), show=show)
 
 
 def of_cost(column: Column) -> Column:

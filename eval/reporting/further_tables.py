@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from eval.metrics.agreement import LEGEND, headline_correlations, mark
 from eval.records.schema import Result, Scores, Share, UsedMetric, ValueRecord
 from eval.reporting.columns import FURTHER_BESIDE, Column, estimate_in_units, system_name, value_heading
 from eval.reporting.tables import Rows, comparison_table, describe_intervals, name_settings, select, table_of
@@ -17,6 +18,8 @@ class _Row:
     """A value of a metric, with its means by length, and those of floors and ceilings at the greatest length."""
 
     value: ValueRecord
+    mark: str
+    people: dict[str, str]
     by_length: dict[int, Share]
     beside: dict[str, Share]
 
@@ -47,6 +50,8 @@ def describe_metric(one: UsedMetric, results: Sequence[Result]) -> str:
     sentences = [
         f"Shares x 100; {describe_intervals(results)}. Beside them, at the greatest length, what no model wrote."
     ]
+    if sets := _rated_sets(one):
+        sentences.append(f"r with people: within systems, on {'; '.join(sets)}. {LEGEND}")
     if one.provenance:
         sentences.append(f"Made with {_short(one.provenance)}.")
     if one.num_absent:
@@ -72,20 +77,36 @@ def _table(results: Sequence[Result], one: UsedMetric) -> Rows:
     rows = [
         _Row(
             value=about,
+            mark=mark(one.name, name, one.version),
+            people=headline_correlations(one.name, name, one.version),
             by_length={result.maxlen: found for result in models if (found := _mean_of(result, one.name, name))},
             beside={system: found for system, result in others.items() if (found := _mean_of(result, one.name, name))},
         )
         for name, about in one.values.items()
     ]
     rows = [row for row in rows if row.by_length or row.beside]
-    return table_of([_NAME, *_lengths(models, greatest), *_beside(others)], rows) if rows else []
+    people = [_people(sets)] if (sets := _rated_sets(one)) else []
+    return table_of([_NAME, *_lengths(models, greatest), *_beside(others), *people], rows) if rows else []
+
+
+def _rated_sets(one: UsedMetric) -> list[str]:
+    """Return the sets on which people's ratings were compared with a metric."""
+    names = (name for value in one.values for name in headline_correlations(one.name, value, one.version))
+    return list(dict.fromkeys(names))
 
 
 def _mean_of(result: Result, metric: str, value: str) -> Share | None:
     return (result.further or {}).get(key_of(metric, value))
 
 
-_NAME = Column(heading="value", show=lambda row: value_heading(row.value))
+_NAME = Column(heading="value", show=lambda row: value_heading(row.value) + row.mark)
+
+
+def _people(sets: Sequence[str]) -> Column:
+    def show(row: _Row) -> str:
+        return "; ".join(row.people.get(name, "-").partition(" ")[0] for name in sets) if row.people else "-"
+
+    return Column(heading="r with people", show=show)
 
 
 def _lengths(models: Sequence[Result], greatest: Result) -> list[Column]:

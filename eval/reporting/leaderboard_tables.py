@@ -20,7 +20,9 @@ from eval.reporting.columns import (
     Column,
     charted_costs,
     costs_of,
+    doubt_legend,
     legend_of,
+    metric_heading,
     of_cost,
     of_value,
     percent,
@@ -71,10 +73,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a formula begins with
 _NAMES = ("model", "plan", "engine", "template", "dtype", "other settings", "run")
 
 
-def legends(content: Leaderboard) -> tuple[str, str, str]:
+def legends(content: Leaderboard) -> list[str]:
     """Return what the columns mean, in paragraphs."""
     costs = costs_of(row for board in content.boards for row in board.rows)
-    return _RANK_LEGEND, legend_of([*_BESIDE.values(), *COUNTS, EVIDENCE]), legend_of(costs)
+    doubt = doubt_legend(board.profile for board in content.boards)
+    return [_RANK_LEGEND, legend_of([*_BESIDE.values(), *COUNTS, EVIDENCE]), *doubt, legend_of(costs)]
 
 
 def title_of(content: Leaderboard) -> str:
@@ -120,7 +123,7 @@ def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Co
     costs = {column.key: of_cost(column) for column in costs_of(rows)}
     columns = [
         text("rank"),
-        Column(heading=metric_name(metric), show=lambda row: percent(row.metrics[metric])),
+        Column(heading=metric_heading(metric, board.profile), show=lambda row: percent(row.metrics[metric])),
         text("model"),
         text("plan"),
         *([Column(heading="engine", show=lambda row: engines[row.run])] if engines else []),
@@ -134,7 +137,7 @@ def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Co
     ]
     if is_short:
         return [*columns, text("run")]
-    columns += [score(name) for name in rows[0].metrics if name != metric]
+    columns += [score(name, board.profile) for name in rows[0].metrics if name != metric]
     columns += [of_value(key, value) for key, value in (board.further or {}).items()]
     if any(row.evidence_visible for row in rows):
         columns.append(replace(EVIDENCE, show=lambda row: percent_mean(row.evidence_visible, 1)))

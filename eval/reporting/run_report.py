@@ -9,12 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from eval.metrics.agreement import headline_correlations
 from eval.records.engines import describe_clock, engine_facts, name_engine
 from eval.records.read_run import RunInputs
 from eval.records.run_folder import RunFolder, own_plots
 from eval.records.schema import ENCODED_LENGTHS, ENCODER_DECODER, ExampleScore, RunRecord, Scores
 from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
-from eval.reporting.columns import COMPARISON_LEGEND, FURTHER_LEGEND, LEGEND, NOISE, costs_of, legend_of, text
+from eval.reporting.columns import (
+    COMPARISON_LEGEND,
+    FURTHER_LEGEND,
+    LEGEND,
+    NOISE,
+    costs_of,
+    doubt_legend,
+    legend_of,
+    text,
+)
 from eval.reporting.further_tables import further_comparisons, further_tables
 from eval.reporting.lengths import warnings_on_lengths, warnings_on_letters
 from eval.reporting.page import Heading, Prose, Section, as_table, render_page
@@ -38,8 +48,9 @@ from eval.reporting.tables import (
     scrolls_table,
     select,
 )
+from eval.scoring.examples import SCORING_VERSION
 from eval.scoring.parity import describe_parity
-from eval.scoring.profiles import describe_profile, describe_profiles, headline
+from eval.scoring.profiles import PROFILES, describe_profile, describe_profiles, headline, metric_name
 
 _KEEPS = {"head": "the beginning", "middle": "both ends", "tail": "the end"}
 
@@ -55,7 +66,8 @@ class Block(NamedTuple):
 def legends(scores: Scores) -> list[str]:
     """Return what the columns of a run's tables mean, a paragraph a kind of table."""
     further = [FURTHER_LEGEND] if scores.further else []
-    return [LEGEND, COMPARISON_LEGEND, *further, legend_of(costs_of(scores.results))]
+    doubt = doubt_legend(scores.profiles.values())
+    return [LEGEND, *doubt, COMPARISON_LEGEND, *further, legend_of(costs_of(scores.results))]
 
 
 def title_of(record: RunRecord) -> str:
@@ -100,6 +112,7 @@ def describe_task(record: RunRecord, scores: Scores, task: str) -> str:
     sentences = [
         f"{about.description}. Split `{about.split}`, room for {about.max_new_tokens} new tokens.",
         f"Scores: {describe_profile(scores.profiles[task])}.",
+        *_with_people(scores.profiles[task]),
     ]
     if baselines.word_budget is None:
         sentences.append(
@@ -113,6 +126,14 @@ def describe_task(record: RunRecord, scores: Scores, task: str) -> str:
     sentences += warnings_on_lengths(scores).get(task, [])
     sentences += warnings_on_letters(scores).get(task, [])
     return " ".join(sentences)
+
+
+def _with_people(profile: str) -> Iterator[str]:
+    """Yield how well each headline metric of a profile agrees with people, in a sentence, where that was measured."""
+    for metric in PROFILES[profile].headline:
+        if found := headline_correlations(profile, metric, SCORING_VERSION):
+            shown = ", ".join(f"{r} ({where})" for where, r in found.items())
+            yield f"r of {metric_name(metric)} with people, within systems: {shown}."
 
 
 def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:

@@ -53,7 +53,7 @@ def quality_table(results: Sequence[Result]) -> Rows:
         return replace(column, show=lambda result: column.cell(result) if result.kind == "model" else "")
 
     def with_interval(metric: str) -> Column:
-        return replace(score(metric), show=lambda result: percent(result.metrics[metric]))
+        return replace(score(metric, results[0].profile), show=lambda result: percent(result.metrics[metric]))
 
     columns = [MAXLEN, Column(heading="system", show=system_name), *map(of_model, (N, CUT)), WORDS, of_model(ENDED)]
     columns += map(with_interval, results[0].metrics)
