@@ -27,7 +27,6 @@ from eval.scoring.profiles import PROFILES, score_prediction
 _PROFILES = [name for name, profile in PROFILES.items() if not profile.has_common_answer]
 # Built-in metrics that are of something that a user names.
 _WITH_ARGUMENT = {"evaluate", "judge"}
-_BATCH = 64
 _FEWEST = 10  # answers that have a correlation: of four it can be anything
 PEOPLE = "people"
 
@@ -147,8 +146,8 @@ def _scores(metric: Metric, answers: Sequence[RatedAnswer]) -> tuple[list[tuple[
     able = [answer for answer in answers if not answer.item.lacks(metric.needs)]
     missing = next((found for answer in answers if (found := answer.item.lacks(metric.needs))), [])
     rows: list[Scores] = []
-    for start in range(0, len(able), _BATCH):
-        batch = [answer.item for answer in able[start : start + _BATCH]]
+    for start in range(0, len(able), metric.batch_size):
+        batch = [answer.item for answer in able[start : start + metric.batch_size]]
         of_batch = metric.score(batch)
         check_scores(metric, batch, of_batch)
         rows += of_batch
