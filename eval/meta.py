@@ -15,9 +15,11 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from eval.judging.judge import open_judge
 from eval.metrics.open import BUILT_IN
 from eval.ratings.judged import read_judgements
 from eval.ratings.measure import default_metrics, measure, open_named, rounded
@@ -60,6 +62,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"profiles ({', '.join(PROFILES)}) and metrics ({', '.join(BUILT_IN)} ...); default: all that need "
         "nothing but this suite",
     )
+    parser.add_argument(
+        "--judge-may-see-documents",
+        action="store_true",
+        help="send documents to a judge's address, where its prompt shows them; see docs/judge.md",
+    )
     parser.add_argument("--output", metavar="FILE.json", type=Path, help="write all numbers")
     parser.add_argument("--full", action="store_true", help="print tables of all ratings, not of the headline alone")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -74,7 +81,8 @@ def main(argv: Sequence[str]) -> None:
     """Measure what a command line names."""
     options = _parse(argv)
     if options.metrics:
-        metrics = [open_named(name) for name in options.metrics]
+        judge = partial(open_judge, may_see_documents=options.judge_may_see_documents)
+        metrics = [open_named(name, {"judge": judge}) for name in options.metrics]
     else:
         metrics, reasons = default_metrics()
         for reason in reasons:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -62,13 +62,17 @@ def default_metrics() -> tuple[list[Metric], list[str]]:
     return metrics, reasons
 
 
-def open_named(name: str) -> Metric:
+def open_named(name: str, others: Mapping[str, Callable[[str], Metric]]) -> Metric:
     """Return a profile or another metric.
+
+    Args:
+        name: As `--metrics` has it.
+        others: As `open_metric` takes them.
 
     Raises:
         UserError: Nothing has the name, or it cannot be opened here.
     """
-    return ProfileMetric(name) if name in PROFILES else open_metric(name)
+    return ProfileMetric(name) if name in PROFILES else open_metric(name, others)
 
 
 def measure(sets: Sequence[Judgements], metrics: Sequence[Metric]) -> Agreements:

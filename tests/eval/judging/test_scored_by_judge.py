@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from eval.compare import main as compare
+from eval.meta import main as meta
 from eval.score import main
 from tests.eval.judging.conftest import Write, prompt_of
 from tests.helpers.engine_standin import EngineStandIn
@@ -90,3 +91,19 @@ def test_a_judge_that_is_no_file_is_named(run: Path, capsys: pytest.CaptureFixtu
     assert "judge nowhere.yaml cannot be read" in capsys.readouterr().err
     assert main([str(run), "--metrics", "jugde:x.yaml"]) == 2
     assert "judge" in capsys.readouterr().err
+
+
+def test_a_judge_is_correlated_with_people(
+    write: Write, server: EngineStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = " ".join(sentence(number) for number in range(12))
+    rows = ["document_id,system,prediction,references,rating:overall"]
+    for number in range(12):
+        said = " ".join(sentence(one) for one in range(number + 1))
+        rows.append(f'd{number},s,"{said}","{reference}",{number}')
+    file = tmp_path / "labels.csv"
+    file.write_text("\n".join(rows) + "\n")
+    assert meta(["--data", str(file), "--metrics", f"judge:{write()}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["agreements"]
+    (recall,) = (one["pooled"] for one in found if one["value"] == "recall")
+    assert recall["r"] > 0.9
