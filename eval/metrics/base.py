@@ -28,6 +28,8 @@ from eval.errors import UserError
 NEEDS = ("references", "window", "document", "query")
 # What it may read besides, where an item has it.
 READS = (*NEEDS, "shorter_window", "finish_reason", "num_tokens")
+# What a value may be beyond its range.
+_ROUNDING = 1e-6
 
 # Of texts; windows and documents come back with many answers.
 _MAX_DIGESTS = 1024
@@ -167,27 +169,33 @@ def check_metric(metric: Metric) -> None:
         raise UserError(f"metric {metric.name} needs {', '.join(unread)}, which it does not read; add it to `reads`")
 
 
-def check_scores(metric: Metric, batch: Sequence[Item], scores: Sequence[Scores]) -> None:
-    """Check what a metric gave for a batch.
+def checked_scores(metric: Metric, batch: Sequence[Item]) -> list[Scores]:
+    """Return what a metric gives for a batch, its values in their order and within their range.
 
     Raises:
         UserError: Rows or values are missing, are no numbers, or lie outside their range.
     """
+    scores = metric.score(batch)
     if len(scores) != len(batch):
         raise UserError(f"metric {metric.name} gave {len(scores)} rows for {len(batch)} items; mend the metric")
-    for row in scores:
-        if row.keys() != metric.values.keys():
-            raise UserError(
-                f"metric {metric.name} gave {', '.join(sorted(row)) or 'nothing'} where it has the values "
-                f"{', '.join(sorted(metric.values))}; mend the metric"
-            )
-        for name, value in row.items():
-            about = metric.values[name]
-            # Rounding may go beyond an end; NaN is within nothing.
-            if value is not None and not about.low - 1e-6 <= value <= about.high + 1e-6:
-                raise UserError(
-                    f"metric {metric.name} gave {name} = {value}, outside [{about.low}, {about.high}]; mend the metric"
-                )
+    return [{name: _within(metric, name, row) for name in metric.values} for row in scores]
+
+
+def _within(metric: Metric, name: str, row: Scores) -> float | None:
+    if row.keys() != metric.values.keys():
+        raise UserError(
+            f"metric {metric.name} gave {', '.join(sorted(row)) or 'nothing'} where it has the values "
+            f"{', '.join(sorted(metric.values))}; mend the metric"
+        )
+    value, about = row[name], metric.values[name]
+    if value is None:
+        return None
+    # Rounding may go beyond an end; NaN is within nothing.
+    if not about.low - _ROUNDING <= value <= about.high + _ROUNDING:
+        raise UserError(
+            f"metric {metric.name} gave {name} = {value}, outside [{about.low}, {about.high}]; mend the metric"
+        )
+    return min(max(float(value), about.low), about.high)
 
 
 def describe_source(metric: Metric) -> dict[str, str]:

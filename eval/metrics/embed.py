@@ -87,9 +87,7 @@ class Embed(Metric):
                 }
             )
         # As ROUGE and bert-score do: of several references the best one counts, value by value.
-        scores |= {name: max(row[name] for row in found) for name in (found[0] if found else ())}
-        # A cosine of vectors of length 1 may be rounded to more than 1.
-        return {name: value if value is None else min(max(value, -1.0), 1.0) for name, value in scores.items()}
+        return scores | {name: max(row[name] for row in found) for name in (found[0] if found else ())}
 
 
 def match(prediction: Tokens, reference: Tokens) -> dict[str, float]:

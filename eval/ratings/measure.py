@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.errors import UserError
-from eval.metrics.base import Item, Metric, Scores, check_scores
+from eval.metrics.base import Item, Metric, Scores, checked_scores
 from eval.metrics.open import BUILT_IN, open_metric
 from eval.ratings.correlation import correlate, deviation_within, mean_shift, order_systems
 from eval.ratings.judged import Judgements, RatedAnswer
@@ -151,10 +151,7 @@ def _scores(metric: Metric, answers: Sequence[RatedAnswer]) -> tuple[list[tuple[
     missing = next((found for answer in answers if (found := answer.item.lacks(metric.needs))), [])
     rows: list[Scores] = []
     for start in range(0, len(able), metric.batch_size):
-        batch = [answer.item for answer in able[start : start + metric.batch_size]]
-        of_batch = metric.score(batch)
-        check_scores(metric, batch, of_batch)
-        rows += of_batch
+        rows += checked_scores(metric, [answer.item for answer in able[start : start + metric.batch_size]])
     return list(zip(able, rows, strict=True)), missing
 
 

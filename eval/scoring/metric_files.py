@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.metrics.base import Item, Metric, Value, check_scores, describe_source
+from eval.metrics.base import Item, Metric, Value, checked_scores, describe_source
 from eval.records.disk import make_folder, read_whole
 from eval.records.journal import append_lines, open_journal, parse_line
 from eval.records.schema import MetricLine, MetricRecord, UsedMetric, ValueRecord
@@ -208,12 +208,9 @@ def score_missing(folder: Path, metric: Metric, texts: Iterable[tuple[Any, Item]
 
 def _lines(metric: Metric, waiting: list[tuple[Any, Item]]) -> Iterator[MetricLine]:
     items = [item for _, item in waiting]
-    scores = metric.score(items)
-    check_scores(metric, items, scores)
-    for (line, item), values in zip(waiting, scores, strict=True):
+    for (line, item), values in zip(waiting, checked_scores(metric, items), strict=True):
         about = {name: getattr(line, name) for name in ("task", "template", "id", "maxlen", "system")}
-        ordered = {name: None if (value := values[name]) is None else float(value) for name in metric.values}
-        yield MetricLine(fingerprint=item.fingerprint, **about, values=ordered)
+        yield MetricLine(fingerprint=item.fingerprint, **about, values=values)
 
 
 def check_provenance(file: MetricFile, record: MetricRecord) -> None:

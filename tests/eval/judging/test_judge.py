@@ -14,7 +14,7 @@ import pytest
 from eval.errors import UserError
 from eval.judging.judge import open_judge
 from eval.judging.questions import UnreadError, built_in, read_choice, read_numbers, read_points
-from eval.metrics.base import check_metric, check_scores
+from eval.metrics.base import check_metric, checked_scores
 from tests.eval.judging.conftest import REFERENCES, Write, item, looks, prompt_of
 from tests.helpers.engine_faults import Call, Fault, from_number, openai_error
 from tests.helpers.engine_standin import EngineStandIn, engine_standin
@@ -30,9 +30,7 @@ def judged(file: Path, batch: list, **settings: bool) -> list[dict[str, float | 
     judge = open_judge(str(file), **settings)
     with judge.replies:
         check_metric(judge)
-        scores = judge.score(batch)
-        check_scores(judge, batch, scores)
-    return scores
+        return checked_scores(judge, batch)
 
 
 def lines_of(file: Path) -> list[dict]:

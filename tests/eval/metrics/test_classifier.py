@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from eval.errors import UserError
-from eval.metrics.base import Item, check_scores
+from eval.metrics.base import Item, checked_scores
 from eval.metrics.classifier import Classifier
 from tests.helpers.tiny_models import save_tiny_encoder
 
@@ -44,8 +44,7 @@ def test_the_best_part_of_the_window_counts_for_each_sentence(folder: Path, metr
     assert metric._parts(WINDOW, 45 - 1) == parts
     each = [max(float(logits(folder, part, text).softmax(-1)[2]) for part in parts) for text in sentences]
     item = Item(fingerprint="a", prediction=ANSWER, window=WINDOW)
-    [scores] = metric.score([item])
-    check_scores(metric, [item], [scores])
+    [scores] = checked_scores(metric, [item])
     assert scores["support"] == pytest.approx(sum(each) / 2, abs=WITHIN)
     assert scores["supported"] == sum(one >= 0.5 for one in each) / 2
 

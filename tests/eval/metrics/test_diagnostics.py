@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eval.metrics.base import Item, check_scores
+from eval.metrics.base import Item, checked_scores
 from eval.metrics.diagnostics import PLACED, Diagnostics, names_of, numbers_of
 from eval.metrics.document_index import DocumentIndex, index_document
 
@@ -20,9 +20,7 @@ DOCUMENT = f"{WINDOW} Later 1,500 birds flew over Paris with great noise. Nobody
 
 def values(prediction: str, window: str = WINDOW, **texts: Any) -> dict[str, float | None]:
     item = Item.of(METRIC, prediction=prediction, window=window, **texts)
-    scores = METRIC.score([item])
-    check_scores(METRIC, [item], scores)
-    return scores[0]
+    return checked_scores(METRIC, [item])[0]
 
 
 def newsroom_fragments(summary: list[str], text: list[str]) -> list[int]:

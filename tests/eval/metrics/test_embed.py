@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from eval.errors import UserError
-from eval.metrics.base import Item, check_scores
+from eval.metrics.base import Item, checked_scores
 from eval.metrics.embed import Embed, match, worded_sentences
 from eval.metrics.encoder import Encoder, Tokens
 from eval.metrics.weights import by_length
@@ -95,8 +95,7 @@ def test_values_do_not_depend_on_the_batch(metric: Embed) -> None:
         Item(fingerprint=str(index), prediction=text, references=(SHORT[index % 3], LONG), window=LONG)
         for index, text in enumerate([*SHORT, LONG, ""])
     ]
-    together = metric.score(items)
-    check_scores(metric, items, together)
+    together = checked_scores(metric, items)
     alone = [metric.score([item])[0] for item in reversed(items)][::-1]
     for one, other in zip(together, alone, strict=True):
         assert one == pytest.approx(other, abs=WITHIN)
@@ -105,7 +104,7 @@ def test_values_do_not_depend_on_the_batch(metric: Embed) -> None:
 def test_a_text_says_all_of_itself(metric: Embed) -> None:
     texts = [f"{LONG} {text}" for text in SHORT]
     items = [Item(fingerprint=text, prediction=text, references=(SHORT[0], text), window=text) for text in texts]
-    for scores in metric.score(items):
+    for scores in checked_scores(metric, items):
         assert scores == pytest.approx(dict.fromkeys(metric.values, 1.0), abs=WITHIN)
         assert all(value is not None and value <= 1.0 for value in scores.values())  # rounded too
 

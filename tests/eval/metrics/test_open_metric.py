@@ -8,11 +8,12 @@ from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from eval.errors import UserError
-from eval.metrics.base import Item, Metric, Scores, Value, check_metric, check_scores, describe_source
+from eval.metrics.base import Item, Metric, Scores, Value, check_metric, checked_scores, describe_source
 from eval.metrics.open import BUILT_IN, open_metric
 
 WORDS = Value(label="words", title="Words", high=math.inf, better=None, is_share=False)
@@ -115,9 +116,12 @@ def test_what_a_metric_says_of_itself_is_checked(changes: dict[str, Any], reason
 )
 def test_what_a_metric_gives_is_checked(scores: list[Scores], reason: str) -> None:
     metric = NumWords()
-    with pytest.raises(UserError, match=reason):
-        check_scores(metric, [Item.of(metric, prediction="a")], scores)
-    check_scores(metric, [Item.of(metric, prediction="a")], [{"words": None}])
+    batch = [Item.of(metric, prediction="a")]
+    with mock.patch.object(NumWords, "score", return_value=scores), pytest.raises(UserError, match=reason):
+        checked_scores(metric, batch)
+    for value, kept in ((None, None), (-1e-7, 0.0)):
+        with mock.patch.object(NumWords, "score", return_value=[{"words": value}]):
+            assert checked_scores(metric, batch) == [{"words": kept}]
 
 
 def test_an_item_has_what_its_metric_reads_and_a_name_made_of_it() -> None:
