@@ -52,12 +52,14 @@ class EvaluateModule(Metric):
         Raises:
             UserError: There is no such module here, or it scores no pairs of texts.
         """
-        self.name = f"evaluate:{argument}"
+        path, config = _parts_of(argument)
+        # Without folders, so that the same module has the same name on every machine; its digest tells others apart.
+        name = Path(path).stem if Path(path).exists() else path
+        self.name = f"evaluate:{name}" + (f"/{config}" if config else "")
         try:
             import evaluate
         except ImportError as error:
             raise UserError(f"{self.name} needs the package evaluate: pip install evaluate") from error
-        path, config = _parts_of(argument)
         try:
             self._module: Any = evaluate.load(path, config)
         except (OSError, ValueError, ImportError) as error:

@@ -46,6 +46,7 @@ def module(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_module_by_path_scores_each_pair_as_it_does_itself(module: Path) -> None:
     metric = open_metric(f"evaluate:{module}")
+    assert metric.name == f"evaluate:{module.stem}", "no folder of this machine"
     assert metric.values.keys() == {"exact_match", "overlap"}, "single numbers alone"
     assert metric.values["exact_match"].better == "higher"
     assert metric.values["overlap"].better is None, "nobody knows what a module's own values mean"
@@ -62,6 +63,7 @@ def test_a_module_by_path_scores_each_pair_as_it_does_itself(module: Path) -> No
 
 def test_a_module_of_this_repository_scores_as_its_profile() -> None:
     metric = open_metric("evaluate:eval/rouge_metric.py/hf")
+    assert metric.name == "evaluate:rouge_metric/hf"
     [found] = metric.score([Item.of(metric, prediction="The cat sat.", references=("A dog lay.", "The cat lay."))])
     assert found["rouge1"] == pytest.approx(2 / 3)
     assert (metric.values["rouge1"].low, metric.values["rouge1"].high) == (0, 1)
