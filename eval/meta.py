@@ -15,6 +15,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Measure what a command line names."""
     options = _parse(argv)
-    if options.metrics:
-        judge = partial(open_judge, may_see_documents=options.judge_may_see_documents)
-        metrics = [open_named(name, {"judge": judge}) for name in options.metrics]
-    else:
-        metrics, reasons = default_metrics()
-        for reason in reasons:
-            print(reason, file=sys.stderr)
-    content = measure([read_judgements(path) for path in options.data], metrics)
+    with ExitStack() as opened:
+        if options.metrics:
+            judge = partial(open_judge, may_see_documents=options.judge_may_see_documents)
+            metrics = [opened.enter_context(closing(open_named(name, {"judge": judge}))) for name in options.metrics]
+        else:
+            metrics, reasons = default_metrics()
+            for reason in reasons:
+                print(reason, file=sys.stderr)
+        content = measure([read_judgements(path) for path in options.data], metrics)
     lines = rounded(to_json(content))
     if options.output is not None:
         write_whole(options.output.parent, options.output.name, _in_lines(lines).encode())

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -38,12 +39,14 @@ def score_again(options: argparse.Namespace) -> None:
     path: Path = options.run
     folder, record = open_run(path)
     judge = partial(open_judge, may_see_documents=options.judge_may_see_documents)
-    metrics = [open_metric(name, {"judge": judge}) for name in dict.fromkeys(options.metrics)]
     with_texts = options.texts
     if with_texts is None:
         # As the last time; a run without scores has the setting of its last session.
         with_texts = had_texts(path) if (path / "scores.json").exists() else has_texts(path, record)
-    with folder.lock(record, RunRecord):
+    with ExitStack() as opened:
+        names = dict.fromkeys(options.metrics)
+        metrics = [opened.enter_context(closing(open_metric(name, {"judge": judge}))) for name in names]
+        opened.enter_context(folder.lock(record, RunRecord))
         inputs = read_inputs(folder, record)
         margin = MARGIN if options.margin is None else options.margin
         scores, _ = score_run(

@@ -70,6 +70,9 @@ class Judge(Metric):
     def provenance(self) -> dict[str, Any]:
         return provenance_of(self.settings, self.prompts)
 
+    def close(self) -> None:
+        self.replies.close()
+
     def _row(self, found: Mapping[str, Sequence[float]], asked: Sequence[Asked], num_unread: int) -> Scores:
         """Return the values of an item: means over repeats, their spread, and what the replies cost.
 

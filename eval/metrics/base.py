@@ -145,6 +145,9 @@ class Metric(ABC):
     def score(self, batch: Sequence[Item]) -> list[Scores]:
         """Return the values of each item, by name; None where one is not defined for an item."""
 
+    def close(self) -> None:  # noqa: B027
+        """Let go of what the metric holds, such as a lock; most hold nothing."""
+
 
 def check_metric(metric: Metric) -> None:
     """Check what a metric says of itself.

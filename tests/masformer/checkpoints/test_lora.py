@@ -83,6 +83,12 @@ def logits(model: PreTrainedModel | PeftModel) -> Tensor:
     return found
 
 
+def have_equal_weights(model: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Return whether all weights are the same bits; logits also depend on where in memory weights lie."""
+    first, second = model.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 def by_peft(base: Path, adapter: Path, dtype: torch.dtype = torch.float64, tokens: int = 0) -> PeftModel:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     if tokens:
@@ -106,7 +112,7 @@ def test_a_merged_adapter_computes_what_peft_computes(tmp_path: Path, name: str)
     assert not any(".lora_" in key or "base_layer" in key for key in merged.state_dict())
     save_checkpoint(merged, checkpoint.tokenizer, tmp_path / "merged")
     again = open_checkpoint(str(tmp_path / "merged")).load_model(dtype)
-    assert torch.equal(logits(again), found)
+    assert have_equal_weights(again, merged)
 
 
 def test_a_merge_in_half_precision_rounds_once(base: Path, adapter: Path) -> None:
@@ -122,7 +128,7 @@ def test_one_model_comes_of_an_adapter_alone_and_of_its_base_with_it(base: Path,
     assert alone.provenance == both.provenance
     assert alone.provenance["reference"] == str(base)
     assert alone.provenance["adapter"]["reference"] == str(adapter)
-    assert torch.equal(logits(alone.load_model(torch.float32)), logits(both.load_model(torch.float32)))
+    assert have_equal_weights(alone.load_model(torch.float32), both.load_model(torch.float32))
 
 
 def test_a_base_that_is_given_counts_in_the_place_of_the_one_in_the_config(tmp_path: Path, base: Path) -> None:
@@ -154,7 +160,7 @@ def test_tokens_that_an_adapter_brings_have_embeddings(tmp_path: Path, changes: 
     model = checkpoint.load_model(torch.float64)
     assert torch.allclose(logits(model), logits(by_peft(base, adapter, tokens=2)), atol=1e-9)
     save_checkpoint(model, checkpoint.tokenizer, tmp_path / "merged")
-    assert torch.equal(logits(open_checkpoint(str(tmp_path / "merged")).load_model(torch.float64)), logits(model))
+    assert have_equal_weights(open_checkpoint(str(tmp_path / "merged")).load_model(torch.float64), model)
 
 
 def test_tokens_without_embeddings_in_the_adapter_are_refused_in_texts(base: Path, adapter: Path) -> None:
