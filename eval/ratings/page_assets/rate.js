@@ -209,7 +209,8 @@ const KEYS = {
 
 function toggle(name) {
   const node = document.querySelector(`details[data-name="${name}"]`);
-  if (node) node.open = !node.open;
+  // The event comes later, and the next document may be drawn before it.
+  if (node) open[name] = node.open = !node.open;
 }
 
 addEventListener("keydown", (event) => {
