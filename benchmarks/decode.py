@@ -27,7 +27,7 @@ from benchmarks.pairs import MIXED, Case, finish, show
 from eval.config.generation import DRAFT_TOKENS, GenerationSettings
 from eval.generation.decode import decode
 from eval.prompting.prompts import PromptBuilder, fit
-from eval.runtime.model import TORCH_DTYPES
+from eval.runtime.model import TORCH_DTYPES, tune_linear
 from eval.runtime.processes import set_threads
 from masformer import SpanCache, apply_plan, prefill, read_plan
 from masformer.attention.prefill import fork
@@ -130,6 +130,7 @@ def measure(dtype: torch.dtype, prompts: Sequence[Sequence[int]], num_new: int, 
     checkpoint = open_checkpoint("smollm2-135m")
     peer, model = (checkpoint.load_model(dtype) for _ in range(2))
     peer.set_attn_implementation("sdpa")
+    tune_linear(model)
     settings = GenerationSettings(max_new_tokens=num_new)
     found = {name: [Times() for _ in WAYS] for name in PLANS}
     for prompt in prompts:

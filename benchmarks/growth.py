@@ -22,6 +22,7 @@ import torch
 from benchmarks.pairs import MIXED, Case, finish
 from benchmarks.prefill import product_flops
 from benchmarks.texts import long_text
+from eval.runtime.model import tune_linear
 from eval.runtime.processes import set_threads
 from masformer import SpanCache, apply_plan, prefill, read_plan
 from masformer.checkpoints.open import open_checkpoint
@@ -37,6 +38,7 @@ def main() -> None:
     set_threads(None, {})
     checkpoint = open_checkpoint("smollm2-135m")
     model = checkpoint.load_model(torch.bfloat16)
+    tune_linear(model)
     text = long_text(checkpoint.tokenizer, max(arguments.tokens))[None]
     cases = []
     print(f"{'tokens':>7} {'plan':36} {'seconds':>8} {'tokens/s':>9} {'attention TFLOP':>16} {'cache MiB':>10}")

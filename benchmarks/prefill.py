@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.pairs import MIXED, Case, alternate, finish, show
 from benchmarks.texts import long_text
+from eval.runtime.model import tune_linear
 from eval.runtime.processes import set_threads
 from masformer import SpanCache, SpanPlan, apply_plan, prefill, read_plan
 from masformer.attention.prefill import CHUNK_TOKENS
@@ -76,6 +77,7 @@ def main() -> None:
         checkpoint = open_checkpoint(name)
         ours, peer = (checkpoint.load_model(dtype) for _ in range(2))
         peer.set_attn_implementation("sdpa")
+        tune_linear(ours)
         plan = apply_plan(ours, None if text is None else read_plan(text, ours.config))
         prompt = long_text(checkpoint.tokenizer, num_tokens)[None]
         found: dict[str, Tensor] = {}

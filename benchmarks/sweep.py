@@ -32,7 +32,7 @@ from eval.config.generation import GenerationSettings
 from eval.generation.decode import decode, warm_up
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.prompting.prompts import PromptBuilder, fit
-from eval.runtime.model import TORCH_DTYPES
+from eval.runtime.model import TORCH_DTYPES, tune_linear
 from eval.runtime.processes import set_threads
 from masformer import apply_plan, read_plan
 from masformer.checkpoints.open import open_checkpoint
@@ -138,6 +138,7 @@ def main() -> None:
     for dtype in arguments.dtype:
         peer, model = (checkpoint.load_model(TORCH_DTYPES[dtype]) for _ in range(2))
         peer.set_attn_implementation("sdpa")
+        tune_linear(model)
         for each in (peer, model):
             # All answers are as long, whatever the model would end with.
             each.generation_config.eos_token_id = None
