@@ -94,7 +94,7 @@ def main() -> None:
             ("chosen by measurement", window, partial(span_attention, span=window)),
             *(
                 (f"overlapping views, {way} queries, sinks merged" if way != TILES else way, window, told(window, way))
-                for way in (TILES, *VIEWS, "256")
+                for way in (TILES, *VIEWS)
             ),
             ("compiled flex_attention", window, compiled_flex(window)),
             ("tiles", blocks, partial(span_attention, span=blocks)),

@@ -108,7 +108,7 @@ def test_the_candidates_compute_what_the_kernel_does(
     # Compiling takes longer than everything else here.
     monkeypatch.setattr(torch, "compile", lambda function: function)
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    assert len(run(candidates, monkeypatch, capsys)) == 14
+    assert len(run(candidates, monkeypatch, capsys)) == 16
 
 
 @pytest.mark.nightly
