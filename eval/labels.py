@@ -2,7 +2,8 @@
 
     python -m eval.labels RUN --labels FILE [--rating NAME]
 
-The file is a table or JSON lines with the columns id, prediction, and one of ratings. The run's metrics, such as those
+The file is a rating sheet of `eval.rate`, or a table as `eval.meta` reads it: id, document_id, system, prediction, and
+ratings. The run's metrics, such as those
 that `python -m eval.score RUN --metrics ...` has added, narrow the interval and do not move the mean away from people.
 """
 
@@ -18,13 +19,14 @@ from pathlib import Path
 
 from eval.errors import UserError
 from eval.metrics.answers import first_line
+from eval.ratings.judged import read_judgements
 from eval.records.read_run import RunInputs, answer_of, open_run, read_inputs
 from eval.records.schema import Key
 from eval.records.typed import to_json
 from eval.reporting.columns import interval
 from eval.reporting.tables import WIDTH, as_columns
 from eval.runtime.jobs import CommandParser, command
-from eval.scoring.labels import LabelRow, label_rows, read_labels
+from eval.scoring.labels import LabelRow, Labels, label_rows, words_of
 from eval.scoring.scored_run import read_scored
 
 _LEGEND = (
@@ -57,6 +59,21 @@ def render(rows: Sequence[LabelRow]) -> str:
     return "\n".join([*parts, textwrap.fill(_LEGEND, WIDTH)])
 
 
+def _labels(file: Path, rating: str | None) -> Labels:
+    """Return what people gave each answer, in the mean over raters.
+
+    Raises:
+        UserError: The file has no such rating.
+        DataError: It cannot be read.
+    """
+    judgements = read_judgements(file)
+    name = rating or judgements.headline
+    if name not in judgements.ratings:
+        raise UserError(f"{file} has no rating '{name}'; it has {', '.join(judgements.ratings)}")
+    found = {(one.id, words_of(one.item.prediction)): one.rating(name) for one in judgements.answers}
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def _texts(inputs: RunInputs) -> dict[Key, str]:
     """Return what is scored of each prediction; of several samples the first."""
     record = inputs.record
@@ -67,8 +84,10 @@ def _texts(inputs: RunInputs) -> dict[Key, str]:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser("python -m eval.labels", __doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a scored run")
-    parser.add_argument("--labels", metavar="FILE", type=Path, required=True, help="labels: .csv, .jsonl, .parquet ...")
-    parser.add_argument("--rating", metavar="NAME", default="rating", help="column of the rating (default: rating)")
+    parser.add_argument(
+        "--labels", metavar="FILE", type=Path, required=True, help="rated answers: .csv, .jsonl, .parquet ..."
+    )
+    parser.add_argument("--rating", metavar="NAME", help="which of the ratings (default: the first)")
     parser.add_argument("--metric", metavar="NAME", nargs="+", default=[], help="default: all that the run has")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser.parse_args(arguments)
@@ -78,7 +97,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Estimate what a command line names."""
     options = _parse(argv)
-    labels = read_labels(options.labels, options.rating)
+    labels = _labels(options.labels, options.rating)
     rows = label_rows(read_scored(options.run), _texts(read_inputs(*open_run(options.run))), labels)
     known = list(dict.fromkeys(row.metric for row in rows))
     if unknown := [name for name in options.metric if name not in known]:

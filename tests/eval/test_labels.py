@@ -42,14 +42,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def write_labels(run: Path, file: Path, labels: list[tuple[str, Any]], column: str = "rating") -> Path:
+def write_labels(run: Path, file: Path, labels: list[tuple[str, Any]], column: str = "rating:overall") -> Path:
     """Write labels of examples, in the order given."""
     lines = map(json.loads, (run / "predictions.jsonl").read_text().splitlines())
     texts = {line["id"]: line["text"] for line in lines}
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["id", "prediction", column])
-        writer.writerows([name, f" {texts[name]}\n", value] for name, value in labels)
+        writer.writerow(["id", "document_id", "system", "rater", "prediction", column])
+        for rater, (name, value) in enumerate(labels):
+            writer.writerow([name, name, "s", rater, f" {texts[name]}\n", value])
     return file
 
 
@@ -79,26 +80,26 @@ def test_several_people_count_by_their_mean_and_empty_cells_not_at_all(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = [("test-0", 1), ("test-1", 2), ("test-2", 3), ("test-2", 9), ("test-2", ""), ("test-3", None)]
-    file = write_labels(run, tmp_path / "labels.csv", labels, "mine")
+    file = write_labels(run, tmp_path / "labels.csv", labels, "rating:mine")
     assert main([str(run), "--labels", str(file), "--rating", "mine", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["found"]["labelled"] == [3.0, None, None]
 
 
 @pytest.mark.parametrize(
-    ("content", "arguments", "message"),
+    ("rating", "arguments", "message"),
     [
-        ("id,prediction,rating\n", [], "has no label in 'rating'"),
-        ("id,prediction\ntest-0,x\n", [], "no column 'rating'"),
-        ("id,prediction,rating\ntest-0,x,good\n", [], "rating is 'good', and no number"),
-        ("id,prediction,rating\n,x,1\n", [], "no id"),
-        ("id,prediction,rating\ntest-0,x,1\n", [], "has a label: id and prediction must be those of an answer"),
+        ("", [], "is empty"),
+        ("x", ["--rating", "mine"], "has no rating 'mine'; it has rating"),
+        ("good", [], "rating rating is 'good'; give a number"),
+        ("1", [], "has a label: id and prediction must be those of an answer"),
     ],
 )
 def test_a_mistake_is_one_line(
-    content: str, arguments: list[str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rating: str, arguments: list[str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "labels.csv"
-    file.write_text(content)
+    number = 1 if rating == "x" else rating
+    file.write_text(f"id,document_id,system,prediction,rating\ntest-0,d,s,x,{number}\n" if rating else "")
     assert main([str(run), "--labels", str(file), *arguments]) == 2
     assert message in capsys.readouterr().err
 
