@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval.labels import main
+from eval.ratings.sheet import Scale, SheetFile, gather
 from eval.score import main as score
 from tests.helpers.run_folders import document, example_line, run_record, sentence, write_run
 
@@ -108,3 +110,19 @@ def test_a_metric_that_the_run_has_not_is_named(run: Path, tmp_path: Path, capsy
     file = write_labels(run, tmp_path / "labels.csv", LABELS)
     assert main([str(run), "--labels", str(file), "--metric", "judge:mine.recall"]) == 2
     assert "has no metric 'judge:mine.recall'; known: rouge1" in capsys.readouterr().err
+
+
+def test_a_rating_sheet_labels_the_answers_of_its_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    sheet = gather([run, other], [Scale(name="overall", low=1, high=5)], [], NUM_LABELLED, 0)
+    file = SheetFile(tmp_path / "sheet.jsonl", sheet)
+    for answer in sheet.answers:
+        file.rate([answer], "anna", {"overall": 1 + quality(answer.id.rpartition("/")[2])})
+    assert main([str(run), "--labels", str(tmp_path / "sheet.jsonl"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)[0]["found"]
+    assert found["num_labels"] == NUM_LABELLED
+    truth = sum(1 + quality(answer.id.rpartition("/")[2]) for answer in sheet.answers) / len(sheet.answers)
+    assert found["labelled"][0] == pytest.approx(truth)
