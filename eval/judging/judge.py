@@ -37,7 +37,7 @@ from eval.judging.questions import (
 )
 from eval.judging.replies import Asked, Replies, read_reply
 from eval.judging.settings import JudgeSettings, Scale, read_settings
-from eval.metrics.base import NEEDS, Item, Metric, Scores, Value
+from eval.metrics.base import EXTRACTS, NEEDS, Item, Metric, Scores, Value
 from eval.metrics.unicode_text import unicode_sentences
 
 # Places that hold text of the document.
@@ -53,6 +53,8 @@ class Judge(Metric):
         settings: What it says.
         prompts: What it asks with.
         values: What it gives, without counts and costs.
+        reads: Which of `NEEDS` it sees.
+        may_see_documents: Lead and oracle, which are cut out of documents, are judged too.
     """
 
     version = 1
@@ -60,8 +62,16 @@ class Judge(Metric):
     batch_size = 1024
 
     def __init__(
-        self, file: Path, settings: JudgeSettings, prompts: Sequence[Prompt], values: Mapping[str, Value]
+        self,
+        file: Path,
+        settings: JudgeSettings,
+        prompts: Sequence[Prompt],
+        values: Mapping[str, Value],
+        reads: frozenset[str],
+        *,
+        may_see_documents: bool,
     ) -> None:
+        self.reads = reads | {EXTRACTS} if may_see_documents else reads  # type: ignore[misc]
         self.name = f"judge:{file.stem}"
         self.settings, self.prompts = settings, prompts
         self.replies = open_replies(file, settings)
@@ -99,16 +109,16 @@ class KeyPointJudge(Judge):
     """Recall of key points, precision of sentences, and their harmonic mean."""
 
     needs = frozenset({"references"})
-    reads = frozenset({"references", "query"})
 
-    def __init__(self, file: Path, settings: JudgeSettings) -> None:
+    def __init__(self, file: Path, settings: JudgeSettings, *, may_see_documents: bool) -> None:
         self._points, self._said, self._supported = map(built_in, ("key_points.v1", "said.v1", "supported.v1"))
         values = {
             "recall": Value(label="key points", title="key points said"),
             "precision": Value(label="supported", title="sentences that the references support"),
             "f1": Value(label="key-point F1", title="harmonic mean of key points and supported sentences"),
         }
-        super().__init__(file, settings, (self._points, self._said, self._supported), values)
+        prompts, reads = (self._points, self._said, self._supported), frozenset({"references", "query"})
+        super().__init__(file, settings, prompts, values, reads, may_see_documents=may_see_documents)
 
     def score(self, batch: Sequence[Item]) -> list[Scores]:
         self.replies.ask(map(self._about_references, batch), is_repeated=False)
@@ -181,14 +191,13 @@ class KeyPointJudge(Judge):
 class RubricJudge(Judge):
     """Values on the scales of a user's rubric."""
 
-    def __init__(self, file: Path, settings: JudgeSettings, prompt: Prompt) -> None:
-        self._prompt = prompt
+    def __init__(self, file: Path, settings: JudgeSettings, *, may_see_documents: bool) -> None:
+        self._prompt = prompt = _rubric(file, settings, may_see_documents)
         # Of each rubric its own.
-        self.reads = frozenset(prompt.places & {*NEEDS})  # type: ignore[misc]
-        self.needs = self.reads - {"query"}  # type: ignore[misc]
-        super().__init__(
-            file, settings, [prompt], {name: _value_of(name, one) for name, one in settings.values.items()}
-        )
+        reads = frozenset(prompt.places & {*NEEDS})
+        self.needs = reads - {"query"}  # type: ignore[misc]
+        values = {name: _value_of(name, one) for name, one in settings.values.items()}
+        super().__init__(file, settings, [prompt], values, reads, may_see_documents=may_see_documents)
 
     def score(self, batch: Sequence[Item]) -> list[Scores]:
         questions = [self._question(item) for item in batch]
@@ -230,16 +239,13 @@ def open_judge(name: str, *, may_see_documents: bool = False) -> Judge:
     """
     file = Path(name)
     settings = read_settings(file)
-    makes: dict[str, Callable[[], Judge]] = {
-        "key-points": lambda: KeyPointJudge(file, settings),
-        "rubric": lambda: RubricJudge(file, settings, _rubric(file, settings, may_see_documents)),
-    }
+    makes: dict[str, Callable[..., Judge]] = {"key-points": KeyPointJudge, "rubric": RubricJudge}
     if settings.mode not in makes:
         raise UserError(
             f"judge {file} compares pairs; run python -m eval.judge RUN_A RUN_B --judge {file}, or give one of mode "
             f"{' or '.join(makes)}"
         )
-    return makes[settings.mode]()
+    return makes[settings.mode](file, settings, may_see_documents=may_see_documents)
 
 
 def _rubric(file: Path, settings: JudgeSettings, may_see_documents: bool) -> Prompt:

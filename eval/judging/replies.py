@@ -111,9 +111,11 @@ class Replies:
             (digest, repeat, one) for (digest, repeat), one in wanted.items() if (digest, repeat) not in self._known
         ]
         if missing:
-            self._ask_all(missing)
+            # Replies under other settings do not tell that these ones work.
+            known = (self._known[key] for key in wanted if key in self._known)
+            self._ask_all(missing, answered=any(asked.refusal is None for asked in known))
 
-    def _ask_all(self, missing: Sequence[tuple[str, int, Question]]) -> None:
+    def _ask_all(self, missing: Sequence[tuple[str, int, Question]], *, answered: bool) -> None:
         if find_spec("openai") is None:
             raise UserError('the client of servers is not installed; run: pip install "masformer[endpoint]"')
         from eval.engines.access import is_here, read_key
@@ -131,7 +133,6 @@ class Replies:
             is_ours=is_here(one.base_url),
         )
         refused: list[Asked] = []
-        answered = any(asked.refusal is None for asked in self._known.values())
         journal = open_journal(self.file.parent, self.file.name)
         with closing(journal), closing(Client(settings, say=_say)) as client:
 

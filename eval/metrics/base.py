@@ -26,8 +26,10 @@ from eval.errors import UserError
 
 # What a metric may need beside the prediction: a field of `Item` each.
 NEEDS = ("references", "window", "document", "query")
+# In the place of answers, sentences that are cut out of documents: lead and oracle, which stand beside the model.
+EXTRACTS = "extracts"
 # What it may read besides, where an item has it.
-READS = (*NEEDS, "shorter_window", "finish_reason", "num_tokens")
+READS = (*NEEDS, "shorter_window", "finish_reason", "num_tokens", EXTRACTS)
 # What a value may be beyond its range.
 _ROUNDING = 1e-6
 

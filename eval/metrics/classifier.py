@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import UserError
-from eval.metrics.base import Item, Metric, Scores, Value
+from eval.metrics.base import EXTRACTS, Item, Metric, Scores, Value
 from eval.metrics.unicode_text import unicode_sentences, unicode_words
 from eval.metrics.weights import by_length, load_weights, max_tokens, padded, weights_provenance
 
@@ -47,7 +47,7 @@ class Classifier(Metric):
 
     version = 1
     needs: ClassVar = frozenset({"window"})
-    reads: ClassVar = frozenset({"window"})
+    reads: ClassVar = frozenset({"window", EXTRACTS})
     values = SUPPORT_VALUES
 
     def __init__(self, argument: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import regex
 
-from eval.metrics.base import Item, Metric, Scores, Value
+from eval.metrics.base import EXTRACTS, Item, Metric, Scores, Value
 from eval.metrics.document_index import MAX_N, Answer, DocumentIndex, index_document
 from eval.metrics.unicode_text import counted_words, folded, unicode_sentence_spans, unicode_words
 
@@ -47,7 +47,7 @@ class Diagnostics(Metric):
 
     name = "diagnostics"
     version = 1
-    reads = frozenset({"window", "document", "query", "shorter_window", "finish_reason"})
+    reads = frozenset({"window", "document", "query", "shorter_window", "finish_reason", EXTRACTS})
     batch_size = 512
     values: Mapping[str, Value] = {
         "copied": _described("copied", "Copied 4-grams"),

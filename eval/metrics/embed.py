@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from eval.metrics.base import Item, Metric, Scores, Value
+from eval.metrics.base import EXTRACTS, Item, Metric, Scores, Value
 from eval.metrics.encoder import Encoder, Tokens, Vectors
 from eval.metrics.unicode_text import unicode_sentences, unicode_words
 
@@ -32,7 +32,7 @@ class Embed(Metric):
     """
 
     version = 1
-    reads: ClassVar = frozenset({"references", "window"})
+    reads: ClassVar = frozenset({"references", "window", EXTRACTS})
     values: Mapping[str, Value] = {
         "embed_references": Value(label="emb ref", title="Similarity to the reference", low=-1.0),
         "embed_window": Value(label="emb win", title="Similarity to what was shown", low=-1.0, better=None),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.metrics.base import Item, Metric, Scores, Value
+from eval.metrics.base import EXTRACTS, Item, Metric, Scores, Value
 
 _PROBE = "one two three four five"
 
@@ -40,7 +40,7 @@ class EvaluateModule(Metric):
 
     version = 1
     needs = frozenset({"references"})
-    reads = frozenset({"references"})
+    reads = frozenset({"references", EXTRACTS})
 
     def __init__(self, argument: str) -> None:
         """Open a module.

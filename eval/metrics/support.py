@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.base import Item, Metric, Scores
+from eval.metrics.base import EXTRACTS, Item, Metric, Scores
 from eval.metrics.classifier import SUPPORT_VALUES, Classifier, support_scores
 from eval.metrics.embed import worded_sentences
 from eval.metrics.encoder import Encoder
@@ -36,7 +36,7 @@ class Support(Metric):
     name = "support"
     version = 1
     needs: ClassVar = frozenset({"window"})
-    reads: ClassVar = frozenset({"window"})
+    reads: ClassVar = frozenset({"window", EXTRACTS})
     values = SUPPORT_VALUES
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eval.metrics.base import Item, Metric
+from eval.metrics.base import EXTRACTS, Item, Metric
 from eval.records.schema import DocumentRecord, ExampleRecord, ExampleScore, UsedMetric
 from eval.scoring.baselines import merge_spans
 from eval.scoring.examples import Scored
@@ -118,6 +118,8 @@ class _Texts:
         reads = frozenset(reads)
         for index in self._order:
             one = self._scored[index]
+            if EXTRACTS not in reads and one.line.system in (*_LEADS, *_ORACLES):
+                continue
             example = self._examples[one.line.task, one.line.id]
             prediction, shorter = one.prediction, self._shorter.get(index)
             shared = {

@@ -12,6 +12,7 @@ from eval.compare import main as compare
 from eval.meta import main as meta
 from eval.score import main
 from tests.eval.judging.conftest import Write, prompt_of
+from tests.helpers.engine_faults import Fault, openai_error
 from tests.helpers.engine_standin import EngineStandIn
 from tests.helpers.run_folders import read_scores, sentence, write_run
 
@@ -51,6 +52,35 @@ def test_values_stand_in_scores_with_floor_and_ceiling_and_are_not_asked_for_aga
     assert main(command) == 0
     assert main([*command, "--metrics-again"]) == 0
     assert len(server.asked) == asked
+
+
+def test_sentences_of_documents_are_judged_with_permission_alone(
+    tmp_path: Path, write: Write, server: EngineStandIn
+) -> None:
+    run = write_run(tmp_path / "run", lambda example, maxlen: "All of it in words of its own.").path
+    # Lead and oracle stand beside the model, and are cut out of documents.
+    cut = [sentence(index * 31).capitalize() for index in range(6)]
+    command = [str(run), "--metrics", f"judge:{write()}"]
+
+    def sent() -> list[str]:
+        return [text for text in map(prompt_of, server.asked) if any(one in text for one in cut)]
+
+    assert main(command) == 0
+    assert server.asked
+    assert sent() == []
+    assert ("matched_lead", 200) not in means(run, "judge:judge.recall")
+    assert main([*command, "--judge-may-see-documents", "--metrics-again"]) == 0
+    assert sent() != []
+
+
+def test_settings_that_the_server_refuses_are_an_error_though_others_were_answered(
+    run: Path, write: Write, server: EngineStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), "--metrics", f"judge:{write()}"]) == 0
+    capsys.readouterr()
+    server.fail(Fault(status=400, body=openai_error("temperature is too high", "invalid_request_error")))
+    assert main([str(run), "--metrics", f"judge:{write(temperature=1.7)}", "--metrics-again"]) == 2
+    assert "temperature is too high" in capsys.readouterr().err
 
 
 def test_lengths_and_runs_are_compared_by_a_judge(
