@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import textwrap
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
 from eval.errors import UserError
-from eval.metrics.answers import first_line
 from eval.ratings.judged import read_judgements
-from eval.records.read_run import RunInputs, answer_of, open_run, read_inputs
+from eval.records.read_run import RunInputs, open_run, read_inputs
 from eval.records.schema import Key
 from eval.records.typed import to_json
 from eval.reporting.columns import interval
 from eval.reporting.tables import WIDTH, as_columns
 from eval.runtime.jobs import CommandParser, command
+from eval.scoring.examples import scored_text
 from eval.scoring.labels import LabelRow, Labels, label_rows, words_of
 from eval.scoring.scored_run import read_scored
 
@@ -70,15 +72,19 @@ def _labels(file: Path, rating: str | None) -> Labels:
     name = rating or judgements.headline
     if name not in judgements.ratings:
         raise UserError(f"{file} has no rating '{name}'; it has {', '.join(judgements.ratings)}")
-    found = {(one.id, words_of(one.item.prediction)): one.rating(name) for one in judgements.answers}
-    return {key: value for key, value in found.items() if value is not None}
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for one in judgements.answers:
+        if (value := one.rating(name)) is not None:
+            found[one.id, words_of(one.item.prediction)].append(value)
+    if not found:
+        raise UserError(f"{file} has no number for the rating '{name}'; rate some answers")
+    # Several systems may have given one answer.
+    return {key: statistics.fmean(values) for key, values in found.items()}
 
 
 def _texts(inputs: RunInputs) -> dict[Key, str]:
     """Return what is scored of each prediction; of several samples the first."""
-    record = inputs.record
-    texts = {one.key: answer_of(one, record.think_end_token).text for one in inputs.predictions}
-    return {key: first_line(text) if record.tasks[key[0]].scores_first_line else text for key, text in texts.items()}
+    return {one.key: scored_text(one, inputs.record) for one in inputs.predictions}
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

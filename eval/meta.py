@@ -81,15 +81,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Measure what a command line names."""
     options = _parse(argv)
+    judgements = [read_judgements(path) for path in options.data]
     with ExitStack() as opened:
         if options.metrics:
+            names = dict.fromkeys(options.metrics)
             judge = partial(open_judge, may_see_documents=options.judge_may_see_documents)
-            metrics = [opened.enter_context(closing(open_named(name, {"judge": judge}))) for name in options.metrics]
+            metrics = [opened.enter_context(closing(open_named(name, {"judge": judge}))) for name in names]
         else:
             metrics, reasons = default_metrics()
             for reason in reasons:
                 print(reason, file=sys.stderr)
-        content = measure([read_judgements(path) for path in options.data], metrics)
+        content = measure(judgements, metrics)
     lines = rounded(to_json(content))
     if options.output is not None:
         write_whole(options.output.parent, options.output.name, _in_lines(lines).encode())

@@ -1,7 +1,7 @@
 """Which of two answers a judge prefers, asked in both orders, so that its liking for a place cancels and is measured.
 
-outcomes = judge_pairs(PairJudge(Path("judge.yaml")), [Pair(...)])
-summarize_pairs(outcomes)
+judge = PairJudge(Path("judge.yaml"))
+summarize_pairs(judge.judge([Pair(...)]))
 """
 
 from __future__ import annotations

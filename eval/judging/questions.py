@@ -1,6 +1,6 @@
 """Prompt files with texts put in -> questions, and what a judge says -> JSON that was asked for.
 
-    question = Question(kind="said", text=fill(prompt, {...}), schema=NUMBERS("said", 5))
+    question = Question(kind="said", text=prompt.fill({...}), schema=object_of(said=list_of("integer")))
     read_numbers(reply.text, "said", 5)  # frozenset({1, 3})
 
 What cannot be read raises `UnreadError` with the kind of failure. It is counted, and never a score.

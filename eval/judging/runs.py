@@ -7,9 +7,9 @@ from pathlib import Path
 
 from eval.errors import UserError
 from eval.judging.pairs import Pair
-from eval.metrics.answers import first_line
-from eval.records.read_run import RunInputs, answer_of, open_run, read_inputs
+from eval.records.read_run import RunInputs, open_run, read_inputs
 from eval.records.schema import ExampleRecord, Key, Prediction
+from eval.scoring.examples import scored_text
 
 Maxlens = tuple[int | None, int | None]
 
@@ -53,7 +53,7 @@ def pair_runs(first: Path, second: Path, maxlens: Maxlens = (None, None)) -> lis
             continue
         example = examples[0][task, name]
         _check_same(example, examples[1][task, name], first, second)
-        texts = [_text(run, one) for run, one in zip(runs, (prediction, other), strict=True)]
+        texts = [scored_text(one, run.record) for run, one in zip(runs, (prediction, other), strict=True)]
         pair = Pair(
             id=name,
             unit=example.unit,
@@ -86,11 +86,6 @@ def _check_same(one: ExampleRecord, other: ExampleRecord, first: Path, second: P
             f"examples differ: '{one.id}' of {one.task} has another {what} in {first} than in {second}; compare runs "
             "on the same data"
         )
-
-
-def _text(run: RunInputs, prediction: Prediction) -> str:
-    text = answer_of(prediction, run.record.think_end_token).text
-    return first_line(text) if run.record.tasks[prediction.task].scores_first_line else text
 
 
 def _describe(answers: dict[Key, Prediction]) -> str:

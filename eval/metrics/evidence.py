@@ -1,7 +1,7 @@
 """How much in a window stands behind a sentence.
 
 evidence = Evidence("Rain fell. The river rose by 3 m.", encoder)
-evidence.of(["The river rose by 4 m."])     # (1, 4): copied 0.5, one sentence 0.8, nearest 0.97, found 0.0
+evidence.of(["The river rose by 4 m."])     # (1, 5): copied 0.5, one sentence 0.8, nearest 0.97, found 0.0, words
 """
 
 from __future__ import annotations

@@ -89,9 +89,19 @@ class EvaluateModule(Metric):
 
     def _score(self, item: Item) -> Scores:
         groups = [list(item.references)] if self._takes_all else [[one] for one in item.references]
-        rows = [self._compute(item.prediction, group) for group in groups]
-        best = {name: min if value.better == "lower" else max for name, value in self.values.items()}
-        return {name: best[name](row[name] for row in rows) for name in self.values}
+        try:
+            rows = [self._compute(item.prediction, group) for group in groups]
+        except Exception as error:  # a module may raise anything for what it does not expect
+            if not item.prediction.strip():  # many divide by its length
+                return dict.fromkeys(self.values)
+            raise UserError(
+                f"{self.name} fails at the answer {item.prediction[:40]!r}: {type(error).__name__}: {error}"
+            ) from error
+        scores: Scores = {}
+        for name, value in self.values.items():
+            found = [row[name] for row in rows if name in row]
+            scores[name] = None if not found else min(found) if value.better == "lower" else max(found)
+        return scores
 
     def _compute(self, prediction: str, references: list[str]) -> dict[str, float]:
         """Return all single numbers that the module gives for a pair."""
@@ -120,6 +130,8 @@ def _arguments(module: Any) -> Mapping[str, Any]:
 
 def _parts_of(argument: str) -> tuple[str, str | None]:
     """Return name or path of a module, and its configuration."""
+    if not argument:
+        raise UserError("evaluate: names no module; give evaluate:NAME, such as evaluate:rouge")
     head, _, config = argument.rpartition("/")
     if Path(argument).exists() or not head:
         return argument, None

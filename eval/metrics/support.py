@@ -1,6 +1,6 @@
 """Metric `support`: support of an answer by what was shown, sentence by sentence, by a small model without a hub.
 
-open_metric("support")              # four features of a sentence, weighed by support.json
+open_metric("support")              # five features of a sentence, weighed by support.json
 open_metric("support:MODEL")        # a classifier instead; see `eval.metrics.classifier`
 """
 

@@ -26,7 +26,7 @@ from eval.scoring.profiles import PROFILES, score_prediction
 # Profiles of short answers say nothing of summaries, and the published sets have no others.
 _PROFILES = [name for name, profile in PROFILES.items() if not profile.has_common_answer]
 # Built-in metrics that are of something that a user names.
-_WITH_ARGUMENT = {"evaluate", "judge"}
+_WITH_ARGUMENT = {"evaluate"}
 _FEWEST = 10  # answers that have a correlation: of four it can be anything
 PEOPLE = "people"
 

@@ -56,7 +56,7 @@ def describe_metric(one: UsedMetric, results: Sequence[Result]) -> str:
         sentences.append(f"Made with {_short(one.provenance)}.")
     if one.num_absent:
         sentences.append(
-            f"{one.num_absent} texts are not scored yet: give --metrics {one.name} to python -m eval.score."
+            f"{one.num_absent} texts are not scored yet: give eval.score the --metrics that made the others."
         )
     return " ".join(sentences)
 

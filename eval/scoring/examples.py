@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eval.metrics.answers import first_line
+from eval.records.read_run import answer_of
 from eval.records.schema import (
     Baselines,
     Cost,
@@ -33,6 +34,7 @@ from eval.records.schema import (
     Noise,
     Prediction,
     Result,
+    RunRecord,
     Share,
     Subset,
     ValueRecord,
@@ -97,6 +99,12 @@ def count_clusters(lines: Iterable[ExampleScore]) -> int | None:
     """Return how many units documents make up; None where each is by itself."""
     lines = list(lines)
     return len({line.unit for line in lines}) if any(line.cluster_id is not None for line in lines) else None
+
+
+def scored_text(prediction: Prediction, record: RunRecord) -> str:
+    """Return the text that is scored of a prediction of a run: no thought, and of some tasks the first line alone."""
+    text = answer_of(prediction, record.think_end_token).text
+    return first_line(text) if record.tasks[prediction.task].scores_first_line else text
 
 
 def score_examples(

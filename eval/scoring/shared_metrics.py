@@ -46,11 +46,10 @@ def shared_metrics(first: ScoredRun, second: ScoredRun) -> SharedMetrics:
     for name in dict.fromkeys([*one, *other]):
         if name not in one or name not in other:
             lacking = (second if name in one else first).path
-            left_out[name] = f"{name} is not in {lacking}; run: python -m eval.score {lacking} --metrics {name}"
+            left_out[name] = f"{name} is not in {lacking}; score it with the --metrics that made it in the other run"
         elif what := what_differs(one[name], other[name], (f"in {first.path}", f"in {second.path}")):
             left_out[name] = (
-                f"{name} was not made in the same way: {what}; score both with the same: python -m eval.score RUN "
-                f"--metrics {name} {AGAIN}"
+                f"{name} was not made in the same way: {what}; score both with the same --metrics, and {AGAIN}"
             )
         else:
             shared[name] = other[name]

@@ -87,10 +87,21 @@ def test_several_people_count_by_their_mean_and_empty_cells_not_at_all(
     assert json.loads(capsys.readouterr().out)[0]["found"]["labelled"] == [3.0, None, None]
 
 
+def test_one_answer_of_several_systems_counts_by_the_mean_of_all_labels(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_labels(run, tmp_path / "labels.csv", [("test-0", 5), ("test-0", 1), ("test-0", "")])
+    lines = file.read_text().replace(",s,0,", ",s,,").replace(",s,1,", ",t,,").replace(",s,2,", ",u,,")
+    file.write_text(lines)
+    assert main([str(run), "--labels", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["found"]["labelled"] == [3.0, None, None]
+
+
 @pytest.mark.parametrize(
     ("rating", "arguments", "message"),
     [
         ("", [], "is empty"),
+        (" ", [], "has no number for the rating 'rating'"),
         ("x", ["--rating", "mine"], "has no rating 'mine'; it has rating"),
         ("good", [], "rating rating is 'good'; give a number"),
         ("1", [], "has a label: id and prediction must be those of an answer"),

@@ -98,3 +98,24 @@ def test_a_module_that_scores_no_texts_is_refused(tmp_path: Path, monkeypatch: p
     )
     with pytest.raises(UserError, match="scores no pairs of texts: ValueError"):
         open_metric(f"evaluate:{file}")
+
+
+def test_an_answer_that_a_module_cannot_take_has_no_value_or_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "fails" / "fails.py"
+    file.parent.mkdir()
+    # A share of the answer, as many modules have it.
+    text = MODULE.replace("REFERENCES", "datasets.Value('string')").replace("Overlap", "Fails")
+    file.write_text(text.replace("len(set(b.split())) for b", "len(set(a.replace('bad', '').split())) for b"))
+    metric = open_metric(f"evaluate:{file}")
+    batch = [Item.of(metric, prediction=one, references=("a",)) for one in ("a", " ")]
+    assert checked_scores(metric, batch) == [
+        {"exact_match": 1.0, "overlap": 1.0},
+        {"exact_match": None, "overlap": None},
+    ]
+    with pytest.raises(UserError, match=r"evaluate:fails fails at the answer 'bad': ZeroDivisionError"):
+        checked_scores(metric, [Item.of(metric, prediction="bad", references=("a",))])
+    with pytest.raises(UserError, match="names no module"):
+        open_metric("evaluate:")
