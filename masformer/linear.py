@@ -68,6 +68,11 @@ class TunedLinear(nn.Linear):
         return self.__dict__ | {"packed": None}  # a copy of the model has weights of its own
 
 
+def may_copy(dtype: torch.dtype) -> bool:
+    """Return whether `tune` may keep copies of weights of a dtype on this machine."""
+    return _is_known(dtype) and named_way(TOPIC, _WAYS) in (None, PACKED)
+
+
 def tune(model: nn.Module, *, has_room: bool = True) -> int:
     """Return the bytes of copies that a model's linear layers keep from now on for inference on this processor.
 
@@ -82,7 +87,7 @@ def tune(model: nn.Module, *, has_room: bool = True) -> int:
         OneLineError: `MASFORMER_WAYS` names an unknown way for `linear`.
     """
     named = named_way(TOPIC, _WAYS)
-    if named == PLAIN or (named == PACKED and not has_room) or not torch._C._has_mkldnn:
+    if named == PLAIN or (named == PACKED and not has_room):
         return 0
     shapes: dict[tuple[Any, ...], list[nn.Linear]] = defaultdict(list)
     for layer in model.modules():
@@ -96,8 +101,14 @@ def _tune_shape(layers: Sequence[nn.Linear], *, has_room: bool) -> int:
     """Return the bytes of the copies of layers of one shape and dtype, which go the ways that are fastest."""
     weight = layers[0].weight
     measured = layers[: max(1, _MEASURED_BYTES // weight.nbytes)]
-    copies = [_arrange(layer.weight) for layer in measured] if has_room else []
-    ways = tuple(_choose(rows, measured, copies) for rows in _ROWS)
+    copies: list[Tensor] = []
+
+    def arranged() -> list[Tensor]:
+        # Not before they are measured: a remembered way may need none.
+        copies.extend(_arrange(layer.weight) for layer in measured[len(copies) :])
+        return copies
+
+    ways = tuple(_choose(rows, measured, arranged if has_room else None) for rows in _ROWS)
     if set(ways) == {PLAIN}:
         return 0
     for index, layer in enumerate(layers):
@@ -109,7 +120,7 @@ def _tune_shape(layers: Sequence[nn.Linear], *, has_room: bool) -> int:
     return len(layers) * weight.nbytes if PACKED in ways else 0
 
 
-def _choose(rows: int, layers: Sequence[nn.Linear], copies: Sequence[Tensor]) -> str:
+def _choose(rows: int, layers: Sequence[nn.Linear], copies: Callable[[], list[Tensor]] | None) -> str:
     """Return the fastest of `_WAYS` for a number of rows; without copies, of the first two."""
     weight = layers[0].weight
     inputs = torch.ones(rows, weight.shape[1], dtype=weight.dtype)
@@ -118,18 +129,22 @@ def _choose(rows: int, layers: Sequence[nn.Linear], copies: Sequence[Tensor]) ->
         DIRECT: lambda: [_multiply(inputs, layer.weight, layer.bias) for layer in layers],
     }
     if copies:
-        ways[PACKED] = lambda: [_multiply(inputs, x, layer.bias) for layer, x in zip(layers, copies, strict=True)]
+        ways[PACKED] = lambda: [_multiply(inputs, x, layer.bias) for layer, x in zip(layers, copies(), strict=True)]
     shape = f"{weight.shape[0]}x{weight.shape[1]}, rows {rows}"
     case = f"{str(weight.dtype).removeprefix('torch.')} {shape}{'' if copies else ', no copies'}"
     return choose(TOPIC, case, ways, seconds=0.1)
 
 
+def _is_known(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN multiplies weights of a dtype here."""
+    if not torch._C._has_mkldnn:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _is_tunable(weight: Tensor) -> bool:
-    known = weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
     return (
-        known
+        _is_known(weight.dtype)
         and type(weight) is nn.Parameter
         and weight.device.type == "cpu"
         and weight.is_contiguous()

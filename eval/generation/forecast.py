@@ -10,7 +10,7 @@ import torch
 
 from eval.generation.groups import Group, Size
 from eval.generation.requests import Requests
-from eval.runtime.memory import has_room_for_copies
+from eval.runtime.memory import copy_bytes
 from eval.runtime.processes import AcceleratedProcess
 from masformer.attention.prefill import CHUNK_TOKENS
 
@@ -48,16 +48,15 @@ def describe_plan(
     rows_at_once = max((group.num_rows for group in groups), default=0)
     num_prompts = sum(unit.num_rows for unit in units)
     weights = size.num_weights * dtype.itemsize
-    if process.device.type == "cpu" and has_room_for_copies(weights, os.environ):
-        weights *= 2  # what linear layers keep beside their weights
+    copies = copy_bytes(weights, dtype, os.environ) if process.device.type == "cpu" else 0
     seconds = [_hours(cost / speed / count) for cost in (prefill + decode, prefill, decode)]
     facts = {
         "groups": f"{len(groups)}, of {num_prompts:,} distinct prompts; up to {rows_at_once} decode together",
         "tokens": f"{prefilled:,} to prefill at most, of {requested:,} asked for ({prefilled / max(requested, 1):.2f})",
         "time": f"about {seconds[0]}: {seconds[1]} to prefill and up to {seconds[2]} to decode",
         "": f"{count} process(es) at {speed / 1e9:,.0f} GFLOP/s, by a product timed now; right within a factor of two",
-        "memory": f"{weights / 2**30:.2f} GiB of weights with copies and up to {cache / 2**30:.2f} GiB of keys and "
-        f"values a process (budget {budget / 2**30:.2f})",
+        "memory": f"{weights / 2**30:.2f} GiB of weights, up to {copies / 2**30:.2f} GiB of copies of them, and up to "
+        f"{cache / 2**30:.2f} GiB of keys and values a process (budget {budget / 2**30:.2f})",
     }
     lines = [f"{name:8}{text}" for name, text in facts.items()]
     return "\n".join([_columns(rows), "", *lines, "nothing was written, and no weights were loaded"])

@@ -107,6 +107,7 @@ class LocalBackend(Backend):
             memory_budget=memory_budget(
                 self.process.device,
                 self.size.num_weights * self.opened.itemsize,
+                TORCH_DTYPES[self.dtype],
                 os.environ,
                 self.config.device_map,
             ),

@@ -431,8 +431,8 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     def _budget(self) -> int:
         if self.memory_gib is not None:
             return int(self.memory_gib * 2**30)
-        weights = self._size.num_weights * TORCH_DTYPES[self.dtype_name].itemsize
-        return memory_budget(self.device, weights, os.environ, None)
+        dtype = TORCH_DTYPES[self.dtype_name]
+        return memory_budget(self.device, self._size.num_weights * dtype.itemsize, dtype, os.environ, None)
 
 
 def _suggested(location: str, revision: str | None) -> dict[str, Any]:

@@ -14,18 +14,22 @@ from transformers.cache_utils import Cache
 
 from eval.runtime.processes import num_local_processes
 from masformer import SpanCache
+from masformer.linear import may_copy
 
 # Part of the memory that the weights leave, for keys and values; the rest is for activations and other programs.
 _SHARE = 0.5
 _UNKNOWN_MEMORY = 8 * 2**30
 
 
-def memory_budget(device: torch.device, weight_bytes: int, environ: Mapping[str, str], device_map: str | None) -> int:
+def memory_budget(
+    device: torch.device, weight_bytes: int, dtype: torch.dtype, environ: Mapping[str, str], device_map: str | None
+) -> int:
     """Return the default bytes for keys and values in a process.
 
     Args:
         device: Device of this process.
-        weight_bytes: Bytes of the model's weights; on a processor their copies come on top, see `has_room_for_copies`.
+        weight_bytes: Bytes of the model's weights.
+        dtype: Of the weights.
         environ: Variables; `LOCAL_WORLD_SIZE` is the number of processes on this machine.
         device_map: Set where one model is spread over all devices.
     """
@@ -34,13 +38,17 @@ def memory_budget(device: torch.device, weight_bytes: int, environ: Mapping[str,
         total = sum(torch.cuda.get_device_properties(each).total_memory for each in devices)
     else:
         total = _machine_memory() // num_local_processes(environ)
-        weight_bytes *= 2 if has_room_for_copies(weight_bytes, environ) else 1
+        weight_bytes += 0 if device_map else copy_bytes(weight_bytes, dtype, environ)
     return int(max(total - weight_bytes, total // 8) * _SHARE)
 
 
-def has_room_for_copies(weight_bytes: int, environ: Mapping[str, str]) -> bool:
-    """Return whether weights and copies of them, for faster products, take half of a process's memory at most."""
-    return 4 * weight_bytes <= _machine_memory() // num_local_processes(environ)
+def copy_bytes(weight_bytes: int, dtype: torch.dtype, environ: Mapping[str, str]) -> int:
+    """Return the bytes that copies of weights on a processor, for faster products, may take beside these.
+
+    With the weights they take half of a process's memory at most, else there are none.
+    """
+    fits = 4 * weight_bytes <= _machine_memory() // num_local_processes(environ)
+    return weight_bytes if fits and may_copy(dtype) else 0
 
 
 def _machine_memory() -> int:

@@ -14,7 +14,7 @@ from eval.config.job import JobOptions
 from eval.errors import UserError
 from eval.records.schema import ModelRecord
 from eval.records.typed import from_json
-from eval.runtime.memory import has_room_for_copies
+from eval.runtime.memory import copy_bytes
 from eval.runtime.processes import AcceleratedProcess
 from masformer import ConversionError, PlanError, SpanPlan, apply_plan, native_plan, read_plan, stored_plan
 from masformer.checkpoints.encoder_decoders import Positions, source_positions, target_positions
@@ -216,7 +216,7 @@ def load_converted(
 def tune_linear(model: PreTrainedModel) -> None:
     """Have linear layers computed in the way that is fastest on this processor; see `tune`."""
     weight_bytes = sum(weight.nbytes for weight in model.parameters())
-    tune(model, has_room=has_room_for_copies(weight_bytes, os.environ))
+    tune(model, has_room=copy_bytes(weight_bytes, model.dtype, os.environ) > 0)
 
 
 def suggested_ends(checkpoint: Checkpoint) -> dict[str, list[int]]:

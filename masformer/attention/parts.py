@@ -284,10 +284,11 @@ def _gradients(
     causal: bool = False,
     window: int | None = None,
     hidden: Tensor | None = None,
-    softcap: None = None,
+    softcap: float | None = None,
     rows: int = _WINDOW_ROWS,
 ) -> tuple[Tensor, ...]:
     """Return what a part gives to the gradients of query, key and value, from the output and lse of all parts."""
+    assert softcap is None, "torch's backward pass knows no soft cap"
     of_query, of_key, of_value = (torch.zeros_like(x, dtype=lse.dtype) for x in (query, key, value))
     length, num_keys = query.shape[2], key.shape[2]
     own = num_keys - length

@@ -36,8 +36,7 @@ def way_of(query: Tensor, key: Tensor, span: LayerSpan, needs_grad: bool, run: C
     length = query.shape[2]
     if length < LEAST_QUERIES:
         return named_way(TOPIC, (TILES, *VIEWS)) or TILES
-    about = 2 ** (length.bit_length() - 1)
     dtype = str(query.dtype).removeprefix("torch.")
-    case = f"{query.shape[1]} on {key.shape[1]} heads of {query.shape[3]}, {dtype}, {span}, {about} queries"
+    case = f"{query.shape[1]} on {key.shape[1]} heads of {query.shape[3]}, {dtype}, {span}"
     case += ", with gradients" if needs_grad else ""
     return choose(TOPIC, case, {way: partial(run, way, MEASURED_QUERIES) for way in (TILES, *VIEWS)})

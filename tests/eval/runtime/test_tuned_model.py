@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from eval.runtime.jobs import user_message
-from eval.runtime.memory import has_room_for_copies, memory_budget
+from eval.runtime.memory import copy_bytes, memory_budget
 from eval.runtime.model import load_converted
 from masformer.checkpoints.open import open_checkpoint
 from masformer.errors import OneLineError
@@ -46,13 +46,21 @@ def test_a_model_that_is_served_is_tuned_with_copies_where_memory_has_room(
     assert TunedLinear in kinds(tmp_path, plan)
 
 
+@pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch was built without oneDNN")
 def test_copies_are_counted_where_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eval.runtime.memory._machine_memory", lambda: 4000)
-    assert has_room_for_copies(1000, {})
-    assert not has_room_for_copies(1001, {})
-    assert not has_room_for_copies(501, {"LOCAL_WORLD_SIZE": "2"})
-    assert memory_budget(CPU, 1000, {}, None) == (4000 - 2 * 1000) // 2
-    assert memory_budget(CPU, 1002, {}, None) == (4000 - 1002) // 2
+    monkeypatch.setenv("MASFORMER_WAYS", "linear=packed")
+    wide = torch.float32
+    assert copy_bytes(1000, wide, {}) == 1000
+    assert copy_bytes(1001, wide, {}) == 0
+    assert copy_bytes(501, wide, {"LOCAL_WORLD_SIZE": "2"}) == 0
+    assert memory_budget(CPU, 1000, wide, {}, None) == (4000 - 2 * 1000) // 2
+    assert memory_budget(CPU, 1002, wide, {}, None) == (4000 - 1002) // 2
+    # Where none are made, none are counted.
+    assert memory_budget(CPU, 1000, wide, {}, "auto") == (4000 - 1000) // 2
+    assert memory_budget(CPU, 1000, torch.float16, {}, None) == (4000 - 1000) // 2
+    monkeypatch.setenv("MASFORMER_WAYS", "linear=direct")
+    assert memory_budget(CPU, 1000, wide, {}, None) == (4000 - 1000) // 2
 
 
 def test_a_way_that_there_is_not_is_one_line_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
