@@ -109,7 +109,8 @@ def read_judgements(path: Path) -> Judgements:
     if published is not None:
         answers = [published.read(row) for row in rows]
         return _judgements(path, answers, published.name, published.headline, published.source)
-    joined = _joined(_of_sheet(rows) if "sheet" in first else rows)
+    scales = list(rows[0].row("scales").fields) if "sheet" in first else []
+    joined = _joined(_of_sheet(rows) if "sheet" in first else rows, scales)
     if not joined:
         raise UserError(f"{path} holds no rating yet")
     return _judgements(path, joined, path.name.partition(".")[0], next(iter(joined[0].ratings)), "")
@@ -260,11 +261,16 @@ def _of_sheet(rows: Sequence[Row]) -> Iterator[Row]:
             raise UserError(f"{row.where}: a rating of an answer that the sheet does not have")
 
 
-def _joined(rows: Iterable[Row]) -> list[RatedAnswer]:
-    """Return one answer for all rows of it; of two rows of one rater the last counts."""
+def _joined(rows: Iterable[Row], scales: Sequence[str]) -> list[RatedAnswer]:
+    """Return one answer for all rows of it that has a rating; of two rows of one rater the last counts.
+
+    Args:
+        scales: Names that come first; others follow as the rows name them. All answers have the rated ones.
+    """
     documents: dict[str, str] = {}
     answers: dict[tuple[Any, ...], RatedAnswer] = {}
     by_rater: dict[tuple[Any, ...], dict[str, dict[str, tuple[float | None, ...]]]] = {}
+    order = dict.fromkeys(scales)
     for row in rows:
         if "prediction" not in row.fields and "document" in row.fields:
             documents[row.text("document_id")] = row.text("document")
@@ -272,6 +278,7 @@ def _joined(rows: Iterable[Row]) -> list[RatedAnswer]:
         ratings = _ratings(row)
         if ratings is None:
             continue
+        order.update(dict.fromkeys(ratings))
         answer = _of_row(row, documents)
         key = (answer.subset, answer.id, answer.system, answer.condition, answer.length)
         first = answers.setdefault(key, answer)
@@ -284,14 +291,31 @@ def _joined(rows: Iterable[Row]) -> list[RatedAnswer]:
         if rater in raters and not rater:
             raise UserError(f"{row.where}: a second row of id '{answer.id}' and system '{answer.system}'; name raters")
         raters[rater] = ratings
-    names = sorted({rater for raters in by_rater.values() for rater in raters})
-    return [replace(answer, ratings=_by_scale(by_rater[key], names)) for key, answer in answers.items()]
+    # People clear ratings, and leave cells empty.
+    rated = {
+        (key, rater): ratings
+        for key, raters in by_rater.items()
+        for rater, ratings in raters.items()
+        if any(map(_is_rated, ratings.values()))
+    }
+    names = sorted({rater for _, rater in rated})
+    used = {scale for ratings in rated.values() for scale, values in ratings.items() if _is_rated(values)}
+    kept = {key for key, _ in rated}
+    ordered = [scale for scale in order if scale in used]
+    return [
+        replace(answer, ratings=_by_scale({name: rated.get((key, name), {}) for name in names}, ordered))
+        for key, answer in answers.items()
+        if key in kept
+    ]
 
 
-def _by_scale(raters: Mapping[str, Ratings], names: Sequence[str]) -> Ratings:
-    scales = dict.fromkeys(scale for ratings in raters.values() for scale in ratings)
+def _is_rated(values: Sequence[float | None]) -> bool:
+    return any(value is not None for value in values)
+
+
+def _by_scale(raters: Mapping[str, Ratings], scales: Sequence[str]) -> Ratings:
     return {
-        scale: tuple(value for name in names for value in raters.get(name, {}).get(scale, (None,))) for scale in scales
+        scale: tuple(value for ratings in raters.values() for value in ratings.get(scale, (None,))) for scale in scales
     }
 
 

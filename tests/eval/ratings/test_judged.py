@@ -101,3 +101,50 @@ def test_a_mistake_in_a_table_is_named_with_its_line(tmp_path: Path, rows: str, 
     with pytest.raises(UserError, match=r"mine\.csv") as error:
         read_judgements(tmp_path / "mine.csv")
     assert message in str(error.value)
+
+
+SHEET = [
+    {"sheet": 1, "scales": {"overall": [1, 5], "clear": [1, 5]}, "seed": 0, "answers": "digest"},
+    {"document_id": "d", "document": "A document."},
+    *(
+        {"answer": f"0-{index}", "id": "1", "document_id": "d", "system": system, "prediction": f"Text {index}."}
+        for index, system in enumerate("abc")
+    ),
+]
+
+
+def given(answer: int, ratings: Any, rater: str = "anna") -> dict[str, Any]:
+    return {"answer": f"0-{answer}", "rater": rater, "ratings": ratings}
+
+
+def test_the_first_scale_of_a_sheet_is_the_headline_in_whatever_order_people_click(tmp_path: Path) -> None:
+    lines = [given(0, {"clear": 2}), given(1, {"clear": 1, "overall": 4})]
+    found = written(tmp_path / "x.jsonl", *SHEET, *lines)
+    assert (found.headline, found.ratings) == ("overall", ["overall", "clear"])
+    assert [answer.ratings["overall"] for answer in found.answers] == [(None,), (4.0,)]
+
+
+def test_a_rating_that_was_cleared_leaves_neither_answer_nor_rater(tmp_path: Path) -> None:
+    lines = [given(0, {"overall": 2}), given(0, {}), given(1, {"overall": 3}), given(1, {}, "ben")]
+    found = written(tmp_path / "x.jsonl", *SHEET, *lines)
+    assert [(answer.system, answer.ratings) for answer in found.answers] == [("b", {"overall": (3.0,)})]
+
+
+def test_the_first_rated_column_of_a_table_is_the_headline(tmp_path: Path) -> None:
+    header = "document_id,system,prediction,rating:none,rating:overall,rating:clear\n"
+    (tmp_path / "mine.csv").write_text(header + "d,a,t,,,2\nd,b,u,,,\nd,c,v,,3,\n")
+    found = read_judgements(tmp_path / "mine.csv")
+    assert (found.headline, found.ratings) == ("overall", ["overall", "clear"])
+    assert [answer.system for answer in found.answers] == ["a", "c"]
+
+
+@pytest.mark.parametrize("lines", [[], [given(0, {})], [given(0, {"overall": None})]])
+def test_a_sheet_without_a_rating_is_refused(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match=r"x\.jsonl holds no rating yet"):
+        written(tmp_path / "x.jsonl", *SHEET, *lines)
+
+
+def test_a_table_of_empty_ratings_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("document_id,system,prediction,rating\nd,a,t,\nd,b,u, \n")
+    with pytest.raises(UserError, match=r"mine\.csv holds no rating yet"):
+        read_judgements(tmp_path / "mine.csv")
