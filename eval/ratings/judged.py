@@ -21,9 +21,9 @@ from typing import Any
 
 from eval.errors import UserError
 from eval.metrics.base import Item
-from tasks.readers.files import read_records, require_file
+from eval.ratings.rows import is_sheet, read_rows
 from tasks.readers.kept import open_to_read
-from tasks.readers.rows import BadRow, Row
+from tasks.readers.rows import Row
 
 # Who wrote an answer that is no system's.
 HUMAN = "human"
@@ -101,7 +101,7 @@ def read_judgements(path: Path) -> Judgements:
         UserError: It holds none, or a row lacks what it needs.
         DataError: It cannot be read.
     """
-    rows = list(_rows(path))
+    rows = read_rows(path)
     if not rows:
         raise UserError(f"{path} is empty; give it a rated answer a line")
     first = rows[0].fields
@@ -109,8 +109,8 @@ def read_judgements(path: Path) -> Judgements:
     if published is not None:
         answers = [published.read(row) for row in rows]
         return _judgements(path, answers, published.name, published.headline, published.source)
-    scales = list(rows[0].row("scales").fields) if "sheet" in first else []
-    joined = _joined(_of_sheet(rows) if "sheet" in first else rows, scales)
+    scales = list(rows[0].row("scales").fields) if is_sheet(rows[0]) else []
+    joined = _joined(_of_sheet(rows) if scales else rows, scales)
     if not joined:
         raise UserError(f"{path} holds no rating yet")
     return _judgements(path, joined, path.name.partition(".")[0], next(iter(joined[0].ratings)), "")
@@ -138,13 +138,6 @@ def _without_themselves(answers: Sequence[RatedAnswer]) -> list[RatedAnswer]:
         kept = tuple(text for text in answer.item.references if " ".join(text.split()) not in written)
         found.append(replace(answer, item=replace(answer.item, references=kept)))
     return found
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    for row in read_records(require_file(path)):
-        if isinstance(row, BadRow):
-            raise UserError(row.problem)
-        yield row
 
 
 def _item(prediction: str, **about: Any) -> Item:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import threading
 import urllib.error
 import urllib.request
@@ -185,6 +186,72 @@ def test_a_file_of_other_answers_is_refused(runs: list[Path], tmp_path: Path) ->
     for other in (gather(runs, SCALES[:1], [], 30, 0), gather(runs, SCALES, [], 30, 1), gather(runs, SCALES, [], 3, 0)):
         with pytest.raises(UserError, match="other answers, scales or seed"):
             SheetFile(path, other)
+
+
+def test_a_line_that_a_kill_tore_is_cut_and_the_others_count(runs: list[Path], tmp_path: Path) -> None:
+    sheet, path = gather(runs, SCALES, [], 30, 0), tmp_path / "r.jsonl"
+    first, second = sheet.answers[2:4]
+    SheetFile(path, sheet).rate([first], "anna", {"overall": 4})
+    whole = path.read_bytes()
+    SheetFile(path, sheet).rate([second], "ännä", {"overall": 2})
+    line = path.read_bytes()[len(whole) :]
+    for end in (1, line.index("ä".encode()) + 1, len(line) - 2, len(line) - 1):
+        path.write_bytes(whole + line[:end])
+        if end < len(line) - 1:
+            assert [one.ratings for one in read_judgements(path).answers] == [{"overall": (4.0,)}]
+        file = SheetFile(path, sheet)
+        assert file.ratings == {(first.key, "anna"): {"overall": 4}}
+        assert path.read_bytes() == whole
+        with path.open("ab") as stream:
+            stream.write(line[:end])
+        file.rate([second], "ännä", {"overall": 1})
+        assert SheetFile(path, sheet).given([second], "ännä") == {"overall": 1}
+
+
+def test_a_torn_last_line_of_another_file_is_not_cut(runs: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "other.jsonl"
+    path.write_text('{"a": 1}\n{"b": 2}')
+    with pytest.raises(UserError, match="other answers, scales or seed"):
+        SheetFile(path, gather(runs, SCALES, [], 30, 0))
+    assert path.read_text() == '{"a": 1}\n{"b": 2}'
+
+
+def test_what_a_full_disk_takes_a_part_of_is_not_counted_as_saved(runs: list[Path], tmp_path: Path) -> None:
+    sheet, path = gather(runs, SCALES, [], 30, 0), tmp_path / "r.jsonl"
+    file, answer = SheetFile(path, sheet), sheet.answers[0]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            file.rate([answer], "anna", {"overall": 4})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.given([answer], "anna") == {}
+    file.rate([answer], "anna", {"overall": 3})
+    assert SheetFile(path, sheet).given([answer], "anna") == {"overall": 3}
+
+
+def test_a_rating_that_is_not_known_to_be_on_the_disk_is_not_shown(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    sheet = gather(runs, SCALES, [], 30, 0)
+    file = SheetFile(tmp_path / "r.jsonl", sheet)
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(UserError, match="Input/output error"):
+        file.rate(sheet.answers[:1], "anna", {"overall": 4})
+    assert file.given(sheet.answers[:1], "anna") == {}
+
+
+def test_a_card_of_which_one_answer_was_saved_is_unrated(runs: list[Path], tmp_path: Path) -> None:
+    sheet = gather(runs, SCALES, [], 30, 0)
+    file = SheetFile(tmp_path / "r.jsonl", sheet)
+    file.rate(sheet.answers[:1], "anna", {"overall": 4})
+    assert file.given(sheet.answers[:2], "anna") == {}
+    file.rate(sheet.answers[:2], "anna", {"overall": 4})
+    assert file.given(sheet.answers[:2], "anna") == {"overall": 4}
 
 
 def test_runs_on_other_data_or_with_one_answer_are_refused(runs: list[Path], tmp_path: Path) -> None:
