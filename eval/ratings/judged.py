@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from typing import Any
 
 from eval.errors import UserError
 from eval.metrics.base import Item
-from eval.ratings.rows import is_sheet, read_rows
+from eval.ratings.rows import field_of, is_sheet, number, numbers, read_rows, spans_of, user_errors
 from tasks.readers.kept import open_to_read
 from tasks.readers.rows import Row
 
@@ -94,12 +94,12 @@ class Judgements:
         return [self.headline, *(name for name in names if name != self.headline)]
 
 
+@user_errors()
 def read_judgements(path: Path) -> Judgements:
     """Return the rated answers of a file.
 
     Raises:
-        UserError: It holds none, or a row lacks what it needs.
-        DataError: It cannot be read.
+        UserError: It cannot be read or holds none, or a row lacks what it needs.
     """
     rows = read_rows(path)
     if not rows:
@@ -150,9 +150,12 @@ def _item(prediction: str, **about: Any) -> Item:
 
 
 def _of_longsciverify(row: Row) -> RatedAnswer:
-    fields, document = row.fields, row.text("document")
-    given = {name: _numbers(fields[name], row, name) for name in ("coherence", "fluency")}
-    factuality = tuple(_mean(_numbers(one, row, "sentence_factuality")) for one in fields["sentence_factuality"])
+    document = row.text("document")
+    given = {name: numbers(field_of(row, name), row, name) for name in ("coherence", "fluency")}
+    of_raters = field_of(row, "sentence_factuality")
+    if not isinstance(of_raters, list):
+        raise UserError(f"{row.where}: sentence_factuality is {str(of_raters)[:40]!r}; give a list of each rater")
+    factuality = tuple(_mean(numbers(one, row, "sentence_factuality")) for one in of_raters)
     return RatedAnswer(
         # What the systems were shown is not told: the document stands for it.
         item=_item(row.text("summary"), references=(row.text("reference"),), document=document, window=document),
@@ -177,14 +180,15 @@ def _of_squality(row: Row) -> RatedAnswer:
         id=row.text("id"),
         document_id=row.text("document_id"),
         system=row.text("system"),
-        ratings={name: _numbers(value, row, name) for name, value in row.row("ratings").fields.items()},
+        ratings={name: numbers(value, row, name) for name, value in row.row("ratings").fields.items()},
     )
 
 
 def _of_lengths(row: Row) -> RatedAnswer:
-    # "PEGASUS (LEAD 4K)"
-    model, _, rest = row.text("model_type").partition(" (")
-    condition, _, length = rest.removesuffix(")").partition(" ")
+    found = re.fullmatch(r"(.+) \((\S+) ([0-9]+)K\)", name := row.text("model_type"))
+    if found is None:
+        raise UserError(f"{row.where}: model_type is {name[:40]!r}; give model, input and length: 'PEGASUS (LEAD 4K)'")
+    model, condition, length = found.groups()
     return RatedAnswer(
         item=_item(row.text("model_summary")),
         id=row.text("dataset_id"),
@@ -192,9 +196,9 @@ def _of_lengths(row: Row) -> RatedAnswer:
         system=model,
         subset=row.text("dataset"),
         condition=condition.lower(),
-        length=1024 * int(length.removesuffix("K")),
+        length=1024 * int(length),
         ratings={
-            name: (_number(row.fields[key], row, key),)
+            name: (number(field_of(row, key), row, key),)
             for name, key in (("relevance", "relevance"), ("consistency", "factual_consistency"))
         },
     )
@@ -249,6 +253,7 @@ def _of_sheet(rows: Sequence[Row]) -> Iterator[Row]:
             answers[str(row.fields.get("answer"))] = row
             yield row
         elif (known := answers.get(row.text("answer"))) is not None:
+            row.row("ratings")  # or an error that names the line
             yield replace(row, fields={**known.fields, **row.fields})
         else:
             raise UserError(f"{row.where}: a rating of an answer that the sheet does not have")
@@ -316,9 +321,9 @@ def _ratings(row: Row) -> dict[str, tuple[float | None, ...]] | None:
     """Return the ratings of a row by scale; None for an answer that nobody has rated."""
     fields = row.fields
     if isinstance(fields.get("ratings"), dict):
-        return {name: _numbers(value, row, name) for name, value in fields["ratings"].items()}
+        return {name: numbers(value, row, name) for name, value in fields["ratings"].items()}
     found: dict[str, tuple[float | None, ...]] = {
-        name.removeprefix("rating:"): (_number(value, row, name),)
+        name.removeprefix("rating:"): (number(value, row, name),)
         for name, value in fields.items()
         if name == "rating" or name.startswith("rating:")
     }
@@ -333,10 +338,11 @@ def _of_row(row: Row, documents: Mapping[str, str]) -> RatedAnswer:
         raise UserError(f"{row.where}: no document_id, over which intervals resample; fields are {', '.join(_FIELDS)}")
     document = _optional(row, "document") or documents.get(document_id)
     window = _optional(row, "window")
-    if document is not None and isinstance(spans := row.fields.get("window_spans"), list):
+    spans = spans_of(row, "window_spans")
+    if document is not None and spans is not None:
         window = "\n".join(document[start:end] for start, end in spans)
     length = row.label("length")
-    if length is not None and not length.isdigit():
+    if length is not None and not (length.isascii() and length.isdigit()):
         raise UserError(f"{row.where}: length '{length}' is no number of tokens")
     return RatedAnswer(
         item=_item(
@@ -373,23 +379,6 @@ def _references(row: Row) -> tuple[str, ...]:
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{row.where}: references are {str(value)[:60]}; give a text or a list of texts")
     return tuple(texts)
-
-
-def _numbers(value: Any, row: Row, name: str) -> tuple[float | None, ...]:
-    return tuple(_number(one, row, name) for one in (value if isinstance(value, list) else [value]))
-
-
-def _number(value: Any, row: Row, name: str) -> float | None:
-    """Return a rating; None for an empty one."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{row.where}: rating {name} is {str(value)[:40]!r}; give a number, or nothing")
-    return number
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

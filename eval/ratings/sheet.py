@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.ratings.rows import lacks_line_end, read_rows
+from eval.ratings.rows import lacks_line_end, read_rows, user_errors
 from eval.records.disk import write_whole
 from eval.records.journal import append_lines, open_journal, sha256
 from eval.records.read_run import RunInputs, answer_of, open_run, read_inputs
@@ -89,6 +89,17 @@ class Sheet:
         digest = sha256(json.dumps([one.line() for one in self.answers], sort_keys=True))
         scales = {one.name: [one.low, one.high] for one in self.scales}
         return {"sheet": VERSION, "scales": scales, "seed": self.seed, "answers": digest}
+
+    def check(self, ratings: Mapping[str, Any], where: str) -> None:
+        """Check ratings that a file has.
+
+        Raises:
+            UserError: There is no such scale, or a rating is not on it.
+        """
+        scales = {one.name: one for one in self.scales}
+        for name, value in ratings.items():
+            if name not in scales or type(value) is not int or not scales[name].low <= value <= scales[name].high:
+                raise UserError(f"{where}: {name[:40]!r} is rated {str(value)[:40]!r}, which the scales do not have")
 
     def screens(self) -> list[list[Answer]]:
         """Return the answers of each screen."""
@@ -221,6 +232,7 @@ class SheetFile:
             content = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
             write_whole(path.parent, path.name, content.encode(errors="surrogatepass"))
 
+    @user_errors()
     def _read(self) -> None:
         rows = read_rows(self.path)
         if not rows or rows[0].fields != self._sheet.header:
@@ -234,7 +246,9 @@ class SheetFile:
             rows = read_rows(self.path)
         for row in rows[1:]:
             if "ratings" in row.fields:
-                self.ratings[row.text("answer"), row.text("rater")] = dict(row.fields["ratings"])
+                ratings = row.row("ratings").fields
+                self._sheet.check(ratings, row.where)
+                self.ratings[row.text("answer"), row.text("rater")] = dict(ratings)
 
     def rate(self, answers: Iterable[Answer], rater: str, ratings: Mapping[str, int]) -> None:
         """Append what a rater gives to answers, and wait until it is on the disk.

@@ -148,3 +148,78 @@ def test_a_table_of_empty_ratings_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("document_id,system,prediction,rating\nd,a,t,\nd,b,u, \n")
     with pytest.raises(UserError, match=r"mine\.csv holds no rating yet"):
         read_judgements(tmp_path / "mine.csv")
+
+
+LONGSCIVERIFY = {
+    "set": "arxiv",
+    "id": "1",
+    "system": "x",
+    "summary": "a b",
+    "document": "a b c",
+    "reference": "c",
+    "sentence_factuality": [[1]],
+    "coherence": [2],
+    "fluency": [1],
+}
+KOH = {
+    "dataset": "arXiv",
+    "dataset_id": "1",
+    "model_type": "BART (ORACLE 4K)",
+    "model_summary": "s",
+    "relevance": 0.5,
+    "factual_consistency": 1,
+}
+
+
+def without(line: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        *((without(LONGSCIVERIFY, name), f"field '{name}' is missing") for name in ("coherence", "document")),
+        ({**LONGSCIVERIFY, "sentence_factuality": 1}, "sentence_factuality is '1'; give a list"),
+        ({**LONGSCIVERIFY, "fluency": [10**400]}, "rating fluency is '1000"),
+        ({**KOH, "model_type": "BART"}, "model_type is 'BART'; give model, input and length"),
+        ({**KOH, "model_type": "BART (LEAD xK)"}, "model_type is 'BART (LEAD xK)'"),
+        (without(KOH, "relevance"), "field 'relevance' is missing"),
+        ({"summary": "s", "query": "q", "ratings": 3, "document": "d"}, "field 'references' is missing"),
+    ],
+)
+def test_a_mistake_in_a_published_row_is_named_with_its_line(
+    tmp_path: Path, line: dict[str, Any], message: str
+) -> None:
+    first = LONGSCIVERIFY if "summary" in line else KOH
+    first = line if "query" in line else first
+    with pytest.raises(UserError, match=rf"^x\.jsonl line {1 if first is line else 2}: ") as error:
+        written(tmp_path / "x.jsonl", first, line)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (given(0, 3), "field 'ratings' is a number"),
+        (given(0, None), "field 'ratings' is null"),
+        (given(7, {"overall": 3}), "an answer that the sheet does not have"),
+        (given(0, {"overall": [[1]]}), "rating overall is '[1]'"),
+    ],
+)
+def test_a_mistake_in_a_sheet_is_named_with_its_line(tmp_path: Path, line: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=r"^x\.jsonl line 6: ") as error:
+        written(tmp_path / "x.jsonl", *SHEET, line)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("spans", [3, [1], [[1]], [["a", 2]], [[3, 1]], [[-1, 2]], [None]])
+def test_windows_that_are_no_pairs_are_named_with_their_line(tmp_path: Path, spans: Any) -> None:
+    line = {"document_id": "d", "document": "A b.", "system": "a", "prediction": "t", "rating": 1}
+    with pytest.raises(UserError, match=r"^x\.jsonl line 2: field 'window_spans'"):
+        written(tmp_path / "x.jsonl", {**line, "window_spans": [[0, 1]]}, {**line, "window_spans": spans})
+
+
+def test_lengths_in_digits_of_other_scripts_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("document_id,system,prediction,rating,length\nd,a,t,1,\u00b2\n")
+    with pytest.raises(UserError, match=r"mine\.csv line 2: length '\u00b2' is no number of tokens"):
+        read_judgements(tmp_path / "mine.csv")

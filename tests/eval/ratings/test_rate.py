@@ -254,6 +254,34 @@ def test_a_card_of_which_one_answer_was_saved_is_unrated(runs: list[Path], tmp_p
     assert file.given(sheet.answers[:2], "anna") == {"overall": 4}
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"answer": "0-0", "rater": "anna", "ratings": 3}, "field 'ratings' is a number"),
+        ({"answer": "0-0", "rater": "anna", "ratings": {"overall": "<b>"}}, "'overall' is rated '<b>'"),
+        ({"answer": "0-0", "rater": "anna", "ratings": {"other": 1}}, "'other' is rated '1'"),
+        ({"answer": "0-0", "ratings": {}}, "field 'rater' is missing"),
+    ],
+)
+def test_a_line_that_is_no_rating_is_named(runs: list[Path], tmp_path: Path, line: Any, message: str) -> None:
+    sheet, path = gather(runs, SCALES, [], 30, 0), tmp_path / "r.jsonl"
+    SheetFile(path, sheet)
+    number = len(path.read_text().splitlines()) + 1
+    with path.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match=rf"^r\.jsonl line {number}: ") as error:
+        SheetFile(path, sheet)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("flag", ["--rater", "--scale"])
+def test_a_name_that_is_no_text_is_refused_before_runs_are_read(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        rate(["none", flag, "ann\udce4"])
+    assert end.value.code == 2
+    assert f"{flag} 'ann\\udce4' is not valid UTF-8 text" in capsys.readouterr().err
+
+
 def test_runs_on_other_data_or_with_one_answer_are_refused(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="an example has 1 answers, nothing to compare"):
         gather(runs[:1], SCALES, [], 30, 0)
