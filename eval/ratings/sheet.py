@@ -230,7 +230,8 @@ class SheetFile:
             documents = [{"document_id": name, "document": text} for name, text in sheet.documents.items()]
             lines = [sheet.header, *documents, *(one.line() for one in sheet.answers)]
             content = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-            write_whole(path.parent, path.name, content.encode(errors="surrogatepass"))
+            # JSON spells half of a pair of surrogates, which has no UTF-8, as Python does.
+            write_whole(path.parent, path.name, content.encode(errors="backslashreplace"))
 
     @user_errors()
     def _read(self) -> None:

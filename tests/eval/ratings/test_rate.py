@@ -282,6 +282,16 @@ def test_a_name_that_is_no_text_is_refused_before_runs_are_read(flag: str, capsy
     assert f"{flag} 'ann\\udce4' is not valid UTF-8 text" in capsys.readouterr().err
 
 
+def test_a_sheet_with_half_a_pair_of_surrogates_opens_again(runs: list[Path], tmp_path: Path) -> None:
+    sheet, path = gather(runs, SCALES, [], 30, 0), tmp_path / "r.jsonl"
+    texts = {name: f"{text} \ud83d \u00e4" for name, text in sheet.documents.items()}
+    sheet = replace(sheet, documents=texts, answers=[replace(one, prediction="\udce4 b") for one in sheet.answers])
+    SheetFile(path, sheet).rate(sheet.answers[:1], "anna", {"overall": 4})
+    assert SheetFile(path, sheet).given(sheet.answers[:1], "anna") == {"overall": 4}
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    assert {line["document"] for line in lines if "document" in line} == set(texts.values())
+
+
 def test_runs_on_other_data_or_with_one_answer_are_refused(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="an example has 1 answers, nothing to compare"):
         gather(runs[:1], SCALES, [], 30, 0)
