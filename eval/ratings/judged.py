@@ -344,15 +344,18 @@ def _of_row(row: Row, documents: Mapping[str, str]) -> RatedAnswer:
     length = row.label("length")
     if length is not None and not (length.isascii() and length.isdigit()):
         raise UserError(f"{row.where}: length '{length}' is no number of tokens")
+    item = _item(
+        row.text("prediction", may_be_empty=True),
+        references=_references(row),
+        document=document,
+        window=window or document,
+        query=_optional(row, "query"),
+    )
+    # Raters of one answer share its texts; without raters, equal texts may answer different questions.
+    own_name = f"{document_id} {item.fingerprint[:8]}" if row.label("rater") else str(row.index)
     return RatedAnswer(
-        item=_item(
-            row.text("prediction", may_be_empty=True),
-            references=_references(row),
-            document=document,
-            window=window or document,
-            query=_optional(row, "query"),
-        ),
-        id=row.label("id") or str(row.index),
+        item=item,
+        id=row.label("id") or own_name,
         document_id=document_id,
         system=row.text("system"),
         ratings={},

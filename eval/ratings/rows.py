@@ -16,6 +16,9 @@ from tasks.readers.kept import open_to_read
 from tasks.readers.opening import PACKED
 from tasks.readers.rows import BadRow, Row, kind_of
 
+# Fields of a sheet's first line. A table of one's own may have a column of one of these names.
+_HEADER = {"sheet", "scales", "answers"}
+
 
 @contextmanager
 def user_errors() -> Iterator[None]:
@@ -46,7 +49,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def is_sheet(first: Row | BadRow) -> bool:
     """Return whether the first row is the header of a rating sheet."""
-    return isinstance(first, Row) and "sheet" in first.fields
+    return isinstance(first, Row) and not first.is_table and first.fields.keys() >= _HEADER
 
 
 def lacks_line_end(path: Path) -> bool:

@@ -223,3 +223,26 @@ def test_lengths_in_digits_of_other_scripts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("document_id,system,prediction,rating,length\nd,a,t,1,\u00b2\n")
     with pytest.raises(UserError, match=r"mine\.csv line 2: length '\u00b2' is no number of tokens"):
         read_judgements(tmp_path / "mine.csv")
+
+
+def test_a_table_without_ids_joins_the_raters_of_one_answer(tmp_path: Path) -> None:
+    rows = "d,a,anna,t,4\nd,a,ben,t,2\nd,b,anna,t,1\nd,a,anna,u,3\n"
+    (tmp_path / "mine.csv").write_text("document_id,system,rater,prediction,rating:overall\n" + rows)
+    found = [
+        (one.system, one.item.prediction, one.ratings["overall"])
+        for one in read_judgements(tmp_path / "mine.csv").answers
+    ]
+    assert found == [("a", "t", (4.0, 2.0)), ("b", "t", (1.0, None)), ("a", "u", (3.0, None))]
+
+
+def test_a_table_without_ids_and_raters_has_an_answer_a_row(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("document_id,system,prediction,rating\nd,a,t,4\nd,a,t,2\n")
+    assert [one.ratings["rating"] for one in read_judgements(tmp_path / "mine.csv").answers] == [(4.0,), (2.0,)]
+
+
+@pytest.mark.parametrize("name", ["mine.csv", "mine.jsonl"])
+def test_a_table_with_a_column_named_sheet_is_no_rating_sheet(tmp_path: Path, name: str) -> None:
+    row = {"sheet": "1", "document_id": "d", "system": "a", "prediction": "t", "rating": "4"}
+    text = ",".join(row) + "\n" + ",".join(row.values()) + "\n" if name.endswith("csv") else json.dumps(row) + "\n"
+    (tmp_path / name).write_text(text)
+    assert [one.ratings for one in read_judgements(tmp_path / name).answers] == [{"rating": (4.0,)}]
