@@ -368,3 +368,31 @@ def test_a_rating_that_cannot_be_saved_is_said_and_sent_again(runs: list[Path], 
         page.unroute("**/rate")
         page.wait_for_function("() => document.querySelector('#saved').textContent === 'Saved'", timeout=20_000)
     assert json.loads(path.read_text().splitlines()[-1])["ratings"] == {"overall": 3}
+
+
+def test_the_page_says_that_all_is_saved_when_the_last_answer_is(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise UserError("the disk is full")
+
+    sheet, path = gather(runs, SCALES[:1], [], 1, 0), tmp_path / "r.jsonl"
+    with chromium() as browser, served(sheet, path) as server:
+        page = browser.new_context().new_page()
+        page.goto(server.address)
+        num_cards = page.locator(".card").count()
+        assert num_cards == 2
+        for _ in range(num_cards - 1):
+            page.keyboard.press("4")
+        page.wait_for_function("() => document.querySelector('#saved').textContent === 'Saved'")
+        monkeypatch.setattr(server.file, "rate", fail)
+        page.keyboard.press("3")
+        page.wait_for_selector("#saved.wrong")
+        assert page.locator(".card h2 small.done").count() == num_cards
+        assert not page.locator(".finished").is_visible()
+        monkeypatch.undo()
+        page.wait_for_selector(".finished", timeout=20_000)
+        assert page.locator("#saved").text_content() == "Saved"
+        page.reload()
+        assert page.locator(".finished").is_visible()
+    assert json.loads(path.read_text().splitlines()[-1])["ratings"] == {"overall": 3}
