@@ -53,9 +53,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.output.suffix != ".jsonl":
         parser.error(f"--output {options.output}: name a file that ends in .jsonl")
-    if options.sample < 1 or not 0 <= options.port < 1 << 16 or not options.rater.strip():
+    for name, values in (("--rater", [options.rater]), ("--scale", options.scale)):
+        for value in values:
+            if not _is_utf8(value):
+                parser.error(f"{name} {value!a} is not valid UTF-8 text; type it again in a terminal of UTF-8")
+    options.rater = options.rater.strip()
+    if options.sample < 1 or not 0 <= options.port < 1 << 16 or not options.rater:
         parser.error("--sample is at least 1, --port at most 65535, and --rater a name")
     return options
+
+
+def _is_utf8(text: str) -> bool:
+    # The system gives bytes that are none as halves of surrogate pairs.
+    return not any("\ud800" <= one <= "\udfff" for one in text)
 
 
 @command(again="the same command")

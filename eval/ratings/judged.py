@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +21,9 @@ from typing import Any
 
 from eval.errors import UserError
 from eval.metrics.base import Item
-from tasks.readers.files import read_records, require_file
+from eval.ratings.rows import field_of, is_sheet, number, numbers, read_rows, spans_of, user_errors
 from tasks.readers.kept import open_to_read
-from tasks.readers.rows import BadRow, Row
+from tasks.readers.rows import Row
 
 # Who wrote an answer that is no system's.
 HUMAN = "human"
@@ -94,14 +94,14 @@ class Judgements:
         return [self.headline, *(name for name in names if name != self.headline)]
 
 
+@user_errors()
 def read_judgements(path: Path) -> Judgements:
     """Return the rated answers of a file.
 
     Raises:
-        UserError: It holds none, or a row lacks what it needs.
-        DataError: It cannot be read.
+        UserError: It cannot be read or holds none, or a row lacks what it needs.
     """
-    rows = list(_rows(path))
+    rows = read_rows(path)
     if not rows:
         raise UserError(f"{path} is empty; give it a rated answer a line")
     first = rows[0].fields
@@ -109,7 +109,8 @@ def read_judgements(path: Path) -> Judgements:
     if published is not None:
         answers = [published.read(row) for row in rows]
         return _judgements(path, answers, published.name, published.headline, published.source)
-    joined = _joined(_of_sheet(rows) if "sheet" in first else rows)
+    scales = list(rows[0].row("scales").fields) if is_sheet(rows[0]) else []
+    joined = _joined(_of_sheet(rows) if scales else rows, scales)
     if not joined:
         raise UserError(f"{path} holds no rating yet")
     return _judgements(path, joined, path.name.partition(".")[0], next(iter(joined[0].ratings)), "")
@@ -139,13 +140,6 @@ def _without_themselves(answers: Sequence[RatedAnswer]) -> list[RatedAnswer]:
     return found
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    for row in read_records(require_file(path)):
-        if isinstance(row, BadRow):
-            raise UserError(row.problem)
-        yield row
-
-
 def _item(prediction: str, **about: Any) -> Item:
     """Return the item; its name is a digest of its texts."""
     digest = hashlib.sha256(json.dumps([prediction, about], sort_keys=True).encode(errors="surrogatepass")).hexdigest()
@@ -156,9 +150,12 @@ def _item(prediction: str, **about: Any) -> Item:
 
 
 def _of_longsciverify(row: Row) -> RatedAnswer:
-    fields, document = row.fields, row.text("document")
-    given = {name: _numbers(fields[name], row, name) for name in ("coherence", "fluency")}
-    factuality = tuple(_mean(_numbers(one, row, "sentence_factuality")) for one in fields["sentence_factuality"])
+    document = row.text("document")
+    given = {name: numbers(field_of(row, name), row, name) for name in ("coherence", "fluency")}
+    of_raters = field_of(row, "sentence_factuality")
+    if not isinstance(of_raters, list):
+        raise UserError(f"{row.where}: sentence_factuality is {str(of_raters)[:40]!r}; give a list of each rater")
+    factuality = tuple(_mean(numbers(one, row, "sentence_factuality")) for one in of_raters)
     return RatedAnswer(
         # What the systems were shown is not told: the document stands for it.
         item=_item(row.text("summary"), references=(row.text("reference"),), document=document, window=document),
@@ -183,14 +180,15 @@ def _of_squality(row: Row) -> RatedAnswer:
         id=row.text("id"),
         document_id=row.text("document_id"),
         system=row.text("system"),
-        ratings={name: _numbers(value, row, name) for name, value in row.row("ratings").fields.items()},
+        ratings={name: numbers(value, row, name) for name, value in row.row("ratings").fields.items()},
     )
 
 
 def _of_lengths(row: Row) -> RatedAnswer:
-    # "PEGASUS (LEAD 4K)"
-    model, _, rest = row.text("model_type").partition(" (")
-    condition, _, length = rest.removesuffix(")").partition(" ")
+    found = re.fullmatch(r"(.+) \((\S+) ([0-9]+)K\)", name := row.text("model_type"))
+    if found is None:
+        raise UserError(f"{row.where}: model_type is {name[:40]!r}; give model, input and length: 'PEGASUS (LEAD 4K)'")
+    model, condition, length = found.groups()
     return RatedAnswer(
         item=_item(row.text("model_summary")),
         id=row.text("dataset_id"),
@@ -198,9 +196,9 @@ def _of_lengths(row: Row) -> RatedAnswer:
         system=model,
         subset=row.text("dataset"),
         condition=condition.lower(),
-        length=1024 * int(length.removesuffix("K")),
+        length=1024 * int(length),
         ratings={
-            name: (_number(row.fields[key], row, key),)
+            name: (number(field_of(row, key), row, key),)
             for name, key in (("relevance", "relevance"), ("consistency", "factual_consistency"))
         },
     )
@@ -255,16 +253,22 @@ def _of_sheet(rows: Sequence[Row]) -> Iterator[Row]:
             answers[str(row.fields.get("answer"))] = row
             yield row
         elif (known := answers.get(row.text("answer"))) is not None:
+            row.row("ratings")  # or an error that names the line
             yield replace(row, fields={**known.fields, **row.fields})
         else:
             raise UserError(f"{row.where}: a rating of an answer that the sheet does not have")
 
 
-def _joined(rows: Iterable[Row]) -> list[RatedAnswer]:
-    """Return one answer for all rows of it; of two rows of one rater the last counts."""
+def _joined(rows: Iterable[Row], scales: Sequence[str]) -> list[RatedAnswer]:
+    """Return one answer for all rows of it that has a rating; of two rows of one rater the last counts.
+
+    Args:
+        scales: Names that come first; others follow as the rows name them. All answers have the rated ones.
+    """
     documents: dict[str, str] = {}
     answers: dict[tuple[Any, ...], RatedAnswer] = {}
     by_rater: dict[tuple[Any, ...], dict[str, dict[str, tuple[float | None, ...]]]] = {}
+    order = dict.fromkeys(scales)
     for row in rows:
         if "prediction" not in row.fields and "document" in row.fields:
             documents[row.text("document_id")] = row.text("document")
@@ -272,6 +276,7 @@ def _joined(rows: Iterable[Row]) -> list[RatedAnswer]:
         ratings = _ratings(row)
         if ratings is None:
             continue
+        order.update(dict.fromkeys(ratings))
         answer = _of_row(row, documents)
         key = (answer.subset, answer.id, answer.system, answer.condition, answer.length)
         first = answers.setdefault(key, answer)
@@ -284,14 +289,31 @@ def _joined(rows: Iterable[Row]) -> list[RatedAnswer]:
         if rater in raters and not rater:
             raise UserError(f"{row.where}: a second row of id '{answer.id}' and system '{answer.system}'; name raters")
         raters[rater] = ratings
-    names = sorted({rater for raters in by_rater.values() for rater in raters})
-    return [replace(answer, ratings=_by_scale(by_rater[key], names)) for key, answer in answers.items()]
+    # People clear ratings, and leave cells empty.
+    rated = {
+        (key, rater): ratings
+        for key, raters in by_rater.items()
+        for rater, ratings in raters.items()
+        if any(map(_is_rated, ratings.values()))
+    }
+    names = sorted({rater for _, rater in rated})
+    used = {scale for ratings in rated.values() for scale, values in ratings.items() if _is_rated(values)}
+    kept = {key for key, _ in rated}
+    ordered = [scale for scale in order if scale in used]
+    return [
+        replace(answer, ratings=_by_scale({name: rated.get((key, name), {}) for name in names}, ordered))
+        for key, answer in answers.items()
+        if key in kept
+    ]
 
 
-def _by_scale(raters: Mapping[str, Ratings], names: Sequence[str]) -> Ratings:
-    scales = dict.fromkeys(scale for ratings in raters.values() for scale in ratings)
+def _is_rated(values: Sequence[float | None]) -> bool:
+    return any(value is not None for value in values)
+
+
+def _by_scale(raters: Mapping[str, Ratings], scales: Sequence[str]) -> Ratings:
     return {
-        scale: tuple(value for name in names for value in raters.get(name, {}).get(scale, (None,))) for scale in scales
+        scale: tuple(value for ratings in raters.values() for value in ratings.get(scale, (None,))) for scale in scales
     }
 
 
@@ -299,9 +321,9 @@ def _ratings(row: Row) -> dict[str, tuple[float | None, ...]] | None:
     """Return the ratings of a row by scale; None for an answer that nobody has rated."""
     fields = row.fields
     if isinstance(fields.get("ratings"), dict):
-        return {name: _numbers(value, row, name) for name, value in fields["ratings"].items()}
+        return {name: numbers(value, row, name) for name, value in fields["ratings"].items()}
     found: dict[str, tuple[float | None, ...]] = {
-        name.removeprefix("rating:"): (_number(value, row, name),)
+        name.removeprefix("rating:"): (number(value, row, name),)
         for name, value in fields.items()
         if name == "rating" or name.startswith("rating:")
     }
@@ -316,20 +338,24 @@ def _of_row(row: Row, documents: Mapping[str, str]) -> RatedAnswer:
         raise UserError(f"{row.where}: no document_id, over which intervals resample; fields are {', '.join(_FIELDS)}")
     document = _optional(row, "document") or documents.get(document_id)
     window = _optional(row, "window")
-    if document is not None and isinstance(spans := row.fields.get("window_spans"), list):
+    spans = spans_of(row, "window_spans")
+    if document is not None and spans is not None:
         window = "\n".join(document[start:end] for start, end in spans)
     length = row.label("length")
-    if length is not None and not length.isdigit():
+    if length is not None and not (length.isascii() and length.isdigit()):
         raise UserError(f"{row.where}: length '{length}' is no number of tokens")
+    item = _item(
+        row.text("prediction", may_be_empty=True),
+        references=_references(row),
+        document=document,
+        window=window or document,
+        query=_optional(row, "query"),
+    )
+    # Raters of one answer share its texts; without raters, equal texts may answer different questions.
+    own_name = f"{document_id} {item.fingerprint[:8]}" if row.label("rater") else str(row.index)
     return RatedAnswer(
-        item=_item(
-            row.text("prediction", may_be_empty=True),
-            references=_references(row),
-            document=document,
-            window=window or document,
-            query=_optional(row, "query"),
-        ),
-        id=row.label("id") or str(row.index),
+        item=item,
+        id=row.label("id") or own_name,
         document_id=document_id,
         system=row.text("system"),
         ratings={},
@@ -356,23 +382,6 @@ def _references(row: Row) -> tuple[str, ...]:
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{row.where}: references are {str(value)[:60]}; give a text or a list of texts")
     return tuple(texts)
-
-
-def _numbers(value: Any, row: Row, name: str) -> tuple[float | None, ...]:
-    return tuple(_number(one, row, name) for one in (value if isinstance(value, list) else [value]))
-
-
-def _number(value: Any, row: Row, name: str) -> float | None:
-    """Return a rating; None for an empty one."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{row.where}: rating {name} is {str(value)[:40]!r}; give a number, or nothing")
-    return number
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -3,7 +3,7 @@
     {"sheet": 1, "scales": {"overall": [1, 5]}, "seed": 0, "answers": "DIGEST"}
     {"document_id": "plos/doc-1", "document": "..."}
     {"answer": "0-0", "screen": 0, "system": "runs/a", "length": 8192, "prediction": "...", "references": [...], ...}
-    {"answer": "0-0", "rater": "anna", "ratings": {"overall": 4}, "time": "..."}
+    {"answer": "0-0", "rater": "anna", "ratings": {"overall": 4}, "time": "...", "crc32": "5f2b81c0"}
 
 Lines are only ever appended; of two ratings of one answer by one rater the last counts. `eval.meta` reads the file.
 """
@@ -11,7 +11,6 @@ Lines are only ever appended; of two ratings of one answer by one rater the last
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.records.disk import disk_errors, open_append, write_whole
-from eval.records.journal import sha256
+from eval.ratings.rows import lacks_line_end, read_rows, user_errors
+from eval.records.disk import write_whole
+from eval.records.journal import append_lines, open_journal, sha256
 from eval.records.read_run import RunInputs, answer_of, open_run, read_inputs
 from eval.records.schema import Prediction
-from tasks.readers.files import read_records
-from tasks.readers.rows import BadRow
 
 VERSION = 1
 MAX_CARDS = 6
@@ -91,6 +89,17 @@ class Sheet:
         digest = sha256(json.dumps([one.line() for one in self.answers], sort_keys=True))
         scales = {one.name: [one.low, one.high] for one in self.scales}
         return {"sheet": VERSION, "scales": scales, "seed": self.seed, "answers": digest}
+
+    def check(self, ratings: Mapping[str, Any], where: str) -> None:
+        """Check ratings that a file has.
+
+        Raises:
+            UserError: There is no such scale, or a rating is not on it.
+        """
+        scales = {one.name: one for one in self.scales}
+        for name, value in ratings.items():
+            if name not in scales or type(value) is not int or not scales[name].low <= value <= scales[name].high:
+                raise UserError(f"{where}: {name[:40]!r} is rated {str(value)[:40]!r}, which the scales do not have")
 
     def screens(self) -> list[list[Answer]]:
         """Return the answers of each screen."""
@@ -221,21 +230,26 @@ class SheetFile:
             documents = [{"document_id": name, "document": text} for name, text in sheet.documents.items()]
             lines = [sheet.header, *documents, *(one.line() for one in sheet.answers)]
             content = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-            write_whole(path.parent, path.name, content.encode(errors="surrogatepass"))
+            # JSON spells half of a pair of surrogates, which has no UTF-8, as Python does.
+            write_whole(path.parent, path.name, content.encode(errors="backslashreplace"))
 
+    @user_errors()
     def _read(self) -> None:
-        rows = list(read_records(self.path))
-        header = None if not rows or isinstance(rows[0], BadRow) else rows[0].fields
-        if header != self._sheet.header:
+        rows = read_rows(self.path)
+        if not rows or rows[0].fields != self._sheet.header:
             raise UserError(
                 f"{self.path} is a sheet of other answers, scales or seed; give the command that made it, or another "
                 "file with --output"
             )
+        if lacks_line_end(self.path):
+            # Not before the header is known: it may be another file.
+            open_journal(self.path.parent, self.path.name).close()
+            rows = read_rows(self.path)
         for row in rows[1:]:
-            if isinstance(row, BadRow):
-                raise UserError(f"{row.problem}; take the line out")
             if "ratings" in row.fields:
-                self.ratings[row.text("answer"), row.text("rater")] = dict(row.fields["ratings"])
+                ratings = row.row("ratings").fields
+                self._sheet.check(ratings, row.where)
+                self.ratings[row.text("answer"), row.text("rater")] = dict(ratings)
 
     def rate(self, answers: Iterable[Answer], rater: str, ratings: Mapping[str, int]) -> None:
         """Append what a rater gives to answers, and wait until it is on the disk.
@@ -244,15 +258,13 @@ class SheetFile:
             UserError: The disk refuses.
         """
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        lines = ""
-        for one in answers:
-            self.ratings[one.key, rater] = dict(ratings)
-            line = {"answer": one.key, "rater": rater, "ratings": dict(ratings), "time": time}
-            lines += f"{json.dumps(line, ensure_ascii=False)}\n"
-        with open_append(self.path.parent, self.path.name) as stream, disk_errors(self.path):
-            stream.write(lines.encode())
-            os.fsync(stream.fileno())
+        keys = [one.key for one in answers]
+        lines = [{"answer": key, "rater": rater, "ratings": dict(ratings), "time": time} for key in keys]
+        with open_journal(self.path.parent, self.path.name) as stream:
+            append_lines(stream, lines)
+        self.ratings.update({(key, rater): dict(ratings) for key in keys})
 
     def given(self, answers: Sequence[Answer], rater: str) -> dict[str, int]:
-        """Return what a rater has given to the answers of a card."""
-        return self.ratings.get((answers[0].key, rater), {})
+        """Return what a rater has given to the answers of a card; nothing where a kill left them different."""
+        first, *others = (self.ratings.get((one.key, rater), {}) for one in answers)
+        return first if all(other == first for other in others) else {}

@@ -27,6 +27,7 @@ async function send() {
       if (!reply.ok) throw new Error(await reply.text());
       if (unsent.get(key) === body) unsent.delete(key);
       showSaved("Saved");
+      showFinished();
     } catch (error) {
       showSaved(`Not saved: ${error.message}. Keep this page open; it tries again.`, true);
       setTimeout(send, 3000);
@@ -40,6 +41,11 @@ function showSaved(text, isWrong = false) {
   const node = document.getElementById("saved");
   node.textContent = text;
   node.classList.toggle("wrong", isWrong);
+}
+
+// An answer counts as saved when the server has said so.
+function showFinished() {
+  document.querySelector(".finished").hidden = unsent.size > 0 || !allCards.every(isRated);
 }
 
 function rate(cardIndex, name, value) {
@@ -128,7 +134,7 @@ function mark() {
       });
     });
   });
-  document.querySelector(".finished").hidden = !allCards.every(isRated);
+  showFinished();
 }
 
 function show(screen, card = 0) {

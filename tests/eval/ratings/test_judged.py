@@ -101,3 +101,148 @@ def test_a_mistake_in_a_table_is_named_with_its_line(tmp_path: Path, rows: str, 
     with pytest.raises(UserError, match=r"mine\.csv") as error:
         read_judgements(tmp_path / "mine.csv")
     assert message in str(error.value)
+
+
+SHEET = [
+    {"sheet": 1, "scales": {"overall": [1, 5], "clear": [1, 5]}, "seed": 0, "answers": "digest"},
+    {"document_id": "d", "document": "A document."},
+    *(
+        {"answer": f"0-{index}", "id": "1", "document_id": "d", "system": system, "prediction": f"Text {index}."}
+        for index, system in enumerate("abc")
+    ),
+]
+
+
+def given(answer: int, ratings: Any, rater: str = "anna") -> dict[str, Any]:
+    return {"answer": f"0-{answer}", "rater": rater, "ratings": ratings}
+
+
+def test_the_first_scale_of_a_sheet_is_the_headline_in_whatever_order_people_click(tmp_path: Path) -> None:
+    lines = [given(0, {"clear": 2}), given(1, {"clear": 1, "overall": 4})]
+    found = written(tmp_path / "x.jsonl", *SHEET, *lines)
+    assert (found.headline, found.ratings) == ("overall", ["overall", "clear"])
+    assert [answer.ratings["overall"] for answer in found.answers] == [(None,), (4.0,)]
+
+
+def test_a_rating_that_was_cleared_leaves_neither_answer_nor_rater(tmp_path: Path) -> None:
+    lines = [given(0, {"overall": 2}), given(0, {}), given(1, {"overall": 3}), given(1, {}, "ben")]
+    found = written(tmp_path / "x.jsonl", *SHEET, *lines)
+    assert [(answer.system, answer.ratings) for answer in found.answers] == [("b", {"overall": (3.0,)})]
+
+
+def test_the_first_rated_column_of_a_table_is_the_headline(tmp_path: Path) -> None:
+    header = "document_id,system,prediction,rating:none,rating:overall,rating:clear\n"
+    (tmp_path / "mine.csv").write_text(header + "d,a,t,,,2\nd,b,u,,,\nd,c,v,,3,\n")
+    found = read_judgements(tmp_path / "mine.csv")
+    assert (found.headline, found.ratings) == ("overall", ["overall", "clear"])
+    assert [answer.system for answer in found.answers] == ["a", "c"]
+
+
+@pytest.mark.parametrize("lines", [[], [given(0, {})], [given(0, {"overall": None})]])
+def test_a_sheet_without_a_rating_is_refused(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match=r"x\.jsonl holds no rating yet"):
+        written(tmp_path / "x.jsonl", *SHEET, *lines)
+
+
+def test_a_table_of_empty_ratings_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("document_id,system,prediction,rating\nd,a,t,\nd,b,u, \n")
+    with pytest.raises(UserError, match=r"mine\.csv holds no rating yet"):
+        read_judgements(tmp_path / "mine.csv")
+
+
+LONGSCIVERIFY = {
+    "set": "arxiv",
+    "id": "1",
+    "system": "x",
+    "summary": "a b",
+    "document": "a b c",
+    "reference": "c",
+    "sentence_factuality": [[1]],
+    "coherence": [2],
+    "fluency": [1],
+}
+KOH = {
+    "dataset": "arXiv",
+    "dataset_id": "1",
+    "model_type": "BART (ORACLE 4K)",
+    "model_summary": "s",
+    "relevance": 0.5,
+    "factual_consistency": 1,
+}
+
+
+def without(line: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        *((without(LONGSCIVERIFY, name), f"field '{name}' is missing") for name in ("coherence", "document")),
+        ({**LONGSCIVERIFY, "sentence_factuality": 1}, "sentence_factuality is '1'; give a list"),
+        ({**LONGSCIVERIFY, "fluency": [10**400]}, "rating fluency is '1000"),
+        ({**KOH, "model_type": "BART"}, "model_type is 'BART'; give model, input and length"),
+        ({**KOH, "model_type": "BART (LEAD xK)"}, "model_type is 'BART (LEAD xK)'"),
+        (without(KOH, "relevance"), "field 'relevance' is missing"),
+        ({"summary": "s", "query": "q", "ratings": 3, "document": "d"}, "field 'references' is missing"),
+    ],
+)
+def test_a_mistake_in_a_published_row_is_named_with_its_line(
+    tmp_path: Path, line: dict[str, Any], message: str
+) -> None:
+    first = LONGSCIVERIFY if "summary" in line else KOH
+    first = line if "query" in line else first
+    with pytest.raises(UserError, match=rf"^x\.jsonl line {1 if first is line else 2}: ") as error:
+        written(tmp_path / "x.jsonl", first, line)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (given(0, 3), "field 'ratings' is a number"),
+        (given(0, None), "field 'ratings' is null"),
+        (given(7, {"overall": 3}), "an answer that the sheet does not have"),
+        (given(0, {"overall": [[1]]}), "rating overall is '[1]'"),
+    ],
+)
+def test_a_mistake_in_a_sheet_is_named_with_its_line(tmp_path: Path, line: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=r"^x\.jsonl line 6: ") as error:
+        written(tmp_path / "x.jsonl", *SHEET, line)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("spans", [3, [1], [[1]], [["a", 2]], [[3, 1]], [[-1, 2]], [None]])
+def test_windows_that_are_no_pairs_are_named_with_their_line(tmp_path: Path, spans: Any) -> None:
+    line = {"document_id": "d", "document": "A b.", "system": "a", "prediction": "t", "rating": 1}
+    with pytest.raises(UserError, match=r"^x\.jsonl line 2: field 'window_spans'"):
+        written(tmp_path / "x.jsonl", {**line, "window_spans": [[0, 1]]}, {**line, "window_spans": spans})
+
+
+def test_lengths_in_digits_of_other_scripts_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("document_id,system,prediction,rating,length\nd,a,t,1,\u00b2\n")
+    with pytest.raises(UserError, match=r"mine\.csv line 2: length '\u00b2' is no number of tokens"):
+        read_judgements(tmp_path / "mine.csv")
+
+
+def test_a_table_without_ids_joins_the_raters_of_one_answer(tmp_path: Path) -> None:
+    rows = "d,a,anna,t,4\nd,a,ben,t,2\nd,b,anna,t,1\nd,a,anna,u,3\n"
+    (tmp_path / "mine.csv").write_text("document_id,system,rater,prediction,rating:overall\n" + rows)
+    found = [
+        (one.system, one.item.prediction, one.ratings["overall"])
+        for one in read_judgements(tmp_path / "mine.csv").answers
+    ]
+    assert found == [("a", "t", (4.0, 2.0)), ("b", "t", (1.0, None)), ("a", "u", (3.0, None))]
+
+
+def test_a_table_without_ids_and_raters_has_an_answer_a_row(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("document_id,system,prediction,rating\nd,a,t,4\nd,a,t,2\n")
+    assert [one.ratings["rating"] for one in read_judgements(tmp_path / "mine.csv").answers] == [(4.0,), (2.0,)]
+
+
+@pytest.mark.parametrize("name", ["mine.csv", "mine.jsonl"])
+def test_a_table_with_a_column_named_sheet_is_no_rating_sheet(tmp_path: Path, name: str) -> None:
+    row = {"sheet": "1", "document_id": "d", "system": "a", "prediction": "t", "rating": "4"}
+    text = ",".join(row) + "\n" + ",".join(row.values()) + "\n" if name.endswith("csv") else json.dumps(row) + "\n"
+    (tmp_path / name).write_text(text)
+    assert [one.ratings for one in read_judgements(tmp_path / name).answers] == [{"rating": (4.0,)}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import threading
 import urllib.error
 import urllib.request
@@ -187,6 +188,110 @@ def test_a_file_of_other_answers_is_refused(runs: list[Path], tmp_path: Path) ->
             SheetFile(path, other)
 
 
+def test_a_line_that_a_kill_tore_is_cut_and_the_others_count(runs: list[Path], tmp_path: Path) -> None:
+    sheet, path = gather(runs, SCALES, [], 30, 0), tmp_path / "r.jsonl"
+    first, second = sheet.answers[2:4]
+    SheetFile(path, sheet).rate([first], "anna", {"overall": 4})
+    whole = path.read_bytes()
+    SheetFile(path, sheet).rate([second], "ännä", {"overall": 2})
+    line = path.read_bytes()[len(whole) :]
+    for end in (1, line.index("ä".encode()) + 1, len(line) - 2, len(line) - 1):
+        path.write_bytes(whole + line[:end])
+        if end < len(line) - 1:
+            assert [one.ratings for one in read_judgements(path).answers] == [{"overall": (4.0,)}]
+        file = SheetFile(path, sheet)
+        assert file.ratings == {(first.key, "anna"): {"overall": 4}}
+        assert path.read_bytes() == whole
+        with path.open("ab") as stream:
+            stream.write(line[:end])
+        file.rate([second], "ännä", {"overall": 1})
+        assert SheetFile(path, sheet).given([second], "ännä") == {"overall": 1}
+
+
+def test_a_torn_last_line_of_another_file_is_not_cut(runs: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "other.jsonl"
+    path.write_text('{"a": 1}\n{"b": 2}')
+    with pytest.raises(UserError, match="other answers, scales or seed"):
+        SheetFile(path, gather(runs, SCALES, [], 30, 0))
+    assert path.read_text() == '{"a": 1}\n{"b": 2}'
+
+
+def test_what_a_full_disk_takes_a_part_of_is_not_counted_as_saved(runs: list[Path], tmp_path: Path) -> None:
+    sheet, path = gather(runs, SCALES, [], 30, 0), tmp_path / "r.jsonl"
+    file, answer = SheetFile(path, sheet), sheet.answers[0]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            file.rate([answer], "anna", {"overall": 4})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.given([answer], "anna") == {}
+    file.rate([answer], "anna", {"overall": 3})
+    assert SheetFile(path, sheet).given([answer], "anna") == {"overall": 3}
+
+
+def test_a_rating_that_is_not_known_to_be_on_the_disk_is_not_shown(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    sheet = gather(runs, SCALES, [], 30, 0)
+    file = SheetFile(tmp_path / "r.jsonl", sheet)
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(UserError, match="Input/output error"):
+        file.rate(sheet.answers[:1], "anna", {"overall": 4})
+    assert file.given(sheet.answers[:1], "anna") == {}
+
+
+def test_a_card_of_which_one_answer_was_saved_is_unrated(runs: list[Path], tmp_path: Path) -> None:
+    sheet = gather(runs, SCALES, [], 30, 0)
+    file = SheetFile(tmp_path / "r.jsonl", sheet)
+    file.rate(sheet.answers[:1], "anna", {"overall": 4})
+    assert file.given(sheet.answers[:2], "anna") == {}
+    file.rate(sheet.answers[:2], "anna", {"overall": 4})
+    assert file.given(sheet.answers[:2], "anna") == {"overall": 4}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"answer": "0-0", "rater": "anna", "ratings": 3}, "field 'ratings' is a number"),
+        ({"answer": "0-0", "rater": "anna", "ratings": {"overall": "<b>"}}, "'overall' is rated '<b>'"),
+        ({"answer": "0-0", "rater": "anna", "ratings": {"other": 1}}, "'other' is rated '1'"),
+        ({"answer": "0-0", "ratings": {}}, "field 'rater' is missing"),
+    ],
+)
+def test_a_line_that_is_no_rating_is_named(runs: list[Path], tmp_path: Path, line: Any, message: str) -> None:
+    sheet, path = gather(runs, SCALES, [], 30, 0), tmp_path / "r.jsonl"
+    SheetFile(path, sheet)
+    number = len(path.read_text().splitlines()) + 1
+    with path.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match=rf"^r\.jsonl line {number}: ") as error:
+        SheetFile(path, sheet)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("flag", ["--rater", "--scale"])
+def test_a_name_that_is_no_text_is_refused_before_runs_are_read(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        rate(["none", flag, "ann\udce4"])
+    assert end.value.code == 2
+    assert f"{flag} 'ann\\udce4' is not valid UTF-8 text" in capsys.readouterr().err
+
+
+def test_a_sheet_with_half_a_pair_of_surrogates_opens_again(runs: list[Path], tmp_path: Path) -> None:
+    sheet, path = gather(runs, SCALES, [], 30, 0), tmp_path / "r.jsonl"
+    texts = {name: f"{text} \ud83d \u00e4" for name, text in sheet.documents.items()}
+    sheet = replace(sheet, documents=texts, answers=[replace(one, prediction="\udce4 b") for one in sheet.answers])
+    SheetFile(path, sheet).rate(sheet.answers[:1], "anna", {"overall": 4})
+    assert SheetFile(path, sheet).given(sheet.answers[:1], "anna") == {"overall": 4}
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    assert {line["document"] for line in lines if "document" in line} == set(texts.values())
+
+
 def test_runs_on_other_data_or_with_one_answer_are_refused(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="an example has 1 answers, nothing to compare"):
         gather(runs[:1], SCALES, [], 30, 0)
@@ -262,4 +367,32 @@ def test_a_rating_that_cannot_be_saved_is_said_and_sent_again(runs: list[Path], 
         assert "Not saved" in page.locator("#saved").text_content()
         page.unroute("**/rate")
         page.wait_for_function("() => document.querySelector('#saved').textContent === 'Saved'", timeout=20_000)
+    assert json.loads(path.read_text().splitlines()[-1])["ratings"] == {"overall": 3}
+
+
+def test_the_page_says_that_all_is_saved_when_the_last_answer_is(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise UserError("the disk is full")
+
+    sheet, path = gather(runs, SCALES[:1], [], 1, 0), tmp_path / "r.jsonl"
+    with chromium() as browser, served(sheet, path) as server:
+        page = browser.new_context().new_page()
+        page.goto(server.address)
+        num_cards = page.locator(".card").count()
+        assert num_cards == 2
+        for _ in range(num_cards - 1):
+            page.keyboard.press("4")
+        page.wait_for_function("() => document.querySelector('#saved').textContent === 'Saved'")
+        monkeypatch.setattr(server.file, "rate", fail)
+        page.keyboard.press("3")
+        page.wait_for_selector("#saved.wrong")
+        assert page.locator(".card h2 small.done").count() == num_cards
+        assert not page.locator(".finished").is_visible()
+        monkeypatch.undo()
+        page.wait_for_selector(".finished", timeout=20_000)
+        assert page.locator("#saved").text_content() == "Saved"
+        page.reload()
+        assert page.locator(".finished").is_visible()
     assert json.loads(path.read_text().splitlines()[-1])["ratings"] == {"overall": 3}
