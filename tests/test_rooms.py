@@ -33,7 +33,7 @@ BELOW = {
 BELOW_MASFORMER = {
     "plans": {"errors"},
     "attention": {"plans", "errors", "tuning"},
-    "checkpoints": {"plans", "convert", "errors", "model_type", "probe"},
+    "checkpoints": {"plans", "convert", "errors", "lazy", "model_type", "probe"},
 }
 # Rooms whose import must not import torch; what needs it, such as trackers, imports it when it is called.
 WITHOUT_TORCH = ("errors", "records", "prompting", "metrics", "scoring", "config", "reporting", "ratings", "tasks")

@@ -46,6 +46,11 @@ def text_of(layers: Sequence[LayerSpan | HeadSpans]) -> str:
     return "; ".join(clauses)
 
 
+def check_form(text: str) -> None:
+    """Raise `PlanError` for a text that is a plan of no model; layers and heads of a model are not looked at."""
+    PlanParser(text, 0, None, None).check_form()
+
+
 class PlanParser:
     """Reads one text form. Every error names the character at which it stopped."""
 
@@ -60,7 +65,7 @@ class PlanParser:
         raise PlanError(f"plan '{self.text}', character {at + 1}: {what}")
 
     def check_form(self) -> None:
-        """Raise `PlanError` for a text that is a plan of no model; the number of layers is not looked at."""
+        """Raise `PlanError` for a text that is a plan of no model."""
         clauses, named = self._clauses()
         for start, text in named:
             self._parts(start + text.index("@") + 1, text[text.index("@") + 1 :].rstrip())
@@ -230,16 +235,16 @@ class PlanParser:
 
     def _items(self, at: int, text: str) -> list[Item]:
         items: list[Item] = []
-        for at, part, first, last, head in self._parts(at, text):
+        for start, part, first, last, head in self._parts(at, text):
             if last >= self.num_layers:
-                self.fail(at, f"layer {last} does not exist, the model has layers 0 to {self.num_layers - 1}")
+                self.fail(start, f"layer {last} does not exist, the model has layers 0 to {self.num_layers - 1}")
             attending = [layer for layer in range(first, last + 1) if layer in self.attending]
             if not attending:
-                self.fail(at, f"'{part}' has no attention in this model; name layers that have")
+                self.fail(start, f"'{part}' has no attention in this model; name layers that have")
             if head is None:
                 items.extend((layer, None) for layer in attending)
             else:
-                items.append((first, self._head(at, part, head)))
+                items.append((first, self._head(start, part, head)))
         return items
 
     def _parts(self, at: int, text: str) -> list[tuple[int, str, int, int, int | None]]:
