@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> None:
 
     check_launch(os.environ)
     register()
-    set_threads(None, os.environ)
+    if not {"-h", "--help"} & set(argv):
+        set_threads(None, os.environ)  # imports torch
     sys.argv = ["lm_eval", *map(quote_plan, argv)]
     try:
         cli_evaluate()

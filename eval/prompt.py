@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from eval.config.chat import iso_date
 from eval.config.checks import mapping
@@ -21,10 +20,14 @@ from eval.prompting.chat import ChatSettings
 from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
 from eval.prompting.truncation import POLICIES
 from eval.runtime.jobs import CommandParser, command
-from masformer.checkpoints.open import CheckpointError, open_checkpoint
+from masformer.checkpoints.references import check_reference
+from masformer.errors import CheckpointError
 from tasks import DataError, Example, LoadRequest, Task, find_task
 from tasks.base import DOCUMENT
 from tasks.command import add_prompt_flags
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @command()
@@ -52,6 +55,9 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     model = options.model or "smollm2-135m"
     maxlen = 2048 if options.maxlen is None else options.maxlen
     try:
+        check_reference(model)
+        from masformer.checkpoints.open import open_checkpoint  # after the checks: it imports transformers
+
         checkpoint = open_checkpoint(model, takes_encoder_decoders=True)
         tokenizer, is_encoded = checkpoint.tokenizer, checkpoint.config.is_encoder_decoder
         name = options.template or (DOCUMENT if is_encoded else task.default_template)
