@@ -35,7 +35,7 @@ def flex_attention(
 ) -> Tensor:
     """Return (B, H, Tq, D) attention; the arguments are those of `masformer.attention.tiles.tile_attention`."""
     mask = _block_mask(span, offset, query.shape[2], key.shape[2], query.device)
-    cap = scores.softcap
+    cap = None if scores.softcap is None else _number(scores.softcap, query.device)
 
     def soft_capped(score: Tensor, *_: Tensor) -> Tensor:
         assert cap is not None
@@ -65,6 +65,12 @@ def _flex(device_type: str) -> Callable[..., Any]:
     if device_type == "cpu":
         return flex.flex_attention
     return torch.compile(flex.flex_attention, dynamic=True)
+
+
+# A number of Python's would be compiled as a variable in fp64, which flex_attention does not take.
+@functools.lru_cache(maxsize=16)
+def _number(value: float, device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 # The layers of a pass have few spans. A mask takes 8 bytes for each pair of blocks.
