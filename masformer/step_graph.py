@@ -98,9 +98,16 @@ class StepGraph:
     def _record(self) -> None:
         """Record a pass, which does nothing yet."""
         counts, graph = self.cache.counts, torch.cuda.CUDAGraph()
+        device = self.ids.device
+        torch.cuda.synchronize(device)
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self.scores = self._pass()
+            # `torch.cuda.graph` would stay on its stream after an error.
+            with torch.cuda.stream(torch.cuda.Stream(device)):
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self.scores = self._pass()
+                finally:
+                    graph.capture_end()
             self.graph = graph
         except RuntimeError:  # something waits for the device, or copies from the host
             _EQUALS[self.model] = False

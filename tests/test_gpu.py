@@ -266,10 +266,12 @@ def test_a_step_is_a_graph_that_gives_rows_what_they_get_alone_on_the_cpu(
     positions = torch.tensor([[len(row) - 1] for row in prompts], device=DEVICE)
     steps = StepGraph.of(model, cache, positions, mask, 12)
     assert steps is not None
+    # Experts in fp32 wait for the device.
+    is_recorded = kind != "gpt_oss" or dtype != torch.float32
     for count in range(12):
         texts = [[*prompt, *own][len(prompt) - 1 + count] for prompt, own in zip(prompts, more, strict=True)]
         ids = torch.tensor(texts, device=DEVICE)[:, None]
-        if count == 4:  # the third is the last that is compared
+        if count == 4 and is_recorded:  # the third is the last that is compared
             torch.cuda.set_sync_debug_mode("error")
         try:
             scores = steps(ids)
@@ -277,7 +279,7 @@ def test_a_step_is_a_graph_that_gives_rows_what_they_get_alone_on_the_cpu(
             torch.cuda.set_sync_debug_mode("default")
         expected = torch.stack([alone[row][len(prompts[row]) - 1 + count] for row in range(4)])
         torch.testing.assert_close(scores[:, 0].cpu(), expected, atol=TOLERANCE[dtype], rtol=0)
-    assert steps.graph is not None
+    assert (steps.graph is not None) == is_recorded
 
 
 def test_answers_are_the_same_with_and_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
