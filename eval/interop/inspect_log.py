@@ -195,7 +195,10 @@ def _summary(sample: Json) -> Json:
         "input": sample["input"][:_SHOWN_CHARACTERS],
         "target": [text[:_SHOWN_CHARACTERS] for text in sample["target"]],
         "metadata": {name: value for name, value in sample["metadata"].items() if name != "context_spans"},
-        "scores": {metric: {"value": score["value"]} for metric, score in sample["scores"].items()},
+        "scores": {
+            metric: score | {"answer": score["answer"][:_SHOWN_CHARACTERS]}
+            for metric, score in sample["scores"].items()
+        },
         "completed": True,
         "message_count": len(sample["messages"]),
     }

@@ -139,6 +139,7 @@ def test_inspect_opens_the_logs(logs: list[Path], run: Path) -> None:
     assert (second["headline"], second["num_samples"]) == ("rougeLsum", 12)
     assert (second["summary"]["id"], second["summary"]["completed"]) == (1, True)
     assert second["summary"]["scores"]["rouge1"]["value"] > 0
+    assert second["summary"]["scores"]["rouge1"]["answer"].endswith(" ?"), "half a surrogate pair is no Unicode"
     assert (second["answer"], second["tokens"], second["stop"]) == ("the model", 7, "max_tokens")
     assert second["content"] == ["reasoning", "text"]
     assert 0 <= second["score"] <= 1
