@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from eval.errors import UserError
 from eval.interop.samples import model_results
 from eval.records.disk import read_json, write_whole
-from eval.records.read_run import notes_on_tasks
+from eval.records.read_run import read_inputs
+from eval.records.run_folder import RunFolder
 from eval.records.schema import RunRecord
-from eval.reporting.short_report import score_table
+from eval.reporting.short_report import meanings, score_table, warnings_of
 from eval.reporting.tables import as_markdown, describe_intervals, markdown
 from eval.scoring.profiles import describe_profiles
 from eval.scoring.scored_run import ScoredRun
@@ -21,17 +21,18 @@ _CARD = "README.md"
 
 
 def describe_scores(run: ScoredRun) -> str:
-    """Return a run's scores in Markdown: what they are, a table, and which documents they are of."""
-    record = run.record
+    """Return a run's scores in Markdown: what they are, a table, and what a reader must know of them."""
+    record, scores = run.record, run.scores
     models = sorted(model_results(run).values(), key=lambda one: (one.task, one.template, one.maxlen))
     profiles = {result.task: result.profile for result in models}
-    counts = Counter(task for task, _ in run.examples)
     about = f"{describe_profiles(profiles)}; {describe_intervals(models)}."
-    notes = [*map(_describe_data, record.tasks, [record] * len(record.tasks)), *notes_on_tasks(record.tasks, counts)]
+    inputs = read_inputs(RunFolder(run.path), record)
+    notes = [*(_describe_data(task, record) for task in record.tasks), *meanings(record, scores)]
     session = record.sessions[-1]
     made = f"{record.identity.dtype}, {session.machine.device}, {(session.finished or session.started)[:10]}"
-    table = as_markdown(score_table(models, run.scores.results))
-    return "\n\n".join([markdown(about), table, " ".join(map(markdown, [*notes, f"Computed in {made}."]))])
+    notes += [*warnings_of(inputs, scores), f"Computed in {made}."]
+    table = as_markdown(score_table(models, scores.results))
+    return "\n\n".join([markdown(about), table, "\n".join(f"- {markdown(note)}" for note in notes)])
 
 
 def _describe_data(task: str, record: RunRecord) -> str:
