@@ -56,7 +56,7 @@ SETTINGS: dict[str, type[Options]] = {
     "eval.placement": PlacementConfig,
 }
 # Programs of others, whose flags are theirs; modules of theirs that `python -m` runs; and what blocks may really call.
-OTHER_PROGRAMS = ("pip", "tox", "pytest", "pre-commit")
+OTHER_PROGRAMS = ("pip", "tox", "pytest", "pre-commit", "hf")
 OTHER_MODULES = ("venv", "pip")
 REAL_PROGRAMS = ("tr",)
 # Files that a reader writes, and a folder that `tox -e docs` makes.

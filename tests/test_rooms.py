@@ -25,7 +25,10 @@ BELOW = {
     "losses": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "training": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "studies": {"reporting", "scoring", "metrics", "config", "runtime", "records", "errors", "tasks"},
-    "interop": {"generation", "scoring", "config", "runtime", "prompting", "records", "errors", "masformer"},
+    "interop": {
+        *("reporting", "generation", "scoring", "metrics", "config"),
+        *("runtime", "prompting", "records", "errors", "masformer"),
+    },
     "masformer": set(),
     "tasks": set(),
 }

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import sysconfig
-from importlib.metadata import files
+from importlib.metadata import distribution, files
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,11 @@ def test_commands_that_need_no_model_read_its_folder(folder: Path) -> None:
     call("masformer", "compare", "run", "run", "--maxlen-a", "128", "--maxlen-b", "256", folder=folder)
     call("masformer", "leaderboard", "run", "--output", "board", folder=folder)
     call("masformer", "export", "run", "--output", "exported", folder=folder)
+
+
+def test_other_programs_find_it_by_its_entry_points() -> None:
+    found = {(one.group, one.name): one.value for one in distribution("masformer").entry_points}
+    assert found["lm_eval.models", "masformer"] == "masformer.lm_eval_plugin:MasformerLM"
 
 
 def test_parts_of_a_run_are_joined(folder: Path) -> None:

@@ -65,7 +65,7 @@ class Session:
     """One launch that worked on a folder."""
 
     started: str = entry("UTC, ISO 8601", rule=TIME)
-    finished: str | None = entry("UTC; null for a session that was interrupted", default=None)
+    finished: str | None = entry("UTC; null for a session that was interrupted", default=None, rule=TIME)
     command: list[str] = entry("arguments of the command line", default=[])
     world_size: int = entry("processes", rule=POSITIVE)
     threads: int = entry("torch threads of each process", rule=POSITIVE)
