@@ -109,7 +109,8 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
             total=total,
             desc="measuring",
             disable=not process.is_main,
-            bar_format="{desc} {n}/{total} |{bar:24}| {elapsed} gone, {remaining} left{postfix}",
+            bar_format="{desc} {n}/{total} |{bar:12}| {elapsed} elapsed, {remaining} left{postfix}",
+            dynamic_ncols=True,
         )
         with bar:
             for line in lines:
