@@ -108,7 +108,7 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
         bar = tqdm(
             total=total,
             desc="measuring",
-            disable=not process.is_main,
+            disable=None if process.is_main else True,  # none where there is no terminal
             bar_format="{desc} {n}/{total} |{bar:12}| {elapsed} elapsed, {remaining} left{postfix}",
             dynamic_ncols=True,
         )

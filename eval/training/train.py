@@ -99,7 +99,7 @@ def train(job: TrainingJob, trainer: Trainer, model: PreTrainedModel, adapters: 
         total=total,
         initial=job.first,
         desc="training",
-        disable=not accelerator.is_main_process,
+        disable=None if accelerator.is_main_process else True,  # none where there is no terminal
         bar_format="{desc} {n}/{total} |{bar:12}| {elapsed} elapsed, {remaining} left{postfix}",
         dynamic_ncols=True,
     )
