@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from eval.metrics.agreement import headline_correlations
 from eval.records.engines import describe_clock, engine_facts, name_engine
@@ -226,11 +226,15 @@ def render_report(record: RunRecord, scores: Scores, notes: Sequence[str]) -> st
     """Return `report.md`."""
     parts = [f"# {markdown(title_of(record))}", ""]
     parts += [f"- {name}: {markdown(text)}" for name, text in facts_of(record, scores).items()]
-    for task in record.tasks:
+    for task, about in record.tasks.items():
         blocks = list(blocks_of(record, scores, task))
         parts += ["", f"## {task}", "", markdown(describe_task(record, scores, task))] if blocks else []
         if blocks and (checks := checks_of(scores).get(task)):
             parts += ["", "Check before you trust this:", "", *(f"- {markdown(check.text)}" for check in checks)]
+        for template in about.templates if blocks else []:
+            if select(scores.results, task=task, template=template):
+                title = markdown(f"Scores and cost over length: {task}, template {template}")
+                parts += ["", f"![{title}](plots/{quote(f'{task}-{template}-finding.svg')})"]
         for block in blocks:
             parts += ["", f"### {markdown(block.title)}", "", *_in_markdown(block)]
     for block in scrolls_blocks(scores):
@@ -272,9 +276,12 @@ def write_page(
         if select(scores.results, task=task, template=template)
     }
     sections: list[Section] = []
+    findings: dict[tuple[str, str], Chart] = {}
     for index, at in enumerate(charts):
         notes = [] if index else checks_of_run(inputs)
-        sections += _finding(inputs, scores, *at, _name_of(*at, charts), notes)
+        found, switch = _finding(inputs, scores, *at, _name_of(*at, charts), notes)
+        sections += [found, switch]
+        findings[at] = next(iter(switch.charts.values()))
     if others := list(meanings(record, scores, has_lengths=False)):
         sections.append(Prose(text="\n\n".join(others)))
     drawn: list[Section] = []
@@ -299,7 +306,11 @@ def write_page(
     samples = gather_samples(lines, inputs, scores.profiles, with_texts=with_texts)
     about = {"subtitle": _subtitle(inputs, scores), "footer": _footer(record)}
     folder.write_text("report.html", render_page(title_of(record), [], sections, samples, **about))
-    saved = {f"{'-'.join(at)}-{name}": titled(chart) for at, drawn in charts.items() for name, chart in drawn.items()}
+    saved = {
+        f"{'-'.join(at)}-{name}": titled(chart)
+        for at, drawn in charts.items()
+        for name, chart in {"finding": findings[at], **drawn}.items()
+    }
     return save_charts(folder.path / "plots", saved, own_plots(record))
 
 
@@ -330,8 +341,8 @@ def _footer(record: RunRecord) -> str:
 
 def _finding(
     inputs: RunInputs, scores: Scores, task: str, template: str, heading: str, notes: Iterable[str]
-) -> Iterator[Section]:
-    """Yield what was found of a task and template, with its chart; notes are what to check of the whole run."""
+) -> tuple[Finding, Switch]:
+    """Return what was found of a task and template, with its chart; notes are what to check of the whole run."""
     results = select(scores.results, task=task, template=template, subset="all")
     comparisons = select(scores.comparisons, task=task, subset="all")
     claim, _, after = over_length(results, comparisons).partition(":")
@@ -340,7 +351,7 @@ def _finding(
         for one in checks_of(scores).get(task, [])
         if one.template in ("", template)
     ]
-    yield Finding(
+    found = Finding(
         heading=heading,
         before=what_was_shown(results),
         claim=claim,
@@ -348,24 +359,26 @@ def _finding(
         numbers=numbers_of(results, comparisons),
         checks=[*checks, *((note, "") for note in notes)],
     )
-    source = _source(inputs.record, results)
+    return found, Switch(label="Metric of the chart", charts=_finding_charts(inputs.record, results))
+
+
+def _finding_charts(record: RunRecord, results: Sequence[Result]) -> dict[str, Chart]:
+    """Return the charts of a finding by the name of their metric, that of the headline first."""
     intervals = describe_intervals(results)
     caption = (
         f"{intervals[0].upper()}{intervals[1:]}. Dashed: the oracle, the best that sentences of the window could say; "
         "dotted: the lead; both as long as the answers."
     )
-    metrics = [headline(results[0].profile)]
-    metrics += [name for name in results[0].metrics if name not in metrics]
-    charts = {
+    first = headline(results[0].profile)
+    return {
         metric_name(metric): Chart(
             title=f"{metric_name(metric)} over length, and what it costs",
             caption=caption,
             spec=finding_chart(results, metric),
-            source=source,
+            source=_source(record, results),
         )
-        for metric in metrics
+        for metric in [first, *(name for name in results[0].metrics if name != first)]
     }
-    yield Switch(label="Metric of the chart", charts=charts)
 
 
 def _link(check: Check, task: str, template: str) -> str:

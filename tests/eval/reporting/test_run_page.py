@@ -39,8 +39,9 @@ def test_the_report_and_the_plots_are_there(scored: Path) -> None:
     for title in ("R1 over length", "RLsum against attention per example", "Where the oracle", "Comparisons: plos"):
         assert title in page
     names = {file.name for file in (scored / "plots").iterdir()}
-    for name in ("length-rouge1", "cost-seconds", "positions"):
+    for name in ("finding", "length-rouge1", "cost-seconds", "positions"):
         assert {f"plos-instruct-{name}.png", f"plos-instruct-{name}.svg"} <= names
+    assert "](plots/plos-instruct-finding.svg)" in (scored / "report.md").read_text()
     assert (scored / "plots" / "plos-instruct-positions.png").read_bytes().startswith(b"\x89PNG")
     assert (scored / "plots" / "plos-instruct-positions.svg").read_text().startswith("<svg")
 
