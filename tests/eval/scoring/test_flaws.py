@@ -1,4 +1,4 @@
-"""Flaws of answers are what a reader would call so, and no answer of a person has one."""
+"""Flaws of answers are what a reader would call so, and change no score."""
 
 from __future__ import annotations
 
