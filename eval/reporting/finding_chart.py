@@ -54,11 +54,12 @@ def _scores(results: Sequence[Result], models: Sequence[Result], metric: str, x:
     rows = [_row(one, metric) for one in models]
     baselines = dict(_baselines(results, models, metric))
     shown = [*rows, *(row for of_one in baselines.values() for row in of_one)]
-    high = 1.12 * max(max(row["mean"], row.get("high") or 0) for row in shown) or 1.0
+    low = 1.12 * min(0.0, *(row["mean"] for row in shown), *(row["low"] or 0.0 for row in shown))
+    high = 1.12 * max(0.0, *(row["mean"] for row in shown), *(row["high"] or 0.0 for row in shown)) or 1.0
     y = quantity(
         "mean",
         metric_title(metric, (one.profile for one in models)),
-        scale={"domain": [0, high], "nice": False},
+        scale={"domain": [low, high], "nice": False},
         axis={"minExtent": _AXIS, "maxExtent": _AXIS},
     )
     layers: list[Layer] = []
@@ -86,7 +87,7 @@ def _scores(results: Sequence[Result], models: Sequence[Result], metric: str, x:
             mark: Layer = {"type": "text", "style": style, "dy": -15 if above else 17}
             layers += [layer(of_side, mark, x=x, y=y, text={"field": "label"})] if of_side else []
     ends = {f"{name} {of_one[-1]['label']}": of_one for name, of_one in baselines.items()}
-    layers.append(direct_labels({**ends, f"model {rows[-1]['label']}": rows}, 0, high, y, _HEIGHT))
+    layers.append(direct_labels({**ends, f"model {rows[-1]['label']}": rows}, low, high, y, _HEIGHT))
     return {"height": _HEIGHT, "layer": layers}
 
 
