@@ -231,6 +231,7 @@ def test_the_page_of_several_profiles_shows_each_task_its_own_metrics(tmp_path: 
     assert (tmp_path / "plots" / "qasper-instruct-length-exact_match.png").exists()
     with chromium() as browser:
         opened = open_page(browser, tmp_path / "report.html")
+        opened.page.locator(".controls select").last.select_option("run")
         scores = opened.page.locator(".list .item .score")
         # Half of the words at the smallest length and all of them at the greatest, which is shown first.
         assert set(scores.all_inner_texts()) == {"100.0"}
