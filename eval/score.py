@@ -1,6 +1,6 @@
 """Score a run folder again, or anybody's predictions. Needs no model and no data set.
 
-    python -m eval.score RUN [--profile scrolls] [--full] [--metrics diagnostics,evaluate:rouge]
+    python -m eval.score RUN [--profile scrolls] [--full] [--explain] [--metrics diagnostics,evaluate:rouge]
     python -m eval.score --predictions FILE --references FILE --profile hf
 
 The tasks of a run folder are scored under their own profiles unless another is given for all of them, and scores and
@@ -62,7 +62,7 @@ def score_again(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(to_json(scores), indent=2, ensure_ascii=False))
     else:
-        print_scores(folder, inputs, scores, is_full=options.full)
+        print_scores(folder, inputs, scores, is_full=options.full, is_explained=options.explain)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -107,7 +107,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="put texts into the page; --no-texts for one that is published (default: as before)",
     )
-    parser.add_argument("--full", action="store_true", help="print all tables of the report, with their legends")
+    parser.add_argument("--full", action="store_true", help="print all tables of the report")
+    parser.add_argument("--explain", action="store_true", help="print what the columns of the tables mean")
     parser.add_argument("--json", action="store_true", help="print scores.json instead of tables")
     options = parser.parse_args(arguments)
     files = options.predictions, options.references
@@ -115,7 +116,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("give either the folder of a run, or --predictions with --references")
     if options.run is None:
         given = {"margin": options.margin, "texts": options.texts}
-        flags = ("full", "json", "metrics", "metrics_again", "judge_may_see_documents")
+        flags = ("full", "explain", "json", "metrics", "metrics_again", "judge_may_see_documents")
         given |= {name: getattr(options, name) or None for name in flags}
         for name, value in given.items():
             if value is not None:

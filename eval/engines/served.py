@@ -103,7 +103,8 @@ class ServedBackend(Backend):
                 total=requests.num_missing,
                 desc="answers",
                 disable=None if self.process.is_main else True,
-                bar_format="{desc} {n}/{total} |{bar:24}| {elapsed} gone, {remaining} left{postfix}",
+                bar_format="{desc} {n}/{total} |{bar:12}| {elapsed} elapsed, {remaining} left{postfix}",
+                dynamic_ncols=True,
             )
             with bar:
                 for question, reply in ask_all(documents, ask, client.stopped, self.service.concurrency):

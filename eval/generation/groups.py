@@ -210,7 +210,7 @@ def measure(requests: Requests, size: Size, *, is_silent: bool) -> list[Document
         is_silent: Show no progress.
     """
     units = []
-    for source in tqdm(requests.sources, desc="tokenizing", delay=2, leave=False, disable=is_silent):
+    for source in tqdm(requests.sources, desc="tokenizing", delay=2, leave=False, disable=is_silent or None):
         by_kind: dict[int, list[Request]] = defaultdict(list)
         if all(map(requests.is_finished, source.fingerprints)):
             continue

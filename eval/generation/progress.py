@@ -37,7 +37,8 @@ class Progress(Observer):
             smoothing=0,
             # None shows no bar where there is no terminal.
             disable=None if process.is_main else True,
-            bar_format="{desc} {percentage:3.0f}% |{bar:24}| {elapsed} gone, {remaining} left{postfix}",
+            bar_format="{desc} {percentage:3.0f}% |{bar:12}| {elapsed} elapsed, {remaining} left{postfix}",
+            dynamic_ncols=True,
         )
 
     @property

@@ -108,8 +108,9 @@ class PerplexityJob(Job[PerplexityRecord, DocumentLoss]):
         bar = tqdm(
             total=total,
             desc="measuring",
-            disable=not process.is_main,
-            bar_format="{desc} {n}/{total} |{bar:24}| {elapsed} gone, {remaining} left{postfix}",
+            disable=None if process.is_main else True,  # none where there is no terminal
+            bar_format="{desc} {n}/{total} |{bar:12}| {elapsed} elapsed, {remaining} left{postfix}",
+            dynamic_ncols=True,
         )
         with bar:
             for line in lines:

@@ -72,7 +72,7 @@ class Session:
     machine: Machine = entry("what it ran on")
     versions: dict[str, str] = entry("versions of Python and of packages", default={})
     commit: str | None = entry("commit of the code; null outside a checkout", default=None)
-    dirty: bool | None = entry("whether the checkout had uncommitted changes", default=None)
+    dirty: bool | None = entry("whether tracked files of the checkout were changed", default=None)
     num_to_generate: int | None = entry("predictions that were missing", default=None, is_left_out=True, rule=COUNT)
     num_to_measure: int | None = entry("measurements that were missing", default=None, is_left_out=True, rule=COUNT)
     first_step: int | None = entry("first step of a training session", default=None, is_left_out=True, rule=COUNT)
@@ -550,6 +550,11 @@ class Result:
     num_samples: int | None = entry(
         "answers to each prompt, where there are several", default=None, is_left_out=True, rule=POSITIVE
     )
+    flaws: dict[str, int] | None = entry(
+        "how many answers have which flaw; null for baselines, and in folders of earlier versions",
+        default=None,
+        is_left_out=True,
+    )
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     noise: dict[str, Noise] | None = entry(
         "how samples of a prompt, and documents, differ, by metric, where there are several samples",
@@ -729,6 +734,9 @@ class ExampleScore:
     )
     samples: list[dict[str, float]] | None = entry(
         "scores of each sample, of which `metrics` are the means", default=None, is_left_out=True, rule=SAMPLES
+    )
+    flaws: dict[str, int] | None = entry(
+        "how many of the answers have which flaw: `empty`, `loop`, `copy` or `unread`", default=None, is_left_out=True
     )
     further: dict[str, float | None] | None = entry(
         "values of further metrics, by `NAME.VALUE`; of several samples the mean of those that have one",
@@ -1166,6 +1174,11 @@ class BoardRow:
     )
     num_samples: int | None = entry(
         "answers to each prompt, where there are several", default=None, is_left_out=True, rule=POSITIVE
+    )
+    flaws: dict[str, int] | None = entry(
+        "how many answers have which flaw; null for baselines, and in folders of earlier versions",
+        default=None,
+        is_left_out=True,
     )
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     evidence_visible: Share | None = entry("share of the gold evidence that was shown")

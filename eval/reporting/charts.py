@@ -37,12 +37,22 @@ _DARK_COLOURS = ["#56B4E9", "#FF9052", "#2EC4A0", "#E08BC0", "#E6C04A", "#B8C2CC
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A Vega-Lite spec with its data inside; charts that follow each other stand side by side where there is room."""
+    """A Vega-Lite spec with its data inside; charts that follow each other stand side by side where there is room.
+
+    The source says what is drawn and what made it; it stands with the title on a chart that leaves its page.
+    """
 
     title: str
     caption: str
     spec: Mapping[str, Any]
+    source: str = ""
     kind: Literal["chart"] = "chart"
+
+
+def titled(chart: Chart) -> Spec:
+    """Return the spec of a chart that stands alone, with its title and source."""
+    source = {"subtitle": chart.source} if chart.source else {}
+    return {**chart.spec, "title": {"text": chart.title, "anchor": "start", **source}}
 
 
 def length_chart(results: Sequence[Result], metric: str, intervals: str, aim: str = "") -> Chart:
@@ -184,6 +194,7 @@ def theme(*, dark: bool) -> dict[str, Any]:
     """Return the Vega-Lite config of colours, fonts and sizes."""
     ink, soft, line = ("#e3e8ee", "#98a3af", "#323a43") if dark else ("#1c2329", "#5c6670", "#dde2e7")
     colours = _DARK_COLOURS if dark else _LIGHT_COLOURS
+    page = "#14171b" if dark else "#ffffff"
     ordinal = {"scheme": "viridis", "extent": [0.4, 1.0] if dark else [0.8, 0.05]}
     return {
         "background": "transparent",
@@ -200,6 +211,15 @@ def theme(*, dark: bool) -> dict[str, Any]:
             "titleFontWeight": 500,
             "titlePadding": 10,
             "tickSize": 4,
+        },
+        "title": {
+            "color": ink,
+            "subtitleColor": soft,
+            "fontSize": 15,
+            "subtitleFontSize": 12,
+            "offset": 14,
+            "fontWeight": 600,
+            "subtitlePadding": 5,
         },
         "axisY": {"domain": False, "ticks": False, "labelPadding": 6, "tickCount": 6},
         "legend": {
@@ -221,6 +241,12 @@ def theme(*, dark: bool) -> dict[str, Any]:
             "label": {"color": soft, "fontSize": 11},
             "histogram": {"color": colours[0], "opacity": 0.75},
             "frontier": {"color": soft, "strokeWidth": 7, "opacity": 0.25},
+            "model": {"color": colours[0]},
+            "oracle": {"color": colours[2], "strokeWidth": 1.8},
+            "gap": {"color": colours[2], "opacity": 0.12},
+            "cost": {"color": soft, "opacity": 0.45},
+            "value": {"color": colours[0], "fontSize": 12.5, "fontWeight": 600},
+            "halo": {"color": page, "stroke": page, "strokeWidth": 3, "fontSize": 12.5, "fontWeight": 600},
         },
     }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from eval.records.engines import LOCAL, clock_of
 from eval.records.schema import Board, BoardRow, Estimate, Leaderboard, ScrollsRow
+from eval.reporting.checks import marks_column, marks_of
 from eval.reporting.columns import (
     BASELINE_STYLES,
     COUNTS,
@@ -77,7 +78,9 @@ def legends(content: Leaderboard) -> list[str]:
     """Return what the columns mean, in paragraphs."""
     costs = costs_of(row for board in content.boards for row in board.rows)
     doubt = doubt_legend(board.profile for board in content.boards)
-    return [_RANK_LEGEND, legend_of([*_BESIDE.values(), *COUNTS, EVIDENCE]), *doubt, legend_of(costs)]
+    is_marked = any(marks_of(row, board.metric) for board in content.boards for row in board.rows)
+    marks = [marks_column(content.boards[0].metric).legend] if is_marked else []
+    return [_RANK_LEGEND, *marks, legend_of([*_BESIDE.values(), *COUNTS, EVIDENCE]), *doubt, legend_of(costs)]
 
 
 def title_of(content: Leaderboard) -> str:
@@ -130,6 +133,7 @@ def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Co
         *([text("template")] if len({row.template for row in rows}) > 1 else []),
         MAXLEN,
         _MARKS,
+        *([marks_column(metric)] if any(marks_of(row, metric) for row in rows) else []),
         costs.pop(cost),
     ]
     columns += [

@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,11 +23,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.metrics.agreement import MARK
-from eval.reporting.charts import VEGA_LITE_VERSION, Chart, theme
+from eval.reporting.charts import VEGA_LITE_VERSION, Chart, theme, titled
+from eval.reporting.finding import Number
 
 PAGE_BYTES = 10_000_000
 _ASSETS = Path(__file__).parent / "page_assets"
-_SCRIPTS = ("dom.js", "tables.js", "plots.js", "overlap.js", "document.js", "sample.js", "samples.js", "page.js")
+_SCRIPTS = (
+    *("dom.js", "tables.js", "plots.js", "switch.js", "copy.js", "overlap.js", "document.js", "sample.js", "link.js"),
+    *("samples.js", "page.js"),
+)
+PAPER = "https://arxiv.org/abs/2310.12442"
 _MIN_GAP = 100  # characters: less is shown rather than replaced by a note of how much is missing
 RESERVE_BYTES = 1_500_000  # libraries, charts and tables of a page
 
@@ -81,7 +87,76 @@ class Table:
     kind: Literal["table"] = "table"
 
 
-Section = Heading | Prose | Chart | Table
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What was found: sentences of which the claim is set off, numbers, and what to check before trusting them.
+
+    The heading names what it is of where a page has several; checks are sentences, each with the link to the samples
+    that it is about, which may be empty.
+    """
+
+    heading: str
+    before: str
+    claim: str
+    after: str
+    numbers: Sequence[Number]
+    checks: Sequence[tuple[str, str]]
+    kind: Literal["finding"] = "finding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switch:
+    """Charts of which one is shown, chosen by its name; the first one to begin with."""
+
+    label: str
+    charts: Mapping[str, Chart]
+    kind: Literal["switch"] = "switch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Names and what they stand for."""
+
+    facts: Mapping[str, str]
+    kind: Literal["facts"] = "facts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """Text to copy, as a command or a prompt, with a button that does."""
+
+    caption: str
+    text: str
+    kind: Literal["code"] = "code"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Sections that open by a click on their title, which the list of contents leads to."""
+
+    title: str
+    sections: Sequence[Section]
+    kind: Literal["fold"] = "fold"
+
+
+Section = Heading | Prose | Chart | Table | Finding | Switch | Facts | Code | Fold
+
+
+def _charts_of(sections: Sequence[Section]) -> Iterator[Chart]:
+    """Yield all charts in the order of the page."""
+    for section in _all_of(sections):
+        if isinstance(section, Chart):
+            yield section
+        elif isinstance(section, Switch):
+            yield from section.charts.values()
+
+
+def _all_of(sections: Sequence[Section]) -> Iterator[Section]:
+    """Yield sections and those that are folded in them."""
+    for section in sections:
+        yield section
+        if isinstance(section, Fold):
+            yield from _all_of(section.sections)
 
 
 def as_table(caption: str, rows: Sequence[Sequence[str]], notes: Mapping[str, str] | None = None) -> Table:
@@ -122,11 +197,20 @@ def _number(text: str) -> float | None:
 
 
 def render_page(
-    title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section], samples: Mapping[str, Any] | None = None
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+    samples: Mapping[str, Any] | None = None,
+    *,
+    subtitle: str = "",
+    footer: str = "",
 ) -> str:
     """Return the page.
 
     Args:
+        title: Heading of the page.
+        facts: What stands below it, by name.
+        sections: What the page shows in order.
         samples: For the sample browser: `{"metrics": {metric: heading}, "columns": [{"key", "heading", "digits",
             "unit"}], "documents", "examples"}`. A document, under its key, is as `fit_documents` returns it. An example
             is `{"task", "id", "document": key, "query", "references", "evidence", "oracle", "answers"}`, and an answer
@@ -134,13 +218,17 @@ def render_page(
             each column. Spans are characters of the document, `oracle` those of the visible oracle's sentences. Texts
             that are None are left out of the browser. A `note` stands above it. `headlines` may name a metric of each
             task, by which its examples are shown until another is chosen.
+        subtitle: A line below the title.
+        footer: What made the page; a link to the paper of MASFormer follows.
     """
-    for table in (section for section in sections if isinstance(section, Table)):
+    for table in (section for section in _all_of(sections) if isinstance(section, Table)):
         for row in table.rows:
             if len(row) != len(table.columns):
                 name, expected = table.caption, len(table.columns)
                 raise ValueError(f"a row of the table {name!r} has {len(row)} cells for {expected} columns")
-    charts = [section.spec for section in sections if isinstance(section, Chart)]
+    charts = list(_charts_of(sections))
+    findings = [section for section in sections if isinstance(section, Finding)]
+    about = " ".join(" ".join(part for part in (one.before, one.claim + one.after) if part) for one in findings)
     library = _vega() if charts else ""
     # As one function, so that the names of the scripts meet no others.
     script = "(() => {\n'use strict';\n" + "\n".join(asset(name) for name in _SCRIPTS) + "\n})();"
@@ -150,10 +238,20 @@ def render_page(
         .render(
             title=title,
             facts=facts,
-            sections=list(enumerate(sections)),
+            subtitle=subtitle,
+            footer=footer,
+            about=about,
+            paper=PAPER,
+            sections=sections,
             samples=None if samples is None else as_json(samples),
             samples_note=(samples or {}).get("note", ""),
-            plots=as_json({"specs": charts, "themes": {"light": theme(dark=False), "dark": theme(dark=True)}}),
+            plots=as_json(
+                {
+                    "specs": [chart.spec for chart in charts],
+                    "titles": [titled(chart)["title"] for chart in charts],
+                    "themes": {"light": theme(dark=False), "dark": theme(dark=True)},
+                }
+            ),
             style=Markup(asset("page.css")),
             library=Markup(library),
             script=Markup(script),
@@ -248,10 +346,17 @@ def policy_of(scripts: Sequence[str], connect: str = "'none'") -> str:
 
 def template_in(folder: Path) -> Environment:
     """Return the templates of a folder, which escape what they write."""
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["anchor"] = anchor
+    return environment
+
+
+def anchor(title: str) -> str:
+    """Return the name that a link to a section of this title has, the same in every report."""
+    return "section-" + re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
 
 from eval.metrics.agreement import headline_correlations
 from eval.records.engines import describe_clock, engine_facts, name_engine
 from eval.records.read_run import RunInputs
 from eval.records.run_folder import RunFolder, own_plots
-from eval.records.schema import ENCODED_LENGTHS, ENCODER_DECODER, ExampleScore, RunRecord, Scores
-from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts
+from eval.records.schema import ENCODED_LENGTHS, ENCODER_DECODER, ExampleScore, Result, RunRecord, Scores, TaskRecord
+from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts, titled
+from eval.reporting.checks import Check, checks_of, checks_of_run
 from eval.reporting.columns import (
     COMPARISON_LEGEND,
     FURTHER_LEGEND,
@@ -24,14 +26,26 @@ from eval.reporting.columns import (
     doubt_legend,
     legend_of,
     text,
+    units_of,
 )
+from eval.reporting.finding import meanings, numbers_of, over_length, what_was_shown
+from eval.reporting.finding_chart import finding_chart
 from eval.reporting.further_tables import further_comparisons, further_tables
-from eval.reporting.lengths import warnings_on_lengths, warnings_on_letters
-from eval.reporting.page import Heading, Prose, Section, as_table, render_page
+from eval.reporting.page import (
+    Code,
+    Facts,
+    Finding,
+    Fold,
+    Heading,
+    Prose,
+    Section,
+    Switch,
+    as_table,
+    render_page,
+)
 from eval.reporting.position_chart import document_positions, oracle_positions
 from eval.reporting.samples import gather_samples
 from eval.reporting.tables import (
-    WIDTH,
     Rows,
     as_columns,
     as_markdown,
@@ -48,6 +62,7 @@ from eval.reporting.tables import (
     scrolls_table,
     select,
 )
+from eval.reporting.terminal import fill, width
 from eval.scoring.examples import SCORING_VERSION
 from eval.scoring.parity import describe_parity
 from eval.scoring.profiles import PROFILES, describe_profile, describe_profiles, headline, metric_name
@@ -77,20 +92,47 @@ def title_of(record: RunRecord) -> str:
 
 def facts_of(record: RunRecord, scores: Scores) -> dict[str, str]:
     """Return what produced the numbers; machine and code are those of the last session that generated any."""
-    identity, session = record.identity, record.sessions[-1]
+    identity, session, count = record.identity, record.sessions[-1], len(record.sessions)
     is_encoded = (identity.engine or {}).get("kind") == ENCODER_DECODER
     return {
         "model": describe_model(identity.model, identity.dtype, session),
         **engine_facts(identity.engine, session),
         "spans": code(record.plan_description),
         "truncation": f"keeps {_KEEPS[identity.truncation]} of the context",
+        "decoding": describe_decoding(identity.generation),
+        "data": "; ".join(_data_of(name, task) for name, task in record.tasks.items()),
         **({"lengths": ENCODED_LENGTHS} if is_encoded else {}),
         "metrics": f"{describe_profiles(profiles_shown(scores))}; {describe_intervals(scores.results)}",
         "checked": describe_parity(scores.parity),
         "machine": _machine_of(record),
-        "sessions": f"{len(record.sessions)}, all in run.json",
-        "code": f"commit {session.commit or 'unknown'}{', with uncommitted changes' if session.dirty else ''}",
+        "date": ", ".join([session.started[:10], *([f"the last of {count} sessions"] if count > 1 else [])]),
+        "code": f"commit {(session.commit or 'unknown')[:10]}{', with uncommitted changes' if session.dirty else ''}",
     }
+
+
+def describe_decoding(generation: Mapping[str, Any]) -> str:
+    """Return how answers were chosen: greedily, by beams or by sampling, and the options that are in effect."""
+    beams, temperature = generation.get("num_beams") or 1, generation.get("temperature")
+    way = f"sampled at temperature {temperature:g}" if temperature else f"{beams} beams" if beams > 1 else "greedy"
+    idle: dict[str, Any] = {"min_new_tokens": 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "stop": []}
+    if temperature:
+        idle |= {"top_p": 1.0, "top_k": 0, "num_samples": 1}
+    if beams > 1:
+        idle["length_penalty"] = 1.0
+    others = [f"{name} {generation[name]}" for name, value in idle.items() if generation.get(name, value) != value]
+    return ", ".join([way, *others])
+
+
+def _data_of(name: str, task: TaskRecord) -> str:
+    """Return which data a task was read from, and their licence."""
+    source = " ".join(str(task.source[part]) for part in ("name", "version", "revision") if task.source.get(part))
+    return f"{name}: {code(source)}, licence: {task.licence or 'not stated'}"
+
+
+def command_of(record: RunRecord) -> str:
+    """Return the command line of the last session; empty where a run was started without one."""
+    command = record.sessions[-1].command
+    return shlex.join(["accelerate", "launch", "eval/run.py", *command]) if command else ""
 
 
 def _machine_of(record: RunRecord) -> str:
@@ -123,8 +165,6 @@ def describe_task(record: RunRecord, scores: Scores, task: str) -> str:
             f"Lead, tail and oracle have {baselines.word_budget} words, or as many as the answer where they are at "
             f"length; the oracle aims at {baselines.objective}."
         )
-    sentences += warnings_on_lengths(scores).get(task, [])
-    sentences += warnings_on_letters(scores).get(task, [])
     return " ".join(sentences)
 
 
@@ -186,9 +226,15 @@ def render_report(record: RunRecord, scores: Scores, notes: Sequence[str]) -> st
     """Return `report.md`."""
     parts = [f"# {markdown(title_of(record))}", ""]
     parts += [f"- {name}: {markdown(text)}" for name, text in facts_of(record, scores).items()]
-    for task in record.tasks:
+    for task, about in record.tasks.items():
         blocks = list(blocks_of(record, scores, task))
         parts += ["", f"## {task}", "", markdown(describe_task(record, scores, task))] if blocks else []
+        if blocks and (checks := checks_of(scores).get(task)):
+            parts += ["", "Check before you trust this:", "", *(f"- {markdown(check.text)}" for check in checks)]
+        for template in about.templates if blocks else []:
+            if select(scores.results, task=task, template=template):
+                title = markdown(f"Scores and cost over length: {task}, template {template}")
+                parts += ["", f"![{title}](plots/{quote(f'{task}-{template}-finding.svg')})"]
         for block in blocks:
             parts += ["", f"### {markdown(block.title)}", "", *_in_markdown(block)]
     for block in scrolls_blocks(scores):
@@ -202,14 +248,17 @@ def _in_markdown(block: Block) -> list[str]:
     return [*remark, *([as_markdown(block.rows)] if block.rows else [])]
 
 
-def render_full(record: RunRecord, scores: Scores, notes: Sequence[str]) -> str:
-    """Return all tables and legends for a terminal."""
+def render_full(record: RunRecord, scores: Scores) -> str:
+    """Return all tables for a terminal."""
     profiles = describe_profiles(profiles_shown(scores)).replace("`", "")
-    parts = [textwrap.fill(f"{profiles}; {describe_intervals(scores.results)}", WIDTH)]
+    parts = [fill(f"{profiles}; {describe_intervals(scores.results)}")]
     for block in all_blocks(record, scores):
-        parts.append("\n".join([block.title, *([textwrap.fill(block.remark, WIDTH)] if block.remark else [])]))
-        parts += [as_columns(block.rows)] if block.rows else []
-    return "\n\n".join([*parts, "\n".join([*notes, *(textwrap.fill(legend, WIDTH) for legend in legends(scores))])])
+        parts.append("\n".join([block.title, *([fill(block.remark)] if block.remark else [])]))
+        if block.rows:
+            # Tables of quality name a row by its length and its system.
+            num_names = 2 if block.rows[0][1] == "system" else 1
+            parts.append(as_columns(block.rows, width(), num_names))
+    return "\n\n".join(parts)
 
 
 def write_page(
@@ -227,24 +276,141 @@ def write_page(
         if select(scores.results, task=task, template=template)
     }
     sections: list[Section] = []
+    findings: dict[tuple[str, str], Chart] = {}
+    for index, at in enumerate(charts):
+        notes = [] if index else checks_of_run(inputs)
+        found, switch = _finding(inputs, scores, *at, _name_of(*at, charts), notes)
+        sections += [found, switch]
+        findings[at] = next(iter(switch.charts.values()))
+    if others := list(meanings(record, scores, has_lengths=False)):
+        sections.append(Prose(text="\n\n".join(others)))
+    drawn: list[Section] = []
+    for at, of_template in charts.items():
+        drawn += [Heading(text=_name_of(*at, charts), level=3)] if len(charts) > 1 else []
+        drawn += of_template.values()
+    tables: list[Section] = []
     for task in record.tasks:
         blocks = list(blocks_of(record, scores, task))
         if blocks:
-            sections += [Heading(text=task), Prose(text=describe_task(record, scores, task))]
-        for (of_task, template), drawn in charts.items():
-            if of_task == task:
-                sections += [Heading(text=f"Template {template}", level=3), *drawn.values()]
+            tables += [Heading(text=task, level=3), Prose(text=describe_task(record, scores, task))]
         for block in blocks:
-            sections += _in_page(block)
+            tables += _in_page(block)
     for block in scrolls_blocks(scores):
-        sections += [Heading(text=block.title), *_in_page(block)]
-    meaning = "\n\n".join([*inputs.notes, *legends(scores)])
-    sections += [Heading(text="What the columns mean"), Prose(text=meaning)]
+        tables += [Heading(text=block.title, level=3), *_in_page(block)]
+    meaning = "\n\n".join(legends(scores))
+    sections += [
+        Fold(title="How it was run", sections=list(_how(inputs, scores))),
+        Fold(title="More charts", sections=drawn),
+        Fold(title="Tables", sections=[*tables, Heading(text="What the columns mean", level=3), Prose(text=meaning)]),
+    ]
     samples = gather_samples(lines, inputs, scores.profiles, with_texts=with_texts)
-    facts = list(facts_of(record, scores).items())
-    folder.write_text("report.html", render_page(title_of(record), facts, sections, samples))
-    specs = {f"{'-'.join(at)}-{name}": chart.spec for at, drawn in charts.items() for name, chart in drawn.items()}
-    return save_charts(folder.path / "plots", specs, own_plots(record))
+    about = {"subtitle": _subtitle(inputs, scores), "footer": _footer(record)}
+    folder.write_text("report.html", render_page(title_of(record), [], sections, samples, **about))
+    saved = {
+        f"{'-'.join(at)}-{name}": titled(chart)
+        for at, drawn in charts.items()
+        for name, chart in {"finding": findings[at], **drawn}.items()
+    }
+    return save_charts(folder.path / "plots", saved, own_plots(record))
+
+
+def _name_of(task: str, template: str, charts: Mapping[tuple[str, str], Any]) -> str:
+    """Return what sets a task and template apart on the page; empty where it has one alone."""
+    if len(charts) == 1:
+        return ""
+    return task if [name for name, _ in charts].count(task) == 1 else f"{task}, template {template}"
+
+
+def _subtitle(inputs: RunInputs, scores: Scores) -> str:
+    """Return what a reader must know at once: lengths, documents, spans, date."""
+    record = inputs.record
+    lengths = sorted({length for task in record.tasks.values() for length in task.maxlen})
+    documents = len({(one.task, one.document_id) for one in inputs.examples})
+    over = f"{lengths[0]:,} to {lengths[-1]:,} tokens" if len(lengths) > 1 else f"{lengths[0]:,} tokens"
+    parts = [over, f"{documents:,} document{'s' * (documents != 1)}", describe_profiles(profiles_shown(scores))]
+    parts += [f"spans {code(record.plan_description)}", record.sessions[-1].started[:10]]
+    return " \u00b7 ".join(parts)
+
+
+def _footer(record: RunRecord) -> str:
+    """Return which version made the numbers."""
+    session = record.sessions[-1]
+    version = session.versions.get("masformer", "")
+    return f"Made with MASFormer evaluation {version}, {session.started[:10]}.".replace(" ,", ",")
+
+
+def _finding(
+    inputs: RunInputs, scores: Scores, task: str, template: str, heading: str, notes: Iterable[str]
+) -> tuple[Finding, Switch]:
+    """Return what was found of a task and template, with its chart; notes are what to check of the whole run."""
+    results = select(scores.results, task=task, template=template, subset="all")
+    comparisons = select(scores.comparisons, task=task, subset="all")
+    claim, _, after = over_length(results, comparisons).partition(":")
+    checks = [
+        (one.brief, _link(one, task, template))
+        for one in checks_of(scores).get(task, [])
+        if one.template in ("", template)
+    ]
+    found = Finding(
+        heading=heading,
+        before=what_was_shown(results),
+        claim=claim,
+        after=f":{after}" if after else "",
+        numbers=numbers_of(results, comparisons),
+        checks=[*checks, *((note, "") for note in notes)],
+    )
+    return found, Switch(label="Metric of the chart", charts=_finding_charts(inputs.record, results))
+
+
+def _finding_charts(record: RunRecord, results: Sequence[Result]) -> dict[str, Chart]:
+    """Return the charts of a finding by the name of their metric, that of the headline first."""
+    intervals = describe_intervals(results)
+    caption = (
+        f"{intervals[0].upper()}{intervals[1:]}. Dashed: the oracle, the best that sentences of the window could say; "
+        "dotted: the lead; both as long as the answers."
+    )
+    first = headline(results[0].profile)
+    return {
+        metric_name(metric): Chart(
+            title=f"{metric_name(metric)} over length, and what it costs",
+            caption=caption,
+            spec=finding_chart(results, metric),
+            source=_source(record, results),
+        )
+        for metric in [first, *(name for name in results[0].metrics if name != first)]
+    }
+
+
+def _link(check: Check, task: str, template: str) -> str:
+    """Return the link to the samples of a check; empty where it is about no answers."""
+    if not check.show or check.maxlen is None:
+        return ""
+    return "#" + urlencode({"show": check.show, "maxlen": check.maxlen, "task": task, "template": template})
+
+
+def _source(record: RunRecord, results: Sequence[Result]) -> str:
+    """Return what a chart of these results is of, for where it stands alone."""
+    first = results[0]
+    num_units, name = units_of(first)
+    made = _footer(record)
+    return (
+        f"{first.task}, n = {num_units} {name}; {record.identity.model.label}, spans {record.plan_description}; "
+        f"{made[0].lower()}{made[1:-1]}"
+    )
+
+
+def _how(inputs: RunInputs, scores: Scores) -> Iterator[Section]:
+    """Yield what a reader needs to run the same again."""
+    record = inputs.record
+    yield Facts(facts=facts_of(record, scores))
+    if command := command_of(record):
+        yield Code(caption="Command", text=command)
+    for task, about in record.tasks.items():
+        for name, template in about.templates.items():
+            put = "inside the model's chat template" if template.chat else "as it stands"
+            yield Code(caption=f"Prompt of {task}, template {name}, {put}", text=template.text)
+    if inputs.notes:
+        yield Prose(text="\n\n".join(inputs.notes))
 
 
 def _in_page(block: Block) -> list[Section]:
@@ -257,13 +423,16 @@ def _charts(
 ) -> Iterator[tuple[str, Chart]]:
     """Yield the charts of a task and template, after the names of their files."""
     results = select(scores.results, task=task, template=template, subset="all")
-    objective = scores.yardsticks[task].objective
+    objective, source = scores.yardsticks[task].objective, _source(inputs.record, results)
     aim = f" (the oracle aims at {objective.split(',')[0]})" if objective else ""
     for metric in results[0].metrics:
-        yield f"length-{metric}", length_chart(results, metric, describe_intervals(results), aim)
+        yield (
+            f"length-{metric}",
+            replace(length_chart(results, metric, describe_intervals(results), aim), source=source),
+        )
     caption = "Of an example, in the mean; bytes are those of the largest."
     for cost, chart in cost_charts(results, headline(scores.profiles[task]), caption).items():
-        yield f"cost-{cost}", chart
+        yield f"cost-{cost}", replace(chart, source=source)
     lengths = {document.document_id: len(document.text) for document in select(inputs.documents, task=task)}
     of_template = {"task": task, "template": template}
     scored, predictions = select(lines, **of_template), select(inputs.predictions, **of_template)
@@ -272,4 +441,4 @@ def _charts(
         title = "Where the oracle's sentences lie"
         shown = f"Above: {shown.lower()} Below: sentences that the oracle picks at the greatest length."
     spec = oracle_positions(*document_positions(scored, predictions, lengths))
-    yield "positions", Chart(title=title, caption=shown, spec=spec)
+    yield "positions", Chart(title=title, caption=shown, spec=spec, source=source)

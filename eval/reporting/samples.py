@@ -22,12 +22,13 @@ def gather_samples(
 
     Where a page does not hold all, some are left out, evenly, and it says so.
     """
-    scores = {(line.task, line.template, line.id, line.maxlen): line.metrics for line in lines if line.is_model}
+    of_answers = {(line.task, line.template, line.id, line.maxlen): line for line in lines if line.is_model}
     has_thoughts = any(one.num_thought_tokens is not None for one in inputs.predictions)
     columns = [*ANSWERS, *([THOUGHT_OF_ANSWER] if has_thoughts else [])]
     answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in inputs.predictions:
-        answers.setdefault((one.task, one.id), []).append(_answer(one, scores[one.key], columns, with_texts=with_texts))
+        answer = _answer(one, of_answers[one.key], columns, with_texts=with_texts)
+        answers.setdefault((one.task, one.id), []).append(answer)
     # The last line of an example is that of the greatest length.
     with_oracle = sorted((line for line in lines if line.sentences is not None), key=lambda line: line.maxlen)
     oracles = {(line.task, line.id): line.sentences for line in with_oracle}
@@ -50,7 +51,7 @@ def gather_samples(
     if len(kept) < len(shown):
         note = f"{len(kept):,} of {len(shown):,} examples, evenly spaced: a page of 10 MB holds no more."
     return {
-        "metrics": {metric: metric_name(metric) for metrics in scores.values() for metric in metrics},
+        "metrics": {metric: metric_name(metric) for line in of_answers.values() for metric in line.metrics},
         "columns": describe_columns(columns),
         "headlines": {task: PROFILES[name].headline[-1] for task, name in profiles.items()},
         "documents": _documents(kept, inputs, with_texts=with_texts),
@@ -67,9 +68,9 @@ def describe_columns(columns: Sequence[Column]) -> list[dict[str, Any]]:
     ]
 
 
-def _answer(
-    one: Prediction, scores: Mapping[str, float], columns: Sequence[Column], *, with_texts: bool
-) -> dict[str, Any]:
+def _answer(one: Prediction, line: ExampleScore, columns: Sequence[Column], *, with_texts: bool) -> dict[str, Any]:
+    flaws = ["length"] if any(answer.finish_reason == "length" for answer in one.answers) else []
+    flaws += line.flaws or {}
     costs = {column.key: getattr(one, column.key) for column in columns}
     has_thought = any(answer.thought is not None for answer in one.answers)
     thought = _joined(one, lambda answer: answer.thought or "") if with_texts and has_thought else None
@@ -78,7 +79,8 @@ def _answer(
         "maxlen": one.maxlen,
         "text": _joined(one, lambda answer: answer.text) if with_texts else None,
         **({} if thought is None else {"thought": thought}),
-        "scores": scores,
+        "scores": line.metrics,
+        **({"flaws": flaws} if flaws else {}),
         "kept": one.context_spans,
         **{key: round(value, 3) if isinstance(value, float) else value for key, value in costs.items()},
     }

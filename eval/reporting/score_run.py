@@ -15,11 +15,13 @@ from eval.records.read_run import RunInputs, answer_of
 from eval.records.run_folder import RunFolder
 from eval.records.schema import LettersKept, RunRecord, Scores, UsedMetric
 from eval.records.typed import to_json
-from eval.reporting.run_report import render_full, render_report, write_page
+from eval.reporting.run_report import legends, render_full, render_report, write_page
 from eval.reporting.short_report import render_short
+from eval.reporting.terminal import fill
 from eval.scoring.claims import MARGIN
 from eval.scoring.comparisons import compare_further, compare_settings
 from eval.scoring.examples import SCORING_VERSION, score_examples, summarize
+from eval.scoring.flaws import with_flaws
 from eval.scoring.further import add_metrics
 from eval.scoring.letters import check_letters, count_letters
 from eval.scoring.metric_files import has_metric_files, values_by_key
@@ -71,6 +73,7 @@ def score_run(
     scored = score_examples(
         answers, inputs.examples, inputs.documents, profiles, system, by_first_line, with_floors=has_metrics
     )
+    scored = replace(scored, scored=with_flaws(scored.scored, record, inputs.examples, inputs.documents))
     parity = check_scores(scored.scored, inputs.examples, by_first_line)
     further: dict[str, UsedMetric] = {}
     if has_metrics:
@@ -112,10 +115,17 @@ def _letters_of(inputs: RunInputs, profiles: Mapping[str, str]) -> dict[str, Let
     return {task: count_letters(profiles[task], of_task) for task, of_task in references.items()}
 
 
-def print_scores(folder: RunFolder, inputs: RunInputs, scores: Scores, *, is_full: bool = False) -> None:
-    """Print what a run scored and where its page is; in full with all tables of the report and their legends."""
-    render = render_full(inputs.record, scores, inputs.notes) if is_full else render_short(inputs, scores)
-    print(f"\n{render}")
+def print_scores(
+    folder: RunFolder, inputs: RunInputs, scores: Scores, *, is_full: bool = False, is_explained: bool = False
+) -> None:
+    """Print what a run scored, and last of all what that means and where its page is.
+
+    In full, with all tables of the report; explained, with what their columns mean.
+    """
+    record = inputs.record
+    parts = [render_full(record, scores), "\n".join(map(fill, inputs.notes))] if is_full else []
+    parts += map(fill, legends(scores)) if is_explained else []
+    print("\n" + "\n\n".join([*filter(None, parts), render_short(inputs, scores)]))
     print(f"report: {folder.path / 'report.html'}" + (f"\nfolder: {folder.path}" if is_full else ""))
 
 

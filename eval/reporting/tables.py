@@ -150,7 +150,21 @@ def as_markdown(rows: Sequence[Sequence[str]], num_names: int = 0) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def as_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table for a terminal, columns to the right."""
+def as_columns(rows: Sequence[Sequence[str]], within: int | None = None, num_names: int = 1) -> str:
+    """Return a table for a terminal, columns to the right.
+
+    Args:
+        rows: A header and rows.
+        within: Most characters of a line: a wider table goes on below.
+        num_names: First columns that name a row, which are repeated there.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    parts: list[list[int]] = [list(range(num_names))]
+    for column in range(num_names, len(widths)):
+        needed = sum(widths[one] + 2 for one in parts[-1]) + widths[column]
+        if within is not None and needed > within and len(parts[-1]) > num_names:
+            parts.append(list(range(num_names)))
+        parts[-1].append(column)
+    return "\n\n".join(
+        "\n".join("  ".join(row[column].rjust(widths[column]) for column in part) for row in rows) for part in parts
+    )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, modeling_gguf_pytorch_utils
+from transformers.utils import logging as transformers_logging
 
 from eval.config.job import JobOptions
 from eval.errors import UserError
@@ -198,6 +199,10 @@ def load_converted(
         CheckpointError: The weights do not load.
         ConversionError: The architecture cannot take the plan, or needs its prompts in one piece.
     """
+    # The commands say themselves what is loaded and what is wrong with it.
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    modeling_gguf_pytorch_utils.tqdm = transformers_logging.tqdm  # the one bar that the first line does not reach
     model = checkpoint.load_model(TORCH_DTYPES[dtype], device, device_map)
     if plan is not None:
         try:

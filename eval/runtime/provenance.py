@@ -62,7 +62,10 @@ def _describe_machine(process: Process) -> Machine:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """Return the commit of this checkout and whether it has uncommitted changes; None where git does not tell."""
+    """Return the commit of this checkout and whether tracked files of it are changed; None where git does not tell.
+
+    Files that git does not track, as data that a user puts into the checkout, change nothing that runs.
+    """
 
     def git(*arguments: str) -> str:
         folder = Path(__file__).resolve().parent
@@ -73,6 +76,6 @@ def _commit() -> tuple[str | None, bool | None]:
     try:
         # An installed copy may lie in the checkout of something else.
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return None, None

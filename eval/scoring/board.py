@@ -31,7 +31,7 @@ from eval.scoring.shared_metrics import made_alike
 
 _COUNTS = (
     *("num_examples", "num_documents", "num_clusters", "num_samples"),
-    *("num_truncated", "words", "num_ended_by_length"),
+    *("num_truncated", "words", "num_ended_by_length", "flaws"),
 )
 
 Example = tuple[str, str, str]  # digests of its query, of its references, and of these with the document

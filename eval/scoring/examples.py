@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -283,6 +283,7 @@ def _result(group: Sequence[Scored], subset: Subset, further: Mapping[str, Value
         words=float(np.median([one.num_words for one in group])),
         num_ended_by_length=sum(one.finish_reason == "length" for one in answers) if first.is_model else None,
         num_samples=len(first.prediction.answers) if has_samples else None,
+        flaws=dict(sum((Counter(line.flaws) for line in lines), Counter())) if first.is_model else None,
         metrics=metrics,
         noise={name: _noise(lines, columns, metrics[name]) for name, columns in columns_of.items()}
         if has_samples

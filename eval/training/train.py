@@ -99,8 +99,9 @@ def train(job: TrainingJob, trainer: Trainer, model: PreTrainedModel, adapters: 
         total=total,
         initial=job.first,
         desc="training",
-        disable=not accelerator.is_main_process,
-        bar_format="{desc} {n}/{total} |{bar:24}| {elapsed} gone, {remaining} left{postfix}",
+        disable=None if accelerator.is_main_process else True,  # none where there is no terminal
+        bar_format="{desc} {n}/{total} |{bar:12}| {elapsed} elapsed, {remaining} left{postfix}",
+        dynamic_ncols=True,
     )
     with bar:
         for number, rows in enumerate(rows_of_steps, start=job.first + 1):

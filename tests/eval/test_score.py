@@ -56,7 +56,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_run_is_scored_again_under_another_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, half)
-    assert score([str(tmp_path), "--full"]) == 0
+    assert score([str(tmp_path), "--full", "--explain"]) == 0
     printed = capsys.readouterr().out
     for part in (
         "ROUGE profile hf",

@@ -1,4 +1,4 @@
-// Words that two texts share: content words lightly, two or more in a row strongly.
+// Words that two texts share: content words lightly, two or more in a row strongly if one of them is a content word.
 
 const WORD = /[\p{L}\p{N}]+/gu;
 const FUNCTION_WORDS = new Set(
@@ -7,6 +7,8 @@ const FUNCTION_WORDS = new Set(
     "should so some such than that the their them then there these they this those through to two under up us was we " +
     "were what when where which while who will with would you your").split(" "),
 );
+
+const isContent = (word) => word.length > 1 && !FUNCTION_WORDS.has(word);
 
 function wordsOf(text) {
   return Array.from(text.matchAll(WORD), (match) => ({
@@ -43,11 +45,11 @@ function sharedPieces(text, grams) {
     let last = index;
     while (joined[last + 1]) last += 1;
     const { word, start } = words[index];
-    if (last > index) {
+    if (last > index && words.slice(index, last + 1).some(({ word }) => isContent(word))) {
       add(start, "");
       add(words[last].end, "phrase");
       index = last;
-    } else if (grams.words.has(word) && word.length > 1 && !FUNCTION_WORDS.has(word)) {
+    } else if (grams.words.has(word) && isContent(word)) {
       add(start, "");
       add(words[index].end, "word");
     }

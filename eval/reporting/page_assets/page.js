@@ -3,4 +3,7 @@
 startTheme();
 document.querySelectorAll("div.table").forEach(startTable);
 startSamples();
+startCopies();
 startPlots();
+document.querySelectorAll("div.switch").forEach(startSwitch);
+startFolds();

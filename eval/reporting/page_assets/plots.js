@@ -1,35 +1,45 @@
 // Charts in both colour themes. The light one is always there, for paper; the styles show the one that is wanted.
 
 function startPlots() {
-  const { specs, themes } = JSON.parse(document.getElementById("plot-data").textContent);
+  const { specs, titles, themes } = JSON.parse(document.getElementById("plot-data").textContent);
   const root = document.documentElement;
   const drawn = new Map(); // element -> { width, view, finalize }
   const plots = [...document.querySelectorAll(".plot")].map((box, index) => {
     const parts = Object.fromEntries(["light", "dark"].map((name) => [name, el("div", { class: name })]));
     box.append(parts.light, parts.dark);
-    box.after(el("p", { class: "save" }, ...["svg", "png"].map((type) => saveButton(type, parts.light, box))));
+    box.after(el("p", { class: "save" }, ...["svg", "png"].map((type) => saveButton(type, index, box))));
     return { box, parts, spec: specs[index] };
   });
 
-  function saveButton(type, part, box) {
+  // What leaves the page carries its title and source.
+  function saveButton(type, index, box) {
     const label = `Save ${box.dataset.name} as ${type.toUpperCase()}`;
     const save = async () => {
-      const href = await drawn.get(part).view.toImageURL(type, 2);
+      const { view, finalize } = await vegaEmbed(el("div"), { ...specs[index], title: titles[index] }, optionsOf("light"));
+      const href = await view.toImageURL(type, 2);
+      finalize();
       el("a", { href, download: `${box.dataset.name}.${type}` }).click();
     };
     return button(type.toUpperCase(), save, { "aria-label": label, title: label });
   }
 
+  function optionsOf(name, width) {
+    const config = { ...themes[name], background: name === "light" ? "white" : "transparent" };
+    if (width) config.legend = { ...config.legend, labelLimit: width - 110 };
+    return { mode: "vega-lite", ast: true, renderer: "svg", actions: false, tooltip: { disableDefaultStyle: true }, config };
+  }
+
   async function draw(name) {
-    for (const { box, parts, spec } of plots) {
-      const width = Math.min(Math.floor(box.clientWidth), 640);
+    const main = document.getElementById("main");
+    const inView = ({ box }) => box.clientWidth > 0;
+    for (const { box, parts, spec } of [...plots.filter(inView), ...plots.filter((plot) => !inView(plot))]) {
+      // What is folded or not chosen has no width yet, and gets one that suits most screens, for paper.
       const before = drawn.get(parts[name]);
+      const most = box.closest(".switch") ? 860 : 640;
+      const width = Math.min(Math.floor(box.clientWidth || before?.width || main.clientWidth), most);
       if (before?.width === width) continue;
       before?.finalize();
-      const config = { ...themes[name], background: name === "light" ? "white" : "transparent" };
-      config.legend = { ...config.legend, labelLimit: width - 110 };
-      const options = { mode: "vega-lite", ast: true, renderer: "svg", actions: false, tooltip: { disableDefaultStyle: true }, config };
-      const { view, finalize } = await vegaEmbed(parts[name], sized(spec, width), options);
+      const { view, finalize } = await vegaEmbed(parts[name], sized(spec, width), optionsOf(name, width));
       drawn.set(parts[name], { width, view, finalize });
     }
   }
@@ -51,20 +61,37 @@ function startPlots() {
 
 function sized(spec, width) {
   if (!spec.vconcat) return { ...spec, width, autosize: { type: "fit-x", contains: "padding" } };
-  const room = 90; // of the vertical axis: views above each other do not fit themselves to a width
+  // Of what stands beside the views: those above each other do not fit themselves to a width.
+  const room = spec.usermeta?.room ?? 90;
   return { ...spec, vconcat: spec.vconcat.map((view) => ({ ...view, width: width - room })) };
+}
+
+// The chosen theme is kept for all reports of this browser, where it lends a page of this kind some memory.
+const THEME = "masformer-theme";
+
+function storedTheme(value) {
+  try {
+    if (value) localStorage.setItem(THEME, value);
+    return localStorage.getItem(THEME);
+  } catch {
+    return null;
+  }
 }
 
 function startTheme() {
   const root = document.documentElement;
   const toggle = document.getElementById("theme");
   const preferred = window.matchMedia("(prefers-color-scheme: dark)");
-  const apply = (dark) => {
-    root.dataset.theme = dark ? "dark" : "light";
-    toggle.textContent = dark ? "Light colours" : "Dark colours";
+  const apply = (theme) => {
+    root.dataset.theme = theme;
+    toggle.textContent = theme === "dark" ? "Light colours" : "Dark colours";
   };
-  apply(preferred.matches);
-  preferred.addEventListener("change", (event) => apply(event.matches));
-  toggle.addEventListener("click", () => apply(root.dataset.theme !== "dark"));
+  const ofSystem = () => (preferred.matches ? "dark" : "light");
+  apply({ dark: "dark", light: "light" }[storedTheme()] ?? ofSystem());
+  preferred.addEventListener("change", () => (storedTheme() ? null : apply(ofSystem())));
+  toggle.addEventListener("click", () => {
+    apply(root.dataset.theme === "dark" ? "light" : "dark");
+    storedTheme(root.dataset.theme);
+  });
   toggle.hidden = false;
 }

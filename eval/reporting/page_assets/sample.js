@@ -7,6 +7,7 @@ function sampleView(data, entry, state, choose) {
   const source = data.documents[example.document] ?? null;
   const parts = [
     el("h3", { tabindex: "-1" }, example.id),
+    copies(el("button", { type: "button", class: "link" }, "Copy link"), () => new URL(linkTo(entry, state), location.href).href),
     el("p", { class: "origin" }, [example.task, entry.template].join(" · ")),
   ];
   if (example.query) parts.push(el("p", { class: "query" }, el("b", {}, "Query "), example.query));
@@ -55,7 +56,7 @@ function overlapLegend() {
     "Shared with the other side: ",
     el("mark", { class: "word" }, "content word"),
     " ",
-    el("mark", { class: "phrase" }, "two or more words"),
+    el("mark", { class: "phrase" }, "two or more words in a row"),
     " (lower case, without stemming; the reference is marked for the first answer)",
   );
 }

@@ -2,6 +2,7 @@
 
 const PAGE_SIZE = 50;
 const ORDERS = {
+  change: "change, largest first",
   run: "as in the run",
   lowest: "score, lowest first",
   highest: "score, highest first",
@@ -39,18 +40,32 @@ function changeOf(entry, state) {
   return after === null || before === null ? null : after - before;
 }
 
+// What may be wrong with an answer, as the checks above name it.
+const FLAWS = {
+  length: "cut by the limit",
+  loop: "loops",
+  empty: "empty",
+  copy: "copies of the prompt",
+  unread: "zeros in other scripts",
+};
+const hasFlaw = (entry, { show, length }) => !show || (entry.answers.get(length)?.flaws ?? []).includes(show);
+
 function orderedEntries(entries, state) {
   const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
   const found = entries.filter(
     (entry) =>
       (!state.task || entry.example.task === state.task) &&
       (!state.template || entry.template === state.template) &&
+      hasFlaw(entry, state) &&
       words.every((word) => searchText(entry).includes(word)),
   );
   if (state.order === "run") return found;
-  const byChange = state.order === "loss" || state.order === "gain";
-  const sign = state.order === "highest" || state.order === "gain" ? -1 : 1;
-  const value = (entry) => (byChange ? changeOf(entry, state) : scoreAt(entry, state.length, state));
+  const sign = ["highest", "gain", "change"].includes(state.order) ? -1 : 1;
+  const value = (entry) => {
+    if (state.order === "lowest" || state.order === "highest") return scoreAt(entry, state.length, state);
+    const change = changeOf(entry, state);
+    return state.order === "change" && change !== null ? Math.abs(change) : change;
+  };
   const keyed = found.map((entry) => [value(entry), entry]);
   const known = keyed.filter(([key]) => key !== null).sort(([first], [second]) => sign * (first - second));
   return [...known, ...keyed.filter(([key]) => key === null)].map(([, entry]) => entry);
@@ -80,6 +95,12 @@ function controlsView(metrics, entries, lengths, state, update) {
     el("label", { class: "search" }, "Search", search),
     control("task", "Task", filter("all tasks", entries.map(({ example }) => example.task))),
     control("template", "Template", filter("all templates", entries.map(({ template }) => template))),
+    control("show", "Answers", [
+      ["", "all"],
+      ...Object.entries(FLAWS).filter(([flaw]) =>
+        entries.some(({ answers }) => [...answers.values()].some(({ flaws }) => flaws?.includes(flaw))),
+      ),
+    ]),
     control("length", "Length", lengthOptions),
     control("other", "Compared with", lengthOptions),
     control("metric", "Score", [
@@ -122,10 +143,12 @@ function startSamples() {
   const distinct = [...new Set(Object.values(headlines))];
   const metric = distinct.length > 1 ? "" : (distinct[0] ?? Object.keys(data.metrics).at(-1));
   const state = {
-    ...{ search: "", task: "", template: "", order: "run", metric, headlines },
+    ...{ search: "", task: "", template: "", show: "", order: lengths.length > 1 ? "change" : "run", metric, headlines },
     ...{ length: lengths.at(-1), other: lengths[0] },
+    hasTasks: new Set(entries.map(({ example }) => example.task)).size > 1,
+    hasTemplates: new Set(entries.map(({ template }) => template)).size > 1,
   };
-  let visible = entries;
+  let visible = orderedEntries(entries, state);
   let selected = 0;
 
   const list = el("div", { class: "list", role: "listbox", tabindex: "0", "aria-label": "Examples" });
@@ -140,10 +163,13 @@ function startSamples() {
   function update(changes) {
     const entry = visible[selected];
     Object.assign(state, changes);
-    for (const name of Object.keys(changes)) if (selects[name]) selects[name].value = state[name];
+    for (const name of Object.keys(changes)) {
+      if (selects[name]) selects[name].value = state[name];
+      else if (name === "search") controls.querySelector("input").value = state.search;
+    }
     visible = orderedEntries(entries, state);
-    // A new order begins at its top; otherwise the example stays, where it is still among the found.
-    selected = "order" in changes ? 0 : Math.max(visible.indexOf(entry), 0);
+    // A new order or kind begins at its top; otherwise the example stays, where it is still among the found.
+    selected = "order" in changes || "show" in changes ? 0 : Math.max(visible.indexOf(entry), 0);
     showList();
     showDetail();
   }
@@ -154,6 +180,32 @@ function startSamples() {
     selected = target;
     showList();
     showDetail();
+    address();
+  }
+
+  // The address is that of the example, so that it can be passed on; the way back leads to where the page was opened.
+  function address() {
+    if (visible[selected]) history.replaceState(null, "", linkTo(visible[selected], state));
+  }
+
+  function follow() {
+    const link = readLink();
+    if (!link) return;
+    const { id, template, state: changes } = link;
+    if (!lengths.includes(changes.length)) delete changes.length;
+    if (!lengths.includes(changes.other)) delete changes.other;
+    // Only a filter for answers of a kind hides others; an example stands among all.
+    const filters = id === null ? { task: "", template: "", show: "", ...changes } : { ...changes, ...{ task: "", template: "", show: "" } };
+    update({ search: "", ...filters });
+    if (id !== null) {
+      const isMeant = ({ example, template: own }) =>
+        example.id === id && (!changes.task || example.task === changes.task) && (!template || own === template);
+      const index = visible.findIndex(isMeant);
+      if (index < 0) status.textContent = `No example ${id} on this page`;
+      else if (index === selected) showDetail();
+      else select(index);
+    }
+    document.getElementById("samples").scrollIntoView();
   }
 
   function showList() {
@@ -180,6 +232,7 @@ function startSamples() {
     const entry = visible[selected];
     const choose = (length) => {
       update({ length });
+      address();
       // The button that was pressed is gone with the view before; its like takes the focus.
       [...detail.querySelectorAll("th button")].find((node) => node.textContent === count(length)).focus();
     };
@@ -204,4 +257,8 @@ function startSamples() {
   const side = el("div", { class: "side" }, el("div", { class: "status" }, status, pager), list, help);
   document.getElementById("sample-browser").append(controls, el("div", { class: "browser" }, side, detail));
   update({});
+  window.addEventListener("hashchange", follow);
+  // A link that is followed again changes no address.
+  document.querySelectorAll(".checks a").forEach((link) => link.addEventListener("click", () => setTimeout(follow)));
+  follow();
 }

@@ -59,7 +59,7 @@ def test_a_cost_that_is_declared_once_is_shown_everywhere(
 ) -> None:
     folder = tmp_path / "runs" / "run"
     write_run(folder, answer)
-    assert score([str(folder), "--full"]) == 0
+    assert score([str(folder), "--full", "--explain"]) == 0
     printed = capsys.readouterr().out
     for text in (printed, (folder / "report.md").read_text(), (folder / "report.html").read_text()):
         assert "energy kJ" in text
@@ -118,7 +118,7 @@ def test_the_report_of_a_server_says_how_it_was_timed_and_what_it_cached(
     made = write_run(folder, answer, record=record)
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     made.write_lines("predictions.jsonl", [line | unknown | told for line in lines])
-    assert score([str(folder), "--full"]) == 0
+    assert score([str(folder), "--full", "--explain"]) == 0
     report = (folder / "report.md").read_text()
     assert "- engine: endpoint (vllm 0.32.0), at http://x/v1, serving `served`, prompts as text" in report
     assert "- machine: that of the server, which does not tell; asked from CPU (test)" in report

@@ -39,8 +39,9 @@ def test_the_report_and_the_plots_are_there(scored: Path) -> None:
     for title in ("R1 over length", "RLsum against attention per example", "Where the oracle", "Comparisons: plos"):
         assert title in page
     names = {file.name for file in (scored / "plots").iterdir()}
-    for name in ("length-rouge1", "cost-seconds", "positions"):
+    for name in ("finding", "length-rouge1", "cost-seconds", "positions"):
         assert {f"plos-instruct-{name}.png", f"plos-instruct-{name}.svg"} <= names
+    assert "](plots/plos-instruct-finding.svg)" in (scored / "report.md").read_text()
     assert (scored / "plots" / "plos-instruct-positions.png").read_bytes().startswith(b"\x89PNG")
     assert (scored / "plots" / "plos-instruct-positions.svg").read_text().startswith("<svg")
 
@@ -230,6 +231,7 @@ def test_the_page_of_several_profiles_shows_each_task_its_own_metrics(tmp_path: 
     assert (tmp_path / "plots" / "qasper-instruct-length-exact_match.png").exists()
     with chromium() as browser:
         opened = open_page(browser, tmp_path / "report.html")
+        opened.page.locator(".controls select").last.select_option("run")
         scores = opened.page.locator(".list .item .score")
         # Half of the words at the smallest length and all of them at the greatest, which is shown first.
         assert set(scores.all_inner_texts()) == {"100.0"}

@@ -10,8 +10,9 @@ import pytest
 
 from eval.records.read_run import RunInputs
 from eval.records.schema import Baselines, Compared, Comparison, Estimate, Result, RunRecord, Scores
-from eval.reporting.lengths import warnings_on_lengths
-from eval.reporting.short_report import meanings, render_short, score_table
+from eval.reporting.checks import checks_of
+from eval.reporting.finding import meanings
+from eval.reporting.short_report import render_short, score_table
 from eval.score import main as score
 from tests.helpers.records import comparison, result
 from tests.helpers.run_folders import run_record, with_task, write_run
@@ -181,12 +182,14 @@ def test_only_what_is_wrong_is_said_below() -> None:
     assert len(fine.splitlines()) <= 8
     record = with_task(record, rows={"num_bad": 2, "bad": ["line 3: no 'output'"]})
     broken = render_short(inputs_of(record, num_absent=7, dropped="lines dropped from the journal: 1 torn"), scores)
-    added = broken.removeprefix(fine).strip().splitlines()
+    added = [line for line in broken.splitlines() if line not in fine.splitlines()]
     assert added == [
-        "Not there yet: 7 predictions of a run that was interrupted.",
-        "2 rows of plos could not be used and were skipped; the report names the first.",
-        "Lines dropped from the journal: 1 torn.",
+        "Check before you trust this:",
+        "- Not there yet: 7 predictions of a run that was interrupted.",
+        "- 2 rows of plos could not be used and were skipped; the report names the first.",
+        "- Lines dropped from the journal: 1 torn.",
     ]
+    assert fine.splitlines()[-1] == broken.splitlines()[-1], "the verdict is last"
     assert max(map(len, broken.splitlines())) <= 100
 
 
@@ -214,9 +217,9 @@ def test_lengths_that_decide_scores_are_a_warning(
 ) -> None:
     counts = dict(zip(LENGTHS, ended, strict=True))
     results = [replace(one, num_ended_by_length=counts[one.maxlen]) for one in RESULTS]
-    warnings = warnings_on_lengths(scores_of(results, [], words))["plos"]
-    assert len(warnings) == (said is not None)
-    assert said is None or said in warnings[0]
+    checks = checks_of(scores_of(results, [], words))["plos"]
+    assert len(checks) == (said is not None)
+    assert said is None or said in checks[0].text
     printed = " ".join(render_short(inputs_of(run_record(lengths=LENGTHS)), scores_of(results, [], words)).split())
     assert said is None or said in printed
 
@@ -236,10 +239,12 @@ def test_the_path_of_the_page_is_last_and_the_full_form_has_all_tables(
         "Comparisons: plos",
         "wins/ties/losses",
         "visible oracle",
-        "permutation of whole",
         "Prefilled",
     ):
         assert part in full
+    assert "permutation of whole" not in full
+    assert score([str(tmp_path), "--explain"]) == 0
+    assert "permutation of whole" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit):
         score(["--predictions", "a", "--references", "b", "--full"])
     assert "--full is for the folder of a run" in capsys.readouterr().err
