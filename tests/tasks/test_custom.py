@@ -63,7 +63,7 @@ def test_a_folder_has_a_file_for_each_split(tmp_path: Path) -> None:
     (tmp_path / "README.txt").write_text("These are tickets.")
     assert [e.id for e in load(PLAIN, tmp_path).examples] == ["t1"]
     assert [e.id for e in load(PLAIN, tmp_path, split="validation").examples] == ["t2"]
-    with pytest.raises(DataError, match="holds no file named train"):
+    with pytest.raises(DataError, match="has no split 'train'; it has validation, test: name one with --split"):
         load(PLAIN, tmp_path, split="train")
 
 
@@ -135,14 +135,11 @@ def test_a_table_whose_rows_cannot_be_told_apart_is_refused_whole(tmp_path: Path
         file.write_text(text)
         with pytest.raises(DataError, match=reason):
             load(CustomTask(), file, on_bad_row="skip")
-    file.with_suffix(".json").write_text('[\n{"context": "a", "target": "b"}\n]\n')
-    with pytest.raises(DataError, match="line 1: begins a JSON array; write one object a line"):
-        load(CustomTask(), file.with_suffix(".json"))
 
 
 def test_data_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     *_, texts = write_all(tmp_path)
-    with pytest.raises(DataError, match=r"^task custom has no data; give --data a file or a folder$"):
+    with pytest.raises(DataError, match=r"^task custom has no data; give --data a file, a folder or hf://OWNER/NAME$"):
         load(PLAIN, None)
     with pytest.raises(DataError, match=r"^no such file or folder"):
         load(PLAIN, tmp_path / "nothing")
@@ -212,7 +209,7 @@ def test_templates_are_made_of_the_instruction(tmp_path: Path) -> None:
         ("- a\n", "holds no 'name: value' lines"),
         ("", "holds no 'name: value' lines"),
         ("a: [", "is not YAML"),
-        ("context: x\n", "unknown key 'context'; known: name, data, context_field"),
+        ("context: x\n", "unknown key 'context'; known: name, data, subset, split"),
         ("max_new_tokens: '96'\n", "max_new_tokens is '96'; expected a whole number above 0"),
         ("max_new_tokens: -1\n", "max_new_tokens is -1; expected a whole number above 0"),
         ("max_new_tokens: true\n", "max_new_tokens is True; expected a whole number above 0"),
