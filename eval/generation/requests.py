@@ -283,7 +283,9 @@ def _sources_of(
     common = fingerprint(identity, name, {key: value for key, value in to_json(task).items() if key not in _APART})
     chat = config.chat_settings(record.template_date)
     builders = {
-        template: PromptBuilder(tokenizer, config.tasks[name].templates[template], chat, is_framed=is_encoded)
+        template: PromptBuilder(
+            tokenizer, config.tasks[name].templates[template], chat, shots=loaded.shots, is_framed=is_encoded
+        )
         for template in task.templates
     }
     pins = {

@@ -3,11 +3,15 @@
 Each part is tokenized once, so that with head truncation the prompt at one length begins like the prompt at a greater
 one, and token counts are exact. A tokenizer with a chat template gets the prompt as one user turn, unless the
 template is a plain one. Documents, queries and answers are text, whatever they spell.
+
+Shots, which are solved examples, open the prompt: turns of user and model, or plain text, each with its whole document.
+They are encoded once and apart from the rest, so that all prompts of a template begin with the same tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +34,8 @@ _PROBE = "Rivers run 7 miles."
 # Of documents that are asked for their letters: how many characters of one, and how many documents of a task.
 _SAMPLE = 512
 _MOST_SAMPLES = 200
+# Stands for a text of a shot while the chat template is rendered.
+_MARKED = "\N{OBJECT REPLACEMENT CHARACTER}[a-z]+ \\d+\N{OBJECT REPLACEMENT CHARACTER}"
 # As of the letters of references that a profile must keep.
 _LEAST_LETTERS = 0.9
 
@@ -68,7 +74,8 @@ class PromptBuilder:
     Args:
         tokenizer: Tokenizer of the model.
         template: A template of the task.
-        chat: How its chat template is used.
+        chat: How its chat template is used; its system message counts before that of the template.
+        shots: Solved examples that open the prompt.
         is_framed: Plain text ends as the tokenizer ends it too, as encoders read it.
     """
 
@@ -78,12 +85,22 @@ class PromptBuilder:
         template: Template,
         chat: ChatSettings | None = None,
         *,
+        shots: Sequence[Example] = (),
         is_framed: bool = False,
     ) -> None:
         assert template.text.count("{context}") == 1
         self.tokenizer = tokenizer
         self.template = template
-        self.chat = ChatTemplate(tokenizer, chat or ChatSettings())
+        self.shots = tuple(shots)
+        chat = chat or ChatSettings()
+        # The system message of a template opens a plain prompt; that of the user needs a chat template.
+        self._opening = ""
+        if template.system and chat.system is None:
+            if template.chat and tokenizer.chat_template:
+                chat = replace(chat, system=template.system)
+            else:
+                self._opening = f"{template.system}\n\n"
+        self.chat = ChatTemplate(tokenizer, chat)
         self.uses_chat_template = template.chat and bool(tokenizer.chat_template)
         self.encoder = TextEncoder(tokenizer)
         self._bos: tuple[int, ...] = ()
@@ -109,6 +126,8 @@ class PromptBuilder:
         """Return the digest of the rendered template, chat markup included."""
         # Version 0.1 put spaces between the pieces of prompts for these tokenizers.
         pieces = [*self._rendered, *(["joined"] if self.encoder.has_dummy_prefix else []), *map(str, self._stop)]
+        if self.shots:
+            pieces += ["shots", self._shots_text]
         return hashlib.sha256("\0".join(pieces).encode()).hexdigest()
 
     def check(self) -> None:
@@ -120,9 +139,9 @@ class PromptBuilder:
         example = Example(id="", document_id="", context=_PROBE, query=_PROBE, references=())
         parts = self.parts(example)
         suffix = parts.suffix[: len(parts.suffix) - len(self._stop)]
-        ids = (*parts.prefix[len(self._start) :], *parts.context, *suffix)
+        ids = (*parts.prefix[len(self._start) + len(self._shot_ids) :], *parts.context, *suffix)
         text = _PROBE.join(part.replace("{query}", _PROBE) for part in self._rendered)
-        whole = self._decode(self.encoder.encode(text))
+        whole = self._decode(self.encoder.encode(text, self._before_prompt))
         if (ours := self._decode(ids)) != whole or _letters(ours) != _letters(text):
             told = ours if ours != whole else whole
             raise UserError(
@@ -165,7 +184,7 @@ class PromptBuilder:
         if query not in self._fixed:
             before, after = self._rendered
             self._fixed[query] = PromptParts(
-                prefix=self._start + self._fill(before, query or "", ""),
+                prefix=self._start + self._shot_ids + self._fill(before, query or "", self._before_prompt),
                 context=(),
                 suffix=self._fill(after, query or "", _TEXT) + self._stop,
             )
@@ -211,8 +230,19 @@ class PromptBuilder:
         """
         before, after = self.template.text.split("{context}") if is_turn else self._rendered
         whole = context.join(part.replace("{query}", query or "") for part in (before, after))
+        whole = whole if is_turn else self._shots_text + whole
         # A tokenizer that begins each text with its token does so with this one.
         return whole if is_turn or not self._bos else whole.removeprefix(self.tokenizer.bos_token or "")
+
+    @cached_property
+    def shot_turns(self) -> list[tuple[str, str]]:
+        """Return role and text of the turns of the shots, for an engine that takes no tokens."""
+        return [(role, self._with_shots(text)) for role, text in self._marked_turns]
+
+    @property
+    def system(self) -> str | None:
+        """Return the system message."""
+        return self.chat.settings.system
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Return the token ids of an answer, with what ends the model's turn.
@@ -230,7 +260,11 @@ class PromptBuilder:
 
     @property
     def _before_context(self) -> str:
-        return self._rendered[0].replace("{query}", _TEXT)
+        return self._before_prompt + self._rendered[0].replace("{query}", _TEXT)
+
+    @property
+    def _before_prompt(self) -> str:
+        return _TEXT if self.shots else ""
 
     @cached_property
     def _before_answer(self) -> tuple[str, str]:
@@ -251,11 +285,78 @@ class PromptBuilder:
             raise UserError("the tokenizer has no end token, so a target cannot be ended; give a model that has one")
         return (self.tokenizer.eos_token_id,)
 
-    @cached_property
+    @property
     def _rendered(self) -> tuple[str, str]:
-        """Return what stands before and after the context, with `{query}` still in its place."""
+        """Return what stands before, but for the shots, and after the context, with `{query}` still in its place."""
+        return self._rendered_parts[1:]
+
+    @cached_property
+    def _rendered_parts(self) -> tuple[str, str, str]:
+        """Return the shots, with marks in the places of their texts, and what stands before and after the context."""
         before, after = self.template.text.split("{context}")
-        return self.chat.around(before, after) if self.uses_chat_template else (before, after)
+        if self.uses_chat_template:
+            before, after = self.chat.around(before, after, self._marked_turns)
+        else:
+            shown = [text + self._seam(text) + answer + "\n\n" for (_, text), (_, answer) in self._marked_pairs]
+            before = self._opening + "".join(shown) + before
+        if not self.shots:
+            return "", before, after
+        counts = [before.count(mark) for mark in self._shot_texts if mark in "".join(text for _, text in self._marked_turns)]
+        if set(counts) != {1}:
+            raise UserError(
+                "the chat template leaves out or repeats earlier turns, so it cannot show --shots; take templates named "
+                "-plain, which do without it"
+            )
+        end = max(before.index(mark) + len(mark) for mark in self._shot_texts if mark in before)
+        return before[:end], before[end:], after
+
+    @cached_property
+    def _shot_texts(self) -> dict[str, str]:
+        """Return the texts of the shots by the marks that stand for them while a chat template is rendered."""
+        texts = {}
+        for index, shot in enumerate(self.shots):
+            for name, text in {"context": shot.context, "query": shot.query or "", "answer": shot.references[0]}.items():
+                texts[_shot_mark(index, name)] = text.strip()
+        return texts
+
+    @cached_property
+    def _marked_pairs(self) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+        pairs = []
+        for index in range(len(self.shots)):
+            text = self.template.text.replace("{context}", _shot_mark(index, "context"))
+            text = text.replace("{query}", _shot_mark(index, "query"))
+            pairs.append((("user", text), ("assistant", _shot_mark(index, "answer"))))
+        return pairs
+
+    @property
+    def _marked_turns(self) -> list[tuple[str, str]]:
+        return [turn for pair in self._marked_pairs for turn in pair]
+
+    @staticmethod
+    def _seam(text: str) -> str:
+        """Return what stands between a plain prompt and an answer: nothing after white space, a blank after a cue."""
+        return "" if text[-1:].isspace() else " " if text.endswith(":") else "\n\n"
+
+    def _with_shots(self, text: str) -> str:
+        for mark, shown in self._shot_texts.items():
+            text = text.replace(mark, shown)
+        return text
+
+    @property
+    def _shots_text(self) -> str:
+        return self._with_shots(self._rendered_parts[0])
+
+    @cached_property
+    def _shot_ids(self) -> tuple[int, ...]:
+        """Return the token ids of the shots, in which documents and answers are text."""
+        ids: tuple[int, ...] = ()
+        after = ""
+        for piece in re.split(f"({_MARKED})", self._rendered_parts[0]):
+            shown = self._shot_texts.get(piece, piece)
+            if shown:
+                ids += self.encoder.encode(shown, after, is_data=piece in self._shot_texts)
+                after = shown
+        return ids
 
     def _fill(self, text: str, query: str, after: str) -> tuple[int, ...]:
         """Return the token ids of a part of the template with the query in its place."""
@@ -275,6 +376,10 @@ class PromptBuilder:
 
     def _decode(self, ids: tuple[int, ...]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _shot_mark(index: int, name: str) -> str:
+    return f"\N{OBJECT REPLACEMENT CHARACTER}{name} {index}\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 def _letters(text: str) -> str:

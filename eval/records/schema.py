@@ -131,7 +131,8 @@ class TemplateRecord:
 
     text: str = entry("the template, `{context}` and `{query}` in their places")
     chat: bool = entry("whether the chat template is put around it", default=True)
-    prompt_sha256: str = entry("digest of the rendered template, chat markup included", default="")
+    system: str | None = entry("system message of the task itself", default=None, is_left_out=True)
+    prompt_sha256: str = entry("digest of the rendered template, chat markup and shots included", default="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,9 @@ class TaskRecord:
         "counts of rows that were read, left out, or bad, and the first bad ones", default={}, rule=ROWS
     )
     split: str = entry("split of the data set")
+    shots: dict[str, Any] | None = entry(
+        "solved examples that open each prompt: their split, seed and ids", default=None, is_left_out=True
+    )
     templates: dict[str, TemplateRecord] = entry("prompts by name; may grow", rule=NAMES)
     profile: str | None = entry("metrics", default=None, is_left_out=True)
     scores_first_line: bool = entry("score the first line of an answer alone", default=False)
