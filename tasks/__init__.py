@@ -89,7 +89,8 @@ def find_task(name: str, folder: Path | None = None) -> Task:
     meant = f", perhaps '{close[0]}'" if close else ""
     more = f"; others here: {', '.join(others)}" if others else ""
     raise DataError(
-        f"unknown task '{name}'{meant}; python -m tasks list names all, and a .yaml task file is for your own data{more}"
+        f"unknown task '{name}'{meant}; python -m tasks list names all, and a .yaml task file is for your own data"
+        f"{more}"
     )
 
 

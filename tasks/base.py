@@ -127,7 +127,7 @@ class Template:
     Attributes:
         text: Holds `{context}` once, and `{query}` where the task has queries.
         chat: Put the text into one user turn if the model has a chat template; False uses it as it is.
-        system: System message, unless the user gives another; without a chat template it opens the prompt. None for none.
+        system: System message, unless the user gives another; without a chat template it opens the prompt.
     """
 
     text: str
@@ -261,7 +261,9 @@ class Task:
         """Return solved examples about different documents, the same whatever else of the request differs."""
         split = request.shots_split or self.shots_split
         if split not in self.splits:
-            raise DataError(f"task {self.name} has no split '{split}' for its shots; choose from: {', '.join(self.splits)}")
+            raise DataError(
+                f"task {self.name} has no split '{split}' for its shots; choose from: {', '.join(self.splits)}"
+            )
         drawn = self.read(
             LoadRequest(
                 split=split,

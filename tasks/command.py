@@ -142,7 +142,9 @@ def _end_output(stream: TextIO | None) -> None:
 
 def add_tasks_from(parser: argparse.ArgumentParser) -> None:
     """Add the flag of a folder with task files."""
-    parser.add_argument("--tasks-from", metavar="DIR", type=Path, help="folder of YAML task files, known by their names")
+    parser.add_argument(
+        "--tasks-from", metavar="DIR", type=Path, help="folder of YAML task files, known by their names"
+    )
 
 
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:

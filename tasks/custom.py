@@ -107,12 +107,14 @@ class CustomTask:
             templates = {name: replace(template, system=self.system) for name, template in templates.items()}
         is_on_hub = self.data is not None and HubPath.of(self.data) is not None
         if self.revision is not None and not is_on_hub:
-            raise DataError(f"task {self.name}: revision {self.revision} is of the hub, and the data is not; leave it out")
+            raise DataError(
+                f"task {self.name}: revision {self.revision} is of the hub, and the data is not; leave it out"
+            )
         return Task(
             name=self.name,
             version=self.version,
             description=self.description,
-            source="--data takes JSON lines, CSV, TSV, Parquet, a folder of text files, or what Hugging Face datasets loads",
+            source="--data takes JSON lines, CSV, TSV, Parquet, a folder of texts, or what Hugging Face datasets loads",
             licence=self.licence,
             splits=dict.fromkeys((*SPLIT_NAMES, self.split, self.shots_split)),
             read=partial(_load, self),
@@ -252,8 +254,8 @@ def _load(about: CustomTask, request: LoadRequest) -> LoadedExamples:
         for what, field in about.fields.items():
             if missing := [column for column in field.columns if column not in row.fields]:
                 raise DataError(
-                    f"{row.where}: no field '{missing[0]}', fields found: {', '.join(row.fields) or 'none'}; name one with "
-                    f"--{what.replace('_', '-')}, or {what} in a task file"
+                    f"{row.where}: no field '{missing[0]}', fields found: {', '.join(row.fields) or 'none'}; name one "
+                    f"with --{what.replace('_', '-')}, or {what} in a task file"
                 )
         for field in about.fields.values():
             row = field.fill(row)

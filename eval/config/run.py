@@ -211,14 +211,18 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
             raise UserError(str(error)) from error
         lengths = set(filter(None, found))
         if len(lengths) > 1:
-            raise UserError(f"--maxlen is missing, and the tasks name different lengths: {', '.join(map(str, lengths))}")
+            raise UserError(
+                f"--maxlen is missing, and the tasks name different lengths: {', '.join(map(str, lengths))}"
+            )
         return values | ({"maxlen": lengths.pop()} if lengths else {})
 
     def shots_of(self, task: Task) -> dict[str, Any]:
         number = task.shots if self.shots is None else self.shots
         split = task.shots_split if self.shots_split is None else self.shots_split
         if not number and self.shots is None and (self.shots_split, self.shots_seed) != (None, None):
-            raise UserError("--shots-split and --shots-seed say which examples are shots; give --shots too, 2 for example")
+            raise UserError(
+                "--shots-split and --shots-seed say which examples are shots; give --shots too, 2 for example"
+            )
         if number and split not in task.splits:
             raise UserError(f"task '{task.name}' has no split '{split}' for shots; known: {', '.join(task.splits)}")
         seed = task.shots_seed if self.shots_seed is None else self.shots_seed

@@ -93,9 +93,7 @@ def prompt_fields(request: Request, form: str) -> dict[str, Any]:
     return text_fields(text, form, builder.system, builder.shot_turns)
 
 
-def text_fields(
-    text: str, form: str, system: str | None, earlier: Sequence[tuple[str, str]] = ()
-) -> dict[str, Any]:
+def text_fields(text: str, form: str, system: str | None, earlier: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """Return the fields of a prompt that is a text, or a user's turn after a system message and `earlier` turns."""
     if form == "text":
         return {"prompt": text}

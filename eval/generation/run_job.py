@@ -264,9 +264,7 @@ def _task_record(
     templates = [template for template in dict.fromkeys([*before, *requested]) if template in task.templates]
     chat, tokenizer, is_framed = config.chat_settings(date), backend.tokenizer, backend.is_encoded
     builders = {
-        template: PromptBuilder(
-            tokenizer, task.templates[template], chat, shots=loaded.shots, is_framed=is_framed
-        )
+        template: PromptBuilder(tokenizer, task.templates[template], chat, shots=loaded.shots, is_framed=is_framed)
         for template in templates
     }
     for builder in builders.values():

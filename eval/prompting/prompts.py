@@ -301,11 +301,13 @@ class PromptBuilder:
             before = self._opening + "".join(shown) + before
         if not self.shots:
             return "", before, after
-        counts = [before.count(mark) for mark in self._shot_texts if mark in "".join(text for _, text in self._marked_turns)]
+        counts = [
+            before.count(mark) for mark in self._shot_texts if mark in "".join(text for _, text in self._marked_turns)
+        ]
         if set(counts) != {1}:
             raise UserError(
-                "the chat template leaves out or repeats earlier turns, so it cannot show --shots; take templates named "
-                "-plain, which do without it"
+                "the chat template leaves out or repeats earlier turns, so it cannot show --shots; take templates "
+                "named -plain, which do without it"
             )
         end = max(before.index(mark) + len(mark) for mark in self._shot_texts if mark in before)
         return before[:end], before[end:], after
@@ -315,7 +317,11 @@ class PromptBuilder:
         """Return the texts of the shots by the marks that stand for them while a chat template is rendered."""
         texts = {}
         for index, shot in enumerate(self.shots):
-            for name, text in {"context": shot.context, "query": shot.query or "", "answer": shot.references[0]}.items():
+            for name, text in {
+                "context": shot.context,
+                "query": shot.query or "",
+                "answer": shot.references[0],
+            }.items():
                 texts[_shot_mark(index, name)] = text.strip()
         return texts
 

@@ -4,15 +4,14 @@
     rows.provenance["revision"]  # the full commit, also for a branch or a tag
 
 `datasets` says which files a subset and a split have, and reads them as a stream: nothing is converted, and no file of
-another split is fetched. It keeps nothing of a stream, and without the hub its cache returns the newest version there is
-(`CachedDatasetModuleFactory` of 5.2 does not look at the revision). So rows of the hub are kept here, under their commit,
-in blocks that are read again without the hub. What `tasks.readers.files` and `tasks.readers.hub` read does not come here:
-they name a bad row by its line, and read no more of a file than pages.
+another split is fetched. It keeps nothing of a stream, and without the hub its cache returns the newest version there
+is (`CachedDatasetModuleFactory` of 5.2 does not look at the revision). So rows of the hub are kept here, under their
+commit, in blocks that are read again without the hub. What `tasks.readers.files` and `tasks.readers.hub` read does not
+come here: they name a bad row by its line, and read no more of a file than pages.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import itertools
 import json
@@ -54,9 +53,7 @@ class HubPath:
         return cls(repo=name, revision=unquote(revision) or None, files="/".join(parts[2:]) or None)
 
 
-def hub_dataset_rows(
-    place: HubPath, subset: str | None, columns: Sequence[str], request: LoadRequest
-) -> Rows[Row]:
+def hub_dataset_rows(place: HubPath, subset: str | None, columns: Sequence[str], request: LoadRequest) -> Rows[Row]:
     """Return the rows of a split of a data set on the hub.
 
     Args:
@@ -84,9 +81,8 @@ def hub_dataset_rows(
         if revision == CONVERTED_REVISION and subset is not None:
             more = {"data_dir": subset}
         with parsing(f"hf://{repo} at {revision}: not loaded by datasets", without_hub()):
-            builder = _builder(repo, None if more else subset, revision=commit, **more)
-            stream = builder.as_streaming_dataset(split=_split_of(builder.config.data_files, request.split, repo))
-            yield from stream.skip(start) if start else stream
+            found, _ = _stream(repo, request.split, repo, name=None if more else subset, revision=commit, **more)
+            yield from found.skip(start) if start else found
 
     provenance = {"kind": "hub", "name": repo, "subset": subset, "revision": commit, "files": place.files}
     rows = _kept_rows(folder, stream, frozenset(columns), what)
@@ -102,7 +98,8 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
         DataError: Nothing is there, no such subset or split, or a file is damaged.
     """
     with parsing(
-        f"{path}: format not recognized", "give .jsonl, .csv, .tsv, .parquet, one of them packed, or what datasets loads"
+        f"{path}: format not recognized",
+        "give .jsonl, .csv, .tsv, .parquet, one of them packed, or what datasets loads",
     ):
         if path.is_dir() and any((path / mark).exists() for mark in _MARKS_OF_DISK):
             import datasets
@@ -116,10 +113,8 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
             given = files_of(path)
             folder = path if path.is_dir() else given[0].parent
             more = {} if path.is_dir() else {"data_files": {split: [str(file.resolve()) for file in given]}}
-            builder = _builder(str(folder), subset, **more)
-            name = _split_of(builder.config.data_files, split, str(path))
-            files = [Path(str(file)) for file in builder.config.data_files[name]]
-            found = builder.as_streaming_dataset(split=name)
+            found, names = _stream(str(folder), split, str(path), name=subset, **more)
+            files = [Path(name) for name in names]
     provenance = file_provenance(path, files) | ({"subset": subset} if subset else {})
 
     def read() -> Iterator[Mapping[str, Any]]:
@@ -132,23 +127,28 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
 
 def files_of(path: Path) -> list[Path]:
     """Return a file, or those that match a pattern of paths, sorted. Raises `DataError` if there is none."""
-    files = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+    files = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     if not files:
         what = "no file matches" if _PATTERN.search(str(path)) else "no such file or folder:"
         raise DataError(f"{what} {path}; check the path given to --data")
     return files
 
 
-def _builder(path: str, subset: str | None, **more: Any) -> Any:
+def _stream(source: str, split: str, where: str, **more: Any) -> tuple[Any, list[str]]:
+    """Return the rows of a split, which `datasets` finds, as a stream, and the files that have them."""
     import datasets
 
-    shows = datasets.are_progress_bars_disabled()
+    shows = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()  # of listing the files, one for each split
     try:
-        return datasets.load_dataset_builder(path, subset, **more)
+        builder = datasets.load_dataset_builder(source, **more)
     finally:
-        if not shows:
+        if shows:
             datasets.enable_progress_bars()
+    files = builder.config.data_files
+    name = _split_of(files, split, where)
+    builder.config.data_files = type(files)({name: files[name]})  # it would open the first file of another split
+    return builder.as_streaming_dataset(split=name), [str(file) for file in files[name]]
 
 
 def _split_of(known: Mapping[Any, Any], split: str, where: str) -> str:
@@ -222,4 +222,3 @@ def _kept_rows(
 
 def _keep_block(path: Path, rows: Sequence[Mapping[str, Any]], *, is_last: bool = False) -> None:
     keep(path, json.dumps([rows, is_last]).encode())
-

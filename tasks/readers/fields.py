@@ -1,8 +1,8 @@
 """A field of an example: a column by its name, or a text in Jinja that is made of columns.
 
-    title = Field("{{ title }}\n\n{{ sections | join('\n') }}")
-    title.columns        # ("sections", "title")
-    title.fill(row)      # the row with this text beside its columns, under the name that is the template itself
+title = Field("{{ title }}\n\n{{ sections | join('\n') }}")
+title.columns        # ("sections", "title")
+title.fill(row)      # the row with this text beside its columns, under the name that is the template itself
 """
 
 from __future__ import annotations

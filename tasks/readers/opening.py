@@ -93,7 +93,10 @@ def holds_several(path: Path) -> bool:
     """Return whether a file is a zip file of more than one."""
     if path.suffix.lower() != ".zip":
         return False
-    with parsing(f"{path.name}: not a readable zip file", "check it, or fetch it again"), zipfile.ZipFile(path) as archive:
+    with (
+        parsing(f"{path.name}: not a readable zip file", "check it, or fetch it again"),
+        zipfile.ZipFile(path) as archive,
+    ):
         return len(_members(archive)) > 1
 
 

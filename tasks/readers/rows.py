@@ -197,7 +197,7 @@ def document_names(prefix: str) -> Callable[[str], str]:
 def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> LoadedExamples:
     """Return the first `limit` examples that are long enough, with the provenance of `rows`; reads no further.
 
-    For a `sample` all rows are read, or the first `scan`, and the examples of the drawn documents are kept in their order.
+    For a `sample` all rows are read, or the first `scan`, and examples of the drawn documents are kept in their order.
     `convert` raises `DataError` for a row that cannot be used.
 
     Raises:
