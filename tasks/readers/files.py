@@ -229,7 +229,7 @@ def split_file(folder: Path, split: str, *others: str) -> Path:
 
 
 def files_of_split(folder: Path, split: str, *others: str) -> list[Path]:
-    """Return the files of a folder with records that are named for a split, or as the first of `others` that is there."""
+    """Return the files of a folder with records that are named for a split, or as the first of `others` there."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in RECORDS)
     matches: list[Path] = []
     for names in (*((other,) for other in others), split_names(split)):

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tasks import CustomTask, DataError, LoadRequest, Task, check_instruction, read_task_file
+from tasks import CustomTask, DataError, LoadRequest, Task, check_instruction, find_task, read_task_file, tasks_of
 
 ROWS: list[dict[str, Any]] = [
     {"id": "t1", "ticket": "The printer is on fire.", "summary": "Fire.", "ask": "What burns?"},
@@ -249,3 +249,61 @@ def test_a_task_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         read_task_file(tmp_path / "bytes.yaml")
     with pytest.raises(DataError, match=r"--instruction '{query}' holds a placeholder"):
         check_instruction("{query}")
+
+
+def test_a_task_file_names_data_of_the_hub_shots_lengths_and_a_system_message(tmp_path: Path) -> None:
+    task = task_of(
+        tmp_path,
+        "data: hf://owner/tickets\nsubset: mail\nsplit: testmini\nrevision: v1\nshots: 3\nshots_split: dev\n"
+        "shots_seed: 7\nsystem: Be brief.\nmaxlen: [2048, 1024]\n",
+    )
+    assert (task.default_split, task.revision, task.needs_hub) == ("testmini", "v1", True)
+    assert {"testmini", "dev", "validation"} <= task.splits.keys()
+    assert (task.shots, task.shots_split, task.shots_seed, task.maxlen) == (3, "dev", 7, (1024, 2048))
+    assert {template.system for template in task.templates.values()} == {"Be brief.", None}
+    assert task_of(tmp_path, "data: hf://owner/tickets\n").revision == "main"
+    assert task_of(tmp_path, "maxlen: 512\n").maxlen == (512,)
+
+
+def test_prompts_of_a_task_file_may_be_jinja(tmp_path: Path) -> None:
+    text = 'query_field: ask\ntemplates:\n  short: "{% if true %}{{ context }}{% endif %}\\n\\n{{ query }}"\n'
+    assert task_of(tmp_path, text).templates["short"].text == "{context}\n\n{query}"
+    with pytest.raises(DataError, match="template 'short': 'title' is undefined; correct the template"):
+        task_of(tmp_path, "templates: {short: '{{ context }} {{ title }}'}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("shots: -1\n", "shots is -1; expected a whole number, 0 or more"),
+        ("maxlen: []\n", r"maxlen is \[\]; expected a whole number above 0, or a list of them"),
+        ("maxlen: [1024, '2k']\n", r"maxlen is \[1024, '2k'\]; expected a whole number above 0, or a list"),
+        ("data: a.csv\nrevision: v1\n", "revision v1 is of the hub, and the data is not; leave it out"),
+    ],
+)
+def test_a_mistake_in_what_is_optional_is_told(text: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=reason):
+        task_of(tmp_path, text)
+
+
+# Folders of task files
+
+
+def test_tasks_of_a_folder_are_known_by_their_names(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    fields = "data: a.csv\ncontext_field: ticket\ntarget_field: summary\n"
+    (tmp_path / "one.yaml").write_text(fields)
+    (tmp_path / "two.yml").write_text(f"name: second\n{fields}")
+    assert list(tasks_of(tmp_path)) == ["one", "second"]
+    assert len(find_task("second", tmp_path).load(LoadRequest(split="test")).examples) == 2
+    assert find_task("plos", tmp_path).name == "plos", "published tasks stay"
+    with pytest.raises(DataError, match=r"unknown task 'secnd', perhaps 'second'; .*others here: one, second$"):
+        find_task("secnd", tmp_path)
+    (tmp_path / "three.yaml").write_text("name: second\n")
+    with pytest.raises(DataError, match=r"two task files of .* are called 'second'; rename one"):
+        tasks_of(tmp_path)
+    (tmp_path / "three.yaml").write_text("name: plos\n")
+    with pytest.raises(DataError, match=r"three\.yaml is called 'plos' like a published task; rename it"):
+        tasks_of(tmp_path)
+    with pytest.raises(DataError, match=r"texts holds no \.yaml or \.yml file; give a folder of task files"):
+        tasks_of(tmp_path / "texts")
