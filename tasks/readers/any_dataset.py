@@ -113,7 +113,7 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
             given = files_of(path)
             folder = path if path.is_dir() else given[0].parent
             more = {} if path.is_dir() else {"data_files": {split: [str(file.resolve()) for file in given]}}
-            found, names = _stream(str(folder), split, str(path), name=subset, **more)
+            found, names = _stream(str(folder.resolve()), split, str(path), name=subset, **more)
             files = [Path(name) for name in names]
     provenance = file_provenance(path, files) | ({"subset": subset} if subset else {})
 

@@ -3,10 +3,13 @@
 title = Field("{{ title }}\n\n{{ sections | join('\n') }}")
 title.columns        # ("sections", "title")
 title.fill(row)      # the row with this text beside its columns, under the name that is the template itself
+
+A single expression may be a list, such as the references `{{ answers.text }}`.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +22,7 @@ from tasks.readers.rows import Row, one_line
 
 # Task files come from others: a sandbox, in which an unknown name is an error and not an empty text.
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+_SINGLE = re.compile(r"\s*\{\{((?:(?!\}\}|\{\{).)*)\}\}\s*", re.DOTALL)
 
 
 def is_jinja(text: str) -> bool:
@@ -26,9 +30,17 @@ def is_jinja(text: str) -> bool:
     return "{{" in text or "{%" in text
 
 
-def render_jinja(text: str, where: str, **values: Any) -> str:
-    """Return a rendered text. Raises `DataError`, which begins with `where`, if it is no Jinja or has unknown names."""
+def render_jinja(text: str, where: str, **values: Any) -> Any:
+    """Return a rendered text, or the list that a single expression is.
+
+    Raises:
+        DataError: It is no Jinja, or has unknown names; the message begins with `where`.
+    """
     try:
+        if found := _SINGLE.fullmatch(text):
+            value = _JINJA.compile_expression(found[1], undefined_to_none=False)(**values)
+            if isinstance(value, list):
+                return value
         return _JINJA.from_string(text).render(values)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise DataError(f"{where}: {one_line(error)}; correct the template, or name other fields") from error

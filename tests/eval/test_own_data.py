@@ -100,7 +100,7 @@ def test_a_set_of_the_hub_goes_from_its_task_file_to_the_page_and_again_without_
     with hub_standin({"datasets/owner/tickets": content}) as hub:
         environment = hub.environment(tmp_path / "home")
         printed = run(task, tmp_path / "first", environment)
-        assert f"revision {hub.commit('datasets/owner/tickets')[:12]}" in printed
+        assert f"hub owner/tickets, {hub.commit('datasets/owner/tickets')}" in printed
         assert not any(path.startswith("news/") for path in hub.fetched)
     about = read(tmp_path / "first", "run.json")["tasks"]["tickets"]
     assert about["source"]["name"] == "owner/tickets"

@@ -29,7 +29,7 @@ ABOUT: dict[str, Any] = {"context_field": "article", "target_field": "highlights
 
 
 def load(data: Path, split: str = "test", **more: Any) -> LoadedExamples:
-    about = {name: more.pop(name) for name in ("context_field", "subset", "id_field") if name in more}
+    about = {name: more.pop(name) for name in ("context_field", "target_field", "subset", "id_field") if name in more}
     return CustomTask(**ABOUT | about).task().load(LoadRequest(split=split, data=data, **more))
 
 
@@ -80,13 +80,15 @@ def test_what_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
         load(tmp_path / "disk", "train")
 
 
-def test_an_array_of_json_and_a_zip_of_several_files_are_read(tmp_path: Path) -> None:
+def test_an_array_of_json_and_a_zip_of_several_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     array, packed = tmp_path / "a.json", tmp_path / "a.zip"
     array.write_text(json.dumps(ROWS))
     with zipfile.ZipFile(packed, "w") as archive:
         for row in ROWS:
             archive.writestr(f"{row['id']}.jsonl", json.dumps(row) + "\n")
     assert ids(array) == ids(packed) == ["r0", "r1", "r2", "r3"]
+    monkeypatch.chdir(tmp_path)
+    assert ids(Path("a.json")) == ids(Path("*.json")) == ["r0", "r1", "r2", "r3"], "also beside the user"
     array.write_text("[{")
     with pytest.raises(DataError, match=r"a\.json: .*; check it$"):
         load(array)
@@ -102,6 +104,9 @@ def test_a_field_may_be_a_text_made_of_columns(folder: Path) -> None:
     with pytest.raises(DataError, match=r"field '\{\{ title' is no template in Jinja"):
         load(folder, context_field="{{ title")
     assert ids(folder, id_field="title") == ["T0", "T1", "T2", "T3"]
+    (folder.parent / "nested.jsonl").write_text(json.dumps({"article": "a", "answers": {"text": ["b", "c"]}}) + "\n")
+    nested = load(folder.parent / "nested.jsonl", target_field="{{ answers.text }}")
+    assert nested.examples[0].references == ("b", "c"), "a single expression may be a list"
 
 
 def test_a_scan_reads_no_further_than_it_says(folder: Path) -> None:
