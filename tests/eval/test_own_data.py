@@ -190,7 +190,7 @@ def test_an_installed_package_brings_a_task_a_metric_and_a_model(
     )
     assert len(predictions(output)) == 2 * (len(ROWS) - 1)
     assert score([str(output), "--metrics", "shouting"]) == 0
-    assert "capital letters" in (output / "report.html").read_text()
+    assert "shouting, version 1" in (output / "report.html").read_text()
 
     capsys.readouterr()
     assert main(["--task", "broken", "--model", "tiny-tickets", "--maxlen", "600"]) == 2
