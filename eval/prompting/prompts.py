@@ -3,15 +3,11 @@
 Each part is tokenized once, so that with head truncation the prompt at one length begins like the prompt at a greater
 one, and token counts are exact. A tokenizer with a chat template gets the prompt as one user turn, unless the
 template is a plain one. Documents, queries and answers are text, whatever they spell.
-
-Shots, which are solved examples, open the prompt: turns of user and model, or plain text, each with its whole document.
-They are encoded once and apart from the rest, so that all prompts of a template begin with the same tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +18,7 @@ from typing import TYPE_CHECKING
 from eval.errors import UserError
 from eval.prompting.chat import ChatSettings, ChatTemplate
 from eval.prompting.encoding import Offsets, TextEncoder
+from eval.prompting.shots import Shots
 from eval.prompting.truncation import Ranges, kept_ranges
 from tasks import Example, Template
 
@@ -34,8 +31,6 @@ _PROBE = "Rivers run 7 miles."
 # Of documents that are asked for their letters: how many characters of one, and how many documents of a task.
 _SAMPLE = 512
 _MOST_SAMPLES = 200
-# Stands for a text of a shot while the chat template is rendered.
-_MARKED = "\N{OBJECT REPLACEMENT CHARACTER}[a-z]+ \\d+\N{OBJECT REPLACEMENT CHARACTER}"
 # As of the letters of references that a profile must keep.
 _LEAST_LETTERS = 0.9
 
@@ -91,7 +86,7 @@ class PromptBuilder:
         assert template.text.count("{context}") == 1
         self.tokenizer = tokenizer
         self.template = template
-        self.shots = tuple(shots)
+        self.shots = Shots(template, shots)
         chat = chat or ChatSettings()
         # The system message of a template opens a plain prompt; that of the user needs a chat template.
         self._opening = ""
@@ -237,7 +232,7 @@ class PromptBuilder:
     @cached_property
     def shot_turns(self) -> list[tuple[str, str]]:
         """Return role and text of the turns of the shots, for an engine that takes no tokens."""
-        return [(role, self._with_shots(text)) for role, text in self._marked_turns]
+        return [(role, self.shots.fill(text)) for role, text in self.shots.turns]
 
     @property
     def system(self) -> str | None:
@@ -295,74 +290,18 @@ class PromptBuilder:
         """Return the shots, with marks in the places of their texts, and what stands before and after the context."""
         before, after = self.template.text.split("{context}")
         if self.uses_chat_template:
-            before, after = self.chat.around(before, after, self._marked_turns)
+            before, after = self.chat.around(before, after, self.shots.turns)
         else:
-            shown = [text + self._seam(text) + answer + "\n\n" for (_, text), (_, answer) in self._marked_pairs]
-            before = self._opening + "".join(shown) + before
-        if not self.shots:
-            return "", before, after
-        counts = [
-            before.count(mark) for mark in self._shot_texts if mark in "".join(text for _, text in self._marked_turns)
-        ]
-        if set(counts) != {1}:
-            raise UserError(
-                "the chat template leaves out or repeats earlier turns, so it cannot show --shots; take templates "
-                "named -plain, which do without it"
-            )
-        end = max(before.index(mark) + len(mark) for mark in self._shot_texts if mark in before)
-        return before[:end], before[end:], after
-
-    @cached_property
-    def _shot_texts(self) -> dict[str, str]:
-        """Return the texts of the shots by the marks that stand for them while a chat template is rendered."""
-        texts = {}
-        for index, shot in enumerate(self.shots):
-            for name, text in {
-                "context": shot.context,
-                "query": shot.query or "",
-                "answer": shot.references[0],
-            }.items():
-                texts[_shot_mark(index, name)] = text.strip()
-        return texts
-
-    @cached_property
-    def _marked_pairs(self) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-        pairs = []
-        for index in range(len(self.shots)):
-            text = self.template.text.replace("{context}", _shot_mark(index, "context"))
-            text = text.replace("{query}", _shot_mark(index, "query"))
-            pairs.append((("user", text), ("assistant", _shot_mark(index, "answer"))))
-        return pairs
-
-    @property
-    def _marked_turns(self) -> list[tuple[str, str]]:
-        return [turn for pair in self._marked_pairs for turn in pair]
-
-    @staticmethod
-    def _seam(text: str) -> str:
-        """Return what stands between a plain prompt and an answer: nothing after white space, a blank after a cue."""
-        return "" if text[-1:].isspace() else " " if text.endswith(":") else "\n\n"
-
-    def _with_shots(self, text: str) -> str:
-        for mark, shown in self._shot_texts.items():
-            text = text.replace(mark, shown)
-        return text
+            before = self._opening + self.shots.plain + before
+        return *self.shots.split(before), after
 
     @property
     def _shots_text(self) -> str:
-        return self._with_shots(self._rendered_parts[0])
+        return self.shots.fill(self._rendered_parts[0])
 
     @cached_property
     def _shot_ids(self) -> tuple[int, ...]:
-        """Return the token ids of the shots, in which documents and answers are text."""
-        ids: tuple[int, ...] = ()
-        after = ""
-        for piece in re.split(f"({_MARKED})", self._rendered_parts[0]):
-            shown = self._shot_texts.get(piece, piece)
-            if shown:
-                ids += self.encoder.encode(shown, after, is_data=piece in self._shot_texts)
-                after = shown
-        return ids
+        return self.shots.encode(self._rendered_parts[0], self.encoder)
 
     def _fill(self, text: str, query: str, after: str) -> tuple[int, ...]:
         """Return the token ids of a part of the template with the query in its place."""
@@ -382,10 +321,6 @@ class PromptBuilder:
 
     def _decode(self, ids: tuple[int, ...]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def _shot_mark(index: int, name: str) -> str:
-    return f"\N{OBJECT REPLACEMENT CHARACTER}{name} {index}\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 def _letters(text: str) -> str:

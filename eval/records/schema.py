@@ -29,6 +29,7 @@ from eval.records.rules import (
     SAMPLES,
     SECONDS,
     SHARE,
+    SHOTS,
     SOURCE,
     SPAN,
     SPANS_IN_ORDER,
@@ -148,7 +149,7 @@ class TaskRecord:
     )
     split: str = entry("split of the data set")
     shots: dict[str, Any] | None = entry(
-        "solved examples that open each prompt: their split, seed and ids", default=None, is_left_out=True
+        "solved examples that open each prompt: their split, seed and ids", default=None, is_left_out=True, rule=SHOTS
     )
     templates: dict[str, TemplateRecord] = entry("prompts by name; may grow", rule=NAMES)
     profile: str | None = entry("metrics", default=None, is_left_out=True)

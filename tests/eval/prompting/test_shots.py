@@ -42,6 +42,12 @@ def test_shots_are_turns_of_a_chat_template() -> None:
     assert builder.shot_turns[0][1] == "Read.\n\nIt rained.\n\nAsked: why\nAnswer:"
 
 
+def test_a_query_may_stand_twice() -> None:
+    builder = PromptBuilder(tiny_tokenizer(), Template(text="{query}\n\n{context}\n\n{query}"), shots=SHOTS)
+    assert builder.shot_turns[2:] == [("user", f"what\n\n{SHOTS[1].context}\n\nwhat"), ("assistant", "<|im_end|>")]
+    builder.check()
+
+
 def test_plain_shots_are_text_after_the_system_message_of_the_template() -> None:
     template = Template(text=ASKING.text, chat=False, system="Be brief.")
     builder = PromptBuilder(tiny_tokenizer(), template, shots=SHOTS)
