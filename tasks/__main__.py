@@ -96,6 +96,7 @@ def describe_task(task: Task) -> dict[str, Any]:
         "default_template": task.default_template or None,
         "templates": {name: {"text": one.text, "chat": one.chat} for name, one in task.templates.items()},
         "needs_hub": task.needs_hub,
+        "stop": ", ".join(map(repr, task.stop)) or None,
         "maxlen": ", ".join(map(str, task.maxlen)) or None,
         "shots": f"{task.shots} of {task.shots_split}, seed {task.shots_seed}" if task.shots else None,
         "system": next((one.system for one in task.templates.values() if one.system), None),

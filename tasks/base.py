@@ -190,6 +190,7 @@ class Task:
         revision: Default branch or commit of the data set on the hub; None if the task does not read the hub.
         scores_first_line: Score only the first line of an answer that is not empty.
         maxlen: Default lengths in tokens; empty if the user names them.
+        stop: Texts that end an answer, beside those of the user.
         shots: Default number of solved examples in a prompt, drawn with `shots_seed` from `shots_split`.
         sample: The official files in miniature, by path below `--data`, for tests: small records of our own, written
             as JSON lines or CSV, or a text. `A.zip/B` is the file B inside a zip; `.gz` is compressed.
@@ -210,6 +211,7 @@ class Task:
     revision: str | None = None
     scores_first_line: bool = False
     maxlen: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
     shots: int = 0
     shots_split: str = SHOTS_SPLIT
     shots_seed: int = 0

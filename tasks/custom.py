@@ -67,6 +67,7 @@ class CustomTask:
             instruction.
         system: System message of all templates.
         maxlen: Default lengths in tokens.
+        stop: Texts that end an answer.
         shots: Default number of solved examples in a prompt, drawn with `shots_seed` from `shots_split`.
         version: To be raised when the data or the prompts change.
     """
@@ -88,6 +89,7 @@ class CustomTask:
     templates: Mapping[str, Template] | None = None
     system: str | None = None
     maxlen: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
     shots: int = 0
     shots_split: str = SHOTS_SPLIT
     shots_seed: int = 0
@@ -123,6 +125,7 @@ class CustomTask:
             default_split=self.split,
             revision=(self.revision or "main") if is_on_hub else None,
             maxlen=self.maxlen,
+            stop=self.stop,
             shots=self.shots,
             shots_split=self.shots_split,
             shots_seed=self.shots_seed,
@@ -158,6 +161,10 @@ _EXPECTED: dict[str, tuple[Callable[[object], bool], str]] = {
     "version": _NUMBER,
     "shots": _NATURAL,
     "shots_seed": _NATURAL,
+    "stop": (
+        lambda value: all(map(_TEXT[0], value)) and value != [] if isinstance(value, list) else _TEXT[0](value),
+        "a text or a list of texts",
+    ),
     "maxlen": (
         lambda value: all(map(_is_number, value)) and value != [] if isinstance(value, list) else _is_number(value),
         "a whole number above 0, or a list of them",
@@ -190,6 +197,8 @@ def read_task_file(file: Path) -> CustomTask:
             raise DataError(
                 f"task file {file} has an instruction and templates, which hold their own; give one of them"
             )
+    if "stop" in content:
+        content["stop"] = tuple(content["stop"] if isinstance(content["stop"], list) else [content["stop"]])
     if "maxlen" in content:
         lengths = content["maxlen"] if isinstance(content["maxlen"], list) else [content["maxlen"]]
         content["maxlen"] = tuple(sorted(set(lengths)))

@@ -242,7 +242,14 @@ def make_requests(
         UserError: A query or an instruction leaves no room at the smallest length, or the tokenizer loses a script.
     """
     sources = [
-        replace(source, settings=replace(source.settings, stop=(*source.settings.stop, *stop_texts), thinking=thinking))
+        replace(
+            source,
+            settings=replace(
+                source.settings,
+                stop=(*source.settings.stop, *config.tasks[name].stop, *stop_texts),
+                thinking=thinking,
+            ),
+        )
         for name in data
         for source in _sources_of(config, name, data[name], record, tokenizer, is_encoded=is_encoded)
     ]

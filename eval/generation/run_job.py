@@ -289,6 +289,7 @@ def _task_record(
         profile=config.profile or task.profile,
         scores_first_line=task.scores_first_line,
         max_new_tokens=config.max_new_tokens or task.max_new_tokens,
+        stop=list(task.stop) or None,
         limit=config.limit,
         **selection(config),
         min_words=config.min_words,

@@ -193,8 +193,8 @@ def notes_on_tasks(tasks: Mapping[str, Any], counts: Mapping[str, int]) -> Itera
             yield f"{num_bad} rows of {name} could not be used and were skipped.{first}"
         if shots := getattr(task, "shots", None):
             yield (
-                f"Each prompt of {name} begins with {len(shots['ids'])} solved examples of split {shots['split']}, "
-                "whose documents are not scored."
+                f"Each prompt of {name} begins with solved examples of split {shots['split']} "
+                f"({len(shots['ids'])}), whose documents are not scored."
             )
 
 

@@ -155,6 +155,7 @@ class TaskRecord:
     profile: str | None = entry("metrics", default=None, is_left_out=True)
     scores_first_line: bool = entry("score the first line of an answer alone", default=False)
     max_new_tokens: int = entry("room for the answer, in tokens", rule=LENGTH)
+    stop: list[str] | None = entry("texts of the task itself that end an answer", default=None, is_left_out=True)
     limit: int | None = entry("first N examples; null for all; may grow", rule=COUNT)
     sample: int | None = entry("N documents, drawn; may grow", default=None, is_left_out=True, rule=POSITIVE)
     sample_seed: int | None = entry("seed of the drawing", default=None, is_left_out=True, rule=COUNT)

@@ -188,7 +188,11 @@ def test_an_installed_package_brings_a_task_a_metric_and_a_model(
     assert shot not in {name for name, *_ in predictions(output)}, (
         "one file serves all splits, and shots are not scored"
     )
-    assert len(predictions(output)) == 2 * (len(ROWS) - 1)
+    lines = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * (len(ROWS) - 1)
+    longest = sum(line["prompt_tokens"] for line in lines if line["maxlen"] == 900)
+    assert sum(line["prefilled_tokens"] for line in lines) < longest, "documents share the prefill of the shots"
+    assert "begins with solved examples of split train (1), whose" in (output / "report.md").read_text()
     assert score([str(output), "--metrics", "shouting"]) == 0
     assert "shouting, version 1" in (output / "report.html").read_text()
 

@@ -255,11 +255,12 @@ def test_a_task_file_names_data_of_the_hub_shots_lengths_and_a_system_message(tm
     task = task_of(
         tmp_path,
         "data: hf://owner/tickets\nsubset: mail\nsplit: testmini\nrevision: v1\nshots: 3\nshots_split: dev\n"
-        "shots_seed: 7\nsystem: Be brief.\nmaxlen: [2048, 1024]\n",
+        'shots_seed: 7\nsystem: Be brief.\nmaxlen: [2048, 1024]\nstop: "\\n\\n"\n',
     )
     assert (task.default_split, task.revision, task.needs_hub) == ("testmini", "v1", True)
     assert {"testmini", "dev", "validation"} <= task.splits.keys()
     assert (task.shots, task.shots_split, task.shots_seed, task.maxlen) == (3, "dev", 7, (1024, 2048))
+    assert task.stop == ("\n\n",)
     assert {template.system for template in task.templates.values()} == {"Be brief.", None}
     assert task_of(tmp_path, "data: hf://owner/tickets\n").revision == "main"
     assert task_of(tmp_path, "maxlen: 512\n").maxlen == (512,)
@@ -276,6 +277,7 @@ def test_prompts_of_a_task_file_may_be_jinja(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("shots: -1\n", "shots is -1; expected a whole number, 0 or more"),
+        ("stop: [a, '']\n", r"stop is \['a', ''\]; expected a text or a list of texts"),
         ("maxlen: []\n", r"maxlen is \[\]; expected a whole number above 0, or a list of them"),
         ("maxlen: [1024, '2k']\n", r"maxlen is \[1024, '2k'\]; expected a whole number above 0, or a list"),
         ("data: a.csv\nrevision: v1\n", "revision v1 is of the hub, and the data is not; leave it out"),
