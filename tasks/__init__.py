@@ -84,13 +84,15 @@ def find_task(name: str, folder: Path | None = None) -> Task:
     if found := installed.select(name=name):
         [*_, point] = found
         return _made_by(point)
+    if name == CUSTOM:
+        raise DataError(f"task '{CUSTOM}' is made of flags; give a YAML task file")
     others = sorted({*shared, *installed.names})
     close = difflib.get_close_matches(name, [*TASKS, *others], n=1)
     meant = f", perhaps '{close[0]}'" if close else ""
     more = f"; others here: {', '.join(others)}" if others else ""
     raise DataError(
-        f"unknown task '{name}'{meant}; python -m tasks list names all, and a .yaml task file is for your own data"
-        f"{more}"
+        f"unknown task '{name}'{meant}; python -m tasks list names all, and {CUSTOM} or a .yaml task file is for your own "
+        f"data{more}"
     )
 
 

@@ -120,7 +120,7 @@ def test_mistakes_are_one_line_and_exit_2(model: str, tmp_path: Path, capsys: py
     example = ("show", "qasper", "--example", "--data", data, "--model", model)
     assert "--help explains" in error(capsys)
     assert "--help explains" in error(capsys, "list", "--jsn")
-    assert "unknown task 'qaspr'; python -m tasks list names all" in error(capsys, "show", "qaspr")
+    assert "unknown task 'qaspr', perhaps 'qasper'; python -m tasks list names all" in error(capsys, "show", "qaspr")
     assert "give a YAML task file" in error(capsys, "show", "custom")
     assert "task file no.yaml cannot be read" in error(capsys, "show", "no.yaml")
     assert "--maxlen is of a prompt; add --example" in error(capsys, "show", "qasper", "--maxlen", "3")
