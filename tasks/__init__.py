@@ -90,10 +90,11 @@ def find_task(name: str, folder: Path | None = None) -> Task:
     close = difflib.get_close_matches(name, [*TASKS, *others], n=1)
     meant = f", perhaps '{close[0]}'" if close else ""
     more = f"; others here: {', '.join(others)}" if others else ""
-    raise DataError(
-        f"unknown task '{name}'{meant}; python -m tasks list names all, and {CUSTOM} or a .yaml task file is for your own "
-        f"data{more}"
+    text = (
+        f"unknown task '{name}'{meant}; python -m tasks list names all, and {CUSTOM} or a .yaml task file is for your "
+        "own data"
     )
+    raise DataError(text + more)
 
 
 def tasks_of(folder: Path) -> dict[str, Task]:
