@@ -141,6 +141,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         for name, task in self.tasks.items():
             if not task.has_references:
                 raise UserError(f"task '{name}' has nothing to be scored against; measure it with eval/perplexity.py")
+            self.shots_of(task)
             for template in self.template or ():
                 if template not in task.templates:
                     known = ", ".join(task.templates)
@@ -224,7 +225,10 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
                 "--shots-split and --shots-seed say which examples are shots; give --shots too, 2 for example"
             )
         if number and split not in task.splits:
-            raise UserError(f"task '{task.name}' has no split '{split}' for shots; known: {', '.join(task.splits)}")
+            known = ", ".join(task.splits)
+            raise UserError(
+                f"task '{task.name}' has no split '{split}' for --shots; --shots-split names one of {known}"
+            )
         seed = task.shots_seed if self.shots_seed is None else self.shots_seed
         return {"shots": number, "shots_split": split, "shots_seed": seed}
 
