@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,18 +136,23 @@ def test_shots_are_drawn_once_and_their_documents_are_not_scored(folder: Path) -
 
 # The hub
 
-LOAD = """
+# The endpoint is read at import, hence a process of its own; one answers many questions.
+ANSWER = """
 import json, sys
 from pathlib import Path
+from huggingface_hub import constants
 from tasks import CustomTask, DataError, LoadRequest
-asked = json.loads(sys.argv[1])
-about = {"context_field": "article", "target_field": "highlights", "subset": asked.pop("subset", None)}
-try:
-    data = Path(asked.pop("data"))
-    loaded = CustomTask(**about).task().load(LoadRequest(split=asked.pop("split", "test"), data=data, **asked))
-    print(json.dumps({"ids": [one.id for one in loaded.examples], "provenance": dict(loaded.provenance)}))
-except DataError as error:
-    print(json.dumps({"error": str(error)}))
+for line in sys.stdin:
+    asked = json.loads(line)
+    constants.HF_HUB_OFFLINE = asked.pop("offline")
+    about = {"context_field": "article", "target_field": "highlights", "subset": asked.pop("subset", None)}
+    request = LoadRequest(split=asked.pop("split", "test"), data=Path("hf://owner/tickets"), **asked)
+    try:
+        loaded = CustomTask(**about).task().load(request)
+        answer = {"ids": [one.id for one in loaded.examples], "provenance": dict(loaded.provenance)}
+    except DataError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer), flush=True)
 """
 CARD = b"""---
 configs:
@@ -163,50 +169,62 @@ configs:
 REPO = "datasets/owner/tickets"
 
 
-def ask(environment: Mapping[str, str], **asked: Any) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, json.dumps({"data": "hf://owner/tickets", **asked})],
+@contextmanager
+def asking(environment: Mapping[str, str]) -> Iterator[Callable[..., Any]]:
+    """Give a function that loads the data set in a process with these variables."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ANSWER],
         env={**os.environ, **environment},
         cwd=ROOT,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+
+        def ask(*, offline: bool = False, **asked: Any) -> Any:
+            assert process.stdin
+            assert process.stdout
+            process.stdin.write(json.dumps({"offline": offline, **asked}) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield ask
+        process.stdin.close()
 
 
 def test_a_data_set_of_the_hub_is_pinned_streamed_and_read_again_without_the_hub(tmp_path: Path) -> None:
     many = [{**ROWS[0], "id": f"m{i}", "article": f"body {i}"} for i in range(BLOCK_ROWS + 6)]
     files = {"README.md": CARD, "mail/a.parquet": parquet(ROWS[:1]), "news/test-0.parquet": parquet(many)}
     files["news/train-0.parquet"] = parquet(ROWS)
-    with hub_standin({REPO: files}) as hub:
-        environment, commit = hub.environment(tmp_path), hub.commit(REPO)
-        first = ask(environment, limit=3)
+    with ExitStack() as stack:
+        hub = stack.enter_context(hub_standin({REPO: files}))
+        ask = stack.enter_context(asking(hub.environment(tmp_path)))
+        first = ask(limit=3)
         assert first["ids"] == ["m0", "m1", "m2"]
         assert first["provenance"]["kind"] == "hub"
-        assert (first["provenance"]["name"], first["provenance"]["revision"]) == ("owner/tickets", commit)
+        assert first["provenance"]["name"] == "owner/tickets"
+        assert first["provenance"]["revision"] == hub.commit(REPO)
         assert "news/train-0.parquet" not in hub.fetched, "nothing of another split is fetched"
-        assert ask(environment, subset="mail")["ids"] == ["r0"]
-        more = ask(environment, limit=5)
+        assert ask(subset="mail")["ids"] == ["r0"]
+        more = ask(limit=5)
         assert more["ids"] == ["m0", "m1", "m2", "m3", "m4"], "goes on behind the rows that are kept"
-        assert "it has train, test: name one with --split" in ask(environment, split="validation")["error"]
-        assert "'post'" in ask(environment, subset="post")["error"]
-        refused = ask(environment, revision="v9")["error"]
+        assert "it has train, test: name one with --split" in ask(split="validation")["error"]
+        assert "'post'" in ask(subset="post")["error"]
+        refused = ask(revision="v9")["error"]
         assert refused.startswith("owner/tickets on the hub has no branch, tag or commit v9")
-
-    offline = {**environment, "HF_HUB_OFFLINE": "1"}
-    assert ask(offline, limit=3) == first
-    assert ask(environment, limit=5) == more, "also where nobody answers"
-    error = ask(offline)["error"]
-    assert error.startswith("0 rows of owner/tickets test are kept, this run needs more, and HF_HUB_OFFLINE is set")
-    with hub_standin({REPO: files}) as hub:
-        environment = hub.environment(tmp_path)
-        whole = ask(environment)
+        assert ask(offline=True, limit=3) == first
+        error = ask(offline=True)["error"]
+        assert error.startswith("0 rows of owner/tickets test are kept, this run needs more, and HF_HUB_OFFLINE is set")
+        hub.statuses = {REPO: 503}
+        assert ask(limit=5) == more, "also where the hub does not answer"
+        hub.statuses = {}
+        whole = ask()
         assert whole["ids"] == [row["id"] for row in many]
-    assert ask({**environment, "HF_HUB_OFFLINE": "1"}) == whole
+        hub.requests.clear()
+        assert ask(offline=True) == whole
+        assert not hub.requests
 
 
 def test_what_follows_hf_names_a_set_a_revision_and_files() -> None:
