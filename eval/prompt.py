@@ -44,10 +44,10 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     Raises:
         DataError: Task, data, template, policy, model or length cannot be used.
     """
-    task = find_task(options.task)
+    task = find_task(options.task, options.tasks_from)
     if not task.has_references:
         raise DataError(f"task {task.name} has no prompts: nothing is asked about its texts")
-    example = _load_example(task, options)
+    example, shots = _load_example(task, options)
     policy = options.truncation or "head"
     for what, value, known in (("template", options.template, task.templates), ("truncation", policy, POLICIES)):
         if value is not None and value not in known:
@@ -67,7 +67,7 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
             kwargs=mapping(options.template_kwargs or {}),
             date=options.template_date and iso_date(options.template_date),
         )
-        builder = PromptBuilder(tokenizer, task.templates[name], chat, is_framed=is_encoded)
+        builder = PromptBuilder(tokenizer, task.templates[name], chat, shots=shots, is_framed=is_encoded)
         builder.check()
         parts = builder.parts(example)
         room = 0 if is_encoded else task.max_new_tokens
@@ -83,16 +83,25 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def _load_example(task: Task, options: argparse.Namespace) -> Example:
+def _load_example(task: Task, options: argparse.Namespace) -> tuple[Example, tuple[Example, ...]]:
+    """Return the example that is asked for, and the task's shots."""
     index = options.index or 0
     if index < 0:
         raise DataError(f"--index is {index}; give 0 or more")
     split = options.split or task.default_split
-    request = LoadRequest(split=split, data=options.data, revision=options.revision, limit=index + 1)
-    examples = task.load(request).examples
+    request = LoadRequest(
+        split=split,
+        data=options.data,
+        revision=options.revision,
+        limit=index + 1,
+        shots=task.shots if options.shots is None else options.shots,
+        shots_seed=task.shots_seed,
+    )
+    loaded = task.load(request)
+    examples = loaded.examples
     if index >= len(examples):
         raise DataError(f"--index is {index}, and task {task.name} has {len(examples)} examples there")
-    return examples[index]
+    return examples[index], loaded.shots
 
 
 def _token_counts(parts: PromptParts, prompt: Prompt, maxlen: int, max_new_tokens: int) -> list[str]:

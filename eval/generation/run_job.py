@@ -264,7 +264,7 @@ def _task_record(
     templates = [template for template in dict.fromkeys([*before, *requested]) if template in task.templates]
     chat, tokenizer, is_framed = config.chat_settings(date), backend.tokenizer, backend.is_encoded
     builders = {
-        template: PromptBuilder(tokenizer, task.templates[template], chat, is_framed=is_framed)
+        template: PromptBuilder(tokenizer, task.templates[template], chat, shots=loaded.shots, is_framed=is_framed)
         for template in templates
     }
     for builder in builders.values():
@@ -276,10 +276,12 @@ def _task_record(
         source=pinned(loaded.provenance),
         rows=row_counts(loaded) | {"bad": list(loaded.bad_rows[:_MAX_BAD_ROWS])},
         split=config.split or task.default_split,
+        shots=config.describe_shots(loaded, task),
         templates={
             template: TemplateRecord(
                 text=task.templates[template].text,
                 chat=task.templates[template].chat,
+                system=task.templates[template].system,
                 prompt_sha256=builder.sha256,
             )
             for template, builder in builders.items()
@@ -287,6 +289,7 @@ def _task_record(
         profile=config.profile or task.profile,
         scores_first_line=task.scores_first_line,
         max_new_tokens=config.max_new_tokens or task.max_new_tokens,
+        stop=list(task.stop) or None,
         limit=config.limit,
         **selection(config),
         min_words=config.min_words,

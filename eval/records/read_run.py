@@ -191,6 +191,11 @@ def notes_on_tasks(tasks: Mapping[str, Any], counts: Mapping[str, int]) -> Itera
         if num_bad := rows.get("num_bad", 0):
             first = f" The first: {rows['bad'][0]}." if rows.get("bad") else ""
             yield f"{num_bad} rows of {name} could not be used and were skipped.{first}"
+        if shots := getattr(task, "shots", None):
+            yield (
+                f"Each prompt of {name} begins with solved examples of split {shots['split']} "
+                f"({len(shots['ids'])}), whose documents are not scored."
+            )
 
 
 _MAX_STRATA = 12

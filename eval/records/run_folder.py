@@ -410,7 +410,8 @@ def default_output(kind: str, config: Any, free: Sequence[str]) -> Path:
         fixed.pop("sample_seed", None)
     # Folders of versions without these settings keep their names.
     added = ("min_words", "min_tokens", "stratum_field", "cluster_field", "sample", "held_out_sample", "stride")
-    for name in (*added, "model_revision", "adapter", "adapter_revision", "quantize"):
+    of_data = ("tasks_from", "scan", "subset", "id_field", "shots", "shots_split", "shots_seed")
+    for name in (*added, *of_data, "model_revision", "adapter", "adapter_revision", "quantize"):
         if fixed.get(name) == "None":
             del fixed[name]
     if fixed.get("token_losses") == "False":

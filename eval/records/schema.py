@@ -29,6 +29,7 @@ from eval.records.rules import (
     SAMPLES,
     SECONDS,
     SHARE,
+    SHOTS,
     SOURCE,
     SPAN,
     SPANS_IN_ORDER,
@@ -131,7 +132,8 @@ class TemplateRecord:
 
     text: str = entry("the template, `{context}` and `{query}` in their places")
     chat: bool = entry("whether the chat template is put around it", default=True)
-    prompt_sha256: str = entry("digest of the rendered template, chat markup included", default="")
+    system: str | None = entry("system message of the task itself", default=None, is_left_out=True)
+    prompt_sha256: str = entry("digest of the rendered template, chat markup and shots included", default="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +148,14 @@ class TaskRecord:
         "counts of rows that were read, left out, or bad, and the first bad ones", default={}, rule=ROWS
     )
     split: str = entry("split of the data set")
+    shots: dict[str, Any] | None = entry(
+        "solved examples that open each prompt: their split, seed and ids", default=None, is_left_out=True, rule=SHOTS
+    )
     templates: dict[str, TemplateRecord] = entry("prompts by name; may grow", rule=NAMES)
     profile: str | None = entry("metrics", default=None, is_left_out=True)
     scores_first_line: bool = entry("score the first line of an answer alone", default=False)
     max_new_tokens: int = entry("room for the answer, in tokens", rule=LENGTH)
+    stop: list[str] | None = entry("texts of the task itself that end an answer", default=None, is_left_out=True)
     limit: int | None = entry("first N examples; null for all; may grow", rule=COUNT)
     sample: int | None = entry("N documents, drawn; may grow", default=None, is_left_out=True, rule=POSITIVE)
     sample_seed: int | None = entry("seed of the drawing", default=None, is_left_out=True, rule=COUNT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from masformer.checkpoints.files import Listing, list_folder
 from masformer.checkpoints.hub import find_on_hub
 from masformer.checkpoints.references import SHORT_NAMES, check_reference, package_folder
 from masformer.errors import CheckpointError
+
+# Entry points of installed packages that name models.
+GROUP = "masformer.models"
+
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +32,38 @@ class Place:
         return self.listing is not None and self.listing.is_adapter
 
 
+def _installed(reference: str) -> str:
+    """Return what an installed package calls so, a path or hub id, or the reference itself.
+
+    An entry point is a text, a path, or a function that returns one.
+    """
+    if reference in SHORT_NAMES or Path(reference).exists():
+        return reference
+    if not (found := entry_points(group=GROUP, name=reference)):
+        return reference
+    [*_, point] = found
+    try:
+        made = point.load()
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(
+            f"model '{reference}' of the entry point {point.value} cannot be imported: {error}; install its "
+            "package again"
+        ) from error
+    made = made() if callable(made) else made
+    if not isinstance(made, (str, Path)):
+        raise CheckpointError(
+            f"model '{reference}' of the entry point {point.value} is a {type(made).__name__}; it must be a path or a "
+            "hub id, or return one"
+        )
+    return str(made)
+
+
 def locate(reference: str, revision: str | None, *, is_adapter: bool = False) -> Place:
     """Return where a reference leads to. Raises `CheckpointError` where nothing is there."""
     what = "adapter" if is_adapter else "model"
     check_reference(reference, is_adapter=is_adapter)
+    if (made := _installed(reference)) != reference:
+        check_reference(reference := made, is_adapter=is_adapter)
     location, gguf_file, source = reference, None, "hub"
     if reference in SHORT_NAMES and not is_adapter:
         short = SHORT_NAMES[reference]
