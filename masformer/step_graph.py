@@ -102,7 +102,7 @@ class StepGraph:
         torch.cuda.synchronize(device)
         try:
             # `torch.cuda.graph` would stay on its stream after an error.
-            with torch.cuda.stream(torch.cuda.Stream(device)):
+            with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
                 graph.capture_begin(capture_error_mode="thread_local")
                 try:
                     self.scores = self._pass()

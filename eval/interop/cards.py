@@ -12,7 +12,9 @@ from eval.records.disk import read_json, write_whole
 from eval.records.read_run import read_inputs
 from eval.records.run_folder import RunFolder
 from eval.records.schema import RunRecord
-from eval.reporting.short_report import meanings, score_table, warnings_of
+from eval.reporting.checks import all_checks
+from eval.reporting.finding import meanings
+from eval.reporting.short_report import score_table
 from eval.reporting.tables import as_markdown, describe_intervals, markdown
 from eval.scoring.profiles import describe_profiles
 from eval.scoring.scored_run import ScoredRun
@@ -30,7 +32,7 @@ def describe_scores(run: ScoredRun) -> str:
     notes = [*(_describe_data(task, record) for task in record.tasks), *meanings(record, scores)]
     session = record.sessions[-1]
     made = f"{record.identity.dtype}, {session.machine.device}, {(session.finished or session.started)[:10]}"
-    notes += [*warnings_of(inputs, scores), f"Computed in {made}."]
+    notes += [*all_checks(inputs, scores), f"Computed in {made}."]
     table = as_markdown(score_table(models, scores.results))
     return "\n\n".join([markdown(about), table, "\n".join(f"- {markdown(note)}" for note in notes)])
 

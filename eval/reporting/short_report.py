@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from eval.records.read_run import RunInputs
 from eval.records.schema import Result, RunRecord, Scores
-from eval.reporting.checks import checks_of, checks_of_run
+from eval.reporting.checks import all_checks
 from eval.reporting.columns import (
     BASELINE_STYLES,
     ENDED,
@@ -44,8 +44,7 @@ def render_short(inputs: RunInputs, scores: Scores) -> str:
     table = score_table(models, scores.results)
     parts = [fill(caption), as_columns(table, width(), num_names=table[0].index(N.heading))]
     parts += _further(inputs.record, scores)
-    found = [*checks_of_run(inputs), *(check.text for of_task in checks_of(scores).values() for check in of_task)]
-    if found:
+    if found := list(all_checks(inputs, scores)):
         parts.append("\n".join(["Check before you trust this:", *(fill(f"- {line}") for line in found)]))
     return "\n\n".join([*parts, "\n".join(map(fill, meanings(inputs.record, scores)))])
 

@@ -16,7 +16,6 @@ from masformer.errors import CheckpointError
 GROUP = "masformer.models"
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a reference leads to; fields as those of a checkpoint."""
