@@ -132,7 +132,7 @@ def test_what_is_folded_opens_by_its_link_and_has_its_charts(opened: Any) -> Non
     page.get_by_role("link", name="Tables").click()
     assert page.get_by_text("Comparisons: plos").first.is_visible()
     page.get_by_role("link", name="More charts").click()
-    assert page.locator("details[open] .plot .light svg").count() > 4
+    page.wait_for_function("() => document.querySelectorAll('details[open] .plot .light svg').length > 4")
 
 
 def test_a_check_leads_to_the_answers_that_it_is_about(opened: Any) -> None:
