@@ -22,7 +22,6 @@ from eval.interop.samples import (
     file_name,
     generation_arguments,
     model_results,
-    started,
     task_name,
 )
 from eval.records.disk import write_whole
@@ -60,9 +59,10 @@ def export_run(run: ScoredRun, output: Path, now: datetime) -> list[Path]:
 def results_of(run: ScoredRun, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
     """Return the content of the results file; the lines of the samples files are given by the name of their task."""
     record, session = run.record, run.record.sessions[-1]
-    model, start = record.identity.model.label, started(record).timestamp()
+    model = record.identity.model.label
+    start = datetime.fromisoformat(session.started).timestamp()
     found = {task_name(setting, record): result for setting, result in model_results(run).items()}
-    end = None if session.finished is None else datetime.fromisoformat(session.finished).timestamp()
+    end = datetime.fromisoformat(session.finished).timestamp() if session.finished else None
     return {
         "results": {key: _scores(key, result) for key, result in found.items()},
         "group_subtasks": {key: [] for key in found},
