@@ -163,6 +163,8 @@ shouting = small_package:Shouting
 
 [masformer.models]
 tiny-tickets = small_package:MODEL
+odd = small_package:Shouting
+lost = nowhere_to_be_found:MODEL
 """
 
 
@@ -209,5 +211,8 @@ def test_an_installed_package_brings_a_task_a_metric_and_a_model(
     assert (
         "task 'broken' of the entry point small_package:MODEL_OF_NOBODY cannot be imported" in capsys.readouterr().err
     )
+    for model, reason in (("odd", "is a Shouting; it must be a path or a hub id"), ("lost", "cannot be imported")):
+        assert main(["--task", "tickets", "--model", model]) == 2
+        assert reason in capsys.readouterr().err
     assert main(["--task", "tickts", "--maxlen", "600"]) == 2
     assert "unknown task 'tickts', perhaps 'tickets'" in capsys.readouterr().err
