@@ -21,6 +21,7 @@ from eval.prompting.chat import ChatSettings
 from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
 from eval.prompting.truncation import POLICIES
 from eval.runtime.jobs import CommandParser, command
+from eval.scoring.profiles import PROFILES
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
 from tasks import DataError, Example, LoadRequest, Task, find_task
 from tasks.base import DOCUMENT
@@ -75,6 +76,12 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
         "",
         *_text(tokenizer, parts, prompt).split("\n"),
     ]
+
+
+def check_metrics(task: Task) -> None:
+    """Raise `DataError` for a task that names metrics which are not there."""
+    if task.profile not in PROFILES:
+        raise DataError(f"task '{task.name}' asks for unknown metrics '{task.profile}'; known: {', '.join(PROFILES)}")
 
 
 def _load_example(task: Task, options: argparse.Namespace) -> tuple[Example, tuple[Example, ...]]:
