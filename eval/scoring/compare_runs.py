@@ -354,7 +354,8 @@ def _settings_of_all(run: ScoredRun) -> dict[str, Any]:
     for task, about in run.record.tasks.items():
         settings = settings_of(run.record, task)
         found |= {f"{name} of {task}": value for name, value in settings.items() if name not in found}
-        found |= {f"template {name} of {task}": template.text for name, template in about.templates.items()}
+        for name, template in about.templates.items():
+            found[f"template {name} of {task}"] = "\n\n".join(filter(None, (template.system, template.text)))
     return found
 
 
