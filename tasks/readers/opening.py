@@ -90,14 +90,16 @@ def open_packed(path: Path, *, may_be_pipe: bool = False) -> Iterator[tuple[IO[b
 
 
 def holds_several(path: Path) -> bool:
-    """Return whether a file is a zip file of more than one."""
+    """Return whether a file is a zip file of more than one; not for one that cannot be opened, whose reader will say."""
     if path.suffix.lower() != ".zip":
         return False
-    with (
-        parsing(f"{path.name}: not a readable zip file", "check it, or fetch it again"),
-        zipfile.ZipFile(path) as archive,
-    ):
-        return len(_members(archive)) > 1
+    try:
+        opened = open_to_read(path)
+    except OSError:
+        return False
+    with opened as file, parsing(f"{path.name}: not a readable zip file", "check it, or fetch it again"):
+        with zipfile.ZipFile(file) as archive:
+            return len(_members(archive)) > 1
 
 
 def _members(archive: zipfile.ZipFile) -> list[str]:
