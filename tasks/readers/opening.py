@@ -90,16 +90,16 @@ def open_packed(path: Path, *, may_be_pipe: bool = False) -> Iterator[tuple[IO[b
 
 
 def holds_several(path: Path) -> bool:
-    """Return whether a file is a zip file of more than one; not for one that cannot be opened, whose reader will say."""
+    """Return whether a file is a zip file of more than one; False where it cannot be opened, as its reader will say."""
     if path.suffix.lower() != ".zip":
         return False
     try:
         opened = open_to_read(path)
     except OSError:
         return False
-    with opened as file, parsing(f"{path.name}: not a readable zip file", "check it, or fetch it again"):
-        with zipfile.ZipFile(file) as archive:
-            return len(_members(archive)) > 1
+    guard = parsing(f"{path.name}: not a readable zip file", "check it, or fetch it again")
+    with opened as file, guard, zipfile.ZipFile(file) as archive:
+        return len(_members(archive)) > 1
 
 
 def _members(archive: zipfile.ZipFile) -> list[str]:
