@@ -133,6 +133,21 @@ def test_a_set_of_the_hub_goes_from_its_task_file_to_the_page_and_again_without_
     assert read(tmp_path / "third", "scores.json")["results"] == read(tmp_path / "first", "scores.json")["results"]
 
 
+@pytest.mark.usefixtures("no_plots")
+def test_a_folder_keeps_the_scan_that_its_sample_is_drawn_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    command = f"--engine mock --task custom --data {tmp_path / 'a.jsonl'} --context-field body --target-field gist"
+    arguments = [*command.split(), "--sample", "2", "--maxlen", "60", "--max-new-tokens", "4"]
+    arguments += ["--output", str(tmp_path / "run"), "--scan"]
+    assert main([*arguments, "4"]) == 0
+    assert "2 documents drawn with seed 0 from the first 4 rows" in (tmp_path / "run" / "report.md").read_text()
+    capsys.readouterr()
+    assert main([*arguments, "5"]) == 2
+    assert "source of custom scan is 4 there and 5 now" in capsys.readouterr().err
+
+
 # A package that brings a task, a metric and a model
 
 MODULE = '''
