@@ -20,6 +20,7 @@ from eval.prompting.chat import ChatSettings
 from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
 from eval.prompting.truncation import POLICIES
 from eval.runtime.jobs import CommandParser, command
+from eval.scoring.profiles import PROFILES
 from masformer.checkpoints.references import check_reference
 from masformer.errors import CheckpointError
 from tasks import DataError, Example, LoadRequest, Task, find_task
@@ -81,6 +82,12 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
         "",
         *_text(tokenizer, parts, prompt).split("\n"),
     ]
+
+
+def check_metrics(task: Task) -> None:
+    """Raise `DataError` for a task that names metrics which are not there."""
+    if task.profile not in PROFILES:
+        raise DataError(f"task '{task.name}' asks for unknown metrics '{task.profile}'; known: {', '.join(PROFILES)}")
 
 
 def _load_example(task: Task, options: argparse.Namespace) -> tuple[Example, tuple[Example, ...]]:

@@ -68,7 +68,7 @@ def results_of(run: ScoredRun, samples: Mapping[str, Sequence[Sample]]) -> dict[
         "group_subtasks": {key: [] for key in found},
         "configs": {key: _task_config(key, run, result) for key, result in found.items()},
         "versions": {key: record.tasks[result.task].version for key, result in found.items()},
-        "n-shot": dict.fromkeys(found, 0),
+        "n-shot": {key: _num_shots(record, result.task) for key, result in found.items()},
         "higher_is_better": {key: dict.fromkeys(result.metrics, True) for key, result in found.items()},
         "n-samples": {
             key: {"original": result.num_examples, "effective": result.num_examples} for key, result in found.items()
@@ -128,6 +128,10 @@ def _run_config(record: RunRecord) -> dict[str, Any]:
     }
 
 
+def _num_shots(record: RunRecord, task: str) -> int:
+    return len((record.tasks[task].shots or {"ids": ()})["ids"])
+
+
 def _scores(key: str, result: Result) -> dict[str, Any]:
     scores: dict[str, Any] = {"name": key, "alias": key, "sample_len": result.num_examples}
     for metric, estimate in result.metrics.items():
@@ -156,7 +160,7 @@ def _task_config(key: str, run: ScoredRun, result: Result) -> dict[str, Any]:
         "output_type": "generate_until",
         "doc_to_text": about.templates[result.template].text,
         "doc_to_target": "references",
-        "num_fewshot": 0,
+        "num_fewshot": _num_shots(run.record, result.task),
         "repeats": result.num_samples or 1,
         "generation_kwargs": generation_arguments(settings),
         # The metrics of each example; a geometric mean is one of means.

@@ -354,7 +354,9 @@ def _settings_of_all(run: ScoredRun) -> dict[str, Any]:
     for task, about in run.record.tasks.items():
         settings = settings_of(run.record, task)
         found |= {f"{name} of {task}": value for name, value in settings.items() if name not in found}
-        found |= {f"template {name} of {task}": template.text for name, template in about.templates.items()}
+        found.setdefault(f"shots of {task}", None)  # of a run without any, beside one that has some
+        for name, template in about.templates.items():
+            found[f"template {name} of {task}"] = "\n\n".join(filter(None, (template.system, template.text)))
     return found
 
 

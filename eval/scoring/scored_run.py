@@ -67,6 +67,8 @@ def settings_of(record: RunRecord, task: str) -> dict[str, Any]:
         "split": about.split,
         "seed": identity.seed,
         **identity.generation,
+        **({"stop": [*(identity.generation.get("stop") or ()), *about.stop]} if about.stop else {}),
+        **({"shots": about.shots} if about.shots else {}),
         "generation_version": identity.generation_version,
         **({"engine": identity.engine} if identity.engine else {}),
         **({} if thinking_of(record) == "auto" else {"thinking": thinking_of(record)}),
