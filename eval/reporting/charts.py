@@ -27,6 +27,7 @@ Spec = dict[str, Any]
 Layer = dict[str, Any]
 
 WIDTH, _HEIGHT = 460, 300
+PANEL_WIDTH, _PANEL_COLUMNS = 240, 3  # of a picture; the page takes as many columns as have room
 _LABEL_GAP = 14  # pixels between direct labels, which are 11 pixels high
 _DODGE = 0.07  # of a doubling: how far systems at one length stand apart, so that their intervals do not overlap
 
@@ -128,6 +129,36 @@ def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_fron
     return spec_of(layer=[*layers, labels], description=f"{y['title']} against {column.axis.lower()}.")
 
 
+def panels_of(
+    rows: Sequence[Mapping[str, Any]],
+    layers: Sequence[Layer],
+    panels: Sequence[str],
+    description: str,
+    *,
+    height: int = 170,
+) -> Spec:
+    """Return small multiples: a panel for each value of `panel` in the rows, in this order.
+
+    Layers with data of their own are drawn in each panel. Panels share their scales.
+    """
+    return {
+        "$schema": SCHEMA,
+        "description": description,
+        "usermeta": {"panels": len(panels)},
+        "data": {"values": list(rows)},
+        "facet": {
+            "field": "panel",
+            "type": "nominal",
+            "sort": list(panels),
+            "header": {"title": None, "labelAnchor": "start", "labelLimit": PANEL_WIDTH},
+        },
+        "columns": min(_PANEL_COLUMNS, len(panels)),
+        "spacing": 24,
+        "resolve": {"axis": {"x": "independent"}},
+        "spec": {"width": PANEL_WIDTH, "height": height, "layer": list(layers)},
+    }
+
+
 def draw_chart(spec: Mapping[str, Any], suffix: Literal[".png", ".svg"]) -> bytes:
     """Return a spec as PNG, twice as dense as a screen, or as SVG, in the light theme on white."""
     if suffix == ".svg":
@@ -201,6 +232,8 @@ def theme(*, dark: bool) -> dict[str, Any]:
             "titlePadding": 10,
             "tickSize": 4,
         },
+        "title": {"color": ink, "fontSize": 12.5, "fontWeight": 600, "anchor": "start"},
+        "header": {"labelColor": ink, "labelFontSize": 12.5, "labelFontWeight": 600},
         "axisY": {"domain": False, "ticks": False, "labelPadding": 6, "tickCount": 6},
         "legend": {
             "labelColor": ink,
@@ -221,6 +254,8 @@ def theme(*, dark: bool) -> dict[str, Any]:
             "label": {"color": soft, "fontSize": 11},
             "histogram": {"color": colours[0], "opacity": 0.75},
             "frontier": {"color": soft, "strokeWidth": 7, "opacity": 0.25},
+            "own": {"color": colours[0], "strokeWidth": 2.5},
+            "context": {"color": soft, "strokeWidth": 1.2, "opacity": 0.45},
         },
     }
 

@@ -62,7 +62,9 @@ def rank_ranges(
 
     spreads = _spreads(totals, first, second, middle)
     gains = differences((means[second] - means[first]) / 2)
-    observed = np.divide(np.abs(gains.round(12)), spreads, out=np.zeros_like(spreads), where=spreads > ROUNDING).round(9)
+    observed = np.divide(np.abs(gains.round(12)), spreads, out=np.zeros_like(spreads), where=spreads > ROUNDING).round(
+        9
+    )
 
     def largest(is_open: Any) -> Iterator[Floats]:
         """Yield the largest difference of the open pairs, in spreads, after each exchange."""

@@ -22,7 +22,7 @@ function startPlots() {
 
   async function draw(name) {
     for (const { box, parts, spec } of plots) {
-      const width = Math.min(Math.floor(box.clientWidth), 640);
+      const width = spec.facet || spec.concat ? Math.floor(box.clientWidth) : Math.min(Math.floor(box.clientWidth), 640);
       const before = drawn.get(parts[name]);
       if (before?.width === width) continue;
       before?.finalize();
@@ -30,6 +30,11 @@ function startPlots() {
       config.legend = { ...config.legend, labelLimit: width - 110 };
       const options = { mode: "vega-lite", ast: true, renderer: "svg", actions: false, tooltip: { disableDefaultStyle: true }, config };
       const { view, finalize } = await vegaEmbed(parts[name], sized(spec, width), options);
+      if (spec.usermeta?.shows) {
+        view.addEventListener("click", (_, item) => {
+          if (item?.datum?.id) document.dispatchEvent(new CustomEvent(spec.usermeta.shows, { detail: item.datum }));
+        });
+      }
       drawn.set(parts[name], { width, view, finalize });
     }
   }
@@ -50,9 +55,21 @@ function startPlots() {
 }
 
 function sized(spec, width) {
+  if (spec.facet || spec.concat) return inPanels(spec, width);
   if (!spec.vconcat) return { ...spec, width, autosize: { type: "fit-x", contains: "padding" } };
   const room = 90; // of the vertical axis: views above each other do not fit themselves to a width
   return { ...spec, vconcat: spec.vconcat.map((view) => ({ ...view, width: width - room })) };
+}
+
+// As many panels beside each other as have room; each has its own horizontal axis, and all share the vertical one.
+function inPanels(spec, width) {
+  const [axis, gap, least, most] = [80, 24, 230, 340];
+  const room = Math.floor((width - axis + gap) / (least + gap));
+  const columns = Math.max(1, Math.min(spec.usermeta.panels, room));
+  const panel = Math.min(Math.floor((width - axis + gap) / columns) - gap, most);
+  if (spec.concat) return { ...spec, columns, concat: spec.concat.map((view) => ({ ...view, width: panel - gap })) };
+  const header = { ...spec.facet.header, labelLimit: panel };
+  return { ...spec, columns, facet: { ...spec.facet, header }, spec: { ...spec.spec, width: panel } };
 }
 
 function startTheme() {

@@ -7,6 +7,7 @@ const ORDERS = {
   highest: "score, highest first",
   loss: "change, largest loss first",
   gain: "change, largest gain first",
+  change: "change, largest first",
 };
 
 // An entry is an example under one template, with its answers by length.
@@ -15,6 +16,7 @@ function entriesOf(examples) {
     const byTemplate = new Map();
     const ordered = [...example.answers].sort((first, second) => first.maxlen - second.maxlen);
     for (const answer of ordered) {
+      answer.name ??= count(answer.maxlen);
       if (!byTemplate.has(answer.template)) byTemplate.set(answer.template, new Map());
       byTemplate.get(answer.template).set(answer.maxlen, answer);
     }
@@ -48,16 +50,17 @@ function orderedEntries(entries, state) {
       words.every((word) => searchText(entry).includes(word)),
   );
   if (state.order === "run") return found;
-  const byChange = state.order === "loss" || state.order === "gain";
-  const sign = state.order === "highest" || state.order === "gain" ? -1 : 1;
+  const byChange = ["loss", "gain", "change"].includes(state.order);
+  const sign = ["highest", "gain", "change"].includes(state.order) ? -1 : 1;
   const value = (entry) => (byChange ? changeOf(entry, state) : scoreAt(entry, state.length, state));
-  const keyed = found.map((entry) => [value(entry), entry]);
+  const size = (key) => (state.order === "change" && key !== null ? Math.abs(key) : key);
+  const keyed = found.map((entry) => [size(value(entry)), entry]);
   const known = keyed.filter(([key]) => key !== null).sort(([first], [second]) => sign * (first - second));
   return [...known, ...keyed.filter(([key]) => key === null)].map(([, entry]) => entry);
 }
 
 // Search, filters and order; each change goes to `update`. Those with nothing to choose from are hidden by the styles.
-function controlsView(metrics, entries, lengths, state, update) {
+function controlsView(data, entries, lengths, state, update) {
   const selects = {};
   const control = (name, label, options) => {
     const parse = typeof state[name] === "number" ? Number : String;
@@ -73,14 +76,15 @@ function controlsView(metrics, entries, lengths, state, update) {
   };
   const search = el("input", { type: "search", autocomplete: "off", placeholder: "id, query, reference, answer" });
   search.addEventListener("input", () => update({ search: search.value }));
-  const lengthOptions = lengths.map((length) => [length, count(length)]);
+  const { metrics, names } = data;
+  const lengthOptions = lengths.map((length) => [length, names?.[length] ?? count(length)]);
   const controls = el(
     "div",
     { class: "controls", role: "group", "aria-label": "Which examples, and in which order" },
     el("label", { class: "search" }, "Search", search),
     control("task", "Task", filter("all tasks", entries.map(({ example }) => example.task))),
-    control("template", "Template", filter("all templates", entries.map(({ template }) => template))),
-    control("length", "Length", lengthOptions),
+    control("template", names ? "Setting" : "Template", filter(names ? "all settings" : "all templates", entries.map(({ template }) => template))),
+    control("length", names ? "Run" : "Length", lengthOptions),
     control("other", "Compared with", lengthOptions),
     control("metric", "Score", [
       ...(state.metric ? [] : [["", "headline of each task"]]),
@@ -122,7 +126,7 @@ function startSamples() {
   const distinct = [...new Set(Object.values(headlines))];
   const metric = distinct.length > 1 ? "" : (distinct[0] ?? Object.keys(data.metrics).at(-1));
   const state = {
-    ...{ search: "", task: "", template: "", order: "run", metric, headlines },
+    ...{ search: "", task: "", template: "", order: data.names ? "change" : "run", metric, headlines },
     ...{ length: lengths.at(-1), other: lengths[0] },
   };
   let visible = entries;
@@ -135,7 +139,7 @@ function startSamples() {
   const previous = button("Previous", () => select((page() - 1) * PAGE_SIZE));
   const next = button("Next", () => select((page() + 1) * PAGE_SIZE));
   const page = () => Math.floor(selected / PAGE_SIZE);
-  const { controls, selects } = controlsView(data.metrics, entries, lengths, state, update);
+  const { controls, selects } = controlsView(data, entries, lengths, state, update);
 
   function update(changes) {
     const entry = visible[selected];
@@ -181,11 +185,20 @@ function startSamples() {
     const choose = (length) => {
       update({ length });
       // The button that was pressed is gone with the view before; its like takes the focus.
-      [...detail.querySelectorAll("th button")].find((node) => node.textContent === count(length)).focus();
+      [...detail.querySelectorAll("th button")].find((node) => Number(node.dataset.length) === length).focus();
     };
     const parts = entry ? sampleView(data, entry, state, choose) : [el("p", { class: "note" }, "No example is found.")];
     detail.replaceChildren(...parts);
   }
+
+  // What a chart was clicked for: an example of a setting, whatever is searched for.
+  document.addEventListener("sample", ({ detail: { id, task, panel } }) => {
+    update({ search: "", task: "", template: "" });
+    controls.querySelector("input").value = "";
+    const index = visible.findIndex(({ example, template }) => example.id === id && example.task === task && template === panel);
+    if (index >= 0) select(index);
+    document.getElementById("samples").scrollIntoView();
+  });
 
   const steps = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity };
   list.addEventListener("keydown", (event) => {

@@ -45,7 +45,7 @@ def test_the_claims_are_those_of_comparisons_of_all_pairs(num_documents: int, nu
             expected[better][1] -= 1
     found = rank_ranges(systems, documents)
     assert found == {name: tuple(ends) for name, ends in expected.items()}
-    assert 1 < found["0.0"][0]  # something is shown
+    assert found["0.0"][0] > 1  # something is shown
     assert any(low < high for low, high in found.values())  # and something is not
 
 
