@@ -137,7 +137,8 @@ def _cost_panel(board: Board, title: str, points: Sequence[tuple[BoardRow, float
         chosen = [rows[index] for index in (best[one] for one in named) if is_cheap(rows[index]["x"]) == is_left]
         mark = {"type": "text", "style": "label", "limit": 150, **place}
         layers += [layer(chosen, mark, x=x, y=y, text={"field": "label"})] if chosen else []
-    return {"title": title, "width": PANEL_WIDTH, "height": 170, "layer": layers}
+    heading = {"text": title, "anchor": "start", "fontSize": 12.5, "offset": 6}
+    return {"title": heading, "width": PANEL_WIDTH, "height": 170, "layer": layers}
 
 
 def _is_cheap(values: Sequence[float]) -> Callable[[float], bool]:

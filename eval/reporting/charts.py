@@ -17,7 +17,6 @@ import vl_convert
 from eval.records.disk import disk_errors, make_folder, remove_partials, write_whole
 from eval.records.schema import Result
 from eval.reporting.columns import BASELINE_STYLES, charted_costs
-from eval.scoring.board import frontier
 from eval.scoring.profiles import metric_name, metric_title
 
 VEGA_LITE_VERSION = "6.4"
@@ -52,15 +51,13 @@ def length_chart(results: Sequence[Result], metric: str, intervals: str, aim: st
     return Chart(title=f"{metric_name(metric)} over length", caption=caption, spec=length_curves(results, metric))
 
 
-def cost_charts(
-    results: Sequence[Result], metric: str, caption: str, *, draw_frontier: bool = False
-) -> dict[str, Chart]:
+def cost_charts(results: Sequence[Result], metric: str, caption: str) -> dict[str, Chart]:
     """Return `quality_cost` for each cost that is known of a result, by its key."""
     return {
         key: Chart(
             title=f"{metric_name(metric)} against {column.axis[0].lower()}{column.axis[1:]}",
             caption=caption,
-            spec=quality_cost(results, metric, key, draw_frontier=draw_frontier),
+            spec=quality_cost(results, metric, key),
         )
         for key, column in charted_costs().items()
         if any(column.value(result.cost) is not None for result in results)
@@ -101,12 +98,10 @@ def length_curves(results: Sequence[Result], metric: str) -> Spec:
     return spec_of(layer=layers, description=described)
 
 
-def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_frontier: bool = False) -> Spec:
+def quality_cost(results: Sequence[Result], metric: str, cost: str) -> Spec:
     """Return one metric against a cost: points labelled by length, a line a system, intervals as rules.
 
     The results are those of one task, template and subset; baselines and results whose cost is not known have no point.
-    The frontier is steps through the points that no other beats in both. With it these alone are labelled: among many
-    systems the labels of all would cover each other.
     """
     column = charted_costs()[cost]
     rows = [
@@ -121,11 +116,9 @@ def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_fron
     x = quantity("x", column.axis, scale=scale, axis={"format": "~r", "tickCount": 6, "grid": False})
     low, high = _padded(value for row in rows for value in _extent(row))
     y = _score_axis(results, metric, low, high)
-    best = [rows[index] for index in frontier([(row["x"], row["mean"]) for row in rows])]
-    layers = [layer(best, FRONTIER, x=x, y=y)] if draw_frontier else []
-    layers += _model_layers(rows, models, x, y, order="maxlen")
+    layers = _model_layers(rows, models, x, y, order="maxlen")
     mark = {"type": "text", "align": "left", "dx": 6, "dy": 11, "style": "label"}
-    labels = layer(best if draw_frontier else rows, mark, x=x, y=y, text={"field": "label"})
+    labels = layer(rows, mark, x=x, y=y, text={"field": "label"})
     return spec_of(layer=[*layers, labels], description=f"{y['title']} against {column.axis.lower()}.")
 
 

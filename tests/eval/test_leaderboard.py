@@ -387,7 +387,7 @@ def test_the_frontier_is_what_nothing_beats_at_no_more_cost(runs: Path) -> None:
     assert on_frontier() == {("deep/fair", 100), ("good", 100), ("good", 200)}
     content = ranked(runs)
     panel = charts(content)["plos-cost"].spec["concat"][0]
-    assert panel["title"] == "Attention per example (TFLOP)"
+    assert panel["title"]["text"] == "Attention per example (TFLOP)"
     steps = panel["layer"][0]
     assert steps["mark"]["style"] == "frontier"
     assert [(row["run"], row["maxlen"]) for row in steps["data"]["values"]] == [
@@ -447,7 +447,7 @@ def test_seconds_of_two_clocks_are_in_no_ranking(runs: Path, capsys: pytest.Capt
     assert "request beside others: server. No row is on the frontier." in note
     chart = charts(content)["plos-cost"]
     assert said in chart.caption
-    panels = {panel["title"]: panel["layer"] for panel in chart.spec["concat"]}
+    panels = {panel["title"]["text"]: panel["layer"] for panel in chart.spec["concat"]}
     has_steps = {title: layers[0]["mark"].get("style") == "frontier" for title, layers in panels.items()}
     assert has_steps.pop("Time per example (s)") is False
     assert all(has_steps.values())
