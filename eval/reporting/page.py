@@ -180,7 +180,8 @@ def render_page(
             `{"template", "maxlen", "text", "scores": {metric: fraction}, "kept": spans}` with a value for the key of
             each column. Spans are characters of the document, `oracle` those of the visible oracle's sentences. Texts
             that are None are left out of the browser. A `note` stands above it. `headlines` may name a metric of each
-            task, by which its examples are shown until another is chosen.
+            task, by which its examples are shown until another is chosen. `names` are of two runs that are compared:
+            their answers stand at the lengths 1 and 2, each with its `name`.
     """
     for table in (section for section in sections if isinstance(section, Table)):
         for row in table.rows:
