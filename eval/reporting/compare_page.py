@@ -223,6 +223,8 @@ def _documents(changed: Sequence[_Changed], names: tuple[str, str]) -> Chart:
         f"Each point is a document: above the dashed line {code(names[1])} is better, below it {code(names[0])}. "
         "A click shows its answers."
     )
+    if (num_settings := len({one.change.name for one in changed})) > _NUM_PANELS:
+        caption += f" The first {_NUM_PANELS} of {num_settings} settings have a panel."
     return Chart(
         title="Document by document", caption=caption, spec=_samples_spec(points, layers, "Scores of documents.")
     )
