@@ -1194,6 +1194,12 @@ class BoardRow:
     )
     yardsticks: dict[str, dict[str, Estimate]] = entry("scores of the baselines, by name and metric")
     rank: int = entry("1 is the highest mean; equal means share a rank", default=0, rule=COUNT)
+    rank_range: list[int] | None = entry(
+        "first and last rank that the row may have: one more than the rows shown to be better, and all but those shown "
+        "to be worse",
+        default=None,
+        is_left_out=True,
+    )
     is_best: bool = entry("whether no row has a higher mean", default=False)
     is_within_margin: bool = entry("whether the row is shown to be within the margin of the best", default=False)
     is_on_frontier: bool = entry("whether no row is both better and cheaper", default=False)
