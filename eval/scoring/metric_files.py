@@ -79,7 +79,7 @@ def metric_of(key: str) -> str:
     return key.rpartition(".")[0]
 
 
-def values_by_key(used: Mapping[str, UsedMetric]) -> dict[str, ValueRecord]:
+def values_by_key(used: Mapping[str, MetricRecord]) -> dict[str, ValueRecord]:
     """Return what the values of further metrics can be, by `NAME.VALUE`."""
     return {key_of(name, value): about for name, one in used.items() for value, about in one.values.items()}
 
