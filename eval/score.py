@@ -57,6 +57,7 @@ def score_again(options: argparse.Namespace) -> None:
             accept_ascii_words=options.accept_ascii_words,
             metrics=metrics,
             metrics_again=options.metrics_again,
+            answers_alone=options.no_floors,
         )
     if options.json:
         print(json.dumps(to_json(scores), indent=2, ensure_ascii=False))
@@ -106,6 +107,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--metrics-again", action="store_true", help="forget what these metrics have scored, and score all anew"
     )
+    parser.add_argument(
+        "--no-floors",
+        action="store_true",
+        help="score the model's answers alone by these metrics, no floors and ceilings: a judge asks less",
+    )
     parser.add_argument("--margin", metavar="X", type=margin_share, help=f"of non-inferiority (default: {MARGIN})")
     parser.add_argument(
         "--texts",
@@ -120,7 +126,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("give either the folder of a run, or --predictions with --references")
     if options.run is None:
         given = {"margin": options.margin, "texts": options.texts}
-        flags = ("full", "json", "metrics_again")
+        flags = ("full", "json", "metrics_again", "no_floors")
         given |= {name: getattr(options, name) or None for name in flags}
         for name, value in given.items():
             if value is not None:
@@ -130,6 +136,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--prediction-field, --reference-field and --id-field are for files; a run folder has its own")
     if options.metrics_again and not options.metrics:
         parser.error("--metrics-again forgets what the metrics of --metrics have scored; name them")
+    if options.no_floors and not options.metrics:
+        parser.error("--no-floors is for the metrics of --metrics; name them")
     return options
 
 
