@@ -6,6 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from eval.metrics.agreement import MARK, SHORT_LEGEND
 from eval.records.read_run import RunInputs, describe_selection
 from eval.records.schema import Compared, Comparison, Result, RunRecord, Scores
 from eval.reporting.columns import (
@@ -16,6 +17,7 @@ from eval.reporting.columns import (
     Column,
     N,
     leaves_open,
+    metric_heading,
     outcome,
     percent,
     percent_mean,
@@ -51,6 +53,8 @@ def render_short(inputs: RunInputs, scores: Scores) -> str:
     lines = [*meanings(inputs.record, scores), *warnings_of(inputs, scores)]
     wrapped = [textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in lines]
     table = as_columns(score_table(models, scores.results))
+    if MARK in table:
+        caption += f"; {SHORT_LEGEND}"
     further = [line for block in _further(inputs.record, scores) for line in block]
     return "\n".join([textwrap.fill(caption, _WIDTH), "", table, "", *wrapped, *further])
 
@@ -66,7 +70,8 @@ def _further(record: RunRecord, scores: Scores) -> Iterator[list[str]]:
 def score_table(models: Sequence[Result], results: Sequence[Result]) -> Rows:
     """Return one row a task, template and length: the model by its headline metric, baselines beside it."""
     metrics = {result.task: headline(result.profile) for result in models}
-    names = list(dict.fromkeys(metrics.values()))
+    headings = {result.task: metric_heading(metrics[result.task], result.profile) for result in models}
+    names, shown = (list(dict.fromkeys(one.values())) for one in (metrics, headings))
     baselines = {
         (one.task, one.template, one.maxlen, one.system): one.metrics
         for one in select(results, subset="all", kind="yardstick")
@@ -82,16 +87,19 @@ def score_table(models: Sequence[Result], results: Sequence[Result]) -> Rows:
     several = [name for name in ("task", "template") if len({getattr(result, name) for result in models}) > 1]
     before = [text(name) for name in several]
     before += [MAXLEN, N, WORDS, ENDED]
-    if len(names) > 1:
-        before.append(Column(heading="metric", show=lambda result: metric_name(metrics[result.task])))
+    if len(shown) > 1:
+        before.append(Column(heading="metric", show=lambda result: headings[result.task]))
     headlines = Column(
-        heading=metric_name(names[0]) if len(names) == 1 else "score",
+        heading=shown[0] if len(shown) == 1 else "score",
         show=lambda result: percent(result.metrics[metrics[result.task]]),
     )
     known = {key[3] for key in baselines}
     after = [baseline(found[0]) for names in _BASELINES if (found := [one for one in names if one in known])]
     others = [name for name in models[0].metrics if name not in names] if len(names) == 1 else []
-    wide = table_of([*before, headlines, *map(score, others), *after], models)
+    # Under several profiles of these metrics, a mark would be of some rows alone.
+    profiles = {result.profile for result in models}
+    columns = [score(name, *(profiles if len(profiles) == 1 else ())) for name in others]
+    wide = table_of([*before, headlines, *columns, *after], models)
     is_narrow = len(as_columns(wide).partition("\n")[0]) <= _WIDTH
     return wide if is_narrow else table_of([*before, headlines, *after], models)
 
