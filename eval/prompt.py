@@ -19,7 +19,7 @@ from eval.config.checks import mapping
 from eval.errors import UserError
 from eval.prompting.chat import ChatSettings
 from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
-from eval.prompting.truncation import POLICIES
+from eval.prompting.truncation import AROUND, POLICIES
 from eval.runtime.jobs import CommandParser, command
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
 from tasks import DataError, Example, LoadRequest, Task, find_task
@@ -44,13 +44,13 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     task = find_task(options.task)
     if not task.has_references:
         raise DataError(f"task {task.name} has no prompts: nothing is asked about its texts")
-    example = _load_example(task, options)
+    maxlen = 2048 if options.maxlen is None else options.maxlen
+    example = _load_example(task, options, maxlen)
     policy = options.truncation or "head"
     for what, value, known in (("template", options.template, task.templates), ("truncation", policy, POLICIES)):
         if value is not None and value not in known:
             raise DataError(f"task {task.name} has no {what} '{value}'; known: {', '.join(known)}")
     model = options.model or "smollm2-135m"
-    maxlen = 2048 if options.maxlen is None else options.maxlen
     try:
         checkpoint = open_checkpoint(model, takes_encoder_decoders=True)
         tokenizer, is_encoded = checkpoint.tokenizer, checkpoint.config.is_encoder_decoder
@@ -69,20 +69,21 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     except (CheckpointError, UserError, argparse.ArgumentTypeError) as error:
         raise DataError(str(error)) from error  # `python -m tasks`, which calls this, knows no other
     kind = "chat template" if builder.uses_chat_template else "no chat template"
+    cut = policy if example.kept is None else AROUND
     return [
-        f"task {task.name}, example {example.id}, template {name}, model {model} ({kind}), truncation {policy}",
+        f"task {task.name}, example {example.id}, template {name}, model {model} ({kind}), truncation {cut}",
         *_token_counts(parts, prompt, maxlen, room),
         "",
         *_text(tokenizer, parts, prompt).split("\n"),
     ]
 
 
-def _load_example(task: Task, options: argparse.Namespace) -> Example:
+def _load_example(task: Task, options: argparse.Namespace, maxlen: int) -> Example:
     index = options.index or 0
     if index < 0:
         raise DataError(f"--index is {index}; give 0 or more")
     split = options.split or task.default_split
-    request = LoadRequest(split=split, data=options.data, revision=options.revision, limit=index + 1)
+    request = LoadRequest(split=split, data=options.data, revision=options.revision, limit=index + 1, longest=maxlen)
     examples = task.load(request).examples
     if index >= len(examples):
         raise DataError(f"--index is {index}, and task {task.name} has {len(examples)} examples there")

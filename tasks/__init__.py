@@ -9,6 +9,7 @@ from tasks.book_sum import BOOK_SUM
 from tasks.custom import CustomTask, check_instruction, read_task_file
 from tasks.longbench import LONGBENCH_TASKS
 from tasks.multi_news import MULTI_NEWS
+from tasks.needles import NEEDLE_TASKS
 from tasks.plos import PLOS
 from tasks.qmsum import QMSUM
 from tasks.scientific_papers import ARXIV, PUBMED
@@ -18,6 +19,7 @@ from tasks.text import TEXT
 __all__ = [
     "CUSTOM",
     "LONGBENCH",
+    "NEEDLES",
     "SCROLLS",
     "SUMMARIES",
     "TASKS",
@@ -45,6 +47,7 @@ TASKS: dict[str, Task] = {
     "book_sum": BOOK_SUM,
     **BIG_PATENT_TASKS,
     **LONGBENCH_TASKS,
+    **NEEDLE_TASKS,
     "plos": PLOS,
     "aclsum": ACLSUM,
     "aclsum_aspects": ACLSUM_ASPECTS,
@@ -54,6 +57,7 @@ TASKS: dict[str, Task] = {
 # Suites: tasks that are reported together.
 SCROLLS = ("gov_report", "summ_screen_fd", "qmsum", "qasper", "narrative_qa", "quality", "contract_nli")
 LONGBENCH = tuple(LONGBENCH_TASKS)
+NEEDLES = tuple(NEEDLE_TASKS)
 SUMMARIES = ("arxiv", "pubmed", "gov_report", "multi_news", "big_patent", "book_sum", "qmsum", "summ_screen_fd")
 
 

@@ -43,6 +43,8 @@ class Example:
         evidence: Start and end, in characters of the context, of each passage that the source marks as evidence; None
             if it marks none.
         stratum: Kind of document, such as its journal, by which reports count what was selected; None without kinds.
+        kept: Start and end, in characters of the context, of passages that every length shows; what lies between them
+            is cut evenly, so that they keep their depth. None for documents that are cut as `--truncation` has it.
     """
 
     id: str
@@ -53,6 +55,7 @@ class Example:
     cluster_id: str | None = None
     evidence: tuple[tuple[int, int], ...] | None = None
     stratum: str | None = None
+    kept: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,7 @@ class LoadRequest:
         accepts: Called with each context; leaves out, before limit and sample count, those that it refuses.
         revision: Branch, tag or commit of the data set on the hub; None takes the task's.
         on_bad_row: `fail` at the first row that cannot be used, or `skip` it and count it.
+        longest: Tokens of the longest prompt, which documents that are made here should fill.
     """
 
     split: str
@@ -80,6 +84,7 @@ class LoadRequest:
     accepts: Callable[[str], bool] | None = None
     revision: str | None = None
     on_bad_row: str = "fail"
+    longest: int = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +92,8 @@ class LoadedExamples:
     """Examples in the order of the source, and their provenance.
 
     Attributes:
-        provenance: JSON-ready facts about the source: `kind` (`hub`, `file` or `package`), `name`, the `revision`,
-            `sha256` or `version` that pins the content, and counts of rows (`num_...`).
+        provenance: JSON-ready facts about the source: `kind` (`hub`, `file`, `package` or `made`), `name`, the
+            `revision`, `sha256` or `version` that pins the content, and counts of rows (`num_...`).
         bad_rows: One message for each row that was skipped: where it is and what is wrong with it.
         strata: Number of documents that are kept and that were read, by stratum; empty for a task without strata.
     """

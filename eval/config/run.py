@@ -166,6 +166,11 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         self._check_thinking()
         self.check_claim([self.profile or task.profile for task in self.tasks.values()], self.maxlen)
 
+    @property
+    def longest(self) -> int:
+        """Return the tokens that documents which are made here should fill."""
+        return self.maxlen[-1]
+
     def _check_thinking(self) -> None:
         flag = f"--thinking {self.thinking}" if self.thinking == "on" else "--max-thinking-tokens"
         if self.max_thinking_tokens is not None and self.thinking == "off":

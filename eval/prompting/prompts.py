@@ -8,7 +8,9 @@ template is a plain one. Documents, queries and answers are text, whatever they 
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +20,14 @@ from typing import TYPE_CHECKING
 from eval.errors import UserError
 from eval.prompting.chat import ChatSettings, ChatTemplate
 from eval.prompting.encoding import Offsets, TextEncoder
-from eval.prompting.truncation import Ranges, kept_ranges
+from eval.prompting.truncation import Passages, Ranges, kept_ranges, thinned_ranges
 from tasks import Example, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What ends a sentence or an entry of a list, up to the beginning of the next.
+_BREAK = re.compile(r"(?:[.!?]|\n)\s+|\n")
 # What stands before a piece that goes on in the middle of a text.
 _TEXT = "a"
 _PROBE = "Rivers run 7 miles."
@@ -36,11 +40,16 @@ _LEAST_LETTERS = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class PromptParts:
-    """Token ids of what stands before the context, the context, and what stands after it."""
+    """Token ids of what stands before the context, the context, and what stands after it.
+
+    Attributes:
+        passages: What every length shows of the context; None where any of it may be cut.
+    """
 
     prefix: tuple[int, ...]
     context: tuple[int, ...]
     suffix: tuple[int, ...]
+    passages: Passages | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +165,9 @@ class PromptBuilder:
                 f"example, some of {example[:20]!r}; give a model whose tokenizer has this script"
             )
 
-    def fixed_parts(self, query: str | None, context: tuple[int, ...] = ()) -> PromptParts:
+    def fixed_parts(
+        self, query: str | None, context: tuple[int, ...] = (), passages: Passages | None = None
+    ) -> PromptParts:
         """Return the token ids of a prompt, those of a context as they are given: all else is never cut.
 
         Raises:
@@ -169,7 +180,7 @@ class PromptBuilder:
                 context=(),
                 suffix=self._fill(after, query or "", _TEXT) + self._stop,
             )
-        return replace(self._fixed[query], context=context)
+        return replace(self._fixed[query], context=context, passages=passages)
 
     def parts(self, example: Example) -> PromptParts:
         """Return the token ids of an example's prompt, uncut.
@@ -177,7 +188,8 @@ class PromptBuilder:
         Raises:
             UserError: As `fixed_parts`.
         """
-        return self.fixed_parts(example.query, self.context_ids(example.context))
+        passages = None if example.kept is None else self.passages(example.context, example.kept)
+        return self.fixed_parts(example.query, self.context_ids(example.context), passages)
 
     def context_ids(self, context: str) -> tuple[int, ...]:
         """Return the token ids of a context; the same under all templates with the same `is_context_first`."""
@@ -196,10 +208,28 @@ class PromptBuilder:
         if not self.tokenizer.is_fast:
             ids = self.context_ids(context)
             return [[min(len(self.tokenizer.decode(ids[:end])), len(context)) for end in pair] for pair in ranges]
+        offsets = self._offsets_of(context)
+        return [[offsets[start][0], offsets[stop - 1][1]] for start, stop in ranges]
+
+    def passages(self, context: str, spans: Sequence[Sequence[int]]) -> Passages:
+        """Return the tokens of a context that hold any character of some spans, which are in order and apart.
+
+        A tokenizer that does not tell where its tokens stand gets a token more at each end, and no breaks.
+        """
+        if not self.tokenizer.is_fast:
+            known = [len(self.context_ids(context[:edge])) for span in spans for edge in span]
+            pairs = [(max(start - 1, 0), stop + 1) for start, stop in zip(known[::2], known[1::2], strict=True)]
+            return Passages(ranges=_apart(pairs, len(self.context_ids(context))))
+        offsets = self._offsets_of(context)
+        starts, stops = [start for start, _ in offsets], [stop for _, stop in offsets]
+        pairs = [(bisect_right(stops, start), bisect_left(starts, stop)) for start, stop in spans]
+        breaks = sorted({bisect_right(stops, found.end()) for found in _BREAK.finditer(context)})
+        return Passages(ranges=_apart(pairs, len(offsets)), breaks=breaks)
+
+    def _offsets_of(self, context: str) -> Offsets:
         if self._offsets[0] != context:
             self._offsets = context, self.encoder.offsets(context, self._before_context)
-        offsets = self._offsets[1]
-        return [[offsets[start][0], offsets[stop - 1][1]] for start, stop in ranges]
+        return self._offsets[1]
 
     def text(self, query: str | None, context: str, *, is_turn: bool = False) -> str:
         """Return a prompt as text, for an engine that takes no tokens.
@@ -283,6 +313,16 @@ def _letters(text: str) -> str:
     return "".join(one for one in parts if not one.isspace() and not unicodedata.combining(one))
 
 
+def _apart(pairs: Sequence[tuple[int, int]], num_tokens: int) -> Ranges:
+    """Return ranges of tokens without what one shares with the one before it."""
+    found: list[tuple[int, int]] = []
+    for start, stop in pairs:
+        start = max(start, found[-1][1]) if found else start
+        if start < (stop := min(stop, num_tokens)):
+            found.append((start, stop))
+    return tuple(found)
+
+
 def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, thinking_room: int = 0) -> Prompt:
     """Return the prompt that leaves room for the answer, and for a thought before it, within `maxlen`.
 
@@ -290,10 +330,10 @@ def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, think
         parts: Its parts, uncut.
         maxlen: Most tokens.
         max_new_tokens: Room for the answer; 0 for an encoder, which does not see it.
-        policy: Part of the context that is kept.
+        policy: Part of the context that is kept, of one without passages.
 
     Raises:
-        UserError: Not even an empty context fits.
+        UserError: Not even an empty context fits, or the passages do not.
     """
     num_fixed = len(parts.prefix) + len(parts.suffix)
     budget = maxlen - num_fixed - max_new_tokens - thinking_room
@@ -310,7 +350,16 @@ def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, think
             f"need {maxlen - budget} even with an empty context; raise --maxlen or "
             f"lower {flags}"
         )
-    ranges = kept_ranges(len(parts.context), budget, policy)
+    if parts.passages is None:
+        ranges = kept_ranges(len(parts.context), budget, policy)
+    elif (needed := parts.passages.num_tokens) <= budget:
+        ranges = thinned_ranges(len(parts.context), budget, parts.passages)
+    else:
+        raise UserError(
+            f"maxlen {maxlen} is too small: what every length shows of the context needs {needed} tokens, and "
+            f"{budget} are left beside {num_fixed} of instruction and template and the room for the answer; raise "
+            f"--maxlen to {maxlen - budget + needed} or more"
+        )
     kept = tuple(token for start, stop in ranges for token in parts.context[start:stop])
     return Prompt(
         token_ids=parts.prefix + kept + parts.suffix,

@@ -25,6 +25,7 @@ from eval.reporting.columns import (
     legend_of,
     text,
 )
+from eval.reporting.depth_chart import DEPTH_REMARK, depth_map, depth_table
 from eval.reporting.further_tables import further_comparisons, further_tables
 from eval.reporting.lengths import warnings_on_lengths, warnings_on_letters
 from eval.reporting.page import Heading, Prose, Section, as_table, render_page
@@ -155,6 +156,8 @@ def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:
             yield Block(f"Quality where every length cuts: {where}", remark, quality_table(truncated))
         if noise := noise_table(everything):
             yield Block(f"Samples: {where}", legend_of(NOISE), noise)
+        if cells := select(scores.depths or (), task=task, template=template):
+            yield Block(f"Found by depth: {where}", DEPTH_REMARK, depth_table(cells))
         remark = describe_clock(record.identity.engine, record.sessions[-1])
         yield Block(f"Cost: {where}", remark, cost_table(everything))
         yield from itertools.starmap(Block, further_tables(scores, task, template))
@@ -261,6 +264,8 @@ def _charts(
     aim = f" (the oracle aims at {objective.split(',')[0]})" if objective else ""
     for metric in results[0].metrics:
         yield f"length-{metric}", length_chart(results, metric, describe_intervals(results), aim)
+    if cells := select(scores.depths or (), task=task, template=template):
+        yield "depth", Chart(title="Found by depth and length", caption=DEPTH_REMARK, spec=depth_map(cells))
     caption = "Of an example, in the mean; bytes are those of the largest."
     for cost, chart in cost_charts(results, headline(scores.profiles[task]), caption).items():
         yield f"cost-{cost}", chart

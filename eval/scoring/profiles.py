@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from eval.metrics.answers import answer_words, score_answers
+from eval.metrics.answers import answer_words, score_all_found, score_answers, score_any_found
 from eval.metrics.base import Value
 from eval.metrics.chrf import score_chrf
 from eval.metrics.rouge import plain_words, score_rouge, score_rouge_l, spaced_words, stemmed_words
@@ -47,6 +47,7 @@ class Profile:
         sentences: What splits a text into sentences for ROUGE.
         words: What of a text is compared, by which texts that would lose their letters are found.
         is_for_all_scripts: Whether texts of any script have words or characters to compare.
+        is_of_needles: Whether what is found depends on where it stands, so that reports show it by depth.
     """
 
     score: Callable[[str, Sequence[str]], Sequence[Mapping[str, float]]]
@@ -60,6 +61,7 @@ class Profile:
     sentences: str = ""
     words: Callable[[str], list[str]] = str.split
     is_for_all_scripts: bool = False
+    is_of_needles: bool = False
 
     def __post_init__(self) -> None:
         if len(self.headline) > 1 and any(self.metrics[name].low < 0 for name in self.headline):
@@ -75,6 +77,8 @@ _RLSUM = Value(label="RLsum", title="ROUGE-Lsum F")
 _F1 = Value(label="F1", title="F1")
 _CHRF = Value(label="chrF", title="chrF2")
 _EXACT_MATCH = Value(label="exact match", title="Exact match")
+_FOUND = Value(label="found", title="Answers found")
+_ALL_FOUND = Value(label="all found", title="All answers found")
 _GEOMETRIC = Value(label="geometric", title="geometric F")  # of several headline metrics
 _OF_SUMMARIES = "ROUGE profile `{profile}`, F x 100"
 _OF_ANSWERS = "answers, profile `{profile}`, {metrics} x 100"
@@ -138,6 +142,27 @@ PROFILES: dict[str, Profile] = {
         objective=None,
         has_common_answer=True,
         words=answer_words,
+    ),
+    # Source: see `eval.metrics.answers.answers_found`.
+    "found_all": Profile(
+        score=score_all_found,
+        metrics={"found": _FOUND, "all_found": _ALL_FOUND},
+        headline=("found",),
+        source="RULER's string_match_all, arXiv 2404.06654: the share of the references that an answer contains",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+        is_of_needles=True,
+    ),
+    "found_any": Profile(
+        score=score_any_found,
+        metrics={"found": _FOUND},
+        headline=("found",),
+        source="RULER's string_match_part, arXiv 2404.06654: whether an answer contains any of the references",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+        is_of_needles=True,
     ),
     "unicode": Profile(
         score=partial(score_rouge, split_words=unicode_words, sentences=unicode_sentences),
