@@ -69,7 +69,7 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     except (CheckpointError, UserError, argparse.ArgumentTypeError) as error:
         raise DataError(str(error)) from error  # `python -m tasks`, which calls this, knows no other
     kind = "chat template" if builder.uses_chat_template else "no chat template"
-    cut = policy if example.kept is None else AROUND
+    cut = task.templates[name].truncation or (policy if example.kept is None else AROUND)
     return [
         f"task {task.name}, example {example.id}, template {name}, model {model} ({kind}), truncation {cut}",
         *_token_counts(parts, prompt, maxlen, room),
@@ -103,7 +103,9 @@ def _token_counts(parts: PromptParts, prompt: Prompt, maxlen: int, max_new_token
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, parts: PromptParts, prompt: Prompt) -> str:
-    """Return the prompt with a mark in place of each run of tokens that was cut."""
+    """Return the prompt with a mark in place of each run of tokens that was cut, if the context alone is."""
+    if parts.whole is not None:
+        return _decode(tokenizer, prompt.token_ids)
     pieces = [_decode(tokenizer, parts.prefix)]
     end = 0
     for start, stop in (*prompt.context_ranges, (len(parts.context), len(parts.context))):

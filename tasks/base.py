@@ -111,10 +111,12 @@ class Template:
     Attributes:
         text: Holds `{context}` once, and `{query}` where the task has queries.
         chat: Put the text into one user turn if the model has a chat template; False uses it as it is.
+        truncation: What is kept of a prompt that is too long, whatever the run keeps of others; None follows the run.
     """
 
     text: str
     chat: bool = True
+    truncation: str | None = None
 
 
 def template_variants(name: str, before: str, after: str, cue: str, *, once: bool = True) -> dict[str, Template]:

@@ -19,7 +19,7 @@ from typing import Any
 from eval.config.generation import GenerationSettings, ThinkingSettings
 from eval.config.run import RunConfig
 from eval.prompting.prompts import Prompt, PromptBuilder, fit
-from eval.prompting.truncation import AROUND
+from eval.prompting.truncation import AROUND, HALVES
 from eval.records.journal import Journal, fingerprint
 from eval.records.schema import Grouping, Key, Prediction, RunRecord, Sample
 from eval.records.typed import to_json
@@ -79,7 +79,7 @@ class Request:
             num_thought_tokens=sum(thought) if thought else None,
             thought_finish_reason=samples[0].thought_finish_reason,
             samples=list(samples) if len(samples) > 1 else None,
-            truncation=self.source.policy,
+            truncation=self.source.builders[template].template.truncation or self.source.policy,
             **{**unknown, "prefilled_tokens": None, "peak_bytes": None, **costs},
         )
 
@@ -141,12 +141,15 @@ class PromptSource:
             is_first: None if kept is None else builder.passages(context, kept)
             for is_first, builder in builders.items()
         }
-        queries = {example.id: example.query for example in self.examples}
+        examples = {example.id: example for example in self.examples}
         for key, digest in self.fingerprints.items():
             _, template, example_id, maxlen = key
             builder = self.builders[template]
             is_first = builder.is_context_first
-            parts = builder.fixed_parts(queries[example_id], contexts[is_first], passages[is_first])
+            if builder.template.truncation == HALVES:
+                parts = builder.parts(examples[example_id])
+            else:
+                parts = builder.fixed_parts(examples[example_id].query, contexts[is_first], passages[is_first])
             prompt = fit(parts, maxlen, self.room, self.policy, self.settings.thinking_room)
             yield Request(key=key, prompt=prompt, fingerprint=digest, source=self)
 

@@ -281,6 +281,7 @@ def _task_record(
                 text=task.templates[template].text,
                 chat=task.templates[template].chat,
                 prompt_sha256=builder.sha256,
+                truncation=task.templates[template].truncation,
             )
             for template, builder in builders.items()
         },

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from eval.errors import UserError
 from eval.prompting.chat import ChatSettings, ChatTemplate
 from eval.prompting.encoding import Offsets, TextEncoder
-from eval.prompting.truncation import Passages, Ranges, kept_ranges, thinned_ranges
+from eval.prompting.truncation import HALVES, Passages, Ranges, kept_ranges, thinned_ranges
 from tasks import Example, Template
 
 if TYPE_CHECKING:
@@ -44,12 +44,17 @@ class PromptParts:
 
     Attributes:
         passages: What every length shows of the context; None where any of it may be cut.
+        whole: The text of the prompt as one piece, whose halves are kept; prefix and suffix are chat markup then. None
+            where the context alone is cut.
+        num_around: Tokens of `whole` before and after the context.
     """
 
     prefix: tuple[int, ...]
     context: tuple[int, ...]
     suffix: tuple[int, ...]
     passages: Passages | None = None
+    whole: tuple[int, ...] | None = None
+    num_around: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +133,8 @@ class PromptBuilder:
         """
         example = Example(id="", document_id="", context=_PROBE, query=_PROBE, references=())
         parts = self.parts(example)
-        suffix = parts.suffix[: len(parts.suffix) - len(self._stop)]
-        ids = (*parts.prefix[len(self._start) :], *parts.context, *suffix)
+        ids = parts.prefix + (parts.context if parts.whole is None else parts.whole) + parts.suffix
+        ids = ids[len(self._start) : len(ids) - len(self._stop)]
         text = _PROBE.join(part.replace("{query}", _PROBE) for part in self._rendered)
         whole = self._decode(self.encoder.encode(text))
         if (ours := self._decode(ids)) != whole or _letters(ours) != _letters(text):
@@ -188,8 +193,46 @@ class PromptBuilder:
         Raises:
             UserError: As `fixed_parts`.
         """
+        if self.template.truncation == HALVES:
+            return self._whole_parts(example)
         passages = None if example.kept is None else self.passages(example.context, example.kept)
         return self.fixed_parts(example.query, self.context_ids(example.context), passages)
+
+    def _whole_parts(self, example: Example) -> PromptParts:
+        """Return the parts of a prompt whose text is encoded in one piece."""
+        markup, text, start = self._turn(example.query or "", example.context)
+        ids = self.encoder.encode(text, markup[0], is_data=True)
+        context = self.context_ids(example.context)
+        before = len(self.encoder.encode(text[:start], markup[0], is_data=True))
+        if self.tokenizer.is_fast and context:
+            # Pieces and whole differ at the edges of the context at most.
+            index = len(context) // 2
+            at = start + self._offsets_of(example.context)[index][0]
+            stops = [stop for _, stop in self.encoder.offsets(text, markup[0])]
+            before = bisect_right(stops, at) - index
+        after = len(ids) - before - len(context)
+        return PromptParts(
+            prefix=self.encoder.encode(markup[0]) if markup[0] else (),
+            context=context,
+            suffix=(self.encoder.encode(markup[1], _TEXT) if markup[1] else ()) + self._stop,
+            whole=self._start + ids,
+            num_around=(before + len(self._start), after),
+        )
+
+    def _turn(self, query: str, context: str) -> tuple[tuple[str, str], str, int]:
+        """Return the markup around the user's text, that text, and where the context starts in it."""
+        before, after = self.template.text.split("{context}")
+        first, last = self._rendered
+        if not last.startswith(after):
+            after = after.rstrip()  # chat templates may cut white space at the end
+        if not (first.endswith(before) and last.startswith(after)):
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path or 'this model'} changes the text of a prompt that "
+                "is cut as a whole; give --template another one, or --chat-template"
+            )
+        markup = first[: len(first) - len(before)], last[len(after) :]
+        before, after = (part.replace("{query}", query) for part in (before, after))
+        return markup, before + context + after, len(before)
 
     def context_ids(self, context: str) -> tuple[int, ...]:
         """Return the token ids of a context; the same under all templates with the same `is_context_first`."""
@@ -330,7 +373,7 @@ def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, think
         parts: Its parts, uncut.
         maxlen: Most tokens.
         max_new_tokens: Room for the answer; 0 for an encoder, which does not see it.
-        policy: Part of the context that is kept, of one without passages.
+        policy: Part of the context that is kept, where neither passages nor template say it.
 
     Raises:
         UserError: Not even an empty context fits, or the passages do not.
@@ -350,6 +393,8 @@ def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, think
             f"need {maxlen - budget} even with an empty context; raise --maxlen or "
             f"lower {flags}"
         )
+    if parts.whole is not None:
+        return _halves(parts, parts.whole, budget)
     if parts.passages is None:
         ranges = kept_ranges(len(parts.context), budget, policy)
     elif (needed := parts.passages.num_tokens) <= budget:
@@ -365,4 +410,25 @@ def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, think
         token_ids=parts.prefix + kept + parts.suffix,
         context_ranges=ranges,
         num_context_dropped=len(parts.context) - len(kept),
+    )
+
+
+def _halves(parts: PromptParts, whole: tuple[int, ...], budget: int) -> Prompt:
+    """Return the prompt with both halves of its text, each of half the tokens of the budget, rounded down.
+
+    Source: `get_pred` of THUDM/LongBench, LongBench/pred.py at 2e00731.
+    """
+    num_context, half = len(parts.context), budget // 2
+    if len(whole) <= budget:
+        kept, ranges = whole, [(0, num_context)]
+    else:
+        before, after = parts.num_around
+        head = min(max(half - before, 0), num_context)
+        tail = min(max(half - after, 0), num_context - head)
+        kept = whole[:half] + whole[len(whole) - half :]
+        ranges = [(0, head), (num_context - tail, num_context)]
+    return Prompt(
+        token_ids=parts.prefix + kept + parts.suffix,
+        context_ranges=tuple((start, stop) for start, stop in ranges if start < stop),
+        num_context_dropped=num_context - sum(stop - start for start, stop in ranges),
     )

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Ranges = tuple[tuple[int, int], ...]
-# Recorded of prompts that are cut around passages, whatever the policy of the others.
-AROUND = "around"
+# What templates ask for, whatever the policy of the run: passages of the context and an even share of what lies between
+# them, or both halves of the whole prompt.
+AROUND, HALVES = "around", "halves"
 
 
 def _keep_head(num_tokens: int, budget: int) -> Ranges:

@@ -132,6 +132,7 @@ class TemplateRecord:
     text: str = entry("the template, `{context}` and `{query}` in their places")
     chat: bool = entry("whether the chat template is put around it", default=True)
     prompt_sha256: str = entry("digest of the rendered template, chat markup included", default="")
+    truncation: str | None = entry("what is kept, whatever the run keeps of others", default=None, is_left_out=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,8 @@ def describe_task(record: RunRecord, scores: Scores, task: str) -> str:
             f"Lead, tail and oracle have {baselines.word_budget} words, or as many as the answer where they are at "
             f"length; the oracle aims at {baselines.objective}."
         )
+    if select(scores.depths or (), task=task):
+        sentences.append("Every length shows all needles: what lies between them is cut evenly.")
     sentences += warnings_on_lengths(scores).get(task, [])
     sentences += warnings_on_letters(scores).get(task, [])
     return " ".join(sentences)

@@ -16,6 +16,7 @@ from functools import partial
 from eval.metrics.answers import answer_words, score_all_found, score_answers, score_any_found
 from eval.metrics.base import Value
 from eval.metrics.chrf import score_chrf
+from eval.metrics.longbench import score_next_line, score_numbers
 from eval.metrics.rouge import plain_words, score_rouge, score_rouge_l, spaced_words, stemmed_words
 from eval.metrics.unicode_text import unicode_answer_words, unicode_sentences, unicode_words
 
@@ -142,6 +143,24 @@ PROFILES: dict[str, Profile] = {
         objective=None,
         has_common_answer=True,
         words=answer_words,
+    ),
+    "longbench_number": Profile(
+        score=score_numbers,
+        metrics={"number": Value(label="number", title="Right number")},
+        headline=("number",),
+        source="the LongBench benchmark's evaluator for counting and retrieval, arXiv 2308.14508",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+    ),
+    "longbench_code": Profile(
+        score=score_next_line,
+        metrics={"edit_similarity": Value(label="edit sim", title="Edit similarity")},
+        headline=("edit_similarity",),
+        source="the LongBench benchmark's evaluator for code, arXiv 2308.14508",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
     ),
     # Source: see `eval.metrics.answers.answers_found`.
     "found_all": Profile(
