@@ -7,13 +7,16 @@ from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, Te
 from tasks.big_patent import BIG_PATENT_TASKS
 from tasks.book_sum import BOOK_SUM
 from tasks.custom import CustomTask, check_instruction, read_task_file
+from tasks.eips import EIPS
 from tasks.longbench import LONGBENCH_TASKS
+from tasks.longbench2 import LONGBENCH2
 from tasks.multi_news import MULTI_NEWS
 from tasks.needles import NEEDLE_TASKS
 from tasks.plos import PLOS
 from tasks.qmsum import QMSUM
 from tasks.scientific_papers import ARXIV, PUBMED
 from tasks.scrolls_tasks import SCROLLS_TASKS
+from tasks.squality import SQUALITY
 from tasks.text import TEXT
 
 __all__ = [
@@ -47,6 +50,9 @@ TASKS: dict[str, Task] = {
     "book_sum": BOOK_SUM,
     **BIG_PATENT_TASKS,
     **LONGBENCH_TASKS,
+    "longbench2": LONGBENCH2,
+    "squality": SQUALITY,
+    "eips": EIPS,
     **NEEDLE_TASKS,
     "plos": PLOS,
     "aclsum": ACLSUM,

@@ -16,7 +16,7 @@ from functools import partial
 from eval.metrics.answers import answer_words, score_all_found, score_answers, score_any_found
 from eval.metrics.base import Value
 from eval.metrics.chrf import score_chrf
-from eval.metrics.longbench import score_next_line, score_numbers
+from eval.metrics.longbench import score_choice, score_next_line, score_numbers
 from eval.metrics.rouge import plain_words, score_rouge, score_rouge_l, spaced_words, stemmed_words
 from eval.metrics.unicode_text import unicode_answer_words, unicode_sentences, unicode_words
 
@@ -158,6 +158,15 @@ PROFILES: dict[str, Profile] = {
         metrics={"edit_similarity": Value(label="edit sim", title="Edit similarity")},
         headline=("edit_similarity",),
         source="the LongBench benchmark's evaluator for code, arXiv 2308.14508",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+    ),
+    "longbench_choice": Profile(
+        score=score_choice,
+        metrics={"accuracy": Value(label="accuracy", title="Accuracy")},
+        headline=("accuracy",),
+        source="the LongBench v2 benchmark's evaluator, arXiv 2412.15204",
         description=_OF_ANSWERS,
         objective=None,
         has_common_answer=True,
