@@ -79,7 +79,11 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         None, "spread one model over all devices of this machine (one process)", choices=("auto",)
     )
     profile: str | None = Group.OUTPUT.option(
-        None, "metrics of all tasks", choices=tuple(PROFILES), unset="each task's own"
+        None,
+        f"metrics of all tasks, one of {', '.join(PROFILES)}",
+        choices=tuple(PROFILES),
+        metavar="NAME",
+        unset="each task's own",
     )
     accept_ascii_words: bool = Group.OUTPUT.option(
         False, "score under a profile that drops more than a tenth of the references' letters", switch
