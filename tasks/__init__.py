@@ -53,10 +53,10 @@ TASKS: dict[str, Task] = {
     "longbench2": LONGBENCH2,
     "squality": SQUALITY,
     "eips": EIPS,
-    **NEEDLE_TASKS,
     "plos": PLOS,
     "aclsum": ACLSUM,
     "aclsum_aspects": ACLSUM_ASPECTS,
+    **NEEDLE_TASKS,
     "text": TEXT,
 }
 

@@ -21,7 +21,7 @@ from tasks.command import add_prompt_flags, as_typed, run_command
 from tasks.readers.files import read_text_file
 
 _WIDTH = 100
-_ROW = "{:27}{:27}{:14}{:>14}{:>9}"
+_ROW = "{:31}{:26}{:17}{:>14}{:>9}"
 _TABLE_HEAD = "| task | what | default split (examples) | metrics | answer tokens | version | licence |\n"
 
 

@@ -172,6 +172,7 @@ class Task:
         max_new_tokens: Default room for the answer.
         profile: Default metric profile.
         revision: Default branch or commit of the data set on the hub; None if the task does not read the hub.
+        needs_data: There is nothing to read without `--data`.
         scores_first_line: Score only the first line of an answer that is not empty.
         sample: The official files in miniature, by path below `--data`, for tests: small records of our own, written
             as JSON lines or CSV, or a text. `A.zip/B` is the file B inside a zip; `.gz` is compressed.
@@ -190,6 +191,7 @@ class Task:
     max_new_tokens: int = 256
     profile: str = "hf"
     revision: str | None = None
+    needs_data: bool = False
     scores_first_line: bool = False
     sample: Sample = field(default_factory=dict)
 

@@ -94,6 +94,7 @@ EIPS = Task(
     source="--data takes a clone of ethereum/EIPs, or records with id, created, body and abstract",
     licence="CC0",
     splits=dict.fromkeys(SPLIT_NAMES),
+    needs_data=True,
     read=load_eips,
     templates=template_variants(
         "instruct",

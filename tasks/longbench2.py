@@ -58,6 +58,7 @@ LONGBENCH2 = Task(
     source="--data takes the records of zai-org/LongBench-v2 as JSON lines or Parquet",
     licence="Apache-2.0 (its card); that of each text is not stated there",
     splits={"test": 503},
+    needs_data=True,
     read=load_longbench2,
     templates={
         "longbench": Template(

@@ -378,6 +378,7 @@ def _task(
         default_template="instruct" if "instruct" in templates else "context_first",
         max_new_tokens=max_new_tokens,
         profile=profile,
+        needs_data=num_examples is None,
         sample=sample,
     )
 

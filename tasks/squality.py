@@ -59,6 +59,7 @@ SQUALITY = Task(
     source="--data takes a file of nyu-mll/SQuALITY (data/v1-3/txt), or their folder",
     licence="CC BY 4.0 (questions and answers); stories of Project Gutenberg",
     splits={"train": 250, "validation": 125, "test": 260},
+    needs_data=True,
     read=load_squality,
     templates={
         **query_templates(
