@@ -83,7 +83,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     }.items():
         parser.add_argument(f"--{name}-field", metavar="NAME", help=about)
     parser.add_argument(
-        "--profile", choices=list(PROFILES), help="of all tasks (default: each task's own; hf for files)"
+        "--profile",
+        choices=list(PROFILES),
+        metavar="NAME",
+        help=f"of all tasks, one of {', '.join(PROFILES)} (default: each task's own; hf for files)",
     )
     parser.add_argument(
         "--accept-ascii-words",

@@ -284,6 +284,7 @@ def _task_record(
                 chat=task.templates[template].chat,
                 system=task.templates[template].system,
                 prompt_sha256=builder.sha256,
+                truncation=task.templates[template].truncation,
             )
             for template, builder in builders.items()
         },

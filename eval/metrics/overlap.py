@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from eval.metrics.answers import score_answers
+from eval.metrics.answers import score_all_found, score_answers, score_any_found
 from eval.metrics.base import Item, Metric, Scores, Value
 from eval.metrics.chrf import score_chrf
+from eval.metrics.longbench import score_choice, score_next_line, score_numbers
 from eval.metrics.rouge import plain_words, score_rouge, score_rouge_l, stemmed_words
 from eval.metrics.unicode_text import unicode_answer_words, unicode_sentences, unicode_words
 
@@ -70,3 +71,14 @@ ROUGE_L_OF_SETS = Overlap("rouge-l-of-sets", {"rougeL": _ROUGE["rougeL"]}, score
 ANSWERS = Overlap("answers", _ANSWERS, score_answers)
 ANSWERS_UNICODE = Overlap("answers-unicode", _ANSWERS, partial(score_answers, split_words=unicode_answer_words))
 CHRF = Overlap("chrf", {"chrf": Value(label="chrF", title="chrF2")}, score_chrf)
+NUMBERS = Overlap("longbench-numbers", {"number": Value(label="number", title="Right number")}, score_numbers)
+NEXT_LINES = Overlap(
+    "longbench-code", {"edit_similarity": Value(label="edit sim", title="Edit similarity")}, score_next_line
+)
+CHOICES = Overlap("longbench-choice", {"accuracy": Value(label="accuracy", title="Accuracy")}, score_choice)
+_FOUND = {"found": Value(label="found", title="Answers found")}
+# Source: see `eval.metrics.answers.answers_found`.
+ALL_FOUND = Overlap(
+    "all-found", _FOUND | {"all_found": Value(label="all found", title="All answers found")}, score_all_found
+)
+ANY_FOUND = Overlap("any-found", _FOUND, score_any_found)

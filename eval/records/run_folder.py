@@ -382,7 +382,7 @@ def own_plots(record: RunRecord | None) -> str:
     """Return a regular expression for the names of a run's plots, without their ends; no other file is the run's."""
     tasks = {} if record is None else record.tasks
     prefixes = [f"{task}-{template}" for task, about in tasks.items() for template in about.templates]
-    return rf"({'|'.join(map(re.escape, prefixes))})-(finding|length-\w+|cost-\w+|positions)"
+    return rf"({'|'.join(map(re.escape, prefixes))})-(finding|length-\w+|cost-\w+|positions|depth)"
 
 
 def in_order(lines: Mapping[Key, Line], order: Sequence[Key]) -> list[Line]:

@@ -134,6 +134,7 @@ class TemplateRecord:
     chat: bool = entry("whether the chat template is put around it", default=True)
     system: str | None = entry("system message of the task itself", default=None, is_left_out=True)
     prompt_sha256: str = entry("digest of the rendered template, chat markup and shots included", default="")
+    truncation: str | None = entry("what is kept, whatever the run keeps of others", default=None, is_left_out=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -698,6 +699,18 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DepthCell:
+    """Needles of one fifth of the context at one length."""
+
+    task: str = entry("name of the task")
+    template: str = entry("name of the prompt")
+    maxlen: int = entry("length in tokens", rule=LENGTH)
+    depth: float = entry("beginning of the fifth, as a share of what the prompt shows of the context", rule=SHARE)
+    found: float = entry("share of these needles that answers contain", rule=SHARE)
+    num_needles: int = entry("needles that stand there, each in one prompt", rule=COUNT)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """`scores.json`."""
 
@@ -718,6 +731,9 @@ class Scores:
     )
     further_comparisons: list[Comparison] | None = entry(
         "paired tests by further metrics, where there are any", default=None, is_left_out=True
+    )
+    depths: list[DepthCell] | None = entry(
+        "what was found of needles, where there are any", default=None, is_left_out=True
     )
 
 

@@ -20,6 +20,7 @@ from eval.reporting.short_report import render_short
 from eval.reporting.terminal import fill
 from eval.scoring.claims import MARGIN
 from eval.scoring.comparisons import compare_further, compare_settings
+from eval.scoring.depths import found_by_depth
 from eval.scoring.examples import SCORING_VERSION, score_examples, summarize
 from eval.scoring.flaws import with_flaws
 from eval.scoring.further import add_metrics
@@ -106,6 +107,7 @@ def score_run(
         parity=parity,
         further=further or None,
         further_comparisons=compare_further(scored.scored, further, margin) if further else None,
+        depths=found_by_depth(answers, inputs.examples, profiles) or None,
     )
     folder.write_lines("example_scores.jsonl", lines)
     folder.write_text("report.md", render_report(record, scores, inputs.notes))

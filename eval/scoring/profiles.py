@@ -17,9 +17,14 @@ from functools import cached_property
 from eval.metrics.answers import answer_words
 from eval.metrics.base import Value
 from eval.metrics.overlap import (
+    ALL_FOUND,
     ANSWERS,
     ANSWERS_UNICODE,
+    ANY_FOUND,
+    CHOICES,
     CHRF,
+    NEXT_LINES,
+    NUMBERS,
     ROUGE_L_OF_SETS,
     ROUGE_PLAIN,
     ROUGE_STEMMED,
@@ -57,6 +62,7 @@ class Profile:
         sentences: What splits a text into sentences for ROUGE.
         words: What of a text is compared, by which texts that would lose their letters are found.
         is_for_all_scripts: Whether texts of any script have words or characters to compare.
+        is_of_needles: Whether what is found depends on where it stands, so that reports show it by depth.
     """
 
     scorers: tuple[Overlap, ...]
@@ -70,6 +76,7 @@ class Profile:
     sentences: str = ""
     words: Callable[[str], list[str]] = str.split
     is_for_all_scripts: bool = False
+    is_of_needles: bool = False
 
     def __post_init__(self) -> None:
         if len(self.headline) > 1 and any(self.metrics[name].low < 0 for name in self.headline):
@@ -147,6 +154,54 @@ PROFILES: dict[str, Profile] = {
         objective=None,
         has_common_answer=True,
         words=answer_words,
+    ),
+    "longbench_number": Profile(
+        scorers=(NUMBERS,),
+        listed=("number",),
+        headline=("number",),
+        source="the LongBench benchmark's evaluator for counting and retrieval, arXiv 2308.14508",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+    ),
+    "longbench_code": Profile(
+        scorers=(NEXT_LINES,),
+        listed=("edit_similarity",),
+        headline=("edit_similarity",),
+        source="the LongBench benchmark's evaluator for code, arXiv 2308.14508",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+    ),
+    "longbench_choice": Profile(
+        scorers=(CHOICES,),
+        listed=("accuracy",),
+        headline=("accuracy",),
+        source="the LongBench v2 benchmark's evaluator, arXiv 2412.15204",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+    ),
+    # Source: see `eval.metrics.answers.answers_found`.
+    "found_all": Profile(
+        scorers=(ALL_FOUND,),
+        listed=("found", "all_found"),
+        headline=("found",),
+        source="RULER's string_match_all, arXiv 2404.06654: the share of the references that an answer contains",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+        is_of_needles=True,
+    ),
+    "found_any": Profile(
+        scorers=(ANY_FOUND,),
+        listed=("found",),
+        headline=("found",),
+        source="RULER's string_match_part, arXiv 2404.06654: whether an answer contains any of the references",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+        is_of_needles=True,
     ),
     "unicode": Profile(
         scorers=(ROUGE_UNICODE,),
