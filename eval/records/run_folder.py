@@ -322,12 +322,13 @@ class RunFolder:
             # The record goes last: while it is there, this is a run's folder.
             if (self.path / "journal").exists():
                 shutil.rmtree(inside(self.path, "journal"))
-            metrics = inside(self.path, METRICS)
-            # A judge's file and its replies, which were paid for, may lie beside the values.
-            for file in metric_files(self.path):
-                file.unlink()
-            if metrics.is_dir() and not any(metrics.iterdir()):
-                metrics.rmdir()
+            if (self.path / METRICS).exists():
+                metrics = inside(self.path, METRICS)
+                # A judge's file and its replies, which were paid for, may lie beside the values.
+                for file in metric_files(self.path):
+                    file.unlink()
+                if not any(metrics.iterdir()):
+                    metrics.rmdir()
             own = re.compile(rf"({own_plots(self.read_record(RunRecord, is_replaced=True))})\.(png|svg)")
             for plot in inside(self.path, "plots").glob("*"):
                 if own.fullmatch(plot.name):
