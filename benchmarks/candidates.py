@@ -101,7 +101,7 @@ def main() -> None:
             ("own block, previous block and sinks merged", blocks, merged_runs),
         ]
         for name, span, way in ways[1:]:
-            difference = float((way(*inputs) - span_attention(*inputs, span)).abs().max())
+            difference = float((way(*inputs) - span_attention(*inputs, span=span)).abs().max())
             assert difference < TOLERANCE[dtype], (name, difference)
         full, *others = (1000 * x for x in alternate([partial(way, *inputs) for *_, way in ways], repeats))
         for (name, span, _), ours in zip(ways[1:], others, strict=True):

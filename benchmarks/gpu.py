@@ -7,7 +7,8 @@ window without sinks in one call of FlashAttention (torch's `varlen_attn`), whic
 `scaled_dot_product_attention`, whose floor is the share of pairs that are visible.
 
 Decoding: one layer of rows behind a common document, against `scaled_dot_product_attention` on a copy of all keys for
-each row; and whole steps of a random model (16 layers, 2,048 wide), against transformers' DynamicCache and sdpa.
+each row; and whole steps of a random model (16 layers, 2,048 wide), as a graph (`masformer.step_graph`) and without
+one, against transformers' DynamicCache and sdpa.
 
 All ways take turns in one process. With `--engine-python`, benchmarks/engines.py follows: the same prompts through this
 suite's engine and through vLLM. The last line is JSON.
@@ -38,6 +39,7 @@ from masformer.attention.kernels import span_attention
 from masformer.attention.visibility import SpanMask
 from masformer.hardware import device_name
 from masformer.plans.spans import FULL, LayerSpan
+from masformer.step_graph import StepGraph
 
 DTYPE = torch.bfloat16
 HEADS, KV_HEADS, HEAD_SIZE = 32, 8, 128
@@ -151,8 +153,16 @@ def steps(device: torch.device, repeats: int) -> Iterator[Case]:
                 more = {"attention_mask": mask[:, : done + 1], "position_ids": positions}  # noqa: B023
                 model(token, past_key_values=cache, **more)  # noqa: B023
 
-            mine, other = timed([partial(step, ours, cache), partial(step, peer, theirs)], repeats, device)
+            graph = StepGraph.of(ours, join(forks, repeats + 4), torch.full_like(token, length), None, repeats + 4)
+            assert graph is not None
+            for _ in range(3):  # the first is none yet, the third is compared with one that is none
+                graph(token)
+            if graph.graph is None:
+                print("the step could not be recorded as a graph", flush=True)
+            ways = [partial(graph, token), partial(step, ours, cache), partial(step, peer, theirs)]
+            recorded, mine, other = timed(ways, repeats, device)
             name = f"a step of {MODEL['num_hidden_layers']} layers, {plan}, {rows} rows behind {shared:,} tokens"
+            yield Case(case=f"{name}, as a graph", ours=recorded, peer=other, unit="ms")
             yield Case(case=name, ours=mine, peer=other, unit="ms")
 
 

@@ -28,7 +28,6 @@ from eval.scoring.significance import ratio_of_perplexities
 from masformer import LayerSpan, SpanPlan
 from masformer.checkpoints.open import Checkpoint, open_checkpoint
 from masformer.placement import (
-    Budget,
     Placements,
     PlanMeter,
     beam_search,
@@ -37,6 +36,7 @@ from masformer.placement import (
     scan,
     scores_of_gates,
 )
+from masformer.plans.budget import Budget
 from tasks import TASKS, LoadRequest
 
 KNOWN = "full@17,18,20,23 span=1024 sinks=4"

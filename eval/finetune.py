@@ -15,18 +15,22 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.config.finetune import TrainConfig
-from eval.reporting.trackers import start_trackers
+from eval.runtime.given import check_given
 from eval.runtime.jobs import command
-from eval.runtime.memory import reset_peak
-from eval.training.job import open_training
-from eval.training.launch import start_training
-from eval.training.train import build_trainer, train
 
 
 @command(again="the same command with --resume")
 def main(argv: Sequence[str]) -> None:
     """Train under the settings of a command line."""
     config = TrainConfig.from_command_line(argv)
+    check_given(config)  # plan, names and paths
+    # What trains takes seconds to import, and comes after the checks.
+    from eval.reporting.trackers import start_trackers
+    from eval.runtime.memory import reset_peak
+    from eval.training.job import open_training
+    from eval.training.launch import start_training
+    from eval.training.train import build_trainer, train
+
     process, dtype = start_training(config)
     job = open_training(config, process, dtype)  # checks data, prompts and positions; no weights yet
     with job.lock(process):

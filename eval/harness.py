@@ -5,7 +5,8 @@
 `pretrained` takes what `--model` takes in this suite, and `plan` what `--plan` takes. All else is its own; see
 docs/harness.md.
 
-lm-evaluation-harness looks for no plugins (0.4.13), so that its own command `lm_eval` knows no model but its own.
+From its release 0.4.14 on, its own command `lm_eval` finds the model too, by an entry point. Here a plan needs no
+quotes, and a mistake ends in one line.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def main(argv: Sequence[str]) -> None:
 
     check_launch(os.environ)
     register()
-    set_threads(None, os.environ)
+    if not {"-h", "--help"} & set(argv):
+        set_threads(None, os.environ)  # imports torch
     sys.argv = ["lm_eval", *map(quote_plan, argv)]
     try:
         cli_evaluate()

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     if (output / "run.json").exists():
         raise UserError(f"output folder {output} holds a run; give another with --output")
     content = make_leaderboard(options.directory, options.profile, options.margin, options.cost)
-    write_leaderboard(output, content)
+    write_leaderboard(output, content, options.directory)
     if options.json:
         print(json.dumps(to_json(content), indent=2, ensure_ascii=False))
     else:

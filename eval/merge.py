@@ -15,7 +15,6 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.generation.run_job import merge_runs
 from eval.runtime.jobs import CommandParser, command
 
 
@@ -26,6 +25,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("parts", metavar="FOLDER", type=Path, nargs="+", help="folder of one shard")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="new folder for the whole run")
     options = parser.parse_args(argv)
+    from eval.generation.run_job import merge_runs  # takes a while to import, so after the flags
+
     merge_runs(options.parts, options.output)
 
 

@@ -18,9 +18,8 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.config.perplexity import PerplexityConfig
-from eval.losses.meter import open_meter
-from eval.losses.perplexity_job import open_perplexity
 from eval.records.journal import append_line
+from eval.runtime.given import check_given
 from eval.runtime.jobs import command
 
 
@@ -28,6 +27,11 @@ from eval.runtime.jobs import command
 def main(argv: Sequence[str]) -> None:
     """Measure under the settings of a command line."""
     config = PerplexityConfig.from_command_line(argv)
+    check_given(config)  # plan, names and paths
+    # What measures takes seconds to import, and comes after the checks.
+    from eval.losses.meter import open_meter
+    from eval.losses.perplexity_job import open_perplexity
+
     meter = open_meter(config)  # checks model and settings; no weights yet
     process = meter.process
     job = open_perplexity(config, meter)  # resumes, or says why it cannot

@@ -16,14 +16,9 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
-
 from eval.config.placement import PlacementConfig
-from eval.losses.ledger import HELD_OUT, Ledger
-from eval.losses.placement_job import open_placement
-from eval.losses.search import plans_to_judge, search
+from eval.runtime.given import check_given
 from eval.runtime.jobs import command
-from eval.runtime.model import open_model
 from eval.runtime.processes import start_accelerated
 
 
@@ -31,6 +26,13 @@ from eval.runtime.processes import start_accelerated
 def main(argv: Sequence[str]) -> None:
     """Search under the settings of a command line."""
     config = PlacementConfig.from_command_line(argv)
+    check_given(config)  # plans, names and paths
+    # What measures takes seconds to import, and comes after the checks.
+    from eval.losses.ledger import HELD_OUT, Ledger
+    from eval.losses.placement_job import open_placement
+    from eval.losses.search import plans_to_judge, search
+    from eval.runtime.model import open_model
+
     process = start_accelerated(config.threads)
     model = open_model(config, "full", process, config.maxlen)  # plans are put on it one by one; no weights yet
     job = open_placement(config, model)  # resumes, or says why it cannot
@@ -42,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
             chosen = None if result is None else result.chosen
             judged = plans_to_judge(config, job.space, model.checkpoint, job.judged, chosen)
             ledger.measure(HELD_OUT, list(judged.values()))
-            num_layers_run = int(ledger.total(torch.tensor([float(ledger.num_layers_run)])))
+            num_layers_run = ledger.total_layers_run()
         process.wait()
         if process.is_main:
             job.finish(result, judged, ledger.seconds, num_layers_run)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from eval.config.chat import iso_date
 from eval.config.checks import mapping
@@ -21,10 +20,15 @@ from eval.prompting.chat import ChatSettings
 from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
 from eval.prompting.truncation import POLICIES
 from eval.runtime.jobs import CommandParser, command
-from masformer.checkpoints.open import CheckpointError, open_checkpoint
+from eval.scoring.profiles import PROFILES
+from masformer.checkpoints.references import check_reference
+from masformer.errors import CheckpointError
 from tasks import DataError, Example, LoadRequest, Task, find_task
 from tasks.base import DOCUMENT
 from tasks.command import add_prompt_flags
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @command()
@@ -41,10 +45,10 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     Raises:
         DataError: Task, data, template, policy, model or length cannot be used.
     """
-    task = find_task(options.task)
+    task = find_task(options.task, options.tasks_from)
     if not task.has_references:
         raise DataError(f"task {task.name} has no prompts: nothing is asked about its texts")
-    example = _load_example(task, options)
+    example, shots = _load_example(task, options)
     policy = options.truncation or "head"
     for what, value, known in (("template", options.template, task.templates), ("truncation", policy, POLICIES)):
         if value is not None and value not in known:
@@ -52,6 +56,9 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     model = options.model or "smollm2-135m"
     maxlen = 2048 if options.maxlen is None else options.maxlen
     try:
+        check_reference(model)
+        from masformer.checkpoints.open import open_checkpoint  # after the checks: it imports transformers
+
         checkpoint = open_checkpoint(model, takes_encoder_decoders=True)
         tokenizer, is_encoded = checkpoint.tokenizer, checkpoint.config.is_encoder_decoder
         name = options.template or (DOCUMENT if is_encoded else task.default_template)
@@ -61,7 +68,7 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
             kwargs=mapping(options.template_kwargs or {}),
             date=options.template_date and iso_date(options.template_date),
         )
-        builder = PromptBuilder(tokenizer, task.templates[name], chat, is_framed=is_encoded)
+        builder = PromptBuilder(tokenizer, task.templates[name], chat, shots=shots, is_framed=is_encoded)
         builder.check()
         parts = builder.parts(example)
         room = 0 if is_encoded else task.max_new_tokens
@@ -77,16 +84,31 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def _load_example(task: Task, options: argparse.Namespace) -> Example:
+def check_metrics(task: Task) -> None:
+    """Raise `DataError` for a task that names metrics which are not there."""
+    if task.profile not in PROFILES:
+        raise DataError(f"task '{task.name}' asks for unknown metrics '{task.profile}'; known: {', '.join(PROFILES)}")
+
+
+def _load_example(task: Task, options: argparse.Namespace) -> tuple[Example, tuple[Example, ...]]:
+    """Return the example that is asked for, and the task's shots."""
     index = options.index or 0
     if index < 0:
         raise DataError(f"--index is {index}; give 0 or more")
     split = options.split or task.default_split
-    request = LoadRequest(split=split, data=options.data, revision=options.revision, limit=index + 1)
-    examples = task.load(request).examples
+    request = LoadRequest(
+        split=split,
+        data=options.data,
+        revision=options.revision,
+        limit=index + 1,
+        shots=task.shots if options.shots is None else options.shots,
+        shots_seed=task.shots_seed,
+    )
+    loaded = task.load(request)
+    examples = loaded.examples
     if index >= len(examples):
         raise DataError(f"--index is {index}, and task {task.name} has {len(examples)} examples there")
-    return examples[index]
+    return examples[index], loaded.shots
 
 
 def _token_counts(parts: PromptParts, prompt: Prompt, maxlen: int, max_new_tokens: int) -> list[str]:

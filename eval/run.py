@@ -14,8 +14,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.config.run import RunConfig
-from eval.generation.backend import open_backend
-from eval.generation.run_job import open_run
+from eval.runtime.given import check_given
 from eval.runtime.jobs import command
 
 
@@ -23,6 +22,11 @@ from eval.runtime.jobs import command
 def main(argv: Sequence[str]) -> None:
     """Run what a command line asks for."""
     config = RunConfig.from_command_line(argv)
+    check_given(config)  # plan, names and paths
+    # What answers and scores takes seconds to import, and comes after the checks.
+    from eval.generation.backend import open_backend
+    from eval.generation.run_job import open_run
+
     backend = open_backend(config)  # checks model, plan and positions; no weights yet
     process = backend.process
     data = config.load_tasks()  # tasks/

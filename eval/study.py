@@ -17,9 +17,7 @@ from eval.errors import UserError
 from eval.records.run_folder import locked
 from eval.runtime.jobs import CommandParser, command
 from eval.studies.folder import open_study_folder
-from eval.studies.launch import list_parts, run_parts
 from eval.studies.parts import read_study
-from eval.studies.report import write_report
 
 _STUDY = Path("configs/study/smollm2.yaml")
 _OUTPUT = Path("runs/study")
@@ -47,6 +45,10 @@ def main(argv: Sequence[str]) -> None:
     if options.report and not options.output.is_dir():
         raise UserError(f"there is no folder '{options.output}' to report on; --output names that of a study")
     folder = open_study_folder(study, options.output)
+    # What runs and reports takes a while to import, and comes after the checks.
+    from eval.studies.launch import list_parts, run_parts
+    from eval.studies.report import write_report
+
     if options.list:
         print(list_parts(folder, parts))
     elif options.report:  # also while the study runs

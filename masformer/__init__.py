@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from masformer.lazy import lazily
 from masformer.model_type import register_with_transformers
 
 if TYPE_CHECKING:
@@ -59,14 +59,7 @@ _MODULES = (
 )
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first used, so that commands that need no model need not wait for torch."""
-    if name in __all__:
-        for module in map(import_module, (f"{__name__}.{module}" for module in _MODULES)):
-            if hasattr(module, name):
-                return globals().setdefault(name, getattr(module, name))
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-
+__getattr__ = lazily(__name__, __all__, _MODULES)
 
 # So that a folder whose plan only masformer computes loads as any other does.
 register_with_transformers()

@@ -1,6 +1,6 @@
 """The `masformer` command: one name for all that the suite does, from any folder.
 
-`eval` and `tasks` are found by name, never imported here: this package is below both.
+`eval` and `tasks` are found by name, never imported here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
+
+from masformer.suite import find_suite
 
 # By group: each command with its module and what it does.
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
@@ -25,7 +26,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "compare": ("eval.compare", "test two runs against each other"),
         "labels": ("eval.labels", "estimate what people would give all answers, from labels of some"),
         "leaderboard": ("eval.leaderboard", "rank many runs by quality, beside their cost"),
-        "export": ("eval.export", "write a scored run as lm-evaluation-harness does"),
+        "export": ("eval.export", "write scored runs in the formats of other programs"),
         "rate": ("eval.rate", "rate the answers of runs side by side, blinded, on a page"),
         "meta": ("eval.meta", "measure how well metrics agree with people"),
     },
@@ -49,7 +50,7 @@ COMMANDS = {name: module for group in GROUPS.values() for name, (module, _) in g
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit status; 2 after one line where there is no such command."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
-    _find_suite()
+    find_suite()
     if name in ("-h", "--help", "--version"):
         text = f"masformer {version('masformer')}" if name == "--version" else _help()
         status: int = import_module("tasks.command").run_command(lambda: print(text))
@@ -65,15 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.argv = [f"masformer {name}", *rest]  # the name in help texts
     run: Callable[[Sequence[str]], int] = import_module(module).main
     return run(rest)
-
-
-def _find_suite() -> None:
-    """Put the folder of `eval` and `tasks` first on the path: a private one in a wheel, else the checkout's root."""
-    package = Path(__file__).resolve().parent
-    private = package / "_suite"
-    folder = str(private if private.is_dir() else package.parent)
-    if folder not in sys.path[:1]:
-        sys.path.insert(0, folder)
 
 
 def _help() -> str:

@@ -11,40 +11,21 @@ MODEL is a hub id, a folder, a .gguf file, or a short name (smollm2-135m, gemma3
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import NoReturn
 
-import torch
-import transformers
-from safetensors import SafetensorError
-from transformers import GenerationConfig, PreTrainedModel
+from masformer.checkpoints.references import check_reference
+from masformer.errors import NumbersError, OneLineError
+from masformer.plans.written import check_written
 
-from masformer.checkpoints.card import origin_of
-from masformer.checkpoints.native import native_config
-from masformer.checkpoints.open import Checkpoint, CheckpointError, max_positions, open_checkpoint
-from masformer.checkpoints.publish import PushError, check_push, push_to_hub
-from masformer.checkpoints.saving import SaveError, check_output, check_space, save_checkpoint
-from masformer.convert import apply_plan, native_plan, num_layers, read_plan, stored_plan
-from masformer.errors import ConversionError, NumbersError, SpanError
-from masformer.measure import MeasureError, closed_form, cost_record, lengths_to_measure
-from masformer.plans.spans import HeadSpans, LayerSpan, PlanError, SpanPlan
-
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SHOWN_LENGTHS = (1024, 2048, 4096, 8192)
-# What a user can cause, each with a message of one line.
-_USER_ERRORS = (
-    CheckpointError,
-    ConversionError,
-    MeasureError,
-    NumbersError,
-    PlanError,
-    PushError,
-    SaveError,
-    SpanError,
-)
+_SUMMARIES = {
+    "convert": "Put a plan on a checkpoint, measure it, save it, and send it to the hub where that is asked for.",
+    "show": "Print a model's layers and what a plan costs at several lengths, without loading weights.",
+    "push": "Send a converted checkpoint that is already saved to the hub.",
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,161 +33,27 @@ def main(arguments: Sequence[str]) -> int:
 
     def run() -> None:
         options = _parser().parse_args(arguments)
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        work: Callable[[argparse.Namespace], None] = options.work
-        work(options)
+        _check(options)
+        from masformer import checkpoint_work  # imports torch and transformers, which takes seconds
+
+        checkpoint_work.run(options)
 
     # All commands end in one way; like those of `eval`, what knows it is found by name.
-    status: int = import_module("tasks.command").run_command(run, *_USER_ERRORS)
+    status: int = import_module("tasks.command").run_command(run, OneLineError, NumbersError)
     return status
 
 
-def convert(options: argparse.Namespace) -> None:
-    """Put a plan on a checkpoint, measure it, save it, and send it to the hub where that is asked for."""
-    folder, repo_id = Path(options.output), options.push_to_hub
-    if options.private and repo_id is None:
-        raise PushError("--private is about --push-to-hub, which is not given")
-    device = _device(options.device)
-    check_output(folder, overwrite=options.overwrite)
-    checkpoint = _open(options)
-    if checkpoint.quantization is not None:
-        raise CheckpointError(
-            f"model '{checkpoint.name}' has weights {checkpoint.quantization}, which are not saved again; convert the "
-            "model that it was made from, and pass --quantize where the result is run"
-        )
-    plan = read_plan(options.plan, checkpoint.config)
-    native_plan(checkpoint.config)  # layers that no span describes would be refused later, with the weights loaded
-    if options.native:
-        with _native_form():
-            native_config(checkpoint.config, plan)
-    lengths = lengths_to_measure(options.measure, checkpoint.config)
-    if repo_id is not None:
-        check_push(repo_id)
-    origin = origin_of(checkpoint)
-    _say(f"model   {_name(checkpoint)}, {num_layers(checkpoint.config)} layers")
-    _say(f"plan    {plan}")
-    model = checkpoint.load_model(_dtype(options.dtype, checkpoint), device)
-    check_space(folder, sum(weight.nbytes for weight in model.parameters()))
-    apply_plan(model, plan)
-    _keep_generation_settings(model, checkpoint)
-    cost = cost_record(
-        model, plan, lengths, is_measured=not options.no_measure, say=lambda text: _say(f"cost    {text}")
-    )
-    try:
-        with _native_form() if options.native else nullcontext():
-            save_checkpoint(
-                model, checkpoint.tokenizer, folder, name=repo_id, origin=origin, cost=cost, native=options.native
-            )
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SaveError(f"--output {folder} cannot be written: {reason}; what was there before is whole") from error
-    if options.native:
-        _say("native  plain transformers computes the plan from the folder, as was tried beyond its window")
-    _say(f"saved   {folder}: weights in {str(model.dtype).removeprefix('torch.')}, plan, card and cost")
-    if repo_id is not None:
-        _say(f"pushed  {push_to_hub(folder, repo_id, private=options.private or None)}")
-
-
-@contextmanager
-def _native_form() -> Iterator[None]:
-    """Say in an error that it is about the native form, and what goes without one."""
-    try:
-        yield
-    except ConversionError as error:
-        raise ConversionError(f"--native: {error}, or leave --native out") from error
-
-
-def show(options: argparse.Namespace) -> None:
-    """Print a model's layers and what a plan costs at several lengths, without loading weights."""
-    checkpoint = _open(options)
-    config, own = checkpoint.config, native_plan(checkpoint.config)
-    plan = read_plan(options.plan, config) if options.plan is not None else stored_plan(config)
-    plan = plan or own
-    known = max_positions(config)
-    positions = "" if known is None else f", trained to {known:,} positions"
-    dtype = _dtype(options.dtype, checkpoint)
-    _say(f"model   {_name(checkpoint)}: {config.model_type}, {num_layers(config)} layers{positions}")
-    _say(f"plan    {plan}")
-    _say(f"own     {own}")
-    for first, last, span in _runs(plan):
-        _say(f"layers  {f'{first}-{last}' if last > first else first:<8} {span}")
-    _say("")
-    _say(f"{'':>9}  {'attention, GFLOP':^32}  {f'cache in {dtype}, MiB'.replace('torch.', ''):^32}".rstrip())
-    _say(f"{'tokens':>9}" + f"  {'plan':>12}{'own':>12}{'ratio':>8}" * 2)
-    for length in options.lengths:
-        row = closed_form(config, plan, length, dtype.itemsize)
-        cells = ""
-        for figures, unit in ((row["attention_flops"], 1e9), (row["cache_bytes"], 2.0**20)):
-            cells += f"  {figures['plan'] / unit:>12,.2f}{figures['own'] / unit:>12,.2f}{figures['ratio']:>8.2f}"
-        _say(f"{length:>9,}{cells}")
-
-
-def _open(options: argparse.Namespace) -> Checkpoint:
-    return open_checkpoint(
-        options.model,
-        revision=options.model_revision,
-        adapter=options.adapter,
-        adapter_revision=options.adapter_revision,
-        trust_remote_code=options.trust_remote_code,
-    )
-
-
-def _name(checkpoint: Checkpoint) -> str:
-    name = checkpoint.name if checkpoint.adapter is None else f"{checkpoint.adapter.name} on {checkpoint.name}"
-    return f"{name}, {checkpoint.part}" if checkpoint.part else name
-
-
-def push(options: argparse.Namespace) -> None:
-    """Send a converted checkpoint that is already saved to the hub."""
-    _say(f"pushed  {push_to_hub(options.folder, options.repo_id, private=options.private or None)}")
-
-
-def _runs(plan: SpanPlan) -> list[tuple[int, int, LayerSpan | HeadSpans]]:
-    """Return runs of layers with the same span: first, last, span."""
-    runs: list[tuple[int, int, LayerSpan | HeadSpans]] = []
-    for layer, span in enumerate(plan):
-        if runs and runs[-1][2] == span:
-            runs[-1] = (runs[-1][0], layer, span)
-        else:
-            runs.append((layer, layer, span))
-    return runs
-
-
-def _dtype(asked: str | None, checkpoint: Checkpoint) -> torch.dtype:
-    """Return the dtype that is asked for, else that of the stored weights; float32 for GGUF files."""
-    known: list[torch.dtype] = [getattr(torch, name) for name in _DTYPES]
-    if asked is not None:
-        return known[_DTYPES.index(asked)]
-    own = getattr(checkpoint.config, "dtype", None)
-    return torch.float32 if checkpoint.gguf_file or own not in known else own
-
-
-def _device(asked: str | None) -> torch.device:
-    if asked is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.empty(0, device=asked).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise MeasureError(f"--device {asked} cannot be used: {reason}; give cpu, or leave it out") from None
-    if device.type == "meta":
-        raise MeasureError("--device meta computes nothing; give cpu, or leave it out")
-    return device
-
-
-def _keep_generation_settings(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Give the model what its checkpoint suggests for generation, which loading leaves out for measurements."""
-    try:
-        own = GenerationConfig.from_pretrained(checkpoint.location, revision=checkpoint.revision or "main")
-        own.validate(strict=True)
-    except (OSError, ValueError):  # none, or one that transformers would refuse to save
+def _check(options: argparse.Namespace) -> None:
+    """Raise an error of one line for what a name or a plan alone shows to be wrong."""
+    if options.command == "push":
         return
-    model.generation_config = own
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
+    if options.command == "convert" and options.private and options.push_to_hub is None:
+        raise OneLineError("--private is about --push-to-hub, which is not given")
+    check_reference(options.model)
+    if options.adapter is not None:
+        check_reference(options.adapter, is_adapter=True)
+    if options.plan is not None:
+        check_written(options.plan)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -218,25 +65,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="masformer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_convert(_command(commands, "convert", convert))
-    shows = _command(commands, "show", show)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_convert(_command(commands, "convert"))
+    shows = _command(commands, "show")
     _add_model(shows)
     shows.add_argument(
         "--plan", help="as of convert; default: the plan in the checkpoint, else its architecture's spans"
     )
     shows.add_argument("--lengths", type=_positive, nargs="+", default=list(_SHOWN_LENGTHS), metavar="TOKENS")
-    pushes = _command(commands, "push", push)
+    pushes = _command(commands, "push")
     pushes.add_argument("folder", help="of a converted checkpoint")
     pushes.add_argument("repo_id", metavar="OWNER/NAME", help="made where the hub does not have it")
     pushes.add_argument("--private", action="store_true", help="when the repository is made, make it private")
     return parser
 
 
-def _command(commands: argparse._SubParsersAction[_Parser], name: str, work: Callable[..., None]) -> _Parser:
-    command = commands.add_parser(name, help=work.__doc__, description=work.__doc__, allow_abbrev=False)
-    command.set_defaults(work=work)
-    return command
+def _command(commands: argparse._SubParsersAction[_Parser], name: str) -> _Parser:
+    return commands.add_parser(name, help=_SUMMARIES[name], description=_SUMMARIES[name], allow_abbrev=False)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -244,7 +89,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-revision", metavar="REV", help="branch, tag or commit of a model on the hub")
     parser.add_argument("--adapter", metavar="REF", help="LoRA adapter of the model, merged: a folder or hub id")
     parser.add_argument("--adapter-revision", metavar="REV", help="branch, tag or commit of an adapter on the hub")
-    parser.add_argument("--dtype", choices=_DTYPES, help="of weights and cache; default: that of the checkpoint")
+    parser.add_argument("--dtype", choices=DTYPES, help="of weights and cache; default: that of the checkpoint")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
 
 

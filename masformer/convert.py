@@ -12,9 +12,7 @@ Each conversion proves itself on a few random tokens (`masformer.probe`).
 from __future__ import annotations
 
 import inspect
-import json
 import reprlib
-from pathlib import Path
 from typing import Any
 
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
@@ -25,6 +23,7 @@ from masformer.attention.kernels import ATTENTION_NAME, register
 from masformer.errors import ConversionError, NumbersError, SpanError
 from masformer.plans.shapes import changes_states, layers_without_attention, num_kv_heads, shared_layers
 from masformer.plans.spans import FULL, NO_ATTENTION, LayerSpan, PlanError, SpanPlan
+from masformer.plans.written import plan_in_file
 from masformer.probe import alternating_plan, probe_heads, probe_serving, probe_spans
 
 
@@ -47,27 +46,11 @@ def read_plan(text: str, config: PreTrainedConfig) -> SpanPlan:
         PlanError: It is malformed or does not fit the model, or the file cannot be read.
     """
     if text.endswith(".json"):
-        plan = _plan_in_file(text)
+        plan = plan_in_file(text)
     else:
         plan = SpanPlan.parse(text, num_layers(config), num_kv_heads(config), layers_without_attention(config))
     check_fits(plan, config)
     return plan
-
-
-def _plan_in_file(name: str) -> SpanPlan:
-    try:
-        stored = json.loads(Path(name).read_text(encoding="utf-8"))
-        if isinstance(stored, dict):
-            if "plan" not in stored:
-                raise PlanError("it holds an object without 'plan'")
-            stored = stored["plan"]
-        return SpanPlan.from_json(stored)
-    except OSError as error:
-        raise PlanError(f"plan file '{name}' cannot be read: {error.strerror or error}; give another") from None
-    except PlanError as error:
-        raise PlanError(f"plan file '{name}': {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise PlanError(f"plan file '{name}' is no JSON: {error}") from None
 
 
 def check_fits(plan: SpanPlan, config: PreTrainedConfig) -> None:

@@ -42,6 +42,10 @@ class ConversionError(OneLineError):
     """An architecture on which spans would not do what they say, or that needs its prompts in one piece."""
 
 
+class CheckpointError(OneLineError):
+    """A model reference that leads to no usable decoder."""
+
+
 class SpanError(OneLineError):
     """Attention, its cache or the hook met what it does not compute: a mistake of the caller, or of the probe."""
 

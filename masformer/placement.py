@@ -21,11 +21,10 @@ where gates are trained by gradient descent; here their gradient is taken once).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from masformer.attention.visibility import span_mask
 from masformer.convert import apply_plan, check_fits, full_plan, num_layers
 from masformer.errors import ConversionError
 from masformer.loss import check_head, token_losses, total_loss
+from masformer.plans.budget import Budget
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.shapes import num_kv_heads
 from masformer.plans.spans import FULL, LayerSpan, PlanError, SpanPlan, layer_of_heads
@@ -48,33 +48,6 @@ Unit = tuple[int, int | None]  # a layer and a key/value head of it; None is the
 GATE = 0.5
 
 Measure = Callable[[Sequence[SpanPlan]], Sequence[float]]  # plans -> mean negative log likelihood of a token, in nats
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What a plan may cost.
-
-    Attributes:
-        kind: `layers` counts full layers, a head as its share of a layer; `cache` and `flops` are bytes of the cache
-            and attention operations at the length of the placements, relative to full attention.
-    """
-
-    kind: Literal["layers", "cache", "flops"]
-    limit: float
-
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """Return the budget that `layers=4`, `cache=30%` or `flops=25%` describes. Raises `PlanError` for others."""
-        match = re.fullmatch(r"(layers)=(\d{1,4}(?:\.\d+)?)|(cache|flops)=(\d{1,3}(?:\.\d+)?)%", text)
-        if match is None:
-            raise PlanError(f"budget '{text}' is none; write layers=N, cache=N% or flops=N%")
-        kind, limit = (match[1], float(match[2])) if match[1] else (match[3], float(match[4]) / 100)
-        if not limit or (kind != "layers" and limit > 1):
-            raise PlanError(f"budget '{text}' must be above 0, and a share at most 100%")
-        return cls(kind=kind, limit=limit)  # type: ignore[arg-type]
-
-    def __str__(self) -> str:
-        return f"layers={self.limit:g}" if self.kind == "layers" else f"{self.kind}={100 * self.limit:g}%"
 
 
 class Placements:

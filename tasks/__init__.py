@@ -1,6 +1,9 @@
 """Published data sets as examples: `TASKS[name].load(LoadRequest(split=...))`."""
 
+import difflib
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 from tasks.aclsum import ACLSUM, ACLSUM_ASPECTS
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, Template
@@ -21,6 +24,7 @@ __all__ = [
     "SCROLLS",
     "SUMMARIES",
     "TASKS",
+    "TASK_FILES",
     "CustomTask",
     "DataError",
     "Example",
@@ -30,7 +34,9 @@ __all__ = [
     "Template",
     "check_instruction",
     "find_task",
+    "installed_tasks",
     "read_task_file",
+    "tasks_of",
 ]
 
 # The name of a user's own data in --task.
@@ -51,17 +57,81 @@ TASKS: dict[str, Task] = {
     "text": TEXT,
 }
 
+# Entry points of installed packages: a `Task`, a function that returns one, or the path of a task file.
+GROUP = "masformer.tasks"
+TASK_FILES = (".yaml", ".yml")
+
 # Suites: tasks that are reported together.
 SCROLLS = ("gov_report", "summ_screen_fd", "qmsum", "qasper", "narrative_qa", "quality", "contract_nli")
 LONGBENCH = tuple(LONGBENCH_TASKS)
 SUMMARIES = ("arxiv", "pubmed", "gov_report", "multi_news", "big_patent", "book_sum", "qmsum", "summ_screen_fd")
 
 
-def find_task(name: str) -> Task:
-    """Return a task of the table, or that of a YAML task file. Raises `DataError` if there is none."""
-    if name.endswith((".yaml", ".yml")):
-        return read_task_file(Path(name)).task()
-    if name not in TASKS:
-        hint = f"; '{CUSTOM}' is made of flags: give a YAML task file" if name == CUSTOM else ""
-        raise DataError(f"unknown task '{name}'; python -m tasks list names all{hint}")
-    return TASKS[name]
+def find_task(name: str, folder: Path | None = None) -> Task:
+    """Return a task: of a YAML task file, of a folder of such files, of the table, or of an installed package.
+
+    Raises:
+        DataError: There is none, or it cannot be read.
+    """
+    if name.endswith(TASK_FILES):
+        return _in_file(Path(name))
+    shared = {} if folder is None else tasks_of(folder)
+    if name in shared:
+        return shared[name]
+    if name in TASKS:
+        return TASKS[name]
+    installed = entry_points(group=GROUP)
+    if found := installed.select(name=name):
+        [*_, point] = found
+        return _made_by(point)
+    if name == CUSTOM:
+        raise DataError(f"task '{CUSTOM}' is made of flags; give a YAML task file")
+    others = sorted({*shared, *installed.names})
+    close = difflib.get_close_matches(name, [*TASKS, *others], n=1)
+    meant = f", perhaps '{close[0]}'" if close else ""
+    more = f"; others here: {', '.join(others)}" if others else ""
+    text = (
+        f"unknown task '{name}'{meant}; python -m tasks list names all, and {CUSTOM} or a .yaml task file is for your "
+        "own data"
+    )
+    raise DataError(text + more)
+
+
+def tasks_of(folder: Path) -> dict[str, Task]:
+    """Return the tasks of a folder of task files, by name. Raises `DataError` for a bad file, or if there is none."""
+    files = sorted(file for file in folder.glob("*") if file.suffix in TASK_FILES)
+    if not files:
+        raise DataError(f"--tasks-from {folder} holds no {' or '.join(TASK_FILES)} file; give a folder of task files")
+    found: dict[str, Task] = {}
+    for file in files:
+        task = _in_file(file)
+        if task.name in found:
+            raise DataError(f"two task files of {folder} are called '{task.name}'; rename one")
+        found[task.name] = task
+    return found
+
+
+def installed_tasks() -> dict[str, Task]:
+    """Return the tasks of installed packages, by name. Raises `DataError` for one that cannot be imported."""
+    return {point.name: _made_by(point) for point in entry_points(group=GROUP)}
+
+
+def _in_file(file: Path) -> Task:
+    task = read_task_file(file).task()
+    if task.name in TASKS:
+        raise DataError(f"task file {file} is called '{task.name}' like a published task; rename it")
+    return task
+
+
+def _made_by(point: EntryPoint) -> Task:
+    where = f"task '{point.name}' of the entry point {point.value}"
+    try:
+        made: Any = point.load()
+    except (ImportError, AttributeError) as error:
+        raise DataError(f"{where} cannot be imported: {error}; install its package again, or take it out") from error
+    made = made() if callable(made) else made
+    task = _in_file(Path(made)) if isinstance(made, (str, Path)) else made
+    if not isinstance(task, Task) or task.name != point.name:
+        what = f"a task called '{task.name}'" if isinstance(task, Task) else f"a {type(task).__name__}"
+        raise DataError(f"{where} is {what}; it must be a Task of that name, or the path of its task file")
+    return task

@@ -1,8 +1,9 @@
-"""List the tasks, describe one, and print a prompt as a model will see it.
+"""List the tasks, describe one, print a prompt as a model will see it, and check a task file.
 
 python -m tasks list
 python -m tasks show qasper
 python -m tasks show qasper --example --maxlen 2048 --data validation.jsonl --index 3
+python -m tasks check tickets.yaml
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tasks import TASKS, DataError, Task, find_task
-from tasks.command import add_prompt_flags, as_typed, run_command
+from tasks import TASKS, DataError, LoadRequest, Task, find_task, installed_tasks, tasks_of
+from tasks.command import add_prompt_flags, add_tasks_from, as_typed, run_command
 from tasks.readers.files import read_text_file
 
 _WIDTH = 100
 _ROW = "{:27}{:27}{:14}{:>14}{:>9}"
+# Rows of a split that `check` reads.
+_CHECKED_ROWS = 100
 _TABLE_HEAD = "| task | what | default split (examples) | metrics | answer tokens | version | licence |\n"
 
 
@@ -38,16 +41,16 @@ def main(arguments: Sequence[str]) -> int:
 
     def work() -> None:
         options = _build_parser().parse_args(arguments)
-        lines = _list(options) if options.command == "list" else _show(options)
-        print("\n".join(lines))
+        print("\n".join({"list": _list, "show": _show, "check": _check}[options.command](options)))
 
     return run_command(work, DataError)
 
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=as_typed("python -m tasks"), description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list | show", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list | show | check", parser_class=_Parser)
     listing = commands.add_parser("list", help="all tasks", allow_abbrev=False)
+    add_tasks_from(listing)
     forms = listing.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="all that is known of them, as JSON")
     forms.add_argument("--markdown", action="store_true", help="as a table in Markdown")
@@ -55,6 +58,8 @@ def _build_parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="one task with its templates, or one of its prompts", allow_abbrev=False)
     show.add_argument("--example", action="store_true", help="print a prompt, which the flags below choose")
     add_prompt_flags(show)
+    check = commands.add_parser("check", help="read a task file and the first rows of its data", allow_abbrev=False)
+    check.add_argument("file", metavar="FILE", help="a YAML task file")
     return parser
 
 
@@ -70,7 +75,8 @@ def _list(options: argparse.Namespace) -> list[str]:
         table, after = "\n".join(markdown_rows()), rest.partition("\n\n")[2]
         options.write.write_text(f"{before}{table}\n\n{after}\n", encoding="utf-8")
         return [f"{options.write}: {len(TASKS)} tasks"]
-    return list_tasks()
+    shared = {} if options.tasks_from is None else tasks_of(options.tasks_from)
+    return list_tasks([*TASKS.values(), *shared.values(), *installed_tasks().values()])
 
 
 def describe_task(task: Task) -> dict[str, Any]:
@@ -90,13 +96,17 @@ def describe_task(task: Task) -> dict[str, Any]:
         "default_template": task.default_template or None,
         "templates": {name: {"text": one.text, "chat": one.chat} for name, one in task.templates.items()},
         "needs_hub": task.needs_hub,
+        "stop": ", ".join(map(repr, task.stop)) or None,
+        "maxlen": ", ".join(map(str, task.maxlen)) or None,
+        "shots": f"{task.shots} of {task.shots_split}, seed {task.shots_seed}" if task.shots else None,
+        "system": next((one.system for one in task.templates.values() if one.system), None),
     }
 
 
-def list_tasks() -> list[str]:
+def list_tasks(tasks: Sequence[Task]) -> list[str]:
     """Return three lines for each task, and more where they are long."""
     lines = [_ROW.format("task", "default split (examples)", "metrics", "answer tokens", "version")]
-    for task in TASKS.values():
+    for task in tasks:
         lines.append(_ROW.format(task.name, *_cells(task)))
         lines += _wrap(task.description) + _wrap(f"{task.source}; licence: {task.licence}")
     return lines
@@ -129,14 +139,46 @@ def _wrap(text: str, indent: str = "    ") -> list[str]:
 
 def _show(options: argparse.Namespace) -> list[str]:
     if options.example:
-        # The one way from here up to `eval`, which knows models and prompts: its command is run, not imported.
-        lines: list[str] = runpy.run_module("eval.prompt")["prompt_lines"](options)
+        lines: list[str] = _run("prompt_lines", options)
         return lines
-    task = find_task(options.task)
+    task = find_task(options.task, options.tasks_from)
     for name, value in vars(options).items():
-        if name not in ("command", "example", "task") and value is not None:
+        if name not in ("command", "example", "task", "tasks_from") and value is not None:
             raise DataError(f"--{name.replace('_', '-')} is of a prompt; add --example")
     return show_task(task)
+
+
+def _run(name: str, argument: Any) -> Any:
+    """Call a function of the one way from here up to `eval`, which knows models, prompts and metrics.
+
+    Its command is run, not imported.
+    """
+    return runpy.run_module("eval.prompt")[name](argument)
+
+
+def _check(options: argparse.Namespace) -> list[str]:
+    """Return what a task file says and its data hold. Raises `DataError` for the first mistake."""
+    task = find_task(options.file)
+    _run("check_metrics", task)
+    request = LoadRequest(split=task.default_split, limit=_CHECKED_ROWS, shots=task.shots, shots_seed=task.shots_seed)
+    loaded = task.load(request)
+    texts = {
+        "documents": [one.context for one in loaded.examples],
+        "questions": [one.query for one in loaded.examples if one.query is not None],
+        "references": [text for one in loaded.examples for text in one.references],
+        "shots": [shot.context for shot in loaded.shots],
+    }
+    return [
+        f"{options.file}: task {task.name}, the first {len(loaded.examples)} examples of split {task.default_split}",
+        *(f"{what + ':':12}{_describe_words(some)}" for what, some in texts.items() if some),
+        f"{'templates:':12}{', '.join(task.templates)}",
+        f"{'metrics:':12}{task.profile}",
+    ]
+
+
+def _describe_words(texts: Sequence[str]) -> str:
+    counts = sorted(len(text.split()) for text in texts)
+    return f"{len(texts)}, {counts[0]:,} to {counts[-1]:,} words, {counts[len(counts) // 2]:,} in the median"
 
 
 def show_task(task: Task) -> list[str]:

@@ -10,13 +10,17 @@ load the sample, and `python -m tasks list --write docs/tasks.md` writes the tab
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+SHOTS_SPLIT = "train"
 SPLIT_NAMES = ("train", "validation", "test")
+# Rows of a split that shots are drawn from: nobody fetches the training data of a large set for two examples.
+SHOTS_SCAN = 1_000
 # Names of tasks and of their templates, which become parts of the names of files.
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 Sample = Mapping[str, str | Sequence[Mapping[str, Any]]]
@@ -65,10 +69,15 @@ class LoadRequest:
         limit: Number of examples to keep, the first ones; None keeps all.
         sample: Number of documents to draw, with all their examples; None draws none. All rows are read for it.
         sample_seed: Other seeds draw other documents; a larger sample of a seed contains a smaller one.
+        scan: Number of rows that a sample is drawn from, the first ones; None scans all.
         min_words: Leave out, before these count, examples whose context has fewer words between white space.
         accepts: Called with each context; leaves out, before limit and sample count, those that it refuses.
         revision: Branch, tag or commit of the data set on the hub; None takes the task's.
         on_bad_row: `fail` at the first row that cannot be used, or `skip` it and count it.
+        shots: Number of solved examples to draw for the prompts; their documents are left out of the others.
+        shots_split: Split that they are drawn from; None takes `train`.
+        shots_seed: Other seeds draw others.
+        left_out: `digest_of` of each context to leave out.
     """
 
     split: str
@@ -76,10 +85,20 @@ class LoadRequest:
     limit: int | None = None
     sample: int | None = None
     sample_seed: int = 0
+    scan: int | None = None
     min_words: int | None = None
     accepts: Callable[[str], bool] | None = None
     revision: str | None = None
     on_bad_row: str = "fail"
+    shots: int = 0
+    shots_split: str | None = None
+    shots_seed: int = 0
+    left_out: frozenset[bytes] = frozenset()
+
+    @property
+    def reads_parts(self) -> bool:
+        """Return whether not all rows are read, so that no file need be fetched whole."""
+        return self.limit is not None or self.scan is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +110,14 @@ class LoadedExamples:
             `sha256` or `version` that pins the content, and counts of rows (`num_...`).
         bad_rows: One message for each row that was skipped: where it is and what is wrong with it.
         strata: Number of documents that are kept and that were read, by stratum; empty for a task without strata.
+        shots: Solved examples for the prompts, in their order there.
     """
 
     examples: tuple[Example, ...]
     provenance: Mapping[str, Any]
     bad_rows: tuple[str, ...] = ()
     strata: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    shots: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +127,12 @@ class Template:
     Attributes:
         text: Holds `{context}` once, and `{query}` where the task has queries.
         chat: Put the text into one user turn if the model has a chat template; False uses it as it is.
+        system: System message, unless the user gives another; without a chat template it opens the prompt.
     """
 
     text: str
     chat: bool = True
+    system: str | None = None
 
 
 def template_variants(name: str, before: str, after: str, cue: str, *, once: bool = True) -> dict[str, Template]:
@@ -166,6 +189,9 @@ class Task:
         profile: Default metric profile.
         revision: Default branch or commit of the data set on the hub; None if the task does not read the hub.
         scores_first_line: Score only the first line of an answer that is not empty.
+        maxlen: Default lengths in tokens; empty if the user names them.
+        stop: Texts that end an answer, beside those of the user.
+        shots: Default number of solved examples in a prompt, drawn with `shots_seed` from `shots_split`.
         sample: The official files in miniature, by path below `--data`, for tests: small records of our own, written
             as JSON lines or CSV, or a text. `A.zip/B` is the file B inside a zip; `.gz` is compressed.
     """
@@ -184,6 +210,11 @@ class Task:
     profile: str = "hf"
     revision: str | None = None
     scores_first_line: bool = False
+    maxlen: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    shots: int = 0
+    shots_split: str = SHOTS_SPLIT
+    shots_seed: int = 0
     sample: Sample = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -211,6 +242,8 @@ class Task:
         if request.sample is not None and (request.sample < 1 or request.limit is not None):
             wrong = f"sample is {request.sample}" + ("" if request.limit is None else f" and limit {request.limit}")
             raise DataError(f"{wrong}; give a sample of 1 document or more, or a limit")
+        if request.scan is not None and (request.scan < 1 or request.sample is None):
+            raise DataError(f"scan is {request.scan}; give 1 row or more, with a sample that is drawn from them")
         # A path that does not exist may name a data set of the hub, for the task `text`.
         if request.revision is not None and request.data is not None and request.data.exists():
             raise DataError(
@@ -220,4 +253,39 @@ class Task:
             request = replace(request, revision=self.revision)
         elif request.data is None and self.revision is None:
             raise DataError(f"--revision {request.revision} is of the hub, which task {self.name} does not read")
-        return self.read(request)
+        if not request.shots:
+            return self.read(request)
+        shots = self._draw_shots(request)
+        left_out = request.left_out | {digest_of(shot.context) for shot in shots}
+        return replace(self.read(replace(request, left_out=left_out)), shots=shots)
+
+    def _draw_shots(self, request: LoadRequest) -> tuple[Example, ...]:
+        """Return solved examples about different documents, the same whatever else of the request differs."""
+        split = request.shots_split or self.shots_split
+        if split not in self.splits:
+            raise DataError(
+                f"task {self.name} has no split '{split}' for its shots; choose from: {', '.join(self.splits)}"
+            )
+        drawn = self.read(
+            LoadRequest(
+                split=split,
+                data=request.data,
+                sample=request.shots,
+                sample_seed=request.shots_seed,
+                scan=SHOTS_SCAN,
+                revision=request.revision,
+                on_bad_row=request.on_bad_row,
+            )
+        )
+        shots = tuple({example.document_id: example for example in reversed(drawn.examples)}.values())[::-1]
+        if len(shots) < request.shots:
+            raise DataError(
+                f"task {self.name} has {len(shots)} documents in the first {SHOTS_SCAN:,} rows of split {split}, and "
+                f"{request.shots} shots are drawn from them; lower --shots, or name another --shots-split"
+            )
+        return shots
+
+
+def digest_of(context: str) -> bytes:
+    """Return the SHA-256 of a context."""
+    return hashlib.sha256(context.encode(errors="surrogatepass")).digest()

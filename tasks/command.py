@@ -140,9 +140,17 @@ def _end_output(stream: TextIO | None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
 
 
+def add_tasks_from(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of a folder with task files."""
+    parser.add_argument(
+        "--tasks-from", metavar="DIR", type=Path, help="folder of YAML task files, known by their names"
+    )
+
+
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     """Add a task and the flags that choose one of its prompts."""
     parser.add_argument("task", metavar="NAME", help="a task of the list, or a YAML task file")
+    add_tasks_from(parser)
     prompt = parser.add_argument_group("which prompt")
     prompt.add_argument("--model", metavar="REF", help="its tokenizer and chat template (default: smollm2-135m)")
     prompt.add_argument("--maxlen", metavar="N", type=int, help="tokens with room for the answer (default: 2048)")
@@ -156,5 +164,6 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--truncation", metavar="POLICY", help="keep the head, middle or tail (default: head)")
     prompt.add_argument("--data", metavar="PATH", type=Path, help="as for eval/run.py")
     prompt.add_argument("--split", metavar="NAME", help="default: the task's")
+    prompt.add_argument("--shots", metavar="N", type=int, help="solved examples in the prompt (default: the task's)")
     prompt.add_argument("--revision", metavar="REF", help="revision of the data on the hub (default: the task's)")
     prompt.add_argument("--index", metavar="I", type=int, help="which example, from 0 on (default: 0)")

@@ -56,7 +56,7 @@ SETTINGS: dict[str, type[Options]] = {
     "eval.placement": PlacementConfig,
 }
 # Programs of others, whose flags are theirs; modules of theirs that `python -m` runs; and what blocks may really call.
-OTHER_PROGRAMS = ("pip", "tox", "pytest", "pre-commit")
+OTHER_PROGRAMS = ("pip", "tox", "pytest", "pre-commit", "hf")
 OTHER_MODULES = ("venv", "pip")
 REAL_PROGRAMS = ("tr",)
 # Files that a reader writes, and a folder that `tox -e docs` makes.
@@ -264,7 +264,7 @@ def parse(name: str, arguments: list[str]) -> None:
 def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     # Task files are the reader's own.
-    monkeypatch.setattr("eval.config.data.read_task_file", lambda file: CustomTask(name=file.stem))
+    monkeypatch.setattr("tasks.read_task_file", lambda file: CustomTask(name=file.stem))
     for number, block in enumerate(blocks_of(page, *SHELL)):
         folder = tmp_path / str(number)
         folder.mkdir()

@@ -71,7 +71,7 @@ _CLAIMS = {
     "p_corrected",
     "num_same_prompts",
 }
-_CLAIMS |= {"is_within_margin", "notes", "example_scores", "common_answer"}
+_CLAIMS |= {"is_within_margin", "rank_range", "notes", "example_scores", "common_answer"}
 
 
 def _is_of_lengths(one: Any) -> bool:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,17 @@ from torch import Tensor
 from torch.nn.attention import varlen as torch_varlen
 from torch.nn.attention.varlen import AuxRequest
 
+from eval.config.generation import GenerationSettings
+from eval.generation.greedy import decode_greedily
 from eval.run import main
 from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan
 from masformer.attention import cuda, full
+from masformer.attention.cache import join
 from masformer.attention.flex import flex_attention
 from masformer.attention.kernels import choose_kernel
 from masformer.placement import PlanMeter, gate_gradients
-from masformer.plans.spans import FULL
+from masformer.plans.spans import FULL, HeadSpans
+from masformer.step_graph import StepGraph
 from tests.helpers import varlen_standin
 from tests.helpers.attention_cases import CASES, Case, assert_close, attend, cached, defined, gradients, random_states
 from tests.helpers.joined_rows import Batch, tokens, tree
@@ -30,6 +35,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 PLAN = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2)))
+PINNED = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(span=9)))
+BY_HEAD = SpanPlan((FULL, HeadSpans((PINNED[0], FULL)), PINNED[0]))
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}  # of logits
 # Of attention, whose inputs the reference shares.
 ATTENTION_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -238,6 +245,61 @@ def test_a_step_of_joined_rows_waits_for_nothing() -> None:
             batch.step(ids)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize(
+    ("kind", "plan"), [("llama", PINNED), ("llama", BY_HEAD), ("gpt_oss", PINNED), ("gemma2", PINNED)]
+)
+def test_a_step_is_a_graph_that_gives_rows_what_they_get_alone_on_the_cpu(
+    kind: str, plan: SpanPlan, dtype: torch.dtype
+) -> None:
+    model = tiny_model(kind)
+    apply_plan(model, plan)
+    more = [tokens(20 + row, 12) for row in range(4)]
+    prompts, _ = tree(model, plan, (12, 2, 25, 6))
+    alone = [model(torch.tensor([prompts[row] + more[row]]), use_cache=False).logits[0] for row in range(4)]
+    model = model.to(DEVICE, dtype)
+    cache, longest = join(tree(model, plan, (12, 2, 25, 6))[1], 12), max(map(len, prompts))
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * (len(row) + 12) for row in prompts], device=DEVICE)
+    positions = torch.tensor([[len(row) - 1] for row in prompts], device=DEVICE)
+    steps = StepGraph.of(model, cache, positions, mask, 12)
+    assert steps is not None
+    # Experts in fp32 wait for the device.
+    is_recorded = kind != "gpt_oss" or dtype != torch.float32
+    for count in range(12):
+        texts = [[*prompt, *own][len(prompt) - 1 + count] for prompt, own in zip(prompts, more, strict=True)]
+        ids = torch.tensor(texts, device=DEVICE)[:, None]
+        if count == 4 and is_recorded:  # the third is the last that is compared
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            scores = steps(ids)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        expected = torch.stack([alone[row][len(prompts[row]) - 1 + count] for row in range(4)])
+        torch.testing.assert_close(scores[:, 0].cpu(), expected, atol=TOLERANCE[dtype], rtol=0)
+    assert (steps.graph is not None) == is_recorded
+
+
+def test_answers_are_the_same_with_and_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    apply_plan(model, PINNED)
+    model = model.to(DEVICE)
+
+    def answers() -> list[list[int]]:
+        prompts, caches = tree(model, PINNED, (12, 2, 25, 6))
+        longest = max(map(len, prompts))
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=DEVICE)
+        settings = GenerationSettings(max_new_tokens=40)
+        tokenizer: Any = None  # nothing is decoded without texts to stop at
+        cache = join(caches, 40)
+        rows = decode_greedily(model, tokenizer, prompts, mask, cache, settings, 0, lambda steps: None)
+        return [row.tokens for row in rows]
+
+    with_graph = answers()
+    monkeypatch.setattr(StepGraph, "of", lambda *_: None)
+    assert answers() == with_graph
 
 
 def test_chunks_of_any_length_compile_flex_attention_within_its_limit() -> None:

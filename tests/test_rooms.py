@@ -19,13 +19,16 @@ BELOW = {
     "runtime": {"config", "records", "errors", "masformer", "tasks"},
     "reporting": {"scoring", "metrics", "records", "errors", "tasks"},
     "ratings": {"reporting", "scoring", "metrics", "records", "errors", "tasks"},
-    "generation": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
+    "generation": {"reporting", "scoring", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "engines": {"losses", "generation", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "judging": {"engines", "scoring", "metrics", "runtime", "records", "errors", "tasks"},
     "losses": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "training": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "studies": {"reporting", "scoring", "metrics", "config", "runtime", "records", "errors", "tasks"},
-    "interop": {"generation", "scoring", "config", "runtime", "prompting", "records", "errors", "masformer"},
+    "interop": {
+        *("reporting", "generation", "scoring", "metrics", "config"),
+        *("runtime", "prompting", "records", "errors", "masformer"),
+    },
     "masformer": set(),
     "tasks": set(),
 }
@@ -33,7 +36,7 @@ BELOW = {
 BELOW_MASFORMER = {
     "plans": {"errors"},
     "attention": {"plans", "errors", "tuning"},
-    "checkpoints": {"plans", "convert", "errors", "model_type", "probe"},
+    "checkpoints": {"plans", "convert", "errors", "lazy", "model_type", "probe"},
 }
 # Rooms whose import must not import torch; what needs it, such as trackers, imports it when it is called.
 WITHOUT_TORCH = ("errors", "records", "prompting", "metrics", "scoring", "config", "reporting", "ratings", "tasks")

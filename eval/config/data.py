@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from eval.config.checks import names, natural, path, positive
 from eval.config.options import REQUIRED, Group, Options
 from eval.errors import UserError
 from tasks import (
     CUSTOM,
-    TASKS,
     CustomTask,
     DataError,
     Example,
@@ -21,10 +20,8 @@ from tasks import (
     LoadRequest,
     Task,
     check_instruction,
-    read_task_file,
+    find_task,
 )
-
-_TASK_FILES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +33,13 @@ class DataOptions(Options):
         f"one or more, separated by commas; python -m tasks list names them; or {CUSTOM}, or a YAML task file",
         collect=names,
     )
+    tasks_from: Path | None = Group.DATA.option(
+        None, "folder of YAML task files, whose tasks --task names too", path, metavar="DIR"
+    )
     data: Path | None = Group.DATA.option(
         None,
-        "local data in one of the set's official formats; for several tasks a folder with one for each",
+        "local data in one of the set's official formats; for several tasks a folder with one for each; for "
+        f"{CUSTOM} also hf://OWNER/NAME or a pattern of paths",
         path,
         metavar="PATH",
     )
@@ -48,6 +49,9 @@ class DataOptions(Options):
         None, "N documents of each task, drawn by a hash of their ids, with all their examples", positive, unset="all"
     )
     sample_seed: int = Group.DATA.option(0, "of --sample; a larger sample of a seed contains a smaller one", natural)
+    scan: int | None = Group.DATA.option(
+        None, "draw --sample from the first N rows and read no further", positive, unset="all rows"
+    )
     min_words: int | None = Group.DATA.option(
         None, "leave out, before --limit or --sample count, documents of fewer words between white space", positive
     )
@@ -55,7 +59,13 @@ class DataOptions(Options):
         None, "commit, tag or branch of the data on the hub", metavar="REF", unset="the task's own"
     )
     on_bad_row: str = Group.DATA.option("fail", "what to do with a row that cannot be used", choices=("fail", "skip"))
-    context_field: str | None = Group.OWN_DATA.option(None, "field of the document", unset="context")
+    subset: str | None = Group.OWN_DATA.option(
+        None, "subset of a data set of the hub, which datasets calls its config", unset="the only one, or its default"
+    )
+    id_field: str | None = Group.OWN_DATA.option(None, "field of the example's id", unset="id")
+    context_field: str | None = Group.OWN_DATA.option(
+        None, "field of the document; like all fields a column, or Jinja: '{{ title }} {{ body }}'", unset="context"
+    )
     target_field: str | None = Group.OWN_DATA.option(None, "field of what should be written", unset="target")
     query_field: str | None = Group.OWN_DATA.option(None, "field of the question", unset="there is none")
     stratum_field: str | None = Group.OWN_DATA.option(
@@ -76,6 +86,8 @@ class DataOptions(Options):
         """
         if not self.task:
             raise UserError("--task is empty; python -m tasks list names those there are")
+        if self.scan is not None and self.sample is None:
+            raise UserError(f"--scan {self.scan} is what --sample draws from; give it too, or leave --scan out")
         if self.sample is not None and self.limit is not None:
             raise UserError(
                 f"--sample {self.sample} draws documents and --limit {self.limit} takes the first; give one of them"
@@ -106,22 +118,12 @@ class DataOptions(Options):
             if asked == CUSTOM:
                 if "instruction" in own:
                     check_instruction(own["instruction"])
+                if self.split is not None:
+                    own |= {"split": self.split}
                 return CustomTask(**own).task()  # type: ignore[arg-type]
-            if asked.endswith(_TASK_FILES):
-                task = read_task_file(Path(asked)).task()
-                if task.name in TASKS:
-                    raise UserError(f"task file {asked} is called '{task.name}' like a published task; rename it")
-                return task
+            return find_task(asked, self.tasks_from)
         except DataError as error:
             raise UserError(str(error)) from error
-        if asked not in TASKS:
-            close = difflib.get_close_matches(asked, TASKS, n=1)
-            meant = f", perhaps '{close[0]}'" if close else ""
-            raise UserError(
-                f"unknown task '{asked}'{meant}; python -m tasks list names all, and {CUSTOM} or a .yaml task file is "
-                "for your own data"
-            )
-        return TASKS[asked]
 
     def load(self, name: str, split: str | None = None, accepts: Callable[[str], bool] | None = None) -> LoadedExamples:
         """Return the examples of a task: of a split, else of the one that was asked for, else of its default.
@@ -134,17 +136,23 @@ class DataOptions(Options):
         task = self.tasks[name]
         return task.load(
             LoadRequest(
+                **self.shots_of(task),
                 split=split or self.split or task.default_split,
                 data=self._data_of(name),
                 limit=self.limit,
                 sample=self.sample,
                 sample_seed=self.sample_seed,
+                scan=self.scan,
                 accepts=accepts,
                 min_words=self.min_words,
                 revision=self.revision,
                 on_bad_row=self.on_bad_row,
             )
         )
+
+    def shots_of(self, task: Task) -> dict[str, Any]:
+        """Return the fields of a `LoadRequest` that draw solved examples for the prompts of a task."""
+        return {}
 
     def load_tasks(self) -> dict[str, LoadedExamples]:
         """Return the examples of each task, by name.

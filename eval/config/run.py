@@ -6,6 +6,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from eval.config.chat import ChatOptions
 from eval.config.checks import Value, ascending, distinct_names, natural, path, positive, positive_number, switch
@@ -18,7 +19,7 @@ from eval.errors import UserError
 from eval.prompting.chat import ChatSettings
 from eval.scoring.letters import check_letters, count_letters, describe_letters
 from eval.scoring.profiles import PROFILES
-from tasks import LoadedExamples
+from tasks import CUSTOM, DataError, LoadedExamples, Task, find_task
 
 
 def _shard(value: Value) -> tuple[int, int]:
@@ -64,6 +65,16 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         collect=distinct_names,
         unset="the task's own, or document",
     )
+    shots: int | None = Group.LENGTHS.option(
+        None,
+        "solved examples at the beginning of each prompt, never cut; their documents are not scored",
+        natural,
+        unset="the task's own, mostly 0",
+    )
+    shots_split: str | None = Group.LENGTHS.option(
+        None, "split that they are drawn from, by a hash of their ids", unset="the task's own, mostly train"
+    )
+    shots_seed: int | None = Group.LENGTHS.option(None, "of that drawing", natural, unset="the task's own, mostly 0")
     truncation: str = truncation_option(Group.LENGTHS)
     plan: str = plan_option()
     allow_extrapolation: bool = extrapolation_option()
@@ -130,6 +141,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         for name, task in self.tasks.items():
             if not task.has_references:
                 raise UserError(f"task '{name}' has nothing to be scored against; measure it with eval/perplexity.py")
+            self.shots_of(task)
             for template in self.template or ():
                 if template not in task.templates:
                     known = ", ".join(task.templates)
@@ -188,6 +200,46 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         """Return whether thoughts have a room of their own, and are told from answers as they are written."""
         return self.thinking == "on" or self.max_thinking_tokens is not None
 
+    @classmethod
+    def completed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Take lengths that are not given from the tasks, where all that name some name the same."""
+        values = super().completed(values)
+        if "maxlen" in values or "task" not in values:
+            return values
+        try:
+            found = [find_task(name, values.get("tasks_from")).maxlen for name in values["task"] if name != CUSTOM]
+        except DataError as error:
+            raise UserError(str(error)) from error
+        lengths = set(filter(None, found))
+        if len(lengths) > 1:
+            raise UserError(
+                f"--maxlen is missing, and the tasks name different lengths: {', '.join(map(str, lengths))}"
+            )
+        return values | ({"maxlen": lengths.pop()} if lengths else {})
+
+    def shots_of(self, task: Task) -> dict[str, Any]:
+        number = task.shots if self.shots is None else self.shots
+        split = task.shots_split if self.shots_split is None else self.shots_split
+        if not number and self.shots is None and (self.shots_split, self.shots_seed) != (None, None):
+            raise UserError(
+                "--shots-split and --shots-seed say which examples are shots; give --shots too, 2 for example"
+            )
+        if number and split not in task.splits:
+            known = ", ".join(task.splits)
+            raise UserError(
+                f"task '{task.name}' has no split '{split}' for --shots; --shots-split names one of {known}"
+            )
+        seed = task.shots_seed if self.shots_seed is None else self.shots_seed
+        return {"shots": number, "shots_split": split, "shots_seed": seed}
+
+    def describe_shots(self, loaded: LoadedExamples, task: Task) -> dict[str, Any] | None:
+        """Return what `run.json` says of the shots of a task; None without any."""
+        if not loaded.shots:
+            return None
+        about = self.shots_of(task)
+        ids = [shot.id for shot in loaded.shots]
+        return {"split": about["shots_split"], "seed": about["shots_seed"], "ids": ids}
+
     def chat_settings(self, clock: str | None = None) -> ChatSettings:
         return replace(super().chat_settings(clock), thinking=self.thinking)
 
@@ -197,6 +249,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         engine = [*self.unset_engine_options, *(["answers"] if self.engine == "local" else [])]
         names = ["think_end_token", "accept_ascii_words", "model_revision", "max_thinking_tokens"]
         names += ["adapter", "adapter_revision", "quantize"]
+        names += ["shots_split", "shots_seed", *(["shots"] if self.shots is None else [])]
         unset = [name for name in names if not getattr(self, name)]
         unset += ["thinking"] if self.thinking == "auto" else []
         alone = ["num_samples"] if self.num_samples == 1 else []

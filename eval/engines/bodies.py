@@ -81,7 +81,7 @@ def sampling_fields(settings: GenerationSettings, dialect: str, ends: Sequence[i
     return fields
 
 
-def prompt_fields(request: Request, form: str, system: str | None) -> dict[str, Any]:
+def prompt_fields(request: Request, form: str) -> dict[str, Any]:
     """Return the fields of a prompt in one of `PROMPT_FORMS`, with the system message."""
     if form == "ids":
         return {"prompt": list(request.prompt.token_ids)}
@@ -90,12 +90,13 @@ def prompt_fields(request: Request, form: str, system: str | None) -> dict[str, 
     spans = request.source.spans_shown(request.prompt, template)
     shown = "".join(example.context[start:stop] for start, stop in spans)
     text = builder.text(example.query, shown, is_turn=form == "messages")
-    return text_fields(text, form, system)
+    return text_fields(text, form, builder.system, builder.shot_turns)
 
 
-def text_fields(text: str, form: str, system: str | None) -> dict[str, Any]:
-    """Return the fields of a prompt that is a text, or a user's turn with a system message."""
+def text_fields(text: str, form: str, system: str | None, earlier: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """Return the fields of a prompt that is a text, or a user's turn after a system message and `earlier` turns."""
     if form == "text":
         return {"prompt": text}
     first = [{"role": "system", "content": system}] if system else []
-    return {"messages": [*first, {"role": "user", "content": text}]}
+    turns = [{"role": role, "content": content} for role, content in (*earlier, ("user", text))]
+    return {"messages": [*first, *turns]}

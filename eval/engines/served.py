@@ -114,7 +114,7 @@ class ServedBackend(Backend):
                     bar.update()
 
     def _question(self, request: Request) -> _Question:
-        return _Question(request, prompt_fields(request, self.service.form, self.config.system))
+        return _Question(request, prompt_fields(request, self.service.form))
 
     def _ask(self, client: Client, server: Server, question: _Question, started: Callable[[], None]) -> Reply:
         request = question.request

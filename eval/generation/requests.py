@@ -242,7 +242,14 @@ def make_requests(
         UserError: A query or an instruction leaves no room at the smallest length, or the tokenizer loses a script.
     """
     sources = [
-        replace(source, settings=replace(source.settings, stop=(*source.settings.stop, *stop_texts), thinking=thinking))
+        replace(
+            source,
+            settings=replace(
+                source.settings,
+                stop=(*source.settings.stop, *config.tasks[name].stop, *stop_texts),
+                thinking=thinking,
+            ),
+        )
         for name in data
         for source in _sources_of(config, name, data[name], record, tokenizer, is_encoded=is_encoded)
     ]
@@ -283,7 +290,9 @@ def _sources_of(
     common = fingerprint(identity, name, {key: value for key, value in to_json(task).items() if key not in _APART})
     chat = config.chat_settings(record.template_date)
     builders = {
-        template: PromptBuilder(tokenizer, config.tasks[name].templates[template], chat, is_framed=is_encoded)
+        template: PromptBuilder(
+            tokenizer, config.tasks[name].templates[template], chat, shots=loaded.shots, is_framed=is_encoded
+        )
         for template in task.templates
     }
     pins = {

@@ -22,11 +22,12 @@ from eval.records.disk import make_folder
 from eval.records.journal import append_line, read_journal
 from eval.records.merging import merge_documents, merge_tasks, pinned, row_counts, selection
 from eval.records.read_run import gather_inputs
-from eval.records.run_folder import UNFINISHED, RunFolder, keys_of
+from eval.records.run_folder import METRICS, UNFINISHED, RunFolder, keys_of
 from eval.records.schema import Identity, Key, Prediction, RunRecord, Scores, TaskRecord, TemplateRecord, ThinkingRecord
 from eval.reporting.score_run import has_texts, print_scores, score_run
 from eval.runtime.jobs import Job, print_facts, settings_json, template_clock
 from eval.runtime.processes import Process
+from eval.scoring.metric_files import join_metric_files
 from tasks import LoadedExamples, Task
 from tasks.base import DOCUMENT
 
@@ -264,7 +265,7 @@ def _task_record(
     templates = [template for template in dict.fromkeys([*before, *requested]) if template in task.templates]
     chat, tokenizer, is_framed = config.chat_settings(date), backend.tokenizer, backend.is_encoded
     builders = {
-        template: PromptBuilder(tokenizer, task.templates[template], chat, is_framed=is_framed)
+        template: PromptBuilder(tokenizer, task.templates[template], chat, shots=loaded.shots, is_framed=is_framed)
         for template in templates
     }
     for builder in builders.values():
@@ -276,10 +277,12 @@ def _task_record(
         source=pinned(loaded.provenance),
         rows=row_counts(loaded) | {"bad": list(loaded.bad_rows[:_MAX_BAD_ROWS])},
         split=config.split or task.default_split,
+        shots=config.describe_shots(loaded, task),
         templates={
             template: TemplateRecord(
                 text=task.templates[template].text,
                 chat=task.templates[template].chat,
+                system=task.templates[template].system,
                 prompt_sha256=builder.sha256,
             )
             for template, builder in builders.items()
@@ -287,6 +290,7 @@ def _task_record(
         profile=config.profile or task.profile,
         scores_first_line=task.scores_first_line,
         max_new_tokens=config.max_new_tokens or task.max_new_tokens,
+        stop=list(task.stop) or None,
         limit=config.limit,
         **selection(config),
         min_words=config.min_words,
@@ -386,9 +390,13 @@ def merge_runs(parts: Sequence[Path], output: Path) -> None:
         documents = {(line.task, line.document_id): line for folder in folders for line in folder.read_documents()}
         # What cannot be scored is reported before anything is written.
         gather_inputs(output, merged, lines, [*examples.values()], [*documents.values()])
+        metrics, left_out = join_metric_files(parts, output)
+        print_facts({"metrics": [f"{one}; score {output} with --metrics" for one in left_out]})
         whole.write_text(UNFINISHED, "")
         whole.write_documents(documents.values())
         whole.write_lines("examples.jsonl", examples.values())
         whole.write_lines("predictions.jsonl", lines.values())
+        for name, records in metrics.items():
+            whole.write_lines(f"{METRICS}/{name}", records)
         finish_run(whole, merged, set())  # writes the record, once all that it describes is there
         (output / UNFINISHED).unlink()

@@ -150,6 +150,10 @@ class Ledger:
         of_all: torch.Tensor = self.process.accelerator.reduce(mine.to(self.process.device), reduction="sum").cpu()
         return of_all
 
+    def total_layers_run(self) -> int:
+        """Return the layers that all processes together computed."""
+        return int(self.total(torch.tensor([float(self.num_layers_run)])))
+
     def _write(self, text: SearchText, plan: str, **values: Any) -> None:
         task, template, example_id, maxlen = key = text.key(plan)
         line = PlanLoss(task=task, template=template, id=example_id, maxlen=maxlen, **values)

@@ -10,11 +10,11 @@ from typing import Any
 from eval.config.placement import PlacementConfig
 from eval.errors import UserError
 from eval.losses.ledger import CALIBRATION, Ledger
+from eval.runtime.given import local_span
 from eval.runtime.model import resolve_plan
-from masformer import LayerSpan, PlanError, SpanPlan
+from masformer import SpanPlan
 from masformer.checkpoints.open import Checkpoint
 from masformer.placement import (
-    Budget,
     Found,
     Placements,
     UnitScore,
@@ -23,6 +23,7 @@ from masformer.placement import (
     scan,
     scores_of_gates,
 )
+from masformer.plans.budget import Budget
 
 # Draws for each random placement; of few units there may be no other.
 _DRAWS_A_PLAN = 50
@@ -43,7 +44,7 @@ class Space(Placements):
     def __init__(self, config: PlacementConfig, model: Any) -> None:
         self.budget = Budget.parse(config.budget)
         super().__init__(
-            model, _local_span(config.local), config.cost_at or config.maxlen, heads=config.units == "heads"
+            model, local_span(config.local), config.cost_at or config.maxlen, heads=config.units == "heads"
         )
         if config.rank == "none":
             return
@@ -51,15 +52,6 @@ class Space(Placements):
             raise UserError(f"--budget {self.budget} leaves room for no {config.units[:-1]}; raise it")
         if config.maxlen <= (self.local.num_recent or 0):
             raise UserError(f"--local '{config.local}' hides nothing of {config.maxlen} tokens; shorten it")
-
-
-def _local_span(text: str) -> LayerSpan:
-    try:
-        span = SpanPlan.parse(f"local {text}", 1)[0]
-    except PlanError:
-        raise PlanError(f"--local '{text}' is no span; write for example 'span=1024 sinks=4'") from None
-    assert isinstance(span, LayerSpan)
-    return span
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,25 +170,26 @@ class ChatTemplate:
         """Return whether prompts may hold the date."""
         return "strftime_now" in (self.source or "")
 
-    def around(self, before: str, after: str) -> tuple[str, str]:
+    def around(self, before: str, after: str, earlier: Sequence[tuple[str, str]] = ()) -> tuple[str, str]:
         """Return the rendered prompt up to the context and from there on.
 
         Args:
             before: The user's text before the context.
             after: The user's text after the context.
+            earlier: Role and text of the turns before.
 
         Raises:
             UserError: The template refuses the turn, loses, repeats or changes the user's text, or drops the system
                 message.
         """
-        text = self.render([("user", before + MARK + after)], has_generation_prompt=True)
+        text = self.render([*earlier, ("user", before + MARK + after)], has_generation_prompt=True)
         pieces = text.split(MARK)
         if len(pieces) != 2:
             raise UserError(f"the chat template shows the user's text {len(pieces) - 1} times; once is needed")
         system = self.settings.system
         if system and system.strip() not in text:
             raise UserError(f"the chat template does not show the system message of --system {system[:40]!r}")
-        whole = self.render([("user", before + MARK + _PROSE + MARK + after)], has_generation_prompt=True)
+        whole = self.render([*earlier, ("user", before + MARK + _PROSE + MARK + after)], has_generation_prompt=True)
         if whole != MARK.join((pieces[0], _PROSE, pieces[1])):
             raise UserError(
                 f"the chat template changes the user's text, or depends on it: {_first_change(whole)}; name "

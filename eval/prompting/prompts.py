@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from eval.errors import UserError
 from eval.prompting.chat import ChatSettings, ChatTemplate
 from eval.prompting.encoding import Offsets, TextEncoder
+from eval.prompting.shots import Shots
 from eval.prompting.truncation import Ranges, kept_ranges
 from tasks import Example, Template
 
@@ -68,7 +69,8 @@ class PromptBuilder:
     Args:
         tokenizer: Tokenizer of the model.
         template: A template of the task.
-        chat: How its chat template is used.
+        chat: How its chat template is used; its system message counts before that of the template.
+        shots: Solved examples that open the prompt.
         is_framed: Plain text ends as the tokenizer ends it too, as encoders read it.
     """
 
@@ -78,12 +80,22 @@ class PromptBuilder:
         template: Template,
         chat: ChatSettings | None = None,
         *,
+        shots: Sequence[Example] = (),
         is_framed: bool = False,
     ) -> None:
         assert template.text.count("{context}") == 1
         self.tokenizer = tokenizer
         self.template = template
-        self.chat = ChatTemplate(tokenizer, chat or ChatSettings())
+        self.shots = Shots(template, shots)
+        chat = chat or ChatSettings()
+        # The system message of a template opens a plain prompt; that of the user needs a chat template.
+        self._opening = ""
+        if template.system and chat.system is None:
+            if template.chat and tokenizer.chat_template:
+                chat = replace(chat, system=template.system)
+            else:
+                self._opening = f"{template.system}\n\n"
+        self.chat = ChatTemplate(tokenizer, chat)
         self.uses_chat_template = template.chat and bool(tokenizer.chat_template)
         self.encoder = TextEncoder(tokenizer)
         self._bos: tuple[int, ...] = ()
@@ -109,6 +121,8 @@ class PromptBuilder:
         """Return the digest of the rendered template, chat markup included."""
         # Version 0.1 put spaces between the pieces of prompts for these tokenizers.
         pieces = [*self._rendered, *(["joined"] if self.encoder.has_dummy_prefix else []), *map(str, self._stop)]
+        if self.shots:
+            pieces += ["shots", self._shots_text]
         return hashlib.sha256("\0".join(pieces).encode()).hexdigest()
 
     def check(self) -> None:
@@ -120,9 +134,9 @@ class PromptBuilder:
         example = Example(id="", document_id="", context=_PROBE, query=_PROBE, references=())
         parts = self.parts(example)
         suffix = parts.suffix[: len(parts.suffix) - len(self._stop)]
-        ids = (*parts.prefix[len(self._start) :], *parts.context, *suffix)
+        ids = (*parts.prefix[len(self._start) + len(self._shot_ids) :], *parts.context, *suffix)
         text = _PROBE.join(part.replace("{query}", _PROBE) for part in self._rendered)
-        whole = self._decode(self.encoder.encode(text))
+        whole = self._decode(self.encoder.encode(text, self._before_prompt))
         if (ours := self._decode(ids)) != whole or _letters(ours) != _letters(text):
             told = ours if ours != whole else whole
             raise UserError(
@@ -165,7 +179,7 @@ class PromptBuilder:
         if query not in self._fixed:
             before, after = self._rendered
             self._fixed[query] = PromptParts(
-                prefix=self._start + self._fill(before, query or "", ""),
+                prefix=self._start + self._shot_ids + self._fill(before, query or "", self._before_prompt),
                 context=(),
                 suffix=self._fill(after, query or "", _TEXT) + self._stop,
             )
@@ -211,8 +225,19 @@ class PromptBuilder:
         """
         before, after = self.template.text.split("{context}") if is_turn else self._rendered
         whole = context.join(part.replace("{query}", query or "") for part in (before, after))
+        whole = whole if is_turn else self._shots_text + whole
         # A tokenizer that begins each text with its token does so with this one.
         return whole if is_turn or not self._bos else whole.removeprefix(self.tokenizer.bos_token or "")
+
+    @cached_property
+    def shot_turns(self) -> list[tuple[str, str]]:
+        """Return role and text of the turns of the shots, for an engine that takes no tokens."""
+        return [(role, self.shots.fill(text)) for role, text in self.shots.turns]
+
+    @property
+    def system(self) -> str | None:
+        """Return the system message."""
+        return self.chat.settings.system
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Return the token ids of an answer, with what ends the model's turn.
@@ -230,7 +255,11 @@ class PromptBuilder:
 
     @property
     def _before_context(self) -> str:
-        return self._rendered[0].replace("{query}", _TEXT)
+        return self._before_prompt + self._rendered[0].replace("{query}", _TEXT)
+
+    @property
+    def _before_prompt(self) -> str:
+        return _TEXT if self.shots else ""
 
     @cached_property
     def _before_answer(self) -> tuple[str, str]:
@@ -251,11 +280,28 @@ class PromptBuilder:
             raise UserError("the tokenizer has no end token, so a target cannot be ended; give a model that has one")
         return (self.tokenizer.eos_token_id,)
 
-    @cached_property
+    @property
     def _rendered(self) -> tuple[str, str]:
-        """Return what stands before and after the context, with `{query}` still in its place."""
+        """Return what stands before, but for the shots, and after the context, with `{query}` still in its place."""
+        return self._rendered_parts[1:]
+
+    @cached_property
+    def _rendered_parts(self) -> tuple[str, str, str]:
+        """Return the shots, with marks in the places of their texts, and what stands before and after the context."""
         before, after = self.template.text.split("{context}")
-        return self.chat.around(before, after) if self.uses_chat_template else (before, after)
+        if self.uses_chat_template:
+            before, after = self.chat.around(before, after, self.shots.turns)
+        else:
+            before = self._opening + self.shots.plain + before
+        return *self.shots.split(before), after
+
+    @property
+    def _shots_text(self) -> str:
+        return self.shots.fill(self._rendered_parts[0])
+
+    @cached_property
+    def _shot_ids(self) -> tuple[int, ...]:
+        return self.shots.encode(self._rendered_parts[0], self.encoder)
 
     def _fill(self, text: str, query: str, after: str) -> tuple[int, ...]:
         """Return the token ids of a part of the template with the query in its place."""

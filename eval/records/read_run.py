@@ -191,6 +191,11 @@ def notes_on_tasks(tasks: Mapping[str, Any], counts: Mapping[str, int]) -> Itera
         if num_bad := rows.get("num_bad", 0):
             first = f" The first: {rows['bad'][0]}." if rows.get("bad") else ""
             yield f"{num_bad} rows of {name} could not be used and were skipped.{first}"
+        if shots := getattr(task, "shots", None):
+            yield (
+                f"Each prompt of {name} begins with solved examples of split {shots['split']} "
+                f"({len(shots['ids'])}), whose documents are not scored."
+            )
 
 
 _MAX_STRATA = 12
@@ -203,6 +208,8 @@ def describe_selection(name: str, task: Any, count: int) -> Iterator[str]:
         kept = [f"{stratum} {drawn} of {read}" for stratum, (drawn, read) in strata.items()]
         num_drawn = task.rows.get("num_documents", task.sample)  # which folders of earlier versions do not tell
         chosen = f"A sample of {name}: {num_drawn:,} documents drawn with seed {task.sample_seed}"
+        if scan := task.source.get("scan"):
+            chosen += f" from the first {scan:,} rows"
         if num_drawn < task.sample:
             chosen = (
                 f"All {num_drawn:,} documents of {name} that can be drawn, fewer than the {task.sample:,} of --sample"

@@ -59,6 +59,8 @@ _RESULT_FILES = ("scores.json", "example_scores.jsonl", "report.md", "report.htm
 # There while a merge has not ended.
 UNFINISHED = ".merging"
 _FILES = ("run.json", "examples.jsonl", "documents.jsonl.gz", "predictions.jsonl", *_RESULT_FILES, UNFINISHED)
+METRICS = "metrics"
+_METRIC_FILE = re.compile(r".+@\d+\.jsonl")
 _KINDS: dict[type, str] = {
     RunRecord: "a run of eval/run.py",
     PerplexityRecord: "a measurement of eval/perplexity.py",
@@ -318,15 +320,25 @@ class RunFolder:
         """Delete what a run has left, and nothing else."""
         with disk_errors(self.path):
             # The record goes last: while it is there, this is a run's folder.
-            for name in ("journal", "metrics"):
-                if (self.path / name).exists():
-                    shutil.rmtree(inside(self.path, name))
+            if (self.path / "journal").exists():
+                shutil.rmtree(inside(self.path, "journal"))
+            metrics = inside(self.path, METRICS)
+            # A judge's file and its replies, which were paid for, may lie beside the values.
+            for file in metric_files(self.path):
+                file.unlink()
+            if metrics.is_dir() and not any(metrics.iterdir()):
+                metrics.rmdir()
             own = re.compile(rf"({own_plots(self.read_record(RunRecord, is_replaced=True))})\.(png|svg)")
             for plot in inside(self.path, "plots").glob("*"):
                 if own.fullmatch(plot.name):
                     plot.unlink()
             for name in reversed(_FILES):
                 (self.path / name).unlink(missing_ok=True)
+
+
+def metric_files(folder: Path) -> list[Path]:
+    """Return the files of further metrics in a run folder, in order; other files beside them are none."""
+    return sorted(file for file in (folder / METRICS).glob("*.jsonl") if _METRIC_FILE.fullmatch(file.name))
 
 
 def kind_of(content: Mapping[str, Any]) -> type | None:
@@ -410,7 +422,8 @@ def default_output(kind: str, config: Any, free: Sequence[str]) -> Path:
         fixed.pop("sample_seed", None)
     # Folders of versions without these settings keep their names.
     added = ("min_words", "min_tokens", "stratum_field", "cluster_field", "sample", "held_out_sample", "stride")
-    for name in (*added, "model_revision", "adapter", "adapter_revision", "quantize"):
+    of_data = ("tasks_from", "scan", "subset", "id_field", "shots", "shots_split", "shots_seed")
+    for name in (*added, *of_data, "model_revision", "adapter", "adapter_revision", "quantize"):
         if fixed.get(name) == "None":
             del fixed[name]
     if fixed.get("token_losses") == "False":

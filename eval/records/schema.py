@@ -29,6 +29,7 @@ from eval.records.rules import (
     SAMPLES,
     SECONDS,
     SHARE,
+    SHOTS,
     SOURCE,
     SPAN,
     SPANS_IN_ORDER,
@@ -65,7 +66,7 @@ class Session:
     """One launch that worked on a folder."""
 
     started: str = entry("UTC, ISO 8601", rule=TIME)
-    finished: str | None = entry("UTC; null for a session that was interrupted", default=None)
+    finished: str | None = entry("UTC; null for a session that was interrupted", default=None, rule=TIME)
     command: list[str] = entry("arguments of the command line", default=[])
     world_size: int = entry("processes", rule=POSITIVE)
     threads: int = entry("torch threads of each process", rule=POSITIVE)
@@ -131,7 +132,8 @@ class TemplateRecord:
 
     text: str = entry("the template, `{context}` and `{query}` in their places")
     chat: bool = entry("whether the chat template is put around it", default=True)
-    prompt_sha256: str = entry("digest of the rendered template, chat markup included", default="")
+    system: str | None = entry("system message of the task itself", default=None, is_left_out=True)
+    prompt_sha256: str = entry("digest of the rendered template, chat markup and shots included", default="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +148,14 @@ class TaskRecord:
         "counts of rows that were read, left out, or bad, and the first bad ones", default={}, rule=ROWS
     )
     split: str = entry("split of the data set")
+    shots: dict[str, Any] | None = entry(
+        "solved examples that open each prompt: their split, seed and ids", default=None, is_left_out=True, rule=SHOTS
+    )
     templates: dict[str, TemplateRecord] = entry("prompts by name; may grow", rule=NAMES)
     profile: str | None = entry("metrics", default=None, is_left_out=True)
     scores_first_line: bool = entry("score the first line of an answer alone", default=False)
     max_new_tokens: int = entry("room for the answer, in tokens", rule=LENGTH)
+    stop: list[str] | None = entry("texts of the task itself that end an answer", default=None, is_left_out=True)
     limit: int | None = entry("first N examples; null for all; may grow", rule=COUNT)
     sample: int | None = entry("N documents, drawn; may grow", default=None, is_left_out=True, rule=POSITIVE)
     sample_seed: int | None = entry("seed of the drawing", default=None, is_left_out=True, rule=COUNT)
@@ -1188,6 +1194,12 @@ class BoardRow:
     )
     yardsticks: dict[str, dict[str, Estimate]] = entry("scores of the baselines, by name and metric")
     rank: int = entry("1 is the highest mean; equal means share a rank", default=0, rule=COUNT)
+    rank_range: list[int] | None = entry(
+        "first and last rank that the row may have: one more than the rows shown to be better, and all but those shown "
+        "to be worse",
+        default=None,
+        is_left_out=True,
+    )
     is_best: bool = entry("whether no row has a higher mean", default=False)
     is_within_margin: bool = entry("whether the row is shown to be within the margin of the best", default=False)
     is_on_frontier: bool = entry("whether no row is both better and cheaper", default=False)

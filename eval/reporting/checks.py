@@ -75,6 +75,13 @@ def checks_of(scores: Scores) -> dict[str, list[Check]]:
     return found
 
 
+def all_checks(inputs: RunInputs, scores: Scores) -> Iterator[str]:
+    """Yield what is to be checked of a run, and of its tasks, in sentences."""
+    yield from checks_of_run(inputs)
+    for of_task in checks_of(scores).values():
+        yield from (check.text for check in of_task)
+
+
 def checks_of_run(inputs: RunInputs) -> Iterator[str]:
     """Yield what is to be checked of a run as a whole, in sentences."""
     if inputs.num_absent:

@@ -36,7 +36,7 @@ from transformers.cache_utils import Cache
 
 from masformer.attention.full import FullLayer, LatentLayer
 from masformer.attention.heads import HeadsLayer
-from masformer.attention.layers import AttentionAndStates, CacheLayer, KeyLayer, RingLayer, StateLayer
+from masformer.attention.layers import AttentionAndStates, CacheLayer, KeyLayer, Place, RingLayer, StateLayer
 from masformer.attention.visibility import Offset, SpanMask, is_slow_to_read, left_padding
 from masformer.errors import SpanError
 from masformer.plans.shapes import changes_states, layers_with_states
@@ -169,6 +169,37 @@ class SpanCache(Cache):  # type: ignore[misc]
         """Keep the first tokens of the pass since `draft`, so many of each row, as if no others had come."""
         for layer in self._parts():
             layer.commit(count)
+
+    def pin(self) -> list[Place] | None:
+        """Let tokens that come one a row go where numbers on the device say, and buffers be handed out whole.
+
+        Every step then does the same on the device, whatever the length of the text. The caller lets the places advance
+        after each pass, and no pass may have several tokens a row; choosing other rows ends it.
+
+        Returns:
+            The places; None where a layer has states, or hands out what is not full yet.
+        """
+        parts, most = self._parts(), max(self.padding_lengths or (0,))
+        wanted = [part.next_place(most) for part in parts]
+        if not self.can_draft or None in wanted:
+            return None
+        places: dict[Any, Place] = {}
+        for part, name in zip(parts, wanted, strict=True):
+            assert name is not None
+            if name not in places:
+                places[name] = Place(*name, device=part.device)
+            part.place = places[name]
+        return list(places.values())
+
+    @property
+    def counts(self) -> list[int]:
+        """The tokens that each part of a layer was given; a pass that was only recorded is undone by setting them."""
+        return [part.num_tokens for part in self._parts()]
+
+    @counts.setter
+    def counts(self, counts: Sequence[int]) -> None:
+        for part, count in zip(self._parts(), counts, strict=True):
+            part.num_tokens = count
 
     def _parts(self) -> list[KeyLayer]:
         # One that reads the keys of another has none.

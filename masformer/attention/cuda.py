@@ -211,8 +211,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, calls: Sequence[Call], sc
 def _merge(out: Tensor, total: Tensor, part: Tensor, part_total: Tensor) -> Tensor:
     """Merge a part into `out`, in place; return the new (H, Tq) sums of exponentials."""
     share = torch.sigmoid(part_total - total).T.unsqueeze(-1)
-    # In place and in the dtype of the output, because this is bound by memory; shares and products are in fp32.
-    out.mul_(1 - share).addcmul_(part, share)
+    # One pass in one dtype, because this is bound by memory; the product is in fp32.
+    out.lerp_(part, share.to(out.dtype))
     return torch.logaddexp(total, part_total)
 
 

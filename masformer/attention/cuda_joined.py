@@ -5,7 +5,8 @@ sequence of one call, the tails of the rows are those of another, and each row m
 fixed places of a run, so that a row's result does not depend on who else reads it, and so that a long run keeps more
 than a few processors busy.
 
-Nothing waits for the device, and the shapes are the same at each step but for the length of the tails.
+Nothing waits for the device, and the shapes are the same at each step but for the length of the tails; of a pinned
+cache (`SpanCache.pin`) that is a number on the device.
 
 Shapes: B rows, H query heads, K key/value heads, R = H / K * Tq queries of a key/value head, T tokens (Tq of the
 queries), D head size, P pieces of a row at most, M pairs of a piece and a row that reads it.
@@ -140,7 +141,8 @@ def attend_joined(
     # The queries of one key/value head side by side: (B, R, K, D).
     grouped = query.reshape(batch, kv_heads, heads // kv_heads, length, size)
     folded = grouped.permute(0, 2, 3, 1, 4).reshape(batch, -1, kv_heads, size)
-    out, total = _tails(query, folded, key, value, begin, scale)
+    num_tail = key.shape[2] if joined.place is None else joined.place.slot.int() + 1
+    out, total = _tails(query, folded, key, value, begin, num_tail, scale)
     if runs is not None or learned_sinks is not None:
         parts, totals = [out.unsqueeze(1)], [total.unsqueeze(2)]  # (B, 1, R, K, D), (K, B, 1, R)
         if runs is not None:
@@ -171,14 +173,24 @@ def _whole(folded: Tensor, runs: PackedRuns, scale: float) -> tuple[Tensor, Tens
 
 
 def _tails(
-    query: Tensor, folded: Tensor, key: Tensor, value: Tensor, begin: Tensor | None, scale: float
+    query: Tensor,
+    folded: Tensor,
+    key: Tensor,
+    value: Tensor,
+    begin: Tensor | None,
+    num_tail: int | Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return (B, R, K, D) attention of each row to its tail, and (K, B, R) sums of exponentials (log)."""
+    """Return (B, R, K, D) attention of each row to its tail, and (K, B, R) sums of exponentials (log).
+
+    Args:
+        num_tail: How many of the keys hold a token, (1,) or a number.
+    """
     batch, heads, length, size = query.shape
     kv_heads, num_keys = key.shape[1], key.shape[2]
     keys, values, step = packed_states(key, value, size)
     rows = torch.arange(batch + 1, dtype=torch.int32, device=query.device)
-    used = rows.new_full((batch,), num_keys) if begin is None else num_keys - begin
+    used = rows.new_zeros(batch) + num_tail if begin is None else num_tail - begin
     cu_keys = (rows * step).clamp(max=len(keys))  # there is no room behind the last row
     if begin is not None:
         cu_keys = cu_keys + F.pad(begin, (0, 1))

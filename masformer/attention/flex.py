@@ -23,6 +23,9 @@ from masformer.attention.tiles import ScoreRule
 from masformer.attention.visibility import is_visible
 from masformer.plans.spans import LayerSpan
 
+# Few queries would have a kernel of their own, which on an H200 failed in fp32 (`pytest -m gpu`).
+_OPTIONS: Any = {"FORCE_USE_FLEX_ATTENTION": True}
+
 
 def flex_attention(
     query: Tensor,
@@ -35,7 +38,7 @@ def flex_attention(
 ) -> Tensor:
     """Return (B, H, Tq, D) attention; the arguments are those of `masformer.attention.tiles.tile_attention`."""
     mask = _block_mask(span, offset, query.shape[2], key.shape[2], query.device)
-    cap = scores.softcap
+    cap = None if scores.softcap is None else _number(scores.softcap, query.device)
 
     def soft_capped(score: Tensor, *_: Tensor) -> Tensor:
         assert cap is not None
@@ -49,6 +52,7 @@ def flex_attention(
         block_mask=mask,
         scale=scores.scale,
         enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options=_OPTIONS,
         return_aux=None if learned_sinks is None else flex.AuxRequest(lse=True),
     )
     if learned_sinks is None:
@@ -65,6 +69,12 @@ def _flex(device_type: str) -> Callable[..., Any]:
     if device_type == "cpu":
         return flex.flex_attention
     return torch.compile(flex.flex_attention, dynamic=True)
+
+
+# A number of Python's would be compiled as a variable in fp64, which flex_attention does not take.
+@functools.lru_cache(maxsize=16)
+def _number(value: float, device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 # The layers of a pass have few spans. A mask takes 8 bytes for each pair of blocks.

@@ -159,7 +159,7 @@ class JoinedLayer(KeyLayer):
         self.runs = tuple(runs)
         self.num_tokens = num_tokens
         lengths = [keys.shape[2] for keys, _ in tails]
-        self.num_tail = max(lengths)
+        self._num_before = num_tokens - max(lengths)
         buffers = []
         for part in range(2):
             like = tails[0][part]
@@ -177,6 +177,19 @@ class JoinedLayer(KeyLayer):
             self.hidden = self.hidden.masked_fill(before, -torch.inf)[:, None, None]
 
     @property
+    def num_tail(self) -> int:
+        """Return the tokens of the longest tail."""
+        return self.num_tokens - self._num_before
+
+    def hidden_of(self, keys: Tensor) -> Tensor | None:
+        """Return (B or 1, 1, 1, T), minus infinity where the handed keys of a tail hold no token, else 0, or None."""
+        hidden = None if self.hidden is None else self.hidden[..., : keys.shape[2]]
+        if self.place is None:
+            return hidden
+        hidden = keys.new_zeros((1, 1, 1, keys.shape[2])) if hidden is None else hidden
+        return hidden.masked_fill(torch.arange(keys.shape[2], device=keys.device) > self.place.slot, -torch.inf)
+
+    @property
     def storages(self) -> dict[int, int]:
         states = [states for run in self.runs for states in (run.keys, run.values)]
         if self.packed is not None and (runs := self.packed.runs) is not None:
@@ -192,18 +205,19 @@ class JoinedLayer(KeyLayer):
         first, num_new = self.num_tail, key_states.shape[2]
         if first + num_new > self.keys.shape[2]:
             raise SpanError(f"the room of a joined cache is used up after {self.num_tokens} tokens")
-        self.keys[:, :, first : first + num_new] = key_states
-        self.values[:, :, first : first + num_new] = value_states
-        self.num_tail += num_new
-        self.num_tokens += num_new
-        keys, values = (x[:, :, : self.num_tail] for x in (self.keys, self.values))
+        if self.place is not None:
+            self.put(self.place, (key_states, value_states))
+            keys, values = self.keys, self.values
+        else:
+            self.keys[:, :, first : first + num_new] = key_states
+            self.values[:, :, first : first + num_new] = value_states
+            self.num_tokens += num_new
+            keys, values = (x[:, :, : self.num_tail] for x in (self.keys, self.values))
         self.seen = Seen(value=values, joined=self)
         return keys, values
 
-    def commit(self, count: int) -> None:
-        before = self.num_tokens
-        super().commit(count)
-        self.num_tail -= before - self.num_tokens
+    def next_place(self, most_padding: int) -> tuple[int, int, int | None] | None:
+        return self.num_tail, 0, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         # The beams of a prompt stand side by side and read the same runs, so that only tails change places.

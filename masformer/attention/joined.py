@@ -23,7 +23,7 @@ def joined_attention(
     if scores.softcap is None and cuda.takes(query, value.shape[3], FULL):
         return attend_joined(query, key, value, joined, scores.scale, learned_sinks)
     _, heads, length, size = query.shape
-    hidden = None if joined.hidden is None else joined.hidden[..., : key.shape[2]]
+    hidden = joined.hidden_of(key)
     out, lse = partial(query, key, value, causal=True, scale=scores.scale, hidden=hidden, softcap=scores.softcap)
     if joined.runs:
         # Each row merges its tail (0) and the pieces of its runs; places that it does not use keep a weight of zero.

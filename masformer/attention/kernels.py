@@ -384,6 +384,9 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -
         scale, size = how.scores.scale, max(query.shape[3], value.shape[3])
         # Of one size, else torch computes all scores at once.
         q, k, v = (F.pad(x, (0, size - x.shape[3])) if x.shape[3] < size else x for x in (query, key, value))
+        if query.device.type == "cuda" and query.dtype not in cuda.DTYPES:
+            # Nor has it a kernel of other dtypes for heads that share keys.
+            k, v = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=scale)
         return out[..., : value.shape[3]]
     if _is_fused(query, value, how):

@@ -108,10 +108,34 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
+class Place:
+    """The slot of buffers at which the next token goes, as a number on their device; in a ring it comes round.
+
+    Attributes:
+        slot: (1,).
+    """
+
+    def __init__(self, slot: int, first: int, ring: int | None, device: torch.device) -> None:
+        self.slot = torch.tensor([slot], device=device)
+        self.first, self.ring = first, ring
+
+    def advance(self) -> None:
+        """Go on by a token."""
+        self.slot.add_(1)
+        if self.ring is not None:
+            self.slot.sub_(self.first).remainder_(self.ring).add_(self.first)
+
+
 class KeyLayer(CacheLayer):
-    """The keys and values of heads that see alike; slots for `max_tokens`, when known, are allocated at once."""
+    """The keys and values of heads that see alike; slots for `max_tokens`, when known, are allocated at once.
+
+    Attributes:
+        place: Where one token more a row goes, when what is handed out is always the whole buffer; None where its
+            length grows. Who sets it lets it advance (`SpanCache.pin`).
+    """
 
     span: LayerSpan
+    place: Place | None = None
 
     def __init__(self, span: LayerSpan, max_tokens: int = 0) -> None:
         super().__init__()
@@ -128,6 +152,20 @@ class KeyLayer(CacheLayer):
     @property
     def storages(self) -> dict[int, int]:
         return storages_of((self.keys, self.values) if self.is_initialized else ())
+
+    def next_place(self, most_padding: int) -> tuple[int, int, int | None] | None:
+        """Return the arguments of a `Place`; None where what is handed out must grow.
+
+        Args:
+            most_padding: Left-padding tokens of the row that has most.
+        """
+        return None
+
+    def put(self, place: Place, new: tuple[Tensor, Tensor]) -> None:
+        """Store one token a row at a place."""
+        for buffer, states in zip((self.keys, self.values), new, strict=True):
+            buffer.index_copy_(2, place.slot, states)
+        self.num_tokens += 1
 
     def row_bytes(self, row: int, copies: int = 1) -> int:
         return copies * ((self.keys.nbytes + self.values.nbytes) // len(self.keys)) if self.is_initialized else 0
@@ -191,6 +229,7 @@ class KeyLayer(CacheLayer):
         """Replace all keys and values by new tensors."""
         if self.is_initialized:
             self.keys, self.values = change(self.keys), change(self.values)
+        self.place = None
 
 
 class RingLayer(KeyLayer):
@@ -229,10 +268,20 @@ class RingLayer(KeyLayer):
             self.is_shared = other.is_shared = True
         return other
 
+    def next_place(self, most_padding: int) -> tuple[int, int, int | None] | None:
+        sinks, ring = self.span.sinks, self.ring
+        is_full = self.num_tokens - most_padding >= self.capacity
+        if self.is_shared or not is_full or not self.span.keeps_only_seen:
+            return None
+        return sinks + (self.num_tokens - sinks) % ring, sinks, ring
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store (B, K, T, D) new keys and values; return those that the queries of the same tokens may see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.place is not None:
+            self.put(self.place, (key_states, value_states))
+            return self.keys, self.values
         offset, num_new = self.num_tokens, key_states.shape[2]
         self._reserve(offset + num_new)
         self.num_tokens += num_new

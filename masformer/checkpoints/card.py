@@ -25,6 +25,9 @@ The plan is stored in `config.json` under `masformer`, and the model has code of
 transformers alone refuses the checkpoint, which it would compute with full attention:**"""
 _NEEDS_NOTHING = """\
 `config.json` says these spans in transformers' own settings. **The checkpoint needs no masformer:**"""
+# How the sentence ends that a plan's quality has to be measured.
+_UNMEASURED = "nothing on this page does."
+_MEASURED = "the [scores](#scores) below are of runs."
 _LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
@@ -111,10 +114,20 @@ def rename(card: str, name: str) -> str:
     return re.sub(loading, lambda line: f'{line[1]}("{name}"', card)
 
 
+def with_scores(card: str, scores: str) -> str:
+    """Return the card with a section of scores, in place of a former one."""
+    bare = re.sub(r"\n## Scores\n.*?(?=\n## |\Z)", "", card, flags=re.DOTALL).replace(_UNMEASURED, _MEASURED)
+    before, paper, after = bare.partition("\n## Paper\n")
+    return f"{before.rstrip()}\n\n## Scores\n\n{scores.strip()}\n{paper}{after}"
+
+
 def renewed(card: str, name: str, plan: SpanPlan, *, has_code: bool) -> str:
     """Return a card of an earlier version, which said that plain transformers ignores the plan, for its own type."""
     about = _about_plan(name, plan, needs_masformer=True, has_code=has_code)
-    return re.sub(r"Attention spans of the layers.*nothing on this page does\.", lambda _: about, card, flags=re.DOTALL)
+    if _MEASURED in card:
+        about = about.replace(_UNMEASURED, _MEASURED)
+    former = rf"Attention spans of the layers.*({re.escape(_UNMEASURED)}|{re.escape(_MEASURED)})"
+    return re.sub(former, lambda _: about, card, flags=re.DOTALL)
 
 
 def _about_plan(name: str, plan: SpanPlan | None, *, needs_masformer: bool, has_code: bool) -> str:
@@ -143,7 +156,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}"{trust})"""
 {lines}
 ```
 
-A plan changes what the model computes, so its quality has to be measured: nothing on this page does."""
+A plan changes what the model computes, so its quality has to be measured: {_UNMEASURED}"""
 
 
 def _about_cost(cost: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
-from masformer.checkpoints.files import CheckpointError
+from masformer.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from masformer.errors import OneLineError, first_line
+from masformer.errors import CheckpointError, first_line
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -66,10 +66,6 @@ LEFTOVERS = re.compile(
     # Heads that training adds and generation leaves out: values, and further tokens at once.
     r"|^v_head\.|^(model\.)?mtp(_\w+)?\."
 )
-
-
-class CheckpointError(OneLineError):
-    """A model reference that leads to no usable decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)

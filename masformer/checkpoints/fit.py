@@ -13,9 +13,9 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import get_hf_quantizer
 
 from masformer.checkpoints.encoder_decoders import auto_class
-from masformer.checkpoints.files import LEFTOVERS, CheckpointError
+from masformer.checkpoints.files import LEFTOVERS
 from masformer.convert import native_plan
-from masformer.errors import first_line
+from masformer.errors import CheckpointError, first_line
 from masformer.plans.spans import PlanError
 
 # Attention functions that come with transformers; any other name may be a repository, whose code it would fetch.

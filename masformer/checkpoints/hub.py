@@ -14,8 +14,8 @@ from typing import TypeVar
 from huggingface_hub import constants, hf_hub_download, model_info
 from huggingface_hub.errors import RevisionNotFoundError
 
-from masformer.checkpoints.files import CheckpointError, Listing, list_folder
-from masformer.errors import first_line
+from masformer.checkpoints.files import Listing, list_folder
+from masformer.errors import CheckpointError, first_line
 
 HUB_TIMEOUT_SECONDS = 8.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")

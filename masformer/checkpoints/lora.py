@@ -34,8 +34,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from masformer.checkpoints.files import ADAPTER_CONFIG, TOKENIZERS, CheckpointError, Listing
-from masformer.errors import first_line
+from masformer.checkpoints.files import ADAPTER_CONFIG, TOKENIZERS, Listing
+from masformer.errors import CheckpointError, first_line
 from masformer.plans.spans import SpanPlan
 
 WEIGHTS = "adapter_model.safetensors"

@@ -33,7 +33,6 @@ from masformer.checkpoints.encoder_decoders import auto_class, check_encoder_dec
 from masformer.checkpoints.files import (
     ADAPTER_CONFIG,
     GENERATION_CONFIG,
-    CheckpointError,
     Listing,
     check_token_ids,
 )
@@ -49,9 +48,10 @@ from masformer.checkpoints.fit import (
     unpacked_gguf,
     vocabulary,
 )
-from masformer.checkpoints.places import SHORT_NAMES, Place, locate
+from masformer.checkpoints.places import Place, locate
+from masformer.checkpoints.references import SHORT_NAMES
 from masformer.checkpoints.wrappers import is_whole, load_text_part, other_parts, text_part
-from masformer.errors import first_line
+from masformer.errors import CheckpointError, first_line
 from masformer.model_type import read_config
 
 if TYPE_CHECKING:

@@ -24,8 +24,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
 )
 
-from masformer.checkpoints.files import CheckpointError
-from masformer.errors import ConversionError, first_line
+from masformer.errors import CheckpointError, ConversionError, first_line
 from masformer.probe import check_close, inference, tolerance_of
 
 # Decoders without a class of their own: of text alone, with one number for each position, they compute what these do.

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from fractions import Fraction
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from masformer.plans.shapes import layer_shapes, state_bytes
 from masformer.plans.spans import HeadSpans, LayerSpan, SpanPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class PlanCost:

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property, lru_cache
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from masformer.errors import OneLineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The cache keeps a place for each from the first token on.
 MAX_SINKS = 65_536
@@ -204,7 +204,7 @@ class NoAttention(LayerSpan):
     keeps_only_seen = True
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        return torch.zeros_like(key <= query)
+        return (key <= query) & False
 
     @property
     def num_recent(self) -> int | None:
@@ -242,6 +242,8 @@ def _pattern_of(numbers: Mapping[str, int | None]) -> type[LayerSpan]:
 @lru_cache(maxsize=16)
 def _counted_pairs(span: LayerSpan, most_tokens: int) -> Tensor:
     """Return (most_tokens + 1,) how many pairs the first tokens see, from none of them to all."""
+    import torch  # here alone: plans are read and checked without it
+
     positions, counts = torch.arange(most_tokens), torch.zeros(most_tokens + 1, dtype=torch.long)
     for first in range(0, most_tokens, _COUNTED_ROWS):
         query, key = positions[first : first + _COUNTED_ROWS, None], positions[: first + _COUNTED_ROWS]

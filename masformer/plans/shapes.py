@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedConfig
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Kinds of layers in `layer_types` that have no attention over keys.
 _STATES = frozenset({"linear_attention", "conv", "mamba", "recurrent"})

@@ -46,6 +46,11 @@ def text_of(layers: Sequence[LayerSpan | HeadSpans]) -> str:
     return "; ".join(clauses)
 
 
+def check_form(text: str) -> None:
+    """Raise `PlanError` for a text that is a plan of no model; layers and heads of a model are not looked at."""
+    PlanParser(text, 0, None, None).check_form()
+
+
 class PlanParser:
     """Reads one text form. Every error names the character at which it stopped."""
 
@@ -59,12 +64,26 @@ class PlanParser:
     def fail(self, at: int, what: str) -> NoReturn:
         raise PlanError(f"plan '{self.text}', character {at + 1}: {what}")
 
+    def check_form(self) -> None:
+        """Raise `PlanError` for a text that is a plan of no model."""
+        clauses, named = self._clauses()
+        for start, text in named:
+            self._parts(start + text.index("@") + 1, text[text.index("@") + 1 :].rstrip())
+        words = self._words(clauses[0]) if len(clauses) == 1 else []
+        if words and not self._begins_with_number(words):
+            at, head = words[0]
+            if head.startswith("full@"):
+                self._parts(at + 5, head[5:])
+            else:
+                self._placement_form(at, head)
+            self._numbers(words[1:])
+            return
+        for clause in clauses:
+            _, at, items = self._span_and_items(clause)
+            self._parts(at, items)
+
     def layers(self) -> list[LayerSpan | HeadSpans]:
-        if not self.text.strip():
-            self.fail(0, "the plan is empty; write 'full', or for example 'middle:8 span=1024 sinks=4'")
-        clauses = [(match.start(), match.group()) for match in re.finditer(r"[^;]+", self.text)]
-        named = [clause for clause in clauses if clause[1].lstrip().startswith(f"{NO_ATTENTION}@")]
-        clauses = [clause for clause in clauses if clause not in named]
+        clauses, named = self._clauses()
         if named:
             self._note_without(named)
         if not self.attending or not clauses:
@@ -72,6 +91,14 @@ class PlanParser:
         if len(clauses) == 1:
             return self._placed(clauses[0])
         return self._mixture(clauses)
+
+    def _clauses(self) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+        """Return the clauses, each with its place, and apart those that name layers without attention."""
+        if not self.text.strip():
+            self.fail(0, "the plan is empty; write 'full', or for example 'middle:8 span=1024 sinks=4'")
+        clauses = [(match.start(), match.group()) for match in re.finditer(r"[^;]+", self.text)]
+        named = [clause for clause in clauses if clause[1].lstrip().startswith(f"{NO_ATTENTION}@")]
+        return [clause for clause in clauses if clause not in named], named
 
     def _note_without(self, clauses: list[tuple[int, str]]) -> None:
         """Take the layers without attention from the clauses that name them."""
@@ -95,12 +122,8 @@ class PlanParser:
         """A placement of the full layers, then the numbers of all others."""
         words = self._words(clause)
         at, head = words[0]
-        if head.partition("=")[0] in number_names():
-            if "@" in self.text:
-                return self._mixture([clause])
-            self.fail(
-                at, f"'{head}' needs a placement before it: local, bottom:N, middle:N, top:N, every:N, full@LAYERS"
-            )
+        if self._begins_with_number(words):
+            return self._mixture([clause])
         if head.startswith("full@"):
             full = {cell for item in self._items(at + 5, head[5:]) for cell in self._cells(item)}
         else:
@@ -112,6 +135,17 @@ class PlanParser:
             return self._layers_of(dict.fromkeys(every, FULL))
         local = self._numbers(words[1:])
         return self._layers_of({cell: FULL if cell in full else local for cell in every})
+
+    def _begins_with_number(self, words: list[tuple[int, str]]) -> bool:
+        """Return whether a clause that stands alone is one of a mixture, `span=512@0-3`."""
+        at, head = words[0]
+        if head.partition("=")[0] not in number_names():
+            return False
+        if "@" not in self.text:
+            self.fail(
+                at, f"'{head}' needs a placement before it: local, bottom:N, middle:N, top:N, every:N, full@LAYERS"
+            )
+        return True
 
     def _cells(self, item: Item) -> list[tuple[int, int]]:
         """Return the heads that an item names, one a layer where their number is not known."""
@@ -130,14 +164,7 @@ class PlanParser:
             return set(self.attending)
         if word == "local":
             return set()
-        name, colon, number = word.partition(":")
-        if name not in ("bottom", "middle", "top", "every"):
-            self.fail(
-                at, f"'{word}' is no placement; known: full, local, bottom:N, middle:N, top:N, every:N, full@LAYERS"
-            )
-        if not colon or not _NUMBER.fullmatch(number) or int(number) < 1:
-            self.fail(at + len(name) + len(colon), f"{name} needs a positive number, as in '{name}:8'")
-        n = int(number)
+        name, n = self._placement_form(at, word)
         if n > count:
             which = " with attention" if count < self.num_layers else ""
             self.fail(at + len(name) + 1, f"{n} layers asked for, the model has {count}{which}")
@@ -151,26 +178,29 @@ class PlanParser:
         }
         return {self.attending[place] for place in placed[name]}
 
+    def _placement_form(self, at: int, word: str) -> tuple[str, int]:
+        """Return name and number of a placement; 0 where it has none."""
+        if word in ("full", "local"):
+            return word, 0
+        name, colon, number = word.partition(":")
+        if name not in ("bottom", "middle", "top", "every"):
+            self.fail(
+                at, f"'{word}' is no placement; known: full, local, bottom:N, middle:N, top:N, every:N, full@LAYERS"
+            )
+        if not colon or not _NUMBER.fullmatch(number) or int(number) < 1:
+            self.fail(at + len(name) + len(colon), f"{name} needs a positive number, as in '{name}:8'")
+        return name, int(number)
+
     def _mixture(self, clauses: list[tuple[int, str]]) -> list[LayerSpan | HeadSpans]:
         """Clauses that each name their layers and together name every layer once."""
         spans: dict[tuple[int, int], LayerSpan] = {}
         for clause in clauses:
-            start, text = clause
-            at_sign = text.find("@")
-            if at_sign < 0:
-                self.fail(start, f"'{text.strip()}' names no layers; in a plan with ';' every clause ends in @LAYERS")
-            words = self._words((start, text[:at_sign]))
-            if words[0][1] == "full":
-                if len(words) > 1:
-                    self.fail(words[1][0], f"'{words[1][1]}' does not go with 'full'")
-                span = FULL
-            else:
-                span = self._numbers(words)
-            for item in self._items(start + at_sign + 1, text[at_sign + 1 :].rstrip()):
+            span, at, named = self._span_and_items(clause)
+            for item in self._items(at, named):
                 cells = self._cells(item)
                 if not spans.keys().isdisjoint(cells):
                     what = f"layer {item[0]}" if item[1] is None else f"head {item[1]} of layer {item[0]}"
-                    self.fail(start + at_sign + 1, f"{what} is named twice")
+                    self.fail(at, f"{what} is named twice")
                 spans |= dict.fromkeys(cells, span)
         missing: list[Item] = []
         for layer in self.attending:
@@ -181,6 +211,21 @@ class PlanParser:
             self.fail(len(self.text), f"no clause names layers {ranges_of(missing)}")
         return self._layers_of(spans)
 
+    def _span_and_items(self, clause: tuple[int, str]) -> tuple[LayerSpan, int, str]:
+        """Return the span of a clause that names its layers, and the text that names them, with its place."""
+        start, text = clause
+        at_sign = text.find("@")
+        if at_sign < 0:
+            self.fail(start, f"'{text.strip()}' names no layers; in a plan with ';' every clause ends in @LAYERS")
+        words = self._words((start, text[:at_sign]))
+        if words[0][1] != "full":
+            span = self._numbers(words)
+        elif len(words) > 1:
+            self.fail(words[1][0], f"'{words[1][1]}' does not go with 'full'")
+        else:
+            span = FULL
+        return span, start + at_sign + 1, text[at_sign + 1 :].rstrip()
+
     def _words(self, clause: tuple[int, str]) -> list[tuple[int, str]]:
         start, text = clause
         words = [(start + match.start(), match.group()) for match in re.finditer(r"\S+", text)]
@@ -190,6 +235,21 @@ class PlanParser:
 
     def _items(self, at: int, text: str) -> list[Item]:
         items: list[Item] = []
+        for start, part, first, last, head in self._parts(at, text):
+            if last >= self.num_layers:
+                self.fail(start, f"layer {last} does not exist, the model has layers 0 to {self.num_layers - 1}")
+            attending = [layer for layer in range(first, last + 1) if layer in self.attending]
+            if not attending:
+                self.fail(start, f"'{part}' has no attention in this model; name layers that have")
+            if head is None:
+                items.extend((layer, None) for layer in attending)
+            else:
+                items.append((first, self._head(start, part, head)))
+        return items
+
+    def _parts(self, at: int, text: str) -> list[tuple[int, str, int, int, int | None]]:
+        """Return what is between commas, each with its place, and its first layer, last layer and head."""
+        parts: list[tuple[int, str, int, int, int | None]] = []
         for part in text.split(","):
             match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9})|\.([0-9]{1,9}))?", part)
             if match is None:
@@ -197,17 +257,9 @@ class PlanParser:
             first, last, head = int(match[1]), int(match[2] or match[1]), match[3]
             if last < first:
                 self.fail(at, f"'{part}' runs backwards")
-            if last >= self.num_layers:
-                self.fail(at, f"layer {last} does not exist, the model has layers 0 to {self.num_layers - 1}")
-            attending = [layer for layer in range(first, last + 1) if layer in self.attending]
-            if not attending:
-                self.fail(at, f"'{part}' has no attention in this model; name layers that have")
-            if head is None:
-                items.extend((layer, None) for layer in attending)
-            else:
-                items.append((first, self._head(at, part, int(head))))
+            parts.append((at, part, first, last, None if head is None else int(head)))
             at += len(part) + 1
-        return items
+        return parts
 
     def _head(self, at: int, part: str, head: int) -> int:
         if self.num_heads is None:

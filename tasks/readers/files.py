@@ -221,15 +221,28 @@ def split_file(folder: Path, split: str, *others: str) -> Path:
     Raises:
         DataError: There is none, or more than one.
     """
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in RECORDS)
-    matches: list[Path] = []
-    for names in (*((other,) for other in others), split_names(split)):
-        matches = matches or [file for file in files if unpacked_name(file.name).rpartition(".")[0] in names]
-    matches = matches or sorted(folder.glob("*.zip"))
+    matches = files_of_split(folder, split, *others) or sorted(folder.glob("*.zip"))
     if len(matches) != 1:
         what = f"holds {', '.join(file.name for file in matches)}" if matches else f"holds no file named {split}"
         raise DataError(f"{folder} {what}; give --data a file, or a folder with one for the split")
     return matches[0]
+
+
+def files_of_split(folder: Path, split: str, *others: str) -> list[Path]:
+    """Return the files of a folder with records that are named for a split, or as the first of `others` there."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in RECORDS)
+    matches: list[Path] = []
+    for names in (*((other,) for other in others), split_names(split)):
+        matches = matches or [file for file in files if unpacked_name(file.name).rpartition(".")[0] in names]
+    return matches
+
+
+def begins_array(path: Path) -> bool:
+    """Return whether a file of JSON holds one array, and not a record a line."""
+    if path.suffix.lower() != ".json":
+        return False
+    with open_packed(path) as (stream, _):
+        return stream.read(_HEADER_BYTES).lstrip()[:1] == b"["
 
 
 def data_rows(

@@ -20,7 +20,17 @@ from typing import Any, BinaryIO
 
 from tasks.base import DataError, LoadRequest
 from tasks.readers.files import parse_records, read_parquet, read_zip
-from tasks.readers.hub_client import HubFile, ask_commit, keep_listing, kept_listing, refusal, status_of, without_hub
+from tasks.readers.hub_client import (
+    Commit,
+    HubFile,
+    ask_commit,
+    is_commit,
+    keep_listing,
+    kept_listing,
+    refusal,
+    status_of,
+    without_hub,
+)
 from tasks.readers.rows import BadRow, Row, Rows, one_line
 
 # Where the hub keeps its own Parquet conversion of a data set: CONFIG/SPLIT/NUMBER.parquet.
@@ -52,7 +62,7 @@ def hub_rows(
     """
     revision = request.revision or "main"
     revisions = (revision, CONVERTED_REVISION) if revision == "main" else (revision,)
-    source = _find(repo, files, revisions, whole=request.limit is None)
+    source = _find(repo, files, revisions, whole=not request.reads_parts)
     provenance: dict[str, Any] = {"kind": "hub", "name": repo, "config": config, "revision": source.commit}
     provenance |= {"files": list(source.paths), "member": member}
     rows = _read(source, columns, member)
@@ -60,6 +70,32 @@ def hub_rows(
 
 
 # Finding one commit and its files
+
+
+def pin_commit(repo: str, revision: str) -> tuple[str, str | None]:
+    """Return the commit of a revision, and why the hub cannot be asked for more, or None.
+
+    Raises:
+        DataError: There is none, no access, or the hub cannot be reached and no earlier run knew the commit.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    unreachable = "HF_HUB_OFFLINE is set"
+    if not constants.HF_HUB_OFFLINE:
+        answer = ask_commit(repo, revision)
+        if isinstance(answer, Commit):
+            keep_listing(repo, revision, answer.sha, answer.files)
+            return answer.sha, None
+        if isinstance(answer, RevisionNotFoundError):
+            raise DataError(f"{repo} on the hub has no branch, tag or commit {revision}; {without_hub()}") from answer
+        if final := refusal(repo, answer):
+            raise final from answer
+        unreachable = f"the hub cannot be reached ({one_line(answer)})"
+    commit = revision if is_commit(revision) else kept_listing(repo, revision)[0]
+    if not commit:
+        raise DataError(f"nothing of {repo} at {revision} is in the cache, and {unreachable}; {without_hub()}")
+    return commit, unreachable
 
 
 @dataclass(frozen=True)

@@ -89,13 +89,30 @@ def open_packed(path: Path, *, may_be_pipe: bool = False) -> Iterator[tuple[IO[b
             yield file, path.name
 
 
-def _only_member(archive: zipfile.ZipFile, name: str) -> str:
-    """Return the one file of an archive, without what macOS and editors put beside it."""
-    files = [
+def holds_several(path: Path) -> bool:
+    """Return whether a file is a zip file of more than one; False where it cannot be opened, as its reader will say."""
+    if path.suffix.lower() != ".zip":
+        return False
+    try:
+        opened = open_to_read(path)
+    except OSError:
+        return False
+    guard = parsing(f"{path.name}: not a readable zip file", "check it, or fetch it again")
+    with opened as file, guard, zipfile.ZipFile(file) as archive:
+        return len(_members(archive)) > 1
+
+
+def _members(archive: zipfile.ZipFile) -> list[str]:
+    """Return the files of an archive, without what macOS and editors put beside them."""
+    return [
         member
         for member in archive.namelist()
         if not member.endswith("/") and not any(part.startswith((".", "__MACOSX")) for part in member.split("/"))
     ]
+
+
+def _only_member(archive: zipfile.ZipFile, name: str) -> str:
+    files = _members(archive)
     if len(files) != 1:
         listed = ", ".join(files)[:300] or "none"
         raise DataError(f"{name} holds {len(files)} files ({listed}); unpack it, and give the one to read")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from tasks.base import DataError, Example, LoadedExamples, LoadRequest
+from tasks.base import DataError, Example, LoadedExamples, LoadRequest, digest_of
 from tasks.readers.kept import open_to_read
 from tasks.readers.sampling import Strata, draw_sample
 
@@ -84,15 +84,15 @@ class Row:
             raise DataError(f"{self.where}: field '{field}' has {what}; give it texts or take the row out")
         return values
 
-    def name(self, split: str) -> str:
-        """Return the row's own `id`, a text or a whole number; else the split and its position if it has none."""
+    def name(self, split: str, field: str = "id") -> str:
+        """Return the row's own id, a text or a whole number; else the split and its position if it has none."""
         try:
-            value = id_text(self.fields.get("id"))
+            value = id_text(self.fields.get(field))
         except ValueError as error:
-            raise DataError(f"{self.where}: field 'id' is {error}") from error
+            raise DataError(f"{self.where}: field '{field}' is {error}") from error
         if not value:
             return f"{split}-{self.index}"
-        _check_text(value, f"{self.where}: field 'id'")
+        _check_text(value, f"{self.where}: field '{field}'")
         return value
 
     def label(self, field: str) -> str | None:
@@ -144,6 +144,7 @@ class Rows(Generic[T]):
         bad: One message for each row that cannot be used.
         short: Number of words of each example that was left out as too short.
         num_refused: Documents that `LoadRequest.accepts` refused.
+        num_left_out: Examples about documents of `LoadRequest.left_out`.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class Rows(Generic[T]):
         self.bad: list[str] = []
         self.short: list[int] = []
         self.num_refused = 0
+        self.num_left_out = 0
 
     def __iter__(self) -> Iterator[T | BadRow]:
         for row in self._rows:
@@ -195,7 +197,7 @@ def document_names(prefix: str) -> Callable[[str], str]:
 def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable[Example]]) -> LoadedExamples:
     """Return the first `limit` examples that are long enough, with the provenance of `rows`; reads no further.
 
-    For a `sample` all rows are read, and the examples of the drawn documents are kept in their order.
+    For a `sample` all rows are read, or the first `scan`, and examples of the drawn documents are kept in their order.
     `convert` raises `DataError` for a row that cannot be used.
 
     Raises:
@@ -231,9 +233,13 @@ def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable
         counts["num_short"] = len(rows.short)
     if request.accepts is not None:
         counts["num_few_tokens"] = rows.num_refused
+    if request.left_out:
+        counts["num_in_shots"] = rows.num_left_out
+    # Documents that a sample is drawn from are part of what pins it.
+    scan = {} if request.scan is None else {"scan": request.scan}
     return LoadedExamples(
         examples=kept,
-        provenance={**rows.provenance, **counts},
+        provenance={**rows.provenance, **scan, **counts},
         bad_rows=tuple(rows.bad),
         strata=strata.counts(kept),
     )
@@ -243,7 +249,7 @@ def _examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterab
     contexts: dict[str, bytes] = {}
     seen: set[str] = set()
     accepted: dict[str, bool] = {}
-    for row in rows:
+    for row in itertools.islice(rows, request.scan):
         try:
             if isinstance(row, BadRow):
                 raise DataError(row.problem)
@@ -255,6 +261,9 @@ def _examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterab
             rows.bad.append(str(error))
             continue
         for example in examples:
+            if request.left_out and digest_of(example.context) in request.left_out:
+                rows.num_left_out += 1
+                continue
             if request.min_words and (num_words := len(example.context.split())) < request.min_words:
                 rows.short.append(num_words)
                 continue
@@ -267,7 +276,7 @@ def _examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterab
 
 def _check_ids(examples: Sequence[Example], where: str, seen: set[str], contexts: dict[str, bytes]) -> None:
     # Digests, because a sample reads a whole data set.
-    digests = [hashlib.sha256(one.context.encode(errors="surrogatepass")).digest() for one in examples]
+    digests = [digest_of(one.context) for one in examples]
     for example, digest in zip(examples, digests, strict=True):
         if example.id in seen:
             raise DataError(f"{where}: id '{example.id}' occurs twice; give every example an id of its own")

@@ -70,7 +70,7 @@ def scrolls_rows(name: str, request: LoadRequest, *, elsewhere: str = "") -> Row
         rows = data_rows(request.data, request.split, member=member)
     # References may stand anywhere in a file. With a limit, a hub's file is read no further than necessary, so only
     # adjacent lines are merged; in the files of SCROLLS, lines of one id are adjacent.
-    stream = request.data is None and request.limit is not None
+    stream = request.data is None and request.reads_parts
     merged = _merge(rows, stream=stream, hidden=hidden if request.split == "test" else None)
     return Rows(merged, rows.provenance, source=rows)
 

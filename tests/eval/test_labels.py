@@ -101,7 +101,7 @@ def test_one_answer_of_several_systems_counts_by_the_mean_of_all_labels(
     ("rating", "arguments", "message"),
     [
         ("", [], "is empty"),
-        (" ", [], "has no number for the rating 'rating'"),
+        (" ", [], "holds no rating yet"),
         ("x", ["--rating", "mine"], "has no rating 'mine'; it has rating"),
         ("good", [], "rating rating is 'good'; give a number"),
         ("1", [], "has a label: id and prediction must be those of an answer"),

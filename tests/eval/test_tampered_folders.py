@@ -60,6 +60,12 @@ COMMANDS: dict[str, Callable[[], int]] = {
     "score": lambda: score(["work/run"]),
     "compare": lambda: compare(["work/run", "other"]),
     "export": lambda: export(["work/run", "--output", "exported"]),
+    "inspect": lambda: export(["work/run", "--to", "inspect", "--output", "exported"]),
+    "dataset": lambda: export(["work/run", "--to", "dataset", "--output", "exported"]),
+    "lm-eval-tasks": lambda: export(["work/run", "--to", "lm-eval-tasks", "--output", "exported"]),
+    "eval-results": lambda: export(
+        ["work/run", "--to", "eval-results", "--benchmark", "arxiv=owner/papers", "--output", "exported"]
+    ),
     "leaderboard": lambda: leaderboard(["work", "--output", "board"]),
     "merge": lambda: merge(["work/run", "--output", "merged"]),
     "resume": lambda: run([*RUN, "--output", "work/run"]),

@@ -1,8 +1,8 @@
-"""Environments of real engines, for tests: each is made once and kept.
+"""Environments of real engines, and of what reads exports, for tests: each is made once and kept.
 
-    python -m tests.helpers.engine_environments .tox/servers [vllm llamacpp]
+    python -m tests.helpers.engine_environments .tox/servers [vllm llamacpp inspect]
 
-vLLM's is of several gigabytes; llama.cpp is compiled, which takes ten minutes and more.
+vLLM's is of several gigabytes; llama.cpp is compiled, which takes ten minutes and more; inspect's is made in seconds.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _STEPS: dict[str, list[list[str]]] = {
         ["uninstall", "-y", "torchvision", "torchaudio", "torchcodec"],
     ],
     "llamacpp": [["install", "--no-binary", "llama-cpp-python", "llama-cpp-python[server]==0.3.36"]],
+    # It wants another version of fsspec than the packages of the suite.
+    "inspect": [["install", "inspect-ai==0.3.285"]],
 }
 
 

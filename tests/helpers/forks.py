@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # What the scripts import late too.
-_PRELOADED = ("eval.run", "eval.finetune", "eval.generation.local", "nltk.stem.porter", "scipy.stats", __name__)
+_PRELOADED = ("eval.run", "eval.training.train", "eval.generation.local", "nltk.stem.porter", "scipy.stats", __name__)
 _TIMEOUT_SECONDS = 300
 _OF_LAUNCHERS = ("ACCELERATE_", "MASTER_")
 

@@ -377,7 +377,7 @@ def test_a_disk_without_room_is_said_before_anything_is_measured(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    monkeypatch.setattr("masformer.checkpoint_commands.cost_record", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr("masformer.checkpoint_work.cost_record", lambda *_, **__: pytest.fail("it was measured"))
     assert convert(base, tmp_path / "deep" / "mas") == 2
     assert "GiB left; make room" in capsys.readouterr().err
     assert not (tmp_path / "deep").exists()

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from masformer import ConversionError, LayerSpan, PlanError, SpanPlan, apply_plan
 from masformer.placement import (
-    Budget,
     Found,
     Placements,
     PlanMeter,
@@ -22,6 +21,7 @@ from masformer.placement import (
     scan,
     scores_of_gates,
 )
+from masformer.plans.budget import Budget
 from tests.helpers.tiny_models import SUPPORTED, VOCAB, tiny_model
 
 LOCAL = LayerSpan(span=4, sinks=1)

@@ -120,7 +120,7 @@ def test_mistakes_are_one_line_and_exit_2(model: str, tmp_path: Path, capsys: py
     example = ("show", "qasper", "--example", "--data", data, "--model", model)
     assert "--help explains" in error(capsys)
     assert "--help explains" in error(capsys, "list", "--jsn")
-    assert "unknown task 'qaspr'; python -m tasks list names all" in error(capsys, "show", "qaspr")
+    assert "unknown task 'qaspr', perhaps 'qasper'; python -m tasks list names all" in error(capsys, "show", "qaspr")
     assert "give a YAML task file" in error(capsys, "show", "custom")
     assert "task file no.yaml cannot be read" in error(capsys, "show", "no.yaml")
     assert "--maxlen is of a prompt; add --example" in error(capsys, "show", "qasper", "--maxlen", "3")
@@ -167,3 +167,23 @@ def test_the_table_in_the_documentation_is_that_of_the_command(
     assert stale.read_text(encoding="utf-8") == "\n".join(("# A", "", head, rule, *rows, "", "B", "", "C", ""))
     stale.write_text("nothing", encoding="utf-8")
     assert "holds no table of tasks" in error(capsys, "list", "--write", str(stale))
+
+
+def test_a_task_file_is_checked_with_the_first_rows_of_its_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"ticket": "The printer is on fire." * i, "gist": ["Fire.", "It burns."]} for i in (1, 2, 3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "tickets.yaml"
+    file.write_text("data: a.jsonl\ncontext_field: ticket\ntarget_field: gist\nshots: 1\n")
+    lines = printed(capsys, "check", str(file)).splitlines()
+    assert lines[0] == f"{file}: task tickets, the first 2 examples of split test"
+    assert lines[2] == "references: 4, 1 to 2 words, 2 in the median"
+    assert lines[3].startswith("shots:      1, ")
+    listed = printed(capsys, "list", "--tasks-from", str(tmp_path))
+    assert "\ntickets " in listed
+    assert "shots:              1 of train, seed 0" in printed(capsys, "show", "tickets", "--tasks-from", str(tmp_path))
+    file.write_text("data: a.jsonl\ncontext_field: ticket\ntarget_field: gist\nmetrics: bleurt\n")
+    assert "task 'tickets' asks for unknown metrics 'bleurt'; known: hf" in error(capsys, "check", str(file))
+    file.write_text("data: a.jsonl\ncontext_field: text\ntarget_field: gist\n")
+    assert "a.jsonl line 1: no field 'text', fields found: ticket, gist" in error(capsys, "check", str(file))

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tasks import CustomTask, DataError, LoadRequest, Task, check_instruction, read_task_file
+from tasks import CustomTask, DataError, LoadRequest, Task, check_instruction, find_task, read_task_file, tasks_of
 
 ROWS: list[dict[str, Any]] = [
     {"id": "t1", "ticket": "The printer is on fire.", "summary": "Fire.", "ask": "What burns?"},
@@ -63,7 +63,7 @@ def test_a_folder_has_a_file_for_each_split(tmp_path: Path) -> None:
     (tmp_path / "README.txt").write_text("These are tickets.")
     assert [e.id for e in load(PLAIN, tmp_path).examples] == ["t1"]
     assert [e.id for e in load(PLAIN, tmp_path, split="validation").examples] == ["t2"]
-    with pytest.raises(DataError, match="holds no file named train"):
+    with pytest.raises(DataError, match="has no split 'train'; it has validation, test: name one with --split"):
         load(PLAIN, tmp_path, split="train")
 
 
@@ -135,19 +135,16 @@ def test_a_table_whose_rows_cannot_be_told_apart_is_refused_whole(tmp_path: Path
         file.write_text(text)
         with pytest.raises(DataError, match=reason):
             load(CustomTask(), file, on_bad_row="skip")
-    file.with_suffix(".json").write_text('[\n{"context": "a", "target": "b"}\n]\n')
-    with pytest.raises(DataError, match="line 1: begins a JSON array; write one object a line"):
-        load(CustomTask(), file.with_suffix(".json"))
 
 
 def test_data_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     *_, texts = write_all(tmp_path)
-    with pytest.raises(DataError, match=r"^task custom has no data; give --data a file or a folder$"):
+    with pytest.raises(DataError, match=r"^task custom has no data; give --data a file, a folder or hf://OWNER/NAME$"):
         load(PLAIN, None)
     with pytest.raises(DataError, match=r"^no such file or folder"):
         load(PLAIN, tmp_path / "nothing")
     (tmp_path / "a.docx").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"a\.docx: format not recognized; give \.jsonl, \.csv, \.tsv, \.par"):
+    with pytest.raises(DataError, match=r"a\.docx: format not recognized \(.*\); give \.jsonl, \.csv, \.tsv, \.par"):
         load(PLAIN, tmp_path / "a.docx")
     with pytest.raises(DataError, match=r"a\.csv line 2: no field 'question'.*--query-field"):
         load(CustomTask(context_field="ticket", target_field="summary", query_field="question"), tmp_path / "a.csv")
@@ -212,7 +209,7 @@ def test_templates_are_made_of_the_instruction(tmp_path: Path) -> None:
         ("- a\n", "holds no 'name: value' lines"),
         ("", "holds no 'name: value' lines"),
         ("a: [", "is not YAML"),
-        ("context: x\n", "unknown key 'context'; known: name, data, context_field"),
+        ("context: x\n", "unknown key 'context'; known: name, data, subset, split"),
         ("max_new_tokens: '96'\n", "max_new_tokens is '96'; expected a whole number above 0"),
         ("max_new_tokens: -1\n", "max_new_tokens is -1; expected a whole number above 0"),
         ("max_new_tokens: true\n", "max_new_tokens is True; expected a whole number above 0"),
@@ -252,3 +249,63 @@ def test_a_task_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         read_task_file(tmp_path / "bytes.yaml")
     with pytest.raises(DataError, match=r"--instruction '{query}' holds a placeholder"):
         check_instruction("{query}")
+
+
+def test_a_task_file_names_data_of_the_hub_shots_lengths_and_a_system_message(tmp_path: Path) -> None:
+    task = task_of(
+        tmp_path,
+        "data: hf://owner/tickets\nsubset: mail\nsplit: testmini\nrevision: v1\nshots: 3\nshots_split: dev\n"
+        'shots_seed: 7\nsystem: Be brief.\nmaxlen: [2048, 1024]\nstop: "\\n\\n"\n',
+    )
+    assert (task.default_split, task.revision, task.needs_hub) == ("testmini", "v1", True)
+    assert {"testmini", "dev", "validation"} <= task.splits.keys()
+    assert (task.shots, task.shots_split, task.shots_seed, task.maxlen) == (3, "dev", 7, (1024, 2048))
+    assert task.stop == ("\n\n",)
+    assert {template.system for template in task.templates.values()} == {"Be brief.", None}
+    assert task_of(tmp_path, "data: hf://owner/tickets\n").revision == "main"
+    assert task_of(tmp_path, "maxlen: 512\n").maxlen == (512,)
+
+
+def test_prompts_of_a_task_file_may_be_jinja(tmp_path: Path) -> None:
+    text = 'query_field: ask\ntemplates:\n  short: "{% if true %}{{ context }}{% endif %}\\n\\n{{ query }}"\n'
+    assert task_of(tmp_path, text).templates["short"].text == "{context}\n\n{query}"
+    with pytest.raises(DataError, match="template 'short': 'title' is undefined; correct the template"):
+        task_of(tmp_path, "templates: {short: '{{ context }} {{ title }}'}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("shots: -1\n", "shots is -1; expected a whole number, 0 or more"),
+        ("stop: [a, '']\n", r"stop is \['a', ''\]; expected a text or a list of texts"),
+        ("maxlen: []\n", r"maxlen is \[\]; expected a whole number above 0, or a list of them"),
+        ("maxlen: [1024, '2k']\n", r"maxlen is \[1024, '2k'\]; expected a whole number above 0, or a list"),
+        ("data: a.csv\nrevision: v1\n", "revision v1 is of the hub, and the data is not; leave it out"),
+    ],
+)
+def test_a_mistake_in_what_is_optional_is_told(text: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=reason):
+        task_of(tmp_path, text)
+
+
+# Folders of task files
+
+
+def test_tasks_of_a_folder_are_known_by_their_names(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    fields = "data: a.csv\ncontext_field: ticket\ntarget_field: summary\n"
+    (tmp_path / "one.yaml").write_text(fields)
+    (tmp_path / "two.yml").write_text(f"name: second\n{fields}")
+    assert list(tasks_of(tmp_path)) == ["one", "second"]
+    assert len(find_task("second", tmp_path).load(LoadRequest(split="test")).examples) == 2
+    assert find_task("plos", tmp_path).name == "plos", "published tasks stay"
+    with pytest.raises(DataError, match=r"unknown task 'secnd', perhaps 'second'; .*others here: one, second$"):
+        find_task("secnd", tmp_path)
+    (tmp_path / "three.yaml").write_text("name: second\n")
+    with pytest.raises(DataError, match=r"two task files of .* are called 'second'; rename one"):
+        tasks_of(tmp_path)
+    (tmp_path / "three.yaml").write_text("name: plos\n")
+    with pytest.raises(DataError, match=r"three\.yaml is called 'plos' like a published task; rename it"):
+        tasks_of(tmp_path)
+    with pytest.raises(DataError, match=r"texts holds no \.yaml or \.yml file; give a folder of task files"):
+        tasks_of(tmp_path / "texts")

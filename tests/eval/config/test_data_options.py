@@ -11,6 +11,7 @@ import pytest
 from eval.config.finetune import TrainConfig
 from eval.config.run import RunConfig
 from eval.errors import UserError
+from eval.generation.backend import output_of
 from eval.run import main
 from tasks import DataError
 from tests.helpers.run_folders import document, model_results, sentence
@@ -182,3 +183,41 @@ def test_short_documents_are_left_out_of_runs_and_trainings(
         ["--task", "custom", "--data", str(data), *FIELDS, "--maxlen", "300", "--min-words", "9"]
     )
     assert len(config.load("custom").examples) == 2
+
+
+def test_lengths_and_shots_are_those_of_the_tasks_unless_given(tmp_path: Path) -> None:
+    for name, lengths in (("one", "[1024, 512]"), ("two", "2048"), ("none", "")):
+        maxlen = f"maxlen: {lengths}\n" if lengths else ""
+        (tmp_path / f"{name}.yaml").write_text(f"data: {name}.jsonl\nshots: 2\nshots_seed: 7\n{maxlen}")
+
+    def config(tasks: str, *more: str) -> RunConfig:
+        return RunConfig.from_command_line(["--tasks-from", str(tmp_path), "--task", tasks, *more])
+
+    assert config("one").maxlen == config("one,none").maxlen == (512, 1024)
+    assert config("one,two", "--maxlen", "64").maxlen == (64,)
+    for tasks, reason in (("one,two", "the tasks name different lengths"), ("none", "--maxlen is missing")):
+        with pytest.raises(UserError, match=reason):
+            config(tasks)
+    asked = config("one")
+    assert asked.shots_of(asked.tasks["one"]) == {"shots": 2, "shots_split": "train", "shots_seed": 7}
+    asked = config("one", "--shots", "1", "--shots-split", "test", "--shots-seed", "3")
+    assert asked.shots_of(asked.tasks["one"]) == {"shots": 1, "shots_split": "test", "shots_seed": 3}
+    for words, reason in (
+        (
+            ["--task", "plos", "--shots", "1"],
+            "task 'plos' has no split 'train' for --shots; --shots-split names one of",
+        ),
+        (["--task", "qasper", "--shots-seed", "1"], "say which examples are shots; give --shots too"),
+        (["--task", "qasper", "--scan", "5"], "--scan 5 is what --sample draws from"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            RunConfig.from_command_line([*words, "--maxlen", "300"])
+
+
+def test_new_options_leave_the_names_of_folders_as_they_were() -> None:
+    def name(*more: str) -> str:
+        config = RunConfig.from_command_line(["--task", "plos", "--maxlen", "300", "--sample", "2", *more])
+        return output_of(config).name
+
+    assert name() == "plos-smollm2-135m-auto-f48fbd69", "that of the version before"
+    assert len({name(), name("--scan", "9"), name("--shots", "0")}) == 3

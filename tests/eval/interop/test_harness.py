@@ -21,8 +21,7 @@ from eval.errors import UserError
 from eval.harness import main, quote_plan
 from eval.records.run_folder import RunFolder
 from masformer import PlanError
-from masformer.checkpoints.files import CheckpointError
-from masformer.errors import NumbersError
+from masformer.errors import CheckpointError, NumbersError
 from tests.helpers.run_folders import document
 from tests.helpers.tiny_models import add_word, save_tiny_checkpoint
 

@@ -126,6 +126,10 @@ def test_an_export_stays_in_its_folder_under_any_name_of_a_model(
     assert export([str(run)]) == 0, capsys.readouterr().err
     (made,) = {path.parent for path in run.rglob("samples_*")} - before
     assert made.parent == run / "lm_eval"
+    for form, folder in (("inspect", "inspect"), ("dataset", "dataset"), ("lm-eval-tasks", "lm_eval_tasks")):
+        assert export([str(run), "--to", form]) == 0, capsys.readouterr().err
+        assert {path.parent for path in run.rglob("*")} - before == {made.parent, made, run / folder}
+        before.add(run / folder)
     assert_untouched(home)
 
 

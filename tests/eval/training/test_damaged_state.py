@@ -61,7 +61,7 @@ def test_a_damaged_file_of_a_state_is_refused_before_anything_loads(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("eval.finetune.build_trainer", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("eval.training.train.build_trainer", lambda *_: pytest.fail("the model was loaded"))
     file = tmp_path / "run" / "last" / "state" / name
     assert sorted(json.loads((file.parent / "files.json").read_text())) == sorted(STATE)
     file.write_bytes(damage(file.read_bytes()))

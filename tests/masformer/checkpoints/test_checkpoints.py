@@ -138,7 +138,7 @@ def test_weights_that_are_cut_short_are_one_line(tmp_path: Path) -> None:
 
 
 def test_short_names_say_how_to_install_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("masformer.checkpoints.places._package_folder", lambda _: None)
+    monkeypatch.setattr("masformer.checkpoints.places.package_folder", lambda _: None)
     monkeypatch.setattr("masformer.checkpoints.hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("masformer.checkpoints.hub.constants.HF_HUB_CACHE", "no-such-folder")
     for name, short in SHORT_NAMES.items():

@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from masformer import PlanError
 from masformer.checkpoints import hub
-from masformer.checkpoints.files import CheckpointError, Listing
+from masformer.checkpoints.files import Listing
 from masformer.checkpoints.open import Checkpoint, open_checkpoint
+from masformer.errors import CheckpointError
 from tests.helpers.properties import tries
 from tests.helpers.tiny_models import save_tiny_checkpoint, tiny_tokenizer
 

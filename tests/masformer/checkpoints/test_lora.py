@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from masformer import apply_plan, read_plan, stored_plan
 from masformer.checkpoints import hub
-from masformer.checkpoints.files import CheckpointError
 from masformer.checkpoints.open import open_checkpoint
 from masformer.checkpoints.saving import save_checkpoint
+from masformer.errors import CheckpointError
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
 IDS = torch.arange(3, 70)[None]

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from eval.errors import UserError
 from eval.runtime.model import check_dtype
-from masformer.checkpoints.files import CheckpointError
 from masformer.checkpoints.fit import QUANTIZERS, describe_quantization
 from masformer.checkpoints.open import open_checkpoint
+from masformer.errors import CheckpointError
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}

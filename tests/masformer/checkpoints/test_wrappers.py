@@ -18,8 +18,8 @@ from eval.run import main as run
 from eval.runtime.model import suggested_ends
 from masformer import SpanPlan, remove_plan, stored_plan
 from masformer.__main__ import main as masformer
-from masformer.checkpoints.files import CheckpointError
 from masformer.checkpoints.open import open_checkpoint
+from masformer.errors import CheckpointError
 from tests.helpers.library_models import LAYERS, tiny_whole_model
 from tests.helpers.run_folders import document, without_checksums
 from tests.helpers.tiny_models import tiny_tokenizer

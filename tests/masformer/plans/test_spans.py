@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from masformer import read_plan
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan, layer_of_heads
+from masformer.plans.written import check_written
 from tests.helpers.attention_cases import SPANS
 from tests.helpers.properties import tries
 from tests.helpers.tiny_models import tiny_model
@@ -85,6 +86,7 @@ def test_any_plan_comes_back_from_its_text_and_json_forms(data: st.DataObject) -
     kinds, heads = data.draw(st.lists(SPANS, min_size=1, max_size=3)), data.draw(st.integers(1, 4))
     of_layers = data.draw(st.lists(st.lists(st.sampled_from(kinds), min_size=heads, max_size=heads), min_size=1))
     plan = SpanPlan(tuple(layer_of_heads(spans) for spans in of_layers))
+    check_written(str(plan))
     assert SpanPlan.parse(str(plan), len(plan), heads) == plan
     assert SpanPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     if plan.num_heads is None:
@@ -163,6 +165,19 @@ def test_malformed_heads_name_the_character(text: str, num_heads: int | None, ch
     with pytest.raises(PlanError) as error:
         SpanPlan.parse(text, LAYERS, num_heads)
     assert str(error.value).startswith(f"plan '{text}', character {character}: {message}")
+
+
+def test_what_is_a_plan_of_no_model_is_told_without_one() -> None:
+    of_models = ("top:31", "full@3,30", "full@9999.9 span=8", "full@0; span=3@2-29", "full span=3", "none@0; full")
+    for text in of_models:
+        check_written(text)
+    malformed = ("  ", "half", "every:0", "full@3-1", "full@3. span=8", "local spam=3", "local span=3 span=4")
+    malformed += ("local span=4 block=4", "span=512", "full@0; span=3", "full span=3@0; local@1", "none@x; full")
+    for text in malformed:
+        with pytest.raises(PlanError) as told:
+            SpanPlan.parse(text, LAYERS, HEADS)
+        with pytest.raises(PlanError, match=f"^{re.escape(str(told.value))}$"):
+            check_written(text)
 
 
 @pytest.mark.parametrize("as_object", [False, True])
@@ -262,6 +277,7 @@ def test_a_typed_plan_is_refused_or_reads_back(pieces: list[str]) -> None:
         read = SpanPlan.parse("".join(pieces), 5, HEADS)
     except PlanError:
         return
+    check_written("".join(pieces))
     assert SpanPlan.parse(str(read), 5, HEADS) == read
     assert SpanPlan.from_json(read.to_json()) == read
 

@@ -1,0 +1,90 @@
+"""Shots, solved examples that open a prompt: turns of user and model under a chat template, plain text otherwise.
+
+    shots = Shots(template, examples)
+    before, after = chat.around(before, after, shots.turns)
+    shown, before = shots.split(before)      # the shots, and what stands between them and the context
+    shots.encode(shown, encoder)
+
+While a chat template is rendered, marks stand for their texts, so that documents and answers stay text whatever they
+spell. They are encoded apart from the rest, so that all prompts of a template begin with the same tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from eval.errors import UserError
+from eval.prompting.encoding import TextEncoder
+from tasks import Example, Template
+
+_EDGE = "\N{OBJECT REPLACEMENT CHARACTER}"
+_MARK = re.compile(f"({_EDGE}[a-z]+ [0-9]+{_EDGE})")
+
+
+class Shots:
+    """The shots of one template.
+
+    Args:
+        template: Its text is that of each.
+        examples: Each with a reference, the first of which is its answer.
+    """
+
+    def __init__(self, template: Template, examples: Sequence[Example]) -> None:
+        self._texts: dict[str, str] = {}
+        self._pairs = [self._pair(template, index, example) for index, example in enumerate(examples)]
+
+    def _pair(self, template: Template, index: int, example: Example) -> tuple[str, str]:
+        texts = {"context": example.context, "query": example.query or "", "answer": example.references[0]}
+        marks = {name: f"{_EDGE}{name} {index}{_EDGE}" for name in texts}
+        self._texts |= {marks[name]: text.strip() for name, text in texts.items()}
+        shown = template.text.replace("{context}", marks["context"]).replace("{query}", marks["query"])
+        return shown, marks["answer"]
+
+    def __bool__(self) -> bool:
+        return bool(self._pairs)
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """Return role and text of each turn, with marks."""
+        return [turn for text, answer in self._pairs for turn in (("user", text), ("assistant", answer))]
+
+    @property
+    def plain(self) -> str:
+        """Return them as text, with marks: an answer comes behind a cue and a blank, or is a paragraph."""
+        return "".join(f"{text}{_seam(text)}{answer}\n\n" for text, answer in self._pairs)
+
+    def split(self, before: str) -> tuple[str, str]:
+        """Return what stands before a context up to the last answer, and from there on.
+
+        Raises:
+            UserError: A chat template has left out or repeated some.
+        """
+        if not self:
+            return "", before
+        written = "".join(text for _, text in self.turns)
+        if any(before.count(mark) != written.count(mark) for mark in self._texts):
+            raise UserError(
+                "the chat template leaves out or repeats earlier turns, so it cannot show --shots; take templates "
+                "named -plain, which do without it"
+            )
+        end = before.rindex(self._pairs[-1][1]) + len(self._pairs[-1][1])
+        return before[:end], before[end:]
+
+    def fill(self, text: str) -> str:
+        """Return a text with the texts of the shots in the places of their marks."""
+        return _MARK.sub(lambda found: self._texts.get(found[1], found[1]), text)
+
+    def encode(self, text: str, encoder: TextEncoder) -> tuple[int, ...]:
+        """Return the token ids of a text with marks."""
+        ids: tuple[int, ...] = ()
+        after = ""
+        for piece in _MARK.split(text):
+            if shown := self._texts.get(piece, piece):
+                ids += encoder.encode(shown, after, is_data=piece in self._texts)
+                after = shown
+        return ids
+
+
+def _seam(text: str) -> str:
+    return "" if text[-1:].isspace() else " " if text.endswith(":") else "\n\n"
