@@ -14,6 +14,9 @@ from eval.generation.prompt_tree import Node
 from eval.generation.tree_decoder import Observer
 from eval.runtime.processes import Process
 
+# With hours in it and the longest of its remarks it fits a terminal of 80 columns.
+BAR = "{desc} {percentage:3.0f}% |{bar:8}| {elapsed} elapsed, {remaining} left{postfix}"
+
 
 class Progress(Observer):
     """Counts operations as they are done.
@@ -37,7 +40,7 @@ class Progress(Observer):
             smoothing=0,
             # None shows no bar where there is no terminal.
             disable=None if process.is_main else True,
-            bar_format="{desc} {percentage:3.0f}% |{bar:12}| {elapsed} elapsed, {remaining} left{postfix}",
+            bar_format=BAR,
             dynamic_ncols=True,
         )
 
