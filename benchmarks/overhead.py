@@ -32,6 +32,7 @@ from eval import run
 from eval.generation import local, prompt_tree, run_job, tree_decoder
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Prediction
+from eval.runtime import jobs
 
 
 def save_model(folder: Path) -> None:
@@ -79,7 +80,7 @@ def main() -> None:
         command += f" --max-new-tokens 4 --output {folder / 'run'}"
         model, plan, finishing, reading = Clock(), Clock(), Clock(), Clock()
         moments: list[tuple[float, float]] = []
-        original = run_job.append_line
+        original = jobs.append_line
 
         def append(*line: Any) -> None:
             original(*line)
@@ -88,7 +89,7 @@ def main() -> None:
         patches = (
             mock.patch.object(tree_decoder, "decode", model.around(tree_decoder.decode)),
             mock.patch.object(prompt_tree, "prefill", model.around(prompt_tree.prefill)),
-            mock.patch.object(run_job, "append_line", append),
+            mock.patch.object(jobs, "append_line", append),
             mock.patch.object(local, "measure", plan.around(local.measure)),
             mock.patch.object(run_job, "finish_run", finishing.around(run_job.finish_run)),
         )

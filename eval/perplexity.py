@@ -20,7 +20,6 @@ if not __package__:
 from eval.config.perplexity import PerplexityConfig
 from eval.losses.meter import open_meter
 from eval.losses.perplexity_job import open_perplexity
-from eval.records.journal import append_line
 from eval.runtime.jobs import command
 
 
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
             lines = meter.measure(map(job.reading, mine), job.record.identity, job.folder.path)
             with job.folder.open_journal(f"{process.index:05}") as journal:
                 for line in job.shown(lines, len(mine), process):
-                    append_line(journal, line)
+                    job.write_line(journal, line, process)
         process.wait()
         if process.is_main:
             job.finish()

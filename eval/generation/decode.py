@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from eval.config.generation import DRAFT_TOKENS, GenerationSettings
-from eval.generation.answer import Answer, end_tokens, now
+from eval.generation.answer import Answer, end_tokens
 from eval.generation.greedy import decode_greedily
 from eval.generation.library_loop import Rows, answer_rows
 from eval.runtime.memory import storage_bytes
@@ -26,6 +26,7 @@ from masformer import SpanCache, fixed_frequencies, prefill
 from masformer.attention.cache import can_join, join, row_bytes
 from masformer.attention.prefill import new_cache
 from masformer.errors import NumbersError
+from masformer.tuning import now
 
 # Tokens of a batch's ends that go through the model at once: their scores exist as a whole.
 _JOINT_TOKENS = 512

@@ -26,11 +26,13 @@ from transformers import (
 )
 
 from eval.config.generation import GenerationSettings
-from eval.generation.answer import Answer, cut_at_end, dtype_name, end_tokens, make_answer, now
+from eval.generation.answer import Answer, cut_at_end, end_tokens, make_answer
 from eval.generation.lookup import Lookup
 from eval.generation.thinking import ThinkingRow, ThinkingRows
 from masformer import SpanCache
 from masformer.errors import NumbersError
+from masformer.hardware import dtype_name
+from masformer.tuning import now
 
 # Beyond so many guesses a row goes on guessing only while this share of them is right: a pass of five tokens takes 1.6
 # times one of one token where it is slowest (benchmarks/decode.py).
@@ -223,7 +225,7 @@ class _Batch:
         for count, ((token, is_number), each) in enumerate(zip(found, scores, strict=True)):
             if not is_number:
                 what = f"the logits of a prompt of {len(row.prompt):,} tokens"
-                raise NumbersError(what, dtype_name(self.model), row.index)
+                raise NumbersError(what, dtype_name(self.model.dtype), row.index)
             chosen = row.read(each, token)
             is_right = count < len(drafted) and chosen == drafted[count]
             row.num_accepted += is_right
