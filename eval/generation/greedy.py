@@ -34,9 +34,10 @@ from masformer.errors import NumbersError
 from masformer.hardware import dtype_name
 from masformer.tuning import now
 
-# Beyond so many guesses a row goes on guessing only while this share of them is right: a pass of five tokens takes 1.6
-# times one of one token where it is slowest (benchmarks/decode.py).
-_FREE_GUESSES, _LEAST_RIGHT = 40, 0.15
+# What a guess costs, in steps of one token: a pass of two takes up to 1.2 times one of one, of five 1.6 times
+# (docs/performance.md). A row guesses on as long as what was right has paid for all guesses but the first few, and one
+# more in ten tokens: so it loses two steps, and 2% of its time, at most.
+_GUESS_COST, _FREE_GUESSES, _TOKENS_A_GUESS = 0.2, 8, 10
 # Steps between two looks at the time.
 _STEPS = 32
 # Steps that a row which has ended stays for: to take it out, the keys of all others are copied.
@@ -118,7 +119,8 @@ class Row:
         None where too few were right, or where no run of tokens may occur twice.
         """
         most = min(most, self.settings.room - len(self.tokens) - 1)
-        is_poor = self.num_accepted < _LEAST_RIGHT * (self.num_drafted - _FREE_GUESSES)
+        free = _FREE_GUESSES + len(self.tokens) / _TOKENS_A_GUESS
+        is_poor = self.num_accepted < _GUESS_COST * (self.num_drafted - free)
         if self.settings.no_repeat_ngram_size or is_poor or most < 1:
             return []
         if self._lookup is None:
