@@ -35,6 +35,7 @@ from eval.generation.groups import measure
 from eval.records.journal import append_line
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Prediction
+from eval.runtime import jobs
 from masformer.attention.prefill import prefill
 
 
@@ -91,7 +92,7 @@ def main() -> None:
         patches = (
             mock.patch.object(tree_decoder, "decode", model.around(decode)),
             mock.patch.object(prompt_tree, "prefill", model.around(prefill)),
-            mock.patch.object(run_job, "append_line", append),
+            mock.patch.object(jobs, "append_line", append),
             mock.patch.object(local, "measure", plan.around(measure)),
             mock.patch.object(run_job, "finish_run", finishing.around(run_job.finish_run)),
         )

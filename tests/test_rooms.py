@@ -35,8 +35,8 @@ BELOW = {
 # The rooms of masformer; its modules at the top may import all of them.
 BELOW_MASFORMER = {
     "plans": {"errors"},
-    "attention": {"plans", "errors", "tuning"},
-    "checkpoints": {"plans", "convert", "errors", "lazy", "model_type", "probe"},
+    "attention": {"plans", "errors", "hardware", "tuning"},
+    "checkpoints": {"plans", "convert", "errors", "hardware", "lazy", "model_type", "probe"},
 }
 # Rooms whose import must not import torch; what needs it, such as trackers, imports it when it is called.
 WITHOUT_TORCH = ("errors", "records", "prompting", "metrics", "scoring", "config", "reporting", "ratings", "tasks")

@@ -121,8 +121,8 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
     )
     draft_tokens: int = Group.MACHINE.option(
         DRAFT_TOKENS,
-        "guess N tokens at once from the text before them where a row decodes alone and greedily; the answers stay; 0 "
-        "guesses none",
+        "guess up to N tokens at once from the text before them where a row decodes alone and greedily; the answers "
+        "stay; 0 guesses none",
         natural,
     )
     memory_budget: float | None = Group.MACHINE.option(

@@ -19,7 +19,7 @@ from eval.generation.requests import Requests, describe_room, make_requests
 from eval.prompting.chat import ChatTemplate
 from eval.prompting.prompts import PromptBuilder
 from eval.records.disk import make_folder
-from eval.records.journal import append_line, read_journal
+from eval.records.journal import read_journal
 from eval.records.merging import merge_documents, merge_tasks, pinned, row_counts, selection
 from eval.records.read_run import gather_inputs
 from eval.records.run_folder import METRICS, UNFINISHED, RunFolder, keys_of
@@ -145,7 +145,7 @@ class RunJob(Job[RunRecord, Prediction]):
         """Write a prediction to the disk, in the journal of this process."""
         if self._journal is None:
             self._journal = self.folder.open_journal(f"{process.index:05}-{self.token}")
-        append_line(self._journal, prediction)
+        self.write_line(self._journal, prediction, process)
 
     def finish(self, requests: Requests, process: Process) -> None:
         """Merge what all processes have written, score it, and report, in the main process."""
