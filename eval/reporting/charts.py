@@ -7,7 +7,7 @@ and paper. Scores are drawn x 100.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ _DODGE = 0.07  # of a doubling: how far systems at one length stand apart, so th
 
 # Okabe and Ito's colours, distinct under the common kinds of colour blindness; shapes tell systems apart as well.
 _LIGHT_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#AA4499", "#B07D00", "#4A5560"]
+_DARK_PAGE = "#14171b"
 _DARK_COLOURS = ["#56B4E9", "#FF9052", "#2EC4A0", "#E08BC0", "#E6C04A", "#B8C2CC"]
 
 
@@ -163,9 +164,9 @@ def panels_of(
 
 
 def draw_chart(spec: Mapping[str, Any], suffix: Literal[".png", ".svg"]) -> bytes:
-    """Return a spec as PNG, twice as dense as a screen, or as SVG, in the light theme on white."""
+    """Return a spec as PNG, twice as dense as a screen, on white, or as SVG, which is dark on dark screens."""
     if suffix == ".svg":
-        return draw_svg(spec).encode()
+        return _with_dark(draw_svg(spec)).encode()
     drawn: bytes = vl_convert.vegalite_to_png(_drawable(spec), vl_version=VEGA_LITE_VERSION, scale=2, config=_paper())
     return drawn
 
@@ -173,6 +174,25 @@ def draw_chart(spec: Mapping[str, Any], suffix: Literal[".png", ".svg"]) -> byte
 def draw_svg(spec: Mapping[str, Any]) -> str:
     """Return a spec as SVG, in the light theme on white."""
     return str(vl_convert.vegalite_to_svg(_drawable(spec), vl_version=VEGA_LITE_VERSION, config=_paper()))
+
+
+def _with_dark(svg: str) -> str:
+    """Return an SVG that takes the colours of the dark theme where a browser's page is dark; paper stays white."""
+    pairs = dict(zip(_colours(theme(dark=False)), _colours(theme(dark=True)), strict=True)) | {"white": _DARK_PAGE}
+    rules = "".join(
+        f'[{what}="{light}"]{{{what}:{dark}}}' for light, dark in pairs.items() for what in ("fill", "stroke")
+    )
+    start = svg.index(">") + 1
+    return f"{svg[:start]}<style>@media screen and (prefers-color-scheme:dark){{{rules}}}</style>{svg[start:]}"
+
+
+def _colours(value: Any) -> Iterator[str]:
+    """Yield the colours of a theme in order."""
+    if isinstance(value, str) and value.startswith("#"):
+        yield value
+    elif isinstance(value, (Mapping, list)):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _colours(one)
 
 
 # Characters that XML forbids, at which the library ends the whole process.
@@ -218,7 +238,7 @@ def theme(*, dark: bool) -> dict[str, Any]:
     """Return the Vega-Lite config of colours, fonts and sizes."""
     ink, soft, line = ("#e3e8ee", "#98a3af", "#323a43") if dark else ("#1c2329", "#5c6670", "#dde2e7")
     colours = _DARK_COLOURS if dark else _LIGHT_COLOURS
-    page = "#14171b" if dark else "#ffffff"
+    page = _DARK_PAGE if dark else "#ffffff"
     ordinal = {"scheme": "viridis", "extent": [0.4, 1.0] if dark else [0.8, 0.05]}
     return {
         "background": "transparent",

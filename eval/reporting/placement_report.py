@@ -269,8 +269,17 @@ def frontier_chart(found: Sequence[PlanEntry], best: Sequence[PlanEntry]) -> Spe
     dot = {"type": "point", "filled": True, "size": 36, "opacity": 0.75}
     return spec_of(
         layer=[layer(steps, FRONTIER, **axes), layer(points, dot, **axes, tooltip=_TOOLTIP)],
+        title=_title(steps),
         description="Measured plans: perplexity against attention, and those that no other beats.",
     )
+
+
+def _title(steps: Sequence[Mapping[str, Any]]) -> Layer:
+    """Return what the frontier gains from its cheapest plan to its dearest."""
+    first, last = (f(steps, key=lambda step: step["attention"]) for f in (min, max))
+    gain = "Perplexity {:.2f} at {:.0f}% of the attention, {:.2f} at {:.0f}%"
+    ends = [step[key] for step in (first, last) for key in ("perplexity", "attention")]
+    return {"text": gain.format(*ends), "subtitle": "Lower is better; documents of the search itself", "frame": "group"}
 
 
 def held_out_chart(rows: Sequence[HeldOutRow]) -> Spec:

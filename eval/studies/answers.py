@@ -9,8 +9,9 @@ from dataclasses import replace
 from eval.errors import UserError
 from eval.metrics.diagnostics import NGRAM, repeated_share
 from eval.records.schema import ExampleScore, Prediction, Result
-from eval.reporting.charts import length_curves
+from eval.reporting.charts import Spec, length_curves
 from eval.reporting.columns import BASELINE_STYLES, COMPARISON_LEGEND, COUNTS, legend_of, percent
+from eval.reporting.finding import ORACLES
 from eval.reporting.tables import Rows, comparison_table, select
 from eval.scoring.baselines import num_words
 from eval.scoring.compare_runs import check_comparable, differing_settings, name_row, rows_of
@@ -19,6 +20,7 @@ from eval.scoring.examples import Setting, values_of
 from eval.scoring.profiles import headline, metric_name
 from eval.scoring.scored_run import ScoredRun, read_scored
 from eval.scoring.significance import mean_interval
+from eval.studies.charts import length_title
 from eval.studies.section import Draft
 
 Runs = Mapping[str, ScoredRun]  # by part
@@ -41,14 +43,25 @@ def write_scores(draft: Draft) -> None:
     for task, template in sorted({setting[:2] for run in runs.values() for setting in run.lines}):
         results = {name: _results(run, task, template) for name, run in runs.items()}
         draft.table(f"Scores: {task}, template {template}", _score_rows(results))
-        curves = [replace(one, system=name) for name in results for one in select(results[name], kind="model")]
+        label = draft.section.label
+        curves = [replace(one, system=label(name)) for name in results for one in select(results[name], kind="model")]
         baselines = results[draft.reference or next(iter(runs))]
         metric = headline(curves[0].profile)
-        spec = length_curves([*curves, *(one for one in baselines if one.system in _beside(baselines))], metric)
+        beside = [one for one in baselines if one.system in _beside(baselines)]
+        spec = length_curves([*curves, *beside], metric) | {"title": _title([*curves, *beside], metric)}
         draft.chart(f"{task} {template}", f"{metric_name(metric)} over length: {task}, template {template}", spec)
     _write_differences(draft, runs)
     draft.table("Longest maxlen against the shortest, by part", _table(_length_rows(runs)))
     draft.say(f"{legend_of(COUNTS)} {COMPARISON_LEGEND}")
+
+
+def _title(results: Sequence[Result], metric: str) -> Spec:
+    """Return the title of a chart: first and last scores of the first model, and of the oracle."""
+    scores: dict[str, dict[int, float | None]] = {}
+    for one in results:
+        if one.system == results[0].system or one.system in ORACLES:
+            scores.setdefault(one.system.replace("_", " "), {})[one.maxlen] = one.metrics[metric].mean
+    return length_title(scores)
 
 
 def _read(draft: Draft) -> Runs:

@@ -89,7 +89,9 @@ def write_training(draft: Draft) -> None:
     losses = {name: {one.step: one.loss for one in log} for name, log in logs.items()}
     draft.table("Held-out loss by step", _loss_rows(losses, draft.reference))
     if any(losses.values()):
-        draft.chart("loss", "Held-out loss by step", loss_chart(losses))
+        label = draft.section.label
+        named = {label(name): some for name, some in losses.items()}
+        draft.chart("loss", "Held-out loss by step", loss_chart(named, draft.reference and label(draft.reference)))
     rows = [_training_row(draft, name, losses[name]) for name in draft.folders]
     draft.table("Trainings", [list(rows[0]), *(list(row.values()) for row in rows)])
     for name in draft.others:

@@ -262,15 +262,16 @@ def _position_rows(draft: Draft, result: PerplexityResult, pairs: Mapping[str, P
 def _draw(draft: Draft, file: str, setting: str, pairs: Mapping[str, Pair]) -> None:
     """Add a chart of all positions, and one of those from the section's first on."""
     for first in dict.fromkeys([0, draft.section.from_position or 0]):
-        points = [_point(str(draft.reference), 1.0, _ITSELF)]
+        label = draft.section.label
+        points = [_point(label(str(draft.reference)), 1.0, _ITSELF)]
         ratios = _ratios([_row(pair, first) for pair in pairs.values()])
         for (name, pair), ratio in zip(pairs.items(), ratios, strict=True):
             full, now = (_total(lines, "attention_flops") for lines in (pair.before, pair.after))
             if ratio is not None and now is not None and full:
-                points.append(_point(name, now / full, ratio))
+                points.append(_point(label(name), now / full, ratio))
         if len(points) > 1:
             where = f"positions from {first:,} on" if first else "all positions"
-            spec = ratio_chart(points, f"Perplexity / {draft.reference}'s, {where}")
+            spec = ratio_chart(points, f"Perplexity, ratio to {label(str(draft.reference))}, {where}")
             draft.chart(f"{file} from {first}", f"{setting}, {where}: ratio of perplexities against attention", spec)
 
 
@@ -298,9 +299,10 @@ def _write_search(draft: Draft, part: str, held_out: Sequence[HeldOutRow]) -> No
     for row in held_out:
         ratio, cost = _to_full(row), row.cost
         if row in random:
-            points.append(_point(f"random ({len(random)})", cost["flops"], ratio) | {"low": None, "high": None})
+            name = draft.section.label(f"random ({len(random)})")
+            points.append(_point(name, cost["flops"], ratio) | {"low": None, "high": None})
             continue
-        points.append(_point(row.name, cost["flops"], ratio))
+        points.append(_point(draft.section.label(row.name), cost["flops"], ratio))
         perplexity = with_interval(Estimate(mean=row.perplexity, low=row.low, high=row.high))
         better = f"{sum(other < ratio.ratio for other in by_chance)} of {len(by_chance)}"
         cells = [row.name, str(ratio.num_documents), perplexity, *(ratio_cells(ratio) if row.to_full else ("1", ""))]
@@ -311,7 +313,7 @@ def _write_search(draft: Draft, part: str, held_out: Sequence[HeldOutRow]) -> No
         ends, middle = f"{by_chance[0]:.4f} to {by_chance[-1]:.4f}", statistics.median(by_chance)
         draft.say(f"{len(random)} random plans: ratios from {ends}, median {middle:.4f}.")
     if len(points) > 1:
-        spec = strip_chart(points, "Perplexity / full attention's")
+        spec = strip_chart(points, "Perplexity, ratio to full attention")
         draft.chart(part, f"{part}: plans on held-out documents", spec)
 
 

@@ -20,7 +20,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,11 @@ class Section:
     reference: str | None = None  # the part that others are compared with
     text: str = ""  # a paragraph below the heading
     from_position: int | None = None  # in a section of perplexity, positions from here on are compared too
+    labels: Mapping[str, str] = field(default_factory=dict)  # words of charts for names of parts or plans
+
+    def label(self, name: str) -> str:
+        """Return what charts call a part or a plan."""
+        return self.labels.get(name, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +214,7 @@ def _in_order(parts: Mapping[str, Part]) -> Iterator[Part]:
 
 def _section(number: int, content: Any, parts: Mapping[str, Part]) -> Section:
     required = {"kind": str, "title": str, "parts": list}
-    optional = {"reference": str, "text": str, "from_position": int}
+    optional = {"reference": str, "text": str, "from_position": int, "labels": dict}
     fields = _fields(f"section {number}", content, required, optional)
     where, kind = f"section '{fields['title']}'", fields["kind"]
     _check_known(where, "kind", kind, KINDS)
@@ -231,6 +236,12 @@ def _section(number: int, content: Any, parts: Mapping[str, Part]) -> Section:
         raise UserError(
             f"{where}: from_position is {position}; it is of perplexity, and begins a bucket: 256, 512, 1024, ..."
         )
+    labels = fields.get("labels", {})
+    for name, label in labels.items():
+        if not isinstance(name, str) or not isinstance(label, str):
+            raise UserError(f"{where}: labels has {shown(name)}: {shown(label)}; write 'name: words in quotes' lines")
+        if list(labels.values()).count(label) > 1:
+            raise UserError(f"{where}: labels calls two names '{label}'; give each words of its own")
     return Section(**fields | {"parts": names, "number": number})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,15 @@ def test_a_name_with_a_character_that_xml_forbids_is_drawn() -> None:
     drawn = draw_svg({"data": data, "mark": "point", "encoding": encoding})
     assert "run\N{REPLACEMENT CHARACTER}[31m" in drawn
     assert not set("\x1b\x00\ud800\uffff") & set(drawn)
+
+
+def test_a_saved_svg_is_dark_on_dark_screens(tmp_path: Path) -> None:
+    spec = {"data": {"values": [{}]}, "mark": {"type": "point", "filled": True, "style": "model"}, "title": "Found"}
+    save_charts(tmp_path, {"chart": spec}, "chart")
+    before, style, after = re.split("</?style>", (tmp_path / "chart.svg").read_text(encoding="utf-8"))
+    assert style.startswith("@media screen and (prefers-color-scheme:dark){")
+    dark = dict(re.findall(r'\[fill="(.+?)"\]\{fill:(.+?)\}', style))
+    used = set(re.findall(r'fill="(white|#\w+)"', before + after))
+    assert used >= {"white", "#1c2329", "#0072B2"}  # page, title, point
+    assert used <= set(dark)
+    assert (dark["white"], dark["#1c2329"], dark["#0072B2"]) == ("#14171b", "#e3e8ee", "#56B4E9")

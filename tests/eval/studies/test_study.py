@@ -384,6 +384,14 @@ def same_title(content: Content) -> None:
     content["sections"][1]["title"] = "Perplexity"
 
 
+def bad_label(content: Content) -> None:
+    content["sections"][0]["labels"] = {"losses": 7}
+
+
+def same_label(content: Content) -> None:
+    content["sections"][0]["labels"] = {"losses": "full", "losses-local": "full"}
+
+
 def off_the_buckets(content: Content) -> None:
     content["sections"][0]["from_position"] = 300
 
@@ -409,6 +417,8 @@ def off_the_buckets(content: Content) -> None:
         (no_reference, "section 'Perplexity': reference is missing"),
         (other_reference, "reference 'answers' is none of its parts: losses, losses-local"),
         (off_the_buckets, "from_position is 300"),
+        (bad_label, "section 'Perplexity': labels has 'losses': 7; write 'name: words in quotes' lines"),
+        (same_label, "section 'Perplexity': labels calls two names 'full'"),
         (same_title, "two sections are called 'Perplexity'"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

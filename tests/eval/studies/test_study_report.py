@@ -38,7 +38,7 @@ from eval.records.schema import (
 )
 from eval.reporting.placement_report import held_out_rows
 from eval.score import main as score
-from eval.studies.charts import ratio_chart
+from eval.studies.charts import length_title, loss_chart, ratio_chart, strip_chart
 from eval.studies.parts import Section
 from eval.studies.report import SECTIONS
 from eval.studies.section import Draft
@@ -533,10 +533,40 @@ def test_a_chart_names_its_parts_and_draws_the_intervals_that_are_known() -> Non
         {"name": "reference", "share": 1.0, "ratio": 1.0, "low": None, "high": None},
         {"name": "local", "share": 0.3, "ratio": 1.1, "low": 1.05, "high": 1.15},
     ]
-    _, intervals, dots = ratio_chart(points, "Ratio")["layer"]
-    assert [dots["encoding"][channel]["scale"]["domain"] for channel in ("color", "shape")] == [
-        ["reference", "local"]
-    ] * 2
+    spec = ratio_chart(points, "Ratio")
+    _, intervals, dots, names = spec["layer"]
     assert (intervals["data"]["values"], dots["data"]["values"]) == (points[1:], points)
     assert (intervals["encoding"]["y"]["field"], intervals["encoding"]["y2"]["field"]) == ("low", "high")
-    assert len(ratio_chart(points[:1], "Ratio")["layer"]) == 2
+    assert (names["encoding"]["text"], names["data"]["values"]) == ({"field": "name"}, points)
+    assert spec["title"]["text"] == ["Local: +10.0% perplexity for 30% of the attention"]
+    assert spec["title"]["subtitle"] == "Lower is better; beside reference"
+    assert len(ratio_chart(points[:1], "Ratio")["layer"]) == 3
+
+
+def test_titles_state_what_the_numbers_of_a_chart_show() -> None:
+    names = ("full", "chosen", "rule", "random", "random", "random")
+    ratios = (1.0, 1.026, 1.146, 1.150, 1.118, 1.144)
+    points = [
+        {"name": name, "share": 0.5, "ratio": ratio, "low": None, "high": None}
+        for name, ratio in zip(names, ratios, strict=True)
+    ]
+    assert strip_chart(points, "Ratio")["title"]["text"] == ["Chosen: +2.6% perplexity", "Random: +11.8% to +15.0%"]
+    losses = {"full": {0: 3.0, 6: 2.5, 12: 2.25}, "local": {0: 3.5, 12: 2.5}, "late": {6: 2.0}, "none": {}}
+    curves = loss_chart(losses, "full")
+    assert curves["title"]["text"] == ["Local: +0.5000 nats at step 0, +0.2500 at step 12"]
+    assert [row["label"] for row in curves["layer"][-1]["data"]["values"]] == ["late", "full", "local"]
+    scores = {"full": {1024: 0.304, 4096: None, 8192: 0.284}, "one": {1024: 0.3}, "oracle": {1024: 0.4, 8192: 0.5}}
+    title = length_title(scores)
+    assert title["text"] == ["Full: 30.4 to 28.4 from 1,024 to 8,192 tokens", "Oracle: 40.0 to 50.0"]
+    assert title["subtitle"] == "Higher is better"
+
+
+def test_charts_call_parts_by_their_labels(tmp_path: Path) -> None:
+    folders = {
+        "full": trained(tmp_path / "a", {0: 3.0, 2: 2.5}, [2.0, 1.0]),
+        "local": trained(tmp_path / "b", {0: 3.125, 2: 2.375}, [1.0, 0.5], plan_description="local"),
+    }
+    content = write("training", folders, "full", labels={"local": "spans alone"})
+    (chart,) = content.charts.values()
+    assert chart["title"]["text"] == ["Spans alone: +0.1250 nats at step 0, -0.1250 at step 2"]
+    assert table(content, "Held-out loss by step")[0].keys() == {"step", "full", "local"}
