@@ -18,6 +18,7 @@ import io
 import os
 import runpy
 import shlex
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -35,7 +36,7 @@ author = PROJECT["authors"][0]["name"]
 release = PROJECT["version"]
 language = "en"
 
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 # As many levels as any page links into; the anchors are those that code hosts make.
 myst_heading_anchors = 4
@@ -44,6 +45,8 @@ html_theme = "furo"
 html_title = project
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+# Commands and settings are copied; output is not.
+copybutton_selector = ", ".join(f"div.highlight-{language} pre" for language in ("sh", "python", "yaml", "json"))
 html_copy_source = False
 html_show_copyright = False
 # Terminal output and tables in blocks without a language are no Python.
@@ -113,7 +116,17 @@ class Flags(Directive):
         return [nodes.literal_block(text, text, language="text")]
 
 
+def copy_demo(app: Sphinx, problem: Exception | None) -> None:
+    """Copy the demo's page and pictures as they are, so that links in HTML lead to them as on a code host."""
+    if problem is None and app.builder.format == "html":
+        shutil.copytree(ROOT / "docs/demo", app.outdir / "demo", ignore=_PAGES, dirs_exist_ok=True)
+
+
+_PAGES = shutil.ignore_patterns("*.md")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Add the block of flags."""
+    """Add the block of flags and the demo."""
     app.add_directive("flags", Flags)
+    app.connect("build-finished", copy_demo)
     return {"parallel_read_safe": False, "parallel_write_safe": True}

@@ -96,7 +96,7 @@ class _Targets(HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value for name, value in attrs if name in ("href", "src") and value]
+        self.found += [value for name, value in attrs if name in ("href", "src", "srcset") and value]
 
 
 def targets_of(page: Path) -> Iterator[str]:
@@ -148,9 +148,20 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
     good = ("spans.md#why-sinks", "../README.md", "https://example.org/x")
     assert [problem_with(target, page) for target in good] == [None] * 3
     written = tmp_path / "page.md"
-    written.write_text('# A `b_c`: d\n\n# A b_c d\n\n[x](<y z>) ![i](i.png)\n\n<img src="j.png">\n', encoding="utf-8")
-    assert list(targets_of(written)) == ["y%20z", "i.png", "j.png"]
+    written.write_text(
+        '# A `b_c`: d\n\n# A b_c d\n\n[x](<y z>) ![i](i.png)\n\n<source srcset="k.png"><img src="j.png">\n'
+    )
+    assert list(targets_of(written)) == ["y%20z", "i.png", "k.png", "j.png"]
     assert anchors_of(written) == {"a-b_c-d", "a-b_c-d-1"}
+
+
+def test_the_demo_is_a_small_page_that_needs_no_network() -> None:
+    demo = ROOT / "docs/demo"
+    page = (demo / "report.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 10_000_000
+    assert "default-src 'none'" in page
+    assert "50 documents" in page
+    assert sum(file.stat().st_size for file in demo.glob("*.png")) < 400_000
 
 
 # Commands

@@ -88,7 +88,7 @@ def loss_chart(losses: Mapping[str, Mapping[int, float]], reference: str | None 
 
 def length_title(scores: Mapping[str, Mapping[int, float | None]]) -> Layer:
     """Return the title of scores over length: what each system has at the shortest and at the longest."""
-    found = []
+    found: list[str] = []
     for name, of_one in scores.items():
         first, last = of_one[min(of_one)], of_one[max(of_one)]
         if len(of_one) > 1 and first is not None and last is not None:
