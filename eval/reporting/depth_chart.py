@@ -52,7 +52,8 @@ def depth_map(cells: Sequence[DepthCell]) -> Spec:
     scale = {"scheme": "viridis", "domain": [0, 100]}
     colour = quantity("found", "Found (%)", scale=scale, legend={"title": "Found (%)"})
     tips = tooltip(length=("maximum length", ""), depth=("depth", ""), found=("found (%)", ".0f"), n=("needles", ""))
-    ink = {"condition": {"test": "datum.found > 55", "value": "#1c2329"}, "value": "#ffffff"}
+    # Not colours of the theme, which an SVG changes on dark screens: the cells stay as they are.
+    ink = {"condition": {"test": "datum.found > 55", "value": "black"}, "value": "#fff"}
     number = {"field": "found", "type": "quantitative", "format": ".0f"}
     return {
         "$schema": SCHEMA,
