@@ -1,0 +1,39 @@
+"""A list of runs, or one run in progress -> the page that shows it and asks for what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from eval.reporting.page import as_json, asset, policy_of, template_in
+
+_ASSETS = Path(__file__).parent / "page_assets"
+
+
+def render_view(root: Path, kind: str, content: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the page, and its Content-Security-Policy.
+
+    Args:
+        root: The folder of the runs.
+        kind: `runs` for the list, `run` for one of them.
+        content: What it shows.
+    """
+    script = asset("dom.js") + asset("copy.js") + (_ASSETS / "view.js").read_text(encoding="utf-8")
+    script = f"(() => {{\n'use strict';\n{script}\n}})();"
+    policy = policy_of([script], connect="'self'")
+    page = (
+        template_in(_ASSETS)
+        .get_template("view.html")
+        .render(
+            policy=policy,
+            root=str(root),
+            kind=kind,
+            style=Markup(asset("page.css") + (_ASSETS / "view.css").read_text(encoding="utf-8")),
+            content=as_json(content),
+            script=Markup(script),
+        )
+    )
+    return page, policy
