@@ -11,6 +11,7 @@ from markupsafe import Markup
 from eval.reporting.page import as_json, asset, policy_of, template_in
 
 _ASSETS = Path(__file__).parent / "page_assets"
+_SHARED = ("dom.js", "copy.js", "plots.js")  # the theme is kept with that of reports
 
 
 def render_view(root: Path, kind: str, content: Mapping[str, Any]) -> tuple[str, str]:
@@ -21,7 +22,7 @@ def render_view(root: Path, kind: str, content: Mapping[str, Any]) -> tuple[str,
         kind: `runs` for the list, `run` for one of them.
         content: What it shows.
     """
-    script = asset("dom.js") + asset("copy.js") + (_ASSETS / "view.js").read_text(encoding="utf-8")
+    script = "".join(map(asset, _SHARED)) + (_ASSETS / "view.js").read_text(encoding="utf-8")
     script = f"(() => {{\n'use strict';\n{script}\n}})();"
     policy = policy_of([script], connect="'self'")
     page = (

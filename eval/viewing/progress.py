@@ -60,76 +60,100 @@ class AnswerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunProgress:
+class Ahead:
     """How far a run is.
 
-    `share` is that of the last session, by predicted cost where the engine predicts one, else by answers.
-    `seconds_left` is None where nobody knows.
+    `share` is that of the session at work, by predicted cost where the engine predicts one, else by answers. It and
+    `seconds_left` are None where nobody knows, and where nothing is at work.
     """
 
-    state: str
-    started: str
-    command: str
     num_answered: int
     num_wanted: int
     share: float | None
     seconds_left: float | None
     doing: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProgress:
+    """A run and its answers so far, the newest first. `remark` says which lines of its journal were dropped."""
+
+    state: str
+    started: str
+    command: str
+    ahead: Ahead
     remark: str
     lengths: Sequence[LengthRow]
     answers: Sequence[AnswerRow]
 
 
 def read_progress(path: Path, now: datetime | None = None) -> RunProgress:
-    """Return how far a run of `eval/run.py` is.
+    """Return how far a run of `eval/run.py` is, and its answers.
 
     Raises:
         UserError: The folder holds none, or a file of it is damaged.
     """
-    folder, record = open_run(path)
-    examples = folder.read_examples()
-    journal: Journal[Prediction] = folder.read_journal(Prediction)
-    keys = keys_of(record, examples)
-    known = {(one.task, one.id): one for one in examples}
+    record, keys, known, journal = _read(path)
     lines = [line for line in journal.lines.values() if (line.task, line.id) in known]
-    state = state_of(path, record)
-    share, left, doing = _ahead(path, record, len(keys) - len(lines), now or datetime.now(UTC))
-    is_running = state == RUNNING
     return RunProgress(
-        state=state,
+        state=state_of(path, record),
         started=record.sessions[-1].started,
         command=command_of(record),
-        num_answered=len(lines),
-        num_wanted=len(keys),
-        share=share if is_running else None,
-        seconds_left=left if is_running else None,
-        doing=doing if is_running else "",
+        ahead=_ahead(path, record, len(lines), len(keys), now or datetime.now(UTC)),
         remark=journal.describe(),
         lengths=_lengths(keys, lines),
         answers=[_answer(line, known[line.task, line.id]) for line in lines[: -_NUM_ANSWERS - 1 : -1]],
     )
 
 
-def _ahead(path: Path, record: RunRecord, num_missing: int, now: datetime) -> tuple[float | None, float | None, str]:
-    """Return the share of the last session that is done, the seconds that are left, and what it does."""
-    session = record.sessions[-1]
-    started = _time(session.started)
+def read_ahead(path: Path, now: datetime | None = None) -> Ahead:
+    """Return how far a run of `eval/run.py` is; errors are those of `read_progress`."""
+    record, keys, known, journal = _read(path)
+    num_answered = sum((line.task, line.id) in known for line in journal.lines.values())
+    return _ahead(path, record, num_answered, len(keys), now or datetime.now(UTC))
+
+
+_Read = tuple[RunRecord, list[Key], dict[tuple[str, str], ExampleRecord], Journal[Prediction]]
+
+
+def _read(path: Path) -> _Read:
+    folder, record = open_run(path)
+    examples = folder.read_examples()
+    known = {(one.task, one.id): one for one in examples}
+    return record, keys_of(record, examples), known, folder.read_journal(Prediction)
+
+
+def _ahead(path: Path, record: RunRecord, num_answered: int, num_wanted: int, now: datetime) -> Ahead:
+    if state_of(path, record) != RUNNING:
+        return Ahead(num_answered=num_answered, num_wanted=num_wanted, share=None, seconds_left=None, doing="")
+    share, left, doing = _told(path, record, now) or _counted(record, num_wanted - num_answered, now)
+    return Ahead(num_answered=num_answered, num_wanted=num_wanted, share=share, seconds_left=left, doing=doing)
+
+
+def _told(path: Path, record: RunRecord, now: datetime) -> tuple[float, float | None, str] | None:
+    """Return share, seconds left and work as the run wrote them; None where it did not."""
     try:
         file = path / "journal" / "progress.json"
         told = from_json(ProgressRecord, read_json(file), str(file))
     except (OSError, ValueError, UserError):
-        told = None
+        return None
     # That of an earlier session stays until the next one writes its own.
-    if told is not None and _time(told.written) >= started:
-        left = told.seconds * (1 - told.share) / told.share if told.share else None
-        since = (now - _time(told.written)).total_seconds()
-        return told.share, left if left is None else max(left - since, 0.0), told.doing
-    wanted = session.num_to_generate
+    if _time(told.written) < _time(record.sessions[-1].started):
+        return None
+    since = (now - _time(told.written)).total_seconds()
+    left = max(told.seconds * (1 - told.share) / told.share - since, 0.0) if told.share else None
+    return told.share, left, told.doing
+
+
+def _counted(record: RunRecord, num_missing: int, now: datetime) -> tuple[float | None, float | None, str]:
+    """Return share and seconds left by the number of answers, which cost more at greater lengths."""
+    session = record.sessions[-1]
+    wanted = session.num_to_generate or 0
     # A job of several, which share the answers, does not know how many of those that are missing are its own.
-    if not wanted or record.config.get("shard") or not 0 < wanted - num_missing <= wanted:
+    if record.config.get("shard") or not 0 < wanted - num_missing <= wanted:
         return None, None, ""
     share = (wanted - num_missing) / wanted
-    return share, (now - started).total_seconds() * (1 - share) / share, ""
+    return share, (now - _time(session.started)).total_seconds() * (1 - share) / share, ""
 
 
 def _time(text: str) -> datetime:

@@ -19,8 +19,9 @@ from eval.reporting.tables import select
 from eval.scoring.profiles import headline, metric_name
 
 RUNNING, FINISHED, UNSCORED, INTERRUPTED, DAMAGED = "running", "finished", "not scored", "interrupted", "damaged"
+ANSWERS = "answers"
 _KINDS: dict[type, str] = {
-    RunRecord: "answers",
+    RunRecord: ANSWERS,
     PerplexityRecord: "perplexity",
     PlacementRecord: "placement",
     TrainingRecord: "training",
@@ -43,7 +44,7 @@ class RunRow:
         plan: Text form of its plan.
         lengths: Lengths in tokens, ascending.
         started: When its last session began, UTC.
-        scores: Headline score of each task at its greatest length, in words.
+        scores: Headline score of each task at its greatest length, and of what it is, in words.
         files: Reports and comparisons in the folder, the report first.
     """
 
@@ -56,7 +57,7 @@ class RunRow:
     plan: str = ""
     lengths: Sequence[int] = ()
     started: str = ""
-    scores: Sequence[str] = ()
+    scores: Sequence[tuple[str, str]] = ()
     files: Sequence[str] = ()
 
 
@@ -135,11 +136,12 @@ def _read_scores(file: Path, *_: int) -> Scores:
     return from_json(Scores, read_json(file), str(file))
 
 
-def _describe(record: RunRecord, scores: Scores) -> Iterator[str]:
+def _describe(record: RunRecord, scores: Scores) -> Iterator[tuple[str, str]]:
     for task in record.tasks:
         results = select(scores.results, task=task, subset="all", kind="model")
         if results:
             longest = max(results, key=lambda one: one.maxlen)
             metric = headline(longest.profile)
-            score = percent(longest.metrics[metric], digits=1)
-            yield f"{metric_name(metric)} {score} at {longest.maxlen:,}, n = {longest.num_examples:,}"
+            score = f"{metric_name(metric)} {percent(longest.metrics[metric], digits=1)}"
+            of_task = f"{task} " if len(record.tasks) > 1 else ""
+            yield score, f"{of_task}at {longest.maxlen:,}, n = {longest.num_examples:,}"

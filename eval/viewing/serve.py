@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from eval.records.disk import inside, read_whole, write_whole
 from eval.records.typed import to_json
 from eval.reporting.loopback import HTML, TEXT, LoopbackHandler, LoopbackServer
 from eval.viewing.page import render_view
-from eval.viewing.progress import read_progress
-from eval.viewing.runs import find_pages, find_runs, read_row
+from eval.viewing.progress import read_ahead, read_progress
+from eval.viewing.runs import ANSWERS, RUNNING, RunRow, find_pages, find_runs, read_row
 
 _KINDS = {".html": HTML, ".md": TEXT, ".txt": TEXT}
 _JSON = "application/json"
@@ -53,7 +54,15 @@ class ViewServer(LoopbackServer):
         """Return the runs, the newest first, and the pages beside them."""
         rows = [read_row(self.root, name) for name in find_runs(self.root)]
         rows.sort(key=lambda row: row.started, reverse=True)
-        return {"runs": to_json(rows), "pages": find_pages(self.root)}
+        runs = [{**to_json(row), "ahead": self._ahead(row)} for row in rows]
+        return {"runs": runs, "pages": find_pages(self.root)}
+
+    def _ahead(self, row: RunRow) -> Any:
+        """Return how far a run of answers in progress is; None for others."""
+        if (row.kind, row.state) != (ANSWERS, RUNNING):
+            return None
+        with suppress(UserError):  # its page says what is damaged
+            return to_json(read_ahead(self.root / row.name))
 
     def run(self, name: str) -> Path:
         """Return the folder of a run.

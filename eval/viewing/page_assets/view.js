@@ -103,11 +103,11 @@ function runRow(run) {
     {},
     el("td", { class: "choose" }, isRun && run.scores.length ? box : ""),
     el("td", { class: "name" }, name ? el("a", { href: name }, run.name) : run.name),
-    cell(pill(run.state), run.remark ? el("small", {}, run.remark) : ""),
+    cell(pill(run.state), el("small", {}, run.ahead ? timeLeft(run.ahead) : run.remark)),
     cell(run.kind === "answers" ? run.tasks.join(", ") : `${run.kind}: ${run.tasks.join(", ")}`.replace(/^: $/, "–")),
     cell(run.model || "–", run.plan ? el("small", {}, run.plan) : ""),
     cell(lengths || "–"),
-    cell(...(run.scores.length ? run.scores.map((score) => el("div", {}, score)) : ["–"])),
+    cell(...(run.scores.length ? run.scores.map(([score, about]) => el("div", { class: "score" }, score, el("small", {}, about))) : ["–"])),
     el("td", { class: "whole" }, when(run.started)),
     cell(...separated),
   );
@@ -119,7 +119,7 @@ function showList() {
   counted.textContent = shown.length === list.runs.length ? "" : `${count(shown.length)} of ${count(list.runs.length)} runs`;
   pages.replaceChildren(...list.pages.map((page) => el("a", { href: linkTo(page) }, page)));
   const headings = ["", "Run", "State", "Task", "Model and spans", "Lengths", "Score", "Started", "Files"];
-  const caption = `${count(list.runs.length)} runs, the newest first`;
+  const caption = `${count(list.runs.length)} run${list.runs.length === 1 ? "" : "s"}, the newest first`;
   const none = el("p", { class: "note" }, "No folder in it or below holds a run.json yet. Runs show up here when they begin.");
   listed.replaceChildren(
     list.runs.length ? table(caption, headings.map((name) => [name]), shown.map(runRow)) : none,
@@ -139,22 +139,26 @@ function showRun({ name, progress, problem }) {
     main.replaceChildren(el("p", { class: "warning" }, problem));
     return;
   }
-  subtitle.replaceChildren(pill(progress.state), ` since ${when(progress.started)}`);
-  main.replaceChildren(...ahead(progress), ...lengthsOf(progress), ...answersOf(progress));
+  subtitle.replaceChildren(pill(progress.state), ` ${progress.state === "running" ? "since" : "started"} ${when(progress.started)}`);
+  main.replaceChildren(...aheadOf(progress), ...lengthsOf(progress), ...answersOf(progress));
 }
 
-function ahead({ state, share, seconds_left: left, num_answered: answered, num_wanted: wanted, doing, remark, command }) {
-  const part = state === "running" ? share : answered / (wanted || 1);
-  const isKnown = part !== null;
-  const bar = el("progress", { max: 1, value: isKnown ? part : null, "aria-label": "Done" });
-  const time = left === null ? "" : left < 1 ? "about done" : `about ${duration(left)} left`;
-  const unknown = state === "running" ? "time left not known yet" : `${count(answered)} of ${count(wanted)}`;
-  const done = isKnown && state === "running" ? `${Math.floor(100 * part)}%${time ? `, ${time}` : ""}` : unknown;
-  const about = [`${count(answered)} of ${count(wanted)} answers are on the disk`, doing].filter(Boolean).join("; now ");
-  const parts = [bar, el("strong", { id: "left" }, done), el("p", {}, about)];
+function timeLeft({ share, seconds_left: left }) {
+  if (share === null) return "time left not known yet";
+  const time = left === null ? "" : left < 1 ? ", about done" : `, about ${duration(left)} left`;
+  return `${Math.floor(100 * share)}%${time}`;
+}
+
+function aheadOf({ state, ahead, remark, command }) {
+  const { num_answered: answered, num_wanted: wanted, doing } = ahead;
+  const part = state === "running" ? ahead.share : answered / (wanted || 1);
+  const bar = el("progress", { max: 1, value: part, "aria-label": "Done" });
+  const title = state === "running" ? timeLeft(ahead) : `${count(answered)} of ${count(wanted)} answers`;
+  const onDisk = `${count(answered)} of ${count(wanted)} answers are on the disk`;
+  const about = [state === "running" ? onDisk : "", doing ? `the last step: ${doing}` : ""].filter(Boolean).join("; ");
   const rest = remark ? [el("p", { class: "warning" }, remark)] : [];
   if (state === "interrupted" && command) rest.push(commandOf(command));
-  return [el("div", { class: "ahead" }, ...parts), ...rest];
+  return [el("div", { class: "ahead" }, bar, el("strong", { id: "left" }, title), el("p", {}, about)), ...rest];
 }
 
 function commandOf(command) {
@@ -183,7 +187,7 @@ function lengthsOf({ lengths }) {
   return [el("div", { class: "table" }, table(caption, headings, rows))];
 }
 
-function answersOf({ answers, num_answered: all }) {
+function answersOf({ answers, ahead: { num_answered: all } }) {
   const title = el("h2", {}, answers.length < all ? `The newest ${count(answers.length)} answers` : "Answers, the newest first");
   if (!answers.length) return [title, el("p", { class: "note" }, "None yet: a batch is written once it is decoded.")];
   return [title, el("div", { class: "answers" }, ...answers.map(answerOf))];
@@ -242,6 +246,7 @@ async function follow() {
   setTimeout(follow, EVERY_MILLISECONDS);
 }
 
+startTheme();
 if (kind === "runs") startList();
 show(source.textContent);
 setTimeout(follow, EVERY_MILLISECONDS);
