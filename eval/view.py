@@ -28,7 +28,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-@command(again="the same command")
+@command()
 def main(argv: Sequence[str]) -> None:
     """Serve the folder that a command line names, until it is interrupted."""
     options = _parse(argv)

@@ -83,11 +83,10 @@ def read_row(root: Path, name: str) -> RunRow:
     """Return what a list shows of a run; one that is damaged is listed with the reason."""
     path = root / name
     try:
-        kind = kind_of(read_json(path / "run.json"))
-        # A `run.json` of another kind of content is refused here too.
-        record: Any = RunFolder(path, remedy="restore it").read_record(kind or RunRecord)
-        scores = _scores(path) if kind is RunRecord else None
-    except (UserError, OSError, ValueError, AttributeError) as error:
+        record = _read_record(path, *_stamp(path / "run.json"))
+        is_scored = isinstance(record, RunRecord) and (path / "scores.json").is_file()
+        scores = _read_scores(path / "scores.json", *_stamp(path / "scores.json")) if is_scored else None
+    except (UserError, OSError, ValueError) as error:
         return RunRow(name=name, remark=str(error), files=_files(path))
     sessions = record.sessions
     lengths = {length for task in record.tasks.values() for length in getattr(task, "maxlen", [])}
@@ -107,6 +106,15 @@ def read_row(root: Path, name: str) -> RunRow:
     )
 
 
+def _kind(path: Path) -> type:
+    """Return the kind of a `run.json`; that of a run for one of no kind, which is refused when it is read."""
+    try:
+        content = read_json(path / "run.json")
+    except (OSError, ValueError):
+        return RunRecord
+    return (kind_of(content) if isinstance(content, dict) else None) or RunRecord
+
+
 def state_of(path: Path, record: Any) -> str:
     """Return whether a command is at work in a run folder, and how the last one ended."""
     sessions = record.sessions
@@ -122,17 +130,19 @@ def _files(path: Path) -> list[str]:
     return [*names, *sorted(page.name for page in path.glob("compare-*.*") if page.suffix in (".html", ".txt"))]
 
 
-def _scores(path: Path) -> Scores | None:
-    try:
-        stat = (path / "scores.json").stat()
-    except FileNotFoundError:
-        return None
-    return _read_scores(path / "scores.json", stat.st_mtime_ns, stat.st_size)
+def _stamp(file: Path) -> tuple[int, int]:
+    """Return time and size of a file, which is read again once it has others."""
+    stat = file.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+@lru_cache(maxsize=4096)
+def _read_record(path: Path, *_: int) -> Any:
+    return RunFolder(path, remedy="restore it").read_record(_kind(path))
 
 
 @lru_cache(maxsize=4096)
 def _read_scores(file: Path, *_: int) -> Scores:
-    # Time and size are of the file, which is read again once it has others.
     return from_json(Scores, read_json(file), str(file))
 
 

@@ -26,7 +26,7 @@ _KINDS = {".html": HTML, ".md": TEXT, ".txt": TEXT}
 _JSON = "application/json"
 # A page of a folder may be anybody's. It runs in an origin of its own, so that it can neither read nor ask this server.
 _FILE_POLICY = (
-    "sandbox allow-scripts allow-downloads allow-popups; default-src 'none'; script-src 'unsafe-inline'; "
+    "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; "
     "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 )
 
@@ -97,7 +97,11 @@ class ViewServer(LoopbackServer):
                 return "leaderboard/leaderboard.html"
             names = content.get("runs") if what == "compare" else None
             runs = find_runs(self.root)
-            if not isinstance(names, list) or len(names) != 2 or not all(name in runs for name in names):
+            if (
+                not isinstance(names, list)
+                or len(names) != 2
+                or not all(isinstance(name, str) and name in runs for name in names)
+            ):
                 raise ValueError("give two runs")
             first, second = (runs[name] for name in names)
             text = run_command("compare", str(first), str(second))

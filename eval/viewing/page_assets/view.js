@@ -19,10 +19,11 @@ function when(text) {
   return text && !Number.isNaN(time.getTime()) ? time.toLocaleString("sv-SE").slice(0, 16) : "–";
 }
 
-// A time in its two largest units.
+// A time in its two largest units, as far as they matter.
 function duration(seconds) {
   const minutes = Math.floor(Math.round(seconds) / 60);
   if (minutes >= 60) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  if (minutes >= 10) return `${minutes} min`;
   return minutes ? `${minutes} min ${Math.round(seconds) % 60} s` : `${Math.round(seconds)} s`;
 }
 
