@@ -90,24 +90,21 @@ class ViewServer(LoopbackServer):
             ValueError: The request names nothing that can be made.
             UserError: The command cannot make it, and says why.
         """
-        what = content.get("what") if isinstance(content, dict) else None
         with self.making:
-            if what == "leaderboard":
-                run_command("leaderboard", str(self.root))
-                return "leaderboard/leaderboard.html"
-            names = content.get("runs") if what == "compare" else None
-            runs = find_runs(self.root)
-            if (
-                not isinstance(names, list)
-                or len(names) != 2
-                or not all(isinstance(name, str) and name in runs for name in names)
-            ):
-                raise ValueError("give two runs")
-            first, second = (runs[name] for name in names)
-            text = run_command("compare", str(first), str(second))
-            name = re.sub(r"[^A-Za-z0-9_.-]+", "-", first.absolute().name)
-            page = write_whole(second, f"compare-{name}.txt", text.encode())
-            return page.relative_to(self.root).as_posix()
+            match content:
+                case {"what": "leaderboard"}:
+                    run_command("leaderboard", str(self.root))
+                    return "leaderboard/leaderboard.html"
+                case {"what": "compare", "runs": [str(one), str(other)]}:
+                    runs = find_runs(self.root)
+                    if one in runs and other in runs:
+                        return self._compare(runs[one], runs[other])
+        raise ValueError("give two runs of the list")
+
+    def _compare(self, first: Path, second: Path) -> str:
+        text = run_command("compare", str(first), str(second))
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", first.absolute().name)
+        return write_whole(second, f"compare-{name}.txt", text.encode()).relative_to(self.root).as_posix()
 
 
 def run_command(*words: str) -> str:
