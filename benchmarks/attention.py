@@ -28,6 +28,7 @@ from benchmarks.pairs import Case, alternate, finish, show
 from eval.runtime.processes import set_threads
 from masformer.attention.kernels import masformer_attention, span_attention
 from masformer.attention.visibility import SpanMask, visible_keys
+from masformer.hardware import dtype_name
 from masformer.plans.spans import FULL, LayerSpan
 from masformer.tuning import chosen, machine
 
@@ -87,7 +88,7 @@ def main() -> None:
         prefix: str = "",
     ) -> None:
         ours, theirs = (1000 * seconds for seconds in alternate(ways, arguments.repeats))
-        kind = str(dtype).removeprefix("torch.")
+        kind = dtype_name(dtype)
         floor = FULL.num_pairs(num_tokens) / span.num_pairs(num_tokens)
         case = Case(
             case=f"{prefix}kernel, {num_tokens:,} tokens, {span}, {kind}, against {peer}",

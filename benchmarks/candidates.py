@@ -31,6 +31,7 @@ from masformer.attention.kernels import span_attention
 from masformer.attention.parts import merge
 from masformer.attention.visibility import is_visible
 from masformer.attention.ways import TILES, VIEWS
+from masformer.hardware import dtype_name
 from masformer.plans.spans import FULL, LayerSpan
 from masformer.tuning import chosen, machine
 
@@ -101,12 +102,12 @@ def main() -> None:
             ("own block, previous block and sinks merged", blocks, merged_runs),
         ]
         for name, span, way in ways[1:]:
-            difference = float((way(*inputs) - span_attention(*inputs, span)).abs().max())
+            difference = float((way(*inputs) - span_attention(*inputs, span=span)).abs().max())
             assert difference < TOLERANCE[dtype], (name, difference)
         full, *others = (1000 * x for x in alternate([partial(way, *inputs) for *_, way in ways], repeats))
         for (name, span, _), ours in zip(ways[1:], others, strict=True):
             floor = FULL.num_pairs(TOKENS) / span.num_pairs(TOKENS)
-            kind = str(dtype).removeprefix("torch.")
+            kind = dtype_name(dtype)
             case = Case(case=f"{name}; {span}, {kind}", ours=ours, peer=full, unit="ms", floor=floor)
             show(case)
             cases.append(case)

@@ -138,8 +138,8 @@ def measure(dtype: torch.dtype, prompts: Sequence[Sequence[int]], num_new: int, 
         for name, plan in PLANS.items():
             about = (model, checkpoint.tokenizer, prompt, filled(model, plan, prompt), settings)
             ways = (
-                lambda about=about: ours(*about, DRAFT_TOKENS),
-                lambda about=about: ours(*about, 0),
+                lambda about=about: ours(*about, draft_tokens=DRAFT_TOKENS),
+                lambda about=about: ours(*about, draft_tokens=0),
                 lambda of_peer=of_peer, prompt=prompt: theirs(peer, prompt, of_peer, num_new),
             )
             take_turns(ways, found[name], repeats)

@@ -26,6 +26,7 @@ from benchmarks.texts import long_text
 from eval.runtime.processes import set_threads
 from masformer import SpanCache, apply_plan, read_plan, tuning
 from masformer.checkpoints.open import open_checkpoint
+from masformer.hardware import dtype_name
 from masformer.linear import DIRECT, PACKED, PLAIN, TunedLinear, tune
 
 WAYS = (PLAIN, DIRECT, PACKED)
@@ -113,7 +114,7 @@ def main() -> None:
         apply_plan(model, read_plan(MIXED, model.config))
         tune(model)
         layers = [layer for layer in model.modules() if isinstance(layer, TunedLinear)]
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         cases += shapes(layers, name, arguments.repeats)
         cases += passes(model, layers, prompt, name, arguments.repeats)
     finish(cases)

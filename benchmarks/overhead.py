@@ -30,8 +30,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from benchmarks.pairs import Case, finish
 from eval import run
 from eval.generation import local, prompt_tree, run_job, tree_decoder
+from eval.generation.decode import decode
+from eval.generation.groups import measure
+from eval.records.journal import append_line
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Prediction
+from eval.runtime import jobs
+from masformer.attention.prefill import prefill
 
 
 def save_model(folder: Path) -> None:
@@ -79,17 +84,16 @@ def main() -> None:
         command += f" --max-new-tokens 4 --output {folder / 'run'}"
         model, plan, finishing, reading = Clock(), Clock(), Clock(), Clock()
         moments: list[tuple[float, float]] = []
-        original = run_job.append_line
 
         def append(*line: Any) -> None:
-            original(*line)
+            append_line(*line)
             moments.append((time.perf_counter(), model.seconds))
 
         patches = (
-            mock.patch.object(tree_decoder, "decode", model.around(tree_decoder.decode)),
-            mock.patch.object(prompt_tree, "prefill", model.around(prompt_tree.prefill)),
-            mock.patch.object(run_job, "append_line", append),
-            mock.patch.object(local, "measure", plan.around(local.measure)),
+            mock.patch.object(tree_decoder, "decode", model.around(decode)),
+            mock.patch.object(prompt_tree, "prefill", model.around(prefill)),
+            mock.patch.object(jobs, "append_line", append),
+            mock.patch.object(local, "measure", plan.around(measure)),
             mock.patch.object(run_job, "finish_run", finishing.around(run_job.finish_run)),
         )
         for patch in patches:

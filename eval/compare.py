@@ -2,6 +2,7 @@
 
     python -m eval.compare RUN_A RUN_B [--metric rouge1] [--margin 0.01]
     python -m eval.compare RUN RUN --maxlen-a 1024 --maxlen-b 8192
+    python -m eval.compare RUN_A RUN_B --html
 
 Positive differences favour the second run. Runs whose examples, references or profiles differ are refused.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -17,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.config.claim import DIRECTIONS
+from eval.errors import UserError
+from eval.records.disk import write_whole
 from eval.records.schema import Comparison
 from eval.reporting.columns import COMPARISON_LEGEND
+from eval.reporting.compare_page import render_comparison_page
 from eval.reporting.tables import as_columns, comparison_table
 from eval.runtime.jobs import CommandParser, command, margin_share
 from eval.scoring.beforehand import provenance
@@ -96,22 +101,50 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--claim", choices=DIRECTIONS, help="what is claimed of RUN_B; says whether its run.json recorded it beforehand"
     )
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        help="write a page with all answers side by side (default: compare-RUN_A.html in RUN_B)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser.parse_args(arguments)
+
+
+def _page_of(options: argparse.Namespace) -> Path | None:
+    """Return where the page is written, None for no page.
+
+    Raises:
+        UserError: A folder or another file than a page stands there.
+    """
+    if options.html is None:
+        return None
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", options.first.absolute().name)
+    page: Path = options.html if options.html.name else options.second / f"compare-{name}.html"
+    if page.suffix != ".html":
+        raise UserError(f"--html is {page}; give the name of a page, which ends in .html, behind the runs")
+    return page
 
 
 @command()
 def main(argv: Sequence[str]) -> None:
     """Compare what a command line names."""
     options = _parse(argv)
+    page = _page_of(options)
     first, second = read_scored(options.first), read_scored(options.second)
     check_comparable(first, second)
     maxlens = options.maxlen_a, options.maxlen_b
     content = compare_runs(first, second, options.metric, options.margin, maxlens, options.claim)
+    if page is not None:
+        write_whole(page.parent, page.name, render_comparison_page(content, first, second, maxlens).encode())
     if options.json:
         print(json.dumps(comparison_json(content), indent=2, ensure_ascii=False))
     else:
         print(render_comparison(content))
+        if page is not None:
+            print(f"\npage: {page}")
 
 
 if __name__ == "__main__":

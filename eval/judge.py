@@ -14,12 +14,13 @@ import json
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.judging.judge import count_tokens, price_of
 from eval.judging.pairs import Outcome, PairJudge, PairSummary, summarize_pairs
+from eval.judging.replies import Asked
 from eval.judging.runs import PairedSetting, pair_runs
 from eval.records.typed import to_json
 from eval.reporting.columns import percent
@@ -60,7 +61,7 @@ def render(judge: PairJudge, judged: Judged) -> str:
 def _notes(judge: PairJudge, judged: Judged) -> list[str]:
     settings = judge.settings
     outcomes = [one for _, of_setting, _ in judged for one in of_setting]
-    asked = list({(one.request, one.repeat): one for outcome in outcomes for one in outcome.asked}.values())
+    asked = _replies_of(outcomes)
     notes = [f"judge: {settings.served_model or settings.model} at {settings.base_url}, prompt {judge.prompt.name}"]
     if unread := Counter(kind for outcome in outcomes for kind in outcome.unread):
         notes.append(f"not read: {', '.join(f'{count:,} {kind}' for kind, count in sorted(unread.items()))}")
@@ -76,6 +77,11 @@ def _notes(judge: PairJudge, judged: Judged) -> list[str]:
     return notes
 
 
+def _replies_of(outcomes: Iterable[Outcome]) -> list[Asked]:
+    """Return the replies that pairs were judged by, each once: equal pairs are one question."""
+    return list({(one.request, one.repeat): one for outcome in outcomes for one in outcome.asked}.values())
+
+
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
@@ -87,10 +93,11 @@ def as_json(judge: PairJudge, judged: Judged) -> dict[str, Any]:
         pairs = [{"id": one.pair.id, "preference": one.preference, "choices": one.choices} for one in outcomes]
         place = {"task": setting.task, "template": setting.template}
         lengths = dict(zip(("maxlen_a", "maxlen_b"), setting.maxlens, strict=True))
-        asked = [one for outcome in outcomes for one in outcome.asked]
-        costs = {"price": price_of(asked, judge.settings)}
+        costs = {"price": price_of(_replies_of(outcomes), judge.settings)}
         rows.append({**place, **lengths, **vars(summary), **costs, "examples": pairs})
-    result: dict[str, Any] = to_json({"judge": judge.provenance(), "comparisons": rows})
+    # Answers that stay as they are at another length are one question: less than the sum of the rows.
+    price = price_of(_replies_of([one for _, of_setting, _ in judged for one in of_setting]), judge.settings)
+    result: dict[str, Any] = to_json({"judge": judge.provenance(), "price": price, "comparisons": rows})
     return result
 
 

@@ -31,7 +31,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser("python -m eval.leaderboard", __doc__)
     parser.add_argument("directory", metavar="DIR", type=Path, help="run folders are looked for in it and below")
     parser.add_argument(
-        "--profile", choices=list(PROFILES), help="of all boards (default: of each, what most runs have)"
+        "--profile",
+        choices=list(PROFILES),
+        metavar="NAME",
+        help=f"of all boards, one of {', '.join(PROFILES)} (default: of each, what most runs have)",
     )
     parser.add_argument(
         "--margin", metavar="X", type=margin_share, default=MARGIN, help=f"of the best, a fraction (default: {MARGIN})"
@@ -55,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     if (output / "run.json").exists():
         raise UserError(f"output folder {output} holds a run; give another with --output")
     content = make_leaderboard(options.directory, options.profile, options.margin, options.cost)
-    write_leaderboard(output, content)
+    write_leaderboard(output, content, options.directory)
     if options.json:
         print(json.dumps(to_json(content), indent=2, ensure_ascii=False))
     else:

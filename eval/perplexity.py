@@ -18,7 +18,6 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.config.perplexity import PerplexityConfig
-from eval.records.journal import append_line
 from eval.runtime.given import check_given
 from eval.runtime.jobs import command
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
             lines = meter.measure(map(job.reading, mine), job.record.identity, job.folder.path)
             with job.folder.open_journal(f"{process.index:05}") as journal:
                 for line in job.shown(lines, len(mine), process):
-                    append_line(journal, line)
+                    job.write_line(journal, line, process)
         process.wait()
         if process.is_main:
             job.finish()

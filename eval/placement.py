@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 # A script that is run by path gets its own folder first on the path, where `eval/` would not be found.
@@ -39,7 +40,8 @@ def main(argv: Sequence[str]) -> None:
     with job.lock(process):
         lines = job.start(model, process, argv)
         with job.folder.open_journal(f"{process.index:05}") as journal:
-            ledger = Ledger(model, job.texts, config.first, lines, journal)
+            write = partial(job.write_line, journal, process=process)
+            ledger = Ledger(model, job.texts, config.first, lines, write)
             result = None if config.rank == "none" else search(config, job.space, ledger)
             chosen = None if result is None else result.chosen
             judged = plans_to_judge(config, job.space, model.checkpoint, job.judged, chosen)

@@ -18,8 +18,9 @@ from eval.config.checks import mapping
 from eval.errors import UserError
 from eval.prompting.chat import ChatSettings
 from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
-from eval.prompting.truncation import POLICIES
+from eval.prompting.truncation import AROUND, POLICIES
 from eval.runtime.jobs import CommandParser, command
+from eval.scoring.profiles import PROFILES
 from masformer.checkpoints.references import check_reference
 from masformer.errors import CheckpointError
 from tasks import DataError, Example, LoadRequest, Task, find_task
@@ -47,13 +48,13 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     task = find_task(options.task, options.tasks_from)
     if not task.has_references:
         raise DataError(f"task {task.name} has no prompts: nothing is asked about its texts")
-    example, shots = _load_example(task, options)
+    maxlen = 2048 if options.maxlen is None else options.maxlen
+    example, shots = _load_example(task, options, maxlen)
     policy = options.truncation or "head"
     for what, value, known in (("template", options.template, task.templates), ("truncation", policy, POLICIES)):
         if value is not None and value not in known:
             raise DataError(f"task {task.name} has no {what} '{value}'; known: {', '.join(known)}")
     model = options.model or "smollm2-135m"
-    maxlen = 2048 if options.maxlen is None else options.maxlen
     try:
         check_reference(model)
         from masformer.checkpoints.open import open_checkpoint  # after the checks: it imports transformers
@@ -75,15 +76,22 @@ def prompt_lines(options: argparse.Namespace) -> list[str]:
     except (CheckpointError, UserError, argparse.ArgumentTypeError) as error:
         raise DataError(str(error)) from error  # `python -m tasks`, which calls this, knows no other
     kind = "chat template" if builder.uses_chat_template else "no chat template"
+    cut = task.templates[name].truncation or (policy if example.kept is None else AROUND)
     return [
-        f"task {task.name}, example {example.id}, template {name}, model {model} ({kind}), truncation {policy}",
+        f"task {task.name}, example {example.id}, template {name}, model {model} ({kind}), truncation {cut}",
         *_token_counts(parts, prompt, maxlen, room),
         "",
         *_text(tokenizer, parts, prompt).split("\n"),
     ]
 
 
-def _load_example(task: Task, options: argparse.Namespace) -> tuple[Example, tuple[Example, ...]]:
+def check_metrics(task: Task) -> None:
+    """Raise `DataError` for a task that names metrics which are not there."""
+    if task.profile not in PROFILES:
+        raise DataError(f"task '{task.name}' asks for unknown metrics '{task.profile}'; known: {', '.join(PROFILES)}")
+
+
+def _load_example(task: Task, options: argparse.Namespace, maxlen: int) -> tuple[Example, tuple[Example, ...]]:
     """Return the example that is asked for, and the task's shots."""
     index = options.index or 0
     if index < 0:
@@ -94,6 +102,7 @@ def _load_example(task: Task, options: argparse.Namespace) -> tuple[Example, tup
         data=options.data,
         revision=options.revision,
         limit=index + 1,
+        longest=maxlen,
         shots=task.shots if options.shots is None else options.shots,
         shots_seed=task.shots_seed,
     )
@@ -117,7 +126,9 @@ def _token_counts(parts: PromptParts, prompt: Prompt, maxlen: int, max_new_token
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, parts: PromptParts, prompt: Prompt) -> str:
-    """Return the prompt with a mark in place of each run of tokens that was cut."""
+    """Return the prompt with a mark in place of each run of tokens that was cut, if the context alone is."""
+    if parts.whole is not None:
+        return _decode(tokenizer, prompt.token_ids)
     pieces = [_decode(tokenizer, parts.prefix)]
     end = 0
     for start, stop in (*prompt.context_ranges, (len(parts.context), len(parts.context))):

@@ -1,7 +1,7 @@
 """Score a run folder again, or anybody's predictions. Needs no model and no data set.
 
     python -m eval.score RUN [--profile scrolls] [--full] [--explain] [--metrics diagnostics,evaluate:rouge]
-    python -m eval.score --predictions FILE --references FILE --profile hf
+    python -m eval.score --predictions FILE --references FILE --profile hf [--metrics diagnostics]
 
 The tasks of a run folder are scored under their own profiles unless another is given for all of them, and scores and
 reports are written anew. Files are plain text, an item a line, JSON lines, or tables (see docs/reports.md); their
@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from eval.judging.judge import open_judge
+from eval.metrics.base import Metric
 from eval.metrics.open import BUILT_IN, open_metric
 from eval.records.read_run import open_run, read_inputs
 from eval.records.schema import RunRecord
@@ -38,14 +39,12 @@ def score_again(options: argparse.Namespace) -> None:
     """
     path: Path = options.run
     folder, record = open_run(path)
-    judge = partial(open_judge, may_see_documents=options.judge_may_see_documents)
     with_texts = options.texts
     if with_texts is None:
         # As the last time; a run without scores has the setting of its last session.
         with_texts = had_texts(path) if (path / "scores.json").exists() else has_texts(path, record)
     with ExitStack() as opened:
-        names = dict.fromkeys(options.metrics)
-        metrics = [opened.enter_context(closing(open_metric(name, {"judge": judge}))) for name in names]
+        metrics = _open_metrics(options, opened)
         opened.enter_context(folder.lock(record, RunRecord))
         inputs = read_inputs(folder, record)
         margin = MARGIN if options.margin is None else options.margin
@@ -58,11 +57,18 @@ def score_again(options: argparse.Namespace) -> None:
             accept_ascii_words=options.accept_ascii_words,
             metrics=metrics,
             metrics_again=options.metrics_again,
+            answers_alone=options.no_floors,
         )
     if options.json:
         print(json.dumps(to_json(scores), indent=2, ensure_ascii=False))
     else:
         print_scores(folder, inputs, scores, is_full=options.full, is_explained=options.explain)
+
+
+def _open_metrics(options: argparse.Namespace, opened: ExitStack) -> list[Metric]:
+    judge = partial(open_judge, may_see_documents=options.judge_may_see_documents)
+    names = dict.fromkeys(options.metrics)
+    return [opened.enter_context(closing(open_metric(name, {"judge": judge}))) for name in names]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -77,7 +83,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     }.items():
         parser.add_argument(f"--{name}-field", metavar="NAME", help=about)
     parser.add_argument(
-        "--profile", choices=list(PROFILES), help="of all tasks (default: each task's own; hf for files)"
+        "--profile",
+        choices=list(PROFILES),
+        metavar="NAME",
+        help=f"of all tasks, one of {', '.join(PROFILES)} (default: each task's own; hf for files)",
     )
     parser.add_argument(
         "--accept-ascii-words",
@@ -101,6 +110,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--metrics-again", action="store_true", help="forget what these metrics have scored, and score all anew"
     )
+    parser.add_argument(
+        "--no-floors",
+        action="store_true",
+        help="score the model's answers alone by these metrics, no floors and ceilings: a judge asks less",
+    )
     parser.add_argument("--margin", metavar="X", type=margin_share, help=f"of non-inferiority (default: {MARGIN})")
     parser.add_argument(
         "--texts",
@@ -116,7 +130,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("give either the folder of a run, or --predictions with --references")
     if options.run is None:
         given = {"margin": options.margin, "texts": options.texts}
-        flags = ("full", "explain", "json", "metrics", "metrics_again", "judge_may_see_documents")
+        flags = ("full", "explain", "json", "metrics_again", "no_floors")
         given |= {name: getattr(options, name) or None for name in flags}
         for name, value in given.items():
             if value is not None:
@@ -126,6 +140,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--prediction-field, --reference-field and --id-field are for files; a run folder has its own")
     if options.metrics_again and not options.metrics:
         parser.error("--metrics-again forgets what the metrics of --metrics have scored; name them")
+    if options.no_floors and not options.metrics:
+        parser.error("--no-floors is for the metrics of --metrics; name them")
     return options
 
 
@@ -143,7 +159,9 @@ def main(argv: Sequence[str]) -> None:
             prediction=options.prediction_field, reference=options.reference_field, id=options.id_field or "id"
         )
         files, accepts = (options.predictions, options.references), options.accept_ascii_words
-        content = score_files(*files, options.profile or "hf", fields, accept_ascii_words=accepts)
+        with ExitStack() as opened:
+            metrics = _open_metrics(options, opened)
+            content = score_files(*files, options.profile or "hf", fields, accept_ascii_words=accepts, further=metrics)
         print(json.dumps(to_json(content), indent=2, ensure_ascii=False))
     else:
         score_again(options)

@@ -1,4 +1,4 @@
-"""The names of what a figure was measured on; needs torch for a GPU alone."""
+"""The names of what a figure was measured on and in; needs torch for a GPU alone."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def _cpuinfo(field: str) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype as people and configs write it, such as bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def device_name(device: torch.device | None = None) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from masformer.hardware import dtype_name
 from masformer.tuning import choose, named_way
 
 TOPIC = "linear"
@@ -131,7 +132,7 @@ def _choose(rows: int, layers: Sequence[nn.Linear], copies: Callable[[], list[Te
     if copies:
         ways[PACKED] = lambda: [_multiply(inputs, x, layer.bias) for layer, x in zip(layers, copies(), strict=True)]
     shape = f"{weight.shape[0]}x{weight.shape[1]}, rows {rows}"
-    case = f"{str(weight.dtype).removeprefix('torch.')} {shape}{'' if copies else ', no copies'}"
+    case = f"{dtype_name(weight.dtype)} {shape}{'' if copies else ', no copies'}"
     return choose(TOPIC, case, ways, seconds=0.1)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,10 +22,11 @@ from masformer.attention.prefill import fixed_frequencies, prefill
 from masformer.checkpoints.open import max_positions
 from masformer.convert import apply_plan, native_plan
 from masformer.errors import OneLineError
-from masformer.hardware import device_name
+from masformer.hardware import device_name, dtype_name
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.spans import SpanPlan
 from masformer.probe import probe_tokens
+from masformer.tuning import now
 
 DECODED_TOKENS = 16
 REPEATS = 3
@@ -90,7 +90,7 @@ def cost_record(
         how = {
             "device": device_name(model.device),
             "threads": torch.get_num_threads(),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(model.dtype),
             "repeats": REPEATS,
             "decoded_tokens": DECODED_TOKENS,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -137,11 +137,11 @@ def _one_turn(
     for position in range(prompt - 1, num_tokens):
         for plan, cache, times in zip(plans, caches, seconds, strict=True):
             apply_plan(model, plan)
-            start = _now(model.device)
+            start = now(model.device)
             if position == prompt - 1:
                 prefill(model, tokens[:, :position], cache)
             model(tokens[:, position : position + 1], past_key_values=cache, use_cache=True)
-            times.append(_now(model.device) - start)
+            times.append(now(model.device) - start)
     return [(times[0], times[1:], cache.num_bytes) for times, cache in zip(seconds, caches, strict=True)]
 
 
@@ -153,12 +153,6 @@ def _medians(turns: Sequence[Sequence[float]]) -> dict[str, float]:
 
 def _pair(plan: float, own: float) -> dict[str, float]:
     return {"plan": plan, "own": own, "ratio": plan / own}
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def installed_version(package: str) -> str:

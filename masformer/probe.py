@@ -35,6 +35,7 @@ from masformer.attention.kernels import masformer_attention
 from masformer.attention.prefill import fork, new_cache, prefill
 from masformer.attention.visibility import span_mask
 from masformer.errors import ConversionError, NumbersError, first_line
+from masformer.hardware import dtype_name
 from masformer.plans.layer_spans import Window
 from masformer.plans.shapes import layers_with_states, shared_layers
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, SpanPlan
@@ -280,8 +281,7 @@ def probe_logits(model: PreTrainedModel, count: int = _PROBE_TOKENS) -> tuple[Te
         logits = model(tokens, use_cache=False).logits[0]
         if bool(logits.isfinite().all()):
             return tokens, logits
-    dtype = str(model.dtype).removeprefix("torch.")
-    kind = model.config.model_type
+    kind, dtype = model.config.model_type, dtype_name(model.dtype)
     raise NumbersError(f"the logits of this {kind} model on each of {_PROBE_TRIES} random texts", dtype)
 
 

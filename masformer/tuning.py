@@ -30,6 +30,7 @@ _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # they hide instruction
 
 _settled: dict[tuple[str, str], str] = {}  # by machine and key
 _used: dict[str, str] = {}
+_measured: list[float] = []  # seconds that each measurement took
 
 
 def choose(topic: str, case: str, ways: Mapping[str, Callable[[], object]], *, seconds: float = 0.05) -> str:
@@ -48,7 +49,9 @@ def choose(topic: str, case: str, ways: Mapping[str, Callable[[], object]], *, s
     named = named_way(topic, tuple(ways))
     name = named or _settled.get((machine(), key)) or _read(choices_file()).get(machine(), {}).get(key)
     if name is None or name not in ways:
+        start = time.perf_counter()
         name, is_sure = _fastest(ways, seconds)
+        _measured.append(time.perf_counter() - start)
         name = _remember(key, name, ways) if is_sure else name
     if named is None:
         _settled[machine(), key] = name
@@ -59,6 +62,18 @@ def choose(topic: str, case: str, ways: Mapping[str, Callable[[], object]], *, s
 def chosen() -> dict[str, str]:
     """Return the way that this process chose last for each topic and case, for a record."""
     return dict(sorted(_used.items()))
+
+
+def take_up(ways: Mapping[str, str]) -> None:
+    """Let ways that `chosen` returned in an earlier process hold in this one; what the environment names goes first."""
+    _settled.update({(machine(), key): name for key, name in ways.items()})
+
+
+def now(device: torch.device) -> float:
+    """Return a time in seconds, once the device has done its work; it stands still while ways are measured."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - sum(_measured)
 
 
 def named_way(topic: str, ways: tuple[str, ...]) -> str | None:

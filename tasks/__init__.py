@@ -10,17 +10,22 @@ from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, Te
 from tasks.big_patent import BIG_PATENT_TASKS
 from tasks.book_sum import BOOK_SUM
 from tasks.custom import CustomTask, check_instruction, read_task_file
+from tasks.eips import EIPS
 from tasks.longbench import LONGBENCH_TASKS
+from tasks.longbench2 import LONGBENCH2
 from tasks.multi_news import MULTI_NEWS
+from tasks.needles import NEEDLE_TASKS
 from tasks.plos import PLOS
 from tasks.qmsum import QMSUM
 from tasks.scientific_papers import ARXIV, PUBMED
 from tasks.scrolls_tasks import SCROLLS_TASKS
+from tasks.squality import SQUALITY
 from tasks.text import TEXT
 
 __all__ = [
     "CUSTOM",
     "LONGBENCH",
+    "NEEDLES",
     "SCROLLS",
     "SUMMARIES",
     "TASKS",
@@ -51,9 +56,13 @@ TASKS: dict[str, Task] = {
     "book_sum": BOOK_SUM,
     **BIG_PATENT_TASKS,
     **LONGBENCH_TASKS,
+    "longbench2": LONGBENCH2,
+    "squality": SQUALITY,
+    "eips": EIPS,
     "plos": PLOS,
     "aclsum": ACLSUM,
     "aclsum_aspects": ACLSUM_ASPECTS,
+    **NEEDLE_TASKS,
     "text": TEXT,
 }
 
@@ -64,6 +73,7 @@ TASK_FILES = (".yaml", ".yml")
 # Suites: tasks that are reported together.
 SCROLLS = ("gov_report", "summ_screen_fd", "qmsum", "qasper", "narrative_qa", "quality", "contract_nli")
 LONGBENCH = tuple(LONGBENCH_TASKS)
+NEEDLES = tuple(NEEDLE_TASKS)
 SUMMARIES = ("arxiv", "pubmed", "gov_report", "multi_news", "big_patent", "book_sum", "qmsum", "summ_screen_fd")
 
 

@@ -22,7 +22,7 @@ from tasks.command import add_prompt_flags, add_tasks_from, as_typed, run_comman
 from tasks.readers.files import read_text_file
 
 _WIDTH = 100
-_ROW = "{:27}{:27}{:14}{:>14}{:>9}"
+_ROW = "{:31}{:26}{:17}{:>14}{:>9}"
 # Rows of a split that `check` reads.
 _CHECKED_ROWS = 100
 _TABLE_HEAD = "| task | what | default split (examples) | metrics | answer tokens | version | licence |\n"
@@ -139,8 +139,7 @@ def _wrap(text: str, indent: str = "    ") -> list[str]:
 
 def _show(options: argparse.Namespace) -> list[str]:
     if options.example:
-        # The one way from here up to `eval`, which knows models and prompts: its command is run, not imported.
-        lines: list[str] = runpy.run_module("eval.prompt")["prompt_lines"](options)
+        lines: list[str] = _run("prompt_lines", options)
         return lines
     task = find_task(options.task, options.tasks_from)
     for name, value in vars(options).items():
@@ -149,13 +148,18 @@ def _show(options: argparse.Namespace) -> list[str]:
     return show_task(task)
 
 
+def _run(name: str, argument: Any) -> Any:
+    """Call a function of the one way from here up to `eval`, which knows models, prompts and metrics.
+
+    Its command is run, not imported.
+    """
+    return runpy.run_module("eval.prompt")[name](argument)
+
+
 def _check(options: argparse.Namespace) -> list[str]:
     """Return what a task file says and its data hold. Raises `DataError` for the first mistake."""
     task = find_task(options.file)
-    # As for prompts: `eval` knows the metrics.
-    profiles = runpy.run_module("eval.scoring.profiles")["PROFILES"]
-    if task.profile not in profiles:
-        raise DataError(f"task '{task.name}' asks for unknown metrics '{task.profile}'; known: {', '.join(profiles)}")
+    _run("check_metrics", task)
     request = LoadRequest(split=task.default_split, limit=_CHECKED_ROWS, shots=task.shots, shots_seed=task.shots_seed)
     loaded = task.load(request)
     texts = {

@@ -47,6 +47,8 @@ class Example:
         evidence: Start and end, in characters of the context, of each passage that the source marks as evidence; None
             if it marks none.
         stratum: Kind of document, such as its journal, by which reports count what was selected; None without kinds.
+        kept: Start and end, in characters of the context, of passages that every length shows; what lies between them
+            is cut evenly, so that they keep their depth. None for documents that are cut as `--truncation` has it.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Example:
     cluster_id: str | None = None
     evidence: tuple[tuple[int, int], ...] | None = None
     stratum: str | None = None
+    kept: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,7 @@ class LoadRequest:
         shots_split: Split that they are drawn from; None takes `train`.
         shots_seed: Other seeds draw others.
         left_out: `digest_of` of each context to leave out.
+        longest: Tokens of the longest prompt, which documents that are made here should fill.
     """
 
     split: str
@@ -94,6 +98,7 @@ class LoadRequest:
     shots_split: str | None = None
     shots_seed: int = 0
     left_out: frozenset[bytes] = frozenset()
+    longest: int = 8192
 
     @property
     def reads_parts(self) -> bool:
@@ -106,8 +111,8 @@ class LoadedExamples:
     """Examples in the order of the source, and their provenance.
 
     Attributes:
-        provenance: JSON-ready facts about the source: `kind` (`hub`, `file` or `package`), `name`, the `revision`,
-            `sha256` or `version` that pins the content, and counts of rows (`num_...`).
+        provenance: JSON-ready facts about the source: `kind` (`hub`, `file`, `package` or `made`), `name`, the
+            `revision`, `sha256` or `version` that pins the content, and counts of rows (`num_...`).
         bad_rows: One message for each row that was skipped: where it is and what is wrong with it.
         strata: Number of documents that are kept and that were read, by stratum; empty for a task without strata.
         shots: Solved examples for the prompts, in their order there.
@@ -128,11 +133,13 @@ class Template:
         text: Holds `{context}` once, and `{query}` where the task has queries.
         chat: Put the text into one user turn if the model has a chat template; False uses it as it is.
         system: System message, unless the user gives another; without a chat template it opens the prompt.
+        truncation: What is kept of a prompt that is too long, whatever the run keeps of others; None follows the run.
     """
 
     text: str
     chat: bool = True
     system: str | None = None
+    truncation: str | None = None
 
 
 def template_variants(name: str, before: str, after: str, cue: str, *, once: bool = True) -> dict[str, Template]:
@@ -188,6 +195,7 @@ class Task:
         max_new_tokens: Default room for the answer.
         profile: Default metric profile.
         revision: Default branch or commit of the data set on the hub; None if the task does not read the hub.
+        needs_data: There is nothing to read without `--data`.
         scores_first_line: Score only the first line of an answer that is not empty.
         maxlen: Default lengths in tokens; empty if the user names them.
         stop: Texts that end an answer, beside those of the user.
@@ -209,6 +217,7 @@ class Task:
     max_new_tokens: int = 256
     profile: str = "hf"
     revision: str | None = None
+    needs_data: bool = False
     scores_first_line: bool = False
     maxlen: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
-"""LongBench's English sets that are scored by F1 of words or by ROUGE, as tasks `longbench_NAME`.
+"""LongBench's English sets that are scored by F1 of words, ROUGE, numbers or lines of code, as `longbench_NAME`.
 
+    accelerate launch eval/run.py --task longbench_hotpotqa --template longbench --maxlen 3600
     accelerate launch eval/run.py --task longbench_hotpotqa,longbench_samsum --truncation middle --maxlen 8192
 
 The hub has one zip file with `data/NAME.jsonl`:
@@ -7,16 +8,19 @@ The hub has one zip file with `data/NAME.jsonl`:
     {"input": "Which ...?", "context": "Passage 1:\\n...", "answers": ["..."], "length": 9151, "dataset": "hotpotqa",
      "language": "en", "all_classes": null, "_id": "..."}
 
-`input` is the question, or empty; it is never cut. Lengths of answers, metrics and the first line that is scored in
-few-shot sets are LongBench's, and so is that few-shot prompts get no chat template. **Prompts are our own words, so
-that scores are not those that LongBench publishes.** It drops the middle of a prompt; `--truncation middle` drops that
-of the context alone.
+`input` is the question, or empty. Texts are used as they are, white space at their ends included.
 
-Left out: `trec` and `lsht` (classes, by accuracy), `passage_count` and `passage_retrieval_en` (numbers), `lcc` and
-`repobench-p` (code, by edit distance), whose metrics are not here; Chinese sets, whose words need a segmenter; and
-the evenly distributed LongBench-E.
+**The template `longbench` makes LongBench's own prompts**, and keeps both halves of one that is too long, as its code
+does. Lengths of answers, metrics, the first line that is scored in few-shot sets and few-shot prompts without a chat
+template are LongBench's under all templates. Its `max_length` counts the prompt alone, without chat markup; `--maxlen`
+counts chat markup and the room for the answer too. The other templates are our own words, which `--truncation` cuts in
+the context alone; their scores are not those that LongBench publishes.
 
-Source: THUDM/LongBench on GitHub, config/dataset2maxlen.json at f6227eb, and its pred.py and eval.py.
+Left out: `trec` and `lsht`, whose metric needs the list of classes that a row carries; Chinese sets, whose words need a
+segmenter; and the evenly distributed LongBench-E.
+
+Source: THUDM/LongBench on GitHub at 2e00731, in LongBench/: config/dataset2prompt.json, config/dataset2maxlen.json,
+pred.py and eval.py. The published prompts are LongBench's (MIT licence, Copyright (c) 2023 THU-KEG & Zhipu AI).
 """
 
 from __future__ import annotations
@@ -44,6 +48,55 @@ REVISION = "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"
 _BRIEFLY = "in as few words as possible, without an explanation"
 
 
+# The published prompts, with {query} for {input}. A space that seems to be missing is missing there.
+_PASSAGES = (
+    "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
+    "The following are given passages.\n{context}\n\nAnswer the question based on the given passages. Only give me the "
+    "answer and do not output any other words.\n\nQuestion: {query}\nAnswer:"
+)
+PUBLISHED = {
+    "narrativeqa": "You are given a story, which can be either a novel or a movie script, and a question. Answer the "
+    "question asconcisely as you can, using a single phrase if possible. Do not provide any explanation.\n\n"
+    "Story: {context}\n\nNow, answer the question based on the story asconcisely as you can, using a single phrase if "
+    "possible. Do not provide any explanation.\n\nQuestion: {query}\n\nAnswer:",
+    "qasper": "You are given a scientific article and a question. Answer the question as concisely as you can, using a "
+    "single phrase or sentence if possible. If the question cannot be answered based on the information in the "
+    'article, write "unanswerable". If the question is a yes/no question, answer "yes", "no", or "unanswerable". Do '
+    "not provide any explanation.\n\nArticle: {context}\n\n Answer the question based on the above article as "
+    "concisely as you can, using a single phrase or sentence if possible. If the question cannot be answered based on "
+    'the information in the article, write "unanswerable". If the question is a yes/no question, answer "yes", "no", '
+    'or "unanswerable". Do not provide any explanation.\n\nQuestion: {query}\n\nAnswer:',
+    "multifieldqa_en": "Read the following text and answer briefly.\n\n{context}\n\nNow, answer the following question "
+    "based on the above text, only give me the answer and do not output any other words.\n\nQuestion: {query}\n"
+    "Answer:",
+    **dict.fromkeys(("hotpotqa", "2wikimqa", "musique"), _PASSAGES),
+    "gov_report": "You are given a report by a government agency. Write a one-page summary of the report.\n\nReport:\n"
+    "{context}\n\nNow, write a one-page summary of the report.\n\nSummary:",
+    "qmsum": "You are given a meeting transcript and a query containing a question or instruction. Answer the query in "
+    "one or more sentences.\n\nTranscript:\n{context}\n\nNow, answer the query based on the above meeting transcript "
+    "in one or more sentences.\n\nQuery: {query}\nAnswer:",
+    "multi_news": "You are given several news passages. Write a one-page summary of all news. \n\nNews:\n{context}\n\n"
+    "Now, write a one-page summary of all the news.\n\nSummary:",
+    "triviaqa": "Answer the question based on the given passage. Only give me the answer and do not output any other "
+    "words. The following are some examples.\n\n{context}\n\n{query}",
+    "samsum": "Summarize the dialogue into a few short sentences. The following are some examples.\n\n{context}\n\n"
+    "{query}",
+    "passage_count": "There are some paragraphs below sourced from Wikipedia. Some of them may be duplicates. Please "
+    "carefully read these paragraphs and determine how many unique paragraphs there are after removing duplicates. In "
+    "other words, how many non-repeating paragraphs are there in total?\n\n{context}\n\nPlease enter the final count "
+    "of unique paragraphs after removing duplicates. The output format should only contain the number, such as 1, 2, "
+    "3, and so on.\n\nThe final answer is: ",
+    "passage_retrieval_en": "Here are 30 paragraphs from Wikipedia, along with an abstract. Please determine which "
+    "paragraph the abstract is from.\n\n{context}\n\nThe following is an abstract.\n\n{query}\n\nPlease enter the "
+    'number of the paragraph that the abstract is from. The answer format must be like "Paragraph 1", "Paragraph 2", '
+    "etc.\n\nThe answer is: ",
+    "lcc": "Please complete the code given below. \n{context}Next line of code:\n",
+    "repobench-p": "Please complete the code given below. \n{context}{query}Next line of code:\n",
+}
+# Sets whose prompts get no chat template there.
+_WITHOUT_CHAT = ("triviaqa", "samsum", "lcc", "repobench-p")
+
+
 def load_longbench(name: str, asks: bool, request: LoadRequest) -> LoadedExamples:
     """Return one example a record of LongBench's set `name`; records with the same context share `document_id`."""
     member = f"data/{name}.jsonl"
@@ -56,19 +109,23 @@ def load_longbench(name: str, asks: bool, request: LoadRequest) -> LoadedExample
     def read(row: Row) -> Iterator[Example]:
         if (other := row.fields.get("dataset", name)) != name:
             raise DataError(f"{row.where}: field 'dataset' is {other!r}; expected '{name}', whose prompts these are")
-        context = row.text("context")
-        query = row.text("input", may_be_empty=not asks)
-        if query and not asks:
+        row.text("context"), row.text("input", may_be_empty=not asks), row.references("answers")  # checks
+        context, query = row.fields["context"], row.fields["input"]
+        if query.strip() and not asks:
             raise DataError(f"{row.where}: field 'input' is {query[:80]!r}; {name} asks nothing, and it is empty there")
         yield Example(
             id=row.text("_id"),
             document_id=name_document(context),
             context=context,
-            references=row.references("answers"),
-            query=query or None,
+            references=tuple(dict.fromkeys(row.texts("answers"))),
+            query=query if asks else None,
         )
 
     return collect(request, rows, read)
+
+
+ANSWERS = {"passage_count": ["7"], "passage_retrieval_en": ["Paragraph 2"], "lcc": ["    return bridge"]}
+ANSWERS["repobench-p"] = ANSWERS["lcc"]
 
 
 def _sample(name: str, asks: bool) -> dict[str, list[dict[str, object]]]:
@@ -77,7 +134,7 @@ def _sample(name: str, asks: bool) -> dict[str, list[dict[str, object]]]:
         {
             "input": "Question: What was closed?\nAnswer: " if asks else "",
             "context": f"Passage {i}:\n{text}",
-            "answers": ["the bridge", "a bridge"],
+            "answers": ANSWERS.get(name, ["the bridge", "a bridge"]),
             "length": 14,
             "dataset": name,
             "language": "en",
@@ -99,15 +156,17 @@ def _task(
     default_template: str = "context_first",
     scores_first_line: bool = False,
 ) -> Task:
-    asks = any("{query}" in template.text for template in templates.values())
+    published = Template(text=PUBLISHED[name], chat=name not in _WITHOUT_CHAT, truncation="halves")
+    asks = "{query}" in published.text
     return Task(
         name=f"longbench_{name}",
-        description=f"LongBench: {description}; prompts of our own",
+        version=2,
+        description=f"LongBench: {description}",
         source=f"hub {HUB_ID} data.zip; --data takes that file, its data/ folder or {name}.jsonl",
         licence="MIT (LongBench); that of each set is not stated there",
         splits={"test": num_examples},
         read=partial(load_longbench, name, asks),
-        templates=templates,
+        templates={**templates, "longbench": published},
         default_template=default_template,
         max_new_tokens=max_new_tokens,
         profile=profile,
@@ -139,6 +198,10 @@ def _few_shot(name: str, instruction: str, max_new_tokens: int, profile: str, de
         default_template="context_first-plain",
         scores_first_line=True,
     )
+
+
+def _published(name: str, description: str, max_new_tokens: int, profile: str, num_examples: int = 200) -> Task:
+    return _task(name, description, {}, max_new_tokens, profile, num_examples, default_template="longbench")
 
 
 _TASKS = (
@@ -212,6 +275,10 @@ _TASKS = (
         "longbench",
         "examples, then dialogue -> summary",
     ),
+    _published("passage_count", "paragraphs, some of them twice -> number of different ones", 32, "longbench_number"),
+    _published("passage_retrieval_en", "30 paragraphs and abstract of one -> its number", 32, "longbench_number"),
+    _published("lcc", "code -> next line", 64, "longbench_code", 500),
+    _published("repobench-p", "code of several files -> next line", 64, "longbench_code", 500),
 )
 
 LONGBENCH_TASKS = {task.name: task for task in _TASKS}

@@ -77,6 +77,7 @@ TEXT = Task(
     source="--data takes a folder of .txt and .md files, a file of them, JSON lines or Parquet with `text`, a hub id",
     licence="that of the texts",
     splits=dict.fromkeys(SPLIT_NAMES),
+    needs_data=True,
     read=load_text,
     templates={},
     default_template="",

@@ -15,6 +15,8 @@ from tests.helpers.properties import load_profiles
 load_profiles()
 # No test depends on what is faster on its machine; those about choices say so.
 os.environ.setdefault("MASFORMER_WAYS", "default")
+# Nor on the terminal that they are started from.
+os.environ["COLUMNS"] = "100"
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ _CLAIMS = {
     "p_corrected",
     "num_same_prompts",
 }
-_CLAIMS |= {"is_within_margin", "notes", "example_scores", "common_answer"}
+_CLAIMS |= {"is_within_margin", "rank_range", "notes", "example_scores", "common_answer"}
 
 
 def _is_of_lengths(one: Any) -> bool:
@@ -108,7 +108,7 @@ def assert_same(folder: Path, *names: str) -> None:
 def as_before(path: Path) -> Any:
     """Return what a run's scores say of the systems that 0.1 knew, in the fields that it had, and their examples."""
     scores = without_claims(read(path / "scores.json"))
-    added = ("words", "num_ended_by_length")
+    added = ("words", "num_ended_by_length", "flaws")
     for name in ("example_scores", "scoring_version", "letters", "accept_ascii_words", "parity"):
         scores.pop(name, None)
     scores["results"] = [
@@ -116,7 +116,8 @@ def as_before(path: Path) -> Any:
         for one in scores["results"]
         if one["system"] not in CHANGED_SYSTEMS
     ]
-    return scores, [one for one in read(path / "example_scores.jsonl") if one["system"] not in CHANGED_SYSTEMS]
+    lines = [one for one in read(path / "example_scores.jsonl") if one["system"] not in CHANGED_SYSTEMS]
+    return scores, [{name: value for name, value in one.items() if name != "flaws"} for one in lines]
 
 
 def assert_same_scores(folder: Path, name: str) -> None:

@@ -20,7 +20,7 @@ BELOW = {
     "reporting": {"scoring", "metrics", "records", "errors", "tasks"},
     "ratings": {"reporting", "scoring", "metrics", "records", "errors", "tasks"},
     "viewing": {"reporting", "scoring", "records", "errors"},
-    "generation": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
+    "generation": {"reporting", "scoring", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "engines": {"losses", "generation", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "judging": {"engines", "scoring", "metrics", "runtime", "records", "errors", "tasks"},
     "losses": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
@@ -36,8 +36,8 @@ BELOW = {
 # The rooms of masformer; its modules at the top may import all of them.
 BELOW_MASFORMER = {
     "plans": {"errors"},
-    "attention": {"plans", "errors", "tuning"},
-    "checkpoints": {"plans", "convert", "errors", "lazy", "model_type", "probe"},
+    "attention": {"plans", "errors", "hardware", "tuning"},
+    "checkpoints": {"plans", "convert", "errors", "hardware", "lazy", "model_type", "probe"},
 }
 # Rooms whose import must not import torch; what needs it, such as trackers, imports it when it is called.
 WITHOUT_TORCH = (

@@ -84,6 +84,19 @@ def test_other_programs_find_it_by_its_entry_points() -> None:
     assert found["lm_eval.models", "masformer"] == "masformer.lm_eval_plugin:MasformerLM"
 
 
+def test_what_metrics_and_judges_read_comes_with_it(folder: Path) -> None:
+    told = call("masformer", "score", "run", "--metrics", "diagnostics", folder=folder)
+    assert "r with people" in told, "agreement.json"
+    judge = {"base_url": "http://127.0.0.1:9/v1", "model": "none", "max_retries": 0}
+    for mode, command in {"key-points": ["score", "run", "--metrics"], "pairwise": ["judge", "run", "run"]}.items():
+        (folder / f"{mode}.yaml").write_text(json.dumps({**judge, "mode": mode}))
+        named = ["--judge", f"{mode}.yaml"] if command[0] == "judge" else [f"judge:{mode}.yaml"]
+        lengths = ["--maxlen-a", "128", "--maxlen-b", "256"] if command[0] == "judge" else []
+        told = call("masformer", *command, *named, *lengths, folder=folder, status=2)
+        # Its prompts were read, so all that is missing is the server, or what asks it.
+        assert "127.0.0.1:9" in told or "masformer[endpoint]" in told
+
+
 def test_parts_of_a_run_are_joined(folder: Path) -> None:
     for shard in ("1", "2"):
         call("masformer", "run", *SWEEP, "--shard", f"{shard}/2", "--output", f"part{shard}", folder=folder)

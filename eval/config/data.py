@@ -113,6 +113,11 @@ class DataOptions(Options):
             )
         return tasks
 
+    @property
+    def longest(self) -> int:
+        """Return the tokens that documents which are made here should fill."""
+        return LoadRequest.longest
+
     def _find(self, asked: str, own: dict[str, str]) -> Task:
         try:
             if asked == CUSTOM:
@@ -147,6 +152,7 @@ class DataOptions(Options):
                 min_words=self.min_words,
                 revision=self.revision,
                 on_bad_row=self.on_bad_row,
+                longest=self.longest,
             )
         )
 

@@ -90,7 +90,11 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         None, "spread one model over all devices of this machine (one process)", choices=("auto",)
     )
     profile: str | None = Group.OUTPUT.option(
-        None, "metrics of all tasks", choices=tuple(PROFILES), unset="each task's own"
+        None,
+        f"metrics of all tasks, one of {', '.join(PROFILES)}",
+        choices=tuple(PROFILES),
+        metavar="NAME",
+        unset="each task's own",
     )
     accept_ascii_words: bool = Group.OUTPUT.option(
         False, "score under a profile that drops more than a tenth of the references' letters", switch
@@ -117,8 +121,8 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
     )
     draft_tokens: int = Group.MACHINE.option(
         DRAFT_TOKENS,
-        "guess N tokens at once from the text before them where a row decodes alone and greedily; the answers stay; 0 "
-        "guesses none",
+        "guess up to N tokens at once from the text before them where a row decodes alone and greedily; the answers "
+        "stay; 0 guesses none",
         natural,
     )
     memory_budget: float | None = Group.MACHINE.option(
@@ -177,6 +181,11 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         self.check_engine()
         self._check_thinking()
         self.check_claim([self.profile or task.profile for task in self.tasks.values()], self.maxlen)
+
+    @property
+    def longest(self) -> int:
+        """Return the tokens that documents which are made here should fill."""
+        return self.maxlen[-1]
 
     def _check_thinking(self) -> None:
         flag = f"--thinking {self.thinking}" if self.thinking == "on" else "--max-thinking-tokens"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.generation.thinking import ThinkingRow
@@ -99,15 +97,3 @@ def text_of(tokens: Sequence[int], stop: Sequence[str], tokenizer: PreTrainedTok
         count = max(count for count in range(len(tokens)) if len(tokenizer.decode(tokens[:count])) <= min(spelled))
         text = str(tokenizer.decode(tokens[:count], skip_special_tokens=True))
     return text[: min((text.find(end) for end in stop if end in text), default=len(text))].strip()
-
-
-def dtype_name(model: PreTrainedModel) -> str:
-    """Return the name of the dtype that a model computes in."""
-    return str(model.dtype).removeprefix("torch.")
-
-
-def now(device: torch.device) -> float:
-    """Return a time in seconds, once the device has done what it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -2,8 +2,8 @@
 
 Greedy decoding and beams share a batch: caches are joined (`masformer.attention.joined`), rows that have ended leave
 it. What cannot share one is decoded alone: samples, whose random numbers belong to the prompt; models that masformer
-does not convert; n-grams of padding. Greedy decoding under a plan is `eval.generation.greedy`, all else transformers'
-`generate` (`eval.generation.library_loop`).
+does not convert; beams with n-grams of padding. Greedy decoding under a plan is `eval.generation.greedy`, all else
+transformers' `generate` (`eval.generation.library_loop`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from eval.config.generation import DRAFT_TOKENS, GenerationSettings
-from eval.generation.answer import Answer, end_tokens, now
+from eval.generation.answer import Answer, end_tokens
 from eval.generation.greedy import decode_greedily
 from eval.generation.library_loop import Rows, answer_rows
 from eval.runtime.memory import storage_bytes
@@ -26,6 +26,7 @@ from masformer import SpanCache, fixed_frequencies, prefill
 from masformer.attention.cache import can_join, join, row_bytes
 from masformer.attention.prefill import new_cache
 from masformer.errors import NumbersError
+from masformer.tuning import now
 
 # Tokens of a batch's ends that go through the model at once: their scores exist as a whole.
 _JOINT_TOKENS = 512
@@ -34,8 +35,8 @@ _JOINT_TOKENS = 512
 def rows_together(model: PreTrainedModel, settings: GenerationSettings) -> int | None:
     """Return how many prompts may decode as one batch without a change of what any of them gets; None is any number."""
     alone = getattr(model, "span_plan", None) is None or not can_join(model.config) or settings.temperature is not None
-    # Padding must be no part of an n-gram: a row that has written the end token has ended.
-    ngrams = settings.no_repeat_ngram_size
+    # Beams are padded by end tokens, which must be no part of an n-gram; a row of greedy decoding has none.
+    ngrams = settings.no_repeat_ngram_size if settings.num_beams > 1 else 0
     return 1 if alone or ngrams == 1 or (ngrams and not end_tokens(model)) else None
 
 

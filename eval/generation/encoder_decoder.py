@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from eval.config.generation import GenerationSettings
 from eval.config.run import RunConfig
 from eval.errors import UserError
-from eval.generation.answer import Answer, now
+from eval.generation.answer import Answer
 from eval.generation.encoder_cost import EncoderDecoderSize, SeparatePrompts
 from eval.generation.library_loop import Rows, answer_rows
 from eval.generation.local import LocalBackend
@@ -32,6 +32,7 @@ from eval.generation.tree_decoder import Observer, TreeDecoder
 from eval.records.schema import ENCODED_LENGTHS, ENCODER_DECODER
 from eval.runtime.model import OpenedModel, check_answer_positions, suggested_generation
 from masformer.checkpoints.encoder_decoders import ENCODER_DECODERS
+from masformer.tuning import now
 
 # What a checkpoint may suggest beside tokens; none of it slips into a measurement.
 _SUGGESTED = (

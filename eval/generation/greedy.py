@@ -27,16 +27,19 @@ from transformers import (
 )
 
 from eval.config.generation import GenerationSettings
-from eval.generation.answer import Answer, cut_at_end, dtype_name, end_tokens, make_answer, now
+from eval.generation.answer import Answer, cut_at_end, end_tokens, make_answer
 from eval.generation.lookup import Lookup
 from eval.generation.thinking import ThinkingRow, ThinkingRows
 from masformer import SpanCache
 from masformer.errors import NumbersError
+from masformer.hardware import dtype_name
 from masformer.step_graph import StepGraph
+from masformer.tuning import now
 
-# Beyond so many guesses a row goes on guessing only while this share of them is right: a pass of five tokens takes 1.6
-# times one of one token where it is slowest (benchmarks/decode.py).
-_FREE_GUESSES, _LEAST_RIGHT = 40, 0.15
+# What a guess costs, in steps of one token: a pass of two takes up to 1.2 times one of one, of five 1.6 times
+# (docs/performance.md). A row guesses on as long as what was right has paid for all guesses but the first few, and one
+# more in ten tokens: so it loses two steps, and 2% of its time, at most.
+_GUESS_COST, _FREE_GUESSES, _TOKENS_A_GUESS = 0.2, 8, 10
 # Steps between two looks at the time.
 _STEPS = 32
 # Steps that a row which has ended stays for: to take it out, the keys of all others are copied.
@@ -118,7 +121,8 @@ class Row:
         None where too few were right, or where no run of tokens may occur twice.
         """
         most = min(most, self.settings.room - len(self.tokens) - 1)
-        is_poor = self.num_accepted < _LEAST_RIGHT * (self.num_drafted - _FREE_GUESSES)
+        free = _FREE_GUESSES + len(self.tokens) / _TOKENS_A_GUESS
+        is_poor = self.num_accepted < _GUESS_COST * (self.num_drafted - free)
         if self.settings.no_repeat_ngram_size or is_poor or most < 1:
             return []
         if self._lookup is None:
@@ -233,7 +237,7 @@ class _Batch:
         for count, ((token, is_number), each) in enumerate(zip(found, scores, strict=True)):
             if not is_number:
                 what = f"the logits of a prompt of {len(row.prompt):,} tokens"
-                raise NumbersError(what, dtype_name(self.model), row.index)
+                raise NumbersError(what, dtype_name(self.model.dtype), row.index)
             chosen = row.read(each, token)
             is_right = count < len(drafted) and chosen == drafted[count]
             row.num_accepted += is_right

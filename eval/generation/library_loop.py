@@ -24,9 +24,11 @@ from transformers import (
 )
 
 from eval.config.generation import GenerationSettings
-from eval.generation.answer import Answer, cut_at_end, dtype_name, end_tokens, make_answer, now
+from eval.generation.answer import Answer, cut_at_end, end_tokens, make_answer
 from eval.generation.thinking import RowsEnded, ThinkingRow, ThinkingRows
 from masformer.errors import NumbersError
+from masformer.hardware import dtype_name
+from masformer.tuning import now
 
 # Tokens that a batch decodes before rows that have ended are taken out.
 _STEPS = 32
@@ -100,7 +102,7 @@ def answer_rows(
         )
         if (bad := watch.first_bad(len(active))) is not None:
             row = active[bad] // samples
-            raise NumbersError(f"the logits of a prompt of {len(prompts[row]):,} tokens", dtype_name(model), row)
+            raise NumbersError(f"the logits of a prompt of {len(prompts[row]):,} tokens", dtype_name(model.dtype), row)
         spent = (now(device) - start) / len(active)
         left -= steps
         decoded(steps)

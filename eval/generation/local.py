@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from eval.config.run import RunConfig
 from eval.errors import UserError
-from eval.generation.answer import Answer, dtype_name, set_end_tokens
+from eval.generation.answer import Answer, set_end_tokens
 from eval.generation.backend import Backend, check_embeddings, start_for
 from eval.generation.claims import Claims
 from eval.generation.forecast import describe_plan
@@ -38,6 +38,7 @@ from eval.runtime.model import TORCH_DTYPES, OpenedModel, describe_weights, open
 from eval.runtime.processes import AcceleratedProcess
 from masformer import fixed_frequencies
 from masformer.errors import NumbersError
+from masformer.hardware import dtype_name
 
 
 def open_local(config: RunConfig) -> LocalBackend:
@@ -238,7 +239,7 @@ class _Answering:
             raise NumbersError(
                 f"the logits on document '{example_id}' of task '{task}' (template '{template}', maxlen {maxlen}, a "
                 f"prompt of {len(prompts[error.row]):,} tokens)",
-                dtype_name(self.model),
+                dtype_name(self.model.dtype),
             ) from error
 
     def _batches(self, tree: PromptTree, group: Group) -> list[Sequence[int]]:

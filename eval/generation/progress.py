@@ -24,6 +24,9 @@ from eval.runtime.provenance import utc_now
 # Seconds between two writings of the file.
 _WRITE_SECONDS = 5.0
 
+# With hours in it and the longest of its remarks it fits a terminal of 80 columns.
+BAR = "{desc} {percentage:3.0f}% |{bar:8}| {elapsed} elapsed, {remaining} left{postfix}"
+
 
 class Progress(Observer):
     """Counts operations as they are done.
@@ -49,7 +52,7 @@ class Progress(Observer):
             smoothing=0,
             # None shows no bar where there is no terminal.
             disable=None if process.is_main else True,
-            bar_format="{desc} {percentage:3.0f}% |{bar:12}| {elapsed} elapsed, {remaining} left{postfix}",
+            bar_format=BAR,
             dynamic_ncols=True,
         )
 

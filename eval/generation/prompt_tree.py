@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from eval.generation.answer import now
 from masformer.attention.prefill import fork, new_cache, prefill
+from masformer.tuning import now
 
 Tokens = NDArray[np.int32]
 # Tokens at the end of prompts that go through the model with those of the whole batch.

@@ -19,6 +19,7 @@ from typing import Any
 from eval.config.generation import GenerationSettings, ThinkingSettings
 from eval.config.run import RunConfig
 from eval.prompting.prompts import Prompt, PromptBuilder, fit
+from eval.prompting.truncation import AROUND, HALVES
 from eval.records.journal import Journal, fingerprint
 from eval.records.schema import Grouping, Key, Prediction, RunRecord, Sample
 from eval.records.typed import to_json
@@ -78,7 +79,7 @@ class Request:
             num_thought_tokens=sum(thought) if thought else None,
             thought_finish_reason=samples[0].thought_finish_reason,
             samples=list(samples) if len(samples) > 1 else None,
-            truncation=self.source.policy,
+            truncation=self.source.builders[template].template.truncation or self.source.policy,
             **{**unknown, "prefilled_tokens": None, "peak_bytes": None, **costs},
         )
 
@@ -124,7 +125,8 @@ class PromptSource:
         encoder = next(iter(self.builders.values())).encoder
         # Version 0.1 let these texts become control tokens.
         spelled = [text for text in (example.context, example.query) if text and encoder.spells_control(text)]
-        return fingerprint(example.context, example.query, *(["as text"] if spelled else []))
+        kept = [] if example.kept is None else [example.kept]
+        return fingerprint(example.context, example.query, *(["as text"] if spelled else []), *kept)
 
     def requests(self) -> Iterator[Request]:
         """Return a request for each example under each template at each length.
@@ -132,24 +134,35 @@ class PromptSource:
         Raises:
             UserError: A query or an instruction leaves no room.
         """
-        contexts = {
-            is_first: builder.context_ids(self.examples[0].context)
-            for is_first, builder in {builder.is_context_first: builder for builder in self.builders.values()}.items()
+        context, kept = self.examples[0].context, self.examples[0].kept
+        builders = {builder.is_context_first: builder for builder in self.builders.values()}
+        contexts = {is_first: builder.context_ids(context) for is_first, builder in builders.items()}
+        passages = {
+            is_first: None if kept is None else builder.passages(context, kept)
+            for is_first, builder in builders.items()
         }
-        queries = {example.id: example.query for example in self.examples}
+        examples = {example.id: example for example in self.examples}
         for key, digest in self.fingerprints.items():
             _, template, example_id, maxlen = key
             builder = self.builders[template]
-            parts = builder.fixed_parts(queries[example_id], contexts[builder.is_context_first])
+            is_first = builder.is_context_first
+            if builder.template.truncation == HALVES:
+                parts = builder.parts(examples[example_id])
+            else:
+                parts = builder.fixed_parts(examples[example_id].query, contexts[is_first], passages[is_first])
             prompt = fit(parts, maxlen, self.room, self.policy, self.settings.thinking_room)
             yield Request(key=key, prompt=prompt, fingerprint=digest, source=self)
 
     def check(self) -> None:
-        """Check that every query and instruction fits at the smallest length; tokenizes no context.
+        """Check that every query and instruction fits at the smallest length; tokenizes no context that may be cut.
 
         Raises:
             UserError: One leaves no room.
         """
+        if self.examples[0].kept is not None:
+            for _ in self.requests():  # at the smallest length passages may not fit
+                pass
+            return
         for builder in self.builders.values():
             for example in self.examples:
                 fit(builder.fixed_parts(example.query), self.lengths[0], self.room, "head", self.settings.thinking_room)
@@ -300,18 +313,18 @@ def _sources_of(
         for template, about in task.templates.items()
         for maxlen in task.maxlen
     }
-    by_context: dict[str, list[Example]] = defaultdict(list)
+    by_context: dict[tuple[str, Any], list[Example]] = defaultdict(list)
     for example in loaded.examples:
-        by_context[example.context].append(example)
+        by_context[example.context, example.kept].append(example)
     for builder in list(builders.values())[:1]:
-        builder.check_letters(name, list(by_context))
+        builder.check_letters(name, [context for context, _ in by_context])
     for examples in by_context.values():
         yield PromptSource(
             task=name,
             examples=tuple(examples),
             builders=builders,
             lengths=tuple(task.maxlen),
-            policy=config.truncation,
+            policy=config.truncation if examples[0].kept is None else AROUND,
             settings=config.generation(task.max_new_tokens),
             pins=pins,
             is_encoded=is_encoded,

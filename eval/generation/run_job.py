@@ -19,14 +19,15 @@ from eval.generation.requests import Requests, describe_room, make_requests
 from eval.prompting.chat import ChatTemplate
 from eval.prompting.prompts import PromptBuilder
 from eval.records.disk import make_folder
-from eval.records.journal import append_line, read_journal
+from eval.records.journal import read_journal
 from eval.records.merging import merge_documents, merge_tasks, pinned, row_counts, selection
 from eval.records.read_run import gather_inputs
-from eval.records.run_folder import UNFINISHED, RunFolder, keys_of
+from eval.records.run_folder import METRICS, UNFINISHED, RunFolder, keys_of
 from eval.records.schema import Identity, Key, Prediction, RunRecord, Scores, TaskRecord, TemplateRecord, ThinkingRecord
 from eval.reporting.score_run import has_texts, print_scores, score_run
 from eval.runtime.jobs import Job, print_facts, settings_json, template_clock
 from eval.runtime.processes import Process
+from eval.scoring.metric_files import join_metric_files
 from tasks import LoadedExamples, Task
 from tasks.base import DOCUMENT
 
@@ -144,7 +145,7 @@ class RunJob(Job[RunRecord, Prediction]):
         """Write a prediction to the disk, in the journal of this process."""
         if self._journal is None:
             self._journal = self.folder.open_journal(f"{process.index:05}-{self.token}")
-        append_line(self._journal, prediction)
+        self.write_line(self._journal, prediction, process)
 
     def finish(self, requests: Requests, process: Process) -> None:
         """Merge what all processes have written, score it, and report, in the main process."""
@@ -283,6 +284,7 @@ def _task_record(
                 chat=task.templates[template].chat,
                 system=task.templates[template].system,
                 prompt_sha256=builder.sha256,
+                truncation=task.templates[template].truncation,
             )
             for template, builder in builders.items()
         },
@@ -389,9 +391,13 @@ def merge_runs(parts: Sequence[Path], output: Path) -> None:
         documents = {(line.task, line.document_id): line for folder in folders for line in folder.read_documents()}
         # What cannot be scored is reported before anything is written.
         gather_inputs(output, merged, lines, [*examples.values()], [*documents.values()])
+        metrics, left_out = join_metric_files(parts, output)
+        print_facts({"metrics": [f"{one}; score {output} with --metrics" for one in left_out]})
         whole.write_text(UNFINISHED, "")
         whole.write_documents(documents.values())
         whole.write_lines("examples.jsonl", examples.values())
         whole.write_lines("predictions.jsonl", lines.values())
+        for name, records in metrics.items():
+            whole.write_lines(f"{METRICS}/{name}", records)
         finish_run(whole, merged, set())  # writes the record, once all that it describes is there
         (output / UNFINISHED).unlink()

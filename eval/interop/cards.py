@@ -74,7 +74,8 @@ def _check_model(run: ScoredRun, folder: Path) -> None:
     for name, digest in model.files.items():
         if not (folder / name).is_file() or _digest(folder / name) != digest:
             raise UserError(
-                f"{run.path} is of {model.label}, and not of the checkpoint in {folder}: {name} differs; {again}"
+                f"{run.path} is of {model.label}, and not of the checkpoint in {folder}: {name} is not the same; "
+                f"{again}"
             )
     stored = read_json(folder / "config.json")["masformer"].get("plan")
     if run.record.config.get("plan", "auto") != "auto" and plan != stored:

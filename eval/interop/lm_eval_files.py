@@ -22,7 +22,6 @@ from eval.interop.samples import (
     file_name,
     generation_arguments,
     model_results,
-    started,
     task_name,
 )
 from eval.records.disk import write_whole
@@ -60,15 +59,16 @@ def export_run(run: ScoredRun, output: Path, now: datetime) -> list[Path]:
 def results_of(run: ScoredRun, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
     """Return the content of the results file; the lines of the samples files are given by the name of their task."""
     record, session = run.record, run.record.sessions[-1]
-    model, start = record.identity.model.label, started(record).timestamp()
+    model = record.identity.model.label
+    start = datetime.fromisoformat(session.started).timestamp()
     found = {task_name(setting, record): result for setting, result in model_results(run).items()}
-    end = None if session.finished is None else datetime.fromisoformat(session.finished).timestamp()
+    end = datetime.fromisoformat(session.finished).timestamp() if session.finished else None
     return {
         "results": {key: _scores(key, result) for key, result in found.items()},
         "group_subtasks": {key: [] for key in found},
         "configs": {key: _task_config(key, run, result) for key, result in found.items()},
         "versions": {key: record.tasks[result.task].version for key, result in found.items()},
-        "n-shot": dict.fromkeys(found, 0),
+        "n-shot": {key: _num_shots(record, result.task) for key, result in found.items()},
         "higher_is_better": {key: dict.fromkeys(result.metrics, True) for key, result in found.items()},
         "n-samples": {
             key: {"original": result.num_examples, "effective": result.num_examples} for key, result in found.items()
@@ -128,6 +128,10 @@ def _run_config(record: RunRecord) -> dict[str, Any]:
     }
 
 
+def _num_shots(record: RunRecord, task: str) -> int:
+    return len((record.tasks[task].shots or {"ids": ()})["ids"])
+
+
 def _scores(key: str, result: Result) -> dict[str, Any]:
     scores: dict[str, Any] = {"name": key, "alias": key, "sample_len": result.num_examples}
     for metric, estimate in result.metrics.items():
@@ -156,7 +160,7 @@ def _task_config(key: str, run: ScoredRun, result: Result) -> dict[str, Any]:
         "output_type": "generate_until",
         "doc_to_text": about.templates[result.template].text,
         "doc_to_target": "references",
-        "num_fewshot": 0,
+        "num_fewshot": _num_shots(run.record, result.task),
         "repeats": result.num_samples or 1,
         "generation_kwargs": generation_arguments(settings),
         # The metrics of each example; a geometric mean is one of means.

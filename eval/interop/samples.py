@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from eval.metrics.answers import first_line
@@ -53,11 +52,6 @@ def file_name(name: str) -> str:
     """Return a model's name as a part of a path; of a long one the end, and no name that leads elsewhere."""
     clean = re.sub(r"[\"<>:/|\\?*\[\]\x00-\x1f\x7f-\x9f\ud800-\udfff]+", "__", name)
     return re.sub(r"^\.+$", "__", clean)[-_MAX_NAME:] or "__"
-
-
-def started(record: RunRecord) -> datetime:
-    """Return when the last session of a run began."""
-    return datetime.fromisoformat(record.sessions[-1].started)
 
 
 def model_results(run: ScoredRun) -> dict[Setting, Result]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import RawIOBase
 from typing import Any, Literal
 
 import torch
 
-from eval.records.journal import append_line
 from eval.records.schema import Key, PlanLoss
 from eval.runtime.model import TORCH_DTYPES, OpenedModel, tune_linear
 from masformer import SpanPlan, num_layers
 from masformer.errors import NumbersError
 from masformer.placement import PlanMeter, gate_gradients
 from masformer.plans.shapes import num_kv_heads
+from masformer.tuning import now
 
 Part = Literal["calibration", "held-out"]
 CALIBRATION: Part = "calibration"
@@ -59,7 +57,7 @@ class Ledger:
         texts: Documents of all processes.
         first: First token whose loss counts.
         lines: Measurements of earlier sessions, by key.
-        journal: Where this process writes new ones.
+        write: Writes a new one to the disk.
 
     Attributes:
         seconds: Time that this process spent on new measurements, loading the weights left out.
@@ -72,9 +70,9 @@ class Ledger:
         texts: Sequence[SearchText],
         first: int,
         lines: Mapping[Key, PlanLoss],
-        journal: RawIOBase,
+        write: Callable[[PlanLoss], None],
     ) -> None:
-        self.model, self.first, self.lines, self.journal = model, first, dict(lines), journal
+        self.model, self.first, self.lines, self.write = model, first, dict(lines), write
         self.process = model.process
         self.texts = texts[self.process.index :: self.process.count]
         self.seconds, self.num_layers_run = 0.0, 0
@@ -100,14 +98,14 @@ class Ledger:
             missing = [place for place, name in enumerate(names) if text.key(name) not in self.lines]
             if missing:
                 meter = self.meter
-                before, started = meter.num_layers_run, time.perf_counter()
+                before, started = meter.num_layers_run, now(self.process.device)
                 for place, loss in meter.losses(index, [plans[place] for place in missing]):
                     # Nor may its exponential be infinite, which is what is reported.
                     if not loss / (len(text.token_ids) - self.first) < 700:
                         raise NumbersError(f"losses or perplexities on {text.where}", self.model.dtype)
-                    self._write(text, names[missing[place]], negative_log_likelihood=loss)
+                    self._note(text, names[missing[place]], negative_log_likelihood=loss)
                 self.num_layers_run += meter.num_layers_run - before
-                self.seconds += time.perf_counter() - started
+                self.seconds += now(self.process.device) - started
                 if part == HELD_OUT:
                     meter.forget(index)
             losses = [self.lines[text.key(name)].negative_log_likelihood for name in names]
@@ -130,13 +128,13 @@ class Ledger:
                 num_scored = len(text.token_ids) - self.first
                 count += num_scored
                 if text.key(name) not in self.lines:
-                    meter, started = self.meter, time.perf_counter()
+                    meter, started = self.meter, now(self.process.device)
                     gradients = gate_gradients(meter.model, [meter.texts[index]], self.first, plan, gate)
                     self.num_layers_run += shape[0]
-                    self.seconds += time.perf_counter() - started
+                    self.seconds += now(self.process.device) - started
                     if not bool(gradients.isfinite().all()):
                         raise NumbersError(f"gradients on {text.where}", self.model.dtype)
-                    self._write(text, name, gradients=gradients.tolist())
+                    self._note(text, name, gradients=gradients.tolist())
                 total += num_scored * torch.tensor(self.lines[text.key(name)].gradients, dtype=torch.float64)
         return self._mean(total, count)
 
@@ -154,8 +152,7 @@ class Ledger:
         """Return the layers that all processes together computed."""
         return int(self.total(torch.tensor([float(self.num_layers_run)])))
 
-    def _write(self, text: SearchText, plan: str, **values: Any) -> None:
+    def _note(self, text: SearchText, plan: str, **values: Any) -> None:
         task, template, example_id, maxlen = key = text.key(plan)
-        line = PlanLoss(task=task, template=template, id=example_id, maxlen=maxlen, **values)
-        append_line(self.journal, line)
-        self.lines[key] = line
+        self.lines[key] = PlanLoss(task=task, template=template, id=example_id, maxlen=maxlen, **values)
+        self.write(self.lines[key])

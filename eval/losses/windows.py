@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -17,6 +16,7 @@ from masformer.attention.prefill import CHUNK_TOKENS, new_cache
 from masformer.errors import NumbersError
 from masformer.loss import token_losses
 from masformer.plans.cost import attention_flops
+from masformer.tuning import now
 
 
 def measure(readings: Iterable[Reading], model: PreTrainedModel, record: PerplexityIdentity) -> Iterator[DocumentLoss]:
@@ -39,7 +39,7 @@ def measure(readings: Iterable[Reading], model: PreTrainedModel, record: Perplex
 def _measure(reading: Reading, model: PreTrainedModel, record: PerplexityIdentity) -> DocumentLoss:
     spans = plan_of(model)
     reset_peak(model.device)
-    started = time.perf_counter()
+    started = now(model.device)
     tally = Tally(reading=reading)
     flops, cache_bytes = 0, 0
     for part in reading.parts:
@@ -52,7 +52,7 @@ def _measure(reading: Reading, model: PreTrainedModel, record: PerplexityIdentit
             flops += attention_flops(model.config, spans, len(part.token_ids) - 1)
     return tally.line(
         record,
-        seconds=time.perf_counter() - started,
+        seconds=now(model.device) - started,
         cache_bytes=cache_bytes,
         peak_bytes=peak_bytes(model.device),
         attention_flops=None if spans is None else flops,

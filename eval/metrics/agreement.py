@@ -16,6 +16,7 @@ from typing import Any
 
 FILE = Path(__file__).with_name("agreement.json")
 MARK = "°"
+SHORT_LEGEND = f"{MARK}: not seen to agree with people"
 LEGEND = f"{MARK} and grey: not seen to agree with people within systems on any rated set; see docs/metrics.md."
 
 

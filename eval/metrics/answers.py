@@ -51,6 +51,26 @@ def score_answers(
     return [{"f1": _f1(ours, words), "exact_match": float(ours == words)} for words in theirs]
 
 
+def answers_found(prediction: str, references: Sequence[str]) -> list[float]:
+    """Return 1 for each reference that the prediction contains, whatever its case, else 0.
+
+    Source: `string_match_all` and `string_match_part` in `scripts/eval/synthetic/constants.py` of NVIDIA/RULER.
+    """
+    text = prediction.lower()
+    return [float(reference.lower() in text) for reference in references]
+
+
+def score_all_found(prediction: str, references: Sequence[str]) -> list[dict[str, float]]:
+    """Return the share of the references that the prediction contains, and whether it contains them all, once."""
+    found = answers_found(prediction, references)
+    return [{"found": sum(found) / len(found), "all_found": float(all(found))}]
+
+
+def score_any_found(prediction: str, references: Sequence[str]) -> list[dict[str, float]]:
+    """Return whether the prediction contains each reference."""
+    return [{"found": one} for one in answers_found(prediction, references)]
+
+
 def _f1(ours: Sequence[str], theirs: Sequence[str]) -> float:
     hits = (Counter(ours) & Counter(theirs)).total()
     if not hits:

@@ -33,8 +33,8 @@ READS = (*NEEDS, "shorter_window", "finish_reason", "num_tokens", EXTRACTS)
 # What a value may be beyond its range.
 _ROUNDING = 1e-6
 
-# Of texts; windows and documents come back with many answers.
-_MAX_DIGESTS = 1024
+# Windows and documents come back with many answers, document after document. Each that is remembered stays in memory.
+_MAX_DIGESTS = 64
 
 Better = Literal["higher", "lower"]
 Scores = dict[str, float | None]
@@ -101,7 +101,7 @@ class Item:
     def read(cls, reads: Collection[str], *, prediction: str, **texts: Any) -> Item:
         """Return an item with what these names of `READS` let one see of it; see `of`."""
         kept = {name: value for name, value in texts.items() if name in reads and value not in (None, ())}
-        parts = [[name, _digest(value)] for name, value in sorted(kept.items())]
+        parts = [[name, _digest_of_value(value)] for name, value in sorted(kept.items())]
         return cls(fingerprint=_digest(json.dumps([_digest(prediction), parts])), prediction=prediction, **kept)
 
     def lacks(self, needs: frozenset[str]) -> list[str]:
@@ -110,9 +110,12 @@ class Item:
 
 
 @lru_cache(maxsize=_MAX_DIGESTS)
-def _digest(value: Any) -> str:
-    content = value if isinstance(value, str) else json.dumps(value)
-    return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:32]
+def _digest_of_value(value: Any) -> str:
+    return _digest(value if isinstance(value, str) else json.dumps(value))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 class Metric(ABC):

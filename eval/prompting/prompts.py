@@ -8,7 +8,9 @@ template is a plain one. Documents, queries and answers are text, whatever they 
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +21,14 @@ from eval.errors import UserError
 from eval.prompting.chat import ChatSettings, ChatTemplate
 from eval.prompting.encoding import Offsets, TextEncoder
 from eval.prompting.shots import Shots
-from eval.prompting.truncation import Ranges, kept_ranges
+from eval.prompting.truncation import HALVES, Passages, Ranges, kept_ranges, thinned_ranges
 from tasks import Example, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What ends a sentence or an entry of a list, up to the beginning of the next.
+_BREAK = re.compile(r"(?:[.!?]|\n)\s+|\n")
 # What stands before a piece that goes on in the middle of a text.
 _TEXT = "a"
 _PROBE = "Rivers run 7 miles."
@@ -37,11 +41,21 @@ _LEAST_LETTERS = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class PromptParts:
-    """Token ids of what stands before the context, the context, and what stands after it."""
+    """Token ids of what stands before the context, the context, and what stands after it.
+
+    Attributes:
+        passages: What every length shows of the context; None where any of it may be cut.
+        whole: The text of the prompt as one piece, whose halves are kept; prefix and suffix are chat markup then. None
+            where the context alone is cut.
+        num_around: Tokens of `whole` before and after the context.
+    """
 
     prefix: tuple[int, ...]
     context: tuple[int, ...]
     suffix: tuple[int, ...]
+    passages: Passages | None = None
+    whole: tuple[int, ...] | None = None
+    num_around: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +147,8 @@ class PromptBuilder:
         """
         example = Example(id="", document_id="", context=_PROBE, query=_PROBE, references=())
         parts = self.parts(example)
-        suffix = parts.suffix[: len(parts.suffix) - len(self._stop)]
-        ids = (*parts.prefix[len(self._start) + len(self._shot_ids) :], *parts.context, *suffix)
+        ids = parts.prefix + (parts.context if parts.whole is None else parts.whole) + parts.suffix
+        ids = ids[len(self._start) + len(self._shot_ids) : len(ids) - len(self._stop)]
         text = _PROBE.join(part.replace("{query}", _PROBE) for part in self._rendered)
         whole = self._decode(self.encoder.encode(text, self._before_prompt))
         if (ours := self._decode(ids)) != whole or _letters(ours) != _letters(text):
@@ -170,7 +184,9 @@ class PromptBuilder:
                 f"example, some of {example[:20]!r}; give a model whose tokenizer has this script"
             )
 
-    def fixed_parts(self, query: str | None, context: tuple[int, ...] = ()) -> PromptParts:
+    def fixed_parts(
+        self, query: str | None, context: tuple[int, ...] = (), passages: Passages | None = None
+    ) -> PromptParts:
         """Return the token ids of a prompt, those of a context as they are given: all else is never cut.
 
         Raises:
@@ -183,7 +199,7 @@ class PromptBuilder:
                 context=(),
                 suffix=self._fill(after, query or "", _TEXT) + self._stop,
             )
-        return replace(self._fixed[query], context=context)
+        return replace(self._fixed[query], context=context, passages=passages)
 
     def parts(self, example: Example) -> PromptParts:
         """Return the token ids of an example's prompt, uncut.
@@ -191,7 +207,48 @@ class PromptBuilder:
         Raises:
             UserError: As `fixed_parts`.
         """
-        return self.fixed_parts(example.query, self.context_ids(example.context))
+        if self.template.truncation == HALVES:
+            return self._whole_parts(example)
+        passages = None if example.kept is None else self.passages(example.context, example.kept)
+        return self.fixed_parts(example.query, self.context_ids(example.context), passages)
+
+    def _whole_parts(self, example: Example) -> PromptParts:
+        """Return the parts of a prompt whose text is encoded in one piece."""
+        if self.shots:
+            raise UserError("a prompt that is cut as a whole takes no solved examples; give --template another one")
+        markup, text, start = self._turn(example.query or "", example.context)
+        ids = self.encoder.encode(text, markup[0], is_data=True)
+        context = self.context_ids(example.context)
+        before = len(self.encoder.encode(text[:start], markup[0], is_data=True))
+        if self.tokenizer.is_fast and context:
+            # Pieces and whole differ at the edges of the context at most.
+            index = len(context) // 2
+            at = start + self._offsets_of(example.context)[index][0]
+            stops = [stop for _, stop in self.encoder.offsets(text, markup[0])]
+            before = bisect_right(stops, at) - index
+        after = len(ids) - before - len(context)
+        return PromptParts(
+            prefix=self.encoder.encode(markup[0]) if markup[0] else (),
+            context=context,
+            suffix=(self.encoder.encode(markup[1], _TEXT) if markup[1] else ()) + self._stop,
+            whole=self._start + ids,
+            num_around=(before + len(self._start), after),
+        )
+
+    def _turn(self, query: str, context: str) -> tuple[tuple[str, str], str, int]:
+        """Return the markup around the user's text, that text, and where the context starts in it."""
+        before, after = self.template.text.split("{context}")
+        first, last = self._rendered
+        if not last.startswith(after):
+            after = after.rstrip()  # chat templates may cut white space at the end
+        if not (first.endswith(before) and last.startswith(after)):
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path or 'this model'} changes the text of a prompt that "
+                "is cut as a whole; give --template another one, or --chat-template"
+            )
+        markup = first[: len(first) - len(before)], last[len(after) :]
+        before, after = (part.replace("{query}", query) for part in (before, after))
+        return markup, before + context + after, len(before)
 
     def context_ids(self, context: str) -> tuple[int, ...]:
         """Return the token ids of a context; the same under all templates with the same `is_context_first`."""
@@ -210,10 +267,28 @@ class PromptBuilder:
         if not self.tokenizer.is_fast:
             ids = self.context_ids(context)
             return [[min(len(self.tokenizer.decode(ids[:end])), len(context)) for end in pair] for pair in ranges]
+        offsets = self._offsets_of(context)
+        return [[offsets[start][0], offsets[stop - 1][1]] for start, stop in ranges]
+
+    def passages(self, context: str, spans: Sequence[Sequence[int]]) -> Passages:
+        """Return the tokens of a context that hold any character of some spans, which are in order and apart.
+
+        A tokenizer that does not tell where its tokens stand gets a token more at each end, and no breaks.
+        """
+        if not self.tokenizer.is_fast:
+            known = [len(self.context_ids(context[:edge])) for span in spans for edge in span]
+            pairs = [(max(start - 1, 0), stop + 1) for start, stop in zip(known[::2], known[1::2], strict=True)]
+            return Passages(ranges=_apart(pairs, len(self.context_ids(context))))
+        offsets = self._offsets_of(context)
+        starts, stops = [start for start, _ in offsets], [stop for _, stop in offsets]
+        pairs = [(bisect_right(stops, start), bisect_left(starts, stop)) for start, stop in spans]
+        breaks = sorted({bisect_right(stops, found.end()) for found in _BREAK.finditer(context)})
+        return Passages(ranges=_apart(pairs, len(offsets)), breaks=breaks)
+
+    def _offsets_of(self, context: str) -> Offsets:
         if self._offsets[0] != context:
             self._offsets = context, self.encoder.offsets(context, self._before_context)
-        offsets = self._offsets[1]
-        return [[offsets[start][0], offsets[stop - 1][1]] for start, stop in ranges]
+        return self._offsets[1]
 
     def text(self, query: str | None, context: str, *, is_turn: bool = False) -> str:
         """Return a prompt as text, for an engine that takes no tokens.
@@ -329,6 +404,16 @@ def _letters(text: str) -> str:
     return "".join(one for one in parts if not one.isspace() and not unicodedata.combining(one))
 
 
+def _apart(pairs: Sequence[tuple[int, int]], num_tokens: int) -> Ranges:
+    """Return ranges of tokens without what one shares with the one before it."""
+    found: list[tuple[int, int]] = []
+    for start, stop in pairs:
+        start = max(start, found[-1][1]) if found else start
+        if start < (stop := min(stop, num_tokens)):
+            found.append((start, stop))
+    return tuple(found)
+
+
 def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, thinking_room: int = 0) -> Prompt:
     """Return the prompt that leaves room for the answer, and for a thought before it, within `maxlen`.
 
@@ -336,10 +421,10 @@ def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, think
         parts: Its parts, uncut.
         maxlen: Most tokens.
         max_new_tokens: Room for the answer; 0 for an encoder, which does not see it.
-        policy: Part of the context that is kept.
+        policy: Part of the context that is kept, where neither passages nor template say it.
 
     Raises:
-        UserError: Not even an empty context fits.
+        UserError: Not even an empty context fits, or the passages do not.
     """
     num_fixed = len(parts.prefix) + len(parts.suffix)
     budget = maxlen - num_fixed - max_new_tokens - thinking_room
@@ -356,10 +441,42 @@ def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, think
             f"need {maxlen - budget} even with an empty context; raise --maxlen or "
             f"lower {flags}"
         )
-    ranges = kept_ranges(len(parts.context), budget, policy)
+    if parts.whole is not None:
+        return _halves(parts, parts.whole, budget)
+    if parts.passages is None:
+        ranges = kept_ranges(len(parts.context), budget, policy)
+    elif (needed := parts.passages.num_tokens) <= budget:
+        ranges = thinned_ranges(len(parts.context), budget, parts.passages)
+    else:
+        raise UserError(
+            f"maxlen {maxlen} is too small: what every length shows of the context needs {needed} tokens, and "
+            f"{budget} are left beside {num_fixed} of instruction and template and the room for the answer; raise "
+            f"--maxlen to {maxlen - budget + needed} or more"
+        )
     kept = tuple(token for start, stop in ranges for token in parts.context[start:stop])
     return Prompt(
         token_ids=parts.prefix + kept + parts.suffix,
         context_ranges=ranges,
         num_context_dropped=len(parts.context) - len(kept),
+    )
+
+
+def _halves(parts: PromptParts, whole: tuple[int, ...], budget: int) -> Prompt:
+    """Return the prompt with both halves of its text, each of half the tokens of the budget, rounded down.
+
+    Source: `get_pred` of THUDM/LongBench, LongBench/pred.py at 2e00731.
+    """
+    num_context, half = len(parts.context), budget // 2
+    if len(whole) <= budget:
+        kept, ranges = whole, [(0, num_context)]
+    else:
+        before, after = parts.num_around
+        head = min(max(half - before, 0), num_context)
+        tail = min(max(half - after, 0), num_context - head)
+        kept = whole[:half] + whole[len(whole) - half :]
+        ranges = [(0, head), (num_context - tail, num_context)]
+    return Prompt(
+        token_ids=parts.prefix + kept + parts.suffix,
+        context_ranges=tuple((start, stop) for start, stop in ranges if start < stop),
+        num_context_dropped=num_context - sum(stop - start for start, stop in ranges),
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from eval.errors import UserError
 from eval.ratings.rows import lacks_line_end, read_rows, user_errors
 from eval.records.disk import write_whole
 from eval.records.journal import append_lines, open_journal, sha256
-from eval.records.read_run import RunInputs, answer_of, open_run, read_inputs
+from eval.records.read_run import RunInputs, open_run, read_inputs
 from eval.records.schema import Prediction
+from eval.scoring.examples import scored_text
 
 VERSION = 1
 MAX_CARDS = 6
@@ -177,8 +178,8 @@ def gather(
 def _inputs(path: Path) -> RunInputs:
     folder, record = open_run(path)
     inputs = read_inputs(folder, record)
-    texts = [answer_of(one, record.think_end_token) for one in inputs.predictions]
-    return RunInputs(**{**vars(inputs), "predictions": texts})
+    shown = [replace(one, text=scored_text(one, record)) for one in inputs.predictions]
+    return replace(inputs, predictions=shown)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -208,6 +208,8 @@ def describe_selection(name: str, task: Any, count: int) -> Iterator[str]:
         kept = [f"{stratum} {drawn} of {read}" for stratum, (drawn, read) in strata.items()]
         num_drawn = task.rows.get("num_documents", task.sample)  # which folders of earlier versions do not tell
         chosen = f"A sample of {name}: {num_drawn:,} documents drawn with seed {task.sample_seed}"
+        if scan := task.source.get("scan"):
+            chosen += f" from the first {scan:,} rows"
         if num_drawn < task.sample:
             chosen = (
                 f"All {num_drawn:,} documents of {name} that can be drawn, fewer than the {task.sample:,} of --sample"

@@ -61,6 +61,8 @@ _RESULT_FILES = ("scores.json", "example_scores.jsonl", "report.md", "report.htm
 # There while a merge has not ended.
 UNFINISHED = ".merging"
 _FILES = ("run.json", "examples.jsonl", "documents.jsonl.gz", "predictions.jsonl", *_RESULT_FILES, UNFINISHED)
+METRICS = "metrics"
+_METRIC_FILE = re.compile(r".+@\d+\.jsonl")
 _KINDS: dict[type, str] = {
     RunRecord: "a run of eval/run.py",
     PerplexityRecord: "a measurement of eval/perplexity.py",
@@ -320,15 +322,26 @@ class RunFolder:
         """Delete what a run has left, and nothing else."""
         with disk_errors(self.path):
             # The record goes last: while it is there, this is a run's folder.
-            for name in ("journal", "metrics"):
-                if (self.path / name).exists():
-                    shutil.rmtree(inside(self.path, name))
+            if (self.path / "journal").exists():
+                shutil.rmtree(inside(self.path, "journal"))
+            if (self.path / METRICS).exists():
+                metrics = inside(self.path, METRICS)
+                # A judge's file and its replies, which were paid for, may lie beside the values.
+                for file in metric_files(self.path):
+                    file.unlink()
+                if not any(metrics.iterdir()):
+                    metrics.rmdir()
             own = re.compile(rf"({own_plots(self.read_record(RunRecord, is_replaced=True))})\.(png|svg)")
             for plot in inside(self.path, "plots").glob("*"):
                 if own.fullmatch(plot.name):
                     plot.unlink()
             for name in reversed(_FILES):
                 (self.path / name).unlink(missing_ok=True)
+
+
+def metric_files(folder: Path) -> list[Path]:
+    """Return the files of further metrics in a run folder, in order; other files beside them are none."""
+    return sorted(file for file in (folder / METRICS).glob("*.jsonl") if _METRIC_FILE.fullmatch(file.name))
 
 
 def kind_of(content: Mapping[str, Any]) -> type | None:
@@ -387,7 +400,7 @@ def own_plots(record: RunRecord | None) -> str:
     """Return a regular expression for the names of a run's plots, without their ends; no other file is the run's."""
     tasks = {} if record is None else record.tasks
     prefixes = [f"{task}-{template}" for task, about in tasks.items() for template in about.templates]
-    return rf"({'|'.join(map(re.escape, prefixes))})-(finding|length-\w+|cost-\w+|positions)"
+    return rf"({'|'.join(map(re.escape, prefixes))})-(finding|length-\w+|cost-\w+|positions|depth)"
 
 
 def in_order(lines: Mapping[Key, Line], order: Sequence[Key]) -> list[Line]:

@@ -134,6 +134,7 @@ class TemplateRecord:
     chat: bool = entry("whether the chat template is put around it", default=True)
     system: str | None = entry("system message of the task itself", default=None, is_left_out=True)
     prompt_sha256: str = entry("digest of the rendered template, chat markup and shots included", default="")
+    truncation: str | None = entry("what is kept, whatever the run keeps of others", default=None, is_left_out=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -708,6 +709,18 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DepthCell:
+    """Needles of one fifth of the context at one length."""
+
+    task: str = entry("name of the task")
+    template: str = entry("name of the prompt")
+    maxlen: int = entry("length in tokens", rule=LENGTH)
+    depth: float = entry("beginning of the fifth, as a share of what the prompt shows of the context", rule=SHARE)
+    found: float = entry("share of these needles that answers contain", rule=SHARE)
+    num_needles: int = entry("needles that stand there, each in one prompt", rule=COUNT)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """`scores.json`."""
 
@@ -728,6 +741,9 @@ class Scores:
     )
     further_comparisons: list[Comparison] | None = entry(
         "paired tests by further metrics, where there are any", default=None, is_left_out=True
+    )
+    depths: list[DepthCell] | None = entry(
+        "what was found of needles, where there are any", default=None, is_left_out=True
     )
 
 
@@ -1204,6 +1220,12 @@ class BoardRow:
     )
     yardsticks: dict[str, dict[str, Estimate]] = entry("scores of the baselines, by name and metric")
     rank: int = entry("1 is the highest mean; equal means share a rank", default=0, rule=COUNT)
+    rank_range: list[int] | None = entry(
+        "first and last rank that the row may have: one more than the rows shown to be better, and all but those shown "
+        "to be worse",
+        default=None,
+        is_left_out=True,
+    )
     is_best: bool = entry("whether no row has a higher mean", default=False)
     is_within_margin: bool = entry("whether the row is shown to be within the margin of the best", default=False)
     is_on_frontier: bool = entry("whether no row is both better and cheaper", default=False)

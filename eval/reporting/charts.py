@@ -17,7 +17,6 @@ import vl_convert
 from eval.records.disk import disk_errors, make_folder, remove_partials, write_whole
 from eval.records.schema import Result
 from eval.reporting.columns import BASELINE_STYLES, charted_costs
-from eval.scoring.board import frontier
 from eval.scoring.profiles import metric_name, metric_title
 
 VEGA_LITE_VERSION = "6.4"
@@ -27,6 +26,7 @@ Spec = dict[str, Any]
 Layer = dict[str, Any]
 
 WIDTH, _HEIGHT = 460, 300
+PANEL_WIDTH, _PANEL_COLUMNS = 240, 3  # of a picture; the page takes as many columns as have room
 _LABEL_GAP = 14  # pixels between direct labels, which are 11 pixels high
 _DODGE = 0.07  # of a doubling: how far systems at one length stand apart, so that their intervals do not overlap
 
@@ -61,15 +61,13 @@ def length_chart(results: Sequence[Result], metric: str, intervals: str, aim: st
     return Chart(title=f"{metric_name(metric)} over length", caption=caption, spec=length_curves(results, metric))
 
 
-def cost_charts(
-    results: Sequence[Result], metric: str, caption: str, *, draw_frontier: bool = False
-) -> dict[str, Chart]:
+def cost_charts(results: Sequence[Result], metric: str, caption: str) -> dict[str, Chart]:
     """Return `quality_cost` for each cost that is known of a result, by its key."""
     return {
         key: Chart(
             title=f"{metric_name(metric)} against {column.axis[0].lower()}{column.axis[1:]}",
             caption=caption,
-            spec=quality_cost(results, metric, key, draw_frontier=draw_frontier),
+            spec=quality_cost(results, metric, key),
         )
         for key, column in charted_costs().items()
         if any(column.value(result.cost) is not None for result in results)
@@ -110,12 +108,10 @@ def length_curves(results: Sequence[Result], metric: str) -> Spec:
     return spec_of(layer=layers, description=described)
 
 
-def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_frontier: bool = False) -> Spec:
+def quality_cost(results: Sequence[Result], metric: str, cost: str) -> Spec:
     """Return one metric against a cost: points labelled by length, a line a system, intervals as rules.
 
     The results are those of one task, template and subset; baselines and results whose cost is not known have no point.
-    The frontier is steps through the points that no other beats in both. With it these alone are labelled: among many
-    systems the labels of all would cover each other.
     """
     column = charted_costs()[cost]
     rows = [
@@ -130,12 +126,40 @@ def quality_cost(results: Sequence[Result], metric: str, cost: str, *, draw_fron
     x = quantity("x", column.axis, scale=scale, axis={"format": "~r", "tickCount": 6, "grid": False})
     low, high = _padded(value for row in rows for value in _extent(row))
     y = _score_axis(results, metric, low, high)
-    best = [rows[index] for index in frontier([(row["x"], row["mean"]) for row in rows])]
-    layers = [layer(best, FRONTIER, x=x, y=y)] if draw_frontier else []
-    layers += _model_layers(rows, models, x, y, order="maxlen")
+    layers = _model_layers(rows, models, x, y, order="maxlen")
     mark = {"type": "text", "align": "left", "dx": 6, "dy": 11, "style": "label"}
-    labels = layer(best if draw_frontier else rows, mark, x=x, y=y, text={"field": "label"})
+    labels = layer(rows, mark, x=x, y=y, text={"field": "label"})
     return spec_of(layer=[*layers, labels], description=f"{y['title']} against {column.axis.lower()}.")
+
+
+def panels_of(
+    rows: Sequence[Mapping[str, Any]],
+    layers: Sequence[Layer],
+    panels: Sequence[str],
+    description: str,
+    *,
+    height: int = 170,
+) -> Spec:
+    """Return small multiples: a panel for each value of `panel` in the rows, in this order.
+
+    Layers with data of their own are drawn in each panel. Panels share their scales.
+    """
+    return {
+        "$schema": SCHEMA,
+        "description": description,
+        "usermeta": {"panels": len(panels)},
+        "data": {"values": list(rows)},
+        "facet": {
+            "field": "panel",
+            "type": "nominal",
+            "sort": list(panels),
+            "header": {"title": None, "labelAnchor": "start", "labelLimit": PANEL_WIDTH},
+        },
+        "columns": min(_PANEL_COLUMNS, len(panels)),
+        "spacing": 24,
+        "resolve": {"axis": {"x": "independent"}},
+        "spec": {"width": PANEL_WIDTH, "height": height, "layer": list(layers)},
+    }
 
 
 def draw_chart(spec: Mapping[str, Any], suffix: Literal[".png", ".svg"]) -> bytes:
@@ -213,6 +237,7 @@ def theme(*, dark: bool) -> dict[str, Any]:
             "tickSize": 4,
         },
         "title": {
+            "anchor": "start",
             "color": ink,
             "subtitleColor": soft,
             "fontSize": 15,
@@ -221,6 +246,7 @@ def theme(*, dark: bool) -> dict[str, Any]:
             "fontWeight": 600,
             "subtitlePadding": 5,
         },
+        "header": {"labelColor": ink, "labelFontSize": 12.5, "labelFontWeight": 600},
         "axisY": {"domain": False, "ticks": False, "labelPadding": 6, "tickCount": 6},
         "legend": {
             "labelColor": ink,
@@ -247,6 +273,8 @@ def theme(*, dark: bool) -> dict[str, Any]:
             "cost": {"color": soft, "opacity": 0.45},
             "value": {"color": colours[0], "fontSize": 12.5, "fontWeight": 600},
             "halo": {"color": page, "stroke": page, "strokeWidth": 3, "fontSize": 12.5, "fontWeight": 600},
+            "own": {"color": colours[0], "strokeWidth": 2.5},
+            "context": {"color": soft, "strokeWidth": 1.2, "opacity": 0.45},
         },
     }
 

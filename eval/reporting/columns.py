@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from eval.metrics.agreement import LEGEND as DOUBT_LEGEND
 from eval.metrics.agreement import mark
-from eval.records.schema import Estimate, Noise, Result, Share, ValueRecord
+from eval.records.schema import BoardRow, Comparison, Estimate, Noise, Result, Share, ValueRecord
 from eval.scoring.claims import open_collapses
 from eval.scoring.examples import SCORING_VERSION
 from eval.scoring.profiles import PROFILES, metric_name
@@ -61,13 +61,12 @@ def number_or_dash(value: float | None, digits: int, unit: float = 1) -> str:
     return "-" if value is None else f"{value / unit:,.{digits}f}"
 
 
-def units_of(record: Any) -> tuple[int, str]:
+def units_of(record: Result | Comparison | BoardRow) -> tuple[int, str]:
     """Return how many of what are resampled: documents, or clusters of them."""
-    num_clusters: int | None = getattr(record, "num_clusters", None)
-    return (record.num_documents, "documents") if num_clusters is None else (num_clusters, "clusters")
+    return (record.num_documents, "documents") if record.num_clusters is None else (record.num_clusters, "clusters")
 
 
-def count(record: Any) -> str:
+def count(record: Result | Comparison | BoardRow) -> str:
     """Return the number of examples, and that of documents, or of clusters, where there are fewer."""
     examples, (units, name) = record.num_examples, units_of(record)
     return str(examples) if examples == units else f"{examples} ({units}{' clusters' * (name == 'clusters')})"
@@ -90,12 +89,6 @@ def percent_mean(estimate: Estimate | None, digits: int = 2) -> str:
     return "-" if estimate is None else percent(replace(estimate, low=None, high=None), digits)
 
 
-def _value_of(comparison: Any) -> ValueRecord | None:
-    """Return what a comparison by a further metric is of; None for one by a profile."""
-    value: ValueRecord | None = getattr(comparison, "value", None)
-    return value
-
-
 def scale_of(value: ValueRecord | None) -> float:
     """Return what reports multiply a value with: shares, as all scores of profiles are, are shown x 100."""
     return 100 if value is None or value.is_share else 1
@@ -115,14 +108,14 @@ def value_heading(value: ValueRecord) -> str:
     return value.label + {"higher": " \u2191", "lower": " \u2193", None: ""}[value.better]
 
 
-def signed_percent(comparison: Any) -> str:
+def signed_percent(comparison: Comparison) -> str:
     """Return a difference with its interval, shares x 100."""
-    return f"{scale_of(_value_of(comparison)) * comparison.difference:+.2f}{signed_interval(comparison)}"
+    return f"{scale_of(comparison.value) * comparison.difference:+.2f}{signed_interval(comparison)}"
 
 
-def signed_interval(comparison: Any) -> str:
+def signed_interval(comparison: Comparison) -> str:
     """Return the interval of a difference, shares x 100."""
-    return interval(comparison.low, comparison.high, "+.1f", scale_of(_value_of(comparison)))
+    return interval(comparison.low, comparison.high, "+.1f", scale_of(comparison.value))
 
 
 def p_value(value: float | None) -> str:
@@ -133,7 +126,7 @@ def p_value(value: float | None) -> str:
 Outcome = Literal["better", "worse", "slightly worse", "as good", "not settled", "same prompts", "different"]
 
 
-def outcome(comparison: Any) -> Outcome:
+def outcome(comparison: Comparison) -> Outcome:
     """Return what a comparison shows of the second setting; slightly worse is worse by less than the margin.
 
     Different is what a value without a direction can be.
@@ -141,8 +134,7 @@ def outcome(comparison: Any) -> Outcome:
     if not comparison.num_examples:
         return "same prompts"
     is_different = comparison.p_corrected is not None and comparison.p_corrected < 0.05
-    value = _value_of(comparison)
-    better = "higher" if value is None else value.better
+    better = "higher" if comparison.value is None else comparison.value.better
     if is_different and better is None:
         return "different"
     if is_different and (comparison.difference > 0) == (better == "higher"):
@@ -152,7 +144,7 @@ def outcome(comparison: Any) -> Outcome:
     return "as good" if comparison.non_inferior else "not settled"
 
 
-def verdict(comparison: Any) -> str:
+def verdict(comparison: Comparison) -> str:
     """Return the outcome of a comparison as tables show it."""
     found, margin = outcome(comparison), f"{100 * comparison.margin:g}"
     if found == "as good":
@@ -161,31 +153,31 @@ def verdict(comparison: Any) -> str:
     return f"worse, within the margin of {margin}" if found == "slightly worse" else found
 
 
-def leaves_open(comparison: Any) -> str:
+def leaves_open(comparison: Comparison) -> str:
     """Return what a claim of as good about so few documents cannot know, as a clause."""
     num_units, name = units_of(comparison)
     share = open_collapses(num_units)
     return f"{num_units} {name} without a collapse leave collapses of up to {share:.0%} of {name} open"
 
 
-def wins_and_losses(comparison: Any) -> str:
+def wins_and_losses(comparison: Comparison) -> str:
     """Return wins, ties and losses, by each metric where the headline joins several."""
-    if by_metric := getattr(comparison, "by_metric", None):
-        return ", ".join(f"{metric_name(name)} {'/'.join(map(str, counts))}" for name, counts in by_metric.items())
+    if comparison.by_metric:
+        counts = comparison.by_metric.items()
+        return ", ".join(f"{metric_name(name)} {'/'.join(map(str, of_one))}" for name, of_one in counts)
     return f"{comparison.wins}/{comparison.ties}/{comparison.losses}"
 
 
-def detectable(comparison: Any) -> str:
+def detectable(comparison: Comparison) -> str:
     """Return the detectable difference x 100, or how many documents would have one."""
     if comparison.needs_documents is not None and comparison.num_examples:
         return f"none: takes {comparison.needs_documents} {units_of(comparison)[1]}"
-    return number_or_dash(comparison.detectable, 2, 1 / scale_of(_value_of(comparison)))
+    return number_or_dash(comparison.detectable, 2, 1 / scale_of(comparison.value))
 
 
-def name_metric(comparison: Any) -> str:
+def name_metric(comparison: Comparison) -> str:
     """Return the name of what a comparison is of."""
-    value = _value_of(comparison)
-    return metric_name(comparison.metric) if value is None else value_heading(value)
+    return metric_name(comparison.metric) if comparison.value is None else value_heading(comparison.value)
 
 
 _PEAK = Column(

@@ -62,7 +62,7 @@ def meanings(record: RunRecord, scores: Scores, *, has_lengths: bool = True) -> 
             if others:
                 one = max(others, key=lambda one: one.second.maxlen)
                 subject = f"template {template} at {one.second.maxlen:,} tokens is"
-                yield f"{task}: " * (len(settings) > len(templates)) + _judged(one, subject, one.first.template)
+                yield f"{task}: " * (len(settings) > len(templates)) + judged(one, subject, one.first.template)
     for row in scores.scrolls_score.scores if scores.scrolls_score else []:
         template = f", template {row.template}" if row.template else ""
         yield f"SCROLLS score at {row.maxlen:,} tokens{template}: {percent(row)}."
@@ -74,7 +74,7 @@ def over_length(results: Sequence[Result], comparisons: Sequence[Comparison]) ->
     if first is last:
         return _single(first, results)
     for one in _between(first, last, comparisons):
-        return _judged(one, f"{last.maxlen:,} tokens are", f"{first.maxlen:,}")
+        return judged(one, f"{last.maxlen:,} tokens are", f"{first.maxlen:,}")
     return f"{last.maxlen:,} and {first.maxlen:,} tokens have no example in common, so nothing is compared."
 
 
@@ -101,7 +101,7 @@ _CLAIMS = {
 }
 
 
-def _judged(comparison: Comparison, subject: str, other: str) -> str:
+def judged(comparison: Comparison, subject: str, other: str) -> str:
     """Return what a comparison lets one say, with its numbers.
 
     The subject is the name of the second setting with its verb, the other the name of the first.

@@ -47,9 +47,9 @@ def further_comparisons(scores: Scores, task: str, subset: str) -> Iterator[tupl
 
 def describe_metric(one: UsedMetric, results: Sequence[Result]) -> str:
     """Return what a reader must know of a metric's numbers, in sentences."""
-    sentences = [
-        f"Shares x 100; {describe_intervals(results)}. Beside them, at the greatest length, what no model wrote."
-    ]
+    sentences = [f"Shares x 100; {describe_intervals(results)}."]
+    if any(_has_values(result, one) for result in select(results, kind="yardstick")):
+        sentences.append("Beside them, at the greatest length, what no model wrote.")
     if sets := _rated_sets(one):
         sentences.append(f"r with people: within systems, on {'; '.join(sets)}. {LEGEND}")
     if one.provenance:
@@ -71,9 +71,8 @@ def _table(results: Sequence[Result], one: UsedMetric) -> Rows:
     if not models:
         return []
     greatest = models[-1]
-    others = {
-        result.system: result for result in select(results, kind="yardstick", maxlen=greatest.maxlen) if result.further
-    }
+    beside = select(results, kind="yardstick", maxlen=greatest.maxlen)
+    others = {result.system: result for result in beside if _has_values(result, one)}
     rows = [
         _Row(
             value=about,
@@ -93,6 +92,10 @@ def _rated_sets(one: UsedMetric) -> list[str]:
     """Return the sets on which people's ratings were compared with a metric."""
     names = (name for value in one.values for name in headline_correlations(one.name, value, one.version))
     return list(dict.fromkeys(names))
+
+
+def _has_values(result: Result, one: UsedMetric) -> bool:
+    return any(_mean_of(result, one.name, value) for value in one.values)
 
 
 def _mean_of(result: Result, metric: str, value: str) -> Share | None:

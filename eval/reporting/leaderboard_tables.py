@@ -12,10 +12,12 @@ from typing import Any
 
 from eval.records.engines import LOCAL, clock_of
 from eval.records.schema import Board, BoardRow, Estimate, Leaderboard, ScrollsRow
+from eval.reporting.board_labels import Key, Label, describe_shared, key_of, labels_of
 from eval.reporting.checks import marks_column, marks_of
 from eval.reporting.columns import (
     BASELINE_STYLES,
     COUNTS,
+    ENDED,
     EVIDENCE,
     MAXLEN,
     Column,
@@ -46,17 +48,22 @@ from eval.scoring.board import clocks_of, describe_settings, engines_of, varying
 from eval.scoring.profiles import describe_profile, describe_profiles, metric_columns, metric_name
 
 _RANK_LEGEND = (
-    "rank: by the mean of the metric that has an interval (95%, bootstrap over documents); rows that share a rank are "
-    "equal. best observed: the highest mean. within margin: shown to lose less than the margin, as given to this "
-    "command, to whichever row is truly best, even if one more document collapsed: the upper bound of the loss to "
-    "every other row lies below it. The best observed has to pass as well, so nothing is owed to having picked it, and "
-    "bounds are corrected for the number of rows: the chance of any false mark in the table is about 5% at most. "
-    "frontier: no other row costs no more, is no worse, and is better in one of the two."
+    "Rows are in the order of their means; an interval is that of its row alone (95%, bootstrap over documents). rank: "
+    "the places that the row may have. Above it are at least the rows shown to be better, below it those shown to be "
+    "worse, by exchanging documents between all pairs of rows, corrected for the number of pairs. Rows whose ranks "
+    "overlap may come out either way. best observed: the highest mean. within margin: shown to lose less than the "
+    "margin, as given to this command, to whichever row is truly best, even if one more document collapsed: the upper "
+    "bound of the loss to every other row lies below it. The best observed has to pass as well, so nothing is owed to "
+    "having picked it, and bounds are corrected for the number of rows: the chance of any false mark in the table is "
+    "about 5% at most. frontier: no other row costs no more, is no worse, and is better in one of the two."
 )
 RESCORE = (
     "Scores are made anew, without the model, by `python -m eval.score RUN`, with `--profile` under another profile."
 )
 _BESIDE = {name: baseline.column for name, baseline in BASELINE_STYLES.items() if baseline.column is not None}
+_FIRST_BESIDE = ("matched_oracle", "visible_oracle", "common_answer")
+RUN, DIFFERS = "run", "differs in"
+RANK = Column(heading="rank", show=lambda row: _rank(row), legend="rank: the places that the row may have")
 _CLAIMS = {"best observed": "is_best", "within margin": "is_within_margin", "frontier": "is_on_frontier"}
 _MARKS = Column(
     heading="marks",
@@ -71,7 +78,12 @@ _CLOCK = Column(
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a formula begins with
 # Columns whose cells others have chosen.
-_NAMES = ("model", "plan", "engine", "template", "dtype", "other settings", "run")
+_NAMES = (RUN, DIFFERS, "model", "plan", "engine", "template", "dtype", "other settings")
+
+
+def _rank(row: BoardRow) -> str:
+    first, last = row.rank_range or (row.rank, row.rank)
+    return str(first) if first == last else f"{first}\N{EN DASH}{last}"
 
 
 def legends(content: Leaderboard) -> list[str]:
@@ -101,54 +113,87 @@ def facts_of(content: Leaderboard) -> dict[str, str]:
     }
 
 
+def _plural(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
+
+
 def describe_board(board: Board) -> str:
     """Return what a board ranks, in a sentence or two."""
     examples, documents = board.num_examples, board.num_documents
     counted = f"{examples} examples" + (f" about {documents} documents" if documents != examples else "")
     scored = f"{metric_name(board.metric)}, {describe_profile(board.profile)}".replace("`", "")
     return (
-        f"{board.description}. Ranked by {scored}. {len(board.rows)} rows of {board.num_runs} run(s), all on the same "
-        f"{counted} of the split {board.split}."
+        f"{board.description}. Ranked by {scored}. {_plural(len(board.rows), 'row')} of "
+        f"{_plural(board.num_runs, 'run')}, all on the same {counted} of the split {board.split}."
     )
 
 
-def board_columns(board: Board, cost: str, *, is_short: bool = False) -> list[Column]:
-    """Return the columns of a board, what matters most to the left.
+def board_columns(board: Board, cost: str) -> tuple[list[Column], list[Column]]:
+    """Return the columns of a board that matter most, and the others.
 
-    The cost is that of the frontier; the short columns are those that fit a terminal.
+    The cost is that of the frontier.
     """
-    rows, metric = board.rows, board.metric
+    rows, metric, labels = board.rows, board.metric, labels_of(board.rows)
     settings, engines = varying(rows), engines_of(rows)
 
-    def baseline(name: str, column: Column) -> Column:
+    def baseline(name: str) -> Column:
+        column = _BESIDE[name]
         return replace(column, show=lambda row: percent_mean(row.yardsticks.get(name, {}).get(metric)))
 
     costs = {column.key: of_cost(column) for column in costs_of(rows)}
+    beside = [name for name in _BESIDE if any(name in row.yardsticks for row in rows)]
+    # Of the baselines the first that there is: with as many words as the answer, else the best of what was shown.
+    first = next((name for name in _FIRST_BESIDE if name in beside), None)
     columns = [
-        text("rank"),
-        Column(heading=metric_heading(metric, board.profile), show=lambda row: percent(row.metrics[metric])),
-        text("model"),
-        text("plan"),
-        *([Column(heading="engine", show=lambda row: engines[row.run])] if engines else []),
-        *([text("template")] if len({row.template for row in rows}) > 1 else []),
+        RANK,
+        Column(heading=RUN, show=lambda row: labels[key_of(row)].name),
+        *([Column(heading=DIFFERS, show=lambda row: labels[key_of(row)].differs)] if labels_differ(labels) else []),
         MAXLEN,
-        _MARKS,
+        Column(heading=metric_heading(metric, board.profile), show=lambda row: percent(row.metrics[metric])),
+        *([baseline(first)] if first else []),
+        *([ENDED] if any(row.num_ended_by_length is not None for row in rows) else []),
         *([marks_column(metric)] if any(marks_of(row, metric) for row in rows) else []),
         costs.pop(cost),
+        _MARKS,
     ]
-    columns += [
-        baseline(name, column) for name, column in _BESIDE.items() if any(name in row.yardsticks for row in rows)
-    ]
-    if is_short:
-        return [*columns, text("run")]
-    columns += [score(name, board.profile) for name in rows[0].metrics if name != metric]
-    columns += [of_value(key, value) for key, value in (board.further or {}).items()]
+    others = [baseline(name) for name in beside if name != first]
+    others += [score(name, board.profile) for name in rows[0].metrics if name != metric]
+    others += [of_value(key, value) for key, value in (board.further or {}).items()]
     if any(row.evidence_visible for row in rows):
-        columns.append(replace(EVIDENCE, show=lambda row: percent_mean(row.evidence_visible, 1)))
-    columns += [*COUNTS, *costs.values(), *([_CLOCK] if len(clocks_of(rows)) > 1 else []), text("dtype")]
+        others.append(replace(EVIDENCE, show=lambda row: percent_mean(row.evidence_visible, 1)))
+    others += [column for column in COUNTS if column is not ENDED]
+    others += [*costs.values(), *([_CLOCK] if len(clocks_of(rows)) > 1 else [])]
+    others += [text("model"), text("plan")]
+    others += [Column(heading="engine", show=lambda row: engines[row.run])] if engines else []
+    others += [text("template"), text("dtype")]
     if settings:
-        columns.append(Column(heading="other settings", show=lambda row: describe_settings(row, settings)))
-    return [*columns, text("run")]
+        others.append(Column(heading="other settings", show=lambda row: describe_settings(row, settings)))
+    return columns, others
+
+
+def labels_differ(labels: Mapping[Key, Label]) -> bool:
+    """Return whether labels say more than names."""
+    return any(label.differs for label in labels.values())
+
+
+def remarks_on(board: Board) -> list[str]:
+    """Return what to know before comparing the rows of a board, in sentences."""
+    return [remark for remark in (describe_shared(board.rows), *board.notes) if remark]
+
+
+def describe_ranks(board: Board) -> str:
+    """Return what the ranks of a board let one say, in a sentence; empty for a single row."""
+    num_rows = len(board.rows)
+    firsts = [row for row in board.rows if row.rank_range and row.rank_range[0] == 1]
+    if num_rows == 1 or not firsts:
+        return ""
+    if len(firsts) == 1:
+        [row] = firsts
+        name = code(labels_of(board.rows)[key_of(row)].name)
+        return f"{name} at {row.maxlen:,} tokens is shown to be better than every other row."
+    if all(row.rank_range == [1, num_rows] for row in board.rows):
+        return f"No row is shown to be better than another: any of the {num_rows} may be the best."
+    return f"{len(firsts)} of {num_rows} rows may be the best: no row is shown to be better than they are."
 
 
 def scrolls_block(content: Leaderboard) -> tuple[str, Rows]:
@@ -175,10 +220,15 @@ def render_terminal(content: Leaderboard) -> str:
     """Return the boards for a terminal, without the columns that would not fit one."""
     parts = []
     for board in content.boards:
-        rows = table_of(board_columns(board, content.cost, is_short=True), board.rows)
+        columns = [column for column in board_columns(board, content.cost)[0] if column.heading != DIFFERS]
+        labels = labels_of(board.rows).values()
+        runs = [textwrap.fill(f"{one.name}: {one.differs}", WIDTH) for one in labels if one.differs]
+        rows = table_of(columns, board.rows)
         title = textwrap.fill(f"{board.task}: {describe_board(board)}", WIDTH)
-        notes = [textwrap.fill(note, WIDTH) for note in board.notes]
-        parts.append("\n".join([title, "", as_columns(rows), *([""] if notes else []), *notes]))
+        notes = [
+            textwrap.fill(note.replace("`", ""), WIDTH) for note in [describe_ranks(board), *remarks_on(board)] if note
+        ]
+        parts.append("\n".join([title, "", as_columns(rows), *_below(runs), *_below(notes)]))
     remark, table = scrolls_block(content)
     if remark:
         below = ["", as_columns(table)] if table else []
@@ -190,6 +240,10 @@ def render_terminal(content: Leaderboard) -> str:
     return "\n\n".join(parts)
 
 
+def _below(lines: Sequence[str]) -> list[str]:
+    return ["", *lines] if lines else []
+
+
 def render_markdown(content: Leaderboard, plots: Mapping[str, Sequence[tuple[str, str]]]) -> str:
     """Return `leaderboard.md`; plots are titles and paths of the pictures, by task."""
     parts = [
@@ -199,8 +253,10 @@ def render_markdown(content: Leaderboard, plots: Mapping[str, Sequence[tuple[str
     ]
     for board in content.boards:
         parts += ["", f"## {markdown(board.task)}", "", markdown(describe_board(board)), ""]
-        parts += [as_markdown(_with_code(table_of(board_columns(board, content.cost), board.rows)))]
-        parts += [line for note in board.notes for line in ("", markdown(note))]
+        columns = [column for of_kind in board_columns(board, content.cost) for column in of_kind]
+        parts += [as_markdown(_with_code(table_of(columns, board.rows)))]
+        found = describe_ranks(board)
+        parts += [line for note in [found, *remarks_on(board)] if note for line in ("", markdown(note))]
         parts += [line for title, path in plots[board.task] for line in ("", f"![{markdown(title)}]({path})")]
     remark, table = scrolls_block(content)
     if remark:
@@ -256,6 +312,7 @@ def _plain_score(row: ScrollsRow) -> dict[str, Any]:
 
 def _plain_row(board: Board, row: BoardRow) -> dict[str, Any]:
     found: dict[str, Any] = {"task": board.task, "profile": board.profile, "rank": row.rank}
+    found |= dict(zip(("rank_low", "rank_high"), row.rank_range or (None, None), strict=True))
     found |= {name: getattr(row, name) for name in ("run", "model", "plan", "dtype", "template")}
     found["maxlen_tokens"] = row.maxlen
     found |= {

@@ -48,9 +48,13 @@ class Heading:
 
 @dataclass(frozen=True, kw_only=True)
 class Prose:
-    """Paragraphs, separated by empty lines; `code` between backquotes. Captions, facts and cells read the same way."""
+    """Paragraphs, separated by empty lines; `code` between backquotes. Captions, facts and cells read the same way.
+
+    What leads says in a sentence what was found.
+    """
 
     text: str
+    is_lead: bool = False
     kind: Literal["prose"] = "prose"
 
 
@@ -58,33 +62,76 @@ class Prose:
 class Header:
     """The head of a table's column; numbers stand to the right and sort from the largest first.
 
-    The note says what the name means, and is shown when a pointer rests on it. What is grey is in doubt.
+    The note says what the name means, and is shown when a pointer rests on it. What is grey is in doubt. The column of
+    the label stays in view; extra columns are shown when they are asked for.
     """
 
     name: str
     is_number: bool = False
     note: str = ""
     is_grey: bool = False
+    is_label: bool = False
+    is_extra: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """An interval and its middle, in percent of the width of a cell; without an interval both ends are the middle."""
+
+    middle: float
+    start: float
+    end: float
+
+    @classmethod
+    def of(cls, mean: float, low: float | None, high: float | None, ends: Sequence[float]) -> Span:
+        """Return the place of an estimate among all that a column shows."""
+        lowest, size = min(ends), max(ends) - min(ends)
+        places = (
+            100 * (value - lowest) / size if size else 50.0
+            for value in (mean, mean if low is None else low, mean if high is None else high)
+        )
+        middle, start, end = (round(place, 2) for place in places)
+        return cls(middle=middle, start=start, end=end)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What a cell shows, and the value that it sorts by: None sorts last, either way."""
+    """What a cell shows, and the value that it sorts by: None sorts last, either way.
+
+    Below the text stands a detail, or an interval is drawn. The link leads to a page, relative to this one. The title
+    is shown when a pointer rests on the cell.
+    """
 
     text: str
     sort: float | str | None = None
     is_strong: bool = False
     is_grey: bool = False
+    detail: str = ""
+    title: str = ""
+    link: str = ""
+    span: Span | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table that sorts by its headers; one of more than six rows also has a filter."""
+    """A table that sorts by its headers; one of more than six rows also has a filter.
+
+    With a column of labels it is a board, whose rows are cards on a phone.
+    """
 
     caption: str
     columns: Sequence[Header]
     rows: Sequence[Sequence[Cell]]
     kind: Literal["table"] = "table"
+
+    @property
+    def is_board(self) -> bool:
+        return any(column.is_label for column in self.columns)
+
+    @property
+    def num_extra(self) -> int:
+        """Return how many columns are shown only when they are asked for."""
+        return sum(column.is_extra for column in self.columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +264,8 @@ def render_page(
             `{"template", "maxlen", "text", "scores": {metric: fraction}, "kept": spans}` with a value for the key of
             each column. Spans are characters of the document, `oracle` those of the visible oracle's sentences. Texts
             that are None are left out of the browser. A `note` stands above it. `headlines` may name a metric of each
-            task, by which its examples are shown until another is chosen.
+            task, by which its examples are shown until another is chosen. `names` are of two runs that are compared:
+            their answers stand at the lengths 1 and 2, each with its `name`.
         subtitle: A line below the title.
         footer: What made the page; a link to the paper of MASFormer follows.
     """

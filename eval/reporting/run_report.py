@@ -28,6 +28,7 @@ from eval.reporting.columns import (
     text,
     units_of,
 )
+from eval.reporting.depth_chart import DEPTH_REMARK, depth_map, depth_table
 from eval.reporting.finding import meanings, numbers_of, over_length, what_was_shown
 from eval.reporting.finding_chart import finding_chart
 from eval.reporting.further_tables import further_comparisons, further_tables
@@ -165,6 +166,8 @@ def describe_task(record: RunRecord, scores: Scores, task: str) -> str:
             f"Lead, tail and oracle have {baselines.word_budget} words, or as many as the answer where they are at "
             f"length; the oracle aims at {baselines.objective}."
         )
+    if select(scores.depths or (), task=task):
+        sentences.append("Every length shows all needles: what lies between them is cut evenly.")
     return " ".join(sentences)
 
 
@@ -195,6 +198,8 @@ def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:
             yield Block(f"Quality where every length cuts: {where}", remark, quality_table(truncated))
         if noise := noise_table(everything):
             yield Block(f"Samples: {where}", legend_of(NOISE), noise)
+        if cells := select(scores.depths or (), task=task, template=template):
+            yield Block(f"Found by depth: {where}", DEPTH_REMARK, depth_table(cells))
         remark = describe_clock(record.identity.engine, record.sessions[-1])
         yield Block(f"Cost: {where}", remark, cost_table(everything))
         yield from itertools.starmap(Block, further_tables(scores, task, template))
@@ -429,6 +434,11 @@ def _charts(
         yield (
             f"length-{metric}",
             replace(length_chart(results, metric, describe_intervals(results), aim), source=source),
+        )
+    if cells := select(scores.depths or (), task=task, template=template):
+        yield (
+            "depth",
+            Chart(title="Found by depth and length", caption=DEPTH_REMARK, spec=depth_map(cells), source=source),
         )
     caption = "Of an example, in the mean; bytes are those of the largest."
     for cost, chart in cost_charts(results, headline(scores.profiles[task]), caption).items():

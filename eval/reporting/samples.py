@@ -73,11 +73,11 @@ def _answer(one: Prediction, line: ExampleScore, columns: Sequence[Column], *, w
     flaws += line.flaws or {}
     costs = {column.key: getattr(one, column.key) for column in columns}
     has_thought = any(answer.thought is not None for answer in one.answers)
-    thought = _joined(one, lambda answer: answer.thought or "") if with_texts and has_thought else None
+    thought = joined_texts(one, lambda answer: answer.thought or "") if with_texts and has_thought else None
     return {
         "template": one.template,
         "maxlen": one.maxlen,
-        "text": _joined(one, lambda answer: answer.text) if with_texts else None,
+        "text": joined_texts(one, lambda answer: answer.text) if with_texts else None,
         **({} if thought is None else {"thought": thought}),
         "scores": line.metrics,
         **({"flaws": flaws} if flaws else {}),
@@ -86,7 +86,7 @@ def _answer(one: Prediction, line: ExampleScore, columns: Sequence[Column], *, w
     }
 
 
-def _joined(one: Prediction, text_of: Callable[[Sample], str]) -> str:
+def joined_texts(one: Prediction, text_of: Callable[[Sample], str]) -> str:
     """Return a text of an answer, or those of all samples of it under their numbers."""
     texts = list(map(text_of, one.answers))
     if len(texts) == 1:

@@ -20,6 +20,7 @@ from eval.reporting.short_report import render_short
 from eval.reporting.terminal import fill
 from eval.scoring.claims import MARGIN
 from eval.scoring.comparisons import compare_further, compare_settings
+from eval.scoring.depths import found_by_depth
 from eval.scoring.examples import SCORING_VERSION, score_examples, summarize
 from eval.scoring.flaws import with_flaws
 from eval.scoring.further import add_metrics
@@ -41,13 +42,15 @@ def score_run(
     accept_ascii_words: bool | None = None,
     metrics: Sequence[Metric] = (),
     metrics_again: bool = False,
+    answers_alone: bool = False,
 ) -> tuple[Scores, list[Path]]:
     """Score the predictions of a run, write scores and reports, and return `scores.json` and the plots.
 
     The folder is locked. Without a profile each task has its own. With texts, the page shows those of documents,
     references and predictions. With `accept_ascii_words` False, references of which a profile leaves too little are
     refused unless the run accepts them; None refuses none, for a run that was checked before it generated. Further
-    metrics score what they did not yet, or all again; those that the folder has values of are shown as well.
+    metrics score what they did not yet, or all again, and with `answers_alone` no floors and ceilings. Metrics that the
+    folder has values of are shown as well.
 
     Raises:
         UserError: A task has a profile that nobody knows, or that leaves too little of its references.
@@ -78,7 +81,13 @@ def score_run(
     further: dict[str, UsedMetric] = {}
     if has_metrics:
         with_values, further = add_metrics(
-            folder.path, scored.scored, inputs.examples, inputs.documents, metrics, again=metrics_again
+            folder.path,
+            scored.scored,
+            inputs.examples,
+            inputs.documents,
+            metrics,
+            again=metrics_again,
+            answers_alone=answers_alone,
         )
         scored = replace(scored, scored=with_values)
     lines = [one.line for one in scored.scored]
@@ -98,6 +107,7 @@ def score_run(
         parity=parity,
         further=further or None,
         further_comparisons=compare_further(scored.scored, further, margin) if further else None,
+        depths=found_by_depth(answers, inputs.examples, profiles) or None,
     )
     folder.write_lines("example_scores.jsonl", lines)
     folder.write_text("report.md", render_report(record, scores, inputs.notes))

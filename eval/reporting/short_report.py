@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from eval.metrics.agreement import MARK, SHORT_LEGEND
 from eval.records.read_run import RunInputs
 from eval.records.schema import Result, RunRecord, Scores
 from eval.reporting.checks import all_checks
@@ -14,6 +15,7 @@ from eval.reporting.columns import (
     WORDS,
     Column,
     N,
+    metric_heading,
     percent,
     percent_mean,
     score,
@@ -23,7 +25,7 @@ from eval.reporting.finding import ORACLES, meanings
 from eval.reporting.further_tables import further_tables
 from eval.reporting.tables import Rows, as_columns, describe_intervals, select, table_of
 from eval.reporting.terminal import fill, width
-from eval.scoring.profiles import describe_profiles, headline, metric_name
+from eval.scoring.profiles import describe_profiles, headline
 
 # Of each, the first that there is: with as many words as the answer, else with as many as it takes.
 _BASELINES = (ORACLES, ("matched_lead",), ("common_answer",))
@@ -41,9 +43,11 @@ def render_short(inputs: RunInputs, scores: Scores) -> str:
     ]
     profiles = {result.task: result.profile for result in models}
     caption = f"{describe_profiles(profiles)}; {describe_intervals(models)}".replace("`", "")
-    table = score_table(models, scores.results)
-    parts = [fill(caption), as_columns(table, width(), num_names=table[0].index(N.heading))]
-    parts += _further(inputs.record, scores)
+    rows = score_table(models, scores.results)
+    table = as_columns(rows, width(), num_names=rows[0].index(N.heading))
+    if MARK in table:
+        caption += f"; {SHORT_LEGEND}"
+    parts = [fill(caption), table, *_further(inputs.record, scores)]
     if found := list(all_checks(inputs, scores)):
         parts.append("\n".join(["Check before you trust this:", *(fill(f"- {line}") for line in found)]))
     return "\n\n".join([*parts, "\n".join(map(fill, meanings(inputs.record, scores)))])
@@ -60,7 +64,8 @@ def _further(record: RunRecord, scores: Scores) -> Iterator[str]:
 def score_table(models: Sequence[Result], results: Sequence[Result]) -> Rows:
     """Return one row a task, template and length: the model by its headline metric, baselines beside it."""
     metrics = {result.task: headline(result.profile) for result in models}
-    names = list(dict.fromkeys(metrics.values()))
+    headings = {result.task: metric_heading(metrics[result.task], result.profile) for result in models}
+    names, shown = (list(dict.fromkeys(one.values())) for one in (metrics, headings))
     baselines = {
         (one.task, one.template, one.maxlen, one.system): one.metrics
         for one in select(results, subset="all", kind="yardstick")
@@ -76,15 +81,18 @@ def score_table(models: Sequence[Result], results: Sequence[Result]) -> Rows:
     several = [name for name in ("task", "template") if len({getattr(result, name) for result in models}) > 1]
     before = [text(name) for name in several]
     before += [MAXLEN, N, WORDS, ENDED]
-    if len(names) > 1:
-        before.append(Column(heading="metric", show=lambda result: metric_name(metrics[result.task])))
+    if len(shown) > 1:
+        before.append(Column(heading="metric", show=lambda result: headings[result.task]))
     headlines = Column(
-        heading=metric_name(names[0]) if len(names) == 1 else "score",
+        heading=shown[0] if len(shown) == 1 else "score",
         show=lambda result: percent(result.metrics[metrics[result.task]]),
     )
     known = {key[3] for key in baselines}
     after = [baseline(found[0]) for names in _BASELINES if (found := [one for one in names if one in known])]
     others = [name for name in models[0].metrics if name not in names] if len(names) == 1 else []
-    wide = table_of([*before, headlines, *map(score, others), *after], models)
+    # Under several profiles of these metrics, a mark would be of some rows alone.
+    profiles = {result.profile for result in models}
+    columns = [score(name, *(profiles if len(profiles) == 1 else ())) for name in others]
+    wide = table_of([*before, headlines, *columns, *after], models)
     is_narrow = len(as_columns(wide).partition("\n")[0]) <= width()
     return wide if is_narrow else table_of([*before, headlines, *after], models)

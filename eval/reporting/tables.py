@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from eval.records.schema import Comparison, ModelRecord, Result, ScrollsEntry, Session
+from eval.records.schema import BoardRow, Comparison, ModelRecord, Result, ScrollsEntry, Session
 from eval.reporting.columns import (
     BASELINE_STYLES,
     COMPARISONS,
@@ -108,7 +108,7 @@ def describe_missing(missing: Sequence[str], *, has_scores: bool) -> str:
     return f"SCROLLS score, the mean of seven tasks: {where}; missing: {', '.join(missing)}."
 
 
-def describe_intervals(rows: Sequence[Any]) -> str:
+def describe_intervals(rows: Sequence[Result | BoardRow]) -> str:
     """Return what stands behind the means of results, or why nothing does."""
     units = [units_of(row) for row in rows]
     names = " or ".join(sorted({name for _, name in units}, reverse=True))

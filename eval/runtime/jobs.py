@@ -20,16 +20,17 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import wraps
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from eval.errors import UserError
-from eval.records.journal import Journal, Line, some_of
+from eval.records.journal import Journal, Line, append_line, some_of
 from eval.records.merging import merge_examples
 from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleRecord, Key
 from eval.runtime.processes import Process, is_first_here, rank_of
-from eval.runtime.provenance import describe_session, utc_now
+from eval.runtime.provenance import describe_session, is_like, utc_now
 from tasks import DataError, LoadedExamples
 from tasks.command import as_typed, end_command
 
@@ -156,6 +157,7 @@ class Job(Generic[Record, Line]):
         lock = self.folder.lock(self.saved, kind, is_replaced=self.is_replaced) if process.is_main else nullcontext()
         with lock:
             try:
+                self._take_up_ways(process)
                 yield
             except Exception as error:
                 if process.count > 1:
@@ -191,6 +193,26 @@ class Job(Generic[Record, Line]):
         self.folder.write_json("run.json", self.record)
         self.folder.write_lines("examples.jsonl", examples)
 
+    def write_line(self, journal: RawIOBase, line: Line, process: Process) -> None:
+        """Write a line to the disk, in the journal of this process."""
+        if process.is_main:
+            self.note_ways()
+        append_line(journal, line)
+
+    def note_ways(self) -> None:
+        """Write the ways that this session has taken so far to the disk, before anything that they have computed."""
+        *others, last = self._sessions
+        ways = _ways()
+        if ways != last.ways:
+            self.change(sessions=[*others, replace(last, ways=ways)])
+            self.folder.write_json("run.json", self.record)
+
+    def _take_up_ways(self, process: Process) -> None:
+        """Compute as the last session did that ran as this one does."""
+        alike = (session.ways for session in reversed(self._sessions) if session.ways and is_like(session, process))
+        if tuning := _tuning():
+            tuning.take_up(next(alike, {}))
+
     def end(self, **remarks: Any) -> None:
         """Note in the record that the last session has finished, if that is not noted; the caller writes the record.
 
@@ -202,9 +224,7 @@ class Job(Generic[Record, Line]):
         if not self._sessions or self._sessions[-1].finished is not None:
             return
         *others, last = self._sessions
-        tuning = sys.modules.get("masformer.tuning")  # imports torch, which not every engine needs
-        ways = tuning.chosen() if tuning else {}
-        self.change(sessions=[*others, replace(last, finished=utc_now(), ways=ways or None, **remarks)])
+        self.change(sessions=[*others, replace(last, finished=utc_now(), ways=_ways(), **remarks)])
 
     def change(self, **fields: Any) -> None:
         """Replace fields of the record."""
@@ -213,6 +233,14 @@ class Job(Generic[Record, Line]):
     @property
     def _sessions(self) -> list[Any]:
         return list(self.record.sessions)  # type: ignore[attr-defined]
+
+
+def _tuning() -> Any:
+    return sys.modules.get("masformer.tuning")  # imports torch, which not every engine needs
+
+
+def _ways() -> dict[str, str] | None:
+    return (_tuning().chosen() or None) if _tuning() else None
 
 
 def template_clock(has_clock: bool, requested: str | None, saved: Any, output: Path) -> str | None:

@@ -50,6 +50,12 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+def is_like(session: Session, process: Process) -> bool:
+    """Return whether a session computed as this process does: machine, threads and torch are the same."""
+    like = session.machine == _describe_machine(process) and session.threads == process.threads
+    return like and session.versions.get("torch") == version("torch")
+
+
 def _describe_machine(process: Process) -> Machine:
     pages = os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in os.sysconf_names else None
     return Machine(

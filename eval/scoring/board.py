@@ -26,6 +26,7 @@ from eval.scoring.claims import within_margin_of_best
 from eval.scoring.examples import Setting, setting_of, values_of
 from eval.scoring.metric_files import metric_of, values_by_key
 from eval.scoring.profiles import PROFILES, headline, metric_columns, metric_range
+from eval.scoring.rank_ranges import rank_ranges
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
 from eval.scoring.shared_metrics import made_alike
 
@@ -163,14 +164,15 @@ def rank(
     entries = [
         (one.rows[setting], one.values[setting]) for one in chosen for setting in one.values if setting[0] == task
     ]
-    passed = within_margin_of_best(
-        {str(index): values for index, (_, values) in enumerate(entries)},
-        chosen[0].documents[task],
-        margin,
-        within=metric_range(profile, metric),
-        are_answers=PROFILES[profile].has_common_answer,
-    )
-    rows = [replace(row, is_within_margin=passed[str(index)]) for index, (row, _) in enumerate(entries)]
+    values_by_row = {str(index): values for index, (_, values) in enumerate(entries)}
+    documents, within = chosen[0].documents[task], metric_range(profile, metric)
+    are_answers = PROFILES[profile].has_common_answer
+    passed = within_margin_of_best(values_by_row, documents, margin, within=within, are_answers=are_answers)
+    ranges = rank_ranges(values_by_row, documents, within=within)
+    rows = [
+        replace(row, is_within_margin=passed[str(index)], rank_range=list(ranges[str(index)]))
+        for index, (row, _) in enumerate(entries)
+    ]
     rows.sort(key=lambda row: (-row.metrics[metric].value, row.run, row.template, row.maxlen))
     further, apart = made_alike({one.name: one.further for one in chosen})
     values = values_by_key(further)

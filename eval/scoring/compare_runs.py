@@ -179,8 +179,8 @@ def compare_runs(
     recorded = recorded_claim(first, second, asked)
     changed = [
         change
-        for one, other in _settings(first, second, maxlens)
-        for change in _changes(first.lines[one], second.lines[other], profiles[one[0]])
+        for one, other in settings_of_both(first, second, maxlens)
+        for change in changes_between(first.lines[one], second.lines[other], profiles[one[0]])
     ]
     return RunComparison(
         a=ComparedRun.of(first),
@@ -239,7 +239,7 @@ def _further_rows(
 def _pairs(first: ScoredRun, second: ScoredRun, maxlens: tuple[int | None, int | None]) -> Iterator[Compare]:
     """Yield the lines of both runs at each setting and subset that they share, as rows without a metric."""
     is_same = _is_same_model(first, second)
-    for one, other in _settings(first, second, maxlens):
+    for one, other in settings_of_both(first, second, maxlens):
         for subset, names in _subsets(first.lines[one], second.lines[other]):
             before, after = (
                 {name: run.lines[at][name] for name in names} for run, at in ((first, one), (second, other))
@@ -302,9 +302,10 @@ def shared_tasks(first: ScoredRun, second: ScoredRun) -> list[str]:
     return [task for task in tasks[0] if task in tasks[1]]
 
 
-def _settings(
+def settings_of_both(
     first: ScoredRun, second: ScoredRun, maxlens: tuple[int | None, int | None]
 ) -> Iterator[tuple[Setting, Setting]]:
+    """Yield the settings of the first run that are compared, each with that of the second."""
     for task, template, maxlen in sorted(first.lines):
         if maxlens[0] in (None, maxlen):
             other = task, _partner(first, second, task, template), maxlen if maxlens[1] is None else maxlens[1]
@@ -354,7 +355,9 @@ def _settings_of_all(run: ScoredRun) -> dict[str, Any]:
     for task, about in run.record.tasks.items():
         settings = settings_of(run.record, task)
         found |= {f"{name} of {task}": value for name, value in settings.items() if name not in found}
-        found |= {f"template {name} of {task}": template.text for name, template in about.templates.items()}
+        found.setdefault(f"shots of {task}", None)  # of a run without any, beside one that has some
+        for name, template in about.templates.items():
+            found[f"template {name} of {task}"] = "\n\n".join(filter(None, (template.system, template.text)))
     return found
 
 
@@ -375,7 +378,9 @@ def _name(task: str, first: ExampleScore | Compared, second: ExampleScore | Comp
     return f"{task}, {' to '.join(templates)}, {' to '.join(lengths)}"
 
 
-def _changes(first: Mapping[str, ExampleScore], second: Mapping[str, ExampleScore], profile: str) -> list[Change]:
+def changes_between(
+    first: Mapping[str, ExampleScore], second: Mapping[str, ExampleScore], profile: str
+) -> list[Change]:
     """Return how each example of one setting changed, by the mean of the scores that its headline joins.
 
     The geometric mean of one example is 0 wherever one of its scores is, as ROUGE-2 often is, whatever the others do.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -288,17 +288,24 @@ def _result(group: Sequence[Scored], subset: Subset, further: Mapping[str, Value
         noise={name: _noise(lines, columns, metrics[name]) for name, columns in columns_of.items()}
         if has_samples
         else None,
-        further=further_means(lines, further),
+        further=further_means(((line.further, line.unit) for line in lines), further),
         evidence_visible=_mean_share(group) if first.is_model else None,
         cost=cost([one.prediction for one in group]) if first.is_model else None,
     )
 
 
-def further_means(lines: Sequence[ExampleScore], known: Mapping[str, ValueRecord]) -> dict[str, Share] | None:
-    """Return means with intervals over the documents of the examples that have each value; None where none has one."""
-    found = {}
+def further_means(
+    rows: Iterable[tuple[Mapping[str, float | None] | None, Hashable]], known: Mapping[str, ValueRecord]
+) -> dict[str, Share] | None:
+    """Return means with intervals over the documents of the examples that have each value; None where none has one.
+
+    Args:
+        rows: Values of each example, by `NAME.VALUE`, and its document or cluster.
+        known: What the values can be.
+    """
+    rows, found = list(rows), {}
     for key, about in known.items():
-        pairs = [(value, line.unit) for line in lines if line.further and (value := line.further.get(key)) is not None]
+        pairs = [(value, unit) for values, unit in rows if values and (value := values.get(key)) is not None]
         if pairs:
             values, units = zip(*pairs, strict=True)
             estimate = mean_interval(np.array(values), units, within=about.within)

@@ -165,7 +165,7 @@ def max_t(
 
     num_documents = 1 + max(int(own.max()) for own in codes)
     observed = in_spreads(np.ones((1, num_documents)))[0]
-    exchanged = np.vstack([in_spreads(signs) for signs in _exchanges(num_documents, num_exchanges)])
+    exchanged = np.vstack([in_spreads(signs) for signs in exchanges(num_documents, num_exchanges)])
     is_exact = len(exchanged) == 2**num_documents
     # From the row that differs least on, the largest of the rows up to there.
     order = np.argsort(observed, kind="stable")
@@ -191,7 +191,7 @@ def document_codes(rows: Sequence[Row]) -> list[Ints]:
     return [np.array([codes.setdefault(name, len(codes)) for name in row.names], dtype=np.int64) for row in rows]
 
 
-def _exchanges(num_documents: int, num_exchanges: int) -> Iterator[Floats]:
+def exchanges(num_documents: int, num_exchanges: int) -> Iterator[Floats]:
     """Yield (B, D) signs: all ways where they are few, else so many at random."""
     if 2**num_documents <= num_exchanges:
         numbers = np.arange(2**num_documents)[:, None]

@@ -7,6 +7,9 @@ may be packed, as in `tasks/readers/opening.py`. With an `id` on every item of b
 references of one id are several of one item; without any they are paired in order. An object may name its
 `document_id`, over which intervals resample, or its `cluster_id`. Items of SCROLLS' files that name neither are about
 the document in their `input`.
+
+Further metrics read `document`, `window` (what was shown of it; the whole document where it is not given) and `query`
+of either file, LongBench's `context` and `input`, and the `input` of SCROLLS.
 """
 
 from __future__ import annotations
@@ -16,14 +19,17 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from eval.errors import UserError
+from eval.metrics.base import Metric
 from eval.records.typed import to_json
-from eval.scoring.examples import SCORING_VERSION
+from eval.scoring.examples import SCORING_VERSION, further_means
+from eval.scoring.file_metrics import score_items
 from eval.scoring.letters import check_letters, count_letters, describe_letters
+from eval.scoring.metric_files import record_of, values_by_key
 from eval.scoring.parity import Checked, check_parity
 from eval.scoring.profiles import metric_columns, metric_range, score_prediction
 from eval.scoring.significance import mean_interval
@@ -50,7 +56,7 @@ class Item:
     """One entry of a file.
 
     `where` is the file and line, for messages; the texts are one prediction, or the references. `input` is the whole
-    prompt in files of SCROLLS.
+    prompt in files of SCROLLS. `about` has what else further metrics read: document, window, query.
     """
 
     where: str
@@ -59,6 +65,7 @@ class Item:
     document_id: str | None = None
     cluster_id: str | None = None
     input: str | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,12 @@ class Fields:
 
 
 def score_files(
-    predictions: Path, references: Path, profile: str, fields: Fields = Fields(), accept_ascii_words: bool = False
+    predictions: Path,
+    references: Path,
+    profile: str,
+    fields: Fields = Fields(),
+    accept_ascii_words: bool = False,
+    further: Sequence[Metric] = (),
 ) -> dict[str, Any]:
     """Return the scores of all items and of each, JSON-ready, under the names of `scores.json`.
 
@@ -79,6 +91,7 @@ def score_files(
         UserError: A file cannot be read, or the two do not belong together.
         UserError: The profile leaves too little of the references, and nobody accepts it.
         UserError: A score is not that of the profile's reference package.
+        UserError: The files lack what a further metric needs.
     """
     of_predictions = (fields.prediction,) if fields.prediction else _PREDICTION_FIELDS
     of_references = (fields.reference,) if fields.reference else _REFERENCE_FIELDS
@@ -128,7 +141,7 @@ def score_files(
             "`document_id` where that is not so",
             file=sys.stderr,
         )
-    result = {
+    result: dict[str, Any] = {
         "profile": profile,
         "system": predictions.name,
         "kind": "model",
@@ -144,15 +157,33 @@ def score_files(
             for metric, columns in metric_columns(profile).items()
         },
     }
+    records = {metric.name: record_of(metric) for metric in further}
+    if further:
+        rows = score_items(further, [_texts(*pair, index in shown_documents) for index, pair in enumerate(pairs)])
+        for line, values in zip(lines, rows, strict=True):
+            line["further"] = values
+        result["further"] = further_means(zip(rows, clusters, strict=True), values_by_key(records))
     return {
         "profile": profile,
         "scoring_version": SCORING_VERSION,
         "letters": to_json(letters),
         "accept_ascii_words": accept_ascii_words,
         "parity": to_json(check_parity(profile, checked)),
+        **({"further": to_json(records)} if further else {}),
         "results": [to_json(result)],
         "examples": lines,
     }
+
+
+def _texts(prediction: Item, reference: Item, has_document: bool) -> dict[str, Any]:
+    """Return what further metrics may read of an item; `has_document` says that its `input` holds a document."""
+    about = {**reference.about, **prediction.about}
+    whole = prediction.input or reference.input
+    if has_document and whole is not None:
+        about.setdefault("document", whole)
+    if "document" in about:
+        about.setdefault("window", about["document"])
+    return {"prediction": prediction.texts[0], "references": reference.texts, **about}
 
 
 def _one_name(prediction: Item, reference: Item, field: str) -> str | None:
@@ -340,11 +371,17 @@ def _item(value: Any, where: str, fields: tuple[str, ...], id_field: str) -> Ite
         raise UserError(f"{where}: id is {error}") from error
     # Where the document has a field of its own, as in LongBench, `input` is a question.
     text = None if "context" in about else about.get("input")
+    named = {
+        "document": about.get("document", about.get("context")),
+        "window": about.get("window"),
+        "query": about.get("query", about.get("input") if "context" in about else None),
+    }
     return Item(
         where=where,
         id=name,
         document_id=document,
         cluster_id=cluster,
         input=text if isinstance(text, str) else None,
+        about={key: one for key, one in named.items() if isinstance(one, str) and one.strip()},
         texts=tuple(texts),
     )

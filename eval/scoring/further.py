@@ -36,6 +36,7 @@ def add_metrics(
     metrics: Sequence[Metric] = (),
     *,
     again: bool = False,
+    answers_alone: bool = False,
 ) -> tuple[list[Scored], dict[str, UsedMetric]]:
     """Return predictions and baselines with values of further metrics, and what these are.
 
@@ -48,18 +49,20 @@ def add_metrics(
         documents: Lines of `documents.jsonl.gz`.
         metrics: Metrics that score what they did not yet.
         again: Forget what these metrics have scored.
+        answers_alone: Score no floors and ceilings, only the model's answers.
 
     Raises:
         UserError: Values were made in another way, or changed.
     """
     texts = _Texts(scored, examples, documents)
     for metric in metrics:
-        score_missing(folder, metric, texts.items(metric.reads, f"scoring {metric.name}"), again=again)
+        items = texts.items(metric.reads, f"scoring {metric.name}", answers_alone=answers_alone)
+        score_missing(folder, metric, items, again=again)
     files = read_metric_files(folder)
     values: list[dict[str, float | None]] = [{} for _ in scored]
     used = {}
     for name, file in files.items():
-        found, num_absent = _values_of(file, texts, len(scored))
+        found, num_absent = _values_of(file, texts)
         used[name] = file.used(num_absent)
         for index, of_one in found.items():
             values[index] |= {key_of(name, value): number for value, number in of_one.items()}
@@ -68,14 +71,24 @@ def add_metrics(
     ], used
 
 
-def _values_of(file: MetricFile, texts: _Texts, count: int) -> tuple[dict[int, dict[str, float | None]], int]:
-    """Return the values of each text that is scored, by its index, and how many are not scored yet."""
+def _values_of(file: MetricFile, texts: _Texts) -> tuple[dict[int, dict[str, float | None]], int]:
+    """Return the values of each text that is scored, by its index, and how many are not scored yet.
+
+    Where no floor or ceiling has values, the metric is of the answers alone, and none is missing.
+    """
+    needs = frozenset(file.record.needs)
+    # Without the items, whose windows would fill the memory.
+    known = [(index, one.fingerprint, not one.lacks(needs)) for index, one in texts.indexed(file.record.reads)]
+    answers = {fingerprint for index, fingerprint, _ in known if texts.is_model(index)}
+    # A perfect answer is its reference, which tells nothing.
+    has_floors = any(fingerprint in file.values and fingerprint not in answers for _, fingerprint, _ in known)
     each: dict[int, list[Mapping[str, float | None]]] = defaultdict(list)
     num_absent = 0
-    for index, item in texts.indexed(file.record.reads):
-        found = file.values.get(item.fingerprint)
-        num_absent += found is None and not item.lacks(frozenset(file.record.needs))
-        each[index].append(found or dict.fromkeys(file.record.values))
+    for index, fingerprint, is_able in known:
+        if has_floors or texts.is_model(index):
+            found = file.values.get(fingerprint)
+            num_absent += found is None and is_able
+            each[index].append(found or dict.fromkeys(file.record.values))
     return {
         index: {name: _mean(one[name] for one in of_one) for name in file.record.values}
         for index, of_one in each.items()
@@ -108,10 +121,15 @@ class _Texts:
         self._shorter = _next_shorter(scored)
         self._windows: dict[tuple[str, str, tuple[tuple[int, int], ...]], str] = {}
 
-    def items(self, reads: Iterable[str], title: str) -> Iterator[tuple[ExampleScore, Item]]:
-        """Yield what is read of each text, with its line."""
+    def is_model(self, index: int) -> bool:
+        """Return whether a text is a model's answer, and not a floor or ceiling."""
+        return self._scored[index].is_model
+
+    def items(self, reads: Iterable[str], title: str, *, answers_alone: bool) -> Iterator[tuple[ExampleScore, Item]]:
+        """Yield what is read of each text, or of the model's answers alone, with its line."""
         for index, item in tqdm(self.indexed(reads), desc=title, delay=2, leave=False, disable=None):
-            yield self._scored[index].line, item
+            if self.is_model(index) or not answers_alone:
+                yield self._scored[index].line, item
 
     def indexed(self, reads: Iterable[str]) -> Iterator[tuple[int, Item]]:
         """Yield what is read of each text, with its index among all that are scored."""

@@ -14,8 +14,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +24,33 @@ from eval.errors import UserError
 from eval.metrics.base import Item, Metric, Value, checked_scores, describe_source
 from eval.records.disk import make_folder, read_whole
 from eval.records.journal import append_lines, open_journal, parse_line
+from eval.records.run_folder import METRICS, metric_files
 from eval.records.schema import MetricLine, MetricRecord, UsedMetric, ValueRecord
 from eval.records.typed import from_json, to_json
 
-FOLDER = "metrics"
 AGAIN = "--metrics-again"
-_FILES = "*@*.jsonl"
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricFile:
-    """What a file holds: its first line, and the values of each text by fingerprint."""
+    """What a file holds: its first line, and the line of each text by fingerprint."""
 
     path: Path
     record: MetricRecord
-    values: Mapping[str, Mapping[str, float | None]]
+    lines: Mapping[str, MetricLine]
     num_bytes: int
     sha256: str
+
+    @cached_property
+    def values(self) -> dict[str, Mapping[str, float | None]]:
+        """Return the values of each text by fingerprint."""
+        return {fingerprint: line.values for fingerprint, line in self.lines.items()}
 
     def used(self, num_absent: int) -> UsedMetric:
         """Return what `scores.json` says of the file."""
         about = {one.name: getattr(self.record, one.name) for one in fields(MetricRecord)}
-        name = f"{FOLDER}/{self.path.name}"
+        name = f"{METRICS}/{self.path.name}"
         return UsedMetric(**about, file=name, num_bytes=self.num_bytes, sha256=self.sha256, num_absent=num_absent)
 
 
@@ -79,7 +84,7 @@ def metric_of(key: str) -> str:
     return key.rpartition(".")[0]
 
 
-def values_by_key(used: Mapping[str, UsedMetric]) -> dict[str, ValueRecord]:
+def values_by_key(used: Mapping[str, MetricRecord]) -> dict[str, ValueRecord]:
     """Return what the values of further metrics can be, by `NAME.VALUE`."""
     return {key_of(name, value): about for name, one in used.items() for value, about in one.values.items()}
 
@@ -87,12 +92,12 @@ def values_by_key(used: Mapping[str, UsedMetric]) -> dict[str, ValueRecord]:
 def file_of(folder: Path, record: MetricRecord) -> Path:
     """Return where the values of a metric are; a name that has other characters than file names keeps none of them."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", record.name).strip("-.")[:100]
-    return folder / FOLDER / f"{name or 'metric'}@{record.version}.jsonl"
+    return folder / METRICS / f"{name or 'metric'}@{record.version}.jsonl"
 
 
 def has_metric_files(folder: Path) -> bool:
     """Return whether a run folder has values of further metrics."""
-    return any((folder / FOLDER).glob(_FILES))
+    return bool(metric_files(folder))
 
 
 def read_metric_files(folder: Path) -> dict[str, MetricFile]:
@@ -102,7 +107,7 @@ def read_metric_files(folder: Path) -> dict[str, MetricFile]:
         UserError: A file was changed, or cannot be read.
     """
     found: dict[str, MetricFile] = {}
-    for path in sorted((folder / FOLDER).glob(_FILES)):
+    for path in metric_files(folder):
         one = read_metric_file(path)
         before = found.get(one.record.name)
         if before is None or before.record.version < one.record.version:
@@ -123,7 +128,7 @@ def read_metric_file(path: Path) -> MetricFile:
     content = content[: content.rfind(b"\n") + 1]
     remedy = f"restore the file, or score anew with {AGAIN}"
     record: MetricRecord | None = None
-    values: dict[str, Mapping[str, float | None]] = {}
+    lines: dict[str, MetricLine] = {}
     for number, text in enumerate(content.split(b"\n")[:-1], start=1):
         where = f"{path}, line {number}"
         line = parse_line(text, needs_checksum=True)
@@ -136,13 +141,13 @@ def read_metric_file(path: Path) -> MetricFile:
             one = from_json(MetricLine, line, where, remedy=remedy)
             if problem := wrong_values(record.values, one.values):
                 raise UserError(f"{where}: {problem}; {remedy}")
-            values.setdefault(one.fingerprint, one.values)
+            lines.setdefault(one.fingerprint, one)
     if record is None:
         raise UserError(f"{path} has no first line that says what the metric is; {remedy}")
     return MetricFile(
         path=path,
         record=record,
-        values=values,
+        lines=lines,
         num_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
@@ -183,14 +188,14 @@ def score_missing(folder: Path, metric: Metric, texts: Iterable[tuple[Any, Item]
     """
     record = record_of(metric)
     path = file_of(folder, record)
-    make_folder(folder, FOLDER)
+    make_folder(folder, METRICS)
     if again:
         path.unlink(missing_ok=True)
     with open_journal(path.parent, path.name) as journal:
         if path.stat().st_size:
             known = read_metric_file(path)
             check_provenance(known, record)
-            seen = set(known.values)
+            seen = set(known.lines)
         else:
             append_lines(journal, [record])
             seen = set()
@@ -211,6 +216,46 @@ def _lines(metric: Metric, waiting: list[tuple[Any, Item]]) -> Iterator[MetricLi
     for (line, item), values in zip(waiting, checked_scores(metric, items), strict=True):
         about = {name: getattr(line, name) for name in ("task", "template", "id", "maxlen", "system")}
         yield MetricLine(fingerprint=item.fingerprint, **about, values=values)
+
+
+def join_metric_files(parts: Sequence[Path], whole: Path) -> tuple[dict[str, list[Any]], list[str]]:
+    """Return what the metric files of a whole run hold, by file name, from its parts, and what is left out.
+
+    A file is joined where all parts have it and it was made in one way. Lines that the whole has already are kept.
+
+    Args:
+        parts: Folders of the parts.
+        whole: Folder of the whole run, which need not exist.
+
+    Returns:
+        Records by file name, the first line first; and a sentence for each file that is left out.
+
+    Raises:
+        UserError: A file was changed, or cannot be read.
+    """
+    joined: dict[str, list[Any]] = {}
+    left_out = []
+    names = dict.fromkeys(file.name for part in parts for file in metric_files(part))
+    for name in names:
+        lacking = [part for part in parts if not (part / METRICS / name).exists()]
+        if lacking:
+            left_out.append(f"{name} is left out: {lacking[0]} has none")
+            continue
+        folders = [*parts, *([whole] if (whole / METRICS / name).exists() else [])]
+        files = [read_metric_file(folder / METRICS / name) for folder in folders]
+        first = files[0]
+        others = zip(folders[1:], files[1:], strict=True)
+        differing = [
+            what
+            for folder, other in others
+            if (what := difference(first.record, other.record, (f"in {folders[0]}", f"in {folder}")))
+        ]
+        if differing:
+            left_out.append(f"{name} is left out, because it was made in another way: {differing[0]}")
+            continue
+        lines = {fingerprint: line for file in reversed(files) for fingerprint, line in file.lines.items()}
+        joined[name] = [first.record, *lines.values()]
+    return joined, left_out
 
 
 def check_provenance(file: MetricFile, record: MetricRecord) -> None:
@@ -254,7 +299,7 @@ def check_used(folder: Path, used: Mapping[str, UsedMetric], again: str) -> None
     """
     for name, one in used.items():
         try:
-            content = read_whole(folder / FOLDER / Path(one.file).name)[: one.num_bytes]
+            content = read_whole(folder / METRICS / Path(one.file).name)[: one.num_bytes]
         except OSError as error:
             raise UserError(f"{folder / one.file} cannot be read: {error.strerror or error}; {again}") from error
         if hashlib.sha256(content).hexdigest() != one.sha256:

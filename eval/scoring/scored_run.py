@@ -30,7 +30,8 @@ def predictions_digest(predictions: Iterable[Prediction], think_end_token: str |
 class ScoredRun:
     """What was asked, answered and scored.
 
-    Examples are by task and id, digests of documents by task and document id, the model's lines by setting and id.
+    Examples are by task and id, digests of documents by task and document id, the model's lines by setting and id, and
+    so are the leads: the first words of what was shown, as many as the answer has, where a metric has a use for them.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class ScoredRun:
     examples: Mapping[tuple[str, str], ExampleRecord]
     documents: Mapping[tuple[str, str], str]
     lines: Mapping[Setting, Mapping[str, ExampleScore]]
+    leads: Mapping[Setting, Mapping[str, ExampleScore]]
     num_absent: int
 
     @cached_property
@@ -67,6 +69,8 @@ def settings_of(record: RunRecord, task: str) -> dict[str, Any]:
         "split": about.split,
         "seed": identity.seed,
         **identity.generation,
+        **({"stop": [*(identity.generation.get("stop") or ()), *about.stop]} if about.stop else {}),
+        **({"shots": about.shots} if about.shots else {}),
         "generation_version": identity.generation_version,
         **({"engine": identity.engine} if identity.engine else {}),
         **({} if thinking_of(record) == "auto" else {"thinking": thinking_of(record)}),
@@ -93,9 +97,11 @@ def read_scored(path: Path) -> ScoredRun:
     if problem := find_contradiction(record, scores, lines, inputs.examples):
         raise UserError(f"the scores in {path} contradict themselves or its run.json: {problem}; {again}")
     by_setting: dict[Setting, dict[str, ExampleScore]] = {}
+    leads: dict[Setting, dict[str, ExampleScore]] = {}
     for line in lines:
-        if line.is_model:
-            by_setting.setdefault(setting_of(line), {})[line.id] = line
+        if line.is_model or line.system == "matched_lead":
+            of_kind = by_setting if line.is_model else leads
+            of_kind.setdefault(setting_of(line), {})[line.id] = line
     return ScoredRun(
         path=path,
         record=record,
@@ -103,6 +109,7 @@ def read_scored(path: Path) -> ScoredRun:
         examples={(one.task, one.id): one for one in inputs.examples},
         documents={(one.task, one.document_id): sha256(one.text) for one in inputs.documents},
         lines=by_setting,
+        leads=leads,
         num_absent=inputs.num_absent,
     )
 

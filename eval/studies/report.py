@@ -105,5 +105,5 @@ def _make_gallery(folder: StudyFolder) -> str:
         content = make_leaderboard(folder.path, None, MARGIN, next(iter(charted_costs())), runs)
     except UserError as error:
         return f"There is no gallery: {error}"
-    write_leaderboard(inside(folder.path, "gallery"), content)
+    write_leaderboard(inside(folder.path, "gallery"), content, folder.path)
     return "A ranking of all runs: [gallery/leaderboard.html](gallery/leaderboard.html), without texts."

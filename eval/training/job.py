@@ -13,7 +13,7 @@ from eval.prompting.chat import ChatTemplate
 from eval.prompting.prompts import PromptBuilder
 from eval.records.merging import selection
 from eval.records.run_folder import default_output
-from eval.records.schema import Prediction, TrainingIdentity, TrainingRecord, TrainingTask
+from eval.records.schema import Evaluation, Prediction, TrainingIdentity, TrainingRecord, TrainingStep, TrainingTask
 from eval.reporting.training_report import CURVES, draw_curves, render_train_report
 from eval.runtime.jobs import Job, print_facts, settings_json, template_clock
 from eval.runtime.model import OpenedModel, describe_weights, open_configured, resolve_plan
@@ -84,6 +84,11 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
                 "folder": f"{self.folder.path}{where}",
             }
         )
+
+    def log(self, line: TrainingStep | Evaluation) -> None:
+        """Append a line to its log, as `TrainFolder.log`."""
+        self.note_ways()
+        self.training.log(line)
 
     def report(self) -> None:
         """Write the record, the curves and the report."""

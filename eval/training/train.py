@@ -108,7 +108,7 @@ def train(job: TrainingJob, trainer: Trainer, model: PreTrainedModel, adapters: 
             rate = learning_rate_at(number, identity.learning_rate, identity.warmup_steps, total, config.schedule)
             line = trainer.step(number, rows, rate)
             if accelerator.is_main_process:
-                job.training.log(line)
+                job.log(line)
             accelerator.log({"train/loss": line.loss, "train/learning_rate": line.learning_rate}, step=number)
             bar.set_postfix_str(f"loss {line.loss:.4f}", refresh=False)
             bar.update()
@@ -128,7 +128,7 @@ def _evaluate(job: TrainingJob, trainer: Trainer, rows: Sequence[Row], step: int
     line = trainer.evaluate(rows, step)
     accelerator = trainer.accelerator
     if accelerator.is_main_process:
-        job.training.log(line)
+        job.log(line)
         tqdm.write(f"step {step:>6}  held-out loss {line.loss:.4f} over {line.num_targets:,} targets")
     accelerator.log({"held_out/loss": line.loss}, step=step)
 

@@ -9,7 +9,6 @@ Shapes: A forward passes of one process in a step, P processes.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from eval.errors import UserError
 from eval.records.schema import Evaluation, TrainingStep
 from eval.training.sequences import Batch, Row, collate
+from masformer.tuning import now
 
 
 def learning_rate_at(step: int, highest: float, warmup: int, total: int, schedule: str) -> float:
@@ -67,7 +67,7 @@ class Trainer:
         Raises:
             UserError: The loss, or a gradient, is not a number; weights are those before the step.
         """
-        started = time.perf_counter()
+        started = now(self.accelerator.device)
         accelerator = self.accelerator
         passes = self._split(rows)
         num_targets = sum(piece.num_targets for row in rows for piece in row)
@@ -100,7 +100,7 @@ class Trainer:
             learning_rate=learning_rate,
             num_tokens=sum(len(piece) for row in rows for piece in row),
             num_targets=num_targets,
-            seconds=time.perf_counter() - started,
+            seconds=now(self.accelerator.device) - started,
         )
 
     @torch.no_grad()
@@ -110,7 +110,7 @@ class Trainer:
         Raises:
             UserError: It is no number; the checkpoint of this step is not to be kept.
         """
-        started = time.perf_counter()
+        started = now(self.accelerator.device)
         accelerator = self.accelerator
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
@@ -136,7 +136,7 @@ class Trainer:
             loss=mean,
             perplexity=math.exp(mean) if mean < 700 else None,
             num_targets=num_targets,
-            seconds=time.perf_counter() - started,
+            seconds=now(self.accelerator.device) - started,
         )
 
     @property

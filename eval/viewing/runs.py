@@ -127,7 +127,7 @@ def state_of(path: Path, record: Any) -> str:
 
 def _files(path: Path) -> list[str]:
     names = [name for name in _REPORTS if (path / name).is_file()][:1]
-    return [*names, *sorted(page.name for page in path.glob("compare-*.*") if page.suffix in (".html", ".txt"))]
+    return [*names, *sorted(page.name for page in path.glob("compare-*.html"))]
 
 
 def _stamp(file: Path) -> tuple[int, int]:

@@ -15,14 +15,14 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from eval.errors import UserError
-from eval.records.disk import inside, read_whole, write_whole
+from eval.records.disk import inside, read_whole
 from eval.records.typed import to_json
 from eval.reporting.loopback import HTML, TEXT, LoopbackHandler, LoopbackServer
 from eval.viewing.page import render_view
 from eval.viewing.progress import read_ahead, read_progress
 from eval.viewing.runs import ANSWERS, RUNNING, RunRow, find_pages, find_runs, read_row
 
-_KINDS = {".html": HTML, ".md": TEXT, ".txt": TEXT}
+_KINDS = {".html": HTML, ".md": TEXT}
 _JSON = "application/json"
 # A page of a folder may be anybody's. It runs in an origin of its own, so that it can neither read nor ask this server.
 _FILE_POLICY = (
@@ -93,7 +93,7 @@ class ViewServer(LoopbackServer):
         with self.making:
             match content:
                 case {"what": "leaderboard"}:
-                    run_command("leaderboard", str(self.root))
+                    run_command("leaderboard", str(self.root.absolute()))
                     return "leaderboard/leaderboard.html"
                 case {"what": "compare", "runs": [str(one), str(other)]}:
                     runs = find_runs(self.root)
@@ -102,13 +102,14 @@ class ViewServer(LoopbackServer):
         raise ValueError("give two runs of the list")
 
     def _compare(self, first: Path, second: Path) -> str:
-        text = run_command("compare", str(first), str(second))
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", first.absolute().name)
-        return write_whole(second, f"compare-{name}.txt", text.encode()).relative_to(self.root).as_posix()
+        page = second / f"compare-{name}.html"
+        run_command("compare", *(str(one.absolute()) for one in (first, second)), "--html", str(page.absolute()))
+        return page.relative_to(self.root).as_posix()
 
 
-def run_command(*words: str) -> str:
-    """Run a command as a process of its own, and return what it printed.
+def run_command(*words: str) -> None:
+    """Run a command as a process of its own.
 
     Raises:
         UserError: It ended with an error, whose line this is.
@@ -119,7 +120,6 @@ def run_command(*words: str) -> str:
     if done.returncode:
         lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
         raise UserError(lines[-1].removeprefix("error: ") if lines else f"{words[0]} ended with {done.returncode}")
-    return done.stdout.decode(errors="replace")
 
 
 class _Handler(LoopbackHandler):

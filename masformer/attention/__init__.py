@@ -5,7 +5,8 @@ Which kernel when (`kernels.choose_kernel`; figures are in docs/performance.md):
 | case | on the CPU | on CUDA |
 | --- | --- | --- |
 | one token on top of a cache | `scaled_dot_product_attention` over what is kept | the same |
-| ... of a fork's full layer, or with learned sinks | `parts`, merged by log-sum-exp | the same |
+| ... up to 16 where the span is finite | the same, under a mask | the same where `varlen_attn` is not |
+| ... of a fork's full layer, with learned sinks or capped | `parts`, merged by log-sum-exp | the same |
 | ... of several prompts at once | `joined`: a part for each run that they share | in half precision `cuda_joined` |
 | every query sees all before it | `scaled_dot_product_attention`, causal | the same |
 | ... on top of a cache | `parts`: a part for each run of keys | in half precision `varlen_attn` (`cuda`), else flex |

@@ -16,7 +16,6 @@ Source: `AttentionInterface` and `AttentionMaskInterface` of transformers 5.23.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -192,7 +191,7 @@ class _How:
 
 
 def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
-    """Attend in whole documents, from one token a row, in rows without padding, or in rows with it."""
+    """Attend in whole documents, from a few tokens a row, in rows without padding, or in rows with it."""
     if mask.offset and query.shape[2] == 1:
         return _decode(query, (*before, (key, value)), mask.hidden(span, query), how)
     is_ragged = mask.padding is not None or mask.documents is not None
@@ -212,6 +211,8 @@ def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpa
             documents=mask.documents,
             learned_sinks=how.learned_sinks,
         )
+    if mask.offset and query.shape[2] <= _FEW_QUERIES and span.num_causal is not None and not how.dropout:
+        return _decode(query, (*before, (key, value)), mask.hidden(span, query), how)
     if before and span.is_full and mask.padding is None and _is_fused(query, value, how):
         return _on_runs(query, key, value, before, how)
     if before:
@@ -272,12 +273,14 @@ def _padded(
 
 
 def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tensor:
-    """Attend from one token a row to what the cache kept, of which (B or 1, 1, 1, Tk) may be hidden."""
+    """Attend from a few tokens a row to what the cache kept, of which (B or 1, 1, Tq, Tk) may be hidden."""
     scores, learned = how.scores, how.learned_sinks
     key, value = runs[0]
     if len(runs) == 1 and scores.softcap is None and learned is None:
         # The query heads of one key/value head become the rows of one product, and keys need no repeating.
         folded = query.reshape(len(query), key.shape[1], -1, query.shape[3])
+        if hidden is not None and query.shape[2] > 1:
+            hidden = hidden.repeat(1, 1, query.shape[1] // key.shape[1], 1)
         out = F.scaled_dot_product_attention(
             folded, key, value, attn_mask=hidden, dropout_p=how.dropout, scale=scores.scale
         )
@@ -299,9 +302,6 @@ def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tens
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How) -> Tensor:
     """Attend without padding; keys are all positions in order, or the sinks and then a run that ends at the last."""
     scores, learned = how.scores, how.learned_sinks
-    is_plain = scores.softcap is None and learned is None and not how.dropout
-    if offset and query.shape[2] <= _FEW_QUERIES and is_plain and span.num_causal is not None:
-        return _few(query, key, value, span, offset, scores.scale)
     kernel = choose_kernel(query, span, offset, scores, learned is not None, how.dropout, value.shape[3])
     if kernel == "causal":
         return _causal(query, key, value, offset, how)
@@ -352,32 +352,6 @@ def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, rows: int
     return attend(query, runs, scale=scale)
 
 
-def _few(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, scale: float) -> Tensor:
-    """Attend from a few queries under one mask, the query heads of a key/value head as rows of one product."""
-    batch, heads, length, size = query.shape
-    groups = heads // key.shape[1]
-    hidden = _hidden(span, offset + length, length, key.shape[2], query.dtype, query.device).repeat(groups, 1)
-    folded = query.reshape(batch, key.shape[1], groups * length, size)
-    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=hidden, scale=scale)
-    return out.reshape(batch, heads, length, value.shape[3])
-
-
-@lru_cache(maxsize=8)
-def _hidden(
-    span: LayerSpan, total: int, num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Return (Tq, Tk), minus infinity where a query does not see a key, else 0; made once a pass for all layers."""
-    positions = _key_positions(span, total, num_keys, device)
-    visible = visible_keys(positions[-num_queries:], positions, span)
-    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, -torch.inf)
-
-
-def _key_positions(span: LayerSpan, total: int, num_keys: int, device: torch.device) -> Tensor:
-    """Return the positions of keys: the sinks, then a run that ends at the last of all positions."""
-    places = torch.arange(num_keys, device=device)
-    return torch.where(places < span.sinks, places, places + total - num_keys)
-
-
 def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -> Tensor:
     """Attend to all earlier positions."""
     if not offset:
@@ -402,7 +376,8 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
             f"dropout of attention weights needs all {offset + query.shape[2]} keys, and a cache of '{span}' has kept "
             f"{key.shape[2]}; call model.eval(), or pass use_cache=False"
         )
-    positions = _key_positions(span, offset + query.shape[2], key.shape[2], query.device)
+    places = torch.arange(key.shape[2], device=query.device)
+    positions = torch.where(places < span.sinks, places, places + missing)  # the sinks, then a run to the last
     scale, softcap, learned = how.scores.scale, how.scores.softcap, how.learned_sinks
     parts = []
     for first in range(0, query.shape[2], _MASK_ROWS):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from masformer.attention import cuda
+from masformer.attention.tiles import ScoreRule
 from masformer.plans.layer_spans import FULL
 
 # (B, H, Tq, D) attention to some keys, and (B, H, Tq) its log-sum-exp.
@@ -58,7 +59,8 @@ def partial(
         value: (B, K, Tk, D).
         scale: Factor of the products.
         causal: A query sees no key after its own; the last key is that of the last query.
-        window: A query sees this many keys that end with its own; implies `causal`. None is no limit.
+        window: A query sees this many keys that end with its own; implies `causal`, and goes with neither `hidden` nor
+            `softcap`. None is no limit.
         hidden: What is added to the scores, 0 or minus infinity: (B or 1, 1, Tq or 1, Tk) in the dtype of the queries.
         softcap: Scores x become softcap * tanh(x / softcap); None leaves them.
         rows: Queries of a window that go together on a CPU; each computes the scores of all that one of them sees.
@@ -69,7 +71,9 @@ def partial(
     if hidden is None and softcap is None and cuda.takes(query, value.shape[3], FULL):
         return cuda.partial(query, key, value, scale=scale, causal=causal, window=window)
     if window is not None and window < num_keys:
-        return _windowed(query, key, value, scale, window, hidden, softcap, rows)
+        assert hidden is None
+        assert softcap is None
+        return _windowed(query, key, value, scale, window, rows)
     causal = length > 1 and (causal or window is not None)
     own = num_keys - length
     if causal and own:
@@ -169,44 +173,26 @@ def _dense(
 ) -> Part:
     """Attend by the definition; all scores exist at once. Causal queries have as many keys."""
     batch, heads, length, size = query.shape
-    wide = torch.promote_types(query.dtype, torch.float32)
     grouped = query.reshape(batch, key.shape[1], -1, length, size)
-    scores = grouped.to(wide) @ key.to(wide).unsqueeze(2).transpose(-1, -2) * scale
-    if softcap is not None:
-        scores = (scores / softcap).tanh() * softcap
+    scores = ScoreRule(scale=scale, softcap=softcap).of(grouped, key.unsqueeze(2))
     if causal:
-        scores = scores + torch.full((length, length), -torch.inf, dtype=wide, device=query.device).triu(1)
+        scores = scores + scores.new_full((length, length), -torch.inf).triu(1)
     if hidden is not None:
-        scores = scores + hidden.to(wide).unsqueeze(2)
+        scores = scores + hidden.to(scores.dtype).unsqueeze(2)
     lse = scores.logsumexp(dim=-1)
     weights = (scores - lse.masked_fill(lse == -torch.inf, 0).unsqueeze(-1)).exp()
     out = weights.to(value.dtype) @ value.unsqueeze(2)
     return out.reshape(batch, heads, length, -1), lse.reshape(batch, heads, length)
 
 
-def _windowed(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    window: int,
-    hidden: Tensor | None,
-    softcap: float | None,
-    at_once: int,
-) -> Part:
+def _windowed(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, at_once: int) -> Part:
     """Attend in a window: some queries together, to a view of the keys that one of them sees."""
-    if hidden is not None:
-        raise ValueError("a window with hidden keys is not computed")
-    if len(query) > 1:  # views of several rows would be copies
-        rows = (slice(row, row + 1) for row in range(len(query)))
-        states = ((query[row], key[row], value[row]) for row in rows)
-        found = [_windowed(q, k, v, scale, window, hidden, softcap, at_once) for q, k, v in states]
-        return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
-    found = []
-    for seen, options, _ in _views(query, key, value, window, at_once):
-        out, lse = partial(*seen, scale=scale, softcap=softcap, **options)
-        found.append((_in_order(out), _in_order(lse)))
-    return torch.cat([out for out, _ in found], dim=2), torch.cat([lse for _, lse in found], dim=2)
+    rows = []
+    for q, k, v in zip(*(torch.split(x, 1) for x in (query, key, value)), strict=True):  # of several they were copies
+        views = [partial(*seen, scale=scale, **options) for seen, options, _ in _views(q, k, v, window, at_once)]
+        rows.append([torch.cat([_in_order(view) for view in part], dim=2) for part in zip(*views, strict=True)])
+    out, lse = rows[0] if len(rows) == 1 else map(torch.cat, zip(*rows, strict=True))
+    return out, lse
 
 
 def _views(query: Tensor, key: Tensor, value: Tensor, window: int, at_once: int) -> Iterator[_View]:

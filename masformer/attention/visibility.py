@@ -52,7 +52,7 @@ class SpanMask:
     num_queries: int = 0
     num_dropped: int = 0
     cache: SpanCache | None = None
-    # What one token a row does not see, which all layers of a span share.
+    # What a few tokens a row do not see, which all layers of a span share.
     _hidden: dict[Any, Tensor | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,20 +77,22 @@ class SpanMask:
         return seen
 
     def hidden(self, span: LayerSpan, query: Tensor) -> Tensor | None:
-        """Return (B or 1, 1, 1, Tk), minus infinity where one token a row does not see a key of the cache, else 0.
+        """Return (B or 1, 1, Tq, Tk), minus infinity where (B, H, Tq, D) queries do not see a key of the cache, else 0.
 
-        None where it sees all: unless blocks or padding hide something, a cache keeps nothing else.
+        None where one token sees all: unless blocks or padding hide something, a cache keeps nothing else.
         """
+        length = query.shape[2]
         # Once the ring of the shortest row is full, a window's row sees all that its ring holds.
         is_filled = self.offset + 1 - self.most_padding >= span.sinks + (span.num_recent or self.offset + 1)
-        if span.keeps_only_seen and (self.padding is None or is_filled):
+        if length == 1 and span.keeps_only_seen and (self.padding is None or is_filled):
             return None
         name = span, query.dtype, query.device
         if name not in self._hidden:
-            slots = cached_slots(span, self.offset, 1, self.padding, query.device)
+            slots = cached_slots(span, self.offset, length, self.padding, query.device)
             pad = slots.new_zeros(1) if self.padding is None else self.padding.to(query.device)
             positions = torch.where(slots < 0, -1, slots - pad[:, None])
-            visible = visible_keys((self.offset - pad)[:, None], positions, span)[:, None]
+            asking = self.offset + torch.arange(length, device=query.device) - pad[:, None]
+            visible = visible_keys(asking, positions, span)[:, None]
             self._hidden[name] = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, -torch.inf)
         return self._hidden[name]
 

@@ -12,6 +12,7 @@ from functools import partial
 
 from torch import Tensor
 
+from masformer.hardware import dtype_name
 from masformer.plans.layer_spans import LayerSpan
 from masformer.tuning import choose, named_way
 
@@ -36,7 +37,6 @@ def way_of(query: Tensor, key: Tensor, span: LayerSpan, needs_grad: bool, run: C
     length = query.shape[2]
     if length < LEAST_QUERIES:
         return named_way(TOPIC, (TILES, *VIEWS)) or TILES
-    dtype = str(query.dtype).removeprefix("torch.")
-    case = f"{query.shape[1]} on {key.shape[1]} heads of {query.shape[3]}, {dtype}, {span}"
+    case = f"{query.shape[1]} on {key.shape[1]} heads of {query.shape[3]}, {dtype_name(query.dtype)}, {span}"
     case += ", with gradients" if needs_grad else ""
     return choose(TOPIC, case, {way: partial(run, way, MEASURED_QUERIES) for way in (TILES, *VIEWS)})

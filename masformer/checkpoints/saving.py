@@ -29,6 +29,7 @@ from masformer.checkpoints.card import Origin, model_card
 from masformer.checkpoints.native import native_config, prove
 from masformer.convert import native_plan, stored_plan
 from masformer.errors import OneLineError
+from masformer.hardware import dtype_name
 from masformer.model_type import typed
 from masformer.plans.spans import PlanError, SpanPlan
 
@@ -78,7 +79,7 @@ def save_checkpoint(
     with _staged(folder) as stage:
         model.save_pretrained(stage, state_dict=None if state is None else dict(state))
         tokenizer.save_pretrained(stage)
-        called, dtype = name or folder.resolve().name, str(model.dtype).removeprefix("torch.")
+        called, dtype = name or folder.resolve().name, dtype_name(model.dtype)
         has_code = bool(getattr(model.config, "auto_map", None))
         card = model_card(called, plan, origin, cost, dtype, needs_masformer=not is_own, has_code=has_code)
         (stage / CARD).write_text(card, encoding="utf-8")

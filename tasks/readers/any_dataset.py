@@ -74,10 +74,10 @@ def hub_dataset_rows(place: HubPath, subset: str | None, columns: Sequence[str],
     def stream(start: int) -> Iterator[Mapping[str, Any]]:
         if unreachable:
             raise DataError(
-                f"{start:,} rows of {what} are kept, this run needs more, and {unreachable}; connect and run it once, "
-                f"or {without_hub()}"
+                f"the cache holds fewer rows of {what} than this run needs, and {unreachable}; connect and run it "
+                f"once, lower --limit, or {without_hub()}"
             )
-        more: dict[str, Any] = {"data_files": place.files} if place.files else {}
+        more: dict[str, Any] = {"data_files": {request.split: place.files}} if place.files else {}
         if revision == CONVERTED_REVISION and subset is not None:
             more = {"data_dir": subset}
         with parsing(f"hf://{repo} at {revision}: not loaded by datasets", without_hub()):

@@ -182,7 +182,7 @@ def without_hub() -> str:
     """Return the remedies that need no hub."""
     from tasks import TASKS  # imported late: the table of tasks imports this module
 
-    names = ", ".join(name for name, task in TASKS.items() if not task.needs_hub and task.has_references)
+    names = ", ".join(name for name, task in TASKS.items() if not task.needs_hub and not task.needs_data)
     return f"give a local copy with --data FILE, or choose a task that needs no hub: {names}"
 
 

@@ -90,13 +90,15 @@ def open_packed(path: Path, *, may_be_pipe: bool = False) -> Iterator[tuple[IO[b
 
 
 def holds_several(path: Path) -> bool:
-    """Return whether a file is a zip file of more than one."""
+    """Return whether a file is a zip file of more than one; False where it cannot be opened, as its reader will say."""
     if path.suffix.lower() != ".zip":
         return False
-    with (
-        parsing(f"{path.name}: not a readable zip file", "check it, or fetch it again"),
-        zipfile.ZipFile(path) as archive,
-    ):
+    try:
+        opened = open_to_read(path)
+    except OSError:
+        return False
+    guard = parsing(f"{path.name}: not a readable zip file", "check it, or fetch it again")
+    with opened as file, guard, zipfile.ZipFile(file) as archive:
         return len(_members(archive)) > 1
 
 

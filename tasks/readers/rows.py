@@ -103,6 +103,12 @@ class Row:
             what = str(error).partition(";")[0]
             raise DataError(f"{self.where}: field '{field}' is {what}; expected a text or a whole number") from error
 
+    def name_of(self, field: str) -> str:
+        """Return a field that names something: a text or a whole number, which may not be empty."""
+        if (value := self.label(field)) is None:
+            raise DataError(f"{self.where}: field '{field}' is missing or empty; give it a text or a whole number")
+        return value
+
     def row(self, field: str) -> Row:
         """Return a field that is an object."""
         return Row(f"{self.where}, {field}", self.index, self._get(field, dict, "an object"))

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,34 @@ def test_killed_at_random_moments_and_resumed(
         assert not (folder / "journal").exists()
     sessions = [len(read(folder, "run.json")["sessions"]) for folder in folders]
     assert max(sessions) > 1, "no run was resumed"
+
+
+def test_a_killed_run_has_noted_its_ways_and_goes_on_with_them(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MASFORMER_WAYS", "")  # as where nothing is set: measured
+    folder = tmp_path / "run"
+    wide = save_tiny_checkpoint(tmp_path / "wide", hidden_size=256, head_dim=64)
+    arguments = [*arguments, "--model", str(wide), "--dtype", "float32", "--output", str(folder)]
+    process = start_forked("eval.run", arguments)
+    wait_for_lines(folder, process)
+    process.signal(signal.SIGKILL)
+    assert process.end().returncode == -signal.SIGKILL
+    record = read(folder, "run.json")
+    [session] = record["sessions"]
+    assert session["finished"] is None
+    assert {f"linear float32 256x256, rows {rows}" for rows in (1, 16, 128)} <= set(session["ways"])
+
+    # What the file of choices says by now is of no account, and what another machine took is not taken up.
+    shutil.rmtree(tmp_path / "masformer")
+    session["ways"] = dict.fromkeys(session["ways"], "direct")
+    other = session | {"machine": session["machine"] | {"cores": 999}, "ways": dict.fromkeys(session["ways"], "plain")}
+    record["sessions"] = [session, other]
+    (folder / "run.json").write_text(json.dumps(record))
+    done = run_forked("eval.run", arguments)
+    assert done.returncode == 0, done.stderr
+    assert read(folder, "run.json")["sessions"][-1]["ways"] == session["ways"]
 
 
 def test_an_interrupt_leaves_a_run_that_can_be_resumed_and_says_how(

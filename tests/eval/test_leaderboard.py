@@ -17,7 +17,8 @@ from eval.leaderboard import main as leaderboard
 from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleRecord, Leaderboard, ModelRecord, Prediction, RunRecord, TemplateRecord
 from eval.records.typed import from_json
-from eval.reporting.leaderboard_report import charts_of
+from eval.reporting.board_charts import charts_of
+from eval.reporting.board_labels import labels_of
 from eval.score import main as score
 from eval.scoring.leaderboard import shorten
 from eval.scoring.profiles import PROFILES
@@ -148,10 +149,9 @@ def test_equal_rows_share_a_rank_and_twins_are_told_apart(runs: Path) -> None:
         ("good", 3),
         ("twin", 3),
     ]
-    spec = charts(content)["leaderboard-plos-length-rougeLsum"].spec
-    (points,) = [layer for layer in spec["layer"] if layer["mark"]["type"] == "point"]
-    names = ["tiny, full", "large, full, good instruct", "tiny, local span=8", "large, full, twin instruct"]
-    assert points["encoding"]["color"]["scale"]["domain"] == names
+    assert [row["rank_range"] for row in board["rows"]][:2] == [[1, 2], [1, 2]]
+    spec = charts(content)["plos-length"].spec
+    assert spec["facet"]["sort"] == ["good", "twin", "deep/fair", "poor"]
 
 
 def test_what_is_left_out_is_named_with_the_reason(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,10 +338,8 @@ def test_each_board_is_ranked_under_the_profile_of_its_task(tmp_path: Path, caps
     for line in lines:
         assert (line["f1_mean_fraction"] == "") == (line["task"] == "plos")
         assert (line["rouge1_mean_fraction"] == "") == (line["task"] == "qasper")
-    axes = [
-        layer["encoding"]["y"]["title"] for layer in charts(content, 1)["leaderboard-qasper-length-f1"].spec["layer"]
-    ]
-    assert set(axes) == {"F1 × 100 (f1)"}
+    layers = charts(content, 1)["qasper-length"].spec["spec"]["layer"]
+    assert {layer["encoding"]["y"]["title"] for layer in layers} == {"F1 × 100 (f1)"}
 
 
 def test_marks_say_what_lies_within_the_margin_of_the_best(tmp_path: Path) -> None:
@@ -386,10 +384,17 @@ def test_the_frontier_is_what_nothing_beats_at_no_more_cost(runs: Path) -> None:
 
     assert on_frontier() == {("deep/fair", 100), ("good", 100), ("good", 200)}
     content = ranked(runs)
-    spec = charts(content)["leaderboard-plos-cost-attention_flops"].spec
-    steps, labels = spec["layer"][0], spec["layer"][-1]
-    assert (steps["mark"]["style"], labels["mark"]["type"]) == ("frontier", "text")
-    assert [row["label"] for row in labels["data"]["values"]] == ["100", "100", "200"]
+    panel = charts(content)["plos-cost"].spec["concat"][0]
+    assert panel["title"]["text"] == "Attention per example (TFLOP)"
+    steps = panel["layer"][0]
+    assert steps["mark"]["style"] == "frontier"
+    assert [(row["run"], row["maxlen"]) for row in steps["data"]["values"]] == [
+        ("deep/fair", 100),
+        ("good", 100),
+        ("good", 200),
+    ]
+    named = {row["label"] for one in panel["layer"] if one["mark"]["type"] == "text" for row in one["data"]["values"]}
+    assert named == {"deep/fair 100", "good 100", "good 200"}
     assert on_frontier("--cost", "cache_bytes") == {("good", 100), ("good", 200)}
     assert on_frontier("--cost", "seconds") == {("good", 200)}
     edit(runs / "good", "predictions.jsonl", lambda line: line | {"attention_flops": None})
@@ -412,7 +417,7 @@ def test_notes_warn_of_what_does_not_compare(runs: Path) -> None:
     edit(runs / "poor", "run.json", on_a_gpu)
     content = ranked(runs)
     machines, weights, template, *_ = content["boards"][0]["notes"]
-    assert charts(content)["leaderboard-plos-cost-seconds"].caption.endswith("Times were measured in different places.")
+    assert charts(content)["plos-cost"].caption.endswith("Times were measured in different places.")
     assert "GPU, 1 process(es), 1 thread(s) each: poor" in machines
     assert weights == "A model of the same name has other weights in deep/fair, and in poor."
     assert template == "The template instruct has other words in deep/fair, good, and in poor."
@@ -438,9 +443,12 @@ def test_seconds_of_two_clocks_are_in_no_ranking(runs: Path, capsys: pytest.Capt
     said = "Seconds were taken in different ways and do not compare: share of a batch: "
     (note,) = [note for note in board["notes"] if note.startswith(said)]
     assert "request beside others: server. No row is on the frontier." in note
-    chart = charts(content)["leaderboard-plos-cost-seconds"]
-    assert chart.caption.startswith(said)
-    assert not [layer for layer in chart.spec["layer"] if layer["mark"].get("style") == "frontier"]
+    chart = charts(content)["plos-cost"]
+    assert said in chart.caption
+    panels = {panel["title"]["text"]: panel["layer"] for panel in chart.spec["concat"]}
+    has_steps = {title: layers[0]["mark"].get("style") == "frontier" for title, layers in panels.items()}
+    assert has_steps.pop("Time per example (s)") is False
+    assert all(has_steps.values())
     for name in ("leaderboard.md", "leaderboard.html"):
         assert said in (runs / "leaderboard" / name).read_text()
     assert said in " ".join(capsys.readouterr().out.split())
@@ -477,10 +485,10 @@ def test_rows_are_told_apart_by_their_engines(runs: Path, capsys: pytest.Capture
     assert '| `vllm 0.32.0: args=["--enforce-eager"]` |' in text
     assert "| `vllm 0.32.0: args=[]` |" in text
     assert "other settings" not in text
-    curves = charts(content)["leaderboard-plos-length-rouge1"].spec["layer"][-1]
-    systems = curves["encoding"]["color"]["scale"]["domain"]
-    assert "large, full, local" in systems
-    assert 'large, full, vllm 0.32.0: args=["--enforce-eager"]' in systems
+    rows = from_json(Leaderboard, content, "leaderboard.json").boards[0].rows
+    labels = {label.name: label.differs for label in labels_of(rows).values()}
+    assert labels["good"] == "large, full, local"
+    assert labels["eager"] == 'large, full, vllm 0.32.0: args=["--enforce-eager"]'
 
 
 def test_csv_and_json_agree_and_nothing_is_rounded(runs: Path) -> None:
@@ -523,7 +531,7 @@ def test_a_second_leaderboard_replaces_the_first_and_is_no_run(runs: Path) -> No
     assert ranked(runs) == first
     names = {file.name for file in (runs / "leaderboard" / "plots").iterdir()}
     assert "leaderboard-gone-length-rouge1.png" not in names
-    assert {"mine.png", "leaderboard-plos-cost-attention_flops.svg", "leaderboard-plos-length-rouge1.png"} <= names
+    assert {"mine.png", "leaderboard-plos-cost.svg", "leaderboard-plos-length.png"} <= names
 
 
 def test_names_are_text_wherever_they_stand(runs: Path) -> None:
@@ -566,20 +574,15 @@ def test_long_references_of_models_are_cut_where_they_differ() -> None:
     assert shorten(["/best", "/a/best"]) == {"/best": "best", "/a/best": "a/best"}
 
 
-def test_one_curve_of_a_yardstick_serves_all_runs_that_share_it(runs: Path) -> None:
-    def dashed(content: dict[str, Any]) -> list[str]:
-        spec = charts(content)["leaderboard-plos-length-rougeLsum"].spec
-        lines = [layer for layer in spec["layer"] if layer["mark"].get("style") == "yardstick"]
-        return [layer["data"]["values"][0]["system"] for layer in lines]
-
-    assert sorted(dashed(ranked(runs))) == ["foreign_oracle", "visible_oracle"]
-    edit(runs / "good", "predictions.jsonl", lambda line: line | {"context_spans": [[0, 100]]})
-    assert score([str(runs / "good")]) == 0
-    assert sorted(dashed(ranked(runs))) == ["oracle, large", "oracle, tiny"]
-    edit(runs / "poor", "predictions.jsonl", lambda line: line | {"context_spans": [[0, 50]]})
-    assert score([str(runs / "poor")]) == 0
-    names = ["oracle, large", "oracle, tiny, deep/fair instruct", "oracle, tiny, poor instruct"]
-    assert sorted(dashed(ranked(runs))) == names
+def test_each_panel_has_the_scores_and_the_oracle_of_its_run(runs: Path) -> None:
+    spec = charts(ranked(runs))["plos-length"].spec
+    rows = spec["data"]["values"]
+    assert [(row["panel"], row["kind"], row["maxlen"]) for row in rows if row["panel"] == "good"] == [
+        ("good", kind, maxlen) for maxlen in (100, 200) for kind in ("model", "oracle")
+    ]
+    context = spec["spec"]["layer"][0]["data"]["values"]
+    assert {row["run"] for row in context} == {"good", "deep/fair", "poor"}
+    assert spec["facet"]["sort"] == ["good", "deep/fair", "poor"]
 
 
 def test_what_cannot_be_ranked_is_told_in_one_line(
@@ -631,28 +634,67 @@ def test_the_pictures_are_drawn(runs: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.rmtree(runs / "poor")
     ranked(runs)
     plots = runs / "leaderboard" / "plots"
-    assert (plots / "leaderboard-plos-cost-attention_flops.png").read_bytes().startswith(b"\x89PNG")
-    assert (plots / "leaderboard-plos-length-rougeLsum.svg").read_text().startswith("<svg")
+    assert (plots / "leaderboard-plos-cost.png").read_bytes().startswith(b"\x89PNG")
+    assert (plots / "leaderboard-plos-length.svg").read_text().startswith("<svg")
     assert not [file for file in plots.iterdir() if "partial" in file.name]
 
 
-def test_the_page_filters_and_sorts_and_requests_nothing(runs: Path) -> None:
+def test_the_page_filters_sorts_and_requests_nothing(runs: Path) -> None:
     edit(runs / "poor", "run.json", lambda held: held | {"plan_description": HOSTILE})
+    (runs / "poor").rename(runs / "<script>alert(2)<")
     shutil.copytree(runs / "good", runs / "twin")
+    (runs / "good" / "report.html").write_text("<title>report of good</title>")
     ranked(runs)
     file = runs / "leaderboard" / "leaderboard.html"
     with chromium() as browser:
-        opened = open_page(browser, file)
-        rows = opened.page.locator("div.table").first.locator("tbody tr")
+        opened = open_page(browser, file, viewport={"width": 900, "height": 800})
+        page = opened.page
+        board = page.locator("div.board").first
+        rows = board.locator("tbody tr")
         assert rows.count() == 8
-        opened.page.get_by_label("Filter rows").fill("frontier deep/fair")
+        assert "2 of 8 rows may be the best" in page.locator("p.lead").inner_text()
+        page.get_by_label("Filter rows").first.fill("frontier deep/fair")
         assert [row.is_visible() for row in rows.all()].count(True) == 1
-        opened.page.get_by_label("Filter rows").fill("")
-        opened.page.locator("th button", has_text="RLsum").first.click()
-        opened.page.locator("th button", has_text="RLsum").first.click()
-        assert [row.locator("td").first.inner_text() for row in rows.all()] == ["8", "7", "6", "5", "3", "3", "1", "1"]
-        opened.page.locator("th button", has_text="attn TFLOP").first.click()
+        page.get_by_label("Filter rows").first.fill("")
+        page.locator("th button", has_text="RLsum").first.click()
+        page.locator("th button", has_text="RLsum").first.click()
+        ranks = [row.locator("td").first.inner_text() for row in rows.all()]
+        assert ranks[0] == "8"
+        assert ranks[-2:] == ["1\N{EN DASH}2"] * 2
+        page.locator("th button", has_text="attn TFLOP").first.click()
         costs = [float(row.locator("td").nth(6).inner_text()) for row in rows.all()]
         assert costs == sorted(costs, reverse=True)
+        # Eight columns, or all; the label stays in view while the others move.
+        assert [head.is_visible() for head in board.locator("th").all()].count(True) == 8
+        toggle = board.locator("button.columns")
+        toggle.click()
+        assert all(head.is_visible() for head in board.locator("th").all())
+        page.evaluate("document.querySelector('.board .scroll').scrollLeft = 600")
+        label, rank = (rows.first.locator(name).first.bounding_box() for name in ("td.label", "td"))
+        assert label["x"] >= 0
+        assert rank["x"] < 0
+        toggle.click()
+        assert [head.is_visible() for head in board.locator("th").all()].count(True) == 8
+        # Names are text, and a row leads to its report where there is one.
+        assert page.get_by_text("<script>alert(2)<").first.is_visible()
+        assert board.locator("td.label a").count() == 2
         assert opened.requests == [file.as_uri()]
+        assert opened.complaints == []
+        board.locator("td.label a").first.click()
+        page.wait_for_url("**/good/report.html")
+        assert page.title() == "report of good"
+
+
+def test_the_page_fits_a_phone(runs: Path) -> None:
+    ranked(runs)
+    with chromium() as browser:
+        opened = open_page(browser, runs / "leaderboard" / "leaderboard.html", viewport={"width": 390, "height": 844})
+        page = opened.page
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        row = page.locator("div.board tbody tr").first
+        boxes = [cell.bounding_box() for cell in row.locator("td").all() if cell.is_visible()]
+        assert len(boxes) == 8
+        assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
+        assert row.locator("td.label").bounding_box()["y"] == min(box["y"] for box in boxes)
+        assert row.locator(".span b").is_visible()
         assert opened.complaints == []

@@ -133,6 +133,21 @@ def test_a_set_of_the_hub_goes_from_its_task_file_to_the_page_and_again_without_
     assert read(tmp_path / "third", "scores.json")["results"] == read(tmp_path / "first", "scores.json")["results"]
 
 
+@pytest.mark.usefixtures("no_plots")
+def test_a_folder_keeps_the_scan_that_its_sample_is_drawn_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    command = f"--engine mock --task custom --data {tmp_path / 'a.jsonl'} --context-field body --target-field gist"
+    arguments = [*command.split(), "--sample", "2", "--maxlen", "60", "--max-new-tokens", "4"]
+    arguments += ["--output", str(tmp_path / "run"), "--scan"]
+    assert main([*arguments, "4"]) == 0
+    assert "2 documents drawn with seed 0 from the first 4 rows" in (tmp_path / "run" / "report.md").read_text()
+    capsys.readouterr()
+    assert main([*arguments, "5"]) == 2
+    assert "source of custom scan is 4 there and 5 now" in capsys.readouterr().err
+
+
 # A package that brings a task, a metric and a model
 
 MODULE = '''
@@ -163,6 +178,8 @@ shouting = small_package:Shouting
 
 [masformer.models]
 tiny-tickets = small_package:MODEL
+odd = small_package:Shouting
+lost = nowhere_to_be_found:MODEL
 """
 
 
@@ -209,5 +226,8 @@ def test_an_installed_package_brings_a_task_a_metric_and_a_model(
     assert (
         "task 'broken' of the entry point small_package:MODEL_OF_NOBODY cannot be imported" in capsys.readouterr().err
     )
+    for model, reason in (("odd", "is a Shouting; it must be a path or a hub id"), ("lost", "cannot be imported")):
+        assert main(["--task", "tickets", "--model", model]) == 2
+        assert reason in capsys.readouterr().err
     assert main(["--task", "tickts", "--maxlen", "600"]) == 2
     assert "unknown task 'tickts', perhaps 'tickets'" in capsys.readouterr().err

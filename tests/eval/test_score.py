@@ -458,7 +458,7 @@ def test_runs_are_compared_pair_by_pair(runs: list[Path], capsys: pytest.Capture
     assert (same["difference"], same["ties"], same["p_value"], same["low"], same["high"]) == (0, 4, 1.0, None, None)
     assert (same["num_same_prompts"], lost["num_same_prompts"]) == (2, 0)
     # All answers are perfect in both, which says nothing of others.
-    assert (verdict(SimpleNamespace(**same)), same["non_inferior"], lost["non_inferior"]) == (
+    assert (verdict(SimpleNamespace(value=None, **same)), same["non_inferior"], lost["non_inferior"]) == (
         "not settled",
         False,
         False,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from masformer import tuning
 from masformer.errors import OneLineError
@@ -34,6 +35,7 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.delenv(tuning.WAYS, raising=False)
     monkeypatch.setattr(tuning, "_settled", {})
     monkeypatch.setattr(tuning, "_used", {})
+    monkeypatch.setattr(tuning, "_measured", [])
     monkeypatch.setattr("masformer.tuning.time.perf_counter", lambda: clock.now)
     return clock
 
@@ -116,6 +118,22 @@ def test_a_cache_that_cannot_be_written_costs_only_the_time(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert tuning.choose("linear", "a", ways(clock, 3.0, 2.0)) == "packed"
+
+
+def test_ways_of_an_earlier_process_are_taken_up_and_not_measured(clock: Clock) -> None:
+    tuning.take_up({"linear a": "plain", "linear b": "lost"})
+    assert tuning.choose("linear", "a", ways(clock, 3.0, 2.0)) == "plain"
+    assert clock.calls == []
+    assert tuning.choose("linear", "b", ways(clock, 3.0, 2.0)) == "packed"
+
+
+def test_the_time_stands_still_while_ways_are_measured(clock: Clock) -> None:
+    start, cpu = clock.now, torch.device("cpu")
+    tuning.choose("linear", "a", ways(clock, 3.0, 2.0))
+    assert clock.now >= start + 15
+    assert tuning.now(cpu) == start
+    clock.now += 0.5
+    assert tuning.now(cpu) == start + 0.5
 
 
 def test_the_environment_has_the_last_word(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

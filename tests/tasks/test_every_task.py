@@ -128,7 +128,7 @@ def test_longbench_reads_the_unpacked_folder_and_no_other_sets_file(tmp_path: Pa
         (tmp_path / f"{name}.jsonl").write_bytes(as_lines(sample_records(f"longbench_{name}")))
     example = load("longbench_hotpotqa", tmp_path).examples[0]
     assert example.references == ("the bridge", "a bridge")
-    assert (example.id, example.query) == ("0" * 48, "Question: What was closed?\nAnswer:")
+    assert (example.id, example.query) == ("0" * 48, "Question: What was closed?\nAnswer: ")
     assert load("longbench_gov_report", tmp_path).examples[0].query is None
     with pytest.raises(DataError, match=r"^qasper\.jsonl line 1: field 'dataset' is 'qasper'; expected 'hotpotqa'"):
         load("longbench_hotpotqa", tmp_path / "qasper.jsonl")
@@ -136,7 +136,7 @@ def test_longbench_reads_the_unpacked_folder_and_no_other_sets_file(tmp_path: Pa
     (tmp_path / "gov_report.jsonl").write_bytes(as_lines([row]))
     with pytest.raises(DataError, match="field 'input' is 'Why\\?'; gov_report asks nothing"):
         load("longbench_gov_report", tmp_path)
-    assert len(LONGBENCH) == 11
+    assert len(LONGBENCH) == 15
 
 
 def test_articles_of_multi_news_stay_apart_and_line_breaks_come_back(tmp_path: Path) -> None:

@@ -17,10 +17,19 @@ from tasks.base import DOCUMENT, Template
 SUMMARIES = {"gov_report", "multi_news"}
 FEW_SHOT = {"longbench_triviaqa", "longbench_samsum"}
 QUERY_TASKS = {"qmsum", "aclsum_aspects", *SCROLLS, *LONGBENCH} - SUMMARIES - {"summ_screen_fd"}
-QUERY_TASKS -= {f"longbench_{name}" for name in SUMMARIES}
+QUERY_TASKS -= {f"longbench_{name}" for name in (*SUMMARIES, "passage_count", "lcc")}
+# Tasks with the published prompts of their benchmark alone.
+PUBLISHED = {f"longbench_{name}" for name in ("passage_count", "passage_retrieval_en", "lcc", "repobench-p")} | {
+    "longbench2"
+}
 # Asked for as often as they are written down: a change of one is a change of what is scored.
 NUM_NEW_TOKENS = {"narrativeqa": 128, "qasper": 128, "multifieldqa_en": 64, "hotpotqa": 32, "2wikimqa": 32}
 NUM_NEW_TOKENS |= {"musique": 32, "gov_report": 512, "qmsum": 512, "multi_news": 512, "triviaqa": 32, "samsum": 128}
+OTHER_PROFILES = dict.fromkeys(("gov_report", "qmsum", "multi_news", "samsum"), "longbench")
+OTHER_PROFILES |= dict.fromkeys(("passage_count", "passage_retrieval_en"), "longbench_number")
+OTHER_PROFILES |= dict.fromkeys(("lcc", "repobench-p"), "longbench_code")
+NUM_EXAMPLES = {"multifieldqa_en": 150, "lcc": 500, "repobench-p": 500}
+NUM_NEW_TOKENS |= {"passage_count": 32, "passage_retrieval_en": 32, "lcc": 64, "repobench-p": 64}
 
 
 def asks(task: Task) -> bool:
@@ -38,7 +47,8 @@ def test_the_table_is_keyed_by_name() -> None:
 def test_templates_hold_the_context_once_and_the_instruction_after_it(task: Task) -> None:
     assert task.default_template in task.templates
     default = "context_first" if asks(task) else "instruct"
-    assert task.default_template == default + "-plain" * (task.name in FEW_SHOT)
+    default = "longbench" if task.name in PUBLISHED else default + "-plain" * (task.name in FEW_SHOT)
+    assert task.default_template == default
     assert len(task.templates) > 1
     for template in task.templates.values():
         fields = [name for _, name, _, _ in string.Formatter().parse(template.text) if name is not None]
@@ -46,7 +56,7 @@ def test_templates_hold_the_context_once_and_the_instruction_after_it(task: Task
         assert set(fields) == ({"context", "query"} if asks(task) else {"context"})
         is_bare = template is task.templates[DOCUMENT]  # for encoders, which read no instruction
         assert template.chat or is_bare or not template.text.endswith("{context}"), "a plain prompt has a cue"
-        assert "<" not in template.text, "chat markup is the tokenizer's business"
+        assert "<" not in template.text or task.name in PUBLISHED, "chat markup is the tokenizer's business"
     default = task.templates[task.default_template].text
     assert not default.endswith("{context}"), "a small model needs the instruction after the context"
     if asks(task):
@@ -74,11 +84,11 @@ def test_longbench_tasks_have_longbenchs_lengths_and_scorers() -> None:
     }
     for name in LONGBENCH:
         task = TASKS[name]
-        is_rouge = name.removeprefix("longbench_") in ("gov_report", "qmsum", "multi_news", "samsum")
-        assert task.profile == ("longbench" if is_rouge else "f1")
+        assert task.profile == OTHER_PROFILES.get(name.removeprefix("longbench_"), "f1")
         assert task.scores_first_line == (name in FEW_SHOT)
-        assert task.templates[task.default_template].chat == (name not in FEW_SHOT)
-        assert task.splits == {"test": 150 if name == "longbench_multifieldqa_en" else 200}
+        is_chat = name not in FEW_SHOT | {"longbench_lcc", "longbench_repobench-p"}
+        assert task.templates[task.default_template].chat == task.templates["longbench"].chat == is_chat
+        assert task.splits == {"test": NUM_EXAMPLES.get(name.removeprefix("longbench_"), 200)}
 
 
 def test_a_task_reads_its_own_revision_unless_another_is_asked_for(tmp_path: Path) -> None:

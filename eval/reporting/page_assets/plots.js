@@ -35,11 +35,16 @@ function startPlots() {
     for (const { box, parts, spec } of [...plots.filter(inView), ...plots.filter((plot) => !inView(plot))]) {
       // What is folded or not chosen has no width yet, and gets one that suits most screens, for paper.
       const before = drawn.get(parts[name]);
-      const most = box.closest(".switch") ? 860 : 640;
+      const most = spec.facet || spec.concat ? Infinity : box.closest(".switch") ? 860 : 640;
       const width = Math.min(Math.floor(box.clientWidth || before?.width || main.clientWidth), most);
       if (before?.width === width) continue;
       before?.finalize();
       const { view, finalize } = await vegaEmbed(parts[name], sized(spec, width), optionsOf(name, width));
+      if (spec.usermeta?.shows) {
+        view.addEventListener("click", (_, item) => {
+          if (item?.datum?.id) document.dispatchEvent(new CustomEvent(spec.usermeta.shows, { detail: item.datum }));
+        });
+      }
       drawn.set(parts[name], { width, view, finalize });
     }
   }
@@ -60,10 +65,22 @@ function startPlots() {
 }
 
 function sized(spec, width) {
+  if (spec.facet || spec.concat) return inPanels(spec, width);
   if (!spec.vconcat) return { ...spec, width, autosize: { type: "fit-x", contains: "padding" } };
   // Of what stands beside the views: those above each other do not fit themselves to a width.
   const room = spec.usermeta?.room ?? 90;
   return { ...spec, vconcat: spec.vconcat.map((view) => ({ ...view, width: width - room })) };
+}
+
+// As many panels beside each other as have room; each has its own horizontal axis, and all share the vertical one.
+function inPanels(spec, width) {
+  const [axis, gap, least, most] = [80, 24, 230, 340];
+  const room = Math.floor((width - axis + gap) / (least + gap));
+  const columns = Math.max(1, Math.min(spec.usermeta.panels, room));
+  const panel = Math.min(Math.floor((width - axis + gap) / columns) - gap, most);
+  if (spec.concat) return { ...spec, columns, concat: spec.concat.map((view) => ({ ...view, width: panel - gap })) };
+  const header = { ...spec.facet.header, labelLimit: panel };
+  return { ...spec, columns, facet: { ...spec.facet, header }, spec: { ...spec.spec, width: panel } };
 }
 
 // The chosen theme is kept for all reports of this browser, where it lends a page of this kind some memory.

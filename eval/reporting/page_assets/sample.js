@@ -12,6 +12,7 @@ function sampleView(data, entry, state, choose) {
   ];
   if (example.query) parts.push(el("p", { class: "query" }, el("b", {}, "Query "), example.query));
   const answers = [shown, other].filter((answer) => answer !== null);
+  if (data.names) answers.sort((first, second) => first.maxlen - second.maxlen);
   if (answers.some((answer) => answer.text !== null)) {
     parts.push(textsView(data, example.references ?? [], answers, metricOf(entry, state)), overlapLegend());
   } else {
@@ -33,7 +34,7 @@ function textsView(data, references, answers, metric) {
     column(references.length > 1 ? `${references.length} references` : "Reference", "", ...referenceTexts),
     ...answers.map((answer, index) =>
       column(
-        `At ${count(answer.maxlen)}`,
+        data.names ? answer.name : `At ${answer.name}`,
         `${data.metrics[metric]} ${score(answer.scores?.[metric])}`,
         thoughtView(answer),
         texts[index] ? el("p", {}, ...markedText(texts[index], references)) : el("p", { class: "note" }, "Empty answer."),
@@ -73,17 +74,17 @@ function scoresView(data, entry, chosen, choose) {
     el(
       "tr",
       { class: chosen.includes(answer) ? "chosen" : null },
-      el("th", { scope: "row" }, button(count(answer.maxlen), () => choose(answer.maxlen), { title: "Show this length" })),
+      el("th", { scope: "row" }, button(answer.name, () => choose(answer.maxlen), { "data-length": answer.maxlen, title: "Show this answer" })),
       ...columns.map(([, value]) => el("td", { class: "number" }, value(answer))),
     ),
   );
-  const header = ["maxlen", ...columns.map(([name]) => name)].map((name) =>
+  const header = [data.names ? "run" : "maxlen", ...columns.map(([name]) => name)].map((name) =>
     el("th", { scope: "col", class: "number" }, name),
   );
   const table = el(
     "table",
     {},
-    el("caption", {}, "Scores (× 100) and cost of each length; kept and dropped are tokens of the context"),
+    el("caption", {}, `Scores (× 100) and cost of each ${data.names ? "run" : "length"}; kept and dropped are tokens of the context`),
     el("thead", {}, el("tr", {}, ...header)),
     el("tbody", {}, ...rows),
   );

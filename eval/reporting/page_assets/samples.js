@@ -8,6 +8,7 @@ const ORDERS = {
   highest: "score, highest first",
   loss: "change, largest loss first",
   gain: "change, largest gain first",
+  change: "change, largest first",
 };
 
 // An entry is an example under one template, with its answers by length.
@@ -16,6 +17,7 @@ function entriesOf(examples) {
     const byTemplate = new Map();
     const ordered = [...example.answers].sort((first, second) => first.maxlen - second.maxlen);
     for (const answer of ordered) {
+      answer.name ??= count(answer.maxlen);
       if (!byTemplate.has(answer.template)) byTemplate.set(answer.template, new Map());
       byTemplate.get(answer.template).set(answer.maxlen, answer);
     }
@@ -72,7 +74,7 @@ function orderedEntries(entries, state) {
 }
 
 // Search, filters and order; each change goes to `update`. Those with nothing to choose from are hidden by the styles.
-function controlsView(metrics, entries, lengths, state, update) {
+function controlsView(data, entries, lengths, state, update) {
   const selects = {};
   const control = (name, label, options) => {
     const parse = typeof state[name] === "number" ? Number : String;
@@ -88,20 +90,21 @@ function controlsView(metrics, entries, lengths, state, update) {
   };
   const search = el("input", { type: "search", autocomplete: "off", placeholder: "id, query, reference, answer" });
   search.addEventListener("input", () => update({ search: search.value }));
-  const lengthOptions = lengths.map((length) => [length, count(length)]);
+  const { metrics, names } = data;
+  const lengthOptions = lengths.map((length) => [length, names?.[length] ?? count(length)]);
   const controls = el(
     "div",
     { class: "controls", role: "group", "aria-label": "Which examples, and in which order" },
     el("label", { class: "search" }, "Search", search),
     control("task", "Task", filter("all tasks", entries.map(({ example }) => example.task))),
-    control("template", "Template", filter("all templates", entries.map(({ template }) => template))),
+    control("template", names ? "Setting" : "Template", filter(names ? "all settings" : "all templates", entries.map(({ template }) => template))),
     control("show", "Answers", [
       ["", "all"],
       ...Object.entries(FLAWS).filter(([flaw]) =>
         entries.some(({ answers }) => [...answers.values()].some(({ flaws }) => flaws?.includes(flaw))),
       ),
     ]),
-    control("length", "Length", lengthOptions),
+    control("length", names ? "Run" : "Length", lengthOptions),
     control("other", "Compared with", lengthOptions),
     control("metric", "Score", [
       ...(state.metric ? [] : [["", "headline of each task"]]),
@@ -158,7 +161,7 @@ function startSamples() {
   const previous = button("Previous", () => select((page() - 1) * PAGE_SIZE));
   const next = button("Next", () => select((page() + 1) * PAGE_SIZE));
   const page = () => Math.floor(selected / PAGE_SIZE);
-  const { controls, selects } = controlsView(data.metrics, entries, lengths, state, update);
+  const { controls, selects } = controlsView(data, entries, lengths, state, update);
 
   function update(changes) {
     const entry = visible[selected];
@@ -234,11 +237,20 @@ function startSamples() {
       update({ length });
       address();
       // The button that was pressed is gone with the view before; its like takes the focus.
-      [...detail.querySelectorAll("th button")].find((node) => node.textContent === count(length)).focus();
+      [...detail.querySelectorAll("th button")].find((node) => Number(node.dataset.length) === length).focus();
     };
     const parts = entry ? sampleView(data, entry, state, choose) : [el("p", { class: "note" }, "No example is found.")];
     detail.replaceChildren(...parts);
   }
+
+  // What a chart was clicked for: an example of a setting, whatever is searched for.
+  document.addEventListener("sample", ({ detail: { id, task, panel } }) => {
+    update({ search: "", task: "", template: "" });
+    controls.querySelector("input").value = "";
+    const index = visible.findIndex(({ example, template }) => example.id === id && example.task === task && template === panel);
+    if (index >= 0) select(index);
+    document.getElementById("samples").scrollIntoView();
+  });
 
   const steps = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity };
   list.addEventListener("keydown", (event) => {

@@ -4,6 +4,7 @@ function startTable(box) {
   const body = box.querySelector("tbody");
   const rows = [...body.rows];
   const headers = [...box.querySelectorAll("th")];
+  startColumns(box, headers.length);
   headers.forEach((header, column) => {
     header.querySelector("button").addEventListener("click", () => {
       const isNumber = header.classList.contains("number");
@@ -26,6 +27,20 @@ function startTable(box) {
     const shown = rows.filter((row) => !row.hidden).length;
     status.textContent = shown === rows.length ? "" : `${count(shown)} of ${count(rows.length)} rows`;
   });
+}
+
+// The switch between the columns that matter most and all of them. Without it, as on paper, all are there.
+function startColumns(box, number) {
+  const toggle = box.querySelector("button.columns");
+  if (!toggle) return;
+  const show = (all) => {
+    box.classList.toggle("short", !all);
+    toggle.setAttribute("aria-pressed", String(all));
+    toggle.textContent = all ? "Fewer columns" : `All ${count(number)} columns`;
+  };
+  toggle.addEventListener("click", () => show(box.classList.contains("short")));
+  toggle.hidden = false;
+  show(false);
 }
 
 function sortedRows(rows, column, isNumber, descending) {

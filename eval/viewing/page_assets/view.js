@@ -147,7 +147,7 @@ function showRun({ name, progress, problem }) {
 function timeLeft({ share, seconds_left: left }) {
   if (share === null) return "time left not known yet";
   const time = left === null ? "" : left < 1 ? ", about done" : `, about ${duration(left)} left`;
-  return `${Math.floor(100 * share)}%${time}`;
+  return `${Math.round(100 * share)}%${time}`;
 }
 
 function aheadOf({ state, ahead, remark, command }) {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.generation.prompt_tree import Node, PromptTree, TreeCaches
-from masformer import LayerSpan, SpanPlan, apply_plan
+from masformer import LayerSpan, SpanPlan, apply_plan, tuning
+from masformer.attention import ways
 from masformer.plans.spans import FULL
 from tests.helpers.properties import tries
-from tests.helpers.tiny_models import VOCAB, tiny_model
+from tests.helpers.tiny_models import LAYERS, VOCAB, tiny_model
 
 # Few tokens, so that prompts share beginnings.
 PROMPTS = st.lists(
@@ -52,6 +56,32 @@ def test_lengths_of_a_document_cost_one_prefill_and_queries_about_it_too() -> No
     assert [len(node.tokens) for node in tree.ends[3].path] == [102, 100, 200, 401]
     queries = [[1, 2, *context, query, 9] for query in range(8)]
     assert PromptTree(queries).num_tokens == 2 + 800 + 8
+
+
+@torch.no_grad()
+def test_the_seconds_of_a_prefill_leave_out_how_long_ways_of_windows_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def measure(*_: Any) -> tuple[str, bool]:
+        clock[0] += 100.0
+        return "tiles", True
+
+    monkeypatch.setenv("MASFORMER_WAYS", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tuning, "_settled", {})
+    monkeypatch.setattr(tuning, "_used", {})
+    monkeypatch.setattr(tuning, "_measured", [])
+    monkeypatch.setattr(tuning, "_fastest", measure)
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(ways, "LEAST_QUERIES", 16)
+    model = tiny_model("llama")
+    apply_plan(model, SpanPlan((LayerSpan(span=8, sinks=1),) * LAYERS))
+    caches = TreeCaches(model, PromptTree([list(range(60))]), [0], lambda node: clock.append(clock[0]))
+    caches.take(0)
+    assert clock == [100.0, 100.0]
+    assert caches.seconds(0) == 0
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def test_a_claim_is_recorded_before_the_first_answer_and_kept(
         seen.append(record_of(folder)["claim"])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eval.generation.run_job.append_line", interrupted)
+    monkeypatch.setattr("eval.runtime.jobs.append_line", interrupted)
     assert main([*arguments, str(folder), *AS_GOOD]) == 130
     monkeypatch.undo()
     [claim] = seen

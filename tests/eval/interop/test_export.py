@@ -81,6 +81,19 @@ def test_the_harness_finds_the_files_by_their_names(files: list[Path]) -> None:
     assert content["model_name_sanitized"] == "org__tiny"
 
 
+def test_the_results_have_the_fields_of_its_own(files: list[Path]) -> None:
+    schema = pytest.importorskip("lm_eval.result_schema", reason="needs pip install 'masformer[harness]'")
+    content = json.loads(files[0].read_text())
+    known = set(schema.EvalResults.__annotations__)
+    assert content.keys() - known == {"start_time", "end_time"}, "which its tracker of runs adds"
+    tokens = {"tokenizer_pad_token", "tokenizer_eos_token", "tokenizer_bos_token", "eot_token_id"}
+    assert known - content.keys() == {"groups", "samples", *tokens}
+    assert content["end_time"] - content["start_time"] == float(content["total_evaluation_time_seconds"]) == 60
+    assert content["lm_eval_version"] == "0.4.13"
+    assert content["max_length"] == 200
+    assert content["pretty_env_info"].startswith("Device: CPU (test)")
+
+
 def test_samples_hold_prompts_answers_and_scores(files: list[Path]) -> None:
     by_task = {file.name.split("_2")[0].removeprefix("samples_"): file for file in files[1:] if "qmsum" in file.name}
     (file,) = [file for name, file in by_task.items() if "query_first_200" in file.name]

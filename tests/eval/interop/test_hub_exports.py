@@ -164,7 +164,7 @@ def test_the_card_of_a_checkpoint_has_the_scores_of_its_runs(checkpoint: Path, t
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("weights", "model.safetensors differs"),
+        ("weights", "model.safetensors is not the same"),
         ("plan", "another plan than the checkpoint"),
         ("quantize", "in 4bit and not of the checkpoint"),
         ("source", "not of the checkpoint"),

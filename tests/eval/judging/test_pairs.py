@@ -185,6 +185,19 @@ def test_two_runs_are_compared_at_each_length(
     assert content["judge"]["model"] == "tiny-instruct"
 
 
+def test_a_question_is_paid_for_once(
+    tmp_path: Path, write: Write, capsys: pytest.CaptureFixture[str], server: EngineStandIn
+) -> None:
+    write_run(tmp_path / "a", lambda example, maxlen: "Wrong at every length.")
+    write_run(tmp_path / "b", lambda example, maxlen: example.references[0])
+    file = write("pairwise", prices={"prompt": 1, "completion": 1})
+    assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--judge", str(file), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    short, long = (one["price"] for one in content["comparisons"])
+    assert len(server.asked) == 12
+    assert content["price"] == short == long > 0
+
+
 def test_two_lengths_of_one_run_are_compared(runs: list[str], write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     command = [runs[0], runs[0], "--judge", str(write("pairwise")), "--maxlen-a", "100", "--maxlen-b", "200"]
     assert main([*command, "--json"]) == 0

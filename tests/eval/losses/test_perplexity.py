@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval import perplexity
 from eval.config.perplexity import PerplexityConfig
 from eval.losses import windows
 from eval.losses.readings import buckets_of, windows_of
 from eval.losses.windows import losses_of
 from eval.perplexity import main
+from eval.runtime import jobs
 from masformer import SpanPlan, apply_plan
 from tests.helpers.texts import read, text
 from tests.helpers.tiny_models import tiny_model
@@ -101,7 +101,7 @@ def test_a_measurement_that_was_interrupted_resumes_to_the_same_result(
     least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
-    original = perplexity.append_line
+    original = jobs.append_line
 
     def interrupted(*arguments: Any) -> None:
         nonlocal calls
@@ -110,9 +110,9 @@ def test_a_measurement_that_was_interrupted_resumes_to_the_same_result(
             raise KeyboardInterrupt
         original(*arguments)
 
-    monkeypatch.setattr(perplexity, "append_line", interrupted)
+    monkeypatch.setattr(jobs, "append_line", interrupted)
     assert main(least) == 130
-    monkeypatch.setattr(perplexity, "append_line", original)
+    monkeypatch.setattr(jobs, "append_line", original)
     assert len((tmp_path / "run" / "journal" / "00000.jsonl").read_text().splitlines()) == 3
     assert main(least) == 0
     assert main([*least[:-1], str(tmp_path / "whole")]) == 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from eval.errors import UserError
 from eval.prompting.prompts import PromptBuilder, PromptParts, fit
-from eval.prompting.truncation import kept_ranges
+from eval.prompting.truncation import Passages, kept_ranges, thinned_ranges
 from tasks import TASKS, Example, Template
 from tests.helpers.tiny_models import CHAT_TEMPLATE, framing_tokenizer, tiny_tokenizer
 
@@ -148,3 +149,57 @@ def test_a_chat_template_frames_a_text_alone() -> None:
     tokenizer.chat_template = CHAT_TEMPLATE
     one, other = (PromptBuilder(tokenizer, Template(text="{context}"), is_framed=framed) for framed in (False, True))
     assert one.parts(EXAMPLE) == other.parts(EXAMPLE)
+
+
+# What a context with passages keeps
+
+
+@pytest.mark.parametrize("budget", [30, 55, 100, 173, 400, 999])
+def test_passages_stay_at_their_depth_and_all_else_is_cut_evenly(budget: int) -> None:
+    ranges = ((100, 105), (500, 510), (900, 905))
+    kept = thinned_ranges(1000, budget, Passages(ranges=ranges))
+    tokens = [token for start, stop in kept for token in range(start, stop)]
+    assert len(tokens) == budget
+    assert tokens == sorted(set(tokens))
+    for (start, stop), depth in zip(ranges, (100 / 980, 495 / 980, 885 / 980), strict=True):
+        assert set(range(start, stop)) <= set(tokens)
+        others = [token for token in tokens if not any(first <= token < last for first, last in ranges)]
+        before = sum(token < start for token in others)
+        assert before == pytest.approx(depth * len(others), abs=1)
+    assert thinned_ranges(1000, 1000, Passages(ranges=ranges)) == ((0, 1000),)
+
+
+def test_passages_at_both_ends_and_none_leave_what_fits() -> None:
+    ends = Passages(ranges=((0, 10), (90, 100)))
+    assert thinned_ranges(100, 50, ends) == ((0, 40), (90, 100))
+    assert thinned_ranges(100, 20, ends) == ends.ranges
+    assert thinned_ranges(100, 30, Passages(ranges=())) == ((0, 30),)
+    assert thinned_ranges(0, 30, Passages(ranges=())) == ()
+
+
+def needle_example(num_sentences: int = 60) -> Example:
+    sentences = [f"Sentence number {index} says nothing." for index in range(num_sentences)]
+    sentences[20] = sentences[40] = "Here is the needle!"
+    context = " ".join(sentences)
+    starts = [context.index("Here"), context.rindex("Here")]
+    kept = tuple((start, start + len("Here is the needle!")) for start in starts)
+    return Example(id="a", document_id="a", context=context, references=("x",), kept=kept)
+
+
+@pytest.mark.parametrize("maxlen", [120, 300, 700, 5000])
+def test_a_context_is_cut_around_its_passages_at_the_ends_of_sentences(maxlen: int) -> None:
+    example = needle_example()
+    builder = PromptBuilder(tiny_tokenizer(), Template(text="{context}"))
+    prompt = fit(builder.parts(example), maxlen, 20, "tail")
+    spans = builder.spans_of(example.context, prompt.context_ranges)
+    shown = "".join(example.context[start:stop] for start, stop in spans)
+    assert shown.count("Here is the needle!") == 2
+    assert re.fullmatch(r"( *(Sentence number \d+ says nothing\.|Here is the needle!))+ *", shown)
+    assert maxlen - 60 <= len(prompt.token_ids) + 20 <= maxlen or maxlen == 5000
+
+
+def test_passages_that_do_not_fit_say_what_they_need() -> None:
+    builder = PromptBuilder(tiny_tokenizer(), Template(text="{context}"))
+    parts = builder.parts(needle_example())
+    with pytest.raises(UserError, match=r"what every length shows of the context needs \d+ tokens.*raise --maxlen to"):
+        fit(parts, len(parts.prefix) + len(parts.suffix) + 30, 10, "head")

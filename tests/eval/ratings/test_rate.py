@@ -23,7 +23,7 @@ from eval.ratings.judged import read_judgements
 from eval.ratings.serve import RatingServer
 from eval.ratings.sheet import Scale, Sheet, SheetFile, gather
 from tests.helpers.browser import chromium
-from tests.helpers.run_folders import document, example_line, run_record, write_run
+from tests.helpers.run_folders import document, example_line, run_record, with_task, write_run
 
 SCALES = [Scale(name="overall", low=1, high=5), Scale(name="clear <b>", low=0, high=1)]
 # Names that must not be in the page.
@@ -47,6 +47,13 @@ def runs(tmp_path: Path) -> list[Path]:
         )
         folders.append(folder)
     return folders
+
+
+def test_people_rate_the_text_that_is_scored(tmp_path: Path) -> None:
+    record = replace(with_task(run_record(), scores_first_line=True), think_end_token="</think>")
+    write_run(tmp_path / "run", lambda line, maxlen: f"thought</think>\nYes {maxlen}\nQuestion: next", record=record)
+    sheet = gather([tmp_path / "run"], SCALES, [], 1, 0)
+    assert [one.prediction for one in sheet.answers] == ["Yes 100", "Yes 200"]
 
 
 @contextmanager

@@ -124,13 +124,6 @@ def test_points_without_a_known_cost_are_left_out() -> None:
     assert compiled(quality_cost([unknown], "rougeLsum", "attention_flops"))
 
 
-def test_frontier_is_drawn_when_asked_for() -> None:
-    worse = result("worse", 8192, 0.1)
-    spec = quality_cost([*RESULTS, worse], "rougeLsum", "seconds", draw_frontier=True)
-    (line,) = [layer for layer in layers(spec, "line") if layer["mark"].get("style") == "frontier"]
-    assert [row["mean"] for row in line["data"]["values"]] == [31.0]
-
-
 def test_positions_are_relative_to_each_document() -> None:
     oracle = ExampleScore(
         task="plos",
@@ -182,7 +175,7 @@ def test_charts_become_files_for_papers(suffix: str, tmp_path: Path) -> None:
 def test_specs_load_nothing() -> None:
     for spec in (
         length_curves(RESULTS, "rougeLsum"),
-        quality_cost(RESULTS, "rougeLsum", "seconds", draw_frontier=True),
+        quality_cost(RESULTS, "rougeLsum", "seconds"),
         oracle_positions([{"maxlen": 64, "position": 1.0}], [{"maxlen": 64, "position": 0.5, "share": 1.0}]),
     ):
         assert '"url"' not in json.dumps(spec)

@@ -169,9 +169,32 @@ def test_other_metrics_are_shown_where_the_table_stays_narrow() -> None:
     results = [replace(one, metrics=metrics) for one in RESULTS]
     models = [one for one in results if one.kind == "model"]
     start = ["maxlen", "n", "words", "by length", "RLsum"]
-    assert score_table(models, results)[0] == [*start, "R1", "R2", "RL", "oracle", "lead"]
+    assert score_table(models, results)[0] == [*start, "R1", "R2°", "RL", "oracle", "lead"]
     long = [replace(one, template="a template with a long name" * (one.maxlen > 1024)) for one in models]
     assert score_table(long, results)[0] == ["template", *start, "oracle", "lead"]
+
+
+def test_what_people_were_not_seen_to_agree_with_is_marked() -> None:
+    def printed(profile: str, metric: str) -> str:
+        metrics = {metric: Estimate(mean=0.3, low=0.2, high=0.4)}
+        results = [replace(one, profile=profile, metrics=metrics) for one in RESULTS]
+        found = [replace(comparison(0.1), metric=metric)]
+        text = render_short(inputs_of(run_record(lengths=LENGTHS, profile=profile)), scores_of(results, found))
+        return " ".join(text.split())
+
+    marked = printed("longbench", "rougeL")
+    assert "; °: not seen to agree with people maxlen n words by length RL° oracle lead " in marked
+    assert "°" not in printed("hf", "rougeLsum"), "and no legend without a mark"
+
+
+def test_a_mark_stands_at_the_task_whose_metric_it_is_of() -> None:
+    results = []
+    for task, profile, metric in (("plos", "hf", "rougeLsum"), ("qmsum", "longbench", "rougeL")):
+        metrics = {metric: Estimate(mean=0.3, low=0.2, high=0.4)}
+        results += [replace(one, task=task, profile=profile, metrics=metrics) for one in RESULTS]
+    table = score_table([one for one in results if one.kind == "model"], results)
+    place = table[0].index("metric")
+    assert [row[place] for row in table[1:]] == ["RLsum", "RLsum", "RL°", "RL°"]
 
 
 def test_only_what_is_wrong_is_said_below() -> None:

@@ -1,4 +1,4 @@
-"""A new metric is a function and an entry in `PROFILES`: it is scored, summarized, compared, ranked and shown."""
+"""A new profile lists a metric's values in `PROFILES`: it is scored, summarized, compared, ranked and shown."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from eval.compare import main as compare
 from eval.leaderboard import main as leaderboard
 from eval.metrics.base import Value
+from eval.metrics.overlap import Overlap
 from eval.records.schema import ExampleRecord
 from eval.score import main as score
 from eval.scoring.profiles import PROFILES, Profile, headline, metric_range
@@ -24,19 +25,25 @@ def agreement(prediction: str, references: Sequence[str]) -> list[dict[str, floa
     """Return from -1 to 1 whether the words are the reference's, and whether the number of words is."""
     ours = prediction.split()
     return [
-        {"agreement": 2 * (len({*ours} & {*one.split()}) / len({*one.split()})) - 1, "brevity": float(len(ours) < 9)}
+        {
+            "agreement": 2 * (len({*ours} & {*one.split()}) / len({*one.split()})) - 1,
+            "brevity": float(len(ours) < 9),
+            "unlisted": 0.0,
+        }
         for one in references
     ]
 
 
 @pytest.fixture(autouse=True)
 def profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "unlisted": Value(label="Unlisted", title="Left out"),
+        "brevity": Value(label="Short", title="Share of short answers"),
+        "agreement": Value(label="Agree", title="Agreement of words", low=-1.0),
+    }
     made = Profile(
-        score=agreement,
-        metrics={
-            "agreement": Value(label="Agree", title="Agreement of words", low=-1.0),
-            "brevity": Value(label="Short", title="Share of short answers"),
-        },
+        scorers=(Overlap("mine", values, agreement),),
+        listed=("agreement", "brevity"),
         headline=("agreement",),
         source="this test",
     )
@@ -58,6 +65,7 @@ def test_a_run_is_scored_and_compared_and_ranked_by_it(tmp_path: Path, capsys: p
         assert "Agree" in text
         assert "Short" in text
         assert "ROUGE profile" not in text
+        assert "unlisted" not in text.lower()
     short, long = model_results(tmp_path / "run")
     assert long.metrics["agreement"].mean == 1
     estimate = short.metrics["agreement"]
@@ -104,4 +112,6 @@ def test_an_interval_moves_with_its_range() -> None:
 def test_a_geometric_mean_takes_no_metric_that_can_be_negative() -> None:
     metrics = {"a": Value(label="A", title="A", low=-1.0), "b": Value(label="B", title="B")}
     with pytest.raises(ValueError, match="can be negative"):
-        Profile(score=agreement, metrics=metrics, headline=("a", "b"), source="this test")
+        Profile(
+            scorers=(Overlap("mine", metrics, agreement),), listed=("a", "b"), headline=("a", "b"), source="this test"
+        )

@@ -37,3 +37,15 @@ def test_a_comparison_names_the_engine_beside_other_settings() -> None:
     assert differing(local, vllm) == {"engine": ["local", "vllm 0.32.0"]}
     assert differing(one, other) == {"args of the engine": [[], ["--enforce-eager"]]}
     assert differing(vllm, vllm) == {}
+
+
+def test_a_comparison_names_shots_and_what_ends_the_answers_of_a_task() -> None:
+    plain = run_record(generation={"stop": []})
+    ((name, task),) = plain.tasks.items()
+    shots = {"split": "train", "seed": 0, "ids": ["train-0"]}
+    shown = replace(plain, tasks={name: replace(task, shots=shots)})
+    ended = replace(plain, tasks={name: replace(task, stop=["\n"])})
+    assert differing(plain, shown) == {f"shots of {name}": [None, shots]}
+    assert differing(shown, plain) == {f"shots of {name}": [shots, None]}
+    assert differing(shown, shown) == {}
+    assert differing(plain, ended) == {f"stop of {name}": [[], ["\n"]]}

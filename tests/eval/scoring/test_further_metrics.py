@@ -19,6 +19,7 @@ import pytest
 from eval.compare import main as compare
 from eval.errors import UserError
 from eval.leaderboard import main as leaderboard
+from eval.merge import main as merge
 from eval.metrics.base import Item
 from eval.metrics.diagnostics import Diagnostics
 from eval.records.journal import line_of, parse_line
@@ -408,6 +409,115 @@ def test_a_run_that_begins_anew_leaves_no_values(run: Path) -> None:
     assert not (run / "run.json").exists()
 
 
+def test_a_run_that_begins_anew_leaves_what_a_judge_was_paid_for(run: Path) -> None:
+    assert score([str(run), "--metrics", NAME]) == 0
+    kept = {name: run / "metrics" / name for name in ("gpt@home.replies.jsonl", "gpt@home.yaml", "notes.txt")}
+    for name, file in kept.items():
+        file.write_text(name)
+    RunFolder(run).clear()
+    assert {file.name for file in (run / "metrics").iterdir()} == kept.keys()
+    assert all(file.read_text() == name for name, file in kept.items())
+    write_run(run, answer)
+    assert score([str(run), "--metrics", NAME]) == 0, "and they are taken for no values"
+    assert read_scores(run).further.keys() == {"letters"}
+
+
+# Floors and ceilings cost time
+
+
+def test_floors_are_left_out_where_they_are_not_wanted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score([str(run), "--metrics", NAME, "--no-floors"]) == 0
+    answers = {repr(answer(example_line(index), maxlen)) for index in range(6) for maxlen in (100, 200)}
+    fingerprints, texts = zip(*(line.split(" ", 1) for line in scored()), strict=True)
+    assert set(texts) == answers
+    printed = capsys.readouterr().out
+    assert "letters, version 1" in printed
+    assert "foreign reference" not in printed
+    assert "what no model wrote" not in printed
+    assert "not scored yet" not in printed, "nobody wants them"
+    assert {one.system for one in read_scores(run).results if one.further} == {"tiny"}
+    assert score([str(run), "--metrics", "diagnostics"]) == 0, "another metric has them"
+    assert "foreign reference" in capsys.readouterr().out
+    assert score([str(run), "--metrics", NAME]) == 0
+    floors = [line.partition(" ")[0] for line in scored()]
+    assert len(floors) > 6
+    assert not {*floors} & {*fingerprints}, "what is there is not scored again"
+    assert further(run, "foreign_reference")["letters.letters"].mean > 0
+
+
+def test_floors_that_some_texts_have_are_missed_in_others(run: Path) -> None:
+    assert score([str(run), "--metrics", NAME]) == 0
+    examples = [example_line(index) for index in range(7)]
+    write_run(run, answer, examples)
+    assert score([str(run), "--metrics", NAME, "--no-floors"]) == 0
+    # Those of the new example, and another foreign reference of the one before it.
+    assert read_scores(run).further["letters"].num_absent >= 3
+
+
+# Parts of a run
+
+
+def write_parts(*flags: Sequence[str]) -> list[str]:
+    """Return folders of three examples each, scored with these flags."""
+    # Those of the whole run.
+    documents = {f"doc-{index}": document(index, 3 if index < 2 else 20) for index in range(6)}
+    for part, given in enumerate(flags, start=1):
+        examples = [example_line(index) for index in range(6)][3 * (part - 1) : 3 * part]
+        write_run(Path(f"part-{part}"), answer, examples, documents)
+        if given:
+            assert score([f"part-{part}", *given]) == 0
+    return [f"part-{part}" for part in range(1, len(flags) + 1)]
+
+
+def test_values_of_parts_are_joined(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = write_parts(["--metrics", f"{NAME},diagnostics"], ["--metrics", f"{NAME},diagnostics"])
+    scored()
+    assert merge([*parts, "--output", "whole"]) == 0
+    assert "is left out" not in capsys.readouterr().out
+    assert scored() == []
+    assert score([str(run), "--metrics", f"{NAME},diagnostics"]) == 0
+    assert further(Path("whole"), "tiny") == further(run, "tiny")
+    scored()
+    # Only the foreign references are others: their order is that of all examples.
+    assert read_scores(Path("whole")).further["letters"].num_absent > 0
+    assert score(["whole", "--metrics", NAME]) == 0
+    assert len(scored()) <= 6
+    assert read_scores(Path("whole")).further["letters"].num_absent == 0
+    before = (Path("whole") / FILE).read_bytes()
+    assert merge([*parts, "--output", "whole"]) == 0, "the same merge again"
+    assert sorted((Path("whole") / FILE).read_bytes().splitlines()) == sorted(before.splitlines())
+
+
+def test_values_that_a_part_lacks_or_made_in_another_way_are_named(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = write_parts(["--metrics", f"{NAME},diagnostics"], [])
+    write_metric(weights="b")
+    assert score([second, "--metrics", NAME]) == 0
+    capsys.readouterr()
+    assert merge([first, second, "--output", "whole"]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "is left out" in line]
+    assert [" ".join(line.split()) for line in told] == [
+        "metrics diagnostics@1.jsonl is left out: part-2 has none; score whole with --metrics",
+        'metrics letters@1.jsonl is left out, because it was made in another way: provenance source_sha256 is "'
+        + told[1].partition('is "')[2],
+    ]
+    assert read_scores(Path("whole")).further is None
+    assert not (Path("whole") / "metrics").exists()
+
+
+def test_a_changed_file_of_a_part_is_refused_before_anything_is_written(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = write_parts(["--metrics", NAME], ["--metrics", NAME])
+    file = Path("part-2") / FILE
+    file.write_bytes(file.read_bytes().replace(b'"maxlen": 100', b'"maxlen": 101', 1))
+    capsys.readouterr()
+    assert merge([*parts, "--output", "whole"]) == 2
+    assert "letters@1.jsonl, line" in capsys.readouterr().err
+    assert not (Path("whole") / "predictions.jsonl").exists()
+
+
 def test_a_page_for_others_shows_values_and_no_texts(run: Path) -> None:
     assert score([str(run), "--metrics", NAME, "--no-texts"]) == 0
     page = (run / "report.html").read_text()
@@ -425,6 +535,7 @@ def test_a_metric_that_breaks_its_word_is_named(run: Path, capsys: pytest.Captur
     ("flags", "reason"),
     [
         (["--metrics", "nothing"], "there is no metric 'nothing'"),
+        (["--no-floors"], "--no-floors is for the metrics of --metrics; name them"),
         (["--metrics-again"], "--metrics-again forgets what the metrics of --metrics have scored; name them"),
     ],
 )

@@ -99,7 +99,7 @@ def calls(draw: st.DrawFn) -> Asked:
         causal=pattern == "causal",
         window=draw(st.integers(1, 50)) if pattern == "window" else None,
         hides=pattern != "window" and draw(st.booleans()),
-        softcap=draw(st.sampled_from([None, 0.7])),
+        softcap=None if pattern == "window" else draw(st.sampled_from([None, 0.7])),
         seed=draw(st.integers(0, 1000)),
     )
 

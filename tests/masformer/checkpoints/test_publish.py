@@ -14,6 +14,7 @@ import pytest
 
 from masformer import PushError, SaveError, SpanPlan, apply_plan, push_to_hub, save_checkpoint
 from masformer.checkpoints import publish
+from masformer.checkpoints.card import with_scores
 from masformer.model_type import untyped
 from tests.helpers.hub_standin import hub_standin
 from tests.helpers.hub_uploads import UploadHandler, upload_environment
@@ -124,12 +125,14 @@ nothing on this page does.
 """
 
 
+@pytest.mark.parametrize("scores", ["", "| RLsum |"])
 def test_a_folder_of_an_earlier_version_goes_to_the_hub_under_the_type_of_today_and_stays_as_it_is(
-    saved: Path, monkeypatch: pytest.MonkeyPatch
+    scores: str, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(untyped(values)))
-    (saved / "README.md").write_text(f"# mas\n\n{FORMER_CARD}\n## Origin\n")
+    former = f"# mas\n\n{FORMER_CARD}\n## Origin\n"
+    (saved / "README.md").write_text(with_scores(former, scores) if scores else former)
     before = (saved / "config.json").read_bytes()
     sent: dict[str, bytes] = {}
 
@@ -148,7 +151,10 @@ def test_a_folder_of_an_earlier_version_goes_to_the_hub_under_the_type_of_today_
     assert sent["model.safetensors"] == (saved / "model.safetensors").read_bytes()
     card = sent["README.md"].decode()
     assert card.startswith("# mas\n\nAttention spans of the layers (MASFormer plan): `full@1 span=16 sinks=2`\n")
-    assert card.endswith("nothing on this page does.\n\n## Origin\n")
+    if scores:
+        assert card.endswith("the [scores](#scores) below are of runs.\n\n## Origin\n\n## Scores\n\n| RLsum |\n")
+    else:
+        assert card.endswith("nothing on this page does.\n\n## Origin\n")
     assert "ignores it" not in card
     assert "import masformer\nfrom transformers import" in card
     assert 'from_pretrained("owner/mas")' in card

@@ -146,7 +146,8 @@ for line in sys.stdin:
     asked = json.loads(line)
     constants.HF_HUB_OFFLINE = asked.pop("offline")
     about = {"context_field": "article", "target_field": "highlights", "subset": asked.pop("subset", None)}
-    request = LoadRequest(split=asked.pop("split", "test"), data=Path("hf://owner/tickets"), **asked)
+    data = Path(asked.pop("data", "hf://owner/tickets"))
+    request = LoadRequest(split=asked.pop("split", "test"), data=data, **asked)
     try:
         loaded = CustomTask(**about).task().load(request)
         answer = {"ids": [one.id for one in loaded.examples], "provenance": dict(loaded.provenance)}
@@ -199,7 +200,8 @@ def test_a_data_set_of_the_hub_is_pinned_streamed_and_read_again_without_the_hub
     files = {"README.md": CARD, "mail/a.parquet": parquet(ROWS[:1]), "news/test-0.parquet": parquet(many)}
     files["news/train-0.parquet"] = parquet(ROWS)
     with ExitStack() as stack:
-        hub = stack.enter_context(hub_standin({REPO: files}))
+        converted = {f"{name}/test/0000.parquet": parquet(ROWS[at:]) for name, at in (("mail", 2), ("news", 3))}
+        hub = stack.enter_context(hub_standin({REPO: files, f"{REPO}@refs/convert/parquet": converted}))
         ask = stack.enter_context(asking(hub.environment(tmp_path)))
         first = ask(limit=3)
         assert first["ids"] == ["m0", "m1", "m2"]
@@ -208,6 +210,8 @@ def test_a_data_set_of_the_hub_is_pinned_streamed_and_read_again_without_the_hub
         assert first["provenance"]["revision"] == hub.commit(REPO)
         assert "news/train-0.parquet" not in hub.fetched, "nothing of another split is fetched"
         assert ask(subset="mail")["ids"] == ["r0"]
+        assert ask(data="hf://owner/tickets/mail/*.parquet", split="train")["ids"] == ["r0"], "files serve every split"
+        assert ask(subset="mail", revision="refs/convert/parquet")["ids"] == ["r2", "r3"]
         more = ask(limit=5)
         assert more["ids"] == ["m0", "m1", "m2", "m3", "m4"], "goes on behind the rows that are kept"
         assert "it has train, test: name one with --split" in ask(split="validation")["error"]
@@ -216,7 +220,7 @@ def test_a_data_set_of_the_hub_is_pinned_streamed_and_read_again_without_the_hub
         assert refused.startswith("owner/tickets on the hub has no branch, tag or commit v9")
         assert ask(offline=True, limit=3) == first
         error = ask(offline=True)["error"]
-        assert error.startswith("0 rows of owner/tickets test are kept, this run needs more, and HF_HUB_OFFLINE is set")
+        assert error.startswith("the cache holds fewer rows of owner/tickets test than this run needs, and HF_HUB")
         hub.statuses = {REPO: 503}
         assert ask(limit=5) == more, "also where the hub does not answer"
         hub.statuses = {}

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from tasks import CustomTask, DataError, LoadRequest
 from tasks.plos import PLOS
 from tasks.plos import SAMPLE as ARTICLE
+from tasks.readers.files import record_rows
 from tests.helpers.properties import tries
 
 LINES = b'{"id": "a", "context": "It rains.", "target": "Rain."}\n{"context": "It snows.", "target": "Snow."}\n'
@@ -84,7 +85,7 @@ def test_packed_files_are_read_as_the_plain_ones(suffix: str, tmp_path: Path) ->
     assert told(twice) == "a.parquet is Parquet, packed once more; unpack it"
 
 
-def test_the_one_file_of_an_archive_is_read_and_of_several_none(tmp_path: Path) -> None:
+def test_the_files_of_an_archive_are_read_without_what_lies_beside_them(tmp_path: Path) -> None:
     file = tmp_path / "a.zip"
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("data/", "")
@@ -93,8 +94,10 @@ def test_the_one_file_of_an_archive_is_read_and_of_several_none(tmp_path: Path) 
         archive.writestr("data/.DS_Store", "x")
     assert len(load(file).examples) == 2
     with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr("data/b.csv", TABLE)
-    assert told(file) == "a.zip holds 2 files (data/a.csv, data/b.csv); unpack it, and give the one to read"
+        archive.writestr("data/b.csv", TABLE.replace("a,It", "b,It"))
+    assert [example.context for example in load(file).examples] == ["It rains.", "It snows."] * 2
+    with pytest.raises(DataError, match=r"^a\.zip holds 2 files \(data/a\.csv, data/b\.csv\); unpack it"):
+        list(record_rows(file))
 
 
 def test_a_packed_file_is_that_of_its_split(tmp_path: Path) -> None:
