@@ -50,6 +50,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
     ("score", "none"): "none holds no run",
     ("compare", "none", "none"): "none holds no run",
     ("leaderboard", "none"): "none is not a folder",
+    ("view", "none"): "none is not a folder",
     ("study", "none.yaml"): "study none.yaml cannot be read",
     ("tasks", "show", "plso", "--example"): "unknown task 'plso'",
     ("prompt", "plos", "--data", "none.jsonl"): "no such file or folder: none.jsonl",
