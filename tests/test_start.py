@@ -34,6 +34,8 @@ MISTAKES: dict[tuple[str, ...], str] = {
     ("run", "--task", "none.yaml", "--maxlen", "64"): "task file none.yaml cannot be read",
     ("run", "--config", "none.yaml"): "--config none.yaml cannot be read",
     (*RUN, "--plan", "botom:8"): "plan 'botom:8', character 1: 'botom:8' is no placement",
+    (*RUN, "--plan", ";"): "plan ';', character 1: no layer has attention",
+    (*RUN, "--plan", "full span=3"): "'span=3' has no layer to apply to",
     (*RUN, "--plan", "none@1; span=64@0,x"): "plan 'none@1; span=64@0,x', character 19: 'x' is no layer",
     (*RUN, "--plan", "none.json"): "plan file 'none.json' cannot be read",
     (*RUN, "--data", "none.jsonl"): "no such file or folder: none.jsonl",
