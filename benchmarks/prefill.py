@@ -30,6 +30,7 @@ from eval.runtime.processes import set_threads
 from masformer import SpanCache, SpanPlan, apply_plan, prefill, read_plan
 from masformer.attention.prefill import CHUNK_TOKENS
 from masformer.checkpoints.open import open_checkpoint
+from masformer.hardware import dtype_name
 from masformer.plans.cost import attention_flops
 
 # Model, plan (None: its own), tokens, dtype, target.
@@ -87,7 +88,7 @@ def main() -> None:
             way(prompt[:, :128])
         seconds = alternate([partial(way, prompt) for way in ways], arguments.repeats, warm_up=False)
         what = "its own plan" if text is None else "4 full layers, span 512"
-        label = f"prefill, {name}, {num_tokens:,} tokens, {what}, {str(dtype).removeprefix('torch.')}"
+        label = f"prefill, {name}, {num_tokens:,} tokens, {what}, {dtype_name(dtype)}"
         # Where transformers has windows, they are masked out of full attention.
         full = SpanPlan.full(len(plan))
         floor = product_flops(peer, full, num_tokens) / product_flops(ours, plan, num_tokens)

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from eval.errors import UserError
-from eval.interop import cards, hub_dataset, hub_results, inspect_log, lm_eval_files, lm_eval_tasks
+from eval.interop import cards, hub_results, inspect_log, lm_eval_files, lm_eval_tasks
 from eval.records.disk import inside
 from eval.runtime.jobs import CommandParser, command
 from eval.scoring.scored_run import ScoredRun, read_scored
@@ -40,6 +40,12 @@ class Format:
     folder: str = ""
 
 
+def _write_dataset(runs: Sequence[ScoredRun], output: Path, _: argparse.Namespace) -> list[Path]:
+    from eval.interop import hub_dataset  # after the flags: it imports pyarrow
+
+    return hub_dataset.export_run(runs[0], output)
+
+
 FORMATS = {
     "lm-eval": Format(
         write=lambda runs, output, _: lm_eval_files.export_run(runs[0], output, datetime.now()), folder="lm_eval"
@@ -54,7 +60,7 @@ FORMATS = {
         ),
         folder="eval_results",
     ),
-    "dataset": Format(write=lambda runs, output, _: hub_dataset.export_run(runs[0], output), folder="dataset"),
+    "dataset": Format(write=_write_dataset, folder="dataset"),
     "card": Format(write=lambda runs, output, _: [cards.add_to_checkpoint(runs, output)]),
 }
 

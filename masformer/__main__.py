@@ -26,6 +26,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "compare": ("eval.compare", "test two runs against each other"),
         "labels": ("eval.labels", "estimate what people would give all answers, from labels of some"),
         "leaderboard": ("eval.leaderboard", "rank many runs by quality, beside their cost"),
+        "view": ("eval.view", "look at a folder of runs on a local page, at one in progress too"),
         "export": ("eval.export", "write scored runs in the formats of other programs"),
         "rate": ("eval.rate", "rate the answers of runs side by side, blinded, on a page"),
         "meta": ("eval.meta", "measure how well metrics agree with people"),

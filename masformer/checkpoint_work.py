@@ -20,6 +20,7 @@ from masformer.checkpoints.publish import check_push, push_to_hub
 from masformer.checkpoints.saving import SaveError, check_output, check_space, save_checkpoint
 from masformer.convert import apply_plan, native_plan, num_layers, read_plan, stored_plan
 from masformer.errors import CheckpointError, ConversionError
+from masformer.hardware import dtype_name
 from masformer.measure import MeasureError, closed_form, cost_record, lengths_to_measure
 from masformer.plans.spans import HeadSpans, LayerSpan, SpanPlan
 
@@ -70,7 +71,7 @@ def convert(options: argparse.Namespace) -> None:
         raise SaveError(f"--output {folder} cannot be written: {reason}; what was there before is whole") from error
     if options.native:
         _say("native  plain transformers computes the plan from the folder, as was tried beyond its window")
-    _say(f"saved   {folder}: weights in {str(model.dtype).removeprefix('torch.')}, plan, card and cost")
+    _say(f"saved   {folder}: weights in {dtype_name(model.dtype)}, plan, card and cost")
     if repo_id is not None:
         _say(f"pushed  {push_to_hub(folder, repo_id, private=options.private or None)}")
 
@@ -99,7 +100,7 @@ def show(options: argparse.Namespace) -> None:
     for first, last, span in _runs(plan):
         _say(f"layers  {f'{first}-{last}' if last > first else first:<8} {span}")
     _say("")
-    _say(f"{'':>9}  {'attention, GFLOP':^32}  {f'cache in {dtype}, MiB'.replace('torch.', ''):^32}".rstrip())
+    _say(f"{'':>9}  {'attention, GFLOP':^32}  {f'cache in {dtype_name(dtype)}, MiB':^32}".rstrip())
     _say(f"{'tokens':>9}" + f"  {'plan':>12}{'own':>12}{'ratio':>8}" * 2)
     for length in options.lengths:
         row = closed_form(config, plan, length, dtype.itemsize)

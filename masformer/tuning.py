@@ -64,6 +64,11 @@ def chosen() -> dict[str, str]:
     return dict(sorted(_used.items()))
 
 
+def note(case: str, name: str) -> None:
+    """Let `chosen` tell of a way that was not chosen by its time."""
+    _used[case] = name
+
+
 def take_up(ways: Mapping[str, str]) -> None:
     """Let ways that `chosen` returned in an earlier process hold in this one; what the environment names goes first."""
     _settled.update({(machine(), key): name for key, name in ways.items()})

@@ -19,6 +19,7 @@ BELOW = {
     "runtime": {"config", "records", "errors", "masformer", "tasks"},
     "reporting": {"scoring", "metrics", "records", "errors", "tasks"},
     "ratings": {"reporting", "scoring", "metrics", "records", "errors", "tasks"},
+    "viewing": {"reporting", "scoring", "records", "errors"},
     "generation": {"reporting", "scoring", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "engines": {"losses", "generation", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "judging": {"engines", "scoring", "metrics", "runtime", "records", "errors", "tasks"},
@@ -39,7 +40,18 @@ BELOW_MASFORMER = {
     "checkpoints": {"plans", "convert", "errors", "hardware", "lazy", "model_type", "probe"},
 }
 # Rooms whose import must not import torch; what needs it, such as trackers, imports it when it is called.
-WITHOUT_TORCH = ("errors", "records", "prompting", "metrics", "scoring", "config", "reporting", "ratings", "tasks")
+WITHOUT_TORCH = (
+    "errors",
+    "records",
+    "prompting",
+    "metrics",
+    "scoring",
+    "config",
+    "reporting",
+    "ratings",
+    "viewing",
+    "tasks",
+)
 
 
 def imports(file: Path, *, at_import: bool = False) -> set[str]:

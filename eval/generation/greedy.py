@@ -129,30 +129,35 @@ class Row:
             self._lookup = Lookup([*self.prompt, *self.tokens])
         return self._lookup.draft(most)
 
-    def read(self, scores: Tensor, likeliest: int) -> int:
-        """Choose the next token, take it in, and return it.
+    def choose(self, scores: Tensor, likeliest: Tensor) -> Tensor:
+        """Return the next token, as a tensor without dimensions.
 
         Args:
             scores: (V,) of the model.
             likeliest: The token with the greatest of them.
         """
+        if not self._processors or self.reason is not None:
+            return likeliest
+        ids = self._ids[None, : len(self.prompt) + len(self.tokens)]
+        processed: Tensor = self._processors(ids, scores[None].clone())
+        return processed.argmax()
+
+    def read(self, token: int) -> None:
+        """Take in the token that was chosen."""
         if self._processors:
-            count = len(self.prompt) + len(self.tokens)
-            likeliest = int(self._processors(self._ids[None, :count], scores[None].clone()).argmax())
-            self._ids[count] = likeliest
-        self.tokens.append(likeliest)
+            self._ids[len(self.prompt) + len(self.tokens)] = token
+        self.tokens.append(token)
         if self._lookup is not None:
-            self._lookup.append(likeliest)
+            self._lookup.append(token)
         if self.thinking is not None and self._thoughts is not None:
             self._thoughts.read(self._ids[None, : len(self.prompt) + len(self.tokens)])
             self.reason = self.thinking.reason
-        elif likeliest in self.ends or self._has_stop_text():
+        elif token in self.ends or self._has_stop_text():
             tokens, reason = cut_at_end(self.tokens, self.ends, self.settings.stop, self.tokenizer)
             if reason == "stop":
                 self.tokens, self.reason = tokens, reason
         if self.reason is None and len(self.tokens) == self.settings.room:
             self.reason = "length"
-        return likeliest
 
     def _has_stop_text(self) -> bool:
         stop = self.settings.stop
@@ -222,28 +227,43 @@ class _Batch:
         likeliest = scores.argmax(dim=-1)
         # Of a row with NaN the largest is NaN; tokens may be ruled out by -inf, but not all of them.
         is_number = scores.gather(-1, likeliest[..., None])[..., 0].isfinite()
-        found = torch.stack([likeliest, is_number.long()], dim=-1).tolist()
+        chosen = [row.choose(*first) for row, *first in zip(self.rows, scores[:, 0], likeliest[:, 0], strict=True)]
+        # One look at the device for all rows.
+        found = torch.cat([torch.stack(chosen)[:, None], is_number], dim=1).tolist()
         num_read = 1
-        for row, row_scores, row_found in zip(self.rows, scores, found, strict=True):
+        for index, (row, (token, *are_numbers)) in enumerate(zip(self.rows, found, strict=True)):
             if row.reason is None:
-                num_read = self._read(row, row_scores, row_found, drafted)
+                self._read(row, token, are_numbers[0])
+                if drafted:
+                    num_read = self._accept(row, token, are_numbers, scores[index], likeliest[index], drafted)
         if drafted:
             self.cache.commit(num_read)
         return num_read
 
-    def _read(self, row: Row, scores: Tensor, found: Sequence[tuple[int, int]], drafted: Sequence[int]) -> int:
-        """Return how many tokens a row takes: up to the first that was not drafted, or its end."""
+    def _read(self, row: Row, token: int, is_number: int) -> None:
+        if not is_number:
+            what = f"the logits of a prompt of {len(row.prompt):,} tokens"
+            raise NumbersError(what, dtype_name(self.model.dtype), row.index)
+        row.read(token)
+
+    def _accept(
+        self,
+        row: Row,
+        token: int,
+        are_numbers: Sequence[int],
+        scores: Tensor,
+        likeliest: Tensor,
+        drafted: Sequence[int],
+    ) -> int:
+        """Let a row read on as long as its last token was drafted, and return how many it has read."""
         row.num_drafted += len(drafted)
-        for count, ((token, is_number), each) in enumerate(zip(found, scores, strict=True)):
-            if not is_number:
-                what = f"the logits of a prompt of {len(row.prompt):,} tokens"
-                raise NumbersError(what, dtype_name(self.model.dtype), row.index)
-            chosen = row.read(each, token)
-            is_right = count < len(drafted) and chosen == drafted[count]
-            row.num_accepted += is_right
-            if row.reason is not None or not is_right:
-                return count + 1
-        raise AssertionError("a row reads its last score")
+        for count, guess in enumerate(drafted, start=1):
+            row.num_accepted += token == guess
+            if row.reason is not None or token != guess:
+                return count
+            token = int(row.choose(scores[count], likeliest[count]))
+            self._read(row, token, are_numbers[count])
+        return len(drafted) + 1
 
     def drop_ended(self) -> None:
         """Take out the rows that have ended."""

@@ -1,18 +1,28 @@
-"""How much of the predicted cost is done, as a bar on a terminal and a line a group."""
+"""How much of the predicted cost is done: a bar on a terminal, a line a group, and `progress.json` in the journal."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from tqdm import tqdm
 
 from eval.config.generation import GenerationSettings
+from eval.errors import UserError
 from eval.generation.claims import Claims
 from eval.generation.groups import DECODING, Group, Size
 from eval.generation.prompt_tree import Node
 from eval.generation.tree_decoder import Observer
+from eval.records.disk import write_whole
+from eval.records.schema import ProgressRecord
+from eval.records.typed import to_json
 from eval.runtime.processes import Process
+from eval.runtime.provenance import utc_now
+
+# Seconds between two writings of the file.
+_WRITE_SECONDS = 5.0
 
 # With hours in it and the longest of its remarks it fits a terminal of 80 columns.
 BAR = "{desc} {percentage:3.0f}% |{bar:8}| {elapsed} elapsed, {remaining} left{postfix}"
@@ -33,6 +43,8 @@ class Progress(Observer):
         self.who = f"process {process.index}: " if process.count > 1 else ""
         self.within = 0.0
         self.started = time.monotonic()
+        self.is_main = process.is_main
+        self._written = self.started
         self.total = sum(claims.costs.values()) or 1.0
         self.bar = tqdm(
             total=self.total,
@@ -61,6 +73,17 @@ class Progress(Observer):
         self.bar.set_postfix_str(what, refresh=False)
         self.bar.n = self.share * self.total
         self.bar.refresh()
+        if self.is_main and time.monotonic() - self._written > _WRITE_SECONDS:
+            self._write(what)
+
+    def _write(self, what: str) -> None:
+        self._written = time.monotonic()
+        seconds = self._written - self.started
+        record = ProgressRecord(share=self.share, seconds=seconds, doing=what, written=utc_now())
+        # No answer is lost with it: what is in the way of answers is reported when one is written.
+        with suppress(UserError):
+            content = json.dumps(to_json(record)) + "\n"
+            write_whole(self.claims.folder.parent, "progress.json", content.encode())
 
     def print(self, text: str) -> None:
         """Print a line above the bar."""

@@ -1,7 +1,8 @@
 """What was answered in a scored run, sample by sample, as the formats of others need it.
 
 A length is a task there: `arxiv_4096`, or `arxiv_instruct_4096` where a run has several templates. A prompt is the
-template with what was shown of the document, before the chat template.
+template with what was shown of the document, before the chat template: solved examples and a system message, which the
+run's record names, are not in it.
 """
 
 from __future__ import annotations

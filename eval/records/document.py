@@ -13,7 +13,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "run-folder.md"
 SECTIONS: dict[str, tuple[type, ...]] = {
     "run": (schema.RunRecord,),
     "examples": (schema.ExampleRecord, schema.DocumentRecord),
-    "predictions": (schema.Prediction,),
+    "predictions": (schema.Prediction, schema.ProgressRecord),
     "scores": (schema.Scores,),
     "example-scores": (schema.ExampleScore,),
     "metrics": (schema.MetricRecord, schema.MetricLine),

@@ -78,7 +78,7 @@ SPANS_IN_ORDER = Rule("pairs of a start and an end, in order", _are_ordered)
 SOURCE = Rule("an object with texts as kind and name", lambda value: _are_texts([value.get("kind"), value.get("name")]))
 SHOTS = Rule(
     "an object with a text as split and a list of texts as ids",
-    lambda value: isinstance(value.get("split"), str) and _are_texts(value.get("ids")),
+    lambda value: value is None or (isinstance(value.get("split"), str) and _are_texts(value.get("ids"))),
 )
 ROWS = Rule("an object with counts, texts of bad rows, and pairs of counts of strata", _are_rows)
 CONFIG = Rule("an object whose shard is null or a pair of numbers", _has_shard)

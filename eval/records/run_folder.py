@@ -4,7 +4,8 @@
     examples.jsonl        id, document, query and references of each example (`ExampleRecord`)
     documents.jsonl.gz    text of each document, so that scoring needs no data set (`DocumentRecord`)
     predictions.jsonl     one line a prediction (`Prediction`)
-    journal/              lines of a run that has not ended: one file a process, merged when all are done
+    journal/              lines of a run that has not ended: one file a process, merged when all are done;
+                          progress.json says how far it is (`ProgressRecord`)
     scores.json           means with intervals, and comparisons (`Scores`)
     example_scores.jsonl  one line a prediction or baseline (`ExampleScore`)
     metrics/              values of further metrics, a file each (`MetricRecord`, then `MetricLine`)
@@ -16,6 +17,7 @@ refused. Measurements of perplexity, searches and trainings have such folders to
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import json
@@ -352,6 +354,21 @@ def kind_of(content: Mapping[str, Any]) -> type | None:
     if "perplexity_version" in identity:
         return PerplexityRecord
     return PlacementRecord if "placement_version" in identity else None
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a command is at work in a folder; nothing is written.
+
+    A command that begins in the same instant may be told that the folder is in use.
+    """
+    try:
+        with open_to_read(path / ".lock") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager

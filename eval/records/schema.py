@@ -403,6 +403,16 @@ class Prediction:
         return self.samples or [only]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProgressRecord:
+    """`journal/progress.json` of a run that has not ended: how far its session is, by the predicted cost."""
+
+    share: float = entry("part of the session's predicted cost that is done", rule=SHARE)
+    seconds: float = entry("seconds that the session has computed", rule=SECONDS)
+    doing: str = entry("what the main process did last", default="")
+    written: str = entry("UTC, ISO 8601", rule=TIME)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Scores: scores.json, example_scores.jsonl
 

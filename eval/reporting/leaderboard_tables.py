@@ -144,6 +144,8 @@ def board_columns(board: Board, cost: str) -> tuple[list[Column], list[Column]]:
     beside = [name for name in _BESIDE if any(name in row.yardsticks for row in rows)]
     # Of the baselines the first that there is: with as many words as the answer, else the best of what was shown.
     first = next((name for name in _FIRST_BESIDE if name in beside), None)
+    has_checks = any(marks_of(row, metric) for row in rows)
+    has_ended = any(row.num_ended_by_length is not None for row in rows)
     columns = [
         RANK,
         Column(heading=RUN, show=lambda row: labels[key_of(row)].name),
@@ -151,8 +153,8 @@ def board_columns(board: Board, cost: str) -> tuple[list[Column], list[Column]]:
         MAXLEN,
         Column(heading=metric_heading(metric, board.profile), show=lambda row: percent(row.metrics[metric])),
         *([baseline(first)] if first else []),
-        *([ENDED] if any(row.num_ended_by_length is not None for row in rows) else []),
-        *([marks_column(metric)] if any(marks_of(row, metric) for row in rows) else []),
+        *([marks_column(metric)] if has_checks else []),
+        *([ENDED] if has_ended and not has_checks else []),
         costs.pop(cost),
         _MARKS,
     ]
@@ -161,7 +163,7 @@ def board_columns(board: Board, cost: str) -> tuple[list[Column], list[Column]]:
     others += [of_value(key, value) for key, value in (board.further or {}).items()]
     if any(row.evidence_visible for row in rows):
         others.append(replace(EVIDENCE, show=lambda row: percent_mean(row.evidence_visible, 1)))
-    others += [column for column in COUNTS if column is not ENDED]
+    others += [column for column in COUNTS if column is not ENDED or (has_ended and has_checks)]
     others += [*costs.values(), *([_CLOCK] if len(clocks_of(rows)) > 1 else [])]
     others += [text("model"), text("plan")]
     others += [Column(heading="engine", show=lambda row: engines[row.run])] if engines else []

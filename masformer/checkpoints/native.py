@@ -29,6 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from masformer.convert import apply_plan, native_plan
 from masformer.errors import ConversionError, first_line
+from masformer.hardware import dtype_name
 from masformer.plans.layer_spans import Blocks
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 from masformer.probe import inference, probe_tokens, tolerance_of
@@ -186,7 +187,7 @@ def prove(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         )
     if not (plan.is_full or apart > 4 * off):
         raise ConversionError(
-            f"in {str(model.dtype).removeprefix('torch.')} the logits of the native form are {off:.3g} off "
+            f"in {dtype_name(model.dtype)} the logits of the native form are {off:.3g} off "
             f"and those of full attention {apart:.3g}, which proves nothing; give --dtype float32"
         )
 

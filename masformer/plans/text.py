@@ -20,6 +20,7 @@ from masformer.plans.layer_spans import (
     ranges_of,
 )
 
+_NO_LAYER = "no layer has attention that could have a span"
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
@@ -67,6 +68,8 @@ class PlanParser:
     def check_form(self) -> None:
         """Raise `PlanError` for a text that is a plan of no model."""
         clauses, named = self._clauses()
+        if not clauses and not named:
+            self.fail(0, _NO_LAYER)
         for start, text in named:
             self._parts(start + text.index("@") + 1, text[text.index("@") + 1 :].rstrip())
         words = self._words(clauses[0]) if len(clauses) == 1 else []
@@ -76,18 +79,24 @@ class PlanParser:
                 self._parts(at + 5, head[5:])
             else:
                 self._placement_form(at, head)
+            if head == "full":
+                self._check_full(words)
             self._numbers(words[1:])
             return
         for clause in clauses:
             _, at, items = self._span_and_items(clause)
             self._parts(at, items)
 
+    def _check_full(self, words: Sequence[tuple[int, str]]) -> None:
+        if len(words) > 1:
+            self.fail(words[1][0], f"'{words[1][1]}' has no layer to apply to, every layer is full")
+
     def layers(self) -> list[LayerSpan | HeadSpans]:
         clauses, named = self._clauses()
         if named:
             self._note_without(named)
         if not self.attending or not clauses:
-            self.fail(0, "no layer has attention that could have a span")
+            self.fail(0, _NO_LAYER)
         if len(clauses) == 1:
             return self._placed(clauses[0])
         return self._mixture(clauses)
@@ -130,8 +139,7 @@ class PlanParser:
             full = {cell for layer in self._placement(at, head) for cell in self._cells((layer, None))}
         every = [cell for layer in self.attending for cell in self._cells((layer, None))]
         if len(full) == len(every):
-            if len(words) > 1:
-                self.fail(words[1][0], f"'{words[1][1]}' has no layer to apply to, every layer is full")
+            self._check_full(words)
             return self._layers_of(dict.fromkeys(every, FULL))
         local = self._numbers(words[1:])
         return self._layers_of({cell: FULL if cell in full else local for cell in every})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from masformer import LayerSpan, SpanPlan, apply_plan, step_graph
+from masformer import LayerSpan, SpanPlan, apply_plan
 from masformer.attention import full
 from masformer.attention.cache import SpanCache, join
 from masformer.errors import SpanError
@@ -28,6 +30,9 @@ STEPS = 12
 class Replayed(StepGraph):
     """A graph without a device: a pass after which Python's counts are as if it had not been, whatever they were."""
 
+    def _rehearsed(self) -> Tensor:
+        return self._pass()
+
     def _record(self) -> None:
         self.recorded, self.graph = self.cache.counts, object()  # type: ignore[assignment]
 
@@ -39,7 +44,46 @@ class Replayed(StepGraph):
         return scores
 
 
-def rows_of(model: PreTrainedModel, plan: SpanPlan, ends: tuple[int, ...], room: int = STEPS) -> tuple[Any, StepGraph]:
+class Device:
+    """What `torch.cuda` has for recordings, without a device; a pass fails when nothing may wait, or is recorded."""
+
+    def __init__(self, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, *, fails_at: str) -> None:
+        self.mode, self.is_recording, self.fails_at = 0, False, fails_at
+        for name, value in {
+            "CUDAGraph": object,
+            "Stream": object,
+            "current_stream": lambda device: None,
+            "stream": lambda stream: nullcontext(),
+            "graph": lambda graph, **options: self.recording(),
+            "get_sync_debug_mode": lambda: self.mode,
+            "set_sync_debug_mode": lambda mode: setattr(self, "mode", mode),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        last = model.model.layers[-1].forward
+
+        def failing(*args: Any, **options: Any) -> Any:
+            if (fails_at == "rehearsal" and self.mode == "error") or (fails_at != "rehearsal" and self.is_recording):
+                raise torch.OutOfMemoryError if fails_at == "memory" else RuntimeError("it waits")
+            return last(*args, **options)
+
+        model.model.layers[-1].forward = failing
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        self.is_recording = True
+        try:
+            yield
+        finally:
+            self.is_recording = False
+
+
+def rows_of(
+    model: PreTrainedModel,
+    plan: SpanPlan,
+    ends: tuple[int, ...],
+    room: int = STEPS,
+    kind: type[StepGraph] = Replayed,
+) -> tuple[Any, StepGraph]:
     """Return the prompts of rows and their steps, which begin with the last token of each prompt."""
     prompts, caches = tree(model, plan, ends)
     cache, longest = join(caches, room), max(map(len, prompts))
@@ -47,7 +91,7 @@ def rows_of(model: PreTrainedModel, plan: SpanPlan, ends: tuple[int, ...], room:
     assert places is not None
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * (len(row) + room) for row in prompts])
     positions = torch.tensor([[len(row) - 1] for row in prompts])
-    return prompts, Replayed(model, cache, places, positions, mask if len(prompts) > 1 else None, room)
+    return prompts, kind(model, cache, places, positions, mask if len(prompts) > 1 else None, room)
 
 
 def model_of(kind: str, plan: SpanPlan) -> PreTrainedModel:
@@ -98,7 +142,21 @@ def test_a_model_whose_python_counts_tokens_goes_on_without_a_graph() -> None:
         plain = model(torch.tensor([[text[at]]]), past_key_values=cache).logits.float()
         torch.testing.assert_close(step(torch.tensor([[text[at]]])), plain, atol=1e-5, rtol=0)
     assert step.graph is None
-    assert not step_graph._EQUALS[model]
+    assert step.equals is False
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fails_at", ["rehearsal", "recording", "memory"])
+def test_a_step_that_cannot_be_recorded_is_taken_as_always(fails_at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama", PLAN)
+    prompts, step = rows_of(model, PLAN, (12,), kind=StepGraph)
+    text = prompts[0] + tokens(20, STEPS)
+    alone = model(torch.tensor([text]), use_cache=False).logits[0].float()
+    device = Device(model, monkeypatch, fails_at=fails_at)
+    for at in range(len(prompts[0]) - 1, len(text) - 1):
+        torch.testing.assert_close(step(torch.tensor([[text[at]]]))[0, 0], alone[at], atol=1e-5, rtol=0)
+    assert (step.graph, device.mode) == (None, 0)
+    assert step.equals is (None if fails_at == "memory" else False), "without memory, it is tried again"
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ const ORDERS = {
   highest: "score, highest first",
   loss: "change, largest loss first",
   gain: "change, largest gain first",
-  change: "change, largest first",
 };
 
 // An entry is an example under one template, with its answers by length.
@@ -245,8 +244,7 @@ function startSamples() {
 
   // What a chart was clicked for: an example of a setting, whatever is searched for.
   document.addEventListener("sample", ({ detail: { id, task, panel } }) => {
-    update({ search: "", task: "", template: "" });
-    controls.querySelector("input").value = "";
+    update({ search: "", task: "", template: "", show: "" });
     const index = visible.findIndex(({ example, template }) => example.id === id && example.task === task && template === panel);
     if (index >= 0) select(index);
     document.getElementById("samples").scrollIntoView();

@@ -78,6 +78,7 @@ def ruled(field: Any, hint: Any) -> st.SearchStrategy[Any]:
         rules.TIME: st.just("2026-01-01T00:00:00+00:00"),
         rules.TRUNCATION: st.just("middle"),
         rules.SOURCE: st.just({"kind": "file", "name": "a", "more": [1]}),
+        rules.SHOTS: st.sampled_from([None, {"split": "train", "seed": 0, "ids": ["a"]}]),
         rules.LENGTHS: st.lists(st.integers(1, 9), min_size=1, max_size=2),
         rules.SPAN: st.just([[0, 3], [1, 2]]),
         rules.SPANS_IN_ORDER: st.just([[0, 1], [2, 2]]),

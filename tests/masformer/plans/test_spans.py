@@ -168,11 +168,19 @@ def test_malformed_heads_name_the_character(text: str, num_heads: int | None, ch
 
 
 def test_what_is_a_plan_of_no_model_is_told_without_one() -> None:
-    of_models = ("top:31", "full@3,30", "full@9999.9 span=8", "full@0; span=3@2-29", "full span=3", "none@0; full")
+    of_models = ("top:31", "full@3,30", "full@9999.9 span=8", "full@0; span=3@2-29", "none@0; full")
     for text in of_models:
         check_written(text)
     malformed = ("  ", "half", "every:0", "full@3-1", "full@3. span=8", "local spam=3", "local span=3 span=4")
-    malformed += ("local span=4 block=4", "span=512", "full@0; span=3", "full span=3@0; local@1", "none@x; full")
+    malformed += (
+        ";",
+        "full span=3",
+        "local span=4 block=4",
+        "span=512",
+        "full@0; span=3",
+        "full span=3@0; local@1",
+        "none@x; full",
+    )
     for text in malformed:
         with pytest.raises(PlanError) as told:
             SpanPlan.parse(text, LAYERS, HEADS)
