@@ -107,8 +107,8 @@ class CustomTask:
         templates = self.templates or self._templates()
         if self.system is not None:
             templates = {name: replace(template, system=self.system) for name, template in templates.items()}
-        is_on_hub = self.data is not None and HubPath.of(self.data) is not None
-        if self.revision is not None and not is_on_hub:
+        place = None if self.data is None else HubPath.of(self.data)
+        if self.revision is not None and place is None:
             raise DataError(
                 f"task {self.name}: revision {self.revision} is of the hub, and the data is not; leave it out"
             )
@@ -123,7 +123,7 @@ class CustomTask:
             templates=templates,
             default_template=next(iter(templates)),
             default_split=self.split,
-            revision=(self.revision or "main") if is_on_hub else None,
+            revision=(self.revision or place.revision or "main") if place else None,
             maxlen=self.maxlen,
             stop=self.stop,
             shots=self.shots,
@@ -224,7 +224,7 @@ def _template(file: Path, name: str, value: Any, *, has_query: bool) -> Template
     if not isinstance(about.get("chat", True), bool):
         raise DataError(f"{where}: chat is {shown(about['chat'])}; expected true or false")
     if is_jinja(about["text"]):
-        about = about | {"text": render_jinja(about["text"], where, context="{context}", query="{query}")}
+        about = about | {"text": render_jinja(about["text"], where, {"context": "{context}", "query": "{query}"})}
     if about["text"].count("{context}") != 1:
         raise DataError(f"{where} holds {{context}} {about['text'].count('{context}')} times; expected once")
     if ("{query}" in about["text"]) != has_query:
