@@ -144,7 +144,7 @@ def _show(options: argparse.Namespace) -> list[str]:
     task = find_task(options.task, options.tasks_from)
     for name, value in vars(options).items():
         if name not in ("command", "example", "task", "tasks_from") and value is not None:
-            raise DataError(f"--{name.replace('_', '-')} is of a prompt; add --example")
+            raise DataError(f"--{name.replace('_', '-')} applies only with --example")
     return show_task(task)
 
 

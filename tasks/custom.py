@@ -119,6 +119,7 @@ class CustomTask:
             source="--data takes JSON lines, CSV, TSV, Parquet, a folder of texts, or what Hugging Face datasets loads",
             licence=self.licence,
             splits=dict.fromkeys((*SPLIT_NAMES, self.split, self.shots_split)),
+            takes_any_split=True,
             read=partial(_load, self),
             templates=templates,
             default_template=next(iter(templates)),
