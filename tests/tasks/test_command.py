@@ -6,13 +6,15 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tasks import LONGBENCH, SCROLLS, SUMMARIES, TASKS
+from tasks import LONGBENCH, SCROLLS, SUMMARIES, TASKS, Task
 from tasks.__main__ import main, markdown_rows
 from tests.helpers.official_files import write_official
 from tests.helpers.tiny_models import save_tiny_checkpoint
@@ -48,6 +50,33 @@ def test_the_list_names_every_task_in_100_columns(capsys: pytest.CaptureFixture[
     assert ["book_sum", "test", "(size", "not", "stated)", "hf", "512", "1"] in starts
     for task in TASKS.values():
         assert " ".join(task.licence.split()) in " ".join(" ".join(lines).split())
+
+
+def made() -> Task:
+    return replace(TASKS["plos"], name="made")
+
+
+def failing() -> Task:
+    raise RuntimeError("no licence\nfound")
+
+
+def test_the_list_has_tasks_of_others_and_goes_on_without_broken_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = [EntryPoint(name, f"{__name__}:{name}", "masformer.tasks") for name in ("failing", "made")]
+    monkeypatch.setattr("tasks.entry_points", lambda **about: EntryPoints(points).select(**about))
+    (tmp_path / "shared.yaml").write_text("data: a.jsonl\n")
+    for form in ("--json", "--markdown", None):
+        assert main(["list", *([form] if form else []), "--tasks-from", str(tmp_path)]) == 0
+        output = capsys.readouterr()
+        names = [one["name"] for one in json.loads(output.out)] if form == "--json" else output.out
+        assert "shared" in names
+        assert "made" in names
+        assert output.err == (
+            f"warning: task 'failing' of the entry point {__name__}:failing cannot be loaded: no licence found; "
+            "install its package again, or take it out\n"
+        )
+    assert "task 'failing' of the entry point" in error(capsys, "show", "failing")
 
 
 def test_the_list_as_json_says_all_that_the_tasks_say(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +191,7 @@ def test_the_table_in_the_documentation_is_that_of_the_command(
     assert f"\n\n{printed(capsys, 'list', '--markdown')}\n" in page.read_text(encoding="utf-8"), remedy
 
     stale = tmp_path / "tasks.md"
-    head, rule, *rows = markdown_rows()
+    head, rule, *rows = markdown_rows(TASKS.values())
     stale.write_text("\n".join(("# A", "", head, rule, rows[0], "| gone |", "", "B", "", "C")), encoding="utf-8")
     printed(capsys, "list", "--write", str(stale))
     assert stale.read_text(encoding="utf-8") == "\n".join(("# A", "", head, rule, *rows, "", "B", "", "C", ""))

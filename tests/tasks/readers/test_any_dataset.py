@@ -119,6 +119,29 @@ def test_columns_may_be_called_as_jinja_and_python_call_things(folder: Path) -> 
         load(file, context_field="{{ self }}")
 
 
+def test_a_missing_column_is_told_and_not_one_that_nobody_named(folder: Path) -> None:
+    rows = [{"id": "a", "article": "b", "highlights": "c", "picture": b"d"}]
+    for name in ("one", "two"):
+        (folder.parent / f"{name}.parquet").write_bytes(parquet(rows))
+    pictures = folder.parent / "*.parquet"
+    with pytest.raises(DataError, match="no field 'artikle', fields found: id, article, highlights, picture; name one"):
+        load(pictures, context_field="artikle")
+    with pytest.raises(DataError, match="column 'picture' holds binary data; name columns of texts"):
+        load(pictures, context_field="picture")
+
+
+def test_a_subset_of_named_files_is_refused(folder: Path) -> None:
+    import datasets
+
+    saved = folder.parent / "saved"
+    datasets.Dataset.from_list([{"article": "a", "highlights": "b"}]).save_to_disk(str(saved))
+    for data in (folder / "test-*.parquet", saved, Path("hf://owner/tickets/mail/*.parquet")):
+        with pytest.raises(
+            DataError, match=r"^subset mail chooses among the files of a data set, and .*leave one out$"
+        ):
+            load(data, subset="mail")
+
+
 def test_a_null_is_no_text_of_a_template(folder: Path) -> None:
     file = folder.parent / "null.jsonl"
     rows = [{"id": "good", "article": "a", "highlights": "b"}, {"id": "bad", "article": None, "highlights": "c"}]
