@@ -40,7 +40,7 @@ from tasks.base import (
     query_templates,
     template_variants,
 )
-from tasks.readers.any_dataset import HubPath, files_of, hub_dataset_rows, local_dataset_rows
+from tasks.readers.any_dataset import HubPath, files_of, hub_dataset_rows, local_dataset_rows, refuse_subset
 from tasks.readers.fields import Field, is_jinja, render_jinja
 from tasks.readers.files import RECORDS, begins_array, files_of_split, read_text_file, record_rows
 from tasks.readers.opening import holds_several, unpacked_name
@@ -302,6 +302,7 @@ def _rows(about: CustomTask, path: Path, request: LoadRequest) -> Rows[Row]:
     if place := HubPath.of(path):
         return hub_dataset_rows(place, about.subset, columns, request)
     if path.is_dir() and any(path.glob("*.txt")) and not any(map(_has_records, path.iterdir())):
+        refuse_subset(about.subset, f"the folder of texts {path}")
         return _text_rows(about, path)
     files = files_of_split(path, request.split) if path.is_dir() else files_of(path)
     # Our own reader names a bad row by its line, and reads Parquet by pages.

@@ -68,7 +68,7 @@ def hub_dataset_rows(place: HubPath, subset: str | None, columns: Sequence[str],
     """
     repo, revision = place.repo, request.revision or place.revision or "main"
     if place.files:
-        _refuse_subset(subset, f"hf://{repo}/{place.files}")
+        refuse_subset(subset, f"hf://{repo}/{place.files}")
     commit, unreachable = pin_commit(repo, revision)
     what = " ".join(filter(None, (repo, subset, request.split)))
     choice = json.dumps([subset, request.split, place.files, sorted(columns)])
@@ -107,7 +107,7 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
         if path.is_dir() and any((path / mark).exists() for mark in _MARKS_OF_DISK):
             import datasets
 
-            _refuse_subset(subset, f"the saved folder {path}")
+            refuse_subset(subset, f"the saved folder {path}")
             saved = datasets.load_from_disk(str(path))
             if isinstance(saved, datasets.DatasetDict):
                 name = _split_of(saved, split, str(path))
@@ -116,7 +116,7 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
         else:
             given = files_of(path)
             if not path.is_dir():
-                _refuse_subset(subset, str(path))
+                refuse_subset(subset, str(path))
             folder = path if path.is_dir() else given[0].parent
             more = {} if path.is_dir() else {"data_files": {split: [str(file.resolve()) for file in given]}}
             found, names = _stream(str(folder.resolve()), split, str(path), name=subset, **more)
@@ -131,7 +131,8 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
     return Rows(_rows(read(), path.name), provenance)
 
 
-def _refuse_subset(subset: str | None, what: str) -> None:
+def refuse_subset(subset: str | None, what: str) -> None:
+    """Raise `DataError` for a subset beside files that are chosen already."""
     if subset is not None:
         raise DataError(f"subset {subset} chooses among the files of a data set, and {what} is chosen; leave one out")
 

@@ -135,7 +135,10 @@ def test_a_subset_of_named_files_is_refused(folder: Path) -> None:
 
     saved = folder.parent / "saved"
     datasets.Dataset.from_list([{"article": "a", "highlights": "b"}]).save_to_disk(str(saved))
-    for data in (folder / "test-*.parquet", saved, Path("hf://owner/tickets/mail/*.parquet")):
+    texts = folder.parent / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("a")
+    for data in (folder / "test-*.parquet", saved, texts, Path("hf://owner/tickets/mail/*.parquet")):
         with pytest.raises(
             DataError, match=r"^subset mail chooses among the files of a data set, and .*leave one out$"
         ):
