@@ -104,7 +104,8 @@ def _load_example(task: Task, options: argparse.Namespace, maxlen: int) -> tuple
         limit=index + 1,
         longest=maxlen,
         shots=task.shots if options.shots is None else options.shots,
-        shots_seed=task.shots_seed,
+        shots_split=options.shots_split,
+        shots_seed=task.shots_seed if options.shots_seed is None else options.shots_seed,
     )
     loaded = task.load(request)
     examples = loaded.examples

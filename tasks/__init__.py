@@ -17,6 +17,7 @@ from tasks.multi_news import MULTI_NEWS
 from tasks.needles import NEEDLE_TASKS
 from tasks.plos import PLOS
 from tasks.qmsum import QMSUM
+from tasks.readers.rows import one_line
 from tasks.scientific_papers import ARXIV, PUBMED
 from tasks.scrolls_tasks import SCROLLS_TASKS
 from tasks.squality import SQUALITY
@@ -121,9 +122,16 @@ def tasks_of(folder: Path) -> dict[str, Task]:
     return found
 
 
-def installed_tasks() -> dict[str, Task]:
-    """Return the tasks of installed packages, by name. Raises `DataError` for one that cannot be imported."""
-    return {point.name: _made_by(point) for point in entry_points(group=GROUP)}
+def installed_tasks() -> tuple[dict[str, Task], list[str]]:
+    """Return the tasks of installed packages, by name, and a line about each that cannot be used."""
+    found: dict[str, Task] = {}
+    problems = []
+    for point in entry_points(group=GROUP):
+        try:
+            found[point.name] = _made_by(point)
+        except DataError as error:
+            problems.append(str(error))
+    return found, problems
 
 
 def _in_file(file: Path) -> Task:
@@ -137,9 +145,11 @@ def _made_by(point: EntryPoint) -> Task:
     where = f"task '{point.name}' of the entry point {point.value}"
     try:
         made: Any = point.load()
-    except (ImportError, AttributeError) as error:
-        raise DataError(f"{where} cannot be imported: {error}; install its package again, or take it out") from error
-    made = made() if callable(made) else made
+        made = made() if callable(made) else made
+    except Exception as error:  # code of others, which may fail in any way
+        raise DataError(
+            f"{where} cannot be loaded: {one_line(error)}; install its package again, or take it out"
+        ) from error
     task = _in_file(Path(made)) if isinstance(made, (str, Path)) else made
     if not isinstance(task, Task) or task.name != point.name:
         what = f"a task called '{task.name}'" if isinstance(task, Task) else f"a {type(task).__name__}"

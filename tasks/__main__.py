@@ -13,7 +13,7 @@ import json
 import runpy
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,18 +65,26 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _list(options: argparse.Namespace) -> list[str]:
     if options.json:
-        return [json.dumps([describe_task(task) for task in TASKS.values()], indent=2, ensure_ascii=False)]
+        return [json.dumps([describe_task(task) for task in _listed(options)], indent=2, ensure_ascii=False)]
     if options.markdown:
-        return list(markdown_rows())
-    if options.write:
+        return list(markdown_rows(_listed(options)))
+    if options.write:  # the page is about the tasks of this package
         before, head, rest = read_text_file(options.write, str(options.write)).partition(_TABLE_HEAD)
         if not head:
             raise DataError(f"{options.write} holds no table of tasks; it begins with {_TABLE_HEAD.strip()}")
-        table, after = "\n".join(markdown_rows()), rest.partition("\n\n")[2]
+        table, after = "\n".join(markdown_rows(TASKS.values())), rest.partition("\n\n")[2]
         options.write.write_text(f"{before}{table}\n\n{after}\n", encoding="utf-8")
         return [f"{options.write}: {len(TASKS)} tasks"]
+    return list_tasks(_listed(options))
+
+
+def _listed(options: argparse.Namespace) -> list[Task]:
+    """Return the tasks there are. Says on stderr which of an installed package cannot be used."""
     shared = {} if options.tasks_from is None else tasks_of(options.tasks_from)
-    return list_tasks([*TASKS.values(), *shared.values(), *installed_tasks().values()])
+    installed, problems = installed_tasks()
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    return [*TASKS.values(), *shared.values(), *installed.values()]
 
 
 def describe_task(task: Task) -> dict[str, Any]:
@@ -112,11 +120,11 @@ def list_tasks(tasks: Sequence[Task]) -> list[str]:
     return lines
 
 
-def markdown_rows() -> Iterator[str]:
-    """Yield the lines of the table in docs/tasks.md."""
+def markdown_rows(tasks: Iterable[Task]) -> Iterator[str]:
+    """Yield the lines of a table of tasks, such as that in docs/tasks.md."""
     yield _TABLE_HEAD.strip()
     yield "| --- | --- | --- | --- | ---: | ---: | --- |"
-    for task in TASKS.values():
+    for task in tasks:
         yield f"| {' | '.join((f'`{task.name}`', task.description, *_cells(task), task.licence))} |"
 
 
@@ -144,7 +152,7 @@ def _show(options: argparse.Namespace) -> list[str]:
     task = find_task(options.task, options.tasks_from)
     for name, value in vars(options).items():
         if name not in ("command", "example", "task", "tasks_from") and value is not None:
-            raise DataError(f"--{name.replace('_', '-')} is of a prompt; add --example")
+            raise DataError(f"--{name.replace('_', '-')} applies only with --example")
     return show_task(task)
 
 

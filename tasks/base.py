@@ -188,6 +188,7 @@ class Task:
         description: One line: document -> target.
         source: Hub id or package, with the formats that `--data` takes.
         splits: Number of examples of each split as published; None if it is not published.
+        takes_any_split: The data is the user's own, and may have splits that are not among `splits`.
         read: Reads examples, for `load`. Raises `DataError`.
         templates: Empty for a task of texts alone. Others get the template `document` too, unless they have their own:
             the document, after the query where there is one, and nothing else.
@@ -210,6 +211,7 @@ class Task:
     source: str
     licence: str
     splits: Mapping[str, int | None]
+    takes_any_split: bool = False
     read: Callable[[LoadRequest], LoadedExamples]
     templates: Mapping[str, Template]
     default_template: str = "instruct"
@@ -242,9 +244,13 @@ class Task:
         """Return whether there is anything to write about the documents; a task of texts alone has no prompt."""
         return bool(self.templates)
 
+    def has_split(self, name: str) -> bool:
+        """Return whether a split may be asked for."""
+        return self.takes_any_split or name in self.splits
+
     def load(self, request: LoadRequest) -> LoadedExamples:
         """Return the requested examples. Raises `DataError` if the request, the source or a row is at fault."""
-        if request.split not in self.splits:
+        if not self.has_split(request.split):
             raise DataError(f"task {self.name} has no split '{request.split}'; choose from: {', '.join(self.splits)}")
         if request.limit is not None and request.limit < 1:
             raise DataError(f"limit is {request.limit}; give 1 or more, or leave it out to keep all examples")
@@ -253,6 +259,8 @@ class Task:
             raise DataError(f"{wrong}; give a sample of 1 document or more, or a limit")
         if request.scan is not None and (request.scan < 1 or request.sample is None):
             raise DataError(f"scan is {request.scan}; give 1 row or more, with a sample that is drawn from them")
+        if request.shots < 0:
+            raise DataError(f"shots is {request.shots}; give 0 or more")
         # A path that does not exist may name a data set of the hub, for the task `text`.
         if request.revision is not None and request.data is not None and request.data.exists():
             raise DataError(
@@ -271,7 +279,7 @@ class Task:
     def _draw_shots(self, request: LoadRequest) -> tuple[Example, ...]:
         """Return solved examples about different documents, the same whatever else of the request differs."""
         split = request.shots_split or self.shots_split
-        if split not in self.splits:
+        if not self.has_split(split):
             raise DataError(
                 f"task {self.name} has no split '{split}' for its shots; choose from: {', '.join(self.splits)}"
             )
@@ -284,6 +292,7 @@ class Task:
                 scan=SHOTS_SCAN,
                 revision=request.revision,
                 on_bad_row=request.on_bad_row,
+                longest=request.longest,
             )
         )
         shots = tuple({example.document_id: example for example in reversed(drawn.examples)}.values())[::-1]

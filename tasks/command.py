@@ -165,5 +165,7 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--data", metavar="PATH", type=Path, help="as for eval/run.py")
     prompt.add_argument("--split", metavar="NAME", help="default: the task's")
     prompt.add_argument("--shots", metavar="N", type=int, help="solved examples in the prompt (default: the task's)")
+    prompt.add_argument("--shots-split", metavar="NAME", help="split that they are drawn from (default: the task's)")
+    prompt.add_argument("--shots-seed", metavar="N", type=int, help="of that drawing (default: the task's)")
     prompt.add_argument("--revision", metavar="REF", help="revision of the data on the hub (default: the task's)")
     prompt.add_argument("--index", metavar="I", type=int, help="which example, from 0 on (default: 0)")

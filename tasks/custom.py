@@ -40,7 +40,7 @@ from tasks.base import (
     query_templates,
     template_variants,
 )
-from tasks.readers.any_dataset import HubPath, files_of, hub_dataset_rows, local_dataset_rows
+from tasks.readers.any_dataset import HubPath, files_of, hub_dataset_rows, local_dataset_rows, refuse_subset
 from tasks.readers.fields import Field, is_jinja, render_jinja
 from tasks.readers.files import RECORDS, begins_array, files_of_split, read_text_file, record_rows
 from tasks.readers.opening import holds_several, unpacked_name
@@ -107,8 +107,8 @@ class CustomTask:
         templates = self.templates or self._templates()
         if self.system is not None:
             templates = {name: replace(template, system=self.system) for name, template in templates.items()}
-        is_on_hub = self.data is not None and HubPath.of(self.data) is not None
-        if self.revision is not None and not is_on_hub:
+        place = None if self.data is None else HubPath.of(self.data)
+        if self.revision is not None and place is None:
             raise DataError(
                 f"task {self.name}: revision {self.revision} is of the hub, and the data is not; leave it out"
             )
@@ -119,11 +119,12 @@ class CustomTask:
             source="--data takes JSON lines, CSV, TSV, Parquet, a folder of texts, or what Hugging Face datasets loads",
             licence=self.licence,
             splits=dict.fromkeys((*SPLIT_NAMES, self.split, self.shots_split)),
+            takes_any_split=True,
             read=partial(_load, self),
             templates=templates,
             default_template=next(iter(templates)),
             default_split=self.split,
-            revision=(self.revision or "main") if is_on_hub else None,
+            revision=(self.revision or place.revision or "main") if place else None,
             maxlen=self.maxlen,
             stop=self.stop,
             shots=self.shots,
@@ -224,7 +225,7 @@ def _template(file: Path, name: str, value: Any, *, has_query: bool) -> Template
     if not isinstance(about.get("chat", True), bool):
         raise DataError(f"{where}: chat is {shown(about['chat'])}; expected true or false")
     if is_jinja(about["text"]):
-        about = about | {"text": render_jinja(about["text"], where, context="{context}", query="{query}")}
+        about = about | {"text": render_jinja(about["text"], where, {"context": "{context}", "query": "{query}"})}
     if about["text"].count("{context}") != 1:
         raise DataError(f"{where} holds {{context}} {about['text'].count('{context}')} times; expected once")
     if ("{query}" in about["text"]) != has_query:
@@ -301,6 +302,7 @@ def _rows(about: CustomTask, path: Path, request: LoadRequest) -> Rows[Row]:
     if place := HubPath.of(path):
         return hub_dataset_rows(place, about.subset, columns, request)
     if path.is_dir() and any(path.glob("*.txt")) and not any(map(_has_records, path.iterdir())):
+        refuse_subset(about.subset, f"the folder of texts {path}")
         return _text_rows(about, path)
     files = files_of_split(path, request.split) if path.is_dir() else files_of(path)
     # Our own reader names a bad row by its line, and reads Parquet by pages.

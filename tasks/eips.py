@@ -5,7 +5,7 @@
 
 Splits are dates: `test` was created in 2025 or later, after the training data of many models, `validation` in 2024,
 `train` before. So `test` tells reading from knowing by heart. `--data` takes a clone, or records with `id`, `created`,
-`body` and `abstract` in any format of a user's own data:
+`body` and `abstract` as JSON lines, CSV, TSV or Parquet:
 
     {"id": "eip-107", "created": "2016-06-05", "body": "## Motivation...", "abstract": "This draft ..."}
 

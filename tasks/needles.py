@@ -10,7 +10,8 @@ answer are the example's evidence, one for each reference and in their order, by
 depth and length. `needle_words` hides nothing: each part of its list has the same frequent words.
 
 The text between needles is made of sentences of our own, or taken from `--data`: a text file or a folder of them; for
-`needle_words` a file with one word a line. For `needle_qa` it holds questions, in any format of `--task custom`:
+`needle_words` a file with one word a line. For `needle_qa` it holds questions, as JSON lines, CSV, TSV
+or Parquet:
 
     {"question": "Who closed the bridge?", "answers": ["the mayor"], "context": "The mayor closed the bridge."}
 
@@ -430,7 +431,7 @@ _TASKS = (
             "\n\nAnswer:",
         ),
         32,
-        source="--data takes records with question, answers and context, in any format of a user's own data",
+        source="--data takes records with question, answers and context: JSON lines, CSV, TSV or Parquet",
         sample=_QUESTIONS,
         profile="found_any",
         num_examples=None,

@@ -102,7 +102,7 @@ class DataOptions(Options):
             task = self._find(asked, own)
             if task.name in tasks:
                 raise UserError(f"--task names '{task.name}' twice: {','.join(self.task)}")
-            if self.split is not None and self.split not in task.splits:
+            if self.split is not None and not task.has_split(self.split):
                 known = ", ".join(task.splits)
                 raise UserError(f"task '{task.name}' has no split '{self.split}'; known: {known}")
             tasks[task.name] = task
@@ -123,8 +123,6 @@ class DataOptions(Options):
             if asked == CUSTOM:
                 if "instruction" in own:
                     check_instruction(own["instruction"])
-                if self.split is not None:
-                    own |= {"split": self.split}
                 return CustomTask(**own).task()  # type: ignore[arg-type]
             return find_task(asked, self.tasks_from)
         except DataError as error:

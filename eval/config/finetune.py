@@ -105,6 +105,10 @@ class TrainConfig(JobOptions, ChatOptions):
         if isinstance(self.resume, Path) and self.output is not None:
             raise UserError(f"--resume {self.resume} names the folder to go on in; leave --output out")
 
+    @property
+    def longest(self) -> int:
+        return self.maxlen
+
     def split_of(self, task: str) -> str:
         """Return the split of a task that is trained on; local data of a task without a training split is all one."""
         if self.split is not None:

@@ -74,6 +74,10 @@ class PerplexityConfig(JobOptions, EngineOptions):
                 raise UserError(f"--of references: task '{name}' has none; give another task, or leave --of out")
 
     @property
+    def longest(self) -> int:
+        return self.tokens or self.maxlen[-1]
+
+    @property
     def unknown_to_0_1(self) -> tuple[str, ...]:
         """Return settings that names and records of 0.1 do not have."""
         return (*self.unset_engine_options, *(["of"] if self.of == "documents" else []))

@@ -90,6 +90,10 @@ class PlacementConfig(JobOptions):
         )
 
     @property
+    def longest(self) -> int:
+        return self.maxlen
+
+    @property
     def plan(self) -> str:
         """Return a plan that stands for the others in the name of a folder."""
         return f"local {self.local}"

@@ -184,7 +184,6 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
 
     @property
     def longest(self) -> int:
-        """Return the tokens that documents which are made here should fill."""
         return self.maxlen[-1]
 
     def _check_thinking(self) -> None:
@@ -230,10 +229,8 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         number = task.shots if self.shots is None else self.shots
         split = task.shots_split if self.shots_split is None else self.shots_split
         if not number and self.shots is None and (self.shots_split, self.shots_seed) != (None, None):
-            raise UserError(
-                "--shots-split and --shots-seed say which examples are shots; give --shots too, 2 for example"
-            )
-        if number and split not in task.splits:
+            raise UserError("--shots-split and --shots-seed have no effect without --shots; give it too, 2 for example")
+        if number and not task.has_split(split):
             known = ", ".join(task.splits)
             raise UserError(
                 f"task '{task.name}' has no split '{split}' for --shots; --shots-split names one of {known}"

@@ -20,7 +20,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from eval.interop.cards import describe_scores
 from eval.interop.samples import answered_examples, file_name
-from eval.records.disk import write_whole
+from eval.records.disk import inside, write_whole
 from eval.records.run_folder import RunFolder
 from eval.reporting.tables import markdown
 from eval.scoring.scored_run import ScoredRun
@@ -77,6 +77,8 @@ def export_run(run: ScoredRun, output: Path) -> list[Path]:
     tables = {"samples": (_samples(run), samples), "scores": (_scores(run), _SCORE)}
     if has_texts:
         tables["documents"] = (_documents(run), _DOCUMENT)
+    else:  # an earlier export may have written them, and the folder is published whole
+        inside(output, "documents.parquet").unlink(missing_ok=True)
     files = [
         write_whole(output, f"{name}.parquet", _parquet(rows, columns)) for name, (rows, columns) in tables.items()
     ]

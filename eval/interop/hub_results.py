@@ -92,7 +92,9 @@ def _benchmark(task: str, source: Mapping[str, Any]) -> Benchmark:
             f"--benchmark {task}=OWNER/NAME:ID"
         )
     return Benchmark(
-        dataset=str(source["name"]), task=str(source.get("config") or _DEFAULT), revision=source.get("revision")
+        dataset=str(source["name"]),
+        task=str(source.get("config") or source.get("subset") or _DEFAULT),
+        revision=source.get("revision"),
     )
 
 

@@ -22,6 +22,7 @@ from eval.interop.samples import (
     file_name,
     generation_arguments,
     model_results,
+    system_message,
     task_name,
 )
 from eval.records.disk import write_whole
@@ -62,6 +63,9 @@ def results_of(run: ScoredRun, samples: Mapping[str, Sequence[Sample]]) -> dict[
     model = record.identity.model.label
     start = datetime.fromisoformat(session.started).timestamp()
     found = {task_name(setting, record): result for setting, result in model_results(run).items()}
+    systems = {system_message(setting, record) or None for setting in model_results(run)}
+    # The format has one for all tasks.
+    system = systems.pop() if len(systems) == 1 else None
     end = datetime.fromisoformat(session.finished).timestamp() if session.finished else None
     return {
         "results": {key: _scores(key, result) for key, result in found.items()},
@@ -88,8 +92,8 @@ def results_of(run: ScoredRun, samples: Mapping[str, Sequence[Sample]]) -> dict[
         "model_source": "masformer",
         "model_name": model,
         "model_name_sanitized": file_name(model),
-        "system_instruction": None,
-        "system_instruction_sha": None,
+        "system_instruction": system,
+        "system_instruction_sha": None if system is None else sha256(system),
         "fewshot_as_multiturn": False,
         # Templates of chats are of the tokenizer, which a run does not keep.
         "chat_template": None,

@@ -11,15 +11,24 @@ Source: docs/task_guide.md and `ConfigurableTask` in lm_eval/api/task.py of lm-e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from eval.interop.samples import answered_examples, generation_arguments, model_results, task_name
+from eval.errors import UserError
+from eval.interop.samples import (
+    answered_examples,
+    generation_arguments,
+    model_results,
+    system_message,
+    task_name,
+)
 from eval.metrics.answers import first_line
 from eval.records.disk import write_whole
+from eval.records.schema import RunRecord
+from eval.scoring.examples import Setting
 from eval.scoring.profiles import PROFILES, score_prediction
 from eval.scoring.scored_run import ScoredRun, settings_of
 
@@ -51,8 +60,16 @@ _Dumper.add_representer(_Function, lambda dumper, name: dumper.represent_scalar(
 
 
 def export_run(run: ScoredRun, output: Path) -> list[Path]:
-    """Write a run's tasks and their rows into a folder, and return the files, the module first."""
+    """Write a run's tasks and their rows into a folder, and return the files, the module first.
+
+    Former lengths and templates of these tasks are removed, because a tag names all there are.
+
+    Raises:
+        UserError: The run's prompts begin with solved examples or a system message, which no row can hold.
+    """
     results = model_results(run)
+    for setting in results:
+        _check_prompts(setting, run.record)
     files = [write_whole(output, "masformer_tasks.py", _MODULE.encode())]
     for setting, examples in answered_examples(run):
         name, (task, template, maxlen) = task_name(setting, run.record), setting
@@ -96,7 +113,29 @@ def export_run(run: ScoredRun, output: Path) -> list[Path]:
         files.append(write_whole(output, f"{name}.jsonl", rows_text.encode()))
         text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         files.append(write_whole(output, f"{name}.yaml", text.encode()))
+    _remove_former(output, run.record.tasks, files)
     return files
+
+
+def _check_prompts(setting: Setting, record: RunRecord) -> None:
+    task = setting[0]
+    what = "a system message" if system_message(setting, record) else ""
+    if shots := record.tasks[task].shots:
+        what = f"{len(shots['ids'])} shots"
+    if what:
+        raise UserError(
+            f"--to lm-eval-tasks: prompts of task '{task}' begin with {what}, which its rows cannot hold; export a run "
+            "without"
+        )
+
+
+def _remove_former(folder: Path, tasks: Iterable[str], files: Sequence[Path]) -> None:
+    tags = {f"tag: masformer_{task}" for task in tasks}
+    for file in set(folder.glob("*.yaml")).difference(files):
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        if tags.intersection(lines) and any("masformer_tasks.rows" in line for line in lines):
+            file.with_suffix(".jsonl").unlink(missing_ok=True)
+            file.unlink()
 
 
 def rows(folder: Path, file: str) -> Any:

@@ -30,7 +30,6 @@ class AnsweredExample:
 
     Attributes:
         number: Its place among the examples of its task, from 0.
-        shown: What the prompt shows of the document.
         scored: The part of each answer that is scored.
     """
 
@@ -38,7 +37,6 @@ class AnsweredExample:
     example: ExampleRecord
     prediction: Prediction
     line: ExampleScore
-    shown: str
     prompt: str
     scored: tuple[str, ...]
 
@@ -47,6 +45,13 @@ def task_name(setting: Setting, record: RunRecord) -> str:
     """Return the name of a setting as a task, unique in its run."""
     task, template, maxlen = setting
     return f"{task}_{maxlen}" if len(record.tasks[task].templates) == 1 else f"{task}_{template}_{maxlen}"
+
+
+def system_message(setting: Setting, record: RunRecord) -> str | None:
+    """Return the system message of a setting's prompts: that of the command, else of the task; None or "" for none."""
+    task, template, _ = setting
+    given: str | None = record.config.get("system")
+    return record.tasks[task].templates[template].system if given is None else given
 
 
 def file_name(name: str) -> str:
@@ -101,7 +106,6 @@ def answered_examples(run: ScoredRun) -> Iterator[tuple[Setting, list[AnsweredEx
                         example=example,
                         prediction=prediction,
                         line=lines[example.id],
-                        shown=shown,
                         prompt=before.replace("{query}", query) + shown + after.replace("{query}", query),
                         scored=tuple(map(first_line, answers) if about.scores_first_line else answers),
                     )

@@ -43,12 +43,12 @@ def _installed(reference: str) -> str:
     [*_, point] = found
     try:
         made = point.load()
-    except (ImportError, AttributeError) as error:
+        made = made() if callable(made) else made
+    except Exception as error:  # code of others, which may fail in any way
         raise CheckpointError(
-            f"model '{reference}' of the entry point {point.value} cannot be imported: {error}; install its "
-            "package again"
+            f"model '{reference}' of the entry point {point.value} cannot be loaded: "
+            f"{str(error) or type(error).__name__}; install its package again"
         ) from error
-    made = made() if callable(made) else made
     if not isinstance(made, (str, Path)):
         raise CheckpointError(
             f"model '{reference}' of the entry point {point.value} is a {type(made).__name__}; it must be a path or a "

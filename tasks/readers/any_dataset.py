@@ -63,9 +63,12 @@ def hub_dataset_rows(place: HubPath, subset: str | None, columns: Sequence[str],
         request: Names the split, and the revision that counts before that of `place`.
 
     Raises:
-        DataError: Not reachable and not kept, not found, no access, no such subset or split, or a file is damaged.
+        DataError: Not reachable and not kept, not found, no access, no such subset or split, a subset beside
+            named files, or a file is damaged.
     """
     repo, revision = place.repo, request.revision or place.revision or "main"
+    if place.files:
+        refuse_subset(subset, f"hf://{repo}/{place.files}")
     commit, unreachable = pin_commit(repo, revision)
     what = " ".join(filter(None, (repo, subset, request.split)))
     choice = json.dumps([subset, request.split, place.files, sorted(columns)])
@@ -95,7 +98,7 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
     A file, several by a pattern, and a single saved split serve every split. Other arguments as above.
 
     Raises:
-        DataError: Nothing is there, no such subset or split, or a file is damaged.
+        DataError: Nothing is there, no such subset or split, a subset beside named files, or a file is damaged.
     """
     with parsing(
         f"{path}: format not recognized",
@@ -104,6 +107,7 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
         if path.is_dir() and any((path / mark).exists() for mark in _MARKS_OF_DISK):
             import datasets
 
+            refuse_subset(subset, f"the saved folder {path}")
             saved = datasets.load_from_disk(str(path))
             if isinstance(saved, datasets.DatasetDict):
                 name = _split_of(saved, split, str(path))
@@ -111,6 +115,8 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
             found, files = saved.to_iterable_dataset(), sorted(file for file in path.iterdir() if file.is_file())
         else:
             given = files_of(path)
+            if not path.is_dir():
+                refuse_subset(subset, str(path))
             folder = path if path.is_dir() else given[0].parent
             more = {} if path.is_dir() else {"data_files": {split: [str(file.resolve()) for file in given]}}
             found, names = _stream(str(folder.resolve()), split, str(path), name=subset, **more)
@@ -123,6 +129,12 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
                 yield _plain(row, frozenset(columns), path.name)
 
     return Rows(_rows(read(), path.name), provenance)
+
+
+def refuse_subset(subset: str | None, what: str) -> None:
+    """Raise `DataError` for a subset beside files that are chosen already."""
+    if subset is not None:
+        raise DataError(f"subset {subset} chooses among the files of a data set, and {what} is chosen; leave one out")
 
 
 def files_of(path: Path) -> list[Path]:
@@ -165,9 +177,12 @@ def _rows(rows: Iterator[Mapping[str, Any]], what: str) -> Iterator[Row | BadRow
 
 
 def _plain(row: Mapping[str, Any], columns: frozenset[str], what: str) -> dict[str, Any]:
-    """Return the columns of a row that are named, or all if one is missing, which the reader of the row will say."""
-    names = columns & row.keys() if columns - {"id"} <= row.keys() else row.keys()
-    return {name: _value(row[name], f"{what}: column '{name}'") for name in row if name in names}
+    """Return the columns of a row that are named.
+
+    If one is missing, the others are there too, as nulls: the reader of the row will say which there are.
+    """
+    found = {name: _value(row[name], f"{what}: column '{name}'") for name in row if name in columns}
+    return found if columns - {"id"} <= found.keys() else dict.fromkeys(row) | found
 
 
 def _value(value: Any, what: str) -> Any:

@@ -4,24 +4,33 @@ title = Field("{{ title }}\n\n{{ sections | join('\n') }}")
 title.columns        # ("sections", "title")
 title.fill(row)      # the row with this text beside its columns, under the name that is the template itself
 
-A single expression may be a list, such as the references `{{ answers.text }}`.
+A single expression may be a list, such as the references `{{ answers.text }}`. A null that would be printed makes a
+bad row; `{{ title or '' }}` leaves it out.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2 import StrictUndefined, TemplateError, TemplateRuntimeError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tasks.base import DataError
 from tasks.readers.rows import Row, one_line
 
+
+def _no_null(value: Any) -> Any:
+    if value is None:
+        raise TemplateRuntimeError("a value is null, which `{{ NAME or '' }}` leaves out")
+    return value
+
+
 # Task files come from others: a sandbox, in which an unknown name is an error and not an empty text.
-_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_no_null)
 _SINGLE = re.compile(r"\s*\{\{((?:(?!\}\}|\{\{).)*)\}\}\s*", re.DOTALL)
 
 
@@ -30,15 +39,15 @@ def is_jinja(text: str) -> bool:
     return "{{" in text or "{%" in text
 
 
-def render_jinja(text: str, where: str, **values: Any) -> Any:
+def render_jinja(text: str, where: str, values: Mapping[str, Any]) -> Any:
     """Return a rendered text, or the list that a single expression is.
 
     Raises:
-        DataError: It is no Jinja, or has unknown names; the message begins with `where`.
+        DataError: It is no Jinja, has unknown names, or prints a null; the message begins with `where`.
     """
     try:
         if found := _SINGLE.fullmatch(text):
-            value = _JINJA.compile_expression(found[1], undefined_to_none=False)(**values)
+            value = _JINJA.compile_expression(found[1], undefined_to_none=False)(values)
             if isinstance(value, list):
                 return value
         return _JINJA.from_string(text).render(values)
@@ -54,18 +63,28 @@ class Field:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """Return the columns that it is made of. Raises `DataError` if it is no Jinja."""
+        """Return the columns that it is made of. Raises `DataError` if it is no Jinja, or names a column `self`."""
         if not is_jinja(self.name):
             return (self.name,)
         try:
-            return tuple(sorted(meta.find_undeclared_variables(_JINJA.parse(self.name))))
+            tree = _JINJA.parse(self.name)
+            names = meta.find_undeclared_variables(tree)
         except TemplateError as error:
             raise DataError(f"field {self.name!r} is no template in Jinja: {one_line(error)}; correct it") from error
+        if any(one.name == "self" for one in tree.find_all(nodes.Name)):
+            raise DataError(
+                f"field {self.name!r} names a column 'self', which is the template in Jinja; rename the column"
+            )
+        return tuple(sorted(names))
 
     def fill(self, row: Row) -> Row:
-        """Return the row with the field among its columns. Raises `DataError` if a column of a template is missing."""
+        """Return the row with the field among its columns.
+
+        Raises:
+            DataError: A column of a template is missing, or null where it is printed.
+        """
         if not is_jinja(self.name):
             return row
         found = ", ".join(row.fields) or "none"
-        text = render_jinja(self.name, f"{row.where}: field {self.name!r}, columns found: {found}", **row.fields)
+        text = render_jinja(self.name, f"{row.where}: field {self.name!r}, columns found: {found}", row.fields)
         return replace(row, fields={**row.fields, self.name: text})

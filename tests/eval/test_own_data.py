@@ -223,10 +223,8 @@ def test_an_installed_package_brings_a_task_a_metric_and_a_model(
 
     capsys.readouterr()
     assert main(["--task", "broken", "--model", "tiny-tickets", "--maxlen", "600"]) == 2
-    assert (
-        "task 'broken' of the entry point small_package:MODEL_OF_NOBODY cannot be imported" in capsys.readouterr().err
-    )
-    for model, reason in (("odd", "is a Shouting; it must be a path or a hub id"), ("lost", "cannot be imported")):
+    assert "task 'broken' of the entry point small_package:MODEL_OF_NOBODY cannot be loaded" in capsys.readouterr().err
+    for model, reason in (("odd", "is a Shouting; it must be a path or a hub id"), ("lost", "cannot be loaded")):
         assert main(["--task", "tickets", "--model", model]) == 2
         assert reason in capsys.readouterr().err
     assert main(["--task", "tickts", "--maxlen", "600"]) == 2

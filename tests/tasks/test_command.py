@@ -6,13 +6,15 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tasks import LONGBENCH, SCROLLS, SUMMARIES, TASKS
+from tasks import LONGBENCH, SCROLLS, SUMMARIES, TASKS, Task
 from tasks.__main__ import main, markdown_rows
 from tests.helpers.official_files import write_official
 from tests.helpers.tiny_models import save_tiny_checkpoint
@@ -48,6 +50,33 @@ def test_the_list_names_every_task_in_100_columns(capsys: pytest.CaptureFixture[
     assert ["book_sum", "test", "(size", "not", "stated)", "hf", "512", "1"] in starts
     for task in TASKS.values():
         assert " ".join(task.licence.split()) in " ".join(" ".join(lines).split())
+
+
+def made() -> Task:
+    return replace(TASKS["plos"], name="made")
+
+
+def failing() -> Task:
+    raise RuntimeError("no licence\nfound")
+
+
+def test_the_list_has_tasks_of_others_and_goes_on_without_broken_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = [EntryPoint(name, f"{__name__}:{name}", "masformer.tasks") for name in ("failing", "made")]
+    monkeypatch.setattr("tasks.entry_points", lambda **about: EntryPoints(points).select(**about))
+    (tmp_path / "shared.yaml").write_text("data: a.jsonl\n")
+    for form in ("--json", "--markdown", None):
+        assert main(["list", *([form] if form else []), "--tasks-from", str(tmp_path)]) == 0
+        output = capsys.readouterr()
+        names = [one["name"] for one in json.loads(output.out)] if form == "--json" else output.out
+        assert "shared" in names
+        assert "made" in names
+        assert output.err == (
+            f"warning: task 'failing' of the entry point {__name__}:failing cannot be loaded: no licence found; "
+            "install its package again, or take it out\n"
+        )
+    assert "task 'failing' of the entry point" in error(capsys, "show", "failing")
 
 
 def test_the_list_as_json_says_all_that_the_tasks_say(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,9 +152,10 @@ def test_mistakes_are_one_line_and_exit_2(model: str, tmp_path: Path, capsys: py
     assert "unknown task 'qaspr', perhaps 'qasper'; python -m tasks list names all" in error(capsys, "show", "qaspr")
     assert "give a YAML task file" in error(capsys, "show", "custom")
     assert "task file no.yaml cannot be read" in error(capsys, "show", "no.yaml")
-    assert "--maxlen is of a prompt; add --example" in error(capsys, "show", "qasper", "--maxlen", "3")
+    assert "--maxlen applies only with --example" in error(capsys, "show", "qasper", "--maxlen", "3")
     assert "task text has no prompts" in error(capsys, "show", "text", "--example")
     assert "--index is -1; give 0 or more" in error(capsys, *example, "--index", "-1")
+    assert "shots is -1; give 0 or more" in error(capsys, *example, "--shots", "-1")
     assert "--index is 3, and task qasper has 3 examples there" in error(capsys, *example, "--index", "3")
     assert "maxlen 100 is too small: " in error(capsys, *example, "--maxlen", "100")
     assert "has no template 'short'; known: context_first, " in error(capsys, *example, "--template", "short")
@@ -161,7 +191,7 @@ def test_the_table_in_the_documentation_is_that_of_the_command(
     assert f"\n\n{printed(capsys, 'list', '--markdown')}\n" in page.read_text(encoding="utf-8"), remedy
 
     stale = tmp_path / "tasks.md"
-    head, rule, *rows = markdown_rows()
+    head, rule, *rows = markdown_rows(TASKS.values())
     stale.write_text("\n".join(("# A", "", head, rule, rows[0], "| gone |", "", "B", "", "C")), encoding="utf-8")
     printed(capsys, "list", "--write", str(stale))
     assert stale.read_text(encoding="utf-8") == "\n".join(("# A", "", head, rule, *rows, "", "B", "", "C", ""))

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from eval.config.finetune import TrainConfig
+from eval.config.perplexity import PerplexityConfig
+from eval.config.placement import PlacementConfig
 from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.generation.backend import output_of
@@ -202,16 +204,33 @@ def test_lengths_and_shots_are_those_of_the_tasks_unless_given(tmp_path: Path) -
     assert asked.shots_of(asked.tasks["one"]) == {"shots": 2, "shots_split": "train", "shots_seed": 7}
     asked = config("one", "--shots", "1", "--shots-split", "test", "--shots-seed", "3")
     assert asked.shots_of(asked.tasks["one"]) == {"shots": 1, "shots_split": "test", "shots_seed": 3}
+    own = config("one", "--split", "dev", "--shots-split", "pilot")
+    assert (own.split, own.shots_of(own.tasks["one"])["shots_split"]) == ("dev", "pilot"), "as the data calls them"
+    custom = ["--task", "custom", "--data", "x", "--maxlen", "300", "--shots", "1", "--shots-split", "pilot"]
+    assert RunConfig.from_command_line(custom).tasks["custom"].has_split("pilot")
     for words, reason in (
         (
             ["--task", "plos", "--shots", "1"],
             "task 'plos' has no split 'train' for --shots; --shots-split names one of",
         ),
-        (["--task", "qasper", "--shots-seed", "1"], "say which examples are shots; give --shots too"),
+        (["--task", "qasper", "--shots-seed", "1"], "have no effect without --shots; give it too"),
         (["--task", "qasper", "--scan", "5"], "--scan 5 is what --sample draws from"),
     ):
         with pytest.raises(UserError, match=reason):
             RunConfig.from_command_line([*words, "--maxlen", "300"])
+
+
+def test_texts_that_are_made_here_fill_what_a_command_reads() -> None:
+    for config, words, longest in (
+        (RunConfig, ["512", "16384"], 16384),
+        (TrainConfig, ["16384", "--split", "test"], 16384),
+        (PlacementConfig, ["16384"], 16384),
+        (PerplexityConfig, ["512", "2048"], 2048),
+        (PerplexityConfig, ["512", "--tokens", "16384"], 16384),
+    ):
+        made = config.from_command_line(["--task", "needle_single", "--limit", "1", "--maxlen", *words])
+        assert made.longest == longest
+        assert len(made.load("needle_single", "test").examples[0].context) > 4 * longest
 
 
 def test_new_options_leave_the_names_of_folders_as_they_were() -> None:

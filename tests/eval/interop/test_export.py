@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,21 @@ def test_the_results_have_the_fields_of_its_own(files: list[Path]) -> None:
     assert content["lm_eval_version"] == "0.4.13"
     assert content["max_length"] == 200
     assert content["pretty_env_info"].startswith("Device: CPU (test)")
+
+
+@pytest.mark.parametrize("given", ["Be terse.", None])
+def test_the_results_name_the_system_message(given: str | None, tmp_path: Path) -> None:
+    template = TemplateRecord(text="Summarize: {context}", system="Be brief.")
+    record = with_task(run_record(), templates={"instruct": template})
+    record = replace(record, config={**record.config, "system": given})
+    folder = write_run(tmp_path / "run", answer, record=record)
+    assert score([str(folder.path)]) == 0
+    assert export([str(folder.path)]) == 0
+    (file,) = (tmp_path / "run" / "lm_eval").rglob("results_*.json")
+    content = json.loads(file.read_text())
+    expected = given or "Be brief."
+    assert content["system_instruction"] == expected, "that of the command wins"
+    assert content["system_instruction_sha"] == hashlib.sha256(expected.encode()).hexdigest()
 
 
 def test_samples_hold_prompts_answers_and_scores(files: list[Path]) -> None:

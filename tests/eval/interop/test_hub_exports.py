@@ -60,6 +60,14 @@ def test_the_hub_reads_an_entry_for_each_length(tmp_path: Path) -> None:
     assert f"6 documents (95% interval {low:.2f} to {high:.2f})" in second.notes
 
 
+def test_the_subset_of_own_data_of_the_hub_is_the_task_of_an_entry(tmp_path: Path) -> None:
+    source = {"kind": "hub", "name": "owner/papers", "subset": "short", "revision": "a" * 40}
+    run = scored(tmp_path / "run", with_task(run_record(), source=source))
+    assert export([str(run), "--to", "eval-results"]) == 0
+    first, *_ = parse_eval_result_entries(yaml.safe_load((run / "eval_results" / "plos.yaml").read_text()))
+    assert first.task_id == "short"
+
+
 def test_a_benchmark_is_named_where_the_data_are_not_of_the_hub(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,7 +118,10 @@ def test_a_run_is_a_data_set_with_its_samples(tmp_path: Path) -> None:
 
 
 def test_a_data_set_of_a_run_without_texts_has_none(tmp_path: Path) -> None:
-    run = scored(tmp_path / "run", None, "--no-texts")
+    run = scored(tmp_path / "run")
+    assert export([str(run), "--to", "dataset"]) == 0
+    assert (run / "dataset" / "documents.parquet").exists()
+    assert score([str(run), "--no-texts"]) == 0
     assert export([str(run), "--to", "dataset"]) == 0
     assert not (run / "dataset" / "documents.parquet").exists()
     names = set(pq.read_schema(run / "dataset" / "samples.parquet").names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from eval.export import main as export
 from eval.interop.lm_eval_tasks import score
+from eval.records.schema import RunRecord
 from eval.run import main as run
 from eval.score import main as score_again
 from tests.helpers.run_folders import document, run_record, sentence, with_task, write_run
@@ -71,6 +73,36 @@ def test_a_task_that_counts_first_lines_does_so_there_too(tmp_path: Path) -> Non
     doc = json.loads(file.read_text().splitlines()[0]) | {"references": ["the model"]}
     assert score(doc, ["\nthe model\nreads"]) == {"f1": 1.0, "exact_match": 1.0}
     assert score(doc | {"scores_first_line": False}, ["\nthe model\nreads"])["exact_match"] == 0
+
+
+def test_former_lengths_of_a_task_are_taken_out(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for name, lengths in (("long", (100, 200)), ("short", (100,))):
+        folder = write_run(tmp_path / name, lambda example, maxlen: "the model", record=run_record(lengths=lengths))
+        assert score_again([str(folder.path)]) == 0
+        output.mkdir(exist_ok=True)
+        (output / "mine.yaml").write_text("task: mine\ntag: masformer_plos\n")
+        assert export([str(folder.path), "--to", "lm-eval-tasks", "--output", str(output)]) == 0
+        expected = {f"plos_{maxlen}.{end}" for maxlen in lengths for end in ("yaml", "jsonl")}
+        assert {file.name for file in output.iterdir()} == expected | {"mine.yaml", "masformer_tasks.py"}
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        (with_task(run_record(), shots={"split": "train", "seed": 0, "ids": ["a", "b"]}), "2 shots"),
+        (replace(run_record(), config={**run_record().config, "system": "Be brief."}), "a system message"),
+    ],
+)
+def test_what_rows_cannot_hold_is_refused(
+    record: RunRecord, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run", lambda example, maxlen: "the model", record=record)
+    assert score_again([str(folder.path)]) == 0
+    capsys.readouterr()
+    assert export([str(folder.path), "--to", "lm-eval-tasks"]) == 2
+    assert f"prompts of task 'plos' begin with {what}, which its rows cannot hold" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "lm_eval_tasks").exists()
 
 
 def test_the_entry_point_is_the_model() -> None:

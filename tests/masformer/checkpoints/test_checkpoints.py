@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,14 @@ def test_weights_that_lack_a_layer_are_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     with pytest.raises(CheckpointError, match=r"lack \d+ tensors of its config, model.layers.3"):
         open_checkpoint(str(folder)).load_model(torch.float32)
+
+
+def failing() -> str:
+    raise RuntimeError("no licence\nfound")
+
+
+def test_a_package_whose_model_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("of-others", f"{__name__}:failing", "masformer.models")
+    monkeypatch.setattr("masformer.checkpoints.places.entry_points", lambda **about: [point])
+    with pytest.raises(CheckpointError, match=r"^model 'of-others' of .*:failing cannot be loaded: no licence found; "):
+        open_checkpoint("of-others")

@@ -110,6 +110,54 @@ def test_a_field_may_be_a_text_made_of_columns(folder: Path) -> None:
     assert nested.examples[0].references == ("b", "c"), "a single expression may be a list"
 
 
+def test_columns_may_be_called_as_jinja_and_python_call_things(folder: Path) -> None:
+    file = folder.parent / "named.jsonl"
+    file.write_text(json.dumps({"text": "a", "where": "b", "self": "c", "highlights": "d"}) + "\n")
+    loaded = load(file, context_field="{{ text }} {{ where }}")
+    assert loaded.examples[0].context == "a b"
+    with pytest.raises(DataError, match=r"field '\{\{ self \}\}' names a column 'self', .* rename the column"):
+        load(file, context_field="{{ self }}")
+
+
+def test_a_missing_column_is_told_and_not_one_that_nobody_named(folder: Path) -> None:
+    rows = [{"id": "a", "article": "b", "highlights": "c", "picture": b"d"}]
+    for name in ("one", "two"):
+        (folder.parent / f"{name}.parquet").write_bytes(parquet(rows))
+    pictures = folder.parent / "*.parquet"
+    with pytest.raises(DataError, match="no field 'artikle', fields found: id, article, highlights, picture; name one"):
+        load(pictures, context_field="artikle")
+    with pytest.raises(DataError, match="column 'picture' holds binary data; name columns of texts"):
+        load(pictures, context_field="picture")
+
+
+def test_a_subset_of_named_files_is_refused(folder: Path) -> None:
+    import datasets
+
+    saved = folder.parent / "saved"
+    datasets.Dataset.from_list([{"article": "a", "highlights": "b"}]).save_to_disk(str(saved))
+    texts = folder.parent / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("a")
+    for data in (folder / "test-*.parquet", saved, texts, Path("hf://owner/tickets/mail/*.parquet")):
+        with pytest.raises(
+            DataError, match=r"^subset mail chooses among the files of a data set, and .*leave one out$"
+        ):
+            load(data, subset="mail")
+
+
+def test_a_null_is_no_text_of_a_template(folder: Path) -> None:
+    file = folder.parent / "null.jsonl"
+    rows = [{"id": "good", "article": "a", "highlights": "b"}, {"id": "bad", "article": None, "highlights": "c"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"^null\.jsonl line 2: field '\{\{ article \}\}', .* a value is null"):
+        load(file, context_field="{{ article }}")
+    with pytest.raises(DataError, match=r"^null\.jsonl line 2: .* a value is null"):
+        load(file, context_field="{{ id }} {{ article }}")
+    assert ids(file, context_field="{{ article }}", on_bad_row="skip") == ["good"]
+    loaded = load(file, context_field="{{ id }} {{ article or '' }}")
+    assert [one.context for one in loaded.examples] == ["good a", "bad"]
+
+
 def test_a_scan_reads_no_further_than_it_says(folder: Path) -> None:
     loaded = load(folder, sample=2, scan=3)
     assert loaded.provenance["scan"] == loaded.provenance["num_rows"] == 3
@@ -141,15 +189,16 @@ ANSWER = """
 import json, sys
 from pathlib import Path
 from huggingface_hub import constants
-from tasks import CustomTask, DataError, LoadRequest
+from tasks import CustomTask, DataError, LoadRequest, read_task_file
 for line in sys.stdin:
     asked = json.loads(line)
     constants.HF_HUB_OFFLINE = asked.pop("offline")
     about = {"context_field": "article", "target_field": "highlights", "subset": asked.pop("subset", None)}
-    data = Path(asked.pop("data", "hf://owner/tickets"))
+    file = asked.pop("file", None)
+    data = None if file else Path(asked.pop("data", "hf://owner/tickets"))
     request = LoadRequest(split=asked.pop("split", "test"), data=data, **asked)
     try:
-        loaded = CustomTask(**about).task().load(request)
+        loaded = (read_task_file(Path(file)) if file else CustomTask(**about)).task().load(request)
         answer = {"ids": [one.id for one in loaded.examples], "provenance": dict(loaded.provenance)}
     except DataError as error:
         answer = {"error": str(error)}
@@ -212,6 +261,12 @@ def test_a_data_set_of_the_hub_is_pinned_streamed_and_read_again_without_the_hub
         assert ask(subset="mail")["ids"] == ["r0"]
         assert ask(data="hf://owner/tickets/mail/*.parquet", split="train")["ids"] == ["r0"], "files serve every split"
         assert ask(subset="mail", revision="refs/convert/parquet")["ids"] == ["r2", "r3"]
+        task = tmp_path / "mail.yaml"
+        task.write_text(
+            "data: hf://owner/tickets@refs%2Fconvert%2Fparquet\nsubset: mail\ncontext_field: article\n"
+            "target_field: highlights\n"
+        )
+        assert ask(file=str(task))["ids"] == ["r2", "r3"], "a task file's own revision"
         more = ask(limit=5)
         assert more["ids"] == ["m0", "m1", "m2", "m3", "m4"], "goes on behind the rows that are kept"
         assert "it has train, test: name one with --split" in ask(split="validation")["error"]
