@@ -28,6 +28,7 @@ from eval.reporting.page import (
 from eval.reporting.samples import describe_columns, joined_texts
 from eval.reporting.tables import code, comparison_table
 from eval.scoring.baselines import num_words
+from eval.scoring.board import shorten
 from eval.scoring.compare_runs import (
     Change,
     RunComparison,
@@ -36,7 +37,6 @@ from eval.scoring.compare_runs import (
     settings_of_both,
 )
 from eval.scoring.examples import scored_text
-from eval.scoring.leaderboard import shorten
 from eval.scoring.length_parts import LengthPart, length_parts
 from eval.scoring.profiles import PROFILES, describe_profiles, headline, metric_name
 from eval.scoring.scored_run import ScoredRun
