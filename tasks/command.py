@@ -7,10 +7,11 @@ import errno
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +32,11 @@ def as_typed(text: str) -> str:
         return text
     text = _LAUNCHED.sub(r"\1 -m masformer \2", text)
     return _STARTED.sub(lambda found: f"masformer {found[found.lastindex or 0]}", text)
+
+
+def as_launched(words: Sequence[str]) -> str:
+    """Return the command line that starts a script with its arguments, as it is typed."""
+    return as_typed(f"accelerate launch {shlex.join(words)}")
 
 
 def run_command(work: Callable[[], None], *expected: type[Exception]) -> int:

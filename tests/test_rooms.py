@@ -19,7 +19,7 @@ BELOW = {
     "runtime": {"config", "records", "errors", "masformer", "tasks"},
     "reporting": {"scoring", "metrics", "records", "errors", "tasks"},
     "ratings": {"reporting", "scoring", "metrics", "records", "errors", "tasks"},
-    "viewing": {"reporting", "scoring", "records", "errors"},
+    "viewing": {"reporting", "scoring", "records", "errors", "tasks"},
     "generation": {"reporting", "scoring", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "engines": {"losses", "generation", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "judging": {"engines", "scoring", "metrics", "runtime", "records", "errors", "tasks"},

@@ -13,13 +13,13 @@ from eval.reporting.board_labels import Key, key_of, labels_of
 from eval.reporting.charts import FRONTIER, PANEL_WIDTH, SCHEMA, Chart, Layer, layer, panels_of, quantity, tooltip
 from eval.reporting.columns import BASELINE_STYLES, charted_costs
 from eval.reporting.tables import describe_intervals
+from eval.scoring.baselines import ORACLES
 from eval.scoring.board import clocks_of, frontier
 from eval.scoring.profiles import metric_name, metric_title
 
 _LEFT_SHARE = 0.45  # of an axis: where a name has no room to the left of its point
 _NAME_SHARE = 0.09  # of the range of scores: how far apart two names stand
 _NUM_PANELS = 12  # runs that have a panel
-_ORACLES = ("matched_oracle", "visible_oracle")
 _SHORT = "datum.value % 1024 == 0 ? datum.value / 1024 + 'K' : format(datum.value, ',d')"
 
 
@@ -37,7 +37,7 @@ def _over_length(board: Board) -> Chart | None:
     labels, metric = labels_of(board.rows), board.metric
     keys = list(dict.fromkeys(key_of(row) for row in board.rows))
     shown = keys[:_NUM_PANELS]
-    oracle = next((name for name in _ORACLES if any(name in row.yardsticks for row in board.rows)), None)
+    oracle = next((name for name in ORACLES if any(name in row.yardsticks for row in board.rows)), None)
     rows: list[dict[str, Any]] = []
     for row in sorted(board.rows, key=lambda row: row.maxlen):
         if key_of(row) in shown:

@@ -28,6 +28,7 @@ from eval.reporting.page import (
 from eval.reporting.samples import describe_columns, joined_texts
 from eval.reporting.tables import code, comparison_table
 from eval.scoring.baselines import num_words
+from eval.scoring.board import shorten
 from eval.scoring.compare_runs import (
     Change,
     RunComparison,
@@ -36,7 +37,6 @@ from eval.scoring.compare_runs import (
     settings_of_both,
 )
 from eval.scoring.examples import scored_text
-from eval.scoring.leaderboard import shorten
 from eval.scoring.length_parts import LengthPart, length_parts
 from eval.scoring.profiles import PROFILES, describe_profiles, headline, metric_name
 from eval.scoring.scored_run import ScoredRun
@@ -130,11 +130,20 @@ def _headlines(content: RunComparison) -> list[Comparison]:
 
 
 def _found(content: RunComparison, names: tuple[str, str]) -> Iterator[str]:
-    """Yield what was found, a sentence a setting."""
-    for row in _headlines(content):
-        where = f" at {row.second.maxlen:,} tokens" if row.first.maxlen == row.second.maxlen else ""
+    """Yield what was found, a sentence a setting: by its headline, else by each metric that was asked for."""
+    rows = _headlines(content) or [row for row in [*content.comparisons, *content.further] if row.subset == "all"]
+    templates = {one.template for row in rows for one in (row.first, row.second)}
+    for row in rows:
+        sides = list(map(code, names))
+        is_of_one_length = row.first.maxlen == row.second.maxlen
+        for place, side in enumerate((row.first, row.second)):
+            # Those of one length and template are named once, with the second.
+            if (place or not is_of_one_length) and not names[place].endswith(f" at {side.maxlen:,}"):
+                sides[place] += f" at {side.maxlen:,} tokens"
+            if len(templates) > 1 and (place or row.first.template != row.second.template):
+                sides[place] += f" under template {side.template}"
         task = f" on {row.task}" if len(content.profiles) > 1 else ""
-        yield judged(row, f"{code(names[1])}{where}{task} is", code(names[0]))
+        yield judged(row, f"{sides[1]}{task}", sides[0])
 
 
 def _changed(

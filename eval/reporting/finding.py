@@ -16,18 +16,18 @@ from eval.reporting.columns import (
     p_value,
     percent,
     percent_mean,
+    scale_of,
     share_of_samples,
     signed_interval,
     units_of,
 )
 from eval.reporting.tables import select
+from eval.scoring.baselines import ORACLES
 from eval.scoring.profiles import headline, metric_name
 from eval.scoring.significance import MIN_DOCUMENTS
 
 # A change of the oracle or of the answers, as a fraction, that is called one.
 _A_CHANGE = 0.005
-# Of each, the first that there is: with as many words as the answer, else with as many as it takes.
-ORACLES = ("matched_oracle", "visible_oracle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def meanings(record: RunRecord, scores: Scores, *, has_lengths: bool = True) -> 
             others = [one for one in comparisons if one.second.template == template != one.first.template]
             if others:
                 one = max(others, key=lambda one: one.second.maxlen)
-                subject = f"template {template} at {one.second.maxlen:,} tokens is"
+                subject = f"template {template} at {one.second.maxlen:,} tokens"
                 yield f"{task}: " * (len(settings) > len(templates)) + judged(one, subject, one.first.template)
     for row in scores.scrolls_score.scores if scores.scrolls_score else []:
         template = f", template {row.template}" if row.template else ""
@@ -74,7 +74,7 @@ def over_length(results: Sequence[Result], comparisons: Sequence[Comparison]) ->
     if first is last:
         return _single(first, results)
     for one in _between(first, last, comparisons):
-        return judged(one, f"{last.maxlen:,} tokens are", f"{first.maxlen:,}")
+        return judged(one, f"{last.maxlen:,} tokens", f"{first.maxlen:,}", is_plural=True)
     return f"{last.maxlen:,} and {first.maxlen:,} tokens have no example in common, so nothing is compared."
 
 
@@ -98,26 +98,30 @@ _CLAIMS = {
     "slightly worse": "worse than {other}, by less than the margin of {margin:g}",
     "as good": "at least as good as {other}, within the margin of {margin:g}",
     "not settled": "not shown to be better or worse than {other}",
+    "different": "different from {other}",
 }
 
 
-def judged(comparison: Comparison, subject: str, other: str) -> str:
+def judged(comparison: Comparison, subject: str, other: str, *, is_plural: bool = False) -> str:
     """Return what a comparison lets one say, with its numbers.
 
-    The subject is the name of the second setting with its verb, the other the name of the first.
+    The subject is the name of the second setting, the other that of the first.
     """
-    found = outcome(comparison)
+    found, subject = outcome(comparison), f"{subject[0].upper()}{subject[1:]}"
     if found == "same prompts":
-        longer = subject.removesuffix(" are")
-        return f"{longer} show no more than {other}: every document fits both, so nothing is compared."
+        shows = "show" if is_plural else "shows"
+        if comparison.first.maxlen == comparison.second.maxlen:
+            return f"{subject} {shows} the same prompts as {other}, so nothing is compared."
+        return f"{subject} {shows} no more than {other}: every document fits both, so nothing is compared."
     claim = _CLAIMS[found].format(other=other, margin=100 * comparison.margin)
-    numbers = f"{metric_name(comparison.metric)} {100 * comparison.difference:+.1f}{signed_interval(comparison)}"
+    scale = scale_of(comparison.value)
+    numbers = f"{metric_name(comparison.metric)} {scale * comparison.difference:+.1f}{signed_interval(comparison)}"
     remark = ""
     if comparison.low is None:
         few = f" with fewer than {MIN_DOCUMENTS}" if comparison.num_documents < MIN_DOCUMENTS else ""
         remark = f", no interval{few}"
     elif found == "not settled" and comparison.detectable is not None:
-        remark = f"; so many would show a difference of {100 * comparison.detectable:.1f}"
+        remark = f"; so many would show a difference of {scale * comparison.detectable:.1f}"
     elif found == "as good":
         remark = f"; {leaves_open(comparison)}"
     if found == "not settled" and comparison.needs_documents is not None:
@@ -126,7 +130,7 @@ def judged(comparison: Comparison, subject: str, other: str) -> str:
         )
     if comparison.num_same_prompts:
         remark = f", {comparison.num_same_prompts} with the same prompt left out{remark}"
-    return f"{subject[0].upper()}{subject[1:]} {claim}: {numbers}, {_counted(comparison)}{remark}."
+    return f"{subject} {'are' if is_plural else 'is'} {claim}: {numbers}, {_counted(comparison)}{remark}."
 
 
 def _single(model: Result, results: Sequence[Result]) -> str:
@@ -152,9 +156,9 @@ def ends_of(results: Sequence[Result]) -> tuple[Result, Result]:
     return models[0], models[-1]
 
 
-def oracle_of(results: Sequence[Result], maxlen: int) -> Estimate | None:
-    """Return the headline score of the oracle at a length, with as many words as the answer where there is that one."""
-    for name in ORACLES:
+def oracle_of(results: Sequence[Result], maxlen: int, systems: Sequence[str] = ORACLES) -> Estimate | None:
+    """Return the headline score of the first of these oracles that there is at a length."""
+    for name in systems:
         for one in select(results, system=name, maxlen=maxlen, kind="yardstick", subset="all"):
             return one.metrics[headline(one.profile)]
     return None
@@ -167,7 +171,8 @@ def what_was_shown(results: Sequence[Result]) -> str:
         return ""
     metric = headline(first.profile)
     before, after = first.metrics[metric].mean, last.metrics[metric].mean
-    oracles = oracle_of(results, first.maxlen), oracle_of(results, last.maxlen)
+    # That with as many words as the answer has more to say where answers are longer, whatever the window.
+    oracles = [oracle_of(results, maxlen, ("visible_oracle",)) for maxlen in (first.maxlen, last.maxlen)]
     if before is None or after is None:
         return ""
     score = _changed(before, after, ("score higher", "score lower", "score alike"))
@@ -175,7 +180,8 @@ def what_was_shown(results: Sequence[Result]) -> str:
     num_units, name = units_of(last)
     where = f"In {'this' if num_units == 1 else f'these {num_units}'} {name[:-1] if num_units == 1 else name}"
     if oracles[0] is None or oracles[1] is None or oracles[0].mean is None or oracles[1].mean is None:
-        return f"{where}, {answers} at {last.maxlen:,} tokens than at {first.maxlen:,}.".replace("alike (", "as (")
+        lengths = f"at {last.maxlen:,} {'and' if score == 'score alike' else 'tokens than'} at {first.maxlen:,}"
+        return f"{where}, {answers} {lengths}{' tokens' * (score == 'score alike')}."
     holds = _changed(oracles[0].mean, oracles[1].mean, ("holds more", "holds less", "holds no more"))
     both = f"oracle {100 * oracles[0].mean:.1f} \u2192 {100 * oracles[1].mean:.1f}"
     joined = "and" if (holds == "holds more") == (score == "score higher") else "while"

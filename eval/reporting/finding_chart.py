@@ -10,8 +10,8 @@ from typing import Any
 from eval.records.schema import Result
 from eval.reporting.charts import SCHEMA, WIDTH, Layer, Spec, direct_labels, layer, quantity, tooltip
 from eval.reporting.columns import percent_mean
-from eval.reporting.finding import ORACLES
 from eval.reporting.tables import select
+from eval.scoring.baselines import ORACLES
 from eval.scoring.profiles import metric_name, metric_title
 
 _HEIGHT, _STRIP = 260, 30

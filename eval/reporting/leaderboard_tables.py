@@ -44,6 +44,7 @@ from eval.reporting.tables import (
     scrolls_table,
     table_of,
 )
+from eval.scoring.baselines import ORACLES
 from eval.scoring.board import clocks_of, describe_settings, engines_of, varying
 from eval.scoring.profiles import describe_profile, describe_profiles, metric_columns, metric_name
 
@@ -61,7 +62,7 @@ RESCORE = (
     "Scores are made anew, without the model, by `python -m eval.score RUN`, with `--profile` under another profile."
 )
 _BESIDE = {name: baseline.column for name, baseline in BASELINE_STYLES.items() if baseline.column is not None}
-_FIRST_BESIDE = ("matched_oracle", "visible_oracle", "common_answer")
+_FIRST_BESIDE = (*ORACLES, "common_answer")
 RUN, DIFFERS = "run", "differs in"
 RANK = Column(heading="rank", show=lambda row: _rank(row), legend="rank: the places that the row may have")
 _CLAIMS = {"best observed": "is_best", "within margin": "is_within_margin", "frontier": "is_on_frontier"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import shlex
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +64,7 @@ from eval.reporting.tables import (
     select,
 )
 from eval.reporting.terminal import fill, width
+from eval.scoring.board import command_for_readers
 from eval.scoring.examples import SCORING_VERSION
 from eval.scoring.parity import describe_parity
 from eval.scoring.profiles import PROFILES, describe_profile, describe_profiles, headline, metric_name
@@ -128,12 +129,6 @@ def _data_of(name: str, task: TaskRecord) -> str:
     """Return which data a task was read from, and their licence."""
     source = " ".join(str(task.source[part]) for part in ("name", "version", "revision") if task.source.get(part))
     return f"{name}: {code(source)}, licence: {task.licence or 'not stated'}"
-
-
-def command_of(record: RunRecord) -> str:
-    """Return the command line of the last session; empty where a run was started without one."""
-    command = record.sessions[-1].command
-    return shlex.join(["accelerate", "launch", "eval/run.py", *command]) if command else ""
 
 
 def _machine_of(record: RunRecord) -> str:
@@ -408,12 +403,18 @@ def _how(inputs: RunInputs, scores: Scores) -> Iterator[Section]:
     """Yield what a reader needs to run the same again."""
     record = inputs.record
     yield Facts(facts=facts_of(record, scores))
-    if command := command_of(record):
+    if command := command_for_readers(record.sessions[-1]):
         yield Code(caption="Command", text=command)
     for task, about in record.tasks.items():
         for name, template in about.templates.items():
             put = "inside the model's chat template" if template.chat else "as it stands"
+            if about.shots:
+                put += f", behind {len(about.shots['ids'])} solved examples of split {about.shots['split']}"
+            if template.system:
+                yield Code(caption=f"System message of {task}, template {name}", text=template.system)
             yield Code(caption=f"Prompt of {task}, template {name}, {put}", text=template.text)
+        if about.stop:
+            yield Code(caption=f"Texts that end an answer of {task}", text=json.dumps(about.stop, ensure_ascii=False))
     if inputs.notes:
         yield Prose(text="\n\n".join(inputs.notes))
 

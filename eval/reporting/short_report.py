@@ -21,10 +21,11 @@ from eval.reporting.columns import (
     score,
     text,
 )
-from eval.reporting.finding import ORACLES, meanings
+from eval.reporting.finding import meanings
 from eval.reporting.further_tables import further_tables
 from eval.reporting.tables import Rows, as_columns, describe_intervals, select, table_of
 from eval.reporting.terminal import fill, width
+from eval.scoring.baselines import ORACLES
 from eval.scoring.profiles import describe_profiles, headline
 
 # Of each, the first that there is: with as many words as the answer, else with as many as it takes.

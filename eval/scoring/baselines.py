@@ -38,6 +38,9 @@ from eval.metrics.unicode_text import counted_words, first_words, lacks_spaces, 
 from eval.records.schema import Baselines
 from eval.scoring.profiles import PROFILES, Objective
 
+# Of the two, the first that there is: with as many words as the answer, else with as many as it takes.
+ORACLES = ("matched_oracle", "visible_oracle")
+
 Span = tuple[int, int]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

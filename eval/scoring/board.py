@@ -7,7 +7,6 @@ that any two can be paired; runs on other examples are left out with the reason.
 from __future__ import annotations
 
 import json
-import shlex
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from eval.scoring.profiles import PROFILES, headline, metric_columns, metric_ran
 from eval.scoring.rank_ranges import rank_ranges
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
 from eval.scoring.shared_metrics import made_alike
+from tasks.command import as_launched
 
 _COUNTS = (
     *("num_examples", "num_documents", "num_clusters", "num_samples"),
@@ -65,6 +65,29 @@ class Candidate:
 def plain(text: object) -> str:
     """Return text in one line that can be written anywhere."""
     return " ".join(str(text).split()).encode("utf-8", "replace").decode()
+
+
+def shorten(references: Iterable[str]) -> dict[str, str]:
+    """Return a name for each model: its reference, or the last parts of an absolute path.
+
+    Three parts, or as many as tell all paths apart; the parts above depend on the machine.
+    """
+    references = list(dict.fromkeys(references))
+    parts = {name: Path(name).parts[1:] for name in references if Path(name).is_absolute()}
+    num_parts = 3
+    while len({path[-num_parts:] for path in parts.values()}) < len(set(parts.values())):
+        num_parts += 1
+    return {name: "/".join(parts[name][-num_parts:]) if name in parts else name for name in references}
+
+
+def command_for_readers(session: Session) -> str:
+    """Return the command line of a session as it is typed, with its paths shortened; empty where it has none."""
+    if not session.command:
+        return ""
+    words = [part for word in session.command for part in word.partition("=")]
+    names = shorten(words)
+    shown = iter(names[part] for part in words)
+    return as_launched(["eval/run.py", *map("".join, zip(shown, shown, shown, strict=True))])
 
 
 def read_candidate(path: Path, name: str) -> Candidate:
@@ -107,7 +130,7 @@ def _about(run: ScoredRun, name: str) -> RankedRun:
     adapter = None if model.adapter is None else to_json(model.adapter)
     weights = {"revision": model.revision, "files": model.files, "adapter": adapter, "quantize": model.quantize}
     machines = dict.fromkeys(_place_of(one, name_engine(identity.engine)) for one in sessions)
-    commands = dict.fromkeys(shlex.join(["eval/run.py", *one.command]) for one in sessions)
+    commands = dict.fromkeys(command for one in sessions if (command := command_for_readers(one)))
     return RankedRun(
         run=name,
         model=plain(model.label),

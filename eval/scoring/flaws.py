@@ -16,6 +16,7 @@ from eval.metrics.diagnostics import repeated_share
 from eval.metrics.unicode_text import counted_words
 from eval.records.schema import DocumentRecord, ExampleRecord, RunRecord
 from eval.scoring.examples import Scored
+from eval.scoring.profiles import PROFILES
 
 FLAWS = ("empty", "loop", "copy", "unread")
 
@@ -43,10 +44,13 @@ def with_flaws(
     def with_its_flaws(one: Scored) -> Scored:
         line, prediction = one.line, one.prediction
         document = texts[line.task, line.document_id]
-        shown = [prompts[line.task][line.template].text, queries[line.task, line.id]]
+        template = prompts[line.task][line.template]
+        shown = [template.system or "", template.text, queries[line.task, line.id]]
         shown += [document[start:end] for start, end in prediction.context_spans]
         prompt = _plain(" ".join(shown))
-        is_zero = not any(line.metrics.values()) and not any(map(_is_latin, one.references))
+        profile = PROFILES[one.profile]
+        reads_latin = not profile.is_for_all_scripts and not profile.is_of_needles
+        is_zero = reads_latin and not any(line.metrics.values()) and not any(map(_is_latin, one.references))
         found = Counter(flaw for text in one.texts for flaw in flaws_of(text, prompt, is_unread=is_zero))
         return replace(one, line=replace(line, flaws=dict(found) or None))
 
@@ -58,8 +62,8 @@ def flaws_of(text: str, prompt: str, *, is_unread: bool = False) -> list[str]:
 
     Args:
         text: The answer.
-        prompt: What the model was shown, in lower case with single spaces.
-        is_unread: Whether it scores nothing, and its references are in another script than Latin.
+        prompt: What the model was shown, in lower case with single spaces between counted words.
+        is_unread: Whether it scores nothing, as its references are in another script than its profile reads.
     """
     words = counted_words(text.lower())
     if not words:
@@ -77,7 +81,7 @@ def flaws_of(text: str, prompt: str, *, is_unread: bool = False) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+    return " ".join(counted_words(text.lower()))
 
 
 def _is_latin(text: str) -> bool:

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from eval.metrics.base import EXTRACTS, Item, Metric
 from eval.records.schema import DocumentRecord, ExampleRecord, ExampleScore, UsedMetric
-from eval.scoring.baselines import merge_spans
+from eval.scoring.baselines import ORACLES, merge_spans
 from eval.scoring.examples import Scored
 from eval.scoring.floors import FLOORS
 from eval.scoring.metric_files import MetricFile, key_of, read_metric_files, score_missing
 
-# What is scored beside a model's answer; the second of two where the first is not there.
-_LEADS, _ORACLES = ("matched_lead",), ("matched_oracle", "visible_oracle")
+# What is scored beside a model's answer, with an oracle.
+_LEADS = ("matched_lead",)
 
 
 def add_metrics(
@@ -112,7 +112,7 @@ class _Texts:
         systems = {(one.line.task, one.line.system) for one in scored if not one.is_model}
         kept: set[tuple[str, str]] = set()
         for task in {task for task, _ in systems}:
-            for among in (_LEADS, _ORACLES, *((floor,) for floor in FLOORS)):
+            for among in (_LEADS, ORACLES, *((floor,) for floor in FLOORS)):
                 kept |= {(task, name) for name in [one for one in among if (task, one) in systems][:1]}
         self._order = sorted(
             (index for index, one in enumerate(scored) if one.is_model or (one.line.task, one.line.system) in kept),
@@ -136,7 +136,7 @@ class _Texts:
         reads = frozenset(reads)
         for index in self._order:
             one = self._scored[index]
-            if EXTRACTS not in reads and one.line.system in (*_LEADS, *_ORACLES):
+            if EXTRACTS not in reads and one.line.system in (*_LEADS, *ORACLES):
                 continue
             example = self._examples[one.line.task, one.line.id]
             prediction, shorter = one.prediction, self._shorter.get(index)

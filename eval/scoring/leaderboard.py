@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from eval.errors import UserError
 from eval.records.schema import BoardRow, Leaderboard, LeftOut, RankedRun, ScrollsRow
-from eval.scoring.board import Candidate, plain, rank, read_candidate
+from eval.scoring.board import Candidate, plain, rank, read_candidate, shorten
 from eval.scoring.examples import SCORING_VERSION
 from eval.scoring.profiles import PROFILES
 from eval.scoring.scrolls import rank_scrolls
@@ -144,16 +144,3 @@ def _why(left_out: Sequence[LeftOut]) -> str:
     reasons = [f"{one.run}: {one.reason}" for one in left_out[:_NUM_REASONS]]
     more = len(left_out) - len(reasons)
     return " | ".join([*reasons, *([f"and {more} more"] if more else [])])
-
-
-def shorten(references: Iterable[str]) -> dict[str, str]:
-    """Return a name for each model: its reference, or the last parts of an absolute path.
-
-    Three parts, or as many as tell all paths apart; the parts above depend on the machine.
-    """
-    references = list(dict.fromkeys(references))
-    parts = {name: Path(name).parts[1:] for name in references if Path(name).is_absolute()}
-    num_parts = 3
-    while len({path[-num_parts:] for path in parts.values()}) < len(set(parts.values())):
-        num_parts += 1
-    return {name: "/".join(parts[name][-num_parts:]) if name in parts else name for name in references}

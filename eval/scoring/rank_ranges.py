@@ -34,10 +34,10 @@ def rank_ranges(
 ) -> dict[str, tuple[int, int]]:
     """Return the first and the last rank that each system may have.
 
-    Better than a system are at least those that are shown to be; and worse. The others may come out either way, so the
-    ranges of systems that are not shown to differ overlap. All pairs are tested together by the largest difference of
-    any pair in units of its own spread (max-T). What is shown is then left out, and the others are tested again, until
-    no more is found.
+    The first counts the systems that are shown to be better, the last those that are shown to be worse. The others may
+    come out either way, so the ranges of systems that are not shown to differ overlap. All pairs are tested together by
+    the largest difference of any pair in units of its own spread (max-T). What is shown is then left out, and the
+    others are tested again, until no more is found.
 
     The values of all systems are on the same examples in the same order.
 
@@ -53,28 +53,30 @@ def rank_ranges(
     first, second = np.triu_indices(len(names), 1)
     means = totals.sum(axis=0)
     middle = (means[first] + means[second]) / 2  # (R, K), which no exchange changes
-    lowest = -np.inf if totals.shape[2] == 1 else 0.0  # rounding must not take a mean below 0 into a root
 
-    def differences(half_gains: Floats) -> Floats:
+    def differences(half_gains: Floats, middle: Floats) -> Floats:
         """Return the second system's means less the first's, from half of what it gains in each score."""
-        after, before = (np.maximum(middle + sign * half_gains, lowest) for sign in (1, -1))
+        if totals.shape[2] == 1:
+            return 2 * half_gains[..., 0]
+        # Rounding must not take a mean below 0 into a root.
+        after, before = (np.maximum(middle + sign * half_gains, 0.0) for sign in (1, -1))
         return combined(after) - combined(before)
 
     spreads = _spreads(totals, first, second, middle)
-    gains = differences((means[second] - means[first]) / 2)
+    gains = differences((means[second] - means[first]) / 2, middle)
     observed = np.divide(np.abs(gains.round(12)), spreads, out=np.zeros_like(spreads), where=spreads > ROUNDING).round(
         9
     )
 
     def largest(is_open: Any) -> Iterator[Floats]:
         """Yield the largest difference of the open pairs, in spreads, after each exchange."""
-        num_pairs = max(len(first), 1)
+        one, other, between, spread = first[is_open], second[is_open], middle[is_open], spreads[is_open]
+        size = max(1, _NUMBERS_AT_ONCE // between.size)
         for signs in exchanges(len(columns), num_exchanges):
-            for start in range(0, len(signs), max(1, _NUMBERS_AT_ONCE // num_pairs)):
-                block = signs[start : start + max(1, _NUMBERS_AT_ONCE // num_pairs)]
-                found = np.tensordot(block, totals, axes=1)  # (B, S, K)
-                apart = np.abs(differences((found[:, second] - found[:, first]) / 2).round(12))
-                yield (apart[:, is_open] / spreads[is_open]).round(9).max(axis=1)
+            for start in range(0, len(signs), size):
+                found = np.tensordot(signs[start : start + size], totals, axes=1)  # (B, S, K)
+                apart = np.abs(differences((found[:, other] - found[:, one]) / 2, between).round(12))
+                yield (apart / spread).round(9).max(axis=1)
 
     is_open, is_shown = spreads > ROUNDING, np.zeros(len(first), dtype=bool)
     while is_open.any():

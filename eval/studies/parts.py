@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,7 @@ from eval.config.placement import PlacementConfig
 from eval.config.run import RunConfig
 from eval.errors import UserError
 from tasks.base import DataError
-from tasks.command import as_typed
+from tasks.command import as_launched
 from tasks.readers.yaml_file import read_yaml, shown
 
 RUN, PERPLEXITY, FINETUNE, PLACEMENT = "eval/run.py", "eval/perplexity.py", "eval/finetune.py", "eval/placement.py"
@@ -77,7 +76,7 @@ class Part:
 
     def shell(self, output: Path, *more: str) -> str:
         """Return the command that runs this part alone, as it is typed."""
-        return as_typed(f"accelerate launch {shlex.join(self.command(output, *more))}")
+        return as_launched(self.command(output, *more))
 
 
 @dataclass(frozen=True, kw_only=True)

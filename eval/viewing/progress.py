@@ -17,9 +17,9 @@ from eval.records.read_run import open_run
 from eval.records.run_folder import keys_of
 from eval.records.schema import ExampleRecord, Key, Prediction, ProgressRecord, RunRecord
 from eval.records.typed import from_json
-from eval.reporting.run_report import command_of
 from eval.scoring.flaws import flaws_of
 from eval.viewing.runs import RUNNING, state_of
+from tasks.command import as_launched
 
 # Answers that the page shows, the newest.
 _NUM_ANSWERS = 50
@@ -98,7 +98,7 @@ def read_progress(path: Path, now: datetime | None = None) -> RunProgress:
     return RunProgress(
         state=state_of(path, record),
         started=record.sessions[-1].started,
-        command=command_of(record),
+        command=as_launched(["eval/run.py", *words]) if (words := record.sessions[-1].command) else "",
         ahead=_ahead(path, record, len(lines), len(keys), now or datetime.now(UTC)),
         remark=journal.describe(),
         lengths=_lengths(keys, lines),

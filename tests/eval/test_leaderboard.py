@@ -20,7 +20,7 @@ from eval.records.typed import from_json
 from eval.reporting.board_charts import charts_of
 from eval.reporting.board_labels import labels_of
 from eval.score import main as score
-from eval.scoring.leaderboard import shorten
+from eval.scoring.board import command_for_readers, shorten
 from eval.scoring.profiles import PROFILES
 from tests.helpers.browser import chromium, open_page
 from tests.helpers.run_folders import (
@@ -513,7 +513,7 @@ def test_csv_and_json_agree_and_nothing_is_rounded(runs: Path) -> None:
         assert line["evidence_visible_mean_fraction"] == ""
         assert line["is_on_frontier"] == str(row["is_on_frontier"])
     (command,) = content["runs"][0]["commands"]
-    assert command == "eval/run.py --task plos"
+    assert command == "accelerate launch eval/run.py --task plos"
 
 
 def test_the_same_runs_give_the_same_files(runs: Path, tmp_path: Path) -> None:
@@ -571,6 +571,13 @@ def test_long_references_of_models_are_cut_where_they_differ() -> None:
     paths = ["/home/a/x/full/best", "/home/a/y/full/best", "/home/b/y/full/best", "tiny", "runs/of/some/model/best"]
     assert list(shorten(paths[:2]).values()) == ["x/full/best", "y/full/best"]
     assert list(shorten(paths).values()) == ["a/x/full/best", "a/y/full/best", "b/y/full/best", *paths[3:]]
+    session = run_record().sessions[0]
+    session = replace(
+        session, command=["--model=/home/one/two/three/best", "--output", "/home/one/runs", "--limit", "4"]
+    )
+    assert command_for_readers(session) == (
+        "accelerate launch eval/run.py --model=two/three/best --output home/one/runs --limit 4"
+    )
     assert shorten(["/best", "/a/best"]) == {"/best": "best", "/a/best": "a/best"}
 
 
