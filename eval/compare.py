@@ -117,14 +117,18 @@ def _page_of(options: argparse.Namespace) -> Path | None:
     """Return where the page is written, None for no page.
 
     Raises:
-        UserError: A folder or another file than a page stands there.
+        UserError: It is a folder, no page, or the report of a run.
     """
     if options.html is None:
         return None
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", options.first.absolute().name)
-    page: Path = options.html if options.html.name else options.second / f"compare-{name}.html"
+    lengths = f"-{options.maxlen_a}" * bool(options.maxlen_a) + f"-to-{options.maxlen_b}" * bool(options.maxlen_b)
+    page: Path = options.html if options.html.name else options.second / f"compare-{name}{lengths}.html"
     if page.suffix != ".html":
         raise UserError(f"--html is {page}; give the name of a page, which ends in .html, behind the runs")
+    if page.is_dir() or page.name == "report.html":
+        what = "a folder" if page.is_dir() else "what the report of a run is called"
+        raise UserError(f"--html is {page}, {what}; give another name")
     return page
 
 

@@ -18,6 +18,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
+from eval.errors import UserError
 from eval.judging.judge import open_judge
 from eval.metrics.base import Metric
 from eval.metrics.open import BUILT_IN, open_metric
@@ -67,8 +68,17 @@ def score_again(options: argparse.Namespace) -> None:
 
 def _open_metrics(options: argparse.Namespace, opened: ExitStack) -> list[Metric]:
     judge = partial(open_judge, may_see_documents=options.judge_may_see_documents)
-    names = dict.fromkeys(options.metrics)
-    return [opened.enter_context(closing(open_metric(name, {"judge": judge}))) for name in names]
+    metrics: dict[str, Metric] = {}
+    names: dict[str, str] = {}
+    for given in dict.fromkeys(options.metrics):
+        metric = opened.enter_context(closing(open_metric(given, {"judge": judge})))
+        if metric.name in metrics:
+            raise UserError(
+                f"--metrics {names[metric.name]} and {given} are both called {metric.name}; rename one, or score them "
+                "one after the other"
+            )
+        metrics[metric.name], names[metric.name] = metric, given
+    return list(metrics.values())
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -140,6 +150,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--prediction-field, --reference-field and --id-field are for files; a run folder has its own")
     if options.metrics_again and not options.metrics:
         parser.error("--metrics-again forgets what the metrics of --metrics have scored; name them")
+    if options.judge_may_see_documents and not options.metrics:
+        parser.error("--judge-may-see-documents is for a judge among --metrics; name it")
     if options.no_floors and not options.metrics:
         parser.error("--no-floors is for the metrics of --metrics; name them")
     return options
@@ -160,8 +172,10 @@ def main(argv: Sequence[str]) -> None:
         )
         files, accepts = (options.predictions, options.references), options.accept_ascii_words
         with ExitStack() as opened:
-            metrics = _open_metrics(options, opened)
-            content = score_files(*files, options.profile or "hf", fields, accept_ascii_words=accepts, further=metrics)
+            opens = partial(_open_metrics, options, opened)
+            content = score_files(
+                *files, options.profile or "hf", fields, accept_ascii_words=accepts, open_metrics=opens
+            )
         print(json.dumps(to_json(content), indent=2, ensure_ascii=False))
     else:
         score_again(options)

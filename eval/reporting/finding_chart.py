@@ -21,6 +21,13 @@ _STRIPS = {
     "seconds": ("time (s)", 1.0),
     "cache_bytes": ("cache (MiB)", 2.0**20),
 }
+_LINES = {
+    "matched_oracle": "dashed: the oracle, the best that sentences of the window say in as many words as the answer",
+    "visible_oracle": "dashed: the oracle, the best that sentences of the window could say",
+    "matched_lead": "dotted: the lead, as long as the answer",
+    "lead": "dotted: the lead",
+    "common_answer": "dotted: the most common answer",
+}
 # Share of the height that the gap takes where it has a label.
 _GAP = 0.15
 
@@ -49,10 +56,17 @@ def finding_chart(results: Sequence[Result], metric: str) -> Spec:
     }
 
 
+def describe_baselines(results: Sequence[Result], metric: str) -> str:
+    """Return what the dashed and dotted lines of a `finding_chart` are, in a sentence; empty where there are none."""
+    drawn = [_LINES[system] for _, system, _ in _baselines(results, select(results, kind="model"), metric)]
+    text = "; ".join(drawn)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
 def _scores(results: Sequence[Result], models: Sequence[Result], metric: str, x: Layer) -> Layer:
     """Return the view of the scores."""
     rows = [_row(one, metric) for one in models]
-    baselines = dict(_baselines(results, models, metric))
+    baselines = {name: rows for name, _, rows in _baselines(results, models, metric)}
     shown = [*rows, *(row for of_one in baselines.values() for row in of_one)]
     low = 1.12 * min(0.0, *(row["mean"] for row in shown), *(row["low"] or 0.0 for row in shown))
     high = 1.12 * max(0.0, *(row["mean"] for row in shown), *(row["high"] or 0.0 for row in shown)) or 1.0
@@ -103,14 +117,18 @@ def _row(one: Result, metric: str) -> dict[str, Any]:
 
 def _baselines(
     results: Sequence[Result], models: Sequence[Result], metric: str
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield oracle and lead, with as many words as the answers where there are such, at all lengths of the model."""
+) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Yield name, system and rows of oracle and lead, with as many words as the answers where there are such.
+
+    Those that are not there at all lengths of the model are left out.
+    """
     for name, systems in {"oracle": ORACLES, "lead": ("matched_lead", "lead"), "common": ("common_answer",)}.items():
         for system in systems:
             found = {one.maxlen: one for one in select(results, system=system, kind="yardstick")}
             if all(one.maxlen in found for one in models):
                 rows = [_row(found[one.maxlen], metric) for one in models]
-                yield name, [row | {"system": name, "low": None, "high": None, "interval": ""} for row in rows]
+                about = {"system": name, "low": None, "high": None, "interval": ""}
+                yield name, system, [row | about for row in rows]
                 break
 
 

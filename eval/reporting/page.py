@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 from bisect import bisect_left
@@ -277,6 +278,7 @@ def render_page(
     charts = list(_charts_of(sections))
     findings = [section for section in sections if isinstance(section, Finding)]
     about = " ".join(" ".join(part for part in (one.before, one.claim + one.after) if part) for one in findings)
+    anchors = _anchors(sections)
     library = _vega() if charts else ""
     # As one function, so that the names of the scripts meet no others.
     script = "(() => {\n'use strict';\n" + "\n".join(asset(name) for name in _SCRIPTS) + "\n})();"
@@ -291,6 +293,8 @@ def render_page(
             about=about,
             paper=PAPER,
             sections=sections,
+            anchor_of=lambda section: anchors[id(section)],
+            contents=[(anchors[id(one)], _title_of(one)) for one in sections if id(one) in anchors],
             samples=None if samples is None else as_json(samples),
             samples_note=(samples or {}).get("note", ""),
             plots=as_json(
@@ -394,17 +398,34 @@ def policy_of(scripts: Sequence[str], connect: str = "'none'") -> str:
 
 def template_in(folder: Path) -> Environment:
     """Return the templates of a folder, which escape what they write."""
-    environment = Environment(
+    return Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["anchor"] = anchor
-    return environment
 
 
-def anchor(title: str) -> str:
-    """Return the name that a link to a section of this title has, the same in every report."""
-    return "section-" + re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+def _anchors(sections: Sequence[Section]) -> dict[int, str]:
+    """Return the name that a link to a section has, by the `id` of each that has a title for the list of contents."""
+    found: dict[int, str] = {}
+    for section in _all_of(sections):
+        if title := _title_of(section):
+            name = "section-" + re.sub(r"\W+", "-", title.lower()).strip("-")
+            numbered = (name if count == 1 else f"{name}-{count}" for count in itertools.count(1))
+            taken = set(found.values())
+            found[id(section)] = next(one for one in numbered if one not in taken)
+    return found
+
+
+def _title_of(section: Section) -> str:
+    """Return what the list of contents calls a section; empty where it does not."""
+    match section:
+        case Heading(level=2):
+            return section.text
+        case Fold():
+            return section.title
+        case Finding():
+            return section.heading
+    return ""

@@ -30,7 +30,7 @@ from eval.reporting.columns import (
 )
 from eval.reporting.depth_chart import DEPTH_REMARK, depth_map, depth_table
 from eval.reporting.finding import meanings, numbers_of, over_length, what_was_shown
-from eval.reporting.finding_chart import finding_chart
+from eval.reporting.finding_chart import describe_baselines, finding_chart
 from eval.reporting.further_tables import further_comparisons, further_tables
 from eval.reporting.page import (
     Code,
@@ -365,15 +365,11 @@ def _finding(
 def _finding_charts(record: RunRecord, results: Sequence[Result]) -> dict[str, Chart]:
     """Return the charts of a finding by the name of their metric, that of the headline first."""
     intervals = describe_intervals(results)
-    caption = (
-        f"{intervals[0].upper()}{intervals[1:]}. Dashed: the oracle, the best that sentences of the window could say; "
-        "dotted: the lead; both as long as the answers."
-    )
     first = headline(results[0].profile)
     return {
         metric_name(metric): Chart(
             title=f"{metric_name(metric)} over length, and what it costs",
-            caption=caption,
+            caption=f"{intervals[0].upper()}{intervals[1:]}. {describe_baselines(results, metric)}".strip(),
             spec=finding_chart(results, metric),
             source=_source(record, results),
         )
@@ -392,6 +388,7 @@ def _source(record: RunRecord, results: Sequence[Result]) -> str:
     """Return what a chart of these results is of, for where it stands alone."""
     first = results[0]
     num_units, name = units_of(first)
+    name = name.removesuffix("s") if num_units == 1 else name
     made = _footer(record)
     return (
         f"{first.task}, n = {num_units} {name}; {record.identity.model.label}, spans {record.plan_description}; "

@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -83,9 +83,11 @@ def score_files(
     profile: str,
     fields: Fields = Fields(),
     accept_ascii_words: bool = False,
-    further: Sequence[Metric] = (),
+    open_metrics: Callable[[], Sequence[Metric]] = tuple,
 ) -> dict[str, Any]:
     """Return the scores of all items and of each, JSON-ready, under the names of `scores.json`.
+
+    Further metrics are opened once the files are read and checked.
 
     Raises:
         UserError: A file cannot be read, or the two do not belong together.
@@ -157,6 +159,8 @@ def score_files(
             for metric, columns in metric_columns(profile).items()
         },
     }
+    parity = check_parity(profile, checked)
+    further = open_metrics()
     records = {metric.name: record_of(metric) for metric in further}
     if further:
         rows = score_items(further, [_texts(*pair, index in shown_documents) for index, pair in enumerate(pairs)])
@@ -168,7 +172,7 @@ def score_files(
         "scoring_version": SCORING_VERSION,
         "letters": to_json(letters),
         "accept_ascii_words": accept_ascii_words,
-        "parity": to_json(check_parity(profile, checked)),
+        "parity": to_json(parity),
         **({"further": to_json(records)} if further else {}),
         "results": [to_json(result)],
         "examples": lines,

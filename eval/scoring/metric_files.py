@@ -253,7 +253,9 @@ def join_metric_files(parts: Sequence[Path], whole: Path) -> tuple[dict[str, lis
         if differing:
             left_out.append(f"{name} is left out, because it was made in another way: {differing[0]}")
             continue
-        lines = {fingerprint: line for file in reversed(files) for fingerprint, line in file.lines.items()}
+        lines: dict[str, MetricLine] = {}
+        for file in [*files[len(parts) :], *files[: len(parts)]]:  # what the whole has stays
+            lines |= {fingerprint: line for fingerprint, line in file.lines.items() if fingerprint not in lines}
         joined[name] = [first.record, *lines.values()]
     return joined, left_out
 

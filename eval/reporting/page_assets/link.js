@@ -17,7 +17,7 @@ function readLink() {
 
 function linkTo(entry, state) {
   const named = new URLSearchParams({ sample: entry.example.id, maxlen: state.length });
-  if (state.other !== state.length) named.set("with", state.other);
+  if (state.hasLengths) named.set("with", state.other);
   if (state.hasTasks) named.set("task", entry.example.task);
   if (state.hasTemplates) named.set("template", entry.template);
   return `#${named}`;

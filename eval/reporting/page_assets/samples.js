@@ -147,6 +147,7 @@ function startSamples() {
   const state = {
     ...{ search: "", task: "", template: "", show: "", order: lengths.length > 1 ? "change" : "run", metric, headlines },
     ...{ length: lengths.at(-1), other: lengths[0] },
+    hasLengths: lengths.length > 1,
     hasTasks: new Set(entries.map(({ example }) => example.task)).size > 1,
     hasTemplates: new Set(entries.map(({ template }) => template)).size > 1,
   };
@@ -160,7 +161,10 @@ function startSamples() {
   const previous = button("Previous", () => select((page() - 1) * PAGE_SIZE));
   const next = button("Next", () => select((page() + 1) * PAGE_SIZE));
   const page = () => Math.floor(selected / PAGE_SIZE);
-  const { controls, selects } = controlsView(data, entries, lengths, state, update);
+  const { controls, selects } = controlsView(data, entries, lengths, state, (changes) => {
+    update(changes);
+    if ("length" in changes || "other" in changes) address();
+  });
 
   function update(changes) {
     const entry = visible[selected];

@@ -130,3 +130,16 @@ def test_a_page_has_the_name_of_a_page(runs: Path, capsys: pytest.CaptureFixture
     assert error.count("\n") == 1
     assert "ends in .html" in error
     assert json.loads((runs / "good" / "run.json").read_text())["identity"]
+
+
+def test_a_page_is_named_by_its_lengths_and_replaces_no_report(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [str(runs / "short"), str(runs / "good")]
+    assert compare([*pair, "--maxlen-a", "100", "--maxlen-b", "200", "--html"]) == 0
+    assert (runs / "good" / "compare-short-100-to-200.html").exists()
+    capsys.readouterr()
+    (tmp_path / "folder.html").mkdir()
+    for name, what in (("folder.html", "a folder"), ("report.html", "what the report of a run is called")):
+        assert compare([*pair, "--html", str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err == f"error: --html is {tmp_path / name}, {what}; give another name\n"

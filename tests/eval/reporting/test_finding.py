@@ -9,6 +9,7 @@ import pytest
 from eval.compare import main as compare
 from eval.records.schema import Compared
 from eval.reporting.finding import judged, numbers_of, what_was_shown
+from eval.reporting.finding_chart import describe_baselines
 from eval.score import main as score
 from tests.helpers.records import comparison, result
 from tests.helpers.run_folders import document, example_line, write_run
@@ -45,6 +46,20 @@ def test_longer_answers_alone_make_no_window_hold_more() -> None:
 )
 def test_answers_without_an_oracle_are_compared_in_a_sentence(mean: float, said: str) -> None:
     assert what_was_shown([result("tiny", 1024, 0.3), result("tiny", 8192, mean)]) == said
+
+
+def test_a_caption_names_the_lines_that_are_drawn() -> None:
+    def named(*systems: str) -> str:
+        baselines = [result(name, maxlen, 0.5, kind="yardstick") for name in systems for maxlen in (1024, 8192)]
+        return describe_baselines(
+            [result("tiny", 1024, 0.3), result("tiny", 8192, 0.3), *baselines, result("lead", 1024, 0.2)], "rougeLsum"
+        )
+
+    assert named() == "", "the lead is not there at all lengths"
+    assert named("common_answer") == "Dotted: the most common answer."
+    assert named("visible_oracle") == "Dashed: the oracle, the best that sentences of the window could say."
+    words = "as many words as the answer; dotted: the lead, as long as the answer."
+    assert named("visible_oracle", "matched_oracle", "matched_lead").endswith(words)
 
 
 def test_the_same_prompts_are_called_the_same() -> None:

@@ -158,6 +158,15 @@ def test_a_link_opens_its_sample_and_the_address_follows_the_choice(browser: Any
         assert other.locator(".texts h4").nth(1).text_content().startswith(f"At {maxlen} ")
         assert other.locator(".item[aria-selected=true] .id").text_content() == name
         other.close()
+    for before in (200, 100):  # an answer beside itself, and beside another
+        chosen = {"Compared with": str(before), "Length": "200"}
+        for label, value in chosen.items():
+            page.locator(".controls label").filter(has_text=label).locator("select").select_option(value)
+        other = page.context.new_page()
+        other.goto(page.evaluate("location.href"))
+        for label, value in chosen.items():
+            assert other.locator(".controls label").filter(has_text=label).locator("select").input_value() == value
+        other.close()
     page.goto((folder / "report.html").as_uri() + "#sample=nobody&maxlen=7")
     page.reload()
     assert page.locator(".status .count").text_content() == "No example nobody on this page"

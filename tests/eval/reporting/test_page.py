@@ -21,6 +21,8 @@ from eval.reporting.page import (
     PAGE_BYTES,
     Cell,
     Chart,
+    Finding,
+    Fold,
     Header,
     Heading,
     Prose,
@@ -510,3 +512,27 @@ def test_hundreds_of_long_documents_stay_small_and_usable(count: int, browser: A
     choose(opened.page, "Order", "gain")
     assert opened.complaints == []
     opened.page.context.close()
+
+
+def test_links_to_sections_of_a_page_of_two_tasks_are_told_apart() -> None:
+    def finding(task: str) -> Finding:
+        return Finding(heading=task, before="", claim="Better", after=".", numbers=[], checks=[])
+
+    folded = Fold(title="Tables", sections=[Heading(text="\u6cb3\u6d41", level=3), Heading(text="\u5c71", level=3)])
+    titles = ["\u6cb3\u6d41", "\u5c71", "a_b 2", "a_b", "a_b", "Tables", "Tables"]
+    sections = [
+        *map(finding, titles[:2]),
+        *(Heading(text=text) for text in titles[2:5]),
+        folded,
+        Heading(text="Tables"),
+    ]
+    page = Elements(render_page("Title", [], sections))
+    names = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(names) == len(set(names))
+    links = [(attributes.get("href") or "")[1:] for tag, attributes in page.tags if tag == "a"]
+    linked = [link for link in links if link.startswith("section-")]
+    assert linked == [
+        *("section-\u6cb3\u6d41", "section-\u5c71", "section-a_b-2", "section-a_b", "section-a_b-3"),
+        *("section-tables", "section-tables-2"),
+    ]
+    assert set(linked) <= set(names)

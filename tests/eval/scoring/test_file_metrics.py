@@ -104,3 +104,16 @@ def test_values_of_files_are_not_kept_so_there_is_nothing_to_forget(
     with pytest.raises(SystemExit):
         score(["--predictions", "a", "--references", "b", "--metrics", "diagnostics", "--metrics-again"])
     assert "--metrics-again is for the folder of a run" in capsys.readouterr().err
+
+
+def test_files_are_checked_before_a_metric_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictions, references = texts()
+    predictions[0]["id"] = "another"
+    assert scored(tmp_path, predictions, references, "there-is-none") == 2
+    assert "ids are in one file alone" in capsys.readouterr().err
+
+
+def test_a_judge_may_see_documents_only_where_a_metric_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        score(["--predictions", "a", "--references", "b", "--judge-may-see-documents"])
+    assert "--judge-may-see-documents is for a judge among --metrics" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from eval.records.run_folder import RunFolder
 from eval.records.schema import Prediction, Sample
 from eval.score import main as score
 from eval.scoring.floors import shuffled
-from eval.scoring.metric_files import read_metric_file, score_missing
+from eval.scoring.metric_files import join_metric_files, read_metric_file, score_missing
 from tests.helpers.run_folders import document, example_line, read_scores, run_record, with_task, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -488,6 +488,19 @@ def test_values_of_parts_are_joined(run: Path, capsys: pytest.CaptureFixture[str
     assert sorted((Path("whole") / FILE).read_bytes().splitlines()) == sorted(before.splitlines())
 
 
+def test_values_of_the_whole_win_over_those_of_its_parts(run: Path) -> None:
+    parts = [Path(part) for part in write_parts(["--metrics", NAME], ["--metrics", NAME])]
+    assert score([str(run), "--metrics", NAME]) == 0
+    first, *lines = [parse_line(line, needs_checksum=True) for line in (run / FILE).read_bytes().splitlines()]
+    changed = next(line for line in lines if line and line["system"] == "tiny")
+    changed["values"]["letters"] += 1.0
+    (run / FILE).write_bytes(b"".join(line_of(line) for line in (first, *lines)))
+    joined, left_out = join_metric_files(parts, run)
+    [found] = [line for line in joined[FILE.name][1:] if line.fingerprint == changed["fingerprint"]]
+    assert found.values == changed["values"]
+    assert left_out == []
+
+
 def test_values_that_a_part_lacks_or_made_in_another_way_are_named(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -523,6 +536,13 @@ def test_a_page_for_others_shows_values_and_no_texts(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert "letters, version 1" in page
     assert example_line(3).references[0][:30] not in page
+
+
+def test_two_metrics_of_one_name_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("other.py").write_text(Path("letters.py").read_text())
+    assert score([str(run), "--metrics", f"{NAME},other.py:Letters"]) == 2
+    assert said(capsys).startswith("error: --metrics letters.py:Letters and other.py:Letters are both called letters; ")
+    assert scored() == []
 
 
 def test_a_metric_that_breaks_its_word_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
