@@ -11,9 +11,8 @@ from eval.metrics.diagnostics import NGRAM, repeated_share
 from eval.records.schema import ExampleScore, Prediction, Result
 from eval.reporting.charts import Spec, length_curves
 from eval.reporting.columns import BASELINE_STYLES, COMPARISON_LEGEND, COUNTS, legend_of, percent
-from eval.reporting.finding import ORACLES
 from eval.reporting.tables import Rows, comparison_table, select
-from eval.scoring.baselines import num_words
+from eval.scoring.baselines import ORACLES, num_words
 from eval.scoring.compare_runs import check_comparable, differing_settings, name_row, rows_of
 from eval.scoring.comparisons import Compare, compare_lines
 from eval.scoring.examples import Setting, values_of
