@@ -138,9 +138,10 @@ def test_what_is_folded_opens_by_its_link_and_has_its_charts(opened: Any) -> Non
 def test_a_check_leads_to_the_answers_that_it_is_about(opened: Any) -> None:
     page = opened.page
     page.locator(".checks li").filter(has_text="repeat themselves").get_by_role("link").click()
-    page.wait_for_function("document.querySelectorAll('.item').length === 3")  # the page follows its address later
+    page.get_by_text("3 of 10", exact=True).wait_for()
     assert sorted(page.locator(".item .id").all_text_contents()) == ["test-0", "test-1", "test-2"]
     page.locator(".checks li").filter(has_text="are empty").get_by_role("link").click()
+    page.get_by_text("2 of 10", exact=True).wait_for()
     assert sorted(page.locator(".item .id").all_text_contents()) == ["test-3", "test-4"]
 
 
