@@ -130,7 +130,7 @@ def test_what_is_folded_opens_by_its_link_and_has_its_charts(opened: Any) -> Non
     page = opened.page
     assert not page.get_by_text("Comparisons: plos").first.is_visible()
     page.get_by_role("link", name="Tables").click()
-    assert page.get_by_text("Comparisons: plos").first.is_visible()
+    page.get_by_text("Comparisons: plos").first.wait_for()  # a page follows its address a moment later
     page.get_by_role("link", name="More charts").click()
     page.wait_for_function("() => document.querySelectorAll('details[open] .plot .light svg').length > 4")
 
@@ -222,6 +222,7 @@ def test_markup_in_names_stays_text_and_paper_shows_what_is_folded(opened: Any) 
     page = opened.page
     assert page.locator("script").count() == 4
     page.get_by_role("link", name="How it was run").click()
+    page.locator(".facts").first.wait_for()
     assert f"licence: CC {EVIL.replace('`', '')}" in page.locator(".facts").inner_text()
     page.get_by_role("link", name="How it was run").click()
     page.locator("summary", has_text="How it was run").click()
