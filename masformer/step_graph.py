@@ -69,8 +69,7 @@ class StepGraph:
         cls, model: PreTrainedModel, cache: SpanCache, positions: Tensor, mask: Tensor | None, room: int
     ) -> Self | None:
         """Return the steps of a model on one CUDA device; None where they cannot be a graph, or are too few."""
-        is_alone = len({parameter.device for parameter in model.parameters()}) == 1
-        if model.device.type != "cuda" or not is_alone:
+        if model.device.type != "cuda" or len({parameter.device for parameter in model.parameters()}) > 1:
             return None
         places = None
         if room >= _LEAST_STEPS and _EQUALS.get(model, {}).get((cache.plan, mask is None), True):

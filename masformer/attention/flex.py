@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
+from masformer.attention.parts import with_sinks
 from masformer.attention.tiles import ScoreRule
 from masformer.attention.visibility import is_visible
 from masformer.plans.spans import LayerSpan
@@ -58,9 +59,7 @@ def flex_attention(
     if learned_sinks is None:
         return out  # type: ignore[no-any-return]
     out, more = out
-    # One more key without a value takes its share of the weight.
-    share = torch.sigmoid(more.lse - learned_sinks[:, None].to(more.lse.dtype))
-    return (out * share.unsqueeze(-1)).to(out.dtype)  # type: ignore[no-any-return]
+    return with_sinks((out, more.lse), learned_sinks).to(query.dtype)
 
 
 @functools.cache
