@@ -6,30 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from eval.ratings.sheet import Answer, Sheet, SheetFile
-from eval.reporting.page import as_json, asset, policy_of, template_in
+from eval.reporting.page import as_json, served_page
 
 _ASSETS = Path(__file__).parent / "page_assets"
 
 
 def render_sheet(sheet: Sheet, file: SheetFile, rater: str, *, with_references: bool) -> tuple[str, str]:
     """Return the page with what this rater has given so far, and its Content-Security-Policy."""
-    script = asset("dom.js") + (_ASSETS / "rate.js").read_text(encoding="utf-8")
-    script = f"(() => {{\n'use strict';\n{script}\n}})();"
-    policy = policy_of([script], connect="'self'")
-    page = (
-        template_in(_ASSETS)
-        .get_template("rate.html")
-        .render(
-            policy=policy,
-            style=Markup(asset("page.css") + (_ASSETS / "rate.css").read_text(encoding="utf-8")),
-            sheet=as_json(_content(sheet, file, rater, with_references=with_references)),
-            script=Markup(script),
-        )
-    )
-    return page, policy
+    content = _content(sheet, file, rater, with_references=with_references)
+    return served_page(_ASSETS, "rate", ["dom.js"], sheet=as_json(content))
 
 
 def _content(sheet: Sheet, file: SheetFile, rater: str, *, with_references: bool) -> dict[str, Any]:

@@ -396,6 +396,27 @@ def policy_of(scripts: Sequence[str], connect: str = "'none'") -> str:
     )
 
 
+def served_page(folder: Path, name: str, shared: Sequence[str], **content: Any) -> tuple[str, str]:
+    """Return a page that asks its own server for more, and its Content-Security-Policy.
+
+    Args:
+        folder: Holds template, style and script, each called `name`.
+        name: Of the page.
+        shared: Scripts of reports that come before its own.
+        content: What the template writes.
+    """
+    script = "".join(map(asset, shared)) + (folder / f"{name}.js").read_text(encoding="utf-8")
+    script = f"(() => {{\n'use strict';\n{script}\n}})();"
+    policy = policy_of([script], connect="'self'")
+    style = asset("page.css") + (folder / f"{name}.css").read_text(encoding="utf-8")
+    page = (
+        template_in(folder)
+        .get_template(f"{name}.html")
+        .render(policy=policy, style=Markup(style), script=Markup(script), **content)
+    )
+    return page, policy
+
+
 def template_in(folder: Path) -> Environment:
     """Return the templates of a folder, which escape what they write."""
     return Environment(
