@@ -458,7 +458,7 @@ def main() -> None:
     tqdm.set_lock(threading.RLock())
     # Drawing takes longer than all the rest.
     vl_convert.vegalite_to_png = lambda *_, **__: b"png"
-    vl_convert.vegalite_to_svg = lambda *_, **__: "svg"
+    vl_convert.vegalite_to_svg = lambda *_, **__: "<svg></svg>"
     vl_convert.javascript_bundle = lambda *_, **__: ""
     launch.launch = launch_here
     work = Path(tempfile.mkdtemp(prefix="kills-"))
