@@ -27,21 +27,25 @@ def main(argv: Sequence[str]) -> None:
     # What trains takes seconds to import, and comes after the checks.
     from eval.reporting.trackers import start_trackers
     from eval.runtime.memory import reset_peak
+    from eval.training.forecast import print_forecast
     from eval.training.job import open_training
     from eval.training.launch import start_training
     from eval.training.train import build_trainer, train
 
     process, dtype = start_training(config)
     job = open_training(config, process, dtype)  # checks data, prompts and positions; no weights yet
-    with job.lock(process):
-        job.start(process, argv)
-        trainer, model, adapters = build_trainer(job, process)
-        reset_peak(process.device)
-        if config.report_to:
-            start_trackers(process.accelerator, "masformer-finetune", job.record.config)
-        train(job, trainer, model, adapters)  # steps, evaluations, checkpoints
-        if process.is_main:
-            job.finish()
+    if config.dry_run:
+        print_forecast(job, process)
+    else:
+        with job.lock(process):
+            job.start(process, argv)
+            trainer, model, adapters = build_trainer(job, process)
+            reset_peak(process.device)
+            if config.report_to:
+                start_trackers(process.accelerator, "masformer-finetune", job.record.config)
+            train(job, trainer, model, adapters)  # steps, evaluations, checkpoints
+            if process.is_main:
+                job.finish()
     process.finish()
 
 

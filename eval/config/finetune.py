@@ -82,6 +82,11 @@ class TrainConfig(JobOptions, ChatOptions):
         nargs="?",
     )
     report_to: tuple[str, ...] = trackers_option()
+    dry_run: bool = Group.MACHINE.option(
+        False,
+        "print rows, steps, attention operations saved, predicted time and memory; load no weights, write nothing",
+        switch,
+    )
     seed: int = Group.MACHINE.option(0, "seed of order, dropout, new weights, and what is held out", natural)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +11,7 @@ from eval.generation.groups import Group, Size
 from eval.generation.requests import Requests
 from eval.runtime.memory import copy_bytes
 from eval.runtime.processes import AcceleratedProcess
-from masformer.attention.prefill import CHUNK_TOKENS
+from eval.runtime.speed import in_hours, product_speed
 
 
 def describe_plan(
@@ -41,7 +40,8 @@ def describe_plan(
     units = [unit for group in groups for unit in group.units]
     requested = sum(unit.requested + len(unit.keys) for unit in units)
     prefilled = sum(unit.prefilled + unit.num_rows for unit in units)
-    speed = _speed(size, dtype, process.device)
+    width = int(size.config.get_text_config(decoder=True).hidden_size)
+    speed = product_speed(width, dtype, process.device)
     prefill, decode = sum(unit.prefill_cost for unit in units), sum(unit.decode_cost for unit in units)
     count, budget = process.count, requests.grouping.memory_budget
     cache = max((_cache_bytes(group, budget) for group in groups), default=0)
@@ -49,7 +49,7 @@ def describe_plan(
     num_prompts = sum(unit.num_rows for unit in units)
     weights = size.num_weights * dtype.itemsize
     copies = copy_bytes(weights, dtype, os.environ) if process.device.type == "cpu" else 0
-    seconds = [_hours(cost / speed / count) for cost in (prefill + decode, prefill, decode)]
+    seconds = [in_hours(cost / speed / count) for cost in (prefill + decode, prefill, decode)]
     facts = {
         "groups": f"{len(groups)}, of {num_prompts:,} distinct prompts; up to {rows_at_once} decode together",
         "tokens": f"{prefilled:,} to prefill at most, of {requested:,} asked for ({prefilled / max(requested, 1):.2f})",
@@ -66,26 +66,6 @@ def _cache_bytes(group: Group, budget: int) -> float:
     """Return the bytes of keys and values that a group needs at once."""
     num_bytes, prompts = sum(unit.num_bytes for unit in group.units), sum(unit.num_rows for unit in group.units)
     return min(num_bytes, max(budget, num_bytes / prompts))
-
-
-def _speed(size: Size, dtype: torch.dtype, device: torch.device) -> float:
-    """Return operations a second of a product such as a prefill of this model makes."""
-    width = int(size.config.get_text_config(decoder=True).hidden_size)
-    rows, weights = (
-        torch.ones(shape, dtype=dtype, device=device) for shape in ((CHUNK_TOKENS, width), (width, 4 * width))
-    )
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        float((rows @ weights)[0, 0])
-        best = min(best, time.perf_counter() - start)
-    return 2 * CHUNK_TOKENS * width * 4 * width / best
-
-
-def _hours(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

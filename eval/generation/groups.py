@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from eval.config.generation import GenerationSettings
 from eval.generation.prompt_tree import PromptTree
 from eval.generation.requests import PromptSource, Request, Requests
 from eval.records.schema import Grouping, Key
+from eval.runtime.speed import count_weights
 from masformer import SpanPlan, full_plan
 from masformer.attention.cache import can_join
 from masformer.attention.full import TAIL_TOKENS
@@ -153,16 +153,11 @@ class ModelSize(Size):
         self.config = config
         # Other caches are copied where they fork or grow.
         self.is_converted = plan is not None and can_join(config)
-        text = config.get_text_config(decoder=True)
         self.plan = plan or full_plan(config)
         self.cost = PlanCost(config, self.plan)
         self.bytes_per_value = bytes_per_value
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        outer = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer}
-        self.body: int = sum(x.numel() for x in model.parameters() if x.ndim > 1 and id(x) not in outer)
-        self.head = int(text.hidden_size) * int(text.vocab_size)
-        self.num_weights: int = sum(x.numel() for x in model.parameters())
+        count = count_weights(config, trust_remote_code=trust_remote_code)
+        self.body, self.head, self.num_weights = count.body, count.head, count.all
 
     def kind(self, num_tokens: int) -> int:
         return frequency_class(self.config, num_tokens)

@@ -67,6 +67,10 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
         self.folder.write_json("run.json", self.record)
         if self.first:
             self.training.point_again(self.first)
+        self.introduce(process)
+
+    def introduce(self, process: AcceleratedProcess) -> None:
+        """Print what is trained on what."""
         config, identity = self.config, self.identity
         packed = "packed" if identity.packing else "one document each"
         where = f": goes on after step {self.first}" if self.first else ""
@@ -170,7 +174,11 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
     }
     training.run.check_accepts(saved, identity, tasks)
     record = TrainingRecord(
-        config={name: value for name, value in settings_json(config).items() if name not in config.unset_chat_options},
+        config={
+            name: value
+            for name, value in settings_json(config).items()
+            if name not in ("dry_run", *config.unset_chat_options)
+        },
         plan_description=model.plan_description,
         identity=identity,
         tasks=tasks,
@@ -293,7 +301,7 @@ def folder_of(config: TrainConfig) -> TrainFolder:
     """Return the folder that settings name, or one named after them."""
     if isinstance(config.resume, Path):
         return TrainFolder(find_checkpoint(config.resume))
-    free = ("output", "resume", "report_to", *config.unset_chat_options)
+    free = ("output", "resume", "report_to", "dry_run", *config.unset_chat_options)
     return TrainFolder(config.output or default_output("train", config, free))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from eval.config.finetune import ALL_LINEAR
+from eval.config.finetune import ALL_LINEAR, TrainConfig
 from eval.errors import UserError
 from eval.records.schema import ModelRecord
 
@@ -88,3 +88,13 @@ def num_trainable(model: nn.Module) -> tuple[int, int]:
     """Return how many numbers are trained, and how many there are."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+def num_trained(config: TrainConfig, decoder: PreTrainedConfig) -> int:
+    """Return how many numbers a training with these settings trains; no weights are made."""
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(decoder, trust_remote_code=config.trust_remote_code)
+        if config.lora_rank:
+            base = ModelRecord(reference="", source="")
+            add_adapters(model, config.lora_rank, config.lora_alpha or 1, config.lora_targets, base)
+    return num_trainable(model)[0]
