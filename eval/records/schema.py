@@ -686,6 +686,19 @@ class Comparison(PairedResult):
     )
 
 
+ContrastName = Literal["not_in_window", "not_used", "position", "document"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(Comparison):
+    """An entry of `windows` in `scores.json`: what one window has over another, by the same examples."""
+
+    contrast: ContrastName = entry("what the two windows tell apart")
+    num_gold: int = entry("examples whose evidence the data set marks", rule=COUNT)
+    num_oracle: int = entry("examples whose evidence the oracle picked", rule=COUNT)
+    num_left_out: int = entry("examples without evidence, or whose evidence the window does not show whole", rule=COUNT)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
     """What the baselines of a task are made with."""
@@ -757,6 +770,9 @@ class Scores:
     yardsticks: dict[str, Baselines] = entry("what the baselines of each task are made with")
     results: list[Result] = entry("means with intervals")
     comparisons: list[Comparison] = entry("paired tests within the run")
+    windows: list[Contrast] | None = entry(
+        "paired tests of windows, where there are several", default=None, is_left_out=True
+    )
     scrolls_score: ScrollsScore | None = entry("null with fewer than two tasks of SCROLLS", default=None)
     letters: dict[str, LettersKept] = entry("what profiles leave of the references, by task", default={})
     accept_ascii_words: bool = entry("whether `--accept-ascii-words` was given", default=False)
