@@ -20,8 +20,9 @@ _WORDS = {
 WINDOWS_REMARK = (
     "Differences between windows of the same documents. Not in the window: the evidence alone and the window without "
     "it. In the window and not used: the evidence alone and the window that holds it. Position: the evidence in front "
-    "and in its place. From the document: it and another one in its place. Evidence is what the data set marks (gold), else the "
-    "oracle's sentences. Left out are examples without evidence, or whose evidence the window does not show whole."
+    "and in its place. From the document: it and another one in its place. Evidence is what the data set marks (gold), "
+    "else the oracle's sentences. Left out are examples without evidence, or whose evidence the window does not show "
+    "whole."
 )
 
 
