@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from eval.leaderboard import main as leaderboard
 from eval.records.run_folder import RunFolder
 from eval.run import main
 from eval.score import main as score
@@ -174,6 +175,18 @@ def test_windows_are_added_to_a_folder_and_scored_again(data: Path, tmp_path: Pa
     assert {one.contrast for one in before.windows or []} == {"not_used", "document"}
     assert score([str(folder)]) == 0
     assert read_scores(folder) == before
+
+
+def test_a_leaderboard_ranks_no_window_that_shows_evidence(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(data, tmp_path / "runs" / "both", "head,evidence", maxlen="60")) == 0
+    assert main(command(data, tmp_path / "runs" / "alone", "evidence", maxlen="60")) == 0
+    capsys.readouterr()
+    assert leaderboard([str(tmp_path / "runs"), "--output", str(tmp_path / "board")]) == 0
+    board = json.loads((tmp_path / "board" / "leaderboard.json").read_text())
+    assert [(row["run"], row["template"]) for row in board["boards"][0]["rows"]] == [("both", "context_first")]
+    assert "through other windows than head" in json.dumps(board["left_out"])
 
 
 def test_the_oracle_names_evidence_where_the_data_do_not(tmp_path: Path) -> None:
