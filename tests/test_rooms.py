@@ -15,7 +15,7 @@ BELOW = {
     "prompting": {"records", "errors", "tasks"},
     "metrics": {"errors"},
     "scoring": {"metrics", "records", "errors", "tasks"},
-    "config": {"scoring", "prompting", "errors", "tasks"},
+    "config": {"scoring", "prompting", "records", "errors", "tasks"},
     "runtime": {"config", "records", "errors", "masformer", "tasks"},
     "reporting": {"scoring", "metrics", "records", "errors", "tasks"},
     "ratings": {"reporting", "scoring", "metrics", "records", "errors", "tasks"},

@@ -17,6 +17,7 @@ from eval.config.job import JobOptions, extrapolation_option, plan_option, track
 from eval.config.options import REQUIRED, Group
 from eval.errors import UserError
 from eval.prompting.chat import ChatSettings
+from eval.records.windows import HEAD, WINDOWS
 from eval.scoring.letters import check_letters, count_letters, describe_letters
 from eval.scoring.profiles import PROFILES
 from tasks import CUSTOM, DataError, LoadedExamples, Task, find_task
@@ -75,6 +76,12 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         None, "split that they are drawn from, by a hash of their ids", unset="the task's own, mostly train"
     )
     shots_seed: int | None = Group.LENGTHS.option(None, "of that drawing", natural, unset="the task's own, mostly 0")
+    window: tuple[str, ...] = Group.LENGTHS.option(
+        (HEAD,),
+        f"what prompts show, one or more of {', '.join(WINDOWS)} separated by commas: why more context helps, or not",
+        collect=distinct_names,
+        unset=HEAD,
+    )
     truncation: str = truncation_option(Group.LENGTHS)
     plan: str = plan_option()
     allow_extrapolation: bool = extrapolation_option()
@@ -150,6 +157,9 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
                 if template not in task.templates:
                     known = ", ".join(task.templates)
                     raise UserError(f"task '{name}' has no template '{template}'; known: {known}")
+                self._check_windows(task, template)
+            if self.template is None:
+                self._check_windows(task, task.default_template)
             if self.min_new_tokens > (room := self.max_new_tokens or task.max_new_tokens):
                 raise UserError(
                     f"--min-new-tokens {self.min_new_tokens} is more than the {room} new tokens of '{name}'; raise "
@@ -178,6 +188,8 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
             raise UserError("--think-end-token is empty; leave it out to score all of an answer")
         if not all(self.stop):
             raise UserError("--stop has an empty text; give texts of one character at least")
+        if not self.window or not set(self.window) <= WINDOWS.keys():
+            raise UserError(f"--window is {','.join(self.window) or 'empty'}; give one or more of {', '.join(WINDOWS)}")
         self.check_engine()
         self._check_thinking()
         self.check_claim([self.profile or task.profile for task in self.tasks.values()], self.maxlen)
@@ -185,6 +197,20 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
     @property
     def longest(self) -> int:
         return self.maxlen[-1]
+
+    def _check_windows(self, task: Task, name: str) -> None:
+        if self.window == (HEAD,):
+            return
+        if task.templates[name].truncation is not None:
+            raise UserError(
+                f"--window: template '{name}' of task '{task.name}' cuts the prompt as a whole, where no window has a "
+                "place; give another --template"
+            )
+        if self.truncation != "head":
+            raise UserError(
+                f"--window shows the beginning of documents but for the evidence, and --truncation {self.truncation} "
+                "keeps another part; leave one of them out"
+            )
 
     def _check_thinking(self) -> None:
         flag = f"--thinking {self.thinking}" if self.thinking == "on" else "--max-thinking-tokens"
@@ -257,6 +283,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         names += ["adapter", "adapter_revision", "quantize"]
         names += ["shots_split", "shots_seed", *(["shots"] if self.shots is None else [])]
         unset = [name for name in names if not getattr(self, name)]
+        unset += ["window"] if self.window == (HEAD,) else []
         unset += ["thinking"] if self.thinking == "auto" else []
         alone = ["num_samples"] if self.num_samples == 1 else []
         alone += ["draft_tokens"] if self.draft_tokens == DRAFT_TOKENS else []

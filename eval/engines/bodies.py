@@ -87,9 +87,7 @@ def prompt_fields(request: Request, form: str) -> dict[str, Any]:
         return {"prompt": list(request.prompt.token_ids)}
     template = request.key[1]
     builder, example = request.source.builders[template], request.example
-    spans = request.source.spans_shown(request.prompt, template)
-    shown = "".join(example.context[start:stop] for start, stop in spans)
-    text = builder.text(example.query, shown, is_turn=form == "messages")
+    text = builder.text(example.query, request.shown_text, is_turn=form == "messages")
     return text_fields(text, form, builder.system, builder.shot_turns)
 
 

@@ -138,7 +138,7 @@ def output_of(config: RunConfig) -> Path:
     if config.output is not None:
         return config.output
     free = [
-        *("maxlen", "template", "limit", "sample", "on_bad_row", "output", "overwrite", "dry_run"),
+        *("maxlen", "template", "window", "limit", "sample", "on_bad_row", "output", "overwrite", "dry_run"),
         *("batch_size", "memory_budget", "shard", "device_map", "texts", "report_to", "think_end_token"),
         *("accept_ascii_words", "draft_tokens"),
         *CLAIM_OPTIONS,

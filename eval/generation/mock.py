@@ -91,10 +91,8 @@ class MockBackend(Backend):
             yield request.prediction([self._sample(one, settings.max_new_tokens) for one in texts])
 
     def _beginning(self, request: Request) -> str:
-        spans, context = request.source.spans_shown(request.prompt, request.key[1]), request.example.context
-        shown = "".join(context[start:stop] for start, stop in spans)
         num_words = request.settings.max_new_tokens + request.settings.num_samples - 1
-        return self._words.decode(self._words(shown).input_ids[:num_words]).strip()
+        return self._words.decode(self._words(request.shown_text).input_ids[:num_words]).strip()
 
     def _sample(self, text: str, room: int) -> Sample:
         ids = self._words(text).input_ids

@@ -10,19 +10,24 @@ Requests are made document by document when they are read, so that a large data 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from eval.config.generation import GenerationSettings, ThinkingSettings
 from eval.config.run import RunConfig
-from eval.prompting.prompts import Prompt, PromptBuilder, fit
-from eval.prompting.truncation import AROUND, HALVES
+from eval.errors import UserError
+from eval.generation.windows import DocumentEvidence, check_windows, foreign_examples
+from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
+from eval.prompting.truncation import AROUND, HALVES, Frame, Passages, Ranges, Shown
+from eval.prompting.windows import RULES, token_ranges
 from eval.records.journal import Journal, fingerprint
-from eval.records.schema import Grouping, Key, Prediction, RunRecord, Sample
+from eval.records.schema import Grouping, Key, Prediction, RunRecord, Sample, WindowRecord
 from eval.records.typed import to_json
+from eval.records.windows import FOREIGN, HEAD, ORACLE, base_of, window_of
+from eval.scoring.baselines import Span, merge_spans
 from tasks import Example, LoadedExamples
 
 # Fields of a task's record that change no prediction, or have a part of the fingerprint of their own.
@@ -30,6 +35,7 @@ _APART = (
     *("templates", "maxlen", "limit", "sample", "sample_seed", "rows"),
     *("description", "licence", "profile", "scores_first_line"),
 )
+Spans = tuple[Span, ...]
 # Share of the references beyond which the room for answers is said to be short.
 _SHORT_ROOM = 0.2
 
@@ -51,6 +57,13 @@ class Request:
     def example(self) -> Example:
         return next(example for example in self.source.examples if example.id == self.key[2])
 
+    @property
+    def shown_text(self) -> str:
+        """Return what the prompt shows of a document, in its order."""
+        template = self.key[1]
+        text = self.source.shown_example(template).context
+        return "".join(text[start:stop] for start, stop in self.source.spans_shown(self.prompt, template))
+
     def prediction(self, samples: Sequence[Sample], **costs: Any) -> Prediction:
         """Return the answer, or the samples of it, as a line of the journal; costs that are not given are unknown.
 
@@ -61,6 +74,9 @@ class Request:
         assert len(samples) == self.settings.num_samples
         task, template, example_id, maxlen = self.key
         thought = [one.num_thought_tokens for one in samples if one.num_thought_tokens is not None]
+        spans = self.source.spans_shown(self.prompt, template)
+        window = self.source.describe_window(self.example, template, spans)
+        is_own = window is None or window.document_id is None
         unknown = dict.fromkeys(("seconds", "prefill_seconds", "decode_seconds", "cache_bytes", "attention_flops"))
         return Prediction(
             task=task,
@@ -72,7 +88,8 @@ class Request:
             prompt_tokens=len(self.prompt.token_ids),
             context_tokens_kept=self.prompt.num_context_kept,
             context_tokens_dropped=self.prompt.num_context_dropped,
-            context_spans=self.source.spans_shown(self.prompt, template),
+            context_spans=spans if window is None else [list(one) for one in merge_spans(spans)] if is_own else [],
+            window=window,
             num_generated_tokens=sum(one.num_generated_tokens for one in samples),
             finish_reason=samples[0].finish_reason,
             thought=samples[0].thought,
@@ -92,6 +109,8 @@ class PromptSource:
         builders: Builders of prompts, by template.
         lengths: Lengths in tokens, ascending.
         policy: Part of the context that is kept.
+        profile: Metrics of the task, for the oracle of windows.
+        foreign: An example about the document that `foreign` shows.
         is_encoded: An encoder reads the prompts, and answers have a room of their own beside `lengths`.
         pins: Digest of all settings that could change a prediction, by template and length.
     """
@@ -103,6 +122,8 @@ class PromptSource:
     policy: str
     settings: GenerationSettings
     pins: Mapping[tuple[str, int], str]
+    profile: str
+    foreign: Example | None = None
     is_encoded: bool = False
 
     @property
@@ -113,20 +134,34 @@ class PromptSource:
     @cached_property
     def fingerprints(self) -> dict[Key, str]:
         """Return the fingerprint of each request; tokenizes nothing."""
-        contents = {example.id: self._fingerprint(example) for example in self.examples}
+        contents = {
+            (example.id, window): self._fingerprint(example, window)
+            for window in dict.fromkeys(map(window_of, self.builders))
+            for example in self.examples
+        }
         return {
-            (self.task, template, example.id, maxlen): fingerprint(self.pins[template, maxlen], contents[example.id])
+            (self.task, template, example.id, maxlen): fingerprint(
+                self.pins[template, maxlen], contents[example.id, window_of(template)]
+            )
             for template in self.builders
             for example in self.examples
             for maxlen in self.lengths
         }
 
-    def _fingerprint(self, example: Example) -> str:
+    def _fingerprint(self, example: Example, window: str) -> str:
         encoder = next(iter(self.builders.values())).encoder
         # Version 0.1 let these texts become control tokens.
         spelled = [text for text in (example.context, example.query) if text and encoder.spells_control(text)]
         kept = [] if example.kept is None else [example.kept]
-        return fingerprint(example.context, example.query, *(["as text"] if spelled else []), *kept)
+        of_head = fingerprint(example.context, example.query, *(["as text"] if spelled else []), *kept)
+        if window == HEAD:
+            return of_head
+        if window == FOREIGN:
+            assert self.foreign is not None
+            return fingerprint(of_head, self.foreign.context, self.foreign.kept)
+        if window == ORACLE or example.evidence is None:
+            return fingerprint(of_head, self.profile, example.references)
+        return fingerprint(of_head, example.evidence)
 
     def requests(self) -> Iterator[Request]:
         """Return a request for each example under each template at each length.
@@ -134,24 +169,43 @@ class PromptSource:
         Raises:
             UserError: A query or an instruction leaves no room.
         """
-        context, kept = self.examples[0].context, self.examples[0].kept
-        builders = {builder.is_context_first: builder for builder in self.builders.values()}
-        contexts = {is_first: builder.context_ids(context) for is_first, builder in builders.items()}
-        passages = {
-            is_first: None if kept is None else builder.passages(context, kept)
-            for is_first, builder in builders.items()
-        }
+        contexts: dict[tuple[bool, bool], tuple[tuple[int, ...], Passages | None]] = {}
         examples = {example.id: example for example in self.examples}
+        ranges_of = cache(self._ranges_of)
         for key, digest in self.fingerprints.items():
             _, template, example_id, maxlen = key
-            builder = self.builders[template]
-            is_first = builder.is_context_first
+            builder, example = self.builders[template], examples[example_id]
             if builder.template.truncation == HALVES:
-                parts = builder.parts(examples[example_id])
+                parts = builder.parts(example)
             else:
-                parts = builder.fixed_parts(examples[example_id].query, contexts[is_first], passages[is_first])
+                shown = self.shown_example(template)
+                at = builder.is_context_first, window_of(template) == FOREIGN
+                if at not in contexts:
+                    passages = None if shown.kept is None else builder.passages(shown.context, shown.kept)
+                    contexts[at] = builder.context_ids(shown.context), passages
+                parts = builder.fixed_parts(example.query, *contexts[at])
+            parts = self._through_window(parts, template, example, ranges_of)
             prompt = fit(parts, maxlen, self.room, self.policy, self.settings.thinking_room)
             yield Request(key=key, prompt=prompt, fingerprint=digest, source=self)
+
+    def _through_window(
+        self, parts: PromptParts, template: str, example: Example, ranges_of: Callable[[str, Spans], Ranges]
+    ) -> PromptParts:
+        """Return the parts of a prompt with what its window shows of the context."""
+        window = window_of(template)
+        if window in (HEAD, FOREIGN):
+            return parts
+
+        def show(frame: Frame) -> Shown:
+            if window != ORACLE:
+                return RULES[window](frame, ranges_of(template, self._evidence.of(example).spans))
+            visible = self._builder_of(template).spans_of(example.context, frame.cut(frame.budget))
+            return RULES[window](frame, ranges_of(template, self._evidence.oracle(example, visible)))
+
+        return replace(parts, window=show)
+
+    def _ranges_of(self, template: str, spans: Spans) -> Ranges:
+        return token_ranges(self._builder_of(template), self.examples[0].context, spans)
 
     def check(self) -> None:
         """Check that every query and instruction fits at the smallest length; tokenizes no context that may be cut.
@@ -167,15 +221,40 @@ class PromptSource:
             for example in self.examples:
                 fit(builder.fixed_parts(example.query), self.lengths[0], self.room, "head", self.settings.thinking_room)
 
-    def spans_shown(self, prompt: Prompt, template: str) -> list[list[int]]:
-        """Return the characters of the context that a prompt shows, as starts and ends."""
-        context = self.examples[0].context
-        if not prompt.num_context_dropped:
-            return [[0, len(context)]]
-        # One builder remembers the context for all templates that encode it alike.
+    @cached_property
+    def _evidence(self) -> DocumentEvidence:
+        return DocumentEvidence(self.examples[0].context, self.profile)
+
+    def _builder_of(self, template: str) -> PromptBuilder:
+        """Return the first builder that encodes a context as this template does: it remembers the context."""
         wanted = self.builders[template].is_context_first
-        builder = next(one for one in self.builders.values() if one.is_context_first == wanted)
-        return builder.spans_of(context, prompt.context_ranges)
+        return next(one for one in self.builders.values() if one.is_context_first == wanted)
+
+    def shown_example(self, template: str) -> Example:
+        """Return an example about the document that a template shows: the own one, but for the window `foreign`."""
+        if window_of(template) != FOREIGN:
+            return self.examples[0]
+        assert self.foreign is not None
+        return self.foreign
+
+    def spans_shown(self, prompt: Prompt, template: str) -> list[list[int]]:
+        """Return the characters of the context that a prompt shows in its order, as starts and ends."""
+        context = self.shown_example(template).context
+        if window_of(template) in (HEAD, FOREIGN) and not prompt.num_context_dropped:
+            return [[0, len(context)]]
+        return self._builder_of(template).spans_of(context, prompt.context_ranges)
+
+    def describe_window(self, example: Example, template: str, spans: list[list[int]]) -> WindowRecord | None:
+        """Return what a prediction records of its window; None for `head`."""
+        window = window_of(template)
+        if window == HEAD:
+            return None
+        if window == FOREIGN:
+            return WindowRecord(spans=spans, document_id=self.shown_example(template).document_id)
+        found = self._evidence.of(example)
+        if window == ORACLE:
+            return WindowRecord(spans=spans, evidence=spans, source="oracle")
+        return WindowRecord(spans=spans, evidence=[list(one) for one in found.spans], source=found.source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,12 +381,14 @@ def _sources_of(
     identity = {key: value for key, value in to_json(record.identity).items() if key != "threads"}
     common = fingerprint(identity, name, {key: value for key, value in to_json(task).items() if key not in _APART})
     chat = config.chat_settings(record.template_date)
-    builders = {
-        template: PromptBuilder(
-            tokenizer, config.tasks[name].templates[template], chat, shots=loaded.shots, is_framed=is_encoded
-        )
-        for template in task.templates
+    of_task = config.tasks[name].templates
+    plain = {
+        template: PromptBuilder(tokenizer, of_task[template], chat, shots=loaded.shots, is_framed=is_encoded)
+        for template in dict.fromkeys(map(base_of, task.templates))
     }
+    builders = {template: plain[base_of(template)] for template in task.templates}
+    profile = record.profiles[name]
+    check_windows(name, task.templates, loaded.examples, profile)
     pins = {
         (template, maxlen): fingerprint(common, template, to_json(about), maxlen)
         for template, about in task.templates.items()
@@ -318,6 +399,7 @@ def _sources_of(
         by_context[example.context, example.kept].append(example)
     for builder in list(builders.values())[:1]:
         builder.check_letters(name, [context for context, _ in by_context])
+    foreign = _foreign_of(name, task.templates, [examples[0] for examples in by_context.values()])
     for examples in by_context.values():
         yield PromptSource(
             task=name,
@@ -327,5 +409,26 @@ def _sources_of(
             policy=config.truncation if examples[0].kept is None else AROUND,
             settings=config.generation(task.max_new_tokens),
             pins=pins,
+            profile=profile,
+            foreign=foreign.get(examples[0].document_id),
             is_encoded=is_encoded,
         )
+
+
+def _foreign_of(task: str, templates: Iterable[str], documents: Sequence[Example]) -> dict[str, Example]:
+    """Return the stand-in of each document by its id; none where no window shows any.
+
+    Raises:
+        UserError: A document has none.
+    """
+    if FOREIGN not in map(window_of, templates):
+        return {}
+    found = {}
+    for name, other in foreign_examples(documents).items():
+        if other is None:
+            raise UserError(
+                f"--window {FOREIGN} shows another document of task '{task}', and there is none beside '{name}'; raise "
+                "--limit or --sample, or leave it out"
+            )
+        found[name] = other
+    return found

@@ -24,11 +24,12 @@ from eval.records.merging import merge_documents, merge_tasks, pinned, row_count
 from eval.records.read_run import gather_inputs
 from eval.records.run_folder import METRICS, UNFINISHED, RunFolder, keys_of
 from eval.records.schema import Identity, Key, Prediction, RunRecord, Scores, TaskRecord, TemplateRecord, ThinkingRecord
+from eval.records.windows import HEAD, base_of, named, window_of
 from eval.reporting.score_run import has_texts, print_scores, score_run
 from eval.runtime.jobs import Job, print_facts, settings_json, template_clock
 from eval.runtime.processes import Process
 from eval.scoring.metric_files import join_metric_files
-from tasks import LoadedExamples, Task
+from tasks import LoadedExamples, Task, Template
 from tasks.base import DOCUMENT
 
 # Raised by hand whenever a change of the code changes what is generated; a resumed run must have the same.
@@ -204,7 +205,7 @@ def run_record(
     ends, thinking = backend.ends, backend.thinking
     chat = ChatTemplate(backend.tokenizer, config.chat_settings())
     uses_chat = any(
-        task.templates[one].chat for task in config.tasks.values() for one in _requested(config, task, backend)
+        task.templates[base_of(one)].chat for task in config.tasks.values() for one in _requested(config, task, backend)
     ) or any(one.chat for task in (saved.tasks if saved else {}).values() for one in task.templates.values())
     if config.thinking != "auto" and not uses_chat:
         raise UserError(
@@ -246,7 +247,8 @@ def run_record(
 
 def _requested(config: RunConfig, task: Task, backend: Backend) -> Sequence[str]:
     """Return the names of the templates of a session."""
-    return config.template or (DOCUMENT if backend.is_encoded else task.default_template,)
+    templates = config.template or (DOCUMENT if backend.is_encoded else task.default_template,)
+    return [named(template, window) for window in config.window for template in templates]
 
 
 def _task_record(
@@ -255,18 +257,18 @@ def _task_record(
     """Return what `run.json` says about a task; templates that the folder has already are among the requested ones."""
     task = config.tasks[name]
     before = saved.tasks[name].templates if saved and name in saved.tasks else {}
-    lost = [template for template in before if template not in task.templates]
+    lost = [template for template in map(base_of, before) if template not in task.templates]
     if lost:
         raise UserError(
             f"the output folder has template '{lost[0]}' of task '{name}', which the task file no longer has; put it "
             "back, or give another folder with --output"
         )
     requested = _requested(config, task, backend)
-    templates = [template for template in dict.fromkeys([*before, *requested]) if template in task.templates]
+    templates = list(dict.fromkeys([*before, *requested]))
     chat, tokenizer, is_framed = config.chat_settings(date), backend.tokenizer, backend.is_encoded
     builders = {
         template: PromptBuilder(tokenizer, task.templates[template], chat, shots=loaded.shots, is_framed=is_framed)
-        for template in templates
+        for template in dict.fromkeys(map(base_of, templates))
     }
     for builder in builders.values():
         builder.check()
@@ -279,14 +281,8 @@ def _task_record(
         split=config.split or task.default_split,
         shots=config.describe_shots(loaded, task),
         templates={
-            template: TemplateRecord(
-                text=task.templates[template].text,
-                chat=task.templates[template].chat,
-                system=task.templates[template].system,
-                prompt_sha256=builder.sha256,
-                truncation=task.templates[template].truncation,
-            )
-            for template, builder in builders.items()
+            template: _template_record(task.templates[base_of(template)], builders[base_of(template)], template)
+            for template in templates
         },
         profile=config.profile or task.profile,
         scores_first_line=task.scores_first_line,
@@ -296,6 +292,18 @@ def _task_record(
         **selection(config),
         min_words=config.min_words,
         maxlen=list(config.maxlen),
+    )
+
+
+def _template_record(template: Template, builder: PromptBuilder, name: str) -> TemplateRecord:
+    window = window_of(name)
+    return TemplateRecord(
+        text=template.text,
+        chat=template.chat,
+        system=template.system,
+        prompt_sha256=builder.sha256,
+        truncation=template.truncation,
+        window=None if window == HEAD else window,
     )
 
 

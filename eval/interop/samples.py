@@ -16,6 +16,7 @@ from eval.metrics.answers import first_line
 from eval.records.read_run import answer_of
 from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleRecord, ExampleScore, Prediction, Result, RunRecord
+from eval.records.windows import shown_of
 from eval.scoring.examples import Setting, setting_of
 from eval.scoring.scored_run import ScoredRun
 
@@ -95,8 +96,8 @@ def answered_examples(run: ScoredRun) -> Iterator[tuple[Setting, list[AnsweredEx
         for number, example in enumerate(examples):
             if example.id in lines:
                 prediction = predictions[task, template, example.id, maxlen]
-                document = documents[task, example.document_id]
-                shown = "".join(document[start:stop] for start, stop in prediction.context_spans)
+                name, spans = shown_of(prediction, example.document_id)
+                shown = "".join(documents[task, name][start:stop] for start, stop in spans)
                 before, _, after = about.templates[template].text.partition("{context}")
                 query = example.query or ""
                 answers = [one.text for one in answer_of(prediction, run.record.think_end_token).answers]

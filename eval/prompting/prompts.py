@@ -12,16 +12,16 @@ import re
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from eval.errors import UserError
 from eval.prompting.chat import ChatSettings, ChatTemplate
 from eval.prompting.encoding import Offsets, TextEncoder
 from eval.prompting.shots import Shots
-from eval.prompting.truncation import HALVES, Passages, Ranges, kept_ranges, thinned_ranges
+from eval.prompting.truncation import HALVES, Frame, Passages, Ranges, Shown, kept_ranges, show, thinned_ranges
 from tasks import Example, Template
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class PromptParts:
         whole: The text of the prompt as one piece, whose halves are kept; prefix and suffix are chat markup then. None
             where the context alone is cut.
         num_around: Tokens of `whole` before and after the context.
+        window: What is shown of the context, from the room for it.
     """
 
     prefix: tuple[int, ...]
@@ -56,6 +57,7 @@ class PromptParts:
     passages: Passages | None = None
     whole: tuple[int, ...] | None = None
     num_around: tuple[int, int] = (0, 0)
+    window: Callable[[Frame], Shown] = show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,8 @@ class Prompt:
 
     Attributes:
         token_ids: The whole prompt.
-        context_ranges: Which of the context's tokens are in it.
-        num_context_dropped: Context tokens that were cut.
+        context_ranges: Which of the context's tokens are in it, in its order.
+        num_context_dropped: Tokens that were cut of what it would have shown of the context.
     """
 
     token_ids: tuple[int, ...]
@@ -443,21 +445,23 @@ def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, think
         )
     if parts.whole is not None:
         return _halves(parts, parts.whole, budget)
+    num_context = len(parts.context)
     if parts.passages is None:
-        ranges = kept_ranges(len(parts.context), budget, policy)
+        cut = partial(kept_ranges, num_context, policy=policy)
     elif (needed := parts.passages.num_tokens) <= budget:
-        ranges = thinned_ranges(len(parts.context), budget, parts.passages)
+        cut = partial(thinned_ranges, num_context, passages=parts.passages)
     else:
         raise UserError(
             f"maxlen {maxlen} is too small: what every length shows of the context needs {needed} tokens, and "
             f"{budget} are left beside {num_fixed} of instruction and template and the room for the answer; raise "
             f"--maxlen to {maxlen - budget + needed} or more"
         )
-    kept = tuple(token for start, stop in ranges for token in parts.context[start:stop])
+    shown = parts.window(Frame(num_tokens=num_context, budget=budget, cut=cut))
+    kept = tuple(token for start, stop in shown.ranges for token in parts.context[start:stop])
     return Prompt(
         token_ids=parts.prefix + kept + parts.suffix,
-        context_ranges=ranges,
-        num_context_dropped=len(parts.context) - len(kept),
+        context_ranges=shown.ranges,
+        num_context_dropped=shown.num_dropped,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Ranges = tuple[tuple[int, int], ...]
 # What templates ask for, whatever the policy of the run: passages of the context and an even share of what lies between
@@ -46,6 +47,28 @@ def kept_ranges(num_tokens: int, budget: int, policy: str) -> Ranges:
     assert budget >= 0
     ranges = ((0, num_tokens),) if num_tokens <= budget else POLICIES[policy](num_tokens, budget)
     return tuple((start, stop) for start, stop in ranges if start < stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A context and the room for it, in tokens; `cut` returns what is shown of it within a number of tokens."""
+
+    num_tokens: int
+    budget: int
+    cut: Callable[[int], Ranges]
+
+
+class Shown(NamedTuple):
+    """Tokens that a prompt shows, in its order, and how many of those that it would have shown did not fit."""
+
+    ranges: Ranges
+    num_dropped: int
+
+
+def show(frame: Frame) -> Shown:
+    """Return what is shown of a context where nothing else is asked for."""
+    ranges = frame.cut(frame.budget)
+    return Shown(ranges, frame.num_tokens - sum(stop - start for start, stop in ranges))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,8 +94,10 @@ def gather_inputs(
     known = {(one.task, one.id): one.document_id for one in examples}
     if bare := next((one for one in examples if not one.references), None):
         raise UserError(f"{path / 'examples.jsonl'}: example '{bare.id}' has no reference; restore the file")
-    for task, template, name, _ in lines:
-        if (task, name) not in known or (task, known[task, name]) not in texts:
+    for (task, template, name, _), line in lines.items():
+        shown = None if line.window is None else line.window.document_id
+        needed = {(task, known.get((task, name))), *([(task, shown)] if shown is not None else [])}
+        if not needed <= texts:
             raise UserError(
                 f"{path} lacks the document of {name}, as runs of earlier versions do; make the run again with "
                 "--overwrite"

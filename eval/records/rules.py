@@ -30,6 +30,10 @@ def _is_time(text: str) -> bool:
     return True
 
 
+def _is_template(name: str) -> bool:
+    return all(map(NAME.fullmatch, name.split("@", 1)))
+
+
 def _are_rows(rows: Any) -> bool:
     counts = [value for name, value in rows.items() if name.startswith("num_")]
     bad = rows.get("bad", [])
@@ -66,6 +70,10 @@ TIME = Rule("a date and time in ISO 8601", _is_time)
 NAMES = Rule(
     "names of at most 100 letters, digits, '.', '-' and '_', the first no '.'",
     lambda values: bool(values) and all(map(NAME.fullmatch, values)),
+)
+# A template may be shown through a window, whose name then follows.
+TEMPLATES = Rule(
+    f"{NAMES.what}; a window's may follow behind an '@'", lambda values: bool(values) and all(map(_is_template, values))
 )
 SPAN = Rule("pairs of a start and an end", lambda spans: all(map(_is_span, spans)))
 OUTCOMES = Rule(

@@ -33,6 +33,7 @@ from eval.records.rules import (
     SOURCE,
     SPAN,
     SPANS_IN_ORDER,
+    TEMPLATES,
     TIME,
     TRUNCATION,
 )
@@ -135,6 +136,9 @@ class TemplateRecord:
     system: str | None = entry("system message of the task itself", default=None, is_left_out=True)
     prompt_sha256: str = entry("digest of the rendered template, chat markup and shots included", default="")
     truncation: str | None = entry("what is kept, whatever the run keeps of others", default=None, is_left_out=True)
+    window: str | None = entry(
+        "what is shown in place of the beginning of the document", default=None, is_left_out=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +156,9 @@ class TaskRecord:
     shots: dict[str, Any] | None = entry(
         "solved examples that open each prompt: their split, seed and ids", default=None, is_left_out=True, rule=SHOTS
     )
-    templates: dict[str, TemplateRecord] = entry("prompts by name; may grow", rule=NAMES)
+    templates: dict[str, TemplateRecord] = entry(
+        "prompts by name, `TEMPLATE@WINDOW` under a window; may grow", rule=TEMPLATES
+    )
     profile: str | None = entry("metrics", default=None, is_left_out=True)
     scores_first_line: bool = entry("score the first line of an answer alone", default=False)
     max_new_tokens: int = entry("room for the answer, in tokens", rule=LENGTH)
@@ -310,6 +316,22 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowRecord:
+    """What a prompt shows of documents where that is not the beginning."""
+
+    spans: list[list[int]] = entry("character ranges of what is shown, in the order of the prompt", rule=SPAN)
+    document_id: str | None = entry("the document that is shown in place of the own", default=None, is_left_out=True)
+    evidence: list[list[int]] | None = entry(
+        "character ranges of the evidence that the window is about", default=None, is_left_out=True, rule=SPAN
+    )
+    source: Literal["gold", "oracle"] | None = entry(
+        "who names the evidence: the data set, or the oracle with the references in hand",
+        default=None,
+        is_left_out=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """A line of `predictions.jsonl` or of the journal. Costs that an engine cannot know are null."""
 
@@ -327,6 +349,9 @@ class Prediction:
     context_tokens_dropped: int = entry("tokens of the context that were cut", rule=COUNT)
     context_spans: list[list[int]] = entry(
         "character ranges of the document that the prompt shows", rule=SPANS_IN_ORDER
+    )
+    window: WindowRecord | None = entry(
+        "what is shown in place of the beginning of the document", default=None, is_left_out=True
     )
     num_generated_tokens: int = entry("tokens of thought and answer, end token included; of all samples", rule=COUNT)
     finish_reason: str = entry(
@@ -661,6 +686,19 @@ class Comparison(PairedResult):
     )
 
 
+ContrastName = Literal["not_in_window", "not_used", "position", "document"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(Comparison):
+    """An entry of `windows` in `scores.json`: what one window has over another, by the same examples."""
+
+    contrast: ContrastName = entry("what the two windows tell apart")
+    num_gold: int = entry("examples whose evidence the data set marks", rule=COUNT)
+    num_oracle: int = entry("examples whose evidence the oracle picked", rule=COUNT)
+    num_left_out: int = entry("examples without evidence, or whose evidence the window does not show whole", rule=COUNT)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
     """What the baselines of a task are made with."""
@@ -732,6 +770,9 @@ class Scores:
     yardsticks: dict[str, Baselines] = entry("what the baselines of each task are made with")
     results: list[Result] = entry("means with intervals")
     comparisons: list[Comparison] = entry("paired tests within the run")
+    windows: list[Contrast] | None = entry(
+        "paired tests of windows, where there are several", default=None, is_left_out=True
+    )
     scrolls_score: ScrollsScore | None = entry("null with fewer than two tasks of SCROLLS", default=None)
     letters: dict[str, LettersKept] = entry("what profiles leave of the references, by task", default={})
     accept_ascii_words: bool = entry("whether `--accept-ascii-words` was given", default=False)

@@ -15,6 +15,7 @@ from typing import Any
 
 from eval.records.read_run import RunInputs, describe_selection
 from eval.records.schema import Result, Scores
+from eval.records.windows import base_of, beside_head
 from eval.reporting.columns import Column, num_answers, percent, units_of
 from eval.reporting.tables import select
 from eval.scoring.letters import describe_letters
@@ -66,6 +67,11 @@ def checks_of(scores: Scores) -> dict[str, list[Check]]:
     for task, template in dict.fromkeys((one.task, one.template) for one in models):
         of_template = sorted(select(models, task=task, template=template), key=lambda one: one.maxlen)
         checks = found.setdefault(task, [])
+        if template in beside_head(one.template for one in select(models, task=task)):
+            # The rest is as with the own window.
+            known = {check.show for check in checks if check.template == base_of(template)}
+            checks += [check for check in _on_answers(of_template) if check.show not in known]
+            continue
         checks += _on_answers(of_template)
         checks += _on_lengths(of_template, scores.yardsticks[task].word_budget)
         checks += _on_documents(of_template)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from eval.records.schema import Compared, Comparison, Estimate, Result, RunRecord, Scores
+from eval.records.windows import beside_head
 from eval.reporting.columns import (
     leaves_open,
     outcome,
@@ -46,11 +47,14 @@ def meanings(record: RunRecord, scores: Scores, *, has_lengths: bool = True) -> 
     """
     results = select(scores.results, subset="all")
     settings = dict.fromkeys((result.task, result.template) for result in results)
+    tasks = {task for task, _ in settings}
     for task, about in record.tasks.items():
         comparisons = select(scores.comparisons, task=task, subset="all")
         templates = [template for template in about.templates if (task, template) in settings]
+        # `eval.reporting.windows` says what other windows mean.
+        templates = [template for template in templates if template not in beside_head(templates)]
         for template in templates:
-            where = [task] * (len(settings) > 1) + [f"template {template}"] * (len(templates) > 1)
+            where = [task] * (len(tasks) > 1 or len(templates) > 1) + [f"template {template}"] * (len(templates) > 1)
             prefix = f"{', '.join(where)}: " if where else ""
             of_template = select(results, task=task, template=template)
             if has_lengths:
@@ -62,7 +66,7 @@ def meanings(record: RunRecord, scores: Scores, *, has_lengths: bool = True) -> 
             if others:
                 one = max(others, key=lambda one: one.second.maxlen)
                 subject = f"template {template} at {one.second.maxlen:,} tokens"
-                yield f"{task}: " * (len(settings) > len(templates)) + judged(one, subject, one.first.template)
+                yield f"{task}: " * (len(tasks) > 1) + judged(one, subject, one.first.template)
     for row in scores.scrolls_score.scores if scores.scrolls_score else []:
         template = f", template {row.template}" if row.template else ""
         yield f"SCROLLS score at {row.maxlen:,} tokens{template}: {percent(row)}."

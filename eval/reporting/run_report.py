@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from eval.records.engines import describe_clock, engine_facts, name_engine
 from eval.records.read_run import RunInputs
 from eval.records.run_folder import RunFolder, own_plots
 from eval.records.schema import ENCODED_LENGTHS, ENCODER_DECODER, ExampleScore, Result, RunRecord, Scores, TaskRecord
+from eval.records.windows import beside_head
 from eval.reporting.charts import Chart, cost_charts, length_chart, save_charts, titled
 from eval.reporting.checks import Check, checks_of, checks_of_run
 from eval.reporting.columns import (
@@ -64,6 +65,7 @@ from eval.reporting.tables import (
     select,
 )
 from eval.reporting.terminal import fill, width
+from eval.reporting.windows import WINDOWS_REMARK, window_meanings, windows_table
 from eval.scoring.board import command_for_readers
 from eval.scoring.examples import SCORING_VERSION
 from eval.scoring.parity import describe_parity
@@ -198,6 +200,8 @@ def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:
         remark = describe_clock(record.identity.engine, record.sessions[-1])
         yield Block(f"Cost: {where}", remark, cost_table(everything))
         yield from itertools.starmap(Block, further_tables(scores, task, template))
+    if contrasts := windows_table(scores, task):
+        yield Block(f"Windows: {task}", WINDOWS_REMARK, contrasts)
     for subset, where in (("all", ""), ("always_truncated", " where every length cuts")):
         if table := select(scores.comparisons, task=task, subset=subset):
             rows = comparison_table(table, "first to second", name_settings)
@@ -231,8 +235,9 @@ def render_report(record: RunRecord, scores: Scores, notes: Sequence[str]) -> st
         parts += ["", f"## {task}", "", markdown(describe_task(record, scores, task))] if blocks else []
         if blocks and (checks := checks_of(scores).get(task)):
             parts += ["", "Check before you trust this:", "", *(f"- {markdown(check.text)}" for check in checks)]
+        windows = beside_head(about.templates)
         for template in about.templates if blocks else []:
-            if select(scores.results, task=task, template=template):
+            if template not in windows and select(scores.results, task=task, template=template):
                 title = markdown(f"Scores and cost over length: {task}, template {template}")
                 parts += ["", f"![{title}](plots/{quote(f'{task}-{template}-finding.svg')})"]
         for block in blocks:
@@ -277,12 +282,13 @@ def write_page(
     }
     sections: list[Section] = []
     findings: dict[tuple[str, str], Chart] = {}
-    for index, at in enumerate(charts):
+    asked = [at for at in charts if at[1] not in beside_head(record.tasks[at[0]].templates)]
+    for index, at in enumerate(asked):
         notes = [] if index else checks_of_run(inputs)
-        found, switch = _finding(inputs, scores, *at, _name_of(*at, charts), notes)
+        found, switch = _finding(inputs, scores, *at, _name_of(*at, asked), notes)
         sections += [found, switch]
         findings[at] = next(iter(switch.charts.values()))
-    if others := list(meanings(record, scores, has_lengths=False)):
+    if others := [*meanings(record, scores, has_lengths=False), *window_meanings(record, scores)]:
         sections.append(Prose(text="\n\n".join(others)))
     drawn: list[Section] = []
     for at, of_template in charts.items():
@@ -309,12 +315,12 @@ def write_page(
     saved = {
         f"{'-'.join(at)}-{name}": titled(chart)
         for at, drawn in charts.items()
-        for name, chart in {"finding": findings[at], **drawn}.items()
+        for name, chart in {**({"finding": findings[at]} if at in findings else {}), **drawn}.items()
     }
     return save_charts(folder.path / "plots", saved, own_plots(record))
 
 
-def _name_of(task: str, template: str, charts: Mapping[tuple[str, str], Any]) -> str:
+def _name_of(task: str, template: str, charts: Collection[tuple[str, str]]) -> str:
     """Return what sets a task and template apart on the page; empty where it has one alone."""
     if len(charts) == 1:
         return ""

@@ -30,6 +30,7 @@ from eval.scoring.parity import check_scores
 from eval.scoring.profiles import PROFILES
 from eval.scoring.scored_run import predictions_digest
 from eval.scoring.scrolls import scrolls_score
+from eval.scoring.windows import compare_windows
 
 
 def score_run(
@@ -101,6 +102,7 @@ def score_run(
         yardsticks=scored.baselines,
         results=results,
         comparisons=compare_settings(scored.scored, margin),
+        windows=compare_windows(scored.scored, margin) or None,
         scrolls_score=scrolls_score(results, Counter(example.task for example in inputs.examples)),
         letters=letters,
         accept_ascii_words=accepts,

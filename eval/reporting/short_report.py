@@ -25,6 +25,7 @@ from eval.reporting.finding import meanings
 from eval.reporting.further_tables import further_tables
 from eval.reporting.tables import Rows, as_columns, describe_intervals, select, table_of
 from eval.reporting.terminal import fill, width
+from eval.reporting.windows import WINDOWS_REMARK, window_meanings, windows_table
 from eval.scoring.baselines import ORACLES
 from eval.scoring.profiles import describe_profiles, headline
 
@@ -48,10 +49,18 @@ def render_short(inputs: RunInputs, scores: Scores) -> str:
     table = as_columns(rows, width(), num_names=rows[0].index(N.heading))
     if MARK in table:
         caption += f"; {SHORT_LEGEND}"
-    parts = [fill(caption), table, *_further(inputs.record, scores)]
+    parts = [fill(caption), table, *_further(inputs.record, scores), *_windows(inputs.record, scores)]
     if found := list(all_checks(inputs, scores)):
         parts.append("\n".join(["Check before you trust this:", *(fill(f"- {line}") for line in found)]))
-    return "\n\n".join([*parts, "\n".join(map(fill, meanings(inputs.record, scores)))])
+    sentences = [*meanings(inputs.record, scores), *window_meanings(inputs.record, scores)]
+    return "\n\n".join([*parts, "\n".join(map(fill, sentences))])
+
+
+def _windows(record: RunRecord, scores: Scores) -> Iterator[str]:
+    """Yield the table of contrasts of each task with windows."""
+    for task in record.tasks:
+        if rows := windows_table(scores, task, is_short=True):
+            yield "\n".join([fill(f"Windows of {task}. {WINDOWS_REMARK}"), "", as_columns(rows, width())])
 
 
 def _further(record: RunRecord, scores: Scores) -> Iterator[str]:

@@ -57,8 +57,9 @@ class BaselinesOfDocument:
         self._common = common
         self._document = None if objective is None else prepare_document(text, objective)
         self._foreign = None
-        if objective is not None and foreign is not None:
-            predictions = list(predictions)
+        # Other windows show what lies anywhere.
+        predictions = [one for one in predictions if one.window is None]
+        if objective is not None and foreign is not None and predictions:
             self._smallest = min(one.maxlen for one in predictions)
             shown = (one.context_spans for one in predictions if one.maxlen == self._smallest)
             own = merge_spans(chain.from_iterable(shown))
@@ -83,7 +84,7 @@ class BaselinesOfDocument:
         if document.objective.is_of_summaries:
             for maxlen, oracle in visible_oracles(document, merged, example.references, budgets).items():
                 rows[maxlen].append(_text_of(oracle, "matched_oracle"))
-        if self._foreign is not None:
+        if self._foreign is not None and predictions[0].window is None:
             alike = dict.fromkeys(merged, self._budget if document.objective.is_of_summaries else None)
             found = visible_oracles(self._foreign, merged, example.references, alike)
             for maxlen, of_length in rows.items():

@@ -20,6 +20,7 @@ from eval.records.engines import LOCAL, clock_of, clocks_apart, describe_engine,
 from eval.records.journal import fingerprint
 from eval.records.schema import Board, BoardRow, RankedRun, Result, Session, TaskRecord, Unit, UsedMetric
 from eval.records.typed import to_json
+from eval.records.windows import HEAD, window_of
 from eval.scoring.bootstrap import ROUNDING
 from eval.scoring.claims import within_margin_of_best
 from eval.scoring.examples import Setting, setting_of, values_of
@@ -95,11 +96,15 @@ def read_candidate(path: Path, name: str) -> Candidate:
 
     Raises:
         UserError: The folder holds no run, or a file of it cannot be read.
-        UserError: It is no run of `eval/run.py`, has no scores that count, or has not ended.
+        UserError: It is no run of `eval/run.py`, has no scores that count, has not ended, or has no window `head`.
     """
     run = read_scored(path)
     if run.num_absent:
         raise UserError(f"unfinished: {run.num_absent} of its predictions are not there yet")
+    # Other windows show evidence that nobody has who knows no reference.
+    lines = {setting: of_setting for setting, of_setting in run.lines.items() if window_of(setting[1]) == HEAD}
+    if not lines:
+        raise UserError(f"all of its answers are through other windows than {HEAD}, which rank no system")
     examples: dict[str, dict[str, Example]] = defaultdict(dict)
     for (task, example), digest in sorted(run.content.items()):
         record = run.examples[task, example]
@@ -116,10 +121,10 @@ def read_candidate(path: Path, name: str) -> Candidate:
             task: [run.examples[task, example].unit for example in of_task] for task, of_task in examples.items()
         },
         values={
-            setting: values_of((lines[example] for example in examples[setting[0]]), columns[setting[0]])
-            for setting, lines in run.lines.items()
+            setting: values_of((of_setting[example] for example in examples[setting[0]]), columns[setting[0]])
+            for setting, of_setting in lines.items()
         },
-        rows={setting: _row(run, about, setting) for setting in run.lines},
+        rows={setting: _row(run, about, setting) for setting in lines},
         further=run.scores.further or {},
     )
 

@@ -17,6 +17,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from eval.records.schema import Compared, Comparison, ExampleScore, PairedResult, Subset, UsedMetric, ValueRecord
+from eval.records.windows import window_of
 from eval.scoring.claims import MARGIN, compare_table, count_outcomes
 from eval.scoring.examples import Scored, Setting, count_clusters, subsets_of, values_of
 from eval.scoring.exchanges import Pair
@@ -30,7 +31,8 @@ def compare_settings(scored: Sequence[Scored], margin: float = MARGIN) -> list[C
 
     Each length is compared with the one before, the greatest with the smallest, and each template with the first at
     every length; the examples are those that both have and for which they give other prompts. The comparisons of a
-    task and subset make one table, at whose level all of its claims hold.
+    task, subset and window make one table, at whose level all of its claims hold: windows change no other table, and
+    `eval.scoring.windows` compares them with each other.
     """
     return [row for table in _tables(scored, None) for row in compare_lines(table, margin)]
 
@@ -38,7 +40,7 @@ def compare_settings(scored: Sequence[Scored], margin: float = MARGIN) -> list[C
 def compare_further(
     scored: Sequence[Scored], metrics: Mapping[str, UsedMetric], margin: float = MARGIN
 ) -> list[Comparison]:
-    """Return the same by further metrics; all values of a metric, of a task and subset, make one table."""
+    """Return the same by further metrics; all values of a metric, of a task, subset and window, make one table."""
     return [
         row
         for name, one in metrics.items()
@@ -48,16 +50,17 @@ def compare_further(
 
 
 def _tables(scored: Sequence[Scored], values: Mapping[str, ValueRecord] | None) -> Iterator[list[Compare]]:
-    """Yield a table for each task and subset: of these values, or of the headline."""
+    """Yield a table for each task, subset and window: of these values, or of the headline."""
     profiles = {one.line.task: one.profile for one in scored}
     for subset, members in subsets_of([one for one in scored if one.is_model]):
         by_setting: dict[Setting, dict[str, ExampleScore]] = defaultdict(dict)
         for one in members:
             by_setting[one.setting][one.line.id] = one.line
-        for task in dict.fromkeys(task for task, _, _ in by_setting):
+        for task, window in dict.fromkeys((task, window_of(template)) for task, template, _ in by_setting):
+            settings = [one for one in by_setting if one[0] == task and window_of(one[1]) == window]
             pairs = [
                 (by_setting[first], by_setting[second])
-                for first, second in _pairs([setting for setting in by_setting if setting[0] == task])
+                for first, second in _pairs(settings)
                 if by_setting[first].keys() & by_setting[second].keys()
             ]
             profile = profiles[task]

@@ -15,6 +15,7 @@ from dataclasses import replace
 from eval.metrics.diagnostics import repeated_share
 from eval.metrics.unicode_text import counted_words
 from eval.records.schema import DocumentRecord, ExampleRecord, RunRecord
+from eval.records.windows import shown_of
 from eval.scoring.examples import Scored
 from eval.scoring.profiles import PROFILES
 
@@ -43,10 +44,11 @@ def with_flaws(
 
     def with_its_flaws(one: Scored) -> Scored:
         line, prediction = one.line, one.prediction
-        document = texts[line.task, line.document_id]
+        name, spans = shown_of(prediction, line.document_id)
+        document = texts[line.task, name]
         template = prompts[line.task][line.template]
         shown = [template.system or "", template.text, queries[line.task, line.id]]
-        shown += [document[start:end] for start, end in prediction.context_spans]
+        shown += [document[start:end] for start, end in spans]
         prompt = _plain(" ".join(shown))
         profile = PROFILES[one.profile]
         reads_latin = not profile.is_for_all_scripts and not profile.is_of_needles

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from eval.metrics.base import EXTRACTS, Item, Metric
 from eval.records.schema import DocumentRecord, ExampleRecord, ExampleScore, UsedMetric
+from eval.records.windows import shown_of
 from eval.scoring.baselines import ORACLES, merge_spans
 from eval.scoring.examples import Scored
 from eval.scoring.floors import FLOORS
@@ -142,10 +143,10 @@ class _Texts:
             prediction, shorter = one.prediction, self._shorter.get(index)
             shared = {
                 "references": tuple(one.references),
-                "window": self._window(example, prediction.context_spans),
+                "window": self._window(example.task, *shown_of(prediction, example.document_id)),
                 "document": self._documents[example.task, example.document_id],
                 "query": example.query,
-                "shorter_window": None if shorter is None else self._window(example, shorter),
+                "shorter_window": None if shorter is None else self._window(example.task, *shorter),
             }
             for text, answer in zip(one.texts, prediction.answers if one.is_model else [None], strict=True):
                 of_answer = (
@@ -158,13 +159,13 @@ class _Texts:
                 )
                 yield index, Item.read(reads, prediction=text, **shared, **of_answer)
 
-    def _window(self, example: ExampleRecord, spans: Iterable[Sequence[int]]) -> str:
+    def _window(self, task: str, document_id: str, spans: Iterable[Sequence[int]]) -> str:
         merged = tuple(merge_spans(spans))
-        key = example.task, example.document_id, merged
+        key = task, document_id, merged
         if key not in self._windows:
             if len(self._windows) >= _MAX_WINDOWS:
                 self._windows.clear()
-            text = self._documents[example.task, example.document_id]
+            text = self._documents[task, document_id]
             self._windows[key] = "\n".join(text[start:end] for start, end in merged)
         return self._windows[key]
 
@@ -173,13 +174,13 @@ class _Texts:
 _MAX_WINDOWS = 256
 
 
-def _next_shorter(scored: Sequence[Scored]) -> dict[int, list[list[int]]]:
-    """Return what the next shorter length of the same example and template showed, by index."""
-    shown: dict[tuple[str, str, str], dict[int, list[list[int]]]] = defaultdict(dict)
+def _next_shorter(scored: Sequence[Scored]) -> dict[int, tuple[str, Sequence[Sequence[int]]]]:
+    """Return document and spans of what the next shorter length of the same example and template showed, by index."""
+    shown: dict[tuple[str, str, str], dict[int, tuple[str, Sequence[Sequence[int]]]]] = defaultdict(dict)
     for one in scored:
         if one.is_model:
             line = one.line
-            shown[line.task, line.template, line.id][line.maxlen] = one.prediction.context_spans
+            shown[line.task, line.template, line.id][line.maxlen] = shown_of(one.prediction, line.document_id)
     found = {}
     for index, one in enumerate(scored):
         of_example = shown[one.line.task, one.line.template, one.line.id]

@@ -193,6 +193,7 @@ def unit(rows: int = 4, cost: float = 1.0, num_bytes: int = 10, task: str = "t",
         policy="head",
         settings=GenerationSettings(max_new_tokens=1),
         pins={},
+        profile="hf",
     )
     return DocumentPrompts(
         source=source,
