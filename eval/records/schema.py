@@ -472,6 +472,15 @@ class MetricRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceLoss:
+    """The likelihood of a reference after a prompt."""
+
+    negative_log_likelihood: float = entry("of its tokens, in nats", rule=COUNT)
+    num_tokens: int = entry("tokens that are scored, as many as an answer has room for", rule=COUNT)
+    num_tokens_dropped: int = entry("tokens beyond that room", rule=COUNT)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MetricLine:
     """A further line of `metrics/NAME@VERSION.jsonl`: the values of one text."""
 
@@ -482,6 +491,9 @@ class MetricLine:
     maxlen: int = entry("its length in tokens", rule=LENGTH)
     system: str = entry("the model, or the name of a baseline")
     values: dict[str, float | None] = entry("values by name; null where one is not defined")
+    references: list[ReferenceLoss] | None = entry(
+        "of a likelihood, what it is of each reference", default=None, is_left_out=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
