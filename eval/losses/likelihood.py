@@ -28,18 +28,16 @@ from eval.generation.local import LocalBackend
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.generation.requests import PromptSource, Request, Requests
 from eval.losses.windows import losses_of
-from eval.metrics.base import REQUEST, Item
 from eval.records.schema import MetricLine, MetricRecord, ReferenceLoss, ValueRecord
 from eval.runtime.memory import is_out_of_memory
+from eval.scoring.ladder import LIKELIHOOD, LIKELIHOOD_READS, NLL, likelihood_item
 from masformer import fixed_frequencies
 from masformer.attention.prefill import fork
 from masformer.errors import NumbersError
 from masformer.loss import check_head
 
-NAME, VALUE = "likelihood", "nll"
 # Raised by hand whenever a change of the code changes what is measured.
 _VERSION = 1
-_READS = ("references", REQUEST)
 
 
 def check_backend(backend: Backend) -> LocalBackend:
@@ -65,13 +63,13 @@ def likelihood_record(tokenizer: Any) -> MetricRecord:
     """Return the first line of `metrics/likelihood@1.jsonl`: tokens of another vocabulary are others."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode(errors="surrogatepass")
     return MetricRecord(
-        name=NAME,
+        name=LIKELIHOOD,
         version=_VERSION,
         provenance={"vocabulary_sha256": hashlib.sha256(vocabulary).hexdigest()},
         needs=["references"],
-        reads=sorted(_READS),
+        reads=sorted(LIKELIHOOD_READS),
         values={
-            VALUE: ValueRecord(
+            NLL: ValueRecord(
                 label="NLL",
                 title="Negative log likelihood of the reference (nats a token)",
                 low=0.0,
@@ -81,11 +79,6 @@ def likelihood_record(tokenizer: Any) -> MetricRecord:
             )
         },
     )
-
-
-def item_of(request: Request) -> Item:
-    """Return what is measured for a request."""
-    return Item.read(_READS, prediction="", references=request.example.references, request=request.fingerprint)
 
 
 def measure_likelihood(requests: Requests, backend: LocalBackend, seen: Collection[str]) -> Iterator[MetricLine]:
@@ -103,7 +96,10 @@ def measure_likelihood(requests: Requests, backend: LocalBackend, seen: Collecti
     """
     model: PreTrainedModel | None = None
     for source in requests.sources:
-        asked = [(request, item_of(request).fingerprint) for request in source.requests()]
+        asked = [
+            (request, likelihood_item(request.example.references, request.fingerprint).fingerprint)
+            for request in source.requests()
+        ]
         if all(fingerprint in seen for _, fingerprint in asked):
             continue
         if model is None:
@@ -166,7 +162,7 @@ class _OneTree:
             id=example_id,
             maxlen=maxlen,
             system=self.system,
-            values={VALUE: statistics.fmean(one.negative_log_likelihood / one.num_tokens for one in losses)},
+            values={NLL: statistics.fmean(one.negative_log_likelihood / one.num_tokens for one in losses)},
             references=losses,
         )
 

@@ -35,6 +35,7 @@ from tests.helpers.tiny_models import LAYERS, save_tiny_checkpoint
 pytestmark = pytest.mark.usefixtures("no_plots")
 
 FILE = "metrics/likelihood@1.jsonl"
+THINKING = ThinkingSettings(start="", end="</think>", forced=(), max_tokens=9)
 ANSWERS = ["River 1 rose.", "The river rose by a metre, and then fell.", "It rose."]
 
 
