@@ -41,10 +41,11 @@ def main(argv: Sequence[str]) -> None:
     else:
         with run.lock(process):
             requests, shared = run.start(requests, backend, argv)  # without what earlier sessions answered
-            if requests.num_missing:
-                for prediction in backend.answer(requests, shared):
-                    run.append(prediction, process)
-            run.finish(requests, process)  # merges the journals, scores, reports
+            if config.generate:
+                if requests.num_missing:
+                    for prediction in backend.answer(requests, shared):
+                        run.append(prediction, process)
+                run.finish(requests, process)  # merges the journals, scores, reports
     process.finish()
 
 

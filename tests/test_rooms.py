@@ -23,7 +23,10 @@ BELOW = {
     "generation": {"reporting", "scoring", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "engines": {"losses", "generation", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "judging": {"engines", "scoring", "metrics", "runtime", "records", "errors", "tasks"},
-    "losses": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
+    "losses": {
+        *("generation", "reporting", "scoring", "metrics", "config"),
+        *("runtime", "prompting", "records", "errors", "masformer", "tasks"),
+    },
     "training": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "studies": {"reporting", "scoring", "metrics", "config", "runtime", "records", "errors", "tasks"},
     "interop": {

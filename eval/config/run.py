@@ -6,7 +6,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from eval.config.chat import ChatOptions
 from eval.config.checks import Value, ascending, distinct_names, natural, path, positive, positive_number, switch
@@ -142,6 +142,12 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
     shard: tuple[int, int] | None = Group.MACHINE.option(
         None, "do part I of N, as a job of its own; eval/merge.py joins the parts", _shard, metavar="I/N"
     )
+    generate: bool = Group.OUTPUT.option(
+        True,
+        "answer; --no-generate writes a folder without answers, in which python -m eval.ladder measures the likelihood "
+        "of references, and the same command without it answers",
+        switch,
+    )
     dry_run: bool = Group.MACHINE.option(
         False,
         "print examples, tokens, dropped tokens, predicted time and memory; load no weights, write nothing",
@@ -211,6 +217,25 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
                 f"--window shows the beginning of documents but for the evidence, and --truncation {self.truncation} "
                 "keeps another part; leave one of them out"
             )
+
+    @classmethod
+    def recorded(cls, settings: Mapping[str, Any], folder: Path, threads: int | None) -> Self:
+        """Return the settings of the last session of a run folder.
+
+        Args:
+            settings: `config` of its record.
+            folder: Where it is now.
+            threads: Torch threads that it asks for.
+
+        Raises:
+            UserError: A setting cannot be; it was changed, or is of another version.
+        """
+        left_out = ("output", "threads", "shard", "overwrite", "generate", "report_to")
+        try:
+            values = cls._check_settings({name: one for name, one in settings.items() if name not in left_out})
+            return cls(**values, output=folder, threads=threads)
+        except UserError as error:
+            raise UserError(f"{folder / 'run.json'}, config: {error}") from None
 
     def _check_thinking(self) -> None:
         flag = f"--thinking {self.thinking}" if self.thinking == "on" else "--max-thinking-tokens"
@@ -287,6 +312,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         unset += ["thinking"] if self.thinking == "auto" else []
         alone = ["num_samples"] if self.num_samples == 1 else []
         alone += ["draft_tokens"] if self.draft_tokens == DRAFT_TOKENS else []
+        alone += ["generate"] if self.generate else []
         return (*engine, *self.unset_chat_options, *self.unset_claim_options, *unset, *alone)
 
     def check_letters(self, data: Mapping[str, LoadedExamples]) -> list[str]:

@@ -94,14 +94,17 @@ class RunJob(Job[RunRecord, Prediction]):
             if self.is_replaced:
                 self.folder.clear()
             examples, damaged = self.merged_examples(self.data)
+            num_to_generate = requests.num_missing if self.config.generate else 0
             if requests.num_missing:
                 self.change(world_size=process.count)
                 remarks = {"quantization": backend.quantization, "engine": backend.server}
-                self.add_session(process, argv, num_to_generate=requests.num_missing, **remarks)
+                self.add_session(process, argv, num_to_generate=num_to_generate, **remarks)
+            if not self.config.generate:
+                self.end()
             self.write(examples)
             if documents := merge_documents(self.folder.read_documents(), self.data):
                 self.folder.write_documents(documents)
-            if requests.num_missing:
+            if num_to_generate:
                 make_folder(self.folder.path, f"journal/{shared.name}")
             self.introduce(requests, backend, [existing.describe(), damaged])
         process.wait()

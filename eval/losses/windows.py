@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from eval.losses.readings import Reading, Tally
 from eval.records.schema import DocumentLoss, PerplexityIdentity
@@ -60,13 +61,18 @@ def _measure(reading: Reading, model: PreTrainedModel, record: PerplexityIdentit
 
 
 @torch.no_grad()
-def losses_of(model: PreTrainedModel, token_ids: Sequence[int], scored: int = 1) -> tuple[torch.Tensor, int]:
+def losses_of(
+    model: PreTrainedModel, token_ids: Sequence[int], scored: int = 1, cache: Cache | None = None
+) -> tuple[torch.Tensor, int]:
     """Return (T - scored,) negative log likelihoods in nats of the tokens from there on, and the bytes of the cache.
 
     The tokens go through the model in chunks on top of a cache, so that memory does not grow with logits or masks.
+
+    Args:
+        cache: Of what stands before the tokens, which are added to it.
     """
     ids = torch.tensor([token_ids], device=model.device)
-    cache = new_cache(model, len(token_ids))
+    cache = new_cache(model, len(token_ids)) if cache is None else cache
     parts = [torch.zeros(0)]
     with fixed_frequencies(model, len(token_ids)):
         for first in range(0, len(token_ids) - 1, CHUNK_TOKENS):

@@ -28,8 +28,10 @@ from eval.errors import UserError
 NEEDS = ("references", "window", "document", "query")
 # In the place of answers, sentences that are cut out of documents: lead and oracle, which stand beside the model.
 EXTRACTS = "extracts"
+# What was asked, and not the answer: a value of the model and its prompt, which is there before any answer is.
+REQUEST = "request"
 # What it may read besides, where an item has it.
-READS = (*NEEDS, "shorter_window", "finish_reason", "num_tokens", EXTRACTS)
+READS = (*NEEDS, "shorter_window", "finish_reason", "num_tokens", EXTRACTS, REQUEST)
 # What a value may be beyond its range.
 _ROUNDING = 1e-6
 
@@ -74,6 +76,7 @@ class Item:
         shorter_window: Window of the next shorter length of the same example.
         finish_reason: `stop`, or `length` where the room was used up.
         num_tokens: Tokens of the answer, end token included.
+        request: Fingerprint of what was asked. Where a metric reads it, the prediction is left empty.
     """
 
     fingerprint: str
@@ -85,6 +88,7 @@ class Item:
     shorter_window: str | None = None
     finish_reason: str | None = None
     num_tokens: int | None = None
+    request: str | None = None
 
     @classmethod
     def of(cls, metric: Metric | type[Metric], *, prediction: str, **texts: Any) -> Item:
@@ -101,6 +105,7 @@ class Item:
     def read(cls, reads: Collection[str], *, prediction: str, **texts: Any) -> Item:
         """Return an item with what these names of `READS` let one see of it; see `of`."""
         kept = {name: value for name, value in texts.items() if name in reads and value not in (None, ())}
+        prediction = "" if REQUEST in reads else prediction
         parts = [[name, _digest_of_value(value)] for name, value in sorted(kept.items())]
         return cls(fingerprint=_digest(json.dumps([_digest(prediction), parts])), prediction=prediction, **kept)
 

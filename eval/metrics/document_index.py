@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -178,6 +179,22 @@ class DocumentIndex:
         for first, last in window:
             shown |= (starts >= first) & (ends <= last) & (ends > starts)
         return shown
+
+    def sentences_within(self, spans: Iterable[Sequence[int]]) -> Bools:
+        """Return (S,) bools: which sentences with words lie wholly within one of some spans of characters."""
+        edges = np.array(self._sentences, dtype=np.int64).reshape(-1, 2)
+        found = np.zeros(len(edges), dtype=np.bool_)
+        for start, end in spans:
+            found |= (edges[:, 0] >= start) & (edges[:, 1] <= end)
+        return found & (np.diff(self._firsts) > 0)
+
+    def sentences_touching(self, spans: Iterable[Sequence[int]]) -> Bools:
+        """Return (S,) bools: which sentences with words have a character of some spans."""
+        edges = np.array(self._sentences, dtype=np.int64).reshape(-1, 2)
+        found = np.zeros(len(edges), dtype=np.bool_)
+        for start, end in spans:
+            found |= (edges[:, 0] < end) & (edges[:, 1] > start)
+        return found & (np.diff(self._firsts) > 0)
 
     def positions(self) -> Floats:
         """Return (S,) places of the sentences' middles, as shares of the document's words."""

@@ -497,6 +497,15 @@ class MetricRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceLoss:
+    """The likelihood of a reference after a prompt."""
+
+    negative_log_likelihood: float = entry("of its tokens, in nats", rule=COUNT)
+    num_tokens: int = entry("tokens that are scored, as many as an answer has room for", rule=COUNT)
+    num_tokens_dropped: int = entry("tokens beyond that room", rule=COUNT)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MetricLine:
     """A further line of `metrics/NAME@VERSION.jsonl`: the values of one text."""
 
@@ -507,6 +516,9 @@ class MetricLine:
     maxlen: int = entry("its length in tokens", rule=LENGTH)
     system: str = entry("the model, or the name of a baseline")
     values: dict[str, float | None] = entry("values by name; null where one is not defined")
+    references: list[ReferenceLoss] | None = entry(
+        "of a likelihood, what it is of each reference", default=None, is_left_out=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -652,6 +664,58 @@ class PairedResult:
     p_corrected: float | None = entry(
         "p value corrected for the comparisons of the table (max-T)", rule=SHARE, former="p_holm"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderLine:
+    """An entry of `lines` in `ladder.json`: one example at a length, beside its smallest one.
+
+    Each rung is a pair of values, at the smallest length and at this one; null where it is not known.
+    """
+
+    task: str = entry("name of the task")
+    template: str = entry("name of the prompt")
+    id: str = entry("name of the example within its task")
+    document_id: str = entry("name of the document within its task")
+    cluster_id: str | None = entry("what the document is part of", default=None, is_left_out=True)
+    smallest: int = entry("the smallest length in tokens", rule=LENGTH)
+    maxlen: int = entry("this length in tokens", rule=LENGTH)
+    of: Literal["oracle", "evidence"] = entry("what key sentences are of, and what is shown")
+    shown: list[float] | None = entry("score of the oracle's floor and of the oracle; or share of the evidence")
+    used: list[float] | None = entry("negative log likelihood of the reference, in nats a token")
+    said: list[float] | None = entry("share of the newly shown key sentences that the answer says")
+    credited: list[float] | None = entry("score of the answer")
+
+    @property
+    def unit(self) -> Unit:
+        """Return what is drawn and exchanged as one."""
+        return unit_of(self.document_id, self.cluster_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderRung(PairedResult):
+    """An entry of `rungs` in `ladder.json`: what the examples of a length gain over the smallest one."""
+
+    task: str = entry("name of the task")
+    template: str = entry("name of the prompt")
+    smallest: int = entry("the smallest length in tokens", rule=LENGTH)
+    maxlen: int = entry("the length in tokens", rule=LENGTH)
+    rung: Literal["shown", "used", "said", "credited"] = entry("what is gained")
+    of: str = entry("what it is measured by: `oracle` or `evidence`, `nll`, `sentences`, or a metric")
+    before: float = entry("mean at the smallest length, or of the oracle's floor")
+    after: float = entry("mean at this length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderRecord:
+    """`ladder.json`: what longer windows show, what the likelihood uses, what answers say, what the metric credits."""
+
+    ladder_version: int = entry("raised when its values change")
+    model: str = entry("name of the model")
+    plan: str = entry("attention spans of the run")
+    rungs: list[LadderRung] = entry("gains over the smallest length, with intervals over documents")
+    words: dict[str, str] = entry("where the extra tokens are lost, by task and template")
+    lines: list[LadderLine] = entry("what the gains are made of")
 
 
 @dataclass(frozen=True, kw_only=True)

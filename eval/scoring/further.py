@@ -155,6 +155,7 @@ class _Texts:
                     else {
                         "finish_reason": answer.finish_reason,
                         "num_tokens": answer.num_generated_tokens,
+                        "request": prediction.fingerprint,
                     }
                 )
                 yield index, Item.read(reads, prediction=text, **shared, **of_answer)

@@ -15,8 +15,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,35 @@ def wrong_values(known: Mapping[str, ValueRecord], values: Mapping[str, float | 
     return None
 
 
+@contextmanager
+def open_metric_file(
+    folder: Path, record: MetricRecord, *, again: bool = False
+) -> Iterator[tuple[RawIOBase, set[str]]]:
+    """Return the file of a metric, open for appending, and the fingerprints of what is in it.
+
+    Args:
+        folder: The run folder, which is locked.
+        record: What the metric says of itself.
+        again: Begin the file anew.
+
+    Raises:
+        UserError: The file was made with other weights, packages or prompts, or was changed.
+    """
+    path = file_of(folder, record)
+    make_folder(folder, METRICS)
+    if again:
+        path.unlink(missing_ok=True)
+    with open_journal(path.parent, path.name) as journal:
+        if path.stat().st_size:
+            known = read_metric_file(path)
+            check_provenance(known, record)
+            seen = set(known.lines)
+        else:
+            append_lines(journal, [record])
+            seen = set()
+        yield journal, seen
+
+
 def score_missing(folder: Path, metric: Metric, texts: Iterable[tuple[Any, Item]], *, again: bool = False) -> None:
     """Score what a run folder has no values of yet, and add it to the metric's file.
 
@@ -186,19 +217,7 @@ def score_missing(folder: Path, metric: Metric, texts: Iterable[tuple[Any, Item]
         UserError: The file was made with other weights, packages or prompts, or was changed.
         UserError: The metric gives what it does not have.
     """
-    record = record_of(metric)
-    path = file_of(folder, record)
-    make_folder(folder, METRICS)
-    if again:
-        path.unlink(missing_ok=True)
-    with open_journal(path.parent, path.name) as journal:
-        if path.stat().st_size:
-            known = read_metric_file(path)
-            check_provenance(known, record)
-            seen = set(known.lines)
-        else:
-            append_lines(journal, [record])
-            seen = set()
+    with open_metric_file(folder, record_of(metric), again=again) as (journal, seen):
         waiting: list[tuple[Any, Item]] = []
         for line, item in texts:
             if item.fingerprint not in seen and not item.lacks(metric.needs):

@@ -1,0 +1,154 @@
+"""The context ladder of a run: what longer windows show, what the model's likelihood uses, what answers say and score.
+
+    python -m eval.ladder RUN [--no-likelihood]
+
+The likelihood of the references is measured with the model of the run, without decoding, and written to its folder line
+by line. See docs/ladder.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from eval.config.run import RunConfig
+from eval.errors import UserError
+from eval.records.journal import append_line
+from eval.records.read_run import open_run, read_inputs
+from eval.records.run_folder import RunFolder
+from eval.records.schema import ExampleScore, LadderRecord, Prediction, RunRecord
+from eval.records.typed import to_json
+from eval.reporting.ladder_page import ladder_table, tables_of, where_lost, write_ladder
+from eval.reporting.tables import as_columns
+from eval.reporting.terminal import fill, width
+from eval.runtime.given import check_given
+from eval.runtime.jobs import CommandParser, command
+from eval.scoring.ladder import (
+    LADDER_VERSION,
+    LIKELIHOOD,
+    NLL,
+    ladder_lines,
+    ladder_rungs,
+    likelihoods_of,
+    unanswered_lines,
+)
+from eval.scoring.metric_files import open_metric_file, read_metric_files
+from eval.scoring.scored_run import read_scored
+
+
+def measure(folder: RunFolder, record: RunRecord, *, again: bool) -> None:
+    """Measure the likelihood of the references of a run, as far as it is not in the folder.
+
+    Raises:
+        UserError: The run has another engine, or its settings do not lead to the run any more.
+    """
+    if (engine := record.config.get("engine", "local")) != "local":
+        raise UserError(
+            f"{folder.path} was answered by --engine {engine}, and likelihoods are measured with --engine local alone; "
+            "see the other rungs with --no-likelihood"
+        )
+    config = RunConfig.recorded(record.config, folder.path, record.identity.threads)
+    check_given(config)
+    # What measures takes seconds to import.
+    from eval.generation.backend import open_backend
+    from eval.generation.run_job import open_run as open_job
+    from eval.losses.likelihood import check_backend, likelihood_record, measure_likelihood
+
+    backend = check_backend(open_backend(config))
+    job = open_job(config, config.load_tasks(), backend)
+    requests = job.requests(backend)
+    with (
+        job.lock(backend.process),
+        open_metric_file(folder.path, likelihood_record(backend.tokenizer), again=again) as (journal, seen),
+    ):
+        total = sum(len(source.fingerprints) for source in requests.sources)
+        lines = measure_likelihood(requests, backend, frozenset(seen))
+        for line in tqdm(lines, desc="likelihood", total=total, initial=min(len(seen), total), disable=None):
+            append_line(journal, line)
+
+
+def climb(folder: RunFolder, record: RunRecord) -> LadderRecord:
+    """Return the ladder of a run, as far as it is known: without answers only what its model uses.
+
+    Raises:
+        UserError: The scores of the run are not those of its predictions.
+    """
+    file = read_metric_files(folder.path).get(LIKELIHOOD)
+    profiles = record.profiles
+    if folder.read_journal(Prediction).lines:
+        scores = read_scored(folder.path).scores  # whether they are the predictions' own
+        inputs, profiles = read_inputs(folder, record), scores.profiles
+        lines = folder.read_lines(ExampleScore, "example_scores.jsonl")
+        found = ladder_lines(inputs, lines, likelihoods_of(file, inputs) if file else {}, profiles)
+    else:
+        measured = file.lines.values() if file else ()
+        likelihoods = {(one.task, one.template, one.id, one.maxlen): one.values[NLL] for one in measured}
+        known = {key: value for key, value in likelihoods.items() if value is not None}
+        found = unanswered_lines(folder.read_examples(), known)
+    rungs = ladder_rungs(found, profiles)
+    return LadderRecord(
+        ladder_version=LADDER_VERSION,
+        model=record.identity.model.label,
+        plan=record.plan_description,
+        rungs=rungs,
+        words={"/".join(at): where_lost(of_one) for at, of_one in tables_of(rungs).items()},
+        lines=found,
+    )
+
+
+def print_ladder(folder: RunFolder, ladder: LadderRecord) -> None:
+    """Print the rungs of each task and template, and last of all what they mean."""
+    if not ladder.rungs:
+        print("no ladder: it takes two lengths, and documents that the smaller one cuts")
+        return
+    for at, rungs in tables_of(ladder.rungs).items():
+        print("\n".join([", ".join(at), as_columns(ladder_table(rungs), width(), 2), ""]))
+    for words in ladder.words.values():
+        print(fill(words))
+    if not {"shown", "said"} & {rung.rung for rung in ladder.rungs}:
+        print(fill("The other rungs take answers: run the command of the run without --no-generate."))
+    if "used" not in {rung.rung for rung in ladder.rungs}:
+        print(fill("The likelihood is not measured: leave out --no-likelihood."))
+    print(f"page: {folder.path / 'ladder.html'}")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser("python -m eval.ladder", __doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run")
+    parser.add_argument(
+        "--likelihood",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the likelihood of references with the model, where it is missing (default: on)",
+    )
+    parser.add_argument(
+        "--metrics-again", action="store_true", help="forget the likelihoods that are there, and measure all anew"
+    )
+    parser.add_argument("--json", action="store_true", help="print ladder.json instead of tables")
+    return parser.parse_args(arguments)
+
+
+@command(again="the same command")
+def main(argv: Sequence[str]) -> None:
+    """Measure and print the ladder of a run."""
+    options = _parse(argv)
+    folder, record = open_run(options.run)
+    if options.likelihood:
+        measure(folder, record, again=options.metrics_again)
+    with folder.lock(record, RunRecord):
+        ladder = climb(folder, record)
+        if ladder.rungs:
+            write_ladder(folder, ladder)
+    if options.json:
+        print(json.dumps(to_json(ladder), indent=2, ensure_ascii=False))
+    else:
+        print_ladder(folder, ladder)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

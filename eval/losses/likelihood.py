@@ -1,0 +1,187 @@
+"""The likelihood of references after the prompts of a run, by its model: whether it uses what it is shown.
+
+    for line in measure_likelihood(requests, backend, seen):
+        append_line(journal, line)
+
+Nothing is decoded: the tokens of a reference follow the prompt as an answer would, and each is predicted from all that
+stands before it. The prompts of a document share their prefill (`eval.generation.prompt_tree`); each reference goes
+through the model on a fork of what its prompt has filled. Of a reference as many tokens count as an answer has room
+for, so that prompt and reference are within `maxlen`, and the tokens are the same at all lengths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from eval.errors import UserError
+from eval.generation.backend import Backend
+from eval.generation.local import LocalBackend
+from eval.generation.prompt_tree import PromptTree, TreeCaches
+from eval.generation.requests import PromptSource, Request, Requests
+from eval.losses.windows import losses_of
+from eval.records.schema import MetricLine, MetricRecord, ReferenceLoss, ValueRecord
+from eval.runtime.memory import is_out_of_memory
+from eval.scoring.ladder import LIKELIHOOD, LIKELIHOOD_READS, NLL, likelihood_item
+from masformer import fixed_frequencies
+from masformer.attention.prefill import fork
+from masformer.errors import NumbersError
+from masformer.loss import check_head
+
+# Raised by hand whenever a change of the code changes what is measured.
+_VERSION = 1
+
+
+def check_backend(backend: Backend) -> LocalBackend:
+    """Return the engine of a run that `--engine local` answers as one that measures likelihoods.
+
+    Raises:
+        UserError: It cannot, or runs in several processes.
+    """
+    remedy = "see the other rungs with --no-likelihood"
+    assert isinstance(backend, LocalBackend)
+    if backend.is_encoded:
+        raise UserError(f"likelihoods are of decoders, and the model of this run is an encoder-decoder; {remedy}")
+    if backend.thinking is not None:
+        raise UserError(
+            f"this run lets its model think before it answers, and no reference comes with a thought; {remedy}"
+        )
+    if backend.process.count > 1:
+        raise UserError(f"likelihoods are measured by one process, and this launch has {backend.process.count}")
+    return backend
+
+
+def likelihood_record(tokenizer: Any) -> MetricRecord:
+    """Return the first line of `metrics/likelihood@1.jsonl`: tokens of another vocabulary are others."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode(errors="surrogatepass")
+    return MetricRecord(
+        name=LIKELIHOOD,
+        version=_VERSION,
+        provenance={"vocabulary_sha256": hashlib.sha256(vocabulary).hexdigest()},
+        needs=["references"],
+        reads=sorted(LIKELIHOOD_READS),
+        values={
+            NLL: ValueRecord(
+                label="NLL",
+                title="Negative log likelihood of the reference (nats a token)",
+                low=0.0,
+                high=None,
+                better="lower",
+                is_share=False,
+            )
+        },
+    )
+
+
+def measure_likelihood(requests: Requests, backend: LocalBackend, seen: Collection[str]) -> Iterator[MetricLine]:
+    """Yield the likelihood of the references at each prompt, document by document.
+
+    Args:
+        requests: All of the run.
+        backend: Engine of the run; its weights load when something is to be measured.
+        seen: Fingerprints of what is measured already.
+
+    Raises:
+        UserError: Memory does not hold a single prompt.
+        NumbersError: A loss is no number.
+        ConversionError: The model makes its logits in a way that is not known here.
+    """
+    model: PreTrainedModel | None = None
+    for source in requests.sources:
+        asked = [
+            (request, likelihood_item(request.example.references, request.fingerprint).fingerprint)
+            for request in source.requests()
+        ]
+        if all(fingerprint in seen for _, fingerprint in asked):
+            continue
+        if model is None:
+            model = backend.opened.load(backend.config.device_map)
+            check_head(model)
+        by_kind: dict[int, list[tuple[Request, str]]] = defaultdict(list)
+        for request, fingerprint in asked:
+            by_kind[backend.size.kind(len(request.prompt.token_ids))].append((request, fingerprint))
+        for of_kind in by_kind.values():
+            yield from _OneTree(model, backend, of_kind).lines(seen)
+
+
+class _OneTree:
+    """The prompts of a document that share a tree, measured or not, so that a resumed run fills the same edges."""
+
+    def __init__(self, model: PreTrainedModel, backend: LocalBackend, asked: Sequence[tuple[Request, str]]) -> None:
+        self.model, self.system, self.dtype = model, backend.model.label, backend.dtype
+        self.askers: dict[tuple[int, ...], list[tuple[Request, str]]] = defaultdict(list)
+        for request, fingerprint in asked:
+            self.askers[request.prompt.token_ids].append((request, fingerprint))
+        self.prompts = list(self.askers)
+
+    def lines(self, seen: Collection[str]) -> Iterator[MetricLine]:
+        tree = PromptTree(self.prompts)
+        missing = {
+            leaf: [one for one in self.askers[prompt] if one[1] not in seen] for leaf, prompt in enumerate(self.prompts)
+        }
+        caches = TreeCaches(self.model, tree, [leaf for leaf, of_leaf in missing.items() if of_leaf])
+        # All prompts of a kind have the same frequencies.
+        with fixed_frequencies(self.model, len(self.prompts[0])):
+            for leaf in tree.order:
+                if missing[leaf]:
+                    yield from self._of_leaf(missing[leaf], leaf, caches)
+                    caches.release([leaf])
+
+    def _of_leaf(self, missing: Sequence[tuple[Request, str]], leaf: int, caches: TreeCaches) -> Iterator[MetricLine]:
+        prompt = self.prompts[leaf]
+        try:
+            filled = caches.take(leaf)
+            for request, fingerprint in missing:
+                yield self._line(request, fingerprint, filled)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"out of memory with a prompt of {len(prompt):,} tokens; give layers a span with --plan, or take a "
+                "smaller --dtype"
+            ) from error
+
+    def _line(self, request: Request, fingerprint: str, filled: Cache) -> MetricLine:
+        losses = [
+            self._loss(request, answer_ids(request.source, request.key[1], text), filled)
+            for text in request.example.references
+        ]
+        task, template, example_id, maxlen = request.key
+        return MetricLine(
+            fingerprint=fingerprint,
+            task=task,
+            template=template,
+            id=example_id,
+            maxlen=maxlen,
+            system=self.system,
+            values={NLL: statistics.fmean(one.negative_log_likelihood / one.num_tokens for one in losses)},
+            references=losses,
+        )
+
+    def _loss(self, request: Request, answer: tuple[int, ...], filled: Cache) -> ReferenceLoss:
+        """Return the loss of a reference after a prompt; the last tokens of that may still be missing in the cache."""
+        rest = request.prompt.token_ids[filled.get_seq_length() :]
+        kept = answer[: request.source.room]
+        cache = fork(filled, filled.get_seq_length() + len(rest) + len(kept))
+        losses, _ = losses_of(self.model, (*rest, *kept), len(rest), cache)
+        total = float(losses.sum(dtype=torch.float64))
+        if not total / len(kept) < float("inf"):
+            task, template, example_id, maxlen = request.key
+            where = f"the reference of '{example_id}' of task '{task}' (template '{template}', maxlen {maxlen})"
+            raise NumbersError(f"losses on {where}", self.dtype)
+        return ReferenceLoss(
+            negative_log_likelihood=total, num_tokens=len(kept), num_tokens_dropped=len(answer) - len(kept)
+        )
+
+
+def answer_ids(source: PromptSource, template: str, reference: str) -> tuple[int, ...]:
+    """Return the tokens of a reference as an answer, with what ends the model's turn."""
+    return source.builders[template].answer(reference)

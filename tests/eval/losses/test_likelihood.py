@@ -1,0 +1,236 @@
+"""The likelihood of references at the prompts of a run: as of whole sequences, resumed, and read like any metric."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eval.config.generation import ThinkingSettings
+from eval.config.run import RunConfig
+from eval.errors import UserError
+from eval.generation.backend import open_backend
+from eval.generation.local import LocalBackend
+from eval.generation.prompt_tree import TreeCaches
+from eval.generation.requests import Request
+from eval.generation.run_job import open_run as open_job
+from eval.ladder import main
+from eval.losses.likelihood import check_backend
+from eval.records.read_run import open_run
+from eval.records.schema import MetricLine
+from eval.run import main as run
+from eval.runtime.processes import Process
+from eval.scoring.metric_files import read_metric_file
+from masformer import SpanPlan, apply_plan
+from tests.helpers.engine_standin import engine_standin
+from tests.helpers.run_folders import read_scores
+from tests.helpers.texts import read, text
+from tests.helpers.tiny_models import LAYERS, save_tiny_checkpoint
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+FILE = "metrics/likelihood@1.jsonl"
+THINKING = ThinkingSettings(start="", end="</think>", forced=(), max_tokens=9)
+ANSWERS = ["River 1 rose.", "The river rose by a metre, and then fell.", "It rose."]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two documents with two questions each, some of several references."""
+    rows = [
+        {
+            "id": f"{number}-{place}",
+            "context": text(number, 90 + 60 * number),
+            "query": query,
+            "target": ANSWERS[place:],
+        }
+        for number in range(2)
+        for place, query in enumerate(("What rose?", "By how much did it rise?"))
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "data.jsonl"
+
+
+@pytest.fixture
+def least(data: Path, model: Path, tmp_path: Path) -> list[str]:
+    arguments = f"--task custom --data {data} --query-field query --maxlen 300 500 --max-new-tokens 24 --threads 1"
+    return [*arguments.split(), "--model", str(model), "--output", str(tmp_path / "run")]
+
+
+class TwoProcesses(Process):
+    count = 2
+
+
+def requests_of(folder: Path) -> list[Request]:
+    """Return what a run asks."""
+    _, record = open_run(folder)
+    config = RunConfig.recorded(record.config, folder, record.identity.threads)
+    backend = open_backend(config)
+    sources = open_job(config, config.load_tasks(), backend).requests(backend).sources
+    return [request for source in sources for request in source.requests()]
+
+
+def measured(folder: Path) -> dict[tuple[str, str, int], MetricLine]:
+    lines = read_metric_file(folder / FILE).lines.values()
+    return {(line.template, line.id, line.maxlen): line for line in lines}
+
+
+@torch.no_grad()
+def check(folder: Path, model: Path, plan: str, room: int = 24) -> None:
+    """Check every likelihood of a folder against one pass over prompt and reference, without a cache, in fp64."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    if plan != "full":
+        apply_plan(plain, SpanPlan.parse(plan, LAYERS))
+    lines, requests = measured(folder), requests_of(folder)
+    assert len(lines) == len(requests)
+    assert any(one.prompt.num_context_dropped for one in requests)
+    for request in requests:
+        _, template, example_id, maxlen = request.key
+        line, values = lines[template, example_id, maxlen], []
+        assert line.references is not None
+        for reference, found in zip(request.example.references, line.references, strict=True):
+            answer = [*tokenizer(reference, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            kept = answer[:room]  # as many as an answer has room for
+            window = torch.tensor([[*request.prompt.token_ids, *kept]])
+            assert window.shape[1] <= maxlen
+            logits = plain(window, use_cache=False).logits[0, -len(kept) - 1 : -1]
+            total = float(F.cross_entropy(logits, torch.tensor(kept), reduction="sum"))
+            assert found.negative_log_likelihood == pytest.approx(total, rel=1e-9)
+            assert (found.num_tokens, found.num_tokens_dropped) == (len(kept), len(answer) - len(kept))
+            values.append(total / len(kept))
+        assert line.values == {"nll": pytest.approx(sum(values) / len(values), rel=1e-9)}
+
+
+@pytest.mark.parametrize(
+    ("plan", "template", "is_chat"),
+    [
+        ("full", "context_first,query_first", True),
+        ("full@1 span=48 sinks=4", "context_first,context_first-plain", True),
+        ("full@0 span=48 sinks=4", "context_first", False),
+    ],
+)
+def test_likelihoods_are_those_of_one_pass_over_prompt_and_reference(
+    plan: str, template: str, is_chat: bool, least: list[str], tmp_path: Path
+) -> None:
+    model = save_tiny_checkpoint(tmp_path / "fp64", chat=is_chat)
+    more = ["--model", str(model), "--plan", plan, "--template", template, "--dtype", "float64", "--no-generate"]
+    assert run([*least, *more]) == 0
+    assert main([str(tmp_path / "run")]) == 0
+    check(tmp_path / "run", model, plan)
+    lines = measured(tmp_path / "run").values()
+    assert {one.num_tokens_dropped > 0 for line in lines for one in line.references or ()} == {True, False}
+
+
+def test_likelihoods_of_prompts_of_which_both_halves_are_kept(tmp_path: Path, model: Path) -> None:
+    rows = [
+        {"input": "", "context": text(number, 200), "answers": [ANSWERS[number]], "_id": str(number)}
+        for number in range(2)
+    ]
+    file = tmp_path / "gov_report.jsonl"
+    common = {"length": 200, "dataset": "gov_report", "language": "en", "all_classes": None}
+    file.write_text("".join(json.dumps(row | common) + "\n" for row in rows))
+    least = f"--task longbench_gov_report --data {file} --template longbench --maxlen 400 700 --max-new-tokens 60"
+    more = ["--model", str(model), "--dtype", "float64", "--threads", "1", "--output", str(tmp_path / "run")]
+    assert run([*least.split(), *more, "--no-generate"]) == 0
+    assert main([str(tmp_path / "run")]) == 0
+    check(tmp_path / "run", model, "full", room=60)
+
+
+def test_a_killed_measurement_goes_on_to_the_same_file(
+    least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run([*least, "--no-generate"]) == 0
+    folder = tmp_path / "run"
+    assert main([str(folder)]) == 0
+    whole = (folder / FILE).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 1 + 8
+    # Of the last line, a kill has left a part.
+    (folder / FILE).write_bytes(b"".join(lines[:4]) + lines[4][:50])
+    taken: list[int] = []
+    take = TreeCaches.take
+    monkeypatch.setattr(TreeCaches, "take", lambda caches, leaf: taken.append(leaf) or take(caches, leaf))
+    assert main([str(folder)]) == 0
+    assert (folder / FILE).read_bytes() == whole
+    assert len(taken) == 5
+    assert main([str(folder)]) == 0
+    assert len(taken) == 5, "nothing is measured twice"
+
+
+def test_the_same_command_answers_a_folder_whose_likelihoods_are_measured(least: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run([*least, "--no-generate"]) == 0
+    assert not (folder / "predictions.jsonl").exists()
+    assert main([str(folder)]) == 0
+    assert run(least) == 0
+    scores = read_scores(folder)
+    assert scores.further is not None
+    assert scores.further["likelihood"].num_absent == 0
+    means = {
+        one.maxlen: one.further["likelihood.nll"].mean for one in scores.results if one.kind == "model" and one.further
+    }
+    by_length: dict[int, list[Any]] = {300: [], 500: []}
+    for (_, _, maxlen), line in measured(folder).items():
+        by_length[maxlen].append(line.values["nll"])
+    assert means == {maxlen: pytest.approx(sum(values) / 4) for maxlen, values in by_length.items()}
+    # The likelihood is of the model: no floor, no oracle has one.
+    assert not any("likelihood.nll" in (one.further or {}) for one in scores.results if one.kind != "model")
+    (row,) = [one for one in scores.further_comparisons or () if one.subset == "all"]
+    assert row.difference == pytest.approx(means[500] - means[300])
+    assert [session.get("num_to_generate") for session in read(folder, "run.json")["sessions"]] == [0, 8]
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_what_has_no_likelihood_is_one_line_before_weights_load(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+
+    def refused(part: str) -> None:
+        assert main([str(folder)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert part in line
+        assert not (folder / "metrics").exists()
+
+    refused("holds no run; give the folder of one")
+    assert run([*least, "--no-generate"]) == 0
+    (tmp_path / "data.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    refused("data.jsonl")
+    (tmp_path / "elsewhere.jsonl").rename(tmp_path / "data.jsonl")
+
+
+def test_runs_that_a_server_answered_have_no_likelihood(
+    least: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with engine_standin() as server:
+        command = f"--engine endpoint --base-url {server.base_url} --model tiny-instruct --tokenizer {model}"
+        assert run([one for one in least if one not in ("--threads", "1")] + command.split()) == 0
+    capsys.readouterr()
+    assert main([str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "was answered by --engine endpoint, and likelihoods are measured with --engine local alone" in line
+
+
+@pytest.mark.parametrize(
+    ("about", "part"),
+    [
+        ({"is_encoded": True}, "the model of this run is an encoder-decoder"),
+        (
+            {"thinking": ThinkingSettings(start="", end="</think>", forced=(), max_tokens=9)},
+            "no reference comes with a thought",
+        ),
+        ({"process": TwoProcesses(1)}, "by one process, and this launch has 2"),
+    ],
+)
+def test_models_whose_answers_begin_otherwise_have_no_likelihood(about: dict[str, Any], part: str) -> None:
+    backend = LocalBackend.__new__(LocalBackend)
+    backend.thinking, backend.process = None, Process(1)  # type: ignore[assignment]
+    vars(backend).update(about)
+    with pytest.raises(UserError, match=part):
+        check_backend(backend)
