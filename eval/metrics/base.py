@@ -29,7 +29,7 @@ NEEDS = ("references", "window", "document", "query")
 # In the place of answers, sentences that are cut out of documents: lead and oracle, which stand beside the model.
 EXTRACTS = "extracts"
 # What it may read besides, where an item has it.
-READS = (*NEEDS, "shorter_window", "finish_reason", "num_tokens", EXTRACTS)
+READS = (*NEEDS, "classes", "shorter_window", "finish_reason", "num_tokens", EXTRACTS)
 # What a value may be beyond its range.
 _ROUNDING = 1e-6
 
@@ -71,6 +71,7 @@ class Item:
         window: What the model was shown of the document.
         document: The whole document.
         query: Question about the document.
+        classes: Names of all classes that the answer is one of.
         shorter_window: Window of the next shorter length of the same example.
         finish_reason: `stop`, or `length` where the room was used up.
         num_tokens: Tokens of the answer, end token included.
@@ -82,6 +83,7 @@ class Item:
     window: str | None = None
     document: str | None = None
     query: str | None = None
+    classes: tuple[str, ...] = ()
     shorter_window: str | None = None
     finish_reason: str | None = None
     num_tokens: int | None = None

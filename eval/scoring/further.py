@@ -145,6 +145,7 @@ class _Texts:
                 "window": self._window(example, prediction.context_spans),
                 "document": self._documents[example.task, example.document_id],
                 "query": example.query,
+                "classes": tuple(example.classes or ()),
                 "shorter_window": None if shorter is None else self._window(example, shorter),
             }
             for text, answer in zip(one.texts, prediction.answers if one.is_model else [None], strict=True):
