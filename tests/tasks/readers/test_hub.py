@@ -22,7 +22,7 @@ import pytest
 from tasks import TASKS
 from tasks.readers.hub_client import HUB_DEADLINE_SECONDS
 from tests.helpers.hub_standin import hub_standin
-from tests.helpers.official_files import write_official
+from tests.helpers.official_files import sample_records, write_official
 
 ROOT = Path(__file__).parents[3]
 ARXIV = f"datasets/ccdv/arxiv-summarization@{TASKS['arxiv'].revision}"
@@ -174,6 +174,7 @@ def test_sets_of_every_shape_are_found_at_the_revision_of_their_task(tmp_path: P
         "longbench_hotpotqa": ("zai-org/LongBench", "data.zip"),
         "multi_news": ("alexfabbri/multi_news", "default/test/0000.parquet"),
         "big_patent_y": ("NortheasternUniversity/big_patent", "y/test/0000.parquet"),
+        "longbench2": ("zai-org/LongBench-v2", "default/train/0000.parquet"),
     }
     news = [{"document": "One. ||||| Two.", "summary": "Both."}, {"document": "", "summary": "Lost."}]
     contents = {
@@ -181,6 +182,7 @@ def test_sets_of_every_shape_are_found_at_the_revision_of_their_task(tmp_path: P
         "longbench_hotpotqa": write_official("longbench_hotpotqa", tmp_path).read_bytes(),
         "multi_news": parquet(news),
         "big_patent_y": parquet([{"description": "A lamp.", "abstract": "Light."}]),
+        "longbench2": parquet([dict(row) for row in sample_records("longbench2")]),
     }
     repos = {
         f"datasets/{repo}@{TASKS[task].revision}": {path: contents[task], "README.md": b""}
@@ -201,6 +203,7 @@ def test_sets_of_every_shape_are_found_at_the_revision_of_their_task(tmp_path: P
                     "longbench_hotpotqa": ["the bridge", "a bridge"],
                     "multi_news": ["Both."],
                     "big_patent_y": ["Light."],
+                    "longbench2": ["B"],
                 }[task]
             )
         whole = load("multi_news", "test", hub.environment(tmp_path / "home"))
