@@ -11,7 +11,7 @@ from tasks.big_patent import BIG_PATENT_TASKS
 from tasks.book_sum import BOOK_SUM
 from tasks.custom import CustomTask, check_instruction, read_task_file
 from tasks.eips import EIPS
-from tasks.longbench import LONGBENCH_TASKS
+from tasks.longbench import LONGBENCH_E_TASKS, LONGBENCH_TASKS, LONGBENCH_ZH_TASKS
 from tasks.longbench2 import LONGBENCH2
 from tasks.multi_news import MULTI_NEWS
 from tasks.needles import NEEDLE_TASKS
@@ -26,6 +26,7 @@ from tasks.text import TEXT
 __all__ = [
     "CUSTOM",
     "LONGBENCH",
+    "LONGBENCH_E",
     "NEEDLES",
     "SCROLLS",
     "SUMMARIES",
@@ -57,6 +58,8 @@ TASKS: dict[str, Task] = {
     "book_sum": BOOK_SUM,
     **BIG_PATENT_TASKS,
     **LONGBENCH_TASKS,
+    **LONGBENCH_ZH_TASKS,
+    **LONGBENCH_E_TASKS,
     "longbench2": LONGBENCH2,
     "squality": SQUALITY,
     "eips": EIPS,
@@ -74,6 +77,7 @@ TASK_FILES = (".yaml", ".yml")
 # Suites: tasks that are reported together.
 SCROLLS = ("gov_report", "summ_screen_fd", "qmsum", "qasper", "narrative_qa", "quality", "contract_nli")
 LONGBENCH = tuple(LONGBENCH_TASKS)
+LONGBENCH_E = tuple(LONGBENCH_E_TASKS)
 NEEDLES = tuple(NEEDLE_TASKS)
 SUMMARIES = ("arxiv", "pubmed", "gov_report", "multi_news", "big_patent", "book_sum", "qmsum", "summ_screen_fd")
 

@@ -22,7 +22,7 @@ from tasks.command import add_prompt_flags, add_tasks_from, as_typed, run_comman
 from tasks.readers.files import read_text_file
 
 _WIDTH = 100
-_ROW = "{:31}{:26}{:17}{:>14}{:>9}"
+_ROW = "{:33}{:25}{:17}{:>14}{:>9}"
 # Rows of a split that `check` reads.
 _CHECKED_ROWS = 100
 _TABLE_HEAD = "| task | what | default split (examples) | metrics | answer tokens | version | licence |\n"

@@ -49,6 +49,8 @@ class Example:
         stratum: Kind of document, such as its journal, by which reports count what was selected; None without kinds.
         kept: Start and end, in characters of the context, of passages that every length shows; what lies between them
             is cut evenly, so that they keep their depth. None for documents that are cut as `--truncation` has it.
+        classes: Names of all classes that the answer is one of; empty if it is no class.
+        groups: Groups whose scores the publishers report apart, such as `0-4k`; empty without any.
     """
 
     id: str
@@ -60,6 +62,8 @@ class Example:
     evidence: tuple[tuple[int, int], ...] | None = None
     stratum: str | None = None
     kept: tuple[tuple[int, int], ...] | None = None
+    classes: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -324,6 +324,11 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         notes = []
         for name, loaded in data.items():
             profile = self.profile or self.tasks[name].profile
+            if PROFILES[profile].needs_classes and not all(one.classes for one in loaded.examples):
+                raise UserError(
+                    f"profile {profile} needs the names of all classes, which task '{name}' does not have; choose "
+                    "another --profile"
+                )
             letters = count_letters(profile, (text for one in loaded.examples for text in one.references))
             if not self.accept_ascii_words:
                 check_letters(f"task '{name}'", profile, letters)

@@ -83,6 +83,7 @@ def export_run(run: ScoredRun, output: Path) -> list[Path]:
                 "references": list(one.example.references),
                 "profile": profile,
                 "scores_first_line": about.scores_first_line,
+                **({"classes": one.example.classes} if one.example.classes else {}),
             }
             for one in examples
         ]
@@ -149,4 +150,4 @@ def rows(folder: Path, file: str) -> Any:
 def score(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Return the scores of an answer to a row of an exported task, by metric."""
     answer = first_line(results[0]) if doc["scores_first_line"] else results[0]
-    return score_prediction(doc["profile"], answer, doc["references"])
+    return score_prediction(doc["profile"], answer, doc["references"], doc.get("classes", ()))

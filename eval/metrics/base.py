@@ -31,7 +31,7 @@ EXTRACTS = "extracts"
 # What was asked, and not the answer: a value of the model and its prompt, which is there before any answer is.
 REQUEST = "request"
 # What it may read besides, where an item has it.
-READS = (*NEEDS, "shorter_window", "finish_reason", "num_tokens", EXTRACTS, REQUEST)
+READS = (*NEEDS, "classes", "shorter_window", "finish_reason", "num_tokens", EXTRACTS, REQUEST)
 # What a value may be beyond its range.
 _ROUNDING = 1e-6
 
@@ -73,6 +73,7 @@ class Item:
         window: What the model was shown of the document.
         document: The whole document.
         query: Question about the document.
+        classes: Names of all classes that the answer is one of.
         shorter_window: Window of the next shorter length of the same example.
         finish_reason: `stop`, or `length` where the room was used up.
         num_tokens: Tokens of the answer, end token included.
@@ -85,6 +86,7 @@ class Item:
     window: str | None = None
     document: str | None = None
     query: str | None = None
+    classes: tuple[str, ...] = ()
     shorter_window: str | None = None
     finish_reason: str | None = None
     num_tokens: int | None = None

@@ -13,7 +13,7 @@ from functools import partial
 from eval.metrics.answers import score_all_found, score_answers, score_any_found
 from eval.metrics.base import Item, Metric, Scores, Value
 from eval.metrics.chrf import score_chrf
-from eval.metrics.longbench import score_choice, score_next_line, score_numbers
+from eval.metrics.longbench import score_choice, score_class, score_next_line, score_numbers
 from eval.metrics.rouge import plain_words, score_rouge, score_rouge_l, stemmed_words
 from eval.metrics.unicode_text import unicode_answer_words, unicode_sentences, unicode_words
 
@@ -24,7 +24,7 @@ class Overlap(Metric):
     Args:
         name: As its values are called in files.
         values: What `compare` gives.
-        compare: Returns the values beside each reference.
+        compare: Returns the values beside each reference, from prediction and references, and classes if it reads them.
         version: Raised when values change, and `SCORING_VERSION` with it.
     """
 
@@ -35,19 +35,25 @@ class Overlap(Metric):
         self,
         name: str,
         values: Mapping[str, Value],
-        compare: Callable[[str, Sequence[str]], Sequence[Mapping[str, float]]],
+        compare: Callable[..., Sequence[Mapping[str, float]]],
         version: int = 1,
     ) -> None:
         self.name, self.version, self.values = name, version, values
         self._compare = compare
 
-    def best(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
-        """Return the values of an answer beside one reference or more."""
-        each = self._compare(prediction, references)
+    def best(self, prediction: str, references: Sequence[str], classes: Sequence[str] = ()) -> dict[str, float]:
+        """Return the values of an answer beside one reference or more; classes are for metrics that read them."""
+        each = self._compare(prediction, references, *([classes] if "classes" in self.reads else []))
         return {name: max(scores[name] for scores in each) for name in self.values}
 
     def score(self, batch: Sequence[Item]) -> list[Scores]:
-        return [dict(self.best(item.prediction, item.references)) for item in batch]
+        return [dict(self.best(item.prediction, item.references, item.classes)) for item in batch]
+
+
+class _OfClasses(Overlap):
+    """Compares with the other classes too."""
+
+    reads = frozenset({"references", "classes"})
 
 
 _ROUGE = {
@@ -75,7 +81,9 @@ NUMBERS = Overlap("longbench-numbers", {"number": Value(label="number", title="R
 NEXT_LINES = Overlap(
     "longbench-code", {"edit_similarity": Value(label="edit sim", title="Edit similarity")}, score_next_line
 )
-CHOICES = Overlap("longbench-choice", {"accuracy": Value(label="accuracy", title="Accuracy")}, score_choice)
+_ACCURACY = {"accuracy": Value(label="accuracy", title="Accuracy")}
+CHOICES = Overlap("longbench-choice", _ACCURACY, score_choice)
+CLASSES = _OfClasses("longbench-class", _ACCURACY, score_class)
 _FOUND = {"found": Value(label="found", title="Answers found")}
 # Source: see `eval.metrics.answers.answers_found`.
 ALL_FOUND = Overlap(

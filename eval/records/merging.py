@@ -40,6 +40,8 @@ def merge_examples(saved: Sequence[ExampleRecord], loaded: Mapping[str, LoadedEx
                 query=example.query,
                 references=list(example.references),
                 evidence=None if example.evidence is None else [list(span) for span in example.evidence],
+                classes=list(example.classes) or None,
+                groups=list(example.groups) or None,
             )
     return list(lines.values())
 

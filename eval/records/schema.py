@@ -281,6 +281,10 @@ class ExampleRecord:
     evidence: list[list[int]] | None = entry(
         "character ranges of the document that hold the answer, where known", rule=SPAN
     )
+    classes: list[str] | None = entry("names of all classes that the answer is one of", default=None, is_left_out=True)
+    groups: list[str] | None = entry(
+        "groups whose scores are reported apart, such as `0-4k`", default=None, is_left_out=True
+    )
 
     @property
     def unit(self) -> Unit:
@@ -823,6 +827,18 @@ class DepthCell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupScore:
+    """Answers to the examples of one group at one length."""
+
+    task: str = entry("name of the task")
+    template: str = entry("name of the prompt")
+    maxlen: int = entry("length in tokens", rule=LENGTH)
+    group: str = entry("name of the group")
+    metrics: dict[str, Estimate] = entry("means with intervals")
+    num_examples: int = entry("examples of the group", rule=COUNT)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """`scores.json`."""
 
@@ -849,6 +865,9 @@ class Scores:
     )
     depths: list[DepthCell] | None = entry(
         "what was found of needles, where there are any", default=None, is_left_out=True
+    )
+    groups: list[GroupScore] | None = entry(
+        "scores of the groups that a task's publishers report apart", default=None, is_left_out=True
     )
 
 

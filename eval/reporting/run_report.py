@@ -48,6 +48,7 @@ from eval.reporting.page import (
 from eval.reporting.position_chart import document_positions, oracle_positions
 from eval.reporting.samples import gather_samples
 from eval.reporting.tables import (
+    GROUPS_REMARK,
     Rows,
     as_columns,
     as_markdown,
@@ -57,6 +58,7 @@ from eval.reporting.tables import (
     describe_intervals,
     describe_missing,
     describe_model,
+    group_table,
     markdown,
     name_settings,
     noise_table,
@@ -197,6 +199,8 @@ def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:
             yield Block(f"Samples: {where}", legend_of(NOISE), noise)
         if cells := select(scores.depths or (), task=task, template=template):
             yield Block(f"Found by depth: {where}", DEPTH_REMARK, depth_table(cells))
+        if groups := select(scores.groups or (), task=task, template=template):
+            yield Block(f"Groups: {where}", GROUPS_REMARK, group_table(groups))
         remark = describe_clock(record.identity.engine, record.sessions[-1])
         yield Block(f"Cost: {where}", remark, cost_table(everything))
         yield from itertools.starmap(Block, further_tables(scores, task, template))

@@ -24,6 +24,7 @@ from eval.scoring.depths import found_by_depth
 from eval.scoring.examples import SCORING_VERSION, score_examples, summarize
 from eval.scoring.flaws import with_flaws
 from eval.scoring.further import add_metrics
+from eval.scoring.groups import scores_by_group
 from eval.scoring.letters import check_letters, count_letters
 from eval.scoring.metric_files import has_metric_files, values_by_key
 from eval.scoring.parity import check_scores
@@ -110,6 +111,7 @@ def score_run(
         further=further or None,
         further_comparisons=compare_further(scored.scored, further, margin) if further else None,
         depths=found_by_depth(answers, inputs.examples, profiles) or None,
+        groups=scores_by_group(scored.scored, inputs.examples) or None,
     )
     folder.write_lines("example_scores.jsonl", lines)
     folder.write_text("report.md", render_report(record, scores, inputs.notes))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from eval.records.schema import BoardRow, Comparison, ModelRecord, Result, ScrollsEntry, Session
+from eval.records.schema import BoardRow, Comparison, GroupScore, ModelRecord, Result, ScrollsEntry, Session
 from eval.reporting.columns import (
     BASELINE_STYLES,
     COMPARISONS,
@@ -26,6 +26,7 @@ from eval.reporting.columns import (
     system_name,
     units_of,
 )
+from eval.scoring.profiles import metric_name
 from eval.scoring.scrolls import SCROLLS_TASKS
 from eval.scoring.significance import MIN_DOCUMENTS
 from tasks.terminal import plain_text
@@ -33,6 +34,7 @@ from tasks.terminal import plain_text
 Rows = list[list[str]]
 Row = TypeVar("Row")
 
+GROUPS_REMARK = "Groups of examples that the task's publishers report apart."
 WIDTH = 120  # characters of a line in a terminal
 
 
@@ -62,6 +64,21 @@ def quality_table(results: Sequence[Result]) -> Rows:
     order = ["model", *(baseline.heading for baseline in BASELINE_STYLES.values())]
     rows = sorted(results, key=lambda result: (lengths.index(result.maxlen), order.index(system_name(result))))
     return table_of(columns, rows)
+
+
+def group_table(scores: Sequence[GroupScore]) -> Rows:
+    """Return a header of lengths and one row a group and metric, of one task and template."""
+    lengths = sorted({one.maxlen for one in scores})
+    known = {(one.group, metric, one.maxlen): percent(of) for one in scores for metric, of in one.metrics.items()}
+    sizes = {one.group: one.num_examples for one in scores}
+    return [
+        ["group", "n", "metric", *(f"{length:,}" for length in lengths)],
+        *(
+            [group, f"{size:,}", metric_name(metric), *(known.get((group, metric, length), "") for length in lengths)]
+            for group, size in sizes.items()
+            for metric in scores[0].metrics
+        ),
+    ]
 
 
 def noise_table(results: Sequence[Result]) -> Rows:

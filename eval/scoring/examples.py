@@ -185,7 +185,7 @@ def _score_answers(
     floors: Sequence[Floor],
 ) -> Iterator[Scored]:
     """Yield each prediction about one example, followed by its baselines and floors."""
-    metrics_of = cache(lambda text, references: score_prediction(profile, text, references))
+    metrics_of = cache(lambda text, references: score_prediction(profile, text, references, example.classes or ()))
     all_references = tuple(example.references)
 
     def score(

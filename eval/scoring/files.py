@@ -56,7 +56,8 @@ class Item:
     """One entry of a file.
 
     `where` is the file and line, for messages; the texts are one prediction, or the references. `input` is the whole
-    prompt in files of SCROLLS. `about` has what else further metrics read: document, window, query.
+    prompt in files of SCROLLS. `about` has what else further metrics read: document, window, query. `classes` are the
+    names of all classes.
     """
 
     where: str
@@ -66,6 +67,7 @@ class Item:
     cluster_id: str | None = None
     input: str | None = None
     about: Mapping[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,8 @@ def score_files(
             raise UserError(f"{reference.where}: no reference; give one at least")
         document, cluster = (_one_name(prediction, reference, field) for field in ("document_id", "cluster_id"))
         name = str(index) if reference.id is None else reference.id
-        metrics = score_prediction(profile, prediction.texts[0], reference.texts)
+        classes = reference.classes or prediction.classes
+        metrics = score_prediction(profile, prediction.texts[0], reference.texts, classes)
         checked.append(
             Checked(name=prediction.where, text=prediction.texts[0], references=reference.texts, metrics=metrics)
         )
@@ -388,4 +391,9 @@ def _item(value: Any, where: str, fields: tuple[str, ...], id_field: str) -> Ite
         input=text if isinstance(text, str) else None,
         about={key: one for key, one in named.items() if isinstance(one, str) and one.strip()},
         texts=tuple(texts),
+        classes=_classes(about.get("classes", about.get("all_classes"))),
     )
+
+
+def _classes(value: Any) -> tuple[str, ...]:
+    return tuple(value) if isinstance(value, list) and all(isinstance(name, str) for name in value) else ()

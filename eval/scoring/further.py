@@ -146,6 +146,7 @@ class _Texts:
                 "window": self._window(example.task, *shown_of(prediction, example.document_id)),
                 "document": self._documents[example.task, example.document_id],
                 "query": example.query,
+                "classes": tuple(example.classes or ()),
                 "shorter_window": None if shorter is None else self._window(example.task, *shorter),
             }
             for text, answer in zip(one.texts, prediction.answers if one.is_model else [None], strict=True):

@@ -67,7 +67,9 @@ def fitting(profile: str) -> str:
     """Return the profiles for texts of any script that score what this one does: answers, or summaries."""
     is_of_answers = PROFILES[profile].has_common_answer
     names = [
-        name for name, one in PROFILES.items() if one.is_for_all_scripts and one.has_common_answer == is_of_answers
+        name
+        for name, one in PROFILES.items()
+        if one.is_for_all_scripts and one.has_common_answer == is_of_answers and not one.needs_classes
     ]
     return " or ".join(names)
 

@@ -23,6 +23,7 @@ from eval.metrics.overlap import (
     ANY_FOUND,
     CHOICES,
     CHRF,
+    CLASSES,
     NEXT_LINES,
     NUMBERS,
     ROUGE_L_OF_SETS,
@@ -83,6 +84,11 @@ class Profile:
             raise ValueError(
                 f"metrics {', '.join(self.headline)} can be negative; a geometric mean takes none that can"
             )
+
+    @property
+    def needs_classes(self) -> bool:
+        """Return whether an answer is compared with the names of all classes."""
+        return any("classes" in scorer.reads for scorer in self.scorers)
 
     @cached_property
     def metrics(self) -> dict[str, Value]:
@@ -182,6 +188,16 @@ PROFILES: dict[str, Profile] = {
         objective=None,
         has_common_answer=True,
     ),
+    "longbench_class": Profile(
+        scorers=(CLASSES,),
+        listed=("accuracy",),
+        headline=("accuracy",),
+        source="the LongBench benchmark's evaluator for classes, arXiv 2308.14508",
+        description=_OF_ANSWERS,
+        objective=None,
+        has_common_answer=True,
+        is_for_all_scripts=True,
+    ),
     # Source: see `eval.metrics.answers.answers_found`.
     "found_all": Profile(
         scorers=(ALL_FOUND,),
@@ -237,13 +253,19 @@ PROFILES: dict[str, Profile] = {
 }
 
 
-def score_prediction(profile: str, prediction: str, references: Sequence[str]) -> dict[str, float]:
-    """Return the scores: the best over the references, metric by metric."""
+def score_prediction(
+    profile: str, prediction: str, references: Sequence[str], classes: Sequence[str] = ()
+) -> dict[str, float]:
+    """Return the scores: the best over the references, metric by metric.
+
+    Raises:
+        UserError: The profile compares with all classes, and there are none.
+    """
     assert references
     known = PROFILES[profile]
     found: dict[str, float] = {}
     for scorer in known.scorers:
-        found |= scorer.best(prediction, references)
+        found |= scorer.best(prediction, references, classes)
     return {metric: found[metric] for metric in known.listed}
 
 

@@ -24,7 +24,7 @@ from urllib.parse import unquote
 
 from tasks.base import DataError, LoadRequest
 from tasks.readers.files import split_names
-from tasks.readers.hub import CONVERTED_REVISION, pin_commit
+from tasks.readers.hub import CONVERTED_REVISION, no_commit, pin_commit
 from tasks.readers.hub_client import assets_folder, without_hub
 from tasks.readers.kept import keep, read_kept
 from tasks.readers.opening import parsing
@@ -69,7 +69,10 @@ def hub_dataset_rows(place: HubPath, subset: str | None, columns: Sequence[str],
     repo, revision = place.repo, request.revision or place.revision or "main"
     if place.files:
         refuse_subset(subset, f"hf://{repo}/{place.files}")
-    commit, unreachable = pin_commit(repo, revision)
+    pinned = pin_commit(repo, revision)
+    commit, unreachable = pinned.sha, pinned.unreachable
+    if not commit:
+        raise no_commit(repo, revision, unreachable)
     what = " ".join(filter(None, (repo, subset, request.split)))
     choice = json.dumps([subset, request.split, place.files, sorted(columns)])
     folder = assets_folder(repo, commit) / f"rows-{hashlib.sha256(choice.encode()).hexdigest()[:32]}@{BLOCK_ROWS}"

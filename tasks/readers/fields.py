@@ -4,19 +4,21 @@ title = Field("{{ title }}\n\n{{ sections | join('\n') }}")
 title.columns        # ("sections", "title")
 title.fill(row)      # the row with this text beside its columns, under the name that is the template itself
 
-A single expression may be a list, such as the references `{{ answers.text }}`. A null that would be printed makes a
-bad row; `{{ title or '' }}` leaves it out.
+A single expression may be a list, such as the references `{{ answers.text }}`. A null that would be printed, also by
+`a ~ b` or `join`, makes a bad row; `{{ title or '' }}` leaves it out.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, TemplateRuntimeError, meta, nodes
+from jinja2 import StrictUndefined, TemplateError, TemplateRuntimeError, meta, nodes, pass_eval_context
+from jinja2.compiler import CodeGenerator
+from jinja2.filters import do_join, make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tasks.base import DataError
@@ -29,8 +31,29 @@ def _no_null(value: Any) -> Any:
     return value
 
 
+class _Generator(CodeGenerator):
+    """Looks for nulls in `a ~ b` too: Jinja calls `finalize` for what is printed as it is."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:
+        finalize = nodes.EnvironmentAttribute("finalize")
+        parts: list[nodes.Expr] = [nodes.Call(finalize, [part], [], None, None) for part in node.nodes]
+        super().visit_Concat(nodes.Concat(parts, lineno=node.lineno, environment=self.environment), frame)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = _Generator
+
+
+@pass_eval_context
+def _join(context: nodes.EvalContext, values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+    if attribute is not None:
+        values = map(make_attrgetter(context.environment, attribute), values)
+    return str(do_join(context, map(_no_null, values), d))
+
+
 # Task files come from others: a sandbox, in which an unknown name is an error and not an empty text.
-_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_no_null)
+_JINJA = _Environment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_no_null)
+_JINJA.filters["join"] = _join
 _SINGLE = re.compile(r"\s*\{\{((?:(?!\}\}|\{\{).)*)\}\}\s*", re.DOTALL)
 
 

@@ -63,7 +63,7 @@ def hub_rows(
     revision = request.revision or "main"
     revisions = (revision, CONVERTED_REVISION) if revision == "main" else (revision,)
     source = _find(repo, files, revisions, whole=not request.reads_parts)
-    provenance: dict[str, Any] = {"kind": "hub", "name": repo, "config": config, "revision": source.commit}
+    provenance: dict[str, Any] = {"kind": "hub", "name": repo, "config": config, "revision": source.commit.sha}
     provenance |= {"files": list(source.paths), "member": member}
     rows = _read(source, columns, member)
     return Rows(rows, {key: value for key, value in provenance.items() if value is not None})
@@ -72,109 +72,101 @@ def hub_rows(
 # Finding one commit and its files
 
 
-def pin_commit(repo: str, revision: str) -> tuple[str, str | None]:
-    """Return the commit of a revision, and why the hub cannot be asked for more, or None.
+def pin_commit(repo: str, revision: str, unreachable: str | None = None) -> Commit:
+    """Return the commit of a revision, by the hub or, where it cannot be asked, by an earlier run.
+
+    Args:
+        repo: Data set.
+        revision: Branch, tag or commit; one that is unknown gives a commit without digits.
+        unreachable: Why the hub is not asked, if that is known.
 
     Raises:
-        DataError: There is none, no access, or the hub cannot be reached and no earlier run knew the commit.
+        DataError: There is no such data set, or no access.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import RevisionNotFoundError
 
-    unreachable = "HF_HUB_OFFLINE is set"
-    if not constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
+        unreachable = "HF_HUB_OFFLINE is set"
+    if unreachable is None:
         answer = ask_commit(repo, revision)
         if isinstance(answer, Commit):
-            keep_listing(repo, revision, answer.sha, answer.files)
-            return answer.sha, None
+            keep_listing(repo, revision, answer)
+            return answer
         if isinstance(answer, RevisionNotFoundError):
-            raise DataError(f"{repo} on the hub has no branch, tag or commit {revision}; {without_hub()}") from answer
+            return Commit("")
         if final := refusal(repo, answer):
             raise final from answer
-        unreachable = f"the hub cannot be reached ({one_line(answer)})"
-    commit = revision if is_commit(revision) else kept_listing(repo, revision)[0]
-    if not commit:
-        raise DataError(f"nothing of {repo} at {revision} is in the cache, and {unreachable}; {without_hub()}")
-    return commit, unreachable
+        unreachable = f"the hub at {constants.ENDPOINT} cannot be reached ({one_line(answer)})"
+    known = kept_listing(repo, revision) or Commit(revision if is_commit(revision) else "")
+    return replace(known, unreachable=unreachable)
+
+
+def no_commit(repo: str, revision: str, unreachable: str | None) -> DataError:
+    """Return the message for a revision that `pin_commit` does not know."""
+    if unreachable is not None:
+        return DataError(f"{repo} at {revision} is not in the cache, and {unreachable}; {without_hub()}")
+    return DataError(f"{repo} on the hub has no branch, tag or commit {revision}; {without_hub()}")
 
 
 @dataclass(frozen=True)
 class _HubFiles:
-    """Files of one commit: those in `local` are whole in the cache, the others are read in parts.
-
-    `unreachable` says why the hub cannot be asked for more, or is None.
-    """
+    """Files of one commit: those in `local` are whole in the cache, the others are read in parts."""
 
     repo: str
-    commit: str
+    commit: Commit
     paths: tuple[str, ...]
     local: dict[str, Path]
-    unreachable: str | None = None
 
     def open(self, path: str) -> BinaryIO:
         """Open a file, whole or in parts, for reading and seeking."""
         if path in self.local:
             return self.local[path].open("rb")
-        return io.BufferedReader(HubFile(self.repo, self.commit, path, self.unreachable), 64 * 1024)
+        return io.BufferedReader(self._in_parts(path), 64 * 1024)
+
+    def can_be_read(self, whole: bool) -> bool:
+        """Return whether the hub or its cache has the files, or the beginning of the first where parts will do."""
+        has_all = self.commit.unreachable is None or len(self.local) == len(self.paths)
+        first = self.paths[0]
+        return has_all or (not whole and (first in self.local or self._in_parts(first).has_blocks))
+
+    def _in_parts(self, path: str) -> HubFile:
+        return HubFile(self.repo, self.commit.sha, path, self.commit.unreachable)
 
 
 def _find(repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: bool) -> _HubFiles:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    wanted = " or ".join(patterns)
-    if constants.HF_HUB_OFFLINE:
-        if cached := _find_cached(repo, patterns, revisions, whole, "HF_HUB_OFFLINE is set"):
-            return cached
-        raise DataError(f"{repo} {wanted} is not in the cache and HF_HUB_OFFLINE is set; unset it, or {without_hub()}")
-    missing = []
+    commits: list[Commit] = []
+    unreachable = None
     for revision in revisions:
-        answer = ask_commit(repo, revision)
-        if isinstance(answer, RevisionNotFoundError):
-            missing.append(revision)
-        elif isinstance(answer, Exception):
-            if final := refusal(repo, answer):
-                raise final from answer
-            reason = f"the hub cannot be reached ({one_line(answer)})"
-            if cached := _find_cached(repo, patterns, revisions, whole, reason):
-                return cached
-            raise DataError(
-                f"cannot reach the hub at {constants.ENDPOINT} for {repo} ({one_line(answer)}); {without_hub()}"
-            ) from answer
-        else:
-            commit, listed = answer.sha, list(answer.files)
-            if paths := matching(listed, patterns):
-                keep_listing(repo, revision, commit, listed)
-                local = _cached_files(repo, commit, paths)
-                if whole and len(local) < len(paths):
-                    local = _download(repo, commit, paths)
-                return _HubFiles(repo, commit, paths, local)
-    if missing == [*revisions]:
-        raise DataError(f"{repo} on the hub has no branch, tag or commit {' or '.join(missing)}; {without_hub()}")
-    raise DataError(f"{repo} on the hub has no file {wanted} at {' or '.join(revisions)}; {without_hub()}")
+        commits.append(commit := pin_commit(repo, revision, unreachable))
+        unreachable = commit.unreachable
+        if paths := matching(commit.files, patterns):
+            local = _cached_files(repo, commit.sha, paths)
+            if unreachable is None and whole and len(local) < len(paths):
+                local = _download(repo, commit.sha, paths)
+            found = _HubFiles(repo, commit, paths, local)
+            if found.can_be_read(whole):
+                return found
+    wanted, places = " or ".join(patterns), " or ".join(revisions)
+    if unreachable is None and not any(commit.sha for commit in commits):
+        raise no_commit(repo, places, None)
+    if unreachable is None:
+        raise DataError(f"{repo} on the hub has no file {wanted} at {places}; {without_hub()}")
+    return _fetched_by_others(repo, patterns, revisions, unreachable)
 
 
-def _find_cached(
-    repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: bool, unreachable: str
-) -> _HubFiles | None:
-    """Return files that earlier runs left in the caches, or None; parts of files only count if parts are requested."""
+def _fetched_by_others(repo: str, patterns: Sequence[str], revisions: Sequence[str], unreachable: str) -> _HubFiles:
+    """Return files that another program left in the cache. Raises `DataError` if there are none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     for revision in revisions:
-        commit, listed = kept_listing(repo, revision)
-        if paths := matching(listed, patterns):
-            local = _cached_files(repo, commit, paths)
-            has_first = paths[0] in local or HubFile(repo, commit, paths[0], unreachable).has_blocks
-            if len(local) == len(paths) or (has_first and not whole):
-                return _HubFiles(repo, commit, paths, local, unreachable)
-    for revision in revisions:  # fetched by another program
         with suppress(LocalEntryNotFoundError):
             folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
             paths = matching([file.relative_to(folder).as_posix() for file in folder.rglob("*")], patterns)
             if paths and _all_shards(paths):
-                return _HubFiles(repo, folder.name, paths, {path: folder / path for path in paths}, unreachable)
-    return None
+                return _HubFiles(repo, Commit(folder.name), paths, {path: folder / path for path in paths})
+    raise DataError(f"{repo} {' or '.join(patterns)} is not in the cache, and {unreachable}; {without_hub()}")
 
 
 def matching(paths: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
@@ -225,16 +217,10 @@ def _read(source: _HubFiles, columns: Sequence[str] | None, member: str | None) 
     num_rows = 0
     for path in source.paths:
         first = num_rows
-        for row in _read_file(source, path, member):
-            yield replace(row, index=num_rows) if first and isinstance(row, Row) else row
-            num_rows += 1
-
-
-def _read_file(source: _HubFiles, path: str, member: str | None) -> Iterator[Row | BadRow]:
-    with source.open(path) as file:
-        if member is None:
-            yield from parse_records(file, PurePosixPath(path).name)
-        else:
-            where = f"{path} of {source.repo} at {source.commit[:12]}"
+        with source.open(path) as file:
+            where = f"{path} of {source.repo} at {source.commit.sha[:12]}"
             remedy = f"delete it from the hub's cache and run again, or {without_hub()}"
-            yield from read_zip(file, member, where, remedy)
+            name = PurePosixPath(path).name
+            for row in parse_records(file, name) if member is None else read_zip(file, member, where, remedy):
+                yield replace(row, index=num_rows) if first and isinstance(row, Row) else row
+                num_rows += 1

@@ -20,7 +20,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -48,10 +48,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit of a data set, all 40 digits, with the paths of its files."""
+    """A commit of a data set, all 40 digits, with the paths of its files.
+
+    `unreachable` says why the hub cannot be asked for more, or is None.
+    """
 
     sha: str
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    unreachable: str | None = None
 
 
 def ask_commit(repo: str, revision: str) -> Commit | Exception:
@@ -346,20 +350,19 @@ def assets_folder(repo: str, subfolder: str) -> Path:
     return Path(constants.HF_ASSETS_CACHE) / "masformer" / f"datasets--{repo.replace('/', '--')}" / subfolder
 
 
-def keep_listing(repo: str, revision: str, commit: str, files: Sequence[str]) -> None:
+def keep_listing(repo: str, revision: str, commit: Commit) -> None:
     """Save the commit of a branch and its files, for runs without the hub."""
-    listing = json.dumps({"commit": commit, "files": list(files)})
+    listing = json.dumps({"commit": commit.sha, "files": commit.files})
     keep(_listing_file(repo, revision), listing.encode())
 
 
-def kept_listing(repo: str, revision: str) -> tuple[str, list[str]]:
-    """Return the last known commit of a branch and its files; an empty commit and no file if there is none."""
+def kept_listing(repo: str, revision: str) -> Commit | None:
+    """Return the last known commit of a branch and its files; None if there is none."""
     try:
         listing = json.loads(read_kept(_listing_file(repo, revision)) or b"null")
-        kept = _commit({"sha": listing["commit"], "siblings": [{"rfilename": file} for file in listing["files"]]})
+        return _commit({"sha": listing["commit"], "siblings": [{"rfilename": file} for file in listing["files"]]})
     except (ValueError, TypeError, KeyError, RecursionError):  # none, or of an earlier version
-        return "", []
-    return kept.sha, list(kept.files)
+        return None
 
 
 def _listing_file(repo: str, revision: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks import LONGBENCH, SCROLLS, SUMMARIES, TASKS, Task
+from tasks import LONGBENCH, LONGBENCH_E, SCROLLS, SUMMARIES, TASKS, Task
 from tasks.__main__ import main, markdown_rows
 from tests.helpers.official_files import write_official
 from tests.helpers.tiny_models import save_tiny_checkpoint
@@ -176,8 +176,8 @@ def test_the_command_loads_no_model_code_for_what_needs_none() -> None:
 
 @pytest.mark.parametrize(
     ("file", "suite"),
-    [("scrolls", SCROLLS), ("longbench", LONGBENCH), ("summaries", SUMMARIES)],
-    ids=lambda x: str(x)[:9],
+    [("scrolls", SCROLLS), ("longbench", LONGBENCH), ("longbench-e", LONGBENCH_E), ("summaries", SUMMARIES)],
+    ids=lambda x: str(x)[:11],
 )
 def test_the_configs_of_suites_name_their_tasks(file: str, suite: tuple[str, ...]) -> None:
     assert tuple(yaml.safe_load((ROOT / "configs" / f"{file}.yaml").read_text())["task"]) == suite

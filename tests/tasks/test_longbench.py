@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from eval.metrics.answers import first_line
 from eval.prompting.prompts import PromptBuilder, fit
 from eval.scoring.profiles import headline, score_prediction
-from tasks import LONGBENCH, TASKS, LoadedExamples, LoadRequest
+from tasks import LONGBENCH, LONGBENCH_E, TASKS, DataError, LoadedExamples, LoadRequest
 from tasks.longbench import PUBLISHED
 from tests.helpers.longbench_cases import MAX_LENGTH, NUM_RECORDS, predictions, records, summary
 from tests.helpers.tiny_models import tiny_tokenizer
@@ -22,10 +23,19 @@ from tests.helpers.tiny_models import tiny_tokenizer
 TABLE: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("longbench.json").read_text())
 
 
-def load(name: str, folder: Path) -> LoadedExamples:
-    file = folder / f"{name}.jsonl"
+def load(name: str, folder: Path, *, is_even: bool = False) -> LoadedExamples:
+    file = folder / f"{name}{'_e' * is_even}.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records(name)))
-    return TASKS[f"longbench_{name}"].load(LoadRequest(split="test", data=file))
+    return TASKS[f"longbench_{'e_' * is_even}{name}"].load(LoadRequest(split="test", data=folder))
+
+
+def scores_of(name: str, loaded: LoadedExamples) -> list[float]:
+    task = TASKS[f"longbench_{name}"]
+    texts = [first_line(text) if task.scores_first_line else text for text in predictions(name)]
+    return [
+        score_prediction(task.profile, text, example.references, example.classes)[headline(task.profile)]
+        for text, example in zip(texts, loaded.examples, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -38,22 +48,47 @@ def test_prompts_and_scores_are_those_of_its_own_code(name: str, tmp_path: Path)
         num_cut += prompt.num_context_dropped > 0
         prompts.append(builder.tokenizer.decode(prompt.token_ids, skip_special_tokens=True))
     assert NUM_RECORDS / 20 < num_cut < NUM_RECORDS
-    texts = [first_line(text) if task.scores_first_line else text for text in predictions(name)]
-    metric = headline(task.profile)
-    scores = [
-        score_prediction(task.profile, text, example.references)[metric]
-        for text, example in zip(texts, loaded.examples, strict=True)
-    ]
-    ours, theirs = summary(prompts, scores), dict(TABLE[name])
-    published = theirs.pop("published")
+    ours, theirs = summary(prompts, scores_of(name, loaded)), dict(TABLE[name])
+    published, _ = theirs.pop("published"), theirs.pop("by_length")
     assert ours["prompts"] == theirs["prompts"]
     assert ours["score"] == pytest.approx(theirs["score"], abs=1e-9)
     assert ours["weighted"] == pytest.approx(theirs["weighted"], abs=1e-7)
     assert 100 * ours["score"] == pytest.approx(published, abs=0.00501), "LongBench rounds to two decimals"
 
 
+@pytest.mark.parametrize("task", LONGBENCH_E)
+def test_the_three_lengths_of_longbench_e_have_the_scores_of_its_own_code(task: str, tmp_path: Path) -> None:
+    name = task.removeprefix("longbench_e_")
+    loaded = load(name, tmp_path, is_even=True)
+    by_length: dict[str, list[float]] = {}
+    for example, score in zip(loaded.examples, scores_of(name, loaded), strict=True):
+        (group,) = example.groups
+        by_length.setdefault(group, []).append(score)
+    assert {group: pytest.approx(100 * fmean(of_group), abs=0.00501) for group, of_group in by_length.items()} == TABLE[
+        name
+    ]["by_length"]
+    assert TASKS[task].templates == TASKS[f"longbench_{name}"].templates
+
+
+def test_a_record_of_longbench_e_without_its_length_and_a_class_without_the_others_are_told(tmp_path: Path) -> None:
+    for name, task, change, reason in (
+        (
+            "hotpotqa_e",
+            "longbench_e_hotpotqa",
+            {"length": None},
+            "field 'length' is null; expected the number of words",
+        ),
+        ("trec", "longbench_trec", {"all_classes": None}, "field 'all_classes' is null; expected a list of texts"),
+    ):
+        record = {**records(name.removesuffix("_e"))[0], **change}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(record))
+        with pytest.raises(DataError, match=f"^{name}.jsonl line 1: .*{reason}"):
+            TASKS[task].load(LoadRequest(split="test", data=tmp_path))
+
+
 def test_the_table_has_every_set_and_no_set_scores_nothing_or_all() -> None:
-    assert [f"longbench_{name}" for name in TABLE] == list(LONGBENCH)
+    others = {"longbench_lsht", "longbench_passage_retrieval_zh"}
+    assert {f"longbench_{name}" for name in TABLE} == {*LONGBENCH, *others}
     assert all(0.05 < line["score"] < 0.95 for line in TABLE.values())
 
 

@@ -10,26 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from tasks import LONGBENCH, SCROLLS, TASKS, DataError, LoadedExamples, LoadRequest, Task
+from tasks import LONGBENCH, LONGBENCH_E, SCROLLS, TASKS, DataError, LoadedExamples, LoadRequest, Task
 from tasks import SUMMARIES as SUITE
 from tasks.base import DOCUMENT, Template
 
 SUMMARIES = {"gov_report", "multi_news"}
-FEW_SHOT = {"longbench_triviaqa", "longbench_samsum"}
+FEW_SHOT = {f"longbench_{part}{name}" for name in ("trec", "triviaqa", "samsum") for part in ("", "e_")}
 QUERY_TASKS = {"qmsum", "aclsum_aspects", *SCROLLS, *LONGBENCH} - SUMMARIES - {"summ_screen_fd"}
 QUERY_TASKS -= {f"longbench_{name}" for name in (*SUMMARIES, "passage_count", "lcc")}
 # Tasks with the published prompts of their benchmark alone.
-PUBLISHED = {f"longbench_{name}" for name in ("passage_count", "passage_retrieval_en", "lcc", "repobench-p")} | {
-    "longbench2"
-}
+PUBLISHED = {f"longbench_{name}" for name in ("passage_count", "passage_retrieval_en", "lcc", "repobench-p")}
+PUBLISHED |= {name.replace("longbench", "longbench_e") for name in PUBLISHED}
+PUBLISHED |= {"longbench2", "longbench_lsht", "longbench_passage_retrieval_zh"}
 # Asked for as often as they are written down: a change of one is a change of what is scored.
 NUM_NEW_TOKENS = {"narrativeqa": 128, "qasper": 128, "multifieldqa_en": 64, "hotpotqa": 32, "2wikimqa": 32}
 NUM_NEW_TOKENS |= {"musique": 32, "gov_report": 512, "qmsum": 512, "multi_news": 512, "triviaqa": 32, "samsum": 128}
 OTHER_PROFILES = dict.fromkeys(("gov_report", "qmsum", "multi_news", "samsum"), "longbench")
 OTHER_PROFILES |= dict.fromkeys(("passage_count", "passage_retrieval_en"), "longbench_number")
-OTHER_PROFILES |= dict.fromkeys(("lcc", "repobench-p"), "longbench_code")
+OTHER_PROFILES |= dict.fromkeys(("lcc", "repobench-p"), "longbench_code") | {"trec": "longbench_class"}
 NUM_EXAMPLES = {"multifieldqa_en": 150, "lcc": 500, "repobench-p": 500}
-NUM_NEW_TOKENS |= {"passage_count": 32, "passage_retrieval_en": 32, "lcc": 64, "repobench-p": 64}
+NUM_NEW_TOKENS |= {"passage_count": 32, "passage_retrieval_en": 32, "lcc": 64, "repobench-p": 64, "trec": 64}
 
 
 def asks(task: Task) -> bool:
@@ -74,7 +74,9 @@ def test_encoders_get_the_document_after_the_query_unless_a_task_says_otherwise(
 def test_suites_name_tasks() -> None:
     assert set(SCROLLS) | set(LONGBENCH) | set(SUITE) <= set(TASKS)
     assert len(SCROLLS) == 7
-    assert set(LONGBENCH) == {name for name in TASKS if name.startswith("longbench_")}
+    others = {*LONGBENCH_E, "longbench_lsht", "longbench_passage_retrieval_zh"}
+    assert {*LONGBENCH, *others} == {name for name in TASKS if name.startswith("longbench_")}
+    assert len(LONGBENCH) == 16
 
 
 def test_longbench_tasks_have_longbenchs_lengths_and_scorers() -> None:

@@ -20,6 +20,7 @@ CLOSED = {
     "longbench_number": (["longbench-numbers@1"], ["number"], ["number"]),
     "longbench_code": (["longbench-code@1"], ["edit_similarity"], ["edit_similarity"]),
     "longbench_choice": (["longbench-choice@1"], ["accuracy"], ["accuracy"]),
+    "longbench_class": (["longbench-class@1"], ["accuracy"], ["accuracy"]),
     "found_all": (["all-found@1"], ["found", "all_found"], ["found"]),
     "found_any": (["any-found@1"], ["found"], ["found"]),
     "unicode": (["rouge-unicode@1"], _ROUGE, ["rougeLsum"]),
@@ -38,13 +39,15 @@ def test_a_profile_has_the_values_that_it_always_had() -> None:
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_what_a_profile_lists_are_metrics_as_others_are(name: str) -> None:
-    item = Item(fingerprint="", prediction="The cat sat. It ran.", references=("A cat ran.", "It sat."))
+    item = Item(
+        fingerprint="", prediction="The cat sat. It ran.", references=("A cat ran.", "It sat."), classes=("It ran.",)
+    )
     rows: dict[str, float | None] = {}
     for metric in PROFILES[name].scorers:
         check_metric(metric)
         rows |= checked_scores(metric, [item])[0]
     assert {value: rows[value] for value in PROFILES[name].listed} == score_prediction(
-        name, item.prediction, item.references
+        name, item.prediction, item.references, item.classes
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tasks import DataError
 from tasks.readers import hub_client
-from tasks.readers.hub_client import HubFile, ask_commit, keep_listing, kept_listing
+from tasks.readers.hub_client import Commit, HubFile, ask_commit, keep_listing, kept_listing
 from tests.helpers.hub_standin import hub_standin
 
 COMMIT = "0123456789" * 4
@@ -202,12 +202,12 @@ def test_a_damaged_cache_is_fetched_again(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_damaged_listing_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path))
-    keep_listing("o/n", "main", COMMIT, ["a", "b"])
-    assert kept_listing("o/n", "main") == (COMMIT, ["a", "b"])
+    keep_listing("o/n", "main", Commit(COMMIT, ("a", "b")))
+    assert kept_listing("o/n", "main") == Commit(COMMIT, ("a", "b"))
     (file,) = tmp_path.rglob("main.json")
     for content in (b"", b"{", b"[]", b"{}", b'{"commit": 1, "files": 2}', bytes(50), file.read_bytes()[:-2]):
         file.write_bytes(content)
-        assert kept_listing("o/n", "main") == ("", [])
+        assert kept_listing("o/n", "main") is None
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
@@ -216,7 +216,7 @@ def test_files_of_the_cache_follow_the_umask(mask: int, tmp_path: Path, monkeypa
     try:
         with mirror(monkeypatch, tmp_path, send_part):
             read()
-        keep_listing("o/n", "main", COMMIT, [])
+        keep_listing("o/n", "main", Commit(COMMIT))
     finally:
         os.umask(before)
     modes = {file.stat().st_mode & 0o777 for file in tmp_path.rglob("*") if file.is_file()}
