@@ -1081,6 +1081,12 @@ class TrainingIdentity:
     plan: list[Any] | None = entry("span of each layer")
     dtype: str = entry("dtype of the computation; weights are float32")
     objective: str = entry("`target` or `lm`")
+    distill: float | None = entry(
+        "share of the loss that is the divergence from the teacher", default=None, is_left_out=True, rule=SHARE
+    )
+    teacher_plan: str | None = entry(
+        "spans of the teacher, which is the model it began with; `untouched` by a plan", default=None, is_left_out=True
+    )
     maxlen: int = entry("most tokens of a sequence", rule=LENGTH)
     limit: int | None = entry("first N examples", rule=COUNT)
     sample: int | None = entry("N documents, drawn", default=None, is_left_out=True, rule=POSITIVE)
@@ -1134,7 +1140,8 @@ class TrainingStep:
     """A line of `steps.jsonl`."""
 
     step: int = entry("number of the step, from 1", rule=COUNT)
-    loss: float = entry("nats a target token")
+    loss: float = entry("negative log likelihood, nats a target token")
+    kl_divergence: float | None = entry("KL(teacher || model), nats a target token", default=None, is_left_out=True)
     grad_norm: float | None = entry("norm of the gradients before clipping")
     learning_rate: float = entry("learning rate of the step")
     num_tokens: int = entry("tokens of the step", rule=COUNT)
@@ -1147,7 +1154,10 @@ class Evaluation:
     """A line of `evals.jsonl`."""
 
     step: int = entry("step after which it was measured; 0 is before the first", rule=COUNT)
-    loss: float = entry("nats a held-out target token")
+    loss: float = entry("negative log likelihood, nats a held-out target token")
+    kl_divergence: float | None = entry(
+        "KL(teacher || model), nats a held-out target token", default=None, is_left_out=True
+    )
     perplexity: float | None = entry("exp(loss); null beyond what a float holds")
     num_targets: int = entry("tokens whose loss counts", rule=COUNT)
     seconds: float = entry("seconds of the evaluation", rule=SECONDS)
