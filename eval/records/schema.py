@@ -1142,6 +1142,9 @@ class TrainingStep:
     step: int = entry("number of the step, from 1", rule=COUNT)
     loss: float = entry("negative log likelihood, nats a target token")
     kl_divergence: float | None = entry("KL(teacher || model), nats a target token", default=None, is_left_out=True)
+    mixture: float | None = entry(
+        "(1 - distill) x loss + distill x kl_divergence, which is trained on", default=None, is_left_out=True
+    )
     grad_norm: float | None = entry("norm of the gradients before clipping")
     learning_rate: float = entry("learning rate of the step")
     num_tokens: int = entry("tokens of the step", rule=COUNT)
@@ -1158,9 +1161,17 @@ class Evaluation:
     kl_divergence: float | None = entry(
         "KL(teacher || model), nats a held-out target token", default=None, is_left_out=True
     )
+    mixture: float | None = entry(
+        "(1 - distill) x loss + distill x kl_divergence, by which the best is chosen", default=None, is_left_out=True
+    )
     perplexity: float | None = entry("exp(loss); null beyond what a float holds")
     num_targets: int = entry("tokens whose loss counts", rule=COUNT)
     seconds: float = entry("seconds of the evaluation", rule=SECONDS)
+
+    @property
+    def trained_on(self) -> float:
+        """Return the loss that the training lowers."""
+        return self.loss if self.mixture is None else self.mixture
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -108,15 +108,13 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
         self.end()
         self.report()
         if evals := self.training.evaluations():
-            first, last, lowest = evals[0], evals[-1], min(evals, key=lambda line: line.loss)
-            if first.kl_divergence is not None and last.kl_divergence is not None:
-                print(
-                    f"held-out KL {first.kl_divergence:.4f} at step {first.step}, {last.kl_divergence:.4f} at step "
-                    f"{last.step}"
-                )
+            first, last, lowest = evals[0], evals[-1], min(evals, key=lambda line: line.trained_on)
             print(
                 f"held-out loss {first.loss:.4f} at step {first.step}, {last.loss:.4f} at step {last.step}, "
                 f"lowest {lowest.loss:.4f} at step {lowest.step}"
+                if lowest.mixture is None
+                else f"held-out loss {first.loss:.4f} and KL {first.kl_divergence:.4f} at step {first.step}, "
+                f"{last.loss:.4f} and {last.kl_divergence:.4f} at step {last.step}; best at step {lowest.step}"
             )
         path = self.folder.path
         again = as_typed("accelerate launch eval/run.py")

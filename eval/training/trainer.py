@@ -182,8 +182,8 @@ class Trainer:
 
 def _parts(means: Tensor) -> dict[str, float]:
     """Return the fields of a log that the mean losses are: (1,) or (3,)."""
-    names = ("loss",) if len(means) == 1 else ("", "loss", "kl_divergence")
-    return {name: mean for name, mean in zip(names, means.tolist(), strict=True) if name}
+    names = ("loss",) if len(means) == 1 else ("mixture", "loss", "kl_divergence")
+    return dict(zip(names, means.tolist(), strict=True))
 
 
 def _names(rows: Sequence[Row]) -> str:
