@@ -1015,6 +1015,39 @@ class PlanEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoldRecord:
+    """What the search found on the documents of one fold."""
+
+    num_documents: int = entry("documents", rule=COUNT)
+    chosen: PlanEntry = entry("the best within the budget, with its loss on these documents")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCount:
+    """How often a layer or a key/value head was chosen."""
+
+    unit: str = entry("`LAYER` or `LAYER.HEAD`")
+    num_folds: int = entry("folds whose search chose it", rule=COUNT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityRecord:
+    """Whether searches on different documents find the same units."""
+
+    folds: list[FoldRecord] = entry("one a fold")
+    jaccard: list[float] = entry(
+        "share of the units of a pair of folds that both chose: folds 1 and 2, 1 and 3, ..., 2 and 3, ..."
+    )
+    median_jaccard: float = entry("median over the pairs")
+    chance_jaccard: float = entry("mean over the pairs that random choices of the same sizes would have")
+    units: list[UnitCount] = entry("units that were chosen, most often first")
+    majority: PlanEntry | None = entry(
+        "units that at least half of the folds chose, with their loss on all calibration documents; null: none"
+    )
+    is_within_budget: bool | None = entry("whether the majority keeps the budget")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PerplexityRatio:
     """Perplexity under a second plan over that under a first, on the same documents."""
 
@@ -1054,6 +1087,7 @@ class PlacementResult:
     found: list[PlanEntry] = entry("all plans that were measured on the calibration documents", default=[])
     frontier: list[PlanEntry] = entry("those that no other beats in both loss and attention", default=[])
     chosen: PlanEntry | None = entry("the best within the budget", default=None)
+    stability: StabilityRecord | None = entry("what folds of the documents find", default=None, is_left_out=True)
     held_out: list[HeldOutRow] = entry("plans on the held-out documents", default=[])
     held_out_cost_at: int | None = entry("tokens at which their costs are counted", default=None, rule=COUNT)
 
