@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
     from eval.losses.ledger import HELD_OUT, Ledger
     from eval.losses.placement_job import open_placement
     from eval.losses.search import plans_to_judge, search
+    from eval.losses.stability import search_folds
     from eval.runtime.model import open_model
 
     process = start_accelerated(config.threads)
@@ -44,12 +45,14 @@ def main(argv: Sequence[str]) -> None:
             ledger = Ledger(model, job.texts, config.first, lines, write)
             result = None if config.rank == "none" else search(config, job.space, ledger)
             chosen = None if result is None else result.chosen
-            judged = plans_to_judge(config, job.space, model.checkpoint, job.judged, chosen)
-            ledger.measure(HELD_OUT, list(judged.values()))
+            folds = None if config.folds is None else search_folds(config, job.space, ledger, job.num_in_folds)
+            majority = None if folds is None else folds.majority
+            judged = plans_to_judge(config, job.space, model.checkpoint, job.judged, chosen, majority)
+            ledger.measure(HELD_OUT, list(dict.fromkeys(judged.values())))
             num_layers_run = ledger.total_layers_run()
         process.wait()
         if process.is_main:
-            job.finish(result, judged, ledger.seconds, num_layers_run)
+            job.finish(result, folds, judged, ledger.seconds, num_layers_run)
     process.finish()
 
 

@@ -60,6 +60,10 @@ def positive(value: Value) -> int:
     return whole_number(value, at_least=1)
 
 
+def two_or_more(value: Value) -> int:
+    return whole_number(value, at_least=2)
+
+
 def natural(value: Value) -> int:
     return whole_number(value, at_least=0)
 

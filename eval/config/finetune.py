@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.config.chat import ChatOptions
-from eval.config.checks import fraction, natural, path, positive, positive_number, switch
+from eval.config.checks import fraction, natural, path, positive, positive_number, share, switch
 from eval.config.job import JobOptions, dtype_option, plan_option, trackers_option, truncation_option
 from eval.config.options import REQUIRED, Group
 from eval.errors import UserError
@@ -31,6 +31,14 @@ class TrainConfig(JobOptions, ChatOptions):
     split: str | None = Group.DATA.option(None, "split that is trained on", unset="train")
     objective: str = Group.TRAINING_DATA.option(
         "target", "loss on the target alone (target), or on every token (lm)", choices=("target", "lm")
+    )
+    distill: float | None = Group.TRAINING_DATA.option(
+        None,
+        "share of the loss that is the KL divergence from what the model predicted before the training, with full "
+        "attention or its own spans",
+        share,
+        metavar="SHARE",
+        unset="none",
     )
     maxlen: int = Group.TRAINING_DATA.option(REQUIRED, "tokens of a sequence, prompt and target together", positive)
     held_out: float = Group.TRAINING_DATA.option(
@@ -113,6 +121,12 @@ class TrainConfig(JobOptions, ChatOptions):
     @property
     def longest(self) -> int:
         return self.maxlen
+
+    @property
+    def unset_options(self) -> tuple[str, ...]:
+        """Return the names of options that are not given, which records of earlier versions do not have."""
+        # A dry run leaves no record.
+        return (*self.unset_chat_options, "dry_run", *(["distill"] if self.distill is None else []))
 
     def split_of(self, task: str) -> str:
         """Return the split of a task that is trained on; local data of a task without a training split is all one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from eval.config.checks import fraction, names, natural, positive, switch
+from eval.config.checks import fraction, names, natural, positive, switch, two_or_more
 from eval.config.job import JobOptions, extrapolation_option
 from eval.config.options import REQUIRED, Group
 from eval.errors import UserError
@@ -44,6 +44,12 @@ class PlacementConfig(JobOptions):
     cost_at: int | None = Group.SEARCH.option(None, "tokens at which costs are counted", positive, unset="maxlen")
     beam: int = Group.SEARCH.option(1, "plans kept in each round; 1 is greedy", positive)
     candidates: int = Group.SEARCH.option(6, "units each of them is extended by, best ranked first", positive)
+    folds: int | None = Group.SEARCH.option(
+        None,
+        "parts of the calibration documents that are searched one by one, to see whether they find the same",
+        two_or_more,
+        unset="none",
+    )
     held_out_split: str | None = Group.HELD_OUT.option(
         None, "split of the documents that judge plans", unset="no plan is judged"
     )
@@ -58,6 +64,11 @@ class PlacementConfig(JobOptions):
         (), "further plans to judge", nargs="+", collect=tuple, metavar="PLAN"
     )
     random: int = Group.HELD_OUT.option(0, "random placements of the same size to judge", natural)
+    random_within: str = Group.HELD_OUT.option(
+        "model",
+        "where random placements draw heads: in the whole model, or in each layer as many as were found there",
+        choices=("model", "layers"),
+    )
     seed: int = Group.MACHINE.option(0, "seed of the random placements", natural)
 
     def __post_init__(self) -> None:
@@ -73,6 +84,12 @@ class PlacementConfig(JobOptions):
             raise UserError("--held-out-task is empty; leave it out for the tasks of --task")
         if self.rank == "none" and self.random:
             raise UserError("--random N needs a placement to compare with; give --rank scan or gates")
+        if self.rank == "none" and self.folds is not None:
+            raise UserError(f"--folds {self.folds} searches in each of them; give --rank scan or gates")
+        if self.random_within == "layers" and (self.units == "layers" or not self.random):
+            raise UserError(
+                "--random-within layers draws other heads of the same layers; give --units heads and --random N"
+            )
         if self.rank == "none" and not self.measure:
             raise UserError("--rank none searches nothing; name the plans to judge with --measure")
 

@@ -32,12 +32,18 @@ class SearchText:
     Attributes:
         task: Name of its task in the folder.
         token_ids: The first `maxlen` tokens.
+        fold: Part of the calibration documents that it is in; None without such parts.
     """
 
     part: Part
     task: str
     id: str
     token_ids: Sequence[int]
+    fold: int | None = None
+
+    def is_of(self, part: Part, fold: int | None) -> bool:
+        """Return whether it is in a part, and in a fold of it; None is all of the part."""
+        return self.part == part and fold in (None, self.fold)
 
     @property
     def where(self) -> str:
@@ -87,12 +93,12 @@ class Ledger:
             self._meter = PlanMeter(loaded, [text.token_ids for text in self.texts], self.first)
         return self._meter
 
-    def measure(self, part: Part, plans: Sequence[SpanPlan]) -> list[float]:
-        """Return the mean loss of a token under each plan over the documents of one part, of all processes."""
+    def measure(self, part: Part, plans: Sequence[SpanPlan], fold: int | None = None) -> list[float]:
+        """Return the mean loss of a token under each plan over the documents of a part, or fold, of all processes."""
         sums, count = torch.zeros(len(plans), dtype=torch.float64), 0
         names = [str(plan) for plan in plans]
         for index, text in enumerate(self.texts):
-            if text.part != part:
+            if not text.is_of(part, fold):
                 continue
             count += len(text.token_ids) - self.first
             missing = [place for place, name in enumerate(names) if text.key(name) not in self.lines]
@@ -112,19 +118,20 @@ class Ledger:
             sums += torch.tensor(losses, dtype=torch.float64)
         return [float(x) for x in self._mean(sums, count)]
 
-    def gate_gradients(self, plan: SpanPlan, gate: float) -> torch.Tensor:
-        """Return (L, K) derivatives of the mean loss over the calibration documents of all processes.
+    def gate_gradients(self, plan: SpanPlan, gate: float, fold: int | None = None) -> torch.Tensor:
+        """Return (L, K) derivatives of the mean loss over the calibration documents, or a fold, of all processes.
 
         Args:
             plan: Spans of what is not gated.
             gate: Where the derivatives are taken.
+            fold: Documents that count; None is all.
         """
         name, count = f"{_GATES} {gate} {plan}", 0
         config = self.model.checkpoint.config
         shape = num_layers(config), num_kv_heads(config) or 1
         total = torch.zeros(shape, dtype=torch.float64)
         for index, text in enumerate(self.texts):
-            if text.part == CALIBRATION:
+            if text.is_of(CALIBRATION, fold):
                 num_scored = len(text.token_ids) - self.first
                 count += num_scored
                 if text.key(name) not in self.lines:

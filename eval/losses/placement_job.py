@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +14,13 @@ from eval.config.placement import PlacementConfig
 from eval.errors import UserError
 from eval.losses.ledger import CALIBRATION, HELD_OUT, HELD_OUT_MARK, SearchText
 from eval.losses.search import SearchResult, Space
+from eval.losses.stability import FoldSearch
 from eval.prompting.prompts import PromptBuilder
 from eval.records.merging import merge_tasks, pinned, row_counts, selection
 from eval.records.run_folder import RunFolder, default_output
 from eval.records.schema import (
     DocumentsTask,
+    FoldRecord,
     Key,
     PlacementIdentity,
     PlacementRecord,
@@ -24,6 +28,8 @@ from eval.records.schema import (
     PlanEntry,
     PlanLoss,
     PlanMeasurement,
+    StabilityRecord,
+    UnitCount,
     UnitRecord,
 )
 from eval.reporting.perplexity_report import units_of
@@ -39,11 +45,11 @@ from tasks import Example, LoadedExamples, Template
 # Raised by hand whenever a change of the code changes what is measured.
 PLACEMENT_VERSION = 1
 # Names of plans that a search judges by itself.
-_OWN_NAMES = r"full|local|own|found|random \d+"
+_OWN_NAMES = r"full|local|own|found|majority|random \d+"
 # Settings that may change in a folder: they choose what is measured, not what comes out.
 _FREE = (
     *("local", "units", "rank", "gate", "cost_at", "both_ways", "budget", "beam", "candidates", "measure", "random"),
-    *("seed", "limit", "sample", "held_out_sample", "held_out_limit", "output"),
+    *("seed", "limit", "sample", "held_out_sample", "held_out_limit", "output", "folds", "random_within"),
 )
 
 
@@ -92,7 +98,12 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
         return existing.lines
 
     def finish(
-        self, result: SearchResult | None, judged: Mapping[str, SpanPlan], seconds: float, num_layers_run: int
+        self,
+        result: SearchResult | None,
+        folds: FoldSearch | None,
+        judged: Mapping[str, SpanPlan],
+        seconds: float,
+        num_layers_run: int,
     ) -> None:
         """Merge the journals, write the result, and print it."""
         keys = list(self.folder.read_journal(PlanLoss).lines)
@@ -103,7 +114,7 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
         measurements = [self._measurement(line) for line in lines if line.negative_log_likelihood is not None]
         self.folder.write_lines("measurements.jsonl", measurements)
         held_out = {(text.task, text.id) for text in self.texts if text.part == HELD_OUT}
-        content = read_placement(self.folder) if result is None else self._content(result)
+        content = read_placement(self.folder) if result is None else self._content(result, folds)
         content = replace(
             content,
             held_out=held_out_rows(
@@ -127,7 +138,7 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
             num_tokens=self.config.maxlen - self.config.first,
         )
 
-    def _content(self, result: SearchResult) -> PlacementResult:
+    def _content(self, result: SearchResult, folds: FoldSearch | None) -> PlacementResult:
         return PlacementResult(
             units=self.config.units,
             local=str(self.space.local),
@@ -147,7 +158,13 @@ class PlacementJob(Job[PlacementRecord, PlanLoss]):
             found=[_entry(one) for one in result.found],
             frontier=[_entry(one) for one in frontier(result.found)],
             chosen=_entry(result.chosen),
+            stability=None if folds is None else _stability(folds, self.space),
         )
+
+    @property
+    def num_in_folds(self) -> list[int]:
+        """Return the documents of each fold."""
+        return [sum(text.fold == fold for text in self.texts) for fold in range(self.config.folds or 0)]
 
 
 def open_placement(config: PlacementConfig, model: OpenedModel) -> PlacementJob:
@@ -172,6 +189,13 @@ def open_placement(config: PlacementConfig, model: OpenedModel) -> PlacementJob:
         builder.check_letters(label, [one.context for one in source.examples])
     texts = [text for label, source in data.items() for text in _texts(label, source.examples, builder, config.maxlen)]
     texts = _without_calibrated(texts, folder)
+    if config.folds is not None:
+        units = {
+            (label, one.id): one.cluster_id or one.document_id
+            for label, source in data.items()
+            for one in source.examples
+        }
+        texts = _in_folds(texts, units, config.folds)
     contexts = {(label, one.id): one.context for label, source in data.items() for one in source.examples}
     for text in texts:
         model.checkpoint.check_text(contexts[text.task, text.id], text.where)
@@ -242,6 +266,27 @@ def _without_calibrated(texts: Sequence[SearchText], folder: RunFolder) -> list[
     ]
 
 
+def _in_folds(texts: Sequence[SearchText], units: Mapping[tuple[str, str], str], count: int) -> list[SearchText]:
+    """Return the documents, each calibrating one in a fold by the digest of its name.
+
+    Documents of a cluster stay together, and the numbers of clusters, or of documents in none, differ by one at most.
+
+    Raises:
+        UserError: There are fewer than folds.
+    """
+    found = {units[text.task, text.id] for text in texts if text.part == CALIBRATION}
+    if len(found) < count:
+        raise UserError(
+            f"--folds {count} needs at least {count} calibration documents, or clusters of them, that have --maxlen "
+            f"tokens, and there are {len(found)}; lower it, or raise --limit or --sample"
+        )
+    order = sorted(found, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    folds = {name: index % count for index, name in enumerate(order)}
+    return [
+        replace(text, fold=folds[units[text.task, text.id]]) if text.part == CALIBRATION else text for text in texts
+    ]
+
+
 def _load(config: PlacementConfig) -> dict[str, LoadedExamples]:
     """Return the documents to calibrate on by task, and those to judge on by task with a mark."""
     loaded = {} if config.rank == "none" else {name: config.load_documents(name) for name in config.tasks}
@@ -280,6 +325,22 @@ def _entry(one: Found) -> PlanEntry:
         loss=one.loss,
         perplexity=math.exp(one.loss),
         cost=dict(one.cost),
+    )
+
+
+def _stability(folds: FoldSearch, space: Space) -> StabilityRecord:
+    majority = folds.majority
+    return StabilityRecord(
+        folds=[
+            FoldRecord(num_documents=count, chosen=_entry(result.chosen))
+            for count, result in zip(folds.num_documents, folds.results, strict=True)
+        ],
+        jaccard=folds.jaccard,
+        median_jaccard=statistics.median(folds.jaccard),
+        chance_jaccard=folds.chance_jaccard(len(space.units)),
+        units=[UnitCount(unit=_unit_name(unit), num_folds=count) for unit, count in folds.counts.items()],
+        majority=None if majority is None else _entry(majority),
+        is_within_budget=None if majority is None else space.fits(majority.plan, space.budget),
     )
 
 

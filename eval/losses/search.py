@@ -17,6 +17,7 @@ from masformer.checkpoints.open import Checkpoint
 from masformer.placement import (
     Found,
     Placements,
+    Unit,
     UnitScore,
     beam_search,
     ranking,
@@ -69,12 +70,12 @@ class SearchResult:
     chosen: Found
 
 
-def search(config: PlacementConfig, space: Space, ledger: Ledger) -> SearchResult:
-    """Rank the units, and extend plans by them up to the budget."""
+def search(config: PlacementConfig, space: Space, ledger: Ledger, fold: int | None = None) -> SearchResult:
+    """Rank the units, and extend plans by them up to the budget, on all calibration documents or those of a fold."""
     found: dict[SpanPlan, Found] = {}
 
     def measure(plans: Sequence[SpanPlan]) -> list[float]:
-        losses = ledger.measure(CALIBRATION, plans)
+        losses = ledger.measure(CALIBRATION, plans, fold)
         for plan, loss in zip(plans, losses, strict=True):
             units = tuple(space.full_units(plan))
             found.setdefault(plan, Found(plan=plan, units=units, loss=loss, cost=space.cost(plan)))
@@ -83,7 +84,7 @@ def search(config: PlacementConfig, space: Space, ledger: Ledger) -> SearchResul
     if config.rank == "scan":
         scores = scan(measure, space, both_ways=config.both_ways)
     else:
-        scores = scores_of_gates(space, ledger.gate_gradients(space.plan([]), config.gate))
+        scores = scores_of_gates(space, ledger.gate_gradients(space.plan([]), config.gate, fold))
     tried = beam_search(measure, space, space.budget, ranking(scores), width=config.beam, candidates=config.candidates)
     return SearchResult(scores=scores, found=list(found.values()), chosen=min(tried, key=lambda one: one.loss))
 
@@ -94,6 +95,7 @@ def plans_to_judge(
     checkpoint: Checkpoint,
     requested: Mapping[str, SpanPlan],
     chosen: Found | None,
+    majority: Found | None = None,
 ) -> dict[str, SpanPlan]:
     """Return plans by name: the requested ones, and after a search its result and the plans to compare it with."""
     if chosen is None:
@@ -101,12 +103,16 @@ def plans_to_judge(
     own = resolve_plan("auto", checkpoint, keeps_full=True)
     judged = {"full": space.plan(space.units), "local": space.plan([])}
     judged |= {} if own is None or own.is_full else {"own": own}
-    judged |= {**requested, "found": chosen.plan}
-    size, draw = len(chosen.units), random.Random(config.seed)
+    judged |= {**requested, "found": chosen.plan} | ({} if majority is None else {"majority": majority.plan})
+    groups: list[tuple[list[Unit], int]] = [(space.units, len(chosen.units))]
+    if config.random_within == "layers":
+        of_layers = [[unit for unit in space.units if unit[0] == layer] for layer, _ in dict.fromkeys(chosen.units)]
+        groups = [(units, len(set(units) & set(chosen.units))) for units in of_layers]
+    draw = random.Random(config.seed)
     drawn = {chosen.plan}
     # Of few placements there may be no more.
     for _ in range(_DRAWS_A_PLAN * config.random):
-        plan = space.plan(draw.sample(space.units, size))
+        plan = space.plan([unit for units, size in groups for unit in draw.sample(units, size)])
         if len(drawn) <= config.random and plan not in drawn:
             judged[f"random {len(drawn)}"] = plan
             drawn.add(plan)

@@ -1139,6 +1139,39 @@ class PlanEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoldRecord:
+    """What the search found on the documents of one fold."""
+
+    num_documents: int = entry("documents", rule=COUNT)
+    chosen: PlanEntry = entry("the best within the budget, with its loss on these documents")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCount:
+    """How often a layer or a key/value head was chosen."""
+
+    unit: str = entry("`LAYER` or `LAYER.HEAD`")
+    num_folds: int = entry("folds whose search chose it", rule=COUNT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityRecord:
+    """Whether searches on different documents find the same units."""
+
+    folds: list[FoldRecord] = entry("one a fold")
+    jaccard: list[float] = entry(
+        "share of the units of a pair of folds that both chose: folds 1 and 2, 1 and 3, ..., 2 and 3, ..."
+    )
+    median_jaccard: float = entry("median over the pairs")
+    chance_jaccard: float = entry("mean over the pairs that random choices of the same sizes would have")
+    units: list[UnitCount] = entry("units that were chosen, most often first")
+    majority: PlanEntry | None = entry(
+        "units that at least half of the folds chose, with their loss on all calibration documents; null: none"
+    )
+    is_within_budget: bool | None = entry("whether the majority keeps the budget")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PerplexityRatio:
     """Perplexity under a second plan over that under a first, on the same documents."""
 
@@ -1178,6 +1211,7 @@ class PlacementResult:
     found: list[PlanEntry] = entry("all plans that were measured on the calibration documents", default=[])
     frontier: list[PlanEntry] = entry("those that no other beats in both loss and attention", default=[])
     chosen: PlanEntry | None = entry("the best within the budget", default=None)
+    stability: StabilityRecord | None = entry("what folds of the documents find", default=None, is_left_out=True)
     held_out: list[HeldOutRow] = entry("plans on the held-out documents", default=[])
     held_out_cost_at: int | None = entry("tokens at which their costs are counted", default=None, rule=COUNT)
 
@@ -1205,6 +1239,12 @@ class TrainingIdentity:
     plan: list[Any] | None = entry("span of each layer")
     dtype: str = entry("dtype of the computation; weights are float32")
     objective: str = entry("`target` or `lm`")
+    distill: float | None = entry(
+        "share of the loss that is the divergence from the teacher", default=None, is_left_out=True, rule=SHARE
+    )
+    teacher_plan: str | None = entry(
+        "spans of the teacher, which is the model it began with; `untouched` by a plan", default=None, is_left_out=True
+    )
     maxlen: int = entry("most tokens of a sequence", rule=LENGTH)
     limit: int | None = entry("first N examples", rule=COUNT)
     sample: int | None = entry("N documents, drawn", default=None, is_left_out=True, rule=POSITIVE)
@@ -1258,7 +1298,11 @@ class TrainingStep:
     """A line of `steps.jsonl`."""
 
     step: int = entry("number of the step, from 1", rule=COUNT)
-    loss: float = entry("nats a target token")
+    loss: float = entry("negative log likelihood, nats a target token")
+    kl_divergence: float | None = entry("KL(teacher || model), nats a target token", default=None, is_left_out=True)
+    mixture: float | None = entry(
+        "(1 - distill) x loss + distill x kl_divergence, which is trained on", default=None, is_left_out=True
+    )
     grad_norm: float | None = entry("norm of the gradients before clipping")
     learning_rate: float = entry("learning rate of the step")
     num_tokens: int = entry("tokens of the step", rule=COUNT)
@@ -1271,10 +1315,21 @@ class Evaluation:
     """A line of `evals.jsonl`."""
 
     step: int = entry("step after which it was measured; 0 is before the first", rule=COUNT)
-    loss: float = entry("nats a held-out target token")
+    loss: float = entry("negative log likelihood, nats a held-out target token")
+    kl_divergence: float | None = entry(
+        "KL(teacher || model), nats a held-out target token", default=None, is_left_out=True
+    )
+    mixture: float | None = entry(
+        "(1 - distill) x loss + distill x kl_divergence, by which the best is chosen", default=None, is_left_out=True
+    )
     perplexity: float | None = entry("exp(loss); null beyond what a float holds")
     num_targets: int = entry("tokens whose loss counts", rule=COUNT)
     seconds: float = entry("seconds of the evaluation", rule=SECONDS)
+
+    @property
+    def trained_on(self) -> float:
+        """Return the loss that the training lowers."""
+        return self.loss if self.mixture is None else self.mixture
 
 
 # ---------------------------------------------------------------------------------------------------------------------

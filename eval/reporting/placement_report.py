@@ -24,6 +24,7 @@ from eval.records.typed import from_json
 from eval.reporting.charts import FRONTIER, Layer, Spec, layer, quantity, save_charts, spec_of, tooltip
 from eval.reporting.columns import Column, interval, text
 from eval.reporting.perplexity_report import Units, perplexity_of, summed
+from eval.reporting.stability_report import MAJORITY, describe_stability, stability_chart, stability_tables
 from eval.reporting.tables import Rows, as_columns, as_markdown, code, describe_model, markdown, table_of
 from eval.scoring.significance import ratios_of_perplexities
 
@@ -33,7 +34,7 @@ LEGEND = (
     "intervals hold for all rows at once (max-T). Intervals: 95%, bootstrap over documents, or clusters of them, "
     "within their tasks."
 )
-_PLOTS = r"units|frontier|held-out"
+_PLOTS = r"units|frontier|folds|held-out"
 _BEST_UNITS = 12
 
 _SHARES = [
@@ -128,10 +129,17 @@ def write_placement(folder: RunFolder, record: PlacementRecord, result: Placemen
         folder.write_json(f"plans/frontier-{index:02}.json", entry)
     if result.chosen is not None:
         folder.write_json("plan.json", result.chosen)
+    majority = None if result.stability is None else result.stability.majority
+    if majority is not None:
+        folder.write_json(MAJORITY, majority)
+    else:
+        inside(folder.path, MAJORITY).unlink(missing_ok=True)
     charts = {}
     if result.scores:
         charts["units"] = unit_chart(result.scores, result.rank)
         charts["frontier"] = frontier_chart(result.found, result.frontier)
+    if result.stability is not None:
+        charts["folds"] = stability_chart(result.stability, result.scores)
     if result.held_out:
         charts["held-out"] = held_out_chart(result.held_out)
     save_charts(folder.path / "plots", charts, _PLOTS)
@@ -141,7 +149,8 @@ def write_placement(folder: RunFolder, record: PlacementRecord, result: Placemen
 def describe(result: PlacementResult) -> str:
     """Return the tables for a terminal."""
     blocks = [f"{title}\n{as_columns(rows)}" for title, rows in _tables(result)]
-    return "\n\n".join([*blocks, LEGEND])
+    stability = [] if result.stability is None else [describe_stability(result.stability)]
+    return "\n\n".join([*blocks, *stability, LEGEND])
 
 
 def _report(record: PlacementRecord, result: PlacementResult, charts: Sequence[str]) -> str:
@@ -163,6 +172,8 @@ def _report(record: PlacementRecord, result: PlacementResult, charts: Sequence[s
             "",
             markdown(f"Found: {code(result.chosen.text)} (`plan.json`, which `--plan` takes)"),
         ]
+    if result.stability is not None:
+        parts += ["", markdown(describe_stability(result.stability))]
     for title, rows in _tables(result):
         parts += ["", f"## {title}", "", as_markdown(rows)]
     parts += ["", *(f"![{name}](plots/{name}.svg)" for name in charts), "", LEGEND, ""]
@@ -177,6 +188,8 @@ def _tables(result: PlacementResult) -> list[tuple[str, Rows]]:
         tables.append((f"{title} (best first)", table_of(_unit_columns(result.rank), best)))
         frontier = table_of(_FOUND, result.frontier)
         tables.append(("On the frontier of loss and attention, calibration documents", frontier))
+    if result.stability is not None:
+        tables += stability_tables(result.stability)
     if result.held_out:
         rows = table_of(_HELD_OUT, sorted(result.held_out, key=lambda row: row.perplexity))
         tables.append((f"On held-out documents, costs at {result.held_out_cost_at:,} tokens", rows))

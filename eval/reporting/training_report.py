@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from eval.records.schema import Evaluation, TrainingRecord, TrainingStep
+from eval.records.schema import Evaluation, TrainingIdentity, TrainingRecord, TrainingStep
 from eval.reporting.charts import SCHEMA, Layer, Spec, direct_labels, draw_svg, layer, quantity
 from eval.reporting.columns import Column
 from eval.reporting.tables import as_markdown, markdown, table_of
@@ -21,6 +21,7 @@ _EVALUATION = [
     Column(key="perplexity", heading="perplexity", digits=3),
     Column(key="num_targets", heading="targets"),
 ]
+_DIVERGENCE = Column(key="kl_divergence", heading="held-out KL", digits=4)
 _WIDTH, _HEIGHT, _LOW_HEIGHT = 640, 260, 80
 
 
@@ -33,8 +34,19 @@ def render_train_report(
     parts += ["", f"![loss, learning rate and gradient norm by step]({CURVES})", ""]
     if evals:
         mark = Column(heading="", show=lambda one: "best" if one.step == best else "")
-        parts += [as_markdown(table_of([*_EVALUATION, mark], evals)), ""]
+        divergence = [] if record.identity.distill is None else [_DIVERGENCE]
+        parts += [as_markdown(table_of([*_EVALUATION, *divergence, mark], evals)), ""]
     return "\n".join([*parts, _LEGEND, ""])
+
+
+def describe_teacher(identity: TrainingIdentity) -> str | None:
+    """Return what a training learned from besides its data, for people; None without a teacher."""
+    if identity.distill is None:
+        return None
+    return (
+        f"the model before the training, with the spans '{identity.teacher_plan}'; KL(teacher || model) is "
+        f"{identity.distill:g} of the loss"
+    )
 
 
 def _facts(record: TrainingRecord, steps: Sequence[TrainingStep]) -> dict[str, str]:
@@ -47,6 +59,7 @@ def _facts(record: TrainingRecord, steps: Sequence[TrainingStep]) -> dict[str, s
         "model": f"`{identity.model.label}`, {weights}: {record.num_trainable:,} of {record.num_parameters:,} "
         "numbers trained",
         "spans": f"`{record.plan_description}`",
+        **({} if (teacher := describe_teacher(identity)) is None else {"teacher": teacher}),
         "data": f"{', '.join(record.tasks)}, objective `{identity.objective}`, {record.num_train_examples} examples "
         f"trained on, {record.num_held_out_examples} held out ({record.num_held_out_rows} rows of them read){left_out}",
         "steps": f"{len(steps)} of {identity.total_steps}, {tokens:,} tokens, rows of {identity.maxlen:,}, "

@@ -77,7 +77,7 @@ def write_checkpoint(
 def _best_step(evals: Sequence[Evaluation], step: int) -> int:
     """Return the step of the lowest held-out loss among the checkpoints; the newest where nothing is held out."""
     with_checkpoint = [line for line in evals if 0 < line.step <= step]
-    return min(with_checkpoint, key=lambda line: line.loss).step if with_checkpoint else step
+    return min(with_checkpoint, key=lambda line: line.trained_on).step if with_checkpoint else step
 
 
 def keep_only_what_is_trained(accelerator: Accelerator) -> None:

@@ -76,7 +76,7 @@ class TrainFolder:
             (self.path / f".{name}").unlink(missing_ok=True)
         self.point("last", step)
         there = [line for line in self.evaluations() if 0 < line.step <= step and self.checkpoint(line.step).is_dir()]
-        self.point("best", min(there, key=lambda line: line.loss).step if there else step)
+        self.point("best", min(there, key=lambda line: line.trained_on).step if there else step)
 
     def checkpoint(self, step: int) -> Path:
         """Return where the checkpoint of a step lies, or would."""

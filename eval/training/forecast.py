@@ -44,7 +44,10 @@ def describe_training(job: TrainingJob, process: AcceleratedProcess) -> str:
     ours, whole = (share * _attention(checkpoint.config, one, rows) for one in (plan, full))
     # A backward pass takes two products for each of the forward pass, which checkpointing makes once more.
     passes = 4 if identity.gradient_checkpointing else 3
-    operations = passes * (2 * (weights.body + weights.head) * num_tokens + ours)
+    products = 2 * (weights.body + weights.head) * num_tokens
+    operations = passes * (products + ours)
+    if config.distill is not None:  # the teacher's forward pass
+        operations += products + share * _attention(checkpoint.config, job.teacher_plan or full, rows)
     width = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
     dtype = getattr(torch, identity.dtype)
     speed = product_speed(width, dtype, process.device)

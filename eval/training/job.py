@@ -14,13 +14,15 @@ from eval.prompting.prompts import PromptBuilder
 from eval.records.merging import selection
 from eval.records.run_folder import default_output
 from eval.records.schema import Evaluation, Prediction, TrainingIdentity, TrainingRecord, TrainingStep, TrainingTask
-from eval.reporting.training_report import CURVES, draw_curves, render_train_report
+from eval.reporting.training_report import CURVES, describe_teacher, draw_curves, render_train_report
 from eval.runtime.jobs import Job, print_facts, settings_json, template_clock
 from eval.runtime.model import OpenedModel, describe_weights, open_configured, resolve_plan
 from eval.runtime.processes import AcceleratedProcess
 from eval.training.folder import STATE, TrainFolder, find_checkpoint, step_of
 from eval.training.lora import check_targets
 from eval.training.sequences import Pieces, count_rows, in_order, split_held_out
+from eval.training.teacher import check_teacher
+from masformer import SpanPlan
 from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions
 from masformer.checkpoints.positions import extended_config
 from masformer.plans.shapes import layers_with_states
@@ -38,6 +40,7 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
         model: The model to begin with.
         trained: Sequences that are trained on.
         held_out: Sequences that measure the loss.
+        teacher_plan: Spans of the teacher of `--distill`; None leaves it untouched.
         first: Step of the checkpoint from which it goes on; 0 is the beginning.
     """
 
@@ -46,6 +49,7 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
     model: OpenedModel
     trained: Pieces
     held_out: Pieces
+    teacher_plan: SpanPlan | None
     first: int
 
     @property
@@ -82,6 +86,7 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
                 "spans": self.record.plan_description,
                 "data": f"{', '.join(config.task)}: {num_trained} examples to train on, {num_held_out} held out, "
                 f"objective {config.objective}",
+                "teacher": describe_teacher(identity) or "",
                 "steps": f"{identity.total_steps} of {identity.step_rows} row(s), {packed}, at most {config.maxlen} "
                 "tokens",
                 "machine": process.describe(),
@@ -107,10 +112,13 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
         self.end()
         self.report()
         if evals := self.training.evaluations():
-            first, last, lowest = evals[0], evals[-1], min(evals, key=lambda line: line.loss)
+            first, last, lowest = evals[0], evals[-1], min(evals, key=lambda line: line.trained_on)
             print(
                 f"held-out loss {first.loss:.4f} at step {first.step}, {last.loss:.4f} at step {last.step}, "
                 f"lowest {lowest.loss:.4f} at step {lowest.step}"
+                if lowest.mixture is None
+                else f"held-out loss {first.loss:.4f} and KL {first.kl_divergence:.4f} at step {first.step}, "
+                f"{last.loss:.4f} and {last.kl_divergence:.4f} at step {last.step}; best at step {lowest.step}"
             )
         path = self.folder.path
         again = as_typed("accelerate launch eval/run.py")
@@ -132,6 +140,10 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
     _check_trainable(config, opened)
     checkpoint = _extended(config, opened)
     plan = resolve_plan(config.plan, checkpoint)
+    # A teacher reads packed rows too, and these only a plan keeps apart.
+    teacher_plan = resolve_plan("auto", checkpoint, keeps_full=plan is not None)
+    if config.distill is not None:
+        check_teacher(config.distill, plan, teacher_plan, is_extended=_extends(config, opened))
     if config.lora_rank:
         check_targets(config.lora_targets, checkpoint.config, trust_remote_code=config.trust_remote_code)
     training = folder_of(config)
@@ -162,7 +174,7 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
         )
     # Weights are float32 under any dtype of the computation.
     model = OpenedModel(process=process, checkpoint=checkpoint, plan=plan, dtype="float32", requested_plan=config.plan)
-    identity = _identity(config, model, total, step_rows, packing=packing, dtype=dtype)
+    identity = _identity(config, model, total, step_rows, packing=packing, dtype=dtype, teacher_plan=teacher_plan)
     tasks = {
         name: TrainingTask(
             source=dict(loaded.provenance),
@@ -174,11 +186,7 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
     }
     training.run.check_accepts(saved, identity, tasks)
     record = TrainingRecord(
-        config={
-            name: value
-            for name, value in settings_json(config).items()
-            if name not in ("dry_run", *config.unset_chat_options)
-        },
+        config={name: value for name, value in settings_json(config).items() if name not in config.unset_options},
         plan_description=model.plan_description,
         identity=identity,
         tasks=tasks,
@@ -202,12 +210,20 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
         model=model,
         trained=trained,
         held_out=held_out,
+        teacher_plan=teacher_plan,
         first=_step_to_resume(config, training, saved, process) if saved else 0,
     )
 
 
 def _identity(
-    config: TrainConfig, model: OpenedModel, total: int, step_rows: int, *, packing: bool, dtype: str
+    config: TrainConfig,
+    model: OpenedModel,
+    total: int,
+    step_rows: int,
+    *,
+    packing: bool,
+    dtype: str,
+    teacher_plan: SpanPlan | None,
 ) -> TrainingIdentity:
     return TrainingIdentity(
         task=list(config.task),
@@ -215,6 +231,8 @@ def _identity(
         plan=model.plan_json,
         dtype=dtype,
         objective=config.objective,
+        distill=config.distill,
+        teacher_plan=None if config.distill is None else "untouched" if teacher_plan is None else str(teacher_plan),
         maxlen=config.maxlen,
         limit=config.limit,
         **selection(config),
@@ -267,10 +285,16 @@ def _load_pieces(
     return data, trained, held_out
 
 
+def _extends(config: TrainConfig, checkpoint: Checkpoint) -> bool:
+    """Return whether maxlen is beyond the positions of the checkpoint."""
+    known = max_positions(checkpoint.config)
+    return known is not None and config.maxlen > known
+
+
 def _extended(config: TrainConfig, checkpoint: Checkpoint) -> Checkpoint:
     """Return the checkpoint, for positions up to maxlen if that was requested."""
     known = max_positions(checkpoint.config)
-    if known is None or config.maxlen <= known:
+    if not _extends(config, checkpoint):
         return checkpoint
     if config.extend_positions is None:
         how = "copy" if has_learned_positions(checkpoint.config) else "yarn or linear"
@@ -301,7 +325,7 @@ def folder_of(config: TrainConfig) -> TrainFolder:
     """Return the folder that settings name, or one named after them."""
     if isinstance(config.resume, Path):
         return TrainFolder(find_checkpoint(config.resume))
-    free = ("output", "resume", "report_to", "dry_run", *config.unset_chat_options)
+    free = ("output", "resume", "report_to", *config.unset_options)
     return TrainFolder(config.output or default_output("train", config, free))
 
 

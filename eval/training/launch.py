@@ -22,6 +22,11 @@ def start_training(config: TrainConfig) -> tuple[AcceleratedProcess, str]:
         UserError: The dtype or the launch cannot train here.
     """
     check_trackers(config.report_to)
+    if config.distill is not None and (_is_on("ACCELERATE_USE_FSDP") or _is_on("ACCELERATE_USE_DEEPSPEED")):
+        raise UserError(
+            f"--distill {config.distill:g} needs whole weights in each process, and FSDP and DeepSpeed shard them; "
+            "launch with configs/accelerate/several_gpus.yaml, or leave --distill out"
+        )
     on_cpu = not torch.cuda.is_available() or _is_on("ACCELERATE_USE_CPU")
     dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
     if dtype not in MIXED_PRECISION:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from eval.config.finetune import TrainConfig
 from eval.errors import UserError
+from eval.records.schema import Evaluation, TrainingStep
 from eval.runtime.memory import peak_bytes
 from eval.runtime.model import load_converted
 from eval.runtime.processes import AcceleratedProcess
@@ -23,12 +24,13 @@ from eval.training.folder import STATE
 from eval.training.job import TrainingJob
 from eval.training.lora import add_adapters, num_trainable
 from eval.training.sequences import Row, chosen_rows, training_steps
+from eval.training.teacher import make_teacher
 from eval.training.trainer import Trainer, learning_rate_at, make_optimizer
 from masformer import apply_plan, remove_plan
 from masformer.checkpoints.open import has_learned_positions, max_positions
 from masformer.checkpoints.positions import extend_table
 from masformer.errors import first_line
-from masformer.loss import NextTokenLoss, check_packing
+from masformer.loss import DistilledLoss, NextTokenLoss, check_packing
 
 
 def build_trainer(job: TrainingJob, process: AcceleratedProcess) -> tuple[Trainer, PreTrainedModel, PeftModel | None]:
@@ -50,6 +52,9 @@ def build_trainer(job: TrainingJob, process: AcceleratedProcess) -> tuple[Traine
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
     wrapped = NextTokenLoss(model)
+    if config.distill is not None:
+        teacher = make_teacher(config.distill, job.model, job.teacher_plan, model, adapters)
+        wrapped = DistilledLoss(model, teacher)
     if identity.packing:
         check_packing(model)
     trainable, parameters = num_trainable(wrapped)
@@ -79,6 +84,7 @@ def build_trainer(job: TrainingJob, process: AcceleratedProcess) -> tuple[Traine
         batch_size=config.batch_size,
         accumulation=config.gradient_accumulation,
         max_grad_norm=config.max_grad_norm,
+        num_losses=1 if config.distill is None else 3,
     )
     return trainer, model, adapters
 
@@ -109,7 +115,7 @@ def train(job: TrainingJob, trainer: Trainer, model: PreTrainedModel, adapters: 
             line = trainer.step(number, rows, rate)
             if accelerator.is_main_process:
                 job.log(line)
-            accelerator.log({"train/loss": line.loss, "train/learning_rate": line.learning_rate}, step=number)
+            accelerator.log(_logged("train", line) | {"train/learning_rate": line.learning_rate}, step=number)
             bar.set_postfix_str(f"loss {line.loss:.4f}", refresh=False)
             bar.update()
             if number % every == 0 or number == total:
@@ -129,8 +135,15 @@ def _evaluate(job: TrainingJob, trainer: Trainer, rows: Sequence[Row], step: int
     accelerator = trainer.accelerator
     if accelerator.is_main_process:
         job.log(line)
-        tqdm.write(f"step {step:>6}  held-out loss {line.loss:.4f} over {line.num_targets:,} targets")
-    accelerator.log({"held_out/loss": line.loss}, step=step)
+        divergence = "" if line.kl_divergence is None else f", KL {line.kl_divergence:.4f}"
+        tqdm.write(f"step {step:>6}  held-out loss {line.loss:.4f}{divergence} over {line.num_targets:,} targets")
+    accelerator.log(_logged("held_out", line), step=step)
+
+
+def _logged(part: str, line: TrainingStep | Evaluation) -> dict[str, float]:
+    """Return what trackers get of a line."""
+    losses = {"loss": line.loss, "kl_divergence": line.kl_divergence}
+    return {f"{part}/{name}": value for name, value in losses.items() if value is not None}
 
 
 def _with_longer_table(job: TrainingJob, model: PreTrainedModel) -> PreTrainedModel:

@@ -47,11 +47,12 @@ class Trainer:
     """A prepared model and its optimizer.
 
     Attributes:
-        model: Returns a summed loss (`masformer.loss.NextTokenLoss`); prepared by the accelerator.
+        model: Returns a summed loss, or the (3,) sums of `masformer.loss.DistilledLoss`; prepared by the accelerator.
         optimizer: Prepared by the accelerator.
         batch_size: Rows of a forward pass of one process.
         accumulation: Forward passes of one process in a step (A).
         max_grad_norm: Norm to which gradients are clipped.
+        num_losses: How many sums the model returns.
     """
 
     accelerator: Accelerator
@@ -60,6 +61,7 @@ class Trainer:
     batch_size: int
     accumulation: int
     max_grad_norm: float
+    num_losses: int = 1
 
     def step(self, number: int, rows: Sequence[Row], learning_rate: float) -> TrainingStep:
         """Train on the rows of one step of all processes, and return the line of its log.
@@ -77,12 +79,12 @@ class Trainer:
             group["lr"] = learning_rate
         for some in passes[accelerator.process_index]:
             with accelerator.accumulate(self.model):
-                loss = self._loss(collate(some))
+                sums = self._losses(collate(some))
                 # Gradients are averaged over processes and, by accelerate, over forward passes.
-                accelerator.backward(loss * (accelerator.num_processes * self.accumulation / num_targets))
-                losses.append(loss.detach())
+                accelerator.backward(sums[0] * (accelerator.num_processes * self.accumulation / num_targets))
+                losses.append(sums.detach())
                 if accelerator.sync_gradients:
-                    self._check_losses(number, torch.stack(losses), passes)
+                    self._check_losses(number, torch.stack(losses).sum(dim=1), passes)
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
                     if norm is not None and not math.isfinite(float(norm)) and accelerator.scaler is None:
                         raise UserError(
@@ -91,10 +93,10 @@ class Trainer:
                         )
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-        total = float(accelerator.gather(torch.stack(losses)).sum(dtype=torch.float64))
+        totals = accelerator.gather(torch.stack(losses)).sum(dim=0, dtype=torch.float64)
         return TrainingStep(
             step=number,
-            loss=total / num_targets,
+            **_parts(totals / num_targets),
             # Infinite while the scaler of float16 looks for its scale: such a step is skipped.
             grad_norm=None if norm is None or not math.isfinite(float(norm)) else float(norm),
             learning_rate=learning_rate,
@@ -113,17 +115,18 @@ class Trainer:
         started = now(self.accelerator.device)
         accelerator = self.accelerator
         self.model.eval()
-        total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        totals = torch.zeros(self.num_losses, dtype=torch.float64, device=accelerator.device)
         worst = torch.tensor(len(rows), device=accelerator.device)  # first row whose loss is no number
         # As many forward passes on each process, since sharded weights are gathered by all at once.
         for first in range(0, len(rows), accelerator.num_processes):
             index = first + accelerator.process_index
-            loss = self._loss(collate([rows[min(index, len(rows) - 1)]]))
+            sums = self._losses(collate([rows[min(index, len(rows) - 1)]]))
             if index < len(rows):
-                total += loss
-                worst = torch.where(loss.isfinite(), worst, worst.clamp(max=index))
+                totals = totals + sums
+                worst = torch.where(sums.isfinite().all(), worst, worst.clamp(max=index))
         num_targets = sum(piece.num_targets for row in rows for piece in row)
-        mean = float(accelerator.reduce(total, reduction="sum")) / num_targets
+        means = accelerator.reduce(totals, reduction="sum") / num_targets
+        mean, parts = float(means.sum()), _parts(means)
         if not math.isfinite(mean):
             where = int(accelerator.gather(worst.reshape(1)).min())
             example = _names(rows[where : where + 1]) or "their sum"
@@ -133,8 +136,8 @@ class Trainer:
             )
         return Evaluation(
             step=step,
-            loss=mean,
-            perplexity=math.exp(mean) if mean < 700 else None,
+            **parts,
+            perplexity=math.exp(parts["loss"]) if parts["loss"] < 700 else None,
             num_targets=num_targets,
             seconds=now(self.accelerator.device) - started,
         )
@@ -150,12 +153,13 @@ class Trainer:
     def _remedy(self) -> str:
         return "take --dtype bfloat16" if self._dtype == "float16" else "lower --learning-rate"
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _losses(self, batch: Batch) -> Tensor:
+        """Return the summed loss (1,), and of a distillation its parts too (3,)."""
         device = self.accelerator.device
-        loss: Tensor = self.model(
+        losses: Tensor = self.model(
             batch.input_ids.to(device), batch.next_tokens.to(device), batch.position_ids.to(device)
         )
-        return loss
+        return losses.reshape(-1)
 
     def _split(self, rows: Sequence[Row]) -> list[list[Sequence[Row]]]:
         """Return the rows of each forward pass of each process (P lists of A)."""
@@ -174,6 +178,12 @@ class Trainer:
                         f"the loss is {loss} at step {number} on {_names(passes[process][index])} in {self._dtype}; "
                         f"the last checkpoint is kept; {self._remedy} or take the example out"
                     )
+
+
+def _parts(means: Tensor) -> dict[str, float]:
+    """Return the fields of a log that the mean losses are: (1,) or (3,)."""
+    names = ("loss",) if len(means) == 1 else ("mixture", "loss", "kl_divergence")
+    return dict(zip(names, means.tolist(), strict=True))
 
 
 def _names(rows: Sequence[Row]) -> str:

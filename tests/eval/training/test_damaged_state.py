@@ -145,7 +145,7 @@ def test_a_damaged_log_is_refused(
 def test_a_held_out_example_without_a_number_is_named(
     resume: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = Trainer._loss, []
+    original, calls = Trainer._losses, []
 
     def breaking(trainer: Trainer, batch: Batch) -> torch.Tensor:
         loss = original(trainer, batch)
@@ -153,7 +153,7 @@ def test_a_held_out_example_without_a_number_is_named(
             calls.append(1)
         return loss * torch.inf if len(calls) == 2 else loss
 
-    monkeypatch.setattr(Trainer, "_loss", breaking)
+    monkeypatch.setattr(Trainer, "_losses", breaking)
     anew = [*resume[:-3], "--output", str(tmp_path / "anew")]
     expect_error(anew, capsys, "the held-out loss is inf after step 0 (train-", ") in float32; ")
     assert not lines(tmp_path / "anew", "evals.jsonl") if (tmp_path / "anew" / "evals.jsonl").exists() else True

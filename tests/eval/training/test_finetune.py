@@ -208,19 +208,19 @@ def test_wrong_input_is_one_line_before_weights_load(
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Trainer._loss
+    original = Trainer._losses
 
     def breaking(trainer: Trainer, batch: Batch) -> torch.Tensor:
         loss = original(trainer, batch)
         return loss * torch.nan if (tmp_path / "run" / "last").exists() and trainer.model.training else loss
 
-    monkeypatch.setattr(Trainer, "_loss", breaking)
+    monkeypatch.setattr(Trainer, "_losses", breaking)
     expect_error(least, capsys, "the loss is nan at step 3 on train-", "the last checkpoint is kept")
     last = tmp_path / "run" / "last"
     assert last.resolve().name == "step-000002"
     assert (last / "model.safetensors").is_file()
     assert [line["step"] for line in lines(tmp_path / "run", "steps.jsonl")] == [1, 2]
-    monkeypatch.setattr(Trainer, "_loss", original)
+    monkeypatch.setattr(Trainer, "_losses", original)
     assert main([*least, "--resume"]) == 0
 
 
@@ -241,13 +241,13 @@ def test_weights_that_are_no_numbers_are_refused(
 def test_a_held_out_loss_that_is_no_number_is_never_a_checkpoint(
     least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Trainer._loss
+    original = Trainer._losses
 
     def breaking(trainer: Trainer, batch: Batch) -> torch.Tensor:
         loss = original(trainer, batch)
         return loss * torch.nan if (tmp_path / "run" / "last").exists() and not trainer.model.training else loss
 
-    monkeypatch.setattr(Trainer, "_loss", breaking)
+    monkeypatch.setattr(Trainer, "_losses", breaking)
     expect_error(least, capsys, "the held-out loss is nan after step 4", "the last checkpoint before it is kept")
     assert {(tmp_path / "run" / name).resolve().name for name in ("best", "last")} == {"step-000002"}
 
