@@ -233,6 +233,22 @@ def test_choices_without_marked_evidence_have_no_windows_of_it(
     assert main([*arguments, "--query-field", "query", "--window", "foreign"]) == 0
 
 
+def test_needles_move_as_other_evidence_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "--engine mock --task needle_single --maxlen 300 --limit 3 --max-new-tokens 12"
+    arguments = [*text.split(), "--output", str(tmp_path / "run"), "--window"]
+    assert main([*arguments, "evidence,oracle"]) == 2
+    assert "metrics 'found_all' have no oracle to find any; leave oracle out" in capsys.readouterr().err
+    assert main([*arguments, "head,evidence,evidence_first,without_evidence"]) == 0
+    texts = documents(tmp_path / "run")
+    for (window, name, _), one in lines(tmp_path / "run").items():
+        if window:
+            document = texts[document_ids(tmp_path / "run")[name]]
+            [[start, stop]] = one["window"]["evidence"]
+            shown = "".join(document[first:last] for first, last in one["window"]["spans"])
+            assert (document[start:stop] in shown) == (window != "@without_evidence")
+            assert shown.lstrip().startswith(document[start:stop]) or window == "@without_evidence"
+
+
 def test_prompts_through_windows_are_answered_as_in_runs_of_their_own(data: Path, tmp_path: Path) -> None:
     model = save_tiny_checkpoint(tmp_path / "model")
     write(data, [meeting(index, 3) for index in range(2)])
