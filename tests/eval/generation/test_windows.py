@@ -175,6 +175,12 @@ def test_windows_are_added_to_a_folder_and_scored_again(data: Path, tmp_path: Pa
     assert {one.contrast for one in before.windows or []} == {"not_used", "document"}
     assert score([str(folder)]) == 0
     assert read_scores(folder) == before
+    # The engine copies what it is shown, which is another document under `foreign`.
+    assert score([str(folder), "--metrics", "diagnostics"]) == 0
+    models = [one for one in read_scores(folder).results if one.kind == "model"]
+    copied = {(one.template, one.maxlen): (one.further or {})["diagnostics.copied"].mean for one in models}
+    assert len(copied) == 6
+    assert set(copied.values()) == {1.0}
 
 
 def test_a_leaderboard_ranks_no_window_that_shows_evidence(
