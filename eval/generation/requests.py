@@ -10,7 +10,7 @@ Requests are made document by document when they are read, so that a large data 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -18,7 +18,6 @@ from typing import Any
 
 from eval.config.generation import GenerationSettings, ThinkingSettings
 from eval.config.run import RunConfig
-from eval.errors import UserError
 from eval.generation.windows import DocumentEvidence, check_windows, foreign_examples
 from eval.prompting.prompts import Prompt, PromptBuilder, PromptParts, fit
 from eval.prompting.truncation import AROUND, HALVES, Frame, Passages, Ranges, Shown
@@ -134,8 +133,9 @@ class PromptSource:
     @cached_property
     def fingerprints(self) -> dict[Key, str]:
         """Return the fingerprint of each request; tokenizes nothing."""
+        of_head = {example.id: self._fingerprint(example) for example in self.examples}
         contents = {
-            (example.id, window): self._fingerprint(example, window)
+            (example.id, window): self._window_fingerprint(example, window, of_head[example.id])
             for window in dict.fromkeys(map(window_of, self.builders))
             for example in self.examples
         }
@@ -148,12 +148,15 @@ class PromptSource:
             for maxlen in self.lengths
         }
 
-    def _fingerprint(self, example: Example, window: str) -> str:
+    def _fingerprint(self, example: Example) -> str:
         encoder = next(iter(self.builders.values())).encoder
         # Version 0.1 let these texts become control tokens.
         spelled = [text for text in (example.context, example.query) if text and encoder.spells_control(text)]
         kept = [] if example.kept is None else [example.kept]
-        of_head = fingerprint(example.context, example.query, *(["as text"] if spelled else []), *kept)
+        return fingerprint(example.context, example.query, *(["as text"] if spelled else []), *kept)
+
+    def _window_fingerprint(self, example: Example, window: str, of_head: str) -> str:
+        """Return the digest of what a window shows of an example, from that of the example."""
         if window == HEAD:
             return of_head
         if window == FOREIGN:
@@ -399,7 +402,7 @@ def _sources_of(
         by_context[example.context, example.kept].append(example)
     for builder in list(builders.values())[:1]:
         builder.check_letters(name, [context for context, _ in by_context])
-    foreign = _foreign_of(name, task.templates, [examples[0] for examples in by_context.values()])
+    foreign = foreign_examples(name, task.templates, [examples[0] for examples in by_context.values()])
     for examples in by_context.values():
         yield PromptSource(
             task=name,
@@ -413,22 +416,3 @@ def _sources_of(
             foreign=foreign.get(examples[0].document_id),
             is_encoded=is_encoded,
         )
-
-
-def _foreign_of(task: str, templates: Iterable[str], documents: Sequence[Example]) -> dict[str, Example]:
-    """Return the stand-in of each document by its id; none where no window shows any.
-
-    Raises:
-        UserError: A document has none.
-    """
-    if FOREIGN not in map(window_of, templates):
-        return {}
-    found = {}
-    for name, other in foreign_examples(documents).items():
-        if other is None:
-            raise UserError(
-                f"--window {FOREIGN} shows another document of task '{task}', and there is none beside '{name}'; raise "
-                "--limit or --sample, or leave it out"
-            )
-        found[name] = other
-    return found

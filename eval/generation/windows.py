@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Literal, NamedTuple
 
 from eval.errors import UserError
-from eval.records.windows import FOREIGN, HEAD, window_of
+from eval.records.windows import FOREIGN, HEAD, ORACLE, window_of
 from eval.scoring.baselines import PreparedDocument, Span, merge_spans, prepare_document, visible_oracles, word_budget
 from eval.scoring.profiles import PROFILES
 from tasks import Example
@@ -71,10 +71,11 @@ def check_windows(task: str, templates: Iterable[str], examples: Sequence[Exampl
     if not windows:
         return
     flag, without = f"--window {','.join(sorted(windows))}", [one for one in examples if one.evidence is None]
-    if without and PROFILES[profile].objective is None:
+    if PROFILES[profile].objective is None and (without or ORACLE in windows):
+        reason = f"{len(without)} of {len(examples)} examples mark no evidence, and " if without else ""
         raise UserError(
-            f"{flag} of task '{task}': {len(without)} of {len(examples)} examples mark no evidence, and metrics "
-            f"'{profile}' have no oracle to find any; leave it out"
+            f"{flag} of task '{task}': {reason}metrics '{profile}' have no oracle to find any; leave "
+            f"{'it' if without else ORACLE} out"
         )
     if kept := [one for one in without if one.kept is not None]:
         raise UserError(
@@ -83,18 +84,28 @@ def check_windows(task: str, templates: Iterable[str], examples: Sequence[Exampl
         )
 
 
-def foreign_examples(documents: Sequence[Example]) -> dict[str, Example | None]:
-    """Return for each document, by its id, one that may stand in for it; None where there is no other.
+def foreign_examples(task: str, templates: Iterable[str], documents: Sequence[Example]) -> dict[str, Example]:
+    """Return for each document, by its id, one that stands in for it; none where no template has the window.
 
     Documents follow each other by a hash of their ids. The next one stands in that is at least as long, or the next of
     all; one of the same cluster, such as another chapter of a book, never does.
+
+    Raises:
+        UserError: A document has none.
     """
+    if FOREIGN not in map(window_of, templates):
+        return {}
     order = sorted(documents, key=lambda one: hashlib.sha256(one.document_id.encode(errors="surrogatepass")).digest())
-    found: dict[str, Example | None] = {}
+    found = {}
     for place, own in enumerate(order):
         others = [one for one in chain(order[place + 1 :], order[:place]) if _may_stand_in(one, own)]
+        if not others:
+            raise UserError(
+                f"--window {FOREIGN} shows another document of task '{task}', and there is none beside "
+                f"'{own.document_id}'; raise --limit or --sample, or leave it out"
+            )
         longer = (one for one in others if len(one.context) >= len(own.context))
-        found[own.document_id] = next(longer, others[0] if others else None)
+        found[own.document_id] = next(longer, others[0])
     return found
 
 

@@ -175,6 +175,12 @@ def test_windows_are_added_to_a_folder_and_scored_again(data: Path, tmp_path: Pa
     assert {one.contrast for one in before.windows or []} == {"not_used", "document"}
     assert score([str(folder)]) == 0
     assert read_scores(folder) == before
+    # The engine copies what it is shown, which is another document under `foreign`.
+    assert score([str(folder), "--metrics", "diagnostics"]) == 0
+    models = [one for one in read_scores(folder).results if one.kind == "model"]
+    copied = {(one.template, one.maxlen): (one.further or {})["diagnostics.copied"].mean for one in models}
+    assert len(copied) == 6
+    assert set(copied.values()) == {1.0}
 
 
 def test_a_leaderboard_ranks_no_window_that_shows_evidence(
@@ -231,6 +237,22 @@ def test_choices_without_marked_evidence_have_no_windows_of_it(
     assert main([*arguments, "--query-field", "query", "--window", "evidence"]) == 2
     assert "3 of 3 examples mark no evidence, and metrics 'longbench_choice' have no oracle" in capsys.readouterr().err
     assert main([*arguments, "--query-field", "query", "--window", "foreign"]) == 0
+
+
+def test_needles_move_as_other_evidence_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "--engine mock --task needle_single --maxlen 300 --limit 3 --max-new-tokens 12"
+    arguments = [*text.split(), "--output", str(tmp_path / "run"), "--window"]
+    assert main([*arguments, "evidence,oracle"]) == 2
+    assert "metrics 'found_all' have no oracle to find any; leave oracle out" in capsys.readouterr().err
+    assert main([*arguments, "head,evidence,evidence_first,without_evidence"]) == 0
+    texts = documents(tmp_path / "run")
+    for (window, name, _), one in lines(tmp_path / "run").items():
+        if window:
+            document = texts[document_ids(tmp_path / "run")[name]]
+            [[start, stop]] = one["window"]["evidence"]
+            shown = "".join(document[first:last] for first, last in one["window"]["spans"])
+            assert (document[start:stop] in shown) == (window != "@without_evidence")
+            assert shown.lstrip().startswith(document[start:stop]) or window == "@without_evidence"
 
 
 def test_prompts_through_windows_are_answered_as_in_runs_of_their_own(data: Path, tmp_path: Path) -> None:
