@@ -19,6 +19,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "perplexity": ("eval.perplexity", "measure perplexity at several lengths and by position"),
         "finetune": ("eval.finetune", "train a model for a task, or on long texts, under a span plan"),
         "placement": ("eval.placement", "find the layers or heads that need full attention"),
+        "ladder": ("eval.ladder", "find where a run loses the tokens of longer windows (one process)"),
     },
     "Read run folders, without a model": {
         "merge": ("eval.merge", "join the parts of a run that independent jobs made"),

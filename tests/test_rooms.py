@@ -24,8 +24,8 @@ BELOW = {
     "engines": {"losses", "generation", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "judging": {"engines", "scoring", "metrics", "runtime", "records", "errors", "tasks"},
     "losses": {
-        *("generation", "reporting", "scoring", "metrics", "config"),
-        *("runtime", "prompting", "records", "errors", "masformer", "tasks"),
+        *("generation", "reporting", "scoring", "config", "runtime"),
+        *("prompting", "records", "errors", "masformer", "tasks"),
     },
     "training": {"reporting", "config", "runtime", "prompting", "records", "errors", "masformer", "tasks"},
     "studies": {"reporting", "scoring", "metrics", "config", "runtime", "records", "errors", "tasks"},

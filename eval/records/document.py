@@ -17,6 +17,7 @@ SECTIONS: dict[str, tuple[type, ...]] = {
     "scores": (schema.Scores,),
     "example-scores": (schema.ExampleScore,),
     "metrics": (schema.MetricRecord, schema.MetricLine),
+    "ladder": (schema.LadderRecord,),
     "perplexity": (schema.PerplexityRecord, schema.DocumentLoss, schema.PerplexityScores),
     "placement": (schema.PlacementRecord, schema.PlanLoss, schema.PlanMeasurement, schema.PlacementResult),
     "training": (schema.TrainingRecord, schema.TrainingStep, schema.Evaluation),

@@ -9,7 +9,8 @@
     scores.json           means with intervals, and comparisons (`Scores`)
     example_scores.jsonl  one line a prediction or baseline (`ExampleScore`)
     metrics/              values of further metrics, a file each (`MetricRecord`, then `MetricLine`)
-    report.md, report.html, plots/
+    ladder.json           the context ladder (`LadderRecord`)
+    report.md, report.html, ladder.html, plots/
 
 A folder belongs to one set of settings. Lengths, templates, examples and tasks may be added; any other difference is
 refused. Measurements of perplexity, searches and trainings have such folders too, with records of their own.
@@ -57,7 +58,9 @@ from eval.records.typed import Record, from_json, to_json
 from tasks.readers.kept import open_to_read
 
 # Files that scoring writes.
-_RESULT_FILES = ("scores.json", "example_scores.jsonl", "report.md", "report.html")
+_RESULT_FILES = ("scores.json", "example_scores.jsonl", "report.md", "report.html", "ladder.json", "ladder.html")
+# Names of the pictures of a ladder, without their ends.
+LADDER_PLOTS = r"ladder(-.*)?"
 # There while a merge has not ended.
 UNFINISHED = ".merging"
 _FILES = ("run.json", "examples.jsonl", "documents.jsonl.gz", "predictions.jsonl", *_RESULT_FILES, UNFINISHED)
@@ -331,7 +334,8 @@ class RunFolder:
                     file.unlink()
                 if not any(metrics.iterdir()):
                     metrics.rmdir()
-            own = re.compile(rf"({own_plots(self.read_record(RunRecord, is_replaced=True))})\.(png|svg)")
+            plots = own_plots(self.read_record(RunRecord, is_replaced=True))
+            own = re.compile(rf"({plots}|{LADDER_PLOTS})\.(png|svg)")
             for plot in inside(self.path, "plots").glob("*"):
                 if own.fullmatch(plot.name):
                     plot.unlink()

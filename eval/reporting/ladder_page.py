@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.records.run_folder import RunFolder
+from eval.records.run_folder import LADDER_PLOTS, RunFolder
 from eval.records.schema import LadderRecord, LadderRung
 from eval.reporting.charts import SCHEMA, Chart, Layer, Spec, layer, quantity, save_charts, titled, tooltip
 from eval.reporting.page import Prose, Section, as_table, render_page
@@ -182,7 +182,7 @@ def write_ladder(folder: RunFolder, record: LadderRecord) -> None:
         for at, rungs in tables.items()
     }
     names = {at: "ladder" if len(tables) == 1 else f"ladder-{'-'.join(at)}" for at in tables}
-    save_charts(folder.path / "plots", {names[at]: titled(chart) for at, chart in charts.items()}, r"ladder(-.*)?")
+    save_charts(folder.path / "plots", {names[at]: titled(chart) for at, chart in charts.items()}, LADDER_PLOTS)
     sections: list[Section] = []
     for at, rungs in tables.items():
         sections += [Prose(text=record.words["/".join(at)], is_lead=True), charts[at]]
