@@ -140,8 +140,8 @@ class Lesson:
 class DistilledLoss(NextTokenLoss):
     """A decoder that returns the losses of learning from data and from a teacher.
 
-    The loss is (1 - share) x the negative log likelihood of the next tokens + share x the divergence KL(teacher ||
-    model) over the vocabulary, at temperature 1.
+    The loss is (1 - share) x the negative log likelihood of the next tokens + share x KL(teacher, model), the
+    sum of p log(p / q) over the vocabulary with p the teacher's probabilities and q the model's, at temperature 1.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531, section 2).
     """

@@ -1299,7 +1299,7 @@ class TrainingStep:
 
     step: int = entry("number of the step, from 1", rule=COUNT)
     loss: float = entry("negative log likelihood, nats a target token")
-    kl_divergence: float | None = entry("KL(teacher || model), nats a target token", default=None, is_left_out=True)
+    kl_divergence: float | None = entry("KL(teacher, model), nats a target token", default=None, is_left_out=True)
     mixture: float | None = entry(
         "(1 - distill) x loss + distill x kl_divergence, which is trained on", default=None, is_left_out=True
     )
@@ -1317,7 +1317,7 @@ class Evaluation:
     step: int = entry("step after which it was measured; 0 is before the first", rule=COUNT)
     loss: float = entry("negative log likelihood, nats a held-out target token")
     kl_divergence: float | None = entry(
-        "KL(teacher || model), nats a held-out target token", default=None, is_left_out=True
+        "KL(teacher, model), nats a held-out target token", default=None, is_left_out=True
     )
     mixture: float | None = entry(
         "(1 - distill) x loss + distill x kl_divergence, by which the best is chosen", default=None, is_left_out=True

@@ -44,7 +44,7 @@ def describe_teacher(identity: TrainingIdentity) -> str | None:
     if identity.distill is None:
         return None
     return (
-        f"the model before the training, with the spans '{identity.teacher_plan}'; KL(teacher || model) is "
+        f"the model before the training, with the spans '{identity.teacher_plan}'; KL(teacher, model) is "
         f"{identity.distill:g} of the loss"
     )
 
@@ -97,6 +97,12 @@ def curves(steps: Sequence[TrainingStep], evals: Sequence[Evaluation]) -> Spec:
         {"height": _LOW_HEIGHT, **_line(rates, hidden, "Learning rate")},
         {"height": _LOW_HEIGHT, **_line(norms, across, "Gradient norm")},
     ]
+    divergences = [
+        {"step": one.step, "value": one.kl_divergence} for one in evals or steps if one.kl_divergence is not None
+    ]
+    if divergences:
+        title = "Held-out KL" if evals else "KL"
+        views.insert(1, {"height": _LOW_HEIGHT, **_line(divergences, hidden, title)})
     described = "Loss of training steps and of held-out documents, learning rate and gradient norm, by step."
     return {
         "$schema": SCHEMA,

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from eval.records.schema import HeldOutRow, PlacementResult, PlanEntry, UnitRecord
+from eval.records.schema import (
+    FoldRecord,
+    HeldOutRow,
+    PlacementResult,
+    PlanEntry,
+    StabilityRecord,
+    UnitCount,
+    UnitRecord,
+)
+from eval.reporting.charts import draw_svg
 from eval.reporting.placement_report import describe, frontier_chart, held_out_chart, unit_chart
+from eval.reporting.stability_report import describe_stability, stability_chart
 
 COST = {"flops": 0.25, "layers": 1.0, "cache": 0.2}
 PLANS = [PlanEntry(text=f"plan {n}", plan=[], units=[], loss=2.0, perplexity=9.0 + n, cost=COST) for n in range(3)]
@@ -14,6 +24,15 @@ ROWS = [
     for name in ("full", "random 1")
 ]
 HEAD = UnitRecord(unit="0.1", layer=0, head=1, only_full=0.01, only_local=None)
+STABILITY = StabilityRecord(
+    folds=[FoldRecord(num_documents=3, chosen=plan) for plan in PLANS],
+    jaccard=[0.5, 1.0, 0.25],
+    median_jaccard=0.5,
+    chance_jaccard=0.125,
+    units=[UnitCount(unit="0.1", num_folds=3), UnitCount(unit="2.0", num_folds=1)],
+    majority=replace(PLANS[0], units=["0.1"]),
+    is_within_budget=True,
+)
 
 
 def test_charts_hold_each_plan() -> None:
@@ -39,3 +58,29 @@ def test_tables_show_a_dash_for_what_was_not_measured() -> None:
     assert [line.split() for line in lines if "random" in line] == [
         ["random", "1", "8", "9.000", "-", "25.0%", "20.0%", "random", "1"]
     ]
+
+
+def test_folds_are_told_in_words_tables_and_a_chart() -> None:
+    lines = describe(PlacementResult(rank="scan", scores=[HEAD], stability=STABILITY)).splitlines()
+    words = (
+        "both chose a share (Jaccard index) of 0.50 in the median over 3 pairs (0.25 to 1.00); random choices of the"
+    )
+    assert any(words in line and "have 0.12 in the mean" in line for line in lines)
+    assert any("1 unit was chosen by at least half of the folds" in line for line in lines)
+    at = lines.index("Units by the number of folds that chose them, of 3")
+    assert [line.split() for line in lines[at + 2 : at + 4]] == [["3", "0.1"], ["1", "2.0"]]
+    heads = [HEAD, replace(HEAD, unit="1.0", layer=1, head=0)]
+    (cells,) = stability_chart(STABILITY, heads)["layer"]
+    expected = [{"layer": 0, "head": 1, "folds": 3}, {"layer": 1, "head": 0, "folds": 0}]
+    assert cells["data"]["values"] == expected
+    layers = replace(STABILITY, units=[UnitCount(unit="4", num_folds=2)])
+    (bars,) = stability_chart(layers, [replace(HEAD, unit="4", layer=4, head=None)])["layer"]
+    assert bars["data"]["values"] == [{"layer": 4, "head": None, "folds": 2}]
+    for spec in (stability_chart(STABILITY, heads), stability_chart(layers, [replace(HEAD, unit="4", head=None)])):
+        assert draw_svg(spec).count("<path") > 3
+
+
+def test_a_majority_may_be_beyond_the_budget_or_none() -> None:
+    assert "beyond the budget" in describe_stability(replace(STABILITY, is_within_budget=False))
+    none = replace(STABILITY, majority=None, is_within_budget=None)
+    assert "No unit was chosen by half of the folds" in describe_stability(none)

@@ -78,6 +78,7 @@ def test_a_model_comes_nearer_to_what_it_predicted_with_full_attention(
     assert f"| {evals[-1]['kl_divergence']:.4f} |" in report
     printed = capsys.readouterr().out
     assert f"and KL {evals[0]['kl_divergence']:.4f} at step 0" in printed
+    assert "Held-out KL" in (tmp_path / "run" / "curves.svg").read_text()
     # What is trained is saved, and the teacher is not.
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "last")
     assert str(saved.span_plan) == PLAN
