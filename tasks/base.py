@@ -138,12 +138,17 @@ class Template:
         chat: Put the text into one user turn if the model has a chat template; False uses it as it is.
         system: System message, unless the user gives another; without a chat template it opens the prompt.
         truncation: What is kept of a prompt that is too long, whatever the run keeps of others; None follows the run.
+        shot: Solved example without its document, with `{query}` and `{answer}`. None shows each as a prompt and its
+            answer before the prompt.
+        shots: What stands in the place of `{shots}` in the text, with `{shots}` for all of them; nothing without any.
     """
 
     text: str
     chat: bool = True
     system: str | None = None
     truncation: str | None = None
+    shot: str | None = None
+    shots: str = ""
 
 
 def template_variants(name: str, before: str, after: str, cue: str, *, once: bool = True) -> dict[str, Template]:

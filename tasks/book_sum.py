@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from tasks.base import SPLIT_NAMES, DataError, Example, LoadedExamples, LoadRequest, Task, template_variants
 from tasks.readers.files import data_rows, split_names
 from tasks.readers.hub import hub_rows
-from tasks.readers.rows import BadRow, Row, Rows, cluster_name, collect, text_pair
+from tasks.readers.rows import BadRow, Row, Rows, collect, text_pair
 
 HUB_ID = "kmfoda/booksum"
 FIELDS = ("chapter", "summary_text")
@@ -75,7 +75,7 @@ def _chapters(rows: Rows[Row]) -> Iterator[_Chapter | BadRow]:
             continue
         if pair:
             text, summary = pair
-            chapter = _Chapter(row.where, len(chapters), text, [], cluster_name(row, "bid"))
+            chapter = _Chapter(row.where, len(chapters), text, [], row.label("bid"))
             chapters.setdefault(text, chapter).summaries.append(summary)
     yield from chapters.values()
 

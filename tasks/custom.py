@@ -44,7 +44,7 @@ from tasks.readers.any_dataset import HubPath, files_of, hub_dataset_rows, local
 from tasks.readers.fields import Field, is_jinja, render_jinja
 from tasks.readers.files import RECORDS, begins_array, files_of_split, read_text_file, record_rows
 from tasks.readers.opening import holds_several, unpacked_name
-from tasks.readers.rows import BadRow, Row, Rows, cluster_name, collect, file_provenance
+from tasks.readers.rows import BadRow, Row, Rows, collect, file_provenance
 from tasks.readers.yaml_file import read_yaml, shown
 
 
@@ -291,8 +291,7 @@ def _load(about: CustomTask, request: LoadRequest) -> LoadedExamples:
 
 
 def _cluster(row: Row, field: str) -> str:
-    name = cluster_name(row, field)
-    if name is None:
+    if (name := row.label(field)) is None:
         raise DataError(f"{row.where}: field '{field}' is empty; name what the document is part of, itself if nothing")
     return name
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, Task, query_templates
 from tasks.readers.files import read_json
-from tasks.readers.rows import Row, Rows, cluster_name, collect, document_names, file_provenance
+from tasks.readers.rows import Row, Rows, collect, document_names, file_provenance
 from tasks.readers.scrolls_lines import HUB_ID, REVISION, ScrollsItem, sample_lines, scrolls_rows
 
 # {disfmarker}, { vocalsound }, {pause}, ...: sounds besides words.
@@ -96,7 +96,7 @@ def _meeting_examples(meeting: Row, split: str, numbers: Iterator[int]) -> Itera
     if not turns:
         raise DataError(f"{meeting.where}: field 'meeting_transcripts' has no words; take the meeting out")
     context = "\n".join(turns)
-    names = [cluster_name(meeting, field) for field in _NAMES]
+    names = [meeting.label(field) for field in _NAMES]
     series = next((series for name in names if name and (series := meeting_series(name))), None)
     queries = meeting.rows("general_query_list") + meeting.rows("specific_query_list")
     if not queries:

@@ -13,6 +13,7 @@ from functools import partial
 from eval.metrics.answers import score_all_found, score_answers, score_any_found
 from eval.metrics.base import Item, Metric, Scores, Value
 from eval.metrics.chrf import score_chrf
+from eval.metrics.helmet import score_letter, score_phrase
 from eval.metrics.longbench import score_choice, score_class, score_next_line, score_numbers
 from eval.metrics.rouge import plain_words, score_rouge, score_rouge_l, stemmed_words
 from eval.metrics.unicode_text import unicode_answer_words, unicode_sentences, unicode_words
@@ -84,6 +85,8 @@ NEXT_LINES = Overlap(
 _ACCURACY = {"accuracy": Value(label="accuracy", title="Accuracy")}
 CHOICES = Overlap("longbench-choice", _ACCURACY, score_choice)
 CLASSES = _OfClasses("longbench-class", _ACCURACY, score_class)
+PHRASES = Overlap("helmet-phrase", {"rougeL": _ROUGE["rougeL"]}, score_phrase)
+LETTERS = Overlap("helmet-letter", _ACCURACY, score_letter)
 _FOUND = {"found": Value(label="found", title="Answers found")}
 # Source: see `eval.metrics.answers.answers_found`.
 ALL_FOUND = Overlap(

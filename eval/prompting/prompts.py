@@ -101,8 +101,8 @@ class PromptBuilder:
     ) -> None:
         assert template.text.count("{context}") == 1
         self.tokenizer = tokenizer
-        self.template = template
         self.shots = Shots(template, shots)
+        self.template = replace(template, text=template.text.replace("{shots}", self.shots.inside))
         chat = chat or ChatSettings()
         # The system message of a template opens a plain prompt; that of the user needs a chat template.
         self._opening = ""
@@ -301,6 +301,7 @@ class PromptBuilder:
             is_turn: Return the user's turn alone, which the engine puts into its chat template.
         """
         before, after = self.template.text.split("{context}") if is_turn else self._rendered
+        before = self.shots.fill(before) if is_turn else before
         whole = context.join(part.replace("{query}", query or "") for part in (before, after))
         whole = whole if is_turn else self._shots_text + whole
         # A tokenizer that begins each text with its token does so with this one.

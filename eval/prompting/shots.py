@@ -1,4 +1,6 @@
-"""Shots, solved examples that open a prompt: turns of user and model under a chat template, plain text otherwise.
+"""Shots, solved examples in a prompt: turns of user and model under a chat template, plain text otherwise.
+
+A template that shows them without their documents has a place for them in its own text.
 
     shots = Shots(template, examples)
     before, after = chat.around(before, after, shots.turns)
@@ -26,18 +28,21 @@ class Shots:
     """The shots of one template.
 
     Args:
-        template: Its text is that of each.
+        template: Its text is that of each, unless it shows them without their documents.
         examples: Each with a reference, the first of which is its answer.
     """
 
     def __init__(self, template: Template, examples: Sequence[Example]) -> None:
         self._texts: dict[str, str] = {}
+        self._template = template
         self._pairs = [self._pair(template, index, example) for index, example in enumerate(examples)]
 
     def _pair(self, template: Template, index: int, example: Example) -> tuple[str, str]:
         texts = {"context": example.context, "query": example.query or "", "answer": example.references[0]}
         marks = {name: f"{_EDGE}{name} {index}{_EDGE}" for name in texts}
         self._texts |= {marks[name]: text.strip() for name, text in texts.items()}
+        if template.shot is not None:
+            return template.shot.replace("{query}", marks["query"]), marks["answer"]
         shown = template.text.replace("{context}", marks["context"]).replace("{query}", marks["query"])
         return shown, marks["answer"]
 
@@ -45,14 +50,26 @@ class Shots:
         return bool(self._pairs)
 
     @property
+    def inside(self) -> str:
+        """Return what stands in the template's own place for them, with marks; nothing for others."""
+        if not self or self._template.shot is None:
+            return ""
+        shown = [text.replace("{answer}", answer) for text, answer in self._pairs]
+        return self._template.shots.replace("{shots}", "\n\n".join(shown))
+
+    @property
+    def _before(self) -> list[tuple[str, str]]:
+        return [] if self._template.shot is not None else self._pairs
+
+    @property
     def turns(self) -> list[tuple[str, str]]:
         """Return role and text of each turn, with marks."""
-        return [turn for text, answer in self._pairs for turn in (("user", text), ("assistant", answer))]
+        return [turn for text, answer in self._before for turn in (("user", text), ("assistant", answer))]
 
     @property
     def plain(self) -> str:
         """Return them as text, with marks: an answer comes behind a cue and a blank, or is a paragraph."""
-        return "".join(f"{text}{_seam(text)}{answer}\n\n" for text, answer in self._pairs)
+        return "".join(f"{text}{_seam(text)}{answer}\n\n" for text, answer in self._before)
 
     def split(self, before: str) -> tuple[str, str]:
         """Return what stands before a context up to the last answer, and from there on.
@@ -62,7 +79,7 @@ class Shots:
         """
         if not self:
             return "", before
-        written = "".join(text for _, text in self.turns)
+        written = self.inside + "".join(text for _, text in self.turns)
         if any(before.count(mark) != written.count(mark) for mark in self._texts):
             raise UserError(
                 "the chat template leaves out or repeats earlier turns, so it cannot show --shots; take templates "

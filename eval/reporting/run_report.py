@@ -416,7 +416,8 @@ def _how(inputs: RunInputs, scores: Scores) -> Iterator[Section]:
         for name, template in about.templates.items():
             put = "inside the model's chat template" if template.chat else "as it stands"
             if about.shots:
-                put += f", behind {len(about.shots['ids'])} solved examples of split {about.shots['split']}"
+                place = "with" if "{shots}" in template.text else "behind"
+                put += f", {place} {len(about.shots['ids'])} solved examples of split {about.shots['split']}"
             if template.system:
                 yield Code(caption=f"System message of {task}, template {name}", text=template.system)
             yield Code(caption=f"Prompt of {task}, template {name}, {put}", text=template.text)

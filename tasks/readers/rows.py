@@ -182,18 +182,6 @@ def text_pair(rows: Rows[Row], row: Row, fields: tuple[str, str]) -> tuple[str, 
     return None
 
 
-def cluster_name(row: Row, field: str) -> str | None:
-    """Return what a field names as the whole that a document is part of; None where it is absent or empty.
-
-    Raises:
-        DataError: It is neither a text nor a whole number.
-    """
-    try:
-        return id_text(row.fields.get(field)) or None
-    except ValueError as error:
-        raise DataError(f"{row.where}: field '{field}' is {error}") from error
-
-
 def document_names(prefix: str) -> Callable[[str], str]:
     """Return a function that names documents: the prefix with a number, the same for the same text."""
     numbers: dict[str, int] = {}

@@ -48,12 +48,14 @@ def test_templates_hold_the_context_once_and_the_instruction_after_it(task: Task
     assert task.default_template in task.templates
     default = "context_first" if asks(task) else "instruct"
     default = "longbench" if task.name in PUBLISHED else default + "-plain" * (task.name in FEW_SHOT)
+    default = "helmet" if task.name.startswith("helmet_") else default
     assert task.default_template == default
     assert len(task.templates) > 1
     for template in task.templates.values():
         fields = [name for _, name, _, _ in string.Formatter().parse(template.text) if name is not None]
         assert fields.count("context") == 1
-        assert set(fields) == ({"context", "query"} if asks(task) else {"context"})
+        assert set(fields) - {"shots"} == ({"context", "query"} if asks(task) else {"context"})
+        assert ("shots" in fields) == (template.shot is not None) == ("{shots}" in template.shots)
         is_bare = template is task.templates[DOCUMENT]  # for encoders, which read no instruction
         assert template.chat or is_bare or not template.text.endswith("{context}"), "a plain prompt has a cue"
         assert "<" not in template.text or task.name in PUBLISHED, "chat markup is the tokenizer's business"

@@ -21,6 +21,8 @@ CLOSED = {
     "longbench_code": (["longbench-code@1"], ["edit_similarity"], ["edit_similarity"]),
     "longbench_choice": (["longbench-choice@1"], ["accuracy"], ["accuracy"]),
     "longbench_class": (["longbench-class@1"], ["accuracy"], ["accuracy"]),
+    "helmet_qa": (["helmet-phrase@1"], ["rougeL"], ["rougeL"]),
+    "helmet_choice": (["helmet-letter@1"], ["accuracy"], ["accuracy"]),
     "found_all": (["all-found@1"], ["found", "all_found"], ["found"]),
     "found_any": (["any-found@1"], ["found"], ["found"]),
     "unicode": (["rouge-unicode@1"], _ROUGE, ["rougeLsum"]),
