@@ -662,6 +662,33 @@ class Comparison(PairedResult):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UsefulLength:
+    """The smallest length that loses less than the margin to every longer one."""
+
+    task: str = entry("name of the task")
+    template: str = entry("name of the prompt")
+    system: str = entry("the model, or `visible_oracle`")
+    kind: Literal["model", "yardstick"] = entry("whether a model or a baseline wrote the texts")
+    metric: str = entry("headline metric of the task")
+    margin: float = entry("a smaller loss counts as none, as a fraction")
+    lengths: list[int] = entry("lengths that were compared, ascending, in tokens", rule=LENGTHS)
+    observed: int = entry("what it is on these documents", rule=LENGTH)
+    low: int | None = entry(
+        "lower end of the 95% interval: shorter ones are shown to lose more than the margin to a longer one; null with "
+        "too few documents",
+        rule=LENGTH,
+    )
+    high: int | None = entry(
+        "upper end: the smallest that is shown, as all above it are, to lose less than the margin to every longer one",
+        rule=LENGTH,
+    )
+    is_open: bool = entry("whether the greatest length cuts documents, so that more may be of use")
+    num_documents: int = entry(
+        "documents, or clusters, that the smallest and the greatest length show differently", rule=COUNT
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Baselines:
     """What the baselines of a task are made with."""
 
@@ -741,6 +768,9 @@ class Scores:
     )
     further_comparisons: list[Comparison] | None = entry(
         "paired tests by further metrics, where there are any", default=None, is_left_out=True
+    )
+    useful_lengths: list[UsefulLength] | None = entry(
+        "how much context is of use, of runs of several lengths", default=None, is_left_out=True
     )
     depths: list[DepthCell] | None = entry(
         "what was found of needles, where there are any", default=None, is_left_out=True
@@ -1214,6 +1244,9 @@ class BoardRow:
     )
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     evidence_visible: Share | None = entry("share of the gold evidence that was shown")
+    useful_length: UsefulLength | None = entry(
+        "how much context is of use to the run, where it has several lengths", default=None, is_left_out=True
+    )
     cost: Cost | None = entry("what the predictions cost")
     further: dict[str, Share] | None = entry(
         "means of further metrics that the rows of the board share, by `NAME.VALUE`", default=None, is_left_out=True
