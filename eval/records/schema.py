@@ -1206,6 +1206,49 @@ class StudyRecord:
     parts: dict[str, StudyPart] = entry("parts that have ended, by name")
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyClaim:
+    """What a study claims of one of its parts."""
+
+    name: str = entry("name of the claim")
+    text: str = entry("a sentence for readers", default="", is_left_out=True)
+    part: str = entry("part that it is about")
+    against: str = entry("what that stands beside: another part, or a length of its own")
+    metric: str = entry("metric of the scores, or `perplexity`")
+    direction: Literal["better", "worse", "as-good", "differs"] = entry("what the part is beside the other")
+    margin: float | None = entry(
+        "loss up to which it is as good: a fraction of the score's range, or of the perplexity; null for others",
+        default=None,
+        rule=SHARE,
+    )
+    maxlen: int = entry("length in tokens", rule=LENGTH)
+    task: str | None = entry("name of the task, where parts have several", default=None, is_left_out=True)
+    template: str | None = entry("name of the prompt, where parts have several", default=None, is_left_out=True)
+
+    @property
+    def against_length(self) -> int | None:
+        """Return the length of the part that the claim's own is compared with; None beside another part."""
+        return int(self.against) if self.against.isdecimal() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredClaim:
+    """A wording of a claim, and when it was written down."""
+
+    claim: StudyClaim = entry("what is claimed")
+    sha256: str = entry("digest of the claim")
+    recorded: str = entry("UTC, ISO 8601", rule=TIME)
+    begun: list[str] = entry("parts that had begun by then; none of a claim that was made beforehand", default=[])
+    withdrawn: str | None = entry("when the study was found to claim this no more", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimsRecord:
+    """`claims.json`."""
+
+    claims: list[RegisteredClaim] = entry("every wording since the first part began, in order")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Leaderboards
 

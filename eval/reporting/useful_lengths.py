@@ -51,7 +51,7 @@ def describe_useful(found: Sequence[UsefulLength]) -> str:
     for one in known:
         low, high = (or_more(one, length or 0, " or more") for length in (one.low, one.high))
         ends = f"{high} tokens" if low == high else f"{low} to {high} tokens (observed {one.observed:,})"
-        parts.append(ends if one.kind == "model" else f"that of what was shown (visible oracle) {ends}")
+        parts.append(ends if one.kind == "model" else f"of the visible oracle {ends}")
     if not known or known[0].kind != "model":
         return ""
     return f"Useful length, margin {100 * known[0].margin:g}, 95%: {'; '.join(parts)}."

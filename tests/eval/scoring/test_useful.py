@@ -159,7 +159,7 @@ def test_the_greatest_length_is_or_more_where_it_cuts(changes: dict[str, Any], c
     assert useful_cell(one) == cell
     assert describe_useful([one]) == f"Useful length, margin 1, 95%: {said}."
     oracle = replace(USEFUL_LENGTH, kind="yardstick", system="visible_oracle", low=8192, observed=8192)
-    assert describe_useful([one, oracle]).endswith("; that of what was shown (visible oracle) 8,192 or more tokens.")
+    assert describe_useful([one, oracle]).endswith("; of the visible oracle 8,192 or more tokens.")
     assert describe_useful([oracle]) == describe_useful([replace(one, low=None, high=None), oracle]) == ""
 
 
@@ -187,7 +187,7 @@ def test_reports_and_leaderboards_have_it_and_folders_without_it_are_read(
         ]
         assert useful[0].high == 100, "the answers are shown to gain nothing"
         assert useful[1].low == 400, "what is shown is worth more"
-        oracle = "that of what was shown (visible oracle) 400 or more tokens."
+        oracle = "of the visible oracle 400 or more tokens."
         assert f"Useful length, margin 5, 95%: 100 tokens; {oracle}" in printed
         report = (tmp_path / "runs" / name / "report.md").read_text()
         assert "### Useful length: plos, template instruct" in report
