@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
     folder = open_study_folder(study, options.output)
     # What runs and reports takes a while to import, and comes after the checks.
     from eval.studies.launch import list_parts, run_parts
+    from eval.studies.registry import describe_registered, register
     from eval.studies.report import write_report
 
     if options.list:
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
         print(write_report(folder))
     else:
         with locked(folder.path):
+            print(describe_registered(folder, register(folder)), end="", flush=True)
             failed = run_parts(folder, parts)
             print(write_report(folder))
         if failed:

@@ -109,7 +109,7 @@ def as_before(path: Path) -> Any:
     """Return what a run's scores say of the systems that 0.1 knew, in the fields that it had, and their examples."""
     scores = without_claims(read(path / "scores.json"))
     added = ("words", "num_ended_by_length", "flaws")
-    for name in ("example_scores", "scoring_version", "letters", "accept_ascii_words", "parity"):
+    for name in ("example_scores", "scoring_version", "letters", "accept_ascii_words", "parity", "useful_lengths"):
         scores.pop(name, None)
     scores["results"] = [
         {name: value for name, value in one.items() if name not in added}

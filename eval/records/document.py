@@ -21,7 +21,7 @@ SECTIONS: dict[str, tuple[type, ...]] = {
     "perplexity": (schema.PerplexityRecord, schema.DocumentLoss, schema.PerplexityScores),
     "placement": (schema.PlacementRecord, schema.PlanLoss, schema.PlanMeasurement, schema.PlacementResult),
     "training": (schema.TrainingRecord, schema.TrainingStep, schema.Evaluation),
-    "study": (schema.StudyRecord,),
+    "study": (schema.StudyRecord, schema.ClaimsRecord),
     "leaderboard": (schema.Leaderboard,),
 }
 

@@ -768,6 +768,33 @@ class Contrast(Comparison):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UsefulLength:
+    """The smallest length that loses less than the margin to every longer one."""
+
+    task: str = entry("name of the task")
+    template: str = entry("name of the prompt")
+    system: str = entry("the model, or `visible_oracle`")
+    kind: Literal["model", "yardstick"] = entry("whether a model or a baseline wrote the texts")
+    metric: str = entry("headline metric of the task")
+    margin: float = entry("a smaller loss counts as none, as a fraction")
+    lengths: list[int] = entry("lengths that were compared, ascending, in tokens", rule=LENGTHS)
+    observed: int = entry("what it is on these documents", rule=LENGTH)
+    low: int | None = entry(
+        "lower end of the 95% interval: shorter ones are shown to lose more than the margin to a longer one; null with "
+        "too few documents",
+        rule=LENGTH,
+    )
+    high: int | None = entry(
+        "upper end: the smallest that is shown, as all above it are, to lose less than the margin to every longer one",
+        rule=LENGTH,
+    )
+    is_open: bool = entry("whether the greatest length cuts documents, so that more may be of use")
+    num_documents: int = entry(
+        "documents, or clusters, that the smallest and the greatest length show differently", rule=COUNT
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Baselines:
     """What the baselines of a task are made with."""
 
@@ -862,6 +889,9 @@ class Scores:
     )
     further_comparisons: list[Comparison] | None = entry(
         "paired tests by further metrics, where there are any", default=None, is_left_out=True
+    )
+    useful_lengths: list[UsefulLength] | None = entry(
+        "how much context is of use, of runs of several lengths", default=None, is_left_out=True
     )
     depths: list[DepthCell] | None = entry(
         "what was found of needles, where there are any", default=None, is_left_out=True
@@ -1355,6 +1385,49 @@ class StudyRecord:
     parts: dict[str, StudyPart] = entry("parts that have ended, by name")
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyClaim:
+    """What a study claims of one of its parts."""
+
+    name: str = entry("name of the claim")
+    text: str = entry("a sentence for readers", default="", is_left_out=True)
+    part: str = entry("part that it is about")
+    against: str = entry("what that stands beside: another part, or a length of its own")
+    metric: str = entry("metric of the scores, or `perplexity`")
+    direction: Literal["better", "worse", "as-good", "differs"] = entry("what the part is beside the other")
+    margin: float | None = entry(
+        "loss up to which it is as good: a fraction of the score's range, or of the perplexity; null for others",
+        default=None,
+        rule=SHARE,
+    )
+    maxlen: int = entry("length in tokens", rule=LENGTH)
+    task: str | None = entry("name of the task, where parts have several", default=None, is_left_out=True)
+    template: str | None = entry("name of the prompt, where parts have several", default=None, is_left_out=True)
+
+    @property
+    def against_length(self) -> int | None:
+        """Return the length of the part that the claim's own is compared with; None beside another part."""
+        return int(self.against) if self.against.isdecimal() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredClaim:
+    """A wording of a claim, and when it was written down."""
+
+    claim: StudyClaim = entry("what is claimed")
+    sha256: str = entry("digest of the claim")
+    recorded: str = entry("UTC, ISO 8601", rule=TIME)
+    begun: list[str] = entry("parts that had begun by then; none of a claim that was made beforehand", default=[])
+    withdrawn: str | None = entry("when the study was found to claim this no more", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimsRecord:
+    """`claims.json`."""
+
+    claims: list[RegisteredClaim] = entry("every wording since the first part began, in order")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Leaderboards
 
@@ -1393,6 +1466,9 @@ class BoardRow:
     )
     metrics: dict[str, Estimate] = entry("scores by metric, as fractions")
     evidence_visible: Share | None = entry("share of the gold evidence that was shown")
+    useful_length: UsefulLength | None = entry(
+        "how much context is of use to the run, where it has several lengths", default=None, is_left_out=True
+    )
     cost: Cost | None = entry("what the predictions cost")
     further: dict[str, Share] | None = entry(
         "means of further metrics that the rows of the board share, by `NAME.VALUE`", default=None, is_left_out=True

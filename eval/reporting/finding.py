@@ -23,6 +23,7 @@ from eval.reporting.columns import (
     units_of,
 )
 from eval.reporting.tables import select
+from eval.reporting.useful_lengths import describe_useful
 from eval.scoring.baselines import ORACLES
 from eval.scoring.profiles import headline, metric_name
 from eval.scoring.significance import MIN_DOCUMENTS
@@ -43,7 +44,7 @@ class Number:
 def meanings(record: RunRecord, scores: Scores, *, has_lengths: bool = True) -> Iterator[str]:
     """Yield what the scores let one say, a sentence a task and template: the greatest length against the smallest.
 
-    Without lengths, only what is said beside that: of samples, of templates, and of tasks together.
+    Without lengths, only what is said beside that: of useful lengths, of samples, of templates, and of tasks together.
     """
     results = select(scores.results, subset="all")
     settings = dict.fromkeys((result.task, result.template) for result in results)
@@ -59,6 +60,8 @@ def meanings(record: RunRecord, scores: Scores, *, has_lengths: bool = True) -> 
             of_template = select(results, task=task, template=template)
             if has_lengths:
                 yield prefix + over_length(of_template, comparisons)
+            if useful := describe_useful(select(scores.useful_lengths or (), task=task, template=template)):
+                yield prefix + useful
             if noise := _noise(of_template):
                 yield prefix + noise
             # Of a template beside the first, the comparison at the greatest length.

@@ -44,6 +44,7 @@ from eval.reporting.tables import (
     scrolls_table,
     table_of,
 )
+from eval.reporting.useful_lengths import USEFUL_OF_ROW
 from eval.scoring.baselines import ORACLES
 from eval.scoring.board import clocks_of, describe_settings, engines_of, varying
 from eval.scoring.profiles import describe_profile, describe_profiles, metric_columns, metric_name
@@ -93,7 +94,10 @@ def legends(content: Leaderboard) -> list[str]:
     doubt = doubt_legend(board.profile for board in content.boards)
     is_marked = any(marks_of(row, board.metric) for board in content.boards for row in board.rows)
     marks = [marks_column(content.boards[0].metric).legend] if is_marked else []
-    return [_RANK_LEGEND, *marks, legend_of([*_BESIDE.values(), *COUNTS, EVIDENCE]), *doubt, legend_of(costs)]
+    has_useful = any(row.useful_length is not None for board in content.boards for row in board.rows)
+    useful = [USEFUL_OF_ROW.legend] if has_useful else []
+    counts = legend_of([*_BESIDE.values(), *COUNTS, EVIDENCE])
+    return [_RANK_LEGEND, *marks, *useful, counts, *doubt, legend_of(costs)]
 
 
 def title_of(content: Leaderboard) -> str:
@@ -147,6 +151,7 @@ def board_columns(board: Board, cost: str) -> tuple[list[Column], list[Column]]:
     first = next((name for name in _FIRST_BESIDE if name in beside), None)
     has_checks = any(marks_of(row, metric) for row in rows)
     has_ended = any(row.num_ended_by_length is not None for row in rows)
+    has_useful = any(row.useful_length is not None and row.useful_length.low is not None for row in rows)
     columns = [
         RANK,
         Column(heading=RUN, show=lambda row: labels[key_of(row)].name),
@@ -154,6 +159,7 @@ def board_columns(board: Board, cost: str) -> tuple[list[Column], list[Column]]:
         MAXLEN,
         Column(heading=metric_heading(metric, board.profile), show=lambda row: percent(row.metrics[metric])),
         *([baseline(first)] if first else []),
+        *([USEFUL_OF_ROW] if has_useful else []),
         *([marks_column(metric)] if has_checks else []),
         *([ENDED] if has_ended and not has_checks else []),
         costs.pop(cost),
@@ -335,6 +341,8 @@ def _plain_row(board: Board, row: BoardRow) -> dict[str, Any]:
     for key in board.further or {}:
         found |= {f"{key}_{end}": value for end, value in _ends((row.further or {}).get(key))}
     found |= dict(_fractions("evidence_visible", row.evidence_visible))
+    for end in ("observed", "low", "high") if any(one.useful_length for one in board.rows) else ():
+        found[f"useful_length_{end}_tokens"] = getattr(row.useful_length, end, None)
     found |= {column.plain_name or column.key: column.value(row.cost) for column in costs_of(board.rows)}
     return found | {name: getattr(row, name) for name in _CLAIMS.values()}
 

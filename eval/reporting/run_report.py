@@ -65,8 +65,10 @@ from eval.reporting.tables import (
     quality_table,
     scrolls_table,
     select,
+    table_of,
 )
 from eval.reporting.terminal import fill, width
+from eval.reporting.useful_lengths import USEFUL
 from eval.reporting.windows import WINDOWS_REMARK, window_meanings, windows_table
 from eval.scoring.board import command_for_readers
 from eval.scoring.examples import SCORING_VERSION
@@ -195,6 +197,8 @@ def blocks_of(record: RunRecord, scores: Scores, task: str) -> Iterator[Block]:
             documents = max(result.num_documents for result in truncated)
             remark = f"The {documents} document(s) that every length truncates; short ones dilute the comparison."
             yield Block(f"Quality where every length cuts: {where}", remark, quality_table(truncated))
+        if useful := select(scores.useful_lengths or (), task=task, template=template):
+            yield Block(f"Useful length: {where}", legend_of(USEFUL), table_of(USEFUL, useful))
         if noise := noise_table(everything):
             yield Block(f"Samples: {where}", legend_of(NOISE), noise)
         if cells := select(scores.depths or (), task=task, template=template):

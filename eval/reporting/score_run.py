@@ -31,6 +31,7 @@ from eval.scoring.parity import check_scores
 from eval.scoring.profiles import PROFILES
 from eval.scoring.scored_run import predictions_digest
 from eval.scoring.scrolls import scrolls_score
+from eval.scoring.useful import useful_lengths
 from eval.scoring.windows import compare_windows
 
 
@@ -110,6 +111,7 @@ def score_run(
         parity=parity,
         further=further or None,
         further_comparisons=compare_further(scored.scored, further, margin) if further else None,
+        useful_lengths=useful_lengths(scored.scored, margin) or None,
         depths=found_by_depth(answers, inputs.examples, profiles) or None,
         groups=scores_by_group(scored.scored, inputs.examples) or None,
     )

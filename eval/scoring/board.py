@@ -162,6 +162,8 @@ def _row(run: ScoredRun, about: RankedRun, setting: Setting) -> BoardRow:
     results = [one for one in run.scores.results if setting_of(one) == setting and one.subset == "all"]
     [model] = [one for one in results if one.kind == "model"]
     engine = run.record.identity.engine
+    of_setting = (model.task, model.template, "model")
+    useful = [one for one in run.scores.useful_lengths or () if (one.task, one.template, one.kind) == of_setting]
     return BoardRow(
         run=about.run,
         model=about.model,
@@ -175,6 +177,7 @@ def _row(run: ScoredRun, about: RankedRun, setting: Setting) -> BoardRow:
         metrics=model.metrics,
         further=model.further,
         evidence_visible=model.evidence_visible,
+        useful_length=useful[0] if useful else None,
         cost=model.cost,
         yardsticks={one.system: one.metrics for one in results if one.kind == "yardstick"},
     )
@@ -224,7 +227,7 @@ def rank(
         num_examples=rows[0].num_examples,
         num_documents=rows[0].num_documents,
         is_one_machine=len({machine for one in chosen for machine in one.about.machines}) < 2,
-        notes=[*_notes(chosen, rows, task, cost), *apart.values()],
+        notes=[*_notes(chosen, rows, task, cost), *_other_margins(rows, margin), *apart.values()],
         further={key: one for key, one in values.items() if any(row.further and key in row.further for row in rows)}
         or None,
         rows=rows,
@@ -355,6 +358,15 @@ def _notes(chosen: Sequence[Candidate], rows: Sequence[BoardRow], task: str, cos
             f"No row is shown to be within the margin of the best, the best observed included: with {count} and "
             f"{len(rows)} rows, differences are not known well enough."
         )
+
+
+def _other_margins(rows: Sequence[BoardRow], margin: float) -> Iterator[str]:
+    """Yield which useful lengths have another margin than the board, in a sentence."""
+    useful = {row.run: row.useful_length.margin for row in rows if row.useful_length is not None}
+    others = _grouped((run, f"{100 * own:g}") for run, own in useful.items() if own != margin)
+    if others:
+        runs = "; ".join(f"{', '.join(names)}: {own}" for own, names in others.items())
+        yield f"Useful lengths have the margin under which a run was scored, which is not {100 * margin:g} in {runs}."
 
 
 def _grouped(items: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

@@ -95,6 +95,14 @@ def studentized_rows(
         rows: (D, C) totals of the same documents; a row has zeros for a document that it lacks.
         strata: Which documents make up each stratum, of two at least; strata are resampled apart.
     """
+    values, errors, drawn = studentized_draws(rows, statistic, num_resamples, strata)
+    return values, errors, 0.0 if drawn is None else float(drawn.confidence_interval.high)
+
+
+def studentized_draws(
+    rows: Sequence[Floats], statistic: Statistic, num_resamples: int, strata: Sequence[Ints] = ()
+) -> tuple[list[float], list[float], Any]:
+    """Return the same with SciPy's result on how far off the rows are in resamples; None where no row has an error."""
     parts = strata or [np.arange(len(rows[0]))]
     values, errors, deviations = [], [], []
     for columns in rows:
@@ -107,13 +115,13 @@ def studentized_rows(
         values.append(float(value))
         errors.append(error)
     if not deviations:
-        return values, errors, 0.0
+        return values, errors, None
 
     def largest(times: Floats) -> Floats:
         found: Floats = np.max([deviation(times) for deviation in deviations], axis=0)
         return found
 
-    return values, errors, float(resample(parts, largest, num_resamples).confidence_interval.high)
+    return values, errors, resample(parts, largest, num_resamples)
 
 
 def _variance(influences: Sequence[Floats]) -> float:

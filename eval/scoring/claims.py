@@ -118,11 +118,8 @@ def _result(
     wins, ties, losses = count_outcomes(gains @ row.weights)
     low = high = detectable = bound = None
     is_as_good = False
-    # Documents that all score the same under both systems do not tell how far others may differ.
-    is_constant = (np.ptp(row.columns[:, :-1] / row.columns[:, -1:], axis=0) < ROUNDING).all()
-    tells_nothing = not wins and not losses and is_constant
     can_show = row.num_documents >= MIN_DOCUMENTS
-    if can_show and not tells_nothing:
+    if can_show and not _tells_nothing(row):
         start, end, error = studentized(row.columns, row.statistic, num_resamples)
         if error:  # without it documents do not tell how far others may lie
             low, high = row.size * max(start, -row.most), row.size * min(end, row.most)
@@ -148,6 +145,12 @@ def _result(
         claim_low=bound,
         p_corrected=corrected,
     )
+
+
+def _tells_nothing(row: Row) -> bool:
+    """Return whether all documents score the same under both systems, which does not tell how far others may differ."""
+    is_constant = (np.ptp(row.columns[:, :-1] / row.columns[:, -1:], axis=0) < ROUNDING).all()
+    return bool(is_constant and not (np.abs((row.after - row.before) @ row.weights) > ROUNDING).any())
 
 
 def count_outcomes(gains: Floats) -> tuple[int, int, int]:
@@ -191,7 +194,7 @@ def _level_of_claims(rows: Sequence[Row]) -> float:
 
 def _bound(row: Row, difference: float, error: float, level: float) -> float:
     """Return a lower bound of the difference for claims."""
-    if row.is_binary and (row.columns[:, -1] == 1).all():
+    if _is_of_answers(row):
         gains = row.after[:, 0] - row.before[:, 0]
         return paired_score_bound(int((gains > 0).sum()), int((gains < 0).sum()), len(gains), level)
     quantile = float(scipy.stats.t.ppf(1 - level, row.num_documents))
@@ -209,10 +212,55 @@ def guarded_loss(loss: Any, error: Any, num_documents: int, collapse: Any, quant
 
     Arrays of losses, errors and collapses give an array of bounds.
     """
+    mean, spread = _with_collapse(loss, error, num_documents, collapse)
+    return mean + quantile * spread
+
+
+def _with_collapse(loss: Any, error: Any, num_documents: int, collapse: Any) -> tuple[Any, Any]:
+    """Return the mean loss and its standard error with the added document."""
     with_it = num_documents + 1
     mean = (num_documents * loss + collapse) / with_it
     squares = num_documents * (num_documents - 1) * error**2 + num_documents / with_it * (collapse - loss) ** 2
-    return mean + quantile * (squares / (num_documents * with_it)) ** 0.5
+    return mean, (squares / (num_documents * with_it)) ** 0.5
+
+
+def p_of_loss(pair: Pair, margin: float = MARGIN) -> float:
+    """Return the one-sided p value of a loss of the margin: below 0.025, a single row of `compare_table` is as good.
+
+    A margin below 0 is a gain that the second system has to have. Fewer than `MIN_DOCUMENTS`, and documents that all
+    score the same under both systems, show nothing: 1.
+
+    Raises:
+        ValueError: Scores are missing or out of range, or the lengths differ.
+    """
+    row = Row(pair)
+    if row.num_documents < MIN_DOCUMENTS or _tells_nothing(row):
+        return 1.0
+    gains, most = row.after - row.before, margin / row.size
+    if _is_of_answers(row):
+        wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
+        return float(scipy.stats.norm.sf(_paired_score(wins, losses, len(gains), -most)))
+    difference, gradient = row.statistic(row.columns.sum(axis=0))
+    influences = row.columns @ gradient
+    error = math.sqrt(row.num_documents / (row.num_documents - 1) * float(np.square(influences).sum()))
+    mean, spread = _with_collapse(-float(difference), error, row.num_documents, row.collapse)
+    return float(scipy.stats.t.sf((most - mean) / spread, row.num_documents))
+
+
+def _is_of_answers(row: Row) -> bool:
+    """Return whether each document has one answer, which is right or wrong."""
+    return row.is_binary and bool((row.columns[:, -1] == 1).all())
+
+
+def _paired_score(wins: int, losses: int, num_pairs: int, difference: float) -> float:
+    """Return how many standard errors an observed difference of two shares lies above this one (Tango)."""
+    first = 2 * num_pairs
+    second = (2 * num_pairs - wins + losses) * difference - wins - losses
+    third = -losses * difference * (1 - difference)
+    share = (math.sqrt(max(second**2 - 4 * first * third, 0.0)) - second) / (2 * first)
+    variance = num_pairs * max(2 * share + difference * (1 - difference), 0.0)
+    distance = wins - losses - num_pairs * difference
+    return distance / math.sqrt(variance) if variance else math.copysign(math.inf, distance)
 
 
 def paired_score_bound(wins: int, losses: int, num_pairs: int, level: float) -> float:
@@ -224,12 +272,7 @@ def paired_score_bound(wins: int, losses: int, num_pairs: int, level: float) -> 
     quantile = float(scipy.stats.norm.isf(level))
 
     def score(difference: float) -> float:
-        first = 2 * num_pairs
-        second = (2 * num_pairs - wins + losses) * difference - wins - losses
-        third = -losses * difference * (1 - difference)
-        share = (math.sqrt(max(second**2 - 4 * first * third, 0.0)) - second) / (2 * first)
-        variance = num_pairs * max(2 * share + difference * (1 - difference), 0.0)
-        return wins - losses - num_pairs * difference - quantile * math.sqrt(variance)
+        return _paired_score(wins, losses, num_pairs, difference) - quantile
 
     # At the estimate itself the score of pairs that are all ties is 0 and no bound.
     lowest, highest = -1 + ROUNDING, (wins - losses) / num_pairs - 1e-9

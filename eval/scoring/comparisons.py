@@ -109,6 +109,10 @@ class Compare(NamedTuple):
         """Return the examples that both settings have, with a value in both."""
         return [name for name in self.first if name in self.second and self.has_values(name)]
 
+    def differing(self) -> list[str]:
+        """Return the shared examples without those that have the same prompt in both settings."""
+        return [name for name in self.shared() if not self.has_same_prompt(name)]
+
     def has_values(self, name: str) -> bool:
         """Return whether an example has what is compared on both sides, as not all have values of further metrics."""
         lines = self.first[name], self.second[name]
@@ -128,9 +132,8 @@ def compare_lines(table: Sequence[Compare], margin: float = MARGIN) -> list[Comp
     counts as no worse.
     """
     table = [row for row in table if row.shared()]
-    kept = [[name for name in row.shared() if not row.has_same_prompt(name)] for row in table]
-    rows = list(zip(table, kept, strict=True))
-    results = iter(compare_table([_pair(row, names) for row, names in rows if names], margin))
+    rows = [(row, row.differing()) for row in table]
+    results = iter(compare_table([pair_of(row, names) for row, names in rows if names], margin))
     return [_comparison(row, names, next(results) if names else _nothing(margin)) for row, names in rows]
 
 
@@ -138,7 +141,8 @@ def _columns(row: Compare) -> Sequence[str]:
     return (row.metric,) if row.profile is None else metric_columns(row.profile)[row.metric]
 
 
-def _pair(row: Compare, names: Sequence[str]) -> Pair:
+def pair_of(row: Compare, names: Sequence[str]) -> Pair:
+    """Return the scores of some examples, one at least, that both settings have, by what is compared."""
     within = FRACTIONS if row.profile is None else metric_range(row.profile, row.metric)
     if row.value is None:
         before, after = (values_of((lines[name] for name in names), _columns(row)) for lines in (row.first, row.second))

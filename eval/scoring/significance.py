@@ -31,6 +31,7 @@ from eval.scoring.bootstrap import (
     geometric_mean,
     ratio,
     studentized,
+    studentized_draws,
     studentized_rows,
 )
 
@@ -111,14 +112,7 @@ def ratios_of_perplexities(
     Raises:
         ValueError: A number is not finite, or a row has no token.
     """
-    rows: list[dict[Hashable, tuple[float, float]]] = []
-    for losses in table:
-        gains = [(after - before, float(tokens)) for before, after, tokens in losses.values()]
-        if not np.isfinite(gains).all():
-            raise ValueError("a document's loss or count is not a finite number; leave out what was not measured")
-        rows.append({name: gain for name, gain in zip(losses, gains, strict=True) if gain[1] > 0})
-        if not rows[-1]:
-            raise ValueError("no document has a predicted token; there is nothing to compare")
+    rows = list(map(_differences, table))
     settled = [index for index, row in enumerate(rows) if len(row) >= MIN_DOCUMENTS]
     names = list(dict.fromkeys(name for index in settled for name in rows[index]))
     columns = [np.array([rows[index].get(name, (0.0, 0.0)) for name in names]) for index in settled]
@@ -132,6 +126,40 @@ def ratios_of_perplexities(
             if error  # documents that are all alike do not tell how far others may lie
         }
     return [_ratio_of(row, ends.get(index)) for index, row in enumerate(rows)]
+
+
+def p_of_ratio(
+    losses: Mapping[Hashable, Sequence[float]],
+    ratio_without: float = 1.0,
+    stratum_of: Callable[[Hashable], Hashable] = lambda _: None,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+) -> float | None:
+    """Return the two-sided p value of a ratio of perplexities, were the true one `ratio_without`.
+
+    It is below 0.05 where that lies outside the interval of `ratios_of_perplexities` for this row alone. None stands
+    for too few documents, or for such as are all alike.
+    """
+    row = _differences(losses)
+    if len(row) < MIN_DOCUMENTS:
+        return None
+    strata = _strata([stratum_of(name) for name in row])
+    [value], [error], drawn = studentized_draws([np.array(list(row.values()))], ratio, num_resamples, strata)
+    if drawn is None:
+        return None
+    distance = abs(value - math.log(ratio_without)) / error
+    return float((1 + (drawn.bootstrap_distribution >= distance).sum()) / (1 + num_resamples))
+
+
+def _differences(losses: Mapping[Hashable, Sequence[float]]) -> dict[Hashable, tuple[float, float]]:
+    """Return what each document or cluster with tokens loses more in the second system, and its tokens."""
+    gains = [(after - before, float(tokens)) for before, after, tokens in losses.values()]
+    if not np.isfinite(gains).all():
+        raise ValueError("a document's loss or count is not a finite number; leave out what was not measured")
+    row = {name: gain for name, gain in zip(losses, gains, strict=True) if gain[1] > 0}
+    if not row:
+        raise ValueError("no document has a predicted token; there is nothing to compare")
+    return row
 
 
 def _ratio_of(row: Mapping[Hashable, tuple[float, float]], found: tuple[float, float, float] | None) -> PerplexityRatio:

@@ -1,6 +1,7 @@
 """What of a study is done: by the folders of its parts, and by `study.json`, which says what made them.
 
 study.json    what made each part that has ended (`StudyRecord`)
+claims.json   what was claimed, and when (`ClaimsRecord`)
 NAME/         the folder of a part
 NAME.log      what its sessions have printed
 report.md, plots/, gallery/   `eval.studies.report`
@@ -81,6 +82,10 @@ class StudyFolder:
             name: self._finished(self.study.parts.get(name)) for name in entry.needs
         }
         return DONE if is_same else CHANGED
+
+    def has_begun(self, part: Part) -> bool:
+        """Return whether a part was ever at work here, whatever is left of it."""
+        return part.name in self.ended or (self.path / part.name / "run.json").exists()
 
     def missing_needs(self, part: Part) -> list[str]:
         """Return what a part needs and is not done."""

@@ -39,7 +39,7 @@ LEGEND = (
 _SHARED_LEGEND = "shared: documents, or clusters, with such tokens that both have measured, of which the ratio is."
 _RANDOM_LEGEND = "random better: of random plans, how many are; for plans of their cost alone."
 
-_ALL_TASKS = "all tasks"
+ALL_TASKS = "all tasks"
 _ITSELF = PerplexityRatio(ratio=1.0, low=None, high=None, detectable=None, num_documents=0)
 # Names that a search gives to its random placements.
 _RANDOM = re.compile(r"random \d+")
@@ -62,7 +62,7 @@ def write_perplexity(draft: Draft) -> None:
     """Write ratios of perplexities by length and by position."""
     scores = {name: draft.read(PerplexityScores, name, "scores.json") for name in draft.folders}
     results = {name: {(one.task, one.maxlen): one for one in some.results} for name, some in scores.items()}
-    pairs = _pairs(draft)
+    pairs = pairs_of(draft)
     for name in draft.others:
         if draft.reference and (unlike := _unlike(draft.records[draft.reference], draft.records[name])):
             draft.say(f"`{name}`, unlike `{draft.reference}`, {' and '.join(unlike)}.")
@@ -78,7 +78,7 @@ def write_perplexity(draft: Draft) -> None:
     draft.say(f"{LEGEND} {_SHARED_LEGEND}")
 
 
-def _pairs(draft: Draft) -> Pairs:
+def pairs_of(draft: Draft) -> Pairs:
     """Return what of each part compares with the reference, and say what does not."""
     pairs: dict[str, dict[Setting, Pair]] = {name: {} for name in draft.folders}
     if draft.reference is None:
@@ -98,7 +98,7 @@ def _pairs(draft: Draft) -> Pairs:
         for maxlen in sorted({maxlen for _, maxlen in reference}):
             settings = [setting for setting in reference if setting[1] == maxlen]
             if len(settings) > 1 and of_part.keys() >= set(settings):
-                of_part[_ALL_TASKS, maxlen] = _pooled({task: of_part[task, maxlen] for task, _ in settings})
+                of_part[ALL_TASKS, maxlen] = _pooled({task: of_part[task, maxlen] for task, _ in settings})
     return pairs
 
 
@@ -163,19 +163,19 @@ def _length_rows(draft: Draft, results: Mapping[str, Mapping[Setting, Perplexity
     header = ["task", "maxlen", "part", "n", "perplexity", "ratio", "shared", "detectable", *far]
     rows = [[*header, "attention", "cache", "seconds"]]
     settings = sorted({setting for some in results.values() for setting in some})
-    pooled = sorted({setting for some in pairs.values() for setting in some if setting[0] == _ALL_TASKS})
+    pooled = sorted({setting for some in pairs.values() for setting in some if setting[0] == ALL_TASKS})
     firsts = [0] if position is None else [0, position]
     # One table, in which all intervals hold.
     places = [(name, setting, first) for name in draft.folders for setting in pairs[name] for first in firsts]
-    found = _ratios([_row(pairs[name][setting], first) for name, setting, first in places])
+    found = _ratios([losses_of(pairs[name][setting], first) for name, setting, first in places])
     ratios = dict(zip(places, found, strict=True))
     for task, maxlen in [*settings, *pooled]:
         for name in draft.folders:
             pair, result = pairs[name].get((task, maxlen)), results[name].get((task, maxlen))
             if result is not None:
                 num_documents, perplexity = result.num_documents, result.metrics["perplexity"]
-            elif task == _ALL_TASKS and pair is not None:
-                row = [losses[1:] for losses in _row(pair).values()]
+            elif task == ALL_TASKS and pair is not None:
+                row = [losses[1:] for losses in losses_of(pair).values()]
                 num_documents, perplexity = len(pair.after), perplexity_of(row)
             else:
                 continue
@@ -215,7 +215,7 @@ def _losses(lines: Lines, first: int = 0, stop: int | None = None) -> dict[str, 
     return losses
 
 
-def _row(pair: Pair, first: int = 0, stop: int | None = None) -> Losses:
+def losses_of(pair: Pair, first: int = 0, stop: int | None = None) -> Losses:
     """Return the losses of both on these positions of the documents, or of clusters of them.
 
     Raises:
@@ -251,7 +251,7 @@ def _position_rows(draft: Draft, result: PerplexityResult, pairs: Mapping[str, P
     """Return a row a bucket: the perplexity of the reference, and the ratio of each other part."""
     rows = [["positions", f"{draft.reference}: perplexity", *(f"{name}: ratio" for name in pairs)]]
     buckets = result.by_position
-    table = [_row(pair, bucket.first, bucket.last + 1) for bucket in buckets for pair in pairs.values()]
+    table = [losses_of(pair, bucket.first, bucket.last + 1) for bucket in buckets for pair in pairs.values()]
     found = iter(_ratios(table))
     for bucket in buckets:
         ratios = [ratio_cells(next(found))[0] for _ in pairs]
@@ -264,7 +264,7 @@ def _draw(draft: Draft, file: str, setting: str, pairs: Mapping[str, Pair]) -> N
     for first in dict.fromkeys([0, draft.section.from_position or 0]):
         label = draft.section.label
         points = [_point(label(str(draft.reference)), 1.0, _ITSELF)]
-        ratios = _ratios([_row(pair, first) for pair in pairs.values()])
+        ratios = _ratios([losses_of(pair, first) for pair in pairs.values()])
         for (name, pair), ratio in zip(pairs.items(), ratios, strict=True):
             full, now = (_total(lines, "attention_flops") for lines in (pair.before, pair.after))
             if ratio is not None and now is not None and full:

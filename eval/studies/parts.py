@@ -1,4 +1,4 @@
-"""A study as a YAML file holds it: parts, each one call of a script, and the sections of the report about them.
+"""A study as a YAML file holds it: parts, each one call of a script, the sections of the report, and claims.
 
     title: What spans cost
     defaults:
@@ -8,6 +8,8 @@
       - {name: middle8, script: eval/run.py, settings: {plan: "middle:8 span=1024 sinks=4"}}
     sections:
       - {kind: rouge, title: Summaries, parts: [full, middle8], reference: full}
+    claims:
+      - {name: enough, part: middle8, against: full, metric: rougeLsum, direction: as good, margin: 0.01, maxlen: 8192}
 
 The file is checked before anything runs: unknown keys fail, and the settings of each part are read as its script would.
 Plans, models and data are opened by the script, so that what one part lacks stops no other.
@@ -29,6 +31,9 @@ from eval.config.perplexity import PerplexityConfig
 from eval.config.placement import PlacementConfig
 from eval.config.run import RunConfig
 from eval.errors import UserError
+from eval.records.schema import StudyClaim
+from eval.studies.claims import read_claims
+from eval.studies.yaml_fields import fields_of
 from tasks.base import DataError
 from tasks.command import as_launched
 from tasks.readers.yaml_file import read_yaml, shown
@@ -51,13 +56,13 @@ KINDS: dict[str, tuple[str, ...]] = {
     "cost": (RUN, PERPLEXITY),
     "repetition": (RUN,),
 }
+CLAIMED = (RUN, PERPLEXITY)  # the scripts whose results claims are about
 _OUTPUT = "{output}"
 # Settings that the study gives, or that would keep a part from being one run that can be resumed.
 _NOT_FOR_PARTS = ("output", "resume", "overwrite", "dry_run", "shard", "config")
 _OWN_ENDS = (".md", ".json", ".log")
 _OWN_NAMES = ("plots", "gallery", "report", "study")
 _POSITIONS = [256 << doublings for doublings in range(20)]  # where buckets of eval/perplexity.py begin
-_TYPE_NAMES = {str: "text", list: "list", dict: "mapping", int: "whole number"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +111,7 @@ class Study:
     text: str  # a paragraph below the title
     parts: Mapping[str, Part]  # by name, each after those that it needs
     sections: Sequence[Section]
+    claims: Sequence[StudyClaim] = ()
 
     def chosen(self, names: Sequence[str]) -> list[Part]:
         """Return the named parts with all that they need, in order; all parts if none is named.
@@ -146,8 +152,8 @@ def read_study(file: Path) -> Study:
 
 
 def _study(file: Path, content: Any) -> Study:
-    optional = {"text": str, "defaults": dict, "sections": list}
-    fields = _fields("the file", content, {"title": str, "parts": list}, optional)
+    optional = {"text": str, "defaults": dict, "sections": list, "claims": list}
+    fields = fields_of("the file", content, {"title": str, "parts": list}, optional)
     defaults = fields.get("defaults", {})
     for script, settings in defaults.items():
         _check_known(f"defaults of {script}", "script", script, SCRIPTS)
@@ -166,12 +172,23 @@ def _study(file: Path, content: Any) -> Study:
     for title in titles:
         if titles.count(title) > 1:
             raise UserError(f"two sections are called '{title}'; give each a title of its own")
-    ordered = {part.name: part for part in _in_order(parts)}
-    return Study(file=file, title=fields["title"], text=fields.get("text", ""), parts=ordered, sections=sections)
+    settings = {
+        name: SCRIPTS[part.script].from_command_line(part.arguments)
+        for name, part in parts.items()
+        if part.script in CLAIMED
+    }
+    return Study(
+        file=file,
+        title=fields["title"],
+        text=fields.get("text", ""),
+        parts={part.name: part for part in _in_order(parts)},
+        sections=sections,
+        claims=read_claims(fields.get("claims", []), settings),
+    )
 
 
 def _part(where: str, content: Any, defaults: Mapping[str, Mapping[str, Any]]) -> Part:
-    fields = _fields(where, content, {"name": str, "script": str}, {"settings": dict, "needs": list})
+    fields = fields_of(where, content, {"name": str, "script": str}, {"settings": dict, "needs": list})
     name, script = fields["name"], fields["script"]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in _OWN_NAMES or Path(name).suffix in _OWN_ENDS:
         raise UserError(
@@ -214,7 +231,7 @@ def _in_order(parts: Mapping[str, Part]) -> Iterator[Part]:
 def _section(number: int, content: Any, parts: Mapping[str, Part]) -> Section:
     required = {"kind": str, "title": str, "parts": list}
     optional = {"reference": str, "text": str, "from_position": int, "labels": dict}
-    fields = _fields(f"section {number}", content, required, optional)
+    fields = fields_of(f"section {number}", content, required, optional)
     where, kind = f"section '{fields['title']}'", fields["kind"]
     _check_known(where, "kind", kind, KINDS)
     names, reference = tuple(map(str, fields["parts"])), fields.get("reference")
@@ -247,19 +264,3 @@ def _section(number: int, content: Any, parts: Mapping[str, Part]) -> Section:
 def _check_known(where: str, what: str, name: str, known: Mapping[str, Any]) -> None:
     if name not in known:
         raise UserError(f"{where}: {what} '{name}' is not known; known: {', '.join(known)}")
-
-
-def _fields(where: str, content: Any, required: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:
-    """Return a mapping after a check of its keys and of the types of its values."""
-    if not isinstance(content, dict):
-        raise UserError(f"{where} is {shown(content)}; write 'name: value' lines")
-    known = {**required, **optional}
-    for key, value in content.items():
-        if key not in known:
-            raise UserError(f"{where}: unknown key {shown(key)}; known: {', '.join(known)}")
-        if not isinstance(value, known[key]) or isinstance(value, bool):
-            raise UserError(f"{where}: {key} is {shown(value)}; a {_TYPE_NAMES[known[key]]} was expected")
-    for key in required:
-        if key not in content:
-            raise UserError(f"{where}: {key} is missing")
-    return dict(content)

@@ -18,6 +18,7 @@ from eval.reporting.tables import as_markdown
 from eval.scoring.claims import MARGIN
 from eval.scoring.leaderboard import make_leaderboard
 from eval.studies.answers import write_repetition, write_scores
+from eval.studies.claims_section import EXPLORATORY, write_claims
 from eval.studies.costs import write_costs, write_training
 from eval.studies.folder import DONE, StudyFolder
 from eval.studies.losses import write_perplexity, write_placements
@@ -46,10 +47,14 @@ def write_report(folder: StudyFolder) -> str:
     rows = [["part", "script", "state"]]
     rows += [[name, f"`{part.script}`", states[name]] for name, part in study.parts.items()]
     blocks = [f"# {study.title}", study.text.strip(), _shell(as_typed(command)), as_markdown(rows, 3)]
+    claims = write_claims(folder)
+    blocks += claims
     charts: dict[str, Spec] = {}
     for section in study.sections:
         draft = _section(folder, section)
-        blocks += [f"## {section.title}", section.text.strip(), *_remarks(section, draft, states), *draft.blocks]
+        exploratory = [EXPLORATORY] if claims else []
+        remarks = [section.text.strip(), *exploratory, *_remarks(section, draft, states)]
+        blocks += [f"## {section.title}", *remarks, *draft.blocks]
         # What a complete part is made by anew, and how others go on.
         more = {part: () if folder.is_complete(part) else folder.more(part) for part in study.chosen(section.parts)}
         blocks.append(_shell(*(part.shell(folder.path, *words) for part, words in more.items())))

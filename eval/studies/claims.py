@@ -1,0 +1,133 @@
+"""What a study claims, as its file holds it, checked against the settings of its parts before anything runs.
+
+    claims:
+      - {name: as good, part: local, against: full, metric: rougeLsum, direction: as good, margin: 0.01, maxlen: 8192}
+      - {name: longer helps, part: full, against: 1024, metric: rougeLsum, direction: better, maxlen: 8192}
+
+The words are those of `--claim` of eval/run.py: a part is claimed to be something beside another part, or beside itself
+at another length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.config.options import Options
+from eval.config.run import RunConfig
+from eval.errors import UserError
+from eval.records.schema import StudyClaim
+from eval.scoring.profiles import metric_columns, metric_name
+from eval.studies.yaml_fields import Kind, fields_of
+from tasks.readers.yaml_file import shown
+
+DIRECTIONS = ("better", "worse", "as-good", "differs")
+PERPLEXITY_METRIC = "perplexity"
+_REQUIRED: Mapping[str, Kind] = {
+    "name": str,
+    "part": str,
+    "against": (str, int),
+    "metric": str,
+    "direction": str,
+    "maxlen": int,
+}
+_OPTIONAL: Mapping[str, Kind] = {"margin": float, "task": str, "template": str, "text": str}
+
+
+def read_claims(content: Sequence[Any], settings: Mapping[str, Options]) -> list[StudyClaim]:
+    """Return the claims of a study's file.
+
+    Args:
+        content: What stands under `claims`.
+        settings: Those of each part that can be claimed about: runs of answers, and measurements of perplexity.
+
+    Raises:
+        UserError: An entry is wrong, or about what its parts will not have.
+    """
+    claims: list[StudyClaim] = []
+    for number, one in enumerate(content, start=1):
+        claim = _claim(f"claim {number}", one, settings)
+        if any(claim.name == other.name for other in claims):
+            raise UserError(f"two claims are called '{claim.name}'; give each a name of its own")
+        claims.append(claim)
+    return claims
+
+
+def _claim(where: str, content: Any, settings: Mapping[str, Options]) -> StudyClaim:
+    required: dict[str, Kind] = {
+        "name": str,
+        "part": str,
+        "against": (str, int),
+        "metric": str,
+        "direction": str,
+        "maxlen": int,
+    }
+    fields = fields_of(where, content, required, {"margin": float, "task": str, "template": str, "text": str})
+    fields["name"] = " ".join(fields["name"].split())
+    where = f"claim '{fields['name']}'"
+    fields["direction"] = fields["direction"].replace(" ", "-")
+    fields["against"] = str(fields["against"])
+    if fields["direction"] not in DIRECTIONS:
+        known = ", ".join(one.replace("-", " ") for one in DIRECTIONS)
+        raise UserError(f"{where}: direction is {shown(content['direction'])}; known: {known}")
+    margin = fields.get("margin")
+    if (margin is None) == (fields["direction"] == "as-good"):
+        raise UserError(f"{where}: margin is {margin}; 'as good' has one, 0.01 for example, and nothing else has")
+    if margin is not None and not 0 < margin < 1:
+        raise UserError(f"{where}: margin is {margin}; it is a fraction, above 0 and below 1")
+    claim = StudyClaim(**fields)
+    _check_parts(where, claim, settings)
+    return claim
+
+
+def _check_parts(where: str, claim: StudyClaim, settings: Mapping[str, Options]) -> None:
+    """Raise `UserError` for what the parts of a claim will not have."""
+    other = claim.against_length
+    lengths = {claim.part: [claim.maxlen]}
+    lengths.setdefault(claim.part if other else claim.against, []).append(other or claim.maxlen)
+    if len(lengths) == 1 and (other is None or other == claim.maxlen):
+        raise UserError(f"{where}: it compares '{claim.part}' with itself; name another part, or another length")
+    kinds = set()
+    for name, named in lengths.items():
+        if name not in settings:
+            known = ", ".join(settings) or "none"
+            raise UserError(f"{where}: '{name}' is no part with answers or perplexities; those that have: {known}")
+        config: Any = settings[name]
+        kinds.add(type(config))
+        for length in named:
+            if length not in config.maxlen:
+                raise UserError(f"{where}: maxlen of '{name}' does not have {length}; it has {config.maxlen}")
+        if claim.task is not None and claim.task not in config.tasks:
+            raise UserError(f"{where}: '{name}' has no task '{claim.task}'; it has: {', '.join(config.tasks)}")
+        known_metrics = _metrics(config, claim.task)
+        if claim.metric not in known_metrics:
+            known = ", ".join(known_metrics) or "none that all of its tasks share"
+            raise UserError(f"{where}: '{name}' has no metric '{claim.metric}'; it has: {known}")
+    if len(kinds) > 1:
+        raise UserError(f"{where}: '{claim.part}' and '{claim.against}' are parts of different scripts")
+
+
+def _metrics(config: Any, task: str | None) -> list[str]:
+    """Return the metrics that all tasks of a part have, or the one of a claim."""
+    if not isinstance(config, RunConfig):
+        return [PERPLEXITY_METRIC]
+    profiles = [config.profile or one.profile for name, one in config.tasks.items() if task in (None, name)]
+    first, *others = (metric_columns(profile) for profile in profiles)
+    return [name for name in first if all(name in other for other in others)]
+
+
+def say_claim(claim: StudyClaim) -> str:
+    """Return what is claimed, in sentences."""
+    metric = PERPLEXITY_METRIC if claim.metric == PERPLEXITY_METRIC else metric_name(claim.metric)
+    other = f"itself at {claim.against_length:,}" if claim.against_length else f"`{claim.against}`"
+    is_what = {
+        "better": f"is better than {other}",
+        "worse": f"is worse than {other}",
+        "as-good": f"is as good as {other}",
+        "differs": f"differs from {other}",
+    }[claim.direction]
+    unit = "%" if claim.metric == PERPLEXITY_METRIC else ""
+    margin = "" if claim.margin is None else f", margin {100 * claim.margin:g}{unit}"
+    where = "".join(f", {one}" for one in (claim.task, claim.template) if one)
+    said = f"`{claim.part}` at {claim.maxlen:,} tokens {is_what} in {metric}{margin}{where}"
+    return f"{said}. {claim.text.strip()}".strip()

@@ -1,0 +1,98 @@
+"""Claims of a study, written down with their time before the first part begins, and what became of their wording.
+
+`claims.json` keeps every wording that was claimed while a part had begun, and the first ones. A claim that is changed,
+added or taken away after that is known as such: by its times, and by the parts that had begun.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from eval.errors import UserError
+from eval.records.disk import read_json
+from eval.records.run_folder import RunFolder
+from eval.records.schema import ClaimsRecord, RegisteredClaim, StudyClaim
+from eval.records.typed import from_json, to_json
+from eval.runtime.provenance import utc_now
+from eval.studies.folder import StudyFolder
+
+FILE = "claims.json"
+
+
+def digest_of(claim: StudyClaim) -> str:
+    """Return a hash of all that a claim says."""
+    return hashlib.sha256(json.dumps(to_json(claim), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def registered(folder: StudyFolder) -> list[RegisteredClaim]:
+    """Return every wording of the study's claims, with those of the file as it is now.
+
+    Raises:
+        UserError: `claims.json` cannot be read, or was edited.
+    """
+    begun = [part.name for part in folder.study.parts.values() if folder.has_begun(part)]
+    return updated(_read(folder.path), folder.study.claims, begun, utc_now())
+
+
+def register(folder: StudyFolder) -> list[RegisteredClaim]:
+    """Write down the claims of the study's file, if it has or had any, and return every wording."""
+    before, now = _read(folder.path), registered(folder)
+    if now != before:
+        RunFolder(folder.path).write_json(FILE, ClaimsRecord(claims=now))
+    return now
+
+
+def describe_registered(folder: StudyFolder, wordings: Sequence[RegisteredClaim]) -> str:
+    """Return a line on what is written down; empty where nothing is claimed."""
+    claims = latest(wordings)
+    late = [name for name, one in claims.items() if one.begun or one.withdrawn]
+    if not claims:
+        return ""
+    remark = f"; not as before the first part began: {', '.join(late)}" if late else ""
+    return f"claims: {len(claims)} in {folder.path / FILE}{remark}\n"
+
+
+def latest(wordings: Sequence[RegisteredClaim]) -> dict[str, RegisteredClaim]:
+    """Return the last wording of each claim, by name."""
+    return {one.claim.name: one for one in wordings}
+
+
+def updated(
+    before: Sequence[RegisteredClaim], claims: Sequence[StudyClaim], begun: Sequence[str], now: str
+) -> list[RegisteredClaim]:
+    """Return every wording, in order, after another look at the file of the study.
+
+    Args:
+        before: What was written down.
+        claims: What the file claims.
+        begun: Parts that have begun. While there is none, claims may be put in other words.
+        now: The time, UTC.
+    """
+    kept = [one for one in before if begun or one.claim in claims]
+    kept = [one if one.withdrawn or one.claim in claims else replace(one, withdrawn=now) for one in kept]
+    known = [one.claim for one in kept if one.withdrawn is None]
+    return kept + [
+        RegisteredClaim(claim=claim, sha256=digest_of(claim), recorded=now, begun=list(begun))
+        for claim in claims
+        if claim not in known
+    ]
+
+
+def _read(path: Path) -> list[RegisteredClaim]:
+    file = path / FILE
+    remedy = "restore the file; without it, claims count as made after the parts that have begun"
+    if not file.exists():
+        return []
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}; {remedy}") from error
+    record = from_json(ClaimsRecord, content, str(file), remedy=remedy)
+    for one in record.claims:
+        if one.sha256 != digest_of(one.claim):
+            raise UserError(f"{file}: claim '{one.claim.name}' is not the one that was registered; {remedy}")
+    return record.claims
