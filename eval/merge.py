@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("parts", metavar="FOLDER", type=Path, nargs="+", help="folder of one shard")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="new folder for the whole run")
     options = parser.parse_args(argv)
-    from eval.generation.run_job import merge_runs  # takes a while to import, so after the flags
+    from eval.generation.merged_runs import merge_runs  # takes a while to import, so after the flags
 
     merge_runs(options.parts, options.output)
 

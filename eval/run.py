@@ -42,9 +42,10 @@ def main(argv: Sequence[str]) -> None:
         with run.lock(process):
             requests, shared = run.start(requests, backend, argv)  # without what earlier sessions answered
             if config.generate:
-                if requests.num_missing:
-                    for prediction in backend.answer(requests, shared):
-                        run.append(prediction, process)
+                with backend.kept():
+                    for part in run.parts(requests, shared, process):  # one, or with --until as many as it takes
+                        for prediction in backend.answer(*part):
+                            run.append(prediction, process)
                 run.finish(requests, process)  # merges the journals, scores, reports
     process.finish()
 

@@ -25,6 +25,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "merge": ("eval.merge", "join the parts of a run that independent jobs made"),
         "score": ("eval.score", "score a run again, or predictions from elsewhere"),
         "compare": ("eval.compare", "test two runs against each other"),
+        "plan": ("eval.plan", "say how many documents, samples and minutes a run takes, from an earlier one"),
         "labels": ("eval.labels", "estimate what people would give all answers, from labels of some"),
         "leaderboard": ("eval.leaderboard", "rank many runs by quality, beside their cost"),
         "view": ("eval.view", "look at a folder of runs on a local page, at one in progress too"),

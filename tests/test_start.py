@@ -41,6 +41,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
     (*RUN, "--data", "none.jsonl"): "no such file or folder: none.jsonl",
     (*RUN, "--model", "./none"): "model folder './none' does not exist",
     (*RUN, "--model", "none.gguf"): "model file 'none.gguf' does not exist",
+    (*RUN, "--until", "rouge1: 64 differs from none"): "--until names 'none', where no run is",
     (*RUN, "--adapter", "./none"): "model folder './none' does not exist",
     (*RUN, "--model", "a", "--adapter", "./none"): "adapter folder './none' does not exist",
     (*RUN, "--engine", "vllm", "--model", "./none"): "model folder './none' does not exist",

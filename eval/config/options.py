@@ -53,6 +53,7 @@ class Group(Enum):
     SEARCH = "search"
     HELD_OUT = "held-out documents"
     CLAIM = "a claim, recorded before the first answer"
+    STOP = "when the run stops"
     OUTPUT = "output"
     MACHINE = "machine"
 

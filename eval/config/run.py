@@ -15,6 +15,7 @@ from eval.config.engine import EngineOptions
 from eval.config.generation import DRAFT_TOKENS, GenerationOptions, GenerationSettings
 from eval.config.job import JobOptions, extrapolation_option, plan_option, trackers_option, truncation_option
 from eval.config.options import REQUIRED, Group
+from eval.config.until import UntilOptions
 from eval.errors import UserError
 from eval.prompting.chat import ChatSettings
 from eval.records.windows import HEAD, WINDOWS
@@ -34,7 +35,7 @@ def _shard(value: Value) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, ClaimOptions):
+class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, ClaimOptions, UntilOptions):
     """Generate from long documents at several truncation lengths, score, report quality beside cost.
 
     The same command on an existing folder resumes it; lengths, limit and tasks may be added.
@@ -199,6 +200,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         self.check_engine()
         self._check_thinking()
         self.check_claim([self.profile or task.profile for task in self.tasks.values()], self.maxlen)
+        self._check_until()
 
     @property
     def longest(self) -> int:
@@ -236,6 +238,32 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
             return cls(**values, output=folder, threads=threads)
         except UserError as error:
             raise UserError(f"{folder / 'run.json'}, config: {error}") from None
+
+    def _check_until(self) -> None:
+        if self.until is None:
+            return
+        if self.shard is not None:
+            part, count = self.shard
+            raise UserError(
+                f"--until looks at all documents of a run, and --shard {part}/{count} has some; launch several "
+                "processes for one run"
+            )
+        if not self.generate:
+            raise UserError("--until looks at answers, and --no-generate makes none; leave one of them out")
+        stopping = self.stopping
+        if stopping is None or stopping.metric is None:
+            return
+        if self.window != (HEAD,):
+            raise UserError(
+                f"--until compares answers from the beginning of documents, and --window names {', '.join(self.window)}; "
+                "leave one of them out"
+            )
+        if len(self.tasks) > 1 or len(self.template or ()) > 1:
+            what = "task" if len(self.tasks) > 1 else "template"
+            names = ", ".join(self.tasks if what == "task" else self.template or ())
+            raise UserError(f"--until compares answers of one {what}, and --{what} names {names}; give one of them")
+        [task] = self.tasks.values()
+        stopping.check(self.profile or task.profile, self.maxlen)
 
     def _check_thinking(self) -> None:
         flag = f"--thinking {self.thinking}" if self.thinking == "on" else "--max-thinking-tokens"
@@ -313,6 +341,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         alone = ["num_samples"] if self.num_samples == 1 else []
         alone += ["draft_tokens"] if self.draft_tokens == DRAFT_TOKENS else []
         alone += ["generate"] if self.generate else []
+        alone += ["until"] if self.until is None else []
         return (*engine, *self.unset_chat_options, *self.unset_claim_options, *unset, *alone)
 
     def check_letters(self, data: Mapping[str, LoadedExamples]) -> list[str]:

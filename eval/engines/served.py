@@ -7,6 +7,7 @@ the run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class ServedBackend(Backend):
         self.config = config
         self.process = start_for(config, needs_torch=False)
         self.service = service = open_service(config)
+        self._stack = ExitStack()
+        self._contact: tuple[Client, Server] | None = None
         check_settings(config, service.dialect, service.form)
         self.tokenizer, self.model, self.dtype = service.tokenizer, service.model, service.dtype
         self.plan, self.plan_description = service.plan, service.plan_description
@@ -90,28 +93,36 @@ class ServedBackend(Backend):
                         "messages, which the server puts into its own; give another --template"
                     )
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        with ExitStack() as self._stack:
+            yield
+        self._contact = None
+
     def answer(self, requests: Requests, shared: Path) -> Iterator[Prediction]:
-        with self.service.running(output_of(self.config) / LOG) as (client, server):
-            sources = sources_by_turns(requests, self.process)
-            # Made in this thread alone: builders remember the context that they were asked about last.
-            documents = ([self._question(one) for one in requests.missing(source)] for source in sources)
+        if self._contact is None:
+            self._contact = self._stack.enter_context(self.service.running(output_of(self.config) / LOG))
+        client, server = self._contact
+        sources = sources_by_turns(requests, self.process)
+        # Made in this thread alone: builders remember the context that they were asked about last.
+        documents = ([self._question(one) for one in requests.missing(source)] for source in sources)
 
-            def ask(question: _Question, started: Callable[[], None]) -> Reply:
-                return self._ask(client, server, question, started)
+        def ask(question: _Question, started: Callable[[], None]) -> Reply:
+            return self._ask(client, server, question, started)
 
-            bar = tqdm(
-                total=requests.num_missing,
-                desc="answers",
-                disable=None if self.process.is_main else True,
-                bar_format="{desc} {n}/{total} |{bar:12}| {elapsed} elapsed, {remaining} left{postfix}",
-                dynamic_ncols=True,
-            )
-            with bar:
-                for question, reply in ask_all(documents, ask, client.stopped, self.service.concurrency):
-                    request = question.request
-                    yield self._prediction(request, reply)
-                    bar.set_postfix_str(f"{request.key[2]} at {request.key[3]}", refresh=False)
-                    bar.update()
+        bar = tqdm(
+            total=requests.num_missing,
+            desc="answers",
+            disable=None if self.process.is_main else True,
+            bar_format="{desc} {n}/{total} |{bar:12}| {elapsed} elapsed, {remaining} left{postfix}",
+            dynamic_ncols=True,
+        )
+        with bar:
+            for question, reply in ask_all(documents, ask, client.stopped, self.service.concurrency):
+                request = question.request
+                yield self._prediction(request, reply)
+                bar.set_postfix_str(f"{request.key[2]} at {request.key[3]}", refresh=False)
+                bar.update()
 
     def _question(self, request: Request) -> _Question:
         return _Question(request, prompt_fields(request, self.service.form))

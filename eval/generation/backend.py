@@ -13,6 +13,7 @@ import importlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,10 @@ class Backend(ABC):
             requests: All requests, the same in all processes; `requests.missing()` are those without an answer.
             shared: Empty folder that all processes of this session see, for sharing the work.
         """
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Keep what answers, once it is there, for all calls of `answer`, which are made in this block."""
+        return nullcontext()
 
     def grouping(self, saved: Grouping | None) -> Grouping:
         """Return what groups of prompts depend on, recorded so that a resumed run forms the same groups.
@@ -140,7 +145,7 @@ def output_of(config: RunConfig) -> Path:
     free = [
         *("maxlen", "template", "window", "limit", "sample", "on_bad_row", "output", "overwrite", "dry_run"),
         *("batch_size", "memory_budget", "shard", "device_map", "texts", "report_to", "think_end_token"),
-        *("accept_ascii_words", "draft_tokens", "generate"),
+        *("accept_ascii_words", "draft_tokens", "generate", "until"),
         *CLAIM_OPTIONS,
         *FREE_ENGINE_OPTIONS,
     ]

@@ -87,7 +87,7 @@ class LocalBackend(Backend):
         chat = ChatTemplate(self.tokenizer, config.chat_settings())
         self.ends = find_ends(self.tokenizer, suggested_ends(checkpoint), chat)
         self.thinking = find_thinking(config, self.tokenizer, chat, self.ends)
-        self._units: list[DocumentPrompts] | None = None
+        self._measured_of: tuple[object, list[DocumentPrompts]] = (None, [])
 
     @cached_property
     def size(self) -> Size:
@@ -140,21 +140,26 @@ class LocalBackend(Backend):
         missing = [group for group in groups if any(key not in requests.existing for key in group.keys)]
         missing.sort(key=lambda group: (-group.cost, group.index))
         claims = Claims(shared, missing)  # checks that all processes see the folder, before weights load
+        progress = Progress(claims, self.size, self.process)
+        decoder = self.decoder(self._loaded, progress, "--memory-budget or --batch-size")
+        yield from _Answering(self._loaded, decoder, self.size, requests.existing, claims, progress).run()
+
+    @cached_property
+    def _loaded(self) -> PreTrainedModel:
+        """Return the model with its weights, which one session loads once."""
         model = self.opened.load(self.config.device_map)
         set_end_tokens(model, self.ends.token_ids)
-        progress = Progress(claims, self.size, self.process)
-        decoder = self.decoder(model, progress, "--memory-budget or --batch-size")
-        yield from _Answering(model, decoder, self.size, requests.existing, claims, progress).run()
+        return model
 
     def decoder(self, model: PreTrainedModel, observer: Observer, hint: str) -> TreeDecoder:
         """Return what decodes prompts; arguments as those of `TreeDecoder`."""
         return TreeDecoder(model, self.tokenizer, observer, hint, self.config.draft_tokens)
 
     def _measured(self, requests: Requests) -> list[DocumentPrompts]:
-        """Return the prompts of the whole run by document; measured once a session."""
-        if self._units is None:
-            self._units = measure(requests, self.size, is_silent=not self.process.is_main)
-        return self._units
+        """Return the prompts by document; those of the same documents are measured once."""
+        if self._measured_of[0] is not requests.sources:
+            self._measured_of = requests.sources, measure(requests, self.size, is_silent=not self.process.is_main)
+        return self._measured_of[1]
 
     def _groups(self, requests: Requests) -> list[Group]:
         units = self._measured(requests)

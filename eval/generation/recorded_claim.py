@@ -30,7 +30,7 @@ def claim_of(config: ClaimOptions, folder: RunFolder, saved: RunRecord | None) -
     now = ClaimRecord(**asked, recorded=utc_now())
     if before is not None and replace(now, recorded=before.recorded) == before:
         return before
-    if saved is not None and _has_answers(folder.path):
+    if saved is not None and has_answers(folder.path):
         raise UserError(
             f"output folder {folder.path} has answers already, {'under another claim' if before else 'and no claim'}; "
             "a claim is recorded before the first answer: leave --claim out, or give another folder with --output"
@@ -38,7 +38,8 @@ def claim_of(config: ClaimOptions, folder: RunFolder, saved: RunRecord | None) -
     return now
 
 
-def _has_answers(path: Path) -> bool:
+def has_answers(path: Path) -> bool:
+    """Return whether a run's folder has an answer, in its journal or out of it."""
     # Lines that are damaged were answers too.
     files = [path / "predictions.jsonl", *(path / "journal").glob("*.jsonl")]
     return any(file.exists() and file.stat().st_size for file in files)

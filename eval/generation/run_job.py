@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from io import RawIOBase
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from eval.config.generation import GenerationOptions
 from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.generation.backend import Backend, output_of
-from eval.generation.recorded_claim import claim_of, merged_claim
+from eval.generation.looks import Looks, open_looks
+from eval.generation.recorded_claim import claim_of
 from eval.generation.requests import Requests, describe_room, make_requests
 from eval.prompting.chat import ChatTemplate
 from eval.prompting.prompts import PromptBuilder
@@ -22,13 +21,13 @@ from eval.records.disk import make_folder
 from eval.records.journal import read_journal
 from eval.records.merging import merge_documents, merge_tasks, pinned, row_counts, selection
 from eval.records.read_run import gather_inputs
-from eval.records.run_folder import METRICS, UNFINISHED, RunFolder, keys_of
+from eval.records.run_folder import RunFolder, keys_of
 from eval.records.schema import Identity, Key, Prediction, RunRecord, Scores, TaskRecord, TemplateRecord, ThinkingRecord
 from eval.records.windows import HEAD, base_of, named, window_of
 from eval.reporting.score_run import has_texts, print_scores, score_run
+from eval.reporting.stops import describe_look
 from eval.runtime.jobs import Job, print_facts, settings_json, template_clock
 from eval.runtime.processes import Process
-from eval.scoring.metric_files import join_metric_files
 from tasks import LoadedExamples, Task, Template
 from tasks.base import DOCUMENT
 
@@ -46,11 +45,13 @@ class RunJob(Job[RunRecord, Prediction]):
         config: Settings of the run.
         data: Examples by task.
         token: Name of this session, the same for all its processes.
+        looks: What may stop the run; None for one that answers everything.
     """
 
     config: RunConfig
     data: Mapping[str, LoadedExamples]
     token: str
+    looks: Looks | None = None
     _journal: RawIOBase | None = None
 
     def requests(self, backend: Backend) -> Requests:
@@ -88,6 +89,9 @@ class RunJob(Job[RunRecord, Prediction]):
         process = backend.process
         existing = self.existing(requests.fingerprints)
         requests = requests.without(existing)
+        if self.looks is not None:
+            requests = self.looks.begin(requests, existing.lines)
+            self.change(until=self.looks.state)
         shared = self.folder.path / "journal" / f"claims-{self.token}"
         process.wait()  # all have read the folder before the main process writes
         if process.is_main:
@@ -145,6 +149,32 @@ class RunJob(Job[RunRecord, Prediction]):
             self.introduce(requests, backend)
             print(f"\n{backend.forecast(requests)}")
 
+    def parts(self, requests: Requests, shared: Path, process: Process) -> Iterator[tuple[Requests, Path]]:
+        """Yield what is to be answered, with a folder to share that work: all at once, or group by group.
+
+        Args:
+            requests: All requests of the session.
+            shared: Empty folder of the session.
+            process: This process.
+        """
+        if self.looks is None:
+            if requests.num_missing:
+                yield requests, shared
+            return
+        expected = requests.fingerprints
+
+        def read() -> Mapping[Key, Prediction]:
+            return self.folder.read_journal(Prediction, expected).lines
+
+        for number, part in enumerate(self.looks.groups(requests, process, read)):
+            if process.is_main:
+                self.change(until=self.looks.state)
+                self.folder.write_json("run.json", self.record)
+                if number:
+                    print(describe_look(self.looks.state), flush=True)
+                make_folder(self.folder.path, f"journal/{shared.name}-{number}")
+            yield part, shared.with_name(f"{shared.name}-{number}")
+
     def append(self, prediction: Prediction, process: Process) -> None:
         """Write a prediction to the disk, in the journal of this process."""
         if self._journal is None:
@@ -158,8 +188,12 @@ class RunJob(Job[RunRecord, Prediction]):
         process.wait()
         if not process.is_main:
             return
+        required = requests
+        if self.looks is not None:
+            required = self.looks.answered(requests)
+            self.change(until=self.looks.state)
         self.end()
-        scored = finish_run(self.folder, self.record, set(requests.keys), requests.fingerprints)
+        scored = finish_run(self.folder, self.record, set(required.keys), requests.fingerprints)
         if scored is not None and self.config.report_to:
             from eval.reporting.trackers import log_scores, start_trackers
 
@@ -183,9 +217,12 @@ def open_run(config: RunConfig, data: Mapping[str, LoadedExamples], backend: Bac
     saved = folder.read_record(RunRecord, is_replaced=config.overwrite)
     before = None if config.overwrite else saved
     record = run_record(config, data, backend, before, folder.path)
-    record = replace(record, claim=claim_of(config, folder, before))
+    until = before.until if before else None
+    record = replace(record, claim=claim_of(config, folder, before), until=until)
     folder.check_accepts(before, record.identity, {name: record.tasks[name] for name in data})
+    template = _requested(config, next(iter(config.tasks.values())), backend)[0]
     return RunJob(
+        looks=open_looks(config, record, data, folder, before, template),
         folder=folder,
         line=Prediction,
         saved=saved,
@@ -345,70 +382,3 @@ def _describe_source(loaded: LoadedExamples) -> str:
     known = loaded.provenance
     pin = known.get("revision") or known.get("version") or f"sha256 {str(known.get('sha256'))[:12]}"
     return f"{known['kind']} {known['name']}, {pin}"
-
-
-def _prompts(record: RunRecord) -> dict[str, Any]:
-    return {name: task.templates for name, task in record.tasks.items()}
-
-
-def merge_runs(parts: Sequence[Path], output: Path) -> None:
-    """Join the folders of a run's shards into a new one, and score them together.
-
-    Raises:
-        UserError: A part is no run of `eval/run.py`, is at work, or was made under other settings; or the new folder
-            holds a run already.
-    """
-    folders = [RunFolder(part, remedy="give the folders of its shards") for part in parts]
-    records: list[RunRecord] = []
-    for folder in folders:
-        record = folder.read_record(RunRecord)
-        if record is None:
-            raise UserError(f"{folder.path} holds no run of eval/run.py; give the folders of its shards")
-        records.append(record)
-        first, date = records[0].template_date, record.template_date
-        if date != first and _prompts(record) != _prompts(records[0]):
-            raise UserError(
-                f"{folder.path} has prompts of {date}, {folders[0].path} of {first}; begin all shards with the same "
-                "--template-date"
-            )
-        # Both ways, so that neither may have more examples than the other.
-        folders[0].check_accepts(records[0], record.identity, record.tasks)
-        folder.check_accepts(record, records[0].identity, records[0].tasks)
-    whole = RunFolder(output)
-    existing = whole.read_record(RunRecord)
-    tasks: dict[str, TaskRecord] = {}
-    for record in records:
-        tasks = merge_tasks(tasks, record.tasks)
-    with_texts = all(record.config.get("texts") is not False for record in records)
-    merged = replace(
-        records[0],
-        config=records[0].config | {"shard": None, "output": str(output), "texts": with_texts},
-        tasks=tasks,
-        claim=merged_claim(records),
-        sessions=[session for record in records for session in record.sessions],
-        checksums=True,
-    )
-    # The same merge is made again, as after a kill, unless another command has gone on in its folder since.
-    if existing is not None and existing != merged:
-        raise UserError(f"output folder {output} holds a run already; give a new one with --output")
-    with ExitStack() as locks:
-        for folder, record in zip(folders, records, strict=True):
-            locks.enter_context(folder.lock(record, RunRecord))
-        locks.enter_context(whole.lock(existing, RunRecord))
-        journals = [folder.read_journal(Prediction) for folder in folders]
-        print_facts({str(one.path): journal.describe() for one, journal in zip(folders, journals, strict=True)})
-        lines = {key: line for journal in journals for key, line in journal.lines.items()}
-        examples = {(line.task, line.id): line for folder in folders for line in folder.read_examples()}
-        documents = {(line.task, line.document_id): line for folder in folders for line in folder.read_documents()}
-        # What cannot be scored is reported before anything is written.
-        gather_inputs(output, merged, lines, [*examples.values()], [*documents.values()])
-        metrics, left_out = join_metric_files(parts, output)
-        print_facts({"metrics": [f"{one}; score {output} with --metrics" for one in left_out]})
-        whole.write_text(UNFINISHED, "")
-        whole.write_documents(documents.values())
-        whole.write_lines("examples.jsonl", examples.values())
-        whole.write_lines("predictions.jsonl", lines.values())
-        for name, records in metrics.items():
-            whole.write_lines(f"{METRICS}/{name}", records)
-        finish_run(whole, merged, set())  # writes the record, once all that it describes is there
-        (output / UNFINISHED).unlink()

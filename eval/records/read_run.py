@@ -109,7 +109,7 @@ def gather_inputs(
     notes = list(_reuse(predictions))
     num_absent = sum(key not in lines for key in order)
     if num_absent:
-        notes.append(f"Not there yet: {num_absent} predictions of a run that was interrupted.")
+        notes.append(describe_absent(record, num_absent))
     notes += notes_on_tasks(record.tasks, Counter(one.task for one in examples))
     if by_first_line := [name for name, task in record.tasks.items() if task.scores_first_line]:
         notes.append(
@@ -128,6 +128,13 @@ def gather_inputs(
         thinking=thinking,
         repeated=repeated,
     )
+
+
+def describe_absent(record: RunRecord, num_absent: int) -> str:
+    """Return why a run has no answer to some of its prompts, in a sentence."""
+    if record.until is not None and record.until.stopped is not None:
+        return f"Left out: {num_absent} predictions about documents that --until did not come to."
+    return f"Not there yet: {num_absent} predictions of a run that was interrupted."
 
 
 def repeated_documents(examples: Sequence[ExampleRecord], documents: Sequence[DocumentRecord]) -> Iterator[str]:

@@ -233,6 +233,34 @@ class ClaimRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UntilRecord:
+    """What `--until` asked for, and what the documents said at the last look. Numbers are fractions."""
+
+    asked: str = entry("as the last command had it")
+    metric: str | None = entry("what is compared; null where a time alone ends the run")
+    subject: str = entry("what a claim is about: `this`, a length of this run, or the folder of another run")
+    beside: str = entry("what it stands beside")
+    differs: bool = entry("whether the claim that both differ ends the run")
+    margin: float | None = entry("of the claim that the subject is as good; null where that ends nothing", rule=SHARE)
+    other: str | None = entry("digest of the other run's predictions", default=None, is_left_out=True)
+    sample_seed: int = entry("of the order in which documents are taken")
+    order: str | None = entry("digest of the names of those answered, in this order", default=None)
+    recorded: str = entry("when the first command asked for it: UTC, ISO 8601", rule=TIME)
+    seconds: float = entry("spent on answers until the last look, by all sessions", default=0.0, rule=SECONDS)
+    num_answered: int = entry("documents, or clusters, that were answered at the last look", default=0, rule=COUNT)
+    num_all: int = entry("those that there are", default=0, rule=COUNT)
+    num_compared: int = entry("those answered that both sides show with different prompts", default=0, rule=COUNT)
+    difference: float | None = entry("mean over documents of subject minus the other", default=None)
+    low: float | None = entry("lower end of its 95% interval, which holds at every look", default=None)
+    high: float | None = entry("upper end of that", default=None)
+    e_differs: float | None = entry("e-value against 'they are alike'; 20 is a claim", default=None)
+    e_as_good: float | None = entry("e-value against 'it loses the margin'; 40 is a claim", default=None)
+    stopped: Literal["differs", "as good", "time", "all documents"] | None = entry(
+        "what ended the run; null while it goes on", default=None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """`run.json` of a run of `eval/run.py`."""
 
@@ -253,6 +281,7 @@ class RunRecord:
         "answers are scored from behind the last of these", default=None, is_left_out=True
     )
     claim: ClaimRecord | None = entry("what `--claim` said before the first answer", default=None, is_left_out=True)
+    until: UntilRecord | None = entry("what `--until` asked for, and how it ended", default=None, is_left_out=True)
     checksums: bool = entry("whether each line of the folder's `.jsonl` files must have a checksum", default=False)
 
     @property

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.records.read_run import RunInputs, describe_selection
+from eval.records.read_run import RunInputs, describe_absent, describe_selection
 from eval.records.schema import Result, Scores
 from eval.records.windows import base_of, beside_head
 from eval.reporting.columns import Column, num_answers, percent, units_of
+from eval.reporting.stops import describe_stop, warn_of_stop
 from eval.reporting.tables import select
 from eval.scoring.letters import describe_letters
 from eval.scoring.profiles import headline, metric_name
@@ -90,8 +91,10 @@ def all_checks(inputs: RunInputs, scores: Scores) -> Iterator[str]:
 
 def checks_of_run(inputs: RunInputs) -> Iterator[str]:
     """Yield what is to be checked of a run as a whole, in sentences."""
+    if until := inputs.record.until:
+        yield from filter(None, [warn_of_stop(until) or describe_stop(until)])
     if inputs.num_absent:
-        yield f"Not there yet: {inputs.num_absent} predictions of a run that was interrupted."
+        yield describe_absent(inputs.record, inputs.num_absent)
     for name, task in inputs.record.tasks.items():
         if num_bad := task.rows.get("num_bad", 0):
             yield f"{num_bad} rows of {name} could not be used and were skipped; the report names the first."

@@ -22,6 +22,7 @@ from eval.reporting.columns import (
     signed_interval,
     units_of,
 )
+from eval.reporting.stops import describe_stop
 from eval.reporting.tables import select
 from eval.reporting.useful_lengths import describe_useful
 from eval.scoring.baselines import ORACLES
@@ -59,7 +60,7 @@ def meanings(record: RunRecord, scores: Scores, *, has_lengths: bool = True) -> 
             prefix = f"{', '.join(where)}: " if where else ""
             of_template = select(results, task=task, template=template)
             if has_lengths:
-                yield prefix + over_length(of_template, comparisons)
+                yield prefix + claimed(record, of_template, comparisons)
             if useful := describe_useful(select(scores.useful_lengths or (), task=task, template=template)):
                 yield prefix + useful
             if noise := _noise(of_template):
@@ -73,6 +74,13 @@ def meanings(record: RunRecord, scores: Scores, *, has_lengths: bool = True) -> 
     for row in scores.scrolls_score.scores if scores.scrolls_score else []:
         template = f", template {row.template}" if row.template else ""
         yield f"SCROLLS score at {row.maxlen:,} tokens{template}: {percent(row)}."
+
+
+def claimed(record: RunRecord, results: Sequence[Result], comparisons: Sequence[Comparison]) -> str:
+    """Return the main claim of a run about a task and template: what it was looked at for, or what length is worth."""
+    if record.until is not None and record.until.metric is not None:
+        return describe_stop(record.until)
+    return over_length(results, comparisons)
 
 
 def over_length(results: Sequence[Result], comparisons: Sequence[Comparison]) -> str:

@@ -30,7 +30,7 @@ from eval.reporting.columns import (
     units_of,
 )
 from eval.reporting.depth_chart import DEPTH_REMARK, depth_map, depth_table
-from eval.reporting.finding import meanings, numbers_of, over_length, what_was_shown
+from eval.reporting.finding import claimed, meanings, numbers_of, what_was_shown
 from eval.reporting.finding_chart import describe_baselines, finding_chart
 from eval.reporting.further_tables import further_comparisons, further_tables
 from eval.reporting.page import (
@@ -47,6 +47,7 @@ from eval.reporting.page import (
 )
 from eval.reporting.position_chart import document_positions, oracle_positions
 from eval.reporting.samples import gather_samples
+from eval.reporting.stops import describe_stop, warn_of_stop
 from eval.reporting.tables import (
     GROUPS_REMARK,
     Rows,
@@ -238,6 +239,9 @@ def render_report(record: RunRecord, scores: Scores, notes: Sequence[str]) -> st
     """Return `report.md`."""
     parts = [f"# {markdown(title_of(record))}", ""]
     parts += [f"- {name}: {markdown(text)}" for name, text in facts_of(record, scores).items()]
+    if record.until is not None:
+        said = filter(None, (describe_stop(record.until), warn_of_stop(record.until)))
+        parts += [line for text in said for line in ("", markdown(text))]
     for task, about in record.tasks.items():
         blocks = list(blocks_of(record, scores, task))
         parts += ["", f"## {task}", "", markdown(describe_task(record, scores, task))] if blocks else []
@@ -359,7 +363,7 @@ def _finding(
     """Return what was found of a task and template, with its chart; notes are what to check of the whole run."""
     results = select(scores.results, task=task, template=template, subset="all")
     comparisons = select(scores.comparisons, task=task, subset="all")
-    claim, _, after = over_length(results, comparisons).partition(":")
+    claim, _, after = claimed(inputs.record, results, comparisons).partition(":")
     checks = [
         (one.brief, _link(one, task, template))
         for one in checks_of(scores).get(task, [])

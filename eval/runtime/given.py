@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from eval.config.job import JobOptions
 from eval.config.placement import PlacementConfig
+from eval.config.run import RunConfig
+from eval.errors import UserError
 from masformer.checkpoints.references import check_reference
 from masformer.plans.budget import Budget
 from masformer.plans.spans import LayerSpan, PlanError, SpanPlan
@@ -20,6 +24,7 @@ def check_given(config: JobOptions) -> None:
         PlanError: A plan, a span or a budget is malformed, or the file of a plan cannot be read.
         CheckpointError: A model or an adapter is neither on this machine nor a name of the hub's.
         DataError: There is nothing at `--data`.
+        UserError: There is no run in a folder that `--until` names.
     """
     for plan in _plans(config):
         check_written(plan)
@@ -29,6 +34,9 @@ def check_given(config: JobOptions) -> None:
             check_reference(config.adapter, is_adapter=True)
     if config.data is not None:
         require_path(config.data)
+    stopping = config.stopping if isinstance(config, RunConfig) else None
+    if stopping and stopping.folder and not (Path(stopping.folder) / "run.json").is_file():
+        raise UserError(f"--until names '{stopping.folder}', where no run is; give the folder of one, or a length")
 
 
 def _plans(config: JobOptions) -> list[str]:

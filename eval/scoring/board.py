@@ -99,6 +99,8 @@ def read_candidate(path: Path, name: str) -> Candidate:
         UserError: It is no run of `eval/run.py`, has no scores that count, has not ended, or has no window `head`.
     """
     run = read_scored(path)
+    if run.num_absent and run.record.until is not None:
+        raise UserError("stopped by --until, so that its means are not those of a number of documents fixed beforehand")
     if run.num_absent:
         raise UserError(f"unfinished: {run.num_absent} of its predictions are not there yet")
     # Other windows show evidence that nobody has who knows no reference.

@@ -102,9 +102,30 @@ def count_clusters(lines: Iterable[ExampleScore]) -> int | None:
 
 
 def scored_text(prediction: Prediction, record: RunRecord) -> str:
-    """Return the text that is scored of a prediction of a run: no thought, and of some tasks the first line alone."""
-    text = answer_of(prediction, record.think_end_token).text
-    return first_line(text) if record.tasks[prediction.task].scores_first_line else text
+    """Return the text that is scored of a prediction, of several samples the first."""
+    return scored_texts(prediction, record)[0]
+
+
+def scored_texts(prediction: Prediction, record: RunRecord) -> list[str]:
+    """Return the texts that are scored of a prediction: no thoughts, and of some tasks the first lines alone."""
+    texts = [one.text for one in answer_of(prediction, record.think_end_token).answers]
+    return list(map(first_line, texts)) if record.tasks[prediction.task].scores_first_line else texts
+
+
+def score_line(
+    prediction: Prediction, example: ExampleRecord, system: str, each: Sequence[dict[str, float]], **about: Any
+) -> ExampleScore:
+    """Return the scores of a prediction, or of a baseline beside it: the mean of those of its texts."""
+    return ExampleScore(
+        **{name: getattr(prediction, name) for name in ("task", "template", "id", "maxlen")},
+        document_id=example.document_id,
+        cluster_id=example.cluster_id,
+        system=system,
+        is_truncated=prediction.context_tokens_dropped > 0,
+        metrics={metric: statistics.fmean(one[metric] for one in each) for metric in each[0]},
+        samples=list(each) if len(each) > 1 else None,
+        **about,
+    )
 
 
 def score_examples(
@@ -196,19 +217,9 @@ def _score_answers(
         **about: Any,
     ) -> Scored:
         each = [metrics_of(text, references) for text in texts]  # once a text: many windows give the same baselines
-        line = ExampleScore(
-            **{name: getattr(prediction, name) for name in ("task", "template", "id", "maxlen")},
-            document_id=example.document_id,
-            cluster_id=example.cluster_id,
-            system=system,
-            is_truncated=prediction.context_tokens_dropped > 0,
-            metrics={metric: statistics.fmean(one[metric] for one in each) for metric in each[0]},
-            samples=each if len(each) > 1 else None,
-            **about,
-        )
         share = visible_share(example.evidence, prediction.context_spans)
         return Scored(
-            line=line,
+            line=score_line(prediction, example, system, each, **about),
             profile=profile,
             prediction=prediction,
             texts=texts,

@@ -34,15 +34,27 @@ def noise_of(samples: ArrayLike, documents: Iterable[Any], error: float | None) 
     slopes = np.divide(whole, num_columns * means, out=np.zeros_like(means), where=means > 0)
     values = scores @ slopes  # (N, K)
     of_prompts = values.var(axis=1, ddof=1)
-    codes = unit_codes(documents)
-    counts = np.bincount(codes)
-    of_documents = np.bincount(codes, weights=values.mean(axis=1)) / counts
-    # What samples add to the spread of the documents' means.
-    added = float((np.bincount(codes, weights=of_prompts) / num_samples / counts**2).mean())
-    apart = float(of_documents.var(ddof=1)) - added if len(counts) > 1 else 0.0
+    apart, _ = spread_of(values, documents)
     of_mean = float(of_prompts.sum()) / num_samples / num_prompts**2
     return Noise(
         samples=float(of_prompts.mean()) ** 0.5,
-        documents=max(apart, 0.0) ** 0.5,
+        documents=apart**0.5,
         share_of_samples=min(of_mean / error**2, 1.0) if error else None,
     )
+
+
+def spread_of(values: ArrayLike, documents: Iterable[Any]) -> tuple[float, float]:
+    """Return the variance of documents' means without what samples add, and what one sample of each prompt adds.
+
+    Args:
+        values: (N, K) scores: N prompts, K samples of each. A single sample shows no noise of its own, and what it adds
+            counts as a difference between documents.
+        documents: N names, of the document or cluster of each prompt.
+    """
+    scores, codes = np.asarray(values, dtype=np.float64), unit_codes(documents)
+    num_samples, counts = scores.shape[1], np.bincount(codes)
+    of_prompts = scores.var(axis=1, ddof=1) if num_samples > 1 else np.zeros(len(scores))
+    of_documents = np.bincount(codes, weights=scores.mean(axis=1)) / counts
+    added = float((np.bincount(codes, weights=of_prompts) / counts**2).mean())
+    apart = float(of_documents.var(ddof=1)) - added / num_samples if len(counts) > 1 else 0.0
+    return max(apart, 0.0), added

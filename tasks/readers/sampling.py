@@ -19,7 +19,7 @@ def draw_sample(examples: Iterable[Example], num_documents: int, seed: int) -> t
     for place, example in enumerate(examples):
         name = example.document_id
         if name not in drawn:
-            entry = (-_hash(name, seed), name)
+            entry = (-place_of(name, seed), name)
             if len(worst) < num_documents:
                 heapq.heappush(worst, entry)
             elif entry > worst[0]:
@@ -55,5 +55,6 @@ class Strata:
         return dict(sorted(found.items(), key=lambda item: (-item[1][1], item[0])))
 
 
-def _hash(document_id: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}\n{document_id}".encode(errors="surrogatepass")).digest())
+def place_of(name: str, seed: int) -> int:
+    """Return the place of a document among all that there may be: a sample has those of the smallest."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{name}".encode(errors="surrogatepass")).digest())

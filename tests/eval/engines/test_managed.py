@@ -116,6 +116,18 @@ def test_a_run_starts_its_server_with_the_plan_in_native_form_and_ends_it(starte
         assert other.connect_ex(("127.0.0.1", port)) != 0
 
 
+def test_a_run_that_looks_after_every_group_starts_one_server(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.generation.looks._LEAST_ROWS", 4)
+    done = started("--until", "rouge1: 400 differs from 200")
+    assert done.status == 0, done.err
+    assert "after 2 of 4 documents" in done.out
+    assert len(answers_of(tmp_path / "run")) == 8
+    assert read(tmp_path / "run", "run.json")["until"]["stopped"] == "all documents"
+    assert (tmp_path / "run" / "engine.log").read_text().count("serving ") == 1
+
+
 def test_a_run_whose_server_is_killed_says_so_and_goes_on(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
