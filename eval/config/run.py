@@ -255,7 +255,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
             return
         if self.window != (HEAD,):
             raise UserError(
-                f"--until compares answers from the beginning of documents, and --window names {', '.join(self.window)}; "
+                f"--until compares what the beginnings of documents give, and --window names {', '.join(self.window)}; "
                 "leave one of them out"
             )
         if len(self.tasks) > 1 or len(self.template or ()) > 1:

@@ -16,8 +16,8 @@ EXPLORATORY = "Exploratory: beyond the claims above, nothing here was fixed befo
 _LEGEND = (
     "found: part minus what it stands beside, on the same examples, x 100; of perplexities the ratio; the interval is "
     "of this comparison alone. p: two-sided, of what is found if neither the claim nor its contrary holds. corrected: "
-    "for all claims that were ever registered, and for nothing else (Holm). shown, refuted: the claim, or its contrary, at "
-    "a corrected p below 0.05; `differs` has no contrary."
+    "for all claims that were ever registered, and for nothing else (Holm). shown, refuted: the claim, or its contrary, "
+    "at a corrected p below 0.05; `differs` has no contrary."
 )
 
 
