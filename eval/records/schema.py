@@ -1444,7 +1444,8 @@ class RegisteredClaim:
     """A wording of a claim, and when it was written down."""
 
     claim: StudyClaim = entry("what is claimed")
-    sha256: str = entry("digest of the claim")
+    settings: dict[str, str] = entry("digests of the settings of its parts at that time, by name", default={})
+    sha256: str = entry("digest of the claim and of these")
     recorded: str = entry("UTC, ISO 8601", rule=TIME)
     begun: list[str] = entry("parts that had begun by then; none of a claim that was made beforehand", default=[])
     withdrawn: str | None = entry("when the study was found to claim this no more", default=None)

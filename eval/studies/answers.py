@@ -12,6 +12,7 @@ from eval.records.schema import ExampleScore, Prediction, Result
 from eval.reporting.charts import Spec, length_curves
 from eval.reporting.columns import BASELINE_STYLES, COMPARISON_LEGEND, COUNTS, legend_of, percent
 from eval.reporting.tables import Rows, comparison_table, select
+from eval.reporting.useful_lengths import USEFUL
 from eval.scoring.baselines import ORACLES, num_words
 from eval.scoring.compare_runs import check_comparable, differing_settings, name_row, rows_of
 from eval.scoring.comparisons import Compare, compare_lines
@@ -51,7 +52,17 @@ def write_scores(draft: Draft) -> None:
         draft.chart(f"{task} {template}", f"{metric_name(metric)} over length: {task}, template {template}", spec)
     _write_differences(draft, runs)
     draft.table("Longest maxlen against the shortest, by part", _table(_length_rows(runs)))
-    draft.say(f"{legend_of(COUNTS)} {COMPARISON_LEGEND}")
+    useful = _useful_rows(runs)
+    draft.table("Useful length, by part", useful)
+    draft.say(f"{legend_of(COUNTS)} {COMPARISON_LEGEND}{f' {legend_of(USEFUL[2:])}' if len(useful) > 1 else ''}")
+
+
+def _useful_rows(runs: Runs) -> Rows:
+    rows = [["part: task, template", *(column.heading for column in USEFUL)]]
+    for name, run in runs.items():
+        for one in run.scores.useful_lengths or ():
+            rows.append([f"{name}: {one.task}, {one.template}", *(column.cell(one) for column in USEFUL)])
+    return rows
 
 
 def _title(results: Sequence[Result], metric: str) -> Spec:

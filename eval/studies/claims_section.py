@@ -10,14 +10,14 @@ from eval.reporting.tables import as_markdown, markdown
 from eval.studies.claims import say_claim
 from eval.studies.folder import StudyFolder
 from eval.studies.judging import judge
-from eval.studies.registry import FILE, latest, registered
+from eval.studies.registry import FILE, latest, registered, settings_of
 
 EXPLORATORY = "Exploratory: beyond the claims above, nothing here was fixed beforehand."
 _LEGEND = (
     "found: part minus what it stands beside, on the same examples, x 100; of perplexities the ratio; the interval is "
     "of this comparison alone. p: two-sided, of what is found if neither the claim nor its contrary holds. corrected: "
-    "for all claims that were ever registered, and for nothing else (Holm). shown, refuted: the claim, or its contrary, "
-    "at a corrected p below 0.05; `differs` has no contrary."
+    "for all claims that were ever registered, and for nothing else (Holm). shown, refuted: the claim, or its "
+    "contrary, at a corrected p below 0.05; `differs` has no contrary."
 )
 
 
@@ -38,7 +38,7 @@ def write_claims(folder: StudyFolder) -> list[str]:
         numbers = (min(evidence.p_shown, evidence.p_refuted), found.p_corrected) if evidence.is_known else (None, None)
         said = say_claim(one.claim)
         rows.append([name, said, _registered(one, wordings), evidence.found, *map(p_value, numbers), found.verdict])
-    history = [f"- {markdown(line)}" for line in _history(wordings)]
+    history = [f"- {markdown(line)}" for line in _history(folder, wordings)]
     opening, table = markdown(_opening(claims)), as_markdown(rows, 4)
     return ["## Claims", opening, table, "\n".join(history), markdown(_LEGEND)]
 
@@ -65,7 +65,7 @@ def _registered(one: RegisteredClaim, wordings: Sequence[RegisteredClaim]) -> st
     )
 
 
-def _history(wordings: Sequence[RegisteredClaim]) -> list[str]:
+def _history(folder: StudyFolder, wordings: Sequence[RegisteredClaim]) -> list[str]:
     """Return what was claimed before, and what had begun by the time of each later wording, in sentences."""
     current, lines = list(latest(wordings).values()), []
     for one in wordings:
@@ -76,6 +76,9 @@ def _history(wordings: Sequence[RegisteredClaim]) -> list[str]:
             lines.append(f"{name}, since {one.recorded}, when these had begun: {', '.join(one.begun)}.")
         if one in current and one.withdrawn is not None:
             lines.append(f"{name}, registered {one.recorded}, is not in the study since {one.withdrawn}.")
+        now = settings_of(folder.study, one.claim)
+        if one in current and (others := [part for part, digest in one.settings.items() if now.get(part) != digest]):
+            lines.append(f"{name}: the study has other settings now than on {_day(one.recorded)}: {', '.join(others)}.")
     return lines
 
 

@@ -1,16 +1,18 @@
 """Claims of a study, written down with their time before the first part begins, and what became of their wording.
 
 `claims.json` keeps every wording that was claimed while a part had begun, and the first ones. A claim that is changed,
-added or taken away after that is known as such: by its times, and by the parts that had begun.
+added or taken away after that is known as such: by its times, and by the parts that had begun. So are parts that got
+other settings, such as more documents.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from eval.errors import UserError
 from eval.records.disk import read_json
@@ -19,13 +21,21 @@ from eval.records.schema import ClaimsRecord, RegisteredClaim, StudyClaim
 from eval.records.typed import from_json, to_json
 from eval.runtime.provenance import utc_now
 from eval.studies.folder import StudyFolder
+from eval.studies.parts import Study
 
 FILE = "claims.json"
+Wording: TypeAlias = tuple[StudyClaim, dict[str, str]]  # with the settings of its parts
 
 
-def digest_of(claim: StudyClaim) -> str:
-    """Return a hash of all that a claim says."""
-    return hashlib.sha256(json.dumps(to_json(claim), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+def digest_of(claim: StudyClaim, settings: Mapping[str, str]) -> str:
+    """Return a hash of all that a claim says, and of the settings of its parts."""
+    content = [to_json(claim), dict(settings)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def settings_of(study: Study, claim: StudyClaim) -> dict[str, str]:
+    """Return digests of the settings of a claim's parts, of those that the study has."""
+    return {name: study.digest(name) for name in (claim.part, claim.against) if name in study.parts}
 
 
 def registered(folder: StudyFolder) -> list[RegisteredClaim]:
@@ -35,7 +45,8 @@ def registered(folder: StudyFolder) -> list[RegisteredClaim]:
         UserError: `claims.json` cannot be read, or was edited.
     """
     begun = [part.name for part in folder.study.parts.values() if folder.has_begun(part)]
-    return updated(_read(folder.path), folder.study.claims, begun, utc_now())
+    claims = [(claim, settings_of(folder.study, claim)) for claim in folder.study.claims]
+    return updated(_read(folder.path), claims, begun, utc_now())
 
 
 def register(folder: StudyFolder) -> list[RegisteredClaim]:
@@ -62,22 +73,25 @@ def latest(wordings: Sequence[RegisteredClaim]) -> dict[str, RegisteredClaim]:
 
 
 def updated(
-    before: Sequence[RegisteredClaim], claims: Sequence[StudyClaim], begun: Sequence[str], now: str
+    before: Sequence[RegisteredClaim], claims: Sequence[Wording], begun: Sequence[str], now: str
 ) -> list[RegisteredClaim]:
     """Return every wording, in order, after another look at the file of the study.
 
     Args:
         before: What was written down.
-        claims: What the file claims.
-        begun: Parts that have begun. While there is none, claims may be put in other words.
+        claims: What the file claims, and the settings of the parts.
+        begun: Parts that have begun. While there is none, claims and settings may become others.
         now: The time, UTC.
     """
-    kept = [one for one in before if begun or one.claim in claims]
-    kept = [one if one.withdrawn or one.claim in claims else replace(one, withdrawn=now) for one in kept]
+    named = [claim for claim, _ in claims]
+    kept = [one for one in before if begun or (one.claim, one.settings) in claims]
+    kept = [one if one.withdrawn or one.claim in named else replace(one, withdrawn=now) for one in kept]
     known = [one.claim for one in kept if one.withdrawn is None]
     return kept + [
-        RegisteredClaim(claim=claim, sha256=digest_of(claim), recorded=now, begun=list(begun))
-        for claim in claims
+        RegisteredClaim(
+            claim=claim, settings=settings, sha256=digest_of(claim, settings), recorded=now, begun=list(begun)
+        )
+        for claim, settings in claims
         if claim not in known
     ]
 
@@ -93,6 +107,6 @@ def _read(path: Path) -> list[RegisteredClaim]:
         raise UserError(f"{file} cannot be read: {error}; {remedy}") from error
     record = from_json(ClaimsRecord, content, str(file), remedy=remedy)
     for one in record.claims:
-        if one.sha256 != digest_of(one.claim):
+        if one.sha256 != digest_of(one.claim, one.settings):
             raise UserError(f"{file}: claim '{one.claim.name}' is not the one that was registered; {remedy}")
     return record.claims

@@ -134,20 +134,24 @@ def wordings(entries: Sequence[RegisteredClaim]) -> list[tuple[str, str, list[st
 
 
 def test_every_wording_is_kept_once_a_part_has_begun() -> None:
-    first, second, other = made("first"), made("second"), made("second", direction="worse")
-    drafts = updated([], [made("draft")], [], "t0")
+    was = {"local": "0"}
+    first, second, other, third = (
+        (one, was) for one in (made("first"), made("second"), made("second", direction="worse"), made("third"))
+    )
+    drafts = updated([], [(made("draft"), was), (first[0], {"local": "draft"})], [], "t0")
     before = updated(drafts, [first, second], [], "t1")
     assert wordings(before) == [("first", "t1", [], None), ("second", "t1", [], None)], "nothing had begun at t0"
     assert updated(before, [first, second], ["full"], "t2") == before
-    changed = updated(before, [first, other, made("third")], ["full"], "t3")
+    changed = updated(before, [first, other, third], ["full"], "t3")
     assert wordings(changed) == [
         ("first", "t1", [], None),
         ("second", "t1", [], "t3"),
         ("second", "t3", ["full"], None),
         ("third", "t3", ["full"], None),
     ]
-    removed = updated(changed, [first], ["full", "local"], "t4")
+    removed = updated(changed, [(first[0], {"local": "1"})], ["full", "local"], "t4")
     assert [one.withdrawn for one in removed] == [None, "t3", "t4", "t4"]
+    assert removed[0].settings == was, "what was registered stays, though the settings are others"
     # The old words again are words of now.
     again = updated(removed, [first, second], ["full"], "t5")
     assert wordings(again)[-1] == ("second", "t5", ["full"], None)
@@ -261,22 +265,18 @@ def test_claims_about_perplexity_are_judged_by_ratios(tmp_path: Path) -> None:
     }
     assert found["worse"].evidence.found.startswith("ratio 1.0")
     assert f"n = {NUM_DOCUMENTS} documents" in found["worse"].evidence.found
-    assert "nothing that is shared" in found["one length"].evidence.found
+    assert found["one length"].evidence.found == "0 documents are shared, and 6 are the least"
     # Both lengths are paired where the same tokens were predicted, and refused where not.
     lines = folder.path / "losses-local" / "predictions.jsonl"
     there = [DocumentLoss(**one) for one in map(json.loads, lines.read_text().splitlines()) if one.pop("crc32", True)]
     shorter = [
-        replace(one, maxlen=4096, buckets=[(0, 4096, one.negative_log_likelihood * 1.05, 6144)]) for one in there
+        replace(one, maxlen=4096, buckets=[(0, 4096, one.negative_log_likelihood * (1.05 + index % 3 / 99), 6144)])
+        for index, one in enumerate(there)
     ]
-    shorter = [
-        replace(one, buckets=[(0, 4096, one.buckets[0][2] * (1 + index % 3 / 99), 6144)])
-        for index, one in enumerate(shorter)
-    ]
-    RunFolder(lines.parent).write_lines("predictions.jsonl", [*there, *shorter])
+    part = RunFolder(lines.parent)
+    part.write_lines("predictions.jsonl", [*there, *shorter])
     assert judge(folder, folder.study.claims)[-1].verdict == "shown"
-    RunFolder(lines.parent).write_lines(
-        "predictions.jsonl", [*there, *(replace(one, num_tokens=6100) for one in shorter)]
-    )
+    part.write_lines("predictions.jsonl", [*there, *(replace(one, num_tokens=6100) for one in shorter)])
     assert "measure with --stride" in gather(folder, folder.study.claims[-1]).found
 
 
@@ -325,14 +325,16 @@ def test_p_values_are_corrected_by_holm() -> None:
     assert holm([]) == []
 
 
+def write_report_of(file: Path, output: Path) -> str:
+    assert study.main([str(file), "--output", str(output), "--report"]) == 0
+    return (output / "report.md").read_text()
+
+
 def test_claims_of_a_study_that_has_run_cannot_be_changed_unseen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
-        {
-            "context": f"Report {index} says that river {index} rose. " + "Nothing else was seen. " * 20,
-            "target": "It rose.",
-        }
+        {"context": f"River {index} rose. " + "Nothing else was seen. " * 20, "target": "It rose."}
         for index in range(8)
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -353,9 +355,8 @@ def test_claims_of_a_study_that_has_run_cannot_be_changed_unseen(
         assert study.main([str(write(tmp_path, *claims, **whole)), "--output", str(output)]) == 0
         return (output / "report.md").read_text()
 
-    kept, changed, removed = (
-        claim(name, part="full", against=40, maxlen=80) for name in ("kept", "changed", "removed")
-    )
+    names = ("kept", "changed", "removed")
+    kept, changed, removed = (claim(name, part="full", against=40, maxlen=80) for name in names)
     report = study_of(kept, changed, removed)
     assert at_launch == [3, 3], "claims are on the disk before the first part begins"
     assert "claims: 3 in" in capsys.readouterr().out
@@ -377,6 +378,11 @@ def test_claims_of_a_study_that_has_run_cannot_be_changed_unseen(
     assert "`full` at 80 tokens is better than itself at 40 in RLsum." in report.partition("changed, from ")[2]
     record = from_json(ClaimsRecord, json.loads((output / "claims.json").read_text()), "claims.json")
     assert [one.claim.name for one in record.claims] == ["kept", "changed", "removed", "changed", "added"]
+    whole["defaults"][RUN]["limit"] = 7
+    report = write_report_of(write(tmp_path, kept, **whole), output)
+    day = record.claims[0].recorded[:10]
+    assert f"kept: the study has other settings now than on {day}: full." in report
+    del whole["defaults"][RUN]["limit"]
     # What is edited by hand is refused, and nothing is run or lost.
     (output / "claims.json").write_text(first.replace('"better"', '"worse"', 1))
     capsys.readouterr()

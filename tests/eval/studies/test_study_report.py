@@ -277,6 +277,12 @@ def test_a_part_is_compared_between_its_shortest_and_longest_length(tmp_path: Pa
     assert (row["metric"], row["n"], row["p"], row["corrected"]) == ("RLsum", "8", "0.008", "0.008")
     assert row["wins/ties/losses"] == "8/0/0"
     assert float(row["detectable"]) > 0
+    useful = table(content, "Useful length, by part")
+    assert [(one["part: task, template"], one["system"]) for one in useful] == [
+        ("all: plos, instruct", "model"),
+        ("all: plos, instruct", "visible oracle"),
+    ]
+    assert useful[0]["useful length"].endswith("200+]"), "eight documents do not settle it"
 
 
 def test_runs_on_other_examples_are_named_and_not_compared(tmp_path: Path) -> None:
