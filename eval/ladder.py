@@ -16,6 +16,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+# A script that is run by path gets its own folder first on the path, where `eval/` would not be found.
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.records.journal import append_line

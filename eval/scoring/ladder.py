@@ -185,7 +185,7 @@ def _rungs_of(lines: Sequence[LadderLine], profiles: Mapping[str, str]) -> Itera
         for rung in RUNGS:
             if known := [line for line in of_length if getattr(line, rung) is not None]:
                 rows.append((rung, known))
-    pairs = [_pair(rung, known, profiles[known[0].task]) for rung, known in rows]
+    pairs = [gains_of(rung, known, profiles[known[0].task]) for rung, known in rows]
     for (rung, known), pair, result in zip(rows, pairs, compare_table(pairs), strict=True):
         line, sign = known[0], -1.0 if rung == "used" else 1.0
         # The margin of a table is of scores; a ladder claims no equality.
@@ -203,9 +203,19 @@ def _rungs_of(lines: Sequence[LadderLine], profiles: Mapping[str, str]) -> Itera
         )
 
 
-def _pair(rung: Rung, lines: Sequence[LadderLine], profile: str) -> Pair:
-    """Return both values of each line, in which more is better."""
+def gains_of(rung: Rung, lines: Sequence[LadderLine], profile: str, beside: Sequence[LadderLine] | None = None) -> Pair:
+    """Return the values of lines at two lengths, or at their greater one beside that of other lines; more is better.
+
+    Args:
+        rung: One that all lines have.
+        lines: Of one task, or of several under one profile.
+        profile: Of the tasks.
+        beside: Lines of another run, of the same examples in the same order.
+    """
     values = np.array([getattr(line, rung) for line in lines], dtype=np.float64) * (-1.0 if rung == "used" else 1.0)
+    if beside is not None:
+        others = np.array([getattr(line, rung)[1] for line in beside], dtype=np.float64)
+        values[:, 0] = others * (-1.0 if rung == "used" else 1.0)
     within: Range = (-np.inf, 0.0) if rung == "used" else FRACTIONS
     if rung == "credited" or (rung == "shown" and lines[0].of == "oracle"):
         within = metric_range(profile, headline(profile))

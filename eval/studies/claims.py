@@ -10,50 +10,47 @@ at another length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from eval.config.options import Options
 from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.records.schema import StudyClaim
+from eval.scoring.ladder import RUNGS
 from eval.scoring.profiles import metric_columns, metric_name
 from eval.studies.yaml_fields import Kind, fields_of
 from tasks.readers.yaml_file import shown
 
 DIRECTIONS = ("better", "worse", "as-good", "differs")
 PERPLEXITY_METRIC = "perplexity"
-_REQUIRED: Mapping[str, Kind] = {
-    "name": str,
-    "part": str,
-    "against": (str, int),
-    "metric": str,
-    "direction": str,
-    "maxlen": int,
-}
-_OPTIONAL: Mapping[str, Kind] = {"margin": float, "task": str, "template": str, "text": str}
+# A rung of the context ladder, of parts that have one: `ladder.used`.
+LADDER_METRICS = {f"ladder.{rung}": rung for rung in RUNGS}
 
 
-def read_claims(content: Sequence[Any], settings: Mapping[str, Options]) -> list[StudyClaim]:
+def read_claims(
+    content: Sequence[Any], settings: Mapping[str, Options], with_ladder: Collection[str] = ()
+) -> list[StudyClaim]:
     """Return the claims of a study's file.
 
     Args:
         content: What stands under `claims`.
         settings: Those of each part that can be claimed about: runs of answers, and measurements of perplexity.
+        with_ladder: Names of the parts that have a context ladder.
 
     Raises:
         UserError: An entry is wrong, or about what its parts will not have.
     """
     claims: list[StudyClaim] = []
     for number, one in enumerate(content, start=1):
-        claim = _claim(f"claim {number}", one, settings)
+        claim = _claim(f"claim {number}", one, settings, with_ladder)
         if any(claim.name == other.name for other in claims):
             raise UserError(f"two claims are called '{claim.name}'; give each a name of its own")
         claims.append(claim)
     return claims
 
 
-def _claim(where: str, content: Any, settings: Mapping[str, Options]) -> StudyClaim:
+def _claim(where: str, content: Any, settings: Mapping[str, Options], with_ladder: Collection[str]) -> StudyClaim:
     required: dict[str, Kind] = {
         "name": str,
         "part": str,
@@ -76,11 +73,11 @@ def _claim(where: str, content: Any, settings: Mapping[str, Options]) -> StudyCl
     if margin is not None and not 0 < margin < 1:
         raise UserError(f"{where}: margin is {margin}; it is a fraction, above 0 and below 1")
     claim = StudyClaim(**fields)
-    _check_parts(where, claim, settings)
+    _check_parts(where, claim, settings, with_ladder)
     return claim
 
 
-def _check_parts(where: str, claim: StudyClaim, settings: Mapping[str, Options]) -> None:
+def _check_parts(where: str, claim: StudyClaim, settings: Mapping[str, Options], with_ladder: Collection[str]) -> None:
     """Raise `UserError` for what the parts of a claim will not have."""
     other = claim.against_length
     lengths = {claim.part: [claim.maxlen]}
@@ -99,7 +96,7 @@ def _check_parts(where: str, claim: StudyClaim, settings: Mapping[str, Options])
                 raise UserError(f"{where}: maxlen of '{name}' does not have {length}; it has {config.maxlen}")
         if claim.task is not None and claim.task not in config.tasks:
             raise UserError(f"{where}: '{name}' has no task '{claim.task}'; it has: {', '.join(config.tasks)}")
-        known_metrics = _metrics(config, claim.task)
+        known_metrics = _metrics(config, claim.task) + (list(LADDER_METRICS) if name in with_ladder else [])
         if claim.metric not in known_metrics:
             known = ", ".join(known_metrics) or "none that all of its tasks share"
             raise UserError(f"{where}: '{name}' has no metric '{claim.metric}'; it has: {known}")
@@ -118,7 +115,8 @@ def _metrics(config: Any, task: str | None) -> list[str]:
 
 def say_claim(claim: StudyClaim) -> str:
     """Return what is claimed, in sentences."""
-    metric = PERPLEXITY_METRIC if claim.metric == PERPLEXITY_METRIC else metric_name(claim.metric)
+    is_plain = claim.metric == PERPLEXITY_METRIC or claim.metric in LADDER_METRICS
+    metric = claim.metric if is_plain else metric_name(claim.metric)
     other = f"itself at {claim.against_length:,}" if claim.against_length else f"`{claim.against}`"
     is_what = {
         "better": f"is better than {other}",

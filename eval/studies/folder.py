@@ -36,6 +36,8 @@ _RECORDS: dict[str, type[PartRecord]] = {
     FINETUNE: TrainingRecord,
     PLACEMENT: PlacementRecord,
 }
+# What `eval.ladder` writes into the folder of a run.
+LADDER = "ladder.json"
 # Written last by each script.
 _LAST_FILE = {RUN: "scores.json", PERPLEXITY: "scores.json", FINETUNE: "report.md", PLACEMENT: "report.md"}
 
@@ -64,7 +66,8 @@ class StudyFolder:
         folder = self.path / part.name
         if self._finished(part) is None or any((folder / "journal").glob("*.jsonl")):
             return False
-        return (folder / _LAST_FILE[part.script]).is_file()
+        last = [_LAST_FILE[part.script], *([LADDER] if part.ladder else [])]
+        return all((folder / name).is_file() for name in last)
 
     def state(self, part: Part) -> str:
         """Return how far a part has come."""

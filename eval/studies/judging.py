@@ -11,21 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 from eval.errors import UserError
-from eval.records.schema import Comparison, StudyClaim
-from eval.reporting.columns import detectable, signed_percent, units_of
+from eval.records.disk import read_json
+from eval.records.schema import LadderLine, LadderRecord, PairedResult, RunRecord, StudyClaim
+from eval.records.typed import from_json
+from eval.reporting.columns import detectable, interval, number_or_dash, signed_percent, units_of
 from eval.reporting.perplexity_report import units_of as units_of_examples
 from eval.reporting.placement_report import task_of
 from eval.scoring.bootstrap import ALPHA
-from eval.scoring.claims import p_of_loss
+from eval.scoring.claims import compare_table, p_of_loss
 from eval.scoring.compare_runs import check_comparable, rows_of
-from eval.scoring.comparisons import Compare, compare_lines, pair_of
+from eval.scoring.comparisons import compare_lines, pair_of
+from eval.scoring.exchanges import Pair as ExchangedPair
+from eval.scoring.ladder import Rung, gains_of
 from eval.scoring.scored_run import read_scored
 from eval.scoring.significance import MIN_DOCUMENTS, p_of_ratio, ratios_of_perplexities
-from eval.studies.claims import PERPLEXITY_METRIC
-from eval.studies.folder import DONE, StudyFolder
+from eval.studies.claims import LADDER_METRICS, PERPLEXITY_METRIC
+from eval.studies.folder import DONE, LADDER, StudyFolder
 from eval.studies.losses import ALL_TASKS, Pair, losses_of, pairs_of, ratio_cells
 from eval.studies.parts import Section
 from eval.studies.section import Draft, in_both
@@ -102,6 +107,8 @@ def gather(folder: StudyFolder, claim: StudyClaim) -> Evidence:
     if missing := [f"`{name}` ({state})" for name, state in states.items() if state != DONE]:
         return Evidence(found=f"missing: {', '.join(missing)}", is_known=False)
     try:
+        if claim.metric in LADDER_METRICS:
+            return _of_ladder(folder, claim)
         return _of_perplexity(folder, claim) if claim.metric == PERPLEXITY_METRIC else _of_answers(folder, claim)
     except (UserError, NotYetError) as error:
         return Evidence(found=str(error), is_known=False)
@@ -127,15 +134,57 @@ def _of_answers(folder: StudyFolder, claim: StudyClaim) -> Evidence:
     [result] = compare_lines([row], *([] if claim.margin is None else [claim.margin]))
     if result.num_documents < MIN_DOCUMENTS:
         raise NotYetError(f"{result.num_documents} documents differ, and {MIN_DOCUMENTS} are the least")
-    p_shown, p_refuted = _p_values(claim, result, row, names)
+    p_shown, p_refuted = _p_values(claim, result, pair_of(row, names))
     num_units, units = units_of(result)
     found = f"{signed_percent(result)}, n = {num_units} {units}, detectable {detectable(result)}"
     return Evidence(found=found, p_shown=p_shown, p_refuted=p_refuted)
 
 
-def _p_values(claim: StudyClaim, result: Comparison, row: Compare, names: Sequence[str]) -> tuple[float, float]:
+def _of_ladder(folder: StudyFolder, claim: StudyClaim) -> Evidence:
+    """Return the evidence about a rung: at a length beside the smallest, or of two parts; over all tasks or one."""
+    rung, length = LADDER_METRICS[claim.metric], claim.against_length
+    parts = [claim.part] if length else [claim.part, claim.against]
+    found = [_ladder_lines(folder.path / name, claim, rung) for name in parts]
+    shared = [key for key in found[0] if all(key in other for other in found)]
+    lines, *beside = ([of_part[key] for key in shared] for of_part in found)
+    if length is not None and (others := {line.smallest for line in lines} - {length}):
+        raise NotYetError(f"the ladder begins at {min(others):,} tokens and not at {length:,}")
+    if len({line.unit for line in lines}) < MIN_DOCUMENTS:
+        raise NotYetError(f"{len(lines)} examples have this rung, of fewer than {MIN_DOCUMENTS} documents")
+    record = folder.record(folder.study.parts[claim.part])
+    assert isinstance(record, RunRecord)
+    profiles = {record.profiles[line.task] for line in lines}
+    if len(profiles) > 1:
+        raise NotYetError(f"tasks have several profiles ({', '.join(sorted(profiles))}); name one task")
+    pair = gains_of(rung, lines, profiles.pop(), *beside)
+    [result] = compare_table([pair], *([] if claim.margin is None else [claim.margin]))
+    p_shown, p_refuted = _p_values(claim, result, pair)
+    scale = 1.0 if rung == "used" else 100.0
+    ends = interval(result.low, result.high, "+.2f", scale)
+    said = f"{scale * result.difference:+.2f}{ends}{' nats a token' if rung == 'used' else ''}"
+    least = number_or_dash(result.detectable, 2, 1 / scale)
+    return Evidence(
+        found=f"{said}, n = {result.num_documents} documents, detectable {least}",
+        p_shown=p_shown,
+        p_refuted=p_refuted,
+    )
+
+
+def _ladder_lines(part: Path, claim: StudyClaim, rung: Rung) -> dict[tuple[str, str, str], LadderLine]:
+    """Return the lines of a claim that have a rung, by task, template and id."""
+    record = from_json(LadderRecord, read_json(part / LADDER), str(part / LADDER), remedy="run its part again")
+    return {
+        (line.task, line.template, line.id): line
+        for line in record.lines
+        if line.maxlen == claim.maxlen
+        and claim.task in (None, line.task)
+        and claim.template in (None, line.template)
+        and getattr(line, rung) is not None
+    }
+
+
+def _p_values(claim: StudyClaim, result: PairedResult, pair: ExchangedPair) -> tuple[float, float]:
     if claim.margin is not None:
-        pair = pair_of(row, names)
         contrary = replace(pair, first=pair.second, second=pair.first)
         # By the plain interval too, as in tables.
         p_shown = 2 * p_of_loss(pair, claim.margin) if result.non_inferior else 1.0

@@ -16,6 +16,7 @@ from eval.records.disk import disk_errors, open_append
 from eval.runtime.provenance import utc_now
 from eval.studies.folder import DONE, StudyFolder
 from eval.studies.parts import Part
+from tasks.command import as_launched
 
 ROOT = Path(__file__).resolve().parents[2]  # of the scripts, in a checkout and in an installed copy
 _READ_BYTES = 1 << 16
@@ -56,6 +57,10 @@ def _run_part(folder: StudyFolder, part: Part) -> str | None:
     shell = part.shell(folder.path, *more)
     print(f"{part.name}: {shell}", flush=True)
     status = launch(part.command(folder.path, *more), log)
+    if not status and (then := part.then(folder.path)):
+        shell = as_launched(then)
+        print(f"{part.name}: {shell}", flush=True)
+        status = launch(then, log)
     if status:
         return f"part '{part.name}' ended with status {status}; command: {shell}; log: {log}"
     if not folder.is_complete(part):

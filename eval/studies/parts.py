@@ -73,11 +73,16 @@ class Part:
     script: str  # one of `SCRIPTS`
     arguments: tuple[str, ...]  # without `--output`; `{output}` stands for the folder of the study
     needs: tuple[str, ...]  # names of parts whose results it uses
+    ladder: bool = False  # `eval.ladder` follows the run
 
     def command(self, output: Path, *more: str) -> list[str]:
         """Return the script and its arguments for the study's folder."""
         words = [word.replace(_OUTPUT, str(output)) for word in self.arguments]
         return [self.script, *words, "--output", str(output / self.name), *more]
+
+    def then(self, output: Path) -> list[str]:
+        """Return the script that follows on the part's folder, and its arguments; empty where none does."""
+        return ["eval/ladder.py", str(output / self.name)] if self.ladder else []
 
     def shell(self, output: Path, *more: str) -> str:
         """Return the command that runs this part alone, as it is typed."""
@@ -131,7 +136,8 @@ class Study:
     def digest(self, name: str) -> str:
         """Return a hash of a part's settings and of those of the parts it needs."""
         part = self.parts[name]
-        content = [part.script, *part.arguments, *map(self.digest, sorted(part.needs))]
+        follows = ["ladder"] if part.ladder else []
+        content = [part.script, *part.arguments, *follows, *map(self.digest, sorted(part.needs))]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -183,12 +189,12 @@ def _study(file: Path, content: Any) -> Study:
         text=fields.get("text", ""),
         parts={part.name: part for part in _in_order(parts)},
         sections=sections,
-        claims=read_claims(fields.get("claims", []), settings),
+        claims=read_claims(fields.get("claims", []), settings, {name for name, part in parts.items() if part.ladder}),
     )
 
 
 def _part(where: str, content: Any, defaults: Mapping[str, Mapping[str, Any]]) -> Part:
-    fields = fields_of(where, content, {"name": str, "script": str}, {"settings": dict, "needs": list})
+    fields = fields_of(where, content, {"name": str, "script": str}, {"settings": dict, "needs": list, "ladder": bool})
     name, script = fields["name"], fields["script"]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in _OWN_NAMES or Path(name).suffix in _OWN_ENDS:
         raise UserError(
@@ -197,6 +203,11 @@ def _part(where: str, content: Any, defaults: Mapping[str, Mapping[str, Any]]) -
         )
     where = f"part '{name}'"
     _check_known(where, "script", script, SCRIPTS)
+    ladder = fields.get("ladder", False)
+    if ladder and script != RUN:
+        raise UserError(
+            f"{where}: a ladder is of answers at several lengths, which {script} does not make; leave it out"
+        )
     given = [*defaults.get(script, {}).items(), *fields.get("settings", {}).items()]
     settings = {str(key).replace("-", "_"): value for key, value in given}
     for key in _NOT_FOR_PARTS:
@@ -209,7 +220,7 @@ def _part(where: str, content: Any, defaults: Mapping[str, Mapping[str, Any]]) -
         raise UserError(f"{where}: {error}") from None
     used = [name for word in arguments for name in re.findall(rf"{re.escape(_OUTPUT)}/([^/\s]+)", word)]
     needs = dict.fromkeys(map(str, [*fields.get("needs", []), *used]))
-    return Part(name=name, script=script, arguments=tuple(arguments), needs=tuple(needs))
+    return Part(name=name, script=script, arguments=tuple(arguments), needs=tuple(needs), ladder=ladder)
 
 
 def _in_order(parts: Mapping[str, Part]) -> Iterator[Part]:

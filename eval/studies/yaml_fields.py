@@ -9,7 +9,7 @@ from eval.errors import UserError
 from tasks.readers.yaml_file import shown
 
 Kind: TypeAlias = type | tuple[type, ...]
-_TYPE_NAMES = {str: "text", list: "list", dict: "mapping", int: "whole number", float: "number"}
+_TYPE_NAMES = {str: "text", list: "list", dict: "mapping", int: "whole number", float: "number", bool: "yes or no"}
 
 
 def fields_of(where: str, content: Any, required: Mapping[str, Kind], optional: Mapping[str, Kind]) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def fields_of(where: str, content: Any, required: Mapping[str, Kind], optional: 
         if key not in known:
             raise UserError(f"{where}: unknown key {shown(key)}; known: {', '.join(known)}")
         kind = known[key]
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             kinds = kind if isinstance(kind, tuple) else (kind,)
             expected = " or a ".join(_TYPE_NAMES[one] for one in kinds)
             raise UserError(f"{where}: {key} is {shown(value)}; a {expected} was expected")
