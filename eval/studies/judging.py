@@ -144,11 +144,13 @@ def _of_ladder(folder: StudyFolder, claim: StudyClaim) -> Evidence:
     """Return the evidence about a rung: at a length beside the smallest, or of two parts; over all tasks or one."""
     rung, length = LADDER_METRICS[claim.metric], claim.against_length
     parts = [claim.part] if length else [claim.part, claim.against]
-    found = [_ladder_lines(folder.path / name, claim, rung) for name in parts]
+    # A ladder has gains over the smallest length; a claim may be about that one beside a greater.
+    smaller, greater = sorted([length or claim.maxlen, claim.maxlen])
+    found = [_ladder_lines(folder.path / name, replace(claim, maxlen=greater), rung) for name in parts]
     shared = [key for key in found[0] if all(key in other for other in found)]
     lines, *beside = ([of_part[key] for key in shared] for of_part in found)
-    if length is not None and (others := {line.smallest for line in lines} - {length}):
-        raise NotYetError(f"the ladder begins at {min(others):,} tokens and not at {length:,}")
+    if length is not None and (others := {line.smallest for line in lines} - {smaller}):
+        raise NotYetError(f"the ladder begins at {min(others):,} tokens and not at {smaller:,}")
     if len({line.unit for line in lines}) < MIN_DOCUMENTS:
         raise NotYetError(f"{len(lines)} examples have this rung, of fewer than {MIN_DOCUMENTS} documents")
     record = folder.record(folder.study.parts[claim.part])
@@ -157,6 +159,8 @@ def _of_ladder(folder: StudyFolder, claim: StudyClaim) -> Evidence:
     if len(profiles) > 1:
         raise NotYetError(f"tasks have several profiles ({', '.join(sorted(profiles))}); name one task")
     pair = gains_of(rung, lines, profiles.pop(), *beside)
+    if length == greater:
+        pair = replace(pair, first=pair.second, second=pair.first)
     [result] = compare_table([pair], *([] if claim.margin is None else [claim.margin]))
     p_shown, p_refuted = _p_values(claim, result, pair)
     scale = 1.0 if rung == "used" else 100.0

@@ -205,9 +205,7 @@ def _part(where: str, content: Any, defaults: Mapping[str, Mapping[str, Any]]) -
     _check_known(where, "script", script, SCRIPTS)
     ladder = fields.get("ladder", False)
     if ladder and script != RUN:
-        raise UserError(
-            f"{where}: a ladder is of answers at several lengths, which {script} does not make; leave it out"
-        )
+        raise UserError(f"{where}: a ladder is of answers, which {script} does not make; leave it out")
     given = [*defaults.get(script, {}).items(), *fields.get("settings", {}).items()]
     settings = {str(key).replace("-", "_"): value for key, value in given}
     for key in _NOT_FOR_PARTS:
