@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eval.metrics.base import REQUEST, Item
 from eval.metrics.diagnostics import PLACED
@@ -161,7 +162,7 @@ def _said(text: str, wanted: Sequence[Sequence[int]], pair: Sequence[Prediction]
         each = []
         for one in prediction.answers:
             matches = document.matches(document.answer(one.text))
-            is_said = (matches >= PLACED).any(axis=0) if len(matches) else np.zeros(len(new), dtype=np.bool_)
+            is_said: NDArray[np.bool_] = np.any(matches >= PLACED, axis=0) if len(matches) else np.zeros_like(new)
             each.append(float(is_said[new].mean()))
         shares.append(statistics.fmean(each))
     return shares
@@ -197,8 +198,8 @@ def _rungs_of(lines: Sequence[LadderLine], profiles: Mapping[str, str]) -> Itera
             maxlen=line.maxlen,
             rung=rung,
             of=_measure_of(rung, line.of, profiles[line.task]),
-            before=sign * float(np.mean(pair.first)),
-            after=sign * float(np.mean(pair.second)),
+            before=sign * float(np.mean(np.asarray(pair.first))),
+            after=sign * float(np.mean(np.asarray(pair.second))),
             **vars(result),
         )
 

@@ -1,0 +1,130 @@
+"""Claims about the rungs of a context ladder: of a length beside the smallest, and of two parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.errors import UserError
+from eval.records.run_folder import RunFolder
+from eval.records.schema import LadderLine, LadderRecord
+from eval.reporting.ladder_page import ladder_table
+from eval.scoring.ladder import ladder_rungs
+from eval.studies.claims import say_claim
+from eval.studies.folder import LADDER, StudyFolder, open_study_folder
+from eval.studies.judging import judge
+from eval.studies.parts import read_study
+from tests.eval.studies.test_claims import Content, answered, claim, content, share, write
+
+__all__ = ["answered"]
+
+NUM_DOCUMENTS = 24
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+
+def with_ladders(*claims: Content) -> list[Content]:
+    """Return the parts of a study, of which two have a ladder."""
+    return [one | ({"ladder": True} if one["name"] in ("full", "local") else {}) for one in content(*claims)["parts"]]
+
+
+def write_ladder(folder: Path, used: float, credited: float, seed: int) -> None:
+    """Write a ladder whose gains from 100 to 200 tokens have these means."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for index in range(NUM_DOCUMENTS):
+        loss, score = 3 + index / 50, 0.3 + index / 200
+        noise = 0.01 * rng.standard_normal(2)
+        lines.append(
+            LadderLine(
+                task="plos",
+                template="instruct",
+                id=f"doc-{index}",
+                document_id=f"doc-{index}",
+                smallest=100,
+                maxlen=200,
+                of="oracle",
+                shown=[0.4, 0.5],
+                used=[loss, loss - used + noise[0]],
+                said=None,
+                credited=[score, score + credited + noise[1]],
+            )
+        )
+    rungs = ladder_rungs(lines, {"plos": "hf"})
+    assert len(ladder_table(rungs)) > 1
+    record = LadderRecord(ladder_version=1, model="m", plan="full", rungs=rungs, words={}, lines=lines)
+    RunFolder(folder).write_json(LADDER, record)
+
+
+def folder_of(tmp_path: Path, *claims: Content) -> StudyFolder:
+    output = tmp_path / "out"
+    output.mkdir(exist_ok=True)
+    return open_study_folder(read_study(write(tmp_path, *claims, parts=with_ladders())), output)
+
+
+def test_claims_about_rungs_are_judged(tmp_path: Path, answered: Any) -> None:
+    used, credited = {"metric": "ladder.used"}, {"metric": "ladder.credited"}
+    claims = {
+        "shown": claim("used", part="full", against=100, direction="better", **used),
+        "refuted": claim("not used", part="full", against=100, direction="worse", **used),
+        "shown ": claim("mixed loses", part="local", against="full", direction="worse", **used),
+        # A gain of a tenth of a point, in both directions of the pair.
+        "shown  ": claim("no gain", part="full", against=200, direction="as good", margin=0.2, **credited)
+        | {"maxlen": 100},
+        "refuted ": claim("no large gain", part="local", against=200, direction="as good", margin=0.005, **credited)
+        | {"maxlen": 100},
+        "cannot be judged yet": claim("said", part="full", against=100, metric="ladder.said"),
+    }
+    folder = folder_of(tmp_path, *claims.values())
+    for name, gains in {"full": (0.2, 0.001), "local": (0.05, 0.09)}.items():
+        answered(folder, name, share(0.5))
+        assert not folder.is_complete(folder.study.parts[name])
+        write_ladder(folder.path / name, *gains, seed=len(name))
+        folder.note_done(folder.study.parts[name])
+    found = judge(folder, folder.study.claims)
+    assert [one.verdict for one in found] == [name.strip() for name in claims]
+    assert found[0].evidence.found.startswith("+0.20 [+0.")
+    assert "nats a token, n = 24 documents" in found[0].evidence.found
+    assert found[2].evidence.found.startswith("-0.1")
+    assert found[5].evidence.found == "0 examples have this rung, of fewer than 6 documents"
+
+
+def test_a_rung_needs_a_ladder_and_a_ladder_answers(tmp_path: Path) -> None:
+    about = claim(part="like", against="full", metric="ladder.used")
+    with pytest.raises(UserError, match=r"'like' has no metric 'ladder.used'; it has: rouge1"):
+        folder_of(tmp_path, about)
+    parts = [*content()["parts"], {"name": "p", "script": "eval/perplexity.py", "ladder": True}]
+    with pytest.raises(UserError, match=r"part 'p': a ladder is of answers, which eval/perplexity.py does not make"):
+        read_study(write(tmp_path, parts=parts))
+    parts[-1] = {"name": "p", "script": "eval/run.py", "ladder": 1}
+    with pytest.raises(UserError, match="ladder is 1; a yes or no was expected"):
+        read_study(write(tmp_path, parts=parts))
+
+
+def test_a_rung_is_said_in_words_and_changes_what_makes_a_part(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, claim(part="full", against=100, metric="ladder.used"))
+    assert say_claim(folder.study.claims[0]) == "`full` at 200 tokens is better than itself at 100 in ladder.used."
+    full = folder.study.parts["full"]
+    assert full.then(Path("out")) == ["eval/ladder.py", "out/full"]
+    assert folder.study.parts["like"].then(Path("out")) == []
+    plain = read_study(write(tmp_path, parts=content()["parts"]))
+    assert plain.digest("full") != folder.study.digest("full")
+    assert plain.digest("like") == folder.study.digest("like")
+
+
+def test_the_ladder_follows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eval.studies import launch
+
+    folder = folder_of(tmp_path)
+    calls: list[list[str]] = []
+
+    def done(words: list[str], log: Path) -> int:
+        calls.append(words)
+        return 1 if words[0] == "eval/ladder.py" else 0
+
+    monkeypatch.setattr(launch, "launch", done)
+    assert launch.run_parts(folder, [folder.study.parts["full"]]) == ["full"]
+    assert [words[0] for words in calls] == ["eval/run.py", "eval/ladder.py"]
