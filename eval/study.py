@@ -30,6 +30,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     about = f"folder of all parts (default: {_OUTPUT})"
     parser.add_argument("--output", metavar="DIR", type=Path, default=_OUTPUT, help=about)
     parser.add_argument("--only", metavar="PART", nargs="+", default=[], help="run these parts and what they need")
+    about = "folder that gets a copy of what each part measured, without texts, as the part ends, to publish"
+    parser.add_argument("--records", metavar="DIR", type=Path, help=about)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print each part, its state, and its command; run nothing")
     what.add_argument("--report", action="store_true", help="write the report from what is there; run nothing")
@@ -42,11 +44,14 @@ def main(argv: Sequence[str]) -> None:
     options = _parse(argv)
     study = read_study(options.study)
     parts = study.chosen(options.only)
+    if options.records is not None and options.list:
+        raise UserError("--records copies what parts measured, and --list runs nothing; leave one of them out")
     if options.report and not options.output.is_dir():
         raise UserError(f"there is no folder '{options.output}' to report on; --output names that of a study")
     folder = open_study_folder(study, options.output)
     # What runs and reports takes a while to import, and comes after the checks.
     from eval.studies.launch import list_parts, run_parts
+    from eval.studies.records import copy_records
     from eval.studies.registry import describe_registered, register
     from eval.studies.report import write_report
 
@@ -54,11 +59,15 @@ def main(argv: Sequence[str]) -> None:
         print(list_parts(folder, parts))
     elif options.report:  # also while the study runs
         print(write_report(folder))
+        if options.records is not None:
+            copy_records(folder, parts, options.records)
     else:
         with locked(folder.path):
             print(describe_registered(folder, register(folder)), end="", flush=True)
-            failed = run_parts(folder, parts)
+            failed = run_parts(folder, parts, options.records)
             print(write_report(folder))
+            if options.records is not None:
+                copy_records(folder, parts, options.records)
         if failed:
             sys.exit(f"error: {len(failed)} part(s) not done: {', '.join(failed)}")
 

@@ -16,6 +16,7 @@ from eval.records.disk import disk_errors, open_append
 from eval.runtime.provenance import utc_now
 from eval.studies.folder import DONE, StudyFolder
 from eval.studies.parts import Part
+from eval.studies.records import copy_records
 from tasks.command import as_launched
 
 ROOT = Path(__file__).resolve().parents[2]  # of the scripts, in a checkout and in an installed copy
@@ -33,8 +34,14 @@ def list_parts(folder: StudyFolder, parts: Sequence[Part]) -> str:
     return "\n".join(lines)
 
 
-def run_parts(folder: StudyFolder, parts: Sequence[Part]) -> list[str]:
-    """Run what is not done, each part after those that it needs, and return the names of those that failed."""
+def run_parts(folder: StudyFolder, parts: Sequence[Part], records: Path | None = None) -> list[str]:
+    """Run what is not done, each part after those that it needs, and return the names of those that failed.
+
+    Args:
+        folder: Folder of the study.
+        parts: Parts in order.
+        records: Folder that gets a copy of what each part measured, without texts, as the part ends.
+    """
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup, where a terminal may close
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     failed: list[str] = []
@@ -48,6 +55,9 @@ def run_parts(folder: StudyFolder, parts: Sequence[Part]) -> list[str]:
         elif problem := _run_part(folder, part):
             failed.append(part.name)
             print(f"error: {problem}", file=sys.stderr, flush=True)
+            continue
+        if records is not None:
+            copy_records(folder, [part], records)
     return failed
 
 

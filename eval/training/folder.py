@@ -92,8 +92,7 @@ class TrainFolder:
         Raises:
             UserError: The folder cannot be written.
         """
-        for left in inside(self.path, _CHECKPOINTS).glob(".*"):
-            shutil.rmtree(left, ignore_errors=True)
+        self._drop_attempts()
         self.written(step, lambda: (self.partial(step) / STATE).mkdir(parents=True))
 
     def written(self, step: int, write: Callable[[], object]) -> None:
@@ -137,6 +136,19 @@ class TrainFolder:
             shutil.rmtree(former, ignore_errors=True)
 
         self.written(step, publish)
+        self._drop_unnamed()
+
+    def clean(self) -> None:
+        """Delete checkpoints that are not whole or not named, once nothing is left to train: a kill may leave some."""
+        if self.step_of("last") is not None:
+            self._drop_attempts()
+            self._drop_unnamed()
+
+    def _drop_attempts(self) -> None:
+        for left in inside(self.path, _CHECKPOINTS).glob(".*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _drop_unnamed(self) -> None:
         kept = {(self.path / name).resolve() for name in ("last", "best")}
         for folder in (self.path / _CHECKPOINTS).glob("step-*"):
             if folder.resolve() not in kept:

@@ -111,6 +111,7 @@ class TrainingJob(Job[TrainingRecord, Prediction]):
         """Report, and print what the training came to."""
         self.end()
         self.report()
+        self.training.clean()
         if evals := self.training.evaluations():
             first, last, lowest = evals[0], evals[-1], min(evals, key=lambda line: line.trained_on)
             print(

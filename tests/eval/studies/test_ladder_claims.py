@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from eval import study
 from eval.errors import UserError
 from eval.records.run_folder import RunFolder
 from eval.records.schema import LadderLine, LadderRecord
@@ -128,3 +131,27 @@ def test_the_ladder_follows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(launch, "launch", done)
     assert launch.run_parts(folder, [folder.study.parts["full"]]) == ["full"]
     assert [words[0] for words in calls] == ["eval/run.py", "eval/ladder.py"]
+
+
+def test_records_hold_what_parts_measured_and_no_texts(
+    tmp_path: Path, answered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path, claim(part="full", against=100, metric="ladder.used"))
+    answered(folder, "like", share(0.5))
+    file, target = tmp_path / "study.yaml", tmp_path / "records"
+    command = [str(file), "--output", str(folder.path), "--records", str(target)]
+    assert study.main([*command, "--report"]) == 0
+    names = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert {"report.md", "study.json", "like/run.json", "like/scores.json", "like/example_scores.jsonl.gz"} <= names
+    assert not any(name.startswith(("full", "local")) for name in names), "they are not done"
+    answers = [json.loads(line)["text"] for line in (folder.path / "like/predictions.jsonl").read_text().splitlines()]
+    lines = gzip.decompress((target / "like/example_scores.jsonl.gz").read_bytes()).decode()
+    assert lines == (folder.path / "like/example_scores.jsonl").read_text()
+    written = "".join(path.read_text() for path in target.rglob("*.json")) + lines
+    assert not any(answer in written for answer in answers if len(answer) > 20)
+    # While the study runs, each part is copied as it ends.
+    (target / "like/scores.json").unlink()
+    monkeypatch.setattr("eval.studies.launch.launch", lambda *_: 1)
+    assert study.main(command) == 1
+    assert (target / "like/scores.json").is_file()
+    assert study.main([*command, "--list"]) == 2

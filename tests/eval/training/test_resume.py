@@ -146,6 +146,16 @@ def test_a_kill_between_the_links_of_a_checkpoint_is_made_good(least: list[str],
     assert sorted(path.name for path in folder.iterdir() if path.is_symlink()) == ["best", "last"]
 
 
+def test_a_kill_before_the_former_checkpoint_is_deleted_leaves_none_behind(least: list[str], tmp_path: Path) -> None:
+    assert main(least) == 0
+    checkpoints = tmp_path / "run" / "checkpoints"
+    named = {(tmp_path / "run" / name).resolve().name for name in ("best", "last")}
+    for left in ("step-000003", ".step-000004.former"):
+        shutil.copytree((tmp_path / "run" / "last").resolve(), checkpoints / left)
+    assert main([*least, "--resume"]) == 0
+    assert {path.name for path in checkpoints.iterdir()} == named
+
+
 def test_a_training_killed_before_its_logs_begins_anew(
     least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
