@@ -160,9 +160,9 @@ def _said(text: str, wanted: Sequence[Sequence[int]], pair: Sequence[Prediction]
     for prediction in pair:
         each = []
         for one in prediction.answers:
-            matches = document.matches(document.answer(one.text))
-            is_said = (matches >= PLACED).any(axis=0) if len(matches) else np.zeros(len(new), dtype=np.bool_)
-            each.append(float(is_said[new].mean()))
+            matches = document.matches(document.answer(one.text))[:, new]
+            best = matches.max(axis=0, initial=0.0)  # an answer without words says nothing
+            each.append(float((best >= PLACED).mean()))
         shares.append(statistics.fmean(each))
     return shares
 
@@ -197,8 +197,8 @@ def _rungs_of(lines: Sequence[LadderLine], profiles: Mapping[str, str]) -> Itera
             maxlen=line.maxlen,
             rung=rung,
             of=_measure_of(rung, line.of, profiles[line.task]),
-            before=sign * float(np.mean(pair.first)),
-            after=sign * float(np.mean(pair.second)),
+            before=sign * float(np.asarray(pair.first).mean()),
+            after=sign * float(np.asarray(pair.second).mean()),
             **vars(result),
         )
 
