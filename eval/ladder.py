@@ -58,6 +58,9 @@ def measure(folder: RunFolder, record: RunRecord, *, again: bool) -> None:
         )
     config = RunConfig.recorded(record.config, folder.path, record.identity.threads)
     check_given(config)
+    if others := record.tasks.keys() - config.tasks.keys():
+        names = ", ".join(sorted(others))
+        print(f"note: not measured are tasks of earlier commands in this folder: {names}", file=sys.stderr)
     # What measures takes seconds to import.
     from eval.generation.backend import open_backend
     from eval.generation.run_job import open_run as open_job
@@ -134,7 +137,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--metrics-again", action="store_true", help="forget the likelihoods that are there, and measure all anew"
     )
     parser.add_argument("--json", action="store_true", help="print ladder.json instead of tables")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.metrics_again and not options.likelihood:
+        parser.error("--metrics-again measures likelihoods anew, and --no-likelihood none; leave one out")
+    return options
 
 
 @command(again="the same command")

@@ -74,7 +74,8 @@ def _clause(rung: LadderRung) -> str:
 
 def _lost(rungs: Sequence[LadderRung]) -> str:
     """Return where gains end, and how sure that is."""
-    counted = f"n = {min(rung.num_documents for rung in rungs)} documents"
+    num_documents = min(rung.num_documents for rung in rungs)
+    counted, told = f"n = {num_documents} documents", f"as far as {num_documents} documents tell"
     needed = max((rung.needs_documents or 0 for rung in rungs), default=0)
     if needed:
         return f"nothing is settled with so few documents ({counted}; {needed} could)"
@@ -87,12 +88,12 @@ def _lost(rungs: Sequence[LadderRung]) -> str:
     known = "; answers say most of it unseen, so the model may know these documents" if heart else ""
     if any(seen[place:]):
         later = rungs[seen.index(True, place)].rung
-        return f"{later} gains, though no gain is seen at {rung.rung} ({counted}{known})"
+        return f"{later} gains, though no gain is seen at {rung.rung}, {told}{known}"
     scale, unit = unit_of_rung(rung)
     could = "" if rung.detectable is None else f"; a gain of {scale * rung.detectable:.2g} {unit} would have been seen"
     if place == 0:
-        return f"no gain is seen at {rung.rung}, so there is nothing to lose ({counted}{could}{known})"
-    return f"lost between {rungs[place - 1].rung} and {rung.rung} ({counted}{could}{known})"
+        return f"no gain is seen at {rung.rung}, so there is nothing to lose, {told}{could}{known}"
+    return f"lost between {rungs[place - 1].rung} and {rung.rung}, {told}{could}{known}"
 
 
 def ladder_table(rungs: Sequence[LadderRung]) -> Rows:

@@ -23,7 +23,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eval.metrics.base import REQUEST, Item
 from eval.metrics.diagnostics import PLACED
@@ -161,9 +160,9 @@ def _said(text: str, wanted: Sequence[Sequence[int]], pair: Sequence[Prediction]
     for prediction in pair:
         each = []
         for one in prediction.answers:
-            matches = document.matches(document.answer(one.text))
-            is_said: NDArray[np.bool_] = np.any(matches >= PLACED, axis=0) if len(matches) else np.zeros_like(new)
-            each.append(float(is_said[new].mean()))
+            matches = document.matches(document.answer(one.text))[:, new]
+            best = matches.max(axis=0, initial=0.0)  # an answer without words says nothing
+            each.append(float((best >= PLACED).mean()))
         shares.append(statistics.fmean(each))
     return shares
 
@@ -198,8 +197,8 @@ def _rungs_of(lines: Sequence[LadderLine], profiles: Mapping[str, str]) -> Itera
             maxlen=line.maxlen,
             rung=rung,
             of=_measure_of(rung, line.of, profiles[line.task]),
-            before=sign * float(np.mean(np.asarray(pair.first))),
-            after=sign * float(np.mean(np.asarray(pair.second))),
+            before=sign * float(np.asarray(pair.first).mean()),
+            after=sign * float(np.asarray(pair.second).mean()),
             **vars(result),
         )
 

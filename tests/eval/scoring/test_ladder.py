@@ -132,10 +132,10 @@ def the_late_one_alone(index: int, is_large: bool) -> str:
     ("answer", "loss", "words"),
     [
         (what_it_needs, reads, "every rung gains, so nothing is lost (n = 10 documents)"),
-        (same_for_all, stays, "lost between shown and used (n = 10 documents)"),
-        (end_of_window, reads, "lost between used and said (n = 10 documents)"),
-        (the_late_one_alone, reads, "lost between said and credited (n = 10 documents)"),
-        (by_heart, stays, "answers say most of it unseen, so the model may know these documents)"),
+        (same_for_all, stays, "lost between shown and used, as far as 10 documents tell."),
+        (end_of_window, reads, "lost between used and said, as far as 10 documents tell"),
+        (the_late_one_alone, reads, "lost between said and credited, as far as 10 documents tell"),
+        (by_heart, stays, "lost between shown and used, as far as 10 documents tell; answers say most of it unseen"),
     ],
 )
 def test_a_planted_model_loses_its_tokens_where_it_was_planted(
