@@ -143,6 +143,17 @@ def test_fine_tuning_on_papers_lowers_the_held_out_loss_and_the_checkpoint_runs(
 
 
 @pytest.mark.nightly
+def test_three_steps_bring_a_model_with_a_window_nearer_to_itself_with_full_attention(tmp_path: Path) -> None:
+    arguments = "--task aclsum --objective lm --maxlen 512 --limit 12 --min-words 1500 --held-out 0.2 --lora-rank 8"
+    steps = ["--held-out-limit", "2", "--max-steps", "3", "--distill", "1", "--plan", "local span=64 sinks=4"]
+    assert finetune.main([*arguments.split(), *steps, "--output", str(tmp_path / "trained")]) == 0
+    evals = [json.loads(line) for line in (tmp_path / "trained" / "evals.jsonl").read_text().splitlines()]
+    assert 0.2 < evals[0]["kl_divergence"] < 0.4
+    assert evals[-1]["kl_divergence"] < evals[0]["kl_divergence"] - 0.001
+    assert evals[-1]["loss"] < evals[0]["loss"]
+
+
+@pytest.mark.nightly
 def test_a_plan_costs_perplexity_on_a_real_paper_and_sinks_save_most_of_it(tmp_path: Path) -> None:
     found = {}
     for plan in ("full", "local span=256 sinks=4", "local span=256 sinks=0"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,8 +107,8 @@ def plans_to_judge(
     judged |= {**requested, "found": chosen.plan} | ({} if majority is None else {"majority": majority.plan})
     groups: list[tuple[list[Unit], int]] = [(space.units, len(chosen.units))]
     if config.random_within == "layers":
-        of_layers = [[unit for unit in space.units if unit[0] == layer] for layer, _ in dict.fromkeys(chosen.units)]
-        groups = [(units, len(set(units) & set(chosen.units))) for units in of_layers]
+        in_layers = Counter(layer for layer, _ in chosen.units)
+        groups = [([unit for unit in space.units if unit[0] == layer], count) for layer, count in in_layers.items()]
     draw = random.Random(config.seed)
     drawn = {chosen.plan}
     # Of few placements there may be no more.

@@ -141,9 +141,10 @@ def open_training(config: TrainConfig, process: AcceleratedProcess, dtype: str) 
     _check_trainable(config, opened)
     checkpoint = _extended(config, opened)
     plan = resolve_plan(config.plan, checkpoint)
-    # A teacher reads packed rows too, and these only a plan keeps apart.
-    teacher_plan = resolve_plan("auto", checkpoint, keeps_full=plan is not None)
+    teacher_plan = None
     if config.distill is not None:
+        # A teacher reads packed rows too, and these only a plan keeps apart.
+        teacher_plan = resolve_plan("auto", checkpoint, keeps_full=plan is not None)
         check_teacher(config.distill, plan, teacher_plan, is_extended=_extends(config, opened))
     if config.lora_rank:
         check_targets(config.lora_targets, checkpoint.config, trust_remote_code=config.trust_remote_code)

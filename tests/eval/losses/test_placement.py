@@ -255,8 +255,9 @@ def test_plans_are_judged_without_a_search(judged: list[str], tmp_path: Path, no
 
 @pytest.mark.nightly
 def test_two_processes_find_what_one_does(judged: list[str], tmp_path: Path, no_plots: None) -> None:
-    assert main([*judged, "--rank", "gates", "--units", "heads"]) == 0
-    shared = [*judged, "--rank", "gates", "--units", "heads"]
+    # Each fold has its document on one of the processes alone.
+    shared = [*judged, "--rank", "gates", "--units", "heads", "--folds", "2"]
+    assert main(shared) == 0
     shared[shared.index("--output") + 1] = str(tmp_path / "two")
     launcher = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--main_process_port", "0", "eval/placement.py"]
@@ -274,6 +275,9 @@ def test_two_processes_find_what_one_does(judged: list[str], tmp_path: Path, no_
     assert read(tmp_path / "two", "run.json")["world_size"] == 2
     one, other = (read(tmp_path / name, "placement.json") for name in ("run", "two"))
     assert other["chosen"]["text"] == one["chosen"]["text"]
+    assert [fold["chosen"]["text"] for fold in other["stability"]["folds"]] == [
+        fold["chosen"]["text"] for fold in one["stability"]["folds"]
+    ]
     for key in ("found", "held_out"):
         assert [row["perplexity"] for row in other[key]] == pytest.approx([row["perplexity"] for row in one[key]])
 

@@ -11,13 +11,14 @@ import pytest
 
 from eval.config.placement import PlacementConfig
 from eval.losses.placement_job import open_placement
+from eval.losses.search import Space, plans_to_judge
 from eval.losses.stability import chance_jaccard, count_units, jaccard, majority_of
 from eval.placement import main
 from eval.runtime.model import open_model
 from eval.runtime.processes import start_accelerated
 from masformer import SpanPlan
 from masformer.checkpoints.open import Checkpoint
-from masformer.placement import PlanMeter
+from masformer.placement import Found, PlanMeter, Unit
 from tests.helpers.texts import WORDS, read, text
 
 LOCAL = "span=1 sinks=0"
@@ -170,18 +171,20 @@ def test_documents_of_a_cluster_are_in_one_fold(folded: list[str]) -> None:
     assert sum(fold is None for fold in folds.values()) == 4
 
 
-def test_random_heads_can_be_drawn_in_the_layers_that_were_found(
-    folded: list[str], tmp_path: Path, no_plots: None
-) -> None:
-    at = folded.index("--folds")
-    arguments = [*folded[:at], *folded[at + 2 :], "--random", "8", "--random-within", "layers", "--seed", "3"]
-    assert main(arguments) == 0
-    found = read(tmp_path / "run", "placement.json")
-    (unit,) = found["chosen"]["units"]
-    layer, head = map(int, unit.split("."))
-    # The other head of the layer is the only other placement.
-    random = [row["plan"] for row in found["held_out"] if row["name"].startswith("random")]
-    assert random == [f"full@{layer}.{1 - head} {LOCAL}"]
+def test_random_heads_can_be_drawn_in_the_layers_that_were_found(folded: list[str], model: Path) -> None:
+    config = PlacementConfig.from_command_line([*folded, "--random", "40", "--random-within", "layers"])
+    opened = open_model(config, "full", start_accelerated(1), config.maxlen)
+    space = Space(config, opened.checkpoint.config)
+    # Both heads of layer 0, and one of each other layer.
+    units: list[Unit] = [(0, 0), (1, 1), (0, 1), (2, 0)]
+    chosen = Found(plan=space.plan(units), units=tuple(units), loss=1.0, cost={})
+    judged = plans_to_judge(config, space, opened.checkpoint, {}, chosen)
+    random = {str(plan) for name, plan in judged.items() if name.startswith("random")}
+    # All that are not the found one.
+    assert random == {f"full@0,1.{one},2.{two} {LOCAL}" for one, two in ((0, 0), (0, 1), (1, 1))}
+    assert {space.cost(judged[name])["flops"] for name in judged if name.startswith("random")} == {
+        space.cost(chosen.plan)["flops"]
+    }
 
 
 @pytest.mark.parametrize(

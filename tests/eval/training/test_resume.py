@@ -32,8 +32,10 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
         ["--lora-rank", "2"],
         ["--no-packing", "--gradient-accumulation", "2"],
         ["--model", "gpt2"],
+        ["--model", "gpt2", "--lora-rank", "2", "--plan", "local span=24 sinks=2", "--distill", "0.5"],
+        pytest.param(["--plan", "local span=24 sinks=2", "--distill", "1"], marks=pytest.mark.nightly),
     ],
-    ids=["all weights", "lora", "accumulation", "dropout"],
+    ids=["all weights", "lora", "accumulation", "dropout", "distilled lora", "distilled"],
 )
 def test_a_resumed_training_has_the_losses_of_an_undisturbed_one(
     extra: list[str], least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -42,7 +44,7 @@ def test_a_resumed_training_has_the_losses_of_an_undisturbed_one(
         # An architecture with dropout, whose random numbers have to go on where they were.
         gpt2 = save_tiny_checkpoint(tmp_path / "gpt2", kind="gpt2")
         assert AutoModelForCausalLM.from_pretrained(gpt2).config.resid_pdrop == 0.1
-        extra = ["--model", str(gpt2)]
+        extra = ["--model", str(gpt2), *extra[2:]]
     whole = [*least[:-1], str(tmp_path / "whole"), *extra]
     assert main(whole) == 0
     original = Trainer.step
