@@ -7,6 +7,8 @@ Files `longbook_NAME_eng.jsonl` of the hub's data set, with a text in `answer` o
 
     {"id": 0, "context": "...", "input": "Where ...?", "answer": ["the mill"], "options": ["the mill", ...]}
 
+Texts are used as they are, white space at their ends included.
+
 The template `helmet` makes HELMET's prompts, `helmet-plain` those for models without a chat template: two solved
 examples whose stories are not shown, the story, which alone is cut and keeps its beginning, and the question. Here all
 prompts of a run have the same two, drawn by `--shots-seed`, and questions about their stories are not scored.
@@ -42,9 +44,11 @@ def load_infinite_bench(name: str, request: LoadRequest) -> LoadedExamples:
     name_document = document_names(f"{request.split}-book")
 
     def read(row: Row) -> Iterator[Example]:
-        context, references, query = row.text("context"), row.references("answer"), None
+        row.text("context")  # checks
+        context, references, query = row.fields["context"], row.references("answer"), None
         if name != "sum":
-            query = row.text("input")
+            row.text("input")
+            query = row.fields["input"]
         if name == "choice":
             options = row.texts("options")
             if len(options) != len(LETTERS) or references[0] not in [option.strip() for option in options]:

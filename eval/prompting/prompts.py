@@ -102,7 +102,7 @@ class PromptBuilder:
         assert template.text.count("{context}") == 1
         self.tokenizer = tokenizer
         self.shots = Shots(template, shots)
-        self.template = replace(template, text=template.text.replace("{shots}", self.shots.inside))
+        self.template = self.shots.put_inside()
         chat = chat or ChatSettings()
         # The system message of a template opens a plain prompt; that of the user needs a chat template.
         self._opening = ""

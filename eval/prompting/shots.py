@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from eval.errors import UserError
 from eval.prompting.encoding import TextEncoder
@@ -50,12 +51,16 @@ class Shots:
         return bool(self._pairs)
 
     @property
-    def inside(self) -> str:
-        """Return what stands in the template's own place for them, with marks; nothing for others."""
-        if not self or self._template.shot is None:
-            return ""
+    def _inside(self) -> str:
+        """Return what stands in the template's own place for them, with marks; nothing without any."""
         shown = [text.replace("{answer}", answer) for text, answer in self._pairs]
-        return self._template.shots.replace("{shots}", "\n\n".join(shown))
+        return self._template.shots.replace("{shots}", "\n\n".join(shown)) if shown else ""
+
+    def put_inside(self) -> Template:
+        """Return the template with the shots in its own place for them, with marks, if it has one."""
+        if self._template.shot is None:
+            return self._template
+        return replace(self._template, text=self._template.text.replace("{shots}", self._inside))
 
     @property
     def _before(self) -> list[tuple[str, str]]:
@@ -79,7 +84,7 @@ class Shots:
         """
         if not self:
             return "", before
-        written = self.inside + "".join(text for _, text in self.turns)
+        written = "".join(text for _, text in self.turns) if self._template.shot is None else self._inside
         if any(before.count(mark) != written.count(mark) for mark in self._texts):
             raise UserError(
                 "the chat template leaves out or repeats earlier turns, so it cannot show --shots; take templates "

@@ -175,6 +175,7 @@ def test_sets_of_every_shape_are_found_at_the_revision_of_their_task(tmp_path: P
         "multi_news": ("alexfabbri/multi_news", "default/test/0000.parquet"),
         "big_patent_y": ("NortheasternUniversity/big_patent", "y/test/0000.parquet"),
         "longbench2": ("zai-org/LongBench-v2", "default/train/0000.parquet"),
+        "helmet_infbench_qa": ("xinrongzhang2022/InfiniteBench", "longbook_qa_eng.jsonl"),
     }
     news = [{"document": "One. ||||| Two.", "summary": "Both."}, {"document": "", "summary": "Lost."}]
     contents = {
@@ -182,6 +183,7 @@ def test_sets_of_every_shape_are_found_at_the_revision_of_their_task(tmp_path: P
         "longbench_hotpotqa": write_official("longbench_hotpotqa", tmp_path).read_bytes(),
         "multi_news": parquet(news),
         "big_patent_y": parquet([{"description": "A lamp.", "abstract": "Light."}]),
+        "helmet_infbench_qa": write_official("helmet_infbench_qa", tmp_path).read_bytes(),
         "longbench2": parquet([dict(row) for row in sample_records("longbench2")]),
     }
     repos = {
@@ -204,6 +206,7 @@ def test_sets_of_every_shape_are_found_at_the_revision_of_their_task(tmp_path: P
                     "multi_news": ["Both."],
                     "big_patent_y": ["Light."],
                     "longbench2": ["B"],
+                    "helmet_infbench_qa": ["the bridge"],
                 }[task]
             )
         whole = load("multi_news", "test", hub.environment(tmp_path / "home"))
