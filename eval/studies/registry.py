@@ -29,7 +29,9 @@ Wording: TypeAlias = tuple[StudyClaim, dict[str, str]]  # with the settings of i
 
 def digest_of(claim: StudyClaim, settings: Mapping[str, str]) -> str:
     """Return a hash of all that a claim says, and of the settings of its parts."""
-    content = [to_json(claim), dict(settings)]
+    # Without what is not said, so that digests outlive later fields.
+    said = {name: value for name, value in to_json(claim).items() if value not in (None, "")}
+    content = [said, dict(settings)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
