@@ -24,6 +24,7 @@ from eval.records.disk import write_whole
 from eval.records.schema import Comparison
 from eval.reporting.columns import COMPARISON_LEGEND
 from eval.reporting.compare_page import render_comparison_page
+from eval.reporting.stops import warn_of_stop
 from eval.reporting.tables import as_columns, comparison_table
 from eval.runtime.jobs import CommandParser, command, margin_share
 from eval.scoring.beforehand import provenance
@@ -147,6 +148,9 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(comparison_json(content), indent=2, ensure_ascii=False))
     else:
         print(render_comparison(content))
+        for side in {first.path: first, second.path: second}.values():
+            if side.record.until is not None and (warning := warn_of_stop(side.record.until)):
+                print("\n" + textwrap.fill(f"{side.path}: {warning}", _WIDTH))
         if page is not None:
             print(f"\npage: {page}")
 

@@ -6,6 +6,7 @@ the run.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ class ServedBackend(Backend):
         if self._contact is None:
             self._contact = self._stack.enter_context(self.service.running(output_of(self.config) / LOG))
         client, server = self._contact
+        client.stopped = threading.Event()  # that of an earlier call was set when its answers were there
         sources = sources_by_turns(requests, self.process)
         # Made in this thread alone: builders remember the context that they were asked about last.
         documents = ([self._question(one) for one in requests.missing(source)] for source in sources)

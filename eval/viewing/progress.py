@@ -127,6 +127,8 @@ def _ahead(path: Path, record: RunRecord, num_answered: int, num_wanted: int, no
     if state_of(path, record) != RUNNING:
         return Ahead(num_answered=num_answered, num_wanted=num_wanted, share=None, seconds_left=None, doing="")
     share, left, doing = _told(path, record, now) or _counted(record, num_wanted - num_answered, now)
+    if record.until is not None:  # nobody knows when it stops
+        share, left = None, None
     return Ahead(num_answered=num_answered, num_wanted=num_wanted, share=share, seconds_left=left, doing=doing)
 
 

@@ -23,8 +23,8 @@ from eval.generation.claims import Claims
 from eval.generation.progress import Progress
 from eval.records.journal import append_line
 from eval.records.run_folder import RunFolder, is_locked, locked
-from eval.records.schema import ModelRecord, Prediction, ProgressRecord
-from eval.records.typed import from_json
+from eval.records.schema import ModelRecord, Prediction, ProgressRecord, UntilRecord
+from eval.records.typed import from_json, to_json
 from eval.score import main as score
 from eval.view import main as view
 from eval.viewing.progress import read_ahead, read_progress
@@ -161,6 +161,20 @@ def test_time_left_follows_answers_where_the_engine_predicts_no_cost(tmp_path: P
         assert (ahead.share, ahead.seconds_left) == (0.25, 180.0)
         none = read_ahead(write_begun(tmp_path / "first", 0), now)
         assert (none.share, none.seconds_left) == (None, None)
+        until = UntilRecord(
+            asked="2h",
+            metric=None,
+            subject="this",
+            beside="this",
+            differs=False,
+            margin=None,
+            sample_seed=0,
+            recorded=str(STARTED),
+        )
+        record = json.loads((path / "run.json").read_text())
+        (path / "run.json").write_text(json.dumps(record | {"until": to_json(until)}))
+        stops_itself = read_ahead(path, now)
+        assert (stops_itself.num_answered, stops_itself.share, stops_itself.seconds_left) == (3, None, None)
 
 
 def test_time_left_is_that_which_the_run_wrote_until_a_new_session_begins(tmp_path: Path) -> None:
