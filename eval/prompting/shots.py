@@ -41,9 +41,10 @@ class Shots:
     def _pair(self, template: Template, index: int, example: Example) -> tuple[str, str]:
         texts = {"context": example.context, "query": example.query or "", "answer": example.references[0]}
         marks = {name: f"{_EDGE}{name} {index}{_EDGE}" for name in texts}
-        self._texts |= {marks[name]: text.strip() for name, text in texts.items()}
         if template.shot is not None:
+            self._texts |= {marks[name]: text for name, text in texts.items()}
             return template.shot.replace("{query}", marks["query"]), marks["answer"]
+        self._texts |= {marks[name]: text.strip() for name, text in texts.items()}
         shown = template.text.replace("{context}", marks["context"]).replace("{query}", marks["query"])
         return shown, marks["answer"]
 
