@@ -10,7 +10,7 @@ Each is the second window minus the first, so that a positive number is what the
 - `position`: the evidence in front, and in its place: what is lost because of where it stands.
 - `document`: the document, and another one in its place: what does not come from elsewhere.
 
-In a run without the window `evidence`, `oracle` stands in for it.
+Where no example has a place in a contrast with the window `evidence`, `oracle` stands in for it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Lines = Mapping[str, Scored]
 
 
 class _Rule(NamedTuple):
-    """The windows of a contrast, and what an example needs to be in it; of several windows the first that there is."""
+    """The windows of a contrast, of several the first that has an example, and what examples need to be in it."""
 
     first: str
     second: tuple[str, ...]
@@ -83,7 +83,7 @@ def compare_windows(scored: Sequence[Scored], margin: float = MARGIN) -> list[Co
 
 
 def _contrasts(scored: Sequence[Scored], margin: float) -> Iterator[Contrast]:
-    rows = [row for row in _rows(scored) if row.first]
+    rows = list(_rows(scored))
     profile = scored[0].profile
     table = [
         Compare(
@@ -112,9 +112,9 @@ def _rows(scored: Sequence[Scored]) -> Iterator[_Row]:
         of_setting[window_of(one.line.template)][one.line.id] = one
     for of_setting in settings.values():
         for name, rule in _RULES.items():
-            second = next((window for window in rule.second if window in of_setting), None)
-            if rule.first in of_setting and second is not None:
-                yield _row(name, rule, of_setting[rule.first], of_setting[second])
+            first, seconds = of_setting.get(rule.first, {}), (of_setting.get(window, {}) for window in rule.second)
+            rows = (_row(name, rule, first, second) for second in seconds)
+            yield from [row for row in rows if row.first][:1]
 
 
 def _row(name: ContrastName, rule: _Rule, first: Lines, second: Lines) -> _Row:

@@ -116,9 +116,11 @@ def test_contrasts_tell_a_model_that_reads_the_beginning_alone(
     assert set(found) == {
         *(("not_in_window", maxlen) for maxlen in (60, 240)),
         *(("document", maxlen) for maxlen in (60, 240)),
-        ("not_used", 240),
+        # At 60 tokens no evidence is shown, but sentences that the oracle picks of these.
+        *(("not_used", maxlen) for maxlen in (60, 240)),
         ("position", 240),
     }
+    assert (found["not_used", 60].num_gold, found["not_used", 60].num_oracle) == (0, NUM_MEETINGS)
     for name in ("not_in_window", "not_used", "position"):
         one = found[name, 240]
         assert (one.num_examples, one.num_gold, one.num_oracle, one.num_left_out) == (NUM_MEETINGS, 8, 0, 0)
@@ -149,7 +151,7 @@ def test_a_model_that_ignores_its_context_loses_nothing_by_any_window(data: Path
     answers.write_text("".join(json.dumps({"id": name, "text": "Bridge"}) + "\n" for name in names))
     assert main([*command(data, tmp_path / "run"), "--answers", str(answers)]) == 0
     found = read_scores(tmp_path / "run").windows or []
-    assert len(found) == 6
+    assert len(found) == 7
     assert {one.difference for one in found} == {0.0}
     assert not any(one.p_value is not None and one.p_value < 1 for one in found)
 
