@@ -17,15 +17,19 @@ from eval.config.options import Options
 from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.records.schema import StudyClaim
-from eval.scoring.ladder import RUNGS
+from eval.scoring.ladder import RUNGS, Rung
 from eval.scoring.profiles import metric_columns, metric_name
 from eval.studies.yaml_fields import Kind, fields_of
 from tasks.readers.yaml_file import shown
 
 DIRECTIONS = ("better", "worse", "as-good", "differs")
 PERPLEXITY_METRIC = "perplexity"
-# A rung of the context ladder, of parts that have one: `ladder.used`.
-LADDER_METRICS = {f"ladder.{rung}": rung for rung in RUNGS}
+# Of parts with a context ladder: the gains of a rung, or what two of them are at a length.
+LADDER_METRICS: Mapping[str, tuple[Rung, bool]] = {
+    **{f"ladder.{rung}": (rung, True) for rung in RUNGS},
+    "ladder.nll": ("used", False),
+    "ladder.score": ("credited", False),
+}
 
 
 def read_claims(

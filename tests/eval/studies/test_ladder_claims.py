@@ -74,6 +74,8 @@ def test_claims_about_rungs_are_judged(tmp_path: Path, answered: Any) -> None:
         "shown": claim("used", part="full", against=100, direction="better", **used),
         "refuted": claim("not used", part="full", against=100, direction="worse", **used),
         "shown ": claim("mixed loses", part="local", against="full", direction="worse", **used),
+        "not shown": claim("as likely at the shorter length", part="local", against="full", metric="ladder.nll")
+        | {"direction": "worse", "maxlen": 200},
         # A gain of a tenth of a point, in both directions of the pair.
         "shown  ": claim("no gain", part="full", against=200, direction="as good", margin=0.2, **credited)
         | {"maxlen": 100},
