@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eval.metrics.base import REQUEST, Item
 from eval.metrics.diagnostics import PLACED
