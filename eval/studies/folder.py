@@ -86,9 +86,11 @@ class StudyFolder:
         }
         return DONE if is_same else CHANGED
 
-    def has_begun(self, part: Part) -> bool:
-        """Return whether a part was ever at work here, whatever is left of it."""
-        return part.name in self.ended or (self.path / part.name / "run.json").exists()
+    def begun(self) -> list[str]:
+        """Return the parts that were ever at work here, by whatever name the study's file has them now."""
+        there = sorted(file.parent.name for file in self.path.glob("*/run.json"))
+        names = dict.fromkeys([*self.study.parts, *self.ended, *there])
+        return [name for name in names if name in self.ended or name in there]
 
     def missing_needs(self, part: Part) -> list[str]:
         """Return what a part needs and is not done."""
