@@ -58,7 +58,7 @@ def content(*claims: Content) -> Content:
         "title": "What spans cost",
         "defaults": {
             RUN: {"task": "plos", "maxlen": LENGTHS},
-            PERPLEXITY: {"task": "plos", "maxlen": [4096, 8192]},
+            PERPLEXITY: {"task": "plos", "maxlen": [4096, 8192], "stride": 512},
         },
         "parts": [
             *({"name": name, "script": RUN} for name in ("full", "local", "like")),
@@ -108,6 +108,67 @@ def test_a_claim_about_what_parts_will_not_have_is_told_in_one_line(
         read_study(write(tmp_path, claim("two"), claim(**changes)))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+UNTIL = "rougeLsum: 200 differs from 100"
+LOSSES: Content = {"part": "losses", "metric": "perplexity", "maxlen": 8192}
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "said"),
+    [
+        ({"full": {"until": UNTIL}}, {}, f"'full' ends as soon as its answers show enough (until: {UNTIL})"),
+        ({"local": {"until": UNTIL}}, {"against": 100}, "'local' ends as soon as its answers show enough"),
+        ({"local": {"task": "plos,aclsum"}}, {"against": 100}, "'local' has several tasks (plos, aclsum); name one"),
+        ({"full": {"task": "plos,aclsum"}}, {}, "'full' has several tasks (plos, aclsum); name one as task"),
+        (
+            {"local": {"template": "instruct,abstract"}},
+            {"against": 100},
+            "'local' has several templates (instruct, abstract); name one as template of the claim",
+        ),
+        (
+            {"local": {"window": "head,oracle"}},
+            {"against": 100},
+            "'local' has several templates (head, oracle); name one",
+        ),
+        (
+            {"local": {"template": "instruct", "window": "head,oracle"}},
+            {"against": 100, "template": "instruct@evidence"},
+            "'local' has no template 'instruct@evidence'; it has: instruct, instruct@oracle",
+        ),
+        (
+            {"losses": {"stride": None}},
+            LOSSES | {"against": 4096},
+            "'losses' predicts other tokens at each length, whose perplexities do not compare; give it a stride",
+        ),
+        ({"losses": {"task": "plos,aclsum"}}, LOSSES | {"against": 4096}, "'losses' has several tasks (plos, aclsum)"),
+    ],
+)
+def test_a_claim_that_can_never_be_judged_is_refused(
+    settings: dict[str, Content], changes: Content, said: str, tmp_path: Path
+) -> None:
+    parts = [one | {"settings": settings.get(one["name"], {}) or one.get("settings", {})} for one in content()["parts"]]
+    with pytest.raises(UserError) as error:
+        read_study(write(tmp_path, claim(**changes), parts=parts))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_claim_that_can_be_judged_is_read(tmp_path: Path) -> None:
+    settings: dict[str, Content] = {
+        "full": {"until": "2h", "task": "plos,aclsum"},
+        "local": {"task": "plos,aclsum", "template": "instruct,abstract", "window": "head,oracle"},
+        "losses": {"task": "plos,aclsum", "stride": None},
+        "losses-local": {"task": "plos,aclsum", "stride": None, "of": "references"},
+    }
+    parts = [one | {"settings": settings.get(one["name"], {}) or one.get("settings", {})} for one in content()["parts"]]
+    claims = [
+        claim("of a task", part="full", against=100, task="plos"),
+        claim("of a window", against=100, task="plos", template="instruct@oracle"),
+        claim("pooled", **LOSSES | {"part": "losses", "against": "losses-local"}),
+        claim("references", **LOSSES | {"part": "losses-local", "against": 4096, "task": "plos"}),
+    ]
+    assert len(read_study(write(tmp_path, *claims, parts=parts)).claims) == 4
 
 
 def test_claims_are_said_in_words(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from eval.studies.claims import say_claim
 from eval.studies.folder import LADDER, StudyFolder, open_study_folder
 from eval.studies.judging import judge
 from eval.studies.parts import read_study
-from tests.eval.studies.test_claims import Content, answered, claim, content, share, write
+from tests.eval.studies.test_claims import LENGTHS, Content, answered, claim, content, share, write
 
 __all__ = ["answered"]
 
@@ -107,6 +107,40 @@ def test_a_rung_needs_a_ladder_and_a_ladder_answers(tmp_path: Path) -> None:
         read_study(write(tmp_path, parts=parts))
 
 
+@pytest.mark.parametrize(
+    ("settings", "changes", "said"),
+    [
+        ({}, {"part": "local", "against": "full", "maxlen": 100}, "'local' has no rung at 100, its smallest length"),
+        (
+            {"maxlen": [50, 100, 200]},
+            {"part": "full", "against": 100},
+            "'full' has a ladder of gains over 50 tokens, and none of 200 over 100; let one of them be 50",
+        ),
+        (
+            {"task": "plos,qasper"},
+            {"part": "full", "against": 100},
+            "'full' has tasks of several profiles (plos: hf, qasper: ",
+        ),
+    ],
+)
+def test_a_rung_that_no_ladder_has_is_refused(settings: Content, changes: Content, said: str, tmp_path: Path) -> None:
+    parts = [one | ({"settings": settings} if one["name"] == "full" else {}) for one in with_ladders()]
+    about = claim(metric="ladder.used", **changes)
+    with pytest.raises(UserError) as error:
+        read_study(write(tmp_path, about, parts=parts))
+    assert said in str(error.value)
+    named = {"task": "plos"} if "task" in settings else {"against": settings.get("maxlen", LENGTHS)[0], "maxlen": 200}
+    assert read_study(write(tmp_path, about | {"part": "full"} | named, parts=parts)).claims
+
+
+def test_a_margin_of_nats_is_said_in_nats(tmp_path: Path) -> None:
+    about = {"part": "full", "against": 100, "direction": "as good", "margin": 0.02}
+    claims = folder_of(
+        tmp_path, *(claim(rung, **about, metric=f"ladder.{rung}") for rung in ("used", "credited"))
+    ).study.claims
+    assert [say_claim(one).partition("margin ")[2] for one in claims] == ["0.02 nats a token.", "2."]
+
+
 def test_a_rung_is_said_in_words_and_changes_what_makes_a_part(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, claim(part="full", against=100, metric="ladder.used"))
     assert say_claim(folder.study.claims[0]) == "`full` at 200 tokens is better than itself at 100 in ladder.used."
@@ -152,6 +186,7 @@ def test_records_hold_what_parts_measured_and_no_texts(
     # While the study runs, each part is copied as it ends.
     (target / "like/scores.json").unlink()
     monkeypatch.setattr("eval.studies.launch.launch", lambda *_: 1)
-    assert study.main(command) == 1
+    with pytest.raises(SystemExit, match="part\\(s\\) not done: full, local"):
+        study.main(command)
     assert (target / "like/scores.json").is_file()
     assert study.main([*command, "--list"]) == 2
