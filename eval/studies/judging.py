@@ -30,7 +30,7 @@ from eval.scoring.ladder import Rung, gains_of
 from eval.scoring.scored_run import read_scored
 from eval.scoring.significance import MIN_DOCUMENTS, detectable_ratio, p_of_ratio, ratios_of_perplexities
 from eval.studies.claims import LADDER_METRICS, PERPLEXITY_METRIC
-from eval.studies.folder import DONE, LADDER, StudyFolder
+from eval.studies.folder import DONE, LADDER, StudyFolder, has_ladder
 from eval.studies.losses import ALL_TASKS, Pair, losses_of, pairs_of, ratio_cells
 from eval.studies.parts import Section
 from eval.studies.section import Draft, in_both
@@ -177,7 +177,8 @@ def _of_ladder(folder: StudyFolder, claim: StudyClaim, num_claims: int) -> Evide
     if len({line.unit for line in lines}) < MIN_DOCUMENTS:
         raise NotYetError(f"{len(lines)} examples have this rung, of fewer than {MIN_DOCUMENTS} documents")
     record = folder.record(folder.study.parts[claim.part])
-    assert isinstance(record, RunRecord)
+    if not isinstance(record, RunRecord):  # as of a wording of earlier parts
+        raise NotYetError(f"`{claim.part}` is no run of answers")
     profiles = {record.profiles[line.task] for line in lines}
     if len(profiles) > 1:
         raise NotYetError(f"tasks have several profiles ({', '.join(sorted(profiles))}); name one task")
@@ -196,7 +197,13 @@ def _of_ladder(folder: StudyFolder, claim: StudyClaim, num_claims: int) -> Evide
 
 
 def _ladder_lines(part: Path, claim: StudyClaim, rung: Rung) -> dict[tuple[str, str, str], LadderLine]:
-    """Return the lines of a claim that have a rung, by task, template and id."""
+    """Return the lines of a claim that have a rung, by task, template and id.
+
+    Raises:
+        UserError: The part has no ladder, or one of other predictions than those that were scored.
+    """
+    if not has_ladder(part):
+        raise UserError(f"{part.name} has no ladder of its present answers; run: python -m eval.ladder {part}")
     record = from_json(LadderRecord, read_json(part / LADDER), str(part / LADDER), remedy="run its part again")
     return {
         (line.task, line.template, line.id): line

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from eval.records.schema import LadderLine, LadderRecord
 from eval.reporting.ladder_page import ladder_table
 from eval.scoring.ladder import ladder_rungs
 from eval.studies.claims import say_claim
-from eval.studies.folder import LADDER, StudyFolder, open_study_folder
-from eval.studies.judging import judge
+from eval.studies.folder import DONE, LADDER, PARTLY, StudyFolder, open_study_folder
+from eval.studies.judging import gather, judge
 from eval.studies.parts import read_study
 from tests.eval.studies.test_claims import LENGTHS, Content, answered, claim, content, share, write
 
@@ -58,7 +60,10 @@ def write_ladder(folder: Path, used: float, credited: float, seed: int) -> None:
         )
     rungs = ladder_rungs(lines, {"plos": "hf"})
     assert len(ladder_table(rungs)) > 1
-    record = LadderRecord(ladder_version=1, model="m", plan="full", rungs=rungs, words={}, lines=lines)
+    predictions = json.loads((folder / "scores.json").read_text())["predictions"]
+    record = LadderRecord(
+        ladder_version=1, model="m", plan="full", rungs=rungs, words={}, lines=lines, predictions=predictions
+    )
     RunFolder(folder).write_json(LADDER, record)
 
 
@@ -93,6 +98,50 @@ def test_claims_about_rungs_are_judged(tmp_path: Path, answered: Any) -> None:
     assert "nats a token, n = 24 documents" in found[0].evidence.found
     assert found[2].evidence.found.startswith("-0.1")
     assert found[5].evidence.found == "0 examples have this rung, of fewer than 6 documents"
+
+
+def test_a_ladder_of_other_answers_is_made_again(tmp_path: Path, answered: Any) -> None:
+    folder = folder_of(tmp_path, claim("used", part="full", against=100, metric="ladder.used"))
+    full = folder.study.parts["full"]
+    answered(folder, "full", share(0.5))
+    write_ladder(folder.path / "full", 0.2, 0.1, seed=0)
+    folder.note_done(full)
+    assert judge(folder, folder.study.claims)[0].verdict == "shown"
+    # The run has grown or was answered anew, and was scored.
+    answered(folder, "full", share(0.4))
+    assert folder.state(full) == PARTLY
+    assert not folder.is_complete(full)
+    assert judge(folder, folder.study.claims)[0].evidence.found == "missing: `full` (partly)"
+    # As the rungs of a part that the study has without a ladder by now.
+    plain = folder_of(tmp_path)
+    plain.study = read_study(write(tmp_path, parts=content()["parts"]))
+    plain.ended["full"] = replace(plain.ended["full"], digest=plain.study.digest("full"))
+    found = gather(plain, folder.study.claims[0])
+    assert not found.is_known
+    assert f"run: python -m eval.ladder {folder.path / 'full'}" in found.found
+    write_ladder(folder.path / "full", 0.2, 0.1, seed=0)
+    assert folder.state(full) == DONE
+    # Of a version that did not say of which predictions it is.
+    ladder = json.loads((folder.path / "full" / LADDER).read_text())
+    ladder.pop("predictions")
+    (folder.path / "full" / LADDER).write_text(json.dumps(ladder))
+    assert not folder.is_complete(full)
+
+
+def test_the_ladder_is_started_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eval.studies import launch
+
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    (tmp_path / "eval").mkdir()
+    for name in ("ladder", "run"):
+        (tmp_path / "eval" / f"{name}.py").write_text(
+            "import os, sys\nprint('launched', any(one.startswith('ACCELERATE_') for one in os.environ), sys.argv[1:])"
+        )
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        monkeypatch.delenv(name)
+    for name, is_launched in {"ladder": False, "run": True}.items():
+        assert launch.launch([f"eval/{name}.py", "folder"], tmp_path / f"{name}.log") == 0
+        assert f"launched {is_launched} ['folder']" in (tmp_path / f"{name}.log").read_text()
 
 
 def test_a_rung_needs_a_ladder_and_a_ladder_answers(tmp_path: Path) -> None:
@@ -152,10 +201,16 @@ def test_a_rung_is_said_in_words_and_changes_what_makes_a_part(tmp_path: Path) -
     assert plain.digest("like") == folder.study.digest("like")
 
 
-def test_the_ladder_follows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ladder_follows_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from eval.studies import launch
 
     folder = folder_of(tmp_path)
+    full = folder.study.parts["full"]
+    command = f"python -m eval.ladder {folder.path / 'full'}"
+    assert full.shells(folder.path)[1:] == [command]
+    assert launch.list_parts(folder, [full]).endswith(f"\n  {command}")
     calls: list[list[str]] = []
 
     def done(words: list[str], log: Path) -> int:
@@ -163,7 +218,8 @@ def test_the_ladder_follows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return 1 if words[0] == "eval/ladder.py" else 0
 
     monkeypatch.setattr(launch, "launch", done)
-    assert launch.run_parts(folder, [folder.study.parts["full"]]) == ["full"]
+    assert launch.run_parts(folder, [full]) == ["full"]
+    assert f"full: {command}" in capsys.readouterr().out
     assert [words[0] for words in calls] == ["eval/run.py", "eval/ladder.py"]
 
 
