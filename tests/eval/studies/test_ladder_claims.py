@@ -14,14 +14,18 @@ import pytest
 
 from eval import study
 from eval.errors import UserError
+from eval.records.journal import fingerprint
 from eval.records.run_folder import RunFolder
-from eval.records.schema import LadderLine, LadderRecord
+from eval.records.schema import ExampleScore, LadderLine, LadderRecord, RunRecord, Scores
+from eval.records.typed import from_json, to_json
 from eval.reporting.ladder_page import ladder_table
 from eval.scoring.ladder import ladder_rungs
+from eval.scoring.significance import mean_interval
 from eval.studies.claims import say_claim
 from eval.studies.folder import DONE, LADDER, PARTLY, StudyFolder, open_study_folder
 from eval.studies.judging import gather, judge
 from eval.studies.parts import read_study
+from eval.studies.records import copy_records, without_paths
 from tests.eval.studies.test_claims import LENGTHS, Content, answered, claim, content, share, write
 
 __all__ = ["answered"]
@@ -237,8 +241,8 @@ def test_records_hold_what_parts_measured_and_no_texts(
     answers = [json.loads(line)["text"] for line in (folder.path / "like/predictions.jsonl").read_text().splitlines()]
     lines = gzip.decompress((target / "like/example_scores.jsonl.gz").read_bytes()).decode()
     assert lines == (folder.path / "like/example_scores.jsonl").read_text()
-    written = "".join(path.read_text() for path in target.rglob("*.json")) + lines
-    assert not any(answer in written for answer in answers if len(answer) > 20)
+    published = [one.read_text() for one in target.rglob("*") if one.suffix in (".json", ".md")]
+    assert not any(answer in text for text in [*published, lines] for answer in answers if len(answer) > 20)
     # While the study runs, each part is copied as it ends.
     (target / "like/scores.json").unlink()
     monkeypatch.setattr("eval.studies.launch.launch", lambda *_: 1)
@@ -246,3 +250,80 @@ def test_records_hold_what_parts_measured_and_no_texts(
         study.main(command)
     assert (target / "like/scores.json").is_file()
     assert study.main([*command, "--list"]) == 2
+
+
+def test_records_hold_no_reference_no_bad_row_and_no_path_of_the_machine(tmp_path: Path, answered: Any) -> None:
+    folder = folder_of(tmp_path)
+    answered(folder, "like", share(0.5))
+    part, data = folder.path / "like", tmp_path / "private" / "rows.jsonl"
+    record, scores = (json.loads((part / name).read_text()) for name in ("run.json", "scores.json"))
+    record["tasks"]["plos"]["rows"] |= {"num_bad": 1, "bad": ["row 3: 'A secret row' has no target"]}
+    record["sessions"][-1]["command"] = ["eval/run.py", "--data", str(data), f"--answers={data}", "--output", str(part)]
+    record["config"] |= {"plan": str(folder.path / "heads" / "plan.json"), "data": str(data)}
+    scores["yardsticks"]["plos"]["common_answer"] = "A secret reference"
+    (part / "run.json").write_text(json.dumps(record))
+    (part / "scores.json").write_text(json.dumps(scores))
+    target = tmp_path / "records"
+    assert (
+        study.main([str(tmp_path / "study.yaml"), "--output", str(folder.path), "--records", str(target), "--report"])
+        == 0
+    )
+    files = {str(one.relative_to(target)): one for one in target.rglob("*") if one.suffix in (".json", ".md", ".gz")}
+    assert {"report.md", "study.json", "like/run.json", "like/scores.json"} <= files.keys()
+    for name, file in files.items():
+        text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode()
+        assert str(tmp_path) not in text, name
+        assert "secret" not in text, name
+    copied = from_json(RunRecord, json.loads(files["like/run.json"].read_text()), "run.json")
+    assert copied.sessions[-1].command == [
+        "eval/run.py",
+        "--data",
+        "rows.jsonl",
+        "--answers=rows.jsonl",
+        "--output",
+        "like",
+    ]
+    assert (copied.config["plan"], copied.config["data"]) == ("heads/plan.json", "rows.jsonl")
+    assert copied.tasks["plos"].rows["num_bad"] == 1
+    # All else is as it was.
+    scores["yardsticks"]["plos"]["common_answer"] = None
+    assert json.loads(files["like/scores.json"].read_text()) == scores
+    assert "--output ." in files["report.md"].read_text()
+
+
+def test_scores_and_rungs_follow_from_the_records(tmp_path: Path, answered: Any) -> None:
+    folder, target = folder_of(tmp_path), tmp_path / "records"
+    answered(folder, "full", share(0.5))
+    write_ladder(folder.path / "full", 0.2, 0.1, seed=0)
+    folder.note_done(folder.study.parts["full"])
+    copy_records(folder, [folder.study.parts["full"]], target)
+    scores = from_json(Scores, json.loads((target / "full/scores.json").read_text()), "scores.json")
+    text = gzip.decompress((target / "full/example_scores.jsonl.gz").read_bytes()).decode()
+    packed = [one for one in map(json.loads, text.splitlines()) if one.pop("crc32", True)]
+    lines = [from_json(ExampleScore, one, "example_scores.jsonl") for one in packed]
+    assert scores.example_scores == fingerprint(to_json(lines))
+    [result] = [one for one in scores.results if one.kind == "model" and one.maxlen == 200 and one.subset == "all"]
+    of_model = [one for one in lines if one.is_model and one.maxlen == 200]
+    again = mean_interval([one.metrics["rougeLsum"] for one in of_model], [one.unit for one in of_model])
+    assert again == result.metrics["rougeLsum"]
+    ladder = from_json(LadderRecord, json.loads((target / "full" / LADDER).read_text()), LADDER)
+    assert ladder_rungs(ladder.lines, scores.profiles) == ladder.rungs
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("/home/me/my study", "."),
+        ("/home/me/my study/full/plan.json", "full/plan.json"),
+        (
+            "python -m eval.study --output '/home/me/my study' /home/me/s.yaml",
+            "python -m eval.study --output '.' s.yaml",
+        ),
+        ("error: /home/me/my study/full: broken", "error: full: broken"),
+        ("/mnt/data/", "data"),
+        ("configs/study/a.yaml and/or ![x](plots/a.svg)", "configs/study/a.yaml and/or ![x](plots/a.svg)"),
+        ("http://host:80/v1/models </think> 1/4", "http://host:80/v1/models </think> 1/4"),
+    ],
+)
+def test_paths_are_those_of_the_study(text: str, said: str) -> None:
+    assert without_paths(text, Path("/home/me/my study")) == said
