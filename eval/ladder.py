@@ -86,10 +86,10 @@ def climb(folder: RunFolder, record: RunRecord) -> LadderRecord:
         UserError: The scores of the run are not those of its predictions.
     """
     file = read_metric_files(folder.path).get(LIKELIHOOD)
-    profiles = record.profiles
+    profiles, predictions = record.profiles, None
     if folder.read_journal(Prediction).lines:
         scores = read_scored(folder.path).scores  # whether they are the predictions' own
-        inputs, profiles = read_inputs(folder, record), scores.profiles
+        inputs, profiles, predictions = read_inputs(folder, record), scores.profiles, scores.predictions
         lines = folder.read_lines(ExampleScore, "example_scores.jsonl")
         found = ladder_lines(inputs, lines, likelihoods_of(file, inputs) if file else {}, profiles)
     else:
@@ -105,6 +105,7 @@ def climb(folder: RunFolder, record: RunRecord) -> LadderRecord:
         rungs=rungs,
         words={"/".join(at): where_lost(of_one) for at, of_one in tables_of(rungs).items()},
         lines=found,
+        predictions=predictions,
     )
 
 
@@ -152,8 +153,7 @@ def main(argv: Sequence[str]) -> None:
         measure(folder, record, again=options.metrics_again)
     with folder.lock(record, RunRecord):
         ladder = climb(folder, record)
-        if ladder.rungs:
-            write_ladder(folder, ladder)
+        write_ladder(folder, ladder)
     if options.json:
         print(json.dumps(to_json(ladder), indent=2, ensure_ascii=False))
     else:

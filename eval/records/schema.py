@@ -749,6 +749,9 @@ class LadderRecord:
     rungs: list[LadderRung] = entry("gains over the smallest length, with intervals over documents")
     words: dict[str, str] = entry("where the extra tokens are lost, by task and template")
     lines: list[LadderLine] = entry("what the gains are made of")
+    predictions: str | None = entry(
+        "digest of the predictions that it is of, as in `scores.json`; null without answers", default=None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

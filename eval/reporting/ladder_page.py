@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eval.records.disk import disk_errors
 from eval.records.run_folder import LADDER_PLOTS, RunFolder
 from eval.records.schema import LadderRecord, LadderRung
 from eval.reporting.charts import SCHEMA, Chart, Layer, Spec, layer, quantity, save_charts, titled, tooltip
@@ -175,7 +176,11 @@ def _panel(rungs: Sequence[LadderRung], lengths: Sequence[int]) -> Layer:
 
 
 def write_ladder(folder: RunFolder, record: LadderRecord) -> None:
-    """Write `ladder.json`, `ladder.html` and a picture of each task and template into a run folder."""
+    """Write `ladder.json` into a run folder, and with rungs `ladder.html` and a picture of each task and template."""
+    if not record.rungs:
+        _remove_pages(folder)
+        folder.write_json("ladder.json", record)
+        return
     tables = tables_of(record.rungs)
     source = f"{record.model}, spans {record.plan}"
     charts = {
@@ -193,6 +198,14 @@ def write_ladder(folder: RunFolder, record: LadderRecord) -> None:
         "ladder.html", render_page("Context ladder", [("model", record.model), ("spans", record.plan)], sections)
     )
     folder.write_json("ladder.json", record)
+
+
+def _remove_pages(folder: RunFolder) -> None:
+    """Delete the pictures and the page of an earlier ladder."""
+    if (folder.path / "plots").is_dir():
+        save_charts(folder.path / "plots", {}, LADDER_PLOTS)
+    with disk_errors(folder.path):
+        (folder.path / "ladder.html").unlink(missing_ok=True)
 
 
 def tables_of(rungs: Sequence[LadderRung]) -> dict[tuple[str, str], list[LadderRung]]:

@@ -186,14 +186,16 @@ def resample(strata: Sequence[Ints], function: Callable[[Floats], Floats], num_r
     )
 
 
-def detectable_difference(num_documents: int, error: float, critical: float = 0.0) -> float | None:
+def detectable_difference(
+    num_documents: int, error: float, critical: float = 0.0, *, level: float = ALPHA
+) -> float | None:
     """Return the smallest difference that a standard error shows with a probability of 0.8; None where none can be.
 
-    A difference is shown where it is more than a critical number of its standard errors: Student's at p < 0.05, or a
-    greater one that holds for a table of several rows.
+    A difference is shown where it is more than a critical number of its standard errors: Student's at p < 0.05 or
+    another level, or a greater one that holds for a table of several rows.
     """
     freedom = num_documents - 1
-    critical = max(critical, float(scipy.stats.t.ppf(1 - ALPHA / 2, freedom)))
+    critical = max(critical, float(scipy.stats.t.ppf(1 - level / 2, freedom)))
     if critical > _OUT_OF_REACH:
         return None
     return _shown_difference(freedom, critical) * error

@@ -151,6 +151,29 @@ def p_of_ratio(
     return float((1 + (drawn.bootstrap_distribution >= distance).sum()) / (1 + num_resamples))
 
 
+def detectable_ratio(
+    losses: Mapping[Hashable, Sequence[float]],
+    level: float,
+    stratum_of: Callable[[Hashable], Hashable] = lambda _: None,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+) -> float | None:
+    """Return the smallest ratio of perplexities that `p_of_ratio` tells from 1 at a level, with a probability of 0.8.
+
+    None stands for too few documents, for such as are all alike, and for a level that no p value can reach.
+    """
+    row = _differences(losses)
+    if len(row) < MIN_DOCUMENTS or level * (1 + num_resamples) <= 1:
+        return None
+    strata = _strata([stratum_of(name) for name in row])
+    _, [error], drawn = studentized_draws([np.array(list(row.values()))], ratio, num_resamples, strata)
+    if drawn is None:
+        return None
+    critical = float(np.quantile(drawn.bootstrap_distribution, 1 - level))
+    least = detectable_difference(len(row), error, critical, level=level)
+    return None if least is None else _exp(least)
+
+
 def _differences(losses: Mapping[Hashable, Sequence[float]]) -> dict[Hashable, tuple[float, float]]:
     """Return what each document or cluster with tokens loses more in the second system, and its tokens."""
     gains = [(after - before, float(tokens)) for before, after, tokens in losses.values()]

@@ -17,6 +17,7 @@ from eval.config.options import Options
 from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.records.schema import StudyClaim
+from eval.records.windows import named
 from eval.scoring.ladder import RUNGS, Rung
 from eval.scoring.profiles import metric_columns, metric_name
 from eval.studies.yaml_fields import Kind, fields_of
@@ -89,13 +90,13 @@ def _check_parts(where: str, claim: StudyClaim, settings: Mapping[str, Options],
     if len(lengths) == 1 and (other is None or other == claim.maxlen):
         raise UserError(f"{where}: it compares '{claim.part}' with itself; name another part, or another length")
     kinds = set()
-    for name, named in lengths.items():
+    for name, of_part in lengths.items():
         if name not in settings:
             known = ", ".join(settings) or "none"
             raise UserError(f"{where}: '{name}' is no part with answers or perplexities; those that have: {known}")
         config: Any = settings[name]
         kinds.add(type(config))
-        for length in named:
+        for length in of_part:
             if length not in config.maxlen:
                 raise UserError(f"{where}: maxlen of '{name}' does not have {length}; it has {config.maxlen}")
         if claim.task is not None and claim.task not in config.tasks:
@@ -104,8 +105,66 @@ def _check_parts(where: str, claim: StudyClaim, settings: Mapping[str, Options],
         if claim.metric not in known_metrics:
             known = ", ".join(known_metrics) or "none that all of its tasks share"
             raise UserError(f"{where}: '{name}' has no metric '{claim.metric}'; it has: {known}")
+        _check_until(f"{where}: '{name}'", config)
+        _check_places(f"{where}: '{name}'", claim, config)
+        if claim.metric in LADDER_METRICS:
+            _check_rung(f"{where}: '{name}'", claim, config)
     if len(kinds) > 1:
         raise UserError(f"{where}: '{claim.part}' and '{claim.against}' are parts of different scripts")
+
+
+def _check_until(where: str, config: Any) -> None:
+    """Raise `UserError` for a part that ends by what its answers show, after which tests of them claim nothing."""
+    if isinstance(config, RunConfig) and config.stopping is not None and config.stopping.metric is not None:
+        raise UserError(
+            f"{where} ends as soon as its answers show enough (until: {config.until}), and a test after that claims "
+            "nothing; leave until out, or give it a time alone"
+        )
+
+
+def _check_places(where: str, claim: StudyClaim, config: Any) -> None:
+    """Raise `UserError` for a claim that several tasks or templates would have to share, or lengths of other tokens."""
+    if not isinstance(config, RunConfig):
+        if not claim.against_length:
+            return  # all tasks together
+        if config.of == "documents" and config.stride is None:
+            raise UserError(
+                f"{where} predicts other tokens at each length, whose perplexities do not compare; give it a stride, "
+                "or of: references"
+            )
+        _check_one(where, "task", claim.task, list(config.tasks))
+        return
+    bases = config.template or ()
+    templates = [named(base, window) for base in bases for window in config.window]
+    if claim.template is not None and templates and claim.template not in templates:
+        raise UserError(f"{where} has no template '{claim.template}'; it has: {', '.join(templates)}")
+    if claim.metric in LADDER_METRICS:
+        return  # all tasks and templates together
+    _check_one(where, "task", claim.task, list(config.tasks))
+    _check_one(where, "template", claim.template, templates or list(config.window))
+
+
+def _check_one(where: str, what: str, chosen: str | None, known: Sequence[str]) -> None:
+    if chosen is None and len(known) > 1:
+        raise UserError(f"{where} has several {what}s ({', '.join(known)}); name one as {what} of the claim")
+
+
+def _check_rung(where: str, claim: StudyClaim, config: RunConfig) -> None:
+    """Raise `UserError` for a rung where no ladder has one."""
+    smallest, length = config.maxlen[0], claim.against_length
+    if length is None and claim.maxlen == smallest:
+        raise UserError(
+            f"{where} has no rung at {smallest}, its smallest length, over which rungs are gains; give a greater maxlen"
+        )
+    if length is not None and smallest not in (length, claim.maxlen):
+        raise UserError(
+            f"{where} has a ladder of gains over {smallest} tokens, and none of {claim.maxlen} over {length}; let one "
+            f"of them be {smallest}"
+        )
+    profiles = {name: config.profile or one.profile for name, one in config.tasks.items()}
+    if claim.task is None and len(set(profiles.values())) > 1:
+        said = ", ".join(f"{name}: {profile}" for name, profile in profiles.items())
+        raise UserError(f"{where} has tasks of several profiles ({said}); name one as task of the claim")
 
 
 def _metrics(config: Any, task: str | None) -> list[str]:
@@ -128,8 +187,14 @@ def say_claim(claim: StudyClaim) -> str:
         "as-good": f"is as good as {other}",
         "differs": f"differs from {other}",
     }[claim.direction]
-    unit = "%" if claim.metric == PERPLEXITY_METRIC else ""
-    margin = "" if claim.margin is None else f", margin {100 * claim.margin:g}{unit}"
+    margin = "" if claim.margin is None else f", margin {_say_margin(claim.metric, claim.margin)}"
     where = "".join(f", {one}" for one in (claim.task, claim.template) if one)
     said = f"`{claim.part}` at {claim.maxlen:,} tokens {is_what} in {metric}{margin}{where}"
     return f"{said}. {claim.text.strip()}".strip()
+
+
+def _say_margin(metric: str, margin: float) -> str:
+    """Return a margin in the unit of what it is of."""
+    if LADDER_METRICS.get(metric) == "used":
+        return f"{margin:g} nats a token"
+    return f"{100 * margin:g}{'%' if metric == PERPLEXITY_METRIC else ''}"

@@ -15,9 +15,11 @@ from eval.studies.registry import FILE, latest, registered, settings_of
 EXPLORATORY = "Exploratory: beyond the claims above, nothing here was fixed beforehand."
 _LEGEND = (
     "found: part minus what it stands beside, on the same examples, x 100; of perplexities the ratio; the interval is "
-    "of this comparison alone. p: two-sided, of what is found if neither the claim nor its contrary holds. corrected: "
-    "for all claims that were ever registered, and for nothing else (Holm). shown, refuted: the claim, or its "
-    "contrary, at a corrected p below 0.05; `differs` has no contrary."
+    "of this comparison alone. detectable: the smallest difference, or ratio, that so many documents would have shown "
+    "with power 0.8 at a p below 0.05 / {count}. p: two-sided, of what is "
+    "found if neither the claim nor its contrary holds. corrected: for the {count} wordings of claims that were ever "
+    "registered, those that cannot be judged too, and for nothing else (Holm). shown, refuted: the claim, or its "
+    "contrary, at a corrected p below 0.05. A claim that two differ cannot be refuted."
 )
 
 
@@ -32,15 +34,20 @@ def write_claims(folder: StudyFolder) -> list[str]:
     if not claims:
         return []
     rows = [["claim", "what is claimed", "registered", "found", "p", "corrected", "verdict"]]
-    judged = judge(folder, [one.claim for one in claims.values()])
-    for (name, one), found in zip(claims.items(), judged, strict=True):
+    # All wordings count in the correction, and the last one of each name is shown.
+    judged = dict(
+        zip((one.claim.name for one in wordings), judge(folder, [one.claim for one in wordings]), strict=True)
+    )
+    for name, one in claims.items():
+        found = judged[name]
         evidence = found.evidence
         numbers = (min(evidence.p_shown, evidence.p_refuted), found.p_corrected) if evidence.is_known else (None, None)
         said = say_claim(one.claim)
         rows.append([name, said, _registered(one, wordings), evidence.found, *map(p_value, numbers), found.verdict])
     history = [f"- {markdown(line)}" for line in _history(folder, wordings)]
     opening, table = markdown(_opening(claims)), as_markdown(rows, 4)
-    return ["## Claims", opening, table, "\n".join(history), markdown(_LEGEND)]
+    legend = _LEGEND.format(count=len(wordings))
+    return ["## Claims", opening, table, "\n".join(history), markdown(legend)]
 
 
 def _opening(claims: dict[str, RegisteredClaim]) -> str:

@@ -66,8 +66,7 @@ class StudyFolder:
         folder = self.path / part.name
         if self._finished(part) is None or any((folder / "journal").glob("*.jsonl")):
             return False
-        last = [_LAST_FILE[part.script], *([LADDER] if part.ladder else [])]
-        return all((folder / name).is_file() for name in last)
+        return (folder / _LAST_FILE[part.script]).is_file() and (not part.ladder or has_ladder(folder))
 
     def state(self, part: Part) -> str:
         """Return how far a part has come."""
@@ -86,9 +85,11 @@ class StudyFolder:
         }
         return DONE if is_same else CHANGED
 
-    def has_begun(self, part: Part) -> bool:
-        """Return whether a part was ever at work here, whatever is left of it."""
-        return part.name in self.ended or (self.path / part.name / "run.json").exists()
+    def begun(self) -> list[str]:
+        """Return the parts that were ever at work here, by whatever name the study's file has them now."""
+        there = sorted(file.parent.name for file in self.path.glob("*/run.json"))
+        names = dict.fromkeys([*self.study.parts, *self.ended, *there])
+        return [name for name in names if name in self.ended or name in there]
 
     def missing_needs(self, part: Part) -> list[str]:
         """Return what a part needs and is not done."""
@@ -119,6 +120,18 @@ class StudyFolder:
         )
         record = StudyRecord(title=self.study.title, file=str(self.study.file), parts=self.ended)
         RunFolder(self.path).write_json("study.json", record)
+
+
+def has_ladder(folder: Path) -> bool:
+    """Return whether a run has a context ladder, and one of the predictions that were scored."""
+    digests = []
+    for name in (LADDER, "scores.json"):
+        try:
+            content = read_json(folder / name)
+        except (OSError, ValueError):
+            return False
+        digests.append(content.get("predictions") if isinstance(content, dict) else None)
+    return digests[0] is not None and digests[0] == digests[1]
 
 
 def open_study_folder(study: Study, path: Path) -> StudyFolder:

@@ -18,19 +18,19 @@ from eval.errors import UserError
 from eval.records.disk import read_json
 from eval.records.schema import LadderLine, LadderRecord, PairedResult, RunRecord, StudyClaim
 from eval.records.typed import from_json
-from eval.reporting.columns import detectable, interval, number_or_dash, signed_percent, units_of
+from eval.reporting.columns import interval, number_or_dash, signed_percent, units_of
 from eval.reporting.perplexity_report import units_of as units_of_examples
 from eval.reporting.placement_report import task_of
-from eval.scoring.bootstrap import ALPHA
-from eval.scoring.claims import compare_table, p_of_loss
+from eval.scoring.bootstrap import ALPHA, detectable_difference
+from eval.scoring.claims import compare_table, fewest_documents, p_of_loss
 from eval.scoring.compare_runs import check_comparable, rows_of
 from eval.scoring.comparisons import compare_lines, pair_of
 from eval.scoring.exchanges import Pair as ExchangedPair
 from eval.scoring.ladder import Rung, beside, gains_of
 from eval.scoring.scored_run import read_scored
-from eval.scoring.significance import MIN_DOCUMENTS, p_of_ratio, ratios_of_perplexities
+from eval.scoring.significance import MIN_DOCUMENTS, detectable_ratio, p_of_ratio, ratios_of_perplexities
 from eval.studies.claims import LADDER_METRICS, PERPLEXITY_METRIC
-from eval.studies.folder import DONE, LADDER, StudyFolder
+from eval.studies.folder import DONE, LADDER, StudyFolder, has_ladder
 from eval.studies.losses import ALL_TASKS, Pair, losses_of, pairs_of, ratio_cells
 from eval.studies.parts import Section
 from eval.studies.section import Draft, in_both
@@ -70,8 +70,13 @@ class Judged:
 
 
 def judge(folder: StudyFolder, claims: Sequence[StudyClaim]) -> list[Judged]:
-    """Return what is shown of each claim; those that cannot be judged yet count in the correction."""
-    found = [gather(folder, claim) for claim in claims]
+    """Return what is shown of each claim; those that cannot be judged yet count in the correction.
+
+    Args:
+        folder: Folder of the study.
+        claims: All wordings that were ever registered, over which p values are corrected.
+    """
+    found = [gather(folder, claim, len(claims)) for claim in claims]
     corrected = holm([min(one.p_shown, one.p_refuted) for one in found])
     return [
         Judged(evidence=one, p_corrected=p_corrected, verdict=_verdict(one, p_corrected))
@@ -99,8 +104,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def gather(folder: StudyFolder, claim: StudyClaim) -> Evidence:
-    """Return the evidence about a claim."""
+def gather(folder: StudyFolder, claim: StudyClaim, num_claims: int = 1) -> Evidence:
+    """Return the evidence about a claim, one of so many over which p values are corrected."""
     names = dict.fromkeys([claim.part, *([] if claim.against_length else [claim.against])])
     parts = {name: folder.study.parts.get(name) for name in names}
     states = {name: "no part any more" if part is None else folder.state(part) for name, part in parts.items()}
@@ -108,8 +113,10 @@ def gather(folder: StudyFolder, claim: StudyClaim) -> Evidence:
         return Evidence(found=f"missing: {', '.join(missing)}", is_known=False)
     try:
         if claim.metric in LADDER_METRICS:
-            return _of_ladder(folder, claim)
-        return _of_perplexity(folder, claim) if claim.metric == PERPLEXITY_METRIC else _of_answers(folder, claim)
+            return _of_ladder(folder, claim, num_claims)
+        if claim.metric == PERPLEXITY_METRIC:
+            return _of_perplexity(folder, claim, num_claims)
+        return _of_answers(folder, claim, num_claims)
     except (UserError, NotYetError) as error:
         return Evidence(found=str(error), is_known=False)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
@@ -117,7 +124,7 @@ def gather(folder: StudyFolder, claim: StudyClaim) -> Evidence:
         return Evidence(found=f"a folder is broken ({type(error).__name__}: {error})", is_known=False)
 
 
-def _of_answers(folder: StudyFolder, claim: StudyClaim) -> Evidence:
+def _of_answers(folder: StudyFolder, claim: StudyClaim, num_claims: int) -> Evidence:
     second = read_scored(folder.path / claim.part)
     first = second if claim.against_length else read_scored(folder.path / claim.against)
     check_comparable(first, second)
@@ -136,11 +143,27 @@ def _of_answers(folder: StudyFolder, claim: StudyClaim) -> Evidence:
         raise NotYetError(f"{result.num_documents} documents differ, and {MIN_DOCUMENTS} are the least")
     p_shown, p_refuted = _p_values(claim, result, pair_of(row, names))
     num_units, units = units_of(result)
-    found = f"{signed_percent(result)}, n = {num_units} {units}, detectable {detectable(result)}"
+    found = f"{signed_percent(result)}, n = {num_units} {units}, {_say_detectable(claim, result, num_claims, units)}"
     return Evidence(found=found, p_shown=p_shown, p_refuted=p_refuted)
 
 
-def _of_ladder(folder: StudyFolder, claim: StudyClaim) -> Evidence:
+def _say_detectable(
+    claim: StudyClaim, result: PairedResult, num_claims: int, units: str = "documents", scale: float = 100.0
+) -> str:
+    """Return the difference that so many documents show where p values are corrected over all claims, in words."""
+    fewest = fewest_documents(num_claims)
+    # A claim of as good has bounds, and no test by exchanges, whose p has a least value.
+    if claim.margin is None and result.num_documents < fewest:
+        return f"nothing can be shown with {result.num_documents} {units}: takes {fewest}"
+    # In a table of one row, what is detectable is so many standard errors as its documents alone tell.
+    alone = detectable_difference(result.num_documents, 1.0)
+    if result.detectable is None or alone is None:
+        return "detectable -"
+    least = detectable_difference(result.num_documents, result.detectable / alone, level=ALPHA / num_claims)
+    return f"detectable {number_or_dash(least, 2, 1 / scale)}"
+
+
+def _of_ladder(folder: StudyFolder, claim: StudyClaim, num_claims: int) -> Evidence:
     """Return the evidence about a rung: at a length beside the smallest, or of two parts; over all tasks or one."""
     (rung, is_gain), length = LADDER_METRICS[claim.metric], claim.against_length
     parts = [claim.part] if length else [claim.part, claim.against]
@@ -154,7 +177,8 @@ def _of_ladder(folder: StudyFolder, claim: StudyClaim) -> Evidence:
     if len({(line.task, line.unit) for line in lines}) < MIN_DOCUMENTS:
         raise NotYetError(f"{len(lines)} examples have this rung, of fewer than {MIN_DOCUMENTS} documents")
     record = folder.record(folder.study.parts[claim.part])
-    assert isinstance(record, RunRecord)
+    if not isinstance(record, RunRecord):  # as of a wording of earlier parts
+        raise NotYetError(f"`{claim.part}` is no run of answers")
     profiles = {record.profiles[line.task] for line in lines}
     if len(profiles) > 1:
         raise NotYetError(f"tasks have several profiles ({', '.join(sorted(profiles))}); name one task")
@@ -167,16 +191,20 @@ def _of_ladder(folder: StudyFolder, claim: StudyClaim) -> Evidence:
     scale = 1.0 if rung == "used" else 100.0
     ends = interval(result.low, result.high, "+.2f", scale)
     said = f"{scale * result.difference:+.2f}{ends}{' nats a token' if rung == 'used' else ''}"
-    least = number_or_dash(result.detectable, 2, 1 / scale)
+    least = _say_detectable(claim, result, num_claims, scale=scale)
     return Evidence(
-        found=f"{said}, n = {result.num_documents} documents, detectable {least}",
-        p_shown=p_shown,
-        p_refuted=p_refuted,
+        found=f"{said}, n = {result.num_documents} documents, {least}", p_shown=p_shown, p_refuted=p_refuted
     )
 
 
 def _ladder_lines(part: Path, claim: StudyClaim, rung: Rung) -> dict[tuple[str, str, str], LadderLine]:
-    """Return the lines of a claim that have a rung, by task, template and id."""
+    """Return the lines of a claim that have a rung, by task, template and id.
+
+    Raises:
+        UserError: The part has no ladder, or one of other predictions than those that were scored.
+    """
+    if not has_ladder(part):
+        raise UserError(f"{part.name} has no ladder of its present answers; run: python -m eval.ladder {part}")
     record = from_json(LadderRecord, read_json(part / LADDER), str(part / LADDER), remedy="run its part again")
     return {
         (line.task, line.template, line.id): line
@@ -204,7 +232,7 @@ def _sided(claim: StudyClaim, p_value: float, *, is_better: bool) -> tuple[float
     return (p_value, 1.0) if is_better == (claim.direction == "better") else (1.0, p_value)
 
 
-def _of_perplexity(folder: StudyFolder, claim: StudyClaim) -> Evidence:
+def _of_perplexity(folder: StudyFolder, claim: StudyClaim, num_claims: int) -> Evidence:
     names = dict.fromkeys([claim.part] if claim.against_length else [claim.against, claim.part])
     section = Section(number=0, kind="perplexity", title="Claims", parts=tuple(names), reference=next(iter(names)))
     records = {name: folder.record(folder.study.parts[name]) for name in names}
@@ -213,8 +241,9 @@ def _of_perplexity(folder: StudyFolder, claim: StudyClaim) -> Evidence:
     if len(losses) < MIN_DOCUMENTS:
         raise NotYetError(f"{len(losses)} documents are shared, and {MIN_DOCUMENTS} are the least")
     [ratio] = ratios_of_perplexities([losses], task_of)
-    value, least = ratio_cells(ratio)
-    found = f"ratio {value}, n = {ratio.num_documents} documents, detectable {least}"
+    least = detectable_ratio(losses, ALPHA / num_claims, task_of)
+    value, said = ratio_cells(replace(ratio, detectable=least))
+    found = f"ratio {value}, n = {ratio.num_documents} documents, detectable {said}"
     limit = 1 + (claim.margin or 0.0)
     p_value = p_of_ratio(losses, limit, task_of)
     if p_value is None:

@@ -15,9 +15,8 @@ from typing import IO
 from eval.records.disk import disk_errors, open_append
 from eval.runtime.provenance import utc_now
 from eval.studies.folder import DONE, StudyFolder
-from eval.studies.parts import Part
+from eval.studies.parts import LADDER, Part, as_shell
 from eval.studies.records import copy_records
-from tasks.command import as_launched
 
 ROOT = Path(__file__).resolve().parents[2]  # of the scripts, in a checkout and in an installed copy
 _READ_BYTES = 1 << 16
@@ -30,7 +29,7 @@ def list_parts(folder: StudyFolder, parts: Sequence[Part]) -> str:
         state = folder.state(part)
         if state != DONE and (missing := folder.missing_needs(part)):
             state = f"{state}, blocked by {', '.join(missing)}"
-        lines.append(f"{part.name}: {state}\n  {part.shell(folder.path, *folder.more(part))}")
+        lines += [f"{part.name}: {state}", *(f"  {one}" for one in part.shells(folder.path, *folder.more(part)))]
     return "\n".join(lines)
 
 
@@ -68,7 +67,7 @@ def _run_part(folder: StudyFolder, part: Part) -> str | None:
     print(f"{part.name}: {shell}", flush=True)
     status = launch(part.command(folder.path, *more), log)
     if not status and (then := part.then(folder.path)):
-        shell = as_launched(then)
+        shell = as_shell(then)
         print(f"{part.name}: {shell}", flush=True)
         status = launch(then, log)
     if status:
@@ -80,14 +79,19 @@ def _run_part(folder: StudyFolder, part: Part) -> str | None:
 
 
 def launch(words: Sequence[str], log: Path) -> int:
-    """Run a script as `accelerate launch` does, its output on the terminal and in a file, and return its status."""
+    """Run a script as `accelerate launch` does, its output on the terminal and in a file, and return its status.
+
+    `eval/ladder.py` is started as one process: a saved layout of several is not for it.
+    """
     script, *arguments = words
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "-q"]
+    start = [sys.executable]
+    if script != LADDER:
+        start += ["-m", "accelerate.commands.accelerate_cli", "launch", "-q"]
     with disk_errors(log), open_append(log.parent, log.name) as stream:
         stream.write(f"$ {' '.join(words)}\n".encode(errors="replace"))
         # A group of its own, so that an interrupt comes once, from here, and to all processes of the part.
         process = subprocess.Popen(
-            [*launcher, str(ROOT / script), *arguments],
+            [*start, str(ROOT / script), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ from eval.records.schema import StudyClaim
 from eval.studies.claims import read_claims
 from eval.studies.yaml_fields import fields_of
 from tasks.base import DataError
-from tasks.command import as_launched
+from tasks.command import as_launched, as_typed
 from tasks.readers.yaml_file import read_yaml, shown
 
 RUN, PERPLEXITY, FINETUNE, PLACEMENT = "eval/run.py", "eval/perplexity.py", "eval/finetune.py", "eval/placement.py"
@@ -56,6 +57,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "cost": (RUN, PERPLEXITY),
     "repetition": (RUN,),
 }
+LADDER = "eval/ladder.py"  # follows a run, in one process
 CLAIMED = (RUN, PERPLEXITY)  # the scripts whose results claims are about
 _OUTPUT = "{output}"
 # Settings that the study gives, or that would keep a part from being one run that can be resumed.
@@ -63,6 +65,13 @@ _NOT_FOR_PARTS = ("output", "resume", "overwrite", "dry_run", "shard", "config")
 _OWN_ENDS = (".md", ".json", ".log")
 _OWN_NAMES = ("plots", "gallery", "report", "study")
 _POSITIONS = [256 << doublings for doublings in range(20)]  # where buckets of eval/perplexity.py begin
+
+
+def as_shell(words: Sequence[str]) -> str:
+    """Return the command line that starts a script with its arguments, as it is typed."""
+    if words[0] == LADDER:
+        return as_typed(shlex.join(["python", "-m", "eval.ladder", *words[1:]]))
+    return as_launched(words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +91,16 @@ class Part:
 
     def then(self, output: Path) -> list[str]:
         """Return the script that follows on the part's folder, and its arguments; empty where none does."""
-        return ["eval/ladder.py", str(output / self.name)] if self.ladder else []
+        return [LADDER, str(output / self.name)] if self.ladder else []
 
     def shell(self, output: Path, *more: str) -> str:
         """Return the command that runs this part alone, as it is typed."""
-        return as_launched(self.command(output, *more))
+        return as_shell(self.command(output, *more))
+
+    def shells(self, output: Path, *more: str) -> list[str]:
+        """Return all commands of this part in order, as they are typed."""
+        then = self.then(output)
+        return [self.shell(output, *more), *([as_shell(then)] if then else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,36 @@
-"""What the parts of a study measured, without any text: small files to publish, from which its tables follow.
+"""What the parts of a study measured, without any text of documents or answers: small files to publish.
 
-`JSON` files are copied as they are and lines of JSON packed. Prompts, answers and documents stay behind.
+Lines of JSON are packed as they are. In JSON files and the report, references that are a baseline (`common_answer`) and
+rows that could not be used (`bad`) are cut. An absolute path begins at the study's folder, and elsewhere is the name of
+a file. `claims.json` is copied as it is, since its digests are of its words.
+
+From the copies follow, without the folders of the parts:
+
+- means, intervals and paired differences of scores: `example_scores.jsonl.gz`;
+- rungs of the ladder, and claims about them: `ladder.json`;
+- perplexities and their ratios, with intervals where documents are in no clusters: `predictions.jsonl.gz`;
+- losses of trainings by step: `steps.jsonl.gz` and `evals.jsonl.gz`.
+
+What needs texts does not: scores of answers, repetition, the gallery. Nor do costs by example, the intervals of plans
+on held-out documents, and the report, which is a copy: `eval.study --report` reads the folders of the parts.
 """
 
 from __future__ import annotations
 
 import gzip
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from eval.records.disk import disk_errors
+from eval.errors import UserError
+from eval.records.disk import disk_errors, parse_json
 from eval.studies.folder import DONE, LADDER, StudyFolder
 from eval.studies.parts import FINETUNE, PERPLEXITY, PLACEMENT, RUN, Part
 from eval.studies.registry import FILE as CLAIMS
 
-# Files of each script that hold no texts; those of answers hold scores and costs by example.
+# Files of each script that hold no document and no answer; those of answers hold scores by example.
 _FILES = {
     RUN: ("run.json", "scores.json", "example_scores.jsonl", LADDER),
     PERPLEXITY: ("run.json", "scores.json", "predictions.jsonl"),
@@ -22,31 +38,75 @@ _FILES = {
     FINETUNE: ("run.json", "steps.jsonl", "evals.jsonl"),
 }
 _OF_STUDY = ("study.json", CLAIMS, "report.md")
+# What ends a path within a text; before it there is no host, no closing tag and no part of a relative path.
+_END = r"\s'\"`,;:|<>()\[\]"
+_ABSOLUTE = re.compile(rf"(?<![\w.:/~<-])/(?:[^/{_END}]+/)+[^/{_END}]*")
 
 
 def copy_records(folder: StudyFolder, parts: Sequence[Part], target: Path) -> None:
     """Copy what parts measured that are done, each to a folder under `target`, and the claims and the report.
 
     Raises:
-        UserError: The disk refuses.
+        UserError: The disk refuses, or a file is broken.
     """
     for part in parts:
         if folder.state(part) == DONE:
             for name in _FILES[part.script]:
-                _copy(folder.path / part.name / name, target / part.name)
+                _copy(folder.path / part.name / name, target / part.name, folder.path)
     for name in _OF_STUDY:
-        _copy(folder.path / name, target)
+        _copy(folder.path / name, target, folder.path)
     for plot in sorted((folder.path / "plots").glob("*.svg")):
-        _copy(plot, target / "plots")
+        _copy(plot, target / "plots", folder.path)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, study: Path) -> None:
     if not source.is_file():
         return
     with disk_errors(target):
         target.mkdir(parents=True, exist_ok=True)
+        content, name = source.read_bytes(), source.name
         if source.suffix == ".jsonl":
-            # The same lines give the same file.
-            (target / f"{source.name}.gz").write_bytes(gzip.compress(source.read_bytes(), mtime=0))
-        else:
-            (target / source.name).write_bytes(source.read_bytes())
+            content, name = gzip.compress(content, mtime=0), f"{name}.gz"  # the same lines give the same file
+        elif source.suffix == ".json" and name != CLAIMS:
+            content = _published(source, content, study)
+        elif source.suffix == ".md":
+            content = without_paths(content.decode(), study).encode()
+        (target / name).write_bytes(content)
+
+
+def _published(source: Path, content: bytes, study: Path) -> bytes:
+    """Return a JSON file without texts of the data and without absolute paths."""
+    try:
+        parsed = parse_json(content)
+    except ValueError as error:
+        raise UserError(f"{source} cannot be read: {error}; run its part again") from error
+    return (json.dumps(_cut(parsed, study), indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def _cut(content: Any, study: Path) -> Any:
+    if isinstance(content, dict):
+        cut = {key: _cut(value, study) for key, value in content.items()}
+        if "common_answer" in cut:
+            cut["common_answer"] = None
+        if isinstance(cut.get("bad"), list):
+            cut["bad"] = []
+        return cut
+    if isinstance(content, list):
+        return [_cut(one, study) for one in content]
+    return without_paths(content, study) if isinstance(content, str) else content
+
+
+def without_paths(text: str, study: Path) -> str:
+    """Return a text, or a path alone, in which paths begin at the study's folder, and other absolute ones are names."""
+    roots = sorted({str(study.absolute()), str(study.resolve())}, key=len, reverse=True)
+    if text.startswith("/") and "/" in text[1:] and "\n" not in text:  # a path may have spaces
+        path = Path(text)
+        root = next((root for root in roots if path.is_relative_to(root)), None)
+        if root is not None:
+            return str(path.relative_to(root))
+        if path.exists() or " " not in text:
+            return path.name
+    for root in roots:
+        inside = re.compile(rf"(?<![\w./~-]){re.escape(root)}(?:/(?=[^{_END}])|(?=/?(?:[{_END}]|$)))")
+        text = inside.sub(lambda found: "" if found[0].endswith("/") else ".", text)
+    return _ABSOLUTE.sub(lambda found: Path(found[0]).name, text)

@@ -46,9 +46,11 @@ def registered(folder: StudyFolder) -> list[RegisteredClaim]:
     Raises:
         UserError: `claims.json` cannot be read, or was edited.
     """
-    begun = [part.name for part in folder.study.parts.values() if folder.has_begun(part)]
+    before = _read(folder.path)
+    # What had begun before stays so, even where its folder is gone.
+    begun = list(dict.fromkeys([*folder.begun(), *(name for one in before for name in one.begun)]))
     claims = [(claim, settings_of(folder.study, claim)) for claim in folder.study.claims]
-    return updated(_read(folder.path), claims, begun, utc_now())
+    return updated(before, claims, begun, utc_now())
 
 
 def register(folder: StudyFolder) -> list[RegisteredClaim]:

@@ -57,7 +57,7 @@ def write_report(folder: StudyFolder) -> str:
         blocks += [f"## {section.title}", *remarks, *draft.blocks]
         # What a complete part is made by anew, and how others go on.
         more = {part: () if folder.is_complete(part) else folder.more(part) for part in study.chosen(section.parts)}
-        blocks.append(_shell(*(part.shell(folder.path, *words) for part, words in more.items())))
+        blocks.append(_shell(*(one for part, words in more.items() for one in part.shells(folder.path, *words))))
         charts |= draft.charts
     save_charts(folder.path / "plots", charts, rf"({'|'.join(KINDS)})-.+")
     blocks += ["## Gallery", _make_gallery(folder)]

@@ -6,6 +6,7 @@ import json
 import random
 import string
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 from eval.ladder import main
 from eval.records.journal import append_lines
 from eval.records.run_folder import RunFolder
-from eval.records.schema import ExampleRecord, MetricLine, MetricRecord, ValueRecord
+from eval.records.schema import ExampleRecord, LadderRecord, MetricLine, MetricRecord, ValueRecord
+from eval.records.typed import from_json
+from eval.reporting.ladder_page import write_ladder
 from eval.score import main as score
 from eval.scoring.ladder import LIKELIHOOD_READS, likelihood_item
 from eval.scoring.metric_files import open_metric_file
@@ -192,7 +195,22 @@ def test_documents_that_the_smallest_length_shows_whole_are_left_out(
     capsys.readouterr()
     assert main([str(tmp_path), "--no-likelihood"]) == 0
     assert capsys.readouterr().out.startswith("no ladder: it takes two lengths")
-    assert not (tmp_path / "ladder.json").exists()
+    # What follows on it knows that the ladder was looked for; there is nothing to draw.
+    ladder = json.loads((tmp_path / "ladder.json").read_text())
+    assert (ladder["rungs"], ladder["lines"]) == ([], [])
+    assert ladder["predictions"] == json.loads((tmp_path / "scores.json").read_text())["predictions"]
+    assert not (tmp_path / "ladder.html").exists()
+    assert not list(tmp_path.glob("plots/ladder*"))
+
+
+def test_a_ladder_without_rungs_takes_the_place_of_one_with_some(tmp_path: Path) -> None:
+    ladder = climb(tmp_path, what_it_needs, reads)
+    assert (tmp_path / "ladder.html").is_file()
+    record = from_json(LadderRecord, ladder, "ladder.json")
+    write_ladder(RunFolder(tmp_path), replace(record, rungs=[], words={}, lines=[]))
+    assert json.loads((tmp_path / "ladder.json").read_text())["rungs"] == []
+    assert not (tmp_path / "ladder.html").exists()
+    assert not list(tmp_path.glob("plots/ladder*"))
 
 
 def test_a_run_that_is_not_scored_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from eval.records.typed import from_json
 from eval.score import main as score
 from eval.scoring.claims import compare_table, p_of_loss
 from eval.scoring.exchanges import Pair
-from eval.scoring.significance import p_of_ratio, ratios_of_perplexities
+from eval.scoring.significance import detectable_ratio, p_of_ratio, ratios_of_perplexities
 from eval.studies import launch
 from eval.studies.claims import say_claim
 from eval.studies.claims_section import EXPLORATORY
@@ -56,7 +58,7 @@ def content(*claims: Content) -> Content:
         "title": "What spans cost",
         "defaults": {
             RUN: {"task": "plos", "maxlen": LENGTHS},
-            PERPLEXITY: {"task": "plos", "maxlen": [4096, 8192]},
+            PERPLEXITY: {"task": "plos", "maxlen": [4096, 8192], "stride": 512},
         },
         "parts": [
             *({"name": name, "script": RUN} for name in ("full", "local", "like")),
@@ -106,6 +108,67 @@ def test_a_claim_about_what_parts_will_not_have_is_told_in_one_line(
         read_study(write(tmp_path, claim("two"), claim(**changes)))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+UNTIL = "rougeLsum: 200 differs from 100"
+LOSSES: Content = {"part": "losses", "metric": "perplexity", "maxlen": 8192}
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "said"),
+    [
+        ({"full": {"until": UNTIL}}, {}, f"'full' ends as soon as its answers show enough (until: {UNTIL})"),
+        ({"local": {"until": UNTIL}}, {"against": 100}, "'local' ends as soon as its answers show enough"),
+        ({"local": {"task": "plos,aclsum"}}, {"against": 100}, "'local' has several tasks (plos, aclsum); name one"),
+        ({"full": {"task": "plos,aclsum"}}, {}, "'full' has several tasks (plos, aclsum); name one as task"),
+        (
+            {"local": {"template": "instruct,abstract"}},
+            {"against": 100},
+            "'local' has several templates (instruct, abstract); name one as template of the claim",
+        ),
+        (
+            {"local": {"window": "head,oracle"}},
+            {"against": 100},
+            "'local' has several templates (head, oracle); name one",
+        ),
+        (
+            {"local": {"template": "instruct", "window": "head,oracle"}},
+            {"against": 100, "template": "instruct@evidence"},
+            "'local' has no template 'instruct@evidence'; it has: instruct, instruct@oracle",
+        ),
+        (
+            {"losses": {"stride": None}},
+            LOSSES | {"against": 4096},
+            "'losses' predicts other tokens at each length, whose perplexities do not compare; give it a stride",
+        ),
+        ({"losses": {"task": "plos,aclsum"}}, LOSSES | {"against": 4096}, "'losses' has several tasks (plos, aclsum)"),
+    ],
+)
+def test_a_claim_that_can_never_be_judged_is_refused(
+    settings: dict[str, Content], changes: Content, said: str, tmp_path: Path
+) -> None:
+    parts = [one | {"settings": settings.get(one["name"], {}) or one.get("settings", {})} for one in content()["parts"]]
+    with pytest.raises(UserError) as error:
+        read_study(write(tmp_path, claim(**changes), parts=parts))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_claim_that_can_be_judged_is_read(tmp_path: Path) -> None:
+    settings: dict[str, Content] = {
+        "full": {"until": "2h", "task": "plos,aclsum"},
+        "local": {"task": "plos,aclsum", "template": "instruct,abstract", "window": "head,oracle"},
+        "losses": {"task": "plos,aclsum", "stride": None},
+        "losses-local": {"task": "plos,aclsum", "stride": None, "of": "references"},
+    }
+    parts = [one | {"settings": settings.get(one["name"], {}) or one.get("settings", {})} for one in content()["parts"]]
+    claims = [
+        claim("of a task", part="full", against=100, task="plos"),
+        claim("of a window", against=100, task="plos", template="instruct@oracle"),
+        claim("pooled", **LOSSES | {"part": "losses", "against": "losses-local"}),
+        claim("references", **LOSSES | {"part": "losses-local", "against": 4096, "task": "plos"}),
+    ]
+    assert len(read_study(write(tmp_path, *claims, parts=parts)).claims) == 4
 
 
 def test_claims_are_said_in_words(tmp_path: Path) -> None:
@@ -378,6 +441,8 @@ def test_claims_of_a_study_that_has_run_cannot_be_changed_unseen(
     assert "`full` at 80 tokens is better than itself at 40 in RLsum." in report.partition("changed, from ")[2]
     record = from_json(ClaimsRecord, json.loads((output / "claims.json").read_text()), "claims.json")
     assert [one.claim.name for one in record.claims] == ["kept", "changed", "removed", "changed", "added"]
+    # What was said before counts too: each of the five wordings, of which two are shown no more.
+    assert "corrected: for the 5 wordings of claims that were ever registered" in report
     whole["defaults"][RUN]["limit"] = 7
     report = write_report_of(write(tmp_path, kept, **whole), output)
     day = record.claims[0].recorded[:10]
@@ -394,6 +459,97 @@ def test_claims_of_a_study_that_has_run_cannot_be_changed_unseen(
     # Without the file, claims are of now.
     (output / "claims.json").unlink()
     assert "Of 3 claims, 0 stood here in these words" in study_of(kept, changed, removed)
+
+
+def test_former_wordings_count_in_the_correction(tmp_path: Path, answered: Callable[..., None]) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    former = [claim(f"former {number}", part="like", against="full") for number in range(3)]
+    kept = claim("kept", part="full", against="local")
+    file = write(tmp_path, kept, *former)
+    folder = open_study_folder(read_study(file), output)
+    register(folder)
+
+    def worse_on_six(one: ExampleRecord, maxlen: int) -> str:
+        """Answer as `share(1.0)`, but worse to six documents, so that p is about 2 / 2^6."""
+        return share(0.8 if int(one.id.rpartition("-")[2]) < 6 else 1.0)(one, maxlen)
+
+    for name, answer in {"full": share(1.0), "local": worse_on_six, "like": share(1.0)}.items():
+        answered(folder, name, answer)
+    before = table(write_report_of(file, output))["kept"]["corrected"]
+    # Without them in the file, and without the part that they are about.
+    parts = [one for one in content()["parts"] if one["name"] != "like"]
+    rows = table(write_report_of(write(tmp_path, kept, parts=parts), output))
+    assert rows["kept"]["corrected"] == before
+    assert float(before) == pytest.approx(4 * float(rows["kept"]["p"]), abs=3e-3)
+    assert rows["former 0"]["registered"].startswith("removed")
+    assert rows["former 0"]["verdict"] == "cannot be judged yet"
+    # Another wording of a claim does not take the place of the first in the correction.
+    rewritten = [kept, *(one | {"metric": "rougeL"} for one in former)]
+    assert float(table(write_report_of(write(tmp_path, *rewritten), output))["kept"]["corrected"]) == pytest.approx(
+        7 * float(rows["kept"]["p"]), abs=5e-3
+    )
+
+
+def test_parts_under_other_names_do_not_make_the_register_anew(tmp_path: Path, answered: Callable[..., None]) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    folder = open_study_folder(read_study(write(tmp_path, claim("first"))), output)
+    register(folder)
+    for name in ("full", "local"):
+        answered(folder, name, share(0.5))
+    parts = json.loads(json.dumps(content()["parts"]).replace('"full"', '"full-2"').replace('"local"', '"local-2"'))
+    others = {"parts": parts, "sections": []}
+    renamed = claim("first", part="local-2", against="full-2", direction="worse")
+    folder = open_study_folder(read_study(write(tmp_path, renamed, **others)), output)
+    first, second = register(folder)
+    assert (first.claim.direction, first.begun) == ("better", [])
+    assert first.withdrawn is not None
+    assert (second.claim.direction, second.begun, second.withdrawn) == ("worse", ["full", "local"], None)
+    # Nor does what is removed: `study.json` and the register know it, each by itself.
+    for name in ("full", "local"):
+        shutil.rmtree(output / name)
+    assert registered(open_study_folder(folder.study, output)) == [first, second]
+    (output / "study.json").unlink()
+    assert registered(open_study_folder(folder.study, output)) == [first, second]
+
+
+def test_what_is_detectable_is_so_beside_all_claims(tmp_path: Path, answered: Callable[..., None]) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    one = claim("one", part="local", against="full")
+    folder = open_study_folder(read_study(write(tmp_path, one)), output)
+    for name, quality in {"full": 1.0, "local": 0.9}.items():
+        answered(folder, name, share(quality))
+    [about] = folder.study.claims
+
+    def least(num_claims: int) -> str:
+        found = gather(folder, about, num_claims).found
+        return found.partition(f"n = {NUM_DOCUMENTS} documents, ")[2]
+
+    sizes = [float(least(count).removeprefix("detectable ")) for count in (1, 2, 20)]
+    assert sizes[0] < sizes[1] < sizes[2]
+    # With 24 documents exchanges have p values down to 2 / 2^24.
+    assert least(10**6) == f"nothing can be shown with {NUM_DOCUMENTS} documents: takes 26"
+
+
+def test_the_detectable_ratio_is_shown_at_its_level_four_times_in_five() -> None:
+    rng = np.random.default_rng(0)
+    noise = 0.02 * rng.standard_normal(24)
+    losses = {name: (2000.0, 2000 + 1000 * gain, 1000) for name, gain in enumerate(noise)}
+    [ratio] = ratios_of_perplexities([losses])
+    sizes = [detectable_ratio(losses, 0.05 / count) for count in (1, 2, 20)]
+    assert ratio.detectable is not None
+    assert sizes[0] == pytest.approx(ratio.detectable)
+    assert 1 < (sizes[0] or 0) < (sizes[1] or 0) < (sizes[2] or 0)
+    # Beside 20 claims, a ratio of this size has a p below 0.05 / 20 in four of five studies.
+    shown = 0
+    for _ in range(100):
+        gains = math.log(sizes[2] or 1) + noise.std(ddof=1) * rng.standard_normal(24)
+        drawn = {name: (2000.0, 2000 + 1000 * gain, 1000) for name, gain in enumerate(gains)}
+        shown += (p_of_ratio(drawn) or 1.0) < 0.05 / 20
+    assert 65 <= shown <= 95
+    assert detectable_ratio(losses, 1 / 5000) is None
 
 
 def test_a_study_without_claims_says_nothing_of_them(tmp_path: Path) -> None:

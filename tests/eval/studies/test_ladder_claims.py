@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,19 @@ import pytest
 
 from eval import study
 from eval.errors import UserError
+from eval.records.journal import fingerprint
 from eval.records.run_folder import RunFolder
-from eval.records.schema import LadderLine, LadderRecord
+from eval.records.schema import ExampleScore, LadderLine, LadderRecord, RunRecord, Scores
+from eval.records.typed import from_json, to_json
 from eval.reporting.ladder_page import ladder_table
 from eval.scoring.ladder import ladder_rungs
+from eval.scoring.significance import mean_interval
 from eval.studies.claims import say_claim
-from eval.studies.folder import LADDER, StudyFolder, open_study_folder
-from eval.studies.judging import judge
+from eval.studies.folder import DONE, LADDER, PARTLY, StudyFolder, open_study_folder
+from eval.studies.judging import gather, judge
 from eval.studies.parts import read_study
-from tests.eval.studies.test_claims import Content, answered, claim, content, share, write
+from eval.studies.records import copy_records, without_paths
+from tests.eval.studies.test_claims import LENGTHS, Content, answered, claim, content, share, write
 
 __all__ = ["answered"]
 
@@ -58,7 +64,10 @@ def write_ladder(folder: Path, used: float, credited: float, seed: int) -> None:
         )
     rungs = ladder_rungs(lines, {"plos": "hf"})
     assert len(ladder_table(rungs)) > 1
-    record = LadderRecord(ladder_version=1, model="m", plan="full", rungs=rungs, words={}, lines=lines)
+    predictions = json.loads((folder / "scores.json").read_text())["predictions"]
+    record = LadderRecord(
+        ladder_version=1, model="m", plan="full", rungs=rungs, words={}, lines=lines, predictions=predictions
+    )
     RunFolder(folder).write_json(LADDER, record)
 
 
@@ -97,6 +106,50 @@ def test_claims_about_rungs_are_judged(tmp_path: Path, answered: Any) -> None:
     assert found[6].evidence.found == "0 examples have this rung, of fewer than 6 documents"
 
 
+def test_a_ladder_of_other_answers_is_made_again(tmp_path: Path, answered: Any) -> None:
+    folder = folder_of(tmp_path, claim("used", part="full", against=100, metric="ladder.used"))
+    full = folder.study.parts["full"]
+    answered(folder, "full", share(0.5))
+    write_ladder(folder.path / "full", 0.2, 0.1, seed=0)
+    folder.note_done(full)
+    assert judge(folder, folder.study.claims)[0].verdict == "shown"
+    # The run has grown or was answered anew, and was scored.
+    answered(folder, "full", share(0.4))
+    assert folder.state(full) == PARTLY
+    assert not folder.is_complete(full)
+    assert judge(folder, folder.study.claims)[0].evidence.found == "missing: `full` (partly)"
+    # As the rungs of a part that the study has without a ladder by now.
+    plain = folder_of(tmp_path)
+    plain.study = read_study(write(tmp_path, parts=content()["parts"]))
+    plain.ended["full"] = replace(plain.ended["full"], digest=plain.study.digest("full"))
+    found = gather(plain, folder.study.claims[0])
+    assert not found.is_known
+    assert f"run: python -m eval.ladder {folder.path / 'full'}" in found.found
+    write_ladder(folder.path / "full", 0.2, 0.1, seed=0)
+    assert folder.state(full) == DONE
+    # Of a version that did not say of which predictions it is.
+    ladder = json.loads((folder.path / "full" / LADDER).read_text())
+    ladder.pop("predictions")
+    (folder.path / "full" / LADDER).write_text(json.dumps(ladder))
+    assert not folder.is_complete(full)
+
+
+def test_the_ladder_is_started_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eval.studies import launch
+
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    (tmp_path / "eval").mkdir()
+    for name in ("ladder", "run"):
+        (tmp_path / "eval" / f"{name}.py").write_text(
+            "import os, sys\nprint('launched', any(one.startswith('ACCELERATE_') for one in os.environ), sys.argv[1:])"
+        )
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        monkeypatch.delenv(name)
+    for name, is_launched in {"ladder": False, "run": True}.items():
+        assert launch.launch([f"eval/{name}.py", "folder"], tmp_path / f"{name}.log") == 0
+        assert f"launched {is_launched} ['folder']" in (tmp_path / f"{name}.log").read_text()
+
+
 def test_a_rung_needs_a_ladder_and_a_ladder_answers(tmp_path: Path) -> None:
     about = claim(part="like", against="full", metric="ladder.used")
     with pytest.raises(UserError, match=r"'like' has no metric 'ladder.used'; it has: rouge1"):
@@ -107,6 +160,40 @@ def test_a_rung_needs_a_ladder_and_a_ladder_answers(tmp_path: Path) -> None:
     parts[-1] = {"name": "p", "script": "eval/run.py", "ladder": 1}
     with pytest.raises(UserError, match="ladder is 1; a yes or no was expected"):
         read_study(write(tmp_path, parts=parts))
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "said"),
+    [
+        ({}, {"part": "local", "against": "full", "maxlen": 100}, "'local' has no rung at 100, its smallest length"),
+        (
+            {"maxlen": [50, 100, 200]},
+            {"part": "full", "against": 100},
+            "'full' has a ladder of gains over 50 tokens, and none of 200 over 100; let one of them be 50",
+        ),
+        (
+            {"task": "plos,qasper"},
+            {"part": "full", "against": 100},
+            "'full' has tasks of several profiles (plos: hf, qasper: ",
+        ),
+    ],
+)
+def test_a_rung_that_no_ladder_has_is_refused(settings: Content, changes: Content, said: str, tmp_path: Path) -> None:
+    parts = [one | ({"settings": settings} if one["name"] == "full" else {}) for one in with_ladders()]
+    about = claim(metric="ladder.used", **changes)
+    with pytest.raises(UserError) as error:
+        read_study(write(tmp_path, about, parts=parts))
+    assert said in str(error.value)
+    named = {"task": "plos"} if "task" in settings else {"against": settings.get("maxlen", LENGTHS)[0], "maxlen": 200}
+    assert read_study(write(tmp_path, about | {"part": "full"} | named, parts=parts)).claims
+
+
+def test_a_margin_of_nats_is_said_in_nats(tmp_path: Path) -> None:
+    about = {"part": "full", "against": 100, "direction": "as good", "margin": 0.02}
+    claims = folder_of(
+        tmp_path, *(claim(rung, **about, metric=f"ladder.{rung}") for rung in ("used", "credited"))
+    ).study.claims
+    assert [say_claim(one).partition("margin ")[2] for one in claims] == ["0.02 nats a token.", "2."]
 
 
 def test_a_rung_is_said_in_words_and_changes_what_makes_a_part(tmp_path: Path) -> None:
@@ -120,10 +207,16 @@ def test_a_rung_is_said_in_words_and_changes_what_makes_a_part(tmp_path: Path) -
     assert plain.digest("like") == folder.study.digest("like")
 
 
-def test_the_ladder_follows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ladder_follows_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from eval.studies import launch
 
     folder = folder_of(tmp_path)
+    full = folder.study.parts["full"]
+    command = f"python -m eval.ladder {folder.path / 'full'}"
+    assert full.shells(folder.path)[1:] == [command]
+    assert launch.list_parts(folder, [full]).endswith(f"\n  {command}")
     calls: list[list[str]] = []
 
     def done(words: list[str], log: Path) -> int:
@@ -131,7 +224,8 @@ def test_the_ladder_follows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return 1 if words[0] == "eval/ladder.py" else 0
 
     monkeypatch.setattr(launch, "launch", done)
-    assert launch.run_parts(folder, [folder.study.parts["full"]]) == ["full"]
+    assert launch.run_parts(folder, [full]) == ["full"]
+    assert f"full: {command}" in capsys.readouterr().out
     assert [words[0] for words in calls] == ["eval/run.py", "eval/ladder.py"]
 
 
@@ -149,12 +243,89 @@ def test_records_hold_what_parts_measured_and_no_texts(
     answers = [json.loads(line)["text"] for line in (folder.path / "like/predictions.jsonl").read_text().splitlines()]
     lines = gzip.decompress((target / "like/example_scores.jsonl.gz").read_bytes()).decode()
     assert lines == (folder.path / "like/example_scores.jsonl").read_text()
-    written = "".join(path.read_text() for path in target.rglob("*.json")) + lines
-    assert not any(answer in written for answer in answers if len(answer) > 20)
+    published = [one.read_text() for one in target.rglob("*") if one.suffix in (".json", ".md")]
+    assert not any(answer in text for text in [*published, lines] for answer in answers if len(answer) > 20)
     # While the study runs, each part is copied as it ends.
     (target / "like/scores.json").unlink()
     monkeypatch.setattr("eval.studies.launch.launch", lambda *_: 1)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="part\\(s\\) not done: full, local"):
         study.main(command)
     assert (target / "like/scores.json").is_file()
     assert study.main([*command, "--list"]) == 2
+
+
+def test_records_hold_no_reference_no_bad_row_and_no_path_of_the_machine(tmp_path: Path, answered: Any) -> None:
+    folder = folder_of(tmp_path)
+    answered(folder, "like", share(0.5))
+    part, data = folder.path / "like", tmp_path / "private" / "rows.jsonl"
+    record, scores = (json.loads((part / name).read_text()) for name in ("run.json", "scores.json"))
+    record["tasks"]["plos"]["rows"] |= {"num_bad": 1, "bad": ["row 3: 'A secret row' has no target"]}
+    record["sessions"][-1]["command"] = ["eval/run.py", "--data", str(data), f"--answers={data}", "--output", str(part)]
+    record["config"] |= {"plan": str(folder.path / "heads" / "plan.json"), "data": str(data)}
+    scores["yardsticks"]["plos"]["common_answer"] = "A secret reference"
+    (part / "run.json").write_text(json.dumps(record))
+    (part / "scores.json").write_text(json.dumps(scores))
+    target = tmp_path / "records"
+    assert (
+        study.main([str(tmp_path / "study.yaml"), "--output", str(folder.path), "--records", str(target), "--report"])
+        == 0
+    )
+    files = {str(one.relative_to(target)): one for one in target.rglob("*") if one.suffix in (".json", ".md", ".gz")}
+    assert {"report.md", "study.json", "like/run.json", "like/scores.json"} <= files.keys()
+    for name, file in files.items():
+        text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode()
+        assert str(tmp_path) not in text, name
+        assert "secret" not in text, name
+    copied = from_json(RunRecord, json.loads(files["like/run.json"].read_text()), "run.json")
+    assert copied.sessions[-1].command == [
+        "eval/run.py",
+        "--data",
+        "rows.jsonl",
+        "--answers=rows.jsonl",
+        "--output",
+        "like",
+    ]
+    assert (copied.config["plan"], copied.config["data"]) == ("heads/plan.json", "rows.jsonl")
+    assert copied.tasks["plos"].rows["num_bad"] == 1
+    # All else is as it was.
+    scores["yardsticks"]["plos"]["common_answer"] = None
+    assert json.loads(files["like/scores.json"].read_text()) == scores
+    assert "--output ." in files["report.md"].read_text()
+
+
+def test_scores_and_rungs_follow_from_the_records(tmp_path: Path, answered: Any) -> None:
+    folder, target = folder_of(tmp_path), tmp_path / "records"
+    answered(folder, "full", share(0.5))
+    write_ladder(folder.path / "full", 0.2, 0.1, seed=0)
+    folder.note_done(folder.study.parts["full"])
+    copy_records(folder, [folder.study.parts["full"]], target)
+    scores = from_json(Scores, json.loads((target / "full/scores.json").read_text()), "scores.json")
+    text = gzip.decompress((target / "full/example_scores.jsonl.gz").read_bytes()).decode()
+    packed = [one for one in map(json.loads, text.splitlines()) if one.pop("crc32", True)]
+    lines = [from_json(ExampleScore, one, "example_scores.jsonl") for one in packed]
+    assert scores.example_scores == fingerprint(to_json(lines))
+    [result] = [one for one in scores.results if one.kind == "model" and one.maxlen == 200 and one.subset == "all"]
+    of_model = [one for one in lines if one.is_model and one.maxlen == 200]
+    again = mean_interval([one.metrics["rougeLsum"] for one in of_model], [one.unit for one in of_model])
+    assert again == result.metrics["rougeLsum"]
+    ladder = from_json(LadderRecord, json.loads((target / "full" / LADDER).read_text()), LADDER)
+    assert ladder_rungs(ladder.lines, scores.profiles) == ladder.rungs
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("/home/me/my study", "."),
+        ("/home/me/my study/full/plan.json", "full/plan.json"),
+        (
+            "python -m eval.study --output '/home/me/my study' /home/me/s.yaml",
+            "python -m eval.study --output '.' s.yaml",
+        ),
+        ("error: /home/me/my study/full: broken", "error: full: broken"),
+        ("/mnt/data/", "data"),
+        ("configs/study/a.yaml and/or ![x](plots/a.svg)", "configs/study/a.yaml and/or ![x](plots/a.svg)"),
+        ("http://host:80/v1/models </think> 1/4", "http://host:80/v1/models </think> 1/4"),
+    ],
+)
+def test_paths_are_those_of_the_study(text: str, said: str) -> None:
+    assert without_paths(text, Path("/home/me/my study")) == said

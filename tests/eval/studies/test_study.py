@@ -28,6 +28,8 @@ SCRIPTS = {"eval/run.py": run.main, "eval/perplexity.py": perplexity.main, "eval
 SECRET = "zanzibar"  # stands in every document and reference
 WORDS = f"long documents hold many {SECRET} words and every word costs a token of context to read".split()
 RUN, PERPLEXITY, FINETUNE = SCRIPTS
+SHIPPED = [file for name in ("study", "paper") for file in sorted((launch.ROOT / "configs" / name).glob("*.yaml"))]
+assert len(SHIPPED) > 2
 
 Content = dict[str, Any]
 
@@ -128,6 +130,13 @@ def content(model: Path, data: Path) -> Content:
             },
         ],
     }
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_a_shipped_study_is_read(file: Path) -> None:
+    shipped = read_study(file)
+    assert shipped.parts
+    assert shipped.sections or shipped.claims
 
 
 def write(tmp_path: Path, content: Content) -> Path:
