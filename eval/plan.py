@@ -29,10 +29,12 @@ from eval.scoring.scored_run import read_scored
 
 _MOST_SAMPLES = 8
 _LEGEND = (
-    "sd: standard deviation between documents, and what one sample adds to a document, x 100. documents: what it takes "
-    "if they differ as those of the pilot do; at most: if they differ more, as such few documents hide in one case of "
-    "five. minutes: of one process on the machine of the pilot, without loading the model. Fix the number before you "
-    "look at a score, or let the run stop itself (--until of eval/run.py)."
+    "sd: standard deviation between documents, and what one sample adds to a document, x 100. documents: what a row "
+    "takes, or clusters, if they differ as those of the pilot do; at most: if they differ more, as such few documents "
+    "hide in one case of five. --sample: documents to draw so that a row has that many, as it leaves out those that "
+    "both lengths show whole, and a cluster holds several. minutes: of all that are drawn, of one process on the "
+    "machine of the pilot, without loading the model. Fix the number before you look at a score, or let the run stop "
+    "itself (--until of eval/run.py)."
 )
 
 
@@ -81,8 +83,6 @@ def plan(options: argparse.Namespace) -> dict[tuple[str, str], list[Plan]]:
         if not pilots:
             what = "one length; a difference takes two, or --against" if beside is None else "no length in common"
             raise UserError(f"{options.run}, {task}, {template}: {what}")
-        if few := next((pilot for pilot in pilots if len(set(pilot.documents)) < 3), None):
-            raise UserError(f"{few.name}: a spread takes at least 3 documents, and {options.run} has fewer")
         units = {name: line.unit for of_length in lines.values() for name, line in of_length.items()}
         of_setting = [one for one in predictions if one.task == task and one.template == template and one.id in units]
         found[task, template] = list(plans_of(pilots, costs_of(of_setting, units), goal, options.max_samples))
@@ -93,7 +93,7 @@ def render(found: dict[tuple[str, str], list[Plan]]) -> str:
     """Return the plans for a terminal, a table a setting, and the cheapest of each."""
     parts = []
     for (task, template), plans in found.items():
-        rows = [["what", "pilot", "sd", "of a sample", "documents", "at most", "samples", "minutes"]]
+        rows = [["what", "pilot", "sd", "of a sample", "documents", "at most", "--sample", "samples", "minutes"]]
         rows += [
             [
                 one.name,
@@ -102,6 +102,7 @@ def render(found: dict[tuple[str, str], list[Plan]]) -> str:
                 "-" if one.of_samples is None else f"{100 * one.of_samples:.1f}",
                 _count(one.num_documents),
                 _count(one.at_most),
+                _count(one.num_drawn),
                 str(one.num_samples),
                 "-" if one.seconds is None else f"{one.seconds / 60:,.1f}",
             ]
@@ -109,7 +110,7 @@ def render(found: dict[tuple[str, str], list[Plan]]) -> str:
         ]
         best, has_samples = min(plans, key=cost_of), any(one.of_samples is not None for one in plans)
         lengths = " ".join(map(str, best.lengths))
-        flags = f"--sample {best.num_documents} --maxlen {lengths}" + f" --num-samples {best.num_samples}" * has_samples
+        flags = f"--sample {best.num_drawn} --maxlen {lengths}" + f" --num-samples {best.num_samples}" * has_samples
         said = [] if best.num_documents is None else [f"Cheapest: {best.name}, {flags}", ""]
         parts += [f"{task}, {template}:", "", as_columns(rows), "", *said]
     return "\n".join([*parts, textwrap.fill(_LEGEND, WIDTH)])

@@ -31,6 +31,7 @@ _CLAIM = re.compile(
 _DIFFERS = re.compile(r"differs")
 _AS_GOOD = re.compile(r"as\s+good(?:\s*,\s*margin\s+(?P<margin>\S+))?")
 _TIME = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>h|min|m|s)")
+_TWICE = {"seconds": "two times", "differs": "'differs' twice", "margin": "'as good' twice"}
 _SECONDS = {"h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0}
 
 
@@ -101,7 +102,7 @@ def parse_until(text: str) -> Until:
     for part in (one.strip() for one in text.split("|")):
         new = _read(part, has_claim="metric" in found)
         if again := sorted(new.keys() & found.keys()):
-            raise ArgumentTypeError(f"{shown(text)} has '{again[0]}' twice; give it once")
+            raise ArgumentTypeError(f"{shown(text)} has {_TWICE[again[0]]}; give one")
         found |= new
     until = Until(**found)
     if until.metric is None:
@@ -118,6 +119,8 @@ def parse_until(text: str) -> Until:
 def _read(part: str, *, has_claim: bool) -> dict[str, Any]:
     """Return the fields of `Until` that a part sets."""
     if named := _TIME.fullmatch(part):
+        if not float(named["number"]):
+            raise ArgumentTypeError(f"'{part}' is no time; give one above 0, such as 30min")
         return {"seconds": float(named["number"]) * _SECONDS[named["unit"]]}
     if named := _CLAIM.fullmatch(part):
         if has_claim:

@@ -12,9 +12,10 @@ settings alone, and a resumed run looks where an undisturbed one did, so both co
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from eval.config.run import RunConfig
 from eval.config.until import THIS, Until
@@ -29,7 +30,7 @@ from eval.runtime.processes import Process
 from eval.runtime.provenance import utc_now
 from eval.scoring.scored_run import ScoredRun, read_scored
 from eval.scoring.watch import Side, Watch, lines_beside
-from tasks import LoadedExamples
+from tasks import Example, LoadedExamples
 from tasks.readers.sampling import place_of
 
 # Rows of a group at least, so that a batch or the requests of a server are full.
@@ -71,7 +72,7 @@ class Looks:
         self._spent = self.state.seconds
 
     def begin(self, requests: Requests, lines: Lines) -> Requests:
-        """Return the requests of this session: documents in order, up to where earlier ones stopped.
+        """Return the requests of this session: all documents in order; of a stopped run those that it answered.
 
         Raises:
             UserError: Documents were added in front of those that were answered.
@@ -225,13 +226,23 @@ def _watch(
             one.id: fingerprint(sha256(one.context), one.query, list(one.references)) for one in loaded.examples
         }
         sides[name] = lines_beside(other, profile, (task, template, maxlen), contents)
-    return Watch(record, examples, task, profile, template, metric=str(until.metric), **sides)
+    units = _units_of(loaded.examples)
+    return Watch(record, examples, units, task, profile, template, metric=str(until.metric), **sides)
 
 
 def _unit_of(source: PromptSource) -> tuple[str, Unit]:
-    """Return what the examples about a context are drawn with: where a text has several names, its first."""
-    first = source.examples[0]
-    return source.task, unit_of(first.document_id, first.cluster_id)
+    """Return the document or cluster of the examples about a context: where a text has several names, the first."""
+    return source.task, _own_unit(source.examples[0])
+
+
+def _units_of(examples: Iterable[Example]) -> dict[str, Unit]:
+    """Return what `_unit_of` says of each example, by its id."""
+    firsts: dict[tuple[str, Any], Example] = {}
+    return {one.id: _own_unit(firsts.setdefault((one.context, one.kept), one)) for one in examples}
+
+
+def _own_unit(example: Example) -> Unit:
+    return unit_of(example.document_id, example.cluster_id)
 
 
 def _form(requests: Requests, seed: int) -> tuple[list[tuple[str, Unit]], list[list[PromptSource]]]:

@@ -132,7 +132,8 @@ def gather_inputs(
 
 def describe_absent(record: RunRecord, num_absent: int) -> str:
     """Return why a run has no answer to some of its prompts, in a sentence."""
-    if record.until is not None and record.until.stopped is not None:
+    # A later session without --until, which answers the rest, may be interrupted itself.
+    if record.config.get("until") and record.until is not None and record.until.stopped is not None:
         return f"Left out: {num_absent} predictions about documents that --until did not come to."
     return f"Not there yet: {num_absent} predictions of a run that was interrupted."
 

@@ -62,24 +62,30 @@ def pilots_of(lines: Lines, profile: str, metric: str, beside: Lines | None, *, 
         metric: One that each example has a value of.
         beside: Lines of another run with the same examples; None compares lengths.
         has_means: Whether means at one length can be a goal.
+
+    Raises:
+        UserError: Fewer than three documents or clusters tell something.
     """
     name = metric_name(metric)
     if beside is not None:
         return [
-            _pilot(f"{name} at {length:,}", (length,), [*lines[length]], other, lines[length], profile, metric)
+            _pilot(f"{name} at {length:,}", (length,), shared, shared, other, lines[length], profile, metric)
             for length, other in beside.items()
             if length in lines
+            for shared in [[id for id in lines[length] if id in other]]
         ]
     pilots = [
-        _pilot(f"{name} at {length:,}", (length,), [*of_length], None, of_length, profile, metric)
+        _pilot(f"{name} at {length:,}", (length,), [*of_length], [*of_length], None, of_length, profile, metric)
         for length, of_length in (lines.items() if has_means else ())
     ]
     for one, other in combinations(lines, 2):
         first, second = lines[one], lines[other]
+        shared = [id for id in first if id in second]
         # Examples that both lengths show whole cannot differ.
-        names = [id for id in first if id in second and (first[id].is_truncated or second[id].is_truncated)]
+        names = [id for id in shared if first[id].is_truncated or second[id].is_truncated]
         if names:
-            pilots.append(_pilot(f"{name}, {one:,} to {other:,}", (one, other), names, first, second, profile, metric))
+            what = f"{name}, {one:,} to {other:,}"
+            pilots.append(_pilot(what, (one, other), names, shared, first, second, profile, metric))
     return pilots
 
 
@@ -93,12 +99,21 @@ def _pilot(
     name: str,
     lengths: tuple[int, ...],
     names: Sequence[str],
+    answered: Sequence[str],
     first: Mapping[str, ExampleScore] | None,
     second: Mapping[str, ExampleScore],
     profile: str,
     metric: str,
 ) -> Pilot:
-    """Return what examples tell of a second setting, less a first one where there is one."""
+    """Return what those of the answered examples that differ tell of a second setting, less a first one if any."""
+    documents = [second[each].unit for each in names]
+    if (num_units := len(set(documents))) < 3:
+        raise UserError(
+            f"{name}: a spread takes at least 3 documents, and {num_units} can be used; leave this length out "
+            "with --maxlen, or answer more"
+        )
+    of_unit = {second[each].document_id: second[each].unit for each in answered}
+    num_answered = len(set(of_unit.values()))
     values = _values(second, names, metric)
     beside = values if first is None else _values(first, names, metric)
     if first is not None and len(lengths) == 2 and beside.shape == values.shape:
@@ -109,8 +124,10 @@ def _pilot(
         name=name,
         lengths=lengths,
         values=values,
-        documents=[second[each].unit for each in names],
+        documents=documents,
         collapse=1.0 if PROFILES[profile].has_common_answer else float(np.abs(beside.mean(axis=1)).max()),
+        share=num_units / num_answered,
+        per_unit=len(of_unit) / num_answered,
     )
 
 

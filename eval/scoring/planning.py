@@ -6,6 +6,9 @@
 Documents differ, and so do samples of an answer: a mean over D documents of K samples each has the variance
 `(apart + added / K) / D`. A document is read once for all of its samples, so these can be cheaper than more documents.
 
+What a row does not use has to be answered too: documents that both lengths show whole. And `--sample` draws documents,
+of which a cluster has several.
+
 Legend: `N` prompts, `K` samples of each, `D` documents or clusters. Scores are fractions.
 """
 
@@ -20,10 +23,13 @@ import scipy  # its parts are imported at their first use: `scipy.stats` takes s
 from eval.scoring.bootstrap import ALPHA, POWER, Floats
 from eval.scoring.claims import guarded_loss
 from eval.scoring.noise import spread_of
+from eval.scoring.significance import MIN_DOCUMENTS
 
 MOST_DOCUMENTS = 1_000_000
 # How sure one can be that documents differ no more than planned with, as few do not tell.
 _SURE = 0.8
+_ROUNDING = 1e-9
+_FAR = 20.0  # standard errors: a difference that six documents never hide; scipy has no number for an endless one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,7 @@ class Goal:
         """Return whether so many documents reach it.
 
         Args:
-            num_documents: At least two.
+            num_documents: At least `MIN_DOCUMENTS`.
             error: Standard error of the mean over them.
             collapse: The most that a document can lose.
         """
@@ -60,7 +66,7 @@ class Goal:
         assert self.difference is not None
         if not error:
             return True
-        return float(scipy.stats.nct.sf(critical, freedom, self.difference / error)) >= self.power
+        return float(scipy.stats.nct.sf(critical, freedom, min(self.difference / error, _FAR))) >= self.power
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +104,8 @@ class Pilot:
         values: (N, K) scores, or differences of scores.
         documents: (N,) the document or cluster of each prompt.
         collapse: The most that a document can lose.
+        share: Part of the answered documents or clusters that this uses.
+        per_unit: Documents of each, above one where they are clusters.
     """
 
     name: str
@@ -105,6 +113,8 @@ class Pilot:
     values: Floats
     documents: Sequence[object]
     collapse: float
+    share: float = 1.0
+    per_unit: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +127,11 @@ class Plan:
         between: Standard deviation between documents, without what samples add.
         of_samples: Standard deviation that one sample adds to a document; None for a run with one sample.
         num_pilot: Documents of the run that this is planned from.
-        num_documents: Documents that it takes.
+        num_documents: Documents or clusters that it takes, of those that this uses.
+        num_drawn: Documents that `--sample` draws for them.
         at_most: The same should documents differ more than those of the pilot happened to.
         num_samples: Samples of each answer.
-        seconds: Of one process.
+        seconds: Of one process, for all that is drawn.
     """
 
     name: str
@@ -129,6 +140,7 @@ class Plan:
     of_samples: float | None
     num_pilot: int
     num_documents: int | None
+    num_drawn: int | None
     at_most: int | None
     num_samples: int
     seconds: float | None
@@ -166,22 +178,28 @@ def _plan(pilot: Pilot, costs: Costs, goal: Goal, num_samples: int) -> Plan:
         of_samples=math.sqrt(added) if pilot.values.shape[1] > 1 else None,
         num_pilot=num_pilot,
         num_documents=count,
+        num_drawn=None if count is None else math.ceil(count / pilot.share * pilot.per_unit - _ROUNDING),
         at_most=fewest(factor * (apart + added / num_samples)),
         num_samples=num_samples,
-        seconds=None if count is None or seconds is None else count * seconds,
+        seconds=None if count is None or seconds is None else count / pilot.share * seconds,
     )
 
 
 def cost_of(plan: Plan) -> tuple[float, float]:
     """Return what plans are chosen by: seconds, and answers where seconds are not known or equal."""
-    if plan.num_documents is None:
+    if plan.num_drawn is None:
         return math.inf, math.inf
-    return plan.seconds or 0.0, float(plan.num_documents * plan.num_samples * len(plan.lengths))
+    return plan.seconds or 0.0, float(plan.num_drawn * plan.num_samples * len(plan.lengths))
 
 
 def _fewest(is_enough: Callable[[int], bool]) -> int | None:
-    """Return the smallest number of documents that is enough; None where a million are not."""
-    last = 2
+    """Return the smallest number of documents that is enough; None where a million are not.
+
+    Fewer than `MIN_DOCUMENTS` have no interval, whatever they show.
+    """
+    last = MIN_DOCUMENTS
+    if is_enough(last):
+        return last
     while not is_enough(last):
         if last >= MOST_DOCUMENTS:
             return None
@@ -190,4 +208,4 @@ def _fewest(is_enough: Callable[[int], bool]) -> int | None:
     while last - first > 1:
         middle = (first + last) // 2
         first, last = (first, middle) if is_enough(middle) else (middle, last)
-    return max(last, 2)
+    return last

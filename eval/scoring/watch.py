@@ -1,6 +1,6 @@
 """What the documents that a run has answered so far say of two sides: `--until` of eval/run.py.
 
-    watch = Watch(record, examples, "plos", "hf", "instruct", metric="rougeLsum", subject=8192, beside=1024)
+    watch = Watch(record, examples, units, "plos", "hf", "instruct", metric="rougeLsum", subject=8192, beside=1024)
     watch.add(ids, predictions)  # after each group of documents
     watch.judged(until)          # e-values, and which claim they let one make
 
@@ -35,6 +35,7 @@ class Watch:
     Args:
         record: `run.json` of the run.
         examples: Of the task.
+        units: Document or cluster of each example, by its id; one text under several names is one document.
         task: The only one that this session answers.
         profile: What scores it.
         template: Prompts that are compared.
@@ -47,6 +48,7 @@ class Watch:
         self,
         record: RunRecord,
         examples: Iterable[ExampleRecord],
+        units: Mapping[str, Unit],
         task: str,
         profile: str,
         template: str,
@@ -58,9 +60,11 @@ class Watch:
         self.record, self.task, self.profile, self.template, self.metric = record, task, profile, template, metric
         self.subject, self.beside = subject, beside
         self._examples = {one.id: one for one in examples}
-        self._missing: dict[Unit, set[str]] = defaultdict(set)
-        for one in self._examples.values():
-            self._missing[one.unit].add(one.id)
+        self._units = units
+        self._members: dict[Unit, list[str]] = defaultdict(list)
+        for name in self._examples:
+            self._members[units[name]].append(name)
+        self._missing = {unit: set(names) for unit, names in self._members.items()}
         self._lines: dict[int, dict[str, ExampleScore]] = {
             side: {} for side in (subject, beside) if isinstance(side, int)
         }
@@ -74,17 +78,17 @@ class Watch:
                 lines[name] = self._score(predictions[self.task, self.template, name, maxlen])
         complete: dict[Unit, None] = {}
         for name in ids:
-            unit = self._examples[name].unit
+            unit = self._units[name]
             self._missing[unit].discard(name)
             if not self._missing[unit]:
                 complete[unit] = None
         for unit in complete:
-            self._compare([one.id for one in self._examples.values() if one.unit == unit])
+            self._compare(self._members[unit])
 
     def _score(self, prediction: Prediction) -> ExampleScore:
         example = self._examples[prediction.id]
         texts = scored_texts(prediction, self.record)
-        each = [score_prediction(self.profile, text, example.references) for text in texts]
+        each = [score_prediction(self.profile, text, example.references, example.classes or ()) for text in texts]
         return score_line(prediction, example, self.record.identity.model.label, each, is_model=True)
 
     def _compare(self, names: Sequence[str]) -> None:

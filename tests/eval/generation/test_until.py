@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from eval.config.run import RunConfig
 from eval.config.until import Until, parse_until
 from eval.generation.backend import output_of
 from eval.leaderboard import main as leaderboard
+from eval.records.read_run import describe_absent, open_run
 from eval.run import main
 from eval.scoring.anytime import anytime_interval, as_good, differs
 from eval.scoring.scored_run import read_scored
 from tasks.readers.sampling import place_of
 from tests.helpers.forks import run_ranks
+from tests.helpers.official_files import as_lines, write_official
 from tests.helpers.run_folders import WORDS, without_checksums
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
@@ -122,7 +125,10 @@ def test_what_until_may_say(words: str, expected: Until) -> None:
     [
         ("soon", "'soon' is no end of a run; write for example 'rougeLsum: 8192 differs from 1024 |"),
         ("as good", "'as good' is no end of a run"),
-        (f"{DIFFERS} | 2h | 3h", "has 'seconds' twice; give it once"),
+        (f"{DIFFERS} | 2h | 3h", "has two times; give one"),
+        ("0h", "'0h' is no time; give one above 0, such as 30min"),
+        (f"{DIFFERS} | 0.0 s", "'0.0 s' is no time"),
+        (f"{DIFFERS} | as good | as good, margin 0.1", "has 'as good' twice; give one"),
         (f"{DIFFERS} | differs", "has 'differs' twice"),
         (f"{DIFFERS} | rouge1: 80 differs from 40", "'rouge1: 80 differs from 40' is a second comparison"),
         (f"{DIFFERS}, margin 0.1", "has a margin, which is of 'as good'"),
@@ -330,6 +336,19 @@ def test_more_documents_go_on_only_behind_those_answered(
     assert "has answered others than the first of these" in error_of(better, limited, until, capsys)
 
 
+def test_the_rest_of_a_stopped_run_is_not_said_to_be_left_out_by_until(better: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(better, folder)
+    _, record = open_run(folder)
+    assert describe_absent(record, 3) == "Left out: 3 predictions about documents that --until did not come to."
+    # A session without the option, which was interrupted.
+    later = replace(record, config={**record.config, "until": None})
+    assert describe_absent(later, 3) == "Not there yet: 3 predictions of a run that was interrupted."
+    assert record_of(folder)["config"]["until"] == DIFFERS
+    run(better, folder, until=None)
+    assert "until" not in record_of(folder)["config"]
+
+
 def test_until_is_in_no_name_of_a_folder(arguments: list[str]) -> None:
     commands = [arguments, [*arguments, "--until", DIFFERS], [*arguments, "--until", "2h"]]
     assert len({output_of(RunConfig.from_command_line(command)) for command in commands}) == 1
@@ -347,6 +366,46 @@ def test_clusters_are_answered_and_counted_whole(arguments: list[str], tmp_path:
     books = {int(name.removeprefix("test-")) % 10 for name in answered(tmp_path / "short")}
     assert len(answered(tmp_path / "short")) == 4 * len(books) == 8
     assert books == set(sorted(range(10), key=lambda book: place_of(f"book-{book}", 0))[:2])
+
+
+def test_a_larger_sample_may_add_documents_to_clusters_that_were_answered(
+    alike: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | {"book": f"book-{index % 10}"}) + "\n" for index, row in enumerate(rows)]
+    (tmp_path / "data.jsonl").write_text("".join(lines))
+    clustered = [*alike, "--cluster-field", "book"]
+    # Fewer documents had not come to all clusters, and the others stand between those that were answered.
+    run([*clustered, "--sample", "8"], tmp_path / "few")
+    assert "has answered others than the first of these" in error_of(clustered, tmp_path / "few", DIFFERS, capsys)
+    folder = tmp_path / "many"
+    first = run([*clustered, "--sample", "30"], folder)
+    assert (first["num_answered"], len(answered(folder))) == (10, 30)
+    more = run(clustered, folder)
+    assert (more["num_answered"], len(answered(folder)), more["order"]) == (10, 40, first["order"])
+
+
+def test_one_text_under_two_ids_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"article_id": f"paper-{name}-{index}", "article_text": [text(index, 150)], "abstract_text": [f"Rain {index}."]}
+        for index in range(6)
+        for name in ("a", "b")
+    ]
+    data = write_official("arxiv", tmp_path, as_lines(rows))
+    command = f"--task arxiv --data {data} --engine mock --max-new-tokens 20 --maxlen 40 80"
+    until = run(command.split(), tmp_path / "run")
+    assert (until["num_all"], until["num_answered"], until["num_compared"]) == (6, 6, 6)
+    assert "left out" not in capsys.readouterr().out.partition("are not shown to differ")[2]
+
+
+def test_a_task_with_classes_can_stop(tmp_path: Path) -> None:
+    data, answers = write_official("longbench_e_trec", tmp_path), tmp_path / "answers.jsonl"
+    texts = ("Place", "Place to stay", "Date")
+    lines = [json.dumps({"id": f"{index:048x}", "text": text}) + "\n" for index, text in enumerate(texts)]
+    answers.write_text("".join(lines))
+    command = ["--task", "longbench_e_trec", "--data", str(data), "--engine", "mock", "--answers", str(answers)]
+    until = run([*command, "--maxlen", "300", "600"], tmp_path / "run", "accuracy: 600 differs from 300")
+    assert (until["stopped"], until["num_answered"]) == ("all documents", 3)
 
 
 def test_documents_that_both_lengths_show_alike_count_for_nothing(arguments: list[str], tmp_path: Path) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from eval.errors import UserError
 from eval.plan import main
-from eval.records.schema import Sample
+from eval.records.schema import ExampleScore, Sample
 from eval.score import main as score
 from eval.scoring.claims import compare_paired
 from eval.scoring.noise import spread_of
-from eval.scoring.pilots import costs_of
+from eval.scoring.pilots import costs_of, pilots_of
 from eval.scoring.planning import Costs, Goal, Pilot, plans_of
 from tests.helpers.run_folders import example_line, prediction_line, run_record, sentence, write_run
 
@@ -80,6 +82,58 @@ def test_a_small_pilot_leaves_more_open() -> None:
     assert ratios[1] < 1.05
 
 
+def test_no_plan_is_below_what_has_an_interval() -> None:
+    for goal in (Goal(difference=0.5), Goal(width=0.9), Goal(margin=0.9)):
+        [plan] = plans_of([pilot()], costs(), goal, 1)
+        assert (plan.num_documents, plan.num_drawn) == (6, 6)
+    constant = replace(pilot(), values=np.full((4000, 1), 0.1))
+    assert next(iter(plans_of([constant], costs(), Goal(difference=0.01), 1))).num_documents == 6
+
+
+def test_documents_that_a_row_leaves_out_are_drawn_and_paid_too() -> None:
+    whole, part = pilot(), replace(pilot(), share=0.25, per_unit=3)
+    [first], [second] = (list(plans_of([one], costs(), Goal(difference=0.03), 1)) for one in (whole, part))
+    assert (first.num_documents, first.num_drawn) == (34, 34)
+    assert (second.num_documents, second.num_drawn) == (34, 34 * 4 * 3)
+    assert first.seconds is not None
+    assert second.seconds == pytest.approx(4 * first.seconds)  # the seconds of a unit are those of all its documents
+
+
+def line(index: int, *, is_truncated: bool) -> ExampleScore:
+    """Return a score of one document of three in a cluster."""
+    return ExampleScore(
+        task="t",
+        template="instruct",
+        id=f"test-{index}",
+        document_id=f"doc-{index}",
+        cluster_id=f"book-{index // 3}",
+        maxlen=100,
+        system="model",
+        is_truncated=is_truncated,
+        is_model=True,
+        metrics={"rouge1": 0.1 * (index % 7)},
+    )
+
+
+def test_a_pilot_tells_which_share_of_its_documents_a_row_uses() -> None:
+    # Of eight clusters both lengths show four whole.
+    short = {f"test-{index}": line(index, is_truncated=index >= 12) for index in range(24)}
+    long = {f"test-{index}": line(index, is_truncated=False) for index in range(24)}
+    low, high, between = pilots_of({100: short, 200: long}, "hf", "rouge1", None, has_means=True)
+    assert [(one.share, one.per_unit) for one in (low, high, between)] == [(1, 3), (1, 3), (0.5, 3)]
+
+
+def test_another_run_may_lack_examples_of_a_length() -> None:
+    lines = {f"test-{index}": line(index, is_truncated=True) for index in range(12)}
+    most = {name: of for name, of in lines.items() if name != "test-4"}
+    [found] = pilots_of({100: lines}, "hf", "rouge1", {100: most}, has_means=False)
+    assert len(found.values) == 11
+    for num_left in (0, 6):
+        few = dict(list(lines.items())[:num_left])
+        with pytest.raises(UserError, match=f"R1 at 100: a spread takes at least 3 documents, and {num_left // 3} can"):
+            pilots_of({100: lines}, "hf", "rouge1", {100: few}, has_means=False)
+
+
 def test_what_cannot_be_reached_has_no_number() -> None:
     [plan] = plans_of([pilot()], costs(), Goal(difference=1e-6), 1)
     assert (plan.num_documents, plan.at_most, plan.seconds) == (None, None, None)
@@ -121,6 +175,13 @@ def test_the_command_plans_from_a_folder_and_another(tmp_path: Path, capsys: pyt
     assert "RLsum, 100 to 200" in out
     assert "Cheapest: RLsum, 100 to 200, --sample " in out
     assert "--num-samples" not in out.partition("sd: ")[0]
+    # Of six documents both lengths show two whole.
+    assert main([a, "--difference", "0.05", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["num_pilot"] == 4
+    assert row["num_drawn"] == math.ceil(row["num_documents"] * 6 / 4)
+    assert row["seconds"] == pytest.approx((0.2 + 2) * row["num_documents"] * 6 / 4)
+    assert f"--sample {row['num_drawn']} --maxlen 100 200" in out
     assert main([a, "--width", "0.1", "--metric", "rouge1", "--maxlen", "200", "--json"]) == 0
     [row] = json.loads(capsys.readouterr().out)
     assert (row["name"], row["lengths"], row["num_samples"]) == ("R1 at 200", [200], 1)
