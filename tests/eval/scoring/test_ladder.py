@@ -18,7 +18,7 @@ from eval.records.schema import ExampleRecord, MetricLine, MetricRecord, ValueRe
 from eval.score import main as score
 from eval.scoring.ladder import LIKELIHOOD_READS, likelihood_item
 from eval.scoring.metric_files import open_metric_file
-from tests.helpers.run_folders import example_line, run_record, write_run
+from tests.helpers.run_folders import example_line, run_record, with_task, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -176,6 +176,58 @@ def test_gold_evidence_takes_the_place_of_the_oracle(tmp_path: Path) -> None:
     assert {line["of"] for line in ladder["lines"]} == {"evidence"}
     assert [line["shown"] for line in ladder["lines"]] == [[0.0, 1.0]] * NUM_DOCUMENTS
     assert [line["said"] for line in ladder["lines"]] == [[0.0, 0.5]] * NUM_DOCUMENTS
+
+
+KEY = "The committee closed the northern bridge for repairs until the spring of next year."
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("Bridge.", 0.0),
+        ("The committee.", 0.0),
+        ("", 0.0),
+        (KEY, 1.0),
+        (f"Before all else, members spoke at length. {KEY} Nobody objected, and so on and so forth.", 1.0),
+        ("Until next spring, repairs keep the bridge in the north closed, the committee says.", 1.0),
+        ("The committee closed it. It is the northern bridge, for repairs.", 1.0),
+        ("The members heard of a bridge, and then the spring of the year was their matter.", 0.0),
+    ],
+)
+def test_an_answer_says_a_sentence_of_which_it_has_what_weighs_most(answer: str, share: float, tmp_path: Path) -> None:
+    filler = [f"The members spoke of matter {index} for an hour, as the year before." for index in range(20)]
+    shown = " ".join(filler)
+    text = f"{shown} {KEY}"
+    some = [example_line(0, document_id="doc", references=[KEY], evidence=[[len(shown) + 1, len(text)]])]
+    lengths = (len(shown) // 2, len(text))
+    write_run(tmp_path, lambda example, maxlen: answer, some, {"doc": text}, run_record(lengths=lengths))
+    assert score([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-likelihood"]) == 0
+    [line] = json.loads((tmp_path / "ladder.json").read_text())["lines"]
+    assert line["said"] == [share, share]
+
+
+def test_what_is_said_is_what_is_scored_of_an_answer(tmp_path: Path) -> None:
+    record = with_task(run_record(lengths=(SMALL, LARGE)), scores_first_line=True)
+    numbers = {one.id: index for index, one in enumerate(examples())}
+
+    def below_a_line(example: ExampleRecord, maxlen: int) -> str:
+        return f"Here it comes:\n{what_it_needs(numbers[example.id], maxlen == LARGE)}"
+
+    write_run(tmp_path, below_a_line, examples(), documents(), record)
+    assert score([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-likelihood"]) == 0
+    lines = json.loads((tmp_path / "ladder.json").read_text())["lines"]
+    assert [line["said"] for line in lines] == [[0.0, 0.0]] * NUM_DOCUMENTS
+
+
+def test_short_answers_say_no_sentences(tmp_path: Path) -> None:
+    record = run_record(lengths=(SMALL, LARGE), profile="f1")
+    write_run(tmp_path, lambda example, maxlen: "x", examples(), documents(), record)
+    assert score([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-likelihood"]) == 0
+    rungs = json.loads((tmp_path / "ladder.json").read_text())["rungs"]
+    assert [rung["rung"] for rung in rungs] == ["shown", "credited"]
 
 
 def test_few_documents_settle_nothing_and_the_words_say_so(tmp_path: Path) -> None:
