@@ -73,12 +73,19 @@ def _clause(rung: LadderRung) -> str:
 
 
 def _lost(rungs: Sequence[LadderRung]) -> str:
-    """Return where gains end, and how sure that is."""
+    """Return where gains end, and how sure that is; rungs of too few documents to show any are named and left out."""
+    known, poor = ([rung for rung in rungs if bool(rung.needs_documents) is is_poor] for is_poor in (False, True))
+    if not known:
+        num_documents = min(rung.num_documents for rung in poor)
+        needed = max(rung.needs_documents or 0 for rung in poor)
+        return f"nothing is settled with so few documents (n = {num_documents} documents; {needed} could)"
+    left_out = [f"{one.rung} (n = {one.num_documents}; {one.needs_documents} could)" for one in poor]
+    return "; ".join([_end_of(known), *([f"with too few documents is {', '.join(left_out)}"] if poor else [])])
+
+
+def _end_of(rungs: Sequence[LadderRung]) -> str:
     num_documents = min(rung.num_documents for rung in rungs)
     counted, told = f"n = {num_documents} documents", f"as far as {num_documents} documents tell"
-    needed = max((rung.needs_documents or 0 for rung in rungs), default=0)
-    if needed:
-        return f"nothing is settled with so few documents ({counted}; {needed} could)"
     seen = [is_seen(rung) for rung in rungs]
     if all(seen):
         return f"every rung gains, so nothing is lost ({counted})"

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from eval.ladder import main
+from eval.leaderboard import main as leaderboard
 from eval.records.journal import append_lines
 from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleRecord, MetricLine, MetricRecord, ValueRecord
 from eval.score import main as score
 from eval.scoring.ladder import LIKELIHOOD_READS, likelihood_item
 from eval.scoring.metric_files import open_metric_file
+from eval.scoring.scored_run import read_scored
+from eval.scoring.shared_metrics import shared_metrics
 from tests.helpers.run_folders import example_line, run_record, with_task, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -228,6 +231,24 @@ def test_short_answers_say_no_sentences(tmp_path: Path) -> None:
     assert main([str(tmp_path), "--no-likelihood"]) == 0
     rungs = json.loads((tmp_path / "ladder.json").read_text())["rungs"]
     assert [rung["rung"] for rung in rungs] == ["shown", "credited"]
+
+
+def test_likelihoods_of_other_rooms_are_of_other_tokens_and_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alike = run_record(lengths=(SMALL, LARGE))
+    for name, record in {"a": alike, "b": alike, "c": with_task(alike, max_new_tokens=8)}.items():
+        folder = write_run(tmp_path / name, lambda example, maxlen: "x", examples(), documents(), record)
+        write_likelihoods(folder, reads, examples())
+        assert score([str(tmp_path / name)]) == 0
+    runs = {name: read_scored(tmp_path / name) for name in "abc"}
+    assert not shared_metrics(runs["a"], runs["b"]).left_out
+    shared = shared_metrics(runs["a"], runs["c"])
+    assert not shared.metrics
+    assert "provenance max_new_tokens plos is 16" in shared.left_out["likelihood"]
+    capsys.readouterr()
+    assert leaderboard([str(tmp_path), "--output", str(tmp_path / "board")]) == 0
+    assert "likelihood of c is left out" in " ".join(capsys.readouterr().out.split())
 
 
 def test_few_documents_settle_nothing_and_the_words_say_so(tmp_path: Path) -> None:
