@@ -6,6 +6,7 @@ import json
 import random
 import string
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from eval.ladder import main
 from eval.leaderboard import main as leaderboard
 from eval.records.journal import append_lines
 from eval.records.run_folder import RunFolder
-from eval.records.schema import ExampleRecord, MetricLine, MetricRecord, ValueRecord
+from eval.records.schema import ExampleRecord, LadderRecord, MetricLine, MetricRecord, ValueRecord
+from eval.records.typed import from_json
+from eval.reporting.ladder_page import where_lost
 from eval.score import main as score
 from eval.scoring.ladder import LIKELIHOOD_READS, likelihood_item
 from eval.scoring.metric_files import open_metric_file
@@ -251,9 +254,28 @@ def test_likelihoods_of_other_rooms_are_of_other_tokens_and_not_compared(
     assert "likelihood of c is left out" in " ".join(capsys.readouterr().out.split())
 
 
-def test_few_documents_settle_nothing_and_the_words_say_so(tmp_path: Path) -> None:
+def test_few_documents_settle_little_or_nothing_and_the_words_say_so(tmp_path: Path) -> None:
     ladder = climb(tmp_path / "run", what_it_needs, reads, examples()[:6])
-    assert "nothing is settled with so few documents (n = 6 documents; 8 could)" in ladder["words"]["plos/instruct"]
+    # Of a fall of the likelihood, which has no bound, fewer documents tell.
+    assert ladder["words"]["plos/instruct"].endswith(
+        "every other rung gains (n = 6 documents); left out for too few documents: shown (n = 6; 8 could), said (n = 6; "
+        "8 could), credited (n = 6; 8 could)."
+    )
+    ladder = climb(tmp_path / "fewer", what_it_needs, reads, examples()[:4])
+    assert "nothing is settled with so few documents (n = 4 documents; 8 could)" in ladder["words"]["plos/instruct"]
+
+
+def test_a_rung_of_too_few_documents_leaves_the_others_their_words(tmp_path: Path) -> None:
+    content = climb(tmp_path / "run", end_of_window, stays)
+    ladder = from_json(LadderRecord, content, "ladder.json")
+    few = {"num_documents": 4, "needs_documents": 9, "p_corrected": None}
+    rungs = [replace(one, **few) if one.rung == "said" else one for one in ladder.rungs]
+    assert where_lost(rungs).endswith(
+        "lost between shown and used, as far as 10 documents tell; left out for too few documents: said (n = 4; 9 "
+        "could)."
+    )
+    all_few = where_lost([replace(one, **few) for one in ladder.rungs])
+    assert all_few.endswith("nothing is settled with so few documents (n = 4 documents; 9 could).")
 
 
 def test_documents_that_the_smallest_length_shows_whole_are_left_out(
