@@ -30,6 +30,7 @@ from eval.metrics.base import REQUEST, Item
 from eval.metrics.document_index import index_document
 from eval.records.read_run import RunInputs
 from eval.records.schema import ExampleRecord, ExampleScore, Key, LadderLine, LadderRung, Prediction
+from eval.records.windows import HEAD, window_of
 from eval.scoring.baselines import visible_share
 from eval.scoring.claims import compare_table
 from eval.scoring.examples import scored_texts
@@ -57,6 +58,8 @@ def ladder_lines(
 ) -> list[LadderLine]:
     """Return each answered example at each length but the smallest, where that one cut its document.
 
+    Other windows than `head` are left out: they do not show more of a document with length.
+
     Args:
         inputs: The run.
         scored: Lines of `example_scores.jsonl`.
@@ -71,7 +74,8 @@ def ladder_lines(
     examples = {(one.task, one.id): one for one in inputs.examples}
     by_example: dict[tuple[str, str, str], list[Prediction]] = defaultdict(list)
     for prediction in inputs.predictions:
-        by_example[prediction.task, prediction.template, prediction.id].append(prediction)
+        if prediction.window is None:
+            by_example[prediction.task, prediction.template, prediction.id].append(prediction)
     without = {task for task, _, name in by_example if not examples[task, name].evidence}
     found = []
     for (task, template, name), predictions in by_example.items():
@@ -123,7 +127,8 @@ def unanswered_lines(examples: Iterable[ExampleRecord], likelihoods: Mapping[Key
     """Return the lines of a run without answers: what its model uses. Equal likelihoods are of the same prompt."""
     by_example: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
     for (task, template, name, maxlen), value in likelihoods.items():
-        by_example[task, template, name][maxlen] = value
+        if window_of(template) == HEAD:
+            by_example[task, template, name][maxlen] = value
     known = {(one.task, one.id): one for one in examples}
     found = []
     for (task, template, name), values in by_example.items():

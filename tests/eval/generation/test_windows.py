@@ -10,6 +10,7 @@ import pytest
 
 from eval.leaderboard import main as leaderboard
 from eval.records.run_folder import RunFolder
+from eval.records.schema import ExampleScore
 from eval.run import main
 from eval.score import main as score
 from tests.helpers.run_folders import read_scores, without_checksums
@@ -154,6 +155,19 @@ def test_a_model_that_ignores_its_context_loses_nothing_by_any_window(data: Path
     assert len(found) == 7
     assert {one.difference for one in found} == {0.0}
     assert not any(one.p_value is not None and one.p_value < 1 for one in found)
+
+
+def test_leads_begin_with_what_a_window_shows_first(data: Path, tmp_path: Path) -> None:
+    assert main(command(data, tmp_path / "run", maxlen="240")) == 0
+    found, systems = {}, {}
+    for one in RunFolder(tmp_path / "run").read_lines(ExampleScore, "example_scores.jsonl"):
+        window = one.template.removeprefix("context_first")
+        systems.setdefault(window, set()).add(one.system)
+        found[window, one.system] = one.metrics["rouge1"]
+    # The evidence has the words of the reference, and stands in the twelfth turn.
+    assert found["@evidence_first", "lead"] > found["", "lead"] + 0.5
+    assert systems["@evidence_first"] == systems["@evidence"] == systems[""] - {"foreign_oracle"}
+    assert systems["@foreign"] == {"query_echo", "mock"}
 
 
 def test_the_oracle_of_a_window_is_no_evidence_that_the_window_lacks(data: Path, tmp_path: Path) -> None:

@@ -244,13 +244,24 @@ def test_answered_runs_measure_the_prompts_of_their_answers_alone(
     assert 0 < len(measured(folder)) == len(answered) < 2 * num_documents
 
 
+def test_windows_have_likelihoods_and_no_ladder(least: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for more in (["--no-generate"], []):
+        assert run([*least, "--window", "head,without_evidence", *more]) == 0
+        assert main([str(folder)]) == 0
+        assert {template for template, _, _ in measured(folder)} == {"context_first", "context_first@without_evidence"}
+        assert {line["template"] for line in read(folder, "ladder.json")["lines"]} == {"context_first"}
+
+
 def test_a_shard_measures_its_own_prompts(least: list[str], tmp_path: Path) -> None:
     for part in (1, 2):
         arguments = [*least[:-1], str(tmp_path / f"part-{part}"), "--shard", f"{part}/2", "--no-generate"]
         assert run(arguments) == 0
         assert main([str(tmp_path / f"part-{part}")]) == 0
     one, other = (measured(tmp_path / f"part-{part}") for part in (1, 2))
-    assert one and other and not one.keys() & other.keys()
+    assert one
+    assert other
+    assert not one.keys() & other.keys()
     assert len(one) + len(other) == 8
 
 

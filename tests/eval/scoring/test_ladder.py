@@ -258,8 +258,8 @@ def test_few_documents_settle_little_or_nothing_and_the_words_say_so(tmp_path: P
     ladder = climb(tmp_path / "run", what_it_needs, reads, examples()[:6])
     # Of a fall of the likelihood, which has no bound, fewer documents tell.
     assert ladder["words"]["plos/instruct"].endswith(
-        "every other rung gains (n = 6 documents); left out for too few documents: shown (n = 6; 8 could), said (n = 6; "
-        "8 could), credited (n = 6; 8 could)."
+        "every other rung gains (n = 6 documents); left out for too few documents: shown (n = 6; 8 could), "
+        "said (n = 6; 8 could), credited (n = 6; 8 could)."
     )
     ladder = climb(tmp_path / "fewer", what_it_needs, reads, examples()[:4])
     assert "nothing is settled with so few documents (n = 4 documents; 8 could)" in ladder["words"]["plos/instruct"]
