@@ -48,10 +48,12 @@ from eval.scoring.scored_run import read_scored
 def measure(folder: RunFolder, record: RunRecord, *, again: bool) -> None:
     """Measure the likelihood of the references of a run, as far as it is not in the folder.
 
+    Where there are answers, only their prompts are measured, else all of the run or shard.
+
     Raises:
         UserError: The run has another engine, or its settings do not lead to the run any more.
     """
-    if (engine := record.config.get("engine", "local")) != "local":
+    if (engine := engine_of(record)) != "local":
         raise UserError(
             f"{folder.path} was answered by --engine {engine}, and likelihoods are measured with --engine local alone; "
             "see the other rungs with --no-likelihood"
@@ -73,10 +75,21 @@ def measure(folder: RunFolder, record: RunRecord, *, again: bool) -> None:
         job.lock(backend.process),
         open_metric_file(folder.path, likelihood_record(backend.tokenizer), again=again) as (journal, seen),
     ):
-        total = sum(len(source.fingerprints) for source in requests.sources)
-        lines = measure_likelihood(requests, backend, frozenset(seen))
+        answered = folder.read_journal(Prediction).lines
+        digests = requests.fingerprints
+        wanted = {
+            key
+            for key in requests.keys
+            if not answered or (key in answered and answered[key].fingerprint == digests[key])
+        }
+        lines, total = measure_likelihood(requests, backend, wanted, frozenset(seen)), len(wanted)
         for line in tqdm(lines, desc="likelihood", total=total, initial=min(len(seen), total), disable=None):
             append_line(journal, line)
+
+
+def engine_of(record: RunRecord) -> str:
+    """Return the engine that answered a run."""
+    return str(record.config.get("engine", "local"))
 
 
 def climb(folder: RunFolder, record: RunRecord) -> LadderRecord:
@@ -109,8 +122,14 @@ def climb(folder: RunFolder, record: RunRecord) -> LadderRecord:
     )
 
 
-def print_ladder(folder: RunFolder, ladder: LadderRecord) -> None:
-    """Print the rungs of each task and template, and last of all what they mean."""
+def print_ladder(folder: RunFolder, ladder: LadderRecord, *, could_measure: bool) -> None:
+    """Print the rungs of each task and template, and last of all what they mean.
+
+    Args:
+        folder: Folder of the run.
+        ladder: Its ladder.
+        could_measure: Its likelihood was not asked for, and could be measured.
+    """
     if not ladder.rungs:
         print("no ladder: it takes two lengths, and documents that the smaller one cuts")
         return
@@ -118,9 +137,9 @@ def print_ladder(folder: RunFolder, ladder: LadderRecord) -> None:
         print("\n".join([", ".join(at), as_columns(ladder_table(rungs), width(), 2), ""]))
     for words in ladder.words.values():
         print(fill(words))
-    if not {"shown", "said"} & {rung.rung for rung in ladder.rungs}:
+    if "credited" not in {rung.rung for rung in ladder.rungs}:
         print(fill("The other rungs take answers: run the command of the run without --no-generate."))
-    if "used" not in {rung.rung for rung in ladder.rungs}:
+    if could_measure and "used" not in {rung.rung for rung in ladder.rungs}:
         print(fill("The likelihood is not measured: leave out --no-likelihood."))
     print(f"page: {folder.path / 'ladder.html'}")
 
@@ -150,6 +169,8 @@ def main(argv: Sequence[str]) -> None:
     options = _parse(argv)
     folder, record = open_run(options.run)
     if options.likelihood:
+        if folder.read_journal(Prediction).lines:
+            read_scored(folder.path)  # what is missing there would be found after hours
         measure(folder, record, again=options.metrics_again)
     with folder.lock(record, RunRecord):
         ladder = climb(folder, record)
@@ -157,7 +178,8 @@ def main(argv: Sequence[str]) -> None:
     if options.json:
         print(json.dumps(to_json(ladder), indent=2, ensure_ascii=False))
     else:
-        print_ladder(folder, ladder)
+        could_measure = engine_of(record) == "local" and record.identity.thinking is None
+        print_ladder(folder, ladder, could_measure=could_measure and not options.likelihood)
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
 
     @classmethod
     def recorded(cls, settings: Mapping[str, Any], folder: Path, threads: int | None) -> Self:
-        """Return the settings of the last session of a run folder.
+        """Return the settings of the last session of a run folder, but for what says when it stops.
 
         Args:
             settings: `config` of its record.
@@ -232,10 +232,12 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         Raises:
             UserError: A setting cannot be; it was changed, or is of another version.
         """
-        left_out = ("output", "threads", "shard", "overwrite", "generate", "report_to")
+        left_out = ("output", "threads", "overwrite", "generate", "report_to", "until")
+        given = {name: one for name, one in settings.items() if name not in left_out}
+        if given.get("shard") is not None:
+            given["shard"] = "/".join(map(str, given["shard"]))  # as the command line has it
         try:
-            values = cls._check_settings({name: one for name, one in settings.items() if name not in left_out})
-            return cls(**values, output=folder, threads=threads)
+            return cls(**cls._check_settings(given), output=folder, threads=threads)
         except UserError as error:
             raise UserError(f"{folder / 'run.json'}, config: {error}") from None
 

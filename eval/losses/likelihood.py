@@ -28,7 +28,7 @@ from eval.generation.local import LocalBackend
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.generation.requests import PromptSource, Request, Requests
 from eval.losses.windows import losses_of
-from eval.records.schema import MetricLine, MetricRecord, ReferenceLoss, ValueRecord
+from eval.records.schema import Key, MetricLine, MetricRecord, ReferenceLoss, ValueRecord
 from eval.runtime.memory import is_out_of_memory
 from eval.scoring.ladder import LIKELIHOOD, LIKELIHOOD_READS, NLL, likelihood_item
 from masformer import fixed_frequencies
@@ -81,12 +81,15 @@ def likelihood_record(tokenizer: Any) -> MetricRecord:
     )
 
 
-def measure_likelihood(requests: Requests, backend: LocalBackend, seen: Collection[str]) -> Iterator[MetricLine]:
-    """Yield the likelihood of the references at each prompt, document by document.
+def measure_likelihood(
+    requests: Requests, backend: LocalBackend, wanted: Collection[Key], seen: Collection[str]
+) -> Iterator[MetricLine]:
+    """Yield the likelihood of the references at each wanted prompt, document by document.
 
     Args:
         requests: All of the run.
         backend: Engine of the run; its weights load when something is to be measured.
+        wanted: Keys of what is measured.
         seen: Fingerprints of what is measured already.
 
     Raises:
@@ -96,11 +99,14 @@ def measure_likelihood(requests: Requests, backend: LocalBackend, seen: Collecti
     """
     model: PreTrainedModel | None = None
     for source in requests.sources:
+        if not any(key in wanted for key in source.fingerprints):
+            continue
         asked = [
             (request, likelihood_item(request.example.references, request.fingerprint).fingerprint)
             for request in source.requests()
         ]
-        if all(fingerprint in seen for _, fingerprint in asked):
+        done = {one for request, one in asked if one in seen or request.key not in wanted}
+        if len(done) == len(asked):
             continue
         if model is None:
             model = backend.opened.load(backend.config.device_map)
@@ -109,7 +115,7 @@ def measure_likelihood(requests: Requests, backend: LocalBackend, seen: Collecti
         for request, fingerprint in asked:
             by_kind[backend.size.kind(len(request.prompt.token_ids))].append((request, fingerprint))
         for of_kind in by_kind.values():
-            yield from _OneTree(model, backend, of_kind).lines(seen)
+            yield from _OneTree(model, backend, of_kind).lines(done)
 
 
 class _OneTree:
@@ -122,10 +128,10 @@ class _OneTree:
             self.askers[request.prompt.token_ids].append((request, fingerprint))
         self.prompts = list(self.askers)
 
-    def lines(self, seen: Collection[str]) -> Iterator[MetricLine]:
+    def lines(self, done: Collection[str]) -> Iterator[MetricLine]:
         tree = PromptTree(self.prompts)
         missing = {
-            leaf: [one for one in self.askers[prompt] if one[1] not in seen] for leaf, prompt in enumerate(self.prompts)
+            leaf: [one for one in self.askers[prompt] if one[1] not in done] for leaf, prompt in enumerate(self.prompts)
         }
         caches = TreeCaches(self.model, tree, [leaf for leaf, of_leaf in missing.items() if of_leaf])
         # All prompts of a kind have the same frequencies.

@@ -31,6 +31,7 @@ from eval.records.schema import (
     StabilityRecord,
     UnitCount,
     UnitRecord,
+    unit_of,
 )
 from eval.reporting.perplexity_report import units_of
 from eval.reporting.placement_report import describe, held_out_rows, read_placement, write_placement
@@ -190,12 +191,7 @@ def open_placement(config: PlacementConfig, model: OpenedModel) -> PlacementJob:
     texts = [text for label, source in data.items() for text in _texts(label, source.examples, builder, config.maxlen)]
     texts = _without_calibrated(texts, folder)
     if config.folds is not None:
-        units = {
-            (label, one.id): one.cluster_id or one.document_id
-            for label, source in data.items()
-            for one in source.examples
-        }
-        texts = _in_folds(texts, units, config.folds)
+        texts = _in_folds(texts, {label: source.examples for label, source in data.items()}, config.folds)
     contexts = {(label, one.id): one.context for label, source in data.items() for one in source.examples}
     for text in texts:
         model.checkpoint.check_text(contexts[text.task, text.id], text.where)
@@ -266,7 +262,7 @@ def _without_calibrated(texts: Sequence[SearchText], folder: RunFolder) -> list[
     ]
 
 
-def _in_folds(texts: Sequence[SearchText], units: Mapping[tuple[str, str], str], count: int) -> list[SearchText]:
+def _in_folds(texts: Sequence[SearchText], examples: Mapping[str, Sequence[Example]], count: int) -> list[SearchText]:
     """Return the documents, each calibrating one in a fold by the digest of its name.
 
     Documents of a cluster stay together, and the numbers of clusters, or of documents in none, differ by one at most.
@@ -274,14 +270,19 @@ def _in_folds(texts: Sequence[SearchText], units: Mapping[tuple[str, str], str],
     Raises:
         UserError: There are fewer than folds.
     """
+    units = {
+        (task, one.id): (task, *unit_of(one.document_id, one.cluster_id))
+        for task, of_task in examples.items()
+        for one in of_task
+    }
     found = {units[text.task, text.id] for text in texts if text.part == CALIBRATION}
     if len(found) < count:
         raise UserError(
             f"--folds {count} needs at least {count} calibration documents, or clusters of them, that have --maxlen "
             f"tokens, and there are {len(found)}; lower it, or raise --limit or --sample"
         )
-    order = sorted(found, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    folds = {name: index % count for index, name in enumerate(order)}
+    order = sorted(found, key=lambda unit: (hashlib.sha256(unit[-1].encode()).hexdigest(), unit))
+    folds = {unit: index % count for index, unit in enumerate(order)}
     return [
         replace(text, fold=folds[units[text.task, text.id]]) if text.part == CALIBRATION else text for text in texts
     ]

@@ -172,6 +172,13 @@ class DocumentIndex:
         """
         return self._incidence.matches(answer.runs[1], answer.starts, answer.words)
 
+    def covered(self, answer: Answer) -> Floats:
+        """Return (S,) shares of what each sentence of the document says that stands anywhere in an answer.
+
+        Words weigh as in `matches`; sentences without words have nothing that could stand there, and so 0.
+        """
+        return self._incidence.covered(answer.runs[1])
+
     def sentences_in(self, window: list[tuple[int, int]]) -> Bools:
         """Return (S,) bools: which sentences a window shows as a whole; those without a word are in none."""
         starts, ends = np.array(self._firsts[:-1]), np.array(self._firsts[1:])
@@ -296,6 +303,17 @@ class _Incidence:
             weights=np.log1p(len(lengths) / np.maximum(counts, 1)),
             num_sentences=len(lengths),
         )
+
+    def covered(self, numbers: Ints) -> Floats:
+        """Return (S,) shares; see `DocumentIndex.covered`."""
+        known = np.zeros(len(self.weights), dtype=np.bool_)
+        known[numbers[numbers >= 0]] = True
+        counts = np.diff(self.starts)
+        weights = np.repeat(self.weights, counts)
+        totals = np.bincount(self.sentences, weights=weights, minlength=self.num_sentences)
+        sums = np.bincount(self.sentences, weights=weights * np.repeat(known, counts), minlength=self.num_sentences)
+        found: Floats = np.divide(sums, totals, out=np.zeros(self.num_sentences), where=totals > 0)
+        return found
 
     def matches(self, numbers: Ints, starts: Ints, words: list[str]) -> Floats:
         """Return (A, S) shares; see `DocumentIndex.matches`."""

@@ -74,15 +74,25 @@ def _clause(rung: LadderRung) -> str:
 
 
 def _lost(rungs: Sequence[LadderRung]) -> str:
-    """Return where gains end, and how sure that is."""
+    """Return where gains end, and how sure that is; rungs of too few documents to show any are named and left out."""
+    known, poor = ([rung for rung in rungs if bool(rung.needs_documents) is is_poor] for is_poor in (False, True))
+    if not known:
+        num_documents = min(rung.num_documents for rung in poor)
+        needed = max(rung.needs_documents or 0 for rung in poor)
+        return f"nothing is settled with so few documents (n = {num_documents} documents; {needed} could)"
+    if not poor:
+        return _end_of(known, is_whole=True)
+    left_out = [f"{one.rung} (n = {one.num_documents}; {one.needs_documents} could)" for one in poor]
+    return f"{_end_of(known, is_whole=False)}; left out for too few documents: {', '.join(left_out)}"
+
+
+def _end_of(rungs: Sequence[LadderRung], *, is_whole: bool) -> str:
+    """Return where the gains of rungs end; what is lost or not is known of a whole ladder alone."""
     num_documents = min(rung.num_documents for rung in rungs)
     counted, told = f"n = {num_documents} documents", f"as far as {num_documents} documents tell"
-    needed = max((rung.needs_documents or 0 for rung in rungs), default=0)
-    if needed:
-        return f"nothing is settled with so few documents ({counted}; {needed} could)"
     seen = [is_seen(rung) for rung in rungs]
     if all(seen):
-        return f"every rung gains, so nothing is lost ({counted})"
+        return f"every {'rung gains, so nothing is lost' if is_whole else 'other rung gains'} ({counted})"
     place = seen.index(False)
     rung = rungs[place]
     heart = next((one for one in rungs if one.rung == "said" and one.before >= _BY_HEART), None)
@@ -93,7 +103,8 @@ def _lost(rungs: Sequence[LadderRung]) -> str:
     scale, unit = unit_of_rung(rung)
     could = "" if rung.detectable is None else f"; a gain of {scale * rung.detectable:.2g} {unit} would have been seen"
     if place == 0:
-        return f"no gain is seen at {rung.rung}, so there is nothing to lose, {told}{could}{known}"
+        nothing = ", so there is nothing to lose" if is_whole else ""
+        return f"no gain is seen at {rung.rung}{nothing}, {told}{could}{known}"
     return f"lost between {rungs[place - 1].rung} and {rung.rung}, {told}{could}{known}"
 
 

@@ -213,7 +213,8 @@ def document_baselines(
 ) -> dict[int, list[Baseline]]:
     """Return the baselines of one example at each maximum length, from what was shown and what was asked.
 
-    Windows are the characters that the model was shown, by maximum length. The budget is that of `word_budget`.
+    Windows are the characters that the model was shown, in the order of the prompt, by maximum length. The budget is
+    that of `word_budget`.
     """
     assert references
     assert budget > 0
@@ -221,15 +222,20 @@ def document_baselines(
     alike = dict.fromkeys(merged, budget if document.objective.is_of_summaries else None)
     oracles = visible_oracles(document, merged, references, alike)
     rows: dict[int, list[Baseline]] = {}
-    for maxlen, window in merged.items():
+    for maxlen in merged:
+        window = joined_spans(windows[maxlen])
         rows[maxlen] = [
             Baseline(system="lead", text=words_at_end(document.text, window, budget, is_last=False)),
             Baseline(system="tail", text=words_at_end(document.text, window, budget, is_last=True)),
+            *query_echo(query),
+            oracles[maxlen],
         ]
-        if query and query.strip():
-            rows[maxlen].append(Baseline(system="query_echo", text=query))
-        rows[maxlen].append(oracles[maxlen])
     return rows
+
+
+def query_echo(query: str | None) -> list[Baseline]:
+    """Return the query as a baseline, where there is one."""
+    return [Baseline(system="query_echo", text=query)] if query and query.strip() else []
 
 
 def merge_spans(spans: Iterable[Sequence[int]]) -> list[Span]:
@@ -241,6 +247,19 @@ def merge_spans(spans: Iterable[Sequence[int]]) -> list[Span]:
         else:
             merged.append((start, end))
     return merged
+
+
+def joined_spans(spans: Iterable[Sequence[int]]) -> list[Span]:
+    """Return the spans in their own order, each joined with those that go on with it, without empty ones."""
+    joined: list[Span] = []
+    for start, end in spans:
+        if start >= end:
+            continue
+        if joined and joined[-1][0] <= start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def _sentences(text: str) -> list[Span]:

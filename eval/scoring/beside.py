@@ -17,13 +17,16 @@ from dataclasses import replace
 from itertools import chain
 
 from eval.records.schema import Baselines, ExampleRecord, Prediction
+from eval.records.windows import shown_of
 from eval.scoring.baselines import (
     Baseline,
     CommonAnswers,
     Span,
     document_baselines,
+    joined_spans,
     merge_spans,
     prepare_document,
+    query_echo,
     visible_oracles,
     words_at_end,
 )
@@ -68,18 +71,25 @@ class BaselinesOfDocument:
     def beside(
         self, predictions: Sequence[Prediction], budgets: Mapping[int, int], example: ExampleRecord
     ) -> dict[int, list[Baseline]]:
-        """Return the baselines of one example and template by maxlen, beside answers of so many words."""
-        windows = {one.maxlen: one.context_spans for one in predictions}
+        """Return the baselines of one example and template by maxlen, beside answers of so many words.
+
+        Where another document was shown, no part of this one stands beside the answers.
+        """
+        shown = {one.maxlen: shown_of(one, example.document_id) for one in predictions}
+        windows = {maxlen: spans for maxlen, (_, spans) in shown.items()}
         common = [] if self._common is None else [self._common.beside(example.references)]
         everywhere = [Baseline(system="common_answer", text=answer) for answer in common]
         document = self._document
         if document is None:
             return dict.fromkeys(windows, everywhere)
+        if any(name != example.document_id for name, _ in shown.values()):
+            everywhere = [*query_echo(example.query), *everywhere]
+            return dict.fromkeys(windows, everywhere)
         rows = document_baselines(document, windows, example.references, example.query, self._budget)
         merged = {maxlen: merge_spans(windows[maxlen]) for maxlen in sorted(windows)}
         for maxlen, budget in budgets.items():
             for system, is_last in (("matched_lead", False), ("matched_tail", True)):
-                text = words_at_end(document.text, merged[maxlen], budget, is_last=is_last)
+                text = words_at_end(document.text, joined_spans(windows[maxlen]), budget, is_last=is_last)
                 rows[maxlen].append(Baseline(system=system, text=text))
         if document.objective.is_of_summaries:
             for maxlen, oracle in visible_oracles(document, merged, example.references, budgets).items():

@@ -28,7 +28,7 @@ from eval.scoring.metric_files import metric_of, values_by_key
 from eval.scoring.profiles import PROFILES, headline, metric_columns, metric_range
 from eval.scoring.rank_ranges import rank_ranges
 from eval.scoring.scored_run import ScoredRun, read_scored, settings_of
-from eval.scoring.shared_metrics import made_alike
+from eval.scoring.shared_metrics import made_alike, with_rooms
 from tasks.command import as_launched
 
 _COUNTS = (
@@ -207,7 +207,9 @@ def rank(
         for index, (row, _) in enumerate(entries)
     ]
     rows.sort(key=lambda row: (-row.metrics[metric].value, row.run, row.template, row.maxlen))
-    further, apart = made_alike({one.name: one.further for one in chosen})
+    further, apart = made_alike(
+        {one.name: with_rooms(one.further, {task: one.tasks[task].max_new_tokens}) for one in chosen}
+    )
     values = values_by_key(further)
     rows = [_with_further(row, {metric for metric in further if (row.run, metric) not in apart}) for row in rows]
     on_frontier = _on_frontier(rows, metric, cost)

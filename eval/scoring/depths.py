@@ -25,12 +25,14 @@ def found_by_depth(
 ) -> list[DepthCell]:
     """Return the share of needles found, by task, template, length and fifth of the context; empty without needles.
 
-    Predictions are as they are scored, without thoughts. Needles that a prompt does not show have no depth there.
+    Predictions are as they are scored, without thoughts. Needles that a prompt does not show have no depth there, and
+    windows beside `head` move them, so their predictions count nowhere.
     """
     known = {(one.task, one.id): one for one in examples if one.evidence and PROFILES[profiles[one.task]].is_of_needles}
     found: dict[tuple[str, str, int, int], list[float]] = defaultdict(list)
     for prediction in predictions:
-        if (example := known.get((prediction.task, prediction.id))) is None:
+        example = known.get((prediction.task, prediction.id))
+        if example is None or prediction.window is not None:
             continue
         for span, value in _needles(prediction, example, profiles[prediction.task]):
             if (depth := depth_of(span, prediction.context_spans)) is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from eval.errors import UserError
 from eval.records.schema import MetricRecord, UsedMetric, ValueRecord
+from eval.scoring.ladder import LIKELIHOOD
 from eval.scoring.metric_files import AGAIN, difference, metric_of, values_by_key
 from eval.scoring.scored_run import ScoredRun
 
@@ -41,7 +42,11 @@ class SharedMetrics:
 
 def shared_metrics(first: ScoredRun, second: ScoredRun) -> SharedMetrics:
     """Return the further metrics of two runs."""
-    one, other = (run.scores.further or {} for run in (first, second))
+    tasks = [task for task in first.record.tasks if task in second.record.tasks]
+    one, other = (
+        with_rooms(run.scores.further or {}, {task: run.record.tasks[task].max_new_tokens for task in tasks})
+        for run in (first, second)
+    )
     shared, left_out = {}, {}
     for name in dict.fromkeys([*one, *other]):
         if name not in one or name not in other:
@@ -54,6 +59,18 @@ def shared_metrics(first: ScoredRun, second: ScoredRun) -> SharedMetrics:
         else:
             shared[name] = other[name]
     return SharedMetrics(metrics=shared, left_out=left_out)
+
+
+def with_rooms(used: Mapping[str, UsedMetric], rooms: Mapping[str, int]) -> dict[str, UsedMetric]:
+    """Return metrics with the tasks' room for answers in the provenance of likelihoods, as these are of so many tokens.
+
+    A metric's file does not say it, since a folder may grow by tasks.
+    """
+    found = dict(used)
+    if LIKELIHOOD in found:
+        about = found[LIKELIHOOD]
+        found[LIKELIHOOD] = replace(about, provenance={**about.provenance, "max_new_tokens": dict(rooms)})
+    return found
 
 
 def what_differs(one: UsedMetric, other: UsedMetric, names: tuple[str, str]) -> str | None:

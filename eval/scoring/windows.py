@@ -10,7 +10,8 @@ Each is the second window minus the first, so that a positive number is what the
 - `position`: the evidence in front, and in its place: what is lost because of where it stands.
 - `document`: the document, and another one in its place: what does not come from elsewhere.
 
-Where no example has a place in a contrast with the window `evidence`, `oracle` stands in for it.
+Where no example has a place in `not_used` with the window `evidence`, `oracle` stands in for it. In `not_in_window` it
+does not: it is what the window shows.
 """
 
 from __future__ import annotations
@@ -50,10 +51,9 @@ class _Rule(NamedTuple):
     is_shown: bool = False
 
 
-_ALONE = (EVIDENCE, ORACLE)
 _RULES: dict[ContrastName, _Rule] = {
-    "not_in_window": _Rule(WITHOUT_EVIDENCE, _ALONE),
-    "not_used": _Rule(HEAD, _ALONE, is_shown=True),
+    "not_in_window": _Rule(WITHOUT_EVIDENCE, (EVIDENCE,)),
+    "not_used": _Rule(HEAD, (EVIDENCE, ORACLE), is_shown=True),
     "position": _Rule(HEAD, (EVIDENCE_FIRST,), is_shown=True),
     "document": _Rule(FOREIGN, (HEAD,), needs_evidence=False),
 }

@@ -195,6 +195,6 @@ def say_claim(claim: StudyClaim) -> str:
 
 def _say_margin(metric: str, margin: float) -> str:
     """Return a margin in the unit of what it is of."""
-    if LADDER_METRICS.get(metric) == "used":
+    if metric in LADDER_METRICS and LADDER_METRICS[metric][0] == "used":
         return f"{margin:g} nats a token"
     return f"{100 * margin:g}{'%' if metric == PERPLEXITY_METRIC else ''}"

@@ -10,6 +10,7 @@ import pytest
 
 from eval.leaderboard import main as leaderboard
 from eval.records.run_folder import RunFolder
+from eval.records.schema import ExampleScore
 from eval.run import main
 from eval.score import main as score
 from tests.helpers.run_folders import read_scores, without_checksums
@@ -156,6 +157,24 @@ def test_a_model_that_ignores_its_context_loses_nothing_by_any_window(data: Path
     assert not any(one.p_value is not None and one.p_value < 1 for one in found)
 
 
+def test_leads_begin_with_what_a_window_shows_first(data: Path, tmp_path: Path) -> None:
+    assert main(command(data, tmp_path / "run", maxlen="240")) == 0
+    found, systems = {}, {}
+    for one in RunFolder(tmp_path / "run").read_lines(ExampleScore, "example_scores.jsonl"):
+        window = one.template.removeprefix("context_first")
+        systems.setdefault(window, set()).add(one.system)
+        found[window, one.system] = one.metrics["rouge1"]
+    # The evidence has the words of the reference, and stands in the twelfth turn.
+    assert found["@evidence_first", "lead"] > found["", "lead"] + 0.5
+    assert systems["@evidence_first"] == systems["@evidence"] == systems[""] - {"foreign_oracle"}
+    assert systems["@foreign"] == {"query_echo", "mock"}
+
+
+def test_the_oracle_of_a_window_is_no_evidence_that_the_window_lacks(data: Path, tmp_path: Path) -> None:
+    assert main(command(data, tmp_path / "run", "without_evidence,oracle,head")) == 0
+    assert {one.contrast for one in read_scores(tmp_path / "run").windows or []} == {"not_used"}
+
+
 def test_windows_change_no_prediction_and_no_comparison_of_head(data: Path, tmp_path: Path) -> None:
     assert main(command(data, tmp_path / "alone", "head")) == 0
     assert main(command(data, tmp_path / "all")) == 0
@@ -255,6 +274,15 @@ def test_needles_move_as_other_evidence_does(tmp_path: Path, capsys: pytest.Capt
             shown = "".join(document[first:last] for first, last in one["window"]["spans"])
             assert (document[start:stop] in shown) == (window != "@without_evidence")
             assert shown.lstrip().startswith(document[start:stop]) or window == "@without_evidence"
+
+
+def test_depths_of_needles_are_of_head_alone(tmp_path: Path) -> None:
+    text = "--engine mock --task needle_single --maxlen 300 --limit 3 --max-new-tokens 12 --output"
+    for windows in ("head", "head,evidence_first"):
+        assert main([*text.split(), str(tmp_path / windows), "--window", windows]) == 0
+    alone, both = (read_scores(tmp_path / windows).depths for windows in ("head", "head,evidence_first"))
+    assert alone
+    assert alone == both
 
 
 def test_prompts_through_windows_are_answered_as_in_runs_of_their_own(data: Path, tmp_path: Path) -> None:

@@ -220,6 +220,49 @@ def test_runs_that_a_server_answered_have_no_likelihood(
     assert main([str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "was answered by --engine endpoint, and likelihoods are measured with --engine local alone" in line
+    assert main([str(tmp_path / "run"), "--no-likelihood"]) == 0
+    assert "leave out --no-likelihood" not in capsys.readouterr().out
+
+
+def test_answered_runs_measure_the_prompts_of_their_answers_alone(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, num_documents = tmp_path / "run", 12
+    rows = [
+        {"id": str(i), "context": text(i, 90), "query": "What?", "target": ANSWERS[:1]} for i in range(num_documents)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run([*least, "--until", "rougeLsum: 500 differs from 300 | 0.001s"]) == 0
+    answered = (folder / "predictions.jsonl").read_text().splitlines()
+    (folder / "scores.json").rename(tmp_path / "scores.json")
+    capsys.readouterr()
+    assert main([str(folder)]) == 2
+    assert f"run: python -m eval.score {folder}" in capsys.readouterr().err
+    assert not (folder / FILE).exists(), "nothing is measured where the ladder would fail"
+    (tmp_path / "scores.json").rename(folder / "scores.json")
+    assert main([str(folder)]) == 0
+    assert 0 < len(measured(folder)) == len(answered) < 2 * num_documents
+
+
+def test_windows_have_likelihoods_and_no_ladder(least: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for more in (["--no-generate"], []):
+        assert run([*least, "--window", "head,without_evidence", *more]) == 0
+        assert main([str(folder)]) == 0
+        assert {template for template, _, _ in measured(folder)} == {"context_first", "context_first@without_evidence"}
+        assert {line["template"] for line in read(folder, "ladder.json")["lines"]} == {"context_first"}
+
+
+def test_a_shard_measures_its_own_prompts(least: list[str], tmp_path: Path) -> None:
+    for part in (1, 2):
+        arguments = [*least[:-1], str(tmp_path / f"part-{part}"), "--shard", f"{part}/2", "--no-generate"]
+        assert run(arguments) == 0
+        assert main([str(tmp_path / f"part-{part}")]) == 0
+    one, other = (measured(tmp_path / f"part-{part}") for part in (1, 2))
+    assert one
+    assert other
+    assert not one.keys() & other.keys()
+    assert len(one) + len(other) == 8
 
 
 @pytest.mark.parametrize(

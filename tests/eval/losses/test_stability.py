@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from eval.config.placement import PlacementConfig
-from eval.losses.placement_job import open_placement
+from eval.losses.ledger import CALIBRATION, SearchText
+from eval.losses.placement_job import _in_folds, open_placement
 from eval.losses.search import Space, plans_to_judge
 from eval.losses.stability import chance_jaccard, count_units, jaccard, majority_of
 from eval.placement import main
@@ -19,6 +20,7 @@ from eval.runtime.processes import start_accelerated
 from masformer import SpanPlan
 from masformer.checkpoints.open import Checkpoint
 from masformer.placement import Found, PlanMeter, Unit
+from tasks import Example
 from tests.helpers.texts import WORDS, read, text
 
 LOCAL = "span=1 sinks=0"
@@ -41,6 +43,15 @@ def folded(texts: Path, model: Path, tmp_path: Path) -> list[str]:
     arguments = f"--task custom --data {texts} --model {model} --maxlen 48 --limit 8 --threads 1 --rank gates --folds 3"
     judged = "--units heads --candidates 3 --budget layers=0.5 --held-out-split test --random 2"
     return [*arguments.split(), *judged.split(), "--local", LOCAL, "--output", str(tmp_path / "run")]
+
+
+def test_documents_of_two_tasks_under_one_name_are_two() -> None:
+    of_task = [Example(id=name, document_id=name, context=name, references=("x",)) for name in "012"]
+    texts = [
+        SearchText(part=CALIBRATION, task=task, id=one.id, token_ids=[1]) for task in ("a", "b") for one in of_task
+    ]
+    found = _in_folds(texts, {"a": of_task, "b": of_task}, 6)
+    assert sorted({one.fold for one in found if one.fold is not None}) == list(range(6))
 
 
 def folds_of(arguments: list[str]) -> dict[str, int | None]:

@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 
 from eval.ladder import main
+from eval.leaderboard import main as leaderboard
 from eval.records.journal import append_lines
 from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleRecord, LadderRecord, MetricLine, MetricRecord, ValueRecord
 from eval.records.typed import from_json
-from eval.reporting.ladder_page import write_ladder
+from eval.reporting.ladder_page import where_lost, write_ladder
 from eval.score import main as score
 from eval.scoring.ladder import LIKELIHOOD_READS, likelihood_item
 from eval.scoring.metric_files import open_metric_file
-from tests.helpers.run_folders import example_line, run_record, write_run
+from eval.scoring.scored_run import read_scored
+from eval.scoring.shared_metrics import shared_metrics
+from tests.helpers.run_folders import example_line, run_record, with_task, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -181,9 +184,98 @@ def test_gold_evidence_takes_the_place_of_the_oracle(tmp_path: Path) -> None:
     assert [line["said"] for line in ladder["lines"]] == [[0.0, 0.5]] * NUM_DOCUMENTS
 
 
-def test_few_documents_settle_nothing_and_the_words_say_so(tmp_path: Path) -> None:
+KEY = "The committee closed the northern bridge for repairs until the spring of next year."
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("Bridge.", 0.0),
+        ("The committee.", 0.0),
+        ("", 0.0),
+        (KEY, 1.0),
+        (f"Before all else, members spoke at length. {KEY} Nobody objected, and so on and so forth.", 1.0),
+        ("Until next spring, repairs keep the bridge in the north closed, the committee says.", 1.0),
+        ("The committee closed it. It is the northern bridge, for repairs.", 1.0),
+        ("The members heard of a bridge, and then the spring of the year was their matter.", 0.0),
+    ],
+)
+def test_an_answer_says_a_sentence_of_which_it_has_what_weighs_most(answer: str, share: float, tmp_path: Path) -> None:
+    filler = [f"The members spoke of matter {index} for an hour, as the year before." for index in range(20)]
+    shown = " ".join(filler)
+    text = f"{shown} {KEY}"
+    some = [example_line(0, document_id="doc", references=[KEY], evidence=[[len(shown) + 1, len(text)]])]
+    lengths = (len(shown) // 2, len(text))
+    write_run(tmp_path, lambda example, maxlen: answer, some, {"doc": text}, run_record(lengths=lengths))
+    assert score([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-likelihood"]) == 0
+    [line] = json.loads((tmp_path / "ladder.json").read_text())["lines"]
+    assert line["said"] == [share, share]
+
+
+def test_what_is_said_is_what_is_scored_of_an_answer(tmp_path: Path) -> None:
+    record = with_task(run_record(lengths=(SMALL, LARGE)), scores_first_line=True)
+    numbers = {one.id: index for index, one in enumerate(examples())}
+
+    def below_a_line(example: ExampleRecord, maxlen: int) -> str:
+        return f"Here it comes:\n{what_it_needs(numbers[example.id], maxlen == LARGE)}"
+
+    write_run(tmp_path, below_a_line, examples(), documents(), record)
+    assert score([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-likelihood"]) == 0
+    lines = json.loads((tmp_path / "ladder.json").read_text())["lines"]
+    assert [line["said"] for line in lines] == [[0.0, 0.0]] * NUM_DOCUMENTS
+
+
+def test_short_answers_say_no_sentences(tmp_path: Path) -> None:
+    record = run_record(lengths=(SMALL, LARGE), profile="f1")
+    write_run(tmp_path, lambda example, maxlen: "x", examples(), documents(), record)
+    assert score([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-likelihood"]) == 0
+    rungs = json.loads((tmp_path / "ladder.json").read_text())["rungs"]
+    assert [rung["rung"] for rung in rungs] == ["shown", "credited"]
+
+
+def test_likelihoods_of_other_rooms_are_of_other_tokens_and_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alike = run_record(lengths=(SMALL, LARGE))
+    for name, record in {"a": alike, "b": alike, "c": with_task(alike, max_new_tokens=8)}.items():
+        folder = write_run(tmp_path / name, lambda example, maxlen: "x", examples(), documents(), record)
+        write_likelihoods(folder, reads, examples())
+        assert score([str(tmp_path / name)]) == 0
+    runs = {name: read_scored(tmp_path / name) for name in "abc"}
+    assert not shared_metrics(runs["a"], runs["b"]).left_out
+    shared = shared_metrics(runs["a"], runs["c"])
+    assert not shared.metrics
+    assert "provenance max_new_tokens plos is 16" in shared.left_out["likelihood"]
+    capsys.readouterr()
+    assert leaderboard([str(tmp_path), "--output", str(tmp_path / "board")]) == 0
+    assert "likelihood of c is left out" in " ".join(capsys.readouterr().out.split())
+
+
+def test_few_documents_settle_little_or_nothing_and_the_words_say_so(tmp_path: Path) -> None:
     ladder = climb(tmp_path / "run", what_it_needs, reads, examples()[:6])
-    assert "nothing is settled with so few documents (n = 6 documents; 8 could)" in ladder["words"]["plos/instruct"]
+    # Of a fall of the likelihood, which has no bound, fewer documents tell.
+    assert ladder["words"]["plos/instruct"].endswith(
+        "every other rung gains (n = 6 documents); left out for too few documents: shown (n = 6; 8 could), "
+        "said (n = 6; 8 could), credited (n = 6; 8 could)."
+    )
+    ladder = climb(tmp_path / "fewer", what_it_needs, reads, examples()[:4])
+    assert "nothing is settled with so few documents (n = 4 documents; 8 could)" in ladder["words"]["plos/instruct"]
+
+
+def test_a_rung_of_too_few_documents_leaves_the_others_their_words(tmp_path: Path) -> None:
+    content = climb(tmp_path / "run", end_of_window, stays)
+    ladder = from_json(LadderRecord, content, "ladder.json")
+    few = {"num_documents": 4, "needs_documents": 9, "p_corrected": None}
+    rungs = [replace(one, **few) if one.rung == "said" else one for one in ladder.rungs]
+    assert where_lost(rungs).endswith(
+        "lost between shown and used, as far as 10 documents tell; left out for too few documents: said (n = 4; 9 "
+        "could)."
+    )
+    all_few = where_lost([replace(one, **few) for one in ladder.rungs])
+    assert all_few.endswith("nothing is settled with so few documents (n = 4 documents; 9 could).")
 
 
 def test_documents_that_the_smallest_length_shows_whole_are_left_out(
