@@ -28,10 +28,10 @@ from eval.errors import UserError
 NEEDS = ("references", "window", "document", "query")
 # In the place of answers, sentences that are cut out of documents: lead and oracle, which stand beside the model.
 EXTRACTS = "extracts"
-# What was asked, and not the answer: a value of the model and its prompt, which is there before any answer is.
+# What was asked, and not the answer: a value of the model and its prompt, which no metric of answers reads.
 REQUEST = "request"
 # What it may read besides, where an item has it.
-READS = (*NEEDS, "classes", "shorter_window", "finish_reason", "num_tokens", EXTRACTS, REQUEST)
+READS = (*NEEDS, "classes", "shorter_window", "finish_reason", "num_tokens", EXTRACTS)
 # What a value may be beyond its range.
 _ROUNDING = 1e-6
 
@@ -105,7 +105,7 @@ class Item:
 
     @classmethod
     def read(cls, reads: Collection[str], *, prediction: str, **texts: Any) -> Item:
-        """Return an item with what these names of `READS` let one see of it; see `of`."""
+        """Return an item with what these names, of `READS` or the request, let one see of it; see `of`."""
         kept = {name: value for name, value in texts.items() if name in reads and value not in (None, ())}
         prediction = "" if REQUEST in reads else prediction
         parts = [[name, _digest_of_value(value)] for name, value in sorted(kept.items())]

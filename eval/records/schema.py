@@ -1222,7 +1222,7 @@ class StabilityRecord:
 
     folds: list[FoldRecord] = entry("one a fold")
     jaccard: list[float] = entry(
-        "share of the units of a pair of folds that both chose: folds 1 and 2, 1 and 3, ..., 2 and 3, ..."
+        "share of the units of a pair of folds that both chose: of folds 1 and 2, 1 and 3, and so on"
     )
     median_jaccard: float = entry("median over the pairs")
     chance_jaccard: float = entry("mean over the pairs that random choices of the same sizes would have")

@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eval.metrics.base import REQUEST, Item
 from eval.metrics.diagnostics import PLACED
@@ -34,7 +35,7 @@ from eval.scoring.claims import compare_table
 from eval.scoring.exchanges import Pair
 from eval.scoring.metric_files import MetricFile
 from eval.scoring.profiles import PROFILES, headline, metric_range
-from eval.scoring.significance import FRACTIONS, Range
+from eval.scoring.significance import FRACTIONS, Range, size_of
 
 # Raised by hand whenever a change of the code changes the values.
 LADDER_VERSION = 1
@@ -203,23 +204,49 @@ def _rungs_of(lines: Sequence[LadderLine], profiles: Mapping[str, str]) -> Itera
         )
 
 
-def gains_of(rung: Rung, lines: Sequence[LadderLine], profile: str, beside: Sequence[LadderLine] | None = None) -> Pair:
-    """Return the values of lines at two lengths, or at their greater one beside that of other lines; more is better.
+def gains_of(rung: Rung, lines: Sequence[LadderLine], profile: str) -> Pair:
+    """Return the values of lines at both of their lengths; more is better."""
+    values = _values(rung, lines)
+    return _pair(rung, lines, profile, values[:, 0], values[:, 1])
+
+
+def beside(
+    rung: Rung, lines: Sequence[LadderLine], others: Sequence[LadderLine], profile: str, *, is_gain: bool
+) -> Pair:
+    """Return what lines of a run have beside those of another, of the same examples in the same order.
 
     Args:
         rung: One that all lines have.
         lines: Of one task, or of several under one profile.
+        others: Of the other run.
         profile: Of the tasks.
-        beside: Lines of another run, of the same examples in the same order.
+        is_gain: Compare gains over the smallest length, and not the values at the greater one.
     """
-    values = np.array([getattr(line, rung) for line in lines], dtype=np.float64) * (-1.0 if rung == "used" else 1.0)
-    if beside is not None:
-        others = np.array([getattr(line, rung)[1] for line in beside], dtype=np.float64)
-        values[:, 0] = others * (-1.0 if rung == "used" else 1.0)
+    after, before = _values(rung, lines), _values(rung, others)
+    if not is_gain:
+        return _pair(rung, lines, profile, before[:, 1], after[:, 1])
+    pair = _pair(rung, lines, profile, before[:, 1] - before[:, 0], after[:, 1] - after[:, 0])
+    size = size_of(pair.within)
+    return replace(pair, within=(-np.inf, np.inf) if rung == "used" else (-size, size), are_answers=False)
+
+
+def _values(rung: Rung, lines: Sequence[LadderLine]) -> NDArray[np.float64]:
+    """Return (N, 2) values at both lengths, in which more is better."""
+    values = np.array([getattr(line, rung) for line in lines], dtype=np.float64)
+    return -values if rung == "used" else values
+
+
+def _pair(rung: Rung, lines: Sequence[LadderLine], profile: str, first: Any, second: Any) -> Pair:
+    is_score = rung == "credited" or (rung == "shown" and lines[0].of == "oracle")
     within: Range = (-np.inf, 0.0) if rung == "used" else FRACTIONS
-    if rung == "credited" or (rung == "shown" and lines[0].of == "oracle"):
-        within = metric_range(profile, headline(profile))
-    return Pair(first=values[:, 0], second=values[:, 1], documents=[line.unit for line in lines], within=within)
+    return Pair(
+        first=first,
+        second=second,
+        # Documents of two tasks may have one name.
+        documents=[(line.task, line.unit) for line in lines],
+        within=metric_range(profile, headline(profile)) if is_score else within,
+        are_answers=rung == "credited" and PROFILES[profile].has_common_answer,
+    )
 
 
 def _measure_of(rung: Rung, of: str, profile: str) -> str:

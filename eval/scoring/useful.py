@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from eval.records.schema import ExampleScore, PairedResult, UsefulLength
+from eval.records.windows import HEAD, window_of
 from eval.scoring.claims import MARGIN
 from eval.scoring.comparisons import Compare, compare_lines
 from eval.scoring.examples import Scored
@@ -77,12 +78,12 @@ def _is_as_good(place: int, num_lengths: int, compare: Comparer) -> bool:
 def useful_lengths(scored: Sequence[Scored], margin: float = MARGIN) -> list[UsefulLength]:
     """Return the useful length of the model and of the visible oracle, by headline metric, task and template.
 
-    What has one length alone is left out.
+    What has one length alone is left out, and so are windows that are no beginnings of documents.
     """
     lines: dict[tuple[str, str, bool, str], dict[int, dict[str, ExampleScore]]] = defaultdict(lambda: defaultdict(dict))
     profiles = {one.line.task: one.profile for one in scored}
     for one in scored:
-        if one.is_model or one.line.system == _ORACLE:
+        if (one.is_model or one.line.system == _ORACLE) and window_of(one.line.template) == HEAD:
             line = one.line
             lines[line.task, line.template, one.is_model, line.system][line.maxlen][line.id] = line
     return [

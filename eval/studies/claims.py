@@ -18,15 +18,19 @@ from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.records.schema import StudyClaim
 from eval.records.windows import named
-from eval.scoring.ladder import RUNGS
+from eval.scoring.ladder import RUNGS, Rung
 from eval.scoring.profiles import metric_columns, metric_name
 from eval.studies.yaml_fields import Kind, fields_of
 from tasks.readers.yaml_file import shown
 
 DIRECTIONS = ("better", "worse", "as-good", "differs")
 PERPLEXITY_METRIC = "perplexity"
-# A rung of the context ladder, of parts that have one: `ladder.used`.
-LADDER_METRICS = {f"ladder.{rung}": rung for rung in RUNGS}
+# Of parts with a context ladder: the gains of a rung, or what two of them are at a length.
+LADDER_METRICS: Mapping[str, tuple[Rung, bool]] = {
+    **{f"ladder.{rung}": (rung, True) for rung in RUNGS},
+    "ladder.nll": ("used", False),
+    "ladder.score": ("credited", False),
+}
 
 
 def read_claims(
@@ -191,6 +195,6 @@ def say_claim(claim: StudyClaim) -> str:
 
 def _say_margin(metric: str, margin: float) -> str:
     """Return a margin in the unit of what it is of."""
-    if LADDER_METRICS.get(metric) == "used":
+    if metric in LADDER_METRICS and LADDER_METRICS[metric][0] == "used":
         return f"{margin:g} nats a token"
     return f"{100 * margin:g}{'%' if metric == PERPLEXITY_METRIC else ''}"

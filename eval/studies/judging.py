@@ -26,7 +26,7 @@ from eval.scoring.claims import compare_table, fewest_documents, p_of_loss
 from eval.scoring.compare_runs import check_comparable, rows_of
 from eval.scoring.comparisons import compare_lines, pair_of
 from eval.scoring.exchanges import Pair as ExchangedPair
-from eval.scoring.ladder import Rung, gains_of
+from eval.scoring.ladder import Rung, beside, gains_of
 from eval.scoring.scored_run import read_scored
 from eval.scoring.significance import MIN_DOCUMENTS, detectable_ratio, p_of_ratio, ratios_of_perplexities
 from eval.studies.claims import LADDER_METRICS, PERPLEXITY_METRIC
@@ -165,16 +165,16 @@ def _say_detectable(
 
 def _of_ladder(folder: StudyFolder, claim: StudyClaim, num_claims: int) -> Evidence:
     """Return the evidence about a rung: at a length beside the smallest, or of two parts; over all tasks or one."""
-    rung, length = LADDER_METRICS[claim.metric], claim.against_length
+    (rung, is_gain), length = LADDER_METRICS[claim.metric], claim.against_length
     parts = [claim.part] if length else [claim.part, claim.against]
     # A ladder has gains over the smallest length; a claim may be about that one beside a greater.
     smaller, greater = sorted([length or claim.maxlen, claim.maxlen])
     found = [_ladder_lines(folder.path / name, replace(claim, maxlen=greater), rung) for name in parts]
     shared = [key for key in found[0] if all(key in other for other in found)]
-    lines, *beside = ([of_part[key] for key in shared] for of_part in found)
-    if length is not None and (others := {line.smallest for line in lines} - {smaller}):
-        raise NotYetError(f"the ladder begins at {min(others):,} tokens and not at {smaller:,}")
-    if len({line.unit for line in lines}) < MIN_DOCUMENTS:
+    lines, *others = ([of_part[key] for key in shared] for of_part in found)
+    if length is not None and (wrong := {line.smallest for line in lines} - {smaller}):
+        raise NotYetError(f"the ladder begins at {min(wrong):,} tokens and not at {smaller:,}")
+    if len({(line.task, line.unit) for line in lines}) < MIN_DOCUMENTS:
         raise NotYetError(f"{len(lines)} examples have this rung, of fewer than {MIN_DOCUMENTS} documents")
     record = folder.record(folder.study.parts[claim.part])
     if not isinstance(record, RunRecord):  # as of a wording of earlier parts
@@ -182,7 +182,8 @@ def _of_ladder(folder: StudyFolder, claim: StudyClaim, num_claims: int) -> Evide
     profiles = {record.profiles[line.task] for line in lines}
     if len(profiles) > 1:
         raise NotYetError(f"tasks have several profiles ({', '.join(sorted(profiles))}); name one task")
-    pair = gains_of(rung, lines, profiles.pop(), *beside)
+    [profile] = profiles
+    pair = beside(rung, lines, *others, profile, is_gain=is_gain) if others else gains_of(rung, lines, profile)
     if length == greater:
         pair = replace(pair, first=pair.second, second=pair.first)
     [result] = compare_table([pair], *([] if claim.margin is None else [claim.margin]))

@@ -85,6 +85,8 @@ def ruled(field: Any, hint: Any) -> st.SearchStrategy[Any]:
     }
     if rule is rules.NAMES:
         return st.dictionaries(st.sampled_from(["a", "b.c"]), values_of(parts[1]), min_size=1, max_size=2)
+    if rule is rules.TEMPLATES:
+        return st.dictionaries(st.sampled_from(["a", "a@evidence"]), values_of(parts[1]), min_size=1, max_size=2)
     if rule is rules.NOT_EMPTY:
         return st.lists(values_of(parts[0]), min_size=1, max_size=2)
     if rule in (rules.COUNT, rules.POSITIVE, rules.LENGTH):

@@ -83,6 +83,8 @@ def test_claims_about_rungs_are_judged(tmp_path: Path, answered: Any) -> None:
         "shown": claim("used", part="full", against=100, direction="better", **used),
         "refuted": claim("not used", part="full", against=100, direction="worse", **used),
         "shown ": claim("mixed loses", part="local", against="full", direction="worse", **used),
+        "shown    ": claim("mixed is less likely", part="local", against="full", metric="ladder.nll")
+        | {"direction": "worse", "maxlen": 200},
         # A gain of a tenth of a point, in both directions of the pair.
         "shown  ": claim("no gain", part="full", against=200, direction="as good", margin=0.2, **credited)
         | {"maxlen": 100},
@@ -101,7 +103,7 @@ def test_claims_about_rungs_are_judged(tmp_path: Path, answered: Any) -> None:
     assert found[0].evidence.found.startswith("+0.20 [+0.")
     assert "nats a token, n = 24 documents" in found[0].evidence.found
     assert found[2].evidence.found.startswith("-0.1")
-    assert found[5].evidence.found == "0 examples have this rung, of fewer than 6 documents"
+    assert found[6].evidence.found == "0 examples have this rung, of fewer than 6 documents"
 
 
 def test_a_ladder_of_other_answers_is_made_again(tmp_path: Path, answered: Any) -> None:
@@ -189,9 +191,13 @@ def test_a_rung_that_no_ladder_has_is_refused(settings: Content, changes: Conten
 def test_a_margin_of_nats_is_said_in_nats(tmp_path: Path) -> None:
     about = {"part": "full", "against": 100, "direction": "as good", "margin": 0.02}
     claims = folder_of(
-        tmp_path, *(claim(rung, **about, metric=f"ladder.{rung}") for rung in ("used", "credited"))
+        tmp_path, *(claim(rung, **about, metric=f"ladder.{rung}") for rung in ("used", "nll", "score"))
     ).study.claims
-    assert [say_claim(one).partition("margin ")[2] for one in claims] == ["0.02 nats a token.", "2."]
+    assert [say_claim(one).partition("margin ")[2] for one in claims] == [
+        "0.02 nats a token.",
+        "0.02 nats a token.",
+        "2.",
+    ]
 
 
 def test_a_rung_is_said_in_words_and_changes_what_makes_a_part(tmp_path: Path) -> None:
