@@ -191,9 +191,13 @@ def test_a_rung_that_no_ladder_has_is_refused(settings: Content, changes: Conten
 def test_a_margin_of_nats_is_said_in_nats(tmp_path: Path) -> None:
     about = {"part": "full", "against": 100, "direction": "as good", "margin": 0.02}
     claims = folder_of(
-        tmp_path, *(claim(rung, **about, metric=f"ladder.{rung}") for rung in ("used", "credited"))
+        tmp_path, *(claim(rung, **about, metric=f"ladder.{rung}") for rung in ("used", "nll", "score"))
     ).study.claims
-    assert [say_claim(one).partition("margin ")[2] for one in claims] == ["0.02 nats a token.", "2."]
+    assert [say_claim(one).partition("margin ")[2] for one in claims] == [
+        "0.02 nats a token.",
+        "0.02 nats a token.",
+        "2.",
+    ]
 
 
 def test_a_rung_is_said_in_words_and_changes_what_makes_a_part(tmp_path: Path) -> None:
