@@ -1,23 +1,23 @@
 """Evidence about two systems that may be looked at after every document, and stopped at any look.
 
     differs(gains) >= DIFFERS                  # of runs without a difference one in twenty at most ever comes to it
-    as_good(gains, firsts, 0.01) >= AS_GOOD    # of runs that lose the margin one in forty
+    as_good(gains, 0.01) >= AS_GOOD            # of runs that lose the margin one in forty
 
-These are e-values: what somebody has who bets one unit on the documents as they come, and who would win nothing on
-average if the claim were false. Such a one hardly ever has 20 units, at any time. A p value has no such bound over
-several looks.
+These are e-values. An e-value is the capital of a gambler who starts with 1 and bets against the opposite of the claim.
+If that opposite is true, the capital reaches 20 in at most one run in twenty, however often one looks. A p value has no
+such bound over several looks.
 
 - **A difference** is bet on by signs. Were two systems alike, each difference could as well have the other sign, so a
   bet of strength `l` pays `2 e^(l d) / (e^(l d) + e^(-l d))`, whatever the sizes of differences are. The permutation
   test of `eval.scoring.claims` has the same null hypothesis.
-- **As good** is bet on by means: a bet of share `s` pays `1 + s (d + margin) / (L - margin)`, where `L` is the most
-  that a document can lose. A document that loses so much takes the largest bet whole, so collapses that few documents
-  would not have shown are allowed for, as `guarded_loss` does. Signs of `d + margin` would call a system as good that
-  loses a whole answer now and then and nothing else.
+- **As good** is bet on by means: a bet of share `s` pays `1 + s (d + margin) / (1 - margin)`. A document that loses a
+  whole answer takes the largest bet whole. Signs of `d + margin` would call a system as good that loses a whole answer
+  now and then and nothing else. A smaller loss than 1 as the greatest one, learned from the scores so far, would allow
+  larger bets. But one document of a hundred that scores 90 points and is lost hardly shows in 200: with such bets 29%
+  of the runs that lose a point in this way were called as good.
 
 Source: Ville, Étude critique de la notion de collectif (1939), for the bound; Waudby-Smith and Ramdas, Estimating means
-of bounded random variables by betting, JRSS B 86 (2024), section 4, for bets on means. Deviation: `L` is learned from
-the first system's scores on earlier documents, so that summaries do not need as many documents as answers do.
+of bounded random variables by betting, JRSS B 86 (2024), section 4, for bets on means.
 
 Legend: `D` documents or clusters in the order in which they were answered, `B` bets. All numbers are fractions of the
 range of scores; a gain is the second system's score less the first's.
@@ -40,6 +40,9 @@ AS_GOOD = 2 / ALPHA
 _STRENGTHS: Floats = np.exp2(np.arange(-1.0, 6.0))
 # Of the bet that a collapse takes whole.
 _SHARES = np.array([1.0, 0.5])
+# Of the unit that is bet: the largest bet grows fastest, and is gone with the first whole answer that is lost.
+_PARTS = np.array([0.9, 0.1])
+_PARTS_OF_ANSWERS = np.array([0.5, 0.5])
 
 
 def differs(gains: ArrayLike) -> float:
@@ -48,34 +51,20 @@ def differs(gains: ArrayLike) -> float:
     return _mean_of(_by_signs(found, _STRENGTHS), _by_signs(found, -_STRENGTHS))
 
 
-def as_good(gains: ArrayLike, firsts: ArrayLike, margin: float, *, are_answers: bool = False) -> float:
+def as_good(gains: ArrayLike, margin: float, *, are_answers: bool = False) -> float:
     """Return the e-value of (D,) gains against "the second loses the margin or more" in the mean.
 
     Args:
         gains: Second minus first.
-        firsts: (D,) scores of the first system.
         margin: Loss up to which the second is as good, below 1.
-        are_answers: Scores are right or wrong in the main, so a document can lose a whole one.
+        are_answers: Scores are right or wrong in the main, so now and then a document loses a whole one.
     """
-    found, most = _fractions(gains), most_lost(_fractions(firsts), are_answers=are_answers)
-    # A margin near all that can be lost would leave nothing to divide by; smaller bets are as valid.
-    takes_all = np.maximum(most - margin, most / 2)
-    paid = np.maximum(1.0 + np.outer((found + margin) / takes_all, _SHARES), 0.0)
+    # A margin near 1 would leave nothing to divide by; smaller bets are as valid.
+    takes_all = max(1.0 - margin, 0.5)
+    paid = np.maximum(1.0 + np.outer((_fractions(gains) + margin) / takes_all, _SHARES), 0.0)
     with np.errstate(divide="ignore"):
-        return _mean_of(np.log(paid).sum(axis=0))
-
-
-def most_lost(firsts: Floats, *, are_answers: bool) -> Floats:
-    """Return (D,) what each document is taken to lose at most, from (D,) scores of the first system.
-
-    What a document itself scores must not decide how much is bet on it, so this is the greatest score before, and a
-    part of what lies above it, which few documents leave open.
-    """
-    if are_answers or not len(firsts):
-        return np.ones(len(firsts))
-    before = np.concatenate([[0.0], np.maximum.accumulate(firsts)[:-1]])
-    most: Floats = before + (1.0 - before) / np.sqrt(np.arange(1, len(firsts) + 1))
-    return most
+        logs = np.log(paid).sum(axis=0) + np.log(len(_SHARES) * (_PARTS_OF_ANSWERS if are_answers else _PARTS))
+    return _mean_of(logs)
 
 
 def anytime_interval(gains: ArrayLike) -> tuple[float | None, float | None]:

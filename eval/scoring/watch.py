@@ -69,7 +69,6 @@ class Watch:
             side: {} for side in (subject, beside) if isinstance(side, int)
         }
         self.gains: list[float] = []
-        self.firsts: list[float] = []
 
     def add(self, ids: Sequence[str], predictions: Mapping[Key, Prediction]) -> None:
         """Score the answers about some examples, and compare the documents or clusters that are complete with them."""
@@ -102,7 +101,6 @@ class Watch:
                 float(fractions([lines[name].metrics[self.metric] for name in kept], within).mean())
                 for lines in (row.first, row.second)
             )
-            self.firsts.append(first)
             self.gains.append(second - first)
 
     def _side(self, side: Side) -> Mapping[str, ExampleScore]:
@@ -114,7 +112,7 @@ class Watch:
         against_alike, against_loss = differs(self.gains), None
         if until.margin is not None:
             are_answers = PROFILES[self.profile].has_common_answer
-            against_loss = as_good(self.gains, self.firsts, until.margin, are_answers=are_answers)
+            against_loss = as_good(self.gains, until.margin, are_answers=are_answers)
         judged = replace(
             until,
             num_compared=len(self.gains),
