@@ -190,6 +190,8 @@ class PromptSource:
             parts = self._through_window(parts, template, example, ranges_of)
             prompt = fit(parts, maxlen, self.room, self.policy, self.settings.thinking_room)
             yield Request(key=key, prompt=prompt, fingerprint=digest, source=self)
+        if any(window_of(template) not in (HEAD, FOREIGN) for template in self.builders):
+            self._evidence.forget_document()
 
     def _through_window(
         self, parts: PromptParts, template: str, example: Example, ranges_of: Callable[[str, Spans], Ranges]
@@ -234,7 +236,7 @@ class PromptSource:
         return next(one for one in self.builders.values() if one.is_context_first == wanted)
 
     def shown_example(self, template: str) -> Example:
-        """Return an example about the document that a template shows: the own one, but for the window `foreign`."""
+        """Return an example of what a template shows: the example's own document, or another under `foreign`."""
         if window_of(template) != FOREIGN:
             return self.examples[0]
         assert self.foreign is not None
@@ -254,9 +256,9 @@ class PromptSource:
             return None
         if window == FOREIGN:
             return WindowRecord(spans=spans, document_id=self.shown_example(template).document_id)
-        found = self._evidence.of(example)
         if window == ORACLE:
             return WindowRecord(spans=spans, evidence=spans, source="oracle")
+        found = self._evidence.of(example)
         return WindowRecord(spans=spans, evidence=[list(one) for one in found.spans], source=found.source)
 
 

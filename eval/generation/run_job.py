@@ -99,8 +99,9 @@ class RunJob(Job[RunRecord, Prediction]):
                 self.folder.clear()
             examples, damaged = self.merged_examples(self.data)
             num_to_generate = requests.num_missing if self.config.generate else 0
-            if requests.num_missing:
+            if num_to_generate:
                 self.change(world_size=process.count)
+            if requests.num_missing:
                 remarks = {"quantization": backend.quantization, "engine": backend.server}
                 self.add_session(process, argv, num_to_generate=num_to_generate, **remarks)
             if not self.config.generate:

@@ -39,10 +39,12 @@ class DocumentEvidence:
         self._context = context
         self._objective = PROFILES[profile].objective
         self._found: dict[str, Evidence] = {}
+        self._oracles: dict[tuple[str, tuple[Span, ...]], tuple[Span, ...]] = {}
 
     @cached_property
-    def _document(self) -> PreparedDocument | None:
-        return None if self._objective is None else prepare_document(self._context, self._objective)
+    def _document(self) -> PreparedDocument:
+        assert self._objective is not None
+        return prepare_document(self._context, self._objective)
 
     def of(self, example: Example) -> Evidence:
         """Return the passages that the data set marks, else what the oracle picks of the whole document."""
@@ -55,10 +57,18 @@ class DocumentEvidence:
 
     def oracle(self, example: Example, shown: Iterable[Sequence[int]]) -> tuple[Span, ...]:
         """Return the sentences that the oracle picks of some spans, with as many words as the references."""
-        if self._document is None:
+        if self._objective is None:
             return ()
-        budget = word_budget(example.references) if self._document.objective.is_of_summaries else None
-        return visible_oracles(self._document, {0: merge_spans(shown)}, example.references, {0: budget})[0].sentences
+        key = example.id, tuple(merge_spans(shown))
+        if key not in self._oracles:
+            budget = word_budget(example.references) if self._objective.is_of_summaries else None
+            oracle = visible_oracles(self._document, {0: key[1]}, example.references, {0: budget})[0]
+            self._oracles[key] = oracle.sentences
+        return self._oracles[key]
+
+    def forget_document(self) -> None:
+        """Free the document's counts, which take more memory than all that was found with them."""
+        vars(self).pop("_document", None)
 
 
 def check_windows(task: str, templates: Iterable[str], examples: Sequence[Example], profile: str) -> None:

@@ -3,8 +3,8 @@
     hf upload --repo-type dataset OWNER/NAME runs/my-run/dataset .
 
 `samples` has a row for each answer and its scores, `scores` one for each mean, and `documents` each text once: the
-characters of `context_spans` are what a prompt showed. Scores are fractions. A run that was scored with `--no-texts`
-gives no documents, queries, references and answers.
+characters `shown_spans` of `shown_document_id` are what a prompt showed, in its order. Scores are fractions. A run that
+was scored with `--no-texts` gives no documents, queries, references and answers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from eval.interop.cards import describe_scores
 from eval.interop.samples import answered_examples, file_name
 from eval.records.disk import inside, write_whole
 from eval.records.run_folder import RunFolder
+from eval.records.windows import shown_of
 from eval.reporting.tables import markdown
 from eval.scoring.scored_run import ScoredRun
 
@@ -37,6 +38,8 @@ _SAMPLE = {
     "context_tokens_kept": pa.int64(),
     "context_tokens_dropped": pa.int64(),
     "context_spans": pa.list_(pa.list_(pa.int64())),
+    "shown_document_id": pa.string(),
+    "shown_spans": pa.list_(pa.list_(pa.int64())),
     "seconds": pa.float64(),
     "cache_bytes": pa.int64(),
     "attention_flops": pa.int64(),
@@ -108,12 +111,15 @@ def _samples(run: ScoredRun) -> Iterator[Row]:
             prediction = one.prediction
             same = {name: getattr(prediction, name) for name in _SAMPLE if hasattr(prediction, name)}
             scores = one.line.samples or [one.line.metrics]
+            name, spans = shown_of(prediction, one.example.document_id)
             for number, (answer, scored, values) in enumerate(zip(prediction.answers, one.scored, scores, strict=True)):
                 yield same | {
                     "task": task,
                     "template": template,
                     "maxlen": maxlen,
                     "document_id": one.example.document_id,
+                    "shown_document_id": name,
+                    "shown_spans": [list(span) for span in spans],
                     "query": one.example.query,
                     "references": list(one.example.references),
                     "sample": number,
@@ -165,7 +171,9 @@ def _card(run: ScoredRun, tables: list[str]) -> str:
         "## Columns\n\n`samples` has a row for each answer and its scores, as fractions; `scores` has means with 95% "
         "intervals, of baselines too"
         + (
-            "; `documents` has each text, of which `context_spans` of a sample were shown." if run.scores.texts else "."
+            "; `documents` has each text: of `shown_document_id`, `shown_spans` were shown, in the order of the prompt."
+            if run.scores.texts
+            else "."
         ),
         "Texts of documents have the licences of their sources.",
     ]

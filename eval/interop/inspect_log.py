@@ -22,6 +22,7 @@ from eval.interop.samples import AnsweredExample, answered_examples, model_resul
 from eval.records.disk import write_whole
 from eval.records.journal import fingerprint
 from eval.records.schema import Result, RunRecord, Sample
+from eval.records.windows import shown_of
 from eval.scoring.examples import Setting
 from eval.scoring.profiles import headline
 from eval.scoring.scored_run import ScoredRun, settings_of
@@ -147,6 +148,7 @@ def _samples(one: AnsweredExample, record: RunRecord) -> Iterator[Json]:
     """Yield each answer to an example: several answers are epochs."""
     example, prediction, model = one.example, one.prediction, record.identity.model.label
     scores = one.line.samples or [one.line.metrics]
+    shown_document_id, shown_spans = shown_of(prediction, example.document_id)
     for epoch, (answer, scored, values) in enumerate(zip(prediction.answers, one.scored, scores, strict=True), start=1):
         message = {"role": "assistant", "source": "generate", "model": model, "content": _content(answer)}
         usage = _usage(prediction.prompt_tokens, answer.num_generated_tokens, answer.num_thought_tokens)
@@ -175,6 +177,8 @@ def _samples(one: AnsweredExample, record: RunRecord) -> Iterator[Json]:
                 "context_tokens_kept": prediction.context_tokens_kept,
                 "context_tokens_dropped": prediction.context_tokens_dropped,
                 "context_spans": prediction.context_spans,
+                "shown_document_id": shown_document_id,
+                "shown_spans": shown_spans,
                 "cache_bytes": prediction.cache_bytes,
                 "attention_flops": prediction.attention_flops,
                 "peak_bytes": prediction.peak_bytes,
@@ -194,7 +198,7 @@ def _summary(sample: Json) -> Json:
     return {name: sample[name] for name in same} | {
         "input": sample["input"][:_SHOWN_CHARACTERS],
         "target": [text[:_SHOWN_CHARACTERS] for text in sample["target"]],
-        "metadata": {name: value for name, value in sample["metadata"].items() if name != "context_spans"},
+        "metadata": {name: value for name, value in sample["metadata"].items() if not name.endswith("_spans")},
         "scores": {
             metric: score | {"answer": score["answer"][:_SHOWN_CHARACTERS]}
             for metric, score in sample["scores"].items()

@@ -67,7 +67,7 @@ class Prompt:
     Attributes:
         token_ids: The whole prompt.
         context_ranges: Which of the context's tokens are in it, in its order.
-        num_context_dropped: Tokens that were cut of what it would have shown of the context.
+        num_context_dropped: Context tokens that did not fit.
     """
 
     token_ids: tuple[int, ...]

@@ -33,7 +33,7 @@ def _without_evidence(frame: Frame, evidence: Ranges) -> Shown:
 
 
 def _oracle(frame: Frame, evidence: Ranges) -> Shown:
-    # It is one of what the frame shows, and so cut where that is.
+    # The oracle picks from the head window, so what head drops is dropped here.
     return Shown(first_tokens(evidence, frame.budget), frame.num_tokens - count(frame.cut(frame.budget)))
 
 

@@ -136,9 +136,7 @@ class TemplateRecord:
     system: str | None = entry("system message of the task itself", default=None, is_left_out=True)
     prompt_sha256: str = entry("digest of the rendered template, chat markup and shots included", default="")
     truncation: str | None = entry("what is kept, whatever the run keeps of others", default=None, is_left_out=True)
-    window: str | None = entry(
-        "what is shown in place of the beginning of the document", default=None, is_left_out=True
-    )
+    window: str | None = entry("name of the window, such as `evidence`", default=None, is_left_out=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +351,7 @@ class WindowRecord:
     """What a prompt shows of documents where that is not the beginning."""
 
     spans: list[list[int]] = entry("character ranges of what is shown, in the order of the prompt", rule=SPAN)
-    document_id: str | None = entry("the document that is shown in place of the own", default=None, is_left_out=True)
+    document_id: str | None = entry("the document that is shown instead of the example's own document", default=None, is_left_out=True)
     evidence: list[list[int]] | None = entry(
         "character ranges of the evidence that the window is about", default=None, is_left_out=True, rule=SPAN
     )

@@ -23,7 +23,7 @@ WINDOWS = {
     EVIDENCE_FIRST: "the evidence, then the document without it, as many tokens as head has",
     WITHOUT_EVIDENCE: "the document without the evidence, as many tokens as head has",
     ORACLE: "of the sentences that head shows, those that the visible oracle picks",
-    FOREIGN: "another document of the task, in place of the own",
+    FOREIGN: "another document of the task, instead of the example's own document",
 }
 _MARK = "@"
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+from eval.export import main as export
+from eval.generation.windows import DocumentEvidence
 from eval.leaderboard import main as leaderboard
 from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleScore
 from eval.run import main
 from eval.score import main as score
+from eval.scoring.baselines import PreparedDocument, visible_oracles
+from tasks import Example
 from tests.helpers.run_folders import read_scores, without_checksums
 from tests.helpers.tiny_models import save_tiny_checkpoint
 
@@ -283,6 +289,46 @@ def test_depths_of_needles_are_of_head_alone(tmp_path: Path) -> None:
     alone, both = (read_scores(tmp_path / windows).depths for windows in ("head", "head,evidence_first"))
     assert alone
     assert alone == both
+
+
+def test_what_windows_are_made_of_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def counted(*given: Any) -> Any:
+        asked.append(given[1])
+        return visible_oracles(*given)
+
+    monkeypatch.setattr("eval.generation.windows.visible_oracles", counted)
+    example = Example(id="a", document_id="d", context="It rained. Bridges closed. Snow fell.", references=("Bridges",))
+    about = DocumentEvidence(example.context, "hf")
+    for shown in ([(0, 30)], [(0, 10), (10, 30)], [(0, 12)], [(0, 30)]):
+        about.oracle(example, shown)
+    assert [about.of(example).source for _ in range(2)] == ["oracle", "oracle"]
+    assert len(asked) == 3
+    about.forget_document()
+    assert about.oracle(example, [(0, 30)]) == ((11, 26),)
+    assert not any(isinstance(one, PreparedDocument) for one in vars(about).values())
+
+
+def test_exports_tell_what_a_window_shows(data: Path, tmp_path: Path) -> None:
+    assert main(command(data, tmp_path / "run", "head,evidence_first,foreign", maxlen="60")) == 0
+    found = lines(tmp_path / "run")
+    for kind in ("dataset", "inspect"):
+        assert export([str(tmp_path / "run"), "--to", kind, "--output", str(tmp_path / kind)]) == 0
+    rows = {(one["template"], one["id"]): one for one in pq.read_table(tmp_path / "dataset/samples.parquet").to_pylist()}
+    logs = {}
+    for file in (tmp_path / "inspect").iterdir():
+        with zipfile.ZipFile(file) as archive:
+            samples = [json.loads(archive.read(name)) for name in archive.namelist() if name.startswith("samples/")]
+        template = json.loads(zipfile.ZipFile(file).read("header.json"))["eval"]["task_args"]["template"]
+        logs |= {(template, one["metadata"]["id"]): one["metadata"] for one in samples}
+    for (window, name, _), line in found.items():
+        about = line.get("window", {})
+        expected = about.get("spans", line["context_spans"])
+        for of_export in (rows, logs):
+            one = of_export[f"context_first{window}", name]
+            assert one["shown_spans"] == expected != []
+            assert (one["shown_document_id"] == one["document_id"]) == (window != "@foreign")
 
 
 def test_prompts_through_windows_are_answered_as_in_runs_of_their_own(data: Path, tmp_path: Path) -> None:
