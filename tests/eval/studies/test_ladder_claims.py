@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,17 +137,22 @@ def test_a_ladder_of_other_answers_is_made_again(tmp_path: Path, answered: Any) 
 def test_the_ladder_is_started_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from eval.studies import launch
 
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
-    (tmp_path / "eval").mkdir()
-    for name in ("ladder", "run"):
-        (tmp_path / "eval" / f"{name}.py").write_text(
-            "import os, sys\nprint('launched', any(one.startswith('ACCELERATE_') for one in os.environ), sys.argv[1:])"
-        )
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
-        monkeypatch.delenv(name)
-    for name, is_launched in {"ladder": False, "run": True}.items():
-        assert launch.launch([f"eval/{name}.py", "folder"], tmp_path / f"{name}.log") == 0
-        assert f"launched {is_launched} ['folder']" in (tmp_path / f"{name}.log").read_text()
+    started: list[list[str]] = []
+
+    class Started(Exception):
+        pass
+
+    def start(words: list[str], **_: Any) -> None:
+        started.append(words)
+        raise Started
+
+    monkeypatch.setattr("eval.studies.launch.subprocess.Popen", start)
+    for script in ("eval/ladder.py", "eval/run.py"):
+        with pytest.raises(Started):
+            launch.launch([script, "folder"], tmp_path / "log")
+    ladder, run = started
+    assert ladder == [sys.executable, str(launch.ROOT / "eval/ladder.py"), "folder"]
+    assert "launch" in run
 
 
 def test_a_rung_needs_a_ladder_and_a_ladder_answers(tmp_path: Path) -> None:
