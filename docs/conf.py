@@ -37,7 +37,8 @@ release = PROJECT["version"]
 language = "en"
 
 extensions = ["myst_parser", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
+# What a study has measured links to its own pictures and is no page of the site.
+exclude_patterns = ["_build", "study/measured"]
 # As many levels as any page links into; the anchors are those that code hosts make.
 myst_heading_anchors = 4
 

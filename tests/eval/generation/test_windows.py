@@ -315,7 +315,9 @@ def test_exports_tell_what_a_window_shows(data: Path, tmp_path: Path) -> None:
     found = lines(tmp_path / "run")
     for kind in ("dataset", "inspect"):
         assert export([str(tmp_path / "run"), "--to", kind, "--output", str(tmp_path / kind)]) == 0
-    rows = {(one["template"], one["id"]): one for one in pq.read_table(tmp_path / "dataset/samples.parquet").to_pylist()}
+    rows = {
+        (one["template"], one["id"]): one for one in pq.read_table(tmp_path / "dataset/samples.parquet").to_pylist()
+    }
     logs = {}
     for file in (tmp_path / "inspect").iterdir():
         with zipfile.ZipFile(file) as archive:
