@@ -351,7 +351,9 @@ class WindowRecord:
     """What a prompt shows of documents where that is not the beginning."""
 
     spans: list[list[int]] = entry("character ranges of what is shown, in the order of the prompt", rule=SPAN)
-    document_id: str | None = entry("the document that is shown instead of the example's own document", default=None, is_left_out=True)
+    document_id: str | None = entry(
+        "the document shown instead of the example's own document", default=None, is_left_out=True
+    )
     evidence: list[list[int]] | None = entry(
         "character ranges of the evidence that the window is about", default=None, is_left_out=True, rule=SPAN
     )
