@@ -299,7 +299,9 @@ def test_what_windows_are_made_of_is_found_once(monkeypatch: pytest.MonkeyPatch)
         return visible_oracles(*given)
 
     monkeypatch.setattr("eval.generation.windows.visible_oracles", counted)
-    example = Example(id="a", document_id="d", context="It rained. Bridges closed. Snow fell.", references=("Bridges",))
+    example = Example(
+        id="a", document_id="d", context="It rained. Bridges closed. Snow fell.", references=("Bridges closed",)
+    )
     about = DocumentEvidence(example.context, "hf")
     for shown in ([(0, 30)], [(0, 10), (10, 30)], [(0, 12)], [(0, 30)]):
         about.oracle(example, shown)
@@ -315,9 +317,14 @@ def test_exports_tell_what_a_window_shows(data: Path, tmp_path: Path) -> None:
     found = lines(tmp_path / "run")
     for kind in ("dataset", "inspect"):
         assert export([str(tmp_path / "run"), "--to", kind, "--output", str(tmp_path / kind)]) == 0
+<<<<<<< HEAD
     rows = {
         (one["template"], one["id"]): one for one in pq.read_table(tmp_path / "dataset/samples.parquet").to_pylist()
     }
+=======
+    samples = pq.read_table(tmp_path / "dataset" / "samples.parquet").to_pylist()
+    rows = {(one["template"], one["id"]): one for one in samples}
+>>>>>>> fixC
     logs = {}
     for file in (tmp_path / "inspect").iterdir():
         with zipfile.ZipFile(file) as archive:
