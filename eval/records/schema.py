@@ -352,11 +352,7 @@ class WindowRecord:
 
     spans: list[list[int]] = entry("character ranges of what is shown, in the order of the prompt", rule=SPAN)
     document_id: str | None = entry(
-<<<<<<< HEAD
-        "the document that is shown instead of the example's own document", default=None, is_left_out=True
-=======
         "the document shown instead of the example's own document", default=None, is_left_out=True
->>>>>>> fixC
     )
     evidence: list[list[int]] | None = entry(
         "character ranges of the evidence that the window is about", default=None, is_left_out=True, rule=SPAN

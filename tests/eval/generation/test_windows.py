@@ -317,14 +317,8 @@ def test_exports_tell_what_a_window_shows(data: Path, tmp_path: Path) -> None:
     found = lines(tmp_path / "run")
     for kind in ("dataset", "inspect"):
         assert export([str(tmp_path / "run"), "--to", kind, "--output", str(tmp_path / kind)]) == 0
-<<<<<<< HEAD
-    rows = {
-        (one["template"], one["id"]): one for one in pq.read_table(tmp_path / "dataset/samples.parquet").to_pylist()
-    }
-=======
     samples = pq.read_table(tmp_path / "dataset" / "samples.parquet").to_pylist()
     rows = {(one["template"], one["id"]): one for one in samples}
->>>>>>> fixC
     logs = {}
     for file in (tmp_path / "inspect").iterdir():
         with zipfile.ZipFile(file) as archive:
