@@ -183,7 +183,7 @@ def _of_ladder(folder: StudyFolder, claim: StudyClaim, num_claims: int) -> Evide
     if len(profiles) > 1:
         raise NotYetError(f"tasks have several profiles ({', '.join(sorted(profiles))}); name one task")
     [profile] = profiles
-    pair = beside(rung, lines, *others, profile, is_gain=is_gain) if others else gains_of(rung, lines, profile)
+    pair = beside(rung, lines, others[0], profile, is_gain=is_gain) if others else gains_of(rung, lines, profile)
     if length == greater:
         pair = replace(pair, first=pair.second, second=pair.first)
     [result] = compare_table([pair], *([] if claim.margin is None else [claim.margin]))
