@@ -172,8 +172,10 @@ def test_the_same_command_answers_a_folder_whose_likelihoods_are_measured(least:
     folder = tmp_path / "run"
     assert run([*least, "--no-generate"]) == 0
     assert not (folder / "predictions.jsonl").exists()
+    assert read(folder, "run.json")["world_size"] is None
     assert main([str(folder)]) == 0
     assert run(least) == 0
+    assert read(folder, "run.json")["world_size"] == 1
     scores = read_scores(folder)
     assert scores.further is not None
     assert scores.further["likelihood"].num_absent == 0
@@ -251,6 +253,15 @@ def test_windows_have_likelihoods_and_no_ladder(least: list[str], tmp_path: Path
         assert main([str(folder)]) == 0
         assert {template for template, _, _ in measured(folder)} == {"context_first", "context_first@without_evidence"}
         assert {line["template"] for line in read(folder, "ladder.json")["lines"]} == {"context_first"}
+
+
+def test_a_model_that_sees_one_token_uses_no_longer_window(least: list[str], tmp_path: Path) -> None:
+    assert run([*least, "--plan", "local span=1 sinks=0", "--dtype", "float64", "--no-generate"]) == 0
+    assert main([str(tmp_path / "run")]) == 0
+    lines = measured(tmp_path / "run")
+    assert len(lines) == 8
+    for (template, name, maxlen), line in lines.items():
+        assert line.values == {"nll": pytest.approx(lines[template, name, 300].values["nll"], abs=1e-9)}, maxlen
 
 
 def test_a_shard_measures_its_own_prompts(least: list[str], tmp_path: Path) -> None:
