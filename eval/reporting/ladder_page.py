@@ -16,8 +16,8 @@ from eval.scoring.profiles import metric_name
 LEGEND = (
     "Gains of each length over the smallest one, paired by document, with 95% intervals. Shown: what the oracle of the "
     "window scores above one whose window goes on with another document's text, or the share of the evidence that is "
-    "visible. Used: the fall of the negative log likelihood of the reference, in nats a token. Said: the share of new "
-    "shown key sentences that the answer says, less what the answer of the smallest length says of them unseen. "
+    "visible. Used: the fall of the negative log likelihood of the reference, in nats a token. Said: the share of "
+    "newly shown key sentences that the answer says, less what the answer of the smallest length says of them unseen. "
     "Credited: the score. A gain is seen where its corrected p is below 0.05."
 )
 # Share of unseen sentences from which on an answer may know the document from elsewhere.

@@ -34,7 +34,7 @@ from eval.studies.registry import FILE as CLAIMS
 _FILES = {
     RUN: ("run.json", "scores.json", "example_scores.jsonl", LADDER),
     PERPLEXITY: ("run.json", "scores.json", "predictions.jsonl"),
-    PLACEMENT: ("run.json", "placement.json", "plan.json"),
+    PLACEMENT: ("run.json", "placement.json", "plan.json", "plan-majority.json"),
     FINETUNE: ("run.json", "steps.jsonl", "evals.jsonl"),
 }
 _OF_STUDY = ("study.json", CLAIMS, "report.md")

@@ -59,11 +59,12 @@ def describe_training(job: TrainingJob, process: AcceleratedProcess) -> str:
         "tokens": f"{num_tokens:,.0f} in {identity.total_steps:,} steps",
         "plan": f"{ours:.3g} attention operations forward, {ours / whole:.1%} of full attention's: "
         f"{1 - ours / whole:.1%} saved",
-        "time": f"about {in_hours(operations / speed / process.count)} of steps, without evaluations and checkpoints",
-        "": f"{process.count} process(es) at {speed / 1e9:,.0f} GFLOP/s, by a product timed now; right within a factor "
-        "of two",
-        "memory": f"about {(state + activations) / _GIB:.1f} GiB a process that shards nothing: {state / _GIB:.1f} of "
-        f"weights, gradients and optimizer, {activations / _GIB:.1f} of what the backward pass keeps",
+        "time": f"{in_hours(operations / speed / process.count)} at least, without evaluations and checkpoints",
+        "": f"{process.count} process(es) at {speed / 1e9:,.0f} GFLOP/s, by a product timed now; steps on a CPU took "
+        "up to three times as long",
+        "memory": f"about {(state + activations) / _GIB:.1f} GiB beside the program, a process that shards nothing: "
+        f"{state / _GIB:.1f} of weights, gradients and optimizer, {activations / _GIB:.1f} of what the backward pass "
+        "keeps",
     }
     lines = [f"{name:<7} {text}" for name, text in facts.items()]
     return "\n".join([*lines, "nothing was written, and no weights were loaded"])
@@ -82,8 +83,10 @@ def _memory(job: TrainingJob, weights: WeightCount, num_tokens: int) -> tuple[fl
     """
     config, identity = job.model.checkpoint.config.get_text_config(decoder=True), job.identity
     size = getattr(torch, identity.dtype).itemsize
+    # A teacher beside adapters is the model without them; else it is a copy.
+    copies = 2 if identity.distill is not None and not identity.lora_rank else 1
     state = (
-        4 * weights.all
+        4 * copies * weights.all
         + 12 * num_trained(job.config, job.model.checkpoint.config)
         + (size * weights.all if size < 4 else 0)
     )

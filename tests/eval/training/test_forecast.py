@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from eval.finetune import main
+from eval.runtime.speed import count_weights
 from masformer import SpanPlan, full_plan
 from masformer.checkpoints.open import open_checkpoint
 from masformer.plans.cost import attention_flops
@@ -55,3 +56,18 @@ def test_weights_that_are_trained_are_counted_without_making_them(
     assert main([*least, *extra, "--dry-run"]) == 0
     assert main([*least, *extra]) == 0
     assert counted == [json.loads((tmp_path / "run" / "run.json").read_text())["num_trainable"]]
+
+
+@pytest.mark.parametrize("extra", [[], ["--lora-rank", "4"]])
+def test_a_teacher_takes_a_copy_of_the_weights_unless_it_is_the_model_without_adapters(
+    extra: list[str], least: list[str], model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.training.forecast._GIB", 1)  # bytes
+    needed = []
+    for distill in ([], ["--distill", "0.5"]):
+        assert main([*least, *extra, "--plan", "local span=24 sinks=2", *distill, "--dry-run"]) == 0
+        found = re.search(r"memory  about (\d+)\.0 GiB", capsys.readouterr().out)
+        assert found is not None
+        needed.append(int(found[1]))
+    copy = 4 * count_weights(open_checkpoint(str(model)).config).all
+    assert needed[1] - needed[0] == (0 if extra else copy)
