@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from eval.scoring.anytime import AS_GOOD, DIFFERS, anytime_interval, as_good, differs
-from tests.helpers.simulations import ANSWERS, DRAWS, RARE_DRAWS
+from tests.helpers.simulations import ALL_DRAWS, ANSWERS
 
 MARGIN = 0.01
 SPREAD = 0.063  # of differences of ROUGE between two lengths, as a fraction
@@ -96,9 +96,6 @@ def test_a_difference_ends_runs_the_earlier_the_larger_it_is(
     slack = 0.1 if count < 1000 else 0.05
     assert sum(one is not None for one in found) / count == pytest.approx(share, abs=slack)
     assert np.mean([one or MOST_DOCUMENTS for one in found]) == pytest.approx(documents, rel=slack)
-
-
-ALL_DRAWS = {**DRAWS, **RARE_DRAWS}
 
 
 def stops_of_as_good(name: str, loss: float, count: int) -> list[int | None]:
