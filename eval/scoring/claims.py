@@ -207,8 +207,8 @@ def guarded_loss(loss: Any, error: Any, num_documents: int, collapse: Any, quant
     Ten documents of which none collapsed leave collapses of a quarter of all documents open. A bound that is made from
     their spread alone knows nothing of that: it allows for what was seen. With the added document it allows for what so
     many documents would not have shown. The loss of answers is a whole one, and else the greatest score that the first
-    system has on a document. So a claim assumes that no other document has more to lose than those at hand. Where one in
-    eighty has most of the range and the rest next to nothing, it is false more often than not; the bets of
+    system has on a document. So a claim assumes that no other document has more to lose than those at hand. Where one
+    of eighty has most of the range and the rest next to nothing, it is false more often than not; the bets of
     `eval.scoring.anytime` assume nothing of the kind. `benchmarks/claims.py` counts false claims.
 
     Arrays of losses, errors and collapses give an array of bounds.

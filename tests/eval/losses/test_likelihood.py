@@ -127,6 +127,18 @@ def test_likelihoods_are_those_of_one_pass_over_prompt_and_reference(
     assert {one.num_tokens_dropped > 0 for line in lines for one in line.references or ()} == {True, False}
 
 
+def test_likelihoods_where_longer_prompts_turn_keys_otherwise(least: list[str], tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 400}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **factors}
+    model = save_tiny_checkpoint(
+        tmp_path / "fp64", kind="phi3", original_max_position_embeddings=400, rope_parameters=rope
+    )
+    assert run([*least, "--model", str(model), "--dtype", "float64", "--no-generate"]) == 0
+    assert main([str(tmp_path / "run")]) == 0
+    assert {len(one.prompt.token_ids) > 400 for one in requests_of(tmp_path / "run")} == {True, False}
+    check(tmp_path / "run", model, "full")
+
+
 def test_likelihoods_of_prompts_of_which_both_halves_are_kept(tmp_path: Path, model: Path) -> None:
     rows = [
         {"input": "", "context": text(number, 200), "answers": [ANSWERS[number]], "_id": str(number)}
