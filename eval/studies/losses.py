@@ -18,9 +18,12 @@ from eval.records.schema import (
     PerplexityResult,
     PerplexityScores,
     PlacementResult,
+    StabilityRecord,
+    UnitRecord,
 )
 from eval.reporting.perplexity_report import Units, perplexity_of, summed, units_of, with_interval
 from eval.reporting.placement_report import task_of, unit_in_task
+from eval.reporting.stability_report import describe_stability, stability_chart, stability_tables
 from eval.reporting.tables import Rows
 from eval.scoring.significance import ratios_of_perplexities
 from eval.studies.charts import ratio_chart, strip_chart
@@ -280,14 +283,28 @@ def _point(name: str, of_attention: float, ratio: PerplexityRatio) -> dict[str, 
 
 
 def write_placements(draft: Draft) -> None:
-    """Write plans of a search on held-out documents, and where random plans lie."""
+    """Write what folds of a search found, its plans on held-out documents, and where random plans lie."""
+    judged = False
     for name in draft.folders:
-        held_out = draft.read(PlacementResult, name, "placement.json").held_out
+        result = draft.read(PlacementResult, name, "placement.json")
+        if result.stability is not None:
+            _write_folds(draft, name, result.stability, result.scores)
+        held_out = result.held_out
         if any(row.name == "full" for row in held_out):
+            judged = True
             _write_search(draft, name, sorted(held_out, key=lambda row: row.perplexity))
-        else:
+        elif held_out or result.stability is None:
             draft.say(f"`{name}` has not measured the plan `full`, so there is nothing to compare with.")
-    draft.say(f"{LEGEND.replace('the reference', 'full attention').replace(', seconds', '')} {_RANDOM_LEGEND}")
+    if judged:
+        draft.say(f"{LEGEND.replace('the reference', 'full attention').replace(', seconds', '')} {_RANDOM_LEGEND}")
+
+
+def _write_folds(draft: Draft, part: str, stability: StabilityRecord, units: Sequence[UnitRecord]) -> None:
+    """Write what the folds of one search found."""
+    draft.say(describe_stability(stability))
+    for title, rows in stability_tables(stability):
+        draft.table(f"{part}: {title[0].lower()}{title[1:]}", rows)
+    draft.chart(f"{part} folds", f"{part}: folds that chose each unit", stability_chart(stability, units))
 
 
 def _write_search(draft: Draft, part: str, held_out: Sequence[HeldOutRow]) -> None:

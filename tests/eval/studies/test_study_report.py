@@ -35,6 +35,7 @@ from eval.studies.parts import Section
 from eval.studies.report import SECTIONS
 from eval.studies.section import Draft
 from tests.helpers.measured import measured
+from tests.helpers.placements import HEAD, STABILITY
 from tests.helpers.run_folders import example_line, model_results, run_record, write_run
 
 NUM_DOCUMENTS = 8
@@ -214,6 +215,17 @@ def test_plans_are_set_beside_random_ones(tmp_path: Path) -> None:
     assert (chosen["attention"], chosen["cache"], chosen["spans"]) == ("30.0%", "25.0%", "`plan of chosen`")
     assert "4 random plans: ratios from 1.0050 to 1.0202, median 1.0126." in content.blocks
     assert list(content.charts) == ["placements-2-a-title-search"]
+
+
+def test_placements_show_what_their_folds_found(tmp_path: Path) -> None:
+    RunFolder(tmp_path).write_json("run.json", run_record())
+    RunFolder(tmp_path).write_json("placement.json", PlacementResult(rank="gates", scores=[HEAD], stability=STABILITY))
+    content = write("placements", {"search": tmp_path})
+    assert "a share (Jaccard index) of 0.50 in the median over 3 pairs" in content.blocks[0]
+    rows = table(content, "search: units by the number of folds that chose them, of 3")
+    assert rows == [{"folds": "3", "units": "0.1"}, {"folds": "1", "units": "2.0"}]
+    assert list(content.charts) == ["placements-2-a-title-search-folds"]
+    assert not [block for block in content.blocks if "nothing to compare with" in block or "random better" in block]
 
 
 def answers(folder: Path, num_words: int, repeats: int = 1) -> Path:
