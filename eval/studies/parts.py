@@ -53,10 +53,12 @@ KINDS: dict[str, tuple[str, ...]] = {
     "perplexity": (PERPLEXITY,),
     "placements": (PLACEMENT,),
     "rouge": (RUN,),
+    "ladder": (RUN,),
     "training": (FINETUNE,),
     "cost": (RUN, PERPLEXITY),
     "repetition": (RUN,),
 }
+_WITHOUT_REFERENCE = ("placements", "ladder")  # their parts stand by themselves
 LADDER = "eval/ladder.py"  # follows a run, in one process
 CLAIMED = (RUN, PERPLEXITY)  # the scripts whose results claims are about
 _OUTPUT = "{output}"
@@ -266,9 +268,11 @@ def _section(number: int, content: Any, parts: Mapping[str, Part]) -> Section:
         if parts[name].script not in KINDS[kind]:
             fitting = " or ".join(KINDS[kind])
             raise UserError(f"{where}: '{name}' is a part of {parts[name].script}; {kind} shows those of {fitting}")
+        if kind == "ladder" and not parts[name].ladder:
+            raise UserError(f"{where}: '{name}' has no ladder; add `ladder: true` to that part")
     if reference is not None and reference not in names:
         raise UserError(f"{where}: reference '{reference}' is none of its parts: {', '.join(names)}")
-    if reference is None and kind != "placements":
+    if reference is None and kind not in _WITHOUT_REFERENCE:
         raise UserError(f"{where}: reference is missing; name the part that the others are compared with")
     position = fields.get("from_position")
     if position is not None and (kind != "perplexity" or position not in _POSITIONS):

@@ -21,6 +21,7 @@ from eval.studies.answers import write_repetition, write_scores
 from eval.studies.claims_section import EXPLORATORY, write_claims
 from eval.studies.costs import write_costs, write_training
 from eval.studies.folder import DONE, StudyFolder
+from eval.studies.ladders import write_ladders
 from eval.studies.losses import write_perplexity, write_placements
 from eval.studies.parts import KINDS, RUN, Section
 from eval.studies.section import Draft
@@ -30,6 +31,7 @@ SECTIONS: dict[str, Callable[[Draft], None]] = {
     "perplexity": write_perplexity,
     "placements": write_placements,
     "rouge": write_scores,
+    "ladder": write_ladders,
     "training": write_training,
     "cost": write_costs,
     "repetition": write_repetition,

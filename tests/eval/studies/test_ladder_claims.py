@@ -18,14 +18,16 @@ from eval.records.journal import fingerprint
 from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleScore, LadderLine, LadderRecord, RunRecord, Scores
 from eval.records.typed import from_json, to_json
-from eval.reporting.ladder_page import ladder_table
+from eval.reporting.ladder_page import ladder_table, where_lost
 from eval.scoring.ladder import ladder_rungs
 from eval.scoring.significance import mean_interval
 from eval.studies.claims import say_claim
 from eval.studies.folder import DONE, LADDER, PARTLY, StudyFolder, open_study_folder
 from eval.studies.judging import gather, judge
-from eval.studies.parts import read_study
+from eval.studies.ladders import write_ladders
+from eval.studies.parts import Section, read_study
 from eval.studies.records import copy_records, without_paths
+from eval.studies.section import Draft
 from tests.eval.studies.test_claims import LENGTHS, Content, answered, claim, content, share, write
 
 __all__ = ["answered"]
@@ -66,7 +68,13 @@ def write_ladder(folder: Path, used: float, credited: float, seed: int) -> None:
     assert len(ladder_table(rungs)) > 1
     predictions = json.loads((folder / "scores.json").read_text())["predictions"]
     record = LadderRecord(
-        ladder_version=1, model="m", plan="full", rungs=rungs, words={}, lines=lines, predictions=predictions
+        ladder_version=1,
+        model="m",
+        plan="full",
+        rungs=rungs,
+        words={"plos/instruct": where_lost(rungs)},
+        lines=lines,
+        predictions=predictions,
     )
     RunFolder(folder).write_json(LADDER, record)
 
@@ -104,6 +112,28 @@ def test_claims_about_rungs_are_judged(tmp_path: Path, answered: Any) -> None:
     assert "nats a token, n = 24 documents" in found[0].evidence.found
     assert found[2].evidence.found.startswith("-0.1")
     assert found[6].evidence.found == "0 examples have this rung, of fewer than 6 documents"
+
+
+def test_a_section_of_ladders_has_each_rung_and_a_picture(tmp_path: Path, answered: Any) -> None:
+    folder = folder_of(tmp_path)
+    for name in ("full", "local"):
+        answered(folder, name, share(0.5))
+    write_ladder(folder.path / "full", 0.2, -0.02, seed=0)
+    section = Section(number=4, kind="ladder", title="Lost", parts=("full", "local"))
+    draft = Draft(section=section, folders={name: folder.path / name for name in section.parts}, records={})
+    write_ladders(draft)
+    assert draft.blocks[0].startswith("`full`, plos, instruct. From 100 to 200 tokens the window shows")
+    assert "lost between used and credited" in draft.blocks[0]
+    assert draft.blocks[1] == "`local` has no ladder of its present answers."
+    header, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in draft.blocks[3].splitlines()[::2])
+    cells = dict(zip(header, row, strict=True))
+    assert (cells["part"], cells["maxlen"], cells["documents"], cells["said, %"]) == ("full", "200", "24", "-")
+    assert cells["used, nats a token"].startswith("+0.")
+    assert [name for name, cell in cells.items() if cell.endswith("\\*")] == [
+        "shown, points or %",
+        "used, nats a token",
+    ]
+    assert list(draft.charts) == ["ladder-4-lost-full-plos-instruct"]
 
 
 def test_a_ladder_of_other_answers_is_made_again(tmp_path: Path, answered: Any) -> None:

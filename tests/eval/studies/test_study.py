@@ -401,6 +401,10 @@ def same_label(content: Content) -> None:
     content["sections"][0]["labels"] = {"losses": "full", "losses-local": "full"}
 
 
+def no_ladder(content: Content) -> None:
+    content["sections"].append({"kind": "ladder", "title": "Ladder", "parts": ["answers"]})
+
+
 def off_the_buckets(content: Content) -> None:
     content["sections"][0]["from_position"] = 300
 
@@ -424,6 +428,7 @@ def off_the_buckets(content: Content) -> None:
             "section 'Perplexity': 'losses' is a part of eval/perplexity.py; rouge shows those of eval/run.py",
         ),
         (no_reference, "section 'Perplexity': reference is missing"),
+        (no_ladder, "section 'Ladder': 'answers' has no ladder; add `ladder: true` to that part"),
         (other_reference, "reference 'answers' is none of its parts: losses, losses-local"),
         (off_the_buckets, "from_position is 300"),
         (bad_label, "section 'Perplexity': labels has 'losses': 7; write 'name: words in quotes' lines"),
