@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,7 +26,7 @@ from eval.errors import UserError
 from eval.records.journal import append_line
 from eval.records.read_run import open_run, read_inputs
 from eval.records.run_folder import RunFolder
-from eval.records.schema import ExampleScore, LadderRecord, Prediction, RunRecord
+from eval.records.schema import ExampleScore, LadderRecord, MetricLine, Prediction, RunRecord
 from eval.records.typed import to_json
 from eval.reporting.ladder_page import ladder_table, tables_of, where_lost, write_ladder
 from eval.reporting.tables import as_columns
@@ -44,6 +45,9 @@ from eval.scoring.ladder import (
 from eval.scoring.metric_files import open_metric_file, read_metric_files
 from eval.scoring.scored_run import read_scored
 
+# Engines that tell the likelihood of tokens that they are given.
+MEASURING = ("local", "endpoint", "vllm", "sglang")
+
 
 def measure(folder: RunFolder, record: RunRecord, *, again: bool) -> None:
     """Measure the likelihood of the references of a run, as far as it is not in the folder.
@@ -53,9 +57,9 @@ def measure(folder: RunFolder, record: RunRecord, *, again: bool) -> None:
     Raises:
         UserError: The run has another engine, or its settings do not lead to the run any more.
     """
-    if (engine := engine_of(record)) != "local":
+    if (engine := engine_of(record)) not in MEASURING:
         raise UserError(
-            f"{folder.path} was answered by --engine {engine}, and likelihoods are measured with --engine local alone; "
+            f"{folder.path} was answered by --engine {engine}, and likelihoods are measured by {', '.join(MEASURING)}; "
             "see the other rungs with --no-likelihood"
         )
     config = RunConfig.recorded(record.config, folder.path, record.identity.threads)
@@ -65,10 +69,18 @@ def measure(folder: RunFolder, record: RunRecord, *, again: bool) -> None:
         print(f"note: not measured are tasks of earlier commands in this folder: {names}", file=sys.stderr)
     # What measures takes seconds to import.
     from eval.generation.backend import open_backend
+    from eval.generation.local import LocalBackend
     from eval.generation.run_job import open_run as open_job
     from eval.losses.likelihood import check_backend, likelihood_record, measure_likelihood
 
-    backend = check_backend(open_backend(config))
+    backend = open_backend(config)
+    check_backend(backend, lets_think=config.handles_thoughts)
+    if isinstance(backend, LocalBackend):
+        measured: Callable[..., Iterator[MetricLine]] = partial(measure_likelihood, backend=backend)
+    else:
+        from eval.engines.likelihood import measure_served, served
+
+        measured = partial(measure_served, backend=served(backend), folder=folder.path)
     job = open_job(config, config.load_tasks(), backend)
     requests = job.requests(backend)
     with (
@@ -82,7 +94,7 @@ def measure(folder: RunFolder, record: RunRecord, *, again: bool) -> None:
             for key in requests.keys
             if not answered or (key in answered and answered[key].fingerprint == digests[key])
         }
-        lines, total = measure_likelihood(requests, backend, wanted, frozenset(seen)), len(wanted)
+        lines, total = measured(requests, wanted=wanted, seen=frozenset(seen)), len(wanted)
         for line in tqdm(lines, desc="likelihood", total=total, initial=min(len(seen), total), disable=None):
             append_line(journal, line)
 
@@ -178,7 +190,7 @@ def main(argv: Sequence[str]) -> None:
     if options.json:
         print(json.dumps(to_json(ladder), indent=2, ensure_ascii=False))
     else:
-        could_measure = engine_of(record) == "local" and record.identity.thinking is None
+        could_measure = engine_of(record) in MEASURING and record.identity.thinking is None
         print_ladder(folder, ladder, could_measure=could_measure and not options.likelihood)
 
 

@@ -234,6 +234,8 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         """
         left_out = ("output", "threads", "overwrite", "generate", "report_to", "until")
         given = {name: one for name, one in settings.items() if name not in left_out}
+        if given.get("engine") in ("endpoint", "llamacpp"):
+            given.pop("dtype", None)  # what the server has, and no setting
         if given.get("shard") is not None:
             given["shard"] = "/".join(map(str, given["shard"]))  # as the command line has it
         try:

@@ -12,10 +12,12 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from eval.config.perplexity import PerplexityConfig
+from eval.config.run import RunConfig
 from eval.engines.asking import ask_all
 from eval.engines.client import Client, EngineError, RefusedError
 from eval.engines.contact import OTHER_FORM, Server, check_count, check_model
@@ -65,7 +67,7 @@ class ServedMeter(Meter):
         self.config = config
         self.process = Process(num_threads(os.environ))
         try:
-            self.service = service = open_service(config, "ids", self._try)
+            self.service = service = open_service(config, "ids", partial(try_losses, config))
         except RefusedError as error:
             if error.status not in OTHER_FORM:
                 raise
@@ -73,23 +75,6 @@ class ServedMeter(Meter):
         self.checkpoint, self.tokenizer, self.model = service.checkpoint, service.tokenizer, service.model
         self.plan, self.plan_description, self.dtype = service.plan, service.plan_description, service.dtype
         self.identity, self.server, self.remarks = service.identity, service.record, service.describe()
-
-    def _try(self, client: Client, server: Server) -> None:
-        """Raise `UserError` for a server without room for the token that it must answer, or without log-likelihoods."""
-        longest, room = max(self.config.maxlen), server.max_length
-        if room is not None and longest + 1 > room:
-            raise UserError(
-                f"maxlen {longest} and the token that a server must answer are beyond the {room} tokens that it takes; "
-                "lower it"
-            )
-        try:
-            losses_of(client, server, _PROBE_IDS, "a prompt to try the server")
-        except _UntoldError as error:
-            raise _no_losses(self.config, str(error)) from None
-        except RefusedError as error:
-            if error.status not in OTHER_FORM:
-                raise
-            raise _no_losses(self.config, str(error)) from None
 
     def describe_model(self) -> str:
         return self.service.describe_model()
@@ -129,11 +114,29 @@ class ServedMeter(Meter):
             yield from lines()
 
 
+def try_losses(config: PerplexityConfig | RunConfig, client: Client, server: Server) -> None:
+    """Raise `UserError` for a server without room for the token that it must answer, or without log-likelihoods."""
+    longest, room = max(config.maxlen), server.max_length
+    if room is not None and longest + 1 > room:
+        raise UserError(
+            f"maxlen {longest} and the token that a server must answer are beyond the {room} tokens that it takes; "
+            "lower it"
+        )
+    try:
+        losses_of(client, server, _PROBE_IDS, "a prompt to try the server")
+    except _UntoldError as error:
+        raise _no_losses(config, str(error)) from None
+    except RefusedError as error:
+        if error.status not in OTHER_FORM:
+            raise
+        raise _no_losses(config, str(error)) from None
+
+
 class _UntoldError(EngineError):
     """An answer without one likelihood for each token of its prompt."""
 
 
-def _no_losses(config: PerplexityConfig, why: str) -> UserError:
+def _no_losses(config: PerplexityConfig | RunConfig, why: str) -> UserError:
     where = f" at {config.base_url}" if config.base_url else ""
     return UserError(
         f"--engine {config.engine}: the server{where} gives no log-likelihoods of prompts: {why}; use vLLM or SGLang, "

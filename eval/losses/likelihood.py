@@ -26,7 +26,7 @@ from eval.errors import UserError
 from eval.generation.backend import Backend
 from eval.generation.local import LocalBackend
 from eval.generation.prompt_tree import PromptTree, TreeCaches
-from eval.generation.requests import PromptSource, Request, Requests
+from eval.generation.requests import Request, Requests
 from eval.losses.windows import losses_of
 from eval.records.schema import Key, MetricLine, MetricRecord, ReferenceLoss, ValueRecord
 from eval.runtime.memory import is_out_of_memory
@@ -36,27 +36,26 @@ from masformer.attention.prefill import fork
 from masformer.errors import NumbersError
 from masformer.loss import check_head
 
+REMEDY = "see the other rungs with --no-likelihood"
 # Raised by hand whenever a change of the code changes what is measured.
 _VERSION = 1
 
 
-def check_backend(backend: Backend) -> LocalBackend:
-    """Return the engine of a run that `--engine local` answers as one that measures likelihoods.
+def check_backend(backend: Backend, *, lets_think: bool) -> None:
+    """Raise `UserError` for the engine of a run that cannot measure likelihoods, or runs in several processes.
 
-    Raises:
-        UserError: It cannot, or runs in several processes.
+    Args:
+        backend: The engine.
+        lets_think: The run lets its model think before it answers.
     """
-    remedy = "see the other rungs with --no-likelihood"
-    assert isinstance(backend, LocalBackend)
     if backend.is_encoded:
-        raise UserError(f"likelihoods are of decoders, and the model of this run is an encoder-decoder; {remedy}")
-    if backend.thinking is not None:
+        raise UserError(f"likelihoods are of decoders, and the model of this run is an encoder-decoder; {REMEDY}")
+    if lets_think:
         raise UserError(
-            f"this run lets its model think before it answers, and no reference comes with a thought; {remedy}"
+            f"this run lets its model think before it answers, and no reference comes with a thought; {REMEDY}"
         )
     if backend.process.count > 1:
         raise UserError(f"likelihoods are measured by one process, and this launch has {backend.process.count}")
-    return backend
 
 
 def likelihood_record(tokenizer: Any) -> MetricRecord:
@@ -98,16 +97,7 @@ def measure_likelihood(
         ConversionError: The model makes its logits in a way that is not known here.
     """
     model: PreTrainedModel | None = None
-    for source in requests.sources:
-        if not any(key in wanted for key in source.fingerprints):
-            continue
-        asked = [
-            (request, likelihood_item(request.example.references, request.fingerprint).fingerprint)
-            for request in source.requests()
-        ]
-        done = {one for request, one in asked if one in seen or request.key not in wanted}
-        if len(done) == len(asked):
-            continue
+    for asked, done in documents_of(requests, wanted, seen):
         if model is None:
             model = backend.opened.load(backend.config.device_map)
             check_head(model)
@@ -116,6 +106,53 @@ def measure_likelihood(
             by_kind[backend.size.kind(len(request.prompt.token_ids))].append((request, fingerprint))
         for of_kind in by_kind.values():
             yield from _OneTree(model, backend, of_kind).lines(done)
+
+
+def documents_of(
+    requests: Requests, wanted: Collection[Key], seen: Collection[str]
+) -> Iterator[tuple[list[tuple[Request, str]], set[str]]]:
+    """Yield for each document the requests with the fingerprints of their likelihoods, and which of these are done.
+
+    Args:
+        requests: All of the run.
+        wanted: Keys of what is measured.
+        seen: Fingerprints of what is measured already; documents of which nothing is left are not yielded.
+    """
+    for source in requests.sources:
+        if not any(key in wanted for key in source.fingerprints):
+            continue
+        asked = [
+            (request, likelihood_item(request.example.references, request.fingerprint).fingerprint)
+            for request in source.requests()
+        ]
+        done = {one for request, one in asked if one in seen or request.key not in wanted}
+        if len(done) < len(asked):
+            yield asked, done
+
+
+def references_of(request: Request) -> list[tuple[tuple[int, ...], int]]:
+    """Return of each reference the tokens that an answer has room for, with the end of its turn, and how many are cut.
+
+    They are read as an answer of the model.
+    """
+    builder, room = request.source.builders[request.key[1]], request.source.room
+    answers = [builder.answer(text) for text in request.example.references]
+    return [(answer[:room], max(len(answer) - room, 0)) for answer in answers]
+
+
+def likelihood_line(request: Request, fingerprint: str, system: str, losses: list[ReferenceLoss]) -> MetricLine:
+    """Return the line of a prompt, from the losses of its references."""
+    task, template, example_id, maxlen = request.key
+    return MetricLine(
+        fingerprint=fingerprint,
+        task=task,
+        template=template,
+        id=example_id,
+        maxlen=maxlen,
+        system=system,
+        values={NLL: statistics.fmean(one.negative_log_likelihood / one.num_tokens for one in losses)},
+        references=losses,
+    )
 
 
 class _OneTree:
@@ -156,26 +193,12 @@ class _OneTree:
             ) from error
 
     def _line(self, request: Request, fingerprint: str, filled: Cache) -> MetricLine:
-        losses = [
-            self._loss(request, answer_ids(request.source, request.key[1], text), filled)
-            for text in request.example.references
-        ]
-        task, template, example_id, maxlen = request.key
-        return MetricLine(
-            fingerprint=fingerprint,
-            task=task,
-            template=template,
-            id=example_id,
-            maxlen=maxlen,
-            system=self.system,
-            values={NLL: statistics.fmean(one.negative_log_likelihood / one.num_tokens for one in losses)},
-            references=losses,
-        )
+        losses = [self._loss(request, kept, num_cut, filled) for kept, num_cut in references_of(request)]
+        return likelihood_line(request, fingerprint, self.system, losses)
 
-    def _loss(self, request: Request, answer: tuple[int, ...], filled: Cache) -> ReferenceLoss:
+    def _loss(self, request: Request, kept: tuple[int, ...], num_cut: int, filled: Cache) -> ReferenceLoss:
         """Return the loss of a reference after a prompt; the last tokens of that may still be missing in the cache."""
         rest = request.prompt.token_ids[filled.get_seq_length() :]
-        kept = answer[: request.source.room]
         cache = fork(filled, filled.get_seq_length() + len(rest) + len(kept))
         losses, _ = losses_of(self.model, (*rest, *kept), len(rest), cache)
         total = float(losses.sum(dtype=torch.float64))
@@ -183,11 +206,4 @@ class _OneTree:
             task, template, example_id, maxlen = request.key
             where = f"the reference of '{example_id}' of task '{task}' (template '{template}', maxlen {maxlen})"
             raise NumbersError(f"losses on {where}", self.dtype)
-        return ReferenceLoss(
-            negative_log_likelihood=total, num_tokens=len(kept), num_tokens_dropped=len(answer) - len(kept)
-        )
-
-
-def answer_ids(source: PromptSource, template: str, reference: str) -> tuple[int, ...]:
-    """Return the tokens of a reference as an answer, with what ends the model's turn."""
-    return source.builders[template].answer(reference)
+        return ReferenceLoss(negative_log_likelihood=total, num_tokens=len(kept), num_tokens_dropped=num_cut)

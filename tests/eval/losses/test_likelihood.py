@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.config.generation import ThinkingSettings
 from eval.config.run import RunConfig
 from eval.errors import UserError
 from eval.generation.backend import open_backend
@@ -27,7 +26,9 @@ from eval.run import main as run
 from eval.runtime.processes import Process
 from eval.scoring.metric_files import read_metric_file
 from masformer import SpanPlan, apply_plan
-from tests.helpers.engine_standin import engine_standin
+from tests.helpers.engine_answers import log_likelihood
+from tests.helpers.engine_faults import BROKEN, from_number
+from tests.helpers.engine_standin import EngineStandIn, engine_standin
 from tests.helpers.run_folders import read_scores
 from tests.helpers.texts import read, text
 from tests.helpers.tiny_models import LAYERS, save_tiny_checkpoint
@@ -35,7 +36,6 @@ from tests.helpers.tiny_models import LAYERS, save_tiny_checkpoint
 pytestmark = pytest.mark.usefixtures("no_plots")
 
 FILE = "metrics/likelihood@1.jsonl"
-THINKING = ThinkingSettings(start="", end="</think>", forced=(), max_tokens=9)
 ANSWERS = ["River 1 rose.", "The river rose by a metre, and then fell.", "It rose."]
 
 
@@ -224,16 +224,77 @@ def test_what_has_no_likelihood_is_one_line_before_weights_load(
     (tmp_path / "elsewhere.jsonl").rename(tmp_path / "data.jsonl")
 
 
-def test_runs_that_a_server_answered_have_no_likelihood(
+def served(least: list[str], model: Path, server: EngineStandIn, *more: str) -> int:
+    """Return the status of a run that a server answers."""
+    command = f"--engine endpoint --base-url {server.base_url} --model tiny-instruct --tokenizer {model}"
+    return run([one for one in least if one not in ("--threads", "1")] + [*command.split(), *more])
+
+
+@pytest.mark.parametrize("engine", ["vllm", "someone"])
+def test_servers_tell_the_likelihood_of_the_same_tokens(
+    engine: str, least: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    with engine_standin(engine=engine) as server:
+        assert served(least, model, server) == 0
+        num_answers = len(server.asked)
+        server.fail(BROKEN, from_number(num_answers + 6))
+        assert main([str(folder)]) == 2
+        assert "the reference of '" in capsys.readouterr().err
+        num_kept = len(measured(folder))
+        assert 0 < num_kept < 8
+        server.faults.clear()
+        num_asked = len(server.asked)
+        assert main([str(folder)]) == 0
+        requests = requests_of(folder)
+        num_references = sum(len(one.example.references) for one in requests)
+        assert 2 < len(server.asked) - num_asked < 2 + num_references, "what is there is not asked again"
+        asked_last = server.asked[-1].body
+    assert asked_last["max_tokens"] == 1
+    tokenizer, lines = AutoTokenizer.from_pretrained(model), measured(folder)
+    assert len(lines) == len(requests) == 8
+    for request in requests:
+        _, template, example_id, maxlen = request.key
+        line, prompt = lines[template, example_id, maxlen], list(request.prompt.token_ids)
+        for reference, found in zip(request.example.references, line.references or (), strict=True):
+            answer = [*tokenizer(reference, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            whole = [*prompt, *answer[:24]]
+            told = [log_likelihood(whole, place) for place in range(len(prompt), len(whole))]
+            assert found.negative_log_likelihood == pytest.approx(-sum(told))
+            assert (found.num_tokens, found.num_tokens_dropped) == (len(told), len(answer) - len(told))
+    assert "used" in {rung["rung"] for rung in read(folder, "ladder.json")["rungs"]}
+
+
+def test_servers_without_likelihoods_of_tokens_have_the_other_rungs(
     least: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    folder = tmp_path / "run"
+
+    def refused() -> str:
+        capsys.readouterr()
+        assert main([str(folder)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
     with engine_standin() as server:
-        command = f"--engine endpoint --base-url {server.base_url} --model tiny-instruct --tokenizer {model}"
-        assert run([one for one in least if one not in ("--threads", "1")] + command.split()) == 0
+        assert served(least, model, server) == 0
+        server.tells_prompt_losses = False
+        assert f"the server at {server.base_url} gives no log-likelihoods of prompts" in refused()
+        assert served(least, model, server, "--prompts-as", "text", "--overwrite") == 0
+        assert "likelihoods are of tokens, and this run sends its prompts as text" in refused()
+    assert main([str(folder), "--no-likelihood"]) == 0
+
+
+def test_engines_that_tell_no_likelihood_are_named(
+    least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [one for one in least if one not in ("--threads", "1")]
+    at = arguments.index("--model")
+    assert run([*arguments[:at], *arguments[at + 2 :], "--engine", "mock"]) == 0
     capsys.readouterr()
     assert main([str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "was answered by --engine endpoint, and likelihoods are measured with --engine local alone" in line
+    assert "was answered by --engine mock, and likelihoods are measured by local, endpoint, vllm, sglang" in line
     assert main([str(tmp_path / "run"), "--no-likelihood"]) == 0
     assert "leave out --no-likelihood" not in capsys.readouterr().out
 
@@ -292,16 +353,13 @@ def test_a_shard_measures_its_own_prompts(least: list[str], tmp_path: Path) -> N
     ("about", "part"),
     [
         ({"is_encoded": True}, "the model of this run is an encoder-decoder"),
-        (
-            {"thinking": ThinkingSettings(start="", end="</think>", forced=(), max_tokens=9)},
-            "no reference comes with a thought",
-        ),
+        ({"lets_think": True}, "no reference comes with a thought"),
         ({"process": TwoProcesses(1)}, "by one process, and this launch has 2"),
     ],
 )
 def test_models_whose_answers_begin_otherwise_have_no_likelihood(about: dict[str, Any], part: str) -> None:
     backend = LocalBackend.__new__(LocalBackend)
-    backend.thinking, backend.process = None, Process(1)  # type: ignore[assignment]
+    backend.process = Process(1)  # type: ignore[assignment]
     vars(backend).update(about)
     with pytest.raises(UserError, match=part):
-        check_backend(backend)
+        check_backend(backend, lets_think="lets_think" in about)
