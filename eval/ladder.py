@@ -42,7 +42,7 @@ from eval.scoring.ladder import (
     likelihoods_of,
     unanswered_lines,
 )
-from eval.scoring.metric_files import open_metric_file, read_metric_files
+from eval.scoring.metric_files import open_metric_file, read_metric_files, take_pending
 from eval.scoring.scored_run import read_scored
 
 # Engines that tell the likelihood of tokens that they are given.
@@ -75,6 +75,8 @@ def measure(folder: RunFolder, record: RunRecord, *, again: bool) -> None:
 
     backend = open_backend(config)
     check_backend(backend, lets_think=config.handles_thoughts)
+    if backend.process.count > 1:
+        raise UserError(f"likelihoods are measured by one process, and this launch has {backend.process.count}")
     if isinstance(backend, LocalBackend):
         measured: Callable[..., Iterator[MetricLine]] = partial(measure_likelihood, backend=backend)
     else:
@@ -87,6 +89,7 @@ def measure(folder: RunFolder, record: RunRecord, *, again: bool) -> None:
         job.lock(backend.process),
         open_metric_file(folder.path, likelihood_record(backend.tokenizer), again=again) as (journal, seen),
     ):
+        seen |= take_pending(folder.path, journal, seen)
         answered = folder.read_journal(Prediction).lines
         digests = requests.fingerprints
         wanted = {

@@ -29,6 +29,11 @@ def main(argv: Sequence[str]) -> None:
 
     backend = open_backend(config)  # checks model, plan and positions; no weights yet
     process = backend.process
+    if config.likelihood:
+        from eval.generation.local import LocalBackend
+        from eval.losses.likelihood import WhileAnswering, check_backend
+
+        check_backend(backend, lets_think=config.handles_thoughts)
     data = config.load_tasks()  # tasks/
     notes = config.check_letters(data)  # scoring/: whether the profiles have words for the references
     if process.is_main:
@@ -41,6 +46,9 @@ def main(argv: Sequence[str]) -> None:
     else:
         with run.lock(process):
             requests, shared = run.start(requests, backend, argv)  # without what earlier sessions answered
+            if config.likelihood:
+                assert isinstance(backend, LocalBackend)
+                backend.answered = WhileAnswering(backend, run.folder.path, f"{process.index:05}-{run.token}")
             if config.generate:
                 with backend.kept():
                     for part in run.parts(requests, shared, process):  # one, or with --until as many as it takes

@@ -149,6 +149,12 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         "of references, and the same command without it answers",
         switch,
     )
+    likelihood: bool = Group.OUTPUT.option(
+        False,
+        "measure how likely the references are at each prompt while it is answered, on the same prefill, for python -m "
+        "eval.ladder, which else reads all prompts again",
+        switch,
+    )
     dry_run: bool = Group.MACHINE.option(
         False,
         "print examples, tokens, dropped tokens, predicted time and memory; load no weights, write nothing",
@@ -201,6 +207,12 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         self._check_thinking()
         self.check_claim([self.profile or task.profile for task in self.tasks.values()], self.maxlen)
         self._check_until()
+        if self.likelihood and (self.engine != "local" or not self.generate):
+            given = "--no-generate" if self.engine == "local" else f"--engine {self.engine}"
+            raise UserError(
+                f"--likelihood measures on the prefill of answers by --engine local, and this is {given}; leave it "
+                "out, and run python -m eval.ladder on the folder"
+            )
 
     @property
     def longest(self) -> int:
@@ -232,7 +244,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         Raises:
             UserError: A setting cannot be; it was changed, or is of another version.
         """
-        left_out = ("output", "threads", "overwrite", "generate", "report_to", "until")
+        left_out = ("output", "threads", "overwrite", "generate", "likelihood", "report_to", "until")
         given = {name: one for name, one in settings.items() if name not in left_out}
         if given.get("engine") in ("endpoint", "llamacpp"):
             given.pop("dtype", None)  # what the server has, and no setting
@@ -345,6 +357,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         alone = ["num_samples"] if self.num_samples == 1 else []
         alone += ["draft_tokens"] if self.draft_tokens == DRAFT_TOKENS else []
         alone += ["generate"] if self.generate else []
+        alone += ["likelihood"] if not self.likelihood else []
         alone += ["until"] if self.until is None else []
         return (*engine, *self.unset_chat_options, *self.unset_claim_options, *unset, *alone)
 

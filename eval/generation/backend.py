@@ -145,7 +145,7 @@ def output_of(config: RunConfig) -> Path:
     free = [
         *("maxlen", "template", "window", "limit", "sample", "on_bad_row", "output", "overwrite", "dry_run"),
         *("batch_size", "memory_budget", "shard", "device_map", "texts", "report_to", "think_end_token"),
-        *("accept_ascii_words", "draft_tokens", "generate", "until"),
+        *("accept_ascii_words", "draft_tokens", "generate", "likelihood", "until"),
         *CLAIM_OPTIONS,
         *FREE_ENGINE_OPTIONS,
     ]

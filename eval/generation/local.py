@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from eval.config.run import RunConfig
 from eval.errors import UserError
@@ -39,6 +40,8 @@ from eval.runtime.processes import AcceleratedProcess
 from masformer import fixed_frequencies
 from masformer.errors import NumbersError
 from masformer.hardware import dtype_name
+
+Answered = Callable[[PreTrainedModel, Request, Cache], None]
 
 
 def open_local(config: RunConfig) -> LocalBackend:
@@ -74,6 +77,8 @@ class LocalBackend(Backend):
 
     process: AcceleratedProcess
     ends: Ends
+    # Called with the model, each request that was answered, and a cache of its prompt without the last tokens.
+    answered: Answered | None = None
 
     def __init__(self, config: RunConfig, opened: OpenedModel) -> None:
         self.config = config
@@ -142,7 +147,8 @@ class LocalBackend(Backend):
         claims = Claims(shared, missing)  # checks that all processes see the folder, before weights load
         progress = Progress(claims, self.size, self.process)
         decoder = self.decoder(self._loaded, progress, "--memory-budget or --batch-size")
-        yield from _Answering(self._loaded, decoder, self.size, requests.existing, claims, progress).run()
+        answering = _Answering(self._loaded, decoder, self.size, requests.existing, claims, progress, self.answered)
+        yield from answering.run()
 
     @cached_property
     def _loaded(self) -> PreTrainedModel:
@@ -172,7 +178,14 @@ class _Answering:
     """Answers groups with one model, one after the other."""
 
     def __init__(
-        self, model: Any, decoder: TreeDecoder, size: Size, existing: Any, claims: Claims, progress: Progress
+        self,
+        model: Any,
+        decoder: TreeDecoder,
+        size: Size,
+        existing: Any,
+        claims: Claims,
+        progress: Progress,
+        answered: Answered | None,
     ) -> None:
         self.model = model
         self.decoder = decoder
@@ -180,6 +193,7 @@ class _Answering:
         self.existing = existing
         self.claims = claims
         self.progress = progress
+        self.answered = answered
 
     def run(self) -> Iterator[Prediction]:
         """Yield predictions until no group is left to take; those of a batch together, once it is decoded."""
@@ -219,6 +233,8 @@ class _Answering:
                                 line = self._line(group, request, samples, prefill_seconds, len(leaves))
                                 yield replace(line, prefilled_tokens=prefilled, peak_bytes=peak)
                                 num_written += 1
+                                if self.answered is not None:
+                                    self.answered(self.model, request, caches.take(leaf))
                     caches.release(leaves)
         self.claims.finish(group)
         self.progress.finish(

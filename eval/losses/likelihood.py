@@ -16,6 +16,8 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from io import RawIOBase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +30,9 @@ from eval.generation.local import LocalBackend
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.generation.requests import Request, Requests
 from eval.losses.windows import losses_of
+from eval.records.disk import make_folder
+from eval.records.journal import append_line, open_journal
+from eval.records.run_folder import PENDING
 from eval.records.schema import Key, MetricLine, MetricRecord, ReferenceLoss, ValueRecord
 from eval.runtime.memory import is_out_of_memory
 from eval.scoring.ladder import LIKELIHOOD, LIKELIHOOD_READS, NLL, likelihood_item
@@ -42,7 +47,7 @@ _VERSION = 1
 
 
 def check_backend(backend: Backend, *, lets_think: bool) -> None:
-    """Raise `UserError` for the engine of a run that cannot measure likelihoods, or runs in several processes.
+    """Raise `UserError` for the engine of a run that cannot measure likelihoods.
 
     Args:
         backend: The engine.
@@ -54,8 +59,6 @@ def check_backend(backend: Backend, *, lets_think: bool) -> None:
         raise UserError(
             f"this run lets its model think before it answers, and no reference comes with a thought; {REMEDY}"
         )
-    if backend.process.count > 1:
-        raise UserError(f"likelihoods are measured by one process, and this launch has {backend.process.count}")
 
 
 def likelihood_record(tokenizer: Any) -> MetricRecord:
@@ -193,17 +196,54 @@ class _OneTree:
             ) from error
 
     def _line(self, request: Request, fingerprint: str, filled: Cache) -> MetricLine:
-        losses = [self._loss(request, kept, num_cut, filled) for kept, num_cut in references_of(request)]
+        losses = _reference_losses(self.model, request, filled, self.dtype)
         return likelihood_line(request, fingerprint, self.system, losses)
 
-    def _loss(self, request: Request, kept: tuple[int, ...], num_cut: int, filled: Cache) -> ReferenceLoss:
-        """Return the loss of a reference after a prompt; the last tokens of that may still be missing in the cache."""
-        rest = request.prompt.token_ids[filled.get_seq_length() :]
+
+def _reference_losses(model: PreTrainedModel, request: Request, filled: Cache, dtype: str) -> list[ReferenceLoss]:
+    """Return the loss of each reference after a prompt; the last tokens of that may still be missing in the cache."""
+    rest = request.prompt.token_ids[filled.get_seq_length() :]
+    found = []
+    for kept, num_cut in references_of(request):
         cache = fork(filled, filled.get_seq_length() + len(rest) + len(kept))
-        losses, _ = losses_of(self.model, (*rest, *kept), len(rest), cache)
+        losses, _ = losses_of(model, (*rest, *kept), len(rest), cache)
         total = float(losses.sum(dtype=torch.float64))
         if not total / len(kept) < float("inf"):
             task, template, example_id, maxlen = request.key
             where = f"the reference of '{example_id}' of task '{task}' (template '{template}', maxlen {maxlen})"
-            raise NumbersError(f"losses on {where}", self.dtype)
-        return ReferenceLoss(negative_log_likelihood=total, num_tokens=len(kept), num_tokens_dropped=num_cut)
+            raise NumbersError(f"losses on {where}", dtype)
+        found.append(ReferenceLoss(negative_log_likelihood=total, num_tokens=len(kept), num_tokens_dropped=num_cut))
+    return found
+
+
+class WhileAnswering:
+    """Measures the references of prompts that are being answered, and writes each line to the file of this process.
+
+    What memory does not hold beside the answers, and losses that are no numbers, are left to `measure_likelihood`.
+
+    Args:
+        backend: Engine of the run.
+        folder: Folder of the run, locked.
+        name: Name of the file.
+    """
+
+    def __init__(self, backend: LocalBackend, folder: Path, name: str) -> None:
+        self.system, self.dtype = backend.model.label, backend.dtype
+        self.folder, self.name = folder, name
+        self.journal: RawIOBase | None = None
+
+    def __call__(self, model: PreTrainedModel, request: Request, filled: Cache) -> None:
+        """Measure the references of a request, of which a cache holds the prompt but for its last tokens."""
+        if self.journal is None:
+            check_head(model)
+            self.journal = open_journal(make_folder(self.folder, PENDING), f"{self.name}.jsonl")
+        try:
+            losses = _reference_losses(model, request, filled, self.dtype)
+        except NumbersError:
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return
+        item = likelihood_item(request.example.references, request.fingerprint)
+        append_line(self.journal, likelihood_line(request, item.fingerprint, self.system, losses))

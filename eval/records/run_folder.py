@@ -65,6 +65,7 @@ LADDER_PLOTS = r"ladder(-.*)?"
 UNFINISHED = ".merging"
 _FILES = ("run.json", "examples.jsonl", "documents.jsonl.gz", "predictions.jsonl", *_RESULT_FILES, UNFINISHED)
 METRICS = "metrics"
+PENDING = "metrics/pending"  # likelihoods that a run has measured while it answered, for `eval.ladder` to take
 _METRIC_FILE = re.compile(r".+@\d+\.jsonl")
 _KINDS: dict[type, str] = {
     RunRecord: "a run of eval/run.py",
@@ -332,6 +333,8 @@ class RunFolder:
                 # A judge's file and its replies, which were paid for, may lie beside the values.
                 for file in metric_files(self.path):
                     file.unlink()
+                if (self.path / PENDING).exists():
+                    shutil.rmtree(inside(self.path, PENDING))
                 if not any(metrics.iterdir()):
                     metrics.rmdir()
             plots = own_plots(self.read_record(RunRecord, is_replaced=True))

@@ -14,7 +14,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -25,8 +26,8 @@ from typing import Any
 from eval.errors import UserError
 from eval.metrics.base import Item, Metric, Value, checked_scores, describe_source
 from eval.records.disk import make_folder, read_whole
-from eval.records.journal import append_lines, open_journal, parse_line
-from eval.records.run_folder import METRICS, metric_files
+from eval.records.journal import append_lines, open_journal, parse_line, read_lines
+from eval.records.run_folder import METRICS, PENDING, metric_files
 from eval.records.schema import MetricLine, MetricRecord, UsedMetric, ValueRecord
 from eval.records.typed import from_json, to_json
 
@@ -200,6 +201,26 @@ def open_metric_file(
             append_lines(journal, [record])
             seen = set()
         yield journal, seen
+
+
+def take_pending(folder: Path, journal: RawIOBase, seen: Collection[str]) -> set[str]:
+    """Move what a run has measured while it answered into a metric's file, and return the fingerprints.
+
+    Args:
+        folder: The run folder, which is locked.
+        journal: The file of the metric, open for appending.
+        seen: Fingerprints of what is in it.
+    """
+    damaged: list[str] = []  # and measured again
+    found = {
+        line.fingerprint: line
+        for file in sorted((folder / PENDING).glob("*.jsonl"))
+        for line in read_lines(MetricLine, file, needs_checksums=True, damaged=damaged)
+        if line.fingerprint not in seen
+    }
+    append_lines(journal, found.values())
+    shutil.rmtree(folder / PENDING, ignore_errors=True)
+    return set(found)
 
 
 def score_missing(folder: Path, metric: Metric, texts: Iterable[tuple[Any, Item]], *, again: bool = False) -> None:

@@ -85,10 +85,12 @@ class Part:
     arguments: tuple[str, ...]  # without `--output`; `{output}` stands for the folder of the study
     needs: tuple[str, ...]  # names of parts whose results it uses
     ladder: bool = False  # `eval.ladder` follows the run
+    likelihood: bool = False  # which measures for it while it answers
 
     def command(self, output: Path, *more: str) -> list[str]:
         """Return the script and its arguments for the study's folder."""
         words = [word.replace(_OUTPUT, str(output)) for word in self.arguments]
+        words += ["--likelihood"] if self.likelihood else []
         return [self.script, *words, "--output", str(output / self.name), *more]
 
     def then(self, output: Path) -> list[str]:
@@ -229,12 +231,20 @@ def _part(where: str, content: Any, defaults: Mapping[str, Mapping[str, Any]]) -
             raise UserError(f"{where}: '{key}' is no setting of a part; the study gives what it needs of it")
     try:
         arguments = SCRIPTS[script].arguments_of(settings)
-        SCRIPTS[script].from_command_line(arguments)
+        config = SCRIPTS[script].from_command_line(arguments)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     used = [name for word in arguments for name in re.findall(rf"{re.escape(_OUTPUT)}/([^/\s]+)", word)]
     needs = dict.fromkeys(map(str, [*fields.get("needs", []), *used]))
-    return Part(name=name, script=script, arguments=tuple(arguments), needs=tuple(needs), ladder=ladder)
+    measures = isinstance(config, RunConfig) and config.engine == "local" and config.generate
+    return Part(
+        name=name,
+        script=script,
+        arguments=tuple(arguments),
+        needs=tuple(needs),
+        ladder=ladder,
+        likelihood=ladder and measures,
+    )
 
 
 def _in_order(parts: Mapping[str, Part]) -> Iterator[Part]:

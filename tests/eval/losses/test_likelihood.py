@@ -19,6 +19,7 @@ from eval.generation.prompt_tree import TreeCaches
 from eval.generation.requests import Request
 from eval.generation.run_job import open_run as open_job
 from eval.ladder import main
+from eval.losses import likelihood
 from eval.losses.likelihood import check_backend
 from eval.records.read_run import open_run
 from eval.records.schema import MetricLine
@@ -64,6 +65,18 @@ def least(data: Path, model: Path, tmp_path: Path) -> list[str]:
 
 class TwoProcesses(Process):
     count = 2
+
+
+def refuse(*_: Any) -> None:
+    raise AssertionError("prompts are read again")
+
+
+def without_seconds(run: Path | bytes) -> list[dict[str, Any]]:
+    """Return the predictions of a folder or file without what differs from session to session."""
+    content = run if isinstance(run, bytes) else (run / "predictions.jsonl").read_bytes()
+    left_out = ("seconds", "prefill_seconds", "decode_seconds", "peak_bytes", "crc32")
+    lines = [json.loads(line) for line in content.splitlines()]
+    return [{name: value for name, value in line.items() if name not in left_out} for line in lines]
 
 
 def requests_of(folder: Path) -> list[Request]:
@@ -224,6 +237,66 @@ def test_what_has_no_likelihood_is_one_line_before_weights_load(
     (tmp_path / "elsewhere.jsonl").rename(tmp_path / "data.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("plan", "template", "more"),
+    [
+        ("full", "context_first,query_first", []),
+        ("full@1 span=48 sinks=4", "context_first", ["--temperature", "1", "--num-samples", "3"]),
+        ("full", "context_first", ["--num-beams", "2"]),
+    ],
+)
+def test_likelihoods_are_measured_while_prompts_are_answered(
+    plan: str, template: str, more: list[str], least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = save_tiny_checkpoint(tmp_path / "fp64"), tmp_path / "run"
+    arguments = [*least, "--model", str(model), "--plan", plan, "--template", template, "--dtype", "float64", *more]
+    assert run(arguments) == 0
+    alone = (folder / "predictions.jsonl").read_bytes()
+    assert run([*arguments, "--overwrite", "--likelihood"]) == 0
+    assert without_seconds(folder) == without_seconds(alone), "answers stay"
+    monkeypatch.setattr(likelihood._OneTree, "lines", refuse)
+    assert main([str(folder)]) == 0
+    check(folder, model, plan)
+    assert not (folder / "metrics" / "pending").exists()
+    assert "used" in {rung["rung"] for rung in read(folder, "ladder.json")["rungs"]}
+
+
+def test_what_was_not_measured_while_answering_is_measured_alone(least: list[str], tmp_path: Path) -> None:
+    model, folder = save_tiny_checkpoint(tmp_path / "fp64"), tmp_path / "run"
+    arguments = [*least, "--model", str(model), "--dtype", "float64", "--likelihood"]
+    assert run(arguments) == 0
+    (pending,) = (folder / "metrics" / "pending").iterdir()
+    lines = pending.read_bytes().splitlines(keepends=True)
+    damaged = lines[1].replace(b'"nll": ', b'"nll": 1')
+    pending.write_bytes(b"".join([lines[0], damaged, *lines[2:5], lines[5][:40]]))
+    assert main([str(folder)]) == 0
+    check(folder, model, "full")
+    assert run([*arguments, "--overwrite"]) == 0
+    (anew,) = (folder / "metrics" / "pending").iterdir()
+    assert len(anew.read_bytes().splitlines()) == len(lines) == 8
+    assert run([*arguments[:-1], "--overwrite"]) == 0
+    assert not (folder / "metrics").exists()
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--no-generate"], "answers by --engine local, and this is --no-generate"),
+        (["--engine", "mock"], "answers by --engine local, and this is --engine mock"),
+        (["--max-thinking-tokens", "9", "--think-end-token", "</think>"], "no reference comes with a thought"),
+    ],
+)
+def test_runs_that_cannot_measure_while_they_answer_say_so_first(
+    more: list[str], said: str, least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = least.index("--model")
+    given = [*least[:at], *least[at + 2 :]] if "mock" in more else least
+    assert run([*given, "--likelihood", *more]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def served(least: list[str], model: Path, server: EngineStandIn, *more: str) -> int:
     """Return the status of a run that a server answers."""
     command = f"--engine endpoint --base-url {server.base_url} --model tiny-instruct --tokenizer {model}"
@@ -354,12 +427,21 @@ def test_a_shard_measures_its_own_prompts(least: list[str], tmp_path: Path) -> N
     [
         ({"is_encoded": True}, "the model of this run is an encoder-decoder"),
         ({"lets_think": True}, "no reference comes with a thought"),
-        ({"process": TwoProcesses(1)}, "by one process, and this launch has 2"),
     ],
 )
+def test_several_processes_are_refused(
+    least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*least, "--no-generate"]) == 0
+    backend = LocalBackend.__new__(LocalBackend)
+    backend.process = TwoProcesses(1)  # type: ignore[assignment]
+    monkeypatch.setattr("eval.generation.backend.open_backend", lambda config: backend)
+    assert main([str(tmp_path / "run")]) == 2
+    assert "likelihoods are measured by one process, and this launch has 2" in capsys.readouterr().err
+
+
 def test_models_whose_answers_begin_otherwise_have_no_likelihood(about: dict[str, Any], part: str) -> None:
     backend = LocalBackend.__new__(LocalBackend)
-    backend.process = Process(1)  # type: ignore[assignment]
     vars(backend).update(about)
     with pytest.raises(UserError, match=part):
         check_backend(backend, lets_think="lets_think" in about)

@@ -266,6 +266,7 @@ def test_the_ladder_follows_the_run(
     assert launch.run_parts(folder, [full]) == ["full"]
     assert f"full: {command}" in capsys.readouterr().out
     assert [words[0] for words in calls] == ["eval/run.py", "eval/ladder.py"]
+    assert "--likelihood" in calls[0]
 
 
 def test_records_hold_what_parts_measured_and_no_texts(
