@@ -36,6 +36,7 @@ from tasks.readers.rows import Row, collect, document_names
 
 HUB_ID = "deepmind/narrativeqa"
 REVISION = "2e643e7363944af1c33a652d1c87320d0871c4e4"
+_NOTE = " ... [the rest of the text is omitted]"
 _FIELDS = ("document", "question", "answers")
 
 
@@ -95,8 +96,18 @@ def _as_it_is(row: Row, field: str) -> str:
     return str(row.fields[field])
 
 
-def _templates(text: str, cue: str, shot: str, shots: str) -> dict[str, Template]:
-    published = Template(text=text, shot=shot, shots=shots)
+def helmet_templates(text: str, cue: str, shot: str, shots: str, aside: int = 200) -> dict[str, Template]:
+    """Return HELMET's prompts, with a chat template and without.
+
+    Args:
+        text: Text of the prompt.
+        cue: What follows it without a chat template.
+        shot: A solved example without its document.
+        shots: What stands around all of them.
+        aside: Tokens that HELMET's configs leave free beside document and answer.
+    """
+    # HELMET counts the token that begins a document too.
+    published = Template(text=text, shot=shot, shots=shots, note=_NOTE, aside=aside + 1)
     return {"helmet": published, "helmet-plain": replace(published, text=text + cue, chat=False)}
 
 
@@ -109,7 +120,7 @@ HELMET_NARRATIVEQA = Task(
     licence="Apache-2.0 (its card); stories of Project Gutenberg, scripts of several sites",
     splits={"train": 32_747, "validation": 3_461, "test": 10_557},
     read=load_narrativeqa,
-    templates=_templates(
+    templates=helmet_templates(
         "You are given a story, which can be either a novel or a movie script, and a question. Answer the question as "
         "concisely as you can, using a single phrase if possible.\n\n{shots}{context}\n\nQuestion: {query}",
         "\nAnswer:",
@@ -136,13 +147,12 @@ HELMET_NARRATIVEQA = Task(
 HELMET_MULTI_LEXSUM = Task(
     name="helmet_multi_lexsum",
     description="HELMET: documents of a lawsuit -> summary of one paragraph",
-    source="--data takes JSON lines with id, sources and summary/short of allenai/multi_lexsum, or a folder with a file "
-    "for each split",
+    source="--data takes JSON lines with id, sources and summary/short of allenai/multi_lexsum, or a folder of them",
     licence="ODC-By; summaries CC BY-NC 4.0; documents in the public domain",
     splits={"train": None, "validation": None, "test": None},
     needs_data=True,
     read=load_multi_lexsum,
-    templates=_templates(
+    templates=helmet_templates(
         "You are given the legal documents in a civil rights lawsuit, and you are tasked to summarize the case. Write "
         "a concise summary of one paragraph (200 to 250 words). The summary should contain a short description of the "
         "background, the parties involved, and the outcomes of the case.\n\n{shots}Legal documents:\n{context}\n\nNow "
@@ -150,6 +160,7 @@ HELMET_MULTI_LEXSUM = Task(
         "\n\nSummary:",
         "Summary: {answer}",
         "Example summaries:\n\n{shots}\n\nNow, write a summary of the following legal documents.\n",
+        aside=300,
     ),
     default_template="helmet",
     default_split="validation",

@@ -35,9 +35,7 @@ TOLERANCE = 1e-9
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 # HELMET's take the better of an answer and its answer line; tests/tasks/ has their values.
 ROUGE = [
-    name
-    for name, profile in PROFILES.items()
-    if profile.use_stemmer is not None and not name.startswith("helmet_")
+    name for name, profile in PROFILES.items() if profile.use_stemmer is not None and not name.startswith("helmet_")
 ]
 Pair = tuple[str, str]
 
