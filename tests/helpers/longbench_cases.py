@@ -85,7 +85,9 @@ def records(name: str) -> list[dict[str, Any]]:
         paragraphs = [text(5, 40) for _ in range(rng.randint(1, 8))]
         made.append(
             {
-                "input": "" if name in ("gov_report", "multi_news", "passage_count", "lcc") else spaced(f"{text(3, 12)}?"),
+                "input": ""
+                if name in ("gov_report", "multi_news", "passage_count", "lcc")
+                else spaced(f"{text(3, 12)}?"),
                 "context": spaced("\n\n".join(paragraphs)),
                 "answers": [answer() for _ in range(rng.choice((1, 1, 3)))],
                 "length": (index * 61) % 12_001,

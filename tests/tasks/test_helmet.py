@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,25 @@ def test_records_that_cannot_be_used_are_told(tmp_path: Path) -> None:
             TASKS[task].load(LoadRequest(split=TASKS[task].default_split, data=data))
     with pytest.raises(DataError, match=r"allenai/multi_lexsum on the hub is a program .* give --data JSON lines"):
         TASKS["helmet_multi_lexsum"].load(LoadRequest(split="validation"))
+
+
+def test_the_lines_of_the_documentation_write_multi_lexsum_from_the_files_of_its_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+    (lines,) = [one for one in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "case_documents" in one]
+    monkeypatch.chdir(tmp_path)
+    Path("sources.json").write_text(json.dumps({f"D-{at}": {"doc_text": f"ORDER {at}. ☔"} for at in range(3)}))
+    case = {"case_id": "XX-1", "case_documents": ["D-2", "D-0"], "summary/long": "Long.", "summary/short": "It rained."}
+    shots = [{**case, "case_id": f"XX-{at}", "case_documents": [f"D-{at}"]} for at in range(2)]
+    Path("train.json").write_bytes(as_lines(shots))
+    Path("dev.json").write_bytes(as_lines([case, {**case, "case_id": "XX-2", "summary/short": None}]))
+    exec(compile(lines, "docs/tasks.md", "exec"), {})
+    loaded = TASKS["helmet_multi_lexsum"].load(LoadRequest(split="validation", data=Path("lexsum"), shots=2))
+    assert [example.id for example in loaded.examples] == ["XX-1"]
+    assert loaded.examples[0].context == "ORDER 2. ☔\n\nORDER 0. ☔"
+    assert loaded.examples[0].references == ("It rained.",)
+    assert [shot.id for shot in loaded.shots] == ["XX-0", "XX-1"]
 
 
 def test_cases_without_a_short_summary_are_left_out_and_two_others_are_shown(tmp_path: Path) -> None:
