@@ -137,7 +137,7 @@ def _text(tokenizer: PreTrainedTokenizerBase, parts: PromptParts, prompt: Prompt
             pieces.append(f"\n[... {start - end:,} tokens of the context cut here ...]\n")
         pieces.append(_decode(tokenizer, parts.context[start:stop]))
         end = stop
-    return "".join((*pieces, _decode(tokenizer, parts.suffix)))
+    return "".join((*pieces, _decode(tokenizer, prompt.note), _decode(tokenizer, parts.suffix)))
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

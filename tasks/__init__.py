@@ -11,6 +11,7 @@ from tasks.big_patent import BIG_PATENT_TASKS
 from tasks.book_sum import BOOK_SUM
 from tasks.custom import CustomTask, check_instruction, read_task_file
 from tasks.eips import EIPS
+from tasks.helmet import HELMET_TASKS
 from tasks.infinite_bench import INFINITE_BENCH_TASKS
 from tasks.longbench import LONGBENCH_E_TASKS, LONGBENCH_TASKS, LONGBENCH_ZH_TASKS
 from tasks.longbench2 import LONGBENCH2
@@ -63,6 +64,7 @@ TASKS: dict[str, Task] = {
     **LONGBENCH_E_TASKS,
     "longbench2": LONGBENCH2,
     **INFINITE_BENCH_TASKS,
+    **HELMET_TASKS,
     "squality": SQUALITY,
     "eips": EIPS,
     "plos": PLOS,

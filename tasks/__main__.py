@@ -136,7 +136,7 @@ def _cells(task: Task) -> list[str]:
 
 
 def _count(number: int | None) -> str:
-    return "size not stated" if number is None else f"{number:,}"
+    return "not stated" if number is None else f"{number:,}"
 
 
 def _wrap(text: str, indent: str = "    ") -> list[str]:

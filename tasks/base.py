@@ -141,6 +141,9 @@ class Template:
         shot: Solved example without its document, with `{query}` and `{answer}`. None shows each as a prompt and its
             answer before the prompt.
         shots: What stands in the place of `{shots}` in the text, with `{shots}` for all of them; nothing without any.
+        note: What follows a document that has lost its end, within the room for the document.
+        aside: Tokens that a document with a note leaves free beside the room for the answer, also where all else of the
+            prompt has fewer; 0 lets it fill its prompt.
     """
 
     text: str
@@ -149,6 +152,8 @@ class Template:
     truncation: str | None = None
     shot: str | None = None
     shots: str = ""
+    note: str = ""
+    aside: int = 0
 
 
 def template_variants(name: str, before: str, after: str, cue: str, *, once: bool = True) -> dict[str, Template]:

@@ -87,7 +87,8 @@ def prompt_fields(request: Request, form: str) -> dict[str, Any]:
         return {"prompt": list(request.prompt.token_ids)}
     template = request.key[1]
     builder, example = request.source.builders[template], request.example
-    text = builder.text(example.query, request.shown_text, is_turn=form == "messages")
+    shown = request.shown_text + builder.note_text(request.prompt)
+    text = builder.text(example.query, shown, is_turn=form == "messages")
     return text_fields(text, form, builder.system, builder.shot_turns)
 
 

@@ -141,7 +141,9 @@ class PromptSource:
         }
         return {
             (self.task, template, example.id, maxlen): fingerprint(
-                self.pins[template, maxlen], contents[example.id, window_of(template)]
+                self.pins[template, maxlen],
+                contents[example.id, window_of(template)],
+                *(["trimmed"] if self._is_trimmed(template, example.query or "") else []),
             )
             for template in self.builders
             for example in self.examples
@@ -154,6 +156,10 @@ class PromptSource:
         spelled = [text for text in (example.context, example.query) if text and encoder.spells_control(text)]
         kept = [] if example.kept is None else [example.kept]
         return fingerprint(example.context, example.query, *(["as text"] if spelled else []), *kept)
+
+    def _is_trimmed(self, template: str, query: str) -> bool:
+        # Earlier runs showed the white space that a chat template takes off.
+        return self.builders[template].last_query(query) != query
 
     def _window_fingerprint(self, example: Example, window: str, of_head: str) -> str:
         """Return the digest of what a window shows of an example, from that of the example."""

@@ -13,7 +13,7 @@ from functools import partial
 from eval.metrics.answers import score_all_found, score_answers, score_any_found
 from eval.metrics.base import Item, Metric, Scores, Value
 from eval.metrics.chrf import score_chrf
-from eval.metrics.helmet import score_letter, score_phrase
+from eval.metrics.helmet import score_answer, score_letter, score_phrase, score_summary
 from eval.metrics.longbench import score_choice, score_class, score_next_line, score_numbers
 from eval.metrics.rouge import plain_words, score_rouge, score_rouge_l, stemmed_words
 from eval.metrics.unicode_text import unicode_answer_words, unicode_sentences, unicode_words
@@ -87,6 +87,10 @@ CHOICES = Overlap("longbench-choice", _ACCURACY, score_choice)
 CLASSES = _OfClasses("longbench-class", _ACCURACY, score_class)
 PHRASES = Overlap("helmet-phrase", {"rougeL": _ROUGE["rougeL"]}, score_phrase)
 LETTERS = Overlap("helmet-letter", _ACCURACY, score_letter)
+_ROUGE_L = {"rougeL": _ROUGE["rougeL"], "rougeL_recall": Value(label="RL recall", title="ROUGE-L recall")}
+_CONTAINED = Value(label="contained", title="Answer contained")
+HELMET_ANSWERS = Overlap("helmet-answer", _ROUGE_L | _ANSWERS | {"contained": _CONTAINED}, score_answer)
+HELMET_SUMMARIES = Overlap("helmet-summary", _ROUGE_L, score_summary)
 _FOUND = {"found": Value(label="found", title="Answers found")}
 # Source: see `eval.metrics.answers.answers_found`.
 ALL_FOUND = Overlap(

@@ -170,6 +170,11 @@ class ChatTemplate:
         """Return whether prompts may hold the date."""
         return "strftime_now" in (self.source or "")
 
+    @cached_property
+    def trims(self) -> bool:
+        """Return whether the template leaves out white space at the end of the user's text."""
+        return f"{MARK} \n" not in self.render([("user", f"{MARK} \n")], has_generation_prompt=True)
+
     def around(self, before: str, after: str, earlier: Sequence[tuple[str, str]] = ()) -> tuple[str, str]:
         """Return the rendered prompt up to the context and from there on.
 

@@ -49,6 +49,8 @@ class PromptParts:
             where the context alone is cut.
         num_around: Tokens of `whole` before and after the context.
         window: What is shown of the context, from the room for it.
+        note: What follows a context that has lost its end.
+        aside: Tokens that a context with a note leaves free beside the room for the answer.
     """
 
     prefix: tuple[int, ...]
@@ -58,6 +60,8 @@ class PromptParts:
     whole: tuple[int, ...] | None = None
     num_around: tuple[int, int] = (0, 0)
     window: Callable[[Frame], Shown] = show
+    note: tuple[int, ...] = ()
+    aside: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +72,13 @@ class Prompt:
         token_ids: The whole prompt.
         context_ranges: Which of the context's tokens are in it, in its order.
         num_context_dropped: Context tokens that did not fit.
+        note: What follows the context, since it has lost its end.
     """
 
     token_ids: tuple[int, ...]
     context_ranges: Ranges
     num_context_dropped: int
+    note: tuple[int, ...] = ()
 
     @property
     def num_context_kept(self) -> int:
@@ -138,7 +144,9 @@ class PromptBuilder:
         # Version 0.1 put spaces between the pieces of prompts for these tokenizers.
         pieces = [*self._rendered, *(["joined"] if self.encoder.has_dummy_prefix else []), *map(str, self._stop)]
         if self.shots:
-            pieces += ["shots", self._shots_text]
+            pieces += ["shots as a whole", self._shots_text]
+        if self.template.note:
+            pieces += ["note", self.template.note, str(self.template.aside)]
         return hashlib.sha256("\0".join(pieces).encode()).hexdigest()
 
     def check(self) -> None:
@@ -199,7 +207,9 @@ class PromptBuilder:
             self._fixed[query] = PromptParts(
                 prefix=self._start + self._shot_ids + self._fill(before, query or "", self._before_prompt),
                 context=(),
-                suffix=self._fill(after, query or "", _TEXT) + self._stop,
+                suffix=self._fill(after, self.last_query(query or ""), _TEXT) + self._stop,
+                note=self._note,
+                aside=self.template.aside,
             )
         return replace(self._fixed[query], context=context, passages=passages)
 
@@ -292,17 +302,32 @@ class PromptBuilder:
             self._offsets = context, self.encoder.offsets(context, self._before_context)
         return self._offsets[1]
 
+    def last_query(self, query: str) -> str:
+        """Return a query as it stands after the context: chat templates may cut white space at the end of a turn."""
+        is_last = self.uses_chat_template and self.template.text.endswith("{query}")
+        return query.rstrip() if is_last and query != query.rstrip() and self.chat.trims else query
+
+    @cached_property
+    def _note(self) -> tuple[int, ...]:
+        return self.encoder.encode(self.template.note, _TEXT)
+
+    def note_text(self, prompt: Prompt) -> str:
+        """Return what follows the context of a prompt that has lost its end, as text."""
+        return self.template.note if prompt.note == self._note else self._decode(prompt.note)
+
     def text(self, query: str | None, context: str, *, is_turn: bool = False) -> str:
         """Return a prompt as text, for an engine that takes no tokens.
 
         Args:
             query: Query of the example.
-            context: What is shown of the context.
+            context: What is shown of the context, and what follows it.
             is_turn: Return the user's turn alone, which the engine puts into its chat template.
         """
         before, after = self.template.text.split("{context}") if is_turn else self._rendered
         before = self.shots.fill(before) if is_turn else before
-        whole = context.join(part.replace("{query}", query or "") for part in (before, after))
+        query = query or ""
+        last = query if is_turn else self.last_query(query)
+        whole = before.replace("{query}", query) + context + after.replace("{query}", last)
         whole = whole if is_turn else self._shots_text + whole
         # A tokenizer that begins each text with its token does so with this one.
         return whole if is_turn or not self._bos else whole.removeprefix(self.tokenizer.bos_token or "")
@@ -457,13 +482,35 @@ def fit(parts: PromptParts, maxlen: int, max_new_tokens: int, policy: str, think
             f"{budget} are left beside {num_fixed} of instruction and template and the room for the answer; raise "
             f"--maxlen to {maxlen - budget + needed} or more"
         )
-    shown = parts.window(Frame(num_tokens=num_context, budget=budget, cut=cut))
+    most, note = _room_and_note(parts, budget, budget + num_fixed)
+    shown = parts.window(Frame(num_tokens=num_context, budget=most, cut=cut))
     kept = tuple(token for start, stop in shown.ranges for token in parts.context[start:stop])
+    note = () if shown.ranges and shown.ranges[-1][1] == num_context else note[: budget - len(kept)]
     return Prompt(
-        token_ids=parts.prefix + kept + parts.suffix,
+        token_ids=parts.prefix + kept + note + parts.suffix,
         context_ranges=shown.ranges,
         num_context_dropped=shown.num_dropped,
+        note=note,
     )
+
+
+def _room_and_note(parts: PromptParts, budget: int, free: int) -> tuple[int, tuple[int, ...]]:
+    """Return the room for a context, and what follows one that is cut; passages have no notes.
+
+    Args:
+        parts: Parts of the prompt.
+        budget: Tokens that all else of the prompt leaves.
+        free: Tokens of the prompt with its context.
+
+    Source: `truncate_llama2` in data.py, which cuts a document first, and `tokenize` in model_utils.py, which then cuts
+    document and note to what is left, of princeton-nlp/HELMET at 4526dfb.
+    """
+    most = free - parts.aside if parts.aside else budget
+    if most <= len(parts.note):  # too short a prompt to leave any free
+        most = budget
+    if not parts.note or parts.passages is not None or len(parts.context) <= most:
+        return budget, ()
+    return max(min(most - len(parts.note), budget), 0), parts.note
 
 
 def _halves(parts: PromptParts, whole: tuple[int, ...], budget: int) -> Prompt:

@@ -8,7 +8,8 @@ A template that shows them without their documents has a place for them in its o
     shots.encode(shown, encoder)
 
 While a chat template is rendered, marks stand for their texts, so that documents and answers stay text whatever they
-spell. They are encoded apart from the rest, so that all prompts of a template begin with the same tokens.
+spell. They are encoded apart from the rest, so that all prompts of a template begin with the same tokens; with what
+stands between them and the context, where that has no query.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Shots:
         return "".join(f"{text}{_seam(text)}{answer}\n\n" for text, answer in self._before)
 
     def split(self, before: str) -> tuple[str, str]:
-        """Return what stands before a context up to the last answer, and from there on.
+        """Return what stands before a context up to the last answer, or all of it without a query, and from there on.
 
         Raises:
             UserError: A chat template has left out or repeated some.
@@ -92,6 +93,8 @@ class Shots:
                 "named -plain, which do without it"
             )
         end = before.rindex(self._pairs[-1][1]) + len(self._pairs[-1][1])
+        if self._template.shot is not None and "{query}" not in before[end:]:
+            end = len(before)
         return before[:end], before[end:]
 
     def fill(self, text: str) -> str:
@@ -99,7 +102,11 @@ class Shots:
         return _MARK.sub(lambda found: self._texts.get(found[1], found[1]), text)
 
     def encode(self, text: str, encoder: TextEncoder) -> tuple[int, ...]:
-        """Return the token ids of a text with marks."""
+        """Return the token ids of a text with marks, those of the whole where no text spells a control token."""
+        whole = encoder.encode(self.fill(text))
+        is_spelled = any(encoder.spells_control(shown) for shown in self._texts.values())
+        if not is_spelled and encoder.count_controls(whole) == encoder.count_controls(encoder.encode(text)):
+            return whole
         ids: tuple[int, ...] = ()
         after = ""
         for piece in _MARK.split(text):

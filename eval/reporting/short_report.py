@@ -99,7 +99,9 @@ def score_table(models: Sequence[Result], results: Sequence[Result]) -> Rows:
     )
     known = {key[3] for key in baselines}
     after = [baseline(found[0]) for names in _BASELINES if (found := [one for one in names if one in known])]
-    others = [name for name in models[0].metrics if name not in names] if len(names) == 1 else []
+    # Profiles with the same headline may have other metrics each.
+    shared = set.intersection(*(set(result.metrics) for result in models)) - set(names)
+    others = [name for name in models[0].metrics if name in shared] if len(names) == 1 else []
     # Under several profiles of these metrics, a mark would be of some rows alone.
     profiles = {result.profile for result in models}
     columns = [score(name, *(profiles if len(profiles) == 1 else ())) for name in others]

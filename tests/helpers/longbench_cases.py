@@ -53,15 +53,19 @@ CLASSES = (
     "12",
     "体育新闻",
 )
+_BLANKS = ("", "", " ", "\n", " \n\n", "\t")
 _LINES = ("return x", "    y = 2 * x", "# a comment", "for i in range(7):", "```python", "print(y) // 3", "")
 
 
 def records(name: str) -> list[dict[str, Any]]:
-    """Return records of a set, the same in each call."""
+    """Return records of a set, the same in each call; texts have blanks at their ends."""
     rng = random.Random(f"records of {name}")
 
     def text(low: int, high: int) -> str:
         return " ".join(rng.choices(_WORDS, k=rng.randint(low, high)))
+
+    def spaced(shown: str) -> str:
+        return rng.choice(_BLANKS) + shown + rng.choice(_BLANKS)
 
     def answer() -> str:
         if name == "passage_retrieval_en":
@@ -74,15 +78,17 @@ def records(name: str) -> list[dict[str, Any]]:
             return rng.choice(CLASSES)
         if name in ("lcc", "repobench-p"):
             return rng.choice(_LINES[:2]) + rng.choice(("", "  # why", "()"))
-        return text(1, 30)
+        return spaced(text(1, 30))
 
     made = []
     for index in range(NUM_RECORDS):
         paragraphs = [text(5, 40) for _ in range(rng.randint(1, 8))]
         made.append(
             {
-                "input": "" if name in ("gov_report", "multi_news", "passage_count", "lcc") else f"{text(3, 12)}? \n",
-                "context": "\n\n".join(paragraphs) + rng.choice(("", "\n")),
+                "input": ""
+                if name in ("gov_report", "multi_news", "passage_count", "lcc")
+                else spaced(f"{text(3, 12)}?"),
+                "context": spaced("\n\n".join(paragraphs)),
                 "answers": [answer() for _ in range(rng.choice((1, 1, 3)))],
                 "length": (index * 61) % 12_001,
                 "dataset": name,
@@ -113,7 +119,7 @@ def predictions(name: str) -> list[str]:
         ]
         if name in _OF_CLASSES:
             kinds += [f"{right}, {one}" for one in rng.sample(CLASSES, 4)]
-        made.append(rng.choice(kinds))
+        made.append(rng.choice(_BLANKS) + rng.choice(kinds) + rng.choice(_BLANKS))
     return made
 
 

@@ -18,6 +18,7 @@ from tests.eval.engines.conftest import Runs
 from tests.helpers.engine_answers import BLOCK, words_of
 from tests.helpers.engine_faults import Call
 from tests.helpers.engine_standin import EngineStandIn, engine_standin
+from tests.helpers.official_files import as_lines, sample_records
 from tests.helpers.tiny_models import tiny_tokenizer
 
 
@@ -106,6 +107,20 @@ def test_prompts_go_as_text_where_ids_are_not_taken_or_not_wanted(
     # What the server puts before each text was told by the first one, and is no cut.
     assert {line["reported_prompt_tokens"] - line["prompt_tokens"] for line in lines} == {num_extra}
     assert run.read("run.json")["identity"]["engine"]["prompts_as"] == "text"
+
+
+def test_what_follows_a_document_that_is_cut_goes_as_text_too(run: Runs, tokenizer: Path, tmp_path: Path) -> None:
+    (record, *_) = sample_records("helmet_narrativeqa")
+    file = tmp_path / "test.jsonl"
+    file.write_bytes(as_lines([{**record, "document": {"id": "a", "text": "The river rose. " * 60}}]))
+    with engine_standin(takes=("text",)) as server:
+        done = run(server, "--task", "helmet_narrativeqa", "--data", str(file), "--shots", "0")
+    assert done.status == 0, done.err
+    encoder = AutoTokenizer.from_pretrained(tokenizer)
+    sent = {call.body["prompt"] for call in prompts(server)}
+    assert all(" ... [the rest" in text for text in sent)
+    counts = [line["prompt_tokens"] for line in run.read("predictions.jsonl")]
+    assert sorted(len(encoder(text).input_ids) for text in sent) == sorted(counts) == [392, 692]
 
 
 @pytest.mark.parametrize("num_extra", [0, 31])

@@ -14,6 +14,7 @@ from eval.reporting.checks import checks_of
 from eval.reporting.finding import meanings
 from eval.reporting.short_report import render_short, score_table
 from eval.score import main as score
+from eval.scoring.profiles import PROFILES
 from tests.helpers.records import comparison, result
 from tests.helpers.run_folders import run_record, with_task, write_run
 
@@ -195,6 +196,17 @@ def test_a_mark_stands_at_the_task_whose_metric_it_is_of() -> None:
     table = score_table([one for one in results if one.kind == "model"], results)
     place = table[0].index("metric")
     assert [row[place] for row in table[1:]] == ["RLsum", "RLsum", "RL°", "RL°"]
+
+
+def test_a_column_stands_for_what_the_profiles_of_all_tasks_have() -> None:
+    results = []
+    estimate = Estimate(mean=0.3, low=0.2, high=0.4)
+    for task, profile in (("qa", "helmet_answer"), ("cases", "helmet_summary")):
+        metrics = dict.fromkeys(PROFILES[profile].listed, estimate)
+        results += [replace(one, task=task, profile=profile, metrics=metrics) for one in RESULTS]
+    table = score_table([one for one in results if one.kind == "model"], results)
+    assert "RL recall" in table[0]
+    assert "F1" not in table[0]
 
 
 def test_only_what_is_wrong_is_said_below() -> None:

@@ -23,6 +23,12 @@ CLOSED = {
     "longbench_class": (["longbench-class@1"], ["accuracy"], ["accuracy"]),
     "helmet_qa": (["helmet-phrase@1"], ["rougeL"], ["rougeL"]),
     "helmet_choice": (["helmet-letter@1"], ["accuracy"], ["accuracy"]),
+    "helmet_answer": (
+        ["helmet-answer@1"],
+        ["rougeL", "rougeL_recall", "f1", "exact_match", "contained"],
+        ["rougeL"],
+    ),
+    "helmet_summary": (["helmet-summary@1"], ["rougeL", "rougeL_recall"], ["rougeL"]),
     "found_all": (["all-found@1"], ["found", "all_found"], ["found"]),
     "found_any": (["any-found@1"], ["found"], ["found"]),
     "unicode": (["rouge-unicode@1"], _ROUGE, ["rougeLsum"]),

@@ -176,6 +176,7 @@ def test_sets_of_every_shape_are_found_at_the_revision_of_their_task(tmp_path: P
         "big_patent_y": ("NortheasternUniversity/big_patent", "y/test/0000.parquet"),
         "longbench2": ("zai-org/LongBench-v2", "default/train/0000.parquet"),
         "helmet_infbench_qa": ("xinrongzhang2022/InfiniteBench", "longbook_qa_eng.jsonl"),
+        "helmet_narrativeqa": ("deepmind/narrativeqa", "data/test-00000-of-00001.parquet"),
     }
     news = [{"document": "One. ||||| Two.", "summary": "Both."}, {"document": "", "summary": "Lost."}]
     contents = {
@@ -184,6 +185,7 @@ def test_sets_of_every_shape_are_found_at_the_revision_of_their_task(tmp_path: P
         "multi_news": parquet(news),
         "big_patent_y": parquet([{"description": "A lamp.", "abstract": "Light."}]),
         "helmet_infbench_qa": write_official("helmet_infbench_qa", tmp_path).read_bytes(),
+        "helmet_narrativeqa": parquet([dict(row) for row in sample_records("helmet_narrativeqa")]),
         "longbench2": parquet([dict(row) for row in sample_records("longbench2")]),
     }
     repos = {
@@ -207,6 +209,7 @@ def test_sets_of_every_shape_are_found_at_the_revision_of_their_task(tmp_path: P
                     "big_patent_y": ["Light."],
                     "longbench2": ["B"],
                     "helmet_infbench_qa": ["the bridge"],
+                    "helmet_narrativeqa": ["the bridge", "the bridge of the town"],
                 }[task]
             )
         whole = load("multi_news", "test", hub.environment(tmp_path / "home"))
