@@ -202,7 +202,7 @@ def record_rows(path: Path, columns: Sequence[str] | None = None) -> Rows[Row]:
 def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
     """Yield the records of a local file of Parquet, JSON lines, CSV or TSV, the latter three also packed."""
     if path.suffix.lower() == ".parquet":
-        yield from read_parquet([path], columns)
+        yield from read_parquet(path, columns)
         return
     with open_packed(path) as (stream, name):
         yield from parse_records(stream, name)
@@ -320,32 +320,31 @@ def _check_sizes(metadata: FileMetaData, columns: Sequence[str], name: str) -> N
                 )
 
 
-def read_parquet(files: Sequence[Path | BinaryIO], columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
-    """Yield the records of Parquet files, given by path or open for reading and seeking; columns None reads all.
+def read_parquet(file: Path | BinaryIO, columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
+    """Yield the records of a Parquet file, given by path or open for reading and seeking; columns None reads all.
 
     Pages are read one by one, not whole row groups: an open file may be on the hub.
     """
     import pyarrow.parquet
 
-    index = 0
-    for file in files:
-        name = Path(file.name).name
-        with parsing(f"{name}: not a readable Parquet file", "fetch it again"):
-            table = pyarrow.parquet.ParquetFile(file, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False)
-            names = table.schema_arrow.names
-            _check_names(names, name)
-            present = [column for column in names if columns is None or column in columns]
-            if not present:
-                raise DataError(f"{name}: columns are {', '.join(names)}; expected {', '.join(columns or ())}")
-            _check_sizes(table.metadata, present, name)
-            for group in range(table.num_row_groups):  # a batch of its own each: it would read on into the next
-                for batch in table.iter_batches(16, [group], present, use_threads=False):
-                    for place in range(batch.num_rows):
-                        where = f"{name} row {index}"
-                        try:
-                            (record,) = batch.slice(place, 1).to_pylist()
-                        except UnicodeDecodeError as error:
-                            yield BadRow(f"{where}: not UTF-8 text ({error.reason}); correct it")
-                        else:
-                            yield Row(where, index, record, is_table=True, may_be_json=True)
-                        index += 1
+    name = Path(file.name).name
+    with parsing(f"{name}: not a readable Parquet file", "fetch it again"):
+        table = pyarrow.parquet.ParquetFile(file, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False)
+        names = table.schema_arrow.names
+        _check_names(names, name)
+        present = [column for column in names if columns is None or column in columns]
+        if not present:
+            raise DataError(f"{name}: columns are {', '.join(names)}; expected {', '.join(columns or ())}")
+        _check_sizes(table.metadata, present, name)
+        index = 0
+        for group in range(table.num_row_groups):  # a batch of its own each: it would read on into the next
+            for batch in table.iter_batches(16, [group], present, use_threads=False):
+                for place in range(batch.num_rows):
+                    where = f"{name} row {index}"
+                    try:
+                        (record,) = batch.slice(place, 1).to_pylist()
+                    except UnicodeDecodeError as error:
+                        yield BadRow(f"{where}: not UTF-8 text ({error.reason}); correct it")
+                    else:
+                        yield Row(where, index, record, is_table=True, may_be_json=True)
+                    index += 1

@@ -15,8 +15,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
+
+import huggingface_hub
+from huggingface_hub import constants
 
 from tasks.base import DataError, LoadRequest
 from tasks.readers.files import parse_records, read_parquet, read_zip
@@ -69,6 +73,23 @@ def hub_rows(
     return Rows(rows, {key: value for key, value in provenance.items() if value is not None})
 
 
+def _read(source: _HubFiles, columns: Sequence[str] | None, member: str | None) -> Iterator[Row | BadRow]:
+    index = 0
+    for path in source.paths:
+        where = f"{path} of {source.repo} at {source.commit.sha[:12]}"
+        remedy = f"delete it from the hub's cache and run again, or {without_hub()}"
+        with source.open(path) as file:
+            if path.endswith(".parquet"):
+                rows = read_parquet(file, columns)
+            elif member is None:
+                rows = parse_records(file, PurePosixPath(path).name)
+            else:
+                rows = read_zip(file, member, where, remedy)
+            for row in rows:
+                yield replace(row, index=index) if isinstance(row, Row) else row
+                index += 1
+
+
 # Finding one commit and its files
 
 
@@ -83,7 +104,6 @@ def pin_commit(repo: str, revision: str, unreachable: str | None = None) -> Comm
     Raises:
         DataError: There is no such data set, or no access.
     """
-    from huggingface_hub import constants
     from huggingface_hub.errors import RevisionNotFoundError
 
     if constants.HF_HUB_OFFLINE:
@@ -128,7 +148,7 @@ class _HubFiles:
         """Return whether the hub or its cache has the files, or the beginning of the first where parts will do."""
         has_all = self.commit.unreachable is None or len(self.local) == len(self.paths)
         first = self.paths[0]
-        return has_all or (not whole and (first in self.local or self._in_parts(first).has_blocks))
+        return has_all or (not whole and (first in self.local or self._in_parts(first).kept_size is not None))
 
     def _in_parts(self, path: str) -> HubFile:
         return HubFile(self.repo, self.commit.sha, path, self.commit.unreachable)
@@ -157,12 +177,10 @@ def _find(repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: b
 
 def _fetched_by_others(repo: str, patterns: Sequence[str], revisions: Sequence[str], unreachable: str) -> _HubFiles:
     """Return files that another program left in the cache. Raises `DataError` if there are none."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
+    look = partial(huggingface_hub.snapshot_download, repo, repo_type="dataset", local_files_only=True)
     for revision in revisions:
-        with suppress(LocalEntryNotFoundError):
-            folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
+        with suppress(FileNotFoundError):
+            folder = Path(look(revision=revision))
             paths = matching([file.relative_to(folder).as_posix() for file in folder.rglob("*")], patterns)
             if paths and _all_shards(paths):
                 return _HubFiles(repo, Commit(folder.name), paths, {path: folder / path for path in paths})
@@ -182,45 +200,22 @@ def matching(paths: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
 
 def _cached_files(repo: str, commit: str, paths: Sequence[str]) -> dict[str, Path]:
     """Return those files that are whole in huggingface_hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = {path: try_to_load_from_cache(repo, path, revision=commit, repo_type="dataset") for path in paths}
-    return {path: Path(place) for path, place in cached.items() if isinstance(place, str)}
+    look = partial(huggingface_hub.try_to_load_from_cache, repo, revision=commit, repo_type="dataset")
+    return {path: Path(place) for path in paths if isinstance(place := look(path), str)}
 
 
 def _download(repo: str, commit: str, paths: Sequence[str]) -> dict[str, Path]:
-    from huggingface_hub import snapshot_download
-
     exact = [glob.escape(path) for path in paths]
     try:
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=exact))
+        folder = huggingface_hub.snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=exact)
     except Exception as error:  # the transport's exceptions depend on the version of huggingface_hub
         if status_of(error) in (401, 403) and (final := refusal(repo, error)):
             raise final from error
         raise DataError(f"fetching {repo} from the hub failed: {one_line(error)}; try again") from error
-    return {path: folder / path for path in paths}
+    return {path: Path(folder, path) for path in paths}
 
 
 def _all_shards(files: Sequence[str]) -> bool:
     """Return whether files named NAME-00000-of-00003 are all there; an interrupted download may leave fewer."""
     totals = {int(match.group(1)) for file in files if (match := re.search(r"-of-(\d+)\.", file))}
     return not totals or totals == {len(files)}
-
-
-# Reading
-
-
-def _read(source: _HubFiles, columns: Sequence[str] | None, member: str | None) -> Iterator[Row | BadRow]:
-    if all(path.endswith(".parquet") for path in source.paths):
-        yield from read_parquet([source.local.get(path) or source.open(path) for path in source.paths], columns)
-        return
-    num_rows = 0
-    for path in source.paths:
-        first = num_rows
-        with source.open(path) as file:
-            where = f"{path} of {source.repo} at {source.commit.sha[:12]}"
-            remedy = f"delete it from the hub's cache and run again, or {without_hub()}"
-            name = PurePosixPath(path).name
-            for row in parse_records(file, name) if member is None else read_zip(file, member, where, remedy):
-                yield replace(row, index=num_rows) if first and isinstance(row, Row) else row
-                num_rows += 1

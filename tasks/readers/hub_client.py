@@ -21,11 +21,15 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import quote
+
+import huggingface_hub
+from huggingface_hub import constants
 
 from tasks.base import DataError
 from tasks.readers.kept import keep, read_kept
@@ -60,7 +64,6 @@ class Commit:
 
 def ask_commit(repo: str, revision: str) -> Commit | Exception:
     """Return the commit of a branch, tag or commit, or why the hub does not answer within the deadline."""
-    from huggingface_hub import constants
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     url = f"{constants.ENDPOINT}/api/datasets/{repo}/revision/{quote(revision, safe='')}"
@@ -79,9 +82,7 @@ def _commit(answer: Any) -> Commit:
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError("the answer names no commit and files") from error
     if not is_commit(sha) or not all(isinstance(file, str) for file in files):
-        raise ValueError(
-            f"the answer names a commit {str(sha)[:60]!r}, which is not 40 hexadecimal digits, or odd files"
-        )
+        raise ValueError(f"the answer names commit {str(sha)[:60]!r}, which is not 40 hexadecimal digits, or odd files")
     return Commit(sha, files)
 
 
@@ -90,49 +91,39 @@ def is_commit(text: object) -> bool:
     return isinstance(text, str) and _COMMIT.fullmatch(text) is not None
 
 
-def _get(url: str, headers: Mapping[str, str], max_bytes: int, *, is_raw: bool = False) -> tuple[int, bytes]:
+def _get(url: str, headers: Mapping[str, str], max_bytes: int, *, is_part: bool = False) -> tuple[int, bytes]:
     """Return the status and the body of an answer, of which no more than `max_bytes` are read.
 
     Args:
-        is_raw: Take the bytes as they come; an answer that is compressed all the same is refused.
+        is_part: Take the bytes of a part of a file as they come; an answer that is compressed all the same is refused.
+            Of a whole file that comes instead (HTTP 200), the beginning is returned.
     """
-    from huggingface_hub import get_session, hf_raise_for_status
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     _ask_for_nothing_else()
     headers = {**build_hf_headers(), "Accept-Encoding": "identity", **headers}
-    with get_session().stream("GET", url, headers=headers, timeout=HUB_DEADLINE_SECONDS) as response:
+    with huggingface_hub.get_session().stream("GET", url, headers=headers, timeout=HUB_DEADLINE_SECONDS) as response:
         is_error = response.status_code >= 400
-        if is_raw and not is_error and response.headers.get("Content-Encoding", "identity") != "identity":
+        if is_part and not is_error and response.headers.get("Content-Encoding", "identity") != "identity":
             raise OSError(f"it came compressed ({response.headers['Content-Encoding'][:20]}) and was asked for plain")
         body = bytearray()
-        for chunk in response.iter_raw() if is_raw else response.iter_bytes():
+        for chunk in response.iter_raw() if is_part else response.iter_bytes():
             body += chunk
             if len(body) > max_bytes or (is_error and len(body) > _MAX_ERROR_BYTES):
                 break
         # What is wrong may stand in the body, which a stream does not keep.
         plain = {name: value for name, value in response.headers.items() if name.lower() not in _OF_TRANSFER}
-        hf_raise_for_status(
+        huggingface_hub.hf_raise_for_status(
             type(response)(response.status_code, headers=plain, content=bytes(body), request=response.request)
         )
-    if len(body) > max_bytes:
-        raise _TooMuchError(response.status_code, max_bytes)
+    if len(body) > max_bytes and not (is_part and response.status_code == 200):
+        raise OSError(f"more came than the {max_bytes:,} bytes that were asked for")
     return response.status_code, bytes(body)
 
 
 def _ask_for_nothing_else() -> None:
     """Keep huggingface_hub from asking for a list of agents first, to name itself by; that has no limit of bytes."""
-    from huggingface_hub import constants
-
     constants.HF_HUB_DISABLE_TELEMETRY = True
-
-
-class _TooMuchError(OSError):
-    """An answer goes on beyond what was asked for."""
-
-    def __init__(self, status: int, max_bytes: int) -> None:
-        super().__init__(f"more came than the {max_bytes:,} bytes that were asked for")
-        self.status = status
 
 
 def _within(seconds: float, ask: Callable[[], T]) -> T:
@@ -141,23 +132,18 @@ def _within(seconds: float, ask: Callable[[], T]) -> T:
     A thread, because a time limit on a request covers no name resolution, no list of dead addresses, and no answer
     that comes byte by byte.
     """
-    outcome: list[tuple[T | None, Exception | None]] = []
+    future: Future[T] = Future()
 
     def work() -> None:
         try:
-            outcome.append((ask(), None))
+            future.set_result(ask())
         except Exception as error:
-            outcome.append((None, error))
+            future.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
+    threading.Thread(target=work, daemon=True).start()
+    if not wait([future], seconds).done:
         raise TimeoutError(f"no answer within {seconds:.0f} s")
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return cast(T, value)
+    return future.result()
 
 
 def status_of(error: Exception | None) -> int | None:
@@ -167,7 +153,6 @@ def status_of(error: Exception | None) -> int | None:
 
 def refusal(repo: str, error: Exception) -> DataError | None:
     """Return the message for an answer that no retry changes, or None for any other failure."""
-    from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
 
     status = status_of(error)
@@ -206,26 +191,20 @@ class HubFile(io.RawIOBase):
             commit: All 40 digits, so that kept blocks never belong to another content.
             unreachable: Why only kept blocks can be read; None asks the hub for others.
         """
-        from huggingface_hub import hf_hub_url
-
         if not is_commit(commit):
             raise DataError(f"{repo}: '{commit[:60]}' is no commit of 40 hexadecimal digits; {without_hub()}")
         self.name = PurePosixPath(path).name
         self._what = f"{path} of {repo}"
         self._repo = repo
-        self._url = hf_hub_url(repo, path, repo_type="dataset", revision=commit)
+        self._url = huggingface_hub.hf_hub_url(repo, path, repo_type="dataset", revision=commit)
         self._unreachable = unreachable
         self._folder = assets_folder(repo, commit) / f"{quote(path, safe='')}@{BLOCK_BYTES}"
         self._position = 0
         self._last: tuple[int, bytes] = (-1, b"")
 
     @property
-    def has_blocks(self) -> bool:
-        """Return whether anything of the file was read before."""
-        return self._kept_size is not None
-
-    @property
-    def _kept_size(self) -> int | None:
+    def kept_size(self) -> int | None:
+        """Return the size in bytes if anything of the file was read before."""
         text = read_kept(self._folder / "size") or b""
         return int(text) if text.isdigit() and len(text) < 20 else None
 
@@ -257,7 +236,7 @@ class HubFile(io.RawIOBase):
 
     @cached_property
     def _size(self) -> int:
-        size = self._kept_size
+        size = self.kept_size
         if size is None:
             size = self._with_retries(self._ask_size, HUB_DEADLINE_SECONDS)
             keep(self._folder / "size", str(size).encode())
@@ -288,24 +267,14 @@ class HubFile(io.RawIOBase):
         return blocks[0]
 
     def _ask_size(self) -> int:
-        from huggingface_hub import get_hf_file_metadata
-
         _ask_for_nothing_else()
-        size = get_hf_file_metadata(self._url, timeout=HUB_DEADLINE_SECONDS).size
-        if size is None:
-            raise OSError("the hub does not say how long the file is")
-        if not 0 <= size <= MAX_FILE_BYTES:
-            raise OSError(f"the hub says that the file has {size} bytes")
+        size = huggingface_hub.get_hf_file_metadata(self._url, timeout=HUB_DEADLINE_SECONDS).size
+        if size is None or not 0 <= size <= MAX_FILE_BYTES:
+            raise OSError(f"the hub says that the size of the file is {size}")
         return size
 
     def _ask_range(self, start: int, stop: int) -> bytes:
-        parts = {"Range": f"bytes={start}-{stop - 1}"}
-        try:
-            status, data = _get(self._url, parts, stop - start, is_raw=True)
-        except _TooMuchError as error:
-            if error.status == 206:
-                raise
-            status, data = error.status, b""
+        status, data = _get(self._url, {"Range": f"bytes={start}-{stop - 1}"}, stop - start, is_part=True)
         if status != 206 and (start, stop) != (0, self._size):
             raise DataError(
                 f"{self._what}: the hub, or a proxy before it, sends no parts of files (HTTP {status}); leave --limit "
@@ -322,7 +291,7 @@ class HubFile(io.RawIOBase):
                 f"the cache holds less of {self._what} than this run needs, and {self._unreachable}; "
                 f"connect and run it once, lower --limit, or {without_hub()}"
             )
-        for wait in (*RETRY_SECONDS, None):
+        for pause in (*RETRY_SECONDS, None):
             try:
                 return _within(seconds, fetch)
             except DataError:
@@ -331,12 +300,12 @@ class HubFile(io.RawIOBase):
                 # Not 404: the file was listed at this commit, so the data set is there.
                 if status_of(error) != 404 and (final := refusal(self._repo, error)):
                     raise final from error
-                if wait is None:
+                if pause is None:
                     raise DataError(
                         f"fetching {self._what} from the hub broke off ({one_line(error)}); run it again, what was "
                         "read is kept"
                     ) from error
-            time.sleep(wait)
+            time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
 
@@ -345,8 +314,6 @@ class HubFile(io.RawIOBase):
 
 def assets_folder(repo: str, subfolder: str) -> Path:
     """Return the folder of a data set in huggingface_hub's cache for libraries; it need not exist."""
-    from huggingface_hub import constants
-
     return Path(constants.HF_ASSETS_CACHE) / "masformer" / f"datasets--{repo.replace('/', '--')}" / subfolder
 
 

@@ -17,13 +17,13 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, digest_of
 from tasks.readers.kept import open_to_read
-from tasks.readers.sampling import Strata, draw_sample
+from tasks.readers.sampling import count_strata, draw_sample
 
 T = TypeVar("T")
 
@@ -86,22 +86,16 @@ class Row:
 
     def name(self, split: str, field: str = "id") -> str:
         """Return the row's own id, a text or a whole number; else the split and its position if it has none."""
-        try:
-            value = id_text(self.fields.get(field))
-        except ValueError as error:
-            raise DataError(f"{self.where}: field '{field}' is {error}") from error
-        if not value:
-            return f"{split}-{self.index}"
-        _check_text(value, f"{self.where}: field '{field}'")
-        return value
+        return self.label(field) or f"{split}-{self.index}"
 
     def label(self, field: str) -> str | None:
         """Return a field that is a text or a whole number, as a text; None where it is empty."""
         try:
-            return id_text(self.fields.get(field)) or None
+            value = id_text(self.fields.get(field)) or ""
         except ValueError as error:
-            what = str(error).partition(";")[0]
-            raise DataError(f"{self.where}: field '{field}' is {what}; expected a text or a whole number") from error
+            raise DataError(f"{self.where}: field '{field}' is {error}") from error
+        _check_text(value, f"{self.where}: field '{field}'")
+        return value or None
 
     def name_of(self, field: str) -> str:
         """Return a field that names something: a text or a whole number, which may not be empty."""
@@ -141,6 +135,7 @@ class BadRow:
     problem: str
 
 
+@dataclass(eq=False)
 class Rows(Generic[T]):
     """Iterates over rows once and counts those that were read.
 
@@ -151,23 +146,22 @@ class Rows(Generic[T]):
         short: Number of words of each example that was left out as too short.
         num_refused: Documents that `LoadRequest.accepts` refused.
         num_left_out: Examples about documents of `LoadRequest.left_out`.
+        strata: Stratum of each document that was read and may be kept, by its id.
     """
 
-    def __init__(
-        self, rows: Iterable[T | BadRow], provenance: Mapping[str, Any], source: Rows[Any] | None = None
-    ) -> None:
-        self._rows = rows
-        self.provenance = provenance
-        self.source = source
-        self.num_read = 0
-        self.num_skipped = 0
-        self.bad: list[str] = []
-        self.short: list[int] = []
-        self.num_refused = 0
-        self.num_left_out = 0
+    rows: Iterable[T | BadRow]
+    provenance: Mapping[str, Any]
+    source: Rows[Any] | None = None
+    num_read: int = 0
+    num_skipped: int = 0
+    bad: list[str] = field(default_factory=list)
+    short: list[int] = field(default_factory=list)
+    num_refused: int = 0
+    num_left_out: int = 0
+    strata: dict[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[T | BadRow]:
-        for row in self._rows:
+        for row in self.rows:
             self.num_read += 1
             yield row
 
@@ -197,8 +191,7 @@ def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable
     Raises:
         DataError: A row cannot be used and `on_bad_row` is `fail`, or no example is left.
     """
-    strata = Strata()
-    examples = strata.counting(_examples(request, rows, convert))
+    examples = _examples(request, rows, convert)
     if request.sample is None:
         kept = tuple(itertools.islice(examples, request.limit))
     else:
@@ -235,7 +228,7 @@ def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable
         examples=kept,
         provenance={**rows.provenance, **scan, **counts},
         bad_rows=tuple(rows.bad),
-        strata=strata.counts(kept),
+        strata=count_strata(rows.strata, kept),
     )
 
 
@@ -264,24 +257,26 @@ def _examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterab
             if request.accepts is not None and example.document_id not in accepted:
                 accepted[example.document_id] = request.accepts(example.context)
                 rows.num_refused += not accepted[example.document_id]
-            if accepted.get(example.document_id, True):
-                yield example
+            if not accepted.get(example.document_id, True):
+                continue
+            if example.stratum is not None:
+                rows.strata[example.document_id] = example.stratum
+            yield example
 
 
 def _check_ids(examples: Sequence[Example], where: str, seen: set[str], contexts: dict[str, bytes]) -> None:
     # Digests, because a sample reads a whole data set.
-    digests = [digest_of(one.context) for one in examples]
-    for example, digest in zip(examples, digests, strict=True):
+    digests = [(example.document_id, digest_of(example.context)) for example in examples]
+    for example, (document, digest) in zip(examples, digests, strict=True):
         if example.id in seen:
             raise DataError(f"{where}: id '{example.id}' occurs twice; give every example an id of its own")
-        if contexts.get(example.document_id, digest) != digest:
+        if contexts.get(document, digest) != digest:
             raise DataError(
-                f"{where}: '{example.id}' has another context than others of document '{example.document_id}'; give "
-                "documents ids of their own"
+                f"{where}: '{example.id}' has another context than others of document '{document}'; give documents ids "
+                "of their own"
             )
-    for example, digest in zip(examples, digests, strict=True):
-        seen.add(example.id)
-        contexts[example.document_id] = digest
+    seen.update(example.id for example in examples)
+    contexts.update(digests)
 
 
 # Where rows come from
@@ -339,7 +334,7 @@ def id_text(value: object) -> str | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         what = repr(value) if isinstance(value, float) else kind_of(value)
-        raise ValueError(f"{what}; give every example a text or a whole number, or none an id")
+        raise ValueError(f"{what}; give a text or a whole number, or leave it out")
     return str(value)
 
 
