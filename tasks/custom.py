@@ -42,8 +42,8 @@ from tasks.base import (
 )
 from tasks.readers.any_dataset import HubPath, files_of, hub_dataset_rows, local_dataset_rows, refuse_subset
 from tasks.readers.fields import Field, is_jinja, render_jinja
-from tasks.readers.files import RECORDS, begins_array, files_of_split, read_text_file, record_rows
-from tasks.readers.opening import holds_several, unpacked_name
+from tasks.readers.files import RECORDS, files_of_split, read_text_file, record_rows
+from tasks.readers.opening import holds_records, unpacked_name
 from tasks.readers.rows import BadRow, Row, Rows, collect, file_provenance
 from tasks.readers.yaml_file import read_yaml, shown
 
@@ -306,7 +306,7 @@ def _rows(about: CustomTask, path: Path, request: LoadRequest) -> Rows[Row]:
     files = files_of_split(path, request.split) if path.is_dir() else files_of(path)
     # Our own reader names a bad row by its line, and reads Parquet by pages.
     is_own = len(files) == 1 and files[0].suffix.lower() in RECORDS and about.subset is None
-    if is_own and not begins_array(files[0]) and not holds_several(files[0]):
+    if is_own and holds_records(files[0]):
         return record_rows(files[0])
     return local_dataset_rows(path, about.subset, columns, request.split)
 

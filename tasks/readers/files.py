@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from tasks.base import DataError
 from tasks.readers.decoding import decode_text, unique_names, wide_encoding
-from tasks.readers.kept import open_to_read
+from tasks.readers.kept import reading
 from tasks.readers.opening import PACKED, open_packed, parsing, unpacked_name
 from tasks.readers.rows import MAX_LINE_BYTES, BadRow, Row, Rows, file_provenance, kind_of, one_line
 
@@ -57,10 +57,7 @@ def require_file(path: Path) -> Path:
 def parse_json_lines(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
     """Yield a row for each line that is not blank; a line that is too long is not kept in memory."""
     index = num_blank = 0
-    for number in itertools.count(1):
-        line = stream.readline(MAX_LINE_BYTES + 1)
-        if not line:
-            return
+    for number, line in enumerate(iter(partial(stream.readline, MAX_LINE_BYTES + 1), b""), start=1):
         where = f"{name} line {number}"
         num_blank = 0 if line.strip() else num_blank + 1
         if len(line) > MAX_LINE_BYTES:
@@ -106,9 +103,7 @@ def read_zip(file: Path | BinaryIO, member: str, where: str, remedy: str) -> Ite
 
 def parse_records(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
     """Yield the records of an open file; the suffix of its name is the format."""
-    if not hasattr(stream, "peek"):
-        stream = io.BufferedReader(cast(io.RawIOBase, stream))
-    if encoding := wide_encoding(stream.peek(4)[:4]):
+    if encoding := wide_encoding(stream.peek(4)[:4]):  # type: ignore[attr-defined]
         raise DataError(f"{name}: not UTF-8 text but {encoding}; save it as UTF-8")
     suffix = Path(name).suffix.lower()
     if suffix == ".parquet":
@@ -161,9 +156,7 @@ def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | 
 
 def _text_lines(text: IO[str], name: str) -> Iterator[str]:
     """Yield the lines of a table, without the marks that files have at their start and keep where they are joined."""
-    number = 0
-    while line := text.readline(_MAX_TABLE_LINE + 1):
-        number += 1
+    for number, line in enumerate(iter(partial(text.readline, _MAX_TABLE_LINE + 1), ""), start=1):
         if len(line) > _MAX_TABLE_LINE:
             raise DataError(f"{name} line {number}: longer than {_MAX_TABLE_LINE >> 20} MiB; write a record a line")
         yield line.removeprefix("\ufeff")
@@ -181,11 +174,10 @@ def _dialect(stream: IO[bytes], delimiter: str) -> tuple[str, bool]:
 
 
 def _check_names(names: Sequence[str], file: str) -> None:
-    for field in names:
-        try:
-            field.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{file}: its first line is not UTF-8 text; save it as UTF-8") from error
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{file}: its first line is not UTF-8 text; save it as UTF-8") from error
     for field, count in Counter(names).items():
         if count > 1:
             raise DataError(f"{file}: the field '{field}' is there {count} times; give each a name of its own")
@@ -237,14 +229,6 @@ def files_of_split(folder: Path, split: str, *others: str) -> list[Path]:
     return matches
 
 
-def begins_array(path: Path) -> bool:
-    """Return whether a file of JSON holds one array, and not a record a line."""
-    if path.suffix.lower() != ".json":
-        return False
-    with open_packed(path) as (stream, _):
-        return stream.read(_HEADER_BYTES).lstrip()[:1] == b"["
-
-
 def data_rows(
     path: Path, split: str, *others: str, member: str | None = None, columns: Sequence[str] | None = None
 ) -> Rows[Row]:
@@ -277,11 +261,8 @@ def read_json(path: Path) -> Row:
 
 
 def _read_bytes(path: Path) -> bytes:
-    try:
-        with open_to_read(path) as stream:
-            data = stream.read(_MAX_TEXT_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; check that it is readable") from error
+    with reading(path) as stream:
+        data = stream.read(_MAX_TEXT_BYTES + 1)
     if len(data) > _MAX_TEXT_BYTES:
         raise DataError(f"{path} holds more than {_MAX_TEXT_BYTES >> 20} MiB; split it or take it out")
     return data

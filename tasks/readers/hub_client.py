@@ -1,6 +1,6 @@
 """Network requests to the hub: the commit of a branch, and ranges of files, block by block.
 
-    file = io.BufferedReader(HubFile("tau/scrolls", commit, "qasper.zip", unreachable=None))
+    file = io.BufferedReader(HubFile(pin_commit("tau/scrolls", "main"), "qasper.zip"))
     zipfile.ZipFile(file).open("qasper/validation.jsonl").readline()  # fetches the directory and the first blocks
 
 Requests go through the client of huggingface_hub, which knows endpoint, token and proxies. Blocks that were read are
@@ -22,7 +22,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -52,14 +53,46 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit of a data set, all 40 digits, with the paths of its files.
+    """A commit of a data set, all 40 digits, with the paths of its files; no digits for a revision that is unknown.
 
     `unreachable` says why the hub cannot be asked for more, or is None.
     """
 
+    repo: str
     sha: str
     files: tuple[str, ...] = ()
     unreachable: str | None = None
+
+
+def pin_commit(repo: str, revision: str, unreachable: str | None = None) -> Commit:
+    """Return the commit of a revision, by the hub or, where it cannot be asked, by an earlier run.
+
+    Args:
+        repo: Data set.
+        revision: Branch, tag or commit; one that is unknown gives a commit without digits.
+        unreachable: Why the hub is not asked, if that is known.
+
+    Raises:
+        DataError: There is no such data set, or no access.
+    """
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        unreachable = "HF_HUB_OFFLINE is set"
+    if unreachable is None:
+        answer = ask_commit(repo, revision)
+        if isinstance(answer, Commit):
+            keep_listing(revision, answer)
+            return answer
+        if isinstance(answer, RevisionNotFoundError):
+            return Commit(repo, "")
+        if status_of(answer) == 404:
+            raise DataError(f"the hub has no data set {repo} ({constants.ENDPOINT}); {without_hub()}") from answer
+        if final := refusal(repo, answer):
+            raise final from answer
+        unreachable = f"the hub at {constants.ENDPOINT} cannot be reached ({one_line(answer)})"
+    known = kept_listing(repo, revision) or Commit(repo, revision if is_commit(revision) else "")
+    return replace(known, unreachable=unreachable)
 
 
 def ask_commit(repo: str, revision: str) -> Commit | Exception:
@@ -70,20 +103,18 @@ def ask_commit(repo: str, revision: str) -> Commit | Exception:
     try:
         validate_repo_id(repo)
         body = _within(HUB_DEADLINE_SECONDS, lambda: _get(url, {}, MAX_LISTING_BYTES)[1])
-        return _commit(json.loads(body))
+        return _commit(repo, json.loads(body))
     except Exception as error:  # the caller judges: HTTP status, or not reachable
         return error
 
 
-def _commit(answer: Any) -> Commit:
+def _commit(repo: str, answer: Any) -> Commit:
     """Return what an answer of the hub says. Raises `ValueError` if it is none."""
-    try:
+    with suppress(TypeError, KeyError, AttributeError):
         sha, files = answer["sha"], tuple(file["rfilename"] for file in answer.get("siblings") or ())
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError("the answer names no commit and files") from error
-    if not is_commit(sha) or not all(isinstance(file, str) for file in files):
-        raise ValueError(f"the answer names commit {str(sha)[:60]!r}, which is not 40 hexadecimal digits, or odd files")
-    return Commit(sha, files)
+        if is_commit(sha) and all(isinstance(file, str) for file in files):
+            return Commit(repo, sha, files)
+    raise ValueError(f"the answer names no commit of 40 hexadecimal digits and files: {str(answer)[:60]}")
 
 
 def is_commit(text: object) -> bool:
@@ -100,7 +131,6 @@ def _get(url: str, headers: Mapping[str, str], max_bytes: int, *, is_part: bool 
     """
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    _ask_for_nothing_else()
     headers = {**build_hf_headers(), "Accept-Encoding": "identity", **headers}
     with huggingface_hub.get_session().stream("GET", url, headers=headers, timeout=HUB_DEADLINE_SECONDS) as response:
         is_error = response.status_code >= 400
@@ -121,17 +151,14 @@ def _get(url: str, headers: Mapping[str, str], max_bytes: int, *, is_part: bool 
     return response.status_code, bytes(body)
 
 
-def _ask_for_nothing_else() -> None:
-    """Keep huggingface_hub from asking for a list of agents first, to name itself by; that has no limit of bytes."""
-    constants.HF_HUB_DISABLE_TELEMETRY = True
-
-
 def _within(seconds: float, ask: Callable[[], T]) -> T:
     """Return what `ask` returns, or raise what it raises, or `TimeoutError` if it takes longer.
 
     A thread, because a time limit on a request covers no name resolution, no list of dead addresses, and no answer
     that comes byte by byte.
     """
+    # Else huggingface_hub first asks for a list of agents, to name itself by; that has no limit of bytes.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     future: Future[T] = Future()
 
     def work() -> None:
@@ -158,13 +185,18 @@ def refusal(repo: str, error: Exception) -> DataError | None:
     status = status_of(error)
     if isinstance(error, HFValidationError):
         return DataError(f"{repo} is no name of a data set: {one_line(error)}")
-    if status == 404:
-        return DataError(f"the hub has no data set {repo} ({constants.ENDPOINT}); {without_hub()}")
     if status in (401, 403):
         return DataError(f"the hub refuses {repo} (HTTP {status}): gated, private or gone; {without_hub()}")
-    if status is not None and 400 <= status < 500 and status not in (408, 429):
+    if status is not None and 400 <= status < 500 and status not in (404, 408, 429):
         return DataError(f"the hub refuses the request for {repo} ({one_line(error)}); {without_hub()}")
     return None
+
+
+def not_found(repo: str, what: str, unreachable: str | None) -> DataError:
+    """Return the message for a revision or a file that the hub, or the cache where it is unreachable, does not have."""
+    if unreachable is None:
+        return DataError(f"{repo} on the hub has no {what}; {without_hub()}")
+    return DataError(f"{what} of {repo} is not in the cache, and {unreachable}; {without_hub()}")
 
 
 def without_hub() -> str:
@@ -184,21 +216,17 @@ class HubFile(io.RawIOBase):
     Every failure is a `DataError`, also through the readers of Parquet and zip files above it.
     """
 
-    def __init__(self, repo: str, commit: str, path: str, unreachable: str | None) -> None:
-        """Open nothing yet.
-
-        Args:
-            commit: All 40 digits, so that kept blocks never belong to another content.
-            unreachable: Why only kept blocks can be read; None asks the hub for others.
-        """
-        if not is_commit(commit):
-            raise DataError(f"{repo}: '{commit[:60]}' is no commit of 40 hexadecimal digits; {without_hub()}")
+    def __init__(self, commit: Commit, path: str) -> None:
+        """Open nothing yet. Where the hub is unreachable, only kept blocks can be read."""
+        if not is_commit(commit.sha):  # kept blocks never belong to another content
+            raise DataError(
+                f"{commit.repo}: '{commit.sha[:60]}' is no commit of 40 hexadecimal digits; {without_hub()}"
+            )
         self.name = PurePosixPath(path).name
-        self._what = f"{path} of {repo}"
-        self._repo = repo
-        self._url = huggingface_hub.hf_hub_url(repo, path, repo_type="dataset", revision=commit)
-        self._unreachable = unreachable
-        self._folder = assets_folder(repo, commit) / f"{quote(path, safe='')}@{BLOCK_BYTES}"
+        self._what = f"{path} of {commit.repo}"
+        self._commit = commit
+        self._url = huggingface_hub.hf_hub_url(commit.repo, path, repo_type="dataset", revision=commit.sha)
+        self._folder = assets_folder(commit.repo, commit.sha) / f"{quote(path, safe='')}@{BLOCK_BYTES}"
         self._position = 0
         self._last: tuple[int, bytes] = (-1, b"")
 
@@ -255,19 +283,16 @@ class HubFile(io.RawIOBase):
         num_before = 0
         while num_before < MAX_BLOCKS_A_REQUEST and (self._folder / str(index - num_before - 1)).exists():
             num_before += 1
-        end = index + 1
-        while end < index + num_before and end * BLOCK_BYTES < self._size and not (self._folder / str(end)).exists():
-            end += 1
-        start, stop = index * BLOCK_BYTES, min(end * BLOCK_BYTES, self._size)
+        num_blocks = max(num_before, 1)
+        start, stop = index * BLOCK_BYTES, min((index + num_blocks) * BLOCK_BYTES, self._size)
         # One deadline for all that comes, whatever its pieces are.
-        data = self._with_retries(lambda: self._ask_range(start, stop), (end - index) * HUB_DEADLINE_SECONDS)
+        data = self._with_retries(lambda: self._ask_range(start, stop), num_blocks * HUB_DEADLINE_SECONDS)
         blocks = [data[i : i + BLOCK_BYTES] for i in range(0, len(data), BLOCK_BYTES)]
         for number, block in enumerate(blocks, start=index):
             keep(self._folder / str(number), block)
         return blocks[0]
 
     def _ask_size(self) -> int:
-        _ask_for_nothing_else()
         size = huggingface_hub.get_hf_file_metadata(self._url, timeout=HUB_DEADLINE_SECONDS).size
         if size is None or not 0 <= size <= MAX_FILE_BYTES:
             raise OSError(f"the hub says that the size of the file is {size}")
@@ -286,9 +311,9 @@ class HubFile(io.RawIOBase):
 
     def _with_retries(self, fetch: Callable[[], T], seconds: float) -> T:
         """Return the result of `fetch`, called again after failures that may pass; raises `DataError` after others."""
-        if self._unreachable:
+        if self._commit.unreachable:
             raise DataError(
-                f"the cache holds less of {self._what} than this run needs, and {self._unreachable}; "
+                f"the cache holds less of {self._what} than this run needs, and {self._commit.unreachable}; "
                 f"connect and run it once, lower --limit, or {without_hub()}"
             )
         for pause in (*RETRY_SECONDS, None):
@@ -297,8 +322,7 @@ class HubFile(io.RawIOBase):
             except DataError:
                 raise
             except Exception as error:  # the transport's exceptions depend on the version of huggingface_hub
-                # Not 404: the file was listed at this commit, so the data set is there.
-                if status_of(error) != 404 and (final := refusal(self._repo, error)):
+                if final := refusal(self._commit.repo, error):
                     raise final from error
                 if pause is None:
                     raise DataError(
@@ -317,17 +341,17 @@ def assets_folder(repo: str, subfolder: str) -> Path:
     return Path(constants.HF_ASSETS_CACHE) / "masformer" / f"datasets--{repo.replace('/', '--')}" / subfolder
 
 
-def keep_listing(repo: str, revision: str, commit: Commit) -> None:
+def keep_listing(revision: str, commit: Commit) -> None:
     """Save the commit of a branch and its files, for runs without the hub."""
     listing = json.dumps({"commit": commit.sha, "files": commit.files})
-    keep(_listing_file(repo, revision), listing.encode())
+    keep(_listing_file(commit.repo, revision), listing.encode())
 
 
 def kept_listing(repo: str, revision: str) -> Commit | None:
     """Return the last known commit of a branch and its files; None if there is none."""
     try:
         listing = json.loads(read_kept(_listing_file(repo, revision)) or b"null")
-        return _commit({"sha": listing["commit"], "siblings": [{"rfilename": file} for file in listing["files"]]})
+        return _commit(repo, {"sha": listing["commit"], "siblings": [{"rfilename": one} for one in listing["files"]]})
     except (ValueError, TypeError, KeyError, RecursionError):  # none, or of an earlier version
         return None
 

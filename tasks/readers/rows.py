@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, digest_of
-from tasks.readers.kept import open_to_read
+from tasks.readers.kept import reading
 from tasks.readers.sampling import count_strata, draw_sample
 
 T = TypeVar("T")
@@ -308,12 +308,9 @@ def sha256_of(files: Iterable[Path]) -> str:
     """Return the SHA-256 of the files' bytes, one after the other, as hexadecimal digits."""
     digest = hashlib.sha256()
     for file in files:
-        try:
-            with open_to_read(file) as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror or error}; check that it is readable") from error
+        with reading(file) as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

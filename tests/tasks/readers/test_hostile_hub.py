@@ -104,7 +104,7 @@ def mirror(
 
 
 def read(size: int = 100) -> bytes:
-    return io.BufferedReader(HubFile("o/n", COMMIT, "f.zip", None), 65536).read(size)
+    return io.BufferedReader(HubFile(Commit("o/n", COMMIT), "f.zip"), 65536).read(size)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_commit_is_40_hexadecimal_digits(content: bytes, tmp_path: Path, monke
     with mirror(monkeypatch, tmp_path, answer(content)):
         assert isinstance(ask_commit("o/n", "main"), Exception)
     with pytest.raises(DataError, match="no commit of 40 hexadecimal digits"):
-        HubFile("o/n", "../../../../evil", "f.zip", None)
+        HubFile(Commit("o/n", "../../../../evil"), "f.zip")
 
 
 def test_a_listing_without_end_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,8 +202,9 @@ def test_a_damaged_cache_is_fetched_again(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_damaged_listing_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path))
-    keep_listing("o/n", "main", Commit(COMMIT, ("a", "b")))
-    assert kept_listing("o/n", "main") == Commit(COMMIT, ("a", "b"))
+    commit = Commit("o/n", COMMIT, ("a", "b"))
+    keep_listing("main", commit)
+    assert kept_listing("o/n", "main") == commit
     (file,) = tmp_path.rglob("main.json")
     for content in (b"", b"{", b"[]", b"{}", b'{"commit": 1, "files": 2}', bytes(50), file.read_bytes()[:-2]):
         file.write_bytes(content)
@@ -216,7 +217,7 @@ def test_files_of_the_cache_follow_the_umask(mask: int, tmp_path: Path, monkeypa
     try:
         with mirror(monkeypatch, tmp_path, send_part):
             read()
-        keep_listing("o/n", "main", Commit(COMMIT))
+        keep_listing("main", Commit("o/n", COMMIT))
     finally:
         os.umask(before)
     modes = {file.stat().st_mode & 0o777 for file in tmp_path.rglob("*") if file.is_file()}

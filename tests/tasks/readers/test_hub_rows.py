@@ -333,10 +333,11 @@ def test_patterns_match_as_paths_do() -> None:
 def test_csv_takes_long_fields_and_names_what_it_cannot_read() -> None:
     long = "word, " * 50_000
     content = "\ufeff".encode() + as_csv([{"text": long, "id": "a\nb"}])
-    (row,) = parse_records(io.BytesIO(content), "x.csv")
+    (row,) = parse_records(io.BufferedReader(io.BytesIO(content)), "x.csv")
     assert row == Row("x.csv line 2", 0, {"text": long, "id": "a\nb"}, is_table=True)
 
-    records = list(parse_records(io.BytesIO(b'id\ttext\n1\tone\n2\n3\tb\xffd\n4\tfour\n"5" no\tx\n'), "x.tsv"))
+    content = b'id\ttext\n1\tone\n2\n3\tb\xffd\n4\tfour\n"5" no\tx\n'
+    records = list(parse_records(io.BufferedReader(io.BytesIO(content)), "x.tsv"))
     assert [row.where for row in records if isinstance(row, Row)] == ["x.tsv line 2", "x.tsv line 4", "x.tsv line 5"]
     assert isinstance(records[2], Row)
     with pytest.raises(
