@@ -55,7 +55,6 @@ def hub_dataset_rows(place: HubPath, subset: str | None, columns: Sequence[str],
     """Return the rows of a split of a data set on the hub.
 
     Args:
-        place: The data set.
         subset: What `datasets` calls its config; None for the only one, or the default.
         columns: The ones to keep, if they exist.
         request: Names the split, and the revision that counts before that of `place`.
@@ -67,28 +66,27 @@ def hub_dataset_rows(place: HubPath, subset: str | None, columns: Sequence[str],
     repo, revision = place.repo, request.revision or place.revision or "main"
     if place.files:
         refuse_subset(subset, f"hf://{repo}/{place.files}")
-    pinned = pin_commit(repo, revision)
-    commit, unreachable = pinned.sha, pinned.unreachable
-    if not commit:
-        raise not_found(repo, f"branch, tag or commit {revision}", unreachable)
+    commit = pin_commit(repo, revision)
+    if not commit.sha:
+        raise not_found(repo, f"branch, tag or commit {revision}", commit.unreachable)
     what = " ".join(filter(None, (repo, subset, request.split)))
     choice = json.dumps([subset, request.split, place.files, sorted(columns)])
-    folder = assets_folder(repo, commit) / f"rows-{hashlib.sha256(choice.encode()).hexdigest()[:32]}@{BLOCK_ROWS}"
+    folder = assets_folder(repo, commit.sha) / f"rows-{hashlib.sha256(choice.encode()).hexdigest()[:32]}@{BLOCK_ROWS}"
 
     def stream(start: int) -> Iterator[Mapping[str, Any]]:
-        if unreachable:
+        if commit.unreachable:
             raise DataError(
-                f"the cache holds fewer rows of {what} than this run needs, and {unreachable}; connect and run it "
-                f"once, lower --limit, or {without_hub()}"
+                f"the cache holds fewer rows of {what} than this run needs, and {commit.unreachable}; connect and "
+                f"run it once, lower --limit, or {without_hub()}"
             )
         more: dict[str, Any] = {"data_files": {request.split: place.files}} if place.files else {}
         if revision == CONVERTED_REVISION and subset is not None:
             more = {"data_dir": subset}
         with parsing(f"hf://{repo} at {revision}: not loaded by datasets", without_hub()):
-            found, _ = _stream(repo, request.split, repo, name=None if more else subset, revision=commit, **more)
+            found, _ = _stream(repo, request.split, repo, name=None if more else subset, revision=commit.sha, **more)
             yield from found.skip(start) if start else found
 
-    provenance = {"kind": "hub", "name": repo, "subset": subset, "revision": commit, "files": place.files}
+    provenance = {"kind": "hub", "name": repo, "subset": subset, "revision": commit.sha, "files": place.files}
     rows = _kept_rows(folder, stream, frozenset(columns), what)
     return Rows(_rows(rows, what), {key: value for key, value in provenance.items() if value is not None})
 
@@ -101,10 +99,8 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
     Raises:
         DataError: Nothing is there, no such subset or split, a subset beside named files, or a file is damaged.
     """
-    with parsing(
-        f"{path}: format not recognized",
-        "give .jsonl, .csv, .tsv, .parquet, one of them packed, or what datasets loads",
-    ):
+    remedy = "give .jsonl, .csv, .tsv, .parquet, one of them packed, or what datasets loads"
+    with parsing(f"{path}: format not recognized", remedy):
         if path.is_dir() and any((path / mark).exists() for mark in _MARKS_OF_DISK):
             import datasets
 

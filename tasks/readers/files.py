@@ -17,16 +17,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from tasks.base import DataError
 from tasks.readers.decoding import decode_text, unique_names, wide_encoding
 from tasks.readers.kept import reading
 from tasks.readers.opening import PACKED, open_packed, parsing, unpacked_name
 from tasks.readers.rows import MAX_LINE_BYTES, BadRow, Row, Rows, file_provenance, kind_of, one_line
-
-if TYPE_CHECKING:
-    from pyarrow.parquet import FileMetaData
 
 _SPLIT_NAMES = {"validation": ("val", "valid", "dev")}
 RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *PACKED)
@@ -133,12 +130,11 @@ def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | 
         except StopIteration:
             return
         except csv.Error as error:
+            problem = f"{where}: not readable CSV ({one_line(error)})"
             if lines.line_num > first:
                 # A quote that nothing closes: the lines that follow were read as part of the field.
-                raise DataError(
-                    f"{where}: not readable CSV up to line {lines.line_num} ({one_line(error)}); a quote is not closed"
-                ) from error
-            yield BadRow(f"{where}: not readable CSV ({one_line(error)}); correct it")
+                raise DataError(f"{problem} up to line {lines.line_num}; a quote is not closed") from error
+            yield BadRow(f"{problem}; correct it")
             index += 1
             continue
         num_blank = 0 if cells else num_blank + 1
@@ -240,7 +236,6 @@ def data_rows(
         path = split_file(path, split, *others)
     if member is None or path.suffix.lower() != ".zip":
         return record_rows(path, columns)
-    require_file(path)
     return Rows(read_zip(path, member, path.name, "fetch it again"), file_provenance(path) | {"member": member})
 
 
@@ -275,9 +270,7 @@ def _parse_json(data: bytes, where: str, index: int) -> Row:
         raise DataError(f"{where}: expected JSON; {error.reason}") from error
     except json.JSONDecodeError as error:
         if data.lstrip()[:1] == b"[":
-            raise DataError(
-                f"{where}: begins a JSON array; write one object a line, without brackets around"
-            ) from error
+            raise DataError(f"{where}: begins a JSON array; write one object a line, without brackets") from error
         raise DataError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); correct it") from error
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
         raise DataError(f"{where}: not readable JSON ({one_line(error)}); correct it") from error
@@ -286,8 +279,9 @@ def _parse_json(data: bytes, where: str, index: int) -> Row:
     return Row(where, index, record)
 
 
-def _check_sizes(metadata: FileMetaData, columns: Sequence[str], name: str) -> None:
-    """Raise `DataError` where the values of a column are too long on average, which a few kB can unpack to."""
+def _check_sizes(table: Any, columns: Sequence[str], name: str) -> None:
+    """Raise `DataError` where values of a `ParquetFile` are too long on average, which a few kB can unpack to."""
+    metadata = table.metadata
     for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
         most = MAX_LINE_BYTES * max(group.num_rows, 1)
         if 0 < group.total_byte_size <= most:
@@ -316,7 +310,7 @@ def read_parquet(file: Path | BinaryIO, columns: Sequence[str] | None) -> Iterat
         present = [column for column in names if columns is None or column in columns]
         if not present:
             raise DataError(f"{name}: columns are {', '.join(names)}; expected {', '.join(columns or ())}")
-        _check_sizes(table.metadata, present, name)
+        _check_sizes(table, present, name)
         index = 0
         for group in range(table.num_row_groups):  # a batch of its own each: it would read on into the next
             for batch in table.iter_batches(16, [group], present, use_threads=False):

@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import huggingface_hub
-
 from tasks.base import DataError, LoadRequest
 from tasks.readers.files import parse_records, read_parquet, read_zip
 from tasks.readers.hub_client import Commit, HubFile, not_found, pin_commit, refusal, without_hub
@@ -28,6 +26,8 @@ from tasks.readers.rows import BadRow, Row, Rows, one_line
 
 # Where the hub keeps its own Parquet conversion of a data set: CONFIG/SPLIT/NUMBER.parquet.
 CONVERTED_REVISION = "refs/convert/parquet"
+# Files of a commit by path: where each lies as a whole on this machine, or None.
+_Places = Mapping[str, Path | None]
 
 
 def hub_rows(
@@ -62,9 +62,7 @@ def hub_rows(
     return Rows(rows, {key: value for key, value in provenance.items() if value is not None})
 
 
-def _read(
-    commit: Commit, places: Mapping[str, Path | None], columns: Sequence[str] | None, member: str | None
-) -> Iterator[Row | BadRow]:
+def _read(commit: Commit, places: _Places, columns: Sequence[str] | None, member: str | None) -> Iterator[Row | BadRow]:
     index = 0
     for path, place in places.items():
         where = f"{path} of {commit.repo} at {commit.sha[:12]}"
@@ -84,10 +82,8 @@ def _read(
 # Finding one commit and its files
 
 
-def _find(
-    repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: bool
-) -> tuple[Commit, Mapping[str, Path | None]]:
-    """Return a commit and the matching files, each with its place in the cache, or None to read it in parts."""
+def _find(repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: bool) -> tuple[Commit, _Places]:
+    """Return a commit and the places of the files that match, in the order of their paths."""
     known, unreachable = False, None
     for revision in revisions:
         commit = pin_commit(repo, revision, unreachable)
@@ -107,9 +103,11 @@ def _find(
 
 def _fetched_by_others(
     repo: str, patterns: Sequence[str], revisions: Sequence[str], unreachable: str
-) -> tuple[Commit, Mapping[str, Path | None]]:
+) -> tuple[Commit, _Places]:
     """Return files that another program left in the cache. Raises `DataError` if there are none."""
-    look = partial(huggingface_hub.snapshot_download, repo, repo_type="dataset", local_files_only=True)
+    from huggingface_hub import snapshot_download
+
+    look = partial(snapshot_download, repo, repo_type="dataset", local_files_only=True)
     for revision in revisions:
         with suppress(FileNotFoundError):
             folder = Path(look(revision=revision))
@@ -121,24 +119,26 @@ def _fetched_by_others(
 
 def matching(paths: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
     """Return the paths that match the first of the patterns that any path matches, sorted."""
-    parts = {"**/": "(?:.*/)?", "*": "[^/]*"}
     for pattern in patterns:
-        pieces = re.split(r"(\*\*/|\*)", pattern)
-        expression = re.compile("".join(parts.get(piece) or re.escape(piece) for piece in pieces))
-        if matches := sorted(path for path in paths if expression.fullmatch(path)):
+        expression = re.escape(pattern).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
+        if matches := sorted(path for path in paths if re.fullmatch(expression, path)):
             return tuple(matches)
     return ()
 
 
-def _cached_files(commit: Commit, paths: Sequence[str]) -> dict[str, Path | None]:
+def _cached_files(commit: Commit, paths: Sequence[str]) -> _Places:
     """Return the places of files in huggingface_hub's cache, None for one that is not there as a whole."""
-    look = partial(huggingface_hub.try_to_load_from_cache, commit.repo, revision=commit.sha, repo_type="dataset")
+    from huggingface_hub import try_to_load_from_cache
+
+    look = partial(try_to_load_from_cache, commit.repo, revision=commit.sha, repo_type="dataset")
     places = {path: look(path) for path in paths}
     return {path: Path(place) if isinstance(place, str) else None for path, place in places.items()}
 
 
-def _download(commit: Commit, paths: Sequence[str]) -> dict[str, Path | None]:
-    fetch = partial(huggingface_hub.snapshot_download, commit.repo, revision=commit.sha, repo_type="dataset")
+def _download(commit: Commit, paths: Sequence[str]) -> _Places:
+    from huggingface_hub import snapshot_download
+
+    fetch = partial(snapshot_download, commit.repo, revision=commit.sha, repo_type="dataset")
     try:
         folder = fetch(allow_patterns=[glob.escape(path) for path in paths])
     except Exception as error:  # the transport's exceptions depend on the version of huggingface_hub

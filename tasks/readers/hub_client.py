@@ -29,9 +29,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import huggingface_hub
-from huggingface_hub import constants
-
 from tasks.base import DataError
 from tasks.readers.kept import keep, read_kept
 from tasks.readers.rows import one_line
@@ -68,44 +65,37 @@ def pin_commit(repo: str, revision: str, unreachable: str | None = None) -> Comm
     """Return the commit of a revision, by the hub or, where it cannot be asked, by an earlier run.
 
     Args:
-        repo: Data set.
         revision: Branch, tag or commit; one that is unknown gives a commit without digits.
         unreachable: Why the hub is not asked, if that is known.
 
     Raises:
         DataError: There is no such data set, or no access.
     """
-    from huggingface_hub.errors import RevisionNotFoundError
+    from huggingface_hub import constants, errors, utils
 
     if constants.HF_HUB_OFFLINE:
         unreachable = "HF_HUB_OFFLINE is set"
     if unreachable is None:
-        answer = ask_commit(repo, revision)
-        if isinstance(answer, Commit):
-            keep_listing(revision, answer)
-            return answer
-        if isinstance(answer, RevisionNotFoundError):
+        url = f"{constants.ENDPOINT}/api/datasets/{repo}/revision/{quote(revision, safe='')}"
+        try:
+            utils.validate_repo_id(repo)  # type: ignore[attr-defined]
+            _, body = _within(HUB_DEADLINE_SECONDS, lambda: _get(url, {}, MAX_LISTING_BYTES))
+            commit = _commit(repo, json.loads(body))
+        except errors.HFValidationError as error:
+            raise DataError(f"{repo} is no name of a data set: {one_line(error)}") from error
+        except errors.RevisionNotFoundError:
             return Commit(repo, "")
-        if status_of(answer) == 404:
-            raise DataError(f"the hub has no data set {repo} ({constants.ENDPOINT}); {without_hub()}") from answer
-        if final := refusal(repo, answer):
-            raise final from answer
-        unreachable = f"the hub at {constants.ENDPOINT} cannot be reached ({one_line(answer)})"
+        except Exception as error:  # the transport's exceptions depend on the version of huggingface_hub
+            if status_of(error) == 404:
+                raise DataError(f"the hub has no data set {repo} ({constants.ENDPOINT}); {without_hub()}") from error
+            if final := refusal(repo, error):
+                raise final from error
+            unreachable = f"the hub at {constants.ENDPOINT} cannot be reached ({one_line(error)})"
+        else:
+            keep_listing(revision, commit)
+            return commit
     known = kept_listing(repo, revision) or Commit(repo, revision if is_commit(revision) else "")
     return replace(known, unreachable=unreachable)
-
-
-def ask_commit(repo: str, revision: str) -> Commit | Exception:
-    """Return the commit of a branch, tag or commit, or why the hub does not answer within the deadline."""
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    url = f"{constants.ENDPOINT}/api/datasets/{repo}/revision/{quote(revision, safe='')}"
-    try:
-        validate_repo_id(repo)
-        body = _within(HUB_DEADLINE_SECONDS, lambda: _get(url, {}, MAX_LISTING_BYTES)[1])
-        return _commit(repo, json.loads(body))
-    except Exception as error:  # the caller judges: HTTP status, or not reachable
-        return error
 
 
 def _commit(repo: str, answer: Any) -> Commit:
@@ -129,10 +119,10 @@ def _get(url: str, headers: Mapping[str, str], max_bytes: int, *, is_part: bool 
         is_part: Take the bytes of a part of a file as they come; an answer that is compressed all the same is refused.
             Of a whole file that comes instead (HTTP 200), the beginning is returned.
     """
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub import get_session, hf_raise_for_status, utils
 
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity", **headers}
-    with huggingface_hub.get_session().stream("GET", url, headers=headers, timeout=HUB_DEADLINE_SECONDS) as response:
+    headers = {**utils.build_hf_headers(), "Accept-Encoding": "identity", **headers}  # type: ignore[attr-defined]
+    with get_session().stream("GET", url, headers=headers, timeout=HUB_DEADLINE_SECONDS) as response:
         is_error = response.status_code >= 400
         if is_part and not is_error and response.headers.get("Content-Encoding", "identity") != "identity":
             raise OSError(f"it came compressed ({response.headers['Content-Encoding'][:20]}) and was asked for plain")
@@ -143,7 +133,7 @@ def _get(url: str, headers: Mapping[str, str], max_bytes: int, *, is_part: bool 
                 break
         # What is wrong may stand in the body, which a stream does not keep.
         plain = {name: value for name, value in response.headers.items() if name.lower() not in _OF_TRANSFER}
-        huggingface_hub.hf_raise_for_status(
+        hf_raise_for_status(
             type(response)(response.status_code, headers=plain, content=bytes(body), request=response.request)
         )
     if len(body) > max_bytes and not (is_part and response.status_code == 200):
@@ -157,6 +147,8 @@ def _within(seconds: float, ask: Callable[[], T]) -> T:
     A thread, because a time limit on a request covers no name resolution, no list of dead addresses, and no answer
     that comes byte by byte.
     """
+    from huggingface_hub import constants
+
     # Else huggingface_hub first asks for a list of agents, to name itself by; that has no limit of bytes.
     constants.HF_HUB_DISABLE_TELEMETRY = True
     future: Future[T] = Future()
@@ -180,11 +172,7 @@ def status_of(error: Exception | None) -> int | None:
 
 def refusal(repo: str, error: Exception) -> DataError | None:
     """Return the message for an answer that no retry changes, or None for any other failure."""
-    from huggingface_hub.errors import HFValidationError
-
     status = status_of(error)
-    if isinstance(error, HFValidationError):
-        return DataError(f"{repo} is no name of a data set: {one_line(error)}")
     if status in (401, 403):
         return DataError(f"the hub refuses {repo} (HTTP {status}): gated, private or gone; {without_hub()}")
     if status is not None and 400 <= status < 500 and status not in (404, 408, 429):
@@ -218,15 +206,16 @@ class HubFile(io.RawIOBase):
 
     def __init__(self, commit: Commit, path: str) -> None:
         """Open nothing yet. Where the hub is unreachable, only kept blocks can be read."""
-        if not is_commit(commit.sha):  # kept blocks never belong to another content
-            raise DataError(
-                f"{commit.repo}: '{commit.sha[:60]}' is no commit of 40 hexadecimal digits; {without_hub()}"
-            )
+        from huggingface_hub import hf_hub_url
+
+        repo, sha = commit.repo, commit.sha
+        if not is_commit(sha):  # kept blocks never belong to another content
+            raise DataError(f"{repo}: '{sha[:60]}' is no commit of 40 hexadecimal digits; {without_hub()}")
         self.name = PurePosixPath(path).name
-        self._what = f"{path} of {commit.repo}"
+        self._what = f"{path} of {repo}"
         self._commit = commit
-        self._url = huggingface_hub.hf_hub_url(commit.repo, path, repo_type="dataset", revision=commit.sha)
-        self._folder = assets_folder(commit.repo, commit.sha) / f"{quote(path, safe='')}@{BLOCK_BYTES}"
+        self._url = hf_hub_url(repo, path, repo_type="dataset", revision=sha)
+        self._folder = assets_folder(repo, sha) / f"{quote(path, safe='')}@{BLOCK_BYTES}"
         self._position = 0
         self._last: tuple[int, bytes] = (-1, b"")
 
@@ -241,9 +230,6 @@ class HubFile(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
@@ -293,7 +279,9 @@ class HubFile(io.RawIOBase):
         return blocks[0]
 
     def _ask_size(self) -> int:
-        size = huggingface_hub.get_hf_file_metadata(self._url, timeout=HUB_DEADLINE_SECONDS).size
+        from huggingface_hub import get_hf_file_metadata
+
+        size = get_hf_file_metadata(self._url, timeout=HUB_DEADLINE_SECONDS).size
         if size is None or not 0 <= size <= MAX_FILE_BYTES:
             raise OSError(f"the hub says that the size of the file is {size}")
         return size
@@ -338,13 +326,14 @@ class HubFile(io.RawIOBase):
 
 def assets_folder(repo: str, subfolder: str) -> Path:
     """Return the folder of a data set in huggingface_hub's cache for libraries; it need not exist."""
+    from huggingface_hub import constants
+
     return Path(constants.HF_ASSETS_CACHE) / "masformer" / f"datasets--{repo.replace('/', '--')}" / subfolder
 
 
 def keep_listing(revision: str, commit: Commit) -> None:
     """Save the commit of a branch and its files, for runs without the hub."""
-    listing = json.dumps({"commit": commit.sha, "files": commit.files})
-    keep(_listing_file(commit.repo, revision), listing.encode())
+    keep(_listing_file(commit.repo, revision), json.dumps({"commit": commit.sha, "files": commit.files}).encode())
 
 
 def kept_listing(repo: str, revision: str) -> Commit | None:

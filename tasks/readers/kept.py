@@ -68,7 +68,6 @@ def open_to_read(file: Path, *, may_be_pipe: bool = False) -> IO[bytes]:
     """Return a file, open for reading.
 
     Args:
-        file: Path.
         may_be_pipe: It is read once, so that a pipe will do. One that nobody writes to is empty, and keeps no reader
             waiting.
 
@@ -86,10 +85,10 @@ def open_to_read(file: Path, *, may_be_pipe: bool = False) -> IO[bytes]:
 
 
 @contextmanager
-def reading(file: Path, *, may_be_pipe: bool = False) -> Iterator[IO[bytes]]:
-    """Open a file as `open_to_read` does; what goes wrong, also while it is read, is a `DataError`."""
+def reading(file: Path, what: str | None = None, *, may_be_pipe: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file as `open_to_read` does; what goes wrong, also later, is a `DataError` that begins with `what`."""
     try:
         with open_to_read(file, may_be_pipe=may_be_pipe) as stream:
             yield stream
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}; check the path") from error
+        raise DataError(f"{what or file} cannot be read: {error.strerror or error}; check the path") from error

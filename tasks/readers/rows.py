@@ -196,26 +196,20 @@ def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable
         kept = tuple(itertools.islice(examples, request.limit))
     else:
         kept = draw_sample(examples, request.sample, request.sample_seed)
+    name, split, source = rows.provenance["name"], request.split, rows.source or rows
     if not kept and rows.short:
         raise DataError(
-            f"{rows.provenance['name']} has no example of {request.min_words:,} words or more in split "
-            f"{request.split}: {len(rows.short):,} were read, the longest of {max(rows.short):,}; lower --min-words"
+            f"{name} has no example of {request.min_words:,} words or more in split {split}: {len(rows.short):,} were "
+            f"read, the longest of {max(rows.short):,}; lower --min-words"
         )
     if not kept and rows.num_refused:
-        raise DataError(
-            f"{rows.provenance['name']} has no document of enough tokens in split {request.split}: "
-            f"{rows.num_refused:,} were read; lower --min-tokens"
-        )
-    source = rows.source or rows
-    num_rows, num_skipped = source.num_read, source.num_skipped
+        read = f"{rows.num_refused:,} were read"
+        raise DataError(f"{name} has no document of enough tokens in split {split}: {read}; lower --min-tokens")
     if not kept:
-        left = f"{num_rows} rows read, {num_skipped} of them left out, {len(rows.bad)} bad"
+        left = f"{source.num_read} rows read, {source.num_skipped} of them left out, {len(rows.bad)} bad"
         first = f"; the first bad one: {rows.bad[0]}" if rows.bad else ""
-        raise DataError(
-            f"{rows.provenance['name']} has no examples for split {request.split} ({left}); check the file and its "
-            f"format{first}"
-        )
-    counts = {"num_rows": num_rows, "num_skipped": num_skipped, "num_bad": len(rows.bad)}
+        raise DataError(f"{name} has no examples for split {split} ({left}); check the file and its format{first}")
+    counts = {"num_rows": source.num_read, "num_skipped": source.num_skipped, "num_bad": len(rows.bad)}
     if request.min_words is not None:
         counts["num_short"] = len(rows.short)
     if request.accepts is not None:

@@ -18,6 +18,7 @@ from yaml.reader import ReaderError
 
 from tasks.base import DataError
 from tasks.readers.decoding import decode_text
+from tasks.readers.kept import reading
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -53,11 +54,8 @@ def read_yaml(file: Path, what: str) -> Any:
     Raises:
         DataError: It cannot be read, is no YAML, or is beyond a limit.
     """
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"{what} cannot be read: {error.strerror}; check the path") from error
+    with reading(file, what, may_be_pipe=True) as stream:
+        data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise DataError(f"{what} is longer than {MAX_BYTES >> 20} MiB; give a file of settings")
     try:

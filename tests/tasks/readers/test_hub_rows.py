@@ -321,6 +321,25 @@ def test_several_files_are_one_list_of_rows(tmp_path: Path) -> None:
             assert len(whole["provenance"]["files"]) == 3
 
 
+def test_files_that_another_program_fetched_are_read_without_the_hub(tmp_path: Path) -> None:
+    names = [f"part-0000{i}-of-00002.jsonl" for i in range(2)]
+    with hub_standin({REPO: {name: as_lines([{"text": name}]) for name in names}}) as hub:
+        environment = hub.environment(tmp_path)
+        fetch = f"import huggingface_hub as h; h.snapshot_download({NAME!r}, repo_type='dataset', allow_patterns="
+        for patterns in (names[:1], names):
+            subprocess.run([sys.executable, "-c", f"{fetch}{patterns})"], env={**os.environ, **environment}, check=True)
+            with reader(environment) as asked:
+                if patterns == names:
+                    found = asked.read(["part-*"], offline=True)
+                    assert [fields["text"] for _, _, fields in found["rows"]] == names
+                    assert found["provenance"]["revision"] == hub.commit(REPO)
+                else:
+                    error = asked.error(["part-*"], offline=True)
+                    assert error.startswith(
+                        "file part-* of someone/books is not in the cache, and HF_HUB_OFFLINE is set"
+                    )
+
+
 def test_patterns_match_as_paths_do() -> None:
     paths = ["a/test-0.parquet", "a/test-1.parquet", "a/b/test-0.parquet", "test.parquet", "testy/x.parquet", "a.b"]
     assert matching(paths, ["a/test-*.parquet"]) == ("a/test-0.parquet", "a/test-1.parquet")
