@@ -327,7 +327,7 @@ def _text_rows(about: CustomTask, folder: Path) -> Rows[Row]:
             raise DataError(f"{folder} holds {file.name} and no {document.name}; put it there or take the other out")
 
     def read() -> Iterator[Row | BadRow]:
-        for index, file in enumerate(documents):
+        for file in documents:
             beside = {field: file.with_name(file.stem + end) for field, end in parts.items()}
             try:
                 paths = {about.context_field: file, **beside}
@@ -335,6 +335,6 @@ def _text_rows(about: CustomTask, folder: Path) -> Rows[Row]:
             except DataError as error:
                 yield BadRow(str(error))
             else:
-                yield Row(file.name, index, {"id": file.stem, **texts})
+                yield Row(file.name, {"id": file.stem, **texts})
 
     return Rows(read(), file_provenance(folder, files))

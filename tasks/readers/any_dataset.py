@@ -170,7 +170,7 @@ def _split_of(known: Mapping[Any, Any], split: str, where: str) -> str:
 
 def _rows(rows: Iterator[Mapping[str, Any]], what: str) -> Iterator[Row | BadRow]:
     for index, fields in enumerate(rows):
-        yield Row(f"{what} row {index}", index, fields, is_table=True, may_be_json=True)
+        yield Row(f"{what} row {index}", fields, is_table=True, may_be_json=True)
 
 
 def _plain(row: Mapping[str, Any], columns: frozenset[str], what: str) -> dict[str, Any]:

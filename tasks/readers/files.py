@@ -53,7 +53,7 @@ def require_file(path: Path) -> Path:
 
 def parse_json_lines(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
     """Yield a row for each line that is not blank; a line that is too long is not kept in memory."""
-    index = num_blank = 0
+    num_blank = 0
     for number, line in enumerate(iter(partial(stream.readline, MAX_LINE_BYTES + 1), b""), start=1):
         where = f"{name} line {number}"
         num_blank = 0 if line.strip() else num_blank + 1
@@ -61,13 +61,11 @@ def parse_json_lines(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
             yield _skip_line(stream, line, where)
         elif num_blank:
             _check_blank(num_blank, where)
-            continue
         else:
             try:
-                yield _parse_json(line, where, index)
+                yield _parse_json(line, where)
             except DataError as error:
                 yield BadRow(str(error))
-        index += 1
 
 
 def _skip_line(stream: IO[bytes], line: bytes, where: str) -> BadRow:
@@ -121,7 +119,7 @@ def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | 
     except csv.Error as error:
         raise DataError(f"{name}: its first line is not readable CSV ({one_line(error)}); correct it") from error
     _check_names(header, name)
-    index = num_blank = 0
+    num_blank = 0
     while True:
         first = lines.line_num + 1
         where = f"{name} line {first}"
@@ -135,19 +133,16 @@ def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | 
                 # A quote that nothing closes: the lines that follow were read as part of the field.
                 raise DataError(f"{problem} up to line {lines.line_num}; a quote is not closed") from error
             yield BadRow(f"{problem}; correct it")
-            index += 1
             continue
         num_blank = 0 if cells else num_blank + 1
         if len(cells) > 1 and [cell.strip() for cell in cells] == header:
             yield BadRow(f"{where}: is the header again, as where files were joined; take the line out")
         elif len(cells) == len(header):
-            yield Row(where, index, dict(zip(header, cells, strict=True)), is_table=True)
+            yield Row(where, dict(zip(header, cells, strict=True)), is_table=True)
         elif cells:
             yield BadRow(f"{where}: {len(cells)} cells under a header of {len(header)}; correct it")
         else:
             _check_blank(num_blank, where)
-            continue
-        index += 1
 
 
 def _text_lines(text: IO[str], name: str) -> Iterator[str]:
@@ -252,7 +247,7 @@ def read_text_file(path: Path, name: str) -> str:
 
 def read_json(path: Path) -> Row:
     """Return the one object of a JSON file."""
-    return _parse_json(_read_bytes(require_file(path)), path.name, 0)
+    return _parse_json(_read_bytes(require_file(path)), path.name)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -263,7 +258,7 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def _parse_json(data: bytes, where: str, index: int) -> Row:
+def _parse_json(data: bytes, where: str) -> Row:
     try:
         record = json.loads(decode_text(data), object_pairs_hook=unique_names)
     except UnicodeDecodeError as error:
@@ -276,7 +271,7 @@ def _parse_json(data: bytes, where: str, index: int) -> Row:
         raise DataError(f"{where}: not readable JSON ({one_line(error)}); correct it") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: holds {kind_of(record)}; expected a JSON object")
-    return Row(where, index, record)
+    return Row(where, record)
 
 
 def _check_sizes(table: Any, columns: Sequence[str], name: str) -> None:
@@ -321,5 +316,5 @@ def read_parquet(file: Path | BinaryIO, columns: Sequence[str] | None) -> Iterat
                     except UnicodeDecodeError as error:
                         yield BadRow(f"{where}: not UTF-8 text ({error.reason}); correct it")
                     else:
-                        yield Row(where, index, record, is_table=True, may_be_json=True)
+                        yield Row(where, record, is_table=True, may_be_json=True)
                     index += 1

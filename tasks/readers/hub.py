@@ -14,7 +14,6 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -63,20 +62,16 @@ def hub_rows(
 
 
 def _read(commit: Commit, places: _Places, columns: Sequence[str] | None, member: str | None) -> Iterator[Row | BadRow]:
-    index = 0
     for path, place in places.items():
         where = f"{path} of {commit.repo} at {commit.sha[:12]}"
         remedy = f"delete it from the hub's cache and run again, or {without_hub()}"
         with place.open("rb") if place else io.BufferedReader(HubFile(commit, path), 64 * 1024) as file:
             if path.endswith(".parquet"):
-                rows = read_parquet(file, columns)
+                yield from read_parquet(file, columns)
             elif member is None:
-                rows = parse_records(file, PurePosixPath(path).name)
+                yield from parse_records(file, PurePosixPath(path).name)
             else:
-                rows = read_zip(file, member, where, remedy)
-            for row in rows:
-                yield replace(row, index=index) if isinstance(row, Row) else row
-                index += 1
+                yield from read_zip(file, member, where, remedy)
 
 
 # Finding one commit and its files

@@ -17,7 +17,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -42,16 +42,16 @@ class Row:
 
     Attributes:
         where: File and line, then the path inside the record, for messages.
-        index: 0-based position among the rows of the source.
         is_table: From CSV, TSV or Parquet, where a text may be a list that was printed into a cell.
         may_be_json: A list in a text may be meant, as JSON.
+        index: 0-based position among the rows of the source; `Rows` sets it.
     """
 
     where: str
-    index: int
     fields: Mapping[str, Any]
     is_table: bool = False
     may_be_json: bool = False
+    index: int = 0
 
     def text(self, field: str, *, may_be_empty: bool = False) -> str:
         """Return a text field, stripped. Raises `DataError` if it is missing, not text, or empty."""
@@ -105,12 +105,12 @@ class Row:
 
     def row(self, field: str) -> Row:
         """Return a field that is an object."""
-        return Row(f"{self.where}, {field}", self.index, self._get(field, dict, "an object"))
+        return Row(f"{self.where}, {field}", self._get(field, dict, "an object"))
 
     def rows(self, field: str) -> list[Row]:
         """Return a field that is a list of objects."""
         values = self._list(field, dict, "objects", "an object")
-        return [Row(f"{self.where}, {field}[{i}]", self.index, value) for i, value in enumerate(values)]
+        return [Row(f"{self.where}, {field}[{i}]", value) for i, value in enumerate(values)]
 
     def _list(self, field: str, kind: type, plural: str, one: str) -> list[Any]:
         values = self._get(field, list, f"a list of {plural}")
@@ -137,7 +137,7 @@ class BadRow:
 
 @dataclass(eq=False)
 class Rows(Generic[T]):
-    """Iterates over rows once and counts those that were read.
+    """Iterates over rows once, numbers them, and counts those that were read.
 
     Attributes:
         source: The rows that these were merged from, which are counted instead, or None.
@@ -162,8 +162,10 @@ class Rows(Generic[T]):
 
     def __iter__(self) -> Iterator[T | BadRow]:
         for row in self.rows:
+            index = self.num_read
             self.num_read += 1
-            yield row
+            # Merged rows have the numbers of their source.
+            yield replace(row, index=index) if isinstance(row, Row) and self.source is None else row
 
 
 def text_pair(rows: Rows[Row], row: Row, fields: tuple[str, str]) -> tuple[str, str] | None:

@@ -353,7 +353,7 @@ def test_csv_takes_long_fields_and_names_what_it_cannot_read() -> None:
     long = "word, " * 50_000
     content = "\ufeff".encode() + as_csv([{"text": long, "id": "a\nb"}])
     (row,) = parse_records(io.BufferedReader(io.BytesIO(content)), "x.csv")
-    assert row == Row("x.csv line 2", 0, {"text": long, "id": "a\nb"}, is_table=True)
+    assert row == Row("x.csv line 2", {"text": long, "id": "a\nb"}, is_table=True)
 
     content = b'id\ttext\n1\tone\n2\n3\tb\xffd\n4\tfour\n"5" no\tx\n'
     records = list(parse_records(io.BufferedReader(io.BytesIO(content)), "x.tsv"))
