@@ -68,7 +68,8 @@ def hub_dataset_rows(place: HubPath, subset: str | None, columns: Sequence[str],
         refuse_subset(subset, f"hf://{repo}/{place.files}")
     commit = pin_commit(repo, revision)
     if not commit.sha:
-        raise not_found(repo, f"branch, tag or commit {revision}", commit.unreachable)
+        what = f"at {revision}" if commit.unreachable else f"branch, tag or commit {revision}"
+        raise not_found(repo, what, commit.unreachable)
     what = " ".join(filter(None, (repo, subset, request.split)))
     choice = json.dumps([subset, request.split, place.files, sorted(columns)])
     folder = assets_folder(repo, commit.sha) / f"rows-{hashlib.sha256(choice.encode()).hexdigest()[:32]}@{BLOCK_ROWS}"

@@ -109,7 +109,7 @@ def _fetched_by_others(
             paths = matching([file.relative_to(folder).as_posix() for file in folder.rglob("*")], patterns)
             if paths and _all_shards(paths):
                 return Commit(repo, folder.name), {path: folder / path for path in paths}
-    raise not_found(repo, f"file {' or '.join(patterns)}", unreachable)
+    raise not_found(repo, " or ".join(patterns), unreachable)
 
 
 def matching(paths: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:

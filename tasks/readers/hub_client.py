@@ -184,7 +184,7 @@ def not_found(repo: str, what: str, unreachable: str | None) -> DataError:
     """Return the message for a revision or a file that the hub, or the cache where it is unreachable, does not have."""
     if unreachable is None:
         return DataError(f"{repo} on the hub has no {what}; {without_hub()}")
-    return DataError(f"{what} of {repo} is not in the cache, and {unreachable}; {without_hub()}")
+    return DataError(f"{repo} {what} is not in the cache, and {unreachable}; {without_hub()}")
 
 
 def without_hub() -> str:

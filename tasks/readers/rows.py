@@ -60,10 +60,9 @@ class Row:
             raise DataError(f"{self.where}: field '{field}' is empty; give it a text or take the row out")
         _check_text(value, f"{self.where}: field '{field}'")
         if self.is_table and is_printed_list(value) and not (self.may_be_json and _is_json(value)):
-            start = " ".join(value[:60].split())
             raise DataError(
-                f"{self.where}: field '{field}' is a list that was printed into a cell, {start}; write JSON lines or "
-                "a column of lists in Parquet, or a text"
+                f"{self.where}: field '{field}' is a list that was printed into a cell, {value[:60]}; write JSON lines "
+                "or a column of lists in Parquet, or a text"
             )
         return str(value)
 
