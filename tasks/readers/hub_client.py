@@ -269,10 +269,12 @@ class HubFile(io.RawIOBase):
         num_before = 0
         while num_before < MAX_BLOCKS_A_REQUEST and (self._folder / str(index - num_before - 1)).exists():
             num_before += 1
-        num_blocks = max(num_before, 1)
-        start, stop = index * BLOCK_BYTES, min((index + num_blocks) * BLOCK_BYTES, self._size)
+        end = index + 1
+        while end < index + num_before and end * BLOCK_BYTES < self._size and not (self._folder / str(end)).exists():
+            end += 1
+        start, stop = index * BLOCK_BYTES, min(end * BLOCK_BYTES, self._size)
         # One deadline for all that comes, whatever its pieces are.
-        data = self._with_retries(lambda: self._ask_range(start, stop), num_blocks * HUB_DEADLINE_SECONDS)
+        data = self._with_retries(lambda: self._ask_range(start, stop), (end - index) * HUB_DEADLINE_SECONDS)
         blocks = [data[i : i + BLOCK_BYTES] for i in range(0, len(data), BLOCK_BYTES)]
         for number, block in enumerate(blocks, start=index):
             keep(self._folder / str(number), block)
