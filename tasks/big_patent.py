@@ -80,11 +80,9 @@ def _file_rows(path: Path, config: str, split: str) -> Rows[Row]:
         )
 
     def read() -> Iterator[Row | BadRow]:
-        index = 0
         for file in files:
             for row in read_records(file):
-                yield row if isinstance(row, BadRow) else Row(f"{file.parent.name}/{row.where}", index, row.fields)
-                index += 1
+                yield row if isinstance(row, BadRow) else Row(f"{file.parent.name}/{row.where}", row.fields)
 
     return Rows(read(), file_provenance(path, files))
 

@@ -42,8 +42,8 @@ from tasks.base import (
 )
 from tasks.readers.any_dataset import HubPath, files_of, hub_dataset_rows, local_dataset_rows, refuse_subset
 from tasks.readers.fields import Field, is_jinja, render_jinja
-from tasks.readers.files import RECORDS, begins_array, files_of_split, read_text_file, record_rows
-from tasks.readers.opening import holds_several, unpacked_name
+from tasks.readers.files import RECORDS, files_of_split, read_text_file, record_rows
+from tasks.readers.opening import holds_records, unpacked_name
 from tasks.readers.rows import BadRow, Row, Rows, collect, file_provenance
 from tasks.readers.yaml_file import read_yaml, shown
 
@@ -306,7 +306,7 @@ def _rows(about: CustomTask, path: Path, request: LoadRequest) -> Rows[Row]:
     files = files_of_split(path, request.split) if path.is_dir() else files_of(path)
     # Our own reader names a bad row by its line, and reads Parquet by pages.
     is_own = len(files) == 1 and files[0].suffix.lower() in RECORDS and about.subset is None
-    if is_own and not begins_array(files[0]) and not holds_several(files[0]):
+    if is_own and holds_records(files[0]):
         return record_rows(files[0])
     return local_dataset_rows(path, about.subset, columns, request.split)
 
@@ -327,7 +327,7 @@ def _text_rows(about: CustomTask, folder: Path) -> Rows[Row]:
             raise DataError(f"{folder} holds {file.name} and no {document.name}; put it there or take the other out")
 
     def read() -> Iterator[Row | BadRow]:
-        for index, file in enumerate(documents):
+        for file in documents:
             beside = {field: file.with_name(file.stem + end) for field, end in parts.items()}
             try:
                 paths = {about.context_field: file, **beside}
@@ -335,6 +335,6 @@ def _text_rows(about: CustomTask, folder: Path) -> Rows[Row]:
             except DataError as error:
                 yield BadRow(str(error))
             else:
-                yield Row(file.name, index, {"id": file.stem, **texts})
+                yield Row(file.name, {"id": file.stem, **texts})
 
     return Rows(read(), file_provenance(folder, files))

@@ -61,13 +61,13 @@ def _clone_rows(folder: Path) -> Rows[Row]:
         raise DataError(f"{folder} holds no .md file; give --data a clone of ethereum/EIPs, or a file of records")
 
     def read() -> Iterator[Row | BadRow]:
-        for index, file in enumerate(files):
+        for file in files:
             try:
                 text = read_text_file(file, file.name).replace("\r\n", "\n")
             except DataError as error:
                 yield BadRow(str(error))
                 continue
-            if (row := _parse(file.name, index, text)) is None:
+            if (row := _parse(file.name, text)) is None:
                 rows.num_skipped += 1
             else:
                 yield row
@@ -76,7 +76,7 @@ def _clone_rows(folder: Path) -> Rows[Row]:
     return rows
 
 
-def _parse(name: str, index: int, text: str) -> Row | None:
+def _parse(name: str, text: str) -> Row | None:
     """Return head, abstract and body of a proposal; None for one without abstract, or too short."""
     head, section = _HEAD.match(text), _ABSTRACT.search(text)
     if head is None or section is None:
@@ -85,7 +85,7 @@ def _parse(name: str, index: int, text: str) -> Row | None:
     parts = {"abstract": section[1].strip(), "body": _ABSTRACT.sub("", head[2], count=1).strip()}
     if any(len(parts[part].split()) < least for part, least in _LEAST_WORDS.items()):
         return None
-    return Row(name, index, {"id": name.removesuffix(".md"), "created": known.get("created", ""), **parts})
+    return Row(name, {"id": name.removesuffix(".md"), "created": known.get("created", ""), **parts})
 
 
 EIPS = Task(

@@ -85,7 +85,7 @@ def _pairs_of_lines(sources: Path, targets: Path) -> Iterator[Row | BadRow]:
                 continue
             # Bytes that are no UTF-8 become surrogates, so that the row that has them can be named.
             texts = [line.decode("utf-8", "surrogateescape").replace("NEWLINE_CHAR", "\n") for line in (source, target)]
-            yield Row(where, index, dict(zip(FIELDS, texts, strict=True)))
+            yield Row(where, dict(zip(FIELDS, texts, strict=True)))
 
 
 MULTI_NEWS = Task(

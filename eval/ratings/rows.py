@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,11 @@ def read_rows(path: Path) -> list[Row]:
     found = list(read_records(require_file(path)))
     if found and isinstance(found[-1], BadRow) and is_sheet(found[0]) and lacks_line_end(path):
         found.pop()
-    rows = []
+    rows: list[Row] = []
     for row in found:
         if isinstance(row, BadRow):
             raise UserError(row.problem)
-        rows.append(row)
+        rows.append(replace(row, index=len(rows)))
     return rows
 
 

@@ -12,10 +12,9 @@ come here: they name a bad row by its line, and read no more of a file than page
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import itertools
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +23,14 @@ from urllib.parse import unquote
 
 from tasks.base import DataError, LoadRequest
 from tasks.readers.files import split_names
-from tasks.readers.hub import CONVERTED_REVISION, no_commit, pin_commit
-from tasks.readers.hub_client import assets_folder, without_hub
+from tasks.readers.hub import CONVERTED_REVISION
+from tasks.readers.hub_client import assets_folder, not_found, pin_commit, without_hub
 from tasks.readers.kept import keep, read_kept
 from tasks.readers.opening import parsing
 from tasks.readers.rows import BadRow, Row, Rows, file_provenance, kind_of
 
 BLOCK_ROWS = 64
 _MARKS_OF_DISK = ("dataset_dict.json", "state.json")
-_PATTERN = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,6 @@ def hub_dataset_rows(place: HubPath, subset: str | None, columns: Sequence[str],
     """Return the rows of a split of a data set on the hub.
 
     Args:
-        place: The data set.
         subset: What `datasets` calls its config; None for the only one, or the default.
         columns: The ones to keep, if they exist.
         request: Names the split, and the revision that counts before that of `place`.
@@ -69,28 +66,28 @@ def hub_dataset_rows(place: HubPath, subset: str | None, columns: Sequence[str],
     repo, revision = place.repo, request.revision or place.revision or "main"
     if place.files:
         refuse_subset(subset, f"hf://{repo}/{place.files}")
-    pinned = pin_commit(repo, revision)
-    commit, unreachable = pinned.sha, pinned.unreachable
-    if not commit:
-        raise no_commit(repo, revision, unreachable)
+    commit = pin_commit(repo, revision)
+    if not commit.sha:
+        what = f"at {revision}" if commit.unreachable else f"branch, tag or commit {revision}"
+        raise not_found(repo, what, commit.unreachable)
     what = " ".join(filter(None, (repo, subset, request.split)))
     choice = json.dumps([subset, request.split, place.files, sorted(columns)])
-    folder = assets_folder(repo, commit) / f"rows-{hashlib.sha256(choice.encode()).hexdigest()[:32]}@{BLOCK_ROWS}"
+    folder = assets_folder(repo, commit.sha) / f"rows-{hashlib.sha256(choice.encode()).hexdigest()[:32]}@{BLOCK_ROWS}"
 
     def stream(start: int) -> Iterator[Mapping[str, Any]]:
-        if unreachable:
+        if commit.unreachable:
             raise DataError(
-                f"the cache holds fewer rows of {what} than this run needs, and {unreachable}; connect and run it "
-                f"once, lower --limit, or {without_hub()}"
+                f"the cache holds fewer rows of {what} than this run needs, and {commit.unreachable}; connect and "
+                f"run it once, lower --limit, or {without_hub()}"
             )
         more: dict[str, Any] = {"data_files": {request.split: place.files}} if place.files else {}
         if revision == CONVERTED_REVISION and subset is not None:
             more = {"data_dir": subset}
         with parsing(f"hf://{repo} at {revision}: not loaded by datasets", without_hub()):
-            found, _ = _stream(repo, request.split, repo, name=None if more else subset, revision=commit, **more)
+            found, _ = _stream(repo, request.split, repo, name=None if more else subset, revision=commit.sha, **more)
             yield from found.skip(start) if start else found
 
-    provenance = {"kind": "hub", "name": repo, "subset": subset, "revision": commit, "files": place.files}
+    provenance = {"kind": "hub", "name": repo, "subset": subset, "revision": commit.sha, "files": place.files}
     rows = _kept_rows(folder, stream, frozenset(columns), what)
     return Rows(_rows(rows, what), {key: value for key, value in provenance.items() if value is not None})
 
@@ -103,10 +100,8 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
     Raises:
         DataError: Nothing is there, no such subset or split, a subset beside named files, or a file is damaged.
     """
-    with parsing(
-        f"{path}: format not recognized",
-        "give .jsonl, .csv, .tsv, .parquet, one of them packed, or what datasets loads",
-    ):
+    remedy = "give .jsonl, .csv, .tsv, .parquet, one of them packed, or what datasets loads"
+    with parsing(f"{path}: format not recognized", remedy):
         if path.is_dir() and any((path / mark).exists() for mark in _MARKS_OF_DISK):
             import datasets
 
@@ -116,14 +111,14 @@ def local_dataset_rows(path: Path, subset: str | None, columns: Sequence[str], s
                 name = _split_of(saved, split, str(path))
                 saved, path = saved[name], path / name
             found, files = saved.to_iterable_dataset(), sorted(file for file in path.iterdir() if file.is_file())
-        else:
-            given = files_of(path)
-            if not path.is_dir():
-                refuse_subset(subset, str(path))
-            folder = path if path.is_dir() else given[0].parent
-            more = {} if path.is_dir() else {"data_files": {split: [str(file.resolve()) for file in given]}}
-            found, names = _stream(str(folder.resolve()), split, str(path), name=subset, **more)
+        elif path.is_dir():
+            found, names = _stream(str(path.resolve()), split, str(path), name=subset)
             files = [Path(name) for name in names]
+        else:
+            refuse_subset(subset, str(path))
+            files = [file.resolve() for file in files_of(path)]
+            given = {split: [str(file) for file in files]}
+            found, _ = _stream(str(files[0].parent), split, str(path), data_files=given)
     provenance = file_provenance(path, files) | ({"subset": subset} if subset else {})
 
     def read() -> Iterator[Mapping[str, Any]]:
@@ -144,7 +139,7 @@ def files_of(path: Path) -> list[Path]:
     """Return a file, or those that match a pattern of paths, sorted. Raises `DataError` if there is none."""
     files = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     if not files:
-        what = "no file matches" if _PATTERN.search(str(path)) else "no such file or folder:"
+        what = "no file matches" if glob.has_magic(str(path)) else "no such file or folder:"
         raise DataError(f"{what} {path}; check the path given to --data")
     return files
 
@@ -176,7 +171,7 @@ def _split_of(known: Mapping[Any, Any], split: str, where: str) -> str:
 
 def _rows(rows: Iterator[Mapping[str, Any]], what: str) -> Iterator[Row | BadRow]:
     for index, fields in enumerate(rows):
-        yield Row(f"{what} row {index}", index, fields, is_table=True, may_be_json=True)
+        yield Row(f"{what} row {index}", fields, is_table=True, may_be_json=True)
 
 
 def _plain(row: Mapping[str, Any], columns: frozenset[str], what: str) -> dict[str, Any]:
@@ -184,21 +179,19 @@ def _plain(row: Mapping[str, Any], columns: frozenset[str], what: str) -> dict[s
 
     If one is missing, the others are there too, as nulls: the reader of the row will say which there are.
     """
-    found = {name: _value(row[name], f"{what}: column '{name}'") for name in row if name in columns}
+    found = {name: _as_json(row[name], f"{what}: column '{name}'") for name in row if name in columns}
     return found if columns - {"id"} <= found.keys() else dict.fromkeys(row) | found
 
 
-def _value(value: Any, what: str) -> Any:
+def _as_json(value: Any, what: str) -> Any:
     """Return a value as JSON has it, so that a kept row is the row that was read."""
-    if isinstance(value, (str, int, float, type(None))):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _value(one, what) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_value(one, what) for one in value]
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    raise DataError(f"{what} holds {kind_of(value)}; name columns of texts")
+
+    def convert(other: Any) -> str:
+        if hasattr(other, "isoformat"):
+            return str(other.isoformat())
+        raise DataError(f"{what} holds {kind_of(other)}; name columns of texts")
+
+    return json.loads(json.dumps(value, default=convert))
 
 
 # Rows of the hub, kept between runs
@@ -211,32 +204,25 @@ def _kept_rows(
 
     Several processes may do so at once: they write the same.
     """
-    known: list[Any] = []
-    for number in itertools.count():
-        kept = read_kept(folder / str(number))
-        if kept is None:
-            break
+    num_rows = 0
+    while num_rows % BLOCK_ROWS == 0 and (kept := read_kept(folder / str(num_rows // BLOCK_ROWS))):
         known, is_last = json.loads(kept)
         yield from known
         if is_last:
             return
-        if len(known) < BLOCK_ROWS:
-            break
-        known = []
-    num_known, block, is_last = len(known), [], False
+        num_rows += len(known)
+    number, num_known = divmod(num_rows, BLOCK_ROWS)
+    block: list[Any] = []
+    is_last = False
     try:
         for row in stream(number * BLOCK_ROWS):
             block.append(_plain(row, columns, what))
             if len(block) > num_known:
                 yield block[-1]
             if len(block) == BLOCK_ROWS:
-                _keep_block(folder / str(number), block)
+                keep(folder / str(number), json.dumps([block, False]).encode())
                 number, num_known, block = number + 1, 0, []
         is_last = True
     finally:  # also where no more rows are asked for
         if is_last or len(block) > num_known:
-            _keep_block(folder / str(number), block, is_last=is_last)
-
-
-def _keep_block(path: Path, rows: Sequence[Mapping[str, Any]], *, is_last: bool = False) -> None:
-    keep(path, json.dumps([rows, is_last]).encode())
+            keep(folder / str(number), json.dumps([block, is_last]).encode())

@@ -8,17 +8,15 @@ from typing import Any
 
 # The longer marks first: that of UTF-32 begins with that of UTF-16.
 _MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
 
 
 def wide_encoding(start: bytes) -> str | None:
     """Return the name of the encoding if a text begins as in UTF-16 or UTF-32, which PowerShell and Excel write."""
-    for mark, name in _MARKS.items():
-        if start.startswith(mark):
+    for name, marks in _MARKS.items():
+        if start.startswith(marks):
             return name
     # Without a mark: every other byte of a Latin text is zero.
     zeros = [byte == 0 for byte in start[:4]]

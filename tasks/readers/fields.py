@@ -40,10 +40,6 @@ class _Generator(CodeGenerator):
         super().visit_Concat(nodes.Concat(parts, lineno=node.lineno, environment=self.environment), frame)
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    code_generator_class = _Generator
-
-
 @pass_eval_context
 def _join(context: nodes.EvalContext, values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
     if attribute is not None:
@@ -52,7 +48,8 @@ def _join(context: nodes.EvalContext, values: Iterable[Any], d: str = "", attrib
 
 
 # Task files come from others: a sandbox, in which an unknown name is an error and not an empty text.
-_JINJA = _Environment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_no_null)
+_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_no_null)
+_JINJA.code_generator_class = _Generator
 _JINJA.filters["join"] = _join
 _SINGLE = re.compile(r"\s*\{\{((?:(?!\}\}|\{\{).)*)\}\}\s*", re.DOTALL)
 
@@ -95,9 +92,7 @@ class Field:
         except TemplateError as error:
             raise DataError(f"field {self.name!r} is no template in Jinja: {one_line(error)}; correct it") from error
         if any(one.name == "self" for one in tree.find_all(nodes.Name)):
-            raise DataError(
-                f"field {self.name!r} names a column 'self', which is the template in Jinja; rename the column"
-            )
+            raise DataError(f"field {self.name!r} names a column 'self', the template in Jinja; rename the column")
         return tuple(sorted(names))
 
     def fill(self, row: Row) -> Row:

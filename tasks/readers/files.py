@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, cast
+from typing import IO, Any, BinaryIO
 
 from tasks.base import DataError
 from tasks.readers.decoding import decode_text, unique_names, wide_encoding
-from tasks.readers.kept import open_to_read
+from tasks.readers.kept import reading
 from tasks.readers.opening import PACKED, open_packed, parsing, unpacked_name
 from tasks.readers.rows import MAX_LINE_BYTES, BadRow, Row, Rows, file_provenance, kind_of, one_line
-
-if TYPE_CHECKING:
-    from pyarrow.parquet import FileMetaData
 
 _SPLIT_NAMES = {"validation": ("val", "valid", "dev")}
 RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *PACKED)
@@ -56,24 +53,19 @@ def require_file(path: Path) -> Path:
 
 def parse_json_lines(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
     """Yield a row for each line that is not blank; a line that is too long is not kept in memory."""
-    index = num_blank = 0
-    for number in itertools.count(1):
-        line = stream.readline(MAX_LINE_BYTES + 1)
-        if not line:
-            return
+    num_blank = 0
+    for number, line in enumerate(iter(partial(stream.readline, MAX_LINE_BYTES + 1), b""), start=1):
         where = f"{name} line {number}"
         num_blank = 0 if line.strip() else num_blank + 1
         if len(line) > MAX_LINE_BYTES:
             yield _skip_line(stream, line, where)
         elif num_blank:
             _check_blank(num_blank, where)
-            continue
         else:
             try:
-                yield _parse_json(line, where, index)
+                yield _parse_json(line, where)
             except DataError as error:
                 yield BadRow(str(error))
-        index += 1
 
 
 def _skip_line(stream: IO[bytes], line: bytes, where: str) -> BadRow:
@@ -106,9 +98,7 @@ def read_zip(file: Path | BinaryIO, member: str, where: str, remedy: str) -> Ite
 
 def parse_records(stream: IO[bytes], name: str) -> Iterator[Row | BadRow]:
     """Yield the records of an open file; the suffix of its name is the format."""
-    if not hasattr(stream, "peek"):
-        stream = io.BufferedReader(cast(io.RawIOBase, stream))
-    if encoding := wide_encoding(stream.peek(4)[:4]):
+    if encoding := wide_encoding(stream.peek(4)[:4]):  # type: ignore[attr-defined]
         raise DataError(f"{name}: not UTF-8 text but {encoding}; save it as UTF-8")
     suffix = Path(name).suffix.lower()
     if suffix == ".parquet":
@@ -129,7 +119,7 @@ def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | 
     except csv.Error as error:
         raise DataError(f"{name}: its first line is not readable CSV ({one_line(error)}); correct it") from error
     _check_names(header, name)
-    index = num_blank = 0
+    num_blank = 0
     while True:
         first = lines.line_num + 1
         where = f"{name} line {first}"
@@ -138,32 +128,26 @@ def parse_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | 
         except StopIteration:
             return
         except csv.Error as error:
+            problem = f"{where}: not readable CSV ({one_line(error)})"
             if lines.line_num > first:
                 # A quote that nothing closes: the lines that follow were read as part of the field.
-                raise DataError(
-                    f"{where}: not readable CSV up to line {lines.line_num} ({one_line(error)}); a quote is not closed"
-                ) from error
-            yield BadRow(f"{where}: not readable CSV ({one_line(error)}); correct it")
-            index += 1
+                raise DataError(f"{problem} up to line {lines.line_num}; a quote is not closed") from error
+            yield BadRow(f"{problem}; correct it")
             continue
         num_blank = 0 if cells else num_blank + 1
         if len(cells) > 1 and [cell.strip() for cell in cells] == header:
             yield BadRow(f"{where}: is the header again, as where files were joined; take the line out")
         elif len(cells) == len(header):
-            yield Row(where, index, dict(zip(header, cells, strict=True)), is_table=True)
+            yield Row(where, dict(zip(header, cells, strict=True)), is_table=True)
         elif cells:
             yield BadRow(f"{where}: {len(cells)} cells under a header of {len(header)}; correct it")
         else:
             _check_blank(num_blank, where)
-            continue
-        index += 1
 
 
 def _text_lines(text: IO[str], name: str) -> Iterator[str]:
     """Yield the lines of a table, without the marks that files have at their start and keep where they are joined."""
-    number = 0
-    while line := text.readline(_MAX_TABLE_LINE + 1):
-        number += 1
+    for number, line in enumerate(iter(partial(text.readline, _MAX_TABLE_LINE + 1), ""), start=1):
         if len(line) > _MAX_TABLE_LINE:
             raise DataError(f"{name} line {number}: longer than {_MAX_TABLE_LINE >> 20} MiB; write a record a line")
         yield line.removeprefix("\ufeff")
@@ -181,11 +165,10 @@ def _dialect(stream: IO[bytes], delimiter: str) -> tuple[str, bool]:
 
 
 def _check_names(names: Sequence[str], file: str) -> None:
-    for field in names:
-        try:
-            field.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{file}: its first line is not UTF-8 text; save it as UTF-8") from error
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{file}: its first line is not UTF-8 text; save it as UTF-8") from error
     for field, count in Counter(names).items():
         if count > 1:
             raise DataError(f"{file}: the field '{field}' is there {count} times; give each a name of its own")
@@ -202,7 +185,7 @@ def record_rows(path: Path, columns: Sequence[str] | None = None) -> Rows[Row]:
 def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
     """Yield the records of a local file of Parquet, JSON lines, CSV or TSV, the latter three also packed."""
     if path.suffix.lower() == ".parquet":
-        yield from read_parquet([path], columns)
+        yield from read_parquet(path, columns)
         return
     with open_packed(path) as (stream, name):
         yield from parse_records(stream, name)
@@ -237,14 +220,6 @@ def files_of_split(folder: Path, split: str, *others: str) -> list[Path]:
     return matches
 
 
-def begins_array(path: Path) -> bool:
-    """Return whether a file of JSON holds one array, and not a record a line."""
-    if path.suffix.lower() != ".json":
-        return False
-    with open_packed(path) as (stream, _):
-        return stream.read(_HEADER_BYTES).lstrip()[:1] == b"["
-
-
 def data_rows(
     path: Path, split: str, *others: str, member: str | None = None, columns: Sequence[str] | None = None
 ) -> Rows[Row]:
@@ -256,7 +231,6 @@ def data_rows(
         path = split_file(path, split, *others)
     if member is None or path.suffix.lower() != ".zip":
         return record_rows(path, columns)
-    require_file(path)
     return Rows(read_zip(path, member, path.name, "fetch it again"), file_provenance(path) | {"member": member})
 
 
@@ -273,40 +247,36 @@ def read_text_file(path: Path, name: str) -> str:
 
 def read_json(path: Path) -> Row:
     """Return the one object of a JSON file."""
-    return _parse_json(_read_bytes(require_file(path)), path.name, 0)
+    return _parse_json(_read_bytes(require_file(path)), path.name)
 
 
 def _read_bytes(path: Path) -> bytes:
-    try:
-        with open_to_read(path) as stream:
-            data = stream.read(_MAX_TEXT_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; check that it is readable") from error
+    with reading(path) as stream:
+        data = stream.read(_MAX_TEXT_BYTES + 1)
     if len(data) > _MAX_TEXT_BYTES:
         raise DataError(f"{path} holds more than {_MAX_TEXT_BYTES >> 20} MiB; split it or take it out")
     return data
 
 
-def _parse_json(data: bytes, where: str, index: int) -> Row:
+def _parse_json(data: bytes, where: str) -> Row:
     try:
         record = json.loads(decode_text(data), object_pairs_hook=unique_names)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: expected JSON; {error.reason}") from error
     except json.JSONDecodeError as error:
         if data.lstrip()[:1] == b"[":
-            raise DataError(
-                f"{where}: begins a JSON array; write one object a line, without brackets around"
-            ) from error
+            raise DataError(f"{where}: begins a JSON array; write one object a line, without brackets") from error
         raise DataError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); correct it") from error
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
         raise DataError(f"{where}: not readable JSON ({one_line(error)}); correct it") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: holds {kind_of(record)}; expected a JSON object")
-    return Row(where, index, record)
+    return Row(where, record)
 
 
-def _check_sizes(metadata: FileMetaData, columns: Sequence[str], name: str) -> None:
-    """Raise `DataError` where the values of a column are too long on average, which a few kB can unpack to."""
+def _check_sizes(table: Any, columns: Sequence[str], name: str) -> None:
+    """Raise `DataError` where values of a `ParquetFile` are too long on average, which a few kB can unpack to."""
+    metadata = table.metadata
     for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
         most = MAX_LINE_BYTES * max(group.num_rows, 1)
         if 0 < group.total_byte_size <= most:
@@ -320,32 +290,31 @@ def _check_sizes(metadata: FileMetaData, columns: Sequence[str], name: str) -> N
                 )
 
 
-def read_parquet(files: Sequence[Path | BinaryIO], columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
-    """Yield the records of Parquet files, given by path or open for reading and seeking; columns None reads all.
+def read_parquet(file: Path | BinaryIO, columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
+    """Yield the records of a Parquet file, given by path or open for reading and seeking; columns None reads all.
 
     Pages are read one by one, not whole row groups: an open file may be on the hub.
     """
     import pyarrow.parquet
 
-    index = 0
-    for file in files:
-        name = Path(file.name).name
-        with parsing(f"{name}: not a readable Parquet file", "fetch it again"):
-            table = pyarrow.parquet.ParquetFile(file, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False)
-            names = table.schema_arrow.names
-            _check_names(names, name)
-            present = [column for column in names if columns is None or column in columns]
-            if not present:
-                raise DataError(f"{name}: columns are {', '.join(names)}; expected {', '.join(columns or ())}")
-            _check_sizes(table.metadata, present, name)
-            for group in range(table.num_row_groups):  # a batch of its own each: it would read on into the next
-                for batch in table.iter_batches(16, [group], present, use_threads=False):
-                    for place in range(batch.num_rows):
-                        where = f"{name} row {index}"
-                        try:
-                            (record,) = batch.slice(place, 1).to_pylist()
-                        except UnicodeDecodeError as error:
-                            yield BadRow(f"{where}: not UTF-8 text ({error.reason}); correct it")
-                        else:
-                            yield Row(where, index, record, is_table=True, may_be_json=True)
-                        index += 1
+    name = Path(file.name).name
+    with parsing(f"{name}: not a readable Parquet file", "fetch it again"):
+        table = pyarrow.parquet.ParquetFile(file, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False)
+        names = table.schema_arrow.names
+        _check_names(names, name)
+        present = [column for column in names if columns is None or column in columns]
+        if not present:
+            raise DataError(f"{name}: columns are {', '.join(names)}; expected {', '.join(columns or ())}")
+        _check_sizes(table, present, name)
+        index = 0
+        for group in range(table.num_row_groups):  # a batch of its own each: it would read on into the next
+            for batch in table.iter_batches(16, [group], present, use_threads=False):
+                for place in range(batch.num_rows):
+                    where = f"{name} row {index}"
+                    try:
+                        (record,) = batch.slice(place, 1).to_pylist()
+                    except UnicodeDecodeError as error:
+                        yield BadRow(f"{where}: not UTF-8 text ({error.reason}); correct it")
+                    else:
+                        yield Row(where, record, is_table=True, may_be_json=True)
+                    index += 1

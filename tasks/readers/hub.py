@@ -12,29 +12,21 @@ from __future__ import annotations
 import glob
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from tasks.base import DataError, LoadRequest
 from tasks.readers.files import parse_records, read_parquet, read_zip
-from tasks.readers.hub_client import (
-    Commit,
-    HubFile,
-    ask_commit,
-    is_commit,
-    keep_listing,
-    kept_listing,
-    refusal,
-    status_of,
-    without_hub,
-)
+from tasks.readers.hub_client import Commit, HubFile, not_found, pin_commit, refusal, without_hub
 from tasks.readers.rows import BadRow, Row, Rows, one_line
 
 # Where the hub keeps its own Parquet conversion of a data set: CONFIG/SPLIT/NUMBER.parquet.
 CONVERTED_REVISION = "refs/convert/parquet"
+# Files of a commit by path: where each lies as a whole on this machine, or None.
+_Places = Mapping[str, Path | None]
 
 
 def hub_rows(
@@ -62,165 +54,96 @@ def hub_rows(
     """
     revision = request.revision or "main"
     revisions = (revision, CONVERTED_REVISION) if revision == "main" else (revision,)
-    source = _find(repo, files, revisions, whole=not request.reads_parts)
-    provenance: dict[str, Any] = {"kind": "hub", "name": repo, "config": config, "revision": source.commit.sha}
-    provenance |= {"files": list(source.paths), "member": member}
-    rows = _read(source, columns, member)
+    commit, places = _find(repo, files, revisions, whole=not request.reads_parts)
+    provenance: dict[str, Any] = {"kind": "hub", "name": repo, "config": config, "revision": commit.sha}
+    provenance |= {"files": list(places), "member": member}
+    rows = _read(commit, places, columns, member)
     return Rows(rows, {key: value for key, value in provenance.items() if value is not None})
+
+
+def _read(commit: Commit, places: _Places, columns: Sequence[str] | None, member: str | None) -> Iterator[Row | BadRow]:
+    for path, place in places.items():
+        where = f"{path} of {commit.repo} at {commit.sha[:12]}"
+        remedy = f"delete it from the hub's cache and run again, or {without_hub()}"
+        with place.open("rb") if place else io.BufferedReader(HubFile(commit, path), 64 * 1024) as file:
+            if path.endswith(".parquet"):
+                yield from read_parquet(file, columns)
+            elif member is None:
+                yield from parse_records(file, PurePosixPath(path).name)
+            else:
+                yield from read_zip(file, member, where, remedy)
 
 
 # Finding one commit and its files
 
 
-def pin_commit(repo: str, revision: str, unreachable: str | None = None) -> Commit:
-    """Return the commit of a revision, by the hub or, where it cannot be asked, by an earlier run.
-
-    Args:
-        repo: Data set.
-        revision: Branch, tag or commit; one that is unknown gives a commit without digits.
-        unreachable: Why the hub is not asked, if that is known.
-
-    Raises:
-        DataError: There is no such data set, or no access.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    if constants.HF_HUB_OFFLINE:
-        unreachable = "HF_HUB_OFFLINE is set"
-    if unreachable is None:
-        answer = ask_commit(repo, revision)
-        if isinstance(answer, Commit):
-            keep_listing(repo, revision, answer)
-            return answer
-        if isinstance(answer, RevisionNotFoundError):
-            return Commit("")
-        if final := refusal(repo, answer):
-            raise final from answer
-        unreachable = f"the hub at {constants.ENDPOINT} cannot be reached ({one_line(answer)})"
-    known = kept_listing(repo, revision) or Commit(revision if is_commit(revision) else "")
-    return replace(known, unreachable=unreachable)
-
-
-def no_commit(repo: str, revision: str, unreachable: str | None) -> DataError:
-    """Return the message for a revision that `pin_commit` does not know."""
-    if unreachable is not None:
-        return DataError(f"{repo} at {revision} is not in the cache, and {unreachable}; {without_hub()}")
-    return DataError(f"{repo} on the hub has no branch, tag or commit {revision}; {without_hub()}")
-
-
-@dataclass(frozen=True)
-class _HubFiles:
-    """Files of one commit: those in `local` are whole in the cache, the others are read in parts."""
-
-    repo: str
-    commit: Commit
-    paths: tuple[str, ...]
-    local: dict[str, Path]
-
-    def open(self, path: str) -> BinaryIO:
-        """Open a file, whole or in parts, for reading and seeking."""
-        if path in self.local:
-            return self.local[path].open("rb")
-        return io.BufferedReader(self._in_parts(path), 64 * 1024)
-
-    def can_be_read(self, whole: bool) -> bool:
-        """Return whether the hub or its cache has the files, or the beginning of the first where parts will do."""
-        has_all = self.commit.unreachable is None or len(self.local) == len(self.paths)
-        first = self.paths[0]
-        return has_all or (not whole and (first in self.local or self._in_parts(first).has_blocks))
-
-    def _in_parts(self, path: str) -> HubFile:
-        return HubFile(self.repo, self.commit.sha, path, self.commit.unreachable)
-
-
-def _find(repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: bool) -> _HubFiles:
-    commits: list[Commit] = []
-    unreachable = None
+def _find(repo: str, patterns: Sequence[str], revisions: Sequence[str], whole: bool) -> tuple[Commit, _Places]:
+    """Return a commit and the places of the files that match, in the order of their paths."""
+    known, unreachable = False, None
     for revision in revisions:
-        commits.append(commit := pin_commit(repo, revision, unreachable))
-        unreachable = commit.unreachable
+        commit = pin_commit(repo, revision, unreachable)
+        known, unreachable = known or bool(commit.sha), commit.unreachable
         if paths := matching(commit.files, patterns):
-            local = _cached_files(repo, commit.sha, paths)
-            if unreachable is None and whole and len(local) < len(paths):
-                local = _download(repo, commit.sha, paths)
-            found = _HubFiles(repo, commit, paths, local)
-            if found.can_be_read(whole):
-                return found
-    wanted, places = " or ".join(patterns), " or ".join(revisions)
-    if unreachable is None and not any(commit.sha for commit in commits):
-        raise no_commit(repo, places, None)
-    if unreachable is None:
-        raise DataError(f"{repo} on the hub has no file {wanted} at {places}; {without_hub()}")
-    return _fetched_by_others(repo, patterns, revisions, unreachable)
+            places = _cached_files(commit, paths)
+            if unreachable is None and whole and None in places.values():
+                places = _download(commit, paths)
+            has_first = places[paths[0]] is not None or HubFile(commit, paths[0]).kept_size is not None
+            if unreachable is None or None not in places.values() or (has_first and not whole):
+                return commit, places
+    if unreachable is not None:
+        return _fetched_by_others(repo, patterns, revisions, unreachable)
+    what = f"file {' or '.join(patterns)} at" if known else "branch, tag or commit"
+    raise not_found(repo, f"{what} {' or '.join(revisions)}", None)
 
 
-def _fetched_by_others(repo: str, patterns: Sequence[str], revisions: Sequence[str], unreachable: str) -> _HubFiles:
+def _fetched_by_others(
+    repo: str, patterns: Sequence[str], revisions: Sequence[str], unreachable: str
+) -> tuple[Commit, _Places]:
     """Return files that another program left in the cache. Raises `DataError` if there are none."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    look = partial(snapshot_download, repo, repo_type="dataset", local_files_only=True)
     for revision in revisions:
-        with suppress(LocalEntryNotFoundError):
-            folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
+        with suppress(FileNotFoundError):
+            folder = Path(look(revision=revision))
             paths = matching([file.relative_to(folder).as_posix() for file in folder.rglob("*")], patterns)
             if paths and _all_shards(paths):
-                return _HubFiles(repo, Commit(folder.name), paths, {path: folder / path for path in paths})
-    raise DataError(f"{repo} {' or '.join(patterns)} is not in the cache, and {unreachable}; {without_hub()}")
+                return Commit(repo, folder.name), {path: folder / path for path in paths}
+    raise not_found(repo, " or ".join(patterns), unreachable)
 
 
 def matching(paths: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
     """Return the paths that match the first of the patterns that any path matches, sorted."""
-    parts = {"**/": "(?:.*/)?", "*": "[^/]*"}
     for pattern in patterns:
-        pieces = re.split(r"(\*\*/|\*)", pattern)
-        expression = re.compile("".join(parts.get(piece) or re.escape(piece) for piece in pieces))
-        if matches := sorted(path for path in paths if expression.fullmatch(path)):
+        expression = re.escape(pattern).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
+        if matches := sorted(path for path in paths if re.fullmatch(expression, path)):
             return tuple(matches)
     return ()
 
 
-def _cached_files(repo: str, commit: str, paths: Sequence[str]) -> dict[str, Path]:
-    """Return those files that are whole in huggingface_hub's cache."""
+def _cached_files(commit: Commit, paths: Sequence[str]) -> _Places:
+    """Return the places of files in huggingface_hub's cache, None for one that is not there as a whole."""
     from huggingface_hub import try_to_load_from_cache
 
-    cached = {path: try_to_load_from_cache(repo, path, revision=commit, repo_type="dataset") for path in paths}
-    return {path: Path(place) for path, place in cached.items() if isinstance(place, str)}
+    look = partial(try_to_load_from_cache, commit.repo, revision=commit.sha, repo_type="dataset")
+    places = {path: look(path) for path in paths}
+    return {path: Path(place) if isinstance(place, str) else None for path, place in places.items()}
 
 
-def _download(repo: str, commit: str, paths: Sequence[str]) -> dict[str, Path]:
+def _download(commit: Commit, paths: Sequence[str]) -> _Places:
     from huggingface_hub import snapshot_download
 
-    exact = [glob.escape(path) for path in paths]
+    fetch = partial(snapshot_download, commit.repo, revision=commit.sha, repo_type="dataset")
     try:
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=exact))
+        folder = fetch(allow_patterns=[glob.escape(path) for path in paths])
     except Exception as error:  # the transport's exceptions depend on the version of huggingface_hub
-        if status_of(error) in (401, 403) and (final := refusal(repo, error)):
+        if final := refusal(commit.repo, error):
             raise final from error
-        raise DataError(f"fetching {repo} from the hub failed: {one_line(error)}; try again") from error
-    return {path: folder / path for path in paths}
+        raise DataError(f"fetching {commit.repo} from the hub failed: {one_line(error)}; try again") from error
+    return {path: Path(folder, path) for path in paths}
 
 
 def _all_shards(files: Sequence[str]) -> bool:
     """Return whether files named NAME-00000-of-00003 are all there; an interrupted download may leave fewer."""
     totals = {int(match.group(1)) for file in files if (match := re.search(r"-of-(\d+)\.", file))}
     return not totals or totals == {len(files)}
-
-
-# Reading
-
-
-def _read(source: _HubFiles, columns: Sequence[str] | None, member: str | None) -> Iterator[Row | BadRow]:
-    if all(path.endswith(".parquet") for path in source.paths):
-        yield from read_parquet([source.local.get(path) or source.open(path) for path in source.paths], columns)
-        return
-    num_rows = 0
-    for path in source.paths:
-        first = num_rows
-        with source.open(path) as file:
-            where = f"{path} of {source.repo} at {source.commit.sha[:12]}"
-            remedy = f"delete it from the hub's cache and run again, or {without_hub()}"
-            name = PurePosixPath(path).name
-            for row in parse_records(file, name) if member is None else read_zip(file, member, where, remedy):
-                yield replace(row, index=num_rows) if first and isinstance(row, Row) else row
-                num_rows += 1

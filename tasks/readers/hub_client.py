@@ -1,6 +1,6 @@
 """Network requests to the hub: the commit of a branch, and ranges of files, block by block.
 
-    file = io.BufferedReader(HubFile("tau/scrolls", commit, "qasper.zip", unreachable=None))
+    file = io.BufferedReader(HubFile(pin_commit("tau/scrolls", "main"), "qasper.zip"))
     zipfile.ZipFile(file).open("qasper/validation.jsonl").readline()  # fetches the directory and the first blocks
 
 Requests go through the client of huggingface_hub, which knows endpoint, token and proxies. Blocks that were read are
@@ -21,10 +21,12 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from tasks.base import DataError
@@ -48,41 +50,61 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit of a data set, all 40 digits, with the paths of its files.
+    """A commit of a data set, all 40 digits, with the paths of its files; no digits for a revision that is unknown.
 
     `unreachable` says why the hub cannot be asked for more, or is None.
     """
 
+    repo: str
     sha: str
     files: tuple[str, ...] = ()
     unreachable: str | None = None
 
 
-def ask_commit(repo: str, revision: str) -> Commit | Exception:
-    """Return the commit of a branch, tag or commit, or why the hub does not answer within the deadline."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+def pin_commit(repo: str, revision: str, unreachable: str | None = None) -> Commit:
+    """Return the commit of a revision, by the hub or, where it cannot be asked, by an earlier run.
 
-    url = f"{constants.ENDPOINT}/api/datasets/{repo}/revision/{quote(revision, safe='')}"
-    try:
-        validate_repo_id(repo)
-        body = _within(HUB_DEADLINE_SECONDS, lambda: _get(url, {}, MAX_LISTING_BYTES)[1])
-        return _commit(json.loads(body))
-    except Exception as error:  # the caller judges: HTTP status, or not reachable
-        return error
+    Args:
+        revision: Branch, tag or commit; one that is unknown gives a commit without digits.
+        unreachable: Why the hub is not asked, if that is known.
+
+    Raises:
+        DataError: There is no such data set, or no access.
+    """
+    from huggingface_hub import constants, errors, utils
+
+    if constants.HF_HUB_OFFLINE:
+        unreachable = "HF_HUB_OFFLINE is set"
+    if unreachable is None:
+        url = f"{constants.ENDPOINT}/api/datasets/{repo}/revision/{quote(revision, safe='')}"
+        try:
+            utils.validate_repo_id(repo)  # type: ignore[attr-defined]
+            _, body = _within(HUB_DEADLINE_SECONDS, lambda: _get(url, {}, MAX_LISTING_BYTES))
+            commit = _commit(repo, json.loads(body))
+        except errors.HFValidationError as error:
+            raise DataError(f"{repo} is no name of a data set: {one_line(error)}") from error
+        except errors.RevisionNotFoundError:
+            return Commit(repo, "")
+        except Exception as error:  # the transport's exceptions depend on the version of huggingface_hub
+            if status_of(error) == 404:
+                raise DataError(f"the hub has no data set {repo} ({constants.ENDPOINT}); {without_hub()}") from error
+            if final := refusal(repo, error):
+                raise final from error
+            unreachable = f"the hub at {constants.ENDPOINT} cannot be reached ({one_line(error)})"
+        else:
+            keep_listing(revision, commit)
+            return commit
+    known = kept_listing(repo, revision) or Commit(repo, revision if is_commit(revision) else "")
+    return replace(known, unreachable=unreachable)
 
 
-def _commit(answer: Any) -> Commit:
+def _commit(repo: str, answer: Any) -> Commit:
     """Return what an answer of the hub says. Raises `ValueError` if it is none."""
-    try:
+    with suppress(TypeError, KeyError, AttributeError):
         sha, files = answer["sha"], tuple(file["rfilename"] for file in answer.get("siblings") or ())
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError("the answer names no commit and files") from error
-    if not is_commit(sha) or not all(isinstance(file, str) for file in files):
-        raise ValueError(
-            f"the answer names a commit {str(sha)[:60]!r}, which is not 40 hexadecimal digits, or odd files"
-        )
-    return Commit(sha, files)
+        if is_commit(sha) and all(isinstance(file, str) for file in files):
+            return Commit(repo, sha, files)
+    raise ValueError(f"the answer names no commit of 40 hexadecimal digits and files: {str(answer)[:60]}")
 
 
 def is_commit(text: object) -> bool:
@@ -90,23 +112,22 @@ def is_commit(text: object) -> bool:
     return isinstance(text, str) and _COMMIT.fullmatch(text) is not None
 
 
-def _get(url: str, headers: Mapping[str, str], max_bytes: int, *, is_raw: bool = False) -> tuple[int, bytes]:
+def _get(url: str, headers: Mapping[str, str], max_bytes: int, *, is_part: bool = False) -> tuple[int, bytes]:
     """Return the status and the body of an answer, of which no more than `max_bytes` are read.
 
     Args:
-        is_raw: Take the bytes as they come; an answer that is compressed all the same is refused.
+        is_part: Take the bytes of a part of a file as they come; an answer that is compressed all the same is refused.
+            Of a whole file that comes instead (HTTP 200), the beginning is returned.
     """
-    from huggingface_hub import get_session, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub import get_session, hf_raise_for_status, utils
 
-    _ask_for_nothing_else()
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity", **headers}
+    headers = {**utils.build_hf_headers(), "Accept-Encoding": "identity", **headers}  # type: ignore[attr-defined]
     with get_session().stream("GET", url, headers=headers, timeout=HUB_DEADLINE_SECONDS) as response:
         is_error = response.status_code >= 400
-        if is_raw and not is_error and response.headers.get("Content-Encoding", "identity") != "identity":
+        if is_part and not is_error and response.headers.get("Content-Encoding", "identity") != "identity":
             raise OSError(f"it came compressed ({response.headers['Content-Encoding'][:20]}) and was asked for plain")
         body = bytearray()
-        for chunk in response.iter_raw() if is_raw else response.iter_bytes():
+        for chunk in response.iter_raw() if is_part else response.iter_bytes():
             body += chunk
             if len(body) > max_bytes or (is_error and len(body) > _MAX_ERROR_BYTES):
                 break
@@ -115,24 +136,9 @@ def _get(url: str, headers: Mapping[str, str], max_bytes: int, *, is_raw: bool =
         hf_raise_for_status(
             type(response)(response.status_code, headers=plain, content=bytes(body), request=response.request)
         )
-    if len(body) > max_bytes:
-        raise _TooMuchError(response.status_code, max_bytes)
+    if len(body) > max_bytes and not (is_part and response.status_code == 200):
+        raise OSError(f"more came than the {max_bytes:,} bytes that were asked for")
     return response.status_code, bytes(body)
-
-
-def _ask_for_nothing_else() -> None:
-    """Keep huggingface_hub from asking for a list of agents first, to name itself by; that has no limit of bytes."""
-    from huggingface_hub import constants
-
-    constants.HF_HUB_DISABLE_TELEMETRY = True
-
-
-class _TooMuchError(OSError):
-    """An answer goes on beyond what was asked for."""
-
-    def __init__(self, status: int, max_bytes: int) -> None:
-        super().__init__(f"more came than the {max_bytes:,} bytes that were asked for")
-        self.status = status
 
 
 def _within(seconds: float, ask: Callable[[], T]) -> T:
@@ -141,23 +147,22 @@ def _within(seconds: float, ask: Callable[[], T]) -> T:
     A thread, because a time limit on a request covers no name resolution, no list of dead addresses, and no answer
     that comes byte by byte.
     """
-    outcome: list[tuple[T | None, Exception | None]] = []
+    from huggingface_hub import constants
+
+    # Else huggingface_hub first asks for a list of agents, to name itself by; that has no limit of bytes.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    future: Future[T] = Future()
 
     def work() -> None:
         try:
-            outcome.append((ask(), None))
+            future.set_result(ask())
         except Exception as error:
-            outcome.append((None, error))
+            future.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
+    threading.Thread(target=work, daemon=True).start()
+    if not wait([future], seconds).done:
         raise TimeoutError(f"no answer within {seconds:.0f} s")
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return cast(T, value)
+    return future.result()
 
 
 def status_of(error: Exception | None) -> int | None:
@@ -167,19 +172,19 @@ def status_of(error: Exception | None) -> int | None:
 
 def refusal(repo: str, error: Exception) -> DataError | None:
     """Return the message for an answer that no retry changes, or None for any other failure."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HFValidationError
-
     status = status_of(error)
-    if isinstance(error, HFValidationError):
-        return DataError(f"{repo} is no name of a data set: {one_line(error)}")
-    if status == 404:
-        return DataError(f"the hub has no data set {repo} ({constants.ENDPOINT}); {without_hub()}")
     if status in (401, 403):
         return DataError(f"the hub refuses {repo} (HTTP {status}): gated, private or gone; {without_hub()}")
-    if status is not None and 400 <= status < 500 and status not in (408, 429):
+    if status is not None and 400 <= status < 500 and status not in (404, 408, 429):
         return DataError(f"the hub refuses the request for {repo} ({one_line(error)}); {without_hub()}")
     return None
+
+
+def not_found(repo: str, what: str, unreachable: str | None) -> DataError:
+    """Return the message for a revision or a file that the hub, or the cache where it is unreachable, does not have."""
+    if unreachable is None:
+        return DataError(f"{repo} on the hub has no {what}; {without_hub()}")
+    return DataError(f"{repo} {what} is not in the cache, and {unreachable}; {without_hub()}")
 
 
 def without_hub() -> str:
@@ -199,33 +204,24 @@ class HubFile(io.RawIOBase):
     Every failure is a `DataError`, also through the readers of Parquet and zip files above it.
     """
 
-    def __init__(self, repo: str, commit: str, path: str, unreachable: str | None) -> None:
-        """Open nothing yet.
-
-        Args:
-            commit: All 40 digits, so that kept blocks never belong to another content.
-            unreachable: Why only kept blocks can be read; None asks the hub for others.
-        """
+    def __init__(self, commit: Commit, path: str) -> None:
+        """Open nothing yet. Where the hub is unreachable, only kept blocks can be read."""
         from huggingface_hub import hf_hub_url
 
-        if not is_commit(commit):
-            raise DataError(f"{repo}: '{commit[:60]}' is no commit of 40 hexadecimal digits; {without_hub()}")
+        repo, sha = commit.repo, commit.sha
+        if not is_commit(sha):  # kept blocks never belong to another content
+            raise DataError(f"{repo}: '{sha[:60]}' is no commit of 40 hexadecimal digits; {without_hub()}")
         self.name = PurePosixPath(path).name
         self._what = f"{path} of {repo}"
-        self._repo = repo
-        self._url = hf_hub_url(repo, path, repo_type="dataset", revision=commit)
-        self._unreachable = unreachable
-        self._folder = assets_folder(repo, commit) / f"{quote(path, safe='')}@{BLOCK_BYTES}"
+        self._commit = commit
+        self._url = hf_hub_url(repo, path, repo_type="dataset", revision=sha)
+        self._folder = assets_folder(repo, sha) / f"{quote(path, safe='')}@{BLOCK_BYTES}"
         self._position = 0
         self._last: tuple[int, bytes] = (-1, b"")
 
     @property
-    def has_blocks(self) -> bool:
-        """Return whether anything of the file was read before."""
-        return self._kept_size is not None
-
-    @property
-    def _kept_size(self) -> int | None:
+    def kept_size(self) -> int | None:
+        """Return the size in bytes if anything of the file was read before."""
         text = read_kept(self._folder / "size") or b""
         return int(text) if text.isdigit() and len(text) < 20 else None
 
@@ -234,9 +230,6 @@ class HubFile(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
@@ -257,7 +250,7 @@ class HubFile(io.RawIOBase):
 
     @cached_property
     def _size(self) -> int:
-        size = self._kept_size
+        size = self.kept_size
         if size is None:
             size = self._with_retries(self._ask_size, HUB_DEADLINE_SECONDS)
             keep(self._folder / "size", str(size).encode())
@@ -290,22 +283,13 @@ class HubFile(io.RawIOBase):
     def _ask_size(self) -> int:
         from huggingface_hub import get_hf_file_metadata
 
-        _ask_for_nothing_else()
         size = get_hf_file_metadata(self._url, timeout=HUB_DEADLINE_SECONDS).size
-        if size is None:
-            raise OSError("the hub does not say how long the file is")
-        if not 0 <= size <= MAX_FILE_BYTES:
-            raise OSError(f"the hub says that the file has {size} bytes")
+        if size is None or not 0 <= size <= MAX_FILE_BYTES:
+            raise OSError(f"the hub says that the size of the file is {size}")
         return size
 
     def _ask_range(self, start: int, stop: int) -> bytes:
-        parts = {"Range": f"bytes={start}-{stop - 1}"}
-        try:
-            status, data = _get(self._url, parts, stop - start, is_raw=True)
-        except _TooMuchError as error:
-            if error.status == 206:
-                raise
-            status, data = error.status, b""
+        status, data = _get(self._url, {"Range": f"bytes={start}-{stop - 1}"}, stop - start, is_part=True)
         if status != 206 and (start, stop) != (0, self._size):
             raise DataError(
                 f"{self._what}: the hub, or a proxy before it, sends no parts of files (HTTP {status}); leave --limit "
@@ -317,26 +301,25 @@ class HubFile(io.RawIOBase):
 
     def _with_retries(self, fetch: Callable[[], T], seconds: float) -> T:
         """Return the result of `fetch`, called again after failures that may pass; raises `DataError` after others."""
-        if self._unreachable:
+        if self._commit.unreachable:
             raise DataError(
-                f"the cache holds less of {self._what} than this run needs, and {self._unreachable}; "
+                f"the cache holds less of {self._what} than this run needs, and {self._commit.unreachable}; "
                 f"connect and run it once, lower --limit, or {without_hub()}"
             )
-        for wait in (*RETRY_SECONDS, None):
+        for pause in (*RETRY_SECONDS, None):
             try:
                 return _within(seconds, fetch)
             except DataError:
                 raise
             except Exception as error:  # the transport's exceptions depend on the version of huggingface_hub
-                # Not 404: the file was listed at this commit, so the data set is there.
-                if status_of(error) != 404 and (final := refusal(self._repo, error)):
+                if final := refusal(self._commit.repo, error):
                     raise final from error
-                if wait is None:
+                if pause is None:
                     raise DataError(
                         f"fetching {self._what} from the hub broke off ({one_line(error)}); run it again, what was "
                         "read is kept"
                     ) from error
-            time.sleep(wait)
+            time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
 
@@ -350,17 +333,16 @@ def assets_folder(repo: str, subfolder: str) -> Path:
     return Path(constants.HF_ASSETS_CACHE) / "masformer" / f"datasets--{repo.replace('/', '--')}" / subfolder
 
 
-def keep_listing(repo: str, revision: str, commit: Commit) -> None:
+def keep_listing(revision: str, commit: Commit) -> None:
     """Save the commit of a branch and its files, for runs without the hub."""
-    listing = json.dumps({"commit": commit.sha, "files": commit.files})
-    keep(_listing_file(repo, revision), listing.encode())
+    keep(_listing_file(commit.repo, revision), json.dumps({"commit": commit.sha, "files": commit.files}).encode())
 
 
 def kept_listing(repo: str, revision: str) -> Commit | None:
     """Return the last known commit of a branch and its files; None if there is none."""
     try:
         listing = json.loads(read_kept(_listing_file(repo, revision)) or b"null")
-        return _commit({"sha": listing["commit"], "siblings": [{"rfilename": file} for file in listing["files"]]})
+        return _commit(repo, {"sha": listing["commit"], "siblings": [{"rfilename": one} for one in listing["files"]]})
     except (ValueError, TypeError, KeyError, RecursionError):  # none, or of an earlier version
         return None
 

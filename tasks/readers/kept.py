@@ -7,6 +7,8 @@ import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -22,22 +24,21 @@ def keep(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # Not a temporary file of Python: those are for the user's eyes alone, and a cache may be shared.
-            with partial.open("xb") as stream:
-                stream.write(hashlib.sha256(data).digest() + data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        # Not a temporary file of Python: those are for the user's eyes alone, and a cache may be shared.
+        with partial.open("xb") as stream:
+            stream.write(hashlib.sha256(data).digest() + data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         raise DataError(
             f"cannot write the hub's cache, {path.parent}: {error.strerror or error}; set HF_HOME to a folder with "
             "room that you may write"
         ) from error
+    finally:
+        with suppress(OSError):  # there is none where all went well
+            partial.unlink()
 
 
 def read_kept(path: Path) -> bytes | None:
@@ -67,7 +68,6 @@ def open_to_read(file: Path, *, may_be_pipe: bool = False) -> IO[bytes]:
     """Return a file, open for reading.
 
     Args:
-        file: Path.
         may_be_pipe: It is read once, so that a pipe will do. One that nobody writes to is empty, and keeps no reader
             waiting.
 
@@ -82,3 +82,13 @@ def open_to_read(file: Path, *, may_be_pipe: bool = False) -> IO[bytes]:
         os.close(descriptor)
         raise OSError(0, "it is no regular file (write a pipe to one first)", str(file))
     return os.fdopen(descriptor, "rb")
+
+
+@contextmanager
+def reading(file: Path, what: str | None = None, *, may_be_pipe: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file as `open_to_read` does; what goes wrong, also later, is a `DataError` that begins with `what`."""
+    try:
+        with open_to_read(file, may_be_pipe=may_be_pipe) as stream:
+            yield stream
+    except OSError as error:
+        raise DataError(f"{what or file} cannot be read: {error.strerror or error}; check the path") from error

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from tasks.base import DataError
-from tasks.readers.kept import open_to_read
+from tasks.readers.kept import reading
 from tasks.readers.rows import one_line
 
 
@@ -34,6 +34,7 @@ _UNPACK: dict[str, Callable[[Any], Any]] = {
     ".zst": _zst,
 }
 PACKED = (*_UNPACK, ".zip")
+_START_BYTES = 64 * 1024
 _NAMES = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
 
 
@@ -74,12 +75,7 @@ def open_packed(path: Path, *, may_be_pipe: bool = False) -> Iterator[tuple[IO[b
         DataError: It cannot be read, is damaged, or is a zip file with several files.
     """
     suffix = path.suffix.lower()
-    kind = f"{_NAMES.get(suffix, suffix[1:])} file" if suffix in PACKED else "file"
-    try:
-        opened = open_to_read(path, may_be_pipe=may_be_pipe)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}; check the path") from error
-    with opened as file, parsing(f"{path.name}: not a readable {kind}", "check it, or fetch it again"):
+    with _opened(path, may_be_pipe=may_be_pipe) as file:
         if suffix == ".zip":
             with zipfile.ZipFile(file) as archive, archive.open(_only_member(archive, path.name)) as stream:
                 yield stream, PurePosixPath(stream.name).name
@@ -89,17 +85,23 @@ def open_packed(path: Path, *, may_be_pipe: bool = False) -> Iterator[tuple[IO[b
             yield file, path.name
 
 
-def holds_several(path: Path) -> bool:
-    """Return whether a file is a zip file of more than one; False where it cannot be opened, as its reader will say."""
-    if path.suffix.lower() != ".zip":
-        return False
-    try:
-        opened = open_to_read(path)
-    except OSError:
-        return False
-    guard = parsing(f"{path.name}: not a readable zip file", "check it, or fetch it again")
-    with opened as file, guard, zipfile.ZipFile(file) as archive:
-        return len(_members(archive)) > 1
+def holds_records(path: Path) -> bool:
+    """Return whether a file is read record by record: it is no array of JSON, and no zip file of several files."""
+    suffix = path.suffix.lower()
+    with _opened(path) as file:
+        if suffix == ".zip":
+            with zipfile.ZipFile(file) as archive:
+                return len(_members(archive)) < 2
+        return suffix != ".json" or file.read(_START_BYTES).lstrip()[:1] != b"["
+
+
+@contextmanager
+def _opened(path: Path, *, may_be_pipe: bool = False) -> Iterator[IO[bytes]]:
+    suffix = path.suffix.lower()
+    kind = f"{_NAMES.get(suffix, suffix[1:])} file" if suffix in PACKED else "file"
+    guard = parsing(f"{path.name}: not a readable {kind}", "check it, or fetch it again")
+    with reading(path, may_be_pipe=may_be_pipe) as file, guard:
+        yield file
 
 
 def _members(archive: zipfile.ZipFile) -> list[str]:

@@ -17,13 +17,13 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tasks.base import DataError, Example, LoadedExamples, LoadRequest, digest_of
-from tasks.readers.kept import open_to_read
-from tasks.readers.sampling import Strata, draw_sample
+from tasks.readers.kept import reading
+from tasks.readers.sampling import count_strata, draw_sample
 
 T = TypeVar("T")
 
@@ -42,16 +42,16 @@ class Row:
 
     Attributes:
         where: File and line, then the path inside the record, for messages.
-        index: 0-based position among the rows of the source.
         is_table: From CSV, TSV or Parquet, where a text may be a list that was printed into a cell.
         may_be_json: A list in a text may be meant, as JSON.
+        index: 0-based position among the rows of the source; `Rows` sets it.
     """
 
     where: str
-    index: int
     fields: Mapping[str, Any]
     is_table: bool = False
     may_be_json: bool = False
+    index: int = 0
 
     def text(self, field: str, *, may_be_empty: bool = False) -> str:
         """Return a text field, stripped. Raises `DataError` if it is missing, not text, or empty."""
@@ -60,10 +60,9 @@ class Row:
             raise DataError(f"{self.where}: field '{field}' is empty; give it a text or take the row out")
         _check_text(value, f"{self.where}: field '{field}'")
         if self.is_table and is_printed_list(value) and not (self.may_be_json and _is_json(value)):
-            start = " ".join(value[:60].split())
             raise DataError(
-                f"{self.where}: field '{field}' is a list that was printed into a cell, {start}; write JSON lines or "
-                "a column of lists in Parquet, or a text"
+                f"{self.where}: field '{field}' is a list that was printed into a cell, {value[:60]}; write JSON lines "
+                "or a column of lists in Parquet, or a text"
             )
         return str(value)
 
@@ -86,22 +85,16 @@ class Row:
 
     def name(self, split: str, field: str = "id") -> str:
         """Return the row's own id, a text or a whole number; else the split and its position if it has none."""
-        try:
-            value = id_text(self.fields.get(field))
-        except ValueError as error:
-            raise DataError(f"{self.where}: field '{field}' is {error}") from error
-        if not value:
-            return f"{split}-{self.index}"
-        _check_text(value, f"{self.where}: field '{field}'")
-        return value
+        return self.label(field) or f"{split}-{self.index}"
 
     def label(self, field: str) -> str | None:
         """Return a field that is a text or a whole number, as a text; None where it is empty."""
         try:
-            return id_text(self.fields.get(field)) or None
+            value = id_text(self.fields.get(field)) or ""
         except ValueError as error:
-            what = str(error).partition(";")[0]
-            raise DataError(f"{self.where}: field '{field}' is {what}; expected a text or a whole number") from error
+            raise DataError(f"{self.where}: field '{field}' is {error}") from error
+        _check_text(value, f"{self.where}: field '{field}'")
+        return value or None
 
     def name_of(self, field: str) -> str:
         """Return a field that names something: a text or a whole number, which may not be empty."""
@@ -111,12 +104,12 @@ class Row:
 
     def row(self, field: str) -> Row:
         """Return a field that is an object."""
-        return Row(f"{self.where}, {field}", self.index, self._get(field, dict, "an object"))
+        return Row(f"{self.where}, {field}", self._get(field, dict, "an object"))
 
     def rows(self, field: str) -> list[Row]:
         """Return a field that is a list of objects."""
         values = self._list(field, dict, "objects", "an object")
-        return [Row(f"{self.where}, {field}[{i}]", self.index, value) for i, value in enumerate(values)]
+        return [Row(f"{self.where}, {field}[{i}]", value) for i, value in enumerate(values)]
 
     def _list(self, field: str, kind: type, plural: str, one: str) -> list[Any]:
         values = self._get(field, list, f"a list of {plural}")
@@ -141,8 +134,9 @@ class BadRow:
     problem: str
 
 
+@dataclass(eq=False)
 class Rows(Generic[T]):
-    """Iterates over rows once and counts those that were read.
+    """Iterates over rows once, numbers them, and counts those that were read.
 
     Attributes:
         source: The rows that these were merged from, which are counted instead, or None.
@@ -151,25 +145,26 @@ class Rows(Generic[T]):
         short: Number of words of each example that was left out as too short.
         num_refused: Documents that `LoadRequest.accepts` refused.
         num_left_out: Examples about documents of `LoadRequest.left_out`.
+        strata: Stratum of each document that was read and may be kept, by its id.
     """
 
-    def __init__(
-        self, rows: Iterable[T | BadRow], provenance: Mapping[str, Any], source: Rows[Any] | None = None
-    ) -> None:
-        self._rows = rows
-        self.provenance = provenance
-        self.source = source
-        self.num_read = 0
-        self.num_skipped = 0
-        self.bad: list[str] = []
-        self.short: list[int] = []
-        self.num_refused = 0
-        self.num_left_out = 0
+    rows: Iterable[T | BadRow]
+    provenance: Mapping[str, Any]
+    source: Rows[Any] | None = None
+    num_read: int = 0
+    num_skipped: int = 0
+    bad: list[str] = field(default_factory=list)
+    short: list[int] = field(default_factory=list)
+    num_refused: int = 0
+    num_left_out: int = 0
+    strata: dict[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[T | BadRow]:
-        for row in self._rows:
+        for row in self.rows:
+            index = self.num_read
             self.num_read += 1
-            yield row
+            # Merged rows have the numbers of their source.
+            yield replace(row, index=index) if isinstance(row, Row) and self.source is None else row
 
 
 def text_pair(rows: Rows[Row], row: Row, fields: tuple[str, str]) -> tuple[str, str] | None:
@@ -197,32 +192,25 @@ def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable
     Raises:
         DataError: A row cannot be used and `on_bad_row` is `fail`, or no example is left.
     """
-    strata = Strata()
-    examples = strata.counting(_examples(request, rows, convert))
+    examples = _examples(request, rows, convert)
     if request.sample is None:
         kept = tuple(itertools.islice(examples, request.limit))
     else:
         kept = draw_sample(examples, request.sample, request.sample_seed)
+    name, split, source = rows.provenance["name"], request.split, rows.source or rows
     if not kept and rows.short:
         raise DataError(
-            f"{rows.provenance['name']} has no example of {request.min_words:,} words or more in split "
-            f"{request.split}: {len(rows.short):,} were read, the longest of {max(rows.short):,}; lower --min-words"
+            f"{name} has no example of {request.min_words:,} words or more in split {split}: {len(rows.short):,} were "
+            f"read, the longest of {max(rows.short):,}; lower --min-words"
         )
     if not kept and rows.num_refused:
-        raise DataError(
-            f"{rows.provenance['name']} has no document of enough tokens in split {request.split}: "
-            f"{rows.num_refused:,} were read; lower --min-tokens"
-        )
-    source = rows.source or rows
-    num_rows, num_skipped = source.num_read, source.num_skipped
+        read = f"{rows.num_refused:,} were read"
+        raise DataError(f"{name} has no document of enough tokens in split {split}: {read}; lower --min-tokens")
     if not kept:
-        left = f"{num_rows} rows read, {num_skipped} of them left out, {len(rows.bad)} bad"
+        left = f"{source.num_read} rows read, {source.num_skipped} of them left out, {len(rows.bad)} bad"
         first = f"; the first bad one: {rows.bad[0]}" if rows.bad else ""
-        raise DataError(
-            f"{rows.provenance['name']} has no examples for split {request.split} ({left}); check the file and its "
-            f"format{first}"
-        )
-    counts = {"num_rows": num_rows, "num_skipped": num_skipped, "num_bad": len(rows.bad)}
+        raise DataError(f"{name} has no examples for split {split} ({left}); check the file and its format{first}")
+    counts = {"num_rows": source.num_read, "num_skipped": source.num_skipped, "num_bad": len(rows.bad)}
     if request.min_words is not None:
         counts["num_short"] = len(rows.short)
     if request.accepts is not None:
@@ -235,7 +223,7 @@ def collect(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterable
         examples=kept,
         provenance={**rows.provenance, **scan, **counts},
         bad_rows=tuple(rows.bad),
-        strata=strata.counts(kept),
+        strata=count_strata(rows.strata, kept),
     )
 
 
@@ -264,24 +252,26 @@ def _examples(request: LoadRequest, rows: Rows[T], convert: Callable[[T], Iterab
             if request.accepts is not None and example.document_id not in accepted:
                 accepted[example.document_id] = request.accepts(example.context)
                 rows.num_refused += not accepted[example.document_id]
-            if accepted.get(example.document_id, True):
-                yield example
+            if not accepted.get(example.document_id, True):
+                continue
+            if example.stratum is not None:
+                rows.strata[example.document_id] = example.stratum
+            yield example
 
 
 def _check_ids(examples: Sequence[Example], where: str, seen: set[str], contexts: dict[str, bytes]) -> None:
     # Digests, because a sample reads a whole data set.
-    digests = [digest_of(one.context) for one in examples]
-    for example, digest in zip(examples, digests, strict=True):
+    digests = [(example.document_id, digest_of(example.context)) for example in examples]
+    for example, (document, digest) in zip(examples, digests, strict=True):
         if example.id in seen:
             raise DataError(f"{where}: id '{example.id}' occurs twice; give every example an id of its own")
-        if contexts.get(example.document_id, digest) != digest:
+        if contexts.get(document, digest) != digest:
             raise DataError(
-                f"{where}: '{example.id}' has another context than others of document '{example.document_id}'; give "
-                "documents ids of their own"
+                f"{where}: '{example.id}' has another context than others of document '{document}'; give documents ids "
+                "of their own"
             )
-    for example, digest in zip(examples, digests, strict=True):
-        seen.add(example.id)
-        contexts[example.document_id] = digest
+    seen.update(example.id for example in examples)
+    contexts.update(digests)
 
 
 # Where rows come from
@@ -313,12 +303,9 @@ def sha256_of(files: Iterable[Path]) -> str:
     """Return the SHA-256 of the files' bytes, one after the other, as hexadecimal digits."""
     digest = hashlib.sha256()
     for file in files:
-        try:
-            with open_to_read(file) as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror or error}; check that it is readable") from error
+        with reading(file) as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -339,7 +326,7 @@ def id_text(value: object) -> str | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         what = repr(value) if isinstance(value, float) else kind_of(value)
-        raise ValueError(f"{what}; give every example a text or a whole number, or none an id")
+        raise ValueError(f"{what}; give a text or a whole number, or leave it out")
     return str(value)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from tasks.base import Example
 
@@ -31,28 +32,16 @@ def draw_sample(examples: Iterable[Example], num_documents: int, seed: int) -> t
     return tuple(example for _, example in sorted((one for of in drawn.values() for one in of), key=lambda one: one[0]))
 
 
-class Strata:
-    """Counts of documents by stratum, of what is read and of what is kept."""
+def count_strata(read: Mapping[str, str], kept: Iterable[Example]) -> dict[str, list[int]]:
+    """Return the number of documents that are kept and that were read, by stratum, the largest first.
 
-    def __init__(self) -> None:
-        self._read: dict[str, str] = {}
-
-    def counting(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """Yield the examples, and count them as read."""
-        for example in examples:
-            if example.stratum is not None:
-                self._read[example.document_id] = example.stratum
-            yield example
-
-    def counts(self, kept: Iterable[Example]) -> dict[str, list[int]]:
-        """Return the number of documents that are kept and that were read, by stratum, the largest first."""
-        names = {example.document_id for example in kept}
-        found: dict[str, list[int]] = {}
-        for name, stratum in self._read.items():
-            count = found.setdefault(stratum, [0, 0])
-            count[0] += name in names
-            count[1] += 1
-        return dict(sorted(found.items(), key=lambda item: (-item[1][1], item[0])))
+    Args:
+        read: Stratum of each document that was read, by its id.
+    """
+    names = {example.document_id for example in kept}
+    num_kept = Counter(stratum for name, stratum in read.items() if name in names)
+    num_read = sorted(Counter(read.values()).items(), key=lambda item: (-item[1], item[0]))
+    return {stratum: [num_kept[stratum], count] for stratum, count in num_read}
 
 
 def place_of(name: str, seed: int) -> int:

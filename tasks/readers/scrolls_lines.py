@@ -25,10 +25,10 @@ SAMPLE_DOCUMENT = "It rained for a week. The river rose, and the bridge was clos
 def sample_lines(name: str, query: str | None, *outputs: str) -> dict[str, list[dict[str, str]]]:
     """Return the sample of a task: a line for each output."""
     before = "" if query is None else f"{query}\n\n"
-    lines = []
-    for i, output in enumerate(outputs):
-        text = f"{before}Report {i}. {SAMPLE_DOCUMENT}"
-        lines.append({"id": f"{name}-{i}", "pid": f"{name}-{i}_0", "input": text, "output": output})
+    lines = [
+        {"id": f"{name}-{i}", "pid": f"{name}-{i}_0", "input": f"{before}Report {i}. {SAMPLE_DOCUMENT}", "output": one}
+        for i, one in enumerate(outputs)
+    ]
     return {f"{name}.zip/{name}/validation.jsonl": lines}
 
 

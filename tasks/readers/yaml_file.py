@@ -18,6 +18,7 @@ from yaml.reader import ReaderError
 
 from tasks.base import DataError
 from tasks.readers.decoding import decode_text
+from tasks.readers.kept import reading
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -28,7 +29,11 @@ _MAX_SHOWN = 100
 
 
 class _Loader(yaml.SafeLoader):
-    """Says the line of a value that Python cannot build, such as the 13th month."""
+    """Refuses what is beyond a limit, and says the line of a value that Python cannot build, such as the 13th month."""
+
+    def construct_document(self, node: Node) -> Any:
+        _count_values(node, {}, 1)  # before the values are built: merge keys (`<<: *a`) copy what they name
+        return super().construct_document(node)
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
@@ -49,11 +54,8 @@ def read_yaml(file: Path, what: str) -> Any:
     Raises:
         DataError: It cannot be read, is no YAML, or is beyond a limit.
     """
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"{what} cannot be read: {error.strerror}; check the path") from error
+    with reading(file, what, may_be_pipe=True) as stream:
+        data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise DataError(f"{what} is longer than {MAX_BYTES >> 20} MiB; give a file of settings")
     try:
@@ -71,7 +73,7 @@ def parse_yaml(text: str, what: str) -> Any:
         DataError: It is no YAML, or is beyond a limit.
     """
     try:
-        return _load(text)
+        return yaml.load(text, _Loader)
     except RecursionError as error:
         raise DataError(f"{what} is not YAML: nested more than {MAX_DEPTH} levels deep; write it flat") from error
     except yaml.YAMLError as error:
@@ -85,19 +87,6 @@ def shown(value: object) -> str:
     except RecursionError:
         text = f"a {type(value).__name__} that is nested too deeply"
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
-
-
-def _load(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        # Before the values are built: merge keys (`<<: *a`) copy what they name.
-        _count_values(node, {}, 1)
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
 
 
 def _count_values(node: Node, counts: dict[int, int], depth: int) -> int:

@@ -128,7 +128,10 @@ def test_a_revision_is_of_the_hub(tmp_path: Path) -> None:
 def test_a_table_whose_rows_cannot_be_told_apart_is_refused_whole(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     for text, reason in (
-        ('context,target\nx,y\n"oops,c\nd,e\nf,g\n', r"line 3: not readable CSV up to line 5 .* a quote is not closed"),
+        (
+            'context,target\nx,y\n"oops,c\nd,e\nf,g\n',
+            r"line 3: not readable CSV .* up to line 5; a quote is not closed",
+        ),
         ("context,target,context\nx,y,z\n", "the field 'context' is there 2 times"),
         ('"a"b,target\nx,y\n', "its first line is not readable CSV"),
     ):

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tasks import DataError
 from tasks.readers import hub_client
-from tasks.readers.hub_client import Commit, HubFile, ask_commit, keep_listing, kept_listing
+from tasks.readers.hub_client import Commit, HubFile, keep_listing, kept_listing, pin_commit
 from tests.helpers.hub_standin import hub_standin
 
 COMMIT = "0123456789" * 4
@@ -104,7 +103,7 @@ def mirror(
 
 
 def read(size: int = 100) -> bytes:
-    return io.BufferedReader(HubFile("o/n", COMMIT, "f.zip", None), 65536).read(size)
+    return io.BufferedReader(HubFile(Commit("o/n", COMMIT), "f.zip"), 65536).read(size)
 
 
 @pytest.mark.parametrize(
@@ -165,20 +164,24 @@ def answer(content: bytes) -> Callable[[Mirror], None]:
 )
 def test_a_commit_is_40_hexadecimal_digits(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with mirror(monkeypatch, tmp_path, answer(content)):
-        assert isinstance(ask_commit("o/n", "main"), Exception)
+        found = pin_commit("o/n", "main")
+    assert found.sha == ""
+    assert "cannot be reached (" in str(found.unreachable)
     with pytest.raises(DataError, match="no commit of 40 hexadecimal digits"):
-        HubFile("o/n", "../../../../evil", "f.zip", None)
+        HubFile(Commit("o/n", "../../../../evil"), "f.zip")
 
 
 def test_a_listing_without_end_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_client, "MAX_LISTING_BYTES", 1 << 20)
-    for status in (200, 404):
-        with mirror(monkeypatch, tmp_path, lambda one, status=status: send_without_end(one, status)) as handler:  # type: ignore[misc]
-            assert isinstance(ask_commit("o/n", "main"), Exception)
-            assert handler.sent < 64 << 20
+    with mirror(monkeypatch, tmp_path, lambda one: send_without_end(one, 200)) as handler:
+        assert "more came than the 1,048,576 bytes" in str(pin_commit("o/n", "main").unreachable)
+        assert handler.sent < 64 << 20
+    with mirror(monkeypatch, tmp_path, lambda one: send_without_end(one, 404)) as handler:
+        with pytest.raises(DataError, match=r"^the hub has no data set o/n "):
+            pin_commit("o/n", "main")
+        assert handler.sent < 64 << 20
     with mirror(monkeypatch, tmp_path, answer(json.dumps({"sha": COMMIT, "siblings": [{"rfilename": "a"}]}).encode())):
-        found: Any = ask_commit("o/n", "main")
-        assert (found.sha, found.files) == (COMMIT, ("a",))
+        assert pin_commit("o/n", "main") == Commit("o/n", COMMIT, ("a",))
 
 
 def test_a_damaged_cache_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,8 +205,9 @@ def test_a_damaged_cache_is_fetched_again(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_damaged_listing_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path))
-    keep_listing("o/n", "main", Commit(COMMIT, ("a", "b")))
-    assert kept_listing("o/n", "main") == Commit(COMMIT, ("a", "b"))
+    commit = Commit("o/n", COMMIT, ("a", "b"))
+    keep_listing("main", commit)
+    assert kept_listing("o/n", "main") == commit
     (file,) = tmp_path.rglob("main.json")
     for content in (b"", b"{", b"[]", b"{}", b'{"commit": 1, "files": 2}', bytes(50), file.read_bytes()[:-2]):
         file.write_bytes(content)
@@ -216,7 +220,7 @@ def test_files_of_the_cache_follow_the_umask(mask: int, tmp_path: Path, monkeypa
     try:
         with mirror(monkeypatch, tmp_path, send_part):
             read()
-        keep_listing("o/n", "main", Commit(COMMIT))
+        keep_listing("main", Commit("o/n", COMMIT))
     finally:
         os.umask(before)
     modes = {file.stat().st_mode & 0o777 for file in tmp_path.rglob("*") if file.is_file()}

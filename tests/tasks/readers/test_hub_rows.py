@@ -321,6 +321,23 @@ def test_several_files_are_one_list_of_rows(tmp_path: Path) -> None:
             assert len(whole["provenance"]["files"]) == 3
 
 
+def test_files_that_another_program_fetched_are_read_without_the_hub(tmp_path: Path) -> None:
+    names = [f"part-0000{i}-of-00002.jsonl" for i in range(2)]
+    with hub_standin({REPO: {name: as_lines([{"text": name}]) for name in names}}) as hub:
+        environment = hub.environment(tmp_path)
+        fetch = f"import huggingface_hub as h; h.snapshot_download({NAME!r}, repo_type='dataset', allow_patterns="
+        for patterns in (names[:1], names):
+            subprocess.run([sys.executable, "-c", f"{fetch}{patterns})"], env={**os.environ, **environment}, check=True)
+            with reader(environment) as asked:
+                if patterns == names:
+                    found = asked.read(["part-*"], offline=True)
+                    assert [fields["text"] for _, _, fields in found["rows"]] == names
+                    assert found["provenance"]["revision"] == hub.commit(REPO)
+                else:
+                    error = asked.error(["part-*"], offline=True)
+                    assert error.startswith("someone/books part-* is not in the cache, and HF_HUB_OFFLINE is set")
+
+
 def test_patterns_match_as_paths_do() -> None:
     paths = ["a/test-0.parquet", "a/test-1.parquet", "a/b/test-0.parquet", "test.parquet", "testy/x.parquet", "a.b"]
     assert matching(paths, ["a/test-*.parquet"]) == ("a/test-0.parquet", "a/test-1.parquet")
@@ -333,10 +350,11 @@ def test_patterns_match_as_paths_do() -> None:
 def test_csv_takes_long_fields_and_names_what_it_cannot_read() -> None:
     long = "word, " * 50_000
     content = "\ufeff".encode() + as_csv([{"text": long, "id": "a\nb"}])
-    (row,) = parse_records(io.BytesIO(content), "x.csv")
-    assert row == Row("x.csv line 2", 0, {"text": long, "id": "a\nb"}, is_table=True)
+    (row,) = parse_records(io.BufferedReader(io.BytesIO(content)), "x.csv")
+    assert row == Row("x.csv line 2", {"text": long, "id": "a\nb"}, is_table=True)
 
-    records = list(parse_records(io.BytesIO(b'id\ttext\n1\tone\n2\n3\tb\xffd\n4\tfour\n"5" no\tx\n'), "x.tsv"))
+    content = b'id\ttext\n1\tone\n2\n3\tb\xffd\n4\tfour\n"5" no\tx\n'
+    records = list(parse_records(io.BufferedReader(io.BytesIO(content)), "x.tsv"))
     assert [row.where for row in records if isinstance(row, Row)] == ["x.tsv line 2", "x.tsv line 4", "x.tsv line 5"]
     assert isinstance(records[2], Row)
     with pytest.raises(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks import CustomTask, DataError, Example, LoadedExamples, LoadRequest
-from tasks.readers.sampling import Strata, draw_sample
+from tasks.readers.sampling import count_strata, draw_sample
 
 
 def examples(num_documents: int, of_each: int = 1) -> list[Example]:
@@ -72,9 +72,9 @@ def test_a_sample_of_more_than_there_are_is_everything() -> None:
 
 
 def test_strata_count_documents_and_not_examples() -> None:
-    source, strata = examples(5, of_each=4), Strata()
-    kept = list(strata.counting(source))[:4]
-    assert strata.counts(kept) == {"even": [1, 3], "odd": [0, 2]}
+    source = examples(5, of_each=4)
+    strata = {one.document_id: one.stratum for one in source if one.stratum}
+    assert count_strata(strata, source[:4]) == {"even": [1, 3], "odd": [0, 2]}
 
 
 def load(tmp_path: Path, **request: object) -> LoadedExamples:

@@ -188,9 +188,7 @@ def test_ids_are_kept_or_told_and_never_replaced(tmp_path: Path) -> None:
     }.items():
         lines = tmp_path / "a.jsonl"
         lines.write_text(f'{{"id": {value}, "context": "x", "target": "y"}}\n')
-        assert told(lines) == (
-            f"a.jsonl line 1: field 'id' is {shown}; give every example a text or a whole number, or none an id"
-        )
+        assert told(lines) == (f"a.jsonl line 1: field 'id' is {shown}; give a text or a whole number, or leave it out")
     lines.write_text('{"id": 7.0, "context": "x", "target": "y"}\n{"id": "7", "context": "z", "target": "y"}\n')
     assert "id '7' occurs twice" in told(lines)
 
