@@ -84,12 +84,12 @@ def measure(folder: RunFolder, record: RunRecord, *, again: bool) -> None:
 
         measured = partial(measure_served, backend=served(backend), folder=folder.path)
     job = open_job(config, config.load_tasks(), backend)
-    requests = job.requests(backend)
+    requests, metric = job.requests(backend), likelihood_record(backend.tokenizer)
     with (
         job.lock(backend.process),
-        open_metric_file(folder.path, likelihood_record(backend.tokenizer), again=again) as (journal, seen),
+        open_metric_file(folder.path, metric, again=again) as (journal, seen),
     ):
-        seen |= take_pending(folder.path, journal, seen)
+        seen |= take_pending(folder.path, metric, journal, seen)  # of a run that has not come to its end
         answered = folder.read_journal(Prediction).lines
         digests = requests.fingerprints
         wanted = {
@@ -193,7 +193,8 @@ def main(argv: Sequence[str]) -> None:
     if options.json:
         print(json.dumps(to_json(ladder), indent=2, ensure_ascii=False))
     else:
-        could_measure = engine_of(record) in MEASURING and record.identity.thinking is None
+        takes_ids = (record.identity.engine or {}).get("prompts_as", "ids") == "ids"
+        could_measure = engine_of(record) in MEASURING and takes_ids and record.identity.thinking is None
         print_ladder(folder, ladder, could_measure=could_measure and not options.likelihood)
 
 

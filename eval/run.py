@@ -48,12 +48,17 @@ def main(argv: Sequence[str]) -> None:
             requests, shared = run.start(requests, backend, argv)  # without what earlier sessions answered
             if config.likelihood:
                 assert isinstance(backend, LocalBackend)
-                backend.answered = WhileAnswering(backend, run.folder.path, f"{process.index:05}-{run.token}")
+                likelihoods = WhileAnswering(backend, run.folder.path, f"{process.index:05}-{run.token}")
+                backend.answered = likelihoods
             if config.generate:
                 with backend.kept():
                     for part in run.parts(requests, shared, process):  # one, or with --until as many as it takes
                         for prediction in backend.answer(*part):
                             run.append(prediction, process)
+                if config.likelihood:
+                    process.wait()
+                    if process.is_main:
+                        likelihoods.keep()
                 run.finish(requests, process)  # merges the journals, scores, reports
     process.finish()
 

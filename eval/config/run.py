@@ -246,7 +246,7 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
         """
         left_out = ("output", "threads", "overwrite", "generate", "likelihood", "report_to", "until")
         given = {name: one for name, one in settings.items() if name not in left_out}
-        if given.get("engine") in ("endpoint", "llamacpp"):
+        if given.get("engine") == "endpoint":
             given.pop("dtype", None)  # what the server has, and no setting
         if given.get("shard") is not None:
             given["shard"] = "/".join(map(str, given["shard"]))  # as the command line has it

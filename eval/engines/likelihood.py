@@ -97,11 +97,17 @@ def measure_served(
                     yield from ([_Asked(work, place)] for place in range(len(work.references)))
 
     with backend.service.running(folder / LOG) as (client, server):
-        try_losses(backend.config, client, server)
+        try_losses(backend.config, client, server, REMEDY)
 
         def ask(asked: _Asked, _: Any) -> list[float]:
-            ids = (*asked.work.request.prompt.token_ids, *asked.kept)
-            return losses_of(client, server, ids, asked.where)[0][-len(asked.kept) :]
+            prompt = asked.work.request.prompt.token_ids
+            ids, room = (*prompt, *asked.kept), server.max_length
+            if room is not None and len(ids) + 1 > room:
+                raise UserError(
+                    f"{asked.where} has {len(ids)} tokens with its prompt, and the server, which must answer one more, "
+                    f"takes {room}; serve the model with a longer context, or {REMEDY}"
+                )
+            return losses_of(client, server, ids, len(prompt), asked.where)[0]
 
         for asked, losses in ask_all(parts(), ask, client.stopped, backend.service.concurrency):
             work = asked.work

@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from eval.losses.readings import Part, Reading, Tally
 from eval.records.schema import DocumentLoss, PerplexityIdentity
 from eval.runtime.processes import Process, num_threads
 
+_REMEDY = "use vLLM or SGLang, or --engine local"
 # vLLM writes this for the logarithm of 0, which JSON cannot hold.
 _LEAST = -9999.0
 # Tokens that any vocabulary has.
@@ -67,14 +67,24 @@ class ServedMeter(Meter):
         self.config = config
         self.process = Process(num_threads(os.environ))
         try:
-            self.service = service = open_service(config, "ids", partial(try_losses, config))
+            self.service = service = open_service(config, "ids", self._try)
         except RefusedError as error:
             if error.status not in OTHER_FORM:
                 raise
-            raise _no_losses(config, f"it takes no token ids: {error}") from None
+            raise _no_losses(config, f"it takes no token ids: {error}", _REMEDY) from None
         self.checkpoint, self.tokenizer, self.model = service.checkpoint, service.tokenizer, service.model
         self.plan, self.plan_description, self.dtype = service.plan, service.plan_description, service.dtype
         self.identity, self.server, self.remarks = service.identity, service.record, service.describe()
+
+    def _try(self, client: Client, server: Server) -> None:
+        """Raise `UserError` for a server without room for the token that it must answer, or without log-likelihoods."""
+        longest, room = max(self.config.maxlen), server.max_length
+        if room is not None and longest + 1 > room:
+            raise UserError(
+                f"maxlen {longest} and the token that a server must answer are beyond the {room} tokens that it takes; "
+                "lower it"
+            )
+        try_losses(self.config, client, server, _REMEDY)
 
     def describe_model(self) -> str:
         return self.service.describe_model()
@@ -100,8 +110,7 @@ class ServedMeter(Meter):
         with self.service.running(folder / LOG) as (client, server):
 
             def ask(asked: _Asked, _: Any) -> tuple[list[float], float]:
-                losses, took = losses_of(client, server, asked.part.token_ids, asked.part.where)
-                return losses[asked.part.scored - 1 :], took
+                return losses_of(client, server, asked.part.token_ids, asked.part.scored, asked.part.where)
 
             for asked, (losses, took) in ask_all(parts(), ask, client.stopped, self.service.concurrency):
                 work = asked.work
@@ -114,38 +123,31 @@ class ServedMeter(Meter):
             yield from lines()
 
 
-def try_losses(config: PerplexityConfig | RunConfig, client: Client, server: Server) -> None:
-    """Raise `UserError` for a server without room for the token that it must answer, or without log-likelihoods."""
-    longest, room = max(config.maxlen), server.max_length
-    if room is not None and longest + 1 > room:
-        raise UserError(
-            f"maxlen {longest} and the token that a server must answer are beyond the {room} tokens that it takes; "
-            "lower it"
-        )
+def try_losses(config: PerplexityConfig | RunConfig, client: Client, server: Server, remedy: str) -> None:
+    """Raise `UserError`, with what to do, for a server that gives no log-likelihoods of prompts."""
     try:
-        losses_of(client, server, _PROBE_IDS, "a prompt to try the server")
+        losses_of(client, server, _PROBE_IDS, 1, "a prompt to try the server")
     except _UntoldError as error:
-        raise _no_losses(config, str(error)) from None
+        raise _no_losses(config, str(error), remedy) from None
     except RefusedError as error:
         if error.status not in OTHER_FORM:
             raise
-        raise _no_losses(config, str(error)) from None
+        raise _no_losses(config, str(error), remedy) from None
 
 
 class _UntoldError(EngineError):
     """An answer without one likelihood for each token of its prompt."""
 
 
-def _no_losses(config: PerplexityConfig | RunConfig, why: str) -> UserError:
+def _no_losses(config: PerplexityConfig | RunConfig, why: str, remedy: str) -> UserError:
     where = f" at {config.base_url}" if config.base_url else ""
     return UserError(
-        f"--engine {config.engine}: the server{where} gives no log-likelihoods of prompts: {why}; use vLLM or SGLang, "
-        "or --engine local"
+        f"--engine {config.engine}: the server{where} gives no log-likelihoods of prompts: {why}; {remedy}"
     )
 
 
-def losses_of(client: Client, server: Server, ids: Sequence[int], where: str) -> tuple[list[float], float]:
-    """Return (T - 1,) negative log likelihoods in nats of all tokens but the first, and the seconds they took.
+def losses_of(client: Client, server: Server, ids: Sequence[int], first: int, where: str) -> tuple[list[float], float]:
+    """Return (T - first,) negative log likelihoods in nats of the tokens from one on, and the seconds they took.
 
     Raises:
         EngineError: The server failed for good, refuses, or gives others than one for each token.
@@ -158,15 +160,15 @@ def losses_of(client: Client, server: Server, ids: Sequence[int], where: str) ->
     told = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
     check_count(told if isinstance(told, int) else None, len(ids), "ids", where)
     choices = found.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    if not isinstance(first, Mapping):
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, Mapping):
         raise EngineError(f"{where} was answered without choices; see what the server logs")
-    values = _of_vllm(first, ids) if server.dialect == "vllm" else _of_echo(first)
+    values = _of_vllm(choice, ids) if server.dialect == "vllm" else _of_echo(choice)
     # The token that was asked for may stand after the prompt's.
     if values is None or len(values) not in (len(ids), len(ids) + 1) or values[0] is not None:
         count = "none" if not values else f"{len(values):,}"
         raise _UntoldError(f"{where} has {len(ids):,} tokens, and the server told {count} of their likelihoods")
-    return [_loss(value, where, server) for value in values[1 : len(ids)]], seconds
+    return [_loss(value, where, server) for value in values[first : len(ids)]], seconds
 
 
 def _of_vllm(choice: Mapping[str, Any], ids: Sequence[int]) -> list[Any] | None:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,11 @@ from eval.runtime.memory import memory_budget, peak_bytes, reset_peak
 from eval.runtime.model import TORCH_DTYPES, OpenedModel, describe_weights, open_model, suggested_ends
 from eval.runtime.processes import AcceleratedProcess
 from masformer import fixed_frequencies
-from masformer.errors import NumbersError
+from masformer.errors import ConversionError, NumbersError
 from masformer.hardware import dtype_name
+from masformer.loss import check_head
 
-Answered = Callable[[PreTrainedModel, Request, Cache], None]
+Answered = Callable[[PreTrainedModel, Request, Callable[[], Cache]], None]
 
 
 def open_local(config: RunConfig) -> LocalBackend:
@@ -77,7 +78,7 @@ class LocalBackend(Backend):
 
     process: AcceleratedProcess
     ends: Ends
-    # Called with the model, each request that was answered, and a cache of its prompt without the last tokens.
+    # Called with the model, each request that was answered, and what returns a cache of its prompt but for its end.
     answered: Answered | None = None
 
     def __init__(self, config: RunConfig, opened: OpenedModel) -> None:
@@ -147,6 +148,11 @@ class LocalBackend(Backend):
         claims = Claims(shared, missing)  # checks that all processes see the folder, before weights load
         progress = Progress(claims, self.size, self.process)
         decoder = self.decoder(self._loaded, progress, "--memory-budget or --batch-size")
+        if self.answered is not None:
+            try:
+                check_head(self._loaded)
+            except ConversionError as error:
+                raise UserError(f"--likelihood: {error}; leave it out") from error
         answering = _Answering(self._loaded, decoder, self.size, requests.existing, claims, progress, self.answered)
         yield from answering.run()
 
@@ -234,7 +240,8 @@ class _Answering:
                                 yield replace(line, prefilled_tokens=prefilled, peak_bytes=peak)
                                 num_written += 1
                                 if self.answered is not None:
-                                    self.answered(self.model, request, caches.take(leaf))
+                                    self.answered(self.model, request, partial(caches.take, leaf))
+                                    reset_peak(self.model.device)
                     caches.release(leaves)
         self.claims.finish(group)
         self.progress.finish(

@@ -15,7 +15,7 @@ import hashlib
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,11 @@ from eval.generation.local import LocalBackend
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.generation.requests import Request, Requests
 from eval.losses.windows import losses_of
-from eval.records.disk import make_folder
-from eval.records.journal import append_line, open_journal
-from eval.records.run_folder import PENDING
+from eval.records.journal import append_line
 from eval.records.schema import Key, MetricLine, MetricRecord, ReferenceLoss, ValueRecord
 from eval.runtime.memory import is_out_of_memory
 from eval.scoring.ladder import LIKELIHOOD, LIKELIHOOD_READS, NLL, likelihood_item
+from eval.scoring.metric_files import open_metric_file, open_pending, take_pending
 from masformer import fixed_frequencies
 from masformer.attention.prefill import fork
 from masformer.errors import NumbersError
@@ -224,21 +223,27 @@ class WhileAnswering:
     Args:
         backend: Engine of the run.
         folder: Folder of the run, locked.
-        name: Name of the file.
+        name: Of this process in this session.
     """
 
     def __init__(self, backend: LocalBackend, folder: Path, name: str) -> None:
         self.system, self.dtype = backend.model.label, backend.dtype
         self.folder, self.name = folder, name
+        self.record = likelihood_record(backend.tokenizer)
         self.journal: RawIOBase | None = None
 
-    def __call__(self, model: PreTrainedModel, request: Request, filled: Cache) -> None:
-        """Measure the references of a request, of which a cache holds the prompt but for its last tokens."""
+    def __call__(self, model: PreTrainedModel, request: Request, take: Callable[[], Cache]) -> None:
+        """Measure the references of a request.
+
+        Args:
+            model: The model of the run.
+            request: One that was answered.
+            take: Returns a cache that holds its prompt but for the last tokens.
+        """
         if self.journal is None:
-            check_head(model)
-            self.journal = open_journal(make_folder(self.folder, PENDING), f"{self.name}.jsonl")
+            self.journal = open_pending(self.folder, self.record, self.name)
         try:
-            losses = _reference_losses(model, request, filled, self.dtype)
+            losses = _reference_losses(model, request, take(), self.dtype)
         except NumbersError:
             return
         except (RuntimeError, MemoryError) as error:
@@ -247,3 +252,8 @@ class WhileAnswering:
             return
         item = likelihood_item(request.example.references, request.fingerprint)
         append_line(self.journal, likelihood_line(request, item.fingerprint, self.system, losses))
+
+    def keep(self) -> None:
+        """Move what all processes have measured to the file of the metric; in the main process, once all are done."""
+        with open_metric_file(self.folder, self.record) as (journal, seen):
+            take_pending(self.folder, self.record, journal, seen)

@@ -192,6 +192,7 @@ def open_metric_file(
     make_folder(folder, METRICS)
     if again:
         path.unlink(missing_ok=True)
+        shutil.rmtree(folder / PENDING, ignore_errors=True)
     with open_journal(path.parent, path.name) as journal:
         if path.stat().st_size:
             known = read_metric_file(path)
@@ -203,18 +204,26 @@ def open_metric_file(
         yield journal, seen
 
 
-def take_pending(folder: Path, journal: RawIOBase, seen: Collection[str]) -> set[str]:
+def open_pending(folder: Path, record: MetricRecord, name: str) -> RawIOBase:
+    """Return a file for what a process measures of a metric while it answers, open for appending."""
+    return open_journal(make_folder(folder, PENDING), f"{file_of(folder, record).stem}-{name}.jsonl")
+
+
+def take_pending(folder: Path, record: MetricRecord, journal: RawIOBase, seen: Collection[str]) -> set[str]:
     """Move what a run has measured while it answered into a metric's file, and return the fingerprints.
+
+    What another version of the metric has measured is deleted.
 
     Args:
         folder: The run folder, which is locked.
+        record: What the metric says of itself.
         journal: The file of the metric, open for appending.
         seen: Fingerprints of what is in it.
     """
     damaged: list[str] = []  # and measured again
     found = {
         line.fingerprint: line
-        for file in sorted((folder / PENDING).glob("*.jsonl"))
+        for file in sorted((folder / PENDING).glob(f"{file_of(folder, record).stem}-*.jsonl"))
         for line in read_lines(MetricLine, file, needs_checksums=True, damaged=damaged)
         if line.fingerprint not in seen
     }

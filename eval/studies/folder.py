@@ -77,8 +77,11 @@ class StudyFolder:
             return PARTLY
         if (entry := self.ended.get(part.name)) is None:
             # The part's own command, run alone.
-            words = [word for word in record.sessions[-1].command if word != "--resume"]
-            return DONE if words == part.command(self.path)[1:] else CHANGED
+            words, own = (
+                [word for word in command if word not in ("--resume", "--likelihood")]
+                for command in (record.sessions[-1].command, part.command(self.path)[1:])
+            )
+            return DONE if words == own else CHANGED
         # A result that was used may have been made anew since.
         is_same = entry.digest == self.study.digest(part.name) and entry.needs == {
             name: self._finished(self.study.parts.get(name)) for name in entry.needs

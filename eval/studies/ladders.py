@@ -23,6 +23,8 @@ def write_ladders(draft: Draft) -> None:
             draft.say(f"`{name}` has no ladder of its present answers.")
             continue
         record = draft.read(LadderRecord, name, LADDER)
+        if not record.rungs:
+            draft.say(f"`{name}` has no rungs: they take two lengths, and documents that the smaller one cuts.")
         for at, rungs in tables_of(record.rungs).items():
             draft.say(f"`{name}`, {', '.join(at)}. {record.words['/'.join(at)]}")
             rows += _rows(name, at, rungs)
@@ -44,11 +46,16 @@ def _rows(part: str, at: tuple[str, str], rungs: Sequence[LadderRung]) -> list[l
             part,
             ", ".join(at),
             f"{length:,}",
-            str(max(one.num_documents for one in of_length.values())),
+            _range([one.num_documents for one in of_length.values()]),
             *(_cell(of_length.get(rung)) for rung in RUNGS),
         ]
         for length, of_length in sorted(by_length.items())
     ]
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _cell(rung: LadderRung | None) -> str:

@@ -301,7 +301,7 @@ def write_placements(draft: Draft) -> None:
 
 def _write_folds(draft: Draft, part: str, stability: StabilityRecord, units: Sequence[UnitRecord]) -> None:
     """Write what the folds of one search found."""
-    draft.say(describe_stability(stability))
+    draft.say(f"`{part}`: {describe_stability(stability)}")
     for title, rows in stability_tables(stability):
         draft.table(f"{part}: {title[0].lower()}{title[1:]}", rows)
     draft.chart(f"{part} folds", f"{part}: folds that chose each unit", stability_chart(stability, units))

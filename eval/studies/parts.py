@@ -85,7 +85,7 @@ class Part:
     arguments: tuple[str, ...]  # without `--output`; `{output}` stands for the folder of the study
     needs: tuple[str, ...]  # names of parts whose results it uses
     ladder: bool = False  # `eval.ladder` follows the run
-    likelihood: bool = False  # which measures for it while it answers
+    likelihood: bool = False  # the run gets `--likelihood`
 
     def command(self, output: Path, *more: str) -> list[str]:
         """Return the script and its arguments for the study's folder."""
@@ -236,14 +236,15 @@ def _part(where: str, content: Any, defaults: Mapping[str, Mapping[str, Any]]) -
         raise UserError(f"{where}: {error}") from None
     used = [name for word in arguments for name in re.findall(rf"{re.escape(_OUTPUT)}/([^/\s]+)", word)]
     needs = dict.fromkeys(map(str, [*fields.get("needs", []), *used]))
-    measures = isinstance(config, RunConfig) and config.engine == "local" and config.generate
+    shares = isinstance(config, RunConfig) and config.engine == "local" and config.generate
+    shares = shares and not config.handles_thoughts and "likelihood" not in settings
     return Part(
         name=name,
         script=script,
         arguments=tuple(arguments),
         needs=tuple(needs),
         ladder=ladder,
-        likelihood=ladder and measures,
+        likelihood=ladder and shares,
     )
 
 

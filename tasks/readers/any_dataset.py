@@ -191,7 +191,10 @@ def _as_json(value: Any, what: str) -> Any:
             return str(other.isoformat())
         raise DataError(f"{what} holds {kind_of(other)}; name columns of texts")
 
-    return json.loads(json.dumps(value, default=convert))
+    try:
+        return json.loads(json.dumps(value, default=convert))
+    except TypeError as error:  # a key that is no text
+        raise DataError(f"{what} holds an object without names; name columns of texts") from error
 
 
 # Rows of the hub, kept between runs

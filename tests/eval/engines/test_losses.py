@@ -202,7 +202,7 @@ def test_each_token_must_have_one_likelihood(engine: str, change: Callable[[Any]
         max_length=None,
     )
     with pytest.raises(losses.EngineError) as error:
-        losses.losses_of(Told(), server, ids, "a prompt")  # type: ignore[arg-type]
+        losses.losses_of(Told(), server, ids, 1, "a prompt")  # type: ignore[arg-type]
     assert part in str(error.value)
 
 

@@ -17,12 +17,14 @@ from eval.generation.backend import open_backend
 from eval.generation.local import LocalBackend
 from eval.generation.prompt_tree import TreeCaches
 from eval.generation.requests import Request
+from eval.generation.run_job import RunJob
 from eval.generation.run_job import open_run as open_job
 from eval.ladder import main
 from eval.losses import likelihood
 from eval.losses.likelihood import check_backend
+from eval.merge import main as merge
 from eval.records.read_run import open_run
-from eval.records.schema import MetricLine
+from eval.records.schema import MetricLine, Prediction
 from eval.run import main as run
 from eval.runtime.processes import Process
 from eval.scoring.metric_files import read_metric_file
@@ -30,6 +32,7 @@ from masformer import SpanPlan, apply_plan
 from tests.helpers.engine_answers import log_likelihood
 from tests.helpers.engine_faults import BROKEN, from_number
 from tests.helpers.engine_standin import EngineStandIn, engine_standin
+from tests.helpers.forks import run_ranks
 from tests.helpers.run_folders import read_scores
 from tests.helpers.texts import read, text
 from tests.helpers.tiny_models import LAYERS, save_tiny_checkpoint
@@ -257,25 +260,78 @@ def test_likelihoods_are_measured_while_prompts_are_answered(
     monkeypatch.setattr(likelihood._OneTree, "lines", refuse)
     assert main([str(folder)]) == 0
     check(folder, model, plan)
-    assert not (folder / "metrics" / "pending").exists()
     assert "used" in {rung["rung"] for rung in read(folder, "ladder.json")["rungs"]}
 
 
-def test_what_was_not_measured_while_answering_is_measured_alone(least: list[str], tmp_path: Path) -> None:
+class Killed(UserError):
+    pass
+
+
+def test_a_run_that_was_killed_keeps_what_it_measured(
+    least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, folder = save_tiny_checkpoint(tmp_path / "fp64"), tmp_path / "run"
-    arguments = [*least, "--model", str(model), "--dtype", "float64", "--likelihood"]
-    assert run(arguments) == 0
+    arguments = [*least, "--model", str(model), "--dtype", "float64", "--batch-size", "1", "--likelihood"]
+    append, written = RunJob.append, []
+
+    def append_three(self: RunJob, prediction: Prediction, process: Process) -> None:
+        append(self, prediction, process)
+        written.append(prediction)
+        if len(written) == 3:
+            raise Killed("killed")
+
+    monkeypatch.setattr(RunJob, "append", append_three)
+    assert run(arguments) == 2
     (pending,) = (folder / "metrics" / "pending").iterdir()
     lines = pending.read_bytes().splitlines(keepends=True)
-    damaged = lines[1].replace(b'"nll": ', b'"nll": 1')
-    pending.write_bytes(b"".join([lines[0], damaged, *lines[2:5], lines[5][:40]]))
+    assert len(lines) == 2, "of the third nothing was measured any more"
+    pending.write_bytes(lines[0] + lines[1].replace(b'"nll": ', b'"nll": 1'))
+    # Another version of the metric had another file.
+    pending.with_name("likelihood@0-00000-x.jsonl").write_bytes(lines[1])
+    assert run(arguments) == 0
+    assert not (folder / "metrics" / "pending").exists()
+    assert len(measured(folder)) == 8 - 2, "the third, and the damaged line"
     assert main([str(folder)]) == 0
     check(folder, model, "full")
-    assert run([*arguments, "--overwrite"]) == 0
-    (anew,) = (folder / "metrics" / "pending").iterdir()
-    assert len(anew.read_bytes().splitlines()) == len(lines) == 8
-    assert run([*arguments[:-1], "--overwrite"]) == 0
-    assert not (folder / "metrics").exists()
+
+
+def test_likelihoods_that_are_measured_again_come_from_no_pending_file(
+    least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    assert run([*least, "--likelihood"]) == 0
+    metrics = folder / "metrics"
+    (metrics / "pending").mkdir()
+    lines = (folder / FILE).read_text().splitlines(keepends=True)
+    (metrics / "pending" / "likelihood@1-00000-x.jsonl").write_text("".join(lines[1:]))
+    monkeypatch.setattr(likelihood._OneTree, "lines", refuse)
+    assert main([str(folder)]) == 0
+    with pytest.raises(AssertionError, match="prompts are read again"):
+        main([str(folder), "--metrics-again"])
+    (metrics / "pending").mkdir()
+    assert run([*least, "--overwrite"]) == 0
+    assert not metrics.exists()
+
+
+def test_shards_and_processes_measure_while_they_answer(
+    least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_tiny_checkpoint(tmp_path / "fp64")
+    least = [*least[:-1], "RUN", "--model", str(model), "--dtype", "float64", "--likelihood"]
+
+    def to(name: str) -> list[str]:
+        return [str(tmp_path / name) if word == "RUN" else word for word in least]
+
+    for part in (1, 2):
+        assert run([*to(f"part-{part}"), "--shard", f"{part}/2"]) == 0
+    assert merge([str(tmp_path / "part-1"), str(tmp_path / "part-2"), "--output", str(tmp_path / "merged")]) == 0
+    done = run_ranks("eval.run", to("processes"))
+    assert done.returncode == 0, done.stderr
+    assert [file.name for file in (tmp_path / "processes" / "metrics").iterdir()] == ["likelihood@1.jsonl"]
+    monkeypatch.setattr(likelihood._OneTree, "lines", refuse)
+    for name in ("merged", "processes"):
+        assert main([str(tmp_path / name)]) == 0
+        check(tmp_path / name, model, "full")
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -338,6 +394,19 @@ def test_servers_tell_the_likelihood_of_the_same_tokens(
     assert "used" in {rung["rung"] for rung in read(folder, "ladder.json")["rungs"]}
 
 
+def test_a_reference_that_leaves_a_server_no_room_is_named(
+    least: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    with engine_standin(max_model_len=500) as server:
+        assert served(least, model, server) == 0
+        capsys.readouterr()
+        assert main([str(folder)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "has 500 tokens with its prompt, and the server, which must answer one more, takes 500; serve" in line
+    assert line.endswith("see the other rungs with --no-likelihood")
+
+
 def test_servers_without_likelihoods_of_tokens_have_the_other_rungs(
     least: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,10 +421,14 @@ def test_servers_without_likelihoods_of_tokens_have_the_other_rungs(
     with engine_standin() as server:
         assert served(least, model, server) == 0
         server.tells_prompt_losses = False
-        assert f"the server at {server.base_url} gives no log-likelihoods of prompts" in refused()
+        line = refused()
+        assert f"the server at {server.base_url} gives no log-likelihoods of prompts" in line
+        assert line.endswith("see the other rungs with --no-likelihood")
         assert served(least, model, server, "--prompts-as", "text", "--overwrite") == 0
         assert "likelihoods are of tokens, and this run sends its prompts as text" in refused()
+    capsys.readouterr()
     assert main([str(folder), "--no-likelihood"]) == 0
+    assert "leave out --no-likelihood" not in capsys.readouterr().out
 
 
 def test_engines_that_tell_no_likelihood_are_named(
@@ -422,13 +495,6 @@ def test_a_shard_measures_its_own_prompts(least: list[str], tmp_path: Path) -> N
     assert len(one) + len(other) == 8
 
 
-@pytest.mark.parametrize(
-    ("about", "part"),
-    [
-        ({"is_encoded": True}, "the model of this run is an encoder-decoder"),
-        ({"lets_think": True}, "no reference comes with a thought"),
-    ],
-)
 def test_several_processes_are_refused(
     least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -440,6 +506,13 @@ def test_several_processes_are_refused(
     assert "likelihoods are measured by one process, and this launch has 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("about", "part"),
+    [
+        ({"is_encoded": True}, "the model of this run is an encoder-decoder"),
+        ({"lets_think": True}, "no reference comes with a thought"),
+    ],
+)
 def test_models_whose_answers_begin_otherwise_have_no_likelihood(about: dict[str, Any], part: str) -> None:
     backend = LocalBackend.__new__(LocalBackend)
     vars(backend).update(about)

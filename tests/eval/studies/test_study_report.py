@@ -221,6 +221,7 @@ def test_placements_show_what_their_folds_found(tmp_path: Path) -> None:
     RunFolder(tmp_path).write_json("run.json", run_record())
     RunFolder(tmp_path).write_json("placement.json", PlacementResult(rank="gates", scores=[HEAD], stability=STABILITY))
     content = write("placements", {"search": tmp_path})
+    assert content.blocks[0].startswith("`search`: Of the units that either of two folds chose")
     assert "a share (Jaccard index) of 0.50 in the median over 3 pairs" in content.blocks[0]
     rows = table(content, "search: units by the number of folds that chose them, of 3")
     assert rows == [{"folds": "3", "units": "0.1"}, {"folds": "1", "units": "2.0"}]
