@@ -236,16 +236,21 @@ def _part(where: str, content: Any, defaults: Mapping[str, Mapping[str, Any]]) -
         raise UserError(f"{where}: {error}") from None
     used = [name for word in arguments for name in re.findall(rf"{re.escape(_OUTPUT)}/([^/\s]+)", word)]
     needs = dict.fromkeys(map(str, [*fields.get("needs", []), *used]))
-    shares = isinstance(config, RunConfig) and config.engine == "local" and config.generate
-    shares = shares and not config.handles_thoughts and "likelihood" not in settings
     return Part(
         name=name,
         script=script,
         arguments=tuple(arguments),
         needs=tuple(needs),
         ladder=ladder,
-        likelihood=ladder and shares,
+        likelihood=ladder and "likelihood" not in settings and _can_share(config),
     )
+
+
+def _can_share(config: Options) -> bool:
+    """Return whether a run may measure likelihoods on the prefill of its answers."""
+    if not isinstance(config, RunConfig):
+        return False
+    return config.engine == "local" and config.generate and not config.handles_thoughts
 
 
 def _in_order(parts: Mapping[str, Part]) -> Iterator[Part]:

@@ -198,6 +198,29 @@ def test_a_rung_needs_a_ladder_and_a_ladder_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "is_given"),
+    [
+        ({}, True),
+        ({"likelihood": False}, False),
+        ({"generate": False}, False),
+        ({"max_thinking_tokens": 9}, False),
+        ({"engine": "mock", "model": None}, False),
+    ],
+    ids=str,
+)
+def test_parts_with_a_ladder_measure_while_they_answer(
+    settings: dict[str, Any], is_given: bool, tmp_path: Path
+) -> None:
+    parts = with_ladders()
+    for part in parts:
+        if part["name"] == "full":
+            part["settings"] = part.get("settings", {}) | settings
+    found = read_study(write(tmp_path, parts=parts)).parts["full"]
+    assert ("--likelihood" in found.command(tmp_path)) is is_given
+    assert "--likelihood" not in found.arguments, "settings that a part was made by stay the same"
+
+
+@pytest.mark.parametrize(
     ("settings", "changes", "said"),
     [
         ({}, {"part": "local", "against": "full", "maxlen": 100}, "'local' has no rung at 100, its smallest length"),
