@@ -11,8 +11,9 @@ From the copies follow, without the folders of the parts:
 - perplexities and their ratios, with intervals where documents are in no clusters: `predictions.jsonl.gz`;
 - losses of trainings by step: `steps.jsonl.gz` and `evals.jsonl.gz`.
 
-What needs texts does not: scores of answers, repetition, the gallery. Nor do costs by example, the intervals of plans
-on held-out documents, and the report, which is a copy: `eval.study --report` reads the folders of the parts.
+What needs texts does not: scores of answers, repetition. Nor do costs by example, the intervals of plans on held-out
+documents, the report, and tables and pictures of the gallery, which are copies: `eval.study --report` reads the folders
+of the parts.
 """
 
 from __future__ import annotations
@@ -55,8 +56,11 @@ def copy_records(folder: StudyFolder, parts: Sequence[Part], target: Path) -> No
                 _copy(folder.path / part.name / name, target / part.name, folder.path)
     for name in _OF_STUDY:
         _copy(folder.path / name, target, folder.path)
-    for plot in sorted((folder.path / "plots").glob("*.svg")):
-        _copy(plot, target / "plots", folder.path)
+    for name in ("leaderboard.md", "leaderboard.csv"):
+        _copy(folder.path / "gallery" / name, target / "gallery", folder.path)
+    for plots in ("plots", "gallery/plots"):
+        for plot in sorted((folder.path / plots).glob("*.svg")):
+            _copy(plot, target / plots, folder.path)
 
 
 def _copy(source: Path, target: Path, study: Path) -> None:

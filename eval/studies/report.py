@@ -113,4 +113,7 @@ def _make_gallery(folder: StudyFolder) -> str:
     except UserError as error:
         return f"There is no gallery: {error}"
     write_leaderboard(inside(folder.path, "gallery"), content, folder.path)
-    return "A ranking of all runs: [gallery/leaderboard.html](gallery/leaderboard.html), without texts."
+    return (
+        "A ranking of all runs, without texts: [gallery/leaderboard.md](gallery/leaderboard.md); "
+        "`gallery/leaderboard.html` beside it is a page to sort and filter."
+    )

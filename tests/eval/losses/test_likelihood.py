@@ -365,7 +365,7 @@ def test_servers_tell_the_likelihood_of_the_same_tokens(
 ) -> None:
     folder = tmp_path / "run"
     with engine_standin(engine=engine) as server:
-        assert served(least, model, server) == 0
+        assert served(least, model, server, "--concurrency", "1") == 0
         num_answers = len(server.asked)
         server.fail(BROKEN, from_number(num_answers + 6))
         assert main([str(folder)]) == 2

@@ -302,6 +302,7 @@ def test_records_hold_what_parts_measured_and_no_texts(
     assert study.main([*command, "--report"]) == 0
     names = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
     assert {"report.md", "study.json", "like/run.json", "like/scores.json", "like/example_scores.jsonl.gz"} <= names
+    assert {"gallery/leaderboard.md", "gallery/leaderboard.csv"} <= names
     assert not any(name.startswith(("full", "local")) for name in names), "they are not done"
     answers = [json.loads(line)["text"] for line in (folder.path / "like/predictions.jsonl").read_text().splitlines()]
     lines = gzip.decompress((target / "like/example_scores.jsonl.gz").read_bytes()).decode()
