@@ -1,6 +1,6 @@
 """The likelihood of references after the prompts of a run, as the server that answers it tells it.
 
-    for line in measure_served(requests, backend, wanted, seen, log):
+    for line in measure_served(requests, backend, wanted, seen, folder):
         append_line(journal, line)
 
 Each reference goes out with its prompt as one request of token ids (`eval.engines.losses`).
@@ -21,7 +21,7 @@ from eval.engines.service import LOG
 from eval.errors import UserError
 from eval.generation.backend import Backend
 from eval.generation.requests import Request, Requests
-from eval.losses.likelihood import REMEDY, documents_of, likelihood_line, references_of
+from eval.losses.likelihood import REMEDY, documents_of, likelihood_line, name_of_reference, references_of
 from eval.records.schema import Key, MetricLine, ReferenceLoss
 
 
@@ -48,8 +48,7 @@ class _Asked:
 
     @property
     def where(self) -> str:
-        task, template, example_id, maxlen = self.work.request.key
-        return f"the reference of '{example_id}' of task '{task}' (template '{template}', maxlen {maxlen})"
+        return name_of_reference(self.work.request)
 
 
 def served(backend: Backend) -> ServedBackend:

@@ -142,6 +142,12 @@ def references_of(request: Request) -> list[tuple[tuple[int, ...], int]]:
     return [(answer[:room], max(len(answer) - room, 0)) for answer in answers]
 
 
+def name_of_reference(request: Request) -> str:
+    """Return what errors call a reference of a request."""
+    task, template, example_id, maxlen = request.key
+    return f"the reference of '{example_id}' of task '{task}' (template '{template}', maxlen {maxlen})"
+
+
 def likelihood_line(request: Request, fingerprint: str, system: str, losses: list[ReferenceLoss]) -> MetricLine:
     """Return the line of a prompt, from the losses of its references."""
     task, template, example_id, maxlen = request.key
@@ -208,9 +214,7 @@ def _reference_losses(model: PreTrainedModel, request: Request, filled: Cache, d
         losses, _ = losses_of(model, (*rest, *kept), len(rest), cache)
         total = float(losses.sum(dtype=torch.float64))
         if not total / len(kept) < float("inf"):
-            task, template, example_id, maxlen = request.key
-            where = f"the reference of '{example_id}' of task '{task}' (template '{template}', maxlen {maxlen})"
-            raise NumbersError(f"losses on {where}", dtype)
+            raise NumbersError(f"losses on {name_of_reference(request)}", dtype)
         found.append(ReferenceLoss(negative_log_likelihood=total, num_tokens=len(kept), num_tokens_dropped=num_cut))
     return found
 
