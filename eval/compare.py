@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from eval.config.claim import DIRECTIONS
 from eval.errors import UserError
 from eval.records.disk import write_whole
+from eval.records.run_folder import comparison_page
 from eval.records.schema import Comparison
 from eval.reporting.columns import COMPARISON_LEGEND
 from eval.reporting.compare_page import render_comparison_page
@@ -122,9 +122,8 @@ def _page_of(options: argparse.Namespace) -> Path | None:
     """
     if options.html is None:
         return None
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", options.first.absolute().name)
     lengths = f"-{options.maxlen_a}" * bool(options.maxlen_a) + f"-to-{options.maxlen_b}" * bool(options.maxlen_b)
-    page: Path = options.html if options.html.name else options.second / f"compare-{name}{lengths}.html"
+    page: Path = options.html if options.html.name else comparison_page(options.first, options.second, lengths)
     if page.suffix != ".html":
         raise UserError(f"--html is {page}; give the name of a page, which ends in .html, behind the runs")
     if page.is_dir() or page.name == "report.html":

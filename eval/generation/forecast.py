@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from eval.generation.groups import Group, Size
+from eval.generation.groups import DocumentPrompts, Group, Size
 from eval.generation.requests import Requests
 from eval.runtime.memory import copy_bytes
 from eval.runtime.processes import AcceleratedProcess
@@ -15,7 +15,13 @@ from eval.runtime.speed import in_hours, product_speed
 
 
 def describe_plan(
-    groups: Sequence[Group], requests: Requests, size: Size, dtype: torch.dtype, process: AcceleratedProcess
+    groups: Sequence[Group],
+    requests: Requests,
+    size: Size,
+    dtype: torch.dtype,
+    process: AcceleratedProcess,
+    *,
+    measures_references: bool = False,
 ) -> str:
     """Return what a run would do, for people.
 
@@ -25,6 +31,7 @@ def describe_plan(
         size: What tokens cost.
         dtype: dtype of weights, keys and values.
         process: This process.
+        measures_references: The likelihood of each reference is measured after its prompt.
     """
     groups = [group for group in groups if any(key not in requests.existing for key in group.keys)]
     tallies: dict[tuple[str, str, int], list[int]] = {}
@@ -43,23 +50,36 @@ def describe_plan(
     width = int(size.config.get_text_config(decoder=True).hidden_size)
     speed = product_speed(width, dtype, process.device)
     prefill, decode = sum(unit.prefill_cost for unit in units), sum(unit.decode_cost for unit in units)
+    references = sum(_reference_cost(unit, size) for unit in units) if measures_references else 0
     count, budget = process.count, requests.grouping.memory_budget
     cache = max((_cache_bytes(group, budget) for group in groups), default=0)
     rows_at_once = max((group.num_rows for group in groups), default=0)
     num_prompts = sum(unit.num_rows for unit in units)
     weights = size.num_weights * dtype.itemsize
     copies = copy_bytes(weights, dtype, os.environ) if process.device.type == "cpu" else 0
-    seconds = [in_hours(cost / speed / count) for cost in (prefill + decode, prefill, decode)]
+    seconds = [in_hours(cost / speed / count) for cost in (prefill + decode + references, prefill, decode, references)]
+    work = [f"{seconds[1]} to prefill", f"up to {seconds[2]} to decode"]
+    work += [f"{seconds[3]} for likelihoods of references"] * measures_references
     facts = {
         "groups": f"{len(groups)}, of {num_prompts:,} distinct prompts; up to {rows_at_once} decode together",
         "tokens": f"{prefilled:,} to prefill at most, of {requested:,} asked for ({prefilled / max(requested, 1):.2f})",
-        "time": f"about {seconds[0]}: {seconds[1]} to prefill and up to {seconds[2]} to decode",
+        "time": f"about {seconds[0]}: {', '.join(work[:-1])} and {work[-1]}",
         "": f"{count} process(es) at {speed / 1e9:,.0f} GFLOP/s, by a product timed now; right within a factor of two",
         "memory": f"{weights / 2**30:.2f} GiB of weights, up to {copies / 2**30:.2f} GiB of copies of them, and up to "
         f"{cache / 2**30:.2f} GiB of keys and values a process (budget {budget / 2**30:.2f})",
     }
     lines = [f"{name:8}{text}" for name, text in facts.items()]
     return "\n".join([_columns(rows), "", *lines, "nothing was written, and no weights were loaded"])
+
+
+def _reference_cost(unit: DocumentPrompts, size: Size) -> int:
+    """Return the operations of the references of each prompt, all of whose tokens are read at once."""
+    references = {example.id: example.references for example in unit.source.examples}
+    return sum(
+        size.decode(num_prompt, len(kept))
+        for (_, template, example_id, _), (num_prompt, _, _) in unit.sizes.items()
+        for kept, _ in unit.source.reference_tokens(template, references[example_id])
+    )
 
 
 def _cache_bytes(group: Group, budget: int) -> float:

@@ -139,7 +139,14 @@ class LocalBackend(Backend):
 
     def forecast(self, requests: Requests) -> str:
         dtype = TORCH_DTYPES[self.dtype]
-        return describe_plan(self._groups(requests), requests, self.size, dtype, self.process)
+        return describe_plan(
+            self._groups(requests),
+            requests,
+            self.size,
+            dtype,
+            self.process,
+            measures_references=self.config.likelihood,
+        )
 
     def answer(self, requests: Requests, shared: Path) -> Iterator[Prediction]:
         groups = self._groups(requests)

@@ -172,6 +172,14 @@ class PromptSource:
             return fingerprint(of_head, self.profile, example.references)
         return fingerprint(of_head, example.evidence)
 
+    def reference_tokens(self, template: str, references: Sequence[str]) -> list[tuple[tuple[int, ...], int]]:
+        """Return of each reference the tokens that an answer has room for, end of turn included, and how many are cut.
+
+        They are read as an answer of the model.
+        """
+        answers = [self.builders[template].answer(text) for text in references]
+        return [(answer[: self.room], max(len(answer) - self.room, 0)) for answer in answers]
+
     def requests(self) -> Iterator[Request]:
         """Return a request for each example under each template at each length.
 

@@ -133,13 +133,8 @@ def documents_of(
 
 
 def references_of(request: Request) -> list[tuple[tuple[int, ...], int]]:
-    """Return of each reference the tokens that an answer has room for, with the end of its turn, and how many are cut.
-
-    They are read as an answer of the model.
-    """
-    builder, room = request.source.builders[request.key[1]], request.source.room
-    answers = [builder.answer(text) for text in request.example.references]
-    return [(answer[:room], max(len(answer) - room, 0)) for answer in answers]
+    """Return of each reference of a request what `PromptSource.reference_tokens` says."""
+    return request.source.reference_tokens(request.key[1], request.example.references)
 
 
 def name_of_reference(request: Request) -> str:

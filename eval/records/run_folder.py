@@ -22,6 +22,7 @@ import fcntl
 import gzip
 import hashlib
 import json
+import os
 import re
 import shutil
 import zlib
@@ -408,6 +409,16 @@ def own_plots(record: RunRecord | None) -> str:
     tasks = {} if record is None else record.tasks
     prefixes = [f"{task}-{template}" for task, about in tasks.items() for template in about.templates]
     return rf"({'|'.join(map(re.escape, prefixes))})-(finding|length-\w+|cost-\w+|positions|depth)"
+
+
+def comparison_page(first: Path, second: Path, suffix: str = "") -> Path:
+    """Return the page that compares a run with a second one, in whose folder it is.
+
+    Its name says where the first lies as seen from beside the second, so that runs of one name have pages of their own.
+    """
+    beside = Path(os.path.relpath(first.absolute(), second.absolute().parent)).as_posix()
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", re.sub(r"^(\.\./)+", "", beside))
+    return second / f"compare-{name}{suffix}.html"
 
 
 def in_order(lines: Mapping[Key, Line], order: Sequence[Key]) -> list[Line]:

@@ -59,7 +59,12 @@ def copy_records(folder: StudyFolder, parts: Sequence[Part], target: Path) -> No
     for name in ("leaderboard.md", "leaderboard.csv"):
         _copy(folder.path / "gallery" / name, target / "gallery", folder.path)
     for plots in ("plots", "gallery/plots"):
-        for plot in sorted((folder.path / plots).glob("*.svg")):
+        pictures = {plot.name: plot for plot in sorted((folder.path / plots).glob("*.svg"))}
+        with disk_errors(target):
+            for plot in (target / plots).glob("*.svg"):
+                if plot.name not in pictures:  # of a report before this one
+                    plot.unlink()
+        for plot in pictures.values():
             _copy(plot, target / plots, folder.path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from eval.errors import UserError
 from eval.records.disk import inside, read_whole
+from eval.records.run_folder import comparison_page
 from eval.records.typed import to_json
 from eval.reporting.loopback import HTML, TEXT, LoopbackHandler, LoopbackServer
 from eval.viewing.page import render_view
@@ -102,8 +102,7 @@ class ViewServer(LoopbackServer):
         raise ValueError("give two runs of the list")
 
     def _compare(self, first: Path, second: Path) -> str:
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", first.absolute().name)
-        page = second / f"compare-{name}.html"
+        page = comparison_page(first, second)
         run_command("compare", *(str(one.absolute()) for one in (first, second)), "--html", str(page.absolute()))
         return page.relative_to(self.root).as_posix()
 

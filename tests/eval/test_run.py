@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -357,6 +358,11 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(
     assert dropped[0] > dropped[1] > 0
     for part in ("groups  1, of 10 distinct prompts", "tokens ", "time    about", "memory ", "nothing was written"):
         assert part in printed
+    assert "likelihoods" not in printed
+    assert main([*least, "--dry-run", "--likelihood"]) == 0
+    assert re.search(
+        r"^time    about .+ to decode and \S+ \S+ for likelihoods of references$", capsys.readouterr().out, re.M
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval.compare import main as compare
+from eval.records.run_folder import comparison_page
 from eval.records.schema import ExampleRecord
 from eval.score import main as score
 from eval.scoring.length_parts import length_parts
@@ -138,6 +139,12 @@ def test_a_page_is_named_by_its_lengths_and_replaces_no_report(
     pair = [str(runs / "short"), str(runs / "good")]
     assert compare([*pair, "--maxlen-a", "100", "--maxlen-b", "200", "--html"]) == 0
     assert (runs / "good" / "compare-short-100-to-200.html").exists()
+    names = [
+        comparison_page(first, runs / "good").name for first in (runs / "short", tmp_path / "short", Path("short"))
+    ]
+    assert names[0] == "compare-short.html"
+    assert len(set(names)) == 3, "runs of one name have pages of their own"
+    assert all(re.fullmatch(r"compare-[\w.-]+-short\.html", name) for name in names[1:])
     capsys.readouterr()
     (tmp_path / "folder.html").mkdir()
     for name, what in (("folder.html", "a folder"), ("report.html", "what the report of a run is called")):

@@ -362,7 +362,10 @@ def test_scores_and_rungs_follow_from_the_records(tmp_path: Path, answered: Any)
     answered(folder, "full", share(0.5))
     write_ladder(folder.path / "full", 0.2, 0.1, seed=0)
     folder.note_done(folder.study.parts["full"])
+    (target / "plots").mkdir(parents=True)
+    (target / "plots" / "rouge-9-of-a-former-report.svg").write_text("<svg/>")
     copy_records(folder, [folder.study.parts["full"]], target)
+    assert not [*target.glob("plots/*")], "pictures go with their report"
     scores = from_json(Scores, json.loads((target / "full/scores.json").read_text()), "scores.json")
     text = gzip.decompress((target / "full/example_scores.jsonl.gz").read_bytes()).decode()
     packed = [one for one in map(json.loads, text.splitlines()) if one.pop("crc32", True)]
