@@ -20,7 +20,8 @@ from tasks.terminal import plain_output, plain_text
 
 _SCRIPTS = r"eval/(run|perplexity|finetune|placement|merge)\.py"
 _LAUNCHED = re.compile(rf"(accelerate launch(?: -[-\w]+(?: [\dN]+)?)*) {_SCRIPTS}")
-_MODULES = r"python -m (?:eval\.(score|compare|leaderboard|view|export|study|harness)|(tasks)\b)"
+# `eval.prompt` is `masformer tasks show NAME --example`, and no command of its own there.
+_MODULES = r"python -m (?:eval\.((?!prompt\b)\w+)\b(?!\.\w)|(tasks)\b)"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_LINE = 4_000
 _STARTED = re.compile(rf"(?<![\w/.-])(?:(?:python )?{_SCRIPTS}|{_MODULES})")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.records.disk import disk_errors, parse_json
+from eval.records.disk import disk_errors, parse_json, write_whole
 from eval.studies.folder import DONE, LADDER, StudyFolder
 from eval.studies.parts import FINETUNE, PERPLEXITY, PLACEMENT, RUN, Part
 from eval.studies.registry import FILE as CLAIMS
@@ -68,19 +68,39 @@ def copy_records(folder: StudyFolder, parts: Sequence[Part], target: Path) -> No
             _copy(plot, target / plots, folder.path)
 
 
+def check_target(target: Path, study: Path) -> None:
+    """Check that copies would stand in the place of earlier copies alone.
+
+    Args:
+        target: Folder of the copies; need not exist.
+        study: Folder of the study.
+
+    Raises:
+        UserError: It is a file, within the folder of the study, or holds something else.
+    """
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--records {target} is a file; give a folder")
+    if target.resolve().is_relative_to(study.resolve()):
+        raise UserError(f"--records {target} is within the study's folder {study}; give one elsewhere")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    is_copy = any((target / name).is_file() for name in _OF_STUDY)
+    # A folder that commands work in has a lock, and a copy has none.
+    if not is_copy or (target / ".lock").exists() or (target / "run.json").exists():
+        raise UserError(f"--records {target} holds other files than copies of a study's; give another folder")
+
+
 def _copy(source: Path, target: Path, study: Path) -> None:
     if not source.is_file():
         return
-    with disk_errors(target):
-        target.mkdir(parents=True, exist_ok=True)
-        content, name = source.read_bytes(), source.name
-        if source.suffix == ".jsonl":
-            content, name = gzip.compress(content, mtime=0), f"{name}.gz"  # the same lines give the same file
-        elif source.suffix == ".json" and name != CLAIMS:
-            content = _published(source, content, study)
-        elif source.suffix == ".md":
-            content = without_paths(content.decode(), study).encode()
-        (target / name).write_bytes(content)
+    content, name = source.read_bytes(), source.name
+    if source.suffix == ".jsonl":
+        content, name = gzip.compress(content, mtime=0), f"{name}.gz"  # the same lines give the same file
+    elif source.suffix == ".json" and name != CLAIMS:
+        content = _published(source, content, study)
+    elif source.suffix == ".md":
+        content = without_paths(content.decode(), study).encode()
+    write_whole(target, name, content)
 
 
 def _published(source: Path, content: bytes, study: Path) -> bytes:

@@ -59,6 +59,15 @@ def link(place: Path, target: Path) -> None:
     place.symlink_to(target)
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "notes.txt/board", "x" * 300])
+def test_a_place_that_holds_no_folder_is_named_with_what_helps(
+    name: str, run: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert leaderboard([str(run.parent), "--output", str(home / name)]) == 2
+    assert said(capsys).endswith("what is there is kept; give another path")
+    assert_untouched(home)
+
+
 @pytest.mark.parametrize(
     "name",
     [

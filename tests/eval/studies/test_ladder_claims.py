@@ -318,6 +318,43 @@ def test_records_hold_what_parts_measured_and_no_texts(
     assert study.main([*command, "--list"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("notes.txt", "is a file; give a folder"),
+        ("out", "is within the study's folder"),
+        ("out/records", "is within the study's folder"),
+        ("paper", "holds other files than copies"),
+        ("other", "holds other files than copies"),
+    ],
+)
+@pytest.mark.parametrize("flags", [(), ("--report",)])
+def test_records_take_the_place_of_nothing_else(
+    where: str,
+    said: str,
+    flags: tuple[str, ...],
+    tmp_path: Path,
+    answered: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = folder_of(tmp_path)
+    answered(folder, "like", share(0.5))
+    monkeypatch.setattr("eval.studies.launch.launch", lambda *_: pytest.fail("a part began"))
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "paper" / "plots").mkdir(parents=True)
+    (tmp_path / "paper" / "plots" / "mine.svg").write_text("<svg/>")
+    (tmp_path / "other").mkdir()
+    for name in ("study.json", "report.md", ".lock"):  # a folder that another study works in
+        (tmp_path / "other" / name).write_text("its own")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    arguments = [str(tmp_path / "study.yaml"), "--output", str(folder.path), "--records", str(tmp_path / where)]
+    assert study.main([*arguments, *flags]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --records {tmp_path / where} {said}")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
 def test_records_hold_no_reference_no_bad_row_and_no_path_of_the_machine(tmp_path: Path, answered: Any) -> None:
     folder = folder_of(tmp_path)
     answered(folder, "like", share(0.5))
