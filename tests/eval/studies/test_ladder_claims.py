@@ -334,12 +334,11 @@ def test_records_take_the_place_of_nothing_else(
     said: str,
     flags: tuple[str, ...],
     tmp_path: Path,
-    answered: Any,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = folder_of(tmp_path)
-    answered(folder, "like", share(0.5))
+    (folder.path / "study.json").write_text('{"title": "x", "file": "study.yaml", "parts": {}}')
     monkeypatch.setattr("eval.studies.launch.launch", lambda *_: pytest.fail("a part began"))
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "paper" / "plots").mkdir(parents=True)
