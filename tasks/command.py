@@ -40,6 +40,13 @@ def as_launched(words: Sequence[str]) -> str:
     return as_typed(f"accelerate launch {shlex.join(words)}")
 
 
+def named_path(text: str) -> Path:
+    """Return a path. An empty text, as of a variable that is not set, would be the folder that a user is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no path; name a file or folder, or leave it out")
+    return Path(text)
+
+
 def run_command(work: Callable[[], None], *expected: type[Exception]) -> int:
     """Do the work, and return the exit status: 0, 2 after one line on what is wrong, 130 after an interrupt.
 

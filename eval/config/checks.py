@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError
+from tasks.command import named_path
 from tasks.readers.yaml_file import parse_yaml, shown
 
 Value = str | int | float
@@ -21,7 +22,7 @@ _LARGEST = 2**31 - 1
 
 
 def path(value: Value) -> Path:
-    return Path(str(value))
+    return named_path(str(value))
 
 
 def switch(value: bool) -> bool:

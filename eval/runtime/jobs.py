@@ -32,7 +32,7 @@ from eval.records.schema import ExampleRecord, Key
 from eval.runtime.processes import Process, is_first_here, rank_of
 from eval.runtime.provenance import describe_session, is_like, utc_now
 from tasks import DataError, LoadedExamples
-from tasks.command import as_typed, end_command
+from tasks.command import as_typed, end_command, named_path
 
 Record = TypeVar("Record")
 
@@ -55,6 +55,7 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.register("type", Path, named_path)  # of every flag with `type=Path`
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help explains the flags)\n")

@@ -60,12 +60,10 @@ def link(place: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "notes.txt/board", "x" * 300])
-def test_a_place_that_holds_no_folder_is_named_with_what_helps(
-    name: str, run: Path, home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert leaderboard([str(run.parent), "--output", str(home / name)]) == 2
-    assert said(capsys).endswith("what is there is kept; give another path")
-    assert_untouched(home)
+def test_a_place_that_holds_no_folder_is_named_with_what_helps(name: str, home: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be written: .*; what is there is kept; give another path$"):
+        write_whole(home / name, "leaderboard.md", b"")
+    assert {file.read_text() for file in home.iterdir()} == {PRECIOUS}
 
 
 @pytest.mark.parametrize(
