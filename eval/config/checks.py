@@ -84,7 +84,7 @@ def _number(is_right: Callable[[float], bool], problem: str) -> Callable[[Value]
 
 fraction = _number(lambda number: 0 <= number < 1, "must be at least 0 and below 1")
 share = _number(lambda number: 0 < number <= 1, "must be above 0 and at most 1")
-positive_number = _number(lambda number: 0 < number < math.inf, "must be above 0")
+positive_number = _number(lambda number: 0 < number < math.inf, "must be above 0, and finite")
 finite_number = _number(math.isfinite, "is not finite")
 
 

@@ -75,6 +75,14 @@ def margin_share(text: str) -> float:
     return value
 
 
+def listed_names(text: str) -> list[str]:
+    """Return the names of a list with commas between them, one at least."""
+    names = [name for name in (part.strip() for part in text.split(",")) if name]
+    if not names:
+        raise argparse.ArgumentTypeError(f"'{text}' names nothing; give one name or more, or leave it out")
+    return names
+
+
 Main = Callable[[Sequence[str]], None]
 
 

@@ -50,12 +50,12 @@ def copy_records(folder: StudyFolder, parts: Sequence[Part], target: Path) -> No
     Raises:
         UserError: The disk refuses, or a file is broken.
     """
+    for name in _OF_STUDY:  # first: by these a folder of copies is known, also after a kill
+        _copy(folder.path / name, target, folder.path)
     for part in parts:
         if folder.state(part) == DONE:
             for name in _FILES[part.script]:
                 _copy(folder.path / part.name / name, target / part.name, folder.path)
-    for name in _OF_STUDY:
-        _copy(folder.path / name, target, folder.path)
     for name in ("leaderboard.md", "leaderboard.csv"):
         _copy(folder.path / "gallery" / name, target / "gallery", folder.path)
     for plots in ("plots", "gallery/plots"):
@@ -82,11 +82,10 @@ def check_target(target: Path, study: Path) -> None:
         raise UserError(f"--records {target} is a file; give a folder")
     if target.resolve().is_relative_to(study.resolve()):
         raise UserError(f"--records {target} is within the study's folder {study}; give one elsewhere")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    is_copy = any((target / name).is_file() for name in _OF_STUDY)
+    names = {one.name for one in target.iterdir()} if target.is_dir() else set()
     # A folder that commands work in has a lock, and a copy has none.
-    if not is_copy or (target / ".lock").exists() or (target / "run.json").exists():
+    is_copy = names.isdisjoint((".lock", "run.json")) and not names.isdisjoint(_OF_STUDY)
+    if not is_copy and any(name in (".lock", "run.json") or not name.startswith(".") for name in names):
         raise UserError(f"--records {target} holds other files than copies of a study's; give another folder")
 
 

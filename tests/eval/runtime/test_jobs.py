@@ -210,3 +210,16 @@ def test_an_empty_path_is_not_the_folder_that_one_is_in(
     [line] = capsys.readouterr().err.splitlines()
     assert "'' is no path; name a file or folder, or leave it out" in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [("eval.score", ["runs/a", "--metrics", " , "]), ("eval.meta", ["--data", "labels.csv", "--metrics", ""])],
+)
+def test_a_list_that_names_nothing_is_not_the_default(
+    module: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(module).main(words)
+    assert end.value.code == 2
+    assert "names nothing; give one name or more, or leave it out" in capsys.readouterr().err
