@@ -29,7 +29,7 @@ from eval.ratings.table import LEGEND, describe_sets, describe_skipped, sections
 from eval.records.disk import write_whole
 from eval.records.typed import to_json
 from eval.reporting.tables import as_columns
-from eval.runtime.jobs import CommandParser, command
+from eval.runtime.jobs import CommandParser, command, listed_names
 from eval.scoring.profiles import PROFILES
 
 _WIDTH = 120
@@ -59,7 +59,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--metrics",
         metavar="A,B",
-        type=lambda text: [name for name in text.split(",") if name],
+        type=listed_names,
         help=f"profiles ({', '.join(PROFILES)}) and metrics ({', '.join(BUILT_IN)} ...); default: all that need "
         "nothing but this suite",
     )

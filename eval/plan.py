@@ -81,7 +81,11 @@ def plan(options: argparse.Namespace) -> dict[tuple[str, str], list[Plan]]:
         beside = None if other is None else lines_by_length(other, task, template)
         pilots = pilots_of(lines, profile, metric, beside, has_means=goal.width is not None)
         if not pilots:
-            what = "one length; a difference takes two, or --against" if beside is None else "no length in common"
+            what = "one length; a difference takes two, or --against"
+            if beside is not None:
+                what = f"{options.against} has no length in common with it; give one that has"
+            elif len(lines) > 1:
+                what = "no length cuts a document, so none can differ; take shorter ones, or give --against"
             raise UserError(f"{options.run}, {task}, {template}: {what}")
         units = {name: line.unit for of_length in lines.values() for name, line in of_length.items()}
         of_setting = [one for one in predictions if one.task == task and one.template == template and one.id in units]

@@ -26,7 +26,7 @@ from eval.records.read_run import open_run, read_inputs
 from eval.records.schema import RunRecord
 from eval.records.typed import to_json
 from eval.reporting.score_run import had_texts, has_texts, print_scores, score_run
-from eval.runtime.jobs import CommandParser, command, margin_share
+from eval.runtime.jobs import CommandParser, command, listed_names, margin_share
 from eval.scoring.claims import MARGIN
 from eval.scoring.files import Fields, score_files
 from eval.scoring.profiles import PROFILES
@@ -106,7 +106,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--metrics",
         metavar="NAME",
-        type=_names,
+        type=listed_names,
         action="extend",
         default=[],
         help=f"further metrics, parted by commas: {', '.join(BUILT_IN)}, evaluate:NAME, FILE.py:NAME, "
@@ -155,11 +155,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.no_floors and not options.metrics:
         parser.error("--no-floors is for the metrics of --metrics; name them")
     return options
-
-
-def _names(text: str) -> list[str]:
-    """Return the names of a list with commas between them."""
-    return [name for name in (part.strip() for part in text.split(",")) if name]
 
 
 @command()

@@ -51,10 +51,12 @@ def main(argv: Sequence[str]) -> None:
     folder = open_study_folder(study, options.output)
     # What runs and reports takes a while to import, and comes after the checks.
     from eval.studies.launch import list_parts, run_parts
-    from eval.studies.records import copy_records
+    from eval.studies.records import check_target, copy_records
     from eval.studies.registry import describe_registered, register
     from eval.studies.report import write_report
 
+    if options.records is not None:
+        check_target(options.records, options.output)
     if options.list:
         print(list_parts(folder, parts))
     elif options.report:  # also while the study runs

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tasks import TASKS, DataError, LoadRequest, Task, find_task, installed_tasks, tasks_of
-from tasks.command import add_prompt_flags, add_tasks_from, as_typed, run_command
+from tasks.command import add_prompt_flags, add_tasks_from, as_typed, named_path, run_command
 from tasks.readers.files import read_text_file
 
 _WIDTH = 100
@@ -29,6 +29,10 @@ _TABLE_HEAD = "| task | what | default split (examples) | metrics | answer token
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register("type", Path, named_path)  # of every flag with `type=Path`
+
     def error(self, message: str) -> NoReturn:
         raise DataError(f"{message} (--help explains the flags)")
 

@@ -20,7 +20,8 @@ from tasks.terminal import plain_output, plain_text
 
 _SCRIPTS = r"eval/(run|perplexity|finetune|placement|merge)\.py"
 _LAUNCHED = re.compile(rf"(accelerate launch(?: -[-\w]+(?: [\dN]+)?)*) {_SCRIPTS}")
-_MODULES = r"python -m (?:eval\.(score|compare|leaderboard|view|export|study|harness)|(tasks)\b)"
+# `eval.prompt` is `masformer tasks show NAME --example`, and no command of its own there.
+_MODULES = r"python -m (?:eval\.((?!prompt\b)\w+)\b(?!\.\w)|(tasks)\b)"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_LINE = 4_000
 _STARTED = re.compile(rf"(?<![\w/.-])(?:(?:python )?{_SCRIPTS}|{_MODULES})")
@@ -37,6 +38,13 @@ def as_typed(text: str) -> str:
 def as_launched(words: Sequence[str]) -> str:
     """Return the command line that starts a script with its arguments, as it is typed."""
     return as_typed(f"accelerate launch {shlex.join(words)}")
+
+
+def named_path(text: str) -> Path:
+    """Return a path. An empty text, as of a variable that is not set, would be the folder that a user is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no path; name a file or folder, or leave it out")
+    return Path(text)
 
 
 def run_command(work: Callable[[], None], *expected: type[Exception]) -> int:

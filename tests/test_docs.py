@@ -367,6 +367,13 @@ def test_json_is_json(page: Path) -> None:
         json.loads(block)
 
 
+def test_the_page_of_masformer_names_every_command() -> None:
+    page = (ROOT / "docs" / "commands" / "masformer.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `masformer ")]
+    named = [cell.removeprefix("masformer ").split()[0] for row in rows for cell in re.findall(r"`([^`]+)`", row)]
+    assert sorted(set(named)) == sorted(COMMANDS)
+
+
 def test_every_benchmark_has_its_flags_on_the_page() -> None:
     shown = {block.split()[1] for block in blocks_of(ROOT / "docs/commands/benchmarks.md", "{flags}")}
     scripts = {file for file in ROOT.glob("benchmarks/*.py") if "\ndef main(" in file.read_text(encoding="utf-8")}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError
+from tasks.command import named_path
 from tasks.readers.yaml_file import parse_yaml, shown
 
 Value = str | int | float
@@ -21,7 +22,7 @@ _LARGEST = 2**31 - 1
 
 
 def path(value: Value) -> Path:
-    return Path(str(value))
+    return named_path(str(value))
 
 
 def switch(value: bool) -> bool:
@@ -83,7 +84,7 @@ def _number(is_right: Callable[[float], bool], problem: str) -> Callable[[Value]
 
 fraction = _number(lambda number: 0 <= number < 1, "must be at least 0 and below 1")
 share = _number(lambda number: 0 < number <= 1, "must be above 0 and at most 1")
-positive_number = _number(lambda number: 0 < number < math.inf, "must be above 0")
+positive_number = _number(lambda number: 0 < number < math.inf, "must be above 0, and finite")
 finite_number = _number(math.isfinite, "is not finite")
 
 

@@ -6,12 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from eval.config.checks import fraction, positive
+from eval.config.checks import Value, fraction, positive
 from eval.config.options import Group, Options
 from eval.errors import UserError
 from eval.scoring.profiles import metric_columns
 
 DIRECTIONS = ("as-good", "better")
+
+
+def length_or_name(value: Value) -> str:
+    """Return what a claim is beside, where a number is a length."""
+    if (text := str(value)).isdecimal():
+        positive(text)
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +36,7 @@ class ClaimOptions(Options):
         None, "a smaller loss is as good, a fraction as of eval.compare", fraction
     )
     claim_against: str | None = Group.CLAIM.option(
-        None, "beside what: a plan, another model, or a length of this run", metavar="WHAT"
+        None, "beside what: a plan, another model, or a length of this run", length_or_name, metavar="WHAT"
     )
     claim_maxlen: int | None = Group.CLAIM.option(None, "at which length", positive, unset="all")
 

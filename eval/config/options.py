@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 
-from eval.config.checks import Value, mapping, switch
+from eval.config.checks import Value, mapping, path, switch
 from eval.errors import UserError
 from tasks.base import DataError
 from tasks.command import as_typed
@@ -198,7 +198,7 @@ class Options:
             allow_abbrev=False,
         )
         of_config = "YAML file with the same names; the command line wins"
-        parser.add_argument("--config", metavar="FILE", type=Path, help=of_config)
+        parser.add_argument("--config", metavar="FILE", type=path, help=of_config)
         for group in Group:
             if members := {name: one for name, one in options.items() if one.group is group}:
                 section = parser.add_argument_group(group.value)

@@ -315,9 +315,8 @@ class RunConfig(JobOptions, EngineOptions, ChatOptions, GenerationOptions, Claim
             raise UserError(str(error)) from error
         lengths = set(filter(None, found))
         if len(lengths) > 1:
-            raise UserError(
-                f"--maxlen is missing, and the tasks name different lengths: {', '.join(map(str, lengths))}"
-            )
+            named = "; ".join(sorted(", ".join(map(str, each)) for each in lengths))
+            raise UserError(f"--maxlen is missing, and the tasks name different lengths: {named}")
         return values | ({"maxlen": lengths.pop()} if lengths else {})
 
     def shots_of(self, task: Task) -> dict[str, Any]:

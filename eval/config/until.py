@@ -8,13 +8,14 @@ answers so far let one make; or a time.
 
 from __future__ import annotations
 
+import math
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.config.checks import Value
+from eval.config.checks import Value, positive
 from eval.config.options import Group, Options
 from eval.errors import UserError
 from eval.scoring.claims import MARGIN
@@ -119,13 +120,17 @@ def parse_until(text: str) -> Until:
 def _read(part: str, *, has_claim: bool) -> dict[str, Any]:
     """Return the fields of `Until` that a part sets."""
     if named := _TIME.fullmatch(part):
-        if not float(named["number"]):
-            raise ArgumentTypeError(f"'{part}' is no time; give one above 0, such as 30min")
-        return {"seconds": float(named["number"]) * _SECONDS[named["unit"]]}
+        seconds = float(named["number"]) * _SECONDS[named["unit"]]
+        if not 0 < seconds < math.inf:
+            raise ArgumentTypeError(f"{shown(part)} is no time; give one above 0, such as 30min")
+        return {"seconds": seconds}
     if named := _CLAIM.fullmatch(part):
         if has_claim:
             raise ArgumentTypeError(f"'{part}' is a second comparison; one decides when a run stops")
         sides = {name: named[name] for name in ("metric", "subject", "beside")}
+        for side in (sides["subject"], sides["beside"]):
+            if side.isdecimal():
+                positive(side)
         if named["differs"] and named["margin"]:
             raise ArgumentTypeError(f"'{part}' has a margin, which is of 'as good'; write '| as good, margin X' behind")
         return sides | ({"differs": True} if named["differs"] else {"margin": _margin(named["margin"])})

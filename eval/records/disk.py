@@ -9,6 +9,7 @@ a folder that was prepared, not against somebody who changes it at the same time
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -22,6 +23,8 @@ from typing import Any
 from eval.errors import UserError
 from tasks.readers.kept import open_to_read, sync_folder
 
+# What neither room nor permission mends: a file where a folder should be, or a name that no disk takes.
+_NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT)
 # Greatest size of a JSON file that is read at once.
 MAX_BYTES = 2**30
 
@@ -165,7 +168,9 @@ def disk_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        remedy = "run the same command again once there is room and permission"
+        if error.errno in _NO_PLACE:
+            remedy = "give another path"
         raise UserError(
-            f"{file} cannot be written: {error.strerror or error}; what is there is kept; run the "
-            "same command again once there is room and permission"
+            f"{file} cannot be written: {error.strerror or error}; what is there is kept; {remedy}"
         ) from error

@@ -124,7 +124,9 @@ def quality_cost(results: Sequence[Result], metric: str, cost: str) -> Spec:
     models = list(dict.fromkeys(row["system"] for row in rows))
     is_positive = bool(rows) and min(row["x"] for row in rows) > 0
     scale = {"type": "log", "nice": False, "padding": 28} if is_positive else {"padding": 28}
-    x = quantity("x", column.axis, scale=scale, axis={"format": "~r", "tickCount": 6, "grid": False})
+    # Numbers of a logarithmic axis crowd on a phone.
+    axis = {"format": "~r", "tickCount": 6, "grid": False, "labelSeparation": 6}
+    x = quantity("x", column.axis, scale=scale, axis=axis)
     low, high = _padded(value for row in rows for value in _extent(row))
     y = _score_axis(results, metric, low, high)
     layers = _model_layers(rows, models, x, y, order="maxlen")

@@ -463,7 +463,7 @@ COMPARISONS = [
         heading="difference",
         show=signed_percent,
         legend="difference: second minus first on the same examples, x 100, 95% bootstrap interval over documents, of "
-        "this row alone; examples with the same prompt on both sides are left out.",
+        "this row alone; of one model, examples with the same prompt on both sides are left out.",
     ),
     Column(
         heading="p",

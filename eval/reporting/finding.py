@@ -198,7 +198,7 @@ def what_was_shown(results: Sequence[Result]) -> str:
         lengths = f"at {last.maxlen:,} {'and' if score == 'score alike' else 'tokens than'} at {first.maxlen:,}"
         return f"{where}, {answers} {lengths}{' tokens' * (score == 'score alike')}."
     holds = _changed(oracles[0].mean, oracles[1].mean, ("holds more", "holds less", "holds no more"))
-    both = f"oracle {100 * oracles[0].mean:.1f} \u2192 {100 * oracles[1].mean:.1f}"
+    both = f"visible oracle {100 * oracles[0].mean:.1f} \u2192 {100 * oracles[1].mean:.1f}"
     joined = "and" if (holds == "holds more") == (score == "score higher") else "while"
     return (
         f"{where}, a window of {last.maxlen:,} tokens {holds} of what references say than one of {first.maxlen:,} "

@@ -32,7 +32,7 @@ from eval.records.schema import ExampleRecord, Key
 from eval.runtime.processes import Process, is_first_here, rank_of
 from eval.runtime.provenance import describe_session, is_like, utc_now
 from tasks import DataError, LoadedExamples
-from tasks.command import as_typed, end_command
+from tasks.command import as_typed, end_command, named_path
 
 Record = TypeVar("Record")
 
@@ -55,6 +55,7 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.register("type", Path, named_path)  # of every flag with `type=Path`
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help explains the flags)\n")
@@ -72,6 +73,14 @@ def margin_share(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 0 and below 1; scores count from 0 to 1 here")
     return value
+
+
+def listed_names(text: str) -> list[str]:
+    """Return the names of a list with commas between them, one at least."""
+    names = [name for name in (part.strip() for part in text.split(",")) if name]
+    if not names:
+        raise argparse.ArgumentTypeError(f"'{text}' names nothing; give one name or more, or leave it out")
+    return names
 
 
 Main = Callable[[Sequence[str]], None]

@@ -10,9 +10,11 @@ at another length.
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from eval.config.claim import length_or_name
 from eval.config.options import Options
 from eval.config.run import RunConfig
 from eval.errors import UserError
@@ -68,7 +70,10 @@ def _claim(where: str, content: Any, settings: Mapping[str, Options], with_ladde
     fields["name"] = " ".join(fields["name"].split())
     where = f"claim '{fields['name']}'"
     fields["direction"] = fields["direction"].replace(" ", "-")
-    fields["against"] = str(fields["against"])
+    try:
+        fields["against"] = length_or_name(fields["against"])
+    except ArgumentTypeError as error:
+        raise UserError(f"{where}: against: {error}") from None
     if fields["direction"] not in DIRECTIONS:
         known = ", ".join(one.replace("-", " ") for one in DIRECTIONS)
         raise UserError(f"{where}: direction is {shown(content['direction'])}; known: {known}")
@@ -98,7 +103,8 @@ def _check_parts(where: str, claim: StudyClaim, settings: Mapping[str, Options],
         kinds.add(type(config))
         for length in of_part:
             if length not in config.maxlen:
-                raise UserError(f"{where}: maxlen of '{name}' does not have {length}; it has {config.maxlen}")
+                known = ", ".join(map(str, config.maxlen))
+                raise UserError(f"{where}: maxlen of '{name}' does not have {length}; it has: {known}")
         if claim.task is not None and claim.task not in config.tasks:
             raise UserError(f"{where}: '{name}' has no task '{claim.task}'; it has: {', '.join(config.tasks)}")
         known_metrics = _metrics(config, claim.task) + (list(LADDER_METRICS) if name in with_ladder else [])

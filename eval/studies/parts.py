@@ -64,6 +64,7 @@ CLAIMED = (RUN, PERPLEXITY)  # the scripts whose results claims are about
 _OUTPUT = "{output}"
 # Settings that the study gives, or that would keep a part from being one run that can be resumed.
 _NOT_FOR_PARTS = ("output", "resume", "overwrite", "dry_run", "shard", "config")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _OWN_ENDS = (".md", ".json", ".log")
 _OWN_NAMES = ("plots", "gallery", "report", "study")
 _POSITIONS = [256 << doublings for doublings in range(20)]  # where buckets of eval/perplexity.py begin
@@ -214,10 +215,10 @@ def _study(file: Path, content: Any) -> Study:
 def _part(where: str, content: Any, defaults: Mapping[str, Mapping[str, Any]]) -> Part:
     fields = fields_of(where, content, {"name": str, "script": str}, {"settings": dict, "needs": list, "ladder": bool})
     name, script = fields["name"], fields["script"]
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in _OWN_NAMES or Path(name).suffix in _OWN_ENDS:
+    if not _NAME.fullmatch(name) or name in _OWN_NAMES or Path(name).suffix in _OWN_ENDS:
         raise UserError(
-            f"{where} is called '{name}'; it names a folder: letters, digits, '-', '_' and '.', and no .md, .json or "
-            ".log at its end"
+            f"{where} is called {shown(name)}; it names a folder: at most 100 letters, digits, '-', '_' and '.', and "
+            "no .md, .json or .log at its end"
         )
     where = f"part '{name}'"
     _check_known(where, "script", script, SCRIPTS)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.records.disk import disk_errors, parse_json
+from eval.records.disk import disk_errors, parse_json, write_whole
 from eval.studies.folder import DONE, LADDER, StudyFolder
 from eval.studies.parts import FINETUNE, PERPLEXITY, PLACEMENT, RUN, Part
 from eval.studies.registry import FILE as CLAIMS
@@ -50,12 +50,12 @@ def copy_records(folder: StudyFolder, parts: Sequence[Part], target: Path) -> No
     Raises:
         UserError: The disk refuses, or a file is broken.
     """
+    for name in _OF_STUDY:  # first: by these a folder of copies is known, also after a kill
+        _copy(folder.path / name, target, folder.path)
     for part in parts:
         if folder.state(part) == DONE:
             for name in _FILES[part.script]:
                 _copy(folder.path / part.name / name, target / part.name, folder.path)
-    for name in _OF_STUDY:
-        _copy(folder.path / name, target, folder.path)
     for name in ("leaderboard.md", "leaderboard.csv"):
         _copy(folder.path / "gallery" / name, target / "gallery", folder.path)
     for plots in ("plots", "gallery/plots"):
@@ -68,19 +68,38 @@ def copy_records(folder: StudyFolder, parts: Sequence[Part], target: Path) -> No
             _copy(plot, target / plots, folder.path)
 
 
+def check_target(target: Path, study: Path) -> None:
+    """Check that copies would stand in the place of earlier copies alone.
+
+    Args:
+        target: Folder of the copies; need not exist.
+        study: Folder of the study.
+
+    Raises:
+        UserError: It is a file, within the folder of the study, or holds something else.
+    """
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--records {target} is a file; give a folder")
+    if target.resolve().is_relative_to(study.resolve()):
+        raise UserError(f"--records {target} is within the study's folder {study}; give one elsewhere")
+    names = {one.name for one in target.iterdir()} if target.is_dir() else set()
+    # A folder that commands work in has a lock, and a copy has none.
+    is_copy = names.isdisjoint((".lock", "run.json")) and not names.isdisjoint(_OF_STUDY)
+    if not is_copy and any(name in (".lock", "run.json") or not name.startswith(".") for name in names):
+        raise UserError(f"--records {target} holds other files than copies of a study's; give another folder")
+
+
 def _copy(source: Path, target: Path, study: Path) -> None:
     if not source.is_file():
         return
-    with disk_errors(target):
-        target.mkdir(parents=True, exist_ok=True)
-        content, name = source.read_bytes(), source.name
-        if source.suffix == ".jsonl":
-            content, name = gzip.compress(content, mtime=0), f"{name}.gz"  # the same lines give the same file
-        elif source.suffix == ".json" and name != CLAIMS:
-            content = _published(source, content, study)
-        elif source.suffix == ".md":
-            content = without_paths(content.decode(), study).encode()
-        (target / name).write_bytes(content)
+    content, name = source.read_bytes(), source.name
+    if source.suffix == ".jsonl":
+        content, name = gzip.compress(content, mtime=0), f"{name}.gz"  # the same lines give the same file
+    elif source.suffix == ".json" and name != CLAIMS:
+        content = _published(source, content, study)
+    elif source.suffix == ".md":
+        content = without_paths(content.decode(), study).encode()
+    write_whole(target, name, content)
 
 
 def _published(source: Path, content: bytes, study: Path) -> bytes:

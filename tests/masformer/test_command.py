@@ -24,6 +24,7 @@ from masformer.__main__ import COMMANDS, main
 from masformer.checkpoints import saving
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
 from masformer.plans import cost
+from tasks.command import as_typed
 from tests.helpers.tiny_models import LAYERS, save_tiny_checkpoint, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,16 @@ def test_an_unknown_command_is_one_line_that_lists_the_known_ones(capsys: pytest
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {wrong}; give one of run, ")
         assert all(name in line for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", [name for name, module in COMMANDS.items() if not module.startswith("masformer.")])
+def test_messages_name_a_command_as_it_was_typed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [f"masformer {name}"])
+    module = COMMANDS[name].removesuffix(".__main__")
+    assert as_typed(f"run: python -m {module} RUN") == f"run: masformer {name} RUN"
+    assert as_typed("python -m eval.prompt plos, python -m eval.records.document") == (
+        "python -m eval.prompt plos, python -m eval.records.document"
+    )
 
 
 def test_help_has_a_line_for_each_command_and_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

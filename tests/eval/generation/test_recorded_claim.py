@@ -124,6 +124,10 @@ def test_a_claim_about_answers_that_are_there_is_refused(
         ),
         ("--claim better --claim-metric rouge1 --claim-against 40", "40 is a length; give --claim-maxlen"),
         (
+            f"--claim better --claim-metric rouge1 --claim-against {'9' * 5000} --claim-maxlen 80",
+            "argument --claim-against: '999",
+        ),
+        (
             "--claim better --claim-metric rouge1 --claim-against 41 --claim-maxlen 80",
             "about 41 tokens, which --maxlen",
         ),

@@ -59,6 +59,13 @@ def link(place: Path, target: Path) -> None:
     place.symlink_to(target)
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "notes.txt/board", "x" * 300])
+def test_a_place_that_holds_no_folder_is_named_with_what_helps(name: str, home: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be written: .*; what is there is kept; give another path$"):
+        write_whole(home / name, "leaderboard.md", b"")
+    assert {file.read_text() for file in home.iterdir()} == {PRECIOUS}
+
+
 @pytest.mark.parametrize(
     "name",
     [

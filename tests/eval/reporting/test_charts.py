@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,19 @@ def test_costs_are_in_the_units_of_the_axis(cost: str, at_1024: float, title: st
     (points,) = layers(quality_cost(RESULTS, "rougeLsum", cost), "point")
     assert points["data"]["values"][0]["x"] == pytest.approx(at_1024)
     assert points["encoding"]["x"]["title"] == title
+
+
+def test_numbers_of_an_axis_of_costs_stand_apart_on_a_phone() -> None:
+    tflops = {256: 0.00165, 512: 0.0091, 1024: 0.0365}
+    costs = {maxlen: replace(cost_of(maxlen), attention_flops=value * 1e12) for maxlen, value in tflops.items()}
+    results = [result("tiny", maxlen, 0.2, cost=cost) for maxlen, cost in costs.items()]
+    svg = draw_svg({**quality_cost(results, "rougeLsum", "attention_flops"), "width": 215})
+    found = re.findall(
+        r'<text text-anchor="middle" transform="translate\(([\d.]+),[^>]* opacity="1">(0[\d.]*)</text>', svg
+    )
+    places = [(float(x), 6.1 * len(number)) for x, number in found]  # centre and width, in a font of 12 pixels
+    assert len(places) > 3
+    assert all(x - before >= (width + other) / 2 + 6 for (before, other), (x, width) in pairwise(places))
 
 
 def test_points_without_a_known_cost_are_left_out() -> None:

@@ -27,7 +27,7 @@ def test_longer_answers_alone_make_no_window_hold_more() -> None:
             result("matched_oracle", maxlen, matched, kind="yardstick", cost=None),
         )
     ]
-    assert "a window of 8,192 tokens holds no more of what references say than one of 1,024 (oracle 55.0" in (
+    assert "a window of 8,192 tokens holds no more of what references say than one of 1,024 (visible oracle 55.0" in (
         what_was_shown(results)
     )
     shares = {one.name: (one.value, one.remark) for one in numbers_of(results, [])}

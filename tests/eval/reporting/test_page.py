@@ -444,6 +444,9 @@ def test_phone_scrolls_down_only(browser: Any, path: Path) -> None:
     assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
     widths = opened.page.locator(".plot .light svg").evaluate_all("all => all.map((svg) => svg.clientWidth)")
     assert all(200 < width <= 390 for width in widths)
+    captions = [caption.bounding_box() for caption in opened.page.locator("caption").all() if caption.is_visible()]
+    assert captions
+    assert all(box["x"] + box["width"] <= 390 for box in captions)
     opened.page.context.close()
 
 

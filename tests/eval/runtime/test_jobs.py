@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import runpy
 import subprocess
@@ -183,3 +184,42 @@ def test_errors_need_no_torch() -> None:
         "assert user_message(UserError('x')) == 'x'; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("eval.run", ["--task", "plos", "--maxlen", "512", "--output", ""]),
+        ("eval.run", ["--config", ""]),
+        ("eval.score", [""]),
+        ("eval.leaderboard", [".", "--output", ""]),
+        ("eval.study", ["study.yaml", "--output", ""]),
+        ("eval.compare", ["a", "b", "--html", ""]),
+        ("tasks.__main__", ["show", "plos", "--data", ""]),
+    ],
+)
+def test_an_empty_path_is_not_the_folder_that_one_is_in(
+    module: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = importlib.import_module(module).main(words)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "'' is no path; name a file or folder, or leave it out" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [("eval.score", ["runs/a", "--metrics", " , "]), ("eval.meta", ["--data", "labels.csv", "--metrics", ""])],
+)
+def test_a_list_that_names_nothing_is_not_the_default(
+    module: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(module).main(words)
+    assert end.value.code == 2
+    assert "names nothing; give one name or more, or leave it out" in capsys.readouterr().err

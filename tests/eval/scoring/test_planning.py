@@ -18,7 +18,7 @@ from eval.scoring.claims import compare_paired
 from eval.scoring.noise import spread_of
 from eval.scoring.pilots import costs_of, pilots_of
 from eval.scoring.planning import Costs, Goal, Pilot, plans_of
-from tests.helpers.run_folders import example_line, prediction_line, run_record, sentence, write_run
+from tests.helpers.run_folders import document, example_line, prediction_line, run_record, sentence, write_run
 
 SPREAD = 0.06
 
@@ -191,6 +191,23 @@ def test_the_command_plans_from_a_folder_and_another(tmp_path: Path, capsys: pyt
     out = capsys.readouterr().out
     assert "RLsum at 100" in out
     assert "RLsum at 200" in out
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_lengths_that_cut_nothing_are_told_from_a_single_length(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = {f"doc-{index}": document(index, 3) for index in range(6)}
+    for name, lengths in (("whole", (100, 200)), ("other", (300,))):
+        record = run_record(lengths=lengths)
+        write_run(tmp_path / name, lambda one, maxlen: one.references[0], documents=short, record=record)
+        assert score([str(tmp_path / name)]) == 0
+    capsys.readouterr()
+    whole, other = str(tmp_path / "whole"), str(tmp_path / "other")
+    assert main([whole, "--difference", "0.1"]) == 2
+    assert "no length cuts a document, so none can differ; take shorter ones" in capsys.readouterr().err
+    assert main([whole, "--difference", "0.1", "--against", other]) == 2
+    assert f"{other} has no length in common with it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

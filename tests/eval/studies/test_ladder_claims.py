@@ -14,6 +14,7 @@ import pytest
 
 from eval import study
 from eval.errors import UserError
+from eval.records.disk import write_whole
 from eval.records.journal import fingerprint
 from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleScore, LadderLine, LadderRecord, RunRecord, Scores
@@ -26,7 +27,7 @@ from eval.studies.folder import DONE, LADDER, PARTLY, StudyFolder, open_study_fo
 from eval.studies.judging import gather, judge
 from eval.studies.ladders import write_ladders
 from eval.studies.parts import Section, read_study
-from eval.studies.records import copy_records, without_paths
+from eval.studies.records import check_target, copy_records, without_paths
 from eval.studies.section import Draft
 from tests.eval.studies.test_claims import LENGTHS, Content, answered, claim, content, share, write
 
@@ -316,6 +317,65 @@ def test_records_hold_what_parts_measured_and_no_texts(
         study.main(command)
     assert (target / "like/scores.json").is_file()
     assert study.main([*command, "--list"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("notes.txt", "is a file; give a folder"),
+        ("out", "is within the study's folder"),
+        ("out/records", "is within the study's folder"),
+        ("paper", "holds other files than copies"),
+        ("other", "holds other files than copies"),
+    ],
+)
+@pytest.mark.parametrize("flags", [(), ("--report",)])
+def test_records_take_the_place_of_nothing_else(
+    where: str,
+    said: str,
+    flags: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = folder_of(tmp_path)
+    (folder.path / "study.json").write_text('{"title": "x", "file": "study.yaml", "parts": {}}')
+    monkeypatch.setattr("eval.studies.launch.launch", lambda *_: pytest.fail("a part began"))
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "paper" / "plots").mkdir(parents=True)
+    (tmp_path / "paper" / "plots" / "mine.svg").write_text("<svg/>")
+    (tmp_path / "other").mkdir()
+    for name in ("study.json", "report.md", ".lock"):  # a folder that another study works in
+        (tmp_path / "other" / name).write_text("its own")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    arguments = [str(tmp_path / "study.yaml"), "--output", str(folder.path), "--records", str(tmp_path / where)]
+    assert study.main([*arguments, *flags]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --records {tmp_path / where} {said}")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_records_whose_copy_was_killed_are_copied_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, target = folder_of(tmp_path), tmp_path / "records"
+    written: list[str] = []
+    (folder.path / "full").mkdir()
+    for name in ("study.json", "full/run.json", "full/scores.json"):
+        (folder.path / name).write_text("{}")
+    monkeypatch.setattr(StudyFolder, "state", lambda *_: DONE)
+
+    def write_two(path: Path, name: str, content: bytes) -> Path:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(name)
+        return write_whole(path, name, content)
+
+    monkeypatch.setattr("eval.studies.records.write_whole", write_two)
+    with pytest.raises(KeyboardInterrupt):
+        copy_records(folder, [folder.study.parts["full"]], target)
+    check_target(target, folder.path)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".study.json.0123456789abcdef.partial").write_text("{")
+    check_target(tmp_path / "begun", folder.path)
 
 
 def test_records_hold_no_reference_no_bad_row_and_no_path_of_the_machine(tmp_path: Path, answered: Any) -> None:

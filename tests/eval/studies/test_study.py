@@ -373,6 +373,14 @@ def bad_name(content: Content) -> None:
     content["parts"][0]["name"] = "../up"
 
 
+def long_name(content: Content) -> None:
+    content["parts"][0]["name"] = "a" * 300
+
+
+def no_title(content: Content) -> None:
+    content["sections"][0]["title"] = " "
+
+
 def name_of_a_file(content: Content) -> None:
     content["parts"][0]["name"] = "study.json"
 
@@ -422,6 +430,8 @@ def off_the_buckets(content: Content) -> None:
         (circle, "parts need each other in a circle: answers-trained, answers"),
         (twice, "two parts are called 'answers-trained'"),
         (bad_name, "part 1 is called '../up'"),
+        (long_name, "it names a folder: at most 100 letters, digits"),
+        (no_title, "section 1: title is empty; write a text"),
         (name_of_a_file, "part 1 is called 'study.json'"),
         (
             wrong_kind,
