@@ -8,7 +8,7 @@ from eval.records.disk import disk_errors
 from eval.records.run_folder import LADDER_PLOTS, RunFolder
 from eval.records.schema import LadderRecord, LadderRung
 from eval.reporting.charts import SCHEMA, Chart, Layer, Spec, layer, quantity, save_charts, titled, tooltip
-from eval.reporting.columns import interval
+from eval.reporting.columns import interval, p_value
 from eval.reporting.page import Prose, Section, as_table, render_page
 from eval.reporting.tables import Rows
 from eval.scoring.ladder import RUNGS
@@ -33,11 +33,9 @@ def is_seen(rung: LadderRung) -> bool:
 
 def unit_of_rung(rung: LadderRung) -> tuple[float, str]:
     """Return what a rung's values are multiplied by, and the name of their unit."""
-    return (1.0, "nats a token") if rung.rung == "used" else (100.0, "%" if _is_percent(rung) else "points")
-
-
-def _is_percent(rung: LadderRung) -> bool:
-    return rung.rung == "said" or rung.of == "evidence"
+    if rung.rung == "used":
+        return 1.0, "nats a token"
+    return 100.0, "%" if rung.rung == "said" or rung.of == "evidence" else "points"
 
 
 def interval_of(rung: LadderRung) -> str:
@@ -119,9 +117,8 @@ def _row(rung: LadderRung) -> list[str]:
     scale, digits = unit_of_rung(rung)[0], 3 if rung.rung == "used" else 1
     by = metric_name(rung.of) if rung.rung == "credited" else rung.of
     values = [f"{scale * value:.{digits}f}" for value in (rung.before, rung.after)]
-    p_value = "" if rung.p_corrected is None else f"{rung.p_corrected:.3f}"
     counts = [str(rung.num_examples), str(rung.num_documents)]
-    return [f"{rung.maxlen:,}", rung.rung, by, *values, interval_of(rung), p_value, *counts]
+    return [f"{rung.maxlen:,}", rung.rung, by, *values, interval_of(rung), p_value(rung.p_corrected), *counts]
 
 
 def ladder_chart(rungs: Sequence[LadderRung]) -> Spec:

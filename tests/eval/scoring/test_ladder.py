@@ -18,7 +18,7 @@ from eval.records.journal import append_lines
 from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleRecord, LadderRecord, MetricLine, MetricRecord, ValueRecord
 from eval.records.typed import from_json
-from eval.reporting.ladder_page import where_lost, write_ladder
+from eval.reporting.ladder_page import ladder_table, where_lost, write_ladder
 from eval.score import main as score
 from eval.scoring.ladder import LIKELIHOOD_READS, likelihood_item, unanswered_lines
 from eval.scoring.metric_files import open_metric_file
@@ -274,6 +274,7 @@ def test_a_rung_of_too_few_documents_leaves_the_others_their_words(tmp_path: Pat
         "lost between shown and used, as far as 10 documents tell; left out for too few documents: said (n = 4; 9 "
         "could)."
     )
+    assert ladder_table([replace(ladder.rungs[0], p_corrected=0.0001)])[1][6] == "<0.001"
     all_few = where_lost([replace(one, **few) for one in ladder.rungs])
     assert all_few.endswith("nothing is settled with so few documents (n = 4 documents; 9 could).")
 
