@@ -80,7 +80,7 @@ def score_run(
         answers, inputs.examples, inputs.documents, profiles, system, by_first_line, with_floors=has_metrics
     )
     scored = replace(scored, scored=with_flaws(scored.scored, record, inputs.examples, inputs.documents))
-    parity = check_scores(scored.scored, inputs.examples, by_first_line)
+    parity = check_scores(scored.scored)
     further: dict[str, UsedMetric] = {}
     if has_metrics:
         with_values, further = add_metrics(
