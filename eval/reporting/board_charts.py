@@ -10,7 +10,7 @@ from typing import Any
 from eval.records.engines import clocks_apart
 from eval.records.schema import Board, BoardRow, Estimate
 from eval.reporting.board_labels import Key, key_of, labels_of
-from eval.reporting.charts import FRONTIER, PANEL_WIDTH, SCHEMA, Chart, Layer, layer, panels_of, quantity, tooltip
+from eval.reporting.charts import FRONTIER, PANEL_WIDTH, SCHEMA, Chart, Layer, layer, panels_of, quantity, score_tooltip
 from eval.reporting.columns import BASELINE_STYLES, charted_costs
 from eval.reporting.tables import describe_intervals
 from eval.scoring.baselines import ORACLES
@@ -208,11 +208,4 @@ def _model_layers(x: Layer, y: Layer, *, has_intervals: bool) -> list[Layer]:
     ]
 
 
-_TOOLTIP = tooltip(
-    run=("", ""),
-    maxlen=("maximum length", ","),
-    mean=("score", ".2f"),
-    low=("95% from", ".2f"),
-    high=("95% to", ".2f"),
-    n=("examples", ","),
-)
+_TOOLTIP = score_tooltip("run")

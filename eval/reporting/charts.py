@@ -395,15 +395,16 @@ def tooltip(**fields: tuple[str, str]) -> list[Layer]:
     return [{name: value for name, value in one.items() if value} for one in shown]
 
 
+def score_tooltip(name: str) -> list[Layer]:
+    """Return what is shown of a score beside a pointer; the field of this name says whose it is."""
+    ends = {"low": ("95% from", ".2f"), "high": ("95% to", ".2f")}
+    return tooltip(
+        **{name: ("", "")}, maxlen=("maximum length", ","), mean=("score", ".2f"), **ends, n=("examples", ",")
+    )
+
+
 FRONTIER: Layer = {"type": "line", "interpolate": "step-after", "style": "frontier"}
-_TOOLTIP = tooltip(
-    system=("", ""),
-    maxlen=("maximum length", ","),
-    mean=("score", ".2f"),
-    low=("95% from", ".2f"),
-    high=("95% to", ".2f"),
-    n=("examples", ","),
-)
+_TOOLTIP = score_tooltip("system")
 
 
 def spec_of(**parts: Any) -> Spec:

@@ -23,11 +23,12 @@ from eval.scoring.letters import describe_letters
 from eval.scoring.profiles import headline, metric_name
 from eval.scoring.significance import MIN_DOCUMENTS
 
-# Share of answers that used up their room, and ratio of words, beyond which a warning is due.
-_MOST_ENDED = 0.2
+# Ratio of words beyond which a warning is due.
 _MOST_APART = 1.5
-# The same of each flaw: what it is called on boards, and what it means.
+# Share of answers with each flaw beyond which one is, what it is called on boards, and what it means.
+_ENDED = "used up their room ({}), so their beginnings are scored. Raise --max-new-tokens."
 _FLAWS = {
+    "length": (0.2, "cut by the limit", _ENDED),
     "loop": (0.05, "loops", "repeat themselves ({}): a fifth of their 4-grams or more stand in them before."),
     "empty": (0.0, "empty", "are empty ({})."),
     "copy": (0.05, "copies", "copy the prompt ({}): nine tenths of their words stand in it in runs of eight."),
@@ -122,8 +123,7 @@ def _share(record: Any, flaw: str) -> float:
 
 def _on_answers(results: Sequence[Result]) -> Iterator[Check]:
     """Yield which answers of a template used up their room, loop, are empty, or copy."""
-    ended = "used up their room ({}), so their beginnings are scored. Raise --max-new-tokens."
-    for flaw, (most, _, text) in {"length": (_MOST_ENDED, "", ended), **_FLAWS}.items():
+    for flaw, (most, _, text) in _FLAWS.items():
         if found := _shares(results, flaw, most):
             worst = max(found, key=lambda maxlen: (found[maxlen], maxlen))
             said = text.format(_counts(found, len(results), "%"))
@@ -169,8 +169,7 @@ def _is_wide(record: Any, metric: str) -> bool:
 
 def marks_of(row: Any, metric: str) -> list[str]:
     """Return what to check before trusting a row of a board that is ranked by a metric, in a word or two each."""
-    shown = {"length": (_MOST_ENDED, "cut by the limit"), **{flaw: found[:2] for flaw, found in _FLAWS.items()}}
-    marks = [f"{name} {share:.0%}" for flaw, (most, name) in shown.items() if (share := _share(row, flaw)) > most]
+    marks = [f"{name} {share:.0%}" for flaw, (most, name, _) in _FLAWS.items() if (share := _share(row, flaw)) > most]
     num_units, name = units_of(row)
     if num_units < MIN_DOCUMENTS:
         return [*marks, f"few {name}"]

@@ -146,7 +146,7 @@ def outcome(comparison: Comparison) -> Outcome:
 
 def verdict(comparison: Comparison) -> str:
     """Return the outcome of a comparison as tables show it."""
-    found, margin = outcome(comparison), f"{100 * comparison.margin:g}"
+    found, margin = outcome(comparison), f"{scale_of(comparison.value) * comparison.margin:g}"
     if found == "as good":
         num_units, name = units_of(comparison)
         return f"as good, margin {margin} (collapses of up to {open_collapses(num_units):.0%} of {name} open)"

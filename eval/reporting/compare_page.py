@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from eval.records.read_run import RunInputs, open_run, read_inputs
 from eval.records.schema import Comparison
 from eval.reporting.board_labels import shorten_plan
-from eval.reporting.charts import Chart, Layer, Spec, layer, panels_of, quantity, tooltip
+from eval.reporting.charts import Chart, Layer, layer, panels_of, quantity, tooltip
 from eval.reporting.columns import ANSWERS, COMPARISON_LEGEND, Column, interval
 from eval.reporting.finding import judged
 from eval.reporting.page import (
@@ -234,9 +234,10 @@ def _documents(changed: Sequence[_Changed], names: tuple[str, str]) -> Chart:
     )
     if (num_settings := len({one.change.name for one in changed})) > _NUM_PANELS:
         caption += f" The first {_NUM_PANELS} of {num_settings} settings have a panel."
-    return Chart(
-        title="Document by document", caption=caption, spec=_samples_spec(points, layers, "Scores of documents.")
-    )
+    settings = list(dict.fromkeys(point["panel"] for point in points))
+    spec = panels_of(points, layers, settings, "Scores of documents.", height=230)
+    spec["usermeta"]["shows"] = "sample"
+    return Chart(title="Document by document", caption=caption, spec=spec)
 
 
 def _colours(names: tuple[str, str]) -> dict[str, Layer]:
@@ -255,12 +256,6 @@ def _tooltip(names: tuple[str, str]) -> list[Layer]:
         change=("change", "+.2f"),
         words=("change in words", "+.0f"),
     )
-
-
-def _samples_spec(points: Sequence[Mapping[str, Any]], layers: Sequence[Layer], description: str) -> Spec:
-    settings = list(dict.fromkeys(point["panel"] for point in points))
-    spec = panels_of(points, layers, settings, description, height=230)
-    return {**spec, "usermeta": {**spec["usermeta"], "shows": "sample"}}
 
 
 def _wins(content: RunComparison, names: tuple[str, str]) -> Iterator[Section]:

@@ -128,8 +128,8 @@ def judged(comparison: Comparison, subject: str, other: str, *, is_plural: bool 
         if comparison.first.maxlen == comparison.second.maxlen:
             return f"{subject} {shows} the same prompts as {other}, so nothing is compared."
         return f"{subject} {shows} no more than {other}: every document fits both, so nothing is compared."
-    claim = _CLAIMS[found].format(other=other, margin=100 * comparison.margin)
     scale = scale_of(comparison.value)
+    claim = _CLAIMS[found].format(other=other, margin=scale * comparison.margin)
     numbers = f"{metric_name(comparison.metric)} {scale * comparison.difference:+.1f}{signed_interval(comparison)}"
     remark = ""
     if comparison.low is None:

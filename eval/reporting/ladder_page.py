@@ -8,6 +8,7 @@ from eval.records.disk import disk_errors
 from eval.records.run_folder import LADDER_PLOTS, RunFolder
 from eval.records.schema import LadderRecord, LadderRung
 from eval.reporting.charts import SCHEMA, Chart, Layer, Spec, layer, quantity, save_charts, titled, tooltip
+from eval.reporting.columns import interval, p_value
 from eval.reporting.page import Prose, Section, as_table, render_page
 from eval.reporting.tables import Rows
 from eval.scoring.ladder import RUNGS
@@ -32,22 +33,15 @@ def is_seen(rung: LadderRung) -> bool:
 
 def unit_of_rung(rung: LadderRung) -> tuple[float, str]:
     """Return what a rung's values are multiplied by, and the name of their unit."""
-    return (1.0, "nats a token") if rung.rung == "used" else (100.0, "%" if _is_percent(rung) else "points")
-
-
-def _is_percent(rung: LadderRung) -> bool:
-    return rung.rung == "said" or rung.of == "evidence"
+    if rung.rung == "used":
+        return 1.0, "nats a token"
+    return 100.0, "%" if rung.rung == "said" or rung.of == "evidence" else "points"
 
 
 def interval_of(rung: LadderRung) -> str:
     """Return a gain with its interval, such as `+0.11 [0.02, 0.20]`."""
     scale, digits = unit_of_rung(rung)[0], 3 if rung.rung == "used" else 1
-    ends = (
-        ""
-        if rung.low is None or rung.high is None
-        else f" [{scale * rung.low:.{digits}f}, {scale * rung.high:.{digits}f}]"
-    )
-    return f"{scale * rung.difference:+.{digits}f}{ends}"
+    return f"{scale * rung.difference:+.{digits}f}{interval(rung.low, rung.high, f'.{digits}f', scale)}"
 
 
 def where_lost(rungs: Sequence[LadderRung]) -> str:
@@ -81,18 +75,23 @@ def _lost(rungs: Sequence[LadderRung]) -> str:
         needed = max(rung.needs_documents or 0 for rung in poor)
         return f"nothing is settled with so few documents (n = {num_documents} documents; {needed} could)"
     if not poor:
-        return _end_of(known, is_whole=True)
+        return _end_of(known, has_all=True)
     left_out = [f"{one.rung} (n = {one.num_documents}; {one.needs_documents} could)" for one in poor]
-    return f"{_end_of(known, is_whole=False)}; left out for too few documents: {', '.join(left_out)}"
+    return f"{_end_of(known, has_all=False)}; left out for too few documents: {', '.join(left_out)}"
 
 
-def _end_of(rungs: Sequence[LadderRung], *, is_whole: bool) -> str:
-    """Return where the gains of rungs end; what is lost or not is known of a whole ladder alone."""
+def _end_of(rungs: Sequence[LadderRung], *, has_all: bool) -> str:
+    """Return where the gains of rungs end.
+
+    Whether something is lost takes the last rung, and whether there is something to lose the first.
+    """
     num_documents = min(rung.num_documents for rung in rungs)
     counted, told = f"n = {num_documents} documents", f"as far as {num_documents} documents tell"
     seen = [is_seen(rung) for rung in rungs]
     if all(seen):
-        return f"every {'rung gains, so nothing is lost' if is_whole else 'other rung gains'} ({counted})"
+        if has_all and rungs[-1].rung == RUNGS[-1]:
+            return f"every rung gains, so nothing is lost ({counted})"
+        return f"every {'rung that is known' if has_all else 'other rung'} gains ({counted})"
     place = seen.index(False)
     rung = rungs[place]
     heart = next((one for one in rungs if one.rung == "said" and one.before >= _BY_HEART), None)
@@ -103,7 +102,7 @@ def _end_of(rungs: Sequence[LadderRung], *, is_whole: bool) -> str:
     scale, unit = unit_of_rung(rung)
     could = "" if rung.detectable is None else f"; a gain of {scale * rung.detectable:.2g} {unit} would have been seen"
     if place == 0:
-        nothing = ", so there is nothing to lose" if is_whole else ""
+        nothing = ", so there is nothing to lose" if has_all and rung.rung == RUNGS[0] else ""
         return f"no gain is seen at {rung.rung}{nothing}, {told}{could}{known}"
     return f"lost between {rungs[place - 1].rung} and {rung.rung}, {told}{could}{known}"
 
@@ -118,9 +117,8 @@ def _row(rung: LadderRung) -> list[str]:
     scale, digits = unit_of_rung(rung)[0], 3 if rung.rung == "used" else 1
     by = metric_name(rung.of) if rung.rung == "credited" else rung.of
     values = [f"{scale * value:.{digits}f}" for value in (rung.before, rung.after)]
-    p_value = "" if rung.p_corrected is None else f"{rung.p_corrected:.3f}"
     counts = [str(rung.num_examples), str(rung.num_documents)]
-    return [f"{rung.maxlen:,}", rung.rung, by, *values, interval_of(rung), p_value, *counts]
+    return [f"{rung.maxlen:,}", rung.rung, by, *values, interval_of(rung), p_value(rung.p_corrected), *counts]
 
 
 def ladder_chart(rungs: Sequence[LadderRung]) -> Spec:

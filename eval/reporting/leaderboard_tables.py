@@ -12,7 +12,7 @@ from typing import Any
 
 from eval.records.engines import LOCAL, clock_of
 from eval.records.schema import Board, BoardRow, Estimate, Leaderboard, ScrollsRow
-from eval.reporting.board_labels import Key, Label, describe_shared, key_of, labels_of
+from eval.reporting.board_labels import describe_shared, key_of, labels_of
 from eval.reporting.checks import marks_column, marks_of
 from eval.reporting.columns import (
     BASELINE_STYLES,
@@ -149,13 +149,14 @@ def board_columns(board: Board, cost: str) -> tuple[list[Column], list[Column]]:
     beside = [name for name in _BESIDE if any(name in row.yardsticks for row in rows)]
     # Of the baselines the first that there is: with as many words as the answer, else the best of what was shown.
     first = next((name for name in _FIRST_BESIDE if name in beside), None)
+    do_differ = any(label.differs for label in labels.values())
     has_checks = any(marks_of(row, metric) for row in rows)
     has_ended = any(row.num_ended_by_length is not None for row in rows)
     has_useful = any(row.useful_length is not None and row.useful_length.low is not None for row in rows)
     columns = [
         RANK,
         Column(heading=RUN, show=lambda row: labels[key_of(row)].name),
-        *([Column(heading=DIFFERS, show=lambda row: labels[key_of(row)].differs)] if labels_differ(labels) else []),
+        *([Column(heading=DIFFERS, show=lambda row: labels[key_of(row)].differs)] if do_differ else []),
         MAXLEN,
         Column(heading=metric_heading(metric, board.profile), show=lambda row: percent(row.metrics[metric])),
         *([baseline(first)] if first else []),
@@ -178,11 +179,6 @@ def board_columns(board: Board, cost: str) -> tuple[list[Column], list[Column]]:
     if settings:
         others.append(Column(heading="other settings", show=lambda row: describe_settings(row, settings)))
     return columns, others
-
-
-def labels_differ(labels: Mapping[Key, Label]) -> bool:
-    """Return whether labels say more than names."""
-    return any(label.differs for label in labels.values())
 
 
 def remarks_on(board: Board) -> list[str]:

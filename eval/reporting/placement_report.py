@@ -24,7 +24,7 @@ from eval.records.typed import from_json
 from eval.reporting.charts import FRONTIER, Layer, Spec, layer, quantity, save_charts, spec_of, tooltip
 from eval.reporting.columns import Column, interval, text
 from eval.reporting.perplexity_report import Units, perplexity_of, summed
-from eval.reporting.stability_report import MAJORITY, describe_stability, stability_chart, stability_tables
+from eval.reporting.stability_report import HEAD, LAYER, MAJORITY, describe_stability, stability_chart, stability_tables
 from eval.reporting.tables import Rows, as_columns, as_markdown, code, describe_model, markdown, table_of
 from eval.scoring.significance import ratios_of_perplexities
 
@@ -234,7 +234,6 @@ _ATTENTION = quantity(
     axis={"grid": False},
 )
 _TOOLTIP = tooltip(plan=("", ""), perplexity=("", ".3f"))
-_LAYER: Layer = {"field": "layer", "type": "ordinal", "title": "Layer", "axis": {"labelAngle": 0, "grid": False}}
 
 
 def unit_chart(units: Sequence[UnitRecord], rank: str) -> Spec:
@@ -257,7 +256,7 @@ def unit_chart(units: Sequence[UnitRecord], rank: str) -> Spec:
     bars = layer(
         values,
         {"type": "bar"},
-        x=_LAYER,
+        x=LAYER,
         xOffset=ways,
         y=quantity("nats", "0.001 nats a token"),
         color=ways | {"legend": {"title": None, "orient": "top"}},
@@ -269,8 +268,7 @@ def _head_chart(units: Sequence[UnitRecord], title: str) -> Spec:
     values = [{"layer": unit.layer, "head": unit.head, "gain": 1000 * unit.only_full} for unit in units]
     most = max(abs(1000 * unit.only_full) for unit in units)
     scale = {"scheme": "blueorange", "domain": [-most, most], "reverse": True}
-    heads = {"field": "head", "type": "ordinal", "title": "Key/value head"}
-    cells = layer(values, {"type": "rect"}, x=_LAYER, y=heads, color=quantity("gain", title, scale=scale))
+    cells = layer(values, {"type": "rect"}, x=LAYER, y=HEAD, color=quantity("gain", title, scale=scale))
     described = "What each head saves of the loss by seeing everything."
     return spec_of(layer=[cells], description=described, width=640, height=90)
 

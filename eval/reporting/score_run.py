@@ -12,7 +12,7 @@ from eval.metrics.base import Metric
 from eval.records.disk import read_json
 from eval.records.journal import fingerprint
 from eval.records.read_run import RunInputs, answer_of
-from eval.records.run_folder import RunFolder
+from eval.records.run_folder import RunFolder, metric_files
 from eval.records.schema import LettersKept, RunRecord, Scores, UsedMetric
 from eval.records.typed import to_json
 from eval.reporting.run_report import legends, render_full, render_report, write_page
@@ -26,7 +26,7 @@ from eval.scoring.flaws import with_flaws
 from eval.scoring.further import add_metrics
 from eval.scoring.groups import scores_by_group
 from eval.scoring.letters import check_letters, count_letters
-from eval.scoring.metric_files import has_metric_files, values_by_key
+from eval.scoring.metric_files import values_by_key
 from eval.scoring.parity import check_scores
 from eval.scoring.profiles import PROFILES
 from eval.scoring.scored_run import predictions_digest
@@ -75,12 +75,12 @@ def score_run(
     by_first_line = [name for name, task in record.tasks.items() if task.scores_first_line]
     system = record.identity.model.label
     answers = [answer_of(one, record.think_end_token) for one in inputs.predictions]
-    has_metrics = bool(metrics) or has_metric_files(folder.path)
+    has_metrics = bool(metrics or metric_files(folder.path))
     scored = score_examples(
         answers, inputs.examples, inputs.documents, profiles, system, by_first_line, with_floors=has_metrics
     )
     scored = replace(scored, scored=with_flaws(scored.scored, record, inputs.examples, inputs.documents))
-    parity = check_scores(scored.scored, inputs.examples, by_first_line)
+    parity = check_scores(scored.scored)
     further: dict[str, UsedMetric] = {}
     if has_metrics:
         with_values, further = add_metrics(

@@ -10,6 +10,8 @@ from eval.reporting.columns import Column
 from eval.reporting.tables import Rows, table_of
 
 MAJORITY = "plan-majority.json"
+LAYER: Layer = {"field": "layer", "type": "ordinal", "title": "Layer", "axis": {"labelAngle": 0, "grid": False}}
+HEAD: Layer = {"field": "head", "type": "ordinal", "title": "Key/value head"}
 _FOLDS = [
     Column(heading="fold", show=lambda row: str(row[0])),
     Column(heading="n", show=lambda row: str(row[1].num_documents)),
@@ -67,15 +69,13 @@ def stability_chart(stability: StabilityRecord, units: Sequence[UnitRecord]) -> 
     """Return in how many folds each unit was chosen: layers as bars, or heads of each layer as cells."""
     counts = {unit.unit: unit.num_folds for unit in stability.units}
     values = [{"layer": one.layer, "head": one.head, "folds": counts.get(one.unit, 0)} for one in units]
-    x: Layer = {"field": "layer", "type": "ordinal", "title": "Layer", "axis": {"labelAngle": 0, "grid": False}}
     most = len(stability.folds)
     described = f"In how many of {most} folds each unit was chosen."
     if any(one.head is None for one in units):
         folds = quantity("folds", "Folds", scale={"domain": [0, most]}, axis={"tickMinStep": 1})
         return spec_of(
-            layer=[layer(values, {"type": "bar"}, x=x, y=folds)], description=described, width=640, height=120
+            layer=[layer(values, {"type": "bar"}, x=LAYER, y=folds)], description=described, width=640, height=120
         )
     color = quantity("folds", "Folds", scale={"scheme": "blues", "domain": [0, most]}, legend={"tickMinStep": 1})
-    heads = {"field": "head", "type": "ordinal", "title": "Key/value head"}
-    cells = layer(values, {"type": "rect"}, x=x, y=heads, color=color)
+    cells = layer(values, {"type": "rect"}, x=LAYER, y=HEAD, color=color)
     return spec_of(layer=[cells], description=described, width=640, height=90)

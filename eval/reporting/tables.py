@@ -131,9 +131,9 @@ def describe_intervals(rows: Sequence[Result | BoardRow]) -> str:
     names = " or ".join(sorted({name for _, name in units}, reverse=True))
     if any(estimate.low is not None for row in rows for estimate in row.metrics.values()):
         return f"95% bootstrap intervals over {names}"
-    if all(count < MIN_DOCUMENTS for count, _ in units):
-        return f"no intervals: fewer than {MIN_DOCUMENTS} {names}"
-    return f"no intervals: all {names} score alike"
+    few, alike = f"fewer than {MIN_DOCUMENTS} {names}", f"all {names} score alike"
+    reasons = dict.fromkeys(few if count < MIN_DOCUMENTS else alike for count, _ in units)
+    return f"no intervals: {', or '.join(reasons)}"
 
 
 def code(text: str) -> str:

@@ -106,13 +106,10 @@ def studentized_draws(
     parts = strata or [np.arange(len(rows[0]))]
     values, errors, deviations = [], [], []
     for columns in rows:
-        value, gradient = statistic(columns.sum(axis=0))
-        error = float(np.sqrt(_variance([columns[part] @ gradient for part in parts])))
-        if error < ROUNDING * max(1.0, abs(float(value))):
-            error = 0.0
-        else:
-            deviations.append(_deviation(columns, parts, statistic, float(value), error))
-        values.append(float(value))
+        value, error = estimated(columns, statistic, parts)
+        if error:
+            deviations.append(_deviation(columns, parts, statistic, value, error))
+        values.append(value)
         errors.append(error)
     if not deviations:
         return values, errors, None
@@ -124,11 +121,14 @@ def studentized_draws(
     return values, errors, resample(parts, largest, num_resamples)
 
 
-def _variance(influences: Sequence[Floats]) -> float:
-    """Return the variance of a total of the documents' influences on it, given by stratum."""
-    # Over all documents influences sum to 0, but for rounding.
+def estimated(columns: Floats, statistic: Statistic, strata: Sequence[Ints] = ()) -> tuple[float, float]:
+    """Return a statistic and its standard error over documents, which is 0 where they are all alike."""
+    value, gradient = statistic(columns.sum(axis=0))
+    influences = [columns[part] @ gradient for part in strata or [np.arange(len(columns))]]
+    # Over all documents they sum to 0, but for rounding.
     about = [one - one.mean() for one in influences] if len(influences) > 1 else influences
-    return sum(float(len(one) / (len(one) - 1) * np.square(one).sum()) for one in about)
+    error = float(np.sqrt(sum(float(len(one) / (len(one) - 1) * np.square(one).sum()) for one in about)))
+    return float(value), 0.0 if error < ROUNDING * max(1.0, abs(float(value))) else error
 
 
 def _deviation(
@@ -137,7 +137,7 @@ def _deviation(
     """Return a function of how often (B, D) documents were drawn: how far off a row is, in its own errors."""
     num_columns = columns.shape[1]
     products = (columns[:, :, None] * columns[:, None, :]).reshape(len(columns), -1)
-    stacked = np.hstack([columns, products])
+    stacked, has_row = np.hstack([columns, products]), columns.any(axis=1).astype(np.float64)
 
     def squares(times: Floats, gradients: Floats, part: Ints | None) -> Floats:
         totals = times @ stacked if part is None else times[:, part] @ stacked[part]
@@ -150,10 +150,13 @@ def _deviation(
         return of_part
 
     def deviation(times: Floats) -> Floats:
-        values, gradients = statistic((times @ stacked)[:, :num_columns])
+        totals = (times @ stacked)[:, :num_columns]
+        # Of a row that lacks documents, a resample may hold none: it says nothing of how far off the row is.
+        is_there = times @ has_row > 0
+        values, gradients = statistic(np.where(is_there[:, None], totals, columns.sum(axis=0)))
         found = sum(squares(times, gradients, part) for part in (strata if len(strata) > 1 else [None]))
         errors = np.sqrt(np.maximum(found, 0.0))
-        in_errors: Floats = np.abs(values - value) / np.maximum(errors, SMALLEST_ERROR * error)
+        in_errors: Floats = np.abs(values - value) / np.maximum(errors, SMALLEST_ERROR * error) * is_there
         return in_errors
 
     return deviation

@@ -29,6 +29,7 @@ from eval.scoring.bootstrap import (
     Floats,
     combined,
     detectable_difference,
+    estimated,
     resample,
     studentized,
 )
@@ -226,7 +227,7 @@ def _with_collapse(loss: Any, error: Any, num_documents: int, collapse: Any) -> 
 
 
 def p_of_loss(pair: Pair, margin: float = MARGIN) -> float:
-    """Return the one-sided p value of a loss of the margin: below 0.025, a single row of `compare_table` is as good.
+    """Return the one-sided p value of a loss of the margin: below 0.025, `claim_low` of the row alone rules it out.
 
     A margin below 0 is a gain that the second system has to have. Fewer than `MIN_DOCUMENTS`, and documents that all
     score the same under both systems, show nothing: 1.
@@ -241,10 +242,11 @@ def p_of_loss(pair: Pair, margin: float = MARGIN) -> float:
     if _is_of_answers(row):
         wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
         return float(scipy.stats.norm.sf(_paired_score(wins, losses, len(gains), -most)))
-    difference, gradient = row.statistic(row.columns.sum(axis=0))
-    influences = row.columns @ gradient
-    error = math.sqrt(row.num_documents / (row.num_documents - 1) * float(np.square(influences).sum()))
-    mean, spread = _with_collapse(-float(difference), error, row.num_documents, row.collapse)
+    difference, error = estimated(row.columns, row.statistic)
+    mean, spread = _with_collapse(-difference, error, row.num_documents, row.collapse)
+    # Documents that all lose exactly what the added one does have no spread.
+    if not spread:
+        return 0.0 if mean < most else 1.0
     return float(scipy.stats.t.sf((most - mean) / spread, row.num_documents))
 
 

@@ -146,7 +146,9 @@ def score_examples(
     known = {(one.task, one.id): one for one in examples}
     by_document: dict[tuple[str, str], dict[str, list[Prediction]]] = {}
     references: dict[str, list[Sequence[str]]] = defaultdict(list)
+    lengths: dict[str, set[int]] = defaultdict(set)
     for prediction in predictions:
+        lengths[prediction.task].add(prediction.maxlen)
         example = known[prediction.task, prediction.id]
         of_document = by_document.setdefault((prediction.task, example.document_id), {})
         if prediction.id not in of_document:
@@ -167,11 +169,8 @@ def score_examples(
         if (document.task, document.document_id) in by_document:
             texts[document.task][document.document_id] = document.text
     clusters: dict[str, dict[str, str | None]] = defaultdict(dict)
-    lengths: dict[str, set[int]] = defaultdict(set)
     for example in known.values():
         clusters[example.task][example.document_id] = example.cluster_id
-    for prediction in predictions:
-        lengths[prediction.task].add(prediction.maxlen)
     # At the smallest length it is the visible oracle itself.
     foreign = {task: ForeignTexts(of_task, clusters[task]) for task, of_task in texts.items() if len(lengths[task]) > 1}
     found: dict[Key, list[Scored]] = defaultdict(list)
@@ -271,12 +270,7 @@ def summarize(scored: Sequence[Scored], further: Mapping[str, ValueRecord] | Non
 def _result(group: Sequence[Scored], subset: Subset, further: Mapping[str, ValueRecord]) -> Result:
     """Return the result of one setting and system."""
     lines, first = [one.line for one in group], group[0]
-    documents = [line.unit for line in lines]
-    columns_of = metric_columns(first.profile)
-    metrics = {
-        metric: mean_interval(values_of(lines, columns), documents, within=metric_range(first.profile, metric))
-        for metric, columns in columns_of.items()
-    }
+    metrics = means_of(lines, first.profile)
     answers = [answer for one in group for answer in one.prediction.answers]
     has_samples = first.is_model and len(answers) > len(group)
     return Result(
@@ -296,13 +290,22 @@ def _result(group: Sequence[Scored], subset: Subset, further: Mapping[str, Value
         num_samples=len(first.prediction.answers) if has_samples else None,
         flaws=dict(sum((Counter(line.flaws) for line in lines), Counter())) if first.is_model else None,
         metrics=metrics,
-        noise={name: _noise(lines, columns, metrics[name]) for name, columns in columns_of.items()}
+        noise={name: _noise(lines, columns, metrics[name]) for name, columns in metric_columns(first.profile).items()}
         if has_samples
         else None,
         further=further_means(((line.further, line.unit) for line in lines), further),
         evidence_visible=_mean_share(group) if first.is_model else None,
         cost=cost([one.prediction for one in group]) if first.is_model else None,
     )
+
+
+def means_of(lines: Sequence[ExampleScore], profile: str) -> dict[str, Estimate]:
+    """Return the mean of each reported metric of a profile, with its interval over documents."""
+    units = [line.unit for line in lines]
+    return {
+        metric: mean_interval(values_of(lines, columns), units, within=metric_range(profile, metric))
+        for metric, columns in metric_columns(profile).items()
+    }
 
 
 def further_means(

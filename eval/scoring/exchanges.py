@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import scipy  # its parts are imported at their first use: `scipy.stats` takes seconds
 from numpy.typing import ArrayLike
 
 from eval.scoring.bootstrap import ALPHA, PICKS_AT_ONCE, ROUNDING, Floats, Ints, combined, difference_of
@@ -101,7 +100,7 @@ class Row:
         lowest = -np.inf if self.num_scores == 1 else 0.0  # rounding must not take a mean below 0 into a root
 
         # Rounding must not part equal differences.
-        def distance(signs: Floats, axis: int = -1) -> Floats:
+        def distance(signs: Floats) -> Floats:
             gain = signs @ half_gain
             after, before = (np.maximum(half_sum + sign * gain, lowest) / count for sign in (1, -1))
             return np.abs(combined(after) - combined(before)).round(12)
@@ -119,28 +118,15 @@ def exchange_test(row: Row, num_exchanges: int) -> float | None:
     """Return the two-sided p-value of exchanging two systems document by document; None for a single document."""
     if row.num_documents < 2:
         return None
-    as_observed, distance = np.ones(row.num_documents), row.distance()
-    if 2**row.num_documents <= num_exchanges:
-        exact = scipy.stats.permutation_test(
-            (as_observed,),
-            distance,
-            permutation_type="samples",
-            vectorized=True,
-            alternative="greater",
-            n_resamples=np.inf,
-        )
-        return float(exact.pvalue)
-    rng = np.random.default_rng(0)
-    sampled = scipy.stats.monte_carlo_test(
-        as_observed,
-        lambda size: 2.0 * rng.integers(0, 2, size, dtype=np.int8) - 1.0,
-        distance,
-        vectorized=True,
-        n_resamples=num_exchanges,
-        batch=max(1, PICKS_AT_ONCE // row.num_documents),
-        alternative="greater",
-    )
-    return float(sampled.pvalue)
+    distance = row.distance()
+    drawn = np.concatenate([distance(signs) for signs in exchanges(row.num_documents, num_exchanges)])
+    count = (drawn >= distance(np.ones(row.num_documents))).sum()
+    return float(p_values_of(count, len(drawn), row.num_documents))
+
+
+def p_values_of(counts: Any, num_drawn: int, num_documents: int) -> Any:
+    """Return the p value of each count of exchanges that differ as much: exact where these are all that there are."""
+    return counts / num_drawn if num_drawn == 2**num_documents else (counts + 1) / (num_drawn + 1)
 
 
 def max_t(
@@ -166,13 +152,11 @@ def max_t(
     num_documents = 1 + max(int(own.max()) for own in codes)
     observed = in_spreads(np.ones((1, num_documents)))[0]
     exchanged = np.vstack([in_spreads(signs) for signs in exchanges(num_documents, num_exchanges)])
-    is_exact = len(exchanged) == 2**num_documents
     # From the row that differs least on, the largest of the rows up to there.
     order = np.argsort(observed, kind="stable")
     largest = np.maximum.accumulate(exchanged[:, order], axis=1)
     counts = (largest >= observed[order]).sum(axis=0)
-    shares = counts / len(exchanged) if is_exact else (counts + 1) / (len(exchanged) + 1)
-    shares = np.maximum.accumulate(shares[::-1])[::-1]
+    shares = np.maximum.accumulate(p_values_of(counts, len(exchanged), num_documents)[::-1])[::-1]
     # Significant is a row above this value, which one table in twenty reaches.
     critical = float(np.sort(largest[:, -1])[-math.ceil(ALPHA * len(exchanged))])
     for place, share in zip(order, shares, strict=True):

@@ -6,9 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from eval.records.schema import ExampleRecord, GroupScore
-from eval.scoring.examples import Scored, Setting, values_of
-from eval.scoring.profiles import metric_columns, metric_range
-from eval.scoring.significance import mean_interval
+from eval.scoring.examples import Scored, Setting, means_of
 
 
 def scores_by_group(scored: Sequence[Scored], examples: Iterable[ExampleRecord]) -> list[GroupScore]:
@@ -18,22 +16,14 @@ def scores_by_group(scored: Sequence[Scored], examples: Iterable[ExampleRecord])
     for one in scored:
         for group in (one.is_model and groups_of.get((one.line.task, one.line.id))) or ():
             members[one.setting, group].append(one)
-    return [_score(*key, members[key]) for key in sorted(members)]
-
-
-def _score(setting: Setting, group: str, scored: Sequence[Scored]) -> GroupScore:
-    profile, lines = scored[0].profile, [one.line for one in scored]
-    task, template, maxlen = setting
-    return GroupScore(
-        task=task,
-        template=template,
-        maxlen=maxlen,
-        group=group,
-        metrics={
-            metric: mean_interval(
-                values_of(lines, columns), [line.unit for line in lines], within=metric_range(profile, metric)
-            )
-            for metric, columns in metric_columns(profile).items()
-        },
-        num_examples=len(lines),
-    )
+    return [
+        GroupScore(
+            task=task,
+            template=template,
+            maxlen=maxlen,
+            group=group,
+            metrics=means_of([one.line for one in of_group], of_group[0].profile),
+            num_examples=len(of_group),
+        )
+        for ((task, template, maxlen), group), of_group in sorted(members.items(), key=lambda item: item[0])
+    ]

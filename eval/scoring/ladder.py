@@ -76,6 +76,7 @@ def ladder_lines(
     for prediction in inputs.predictions:
         if prediction.window is None:
             by_example[prediction.task, prediction.template, prediction.id].append(prediction)
+    smallest = _smallest(one.key for of_one in by_example.values() for one in of_one)
     without = {task for task, _, name in by_example if not examples[task, name].evidence}
     found = []
     for (task, template, name), predictions in by_example.items():
@@ -83,7 +84,9 @@ def ladder_lines(
         example = examples[task, name]
         # What a task names for some examples alone could not be compared with the others' oracle.
         evidence = None if task in without else example.evidence
-        for other in others if first.context_tokens_dropped else ():
+        # One that an unfinished run has not answered at its smallest length gains over nothing.
+        is_cut = first.maxlen == smallest[task, template] and first.context_tokens_dropped
+        for other in others if is_cut else ():
             before, after = by_key[first.key], by_key[other.key]
             sentences = evidence or (after[_ORACLE].sentences if _ORACLE in after else None) or ()
             found.append(
@@ -129,15 +132,24 @@ def unanswered_lines(examples: Iterable[ExampleRecord], likelihoods: Mapping[Key
     for (task, template, name, maxlen), value in likelihoods.items():
         if window_of(template) == HEAD:
             by_example[task, template, name][maxlen] = value
+    smallest = _smallest(likelihoods)
     known = {(one.task, one.id): one for one in examples}
     found = []
     for (task, template, name), values in by_example.items():
-        smallest, *others = sorted(values)
-        for maxlen in others:
-            if values[maxlen] != values[smallest]:
-                about = _about(known[task, name], template, smallest, maxlen)
-                used = [values[smallest], values[maxlen]]
+        least = smallest[task, template]
+        for maxlen in sorted(values) if least in values else ():
+            if values[maxlen] != values[least]:
+                about = _about(known[task, name], template, least, maxlen)
+                used = [values[least], values[maxlen]]
                 found.append(LadderLine(**about, shown=None, used=used, said=None, credited=None))
+    return found
+
+
+def _smallest(keys: Iterable[Key]) -> dict[tuple[str, str], int]:
+    """Return the smallest length of each task and template."""
+    found: dict[tuple[str, str], int] = {}
+    for task, template, _, maxlen in keys:
+        found[task, template] = min(maxlen, found.get((task, template), maxlen))
     return found
 
 

@@ -98,11 +98,6 @@ def file_of(folder: Path, record: MetricRecord) -> Path:
     return folder / METRICS / f"{name or 'metric'}@{record.version}.jsonl"
 
 
-def has_metric_files(folder: Path) -> bool:
-    """Return whether a run folder has values of further metrics."""
-    return bool(metric_files(folder))
-
-
 def read_metric_files(folder: Path) -> dict[str, MetricFile]:
     """Return the newest version of each metric that a run folder has values of, by name.
 

@@ -7,16 +7,15 @@ check_parity("hf", [Checked(name="plos, id 3", text="a cat sat", references=["th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 
 from eval.errors import UserError
-from eval.metrics.answers import first_line
 from eval.metrics.rouge import Splitter, split_sentences
 from eval.metrics.unicode_text import counted_words, unicode_sentences, unicode_words
-from eval.records.schema import ExampleRecord, Parity
+from eval.records.schema import Parity
 from eval.scoring.examples import Scored
 from eval.scoring.profiles import PROFILES
 
@@ -133,24 +132,17 @@ def check_parity(profile: str, predictions: Iterable[Checked]) -> Parity:
     return Parity(package=name, num_predictions=count, largest_difference=largest if count else None)
 
 
-def check_scores(
-    scored: Iterable[Scored], examples: Iterable[ExampleRecord], first_line_tasks: Collection[str] = ()
-) -> dict[str, Parity]:
+def check_scores(scored: Iterable[Scored]) -> dict[str, Parity]:
     """Return `check_parity` of the predictions under each profile."""
-    references = {(one.task, one.id): one.references for one in examples}
     by_profile: dict[str, list[Checked]] = {}
     for one in scored:
         if one.is_model:
             task, template, name, maxlen = one.prediction.key
-            scores, answers = one.line.samples or [one.line.metrics], one.prediction.answers
-            for number, (metrics, answer) in enumerate(zip(scores, answers, strict=True), start=1):
-                sample = f", sample {number}" if len(answers) > 1 else ""
-                checked = Checked(
-                    name=f"task {task}, template {template}, id {name}, length {maxlen}{sample}",
-                    text=first_line(answer.text) if task in first_line_tasks else answer.text,
-                    references=references[task, name],
-                    metrics=metrics,
-                )
+            scores = one.line.samples or [one.line.metrics]
+            for number, (metrics, text) in enumerate(zip(scores, one.texts, strict=True), start=1):
+                sample = f", sample {number}" if len(scores) > 1 else ""
+                where = f"task {task}, template {template}, id {name}, length {maxlen}{sample}"
+                checked = Checked(name=where, text=text, references=one.references, metrics=metrics)
                 by_profile.setdefault(one.profile, []).append(checked)
     return {profile: check_parity(profile, checked) for profile, checked in by_profile.items()}
 

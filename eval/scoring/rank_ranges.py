@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from eval.scoring.bootstrap import ALPHA, ROUNDING, Floats, combined
 from eval.scoring.claims import NUM_EXCHANGES
-from eval.scoring.exchanges import exchanges
+from eval.scoring.exchanges import exchanges, p_values_of
 from eval.scoring.significance import FRACTIONS, Range, by_document, fractions
 
 _NUMBERS_AT_ONCE = 2**22  # differences of a block of exchanges: few enough for any machine's memory
@@ -81,10 +81,8 @@ def rank_ranges(
     is_open, is_shown = spreads > ROUNDING, np.zeros(len(first), dtype=bool)
     while is_open.any():
         drawn = np.sort(np.concatenate(list(largest(is_open))))
-        is_exact = len(drawn) == 2 ** len(columns)
         counts = len(drawn) - np.searchsorted(drawn, observed)
-        shares = counts / len(drawn) if is_exact else (counts + 1) / (len(drawn) + 1)
-        found = is_open & (shares < ALPHA)
+        found = is_open & (p_values_of(counts, len(drawn), len(columns)) < ALPHA)
         if not found.any():
             break
         is_shown |= found

@@ -63,7 +63,7 @@ def mean_of_tasks(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(mean=mean, low=mean - math.hypot(*below) / num_tasks, high=mean + math.hypot(*above) / num_tasks)
 
 
-def scrolls_score(results: Iterable[Result], num_expected: Mapping[str, int] | None = None) -> ScrollsScore | None:
+def scrolls_score(results: Iterable[Result], num_expected: Mapping[str, int] = {}) -> ScrollsScore | None:
     """Return the SCROLLS score of a run at each length; None with fewer than two of its tasks.
 
     A task with several templates has an entry for each, beside those of the other tasks of the same name, or their only
@@ -71,12 +71,7 @@ def scrolls_score(results: Iterable[Result], num_expected: Mapping[str, int] | N
 
     Given how many examples each task should have, one that lacks a prediction has no score, as in the benchmark.
     """
-    models = [one for one in results if one.kind == "model" and one.subset == "all"]
-    return _score(models, num_expected or {})
-
-
-def _score(found: Sequence[Result], num_expected: Mapping[str, int]) -> ScrollsScore | None:
-    of_benchmark = [one for one in found if one.task in SCROLLS_TASKS]
+    of_benchmark = [one for one in results if one.task in SCROLLS_TASKS and (one.kind, one.subset) == ("model", "all")]
     tasks = {one.task for one in of_benchmark}
     if len(tasks) < _MIN_TASKS:
         return None
@@ -140,7 +135,7 @@ def rank_scrolls(boards: Iterable[Board], runs: Mapping[str, RankedRun]) -> Scro
     missing: list[ScrollsMissing] = []
     for results in systems.values():
         scores = [score for _, score in results]
-        found = _score(scores, {})
+        found = scrolls_score(scores)
         if found is None:
             continue
         names, first = list(dict.fromkeys(row.run for row, _ in results)), results[0][0]
@@ -161,8 +156,9 @@ def rank_scrolls(boards: Iterable[Board], runs: Mapping[str, RankedRun]) -> Scro
 
 
 def _system(row: BoardRow, run: RankedRun) -> str:
-    # The room for an answer belongs to the task, not to the system.
-    settings = {name: value for name, value in row.settings.items() if name != "max_new_tokens"}
+    # The room for an answer belongs to the task, and so do the solved examples, but not how many there are.
+    num_shots = len((row.settings.get("shots") or {"ids": ()})["ids"])
+    settings = row.settings | {"max_new_tokens": None, "shots": num_shots}
     return fingerprint(row.model, run.weights, row.plan, row.dtype, json.dumps(settings, sort_keys=True))
 
 

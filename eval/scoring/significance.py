@@ -74,7 +74,10 @@ def interval_of_ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[f
     """
     if len(sums) != len(counts):
         raise ValueError(f"{len(sums)} sums but {len(counts)} counts; give one of each for every document")
-    ends = _ends(_counted(sums, counts, "a document's sum or count"), geometric_mean, NUM_RESAMPLES)
+    columns = np.column_stack([sums, counts]).astype(np.float64)
+    if not np.isfinite(columns).all():
+        raise ValueError("a document's sum or count is not a finite number; leave out what was not measured")
+    ends = _ends(columns[columns[:, 1] > 0], geometric_mean, NUM_RESAMPLES)
     return ends[:2] if ends else (None, None)
 
 
@@ -268,15 +271,6 @@ def _ends(columns: Floats, statistic: Statistic, num_resamples: int) -> tuple[fl
     return found if found[2] else None
 
 
-def _counted(sums: ArrayLike, counts: ArrayLike, what: str) -> Floats:
-    """Return (D, 2) sums and counts of the documents that have a count."""
-    columns = np.column_stack([np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)])
-    if not np.isfinite(columns).all():
-        raise ValueError(f"{what} is not a finite number; leave out what was not measured")
-    counted: Floats = columns[columns[:, 1] > 0]
-    return counted
-
-
 def unit_codes(documents: Iterable[Any]) -> Ints:
     """Return a number for each name, the same for the same name.
 
@@ -292,10 +286,6 @@ def by_document(scores: Floats, documents: Iterable[Any]) -> Floats:
     names = list(documents)
     if len(names) != len(scores):
         raise ValueError(f"{len(scores)} scores but {len(names)} names of documents; name one document for each score")
-    return totals_of(scores, unit_codes(names))
-
-
-def totals_of(scores: Floats, codes: Ints, num_documents: int = 0) -> Floats:
-    """Return (D, C) totals by the codes of documents, zeros for a document without an example."""
-    sums = [np.bincount(codes, weights=column, minlength=num_documents) for column in scores.T]
-    return np.column_stack([*sums, np.bincount(codes, minlength=num_documents)]).astype(np.float64)
+    codes = unit_codes(names)
+    sums = [np.bincount(codes, weights=column) for column in scores.T]
+    return np.column_stack([*sums, np.bincount(codes)]).astype(np.float64)

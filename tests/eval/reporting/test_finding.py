@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from eval.compare import main as compare
-from eval.records.schema import Compared
+from eval.records.schema import Compared, Estimate, ValueRecord
+from eval.reporting.columns import verdict
 from eval.reporting.finding import judged, numbers_of, what_was_shown
 from eval.reporting.finding_chart import describe_baselines
+from eval.reporting.tables import describe_intervals
 from eval.score import main as score
 from tests.helpers.records import comparison, result
 from tests.helpers.run_folders import document, example_line, write_run
@@ -60,6 +62,24 @@ def test_a_caption_names_the_lines_that_are_drawn() -> None:
     assert named("visible_oracle") == "Dashed: the oracle, the best that sentences of the window could say."
     words = "as many words as the answer; dotted: the lead, as long as the answer."
     assert named("visible_oracle", "matched_oracle", "matched_lead").endswith(words)
+
+
+def test_each_reason_why_there_are_no_intervals_is_said() -> None:
+    none = {"metrics": {"rougeLsum": Estimate(mean=0.0, low=None, high=None)}}
+    alike, few = result("tiny", 1024, 0.0, **none), result("tiny", 1024, 0.0, num_documents=5, **none)
+    assert describe_intervals([few]) == "no intervals: fewer than 6 documents"
+    assert describe_intervals([alike]) == "no intervals: all documents score alike"
+    assert describe_intervals([few, alike]) == ("no intervals: fewer than 6 documents, or all documents score alike")
+
+
+def test_a_margin_is_in_the_unit_of_what_is_compared() -> None:
+    marks = ValueRecord(label="fluency", title="fluency", low=1.0, high=5.0, better="higher", is_share=False)
+    for value, margin in ((marks, "0.01"), (None, "1")):
+        as_good = comparison(0.0, value=value, non_inferior=True)
+        assert verdict(as_good).startswith(f"as good, margin {margin} (")
+        assert f"within the margin of {margin}: " in judged(as_good, "`b`", "`a`")
+        slightly = comparison(-0.001, value=value, non_inferior=True, p_corrected=0.01)
+        assert verdict(slightly) == f"worse, within the margin of {margin}"
 
 
 def test_the_same_prompts_are_called_the_same() -> None:

@@ -18,9 +18,9 @@ from eval.records.journal import append_lines
 from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleRecord, LadderRecord, MetricLine, MetricRecord, ValueRecord
 from eval.records.typed import from_json
-from eval.reporting.ladder_page import where_lost, write_ladder
+from eval.reporting.ladder_page import ladder_table, where_lost, write_ladder
 from eval.score import main as score
-from eval.scoring.ladder import LIKELIHOOD_READS, likelihood_item
+from eval.scoring.ladder import LIKELIHOOD_READS, likelihood_item, unanswered_lines
 from eval.scoring.metric_files import open_metric_file
 from eval.scoring.scored_run import read_scored
 from eval.scoring.shared_metrics import shared_metrics
@@ -274,6 +274,7 @@ def test_a_rung_of_too_few_documents_leaves_the_others_their_words(tmp_path: Pat
         "lost between shown and used, as far as 10 documents tell; left out for too few documents: said (n = 4; 9 "
         "could)."
     )
+    assert ladder_table([replace(ladder.rungs[0], p_corrected=0.0001)])[1][6] == "<0.001"
     all_few = where_lost([replace(one, **few) for one in ladder.rungs])
     assert all_few.endswith("nothing is settled with so few documents (n = 4 documents; 9 could).")
 
@@ -312,6 +313,35 @@ def test_a_run_that_is_not_scored_is_one_line(tmp_path: Path, capsys: pytest.Cap
     assert f"run: python -m eval.score {tmp_path}" in line
 
 
+def test_what_lacks_the_smallest_length_of_the_run_gains_over_no_other(tmp_path: Path) -> None:
+    some, lengths = examples(), (SMALL, 300, LARGE)
+    numbers = {one.id: index for index, one in enumerate(some)}
+    write_run(
+        tmp_path,
+        lambda example, maxlen: what_it_needs(numbers[example.id], maxlen == LARGE),
+        some,
+        documents(),
+        run_record(lengths=lengths),
+    )
+    # As a kill leaves it: two lengths of the last document are answered.
+    file = tmp_path / "predictions.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(one for one in lines if (f'"{some[-1].id}"' not in one or f'"maxlen": {SMALL}' not in one)))
+    assert len(file.read_text().splitlines()) == len(lines) - 1
+    assert score([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-likelihood"]) == 0
+    ladder = json.loads((tmp_path / "ladder.json").read_text())
+    assert {line["smallest"] for line in ladder["lines"]} == {SMALL}
+    assert {rung["num_documents"] for rung in ladder["rungs"] if rung["rung"] == "credited"} == {NUM_DOCUMENTS - 1}
+    assert "nothing is lost (n = 9 documents)" in ladder["words"]["plos/instruct"]
+    # The same of likelihoods alone.
+    values = {("plos", "instruct", one.id, maxlen): 900.0 / maxlen for one in some for maxlen in lengths}
+    del values["plos", "instruct", some[-1].id, SMALL]
+    found = unanswered_lines(some, values)
+    assert {line.id for line in found} == {one.id for one in some[:-1]}
+    assert {(line.smallest, line.maxlen) for line in found} == {(SMALL, 300), (SMALL, LARGE)}
+
+
 def test_a_run_without_answers_has_the_rung_of_the_likelihood(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -326,3 +356,5 @@ def test_a_run_without_answers_has_the_rung_of_the_likelihood(
     ladder: Mapping[str, Any] = json.loads((tmp_path / "ladder.json").read_text())
     assert [rung["rung"] for rung in ladder["rungs"]] == ["used"]
     assert ladder["rungs"][0]["difference"] == pytest.approx(1.045)
+    # Of answers nothing is known, so neither is whether they lose something.
+    assert ladder["words"]["plos/instruct"].endswith("every rung that is known gains (n = 10 documents).")

@@ -155,11 +155,11 @@ def test_the_interval_covers(num_simulations: int) -> None:
     assert covered / num_simulations == pytest.approx(0.95, abs=3 * (0.95 * 0.05 / num_simulations) ** 0.5)
 
 
-def write_seven(path: Path, tasks: Iterable[str] = tuple(SCROLLS_TASKS), quality: float = 1.0) -> None:
+def write_seven(path: Path, tasks: Iterable[str] = tuple(SCROLLS_TASKS), quality: float = 1.0, **changes: Any) -> None:
     record = run_record(tuple(tasks), seed=0, generation={}, generation_version=1)
     examples, documents = [], {}
     for task in tasks:
-        record = with_task(record, task, profile=SCROLLS_TASKS[task])
+        record = with_task(record, task, profile=SCROLLS_TASKS[task], **changes)
         for index in range(6):
             name = f"{task}-{index}"
             examples.append(example_line(index, task=task, id=name, document_id=name))
@@ -209,9 +209,10 @@ def test_a_leaderboard_ranks_systems_by_it(
     monkeypatch.setattr("eval.reporting.score_run.write_page", lambda *_, **__: None)
     monkeypatch.setattr("eval.reporting.charts.draw_chart", lambda spec, suffix: b"drawn")
     tasks = list(SCROLLS_TASKS)
-    # One system, whose tasks were answered in two folders.
-    write_seven(tmp_path / "one", tasks[:3])
-    write_seven(tmp_path / "two", tasks[3:])
+    # One system, whose tasks were answered in two folders, each task after a solved example of its own.
+    shots = {name: {"split": "train", "seed": 0, "ids": [name]} for name in ("one", "two", "three")}
+    write_seven(tmp_path / "one", tasks[:3], shots=shots["one"])
+    write_seven(tmp_path / "two", tasks[3:], shots=shots["two"])
     capsys.readouterr()
     assert leaderboard([str(tmp_path)]) == 0
     content = json.loads((tmp_path / "leaderboard" / "leaderboard.json").read_text())
@@ -230,7 +231,7 @@ def test_a_leaderboard_ranks_systems_by_it(
         assert "SCROLLS score" in text
         assert "headline scores" in text
     # Another folder with one of its tasks: which counts is not ours to say.
-    write_seven(tmp_path / "three", ["qmsum"])
+    write_seven(tmp_path / "three", ["qmsum"], shots=shots["three"])
     assert leaderboard([str(tmp_path)]) == 0
     assert "missing: which folder counts for qmsum" in " ".join(capsys.readouterr().out.split())
     shutil.rmtree(tmp_path / "three")

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from eval.records.schema import PairedResult
 from eval.scoring.claims import MARGIN, compare_paired, within_margin_of_best
-from eval.scoring.significance import interval_of_ratio, mean_interval, ratio_of_perplexities
+from eval.scoring.significance import (
+    interval_of_ratio,
+    mean_interval,
+    p_of_ratio,
+    ratio_of_perplexities,
+    ratios_of_perplexities,
+)
 
 MANY = 2000
 simulated = pytest.mark.parametrize("count", [200, pytest.param(MANY, marks=pytest.mark.nightly)])
@@ -419,6 +425,23 @@ def test_a_ratio_of_perplexities_by_hand() -> None:
     assert exact.num_documents == 7  # that without tokens says nothing
     alike = ratio_of_perplexities(first, first, tokens)
     assert (alike.ratio, alike.low, alike.high) == (1.0, None, None)
+
+
+def test_a_row_of_few_documents_keeps_its_interval_beside_one_of_many() -> None:
+    rng = np.random.default_rng(0)
+    many, few = ({f"{n}": (100.0, 101 + rng.normal(), 1000.0) for n in range(count)} for count in (20, 6))
+    # Some of a few thousand resamples of twenty documents hold none of the six.
+    beside, alone = ratios_of_perplexities([many, few]), ratios_of_perplexities([few])
+    for one in beside:
+        assert one.low is not None
+        assert one.high is not None
+        assert one.low < one.ratio < one.high
+        assert one.detectable is not None
+        assert one.detectable > 1
+    assert beside[1].low is not None
+    assert alone[0].low is not None
+    assert 0.99 < beside[1].low / alone[0].low < 1.01
+    assert p_of_ratio(few) is not None
 
 
 def test_a_ratio_of_perplexities_needs_numbers() -> None:

@@ -370,6 +370,13 @@ def test_p_values_of_as_good_are_those_of_the_table(kind: str) -> None:
     assert p_of_loss(Pair(first=[0.3, 0.4], second=[0.4, 0.6], documents="ab")) == 1.0
 
 
+def test_documents_that_all_lose_everything_have_a_p_value() -> None:
+    # Two questions a document, all right and then all wrong, so that no document lies apart from the added one.
+    pair = Pair(first=[1.0] * 12, second=[0.0] * 12, documents=[*range(6), *range(6)])
+    assert p_of_loss(pair, 0.1) == 1.0
+    assert p_of_loss(Pair(first=[0.005] * 6, second=[0.0] * 6, documents=range(6)), 0.01) == 0.0
+
+
 def test_p_values_of_ratios_are_those_of_their_intervals() -> None:
     rng = np.random.default_rng(0)
     verdicts = set()
