@@ -123,7 +123,7 @@ class Adapter:
             raise CheckpointError(f"chat_template.jinja of {self.name} cannot be read: {first_line(error)}") from None
 
     def check(self, config: PreTrainedConfig, base: str, *, trust_remote_code: bool) -> int | None:
-        """Check names and shapes of its tensors against its base, of a config and a name; loads no weights.
+        """Check names and shapes of its tensors against a base, given by config and name; loads no weights.
 
         Returns:
             Rows that the base's embeddings have to get, or None where they stay.
