@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from masformer.lazy import lazily
 from masformer.model_type import register_with_transformers
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ __all__ = [
     "stored_plan",
 ]
 
-# Where the names above are, those without torch first.
+# Where the names above are, those without torch first: a command need not wait for it.
 _MODULES = (
     "plans.spans",
     "errors",
@@ -59,7 +59,15 @@ _MODULES = (
 )
 
 
-__getattr__ = lazily(__name__, __all__, _MODULES)
+def __getattr__(name: str) -> Any:
+    """Return a public name, imported when it is first used."""
+    if name in __all__:
+        for module in _MODULES:
+            found = vars(import_module(f"masformer.{module}"))
+            if name in found:
+                return globals().setdefault(name, found[name])
+    raise AttributeError(f"module 'masformer' has no attribute '{name}'")
+
 
 # So that a folder whose plan only masformer computes loads as any other does.
 register_with_transformers()

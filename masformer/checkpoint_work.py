@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -22,7 +23,6 @@ from masformer.convert import apply_plan, native_plan, num_layers, read_plan, st
 from masformer.errors import CheckpointError, ConversionError
 from masformer.hardware import dtype_name
 from masformer.measure import MeasureError, closed_form, cost_record, lengths_to_measure
-from masformer.plans.spans import HeadSpans, LayerSpan, SpanPlan
 
 
 def run(options: argparse.Namespace) -> None:
@@ -97,8 +97,9 @@ def show(options: argparse.Namespace) -> None:
     _say(f"model   {_name(checkpoint)}: {config.model_type}, {num_layers(config)} layers{positions}")
     _say(f"plan    {plan}")
     _say(f"own     {own}")
-    for first, last, span in _runs(plan):
-        _say(f"layers  {f'{first}-{last}' if last > first else first:<8} {span}")
+    for span, same in groupby(range(len(plan)), key=plan.__getitem__):
+        first, *others = same
+        _say(f"layers  {f'{first}-{others[-1]}' if others else first:<8} {span}")
     _say("")
     _say(f"{'':>9}  {'attention, GFLOP':^32}  {f'cache in {dtype_name(dtype)}, MiB':^32}".rstrip())
     _say(f"{'tokens':>9}" + f"  {'plan':>12}{'own':>12}{'ratio':>8}" * 2)
@@ -128,17 +129,6 @@ def _name(checkpoint: Checkpoint) -> str:
 def push(options: argparse.Namespace) -> None:
     """Send a converted checkpoint that is already saved to the hub."""
     _say(f"pushed  {push_to_hub(options.folder, options.repo_id, private=options.private or None)}")
-
-
-def _runs(plan: SpanPlan) -> list[tuple[int, int, LayerSpan | HeadSpans]]:
-    """Return runs of layers with the same span: first, last, span."""
-    runs: list[tuple[int, int, LayerSpan | HeadSpans]] = []
-    for layer, span in enumerate(plan):
-        if runs and runs[-1][2] == span:
-            runs[-1] = (runs[-1][0], layer, span)
-        else:
-            runs.append((layer, layer, span))
-    return runs
 
 
 def _dtype(asked: str | None, checkpoint: Checkpoint) -> torch.dtype:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ class NumbersError(ValueError):
 
     Args:
         what: What is no number, with its document and length.
-        dtype: Name of the dtype of the computation.
 
     Attributes:
         row: Index of the prompt in its batch, where there is one.
@@ -49,24 +50,37 @@ class CheckpointError(OneLineError):
 class SpanError(OneLineError):
     """Attention, its cache or the hook met what it does not compute: a mistake of the caller, or of the probe."""
 
+    is_named = False  # says already which model met it
+
     def of(self, config: PreTrainedConfig, *, is_of_caller: bool = False) -> SpanError:
         """Return the error with the name of the model that met it.
 
         Args:
-            config: Config of the model.
             is_of_caller: The caller is to change something; else the error asks for a report.
         """
+        if self.is_named:
+            return self
         name = getattr(config, "name_or_path", "")
         text = f"{config.model_type} model{name and f' {name}'}: {self}"
         shown = name and f" with the output of: python -m masformer show {name}"
-        return _NamedSpanError(text if is_of_caller else f"{text}; please report this{shown}")
+        error = SpanError(text if is_of_caller else f"{text}; please report this{shown}")
+        error.is_named = True
+        return error
 
 
-class _NamedSpanError(SpanError):
-    """A `SpanError` that says all, whatever the model."""
+@contextmanager
+def refusing(kind: type[OneLineError], what: str, reason: Callable[[Exception], str] | None = None) -> Iterator[None]:
+    """Turn whatever a library raises, on a broken file or without a package, into one error of a kind.
 
-    def of(self, config: PreTrainedConfig, *, is_of_caller: bool = False) -> SpanError:
-        return self
+    It reads `what`, and then `reason` or the first line of what was raised. Errors of that kind, and about numbers,
+    pass as they are.
+    """
+    try:
+        yield
+    except (kind, NumbersError):
+        raise
+    except Exception as error:
+        raise kind(f"{what} {(reason or first_line)(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -5,6 +5,8 @@ Before the first plan, every layer must call ours, the model's own spans must gi
 must change them, and decoding through the cache must equal one pass. On the converted model, forks of a prefill that
 are joined to a padded batch must decode as each prompt alone does; so must spans of single heads before the first plan
 that has them. A model without a plan must compute in chunks and in a fork what it computes in one pass.
+
+`own` are everywhere the spans of the architecture.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ from masformer.attention.cache import SpanCache, can_join, join
 from masformer.attention.kernels import masformer_attention
 from masformer.attention.prefill import fork, new_cache, prefill
 from masformer.attention.visibility import span_mask
-from masformer.errors import ConversionError, NumbersError, first_line
+from masformer.errors import ConversionError, NumbersError, refusing
 from masformer.hardware import dtype_name
-from masformer.plans.layer_spans import Window
+from masformer.plans.layer_spans import resized
 from masformer.plans.shapes import layers_with_states, shared_layers
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, SpanPlan
 
@@ -64,11 +66,7 @@ def inference(model: PreTrainedModel) -> Iterator[None]:
 
 
 def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
-    """Raise `ConversionError` unless, on random tokens, a plan does what it says; leave the model as it was.
-
-    Args:
-        own: The spans of the architecture.
-    """
+    """Raise `ConversionError` unless, on random tokens, a plan does what it says; leave the model as it was."""
     kind = model.config.model_type
     called: set[int] = set()
 
@@ -81,13 +79,13 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
     names = () if own.is_full else ("sliding_window", "attention_chunk_size")
     sizes = {name: size for name in names if (size := getattr(config, name, None)) is not None}
     if sizes:
-        own = own.with_all(*(_shortened(own[layer]) for layer in own.attending))
+        own = own.with_all(*(resized(own[layer], _PROBE_WINDOW) for layer in own.attending))
     restores = attention_names(model)
     short = own.with_all(_PROBE_SHORT)
     refuse = f"{kind} models cannot take a span plan:"
     adapt(model)
     try:
-        with inference(model):
+        with refusing(ConversionError, refuse), inference(model):
             if sizes:
                 for name in sizes:
                     setattr(config, name, _PROBE_WINDOW)
@@ -115,10 +113,6 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
             if torch.equal(changed, same):
                 raise ConversionError(f"{refuse} a span of 2 changes nothing in their logits")
             check_close(_decoded(model, tokens, short), changed, tolerance, f"{refuse} decoding through the cache is")
-    except (ConversionError, NumbersError):
-        raise
-    except Exception as error:
-        raise ConversionError(f"{refuse} {first_line(error)}") from error
     finally:
         for name, size in sizes.items():
             setattr(config, name, size)
@@ -127,42 +121,23 @@ def probe_spans(model: PreTrainedModel, own: SpanPlan) -> None:
         unadapt(model)
 
 
-def _shortened(span: LayerSpan | HeadSpans) -> LayerSpan | HeadSpans:
-    if span.is_full:
-        return span
-    return LayerSpan(span=_PROBE_WINDOW) if isinstance(span, Window) else LayerSpan(block=_PROBE_WINDOW, previous=0)
-
-
 def probe_heads(model: PreTrainedModel, own: SpanPlan, num_heads: int) -> None:
-    """Raise `ConversionError` unless spans of single heads do what they say on a converted model; its plan is lost.
-
-    Args:
-        own: The spans of the architecture.
-    """
+    """Raise `ConversionError` unless spans of single heads do what they say on a converted model; its plan is lost."""
     one = own.with_all(HeadSpans((FULL, *(_PROBE_SHORT,) * (num_heads - 1))))
     refuse = f"{model.config.model_type} models cannot take spans of single heads:"
     tokens, found = probe_tokens(model), []
-    try:
-        with inference(model):
-            for plan in (own.with_all(FULL), own.with_all(_PROBE_SHORT), one):
-                give_plan(model, plan)
-                found.append(model(tokens, use_cache=False).logits[0, -1])
-            *alike, mixed = found
-            if any(torch.equal(mixed, logits) for logits in alike):
-                raise ConversionError(f"{refuse} one full head among short ones changes nothing in their logits")
-    except ConversionError:
-        raise
-    except Exception as error:
-        raise ConversionError(f"{refuse} {first_line(error)}") from error
+    with refusing(ConversionError, refuse), inference(model):
+        for plan in (own.with_all(FULL), own.with_all(_PROBE_SHORT), one):
+            give_plan(model, plan)
+            found.append(model(tokens, use_cache=False).logits[0, -1])
+        *alike, mixed = found
+        if any(torch.equal(mixed, logits) for logits in alike):
+            raise ConversionError(f"{refuse} one full head among short ones changes nothing in their logits")
     probe_serving(model, one, "spans of single heads")
 
 
 def alternating_plan(config: PreTrainedConfig, own: SpanPlan) -> SpanPlan:
-    """Return a plan in which every second layer with attention sees everything; layers that share keys see alike.
-
-    Args:
-        own: The spans of the architecture.
-    """
+    """Return a plan in which every second layer with attention sees everything; layers that share keys see alike."""
     spans = list(own.with_all(_PROBE_SHORT, FULL))
     for layer, producer in shared_layers(config).items():
         spans[layer] = spans[producer]
@@ -179,32 +154,25 @@ def probe_serving(model: PreTrainedModel, plan: SpanPlan, what: str) -> None:
     tokens, other = probe_tokens(model), probe_tokens(model, seed=1)
     shared, short = _PROBE_TOKENS // 2, _PROBE_TOKENS - 4
     prompts = [tokens, torch.cat([tokens[:, :shared], other[:, shared:short]], dim=1)]
-    try:
-        with inference(model):
-            give_plan(model, plan)
-            whole = [model(prompt, use_cache=False).logits[0] for prompt in prompts]
-            tolerances = [_tolerance_in_pieces(model, *pair) for pair in zip(prompts, whole, strict=True)]
-            _check_chunk(model, tokens, whole[0], tolerances[0], refuse)
-            made = model(tokens, use_cache=True).past_key_values
-            if not isinstance(made, SpanCache):
-                raise ConversionError(f"{refuse} they make a cache of their own, a {type(made).__name__}")
-            beginning = SpanCache(plan)
-            prefill(model, tokens[:, :shared], beginning)
-            forks = [beginning.fork() for _ in prompts]
-            for prompt, cache in zip(prompts, forks, strict=True):
-                prefill(model, prompt[:, shared:-1], cache)
-            if can_join(model.config):
-                found = _first_logits(model, prompts, join(forks, 2))
-            else:
-                found = torch.cat(
-                    [_first_logits(model, [one], cache) for one, cache in zip(prompts, forks, strict=True)]
-                )
-            for row, name in enumerate(("a fork is", "a padded row of a batch is")):
-                check_close(found[row], whole[row][-1], tolerances[row], f"{refuse} decoding from {name}")
-    except ConversionError:
-        raise
-    except Exception as error:
-        raise ConversionError(f"{refuse} {first_line(error)}") from error
+    with refusing(ConversionError, refuse), inference(model):
+        give_plan(model, plan)
+        whole = [model(prompt, use_cache=False).logits[0] for prompt in prompts]
+        tolerances = [_tolerance_in_pieces(model, *pair) for pair in zip(prompts, whole, strict=True)]
+        _check_chunk(model, tokens, whole[0], tolerances[0], refuse)
+        made = model(tokens, use_cache=True).past_key_values
+        if not isinstance(made, SpanCache):
+            raise ConversionError(f"{refuse} they make a cache of their own, a {type(made).__name__}")
+        beginning = SpanCache(plan)
+        prefill(model, tokens[:, :shared], beginning)
+        forks = [beginning.fork() for _ in prompts]
+        for prompt, cache in zip(prompts, forks, strict=True):
+            prefill(model, prompt[:, shared:-1], cache)
+        if can_join(model.config):
+            found = _first_logits(model, prompts, join(forks, 2))
+        else:
+            found = torch.cat([_first_logits(model, [one], cache) for one, cache in zip(prompts, forks, strict=True)])
+        for row, name in enumerate(("a fork is", "a padded row of a batch is")):
+            check_close(found[row], whole[row][-1], tolerances[row], f"{refuse} decoding from {name}")
 
 
 def probe_untouched(model: PreTrainedModel) -> None:
@@ -214,36 +182,26 @@ def probe_untouched(model: PreTrainedModel) -> None:
     """
     refuse = f"{model.config.model_type} models cannot be run in pieces, which long and shared prompts need:"
     shared = _PROBE_TOKENS // 2
-    try:
-        with inference(model):
-            tokens, expected = probe_logits(model)
-            cache = new_cache(model, _PROBE_TOKENS)
-            prefill(model, tokens[:, :shared], cache)
-            if cache.get_seq_length() != shared:
-                raise ConversionError(f"{refuse} they ignore the cache that they are given")
-            tolerance = _tolerance_in_pieces(model, tokens, expected)
-            _check_chunk(model, tokens, expected, tolerance, refuse)
-            other = fork(cache, _PROBE_TOKENS)
-            prefill(model, probe_tokens(model, seed=1)[:, shared:], other)
-            prefill(model, tokens[:, shared:-1], cache)
-            found = _first_logits(model, [tokens], cache)
-    except (ConversionError, NumbersError):
-        raise
-    except Exception as error:
-        raise ConversionError(f"{refuse} {first_line(error)}") from error
+    with refusing(ConversionError, refuse), inference(model):
+        tokens, expected = probe_logits(model)
+        cache = new_cache(model, _PROBE_TOKENS)
+        prefill(model, tokens[:, :shared], cache)
+        if cache.get_seq_length() != shared:
+            raise ConversionError(f"{refuse} they ignore the cache that they are given")
+        tolerance = _tolerance_in_pieces(model, tokens, expected)
+        _check_chunk(model, tokens, expected, tolerance, refuse)
+        other = fork(cache, _PROBE_TOKENS)
+        prefill(model, probe_tokens(model, seed=1)[:, shared:], other)
+        prefill(model, tokens[:, shared:-1], cache)
+        found = _first_logits(model, [tokens], cache)
     check_close(found[0], expected[-1], tolerance, f"{refuse} decoding from a fork is")
 
 
 def _check_chunk(model: PreTrainedModel, tokens: Tensor, whole: Tensor, tolerance: float, refuse: str) -> None:
     """Raise `ConversionError` unless the second half of a prompt on a cache of the first has the logits of one pass.
 
-    Of all its tokens, because some models forget their states where a chunk begins, which soon fades.
-
-    Args:
-        tokens: (1, T) prompt.
-        whole: (T, V) logits of one pass.
-        tolerance: Largest difference that rounding explains.
-        refuse: Beginning of the error.
+    Of all its tokens, because some models forget their states where a chunk begins, which soon fades. `whole` is the
+    (T, V) logits of one pass over the (1, T) tokens.
     """
     cache, half = new_cache(model, tokens.shape[1]), tokens.shape[1] // 2
     model(tokens[:, :half], past_key_values=cache, use_cache=True)
@@ -310,11 +268,7 @@ def _tolerance_in_pieces(model: PreTrainedModel, tokens: Tensor, logits: Tensor)
     """Return the largest difference that rounding explains where a prompt goes through a model in pieces.
 
     States are summed up in fp32, in another order for a whole prompt than token by token. So where a model has any, it
-    is as much as the model itself differs by, four times, within bounds.
-
-    Args:
-        tokens: (1, T) prompt.
-        logits: (T, V) logits of one pass.
+    is as much as the model itself differs by, four times, within bounds. The (T, V) logits are of one pass.
     """
     tolerance = tolerance_of(logits)
     if not layers_with_states(model.config):

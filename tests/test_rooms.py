@@ -40,7 +40,7 @@ BELOW = {
 BELOW_MASFORMER = {
     "plans": {"errors"},
     "attention": {"plans", "errors", "hardware", "tuning"},
-    "checkpoints": {"plans", "convert", "errors", "hardware", "lazy", "model_type", "probe"},
+    "checkpoints": {"plans", "convert", "errors", "hardware", "model_type", "probe"},
 }
 # Rooms whose import must not import torch; what needs it, such as trackers, imports it when it is called.
 WITHOUT_TORCH = (

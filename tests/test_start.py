@@ -95,12 +95,11 @@ def test_what_arguments_alone_show_to_be_wrong_is_told_before_heavy_imports(tmp_
 def test_the_public_names_of_masformer_are_imported_when_they_are_used(tmp_path: Path) -> None:
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import masformer, masformer.checkpoints\n"
+        "import masformer\n"
         "from masformer import PlanError, SpanPlan\n"
-        "from masformer.checkpoints import SHORT_NAMES\n"
+        "from masformer.checkpoints.references import SHORT_NAMES\n"
         "print([name for name in ('torch', 'transformers', 'safetensors', 'huggingface_hub') if name in sys.modules])\n"
-        "for package in (masformer, masformer.checkpoints):\n"
-        "    for name in package.__all__: getattr(package, name)\n"
+        "for name in masformer.__all__: getattr(masformer, name)\n"
         "from masformer import SpanCache\n"
         "print('torch' in sys.modules, SpanCache is masformer.SpanCache, hasattr(masformer, 'none'))\n"
     )

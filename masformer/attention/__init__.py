@@ -20,30 +20,3 @@ Which kernel when (`kernels.choose_kernel`; figures are in docs/performance.md):
 Left padding and packed documents are computed row by row and document by document, by `varlen_attn` all at once; heads
 that see differently group by group (`heads`).
 """
-
-from masformer.attention.cache import SpanCache, can_join, join, num_bytes
-from masformer.attention.kernels import (
-    ATTENTION_NAME,
-    choose_kernel,
-    dense_attention,
-    masformer_attention,
-    register,
-    span_attention,
-)
-from masformer.attention.visibility import SpanMask, span_mask, visible_keys
-
-__all__ = [
-    "ATTENTION_NAME",
-    "SpanCache",
-    "SpanMask",
-    "can_join",
-    "choose_kernel",
-    "dense_attention",
-    "join",
-    "masformer_attention",
-    "num_bytes",
-    "register",
-    "span_attention",
-    "span_mask",
-    "visible_keys",
-]

@@ -12,6 +12,7 @@ whose outputs are merged by their sums of exponentials (`masformer.attention.cud
 
 Rows, left padding and packed documents are sequences of one call. Queries that see nothing in a call are a sequence
 without keys, and keys that nobody sees are one without queries, so that nothing is copied to leave something out.
+On the CPU, `masformer.attention.kernels` attends in the same pieces one by one.
 """
 
 from __future__ import annotations

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from masformer.attention.layers import GROWTH_TOKENS, KeyLayer, Seen, storages_of
 from masformer.errors import SpanError
-from masformer.plans.spans import LayerSpan
+from masformer.plans.layer_spans import LayerSpan, stretches
 
 if TYPE_CHECKING:
     from masformer.attention.cuda_joined import Packed
@@ -52,6 +52,12 @@ class FullLayer(KeyLayer):
         """Return the keys and values that hold tokens: those of others, then its own."""
         held = self.num_tokens - self.num_before
         return (*self.before, (self.keys[:, :, :held], self.values[:, :, :held]))
+
+    @property
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Return copies of all keys and values in one piece."""
+        keys, values = (torch.cat(states, dim=2) for states in zip(*self.runs, strict=True))
+        return keys, values
 
     @property
     def storages(self) -> dict[int, int]:
@@ -85,17 +91,9 @@ class FullLayer(KeyLayer):
         if layers[0].span.is_full:
             return _joined(layers, max(lengths), room)
         # A pattern that hides keys which it must keep.
-        longest = max(lengths)
         rows = layers[0].like()
-        rows.num_tokens = longest
-        buffers = []
-        for part in range(2):
-            like = (layers[0].keys, layers[0].values)[part]
-            buffer = like.new_zeros((len(layers), like.shape[1], longest + room, like.shape[3]))
-            for row, (layer, length) in enumerate(zip(layers, lengths, strict=True)):
-                buffer[row, :, longest - length : longest] = torch.cat([run[part] for run in layer.runs], dim=2)[0]
-            buffers.append(buffer)
-        rows.keys, rows.values = buffers
+        rows.num_tokens = max(lengths)
+        rows.keys, rows.values = _aligned([layer.whole for layer in layers], room)
         return rows
 
     def reset(self) -> None:
@@ -113,7 +111,7 @@ class LatentLayer(FullLayer):
     def fork(self, max_tokens: int = 0) -> Self:
         other = self.like(max_tokens)
         if self.is_initialized:
-            other.keys, other.values = (torch.cat(runs, dim=2) for runs in zip(*self.runs, strict=True))
+            other.keys, other.values = self.whole
         return other
 
     @classmethod
@@ -160,14 +158,7 @@ class JoinedLayer(KeyLayer):
         self.num_tokens = num_tokens
         lengths = [keys.shape[2] for keys, _ in tails]
         self._num_before = num_tokens - max(lengths)
-        buffers = []
-        for part in range(2):
-            like = tails[0][part]
-            buffer = like.new_zeros((len(tails), like.shape[1], self.num_tail + room, like.shape[3]))
-            for row, (tail, length) in enumerate(zip(tails, lengths, strict=True)):
-                buffer[row, :, self.num_tail - length : self.num_tail] = tail[part][0]
-            buffers.append(buffer)
-        self.keys, self.values = buffers
+        self.keys, self.values = _aligned(tails, room)
         self.dtype, self.device, self.is_initialized = self.keys.dtype, self.keys.device, True
         self.hidden: Tensor | None = None
         if min(lengths) < self.num_tail:
@@ -231,7 +222,7 @@ class JoinedLayer(KeyLayer):
         runs = []
         for run in self.runs:
             rows = [row for row, source in enumerate(chosen) if run.first <= source < run.stop]
-            runs += [replace(run, first=first, stop=stop) for first, stop in _stretches(rows)]
+            runs += [replace(run, first=first, stop=stop) for first, stop in stretches(rows)]
         self.runs, self.packed = tuple(runs), None
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -250,6 +241,15 @@ class JoinedLayer(KeyLayer):
 
     def reset(self) -> None:
         raise SpanError("a joined cache cannot be used again")
+
+
+def _aligned(rows: Sequence[tuple[Tensor, Tensor]], room: int) -> list[Tensor]:
+    """Return buffers of keys and values (B, K, longest + room, D) in which all rows (1, K, T, D) end side by side."""
+    longest = max(keys.shape[2] for keys, _ in rows)
+    return [
+        torch.cat([F.pad(own, (0, 0, longest - own.shape[2], room)) for own in states])
+        for states in zip(*rows, strict=True)
+    ]
 
 
 def _joined(layers: Sequence[FullLayer], longest: int, room: int) -> JoinedLayer:
@@ -277,16 +277,10 @@ def _joined(layers: Sequence[FullLayer], longest: int, room: int) -> JoinedLayer
                     tails[row].append((keys[:, :, -1:], values[:, :, -1:]))
             half = keys.shape[2] // 2
             keys, values = (x[0, :, : 2 * half].unfold(1, half, half).permute(1, 0, 3, 2) for x in (keys, values))
-        for first, stop in _stretches(rows):
+        for first, stop in stretches(rows):
             beside = [run.place + len(run.keys) for run in runs if first < run.stop and run.first < stop]
             place = max(beside, default=0)
             runs.append(Run(keys=keys, values=values, first=first, stop=stop, place=place))
     nothing = tuple(states[:, :, :0] for states in (layers[0].keys, layers[0].values))
     own = [tuple(torch.cat(part, dim=2) for part in zip(nothing, *parts, strict=True)) for parts in tails]
     return JoinedLayer(layers[0].span, runs, own, longest, room)  # type: ignore[arg-type]
-
-
-def _stretches(rows: Sequence[int]) -> list[tuple[int, int]]:
-    """Return [first, stop) of each stretch of consecutive numbers."""
-    starts = [0, *(at for at, (a, b) in enumerate(pairwise(rows), start=1) if b != a + 1), len(rows)]
-    return [(rows[a], rows[b - 1] + 1) for a, b in pairwise(starts) if a < b]

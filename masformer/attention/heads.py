@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masformer.attention.layers import CacheLayer, KeyLayer, Seen
+from masformer.attention.layers import KeyLayer, Seen, Several
 from masformer.errors import SpanError
 from masformer.plans.spans import HeadSpans, LayerSpan
 
@@ -19,14 +19,15 @@ from masformer.plans.spans import HeadSpans, LayerSpan
 Attend = Callable[[Tensor, Tensor, Tensor, LayerSpan, Tensor | None, Seen | None], Tensor]
 
 
-class HeadsLayer(CacheLayer):
+class HeadsLayer(Several):
     """The keys and values of one layer whose key/value heads have spans of their own: a part for each group."""
 
     span: HeadSpans
 
     def __init__(self, span: HeadSpans, parts: Sequence[KeyLayer]) -> None:
         super().__init__()
-        self.span, self.parts = span, tuple(parts)
+        self.span, self.members = span, tuple(parts)
+        self.parts = tuple(parts)
         self.is_initialized = all(part.is_initialized for part in parts)
 
     @property
@@ -36,22 +37,6 @@ class HeadsLayer(CacheLayer):
     @property
     def device(self) -> torch.device:
         return self.parts[0].device
-
-    @property
-    def padding(self) -> Tensor | None:
-        return self.parts[0].padding
-
-    @padding.setter
-    def padding(self, padding: Tensor | None) -> None:
-        for part in self.parts:
-            part.padding = padding
-
-    @property
-    def storages(self) -> dict[int, int]:
-        return {address: held for part in self.parts for address, held in part.storages.items()}
-
-    def row_bytes(self, row: int, copies: int = 1) -> int:
-        return sum(part.row_bytes(row, copies) for part in self.parts)
 
     def fork(self, max_tokens: int = 0) -> HeadsLayer:
         return HeadsLayer(self.span, [part.fork(max_tokens) for part in self.parts])
@@ -81,24 +66,8 @@ class HeadsLayer(CacheLayer):
         return key_states, value_states
 
     def reset(self) -> None:
-        for part in self.parts:
-            part.reset()
+        super().reset()
         self.is_initialized = False
-
-    def crop(self, tokens_to_remove: int) -> None:
-        self.parts[0].crop(tokens_to_remove)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        for part in self.parts:
-            part.reorder_cache(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        for part in self.parts:
-            part.batch_select_indices(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        for part in self.parts:
-            part.batch_repeat_interleave(repeats)
 
 
 def heads_of(states: Tensor, runs: Sequence[tuple[int, int]], size: int = 1, dim: int = 1) -> Tensor:

@@ -25,13 +25,14 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from masformer.attention import cuda
+from masformer.attention.calls import kept_pieces, pieces_of
 from masformer.attention.flex import flex_attention
 from masformer.attention.heads import attend_by_head
 from masformer.attention.joined import joined_attention
 from masformer.attention.layers import Seen
 from masformer.attention.parts import attend
 from masformer.attention.tiles import TILED, ScoreRule, tile_attention
-from masformer.attention.visibility import SpanMask, cached_slots, num_cached, span_mask, visible_keys
+from masformer.attention.visibility import SpanMask, num_cached, span_mask, visible_keys
 from masformer.attention.ways import TILES, way_of
 from masformer.errors import SpanError
 from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
@@ -68,7 +69,8 @@ def choose_kernel(
     if dropout:
         return "masked"
     exact: Kernel = "tiles" if isinstance(span, TILED) else "masked"
-    is_causal = _sees_all(span, offset + query.shape[2])
+    # Whether each query sees all before it, sinks or not.
+    is_causal = span.num_causal is None or offset + query.shape[2] <= span.num_causal
     is_plain = scores.softcap is None and not learned
     if query.device.type == "cuda":
         if is_plain and is_causal and not offset and not is_ragged:
@@ -78,11 +80,6 @@ def choose_kernel(
         is_small = min(query.shape[3], value_size) < _FLEX_HEAD_SIZE
         return exact if is_small or query.dtype == torch.float64 else "flex"
     return "causal" if is_plain and is_causal else exact
-
-
-def _sees_all(span: LayerSpan, num_tokens: int) -> bool:
-    """Return whether each of the first tokens sees all before it, sinks or not."""
-    return span.num_causal is None or num_tokens <= span.num_causal
 
 
 def dense_attention(
@@ -140,17 +137,10 @@ def span_attention(
     """
     mask = mask or SpanMask(offset=0)
     if isinstance(span, HeadSpans):
-        options: dict[str, Any] = {"scale": scale, "softcap": softcap, "dropout": dropout}
+        rule: dict[str, Any] = {"scale": scale, "softcap": softcap, "dropout": dropout}
 
-        def alike(
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            span: LayerSpan,
-            learned_sinks: Tensor | None,
-            seen: Seen | None,
-        ) -> Tensor:
-            return span_attention(query, key, value, span, mask, learned_sinks=learned_sinks, seen=seen, **options)
+        def alike(q: Tensor, k: Tensor, v: Tensor, one: LayerSpan, sinks: Tensor | None, more: Seen | None) -> Tensor:
+            return span_attention(q, k, v, one, mask, learned_sinks=sinks, seen=more, **rule)
 
         return attend_by_head(alike, query, key, value, span, learned_sinks, seen)
     scores = ScoreRule(scale=query.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
@@ -217,11 +207,9 @@ def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpa
         return _on_runs(query, key, value, before, how)
     if before:
         key, value = (torch.cat(runs, dim=2) for runs in zip(*before, (key, value), strict=True))
-    if mask.documents is not None:
-        return _documents(query, key, value, span, mask.documents, how)
-    if mask.padding is None:
-        return _attend(query, key, value, span, mask.offset, how)
-    return _padded(query, key, value, span, mask.offset, mask.padding, how)
+    if is_ragged:
+        return _ragged(query, key, value, span, mask, how)
+    return _attend(query, key, value, span, mask.offset, how)
 
 
 def _is_fused(query: Tensor, value: Tensor, how: _How) -> bool:
@@ -236,40 +224,31 @@ def _on_runs(query: Tensor, key: Tensor, value: Tensor, before: Runs, how: _How)
     return attend(query, runs, how.learned_sinks, scale=how.scores.scale)
 
 
-def _documents(
-    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, documents: list[list[int]], how: _How
-) -> Tensor:
-    """Attend in each document of each row alone."""
-    rows = []
-    for row, starts in enumerate(documents):
-        parts = []
-        for first, stop in zip(starts, [*starts[1:], query.shape[2]], strict=True):
-            part = (slice(row, row + 1), slice(None), slice(first, stop))
-            parts.append(_attend(query[part], key[part], value[part], span, 0, how))
-        rows.append(torch.cat(parts, dim=2))
-    return torch.cat(rows)
-
-
-def _padded(
-    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, padding: Tensor, how: _How
-) -> Tensor:
-    """Attend in each row alone, cut to its real tokens; rows of padding get zeros."""
-    out = value.new_zeros((query.shape[0], query.shape[2], query.shape[1], value.shape[3])).transpose(1, 2)
-    if offset:
-        slots = cached_slots(span, offset, query.shape[2], padding, query.device)
+def _ragged(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
+    """Attend in each document of each row alone, or in the real tokens of each row; padding gets zeros."""
+    batch, heads, length, _ = query.shape
+    num_keys, lengths = key.shape[2], mask.lengths or (0,) * batch
+    kept: Tensor | None = None
+    if mask.padding is not None and mask.offset:
+        pieces, kept = kept_pieces(span, mask.offset, length, lengths, num_keys, key.device)
     else:
-        slots = torch.arange(key.shape[2], device=query.device)[None]
-    slots = slots.expand(len(query), -1)
-    for row, pad in enumerate(padding.tolist()):
-        first = max(pad - offset, 0)
-        kept = slots[row] >= pad
-        part = slice(row, row + 1)
-        keys, values = key[part], value[part]
-        if not bool(kept.all()):
-            keys, values = keys[:, :, kept], values[:, :, kept]
-        if first < query.shape[2]:
-            out[part, :, first:] = _attend(query[part, :, first:], keys, values, span, offset + first - pad, how)
-    return out
+        starts = mask.documents or [[min(pad, length)] for pad in lengths]
+        pieces = tuple(pieces_of(starts, length, num_keys, num_keys, 0))
+    parts, done = list[Tensor](), 0
+    for piece in pieces:
+        parts.append(value.new_zeros((piece.query - done, heads, value.shape[3])))
+        done = piece.query + piece.num_queries
+        if piece.num_queries:
+            row, first = divmod(piece.query, length)
+            q, k, v = (x[row : row + 1] for x in (query, key, value))
+            if kept is None:
+                k, v = (x[:, :, first : first + piece.num_keys] for x in (k, v))
+            elif piece.num_keys < num_keys:
+                places = kept[piece.key : piece.key + piece.num_keys] - row * num_keys
+                k, v = k[:, :, places], v[:, :, places]
+            out = _attend(q[:, :, first : first + piece.num_queries], k, v, span, piece.position, how)
+            parts.append(out[0].transpose(0, 1))
+    return torch.cat(parts).view(batch, length, heads, -1).transpose(1, 2)
 
 
 def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tensor:

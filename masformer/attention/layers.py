@@ -154,11 +154,7 @@ class KeyLayer(CacheLayer):
         return storages_of((self.keys, self.values) if self.is_initialized else ())
 
     def next_place(self, most_padding: int) -> tuple[int, int, int | None] | None:
-        """Return the arguments of a `Place`; None where what is handed out must grow.
-
-        Args:
-            most_padding: Left-padding tokens of the row that has most.
-        """
+        """Return the arguments of a `Place`; None where what is handed out must grow."""
         return None
 
     def put(self, place: Place, new: tuple[Tensor, Tensor]) -> None:
@@ -435,11 +431,53 @@ class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
             held |= {index: change(states) for index, states in held.items() if states is not None}
 
 
-class AttentionAndStates(CacheLayer, LinearAttentionCacheLayerMixin):  # type: ignore[misc]
+class Several(CacheLayer):
+    """A layer made of others, its `members`, each of which does what it is asked for."""
+
+    members: tuple[CacheLayer | StateLayer, ...]
+
+    @property
+    def padding(self) -> Tensor | None:
+        return self.parts[0].padding
+
+    @padding.setter
+    def padding(self, padding: Tensor | None) -> None:
+        for part in self.parts:
+            part.padding = padding
+
+    @property
+    def storages(self) -> dict[int, int]:
+        return {address: held for member in self.members for address, held in member.storages.items()}
+
+    def row_bytes(self, row: int, copies: int = 1) -> int:
+        return sum(member.row_bytes(row, copies) for member in self.members)
+
+    def reset(self) -> None:
+        for member in self.members:
+            member.reset()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        for member in self.members:
+            member.crop(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        for member in self.members:
+            member.reorder_cache(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        for member in self.members:
+            member.batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        for member in self.members:
+            member.batch_repeat_interleave(repeats)
+
+
+class AttentionAndStates(Several, LinearAttentionCacheLayerMixin):  # type: ignore[misc]
     """A layer that has both: the keys of its attention, and the states of what works beside it."""
 
     def __init__(self, attention: CacheLayer, states: StateLayer) -> None:
-        self.attention, self.beside = attention, states
+        self.members = self.attention, self.beside = attention, states
         self.number_of_states = states.number_of_states
 
     def __getattr__(self, name: str) -> Any:
@@ -448,27 +486,12 @@ class AttentionAndStates(CacheLayer, LinearAttentionCacheLayerMixin):  # type: i
         return getattr(self.attention if hasattr(self.attention, name) else self.beside, name)
 
     @property
-    def padding(self) -> Tensor | None:
-        return self.attention.padding
-
-    @padding.setter
-    def padding(self, padding: Tensor | None) -> None:
-        self.attention.padding = padding
-
-    @property
     def seen(self) -> Seen | None:
         return self.attention.seen
 
     @seen.setter
     def seen(self, seen: Seen | None) -> None:
         self.attention.seen = seen
-
-    @property
-    def storages(self) -> dict[int, int]:
-        return self.attention.storages | self.beside.storages
-
-    def row_bytes(self, row: int, copies: int = 1) -> int:
-        return self.attention.row_bytes(row, copies) + self.beside.row_bytes(row, copies)
 
     def fork(self, max_tokens: int = 0) -> AttentionAndStates:
         return AttentionAndStates(self.attention.fork(max_tokens), self.beside.fork())
@@ -489,25 +512,6 @@ class AttentionAndStates(CacheLayer, LinearAttentionCacheLayerMixin):  # type: i
 
     def update_recurrent_state(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.beside.update_recurrent_state(*args, **kwargs)  # type: ignore[no-any-return]
-
-    def reset(self) -> None:
-        for part in (self.attention, self.beside):
-            part.reset()
-
-    def crop(self, tokens_to_remove: int) -> None:
-        self.attention.crop(tokens_to_remove)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        for part in (self.attention, self.beside):
-            part.reorder_cache(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        for part in (self.attention, self.beside):
-            part.batch_select_indices(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        for part in (self.attention, self.beside):
-            part.batch_repeat_interleave(repeats)
 
 
 def storages_of(tensors: Sequence[Tensor]) -> dict[int, int]:

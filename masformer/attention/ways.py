@@ -28,7 +28,6 @@ def way_of(query: Tensor, key: Tensor, span: LayerSpan, needs_grad: bool, run: C
 
     Args:
         key: (B, K, Tk, D).
-        needs_grad: Gradients are computed too.
         run: Computes the last queries, so many of them, in a way.
 
     Raises:

@@ -73,8 +73,6 @@ def check_encoder_decoder(config: PreTrainedConfig, reference: str, gguf_file: s
     """Raise `CheckpointError` for an encoder-decoder where decoders alone are taken, and for one of an unknown kind.
 
     Args:
-        config: Config of an encoder-decoder.
-        reference: Name of the model.
         gguf_file: File that holds it; None for safetensors.
         is_taken: The command takes encoder-decoders.
     """

@@ -258,12 +258,7 @@ def list_folder(folder: Path, name: str) -> Listing:
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
-    """Raise `CheckpointError` for a number that no library should be given, in a config or one within it.
-
-    Args:
-        config: Parsed JSON.
-        where: File, for errors.
-    """
+    """Raise `CheckpointError` for a number that no library should be given, in a config or one within it."""
     for part in _parts(config):
         for name, value in part.items():
             least, most = _SIZES.get(name, (-_MOST, _MOST))

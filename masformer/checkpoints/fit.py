@@ -36,13 +36,7 @@ def pin_attention(config: PreTrainedConfig) -> None:
 
 
 def check_all_used(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
-    """Raise `CheckpointError` for weights in the files that the model has no place for, harmless leftovers aside.
-
-    Args:
-        model: Loaded model.
-        unexpected: Names of those weights.
-        name: Name of the checkpoint.
-    """
+    """Raise `CheckpointError` for weights in the files that the model has no place for, harmless leftovers aside."""
     is_tied = bool(getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False))
     unused = sorted(
         key
@@ -62,9 +56,7 @@ def check_types(config: PreTrainedConfig, types: Mapping[str, str], name: str) -
     A library would convert it to weights, without the scales that belong to it.
 
     Args:
-        config: Config of the checkpoint.
         types: Type of each tensor, as safetensors names it.
-        name: Name of the checkpoint.
     """
     others = [key for key, kind in types.items() if kind not in _WEIGHT_TYPES and not LEFTOVERS.search(key)]
     if not others or getattr(config, "quantization_config", None) is not None or getattr(config, "auto_map", None):
@@ -85,7 +77,6 @@ def guard_embeddings(model: PreTrainedModel, check: Callable[[Sequence[int], str
     """Let the model refuse tokens that it has no embedding for; padding, which nothing sees, becomes token 0.
 
     Args:
-        model: Model whose tokenizer has such tokens.
         check: Raises the error, given tokens and the name of their text.
         pad: Token that pads texts.
     """
@@ -100,17 +91,14 @@ def guard_embeddings(model: PreTrainedModel, check: Callable[[Sequence[int], str
     model.get_input_embeddings().register_forward_pre_hook(before)
 
 
-def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
-    # NF4, as QLoRA has it (arXiv 2305.14314); transformers' default, FP4, is worse on weights.
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-def _eight_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(load_in_8bit=True)
-
-
 # Settings of `--quantize`: what each gives transformers, for a dtype of the computation.
-QUANTIZERS: dict[str, Callable[[torch.dtype], BitsAndBytesConfig]] = {"4bit": _four_bits, "8bit": _eight_bits}
+QUANTIZERS: dict[str, Callable[[torch.dtype], BitsAndBytesConfig]] = {
+    # NF4, as QLoRA has it (arXiv 2305.14314); transformers' default, FP4, is worse on weights.
+    "4bit": lambda dtype: BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    ),
+    "8bit": lambda _: BitsAndBytesConfig(load_in_8bit=True),
+}
 
 
 def describe_quantization(own: Any, quantize: str | None) -> str | None:
@@ -140,13 +128,7 @@ def unpacked_gguf(file: str) -> dict[str, Any]:
 
 
 def check_quantization(config: PreTrainedConfig, reference: str, quantize: str | None) -> None:
-    """Raise `CheckpointError` for weights that this machine has no means to unpack, or to quantize.
-
-    Args:
-        config: Config of the checkpoint.
-        reference: Name of the checkpoint.
-        quantize: Key of `QUANTIZERS`, or None.
-    """
+    """Raise `CheckpointError` for weights that this machine has no means to unpack, or to quantize."""
     own = getattr(config, "quantization_config", None)
     if own is not None and quantize is not None:
         raise CheckpointError(

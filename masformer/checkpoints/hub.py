@@ -46,7 +46,6 @@ def find_on_hub(hub_id: str, reference: str, asked: str | None, hint: str) -> tu
     """Return the commit of a revision, where to load it from (hub id or a folder of the cache), and its files.
 
     Args:
-        hub_id: Repository.
         reference: What the user calls it.
         asked: Revision; None is the main branch.
         hint: End of the error for a repository that is not there: what else to give.

@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from masformer.checkpoints.files import ADAPTER_CONFIG, TOKENIZERS, Listing
-from masformer.errors import CheckpointError, first_line
+from masformer.errors import CheckpointError, first_line, refusing
 from masformer.plans.spans import SpanPlan
 
 WEIGHTS = "adapter_model.safetensors"
@@ -123,12 +123,7 @@ class Adapter:
             raise CheckpointError(f"chat_template.jinja of {self.name} cannot be read: {first_line(error)}") from None
 
     def check(self, config: PreTrainedConfig, base: str, *, trust_remote_code: bool) -> int | None:
-        """Check names and shapes of its tensors against its base; loads no weights.
-
-        Args:
-            config: Config of the base.
-            base: Name of the base.
-            trust_remote_code: Run code that comes with the base.
+        """Check names and shapes of its tensors against a base, given by config and name; loads no weights.
 
         Returns:
             Rows that the base's embeddings have to get, or None where they stay.
@@ -137,24 +132,18 @@ class Adapter:
             CheckpointError: It is of another model, or damaged.
         """
         shapes = self._shapes()
-        try:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=trust_remote_code)
-                rows = self._rows(model, shapes, base)
-                if rows is not None:
-                    model.resize_token_embeddings(rows, mean_resizing=False)
-                self._attach(model, {name: torch.empty(shape) for name, shape in shapes.items()}, is_trial=True)
-        except CheckpointError:
-            raise
-        except Exception as error:  # peft and torch each have their own
-            raise CheckpointError(f"{self.name} does not fit its base '{base}': {_reason(error)}") from error
+        with refusing(CheckpointError, f"{self.name} does not fit its base '{base}':", _reason), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=trust_remote_code)
+            rows = self._rows(model, shapes, base)
+            if rows is not None:
+                model.resize_token_embeddings(rows, mean_resizing=False)
+            self._attach(model, {name: torch.empty(shape) for name, shape in shapes.items()}, is_trial=True)
         return rows
 
     def put_on(self, model: PreTrainedModel, rows: int, *, is_merged: bool) -> None:
         """Put the adapter on a loaded base, in place.
 
         Args:
-            model: The base.
             rows: Embeddings that it is to have.
             is_merged: Add it to the weights; else its layers stay beside those of the base.
 
@@ -169,12 +158,8 @@ class Adapter:
         if rows != model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(rows, mean_resizing=False)
         dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-        try:
+        with refusing(CheckpointError, f"{self.name} does not load:", _reason):
             attached = self._attach(model, load_file(self.listing.path(WEIGHTS)))
-        except CheckpointError:
-            raise
-        except Exception as error:  # peft, torch and safetensors each have their own
-            raise CheckpointError(f"{self.name} does not load: {_reason(error)}") from error
         if is_merged:
             _merge(model, attached, dtypes)
         model.requires_grad_(is_merged)  # as after loading; layers beside packed weights are not trained
@@ -267,7 +252,6 @@ def read_adapter(
 
     Args:
         reference: Folder or hub id.
-        listing: Its files.
         location: Folder or hub id that transformers loads from.
         revision: Commit on the hub; None for a folder.
         source: Its provenance.

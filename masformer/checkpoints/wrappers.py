@@ -63,7 +63,6 @@ def text_part(whole: PreTrainedConfig, reference: str) -> PreTrainedConfig:
 
     Args:
         whole: Config for which `is_whole` holds.
-        reference: What errors call the model.
 
     Raises:
         CheckpointError: The decoder is no model of its own, or the whole one cannot be built.
@@ -99,8 +98,6 @@ def load_text_part(
     """Return the decoder within a model, and what `output_loading_info` says of its weights.
 
     Args:
-        whole: Config of the model.
-        location: Folder or hub id.
         config: Config of the decoder, from `text_part`.
         options: Of `from_pretrained`.
 

@@ -27,7 +27,6 @@ class PlanCost:
     Attributes:
         flops: Operations of a pair, in all layers and heads of a span together, by span.
         values: Values that caches hold of a token that they keep, likewise.
-        config: Of the model.
     """
 
     def __init__(self, config: PreTrainedConfig, plan: SpanPlan) -> None:

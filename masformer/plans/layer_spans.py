@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from masformer.errors import OneLineError
@@ -273,14 +274,10 @@ class HeadSpans:
     @cached_property
     def groups(self) -> dict[LayerSpan, tuple[tuple[int, int], ...]]:
         """Return the heads of each span, as runs [first, stop) of heads that stand side by side."""
-        runs: dict[LayerSpan, list[tuple[int, int]]] = {}
+        heads: dict[LayerSpan, list[int]] = {}
         for head, span in enumerate(self.heads):
-            own = runs.setdefault(span, [])
-            if own and own[-1][1] == head:
-                own[-1] = (own[-1][0], head + 1)
-            else:
-                own.append((head, head + 1))
-        return {span: tuple(own) for span, own in runs.items()}
+            heads.setdefault(span, []).append(head)
+        return {span: tuple(stretches(own)) for span, own in heads.items()}
 
     def __str__(self) -> str:
         named = {span: [(head, None) for run in runs for head in range(*run)] for span, runs in self.groups.items()}
@@ -294,6 +291,19 @@ class HeadSpans:
 def layer_of_heads(heads: Sequence[LayerSpan]) -> LayerSpan | HeadSpans:
     """Return what a layer sees whose key/value heads see these: one `LayerSpan` where all see the same."""
     return heads[0] if len(set(heads)) == 1 else HeadSpans(tuple(heads))
+
+
+def stretches(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Return [first, stop) of each stretch of consecutive numbers."""
+    starts = [0, *(at for at, (a, b) in enumerate(pairwise(numbers), start=1) if b != a + 1), len(numbers)]
+    return [(numbers[a], numbers[b - 1] + 1) for a, b in pairwise(starts) if a < b]
+
+
+def resized(span: LayerSpan | HeadSpans, size: int) -> LayerSpan | HeadSpans:
+    """Return a window or a chunk of another size, without sinks and blocks before it; full attention as it is."""
+    if span.is_full:
+        return span
+    return LayerSpan(span=size) if isinstance(span, Window) else LayerSpan(block=size, previous=0)
 
 
 def ranges_of(items: Sequence[Item]) -> str:

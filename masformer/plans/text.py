@@ -49,43 +49,26 @@ def text_of(layers: Sequence[LayerSpan | HeadSpans]) -> str:
 
 def check_form(text: str) -> None:
     """Raise `PlanError` for a text that is a plan of no model; layers and heads of a model are not looked at."""
-    PlanParser(text, 0, None, None).check_form()
+    PlanParser(text, None, None, None).layers()
 
 
 class PlanParser:
-    """Reads one text form. Every error names the character at which it stopped."""
+    """Reads one text form. Every error names the character at which it stopped.
 
-    def __init__(self, text: str, num_layers: int, num_heads: int | None, without: Collection[int] | None) -> None:
+    Without the number of layers, only the form is checked, and there are no layers.
+    """
+
+    def __init__(
+        self, text: str, num_layers: int | None, num_heads: int | None, without: Collection[int] | None
+    ) -> None:
         self.text = text
-        self.num_layers = num_layers
+        self.is_form, self.num_layers = num_layers is None, num_layers or 0
         self.num_heads = num_heads
         self.without = without
-        self.attending = [layer for layer in range(num_layers) if layer not in (without or ())]
+        self.attending = [layer for layer in range(self.num_layers) if layer not in (without or ())]
 
     def fail(self, at: int, what: str) -> NoReturn:
         raise PlanError(f"plan '{self.text}', character {at + 1}: {what}")
-
-    def check_form(self) -> None:
-        """Raise `PlanError` for a text that is a plan of no model."""
-        clauses, named = self._clauses()
-        if not clauses and not named:
-            self.fail(0, _NO_LAYER)
-        for start, text in named:
-            self._parts(start + text.index("@") + 1, text[text.index("@") + 1 :].rstrip())
-        words = self._words(clauses[0]) if len(clauses) == 1 else []
-        if words and not self._begins_with_number(words):
-            at, head = words[0]
-            if head.startswith("full@"):
-                self._parts(at + 5, head[5:])
-            else:
-                self._placement_form(at, head)
-            if head == "full":
-                self._check_full(words)
-            self._numbers(words[1:])
-            return
-        for clause in clauses:
-            _, at, items = self._span_and_items(clause)
-            self._parts(at, items)
 
     def _check_full(self, words: Sequence[tuple[int, str]]) -> None:
         if len(words) > 1:
@@ -95,7 +78,7 @@ class PlanParser:
         clauses, named = self._clauses()
         if named:
             self._note_without(named)
-        if not self.attending or not clauses:
+        if not clauses or not (self.attending or self.is_form):
             self.fail(0, _NO_LAYER)
         if len(clauses) == 1:
             return self._placed(clauses[0])
@@ -138,7 +121,7 @@ class PlanParser:
         else:
             full = {cell for layer in self._placement(at, head) for cell in self._cells((layer, None))}
         every = [cell for layer in self.attending for cell in self._cells((layer, None))]
-        if len(full) == len(every):
+        if head == "full" or (every and len(full) == len(every)):
             self._check_full(words)
             return self._layers_of(dict.fromkeys(every, FULL))
         local = self._numbers(words[1:])
@@ -172,7 +155,16 @@ class PlanParser:
             return set(self.attending)
         if word == "local":
             return set()
-        name, n = self._placement_form(at, word)
+        name, colon, number = word.partition(":")
+        if name not in ("bottom", "middle", "top", "every"):
+            self.fail(
+                at, f"'{word}' is no placement; known: full, local, bottom:N, middle:N, top:N, every:N, full@LAYERS"
+            )
+        if not colon or not _NUMBER.fullmatch(number) or int(number) < 1:
+            self.fail(at + len(name) + len(colon), f"{name} needs a positive number, as in '{name}:8'")
+        n = int(number)
+        if self.is_form:
+            return set()
         if n > count:
             which = " with attention" if count < self.num_layers else ""
             self.fail(at + len(name) + 1, f"{n} layers asked for, the model has {count}{which}")
@@ -185,19 +177,6 @@ class PlanParser:
             "every": range(n - 1, count, n),
         }
         return {self.attending[place] for place in placed[name]}
-
-    def _placement_form(self, at: int, word: str) -> tuple[str, int]:
-        """Return name and number of a placement; 0 where it has none."""
-        if word in ("full", "local"):
-            return word, 0
-        name, colon, number = word.partition(":")
-        if name not in ("bottom", "middle", "top", "every"):
-            self.fail(
-                at, f"'{word}' is no placement; known: full, local, bottom:N, middle:N, top:N, every:N, full@LAYERS"
-            )
-        if not colon or not _NUMBER.fullmatch(number) or int(number) < 1:
-            self.fail(at + len(name) + len(colon), f"{name} needs a positive number, as in '{name}:8'")
-        return name, int(number)
 
     def _mixture(self, clauses: list[tuple[int, str]]) -> list[LayerSpan | HeadSpans]:
         """Clauses that each name their layers and together name every layer once."""
@@ -244,6 +223,8 @@ class PlanParser:
     def _items(self, at: int, text: str) -> list[Item]:
         items: list[Item] = []
         for start, part, first, last, head in self._parts(at, text):
+            if self.is_form:
+                continue
             if last >= self.num_layers:
                 self.fail(start, f"layer {last} does not exist, the model has layers 0 to {self.num_layers - 1}")
             attending = [layer for layer in range(first, last + 1) if layer in self.attending]
