@@ -50,7 +50,7 @@ class CheckpointError(OneLineError):
 class SpanError(OneLineError):
     """Attention, its cache or the hook met what it does not compute: a mistake of the caller, or of the probe."""
 
-    is_named = False  # says already which model met it
+    is_named = False  # whether the message names the model
 
     def of(self, config: PreTrainedConfig, *, is_of_caller: bool = False) -> SpanError:
         """Return the error with the name of the model that met it.

@@ -6,7 +6,7 @@ must change them, and decoding through the cache must equal one pass. On the con
 are joined to a padded batch must decode as each prompt alone does; so must spans of single heads before the first plan
 that has them. A model without a plan must compute in chunks and in a fork what it computes in one pass.
 
-`own` are everywhere the spans of the architecture.
+`own` always means the spans of the architecture.
 """
 
 from __future__ import annotations

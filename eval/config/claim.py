@@ -16,9 +16,8 @@ DIRECTIONS = ("as-good", "better")
 
 def length_or_name(value: Value) -> str:
     """Return what a claim is beside, where a number is a length."""
-    if (text := str(value)).isdecimal():
-        positive(text)
-    return text
+    text = str(value)
+    return str(positive(text)) if text.isdecimal() else text
 
 
 @dataclass(frozen=True, kw_only=True)

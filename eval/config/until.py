@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.config.checks import Value, positive
+from eval.config.checks import Value
+from eval.config.claim import length_or_name
 from eval.config.options import Group, Options
 from eval.errors import UserError
 from eval.scoring.claims import MARGIN
@@ -127,10 +128,8 @@ def _read(part: str, *, has_claim: bool) -> dict[str, Any]:
     if named := _CLAIM.fullmatch(part):
         if has_claim:
             raise ArgumentTypeError(f"'{part}' is a second comparison; one decides when a run stops")
-        sides = {name: named[name] for name in ("metric", "subject", "beside")}
-        for side in (sides["subject"], sides["beside"]):
-            if side.isdecimal():
-                positive(side)
+        sides = {"metric": named["metric"]}
+        sides |= {name: length_or_name(named[name]) for name in ("subject", "beside")}
         if named["differs"] and named["margin"]:
             raise ArgumentTypeError(f"'{part}' has a margin, which is of 'as good'; write '| as good, margin X' behind")
         return sides | ({"differs": True} if named["differs"] else {"margin": _margin(named["margin"])})

@@ -173,9 +173,9 @@ class PromptSource:
         return fingerprint(of_head, example.evidence)
 
     def reference_tokens(self, template: str, references: Sequence[str]) -> list[tuple[tuple[int, ...], int]]:
-        """Return of each reference the tokens that an answer has room for, end of turn included, and how many are cut.
+        """Return the tokens of each reference, cut to the room of an answer, and how many were cut.
 
-        They are read as an answer of the model.
+        They are read as an answer of the model, with the end of its turn.
         """
         answers = [self.builders[template].answer(text) for text in references]
         return [(answer[: self.room], max(len(answer) - self.room, 0)) for answer in answers]

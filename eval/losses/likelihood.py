@@ -133,7 +133,7 @@ def documents_of(
 
 
 def references_of(request: Request) -> list[tuple[tuple[int, ...], int]]:
-    """Return of each reference of a request what `PromptSource.reference_tokens` says."""
+    """Return the tokens of each reference of a request, cut to the room of an answer, and how many were cut."""
     return request.source.reference_tokens(request.key[1], request.example.references)
 
 

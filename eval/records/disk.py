@@ -24,7 +24,7 @@ from eval.errors import UserError
 from tasks.readers.kept import open_to_read, sync_folder
 
 # What neither room nor permission mends: a file where a folder should be, or a name that no disk takes.
-_NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT)
+_NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 # Greatest size of a JSON file that is read at once.
 MAX_BYTES = 2**30
 

@@ -45,7 +45,7 @@ from eval.records.disk import (
     read_json,
     write_whole,
 )
-from eval.records.journal import Journal, Line, line_of, open_journal, read_journal, read_lines
+from eval.records.journal import Journal, Line, fingerprint, line_of, open_journal, read_journal, read_lines
 from eval.records.schema import (
     DocumentRecord,
     ExampleRecord,
@@ -414,11 +414,13 @@ def own_plots(record: RunRecord | None) -> str:
 def comparison_page(first: Path, second: Path, suffix: str = "") -> Path:
     """Return the page that compares a run with a second one, in whose folder it is.
 
-    Its name says where the first lies as seen from beside the second, so that runs of one name have pages of their own.
+    Its name has that of the first; where that is in another folder also a digest of the way there, so that runs of one
+    name have pages of their own, and no folder is told.
     """
-    beside = Path(os.path.relpath(first.absolute(), second.absolute().parent)).as_posix()
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", re.sub(r"^(\.\./)+", "", beside))
-    return second / f"compare-{name}{suffix}.html"
+    beside = Path(os.path.relpath(first, second / ".."))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", beside.name.strip(".") or first.resolve().name)[:100]
+    digest = f"-{fingerprint(str(beside))[:6]}" if beside.name != str(beside) else ""
+    return second / f"compare-{name}{digest}{suffix}.html"
 
 
 def in_order(lines: Mapping[Key, Line], order: Sequence[Key]) -> list[Line]:

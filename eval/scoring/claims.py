@@ -244,7 +244,7 @@ def p_of_loss(pair: Pair, margin: float = MARGIN) -> float:
         return float(scipy.stats.norm.sf(_paired_score(wins, losses, len(gains), -most)))
     difference, error = estimated(row.columns, row.statistic)
     mean, spread = _with_collapse(-difference, error, row.num_documents, row.collapse)
-    # Documents that all lose exactly what the added one does have no spread.
+    # If every document loses exactly as much as the added one, the error is 0.
     if not spread:
         return 0.0 if mean < most else 1.0
     return float(scipy.stats.t.sf((most - mean) / spread, row.num_documents))

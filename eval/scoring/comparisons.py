@@ -170,7 +170,7 @@ def _as_they_are(result: PairedResult, value: ValueRecord | None) -> PairedResul
     if value is None:
         return result
     if value.better is None or math.inf in (-value.within[0], value.within[1]):
-        # A loss of what has no bound is guarded against by no document, and none is one where nothing is better.
+        # Without a bound no margin can be guaranteed, and without a better direction there is no loss.
         result = replace(result, non_inferior=False, claim_low=None)
     if value.better != "lower":
         return result

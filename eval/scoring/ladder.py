@@ -84,7 +84,7 @@ def ladder_lines(
         example = examples[task, name]
         # What a task names for some examples alone could not be compared with the others' oracle.
         evidence = None if task in without else example.evidence
-        # One that an unfinished run has not answered at its smallest length gains over nothing.
+        # An unfinished run may lack the answer at the smallest length: there is nothing to compare with then.
         is_cut = first.maxlen == smallest[task, template] and first.context_tokens_dropped
         for other in others if is_cut else ():
             before, after = by_key[first.key], by_key[other.key]

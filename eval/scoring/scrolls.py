@@ -156,9 +156,10 @@ def rank_scrolls(boards: Iterable[Board], runs: Mapping[str, RankedRun]) -> Scro
 
 
 def _system(row: BoardRow, run: RankedRun) -> str:
-    # The room for an answer belongs to the task, and so do the solved examples, but not how many there are.
-    num_shots = len((row.settings.get("shots") or {"ids": ()})["ids"])
-    settings = row.settings | {"max_new_tokens": None, "shots": num_shots}
+    # The room for an answer belongs to the task, and so do the solved examples, but not their number and seed.
+    shots = row.settings.get("shots")
+    drawn = shots and [len(shots["ids"]), shots.get("seed")]
+    settings = row.settings | {"max_new_tokens": None, "shots": drawn}
     return fingerprint(row.model, run.weights, row.plan, row.dtype, json.dumps(settings, sort_keys=True))
 
 

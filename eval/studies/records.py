@@ -50,7 +50,7 @@ def copy_records(folder: StudyFolder, parts: Sequence[Part], target: Path) -> No
     Raises:
         UserError: The disk refuses, or a file is broken.
     """
-    for name in _OF_STUDY:  # first: by these a folder of copies is known, also after a kill
+    for name in _OF_STUDY:  # first: `check_target` knows a folder of copies by study.json, also after a kill
         _copy(folder.path / name, target, folder.path)
     for part in parts:
         if folder.state(part) == DONE:
@@ -61,8 +61,9 @@ def copy_records(folder: StudyFolder, parts: Sequence[Part], target: Path) -> No
     for plots in ("plots", "gallery/plots"):
         pictures = {plot.name: plot for plot in sorted((folder.path / plots).glob("*.svg"))}
         with disk_errors(target):
-            for plot in (target / plots).glob("*.svg"):
-                if plot.name not in pictures:  # of a report before this one
+            # Of a report before this one; without one, those are left that the copy of an earlier study links to.
+            for plot in (target / plots).glob("*.svg") if (folder.path / "report.md").is_file() else ():
+                if plot.name not in pictures:
                     plot.unlink()
         for plot in pictures.values():
             _copy(plot, target / plots, folder.path)
@@ -84,7 +85,7 @@ def check_target(target: Path, study: Path) -> None:
         raise UserError(f"--records {target} is within the study's folder {study}; give one elsewhere")
     names = {one.name for one in target.iterdir()} if target.is_dir() else set()
     # A folder that commands work in has a lock, and a copy has none.
-    is_copy = names.isdisjoint((".lock", "run.json")) and not names.isdisjoint(_OF_STUDY)
+    is_copy = names.isdisjoint((".lock", "run.json")) and _OF_STUDY[0] in names
     if not is_copy and any(name in (".lock", "run.json") or not name.startswith(".") for name in names):
         raise UserError(f"--records {target} holds other files than copies of a study's; give another folder")
 

@@ -26,8 +26,8 @@ class HeadsLayer(Several):
 
     def __init__(self, span: HeadSpans, parts: Sequence[KeyLayer]) -> None:
         super().__init__()
-        self.span, self.members = span, tuple(parts)
-        self.parts = tuple(parts)
+        self.span = span
+        self.members = self.parts = tuple(parts)
         self.is_initialized = all(part.is_initialized for part in parts)
 
     @property

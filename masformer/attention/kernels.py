@@ -227,7 +227,7 @@ def _on_runs(query: Tensor, key: Tensor, value: Tensor, before: Runs, how: _How)
 def _ragged(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
     """Attend in each document of each row alone, or in the real tokens of each row; padding gets zeros."""
     batch, heads, length, _ = query.shape
-    num_keys, lengths = key.shape[2], mask.lengths or (0,) * batch
+    num_keys, lengths = key.shape[2], mask.lengths or ()
     kept: Tensor | None = None
     if mask.padding is not None and mask.offset:
         pieces, kept = kept_pieces(span, mask.offset, length, lengths, num_keys, key.device)
@@ -248,7 +248,7 @@ def _ragged(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: Sp
                 k, v = k[:, :, places], v[:, :, places]
             out = _attend(q[:, :, first : first + piece.num_queries], k, v, span, piece.position, how)
             parts.append(out[0].transpose(0, 1))
-    return torch.cat(parts).view(batch, length, heads, -1).transpose(1, 2)
+    return torch.cat(parts).view(batch, length, heads, value.shape[3]).transpose(1, 2)
 
 
 def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tensor:

@@ -425,6 +425,9 @@ def test_scores_and_rungs_follow_from_the_records(tmp_path: Path, answered: Any)
     (target / "plots").mkdir(parents=True)
     (target / "plots" / "rouge-9-of-a-former-report.svg").write_text("<svg/>")
     copy_records(folder, [folder.study.parts["full"]], target)
+    assert [*target.glob("plots/*")], "the report that links to it is there"
+    (folder.path / "report.md").write_text("# A report without pictures")
+    copy_records(folder, [], target)
     assert not [*target.glob("plots/*")], "pictures go with their report"
     scores = from_json(Scores, json.loads((target / "full/scores.json").read_text()), "scores.json")
     text = gzip.decompress((target / "full/example_scores.jsonl.gz").read_bytes()).decode()
