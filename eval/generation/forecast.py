@@ -74,11 +74,16 @@ def describe_plan(
 
 def _reference_cost(unit: DocumentPrompts, size: Size) -> int:
     """Return the operations of the references of each prompt, all of whose tokens are read at once."""
-    references = {example.id: example.references for example in unit.source.examples}
+    source, asked = unit.source, {(template, example_id) for _, template, example_id, _ in unit.sizes}
+    references = {example.id: example.references for example in source.examples}
+    lengths = {
+        (template, name): [len(kept) for kept, _ in source.reference_tokens(template, references[name])]
+        for template, name in asked
+    }
     return sum(
-        size.decode(num_prompt, len(kept))
-        for (_, template, example_id, _), (num_prompt, _, _) in unit.sizes.items()
-        for kept, _ in unit.source.reference_tokens(template, references[example_id])
+        size.decode(num_prompt, length)
+        for (_, template, name, _), (num_prompt, _, _) in unit.sizes.items()
+        for length in lengths[template, name]
     )
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from masformer.attention.layers import GROWTH_TOKENS, KeyLayer, Seen, storages_of
@@ -246,10 +245,13 @@ class JoinedLayer(KeyLayer):
 def _aligned(rows: Sequence[tuple[Tensor, Tensor]], room: int) -> list[Tensor]:
     """Return buffers of keys and values (B, K, longest + room, D) in which all rows (1, K, T, D) end side by side."""
     longest = max(keys.shape[2] for keys, _ in rows)
-    return [
-        torch.cat([F.pad(own, (0, 0, longest - own.shape[2], room)) for own in states])
-        for states in zip(*rows, strict=True)
-    ]
+    buffers = []
+    for states in zip(*rows, strict=True):
+        buffer = states[0].new_zeros((len(rows), states[0].shape[1], longest + room, states[0].shape[3]))
+        for row, own in enumerate(states):
+            buffer[row, :, longest - own.shape[2] : longest] = own[0]
+        buffers.append(buffer)
+    return buffers
 
 
 def _joined(layers: Sequence[FullLayer], longest: int, room: int) -> JoinedLayer:

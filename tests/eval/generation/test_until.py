@@ -139,6 +139,7 @@ def test_what_until_may_say(words: str, expected: Until) -> None:
         (f"{DIFFERS} | as good, margin 1", "margin 1 must be above 0 and below 1"),
         (f"{DIFFERS} | as good, margin 0", "margin 0 must be above 0"),
         ("rougeL: 80 differs from 80", "'80' stands beside itself"),
+        ("rougeL: 080 differs from 80", "'80' stands beside itself"),
         ("rougeL: a differs from b", "names two folders; one side is this run"),
         ("rougeL: 80 differs from 90", "about 90 tokens, which --maxlen does not have"),
         ("rougeL: this differs from 40", "'this' is a run of one length, and --maxlen has 2"),

@@ -235,6 +235,10 @@ def test_a_leaderboard_ranks_systems_by_it(
     assert leaderboard([str(tmp_path)]) == 0
     assert "missing: which folder counts for qmsum" in " ".join(capsys.readouterr().out.split())
     shutil.rmtree(tmp_path / "three")
+    write_seven(tmp_path / "three", ["qmsum"], shots=shots["three"] | {"seed": 1})
+    assert leaderboard([str(tmp_path)]) == 0
+    assert "which folder counts" not in capsys.readouterr().out, "another seed is another system"
+    shutil.rmtree(tmp_path / "three")
     (tmp_path / "two" / "scores.json").unlink()
     assert leaderboard([str(tmp_path)]) == 0
     assert "one: SCROLLS score, the mean of seven tasks: none; missing:" in " ".join(capsys.readouterr().out.split())
