@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from masformer.checkpoints.references import check_reference
-from masformer.errors import NumbersError, OneLineError
+from masformer.errors import OneLineError, user_message
 from masformer.plans.written import check_written
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         checkpoint_work.run(options)
 
     # All commands end in one way; like those of `eval`, what knows it is found by name.
-    status: int = import_module("tasks.command").run_command(run, OneLineError, NumbersError)
+    status: int = import_module("tasks.command").end_command(run, user_message)
     return status
 
 

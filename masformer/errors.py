@@ -72,15 +72,35 @@ class SpanError(OneLineError):
 def refusing(kind: type[OneLineError], what: str, reason: Callable[[Exception], str] | None = None) -> Iterator[None]:
     """Turn whatever a library raises, on a broken file or without a package, into one error of a kind.
 
-    It reads `what`, and then `reason` or the first line of what was raised. Errors of that kind, and about numbers,
-    pass as they are.
+    It reads `what`, and then `reason` or the first line of what was raised. Errors of that kind, about numbers, and
+    of memory that ran out pass as they are.
     """
     try:
         yield
     except (kind, NumbersError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise kind(f"{what} {(reason or first_line)(error)}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out."""
+    # By name, as this module is imported without torch; on a CPU and on some devices torch has no kind for it.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    said = ("can't allocate memory", "out of memory")
+    return named or (isinstance(error, RuntimeError) and any(text in str(error) for text in said))
+
+
+def user_message(error: BaseException) -> str | None:
+    """Return one line for an error that a user can mend; None for our own bugs."""
+    if isinstance(error, (OneLineError, NumbersError)):
+        return str(error)
+    if is_out_of_memory(error):
+        remedy = "take a smaller dtype, shorter or fewer prompts at once, or a device with more memory"
+        return f"memory ran out: {first_line(error)}; {remedy}"
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from masformer.attention.cache import SpanCache
 from masformer.attention.prefill import fixed_frequencies, prefill
 from masformer.checkpoints.open import max_positions
 from masformer.convert import apply_plan, native_plan
-from masformer.errors import OneLineError
+from masformer.errors import OneLineError, is_out_of_memory
 from masformer.hardware import device_name, dtype_name
 from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.spans import SpanPlan
@@ -113,7 +113,9 @@ def _measure(model: PreTrainedModel, plan: SpanPlan, own: SpanPlan, num_tokens: 
                 for side, (seconds, decoding, _held) in enumerate(turn):
                     prefills[side].append(seconds)
                     steps[side].append(1000 * statistics.median(decoding))
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise MeasureError(f"memory does not suffice to measure {num_tokens} tokens; give shorter ones") from error
     finally:
         apply_plan(model, plan)

@@ -15,10 +15,9 @@ from eval.errors import UserError
 from eval.generation.answer import Answer
 from eval.generation.decode import decode, rows_together, warm_up
 from eval.generation.prompt_tree import Node, PromptTree, TreeCaches
-from eval.runtime.memory import is_out_of_memory
 from eval.runtime.model import plan_of
 from masformer import SpanPlan
-from masformer.errors import NumbersError
+from masformer.errors import NumbersError, is_out_of_memory
 from masformer.plans.cost import attention_flops
 
 

@@ -32,12 +32,11 @@ from eval.generation.requests import Request, Requests
 from eval.losses.windows import losses_of
 from eval.records.journal import append_line
 from eval.records.schema import Key, MetricLine, MetricRecord, ReferenceLoss, ValueRecord
-from eval.runtime.memory import is_out_of_memory
 from eval.scoring.ladder import LIKELIHOOD, LIKELIHOOD_READS, NLL, likelihood_item
 from eval.scoring.metric_files import open_metric_file, open_pending, take_pending
 from masformer import fixed_frequencies
 from masformer.attention.prefill import fork
-from masformer.errors import NumbersError
+from masformer.errors import NumbersError, is_out_of_memory
 from masformer.loss import check_head
 
 REMEDY = "see the other rungs with --no-likelihood"

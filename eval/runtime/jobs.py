@@ -31,13 +31,11 @@ from eval.records.run_folder import RunFolder
 from eval.records.schema import ExampleRecord, Key
 from eval.runtime.processes import Process, is_first_here, rank_of
 from eval.runtime.provenance import describe_session, is_like, utc_now
+from masformer.errors import user_message as masformer_message
 from tasks import DataError, LoadedExamples
 from tasks.command import as_typed, end_command, named_path
 
 Record = TypeVar("Record")
-
-# Errors of masformer that a user can mend, with their modules.
-_ERRORS = {"OneLineError": "masformer.errors", "NumbersError": "masformer.errors"}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -121,11 +119,9 @@ def _speaks(error: BaseException) -> bool:
 
 def user_message(error: BaseException) -> str | None:
     """Return one line for an error that a user can mend; None for our own bugs."""
-    # What is not imported has raised nothing, and some of it takes seconds to import.
-    errors = [getattr(sys.modules[module], name) for name, module in _ERRORS.items() if module in sys.modules]
-    if isinstance(error, (UserError, DataError, *errors)):
+    if isinstance(error, (UserError, DataError)):
         return str(error)
-    return None
+    return masformer_message(error)
 
 
 def _remedy(again: str, argv: Sequence[str]) -> str:

@@ -101,8 +101,3 @@ def storage_bytes(cache: Cache) -> int:
         for states in ("conv_states", "recurrent_states"):
             held += getattr(layer, states, {}).values()
     return sum(states.untyped_storage().nbytes() for states in held if isinstance(states, torch.Tensor))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -277,6 +277,16 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "mas").exists()
 
 
+def test_memory_that_runs_out_is_said_as_that_wherever_it_does(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = type(AutoModelForCausalLM.from_pretrained(base).model.layers[0].mlp)
+    monkeypatch.setattr(kind, "forward", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
+    assert convert(base, tmp_path / "mas", "--measure", "64") == 2  # in the probe, which refuses what else fails
+    assert re.search(r"error: memory ran out: .*can't allocate memory.*; take .*\n", capsys.readouterr().err)
+    assert not (tmp_path / "mas").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

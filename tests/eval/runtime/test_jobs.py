@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from eval.errors import UserError
 from eval.runtime.jobs import command, run_command
@@ -21,6 +22,8 @@ from masformer.checkpoints.positions import PositionError
 from tasks import DataError
 
 ROOT = Path(__file__).parents[3]
+RAN_OUT = "error: memory ran out: "
+MORE = "; take a smaller dtype, shorter or fewer prompts at once, or a device with more memory\n"
 
 
 def failing(error: BaseException, *argv: str, again: str = "the same command") -> int:
@@ -41,6 +44,15 @@ def failing(error: BaseException, *argv: str, again: str = "the same command") -
         (ConversionError("no architecture"), "error: no architecture\n"),
         (CheckpointError("no weights"), "error: no weights\n"),
         (PositionError("no positions"), "error: no positions\n"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            f"{RAN_OUT}CUDA out of memory. Tried{MORE}",
+        ),
+        (
+            RuntimeError("CUDA error: out of memory\nCompile"),
+            f"{RAN_OUT}CUDA error: out of memory{MORE}",
+        ),
+        (MemoryError(), f"{RAN_OUT}MemoryError{MORE}"),
         (
             PermissionError(errno.EACCES, "Permission denied", "/x/run.json"),
             "error: /x/run.json: Permission denied; check the path and permissions\n",
