@@ -13,7 +13,7 @@ from eval.records.read_run import RunInputs, open_run, read_inputs
 from eval.records.schema import Comparison
 from eval.reporting.board_labels import shorten_plan
 from eval.reporting.charts import Chart, Layer, layer, panels_of, quantity, tooltip
-from eval.reporting.columns import ANSWERS, COMPARISON_LEGEND, Column, interval
+from eval.reporting.columns import ANSWERS, COMPARISON_LEGEND, Column, interval, outcome, scale_of
 from eval.reporting.finding import judged
 from eval.reporting.page import (
     PAGE_BYTES,
@@ -44,6 +44,7 @@ from eval.scoring.scored_run import ScoredRun
 Maxlens = tuple[int | None, int | None]
 
 _NUM_PANELS = 12  # settings that have a panel
+_NUM_OPEN = 2  # settings that are not settled and have a sentence each
 _COLUMNS = [*ANSWERS, Column(key="words", heading="words")]
 
 
@@ -130,10 +131,18 @@ def _headlines(content: RunComparison) -> list[Comparison]:
 
 
 def _found(content: RunComparison, names: tuple[str, str]) -> Iterator[str]:
-    """Yield what was found, a sentence a setting: by its headline, else by each metric that was asked for."""
+    """Yield what was found, a sentence a setting: by its headline, else by each metric that was asked for.
+
+    Those that are not settled have one together where they are more than `_NUM_OPEN`.
+    """
     rows = _headlines(content) or [row for row in [*content.comparisons, *content.further] if row.subset == "all"]
     templates = {one.template for row in rows for one in (row.first, row.second)}
+    unsettled = [row for row in rows if outcome(row) == "not settled"]
+    if len(unsettled) <= _NUM_OPEN:
+        unsettled = []
     for row in rows:
+        if row in unsettled:
+            continue
         sides = list(map(code, names))
         is_of_one_length = row.first.maxlen == row.second.maxlen
         for place, side in enumerate((row.first, row.second)):
@@ -144,6 +153,21 @@ def _found(content: RunComparison, names: tuple[str, str]) -> Iterator[str]:
                 sides[place] += f" under template {side.template}"
         task = f" on {row.task}" if len(content.profiles) > 1 else ""
         yield judged(row, f"{sides[1]}{task}", sides[0])
+    if unsettled:
+        yield _unsettled(unsettled, names, are_all=len(unsettled) == len(rows))
+
+
+def _unsettled(rows: Sequence[Comparison], names: tuple[str, str], *, are_all: bool) -> str:
+    """Return one sentence on settings that are not settled, with the least and greatest numbers of each metric."""
+    numbers: list[str] = []
+    for metric in dict.fromkeys(row.metric for row in rows):
+        of_metric = [(row, scale_of(row.value)) for row in rows if row.metric == metric]
+        found = sorted(scale * row.difference for row, scale in of_metric)
+        could = sorted(scale * row.detectable for row, scale in of_metric if row.detectable is not None)
+        shows = f", where {could[0]:.1f} to {could[-1]:.1f} would show" if could else ""
+        numbers.append(f"{metric_name(metric)} {found[0]:+.1f} to {found[-1]:+.1f}{shows}")
+    which = f"in all {len(rows)} settings" if are_all else f"in the other {len(rows)} settings"
+    return f"{code(names[1])} is not shown to be better or worse than {code(names[0])} {which}: {'; '.join(numbers)}."
 
 
 def _changed(

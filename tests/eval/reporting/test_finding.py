@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from eval.compare import main as compare
-from eval.records.schema import Compared, Estimate, ValueRecord
+from eval.records.schema import Compared, Estimate, ExampleRecord, ValueRecord
 from eval.reporting.columns import verdict
 from eval.reporting.finding import judged, numbers_of, what_was_shown
 from eval.reporting.finding_chart import describe_baselines
@@ -107,3 +108,22 @@ def test_what_a_page_of_two_runs_found_names_lengths_and_the_metric_that_was_ask
     assert lead.startswith('<p class="lead"><code>b</code> at 200 tokens is ')
     assert "<code>a</code> at 100 tokens" in lead
     assert ": R1 +" in lead
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_settings_that_are_not_settled_have_one_sentence_together(tmp_path: Path) -> None:
+    examples = [example_line(index) for index in range(6)]
+    documents = {f"doc-{index}": document(index, 20) for index in range(6)}
+    for name, worst in (("a", "doc-0"), ("b", "doc-5")):
+
+        def answer(one: ExampleRecord, _maxlen: int, worst: str = worst) -> str:
+            return one.references[0][: 20 if one.document_id == worst else 60]
+
+        write_run(tmp_path / name, answer, examples, documents)
+        assert score([str(tmp_path / name)]) == 0
+    page = tmp_path / "page.html"
+    assert compare([str(tmp_path / "a"), str(tmp_path / "b"), "--metric", "rouge1", "rougeL", "--html", str(page)]) == 0
+    (lead,) = [line for line in page.read_text().splitlines() if line.startswith('<p class="lead">')]
+    form = r"<code>b</code> is not shown to be better or worse than <code>a</code> in all 4 settings: "
+    form += r"R1 [-+]\d+\.\d to [-+]\d+\.\d, where \d+\.\d to \d+\.\d would show; RL [-+]\d+\.\d to [-+]\d+\.\d"
+    assert re.search(form, lead), lead
