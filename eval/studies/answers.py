@@ -97,7 +97,8 @@ def _score_rows(results: Mapping[str, Sequence[Result]]) -> Rows:
 
 
 def _beside(results: Sequence[Result]) -> Sequence[str]:
-    return _BESIDE if any(one.system in _BESIDE for one in results) else _BESIDE_0_1
+    found = {one.system for one in results}  # none of these for needles
+    return [name for name in _BESIDE if name in found] or [name for name in _BESIDE_0_1 if name in found]
 
 
 def _table(rows: Sequence[Row]) -> Rows:

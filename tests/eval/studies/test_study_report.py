@@ -272,6 +272,15 @@ def test_scores_are_compared_with_the_reference_at_each_length(tmp_path: Path) -
     assert list(content.charts) == ["rouge-2-a-title-plos-instruct"]
 
 
+def test_a_task_without_baselines_has_no_columns_of_dashes(tmp_path: Path) -> None:
+    file = answers(tmp_path / "a", 12) / "scores.json"
+    scores = json.loads(file.read_text())
+    scores["results"] = [one for one in scores["results"] if one["kind"] == "model"]
+    file.write_text(json.dumps(scores))
+    rows = table(write("rouge", {"needles": file.parent}, "needles"), "Scores: plos, template instruct")
+    assert list(rows[0])[-1] == "RLsum"
+
+
 def test_a_part_is_compared_between_its_shortest_and_longest_length(tmp_path: Path) -> None:
     def answer(example: ExampleRecord, maxlen: int) -> str:
         words = example.references[0].split()
