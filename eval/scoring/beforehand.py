@@ -57,11 +57,11 @@ def _names_of(first: ScoredRun, second: ScoredRun, maxlen: int | None) -> set[st
 def describe_claim(second: ScoredRun, asked: Asked, found: ClaimRecord | None) -> str:
     """Return where the claim that is asked for comes from, in a sentence."""
     metrics = " and ".join(map(metric_name, asked.metrics)) or "every metric"
-    margin = f", margin {100 * asked.margin:g}" if asked.direction == "as-good" else ""
+    margin = f", --margin {asked.margin:g}" if asked.direction == "as-good" else ""
     origin = provenance(None if found is None else found.recorded)
     other = second.record.claim
     if found is None and other is not None:
-        also = "" if other.margin is None else f", margin {100 * other.margin:g}"
+        also = "" if other.margin is None else f", --margin {other.margin:g}"
         at = "" if other.maxlen is None else f" at {other.maxlen:,}"
         origin += f"; recorded is another: {other.direction} beside {other.against}{at} in {other.metric}{also}"
     return f"Claim that B is {str(asked.direction).replace('-', ' ')} in {metrics}{margin}: {origin}."

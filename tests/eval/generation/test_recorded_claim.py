@@ -160,7 +160,7 @@ def test_a_comparison_is_the_claim_or_is_not(
     recorded = record_of(second)["claim"]["recorded"]
     asked = [first, second, "--claim", "as-good", "--metric", "rougeLsum", "--margin", "0.02"]
     text = compared(capsys, *asked)
-    assert f"Claim that B is as good in RLsum, margin 2: fixed beforehand (recorded {recorded})." in text
+    assert f"Claim that B is as good in RLsum, --margin 0.02: fixed beforehand (recorded {recorded})." in text
     assert f"a loss of the margin, fixed beforehand (recorded {recorded}), is ruled out" in text
     capsys.readouterr()
     assert compare([*map(str, asked), "--json"]) == 0
@@ -179,7 +179,7 @@ def test_a_comparison_is_the_claim_or_is_not(
         text = compared(capsys, *words)
         assert "fixed beforehand" not in text, what
         assert "as given to this command" in text, what
-    assert "recorded is another: as-good beside none in rougeLsum, margin 2" in text
+    assert "recorded is another: as-good beside none in rougeLsum, --margin 0.02" in text
     # Without a claim nothing is said to be fixed.
     assert "fixed beforehand" not in compared(capsys, *asked[:2], *asked[4:])
     # Another profile was chosen after looking.
