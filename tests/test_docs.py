@@ -351,16 +351,20 @@ def test_the_page_of_judges_has_all_keys_of_their_files() -> None:
     assert f"{rows}<!-- end of keys -->" in (ROOT / "docs/judge.md").read_text(encoding="utf-8")
 
 
+PAGES_OF_STUDIES = {"study.md": "context.yaml", "study-further.md": "context.yaml", "placement.md": "smollm2.yaml"}
+
+
 def test_parts_are_those_of_the_study() -> None:
-    named: set[str] = set()
-    for page, study in (("study.md", "context.yaml"), ("placement.md", "smollm2.yaml")):
+    named: dict[str, set[str]] = {}
+    for page, study in PAGES_OF_STUDIES.items():
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         paragraphs = re.findall(r"^Parts: (.+?)\n\n", text, re.MULTILINE | re.DOTALL)
         parts = {name for paragraph in paragraphs for name in re.findall(r"`(.+?)`", paragraph)}
-        named |= parts
+        named[study] = named.get(study, set()) | parts
         assert parts <= set(read_study(ROOT / "configs/study" / study).parts)
         assert len(text.split()) <= 2000
-    assert len(named) > 20
+    assert named["context.yaml"] == set(read_study(ROOT / "configs/study/context.yaml").parts)
+    assert len(named["smollm2.yaml"]) > 3
 
 
 @named

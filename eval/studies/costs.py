@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.records.journal import read_lines
@@ -35,9 +35,9 @@ _COST_LEGEND = (
     "measured."
 )
 _TRAINING_LEGEND = (
-    "Losses are nats a target token on the held-out documents; in brackets the gap to the reference at the same step. "
-    "A training logs one loss an evaluation, of one seed, so that gaps have no intervals: measure the checkpoints with "
-    "eval/perplexity.py for that."
+    "Losses are nats a target token on the held-out documents; in brackets the gap to the reference at the same step, "
+    "of the same documents. A training logs one loss an evaluation, of one seed, so that gaps have no intervals: "
+    "eval/perplexity.py measures the checkpoints with them."
 )
 
 
@@ -87,25 +87,31 @@ def write_training(draft: Draft) -> None:
     """Write held-out losses by step, their gaps to the reference, and seconds a step."""
     logs = {name: read_lines(Evaluation, folder / "evals.jsonl") for name, folder in draft.folders.items()}
     losses = {name: {one.step: one.loss for one in log} for name, log in logs.items()}
-    draft.table("Held-out loss by step", _loss_rows(losses, draft.reference))
+    held_out = {name: _held_out(draft.records[name]) for name in draft.folders}
+    apart = [name for name in draft.others if draft.reference and held_out[name] != held_out[draft.reference]]
+    draft.table("Held-out loss by step", _loss_rows(losses, draft.reference, apart))
     if any(losses.values()):
         label = draft.section.label
         named = {label(name): some for name, some in losses.items()}
-        draft.chart("loss", "Held-out loss by step", loss_chart(named, draft.reference and label(draft.reference)))
+        reference = draft.reference and label(draft.reference)
+        draft.chart("loss", "Held-out loss by step", loss_chart(named, reference, list(map(label, apart))))
     rows = [_training_row(draft, name, losses[name]) for name in draft.folders]
     draft.table("Trainings", [list(rows[0]), *(list(row.values()) for row in rows)])
-    for name in draft.others:
-        if draft.reference and _held_out(draft.records[name]) != _held_out(draft.records[draft.reference]):
-            draft.say(f"`{name}` holds out other documents than `{draft.reference}`: their losses do not compare.")
+    for name in apart:
+        draft.say(f"`{name}` holds out other documents than `{draft.reference}`: their losses do not compare.")
     draft.note_machines()
     draft.say(_TRAINING_LEGEND)
 
 
-def _loss_rows(losses: Mapping[str, Losses], reference: str | None) -> Rows:
+def _loss_rows(losses: Mapping[str, Losses], reference: str | None, apart: Sequence[str]) -> Rows:
+    """Return losses by step, with their gaps to the reference but for those `apart`, which are of other documents."""
     before = losses[reference] if reference else {}
     rows = [["step", *losses]]
     for step in sorted({step for some in losses.values() for step in some}):
-        cells = [_loss_cell(some.get(step), None if some is before else before.get(step)) for some in losses.values()]
+        alone = {reference, *apart}
+        cells = [
+            _loss_cell(some.get(step), None if name in alone else before.get(step)) for name, some in losses.items()
+        ]
         rows.append([f"{step:,}", *cells])
     return rows
 

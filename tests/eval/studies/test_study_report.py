@@ -463,9 +463,13 @@ def test_trainings_are_set_beside_the_reference_at_each_step(tmp_path: Path) -> 
     ]
     assert list(content.charts) == ["training-2-a-title-loss"]
     assert not any("holds out other documents" in block for block in content.blocks)
-    folders["other"] = trained(tmp_path / "c", {0: 1.0}, [1.0], held_out_documents={"plos": ["a", "c"]})
+    folders["other"] = trained(tmp_path / "c", {0: 1.0, 2: 0.5}, [1.0], held_out_documents={"plos": ["a", "c"]})
     content = write("training", folders, "full")
     assert "`other` holds out other documents than `full`: their losses do not compare." in content.blocks
+    first = table(content, "Held-out loss by step")[0]
+    assert (first["local"], first["other"]) == ("3.1250 (+0.1250)", "1.0000")
+    (chart,) = content.charts.values()
+    assert chart["title"]["text"] == ["Local: +0.1250 nats at step 0, -0.1250 at step 2"]
 
 
 def test_a_chart_names_its_parts_and_draws_the_intervals_that_are_known() -> None:
