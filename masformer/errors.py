@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -9,6 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+# As torch says it of CPUs, of mapped files, of Windows, of CUDA and of cuBLAS.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "alloc_failed",
+)
 # By dtype; bfloat16 has the range of float32.
 _REMEDIES = {
     "float16": "float16 ends at 65,504, and this model needs more: take --dtype bfloat16 or float32",
@@ -88,9 +97,11 @@ def refusing(kind: type[OneLineError], what: str, reason: Callable[[Exception], 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out."""
     # By name, as this module is imported without torch; on a CPU and on some devices torch has no kind for it.
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    said = ("can't allocate memory", "out of memory")
-    return named or (isinstance(error, RuntimeError) and any(text in str(error) for text in said))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
 
 
 def user_message(error: BaseException) -> str | None:
@@ -98,7 +109,7 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, (OneLineError, NumbersError)):
         return str(error)
     if is_out_of_memory(error):
-        remedy = "take a smaller dtype, shorter or fewer prompts at once, or a device with more memory"
+        remedy = "use a smaller dtype, shorter or fewer inputs at once, or a machine with more memory"
         return f"memory ran out: {first_line(error)}; {remedy}"
     return None
 

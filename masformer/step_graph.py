@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from masformer import tuning
 from masformer.attention.cache import SpanCache
 from masformer.attention.layers import Place
-from masformer.errors import SpanError
+from masformer.errors import SpanError, is_out_of_memory
 
 # Steps below which recording one costs more than replaying it saves.
 _LEAST_STEPS = 16
@@ -138,10 +138,11 @@ class StepGraph:
             ):
                 self.scores = self._pass()
             self.graph = graph
-        except torch.OutOfMemoryError:  # another batch may have room
-            self.num_steps = _LEAST_STEPS
-        except RuntimeError:
-            self._settle(is_equal=False)
+        except RuntimeError as error:
+            if is_out_of_memory(error):  # another batch may have room
+                self.num_steps = _LEAST_STEPS
+            else:
+                self._settle(is_equal=False)
         self.cache.counts = counts
 
     def _replay(self, graph: torch.cuda.CUDAGraph) -> Tensor:

@@ -13,7 +13,7 @@ from eval.records.read_run import RunInputs, open_run, read_inputs
 from eval.records.schema import Comparison
 from eval.reporting.board_labels import shorten_plan
 from eval.reporting.charts import Chart, Layer, layer, panels_of, quantity, tooltip
-from eval.reporting.columns import ANSWERS, COMPARISON_LEGEND, Column, interval, outcome, scale_of
+from eval.reporting.columns import ANSWERS, COMPARISON_LEGEND, Column, interval, outcome, scale_of, units_of
 from eval.reporting.finding import judged
 from eval.reporting.page import (
     PAGE_BYTES,
@@ -44,7 +44,7 @@ from eval.scoring.scored_run import ScoredRun
 Maxlens = tuple[int | None, int | None]
 
 _NUM_PANELS = 12  # settings that have a panel
-_NUM_OPEN = 2  # settings that are not settled and have a sentence each
+_NUM_UNSETTLED = 2  # comparisons that are not settled and have a sentence each
 _COLUMNS = [*ANSWERS, Column(key="words", heading="words")]
 
 
@@ -133,12 +133,13 @@ def _headlines(content: RunComparison) -> list[Comparison]:
 def _found(content: RunComparison, names: tuple[str, str]) -> Iterator[str]:
     """Yield what was found, a sentence a setting: by its headline, else by each metric that was asked for.
 
-    Those that are not settled have one together where they are more than `_NUM_OPEN`.
+    Those of one length that are not settled, though they could be, have one together where they are more than
+    `_NUM_UNSETTLED`.
     """
     rows = _headlines(content) or [row for row in [*content.comparisons, *content.further] if row.subset == "all"]
     templates = {one.template for row in rows for one in (row.first, row.second)}
-    unsettled = [row for row in rows if outcome(row) == "not settled"]
-    if len(unsettled) <= _NUM_OPEN:
+    unsettled = [row for row in rows if _is_unsettled(row)]
+    if len(unsettled) <= _NUM_UNSETTLED:
         unsettled = []
     for row in rows:
         if row in unsettled:
@@ -158,16 +159,29 @@ def _found(content: RunComparison, names: tuple[str, str]) -> Iterator[str]:
 
 
 def _unsettled(rows: Sequence[Comparison], names: tuple[str, str], *, are_all: bool) -> str:
-    """Return one sentence on settings that are not settled, with the least and greatest numbers of each metric."""
+    """Return one sentence on comparisons that are not settled, with the least and greatest numbers of each metric."""
     numbers: list[str] = []
     for metric in dict.fromkeys(row.metric for row in rows):
         of_metric = [(row, scale_of(row.value)) for row in rows if row.metric == metric]
-        found = sorted(scale * row.difference for row, scale in of_metric)
-        could = sorted(scale * row.detectable for row, scale in of_metric if row.detectable is not None)
-        shows = f", where {could[0]:.1f} to {could[-1]:.1f} would show" if could else ""
-        numbers.append(f"{metric_name(metric)} {found[0]:+.1f} to {found[-1]:+.1f}{shows}")
-    which = f"in all {len(rows)} settings" if are_all else f"in the other {len(rows)} settings"
-    return f"{code(names[1])} is not shown to be better or worse than {code(names[0])} {which}: {'; '.join(numbers)}."
+        found = _range([scale * row.difference for row, scale in of_metric], "+.1f")
+        could = _range([scale * row.detectable for row, scale in of_metric if row.detectable is not None], ".1f")
+        numbers.append(f"{metric_name(metric)} {found}{could and f', where {could} would show'}")
+    which = f"in all {len(rows)} comparisons" if are_all else f"in the other {len(rows)} comparisons"
+    counts = sorted({units_of(row)[0] for row in rows})
+    units = f"n = {_range(counts, 'd')} {units_of(rows[0])[1]}"
+    sides = f"{code(names[1])} is not shown to be better or worse than {code(names[0])}"
+    return f"{sides} {which}: {'; '.join(numbers)}; {units}."
+
+
+def _is_unsettled(row: Comparison) -> bool:
+    can_be = row.low is not None and row.needs_documents is None
+    return outcome(row) == "not settled" and can_be and row.first.maxlen == row.second.maxlen
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    """Return the least and the greatest value in a form of `format`, or one where they read alike."""
+    ends = [f"{end(values):{form}}" for end in (min, max)] if values else [""]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _changed(

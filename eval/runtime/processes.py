@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eval.errors import UserError
-from masformer.errors import first_line
+from masformer.errors import first_line, is_out_of_memory
 from masformer.hardware import device_name
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ def start_accelerated(threads: int | None, **options: Any) -> AcceleratedProcess
         accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_MEETING_TIMEOUT)], **options)
         torch.empty(0, device=accelerator.device)  # a device may be named that is not there
     except (ValueError, ImportError, RuntimeError, AssertionError) as error:  # the last is torch's, of devices
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"accelerate cannot start what the launch asks for: {first_line(error)[:300]}; check the file of "
             "`accelerate config`, and variables that begin with ACCELERATE_"

@@ -61,7 +61,7 @@ def describe_claim(second: ScoredRun, asked: Asked, found: ClaimRecord | None) -
     origin = provenance(None if found is None else found.recorded)
     other = second.record.claim
     if found is None and other is not None:
-        also = "" if other.margin is None else f", --margin {other.margin:g}"
+        also = "" if other.margin is None else f", --claim-margin {other.margin:g}"
         at = "" if other.maxlen is None else f" at {other.maxlen:,}"
         origin += f"; recorded is another: {other.direction} beside {other.against}{at} in {other.metric}{also}"
     return f"Claim that B is {str(asked.direction).replace('-', ' ')} in {metrics}{margin}: {origin}."

@@ -56,11 +56,11 @@ def strip_chart(points: Sequence[Point], title: str) -> Spec:
 
 
 def loss_chart(
-    losses: Mapping[str, Mapping[int, float]], reference: str | None = None, apart: Sequence[str] = ()
+    losses: Mapping[str, Mapping[int, float]], reference: str | None = None, incomparable: Sequence[str] = ()
 ) -> Spec:
     """Return held-out losses by step, a line a part, each named at its end.
 
-    The title has gaps to the reference, but for those `apart`, which are of other documents.
+    The title has gaps to the reference, but for those `incomparable`, which are of other documents.
     """
     lines = {name: some for name, some in losses.items() if some}
     rows = {
@@ -84,7 +84,7 @@ def loss_chart(
     of = lines.get(reference or "", {})
     for name, some in lines.items():
         both = sorted(some.keys() & of.keys())
-        if name not in (reference, *apart) and len(both) > 1:
+        if name not in (reference, *incomparable) and len(both) > 1:
             first, last = (some[step] - of[step] for step in (both[0], both[-1]))
             found.append(f"{name}: {first:+.4f} nats at step {both[0]:,}, {last:+.4f} at step {both[-1]:,}")
     title = _title(found, f"beside {reference}" if found else "")

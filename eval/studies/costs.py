@@ -36,8 +36,8 @@ _COST_LEGEND = (
 )
 _TRAINING_LEGEND = (
     "Losses are nats a target token on the held-out documents; in brackets the gap to the reference at the same step, "
-    "of the same documents. A training logs one loss an evaluation, of one seed, so that gaps have no intervals: "
-    "eval/perplexity.py measures the checkpoints with them."
+    "of the same documents. A training logs one loss an evaluation, of one seed, so that gaps have no intervals: for "
+    "these, measure the checkpoints with eval/perplexity.py."
 )
 
 
@@ -88,27 +88,27 @@ def write_training(draft: Draft) -> None:
     logs = {name: read_lines(Evaluation, folder / "evals.jsonl") for name, folder in draft.folders.items()}
     losses = {name: {one.step: one.loss for one in log} for name, log in logs.items()}
     held_out = {name: _held_out(draft.records[name]) for name in draft.folders}
-    apart = [name for name in draft.others if draft.reference and held_out[name] != held_out[draft.reference]]
-    draft.table("Held-out loss by step", _loss_rows(losses, draft.reference, apart))
+    incomparable = [name for name in draft.others if draft.reference and held_out[name] != held_out[draft.reference]]
+    draft.table("Held-out loss by step", _loss_rows(losses, draft.reference, incomparable))
     if any(losses.values()):
         label = draft.section.label
         named = {label(name): some for name, some in losses.items()}
         reference = draft.reference and label(draft.reference)
-        draft.chart("loss", "Held-out loss by step", loss_chart(named, reference, list(map(label, apart))))
+        draft.chart("loss", "Held-out loss by step", loss_chart(named, reference, list(map(label, incomparable))))
     rows = [_training_row(draft, name, losses[name]) for name in draft.folders]
     draft.table("Trainings", [list(rows[0]), *(list(row.values()) for row in rows)])
-    for name in apart:
+    for name in incomparable:
         draft.say(f"`{name}` holds out other documents than `{draft.reference}`: their losses do not compare.")
     draft.note_machines()
     draft.say(_TRAINING_LEGEND)
 
 
-def _loss_rows(losses: Mapping[str, Losses], reference: str | None, apart: Sequence[str]) -> Rows:
-    """Return losses by step, with their gaps to the reference but for those `apart`, which are of other documents."""
+def _loss_rows(losses: Mapping[str, Losses], reference: str | None, incomparable: Sequence[str]) -> Rows:
+    """Return losses by step, with gaps to the reference; those `incomparable` are of other documents and have none."""
     before = losses[reference] if reference else {}
+    alone = {reference, *incomparable}
     rows = [["step", *losses]]
     for step in sorted({step for some in losses.values() for step in some}):
-        alone = {reference, *apart}
         cells = [
             _loss_cell(some.get(step), None if name in alone else before.get(step)) for name, some in losses.items()
         ]

@@ -26,6 +26,7 @@ from eval.records.journal import append_line, read_lines
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Evaluation, TrainingStep
 from masformer.checkpoints.saving import follow_umask
+from masformer.errors import is_out_of_memory
 from tasks.readers.kept import sync_folder
 
 STATE = "state"
@@ -106,6 +107,8 @@ class TrainFolder:
         except (OSError, RuntimeError, SafetensorError) as error:
             # torch and safetensors have exceptions of their own for a full disk.
             shutil.rmtree(self.partial(step), ignore_errors=True)
+            if is_out_of_memory(error):
+                raise
             last = self.step_of("last")
             kept = "none was written before" if last is None else f"the one before, step {last}, is whole"
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

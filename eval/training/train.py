@@ -29,7 +29,7 @@ from eval.training.trainer import Trainer, learning_rate_at, make_optimizer
 from masformer import apply_plan, remove_plan
 from masformer.checkpoints.open import has_learned_positions, max_positions
 from masformer.checkpoints.positions import extend_table
-from masformer.errors import first_line
+from masformer.errors import first_line, is_out_of_memory
 from masformer.loss import DistilledLoss, NextTokenLoss, check_packing
 
 
@@ -71,6 +71,8 @@ def build_trainer(job: TrainingJob, process: AcceleratedProcess) -> tuple[Traine
                 load_state_file(random_states)  # accelerate goes on without one that it cannot read
             accelerator.load_state(str(state))
         except Exception as error:  # torch, safetensors and pickle each have their own
+            if is_out_of_memory(error):
+                raise
             raise UserError(
                 f"{state} cannot be read in full ({first_line(error)}); give --resume another checkpoints/step-*, or "
                 "begin anew with another --output"

@@ -51,7 +51,7 @@ from masformer.checkpoints.fit import (
 from masformer.checkpoints.places import Place, locate
 from masformer.checkpoints.references import SHORT_NAMES
 from masformer.checkpoints.wrappers import is_whole, load_text_part, other_parts, text_part
-from masformer.errors import CheckpointError, first_line, refusing
+from masformer.errors import CheckpointError, first_line, is_out_of_memory, refusing
 from masformer.model_type import read_config
 
 if TYPE_CHECKING:
@@ -160,6 +160,8 @@ class Checkpoint(Place):
         except CheckpointError as error:
             raise CheckpointError(f"'{self.name}': {error}") from error
         except Exception as error:  # whatever a broken file or a missing package makes transformers raise
+            if is_out_of_memory(error):
+                raise
             raise CheckpointError(f"the weights of '{self.name}' do not load: {first_line(error)}") from error
         if self.listing is not None and self.revision is not None:  # whose files were fetched for this
             check_types(config, self.listing.tensors(), self.name)

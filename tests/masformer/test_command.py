@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from masformer import SpanPlan, apply_plan, save_checkpoint, stored_plan
+from masformer import SpanPlan, apply_plan, measure, save_checkpoint, stored_plan
 from masformer.__main__ import COMMANDS, main
 from masformer.checkpoints import saving
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
@@ -277,14 +277,30 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "mas").exists()
 
 
+def no_memory(*_: object, **__: object) -> torch.Tensor:
+    return torch.empty(1 << 60, dtype=torch.uint8)
+
+
 def test_memory_that_runs_out_is_said_as_that_wherever_it_does(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kind = type(AutoModelForCausalLM.from_pretrained(base).model.layers[0].mlp)
-    monkeypatch.setattr(kind, "forward", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
-    assert convert(base, tmp_path / "mas", "--measure", "64") == 2  # in the probe, which refuses what else fails
-    assert re.search(r"error: memory ran out: .*can't allocate memory.*; take .*\n", capsys.readouterr().err)
-    assert not (tmp_path / "mas").exists()
+    mlp = type(AutoModelForCausalLM.from_pretrained(base).model.layers[0].mlp)
+    ran_out = r"error: memory ran out: .*can't allocate memory.*; use .*\n"
+    places = {
+        "while a model loads": (AutoModelForCausalLM, "from_pretrained", ran_out),
+        "while it is probed": (mlp, "forward", ran_out),
+        "while it is measured": (
+            measure,
+            "_one_turn",
+            "error: memory does not suffice to measure 64 tokens",
+        ),
+    }
+    for where, (owner, name, message) in places.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, no_memory)
+            assert convert(base, tmp_path / "mas", "--measure", "64") == 2, where
+        assert re.search(message, capsys.readouterr().err), where
+        assert not (tmp_path / "mas").exists()
 
 
 @pytest.mark.parametrize(

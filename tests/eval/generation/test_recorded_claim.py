@@ -179,7 +179,7 @@ def test_a_comparison_is_the_claim_or_is_not(
         text = compared(capsys, *words)
         assert "fixed beforehand" not in text, what
         assert "as given to this command" in text, what
-    assert "recorded is another: as-good beside none in rougeLsum, --margin 0.02" in text
+    assert "recorded is another: as-good beside none in rougeLsum, --claim-margin 0.02" in text
     # Without a claim nothing is said to be fixed.
     assert "fixed beforehand" not in compared(capsys, *asked[:2], *asked[4:])
     # Another profile was chosen after looking.

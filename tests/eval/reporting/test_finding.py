@@ -111,19 +111,33 @@ def test_what_a_page_of_two_runs_found_names_lengths_and_the_metric_that_was_ask
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_settings_that_are_not_settled_have_one_sentence_together(tmp_path: Path) -> None:
-    examples = [example_line(index) for index in range(6)]
-    documents = {f"doc-{index}": document(index, 20) for index in range(6)}
-    for name, worst in (("a", "doc-0"), ("b", "doc-5")):
+def test_comparisons_that_are_not_settled_have_one_sentence_together(tmp_path: Path) -> None:
+    examples = [example_line(index) for index in range(8)]
+    documents = {f"doc-{index}": document(index, 20) for index in range(8)}
+    for name, worst in (("a", "doc-0"), ("b", "doc-5"), ("c", "doc-5")):
 
-        def answer(one: ExampleRecord, _maxlen: int, worst: str = worst) -> str:
+        def answer(one: ExampleRecord, maxlen: int, name: str = name, worst: str = worst) -> str:
+            if (name, maxlen) == ("c", 200):
+                return one.references[0][:10]
             return one.references[0][: 20 if one.document_id == worst else 60]
 
         write_run(tmp_path / name, answer, examples, documents)
         assert score([str(tmp_path / name)]) == 0
-    page = tmp_path / "page.html"
-    assert compare([str(tmp_path / "a"), str(tmp_path / "b"), "--metric", "rouge1", "rougeL", "--html", str(page)]) == 0
-    (lead,) = [line for line in page.read_text().splitlines() if line.startswith('<p class="lead">')]
-    form = r"<code>b</code> is not shown to be better or worse than <code>a</code> in all 4 settings: "
-    form += r"R1 [-+]\d+\.\d to [-+]\d+\.\d, where \d+\.\d to \d+\.\d would show; RL [-+]\d+\.\d to [-+]\d+\.\d"
-    assert re.search(form, lead), lead
+
+    def leads(other: str) -> list[str]:
+        page = tmp_path / "page.html"
+        metrics = ["--metric", "rouge1", "rouge2", "rougeL"]
+        assert compare([str(tmp_path / "a"), str(tmp_path / other), *metrics, "--html", str(page)]) == 0
+        return [line for line in page.read_text().splitlines() if line.startswith('<p class="lead">')]
+
+    number = r"[-+]?\d+\.\d( to [-+]?\d+\.\d)?"
+    numbers = "; ".join(rf"{metric} {number}, where {number} would show" for metric in ("R1", "R2", "RL"))
+    form = (
+        "<code>{}</code> is not shown to be better or worse than <code>a</code> in {} comparisons: {}; n = 8 documents"
+    )
+    (lead,) = leads("b")
+    assert re.search(form.format("b", "all 6", numbers), lead), lead
+    *settled, lead = leads("c")
+    assert len(settled) == 3
+    assert all(" at 200 tokens is worse than " in one for one in settled)
+    assert re.search(form.format("c", "the other 3", numbers), lead), lead

@@ -23,7 +23,7 @@ from tasks import DataError
 
 ROOT = Path(__file__).parents[3]
 RAN_OUT = "error: memory ran out: "
-MORE = "; take a smaller dtype, shorter or fewer prompts at once, or a device with more memory\n"
+MORE = "; use a smaller dtype, shorter or fewer inputs at once, or a machine with more memory\n"
 
 
 def failing(error: BaseException, *argv: str, again: str = "the same command") -> int:
@@ -67,7 +67,9 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(
     assert capsys.readouterr() == ("", line)
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), OSError("no file name"), AssertionError()])
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyError("x"), OSError("no file name"), RuntimeError("sizes 3, 4"), AssertionError()]
+)
 def test_a_bug_of_ours_is_no_message_but_a_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(type(error)) as raised:
         failing(error)
