@@ -167,8 +167,7 @@ def _unsettled(rows: Sequence[Comparison], names: tuple[str, str], *, are_all: b
         could = _range([scale * row.detectable for row, scale in of_metric if row.detectable is not None], ".1f")
         numbers.append(f"{metric_name(metric)} {found}{could and f', where {could} would show'}")
     which = f"in all {len(rows)} comparisons" if are_all else f"in the other {len(rows)} comparisons"
-    counts = sorted({units_of(row)[0] for row in rows})
-    units = f"n = {_range(counts, 'd')} {units_of(rows[0])[1]}"
+    units = f"n = {_range([units_of(row)[0] for row in rows], 'd')} {units_of(rows[0])[1]}"
     sides = f"{code(names[1])} is not shown to be better or worse than {code(names[0])}"
     return f"{sides} {which}: {'; '.join(numbers)}; {units}."
 

@@ -26,7 +26,7 @@ from eval.records.journal import append_line, read_lines
 from eval.records.run_folder import RunFolder
 from eval.records.schema import Evaluation, TrainingStep
 from masformer.checkpoints.saving import follow_umask
-from masformer.errors import is_out_of_memory
+from masformer.errors import first_line, is_out_of_memory
 from tasks.readers.kept import sync_folder
 
 STATE = "state"
@@ -111,10 +111,9 @@ class TrainFolder:
                 raise
             last = self.step_of("last")
             kept = "none was written before" if last is None else f"the one before, step {last}, is whole"
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(
-                f"the checkpoint of step {step} cannot be written to {self.path}: {first}; {kept}; make room and run "
-                "the same command with --resume"
+                f"the checkpoint of step {step} cannot be written to {self.path}: {first_line(error)}; {kept}; make "
+                "room and run the same command with --resume"
             ) from error
 
     def end_checkpoint(self, step: int, *, is_best: bool) -> None:

@@ -37,6 +37,15 @@ def test_processes_that_each_believe_they_are_alone_are_refused(monkeypatch: pyt
         start_accelerated(None)
 
 
+def test_a_device_without_memory_is_no_mistake_in_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "empty", no_memory)
+    with pytest.raises(RuntimeError, match=r"^CUDA error: out of memory"):
+        start_accelerated(None)
+
+
 def test_one_process_where_accelerate_was_asked_for_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     simple = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}
     with pytest.raises(UserError, match="several processes were asked for and accelerate started one"):

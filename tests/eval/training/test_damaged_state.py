@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from eval.finetune import main
@@ -157,3 +158,19 @@ def test_a_held_out_example_without_a_number_is_named(
     anew = [*resume[:-3], "--output", str(tmp_path / "anew")]
     expect_error(anew, capsys, "the held-out loss is inf after step 0 (train-", ") in float32; ")
     assert not lines(tmp_path / "anew", "evals.jsonl") if (tmp_path / "anew" / "evals.jsonl").exists() else True
+
+
+def test_memory_that_runs_out_is_no_damage(
+    resume: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    anew = [*resume[:-2], str(tmp_path / "anew")]
+    for place, arguments in (("load_state", resume), ("save_state", anew)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Accelerator, place, no_memory)
+            expect_error(arguments, capsys, "memory ran out: CUDA out of memory")
+        AcceleratorState._reset_state(True)
+    assert not list((tmp_path / "anew" / "checkpoints").iterdir())
+    assert main(resume) == 0
