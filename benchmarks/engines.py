@@ -216,6 +216,8 @@ def _separately(arguments: argparse.Namespace, flags: Sequence[str], engine: str
     argv += ["--engine", engine, "--output", str(folder / f"{engine}-{len(list(folder.iterdir()))}"), "--no-texts"]
     if engine == "vllm" and arguments.engine_python:
         argv += ["--engine-python", str(arguments.engine_python)]
+    if engine == "vllm":  # by default it wants more than this process leaves of 24 GiB
+        argv += ["--engine-args", "--gpu-memory-utilization 0.8"]
     done = subprocess.run(
         [sys.executable, __file__, "--one", *argv], stdout=subprocess.PIPE, text=True, check=True, cwd=sys.path[0]
     )

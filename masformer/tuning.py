@@ -12,8 +12,8 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -30,7 +30,7 @@ _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # they hide instruction
 
 _settled: dict[tuple[str, str], str] = {}  # by machine and key
 _used: dict[str, str] = {}
-_measured: list[float] = []  # seconds that each measurement took
+_measured: list[float] = []  # seconds that count in no time
 
 
 def choose(topic: str, case: str, ways: Mapping[str, Callable[[], object]], *, seconds: float = 0.05) -> str:
@@ -47,21 +47,30 @@ def choose(topic: str, case: str, ways: Mapping[str, Callable[[], object]], *, s
     """
     key = f"{topic} {case}"
     named = named_way(topic, tuple(ways))
-    name = named or _settled.get((machine(), key)) or _read(choices_file()).get(machine(), {}).get(key)
+    name = named or _settled.get((machine(), key)) or _read(choices_file()).get(machine(), {}).get(_entry(key, ways))
     if name is None or name not in ways:
-        start = time.perf_counter()
-        name, is_sure = _fastest(ways, seconds)
-        _measured.append(time.perf_counter() - start)
-        name = _remember(key, name, ways) if is_sure else name
+        with uncounted():
+            name, is_sure = _fastest(ways, seconds)
+        name = _remember(_entry(key, ways), name, ways) if is_sure else name
     if named is None:
         _settled[machine(), key] = name
     _used[key] = name
     return name
 
 
+def _entry(key: str, ways: Collection[str]) -> str:
+    """Return what the file calls a choice: one among other ways is another choice."""
+    return f"{key}; of {', '.join(ways)}"
+
+
 def chosen() -> dict[str, str]:
     """Return the way that this process chose last for each topic and case, for a record."""
     return dict(sorted(_used.items()))
+
+
+def settled(key: str) -> str | None:
+    """Return the way that an earlier process took for a key that is not measured; None where none is known."""
+    return _settled.get((machine(), key))
 
 
 def note(case: str, name: str) -> None:
@@ -79,6 +88,16 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - sum(_measured)
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Let `now` stand still while something is done that a machine needs once."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        _measured.append(time.perf_counter() - start)
 
 
 def named_way(topic: str, ways: tuple[str, ...]) -> str | None:

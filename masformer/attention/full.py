@@ -25,6 +25,7 @@ from masformer.plans.layer_spans import LayerSpan, stretches
 
 if TYPE_CHECKING:
     from masformer.attention.cuda_joined import Packed
+    from masformer.attention.joined import Listed
 
 # Tokens of a row's own runs that are copied into its tail: cheaper than products of their own at each step.
 TAIL_TOKENS = 512
@@ -140,9 +141,11 @@ class JoinedLayer(KeyLayer):
     Attributes:
         hidden: (B, 1, 1, T), minus infinity where a row's tail has not begun, else 0; None when all begin at once.
         packed: The runs as a GPU reads them, once it has.
+        listed: The same for the CPU's kernel.
     """
 
     packed: Packed | None = None
+    listed: Listed | None = None
 
     def __init__(
         self,
@@ -222,14 +225,14 @@ class JoinedLayer(KeyLayer):
         for run in self.runs:
             rows = [row for row, source in enumerate(chosen) if run.first <= source < run.stop]
             runs += [replace(run, first=first, stop=stop) for first, stop in stretches(rows)]
-        self.runs, self.packed = tuple(runs), None
+        self.runs, self.packed, self.listed = tuple(runs), None, None
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
         if self.hidden is not None:
             self.hidden = self.hidden.repeat_interleave(repeats, dim=0)
         self.runs = tuple(replace(run, first=run.first * repeats, stop=run.stop * repeats) for run in self.runs)
-        self.packed = None
+        self.packed = self.listed = None
 
     def fork(self, max_tokens: int = 0) -> Self:
         raise SpanError("a joined cache cannot be forked")

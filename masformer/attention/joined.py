@@ -5,14 +5,17 @@ Shapes: B rows, H query heads, K key/value heads, T tokens, D head size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from masformer.attention import cuda
+from masformer.attention import avx512, cuda
 from masformer.attention.cuda_joined import attend_joined
 from masformer.attention.full import JoinedLayer
-from masformer.attention.parts import partial, with_sinks
+from masformer.attention.parts import Part, partial, with_sinks
 from masformer.attention.tiles import ScoreRule
+from masformer.attention.ways import is_avx512
 from masformer.plans.layer_spans import FULL
 
 
@@ -22,6 +25,9 @@ def joined_attention(
     """Return (B, H, Tq, D): each row attends to its runs, which are those of `joined`, and its tail (B, K, T, D)."""
     if scores.softcap is None and cuda.takes(query, value.shape[3], FULL):
         return attend_joined(query, key, value, joined, scores.scale, learned_sinks)
+    runs = [(run.keys, run.values) for run in joined.runs]
+    if joined.place is None and is_avx512(query, *runs, (key, value)):
+        return with_sinks(_attend_avx512(query, key, value, joined, scores), learned_sinks).to(value.dtype)
     _, heads, length, size = query.shape
     hidden = joined.hidden_of(key)
     out, lse = partial(query, key, value, causal=True, scale=scores.scale, hidden=hidden, softcap=scores.softcap)
@@ -45,3 +51,51 @@ def joined_attention(
             )
         out, lse = (parts * totals.softmax(dim=0).unsqueeze(-1)).sum(dim=0), totals.logsumexp(dim=0)
     return with_sinks((out, lse), learned_sinks).to(value.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """What the steps of a batch give the kernel for AVX-512 besides the tails.
+
+    Attributes:
+        runs: Each in one piece.
+        begin: (B, 1) where each row's tail begins; None is at 0.
+        bounds: (B, 1, 2) what one token a row sees of the tails; None is all.
+    """
+
+    runs: tuple[avx512.Keys, ...]
+    begin: Tensor | None
+    bounds: Tensor | None
+
+
+def _listed(joined: JoinedLayer) -> Listed:
+    """Return what the steps of a batch read, made at its first step and kept until its rows change."""
+    if joined.listed is None:
+        runs, begin, bounds = [], None, None
+        for run in joined.runs:
+            states = (_in_one_piece(states) for states in (run.keys, run.values))
+            runs.append(avx512.Keys(*states, rows=(run.first, run.stop)))
+        if joined.hidden is not None:
+            begin = (joined.hidden[:, 0, 0] != 0).sum(dim=-1, dtype=torch.int32)[:, None]
+            bounds = torch.stack([begin, torch.full_like(begin, torch.iinfo(torch.int32).max)], dim=-1)
+        joined.listed = Listed(runs=tuple(runs), begin=begin, bounds=bounds)
+    return joined.listed
+
+
+def _in_one_piece(states: Tensor) -> Tensor:
+    """Return (1, K, P T, D) of the P pieces (P, K, T, D) of a run, which lie one after another."""
+    pieces, heads, length, size = states.shape
+    return states.as_strided((1, heads, pieces * length, size), (0, *states.stride()[1:]))
+
+
+def _attend_avx512(query: Tensor, key: Tensor, value: Tensor, joined: JoinedLayer, scores: ScoreRule) -> Part:
+    """Attend from (B, H, Tq, D) queries to the runs of their rows, and to tails (B, K, T, D)."""
+    listed, length = _listed(joined), query.shape[2]
+    bounds = listed.bounds
+    if length > 1:
+        bounds = avx512.causal_bounds(length, key.shape[2])
+        if listed.begin is not None:
+            low = listed.begin.expand(-1, length)
+            bounds = torch.stack([low, bounds[..., 1].expand_as(low)], dim=-1)
+    keys = (*listed.runs, avx512.Keys(key, value, bounds))
+    return avx512.attend(query, keys, scale=scores.scale, softcap=scores.softcap)

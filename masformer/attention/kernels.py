@@ -24,16 +24,16 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from masformer.attention import cuda
+from masformer.attention import avx512, cuda
 from masformer.attention.calls import kept_pieces, pieces_of
 from masformer.attention.flex import flex_attention
 from masformer.attention.heads import attend_by_head
 from masformer.attention.joined import joined_attention
 from masformer.attention.layers import Seen
-from masformer.attention.parts import attend
+from masformer.attention.parts import attend, with_sinks
 from masformer.attention.tiles import TILED, ScoreRule, tile_attention
 from masformer.attention.visibility import SpanMask, num_cached, span_mask, visible_keys
-from masformer.attention.ways import TILES, way_of
+from masformer.attention.ways import AVX512, TILES, TORCH, VIEWS, causal_way, is_avx512, window_way
 from masformer.errors import SpanError
 from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
 from masformer.plans.shapes import layers_with_states
@@ -203,8 +203,11 @@ def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpa
         )
     if mask.offset and query.shape[2] <= _FEW_QUERIES and span.num_causal is not None and not how.dropout:
         return _decode(query, (*before, (key, value)), mask.hidden(span, query), how)
-    if before and span.is_full and mask.padding is None and _is_fused(query, value, how):
-        return _on_runs(query, key, value, before, how)
+    if before and span.is_full and mask.padding is None:
+        if (out := _by_avx512(query, key, value, span, mask.offset, how, before)) is not None:
+            return out
+        if _is_fused(query, value, how):
+            return _on_runs(query, key, value, before, how)
     if before:
         key, value = (torch.cat(runs, dim=2) for runs in zip(*before, (key, value), strict=True))
     if is_ragged:
@@ -222,6 +225,32 @@ def _on_runs(query: Tensor, key: Tensor, value: Tensor, before: Runs, how: _How)
     """Attend to all earlier positions, of which the last are those of (B, K, Tk, D) keys."""
     runs = [*((*run, {}) for run in before), (key, value, {"causal": True})]
     return attend(query, runs, how.learned_sinks, scale=how.scores.scale)
+
+
+def _by_avx512(
+    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How, before: Runs = ()
+) -> Tensor | None:
+    """Attend by the kernel for AVX-512; None where it cannot be, or where torch's is faster. Keys are as in `_attend`."""
+    if how.dropout or not isinstance(span, avx512.SPANS) or not is_avx512(query, *before, (key, value)):
+        return None
+
+    def run(way: str, count: int) -> Tensor:
+        asked, first = query[:, :, -count:], offset + query.shape[2] - count
+        if way == TORCH:
+            return _on_runs(asked, key, value, before, how)
+        runs = [avx512.Keys(*run) for run in before]
+        at = first - sum(keys.shape[2] for keys, _ in before)
+        for keys, bounds in avx512.bounds_of(span, at, count, key.shape[2]):
+            runs.append(avx512.Keys(key[:, :, keys], value[:, :, keys], bounds))
+        return _finished(avx512.attend(asked, runs, scale=how.scores.scale, softcap=how.scores.softcap), how, query)
+
+    if span.is_full and _is_fused(query, value, how) and causal_way(query, key, run) == TORCH:
+        return None
+    return run(AVX512, query.shape[2])
+
+
+def _finished(part: tuple[Tensor, Tensor], how: _How, query: Tensor) -> Tensor:
+    return with_sinks(part, how.learned_sinks).to(query.dtype)
 
 
 def _ragged(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: SpanMask, how: _How) -> Tensor:
@@ -254,6 +283,9 @@ def _ragged(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: Sp
 def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tensor:
     """Attend from a few tokens a row to what the cache kept, of which (B or 1, 1, Tq, Tk) may be hidden."""
     scores, learned = how.scores, how.learned_sinks
+    if hidden is None and not how.dropout and is_avx512(query, *runs):
+        given = [avx512.Keys(*run) for run in runs]
+        return _finished(avx512.attend(query, given, scale=scores.scale, softcap=scores.softcap), how, query)
     key, value = runs[0]
     if len(runs) == 1 and scores.softcap is None and learned is None:
         # The query heads of one key/value head become the rows of one product, and keys need no repeating.
@@ -288,14 +320,16 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
         return _masked(query, key, value, span, offset, how)
     if kernel == "flex":
         return flex_attention(query, key, value, span, offset, scores, learned)
-    if scores.softcap is not None or learned is not None:
-        return tile_attention(query, key, value, span, offset, 0, scores, learned)
     # The first queries see everything before them; all keys up to them are there.
     skip = max((span.num_causal or 0) - offset, 0)
-    is_measured = isinstance(span, Window) and _is_fused(query, value, how)
-    way = _fastest(query, key, value, span, offset, skip, scores) if is_measured else TILES
+    is_measured = isinstance(span, Window) and learned is None and _is_fused(query, value, how)
+    way = _fastest(query, key, value, span, offset, skip, how) if is_measured else AVX512
+    if way == AVX512 and (out := _by_avx512(query, key, value, span, offset, how)) is not None:
+        return out
+    if scores.softcap is not None or learned is not None:
+        return tile_attention(query, key, value, span, offset, 0, scores, learned)
     causal = query[:, :, :skip], key[:, :, : offset + skip], value[:, :, : offset + skip]
-    if way != TILES:
+    if way in VIEWS:
         rest = _views(query[:, :, skip:], key, value, span, int(way), scores.scale)
         parts = [_causal(*causal, offset, how), rest] if skip else [rest]
         return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
@@ -305,23 +339,23 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
     return out
 
 
-def _fastest(
-    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, skip: int, scores: ScoreRule
-) -> str:
+def _fastest(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, skip: int, how: _How) -> str:
     """Return the way to take for the queries from `skip` on, with their gradients where these are asked for."""
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
 
     def run(way: str, count: int) -> None:
         first = query.shape[2] - count
         q, k, v = (x.detach().requires_grad_(needs_grad) for x in (query[:, :, first:], key, value))
-        if way == TILES:
-            out = tile_attention(q, k, v, span, offset + first, 0, scores)
+        if way == AVX512:
+            _by_avx512(q, k, v, span, offset + first, how)
+        elif way == TILES:
+            out = tile_attention(q, k, v, span, offset + first, 0, how.scores)
         else:
-            out = _views(q, k, v, span, int(way), scores.scale)
+            out = _views(q, k, v, span, int(way), how.scores.scale)
         if needs_grad:
             torch.autograd.grad(out.sum(), (q, k, v))
 
-    return way_of(query[:, :, skip:], key, span, needs_grad, run)
+    return window_way(query[:, :, skip:], key, value, span, needs_grad, run)
 
 
 def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, rows: int, scale: float) -> Tensor:
@@ -333,6 +367,8 @@ def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, rows: int
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -> Tensor:
     """Attend to all earlier positions."""
+    if (out := _by_avx512(query, key, value, FULL, offset, how)) is not None:
+        return out
     if not offset:
         scale, size = how.scores.scale, max(query.shape[3], value.shape[3])
         # Of one size, else torch computes all scores at once.

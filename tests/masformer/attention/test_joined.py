@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from masformer import HeadSpans, LayerSpan, SpanCache, SpanPlan, apply_plan, prefill
+from masformer.attention import avx512
 from masformer.attention import cache as cache_module
 from masformer.attention import full as full_module
 from masformer.attention import parts as parts_module
@@ -24,6 +25,16 @@ WINDOWS = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(span=9)))
 BLOCKS = SpanPlan((FULL, LayerSpan(block=8, previous=1, sinks=2), FULL))
 PLANS = {"windows": WINDOWS, "blocks": BLOCKS}
 JOINABLE = [kind for kind in SUPPORTED if can_join(tiny_model(kind).config)]
+
+
+@pytest.fixture(autouse=True, params=["torch", "avx512"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By torch, and by the compiled kernel where the machine has it."""
+    if request.param == "avx512":
+        if not avx512.is_ready(torch.float32):
+            pytest.skip(f"no kernel: {avx512.why_not()}")
+        monkeypatch.setenv("MASFORMER_WAYS", "attention=avx512 window=avx512")
+    return str(request.param)
 
 
 def tokens(seed: int, count: int) -> list[int]:

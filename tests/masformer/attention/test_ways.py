@@ -27,8 +27,8 @@ WINDOW = LayerSpan(span=20, sinks=4)
 
 @pytest.fixture(autouse=True)
 def no_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder without choices, and a process that has made none."""
-    monkeypatch.delenv("MASFORMER_WAYS")
+    """A folder without choices, and a process that has made none and leaves the kernel for AVX-512 out."""
+    monkeypatch.setenv("MASFORMER_WAYS", "attention=torch")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tuning, "_settled", {})
     monkeypatch.setattr(tuning, "_used", {})
@@ -45,7 +45,7 @@ def choose(fastest: str, monkeypatch: pytest.MonkeyPatch, num_queries: int = 200
         clock[0] += 1.0 if way == fastest else 2.0
 
     query, key = torch.empty(1, 4, num_queries, 8), torch.empty(1, 2, num_queries, 8)
-    return ways.way_of(query, key, WINDOW, False, run), ran
+    return ways.window_way(query, key, key, WINDOW, False, run), ran
 
 
 def test_the_fastest_way_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,11 +61,11 @@ def test_few_queries_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_named_way_is_taken_for_any_number_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASFORMER_WAYS", "window=128")
+    monkeypatch.setenv("MASFORMER_WAYS", "attention=torch window=128")
     assert choose("tiles", monkeypatch) == ("128", [])
     assert choose("tiles", monkeypatch, num_queries=2) == ("128", [])
-    monkeypatch.setenv("MASFORMER_WAYS", "window=48")
-    with pytest.raises(OneLineError, match="MASFORMER_WAYS names '48' for window; known: tiles, 32, 64, 128"):
+    monkeypatch.setenv("MASFORMER_WAYS", "attention=torch window=48")
+    with pytest.raises(OneLineError, match="MASFORMER_WAYS names '48' for window; known: tiles, 32, 64, 128, avx512"):
         choose("tiles", monkeypatch)
 
 
@@ -95,7 +95,7 @@ def test_a_long_window_is_measured_where_it_is_computed(monkeypatch: pytest.Monk
 
 @torch.no_grad()
 def test_views_copy_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASFORMER_WAYS", "window=64")
+    monkeypatch.setenv("MASFORMER_WAYS", "attention=torch window=64")
     query, key = torch.randn(2, 2, 4096, 8), torch.randn(2, 1, 4096, 8)
     with Largest() as largest:
         span_attention(query, key, key, LayerSpan(span=512, sinks=4))
@@ -110,7 +110,7 @@ def test_views_and_their_gradients_equal_the_definition(case: Case, window: Laye
     states = random_states(case).with_grad()
     expected = defined(case, states)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "way_of", lambda *_: rows)
+        patch.setattr(kernels, "window_way", lambda *_: rows)
         out = attend(case, states)
     assert_close(out, expected, 1e-10)
     for ours, right in zip(gradients(out, states), gradients(expected, states), strict=True):

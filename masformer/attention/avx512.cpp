@@ -1,0 +1,675 @@
+// Attention of queries to runs of keys on CPUs with AVX-512, for masformer/attention/avx512.py, which compiles it.
+//
+// Many queries of a key head lie in lanes: a vector holds the scores of 16 of them with one key, so that the maximum,
+// the exponentials and their sum need nothing across lanes, and keys are read as they lie in memory, one number (of
+// bfloat16 a pair) for all lanes at once. Up to four queries lie as in memory, and vectors hold the numbers of a head.
+// Scores of BLOCK keys exist at a time; the rule of their sums is that of FlashAttention, arXiv 2205.14135, algorithm 1.
+//
+// Two ways to share the work among threads. Many queries: a thread takes a stretch of queries with all their runs. Few
+// queries: a thread takes a piece of a run with all queries that read it, and what the pieces made is merged, as in
+// Flash-Decoding and Hydragen (arXiv 2402.05099, section 3.1).
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+extern "C" {
+
+// Keys and values of some positions, and the rows of the batch that read them. Strides are in numbers, those of a row
+// 0 where all rows read the same; the numbers of a position stand side by side. Of `bounds`, query t of row b reads two
+// numbers at b * bounds_row + 2 * t: the first key that it sees, and the one after the last. No bounds: all keys.
+struct Run {
+    const void *key, *value;
+    int64_t key_row, key_head, key_token, value_row, value_head, value_token;
+    int64_t num_keys, first_row, stop_row;
+    const int32_t* bounds;
+    int64_t bounds_row;
+};
+
+// Shapes: queries and outputs (rows, heads, length, size); lse (rows, heads, length), natural logarithms. A softcap of
+// 0 is none.
+struct Problem {
+    const void* query;
+    void* out;
+    float* lse;
+    int64_t query_row, query_head, query_token, out_row, out_head, out_token;
+    int64_t rows, heads, key_heads, length, size, value_size;
+    float scale, softcap;
+    int32_t threads, num_runs;
+    const Run* runs;
+};
+}
+
+namespace {
+
+constexpr int LANES = 16;                      // numbers of a vector
+constexpr int BLOCK = 64;                      // keys whose scores exist at a time
+constexpr int STEP = 8;                        // keys, or numbers of a value, whose sums are held in registers
+constexpr int MOST = 2 * LANES, SETS = 8;      // queries of a set, and sets that a thread takes together
+constexpr int STRETCH = SETS * MOST;
+constexpr int FEW = 4;                         // queries that do not lie in lanes
+constexpr int PIECE = 512;                     // keys that a thread takes where queries are few
+constexpr float NEVER = -1e30f;                // the maximum before any score
+constexpr float SLACK = 8.0f;                  // powers of two that it may grow by before sums are scaled again
+constexpr float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
+
+using vec = __m512;
+using bf16 = uint16_t;
+
+inline vec all(float x) { return _mm512_set1_ps(x); }
+inline vec load(const float* at) { return _mm512_loadu_ps(at); }
+inline void store(float* at, vec x) { _mm512_storeu_ps(at, x); }
+
+inline void narrow(float x, float* to) { *to = x; }
+inline void narrow(float x, bf16* to) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    *to = std::isnan(x) ? 0x7fc0 : bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// 2 to the power of x, within 3e-7 of it; 0 where x is far below -126.
+inline vec exp2_of(vec x) {
+    x = _mm512_max_ps(all(-200.0f), x);  // in this order NaN stays
+    vec whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    vec rest = _mm512_sub_ps(x, whole);
+    vec sum = all(1.5403530e-4f);  // ln(2)^n / n!
+    for (float factor : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
+        sum = _mm512_fmadd_ps(sum, rest, all(factor));
+    return _mm512_scalef_ps(sum, whole);
+}
+
+// softcap * tanh(x / softcap) of scores x, both in powers of two.
+inline vec capped(vec x, float softcap) {
+    vec grown = exp2_of(_mm512_min_ps(all(120.0f), _mm512_mul_ps(x, all(2 / softcap))));  // exp(2 y); tanh(y) is
+    vec less = _mm512_div_ps(all(2.0f), _mm512_add_ps(grown, all(1.0f)));                 // 1 - 2 / (exp(2 y) + 1)
+    return _mm512_mul_ps(all(softcap * LOG2_E), _mm512_sub_ps(all(1.0f), less));
+}
+
+// What the dtypes differ in. A group is what one lane multiplies at once: a number, or a pair of bfloat16.
+template <typename T>
+struct Numbers;
+
+template <>
+struct Numbers<float> {
+    static constexpr int GROUP = 1, EACH = 16;
+    using group = float;
+    static vec everywhere(const float* at) { return all(*at); }
+    static vec multiply(vec sum, vec a, vec b) { return _mm512_fmadd_ps(a, b, sum); }
+    // The first `count` numbers of a vector, then zeros.
+    static vec some(const float* at, int count) {
+        return count >= EACH ? load(at) : _mm512_maskz_loadu_ps(__mmask16((1u << std::max(count, 0)) - 1), at);
+    }
+    // Vectors of the numbers of a value: those of keys k and k + 1 side by side for bfloat16.
+    static void values(const float* at, const float*, int count, vec* to) {
+        for (int i = 0; i < 4; i++) to[i] = some(at + i * LANES, count - i * LANES);
+    }
+    // Weights as `multiply` takes them.
+    static const float* weights(const float* from, int, float*) { return from; }
+};
+
+#ifdef __AVX512BF16__
+// Where the first halves of two vectors' numbers are, side by side.
+alignas(64) const uint16_t LOW_PAIRS[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                            8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+
+template <>
+struct Numbers<bf16> {
+    static constexpr int GROUP = 2, EACH = 32;
+    using group = uint32_t;
+    static vec everywhere(const bf16* at) {
+        int32_t pair;
+        std::memcpy(&pair, at, 4);
+        return _mm512_castsi512_ps(_mm512_set1_epi32(pair));
+    }
+    static vec multiply(vec sum, vec a, vec b) {
+        return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
+    }
+    static vec some(const bf16* at, int count) {
+        __m512i found = count >= EACH ? _mm512_loadu_si512(at)
+                                      : _mm512_maskz_loadu_epi16(__mmask32((1ull << std::max(count, 0)) - 1), at);
+        return _mm512_castsi512_ps(found);
+    }
+    static void pairs(vec one, vec other, vec* to) {
+        __m512i low = _mm512_load_si512(LOW_PAIRS), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+        __m512i a = _mm512_castps_si512(one), b = _mm512_castps_si512(other);
+        to[0] = _mm512_castsi512_ps(_mm512_permutex2var_epi16(a, low, b));
+        to[1] = _mm512_castsi512_ps(_mm512_permutex2var_epi16(a, high, b));
+    }
+    static void values(const bf16* at, const bf16* next, int count, vec* to) {
+        for (int i = 0; i < 2; i++) {
+            int left = count - i * EACH;
+            pairs(some(at + i * EACH, left), next ? some(next + i * EACH, left) : _mm512_setzero_ps(), to + 2 * i);
+        }
+    }
+    static const bf16* weights(const float* from, int count, bf16* to) {
+        for (int i = 0; i < count; i += LANES)
+            _mm256_storeu_si256((__m256i*)(to + i), (__m256i)_mm512_cvtneps_pbh(load(from + i)));
+        return to;
+    }
+};
+#endif
+
+// Have the numbers of some positions come from memory while others are worked on.
+template <typename T>
+void fetch(const T* states, int64_t token, int count, int size) {
+    for (int i = 0; i < count; i++)
+        for (int d = 0; d < size; d += Numbers<T>::EACH) _mm_prefetch((const char*)(states + i * token + d), _MM_HINT_T0);
+}
+
+// A block of keys, and their values as they lie; `next` is the number of keys that follow them in the same run.
+template <typename T>
+struct Block {
+    const T *key, *value;
+    int64_t key_token, value_token, first;
+    int num_keys, next;
+    // Fetch what follows the keys from `at` on in the next block.
+    void fetch_next(int at, int count, int size, int value_size) const {
+        count = std::min(count, next - at);
+        fetch(key + (BLOCK + at) * key_token, key_token, count, size);
+        fetch(value + (BLOCK + at) * value_token, value_token, count, value_size);
+    }
+};
+
+// Which keys each query of a set sees in a run, and all of them: from `least` to before `most` some query sees some, and
+// from `all_low` to before `all_high` all queries see all.
+struct Bounds {
+    int32_t low[MOST], high[MOST], least, most, all_low, all_high;
+};
+
+// Queries of a key head that are worked on together: where each is found, and how many of them are real.
+struct Queries {
+    int count;
+    int64_t row[MOST], head[MOST], token[MOST];
+
+    // Take those from `first` on, of (rows, length, heads of the key head); what is not real repeats the last.
+    void take(const Problem& p, int64_t from_row, int64_t rows, int64_t key_head, int64_t first, int width) {
+        int64_t group = p.heads / p.key_heads, total = rows * p.length * group;
+        count = int(std::min<int64_t>(width, total - first));
+        for (int i = 0; i < width; i++) {
+            int64_t index = std::min(first + i, total - 1);
+            head[i] = key_head * group + index % group;
+            token[i] = index / group % p.length;
+            row[i] = from_row + index / group / p.length;
+        }
+    }
+
+    void bounds_in(const Run& run, int width, Bounds& found) const {
+        int32_t num_keys = int32_t(run.num_keys);
+        bool is_all = !run.bounds;
+        found.least = found.all_high = is_all ? 0 : num_keys;
+        found.most = found.all_low = is_all ? num_keys : 0;
+        if (is_all) std::swap(found.all_low, found.all_high);
+        for (int i = 0; i < width; i++) {
+            const int32_t* at = is_all ? nullptr : run.bounds + row[i] * run.bounds_row + 2 * token[i];
+            int32_t low = found.low[i] = is_all ? 0 : at[0];
+            int32_t high = found.high[i] = is_all ? num_keys : std::min(at[1], num_keys);
+            found.all_low = std::max(found.all_low, low);
+            found.all_high = std::min(found.all_high, high);
+            if (low < high) {
+                found.least = std::min(found.least, low);
+                found.most = std::max(found.most, high);
+            }
+        }
+    }
+
+    template <typename T>
+    const T* query(const Problem& p, int i) const {
+        return (const T*)p.query + row[i] * p.query_row + head[i] * p.query_head + token[i] * p.query_token;
+    }
+};
+
+// Queries in the lanes of VECTORS vectors.
+template <typename T, int VECTORS>
+struct InLanes : Queries {
+    using number = T;
+    using N = Numbers<T>;
+    static constexpr int WIDTH = VECTORS * LANES;
+    std::vector<float> queries, outs;  // (size / GROUP, WIDTH) of groups, (value_size, WIDTH)
+    alignas(64) float mosts[WIDTH], sums[WIDTH];
+
+    void begin(const Problem& p, int64_t from_row, int64_t rows, int64_t key_head, int64_t first) {
+        take(p, from_row, rows, key_head, first, WIDTH);
+        queries.resize(p.size / N::GROUP * WIDTH);
+        outs.assign(p.value_size * WIDTH, 0.0f);
+        std::fill_n(mosts, WIDTH, NEVER);
+        std::fill_n(sums, WIDTH, 0.0f);
+        for (int i = 0; i < WIDTH; i++) {
+            const T* from = query<T>(p, i);
+            for (int d = 0; d < p.size / N::GROUP; d++)
+                std::memcpy(&queries[d * WIDTH + i], from + d * N::GROUP, sizeof(typename N::group));
+        }
+    }
+
+    float most(int i) const { return mosts[i]; }
+    float sum(int i) const { return sums[i]; }
+    float out(int i, int d) const { return outs[d * WIDTH + i]; }
+
+    // Lay the values of a block out in groups (groups, value_size, GROUP), zeros where the last is not full.
+    static const T* arrange(const Block<T>& block, int size, std::vector<T>& room) {
+        if constexpr (N::GROUP == 1) {
+            return block.value;
+        } else {
+            room.resize((BLOCK + 2) * size + MOST);
+            for (int k = 0; k < block.num_keys; k += 2) {
+                const T *one = block.value + k * block.value_token, *other = one + block.value_token;
+                for (int d = 0; d < size; d += N::EACH) {
+                    vec both[2];
+                    vec next = k + 1 < block.num_keys ? N::some(other + d, size - d) : _mm512_setzero_ps();
+                    N::pairs(N::some(one + d, size - d), next, both);
+                    // What is beyond the last number is overwritten by the next group.
+                    std::memcpy(&room[k * size + 2 * d], both, sizeof(vec) * (size - d > LANES ? 2 : 1));
+                }
+            }
+            return room.data();
+        }
+    }
+
+    void attend(const Problem& p, const Block<T>& block, const T* values, const Bounds* bounds) {
+        alignas(64) float scores[(BLOCK + STEP) * WIDTH];
+        int num_keys = block.num_keys;
+        for (int first = 0; first < num_keys; first += STEP) score(p, block, first, scores + first * WIDTH);
+        if (p.softcap != 0)
+            for (int i = 0; i < num_keys * WIDTH; i += LANES) store(scores + i, capped(load(scores + i), p.softcap));
+        for (int v = 0; v < VECTORS; v++) {
+            float* of_vector = scores + v * LANES;
+            if (bounds) {
+                __m512i low = _mm512_loadu_si512(bounds->low + v * LANES);
+                __m512i high = _mm512_loadu_si512(bounds->high + v * LANES);
+                for (int k = 0; k < num_keys; k++) {
+                    __m512i place = _mm512_set1_epi32(int(block.first) + k);
+                    __mmask16 seen = _mm512_cmple_epi32_mask(low, place) & _mm512_cmplt_epi32_mask(place, high);
+                    float* at = of_vector + k * WIDTH;
+                    store(at, _mm512_mask_blend_ps(seen, all(-INFINITY), load(at)));
+                }
+            }
+            weigh(p, num_keys, of_vector, v);
+        }
+        if constexpr (N::GROUP == 1) {
+            add(values, block.value_token, num_keys, p.value_size, scores);
+        } else {
+            alignas(64) uint32_t pairs[BLOCK / 2 * WIDTH];
+            for (int i = 0; i < VECTORS; i++) std::memset(scores + num_keys * WIDTH + i * LANES, 0, sizeof(vec));
+            for (int k = 0; k < num_keys; k += 2)
+                for (int i = 0; i < WIDTH; i += LANES) {
+                    const float* at = scores + k * WIDTH + i;
+                    __m512i one = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(load(at)));
+                    __m512i other = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(load(at + WIDTH)));
+                    _mm512_store_si512(pairs + k / 2 * WIDTH + i, _mm512_or_si512(one, _mm512_slli_epi32(other, 16)));
+                }
+            add(values, p.value_size * 2, (num_keys + 1) / 2, p.value_size, (const float*)pairs);
+        }
+    }
+
+  private:
+    // Scores of STEP keys in powers of two.
+    void score(const Problem& p, const Block<T>& block, int first, float* scores) {
+        vec found[STEP][VECTORS];
+        const T* at[STEP];
+        block.fetch_next(first, STEP, p.size, p.value_size);
+        for (int k = 0; k < STEP; k++) {
+            at[k] = block.key + std::min(first + k, block.num_keys - 1) * block.key_token;
+            for (int v = 0; v < VECTORS; v++) found[k][v] = _mm512_setzero_ps();
+        }
+        for (int d = 0; d < p.size / N::GROUP; d++) {
+            vec many[VECTORS];
+            for (int v = 0; v < VECTORS; v++) many[v] = load(&queries[d * WIDTH + v * LANES]);
+#pragma GCC unroll 8
+            for (int k = 0; k < STEP; k++) {
+                vec one = N::everywhere(at[k] + d * N::GROUP);
+                for (int v = 0; v < VECTORS; v++) found[k][v] = N::multiply(found[k][v], many[v], one);
+            }
+        }
+        for (int k = 0; k < STEP; k++)
+            for (int v = 0; v < VECTORS; v++)
+                store(scores + k * WIDTH + v * LANES, _mm512_mul_ps(found[k][v], all(p.scale * LOG2_E)));
+    }
+
+    // Turn the scores of a vector's lanes into weights, against the maximum so far.
+    void weigh(const Problem& p, int num_keys, float* scores, int v) {
+        vec before = load(mosts + v * LANES), most = before, total = load(sums + v * LANES);
+        for (int k = 0; k < num_keys; k++) most = _mm512_max_ps(most, load(scores + k * WIDTH));
+        if (_mm512_cmp_ps_mask(most, _mm512_add_ps(before, all(SLACK)), _CMP_GT_OQ)) {
+            vec share = exp2_of(_mm512_sub_ps(before, most));
+            total = _mm512_mul_ps(total, share);
+            for (int d = 0; d < p.value_size; d++) {
+                float* at = &outs[d * WIDTH + v * LANES];
+                store(at, _mm512_mul_ps(load(at), share));
+            }
+            store(mosts + v * LANES, before = most);
+        }
+        for (int k = 0; k < num_keys; k++) {
+            vec weight = exp2_of(_mm512_sub_ps(load(scores + k * WIDTH), before));
+            store(scores + k * WIDTH, weight);
+            total = _mm512_add_ps(total, weight);
+        }
+        store(sums + v * LANES, total);
+    }
+
+    // Add the products of weights (groups, WIDTH) and values (groups, value_size), each of a group.
+    void add(const T* values, int64_t value_group, int groups, int size, const float* weights) {
+        for (int first = 0; first < size; first += STEP) {
+            vec found[STEP][VECTORS];
+            for (int d = 0; d < STEP; d++)
+                for (int v = 0; v < VECTORS; v++) found[d][v] = load(&outs[(first + d) * WIDTH + v * LANES]);
+            for (int k = 0; k < groups; k++) {
+                const T* at = values + k * value_group + first * N::GROUP;
+                vec many[VECTORS];
+                for (int v = 0; v < VECTORS; v++) many[v] = load(weights + k * WIDTH + v * LANES);
+#pragma GCC unroll 8
+                for (int d = 0; d < STEP; d++) {
+                    vec one = N::everywhere(at + d * N::GROUP);
+                    for (int v = 0; v < VECTORS; v++) found[d][v] = N::multiply(found[d][v], many[v], one);
+                }
+            }
+            for (int d = 0; d < STEP; d++)
+                for (int v = 0; v < VECTORS; v++) store(&outs[(first + d) * WIDTH + v * LANES], found[d][v]);
+        }
+    }
+};
+
+// The sums of 16 vectors.
+inline vec sums_of(const vec* from) {
+    vec fours[8], pairs[4], halves[2];
+    for (int i = 0; i < 8; i++) {
+        vec a = from[2 * i], b = from[2 * i + 1];
+        fours[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512d a = _mm512_castps_pd(fours[2 * i]), b = _mm512_castps_pd(fours[2 * i + 1]);
+        pairs[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    auto folded = [](vec a, vec b) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    };
+    for (int i = 0; i < 2; i++) halves[i] = folded(pairs[2 * i], pairs[2 * i + 1]);
+    return folded(halves[0], halves[1]);
+}
+
+// Up to FEW queries, as they lie in memory.
+template <typename T>
+struct AsTheyLie : Queries {
+    using number = T;
+    using N = Numbers<T>;
+    static constexpr int WIDTH = FEW;
+    std::vector<T> queries;   // (FEW, size in whole vectors)
+    std::vector<float> outs;  // (FEW, value_size in steps of four vectors)
+    float mosts[FEW], sums[FEW];
+    int query_step, out_step;
+
+    void begin(const Problem& p, int64_t from_row, int64_t rows, int64_t key_head, int64_t first) {
+        take(p, from_row, rows, key_head, first, FEW);
+        query_step = (int(p.size) + N::EACH - 1) / N::EACH * N::EACH;
+        out_step = (int(p.value_size) + 4 * LANES - 1) / (4 * LANES) * 4 * LANES;
+        queries.assign(FEW * query_step, T(0));
+        outs.assign(FEW * out_step, 0.0f);
+        std::fill_n(mosts, FEW, NEVER);
+        std::fill_n(sums, FEW, 0.0f);
+        for (int i = 0; i < count; i++) std::copy_n(query<T>(p, i), p.size, queries.data() + i * query_step);
+    }
+
+    float most(int i) const { return mosts[i]; }
+    float sum(int i) const { return sums[i]; }
+    float out(int i, int d) const { return outs[i * out_step + d]; }
+
+    static const T* arrange(const Block<T>& block, int, std::vector<T>&) { return block.value; }
+
+    void attend(const Problem& p, const Block<T>& block, const T*, const Bounds* bounds) {
+        alignas(64) float weights[FEW * BLOCK];
+        std::fill_n(weights, FEW * BLOCK, 0.0f);
+        for (int first = 0; first < block.num_keys; first += LANES) {
+            block.fetch_next(first, LANES, p.size, p.value_size);
+            for (int i = 0; i < count; i++) {
+                vec found = score(p, block, first, queries.data() + i * query_step);
+                if (p.softcap != 0) found = capped(found, p.softcap);
+                int64_t low = bounds ? bounds->low[i] - block.first : 0;
+                int64_t high = bounds ? std::min<int64_t>(bounds->high[i] - block.first, block.num_keys) : block.num_keys;
+                __m512i place = _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+                __mmask16 seen = _mm512_cmple_epi32_mask(_mm512_set1_epi32(int(low)), place) &
+                                 _mm512_cmplt_epi32_mask(place, _mm512_set1_epi32(int(high)));
+                store(weights + i * BLOCK + first, _mm512_mask_blend_ps(seen, all(-INFINITY), found));
+            }
+        }
+        for (int i = 0; i < count; i++) weigh(weights + i * BLOCK, (block.num_keys + LANES - 1) / LANES * LANES, i);
+        alignas(64) T as_numbers[FEW * BLOCK];
+        add(p, block, N::weights(weights, FEW * BLOCK, as_numbers));
+    }
+
+  private:
+    vec score(const Problem& p, const Block<T>& block, int first, const T* asking) {
+        vec found[LANES];
+        int last = block.num_keys - 1 - first;
+        for (int k = 0; k < LANES; k++) found[k] = _mm512_setzero_ps();
+        for (int d = 0; d < p.size; d += N::EACH) {
+            vec many = N::some(asking + d, N::EACH);
+#pragma GCC unroll 16
+            for (int k = 0; k < LANES; k++) {
+                const T* at = block.key + (first + std::min(k, last)) * block.key_token + d;
+                found[k] = N::multiply(found[k], many, N::some(at, int(p.size) - d));
+            }
+        }
+        return _mm512_mul_ps(sums_of(found), all(p.scale * LOG2_E));
+    }
+
+    void weigh(float* scores, int num_keys, int i) {
+        vec found = all(mosts[i]);
+        for (int k = 0; k < num_keys; k += LANES) found = _mm512_max_ps(found, load(scores + k));
+        float most = _mm512_reduce_max_ps(found);
+        if (!(most <= mosts[i] + SLACK)) {
+            float share = std::exp2(mosts[i] - most);
+            for (int d = 0; d < out_step; d++) outs[i * out_step + d] *= share;
+            sums[i] *= share;
+            mosts[i] = most;
+        }
+        vec total = _mm512_setzero_ps();
+        for (int k = 0; k < num_keys; k += LANES) {
+            vec weight = exp2_of(_mm512_sub_ps(load(scores + k), all(mosts[i])));
+            store(scores + k, weight);
+            total = _mm512_add_ps(total, weight);
+        }
+        sums[i] += _mm512_reduce_add_ps(total);
+    }
+
+    void add(const Problem& p, const Block<T>& block, const T* weights) {
+        for (int first = 0; first < p.value_size; first += 4 * LANES) {
+            vec found[FEW][4];
+            for (int i = 0; i < FEW; i++)
+                for (int v = 0; v < 4; v++) found[i][v] = load(&outs[i * out_step + first + v * LANES]);
+            for (int k = 0; k < block.num_keys; k += N::GROUP) {
+                const T* at = block.value + k * block.value_token + first;
+                vec numbers[4];
+                N::values(at, k + 1 < block.num_keys ? at + block.value_token : nullptr, int(p.value_size) - first, numbers);
+#pragma GCC unroll 4
+                for (int i = 0; i < FEW; i++) {
+                    vec weight = N::everywhere(weights + i * BLOCK + k);
+                    for (int v = 0; v < 4; v++) found[i][v] = N::multiply(found[i][v], weight, numbers[v]);
+                }
+            }
+            for (int i = 0; i < FEW; i++)
+                for (int v = 0; v < 4; v++) store(&outs[i * out_step + first + v * LANES], found[i][v]);
+        }
+    }
+};
+
+// What a thread works with.
+template <typename Set>
+struct Work {
+    std::vector<Set> sets;
+    std::vector<Bounds> bounds;
+    std::vector<typename Set::number> room;
+
+    // Take up to STRETCH queries from `first` on.
+    void begin(const Problem& p, int64_t row, int64_t rows, int64_t key_head, int64_t first) {
+        int64_t total = std::min<int64_t>(STRETCH, rows * p.length * (p.heads / p.key_heads) - first);
+        sets.resize((total + Set::WIDTH - 1) / Set::WIDTH);
+        bounds.resize(sets.size());
+        for (size_t i = 0; i < sets.size(); i++) sets[i].begin(p, row, rows, key_head, first + i * Set::WIDTH);
+    }
+
+    // Let them attend to the keys from `first` to before `stop` of a run.
+    void attend(const Problem& p, const Run& run, int64_t row, int64_t key_head, int64_t first, int64_t stop) {
+        using T = typename Set::number;
+        int64_t least = stop, most = first;
+        for (size_t i = 0; i < sets.size(); i++) {
+            sets[i].bounds_in(run, Set::WIDTH, bounds[i]);
+            least = std::min<int64_t>(least, bounds[i].least);
+            most = std::max<int64_t>(most, bounds[i].most);
+        }
+        first = std::max(first, least);
+        stop = std::min(stop, most);
+        const T* key = (const T*)run.key + row * run.key_row + key_head * run.key_head;
+        const T* value = (const T*)run.value + row * run.value_row + key_head * run.value_head;
+        for (int64_t at = first; at < stop; at += BLOCK) {
+            int num_keys = int(std::min<int64_t>(BLOCK, stop - at));
+            int next = int(std::min<int64_t>(BLOCK, std::max<int64_t>(0, stop - at - BLOCK)));
+            Block<T> block{key + at * run.key_token, value + at * run.value_token, run.key_token, run.value_token, at, num_keys, next};
+            const T* values = Set::arrange(block, int(p.value_size), room);
+            for (size_t i = 0; i < sets.size(); i++) {
+                if (bounds[i].least >= at + num_keys || bounds[i].most <= at) continue;
+                bool is_whole = bounds[i].all_low <= at && at + num_keys <= bounds[i].all_high;
+                sets[i].attend(p, block, values, is_whole ? nullptr : &bounds[i]);
+                block.next = 0;
+            }
+        }
+    }
+};
+
+// Write what a query came to: the output, and the natural logarithm of the sum.
+template <typename T, typename Out>
+void finish(const Problem& p, int64_t row, int64_t head, int64_t token, float most, float sum, Out&& out) {
+    T* to = (T*)p.out + row * p.out_row + head * p.out_head + token * p.out_token;
+    float share = sum == 0 ? 0 : 1 / sum;
+    for (int d = 0; d < p.value_size; d++) narrow(out(d) * share, to + d);
+    p.lse[(row * p.heads + head) * p.length + token] = sum == 0 ? -INFINITY : most * LN_2 + std::log(sum);
+}
+
+template <typename T>
+void attend_many(const Problem& p, int64_t stretches) {
+    int64_t pairs = p.rows * p.key_heads;
+#pragma omp parallel num_threads(p.threads)
+    {
+        Work<InLanes<T, 2>> work;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < pairs * stretches; task++) {
+            // The last stretches first: they see the most keys.
+            int64_t first = (stretches - 1 - task / pairs) * STRETCH;
+            int64_t row = task % pairs / p.key_heads, key_head = task % p.key_heads;
+            work.begin(p, row, 1, key_head, first);
+            for (const Run* run = p.runs; run < p.runs + p.num_runs; run++)
+                if (run->first_row <= row && row < run->stop_row) work.attend(p, *run, row, key_head, 0, run->num_keys);
+            for (const auto& set : work.sets)
+                for (int i = 0; i < set.count; i++)
+                    finish<T>(p, set.row[i], set.head[i], set.token[i], set.most(i), set.sum(i), [&](int d) { return set.out(i, d); });
+        }
+    }
+}
+
+// Some keys of a run, and some of the queries that read them.
+struct Piece {
+    const Run* run;
+    int64_t row, rows, key_head, first_query, first_key, place;
+};
+
+// Outputs that are not yet divided, maxima and sums of all pieces.
+struct Parts {
+    std::unique_ptr<float[]> outs, mosts, sums;
+};
+
+template <typename Set>
+void attend_piece(const Problem& p, const Piece& piece, Work<Set>& work, Parts& parts) {
+    work.begin(p, piece.row, piece.rows, piece.key_head, piece.first_query);
+    int64_t stop = std::min(piece.first_key + PIECE, piece.run->num_keys), at = piece.place;
+    work.attend(p, *piece.run, piece.row, piece.key_head, piece.first_key, stop);
+    for (const Set& set : work.sets)
+        for (int i = 0; i < set.count; i++, at++) {
+            for (int d = 0; d < p.value_size; d++) parts.outs[at * p.value_size + d] = set.out(i, d);
+            parts.mosts[at] = set.most(i);
+            parts.sums[at] = set.sum(i);
+        }
+}
+
+template <typename T>
+void attend_few(const Problem& p) {
+    int64_t group = p.heads / p.key_heads, num_parts = 0;
+    std::vector<Piece> pieces;
+    for (const Run* run = p.runs; run < p.runs + p.num_runs; run++) {
+        int64_t rows = run->key_row || run->value_row ? 1 : run->stop_row - run->first_row, queries = rows * p.length * group;
+        for (int64_t row = run->first_row; row < run->stop_row; row += rows)
+            for (int64_t head = 0; head < p.key_heads; head++)
+                for (int64_t query = 0; query < queries; query += STRETCH)
+                    for (int64_t key = 0; key < run->num_keys; key += PIECE) {
+                        pieces.push_back({run, row, rows, head, query, key, num_parts});
+                        num_parts += std::min<int64_t>(STRETCH, queries - query);
+                    }
+    }
+    Parts parts{std::unique_ptr<float[]>(new float[num_parts * p.value_size]), std::unique_ptr<float[]>(new float[num_parts]),
+                std::unique_ptr<float[]>(new float[num_parts])};
+    // The parts of each query (row, head, token), one list for all, and where those of each begin.
+    std::vector<int64_t> begin(p.rows * p.heads * p.length + 1), found(num_parts);
+    auto each = [&](auto&& take) {
+        for (const Piece& piece : pieces) {
+            int64_t stop = std::min<int64_t>(piece.rows * p.length * group, piece.first_query + STRETCH);
+            for (int64_t query = piece.first_query; query < stop; query++) {
+                int64_t row = piece.row + query / group / p.length, head = piece.key_head * group + query % group;
+                take((row * p.heads + head) * p.length + query / group % p.length, piece.place + query - piece.first_query);
+            }
+        }
+    };
+    each([&](int64_t query, int64_t) { begin[query + 1]++; });
+    for (size_t i = 1; i < begin.size(); i++) begin[i] += begin[i - 1];
+    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+    each([&](int64_t query, int64_t part) { found[next[query]++] = part; });
+#pragma omp parallel num_threads(p.threads)
+    {
+        Work<AsTheyLie<T>> few;
+        Work<InLanes<T, 1>> more;
+        Work<InLanes<T, 2>> many;
+        std::vector<float> out(p.value_size);
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < pieces.size(); i++) {
+            int64_t queries = pieces[i].rows * p.length * group - pieces[i].first_query;
+            if (queries <= 2 * FEW)
+                attend_piece(p, pieces[i], few, parts);
+            else if (queries <= LANES)
+                attend_piece(p, pieces[i], more, parts);
+            else
+                attend_piece(p, pieces[i], many, parts);
+        }
+#pragma omp for schedule(static)
+        for (int64_t query = 0; query < int64_t(begin.size()) - 1; query++) {
+            float most = NEVER, sum = 0;
+            for (int64_t i = begin[query]; i < begin[query + 1]; i++) most = std::max(most, parts.mosts[found[i]]);
+            std::fill(out.begin(), out.end(), 0.0f);
+            for (int64_t i = begin[query]; i < begin[query + 1]; i++) {
+                int64_t part = found[i];
+                float share = std::exp2(parts.mosts[part] - most);
+                sum += share * parts.sums[part];
+                for (int d = 0; d < p.value_size; d++) out[d] += share * parts.outs[part * p.value_size + d];
+            }
+            int64_t token = query % p.length, head = query / p.length % p.heads, row = query / p.length / p.heads;
+            finish<T>(p, row, head, token, most, sum, [&](int d) { return out[d]; });
+        }
+    }
+}
+
+template <typename T>
+void attend(const Problem& p) {
+    int64_t queries = p.heads / p.key_heads * p.length, stretches = (queries + STRETCH - 1) / STRETCH;
+    bool is_shared = std::any_of(p.runs, p.runs + p.num_runs,
+                                 [](const Run& run) { return !run.key_row && run.stop_row - run.first_row > 1; });
+    if (!is_shared && queries > LANES && p.rows * p.key_heads * stretches >= 8 * p.threads)
+        attend_many<T>(p, stretches);
+    else
+        attend_few<T>(p);
+}
+
+}  // namespace
+
+extern "C" void masformer_attend_float32(const Problem* problem) { attend<float>(*problem); }
+#ifdef __AVX512BF16__
+extern "C" void masformer_attend_bfloat16(const Problem* problem) { attend<bf16>(*problem); }
+#endif

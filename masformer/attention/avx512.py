@@ -1,0 +1,251 @@
+"""Attention on CPUs with AVX-512, by a kernel in C++ (`avx512.cpp`) that is compiled when it is first wanted.
+
+    if takes(query, (key, value)):
+        out, lse = attend(query, [Keys(key, value, bounds_of(span, offset, length))], scale=scale)
+
+The compiled library is kept in `~/.cache/masformer`, under a name that stands for source, compiler and processor. Where
+there is no compiler, or a processor of another kind, nothing is taken and torch computes everything.
+
+Shapes: B batch, H query heads, K key/value heads, T tokens (Tq of the queries, Tk of the keys), D head size (of the
+values it may differ).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from masformer.attention.parts import Part
+from masformer.hardware import dtype_name, processor_name, vector_instructions
+from masformer.plans.layer_spans import Blocks, Full, LayerSpan, Window
+from masformer.tuning import choices_file, uncounted
+
+SPANS = (Full, Window, Blocks)
+_SOURCE = Path(__file__).with_suffix(".cpp")
+_NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
+_COMPILE_SECONDS = 120
+# Numbers of a key that are multiplied together, and of a value that are computed together.
+_KEY_STEP, _VALUE_STEP = 2, 8
+
+
+class Keys(NamedTuple):
+    """Keys that some rows read, and what each query sees of them.
+
+    Attributes:
+        key: (B, K, Tk, D), or (1, K, Tk, D) that all these rows read.
+        value: The same of values.
+        bounds: int32 (B or 1, Tq, 2), the first key that a query sees, and the one after the last; None is all keys.
+        rows: The first row that reads them, and the one after the last; None is all rows. Keys of several rows, and
+            bounds, are those of all rows.
+    """
+
+    key: Tensor
+    value: Tensor
+    bounds: Tensor | None = None
+    rows: tuple[int, int] | None = None
+
+
+class _Run(ctypes.Structure):
+    _fields_ = (
+        ("key", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("key_strides", ctypes.c_int64 * 3),
+        ("value_strides", ctypes.c_int64 * 3),
+        ("num_keys", ctypes.c_int64),
+        ("first_row", ctypes.c_int64),
+        ("stop_row", ctypes.c_int64),
+        ("bounds", ctypes.c_void_p),
+        ("bounds_row", ctypes.c_int64),
+    )
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = (
+        ("query", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("lse", ctypes.c_void_p),
+        ("query_strides", ctypes.c_int64 * 3),
+        ("out_strides", ctypes.c_int64 * 3),
+        ("rows", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("key_heads", ctypes.c_int64),
+        ("length", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+        ("value_size", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("threads", ctypes.c_int32),
+        ("num_runs", ctypes.c_int32),
+        ("runs", ctypes.POINTER(_Run)),
+    )
+
+
+def takes(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
+    """Return whether `attend` computes attention of (B, H, Tq, D) queries to these keys and values (B, K, Tk, D).
+
+    Gradients, autocast and compilation are left to torch.
+    """
+    if query.device.type != "cpu" or query.dtype not in (torch.float32, torch.bfloat16) or not query.numel():
+        return False
+    states = [query, *(each for run in runs for each in run)]
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(each.requires_grad for each in states)):
+        return False
+    if query.shape[3] % _KEY_STEP or runs[0][1].shape[3] % _VALUE_STEP:
+        return False
+    if any(each.dtype != query.dtype or each.stride(3) != 1 or type(each) is not Tensor for each in states):
+        return False
+    return _function(query.dtype) is not None
+
+
+def attend(query: Tensor, runs: Sequence[Keys], *, scale: float, softcap: float | None = None) -> Part:
+    """Return (B, H, Tq, D) attention to the keys of all runs, and its (B, H, Tq) log-sum-exp in fp32.
+
+    A query that sees no key gets zeros and minus infinity. Keys that `takes` refuses are not to be given.
+    """
+    rows, heads, length, size = query.shape
+    value_size = runs[0].value.shape[3]
+    # In the memory order of the (B, Tq, H, D) that models go on with.
+    out = query.new_empty((rows, length, heads, value_size)).transpose(1, 2)
+    lse = torch.empty((rows, heads, length), dtype=torch.float32)
+    given = (_Run * len(runs))()
+    for run, (key, value, bounds, read) in zip(given, runs, strict=True):
+        run.key, run.value, run.num_keys = key.data_ptr(), value.data_ptr(), key.shape[2]
+        for strides, states in ((run.key_strides, key), (run.value_strides, value)):
+            strides[:] = states.stride()[:3]
+            if states.shape[0] == 1:
+                strides[0] = 0
+        run.first_row, run.stop_row = read or (0, rows)
+        if bounds is not None:
+            run.bounds, run.bounds_row = bounds.data_ptr(), 0 if len(bounds) == 1 else bounds.stride(0)
+    problem = _Problem(
+        query.data_ptr(),
+        out.data_ptr(),
+        lse.data_ptr(),
+        query.stride()[:3],
+        out.stride()[:3],
+        rows,
+        heads,
+        runs[0].key.shape[1],
+        length,
+        size,
+        value_size,
+        scale,
+        softcap or 0,
+        torch.get_num_threads(),
+        len(runs),
+        given,
+    )
+    function = _function(query.dtype)
+    assert function is not None
+    function(ctypes.byref(problem))
+    return out, lse
+
+
+@functools.lru_cache(maxsize=64)
+def bounds_of(span: LayerSpan, offset: int, length: int, num_keys: int) -> tuple[tuple[slice, Tensor], ...]:
+    """Return the runs of the keys that a cache hands out for several new tokens, and what each query sees of them.
+
+    Args:
+        span: One of `SPANS`.
+        offset: Position of the first query.
+        num_keys: Keys that there are: the sinks, and then those of consecutive positions up to the last.
+    """
+    position = torch.arange(offset, offset + length)
+    if isinstance(span, Blocks):
+        first = (position // span.block - span.previous) * span.block
+    elif isinstance(span, Window):
+        first = position - span.span + 1
+    else:
+        first = torch.zeros_like(position)
+    start = min(span.sinks, num_keys)
+    gap = offset + length - num_keys
+    found = []
+    for keys, low, skipped in ((slice(start), torch.zeros_like(first), 0), (slice(start, num_keys), first, gap)):
+        if keys != slice(0):
+            bounds = torch.stack([low, position + 1], dim=1) - (skipped + (keys.start or 0))
+            found.append((keys, bounds.clamp(min=0).to(torch.int32)[None]))
+    return tuple(found)
+
+
+def causal_bounds(length: int, num_keys: int) -> Tensor:
+    """Return the bounds (1, Tq, 2) of queries that see no key after their own; the last key is that of the last."""
+    return bounds_of(Full(), num_keys - length, length, num_keys)[-1][1]
+
+
+def is_ready(dtype: torch.dtype) -> bool:
+    """Return whether this machine has the kernel of a dtype, which is compiled now if it is not there yet."""
+    return _function(dtype) is not None
+
+
+def why_not() -> str:
+    """Return what keeps this machine from the kernel; empty where nothing does."""
+    return "" if _library() else _missing() or "it does not compile"
+
+
+@functools.cache
+def _function(dtype: torch.dtype) -> ctypes._NamedFuncPointer | None:
+    library = _library()
+    function = getattr(library, f"masformer_attend_{dtype_name(dtype)}", None) if library else None
+    if function is not None:
+        function.argtypes, function.restype = [ctypes.POINTER(_Problem)], None
+    return function
+
+
+@functools.cache
+def _missing() -> str:
+    """Return what there must be and is not; empty where nothing is missing."""
+    if platform.system() != "Linux" or not set(vector_instructions().split()) >= _NEEDED:
+        return "the processor has no AVX-512"
+    return "" if _compiler() else "no g++"
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """Return the compiled kernel, from the cache folder if it is there; None where it cannot be had."""
+    if _missing():
+        return None
+    compiler = str(_compiler())
+    stamp = os.stat(compiler)
+    parts = [processor_name(), vector_instructions(), compiler, str(stamp.st_mtime_ns), str(stamp.st_size), *_FLAGS]
+    name = hashlib.sha256("\0".join(parts).encode() + _SOURCE.read_bytes()).hexdigest()[:16]
+    file = choices_file().with_name(f"avx512-{name}.so")
+    with suppress(OSError):
+        return ctypes.CDLL(str(file))
+    with uncounted():
+        return _compile(compiler, file)
+
+
+def _compile(compiler: str, file: Path) -> ctypes.CDLL | None:
+    """Return the kernel, compiled into a file that other processes may be writing too; None where that fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / file.name
+        command = [compiler, *_FLAGS, "-o", str(target), str(_SOURCE)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
+            with suppress(OSError):  # without a folder to keep it in it is compiled again next time
+                file.parent.mkdir(parents=True, exist_ok=True)
+                partial = file.with_suffix(f".{secrets.token_hex(8)}")
+                shutil.copyfile(target, partial)
+                partial.replace(file)
+            return ctypes.CDLL(str(target))
+        except (OSError, subprocess.SubprocessError):
+            return None

@@ -1,0 +1,248 @@
+"""The compiled kernel against the definition, how it is had, and that everything works where it is not."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from masformer import tuning
+from masformer.attention import avx512, kernels
+from masformer.attention.avx512 import Keys
+from masformer.errors import OneLineError
+from masformer.hardware import dtype_name
+from masformer.plans.spans import FULL, LayerSpan
+from tests.helpers.attention_cases import CASES, Case, assert_close, attend, cases, defined, random_states
+from tests.helpers.properties import tries
+
+BY_KERNEL = "attention=avx512 window=avx512"
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 2e-2}
+DTYPES = [
+    pytest.param(
+        dtype,
+        id=dtype_name(dtype),
+        marks=pytest.mark.skipif(not avx512.is_ready(dtype), reason=f"no kernel: {avx512.why_not() or dtype}"),
+    )
+    for dtype in TOLERANCE
+]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+with_compiler = pytest.mark.skipif(not avx512.is_ready(torch.float32), reason=f"no kernel: {avx512.why_not()}")
+
+
+@pytest.fixture
+def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A process that has not looked for the kernel, and the folder where it will keep it."""
+    caches = (avx512._library, avx512._missing, avx512._function)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MASFORMER_WAYS", BY_KERNEL)
+    for cached in caches:
+        cached.cache_clear()
+    yield tmp_path / "masformer"
+    for cached in caches:
+        cached.cache_clear()
+
+
+def by_kernel(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
+    """Return attention with the kernel wherever it takes a case, the definition, and how often it was called."""
+    states, calls = random_states(case, dtype), []
+    attended = avx512.attend
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        return attended(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASFORMER_WAYS", BY_KERNEL)
+        patch.setattr(avx512, "attend", counting)
+        out = attend(case, states)
+    return out, defined(case, states.map(lambda x: x.double())), len(calls)
+
+
+@each_dtype
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@torch.no_grad()
+def test_attention_is_that_of_the_definition(case: Case, threads: int, dtype: torch.dtype) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out, expected, num_calls = by_kernel(case, dtype)
+    finally:
+        torch.set_num_threads(before)
+    assert out.dtype == dtype
+    assert_close(out.double(), expected, TOLERANCE[dtype])
+    # Blocks hide keys that a ring holds: one token there goes torch's way, under a mask.
+    assert num_calls or (case.num_new == 1 and "block" in str(case.span))
+
+
+@tries(150)
+@given(cases(), st.sampled_from([dtype for dtype in TOLERANCE if avx512.is_ready(dtype)] or [None]))
+@torch.no_grad()
+def test_any_case_is_that_of_the_definition(case: Case, dtype: torch.dtype | None) -> None:
+    if dtype is None:
+        pytest.skip(f"no kernel: {avx512.why_not()}")
+    out, expected, _ = by_kernel(replace(case, value_size=8), dtype)
+    assert_close(out.double(), expected, TOLERANCE[dtype])
+
+
+@tries(60)
+@given(st.data())
+@torch.no_grad()
+def test_rows_that_share_runs_get_what_each_gets_alone(data: st.DataObject) -> None:
+    """Runs of all rows, of some and of one, with bounds and without, more queries than lanes."""
+    if not avx512.is_ready(torch.float32):
+        pytest.skip(f"no kernel: {avx512.why_not()}")
+    rows, group, length = (data.draw(st.integers(1, most)) for most in (5, 4, 40))
+    heads, size = 2, 16
+    query = torch.randn(rows, heads * group, length, size)
+    runs, alone = [], [[] for _ in range(rows)]
+    for _ in range(data.draw(st.integers(1, 4))):
+        first = data.draw(st.integers(0, rows - 1))
+        stop = data.draw(st.integers(first + 1, rows))
+        count = data.draw(st.sampled_from([1, 2, 63, 64, 65, 700]))
+        is_shared = data.draw(st.booleans())
+        key, value = (torch.randn(1 if is_shared else rows, heads, count, size) for _ in range(2))
+        bounds = None
+        if data.draw(st.booleans()):
+            ends = torch.randint(0, count + 1, (rows, length, 2)).sort(dim=-1).values
+            bounds = ends.to(torch.int32)
+        runs.append(Keys(key, value, bounds, (first, stop)))
+        for row in range(first, stop):
+            place = torch.arange(count)
+            seen = torch.ones(length, count, dtype=torch.bool)
+            if bounds is not None:
+                seen = (place >= bounds[row, :, :1]) & (place < bounds[row, :, 1:])
+            at = 0 if is_shared else row
+            alone[row].append((key[at], value[at], seen))
+    out, lse = avx512.attend(query, runs, scale=0.3)
+    for row, of_row in enumerate(alone):
+        if not of_row:
+            assert torch.equal(out[row], torch.zeros_like(out[row]))
+            assert bool((lse[row] == -torch.inf).all())
+            continue
+        key, value, seen = (torch.cat(parts, dim=1) for parts in zip(*of_row, strict=True))
+        key, value = (x.double().repeat_interleave(group, dim=0) for x in (key, value))
+        scores = (query[row].double() @ key.mT * 0.3).masked_fill(~seen, -torch.inf)
+        assert_close(lse[row].double(), scores.logsumexp(dim=-1), 1e-5)
+        assert_close(out[row].double(), scores.softmax(dim=-1).nan_to_num() @ value, 1e-5)
+
+
+@with_compiler
+@torch.no_grad()
+def test_scores_far_apart_and_no_numbers() -> None:
+    query, key = torch.ones(1, 1, 1, 8), torch.zeros(1, 1, 300, 8)
+    value = torch.arange(300.0)[None, None, :, None].expand(-1, -1, -1, 8).contiguous()
+    key[0, 0, 7] = -1000
+    key[0, 0, 200] = 1000  # after a maximum that was far less
+    out, lse = avx512.attend(query, [Keys(key, value)], scale=1.0)
+    assert torch.equal(out, torch.full_like(out, 200))
+    assert float(lse) == 8000
+    key[0, 0, 3] = torch.nan
+    out, _ = avx512.attend(query, [Keys(key, value)], scale=1.0)
+    assert bool(out.isnan().all())
+
+
+@with_compiler
+def test_what_it_does_not_take() -> None:
+    query = torch.randn(1, 2, 5, 16)
+    key, value = torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16)
+    assert avx512.takes(query, (key, value))
+    assert not avx512.takes(query.double(), (key.double(), value.double()))
+    assert not avx512.takes(query.half(), (key.half(), value.half()))
+    assert not avx512.takes(query.requires_grad_(), (key, value))
+    with torch.no_grad():
+        assert avx512.takes(query, (key, value))
+        assert not avx512.takes(query, (key, value.mT.contiguous().mT))
+        assert not avx512.takes(query, (key, value[..., :12]))
+        assert not avx512.takes(query, (key.bfloat16(), value))
+        assert not avx512.takes(query[:, :, :0], (key, value))
+
+
+@with_compiler
+@torch.no_grad()
+def test_a_window_and_full_attention_are_measured_among_the_ways(
+    forgotten: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MASFORMER_WAYS")
+    monkeypatch.setattr(tuning, "_settled", {})
+    monkeypatch.setattr(tuning, "_used", {})
+    asked = []
+
+    def fastest(ways: Any, seconds: float) -> tuple[str, bool]:
+        asked.append(tuple(ways))
+        for compute in ways.values():
+            compute()
+        return tuple(ways)[-1], True
+
+    monkeypatch.setattr(tuning, "_fastest", fastest)
+    for span in (FULL, LayerSpan(span=20, sinks=4)):
+        case = Case(span=span, num_new=1100, size=8, value_size=8)
+        states = random_states(case, torch.float32)
+        assert_close(attend(case, states).double(), defined(case, states.map(lambda x: x.double())), 3e-6)
+    assert asked == [("torch", "avx512"), ("tiles", "32", "64", "128", "avx512")]
+    assert set(tuning.chosen().values()) == {"avx512"}
+
+
+@with_compiler
+def test_it_is_compiled_once_for_a_machine(forgotten: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert avx512.is_ready(torch.float32)
+    (file,) = forgotten.glob("avx512-*.so")
+    avx512._library.cache_clear()
+    monkeypatch.setattr(subprocess, "run", None)
+    assert avx512._library() is not None
+    assert [*forgotten.glob("avx512-*")] == [file]
+
+
+@with_compiler
+@torch.no_grad()
+@pytest.mark.parametrize("what", ["no compiler", "a compiler that fails", "no AVX-512"])
+def test_without_the_kernel_torch_attends(
+    what: str, forgotten: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if what == "no AVX-512":
+        monkeypatch.setattr(avx512, "vector_instructions", lambda: "avx avx2")
+    else:
+        broken = tmp_path / "broken"
+        broken.write_text("#!/bin/sh\nexit 1\n")
+        broken.chmod(0o755)
+        monkeypatch.setenv("CXX", str(broken) if "fails" in what else "no-such-compiler")
+    monkeypatch.setenv("MASFORMER_WAYS", "")
+    case = CASES["window with sinks"]
+    states = random_states(case, torch.float32)
+    assert_close(attend(case, states).double(), defined(case, states.map(lambda x: x.double())), 3e-6)
+    assert avx512.why_not() in ("the processor has no AVX-512", "no g++", "it does not compile")
+    for topic in ("window", "attention"):
+        monkeypatch.setenv("MASFORMER_WAYS", f"{topic}=avx512")
+        with pytest.raises(OneLineError, match="names 'avx512', which this machine does not have: .*; leave it out"):
+            attend(case, states)
+
+
+@with_compiler
+@torch.no_grad()
+def test_a_folder_that_cannot_be_written_only_costs_the_time(
+    forgotten: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert avx512.is_ready(torch.float32)
+
+
+@torch.no_grad()
+def test_torch_is_what_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(avx512, "attend", None)
+    monkeypatch.setenv("MASFORMER_WAYS", "attention=torch")
+    case = CASES["full on a fork"]
+    states = random_states(case, torch.float32)
+    assert_close(attend(case, states).double(), defined(case, states.map(lambda x: x.double())), 3e-6)
+    assert kernels.is_avx512(states.query, (states.key, states.value)) is False
+    monkeypatch.setenv("MASFORMER_WAYS", "attention=sse")
+    with pytest.raises(OneLineError, match="MASFORMER_WAYS names 'sse' for attention; known: torch, avx512"):
+        attend(case, states)
