@@ -102,13 +102,18 @@ def uncounted() -> Iterator[None]:
 
 def named_way(topic: str, ways: tuple[str, ...]) -> str | None:
     """Return the way that `MASFORMER_WAYS` names for a topic; None where it names none. Raises as `choose` does."""
-    named = os.environ.get(WAYS, "").split()
+    named = _named_ways(os.environ.get(WAYS, ""))
     if "default" in named:
         return ways[0]
-    name = dict(each.split("=", 1) for each in named if "=" in each).get(topic)
+    name = named.get(topic)
     if name is not None and name not in ways:
         raise OneLineError(f"{WAYS} names '{name[:40]}' for {topic}; known: {', '.join(ways)}")
     return name
+
+
+@cache  # it is asked for in every layer of every step
+def _named_ways(text: str) -> Mapping[str, str]:
+    return dict(each.partition("=")[::2] for each in text.split())
 
 
 def choices_file() -> Path:

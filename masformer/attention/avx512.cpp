@@ -502,9 +502,9 @@ struct Work {
     std::vector<Bounds> bounds;
     std::vector<typename Set::number> room;
 
-    // Take up to STRETCH queries from `first` on.
-    void begin(const Problem& p, int64_t row, int64_t rows, int64_t key_head, int64_t first) {
-        int64_t total = std::min<int64_t>(STRETCH, rows * p.length * (p.heads / p.key_heads) - first);
+    // Take the queries from `first` on, at most so many.
+    void begin(const Problem& p, int64_t row, int64_t rows, int64_t key_head, int64_t first, int64_t most) {
+        int64_t total = std::min(most, rows * p.length * (p.heads / p.key_heads) - first);
         sets.resize((total + Set::WIDTH - 1) / Set::WIDTH);
         bounds.resize(sets.size());
         for (size_t i = 0; i < sets.size(); i++) sets[i].begin(p, row, rows, key_head, first + i * Set::WIDTH);
@@ -548,17 +548,20 @@ void finish(const Problem& p, int64_t row, int64_t head, int64_t token, float mo
 }
 
 template <typename T>
-void attend_many(const Problem& p, int64_t stretches) {
-    int64_t pairs = p.rows * p.key_heads;
+void attend_many(const Problem& p) {
+    // The longer a stretch, the fewer times keys are read; yet every thread is to have several.
+    int64_t queries = p.heads / p.key_heads * p.length, pairs = p.rows * p.key_heads, each = STRETCH;
+    while (each > MOST && pairs * ((queries + each - 1) / each) < 8 * p.threads) each /= 2;
+    int64_t stretches = (queries + each - 1) / each;
 #pragma omp parallel num_threads(p.threads)
     {
         Work<InLanes<T, 2>> work;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < pairs * stretches; task++) {
             // The last stretches first: they see the most keys.
-            int64_t first = (stretches - 1 - task / pairs) * STRETCH;
+            int64_t first = (stretches - 1 - task / pairs) * each;
             int64_t row = task % pairs / p.key_heads, key_head = task % p.key_heads;
-            work.begin(p, row, 1, key_head, first);
+            work.begin(p, row, 1, key_head, first, each);
             for (const Run* run = p.runs; run < p.runs + p.num_runs; run++)
                 if (run->first_row <= row && row < run->stop_row) work.attend(p, *run, row, key_head, 0, run->num_keys);
             for (const auto& set : work.sets)
@@ -581,7 +584,7 @@ struct Parts {
 
 template <typename Set>
 void attend_piece(const Problem& p, const Piece& piece, Work<Set>& work, Parts& parts) {
-    work.begin(p, piece.row, piece.rows, piece.key_head, piece.first_query);
+    work.begin(p, piece.row, piece.rows, piece.key_head, piece.first_query, STRETCH);
     int64_t stop = std::min(piece.first_key + PIECE, piece.run->num_keys), at = piece.place;
     work.attend(p, *piece.run, piece.row, piece.key_head, piece.first_key, stop);
     for (const Set& set : work.sets)
@@ -658,13 +661,12 @@ void attend_few(const Problem& p) {
 
 template <typename T>
 void attend(const Problem& p) {
-    int64_t queries = p.heads / p.key_heads * p.length, stretches = (queries + STRETCH - 1) / STRETCH;
     bool is_shared = std::any_of(p.runs, p.runs + p.num_runs,
                                  [](const Run& run) { return !run.key_row && run.stop_row - run.first_row > 1; });
-    if (!is_shared && queries > LANES && p.rows * p.key_heads * stretches >= 8 * p.threads)
-        attend_many<T>(p, stretches);
-    else
+    if (is_shared || p.heads / p.key_heads * p.length <= STRETCH / 2)
         attend_few<T>(p);
+    else
+        attend_many<T>(p);
 }
 
 }  // namespace

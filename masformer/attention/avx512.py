@@ -194,7 +194,7 @@ def is_ready(dtype: torch.dtype) -> bool:
 
 def why_not() -> str:
     """Return what keeps this machine from the kernel; empty where nothing does."""
-    return "" if _library() else _missing() or "it does not compile"
+    return "" if _library() else _missing() or "the compiler fails on it"
 
 
 @functools.cache
@@ -211,11 +211,14 @@ def _missing() -> str:
     """Return what there must be and is not; empty where nothing is missing."""
     if platform.system() != "Linux" or not set(vector_instructions().split()) >= _NEEDED:
         return "the processor has no AVX-512"
-    return "" if _compiler() else "no g++"
+    return "" if _compiler() else "no C++ compiler (g++, or what CXX names)"
 
 
-def _compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "g++"))
+def _compiler() -> list[str]:
+    """Return the compiler's command; empty where there is none."""
+    command = os.environ.get("CXX", "g++").split()
+    found = shutil.which(command[0]) if command else None
+    return [found, *command[1:]] if found else []
 
 
 @functools.cache
@@ -223,9 +226,9 @@ def _library() -> ctypes.CDLL | None:
     """Return the compiled kernel, from the cache folder if it is there; None where it cannot be had."""
     if _missing():
         return None
-    compiler = str(_compiler())
-    stamp = os.stat(compiler)
-    parts = [processor_name(), vector_instructions(), compiler, str(stamp.st_mtime_ns), str(stamp.st_size), *_FLAGS]
+    compiler = _compiler()
+    stamp = Path(compiler[0]).stat()
+    parts = [processor_name(), vector_instructions(), *compiler, str(stamp.st_mtime_ns), str(stamp.st_size), *_FLAGS]
     name = hashlib.sha256("\0".join(parts).encode() + _SOURCE.read_bytes()).hexdigest()[:16]
     file = choices_file().with_name(f"avx512-{name}.so")
     with suppress(OSError):
@@ -234,11 +237,11 @@ def _library() -> ctypes.CDLL | None:
         return _compile(compiler, file)
 
 
-def _compile(compiler: str, file: Path) -> ctypes.CDLL | None:
+def _compile(compiler: list[str], file: Path) -> ctypes.CDLL | None:
     """Return the kernel, compiled into a file that other processes may be writing too; None where that fails."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / file.name
-        command = [compiler, *_FLAGS, "-o", str(target), str(_SOURCE)]
+        command = [*compiler, *_FLAGS, "-o", str(target), str(_SOURCE)]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
             with suppress(OSError):  # without a folder to keep it in it is compiled again next time

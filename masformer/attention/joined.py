@@ -73,8 +73,8 @@ def _listed(joined: JoinedLayer) -> Listed:
     if joined.listed is None:
         runs, begin, bounds = [], None, None
         for run in joined.runs:
-            states = (_in_one_piece(states) for states in (run.keys, run.values))
-            runs.append(avx512.Keys(*states, rows=(run.first, run.stop)))
+            whole = _in_one_piece(run.keys), _in_one_piece(run.values)
+            runs.append(avx512.Keys(*whole, rows=(run.first, run.stop)))
         if joined.hidden is not None:
             begin = (joined.hidden[:, 0, 0] != 0).sum(dim=-1, dtype=torch.int32)[:, None]
             bounds = torch.stack([begin, torch.full_like(begin, torch.iinfo(torch.int32).max)], dim=-1)

@@ -230,7 +230,7 @@ def _on_runs(query: Tensor, key: Tensor, value: Tensor, before: Runs, how: _How)
 def _by_avx512(
     query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How, before: Runs = ()
 ) -> Tensor | None:
-    """Attend by the kernel for AVX-512; None where it cannot be, or where torch's is faster. Keys are as in `_attend`."""
+    """Attend by the kernel for AVX-512, with keys as in `_attend`; None where it cannot or torch's is faster."""
     if how.dropout or not isinstance(span, avx512.SPANS) or not is_avx512(query, *before, (key, value)):
         return None
 

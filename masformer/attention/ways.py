@@ -73,7 +73,7 @@ def window_way(
 
 
 def causal_way(query: Tensor, key: Tensor, run: Callable[[str, int], object]) -> str:
-    """Return the way to take where (B, H, Tq, D) queries see all before them and `avx512` can be had; as `window_way`."""
+    """Return the way where (B, H, Tq, D) queries see all before them and `avx512` can attend; as `window_way`."""
     if query.shape[2] < LEAST_QUERIES:
         return AVX512
     return choose(ATTENTION, _case(query, key), {way: partial(run, way, MEASURED_QUERIES) for way in (TORCH, AVX512)})

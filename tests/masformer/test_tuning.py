@@ -13,6 +13,9 @@ from masformer import tuning
 from masformer.errors import OneLineError
 
 
+AMONG = "linear a; of plain, packed"  # as the file names a choice
+
+
 class Clock:
     """A clock that only the ways move, so that no test waits or depends on a machine's speed."""
 
@@ -79,13 +82,24 @@ def test_a_choice_is_remembered_by_the_next_process(clock: Clock, monkeypatch: p
     assert clock.calls == []
 
 
+def test_a_choice_is_made_anew_where_a_way_has_come_to_the_others(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tuning.choose("linear", "a", ways(clock, 2.0, 3.0)) == "plain"
+    monkeypatch.setattr(tuning, "_settled", {})
+    more = ways(clock, 2.0, 3.0) | {"new": clock.way("new", 1.0)}
+    assert tuning.choose("linear", "a", more) == "new"
+    monkeypatch.setattr(tuning, "_settled", {})
+    assert tuning.choose("linear", "a", ways(clock, 3.0, 2.0)) == "plain"
+
+
 def test_another_machine_chooses_anew(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     tuning.choose("linear", "a", ways(clock, 3.0, 2.0))
     here = tuning.machine()
     monkeypatch.setattr(tuning, "machine", lambda: "another")
     assert tuning.choose("linear", "a", ways(clock, 2.0, 3.0)) == "plain"
     kept = json.loads(tuning.choices_file().read_text())
-    assert kept == {here: {"linear a": "packed"}, "another": {"linear a": "plain"}}
+    assert kept == {here: {AMONG: "packed"}, "another": {AMONG: "plain"}}
 
 
 def test_threads_and_hidden_instructions_are_part_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,16 +114,16 @@ def test_a_broken_file_is_ignored_and_replaced(clock: Clock, text: str) -> None:
     tuning.choices_file().parent.mkdir(parents=True)
     tuning.choices_file().write_text(text)
     assert tuning.choose("linear", "a", ways(clock, 3.0, 2.0)) == "packed"
-    assert json.loads(tuning.choices_file().read_text())[tuning.machine()] == {"linear a": "packed"}
+    assert json.loads(tuning.choices_file().read_text())[tuning.machine()] == {AMONG: "packed"}
     assert [file.name for file in tuning.choices_file().parent.iterdir()] == ["ways.json"]
 
 
 @pytest.mark.parametrize("name", ["gone", ["packed"]])
 def test_a_remembered_way_that_is_no_more_is_chosen_anew(clock: Clock, name: object) -> None:
     tuning.choices_file().parent.mkdir(parents=True)
-    tuning.choices_file().write_text(json.dumps({tuning.machine(): {"linear a": name}}))
+    tuning.choices_file().write_text(json.dumps({tuning.machine(): {AMONG: name}}))
     assert tuning.choose("linear", "a", ways(clock, 3.0, 2.0)) == "packed"
-    assert json.loads(tuning.choices_file().read_text())[tuning.machine()] == {"linear a": "packed"}
+    assert json.loads(tuning.choices_file().read_text())[tuning.machine()] == {AMONG: "packed"}
 
 
 def test_a_cache_that_cannot_be_written_costs_only_the_time(

@@ -218,10 +218,11 @@ def test_without_the_kernel_torch_attends(
     case = CASES["window with sinks"]
     states = random_states(case, torch.float32)
     assert_close(attend(case, states).double(), defined(case, states.map(lambda x: x.double())), 3e-6)
-    assert avx512.why_not() in ("the processor has no AVX-512", "no g++", "it does not compile")
+    reasons = {"no compiler": "no C++ compiler", "no AVX-512": "the processor has no AVX-512"}
+    assert avx512.why_not().startswith(reasons.get(what, "the compiler fails on it"))
     for topic in ("window", "attention"):
         monkeypatch.setenv("MASFORMER_WAYS", f"{topic}=avx512")
-        with pytest.raises(OneLineError, match="names 'avx512', which this machine does not have: .*; leave it out"):
+        with pytest.raises(OneLineError, match=r"names 'avx512', which this machine does not have: .*; leave it out"):
             attend(case, states)
 
 

@@ -8,11 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from masformer import HeadSpans, LayerSpan, SpanCache, SpanPlan, apply_plan, prefill
-from masformer.attention import avx512
+from masformer.attention import avx512, visibility
 from masformer.attention import cache as cache_module
 from masformer.attention import full as full_module
 from masformer.attention import parts as parts_module
-from masformer.attention import visibility
 from masformer.attention.cache import can_join, join, num_bytes, row_bytes
 from masformer.attention.full import JoinedLayer
 from masformer.attention.visibility import cached_slots, left_padding
