@@ -12,7 +12,6 @@ import torch
 from masformer import tuning
 from masformer.errors import OneLineError
 
-
 AMONG = "linear a; of plain, packed"  # as the file names a choice
 
 
