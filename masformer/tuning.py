@@ -26,11 +26,12 @@ WAYS = "MASFORMER_WAYS"
 _MARGIN = 0.95  # what another way may take of the first one's time; less is noise
 _AGREEMENT = 1.2  # what the second best time may be of the best one; a choice from others is made again next time
 _ROUNDS = 3
+_BEFORE = {"attention": "torch"}
 _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # they hide instructions from torch and oneDNN
 
 _settled: dict[tuple[str, str], str] = {}  # by machine and key
 _used: dict[str, str] = {}
-_measured: list[float] = []  # seconds that count in no time
+_measured: list[float] = []  # seconds that `now` leaves out
 
 
 def choose(topic: str, case: str, ways: Mapping[str, Callable[[], object]], *, seconds: float = 0.05) -> str:
@@ -59,7 +60,7 @@ def choose(topic: str, case: str, ways: Mapping[str, Callable[[], object]], *, s
 
 
 def _entry(key: str, ways: Collection[str]) -> str:
-    """Return what the file calls a choice: one among other ways is another choice."""
+    """Return the name of a choice in the file; it holds among these ways only."""
     return f"{key}; of {', '.join(ways)}"
 
 
@@ -79,8 +80,11 @@ def note(case: str, name: str) -> None:
 
 
 def take_up(ways: Mapping[str, str]) -> None:
-    """Let ways that `chosen` returned in an earlier process hold in this one; what the environment names goes first."""
-    _settled.update({(machine(), key): name for key, name in ways.items()})
+    """Let ways that `chosen` returned in an earlier process hold in this one; what the environment names goes first.
+
+    A process that chose ways, but none of a topic that has come since, computed as `_BEFORE` says.
+    """
+    _settled.update({(machine(), key): name for key, name in ((_BEFORE | dict(ways)) if ways else {}).items()})
 
 
 def now(device: torch.device) -> float:

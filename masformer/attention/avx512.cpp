@@ -2,7 +2,8 @@
 //
 // Many queries of a key head lie in lanes: a vector holds the scores of 16 of them with one key, so that the maximum,
 // the exponentials and their sum need nothing across lanes, and keys are read as they lie in memory, one number (of
-// bfloat16 a pair) for all lanes at once. Up to four queries lie as in memory, and vectors hold the numbers of a head.
+// bfloat16 a pair) for all lanes at once. Up to eight queries lie as in memory, four together, and vectors hold the
+// numbers of a head.
 // Scores of BLOCK keys exist at a time; the rule of their sums is that of FlashAttention, arXiv 2205.14135, algorithm 1.
 //
 // Two ways to share the work among threads. Many queries: a thread takes a stretch of queries with all their runs. Few
@@ -12,10 +13,12 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <vector>
 
 extern "C" {
@@ -52,42 +55,50 @@ constexpr int BLOCK = 64;                      // keys whose scores exist at a t
 constexpr int STEP = 8;                        // keys, or numbers of a value, whose sums are held in registers
 constexpr int MOST = 2 * LANES, SETS = 8;      // queries of a set, and sets that a thread takes together
 constexpr int STRETCH = SETS * MOST;
-constexpr int FEW = 4;                         // queries that do not lie in lanes
-constexpr int PIECE = 512;                     // keys that a thread takes where queries are few
-constexpr float NEVER = -1e30f;                // the maximum before any score
+constexpr int FEW = 4;                         // queries of a set that do not lie in lanes
+constexpr int PIECE = 512;                     // keys that a thread takes at least where queries are few
+constexpr float LOWEST = -1e30f;               // the maximum before any score, which is to be greater
 constexpr float SLACK = 8.0f;                  // powers of two that it may grow by before sums are scaled again
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
 
 using vec = __m512;
 using bf16 = uint16_t;
 
-inline vec all(float x) { return _mm512_set1_ps(x); }
+inline vec splat(float x) { return _mm512_set1_ps(x); }
 inline vec load(const float* at) { return _mm512_loadu_ps(at); }
 inline void store(float* at, vec x) { _mm512_storeu_ps(at, x); }
 
-inline void narrow(float x, float* to) { *to = x; }
-inline void narrow(float x, bf16* to) {
+inline void to_dtype(float x, float* to) { *to = x; }
+inline void to_dtype(float x, bf16* to) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
     *to = std::isnan(x) ? 0x7fc0 : bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// 2 to the power of x, within 3e-7 of it; 0 where x is far below -126.
-inline vec exp2_of(vec x) {
-    x = _mm512_max_ps(all(-200.0f), x);  // in this order NaN stays
-    vec whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    vec rest = _mm512_sub_ps(x, whole);
-    vec sum = all(1.5403530e-4f);  // ln(2)^n / n!
-    for (float factor : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
-        sum = _mm512_fmadd_ps(sum, rest, all(factor));
-    return _mm512_scalef_ps(sum, whole);
+// 2 to the power of x, less 1, for x from -0.5 to 0.5, within 2e-7 of it.
+inline vec little_power(vec x) {
+    vec sum = splat(1.5403530e-4f);  // ln(2)^n / n!
+    for (float factor : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f})
+        sum = _mm512_fmadd_ps(sum, x, splat(factor));
+    return _mm512_mul_ps(sum, x);
 }
 
-// softcap * tanh(x / softcap) of scores x, both in powers of two.
+inline vec whole_of(vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+// 2 to the power of x; 0 where x is far below -126.
+inline vec exp2_of(vec x) {
+    x = _mm512_max_ps(splat(-200.0f), x);  // in this order NaN stays
+    vec whole = whole_of(x);
+    return _mm512_scalef_ps(_mm512_add_ps(little_power(_mm512_sub_ps(x, whole)), splat(1.0f)), whole);
+}
+
+// softcap * tanh(x / softcap) of scores x, both in powers of two. With m = exp(2 y) - 1, tanh(y) is m / (m + 2); what is
+// far from 0 is 1 or -1 anyway.
 inline vec capped(vec x, float softcap) {
-    vec grown = exp2_of(_mm512_min_ps(all(120.0f), _mm512_mul_ps(x, all(2 / softcap))));  // exp(2 y); tanh(y) is
-    vec less = _mm512_div_ps(all(2.0f), _mm512_add_ps(grown, all(1.0f)));                 // 1 - 2 / (exp(2 y) + 1)
-    return _mm512_mul_ps(all(softcap * LOG2_E), _mm512_sub_ps(all(1.0f), less));
+    x = _mm512_min_ps(splat(120.0f), _mm512_max_ps(splat(-120.0f), _mm512_mul_ps(x, splat(2 / softcap))));
+    vec whole = whole_of(x), scale = _mm512_scalef_ps(splat(1.0f), whole);
+    vec less = _mm512_fmadd_ps(little_power(_mm512_sub_ps(x, whole)), scale, _mm512_sub_ps(scale, splat(1.0f)));
+    return _mm512_mul_ps(splat(softcap * LOG2_E), _mm512_div_ps(less, _mm512_add_ps(less, splat(2.0f))));
 }
 
 // What the dtypes differ in. A group is what one lane multiplies at once: a number, or a pair of bfloat16.
@@ -98,15 +109,15 @@ template <>
 struct Numbers<float> {
     static constexpr int GROUP = 1, EACH = 16;
     using group = float;
-    static vec everywhere(const float* at) { return all(*at); }
+    static vec broadcast(const float* at) { return splat(*at); }
     static vec multiply(vec sum, vec a, vec b) { return _mm512_fmadd_ps(a, b, sum); }
     // The first `count` numbers of a vector, then zeros.
-    static vec some(const float* at, int count) {
+    static vec load_partial(const float* at, int count) {
         return count >= EACH ? load(at) : _mm512_maskz_loadu_ps(__mmask16((1u << std::max(count, 0)) - 1), at);
     }
     // Vectors of the numbers of a value: those of keys k and k + 1 side by side for bfloat16.
     static void values(const float* at, const float*, int count, vec* to) {
-        for (int i = 0; i < 4; i++) to[i] = some(at + i * LANES, count - i * LANES);
+        for (int i = 0; i < 4; i++) to[i] = load_partial(at + i * LANES, count - i * LANES);
     }
     // Weights as `multiply` takes them.
     static const float* weights(const float* from, int, float*) { return from; }
@@ -121,7 +132,7 @@ template <>
 struct Numbers<bf16> {
     static constexpr int GROUP = 2, EACH = 32;
     using group = uint32_t;
-    static vec everywhere(const bf16* at) {
+    static vec broadcast(const bf16* at) {
         int32_t pair;
         std::memcpy(&pair, at, 4);
         return _mm512_castsi512_ps(_mm512_set1_epi32(pair));
@@ -129,7 +140,7 @@ struct Numbers<bf16> {
     static vec multiply(vec sum, vec a, vec b) {
         return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
     }
-    static vec some(const bf16* at, int count) {
+    static vec load_partial(const bf16* at, int count) {
         __m512i found = count >= EACH ? _mm512_loadu_si512(at)
                                       : _mm512_maskz_loadu_epi16(__mmask32((1ull << std::max(count, 0)) - 1), at);
         return _mm512_castsi512_ps(found);
@@ -143,7 +154,7 @@ struct Numbers<bf16> {
     static void values(const bf16* at, const bf16* next, int count, vec* to) {
         for (int i = 0; i < 2; i++) {
             int left = count - i * EACH;
-            pairs(some(at + i * EACH, left), next ? some(next + i * EACH, left) : _mm512_setzero_ps(), to + 2 * i);
+            pairs(load_partial(at + i * EACH, left), next ? load_partial(next + i * EACH, left) : _mm512_setzero_ps(), to + 2 * i);
         }
     }
     static const bf16* weights(const float* from, int count, bf16* to) {
@@ -161,7 +172,7 @@ void fetch(const T* states, int64_t token, int count, int size) {
         for (int d = 0; d < size; d += Numbers<T>::EACH) _mm_prefetch((const char*)(states + i * token + d), _MM_HINT_T0);
 }
 
-// A block of keys, and their values as they lie; `next` is the number of keys that follow them in the same run.
+// A block of keys, and their values as they lie; `next` keys follow them that are worked on next.
 template <typename T>
 struct Block {
     const T *key, *value;
@@ -200,14 +211,16 @@ struct Queries {
 
     void bounds_in(const Run& run, int width, Bounds& found) const {
         int32_t num_keys = int32_t(run.num_keys);
-        bool is_all = !run.bounds;
-        found.least = found.all_high = is_all ? 0 : num_keys;
-        found.most = found.all_low = is_all ? num_keys : 0;
-        if (is_all) std::swap(found.all_low, found.all_high);
+        if (!run.bounds) {
+            found.least = found.all_low = 0;
+            found.most = found.all_high = num_keys;
+            return;
+        }
+        found.least = found.all_high = num_keys;
+        found.most = found.all_low = 0;
         for (int i = 0; i < width; i++) {
-            const int32_t* at = is_all ? nullptr : run.bounds + row[i] * run.bounds_row + 2 * token[i];
-            int32_t low = found.low[i] = is_all ? 0 : at[0];
-            int32_t high = found.high[i] = is_all ? num_keys : std::min(at[1], num_keys);
+            const int32_t* at = run.bounds + row[i] * run.bounds_row + 2 * token[i];
+            int32_t low = found.low[i] = at[0], high = found.high[i] = std::min(at[1], num_keys);
             found.all_low = std::max(found.all_low, low);
             found.all_high = std::min(found.all_high, high);
             if (low < high) {
@@ -236,7 +249,7 @@ struct InLanes : Queries {
         take(p, from_row, rows, key_head, first, WIDTH);
         queries.resize(p.size / N::GROUP * WIDTH);
         outs.assign(p.value_size * WIDTH, 0.0f);
-        std::fill_n(mosts, WIDTH, NEVER);
+        std::fill_n(mosts, WIDTH, LOWEST);
         std::fill_n(sums, WIDTH, 0.0f);
         for (int i = 0; i < WIDTH; i++) {
             const T* from = query<T>(p, i);
@@ -259,8 +272,8 @@ struct InLanes : Queries {
                 const T *one = block.value + k * block.value_token, *other = one + block.value_token;
                 for (int d = 0; d < size; d += N::EACH) {
                     vec both[2];
-                    vec next = k + 1 < block.num_keys ? N::some(other + d, size - d) : _mm512_setzero_ps();
-                    N::pairs(N::some(one + d, size - d), next, both);
+                    vec next = k + 1 < block.num_keys ? N::load_partial(other + d, size - d) : _mm512_setzero_ps();
+                    N::pairs(N::load_partial(one + d, size - d), next, both);
                     // What is beyond the last number is overwritten by the next group.
                     std::memcpy(&room[k * size + 2 * d], both, sizeof(vec) * (size - d > LANES ? 2 : 1));
                 }
@@ -284,7 +297,7 @@ struct InLanes : Queries {
                     __m512i place = _mm512_set1_epi32(int(block.first) + k);
                     __mmask16 seen = _mm512_cmple_epi32_mask(low, place) & _mm512_cmplt_epi32_mask(place, high);
                     float* at = of_vector + k * WIDTH;
-                    store(at, _mm512_mask_blend_ps(seen, all(-INFINITY), load(at)));
+                    store(at, _mm512_mask_blend_ps(seen, splat(-INFINITY), load(at)));
                 }
             }
             weigh(p, num_keys, of_vector, v);
@@ -320,20 +333,20 @@ struct InLanes : Queries {
             for (int v = 0; v < VECTORS; v++) many[v] = load(&queries[d * WIDTH + v * LANES]);
 #pragma GCC unroll 8
             for (int k = 0; k < STEP; k++) {
-                vec one = N::everywhere(at[k] + d * N::GROUP);
+                vec one = N::broadcast(at[k] + d * N::GROUP);
                 for (int v = 0; v < VECTORS; v++) found[k][v] = N::multiply(found[k][v], many[v], one);
             }
         }
         for (int k = 0; k < STEP; k++)
             for (int v = 0; v < VECTORS; v++)
-                store(scores + k * WIDTH + v * LANES, _mm512_mul_ps(found[k][v], all(p.scale * LOG2_E)));
+                store(scores + k * WIDTH + v * LANES, _mm512_mul_ps(found[k][v], splat(p.scale * LOG2_E)));
     }
 
     // Turn the scores of a vector's lanes into weights, against the maximum so far.
     void weigh(const Problem& p, int num_keys, float* scores, int v) {
         vec before = load(mosts + v * LANES), most = before, total = load(sums + v * LANES);
         for (int k = 0; k < num_keys; k++) most = _mm512_max_ps(most, load(scores + k * WIDTH));
-        if (_mm512_cmp_ps_mask(most, _mm512_add_ps(before, all(SLACK)), _CMP_GT_OQ)) {
+        if (_mm512_cmp_ps_mask(most, _mm512_add_ps(before, splat(SLACK)), _CMP_GT_OQ)) {
             vec share = exp2_of(_mm512_sub_ps(before, most));
             total = _mm512_mul_ps(total, share);
             for (int d = 0; d < p.value_size; d++) {
@@ -362,7 +375,7 @@ struct InLanes : Queries {
                 for (int v = 0; v < VECTORS; v++) many[v] = load(weights + k * WIDTH + v * LANES);
 #pragma GCC unroll 8
                 for (int d = 0; d < STEP; d++) {
-                    vec one = N::everywhere(at + d * N::GROUP);
+                    vec one = N::broadcast(at + d * N::GROUP);
                     for (int v = 0; v < VECTORS; v++) found[d][v] = N::multiply(found[d][v], many[v], one);
                 }
             }
@@ -392,7 +405,7 @@ inline vec sums_of(const vec* from) {
 
 // Up to FEW queries, as they lie in memory.
 template <typename T>
-struct AsTheyLie : Queries {
+struct RowMajor : Queries {
     using number = T;
     using N = Numbers<T>;
     static constexpr int WIDTH = FEW;
@@ -407,7 +420,7 @@ struct AsTheyLie : Queries {
         out_step = (int(p.value_size) + 4 * LANES - 1) / (4 * LANES) * 4 * LANES;
         queries.assign(FEW * query_step, T(0));
         outs.assign(FEW * out_step, 0.0f);
-        std::fill_n(mosts, FEW, NEVER);
+        std::fill_n(mosts, FEW, LOWEST);
         std::fill_n(sums, FEW, 0.0f);
         for (int i = 0; i < count; i++) std::copy_n(query<T>(p, i), p.size, queries.data() + i * query_step);
     }
@@ -431,7 +444,7 @@ struct AsTheyLie : Queries {
                 __m512i place = _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
                 __mmask16 seen = _mm512_cmple_epi32_mask(_mm512_set1_epi32(int(low)), place) &
                                  _mm512_cmplt_epi32_mask(place, _mm512_set1_epi32(int(high)));
-                store(weights + i * BLOCK + first, _mm512_mask_blend_ps(seen, all(-INFINITY), found));
+                store(weights + i * BLOCK + first, _mm512_mask_blend_ps(seen, splat(-INFINITY), found));
             }
         }
         for (int i = 0; i < count; i++) weigh(weights + i * BLOCK, (block.num_keys + LANES - 1) / LANES * LANES, i);
@@ -445,18 +458,18 @@ struct AsTheyLie : Queries {
         int last = block.num_keys - 1 - first;
         for (int k = 0; k < LANES; k++) found[k] = _mm512_setzero_ps();
         for (int d = 0; d < p.size; d += N::EACH) {
-            vec many = N::some(asking + d, N::EACH);
+            vec many = N::load_partial(asking + d, N::EACH);
 #pragma GCC unroll 16
             for (int k = 0; k < LANES; k++) {
                 const T* at = block.key + (first + std::min(k, last)) * block.key_token + d;
-                found[k] = N::multiply(found[k], many, N::some(at, int(p.size) - d));
+                found[k] = N::multiply(found[k], many, N::load_partial(at, int(p.size) - d));
             }
         }
-        return _mm512_mul_ps(sums_of(found), all(p.scale * LOG2_E));
+        return _mm512_mul_ps(sums_of(found), splat(p.scale * LOG2_E));
     }
 
     void weigh(float* scores, int num_keys, int i) {
-        vec found = all(mosts[i]);
+        vec found = splat(mosts[i]);
         for (int k = 0; k < num_keys; k += LANES) found = _mm512_max_ps(found, load(scores + k));
         float most = _mm512_reduce_max_ps(found);
         if (!(most <= mosts[i] + SLACK)) {
@@ -467,7 +480,7 @@ struct AsTheyLie : Queries {
         }
         vec total = _mm512_setzero_ps();
         for (int k = 0; k < num_keys; k += LANES) {
-            vec weight = exp2_of(_mm512_sub_ps(load(scores + k), all(mosts[i])));
+            vec weight = exp2_of(_mm512_sub_ps(load(scores + k), splat(mosts[i])));
             store(scores + k, weight);
             total = _mm512_add_ps(total, weight);
         }
@@ -485,7 +498,7 @@ struct AsTheyLie : Queries {
                 N::values(at, k + 1 < block.num_keys ? at + block.value_token : nullptr, int(p.value_size) - first, numbers);
 #pragma GCC unroll 4
                 for (int i = 0; i < FEW; i++) {
-                    vec weight = N::everywhere(weights + i * BLOCK + k);
+                    vec weight = N::broadcast(weights + i * BLOCK + k);
                     for (int v = 0; v < 4; v++) found[i][v] = N::multiply(found[i][v], weight, numbers[v]);
                 }
             }
@@ -543,12 +556,22 @@ template <typename T, typename Out>
 void finish(const Problem& p, int64_t row, int64_t head, int64_t token, float most, float sum, Out&& out) {
     T* to = (T*)p.out + row * p.out_row + head * p.out_head + token * p.out_token;
     float share = sum == 0 ? 0 : 1 / sum;
-    for (int d = 0; d < p.value_size; d++) narrow(out(d) * share, to + d);
+    for (int d = 0; d < p.value_size; d++) to_dtype(out(d) * share, to + d);
     p.lse[(row * p.heads + head) * p.length + token] = sum == 0 ? -INFINITY : most * LN_2 + std::log(sum);
 }
 
+// Do something in a thread, whose exceptions must not leave it; note that memory has run out.
+template <typename Task>
+void guarded(std::atomic<bool>& is_out_of_memory, Task&& task) {
+    try {
+        task();
+    } catch (const std::bad_alloc&) {
+        is_out_of_memory = true;
+    }
+}
+
 template <typename T>
-void attend_many(const Problem& p) {
+void attend_many(const Problem& p, std::atomic<bool>& is_out_of_memory) {
     // The longer a stretch, the fewer times keys are read; yet every thread is to have several.
     int64_t queries = p.heads / p.key_heads * p.length, pairs = p.rows * p.key_heads, each = STRETCH;
     while (each > MOST && pairs * ((queries + each - 1) / each) < 8 * p.threads) each /= 2;
@@ -557,7 +580,7 @@ void attend_many(const Problem& p) {
     {
         Work<InLanes<T, 2>> work;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < pairs * stretches; task++) {
+        for (int64_t task = 0; task < pairs * stretches; task++) guarded(is_out_of_memory, [&] {
             // The last stretches first: they see the most keys.
             int64_t first = (stretches - 1 - task / pairs) * each;
             int64_t row = task % pairs / p.key_heads, key_head = task % p.key_heads;
@@ -567,14 +590,14 @@ void attend_many(const Problem& p) {
             for (const auto& set : work.sets)
                 for (int i = 0; i < set.count; i++)
                     finish<T>(p, set.row[i], set.head[i], set.token[i], set.most(i), set.sum(i), [&](int d) { return set.out(i, d); });
-        }
+        });
     }
 }
 
 // Some keys of a run, and some of the queries that read them.
 struct Piece {
     const Run* run;
-    int64_t row, rows, key_head, first_query, first_key, place;
+    int64_t row, rows, key_head, first_query, first_key, stop_key, place;
 };
 
 // Outputs that are not yet divided, maxima and sums of all pieces.
@@ -585,8 +608,8 @@ struct Parts {
 template <typename Set>
 void attend_piece(const Problem& p, const Piece& piece, Work<Set>& work, Parts& parts) {
     work.begin(p, piece.row, piece.rows, piece.key_head, piece.first_query, STRETCH);
-    int64_t stop = std::min(piece.first_key + PIECE, piece.run->num_keys), at = piece.place;
-    work.attend(p, *piece.run, piece.row, piece.key_head, piece.first_key, stop);
+    int64_t at = piece.place;
+    work.attend(p, *piece.run, piece.row, piece.key_head, piece.first_key, piece.stop_key);
     for (const Set& set : work.sets)
         for (int i = 0; i < set.count; i++, at++) {
             for (int d = 0; d < p.value_size; d++) parts.outs[at * p.value_size + d] = set.out(i, d);
@@ -596,16 +619,23 @@ void attend_piece(const Problem& p, const Piece& piece, Work<Set>& work, Parts& 
 }
 
 template <typename T>
-void attend_few(const Problem& p) {
-    int64_t group = p.heads / p.key_heads, num_parts = 0;
+void attend_few(const Problem& p, std::atomic<bool>& is_out_of_memory) {
+    int64_t group = p.heads / p.key_heads, num_parts = 0, work = 0;
+    auto rows_of = [](const Run& run) { return run.key_row || run.value_row ? 1 : run.stop_row - run.first_row; };
+    for (const Run* run = p.runs; run < p.runs + p.num_runs; run++) {
+        int64_t rows = rows_of(*run), stretches = (rows * p.length * group + STRETCH - 1) / STRETCH;
+        work += (run->stop_row - run->first_row) / rows * p.key_heads * stretches * run->num_keys;
+    }
+    // Enough pieces for all threads, and no more: each makes outputs of its own.
+    int64_t each_keys = std::max<int64_t>(PIECE, (work / (16 * p.threads) + BLOCK - 1) / BLOCK * BLOCK);
     std::vector<Piece> pieces;
     for (const Run* run = p.runs; run < p.runs + p.num_runs; run++) {
-        int64_t rows = run->key_row || run->value_row ? 1 : run->stop_row - run->first_row, queries = rows * p.length * group;
+        int64_t rows = rows_of(*run), queries = rows * p.length * group;
         for (int64_t row = run->first_row; row < run->stop_row; row += rows)
             for (int64_t head = 0; head < p.key_heads; head++)
                 for (int64_t query = 0; query < queries; query += STRETCH)
-                    for (int64_t key = 0; key < run->num_keys; key += PIECE) {
-                        pieces.push_back({run, row, rows, head, query, key, num_parts});
+                    for (int64_t key = 0; key < run->num_keys; key += each_keys) {
+                        pieces.push_back({run, row, rows, head, query, key, std::min(key + each_keys, run->num_keys), num_parts});
                         num_parts += std::min<int64_t>(STRETCH, queries - query);
                     }
     }
@@ -628,12 +658,12 @@ void attend_few(const Problem& p) {
     each([&](int64_t query, int64_t part) { found[next[query]++] = part; });
 #pragma omp parallel num_threads(p.threads)
     {
-        Work<AsTheyLie<T>> few;
+        Work<RowMajor<T>> few;
         Work<InLanes<T, 1>> more;
         Work<InLanes<T, 2>> many;
-        std::vector<float> out(p.value_size);
+        std::vector<float> out;
 #pragma omp for schedule(dynamic, 1)
-        for (size_t i = 0; i < pieces.size(); i++) {
+        for (size_t i = 0; i < pieces.size(); i++) guarded(is_out_of_memory, [&] {
             int64_t queries = pieces[i].rows * p.length * group - pieces[i].first_query;
             if (queries <= 2 * FEW)
                 attend_piece(p, pieces[i], few, parts);
@@ -641,12 +671,12 @@ void attend_few(const Problem& p) {
                 attend_piece(p, pieces[i], more, parts);
             else
                 attend_piece(p, pieces[i], many, parts);
-        }
+        });
 #pragma omp for schedule(static)
-        for (int64_t query = 0; query < int64_t(begin.size()) - 1; query++) {
-            float most = NEVER, sum = 0;
+        for (int64_t query = 0; query < int64_t(begin.size()) - 1; query++) guarded(is_out_of_memory, [&] {
+            out.assign(p.value_size, 0.0f);
+            float most = LOWEST, sum = 0;
             for (int64_t i = begin[query]; i < begin[query + 1]; i++) most = std::max(most, parts.mosts[found[i]]);
-            std::fill(out.begin(), out.end(), 0.0f);
             for (int64_t i = begin[query]; i < begin[query + 1]; i++) {
                 int64_t part = found[i];
                 float share = std::exp2(parts.mosts[part] - most);
@@ -655,23 +685,28 @@ void attend_few(const Problem& p) {
             }
             int64_t token = query % p.length, head = query / p.length % p.heads, row = query / p.length / p.heads;
             finish<T>(p, row, head, token, most, sum, [&](int d) { return out[d]; });
-        }
+        });
     }
 }
 
+// Return 0, or 1 where memory has run out.
 template <typename T>
-void attend(const Problem& p) {
+int attend(const Problem& p) {
     bool is_shared = std::any_of(p.runs, p.runs + p.num_runs,
                                  [](const Run& run) { return !run.key_row && run.stop_row - run.first_row > 1; });
-    if (is_shared || p.heads / p.key_heads * p.length <= STRETCH / 2)
-        attend_few<T>(p);
-    else
-        attend_many<T>(p);
+    std::atomic<bool> is_out_of_memory{false};
+    guarded(is_out_of_memory, [&] {
+        if (is_shared || p.heads / p.key_heads * p.length <= STRETCH / 2)
+            attend_few<T>(p, is_out_of_memory);
+        else
+            attend_many<T>(p, is_out_of_memory);
+    });
+    return is_out_of_memory;
 }
 
 }  // namespace
 
-extern "C" void masformer_attend_float32(const Problem* problem) { attend<float>(*problem); }
+extern "C" int masformer_attend_float32(const Problem* problem) { return attend<float>(*problem); }
 #ifdef __AVX512BF16__
-extern "C" void masformer_attend_bfloat16(const Problem* problem) { attend<bf16>(*problem); }
+extern "C" int masformer_attend_bfloat16(const Problem* problem) { return attend<bf16>(*problem); }
 #endif

@@ -39,6 +39,7 @@ _SOURCE = Path(__file__).with_suffix(".cpp")
 _NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
 _COMPILE_SECONDS = 120
+_DTYPES = (torch.float32, torch.bfloat16)
 # Numbers of a key that are multiplied together, and of a value that are computed together.
 _KEY_STEP, _VALUE_STEP = 2, 8
 
@@ -48,7 +49,7 @@ class Keys(NamedTuple):
 
     Attributes:
         key: (B, K, Tk, D), or (1, K, Tk, D) that all these rows read.
-        value: The same of values.
+        value: (B or 1, K, Tk, D).
         bounds: int32 (B or 1, Tq, 2), the first key that a query sees, and the one after the last; None is all keys.
         rows: The first row that reads them, and the one after the last; None is all rows. Keys of several rows, and
             bounds, are those of all rows.
@@ -96,32 +97,51 @@ class _Problem(ctypes.Structure):
 
 
 def takes(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
-    """Return whether `attend` computes attention of (B, H, Tq, D) queries to these keys and values (B, K, Tk, D).
+    """Return whether `attend` computes attention of (B, H, Tq, D) queries to these keys and values (B or 1, K, Tk, D).
 
-    Gradients, autocast and compilation are left to torch.
+    Gradients, compilation, tracing and transforms of functions are left to torch, as is what does not fit together.
     """
-    if query.device.type != "cpu" or query.dtype not in (torch.float32, torch.bfloat16) or not query.numel():
+    if query.device.type != "cpu" or query.dtype not in _DTYPES or not query.numel() or _is_watched():
         return False
     states = [query, *(each for run in runs for each in run)]
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(each.requires_grad for each in states)):
-        return False
-    if query.shape[3] % _KEY_STEP or runs[0][1].shape[3] % _VALUE_STEP:
+    if torch.is_grad_enabled() and any(each.requires_grad for each in states):
         return False
     if any(each.dtype != query.dtype or each.stride(3) != 1 or type(each) is not Tensor for each in states):
         return False
-    return _function(query.dtype) is not None
+    rows, heads, _, size = query.shape
+    _, key_heads, _, value_size = runs[0][1].shape
+    for key, value in runs:
+        if key.shape[0] not in (1, rows) or key.shape[:3] != value.shape[:3] or key.shape[1] != key_heads:
+            return False
+        if (key.shape[3], value.shape[3]) != (size, value_size) or not key.device == value.device == query.device:
+            return False
+    fits = heads % key_heads == 0 and size % _KEY_STEP == 0 and value_size % _VALUE_STEP == 0
+    return fits and _function(query.dtype) is not None
+
+
+def _is_watched() -> bool:
+    """Return whether something besides this call is to learn what is computed, which the kernel does not tell."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def attend(query: Tensor, runs: Sequence[Keys], *, scale: float, softcap: float | None = None) -> Part:
     """Return (B, H, Tq, D) attention to the keys of all runs, and its (B, H, Tq) log-sum-exp in fp32.
 
-    A query that sees no key gets zeros and minus infinity. Keys that `takes` refuses are not to be given.
+    A query that sees no key gets zeros and minus infinity. Call `takes` first.
+
+    Raises:
+        MemoryError: Memory does not suffice.
     """
     rows, heads, length, size = query.shape
     value_size = runs[0].value.shape[3]
     # In the memory order of the (B, Tq, H, D) that models go on with.
     out = query.new_empty((rows, length, heads, value_size)).transpose(1, 2)
-    lse = torch.empty((rows, heads, length), dtype=torch.float32)
+    lse = query.new_empty((rows, heads, length), dtype=torch.float32)
     given = (_Run * len(runs))()
     for run, (key, value, bounds, read) in zip(given, runs, strict=True):
         run.key, run.value, run.num_keys = key.data_ptr(), value.data_ptr(), key.shape[2]
@@ -130,7 +150,9 @@ def attend(query: Tensor, runs: Sequence[Keys], *, scale: float, softcap: float 
             if states.shape[0] == 1:
                 strides[0] = 0
         run.first_row, run.stop_row = read or (0, rows)
+        assert 0 <= run.first_row <= run.stop_row <= rows
         if bounds is not None:
+            assert bounds.shape[1:] == (length, 2)
             run.bounds, run.bounds_row = bounds.data_ptr(), 0 if len(bounds) == 1 else bounds.stride(0)
     problem = _Problem(
         query.data_ptr(),
@@ -152,11 +174,12 @@ def attend(query: Tensor, runs: Sequence[Keys], *, scale: float, softcap: float 
     )
     function = _function(query.dtype)
     assert function is not None
-    function(ctypes.byref(problem))
+    if function(ctypes.byref(problem)):
+        raise MemoryError(f"no memory for attention to {sum(run.num_keys for run in given):,} keys")
     return out, lse
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def bounds_of(span: LayerSpan, offset: int, length: int, num_keys: int) -> tuple[tuple[slice, Tensor], ...]:
     """Return the runs of the keys that a cache hands out for several new tokens, and what each query sees of them.
 
@@ -165,7 +188,7 @@ def bounds_of(span: LayerSpan, offset: int, length: int, num_keys: int) -> tuple
         offset: Position of the first query.
         num_keys: Keys that there are: the sinks, and then those of consecutive positions up to the last.
     """
-    position = torch.arange(offset, offset + length)
+    position = torch.arange(offset, offset + length, device="cpu")
     if isinstance(span, Blocks):
         first = (position // span.block - span.previous) * span.block
     elif isinstance(span, Window):
@@ -193,7 +216,7 @@ def is_ready(dtype: torch.dtype) -> bool:
 
 
 def why_not() -> str:
-    """Return what keeps this machine from the kernel; empty where nothing does."""
+    """Return why the kernel is unavailable; an empty string where it is there."""
     return "" if _library() else _missing() or "the compiler fails on it"
 
 
@@ -202,13 +225,13 @@ def _function(dtype: torch.dtype) -> ctypes._NamedFuncPointer | None:
     library = _library()
     function = getattr(library, f"masformer_attend_{dtype_name(dtype)}", None) if library else None
     if function is not None:
-        function.argtypes, function.restype = [ctypes.POINTER(_Problem)], None
+        function.argtypes, function.restype = [ctypes.POINTER(_Problem)], ctypes.c_int
     return function
 
 
 @functools.cache
 def _missing() -> str:
-    """Return what there must be and is not; empty where nothing is missing."""
+    """Return the missing requirement, or an empty string."""
     if platform.system() != "Linux" or not set(vector_instructions().split()) >= _NEEDED:
         return "the processor has no AVX-512"
     return "" if _compiler() else "no C++ compiler (g++, or what CXX names)"
@@ -239,16 +262,29 @@ def _library() -> ctypes.CDLL | None:
 
 def _compile(compiler: list[str], file: Path) -> ctypes.CDLL | None:
     """Return the kernel, compiled into a file that other processes may be writing too; None where that fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / file.name
-        command = [*compiler, *_FLAGS, "-o", str(target), str(_SOURCE)]
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / file.name
+            command = [*compiler, *_FLAGS, "-o", str(target), str(_SOURCE)]
             subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
-            with suppress(OSError):  # without a folder to keep it in it is compiled again next time
-                file.parent.mkdir(parents=True, exist_ok=True)
-                partial = file.with_suffix(f".{secrets.token_hex(8)}")
-                shutil.copyfile(target, partial)
-                partial.replace(file)
-            return ctypes.CDLL(str(target))
-        except (OSError, subprocess.SubprocessError):
-            return None
+            # Without a folder to keep it in it is compiled again next time.
+            return ctypes.CDLL(str(file if _keep(target, file) else target))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _keep(target: Path, file: Path) -> bool:
+    """Return whether the compiled file was put in its place, whole or not at all."""
+    partial = file.with_suffix(f".{secrets.token_hex(8)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as copy:
+            copy.write(target.read_bytes())
+            copy.flush()
+            os.fsync(copy.fileno())
+        partial.replace(file)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        return False
+    return True

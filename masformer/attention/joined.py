@@ -58,7 +58,7 @@ class Listed:
     """What the steps of a batch give the kernel for AVX-512 besides the tails.
 
     Attributes:
-        runs: Each in one piece.
+        runs: Each with its pieces put together.
         begin: (B, 1) where each row's tail begins; None is at 0.
         bounds: (B, 1, 2) what one token a row sees of the tails; None is all.
     """

@@ -2,8 +2,8 @@
 
 Which of the exact ways wins depends on the CPU: torch's fused kernel where it has matrix units for bf16, a kernel of
 our own (`avx512`) on others with AVX-512, tiles where there is neither. Ways differ by rounding alone.
-`MASFORMER_WAYS="attention=torch window=tiles"` takes these and measures nothing; `window=64` takes views of 64 queries
-in torch's kernel (`masformer.tuning`).
+`MASFORMER_WAYS="attention=torch"` goes without our kernel; `window=tiles` takes tiles, and `window=64` views of 64
+queries in torch's kernel, for windows without soft caps and learned sinks (`masformer.tuning`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from masformer.attention import avx512
@@ -28,25 +29,25 @@ _WINDOWS = (TILES, *VIEWS, AVX512)
 # Queries from which on measuring pays, and queries that are measured.
 LEAST_QUERIES, MEASURED_QUERIES = 1024, 512
 
-Runs = tuple[tuple[Tensor, Tensor], ...]
-
 
 def is_avx512(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
-    """Return whether attention of (B, H, Tq, D) queries to keys and values (B, K, Tk, D) is left to `avx512`.
+    """Return whether `avx512` may attend from (B, H, Tq, D) queries to keys and values (B or 1, K, Tk, D).
 
-    Nothing is measured: of few queries it is always the faster one, and of soft-capped scores.
+    Long prefills are measured besides (`window_way`, `causal_way`).
 
     Raises:
-        OneLineError: `MASFORMER_WAYS` names an unknown way, or `avx512` where there is none.
+        OneLineError: `MASFORMER_WAYS` names an unknown way, or `avx512` where there is none or it is ruled out.
     """
-    named = named_way(ATTENTION, (TORCH, AVX512))
-    if AVX512 in (named, named_way(WINDOW, _WINDOWS)) and (reason := avx512.why_not()):
-        raise OneLineError(f"{WAYS} names '{AVX512}', which this machine does not have: {reason}; leave it out")
-    way = named or settled(ATTENTION) or AVX512
-    if way != AVX512 or not avx512.takes(query, *runs):
+    if query.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    note(ATTENTION, AVX512)
-    return True
+    named, named_for_windows = named_way(ATTENTION, (TORCH, AVX512)), named_way(WINDOW, _WINDOWS)
+    if AVX512 in (named, named_for_windows) and (reason := avx512.why_not()):
+        raise OneLineError(f"{WAYS} names '{AVX512}', which this machine does not have: {reason}; leave it out")
+    if (named, named_for_windows) == (TORCH, AVX512):
+        raise OneLineError(f"{WAYS} names '{AVX512}' for {WINDOW} and rules it out for {ATTENTION}; leave out one")
+    way = named or settled(ATTENTION) or (TORCH if avx512.why_not() else AVX512)
+    note(ATTENTION, way)
+    return way == AVX512 and avx512.takes(query, *runs)
 
 
 def window_way(
@@ -65,17 +66,19 @@ def window_way(
     is_ours = is_avx512(query, (key, value))
     ways = (TILES, *VIEWS, *([AVX512] if is_ours else []))
     named = named_way(WINDOW, _WINDOWS)
-    if named or query.shape[2] < LEAST_QUERIES:
-        return named if named in ways else ways[-1 if is_ours else 0]
     case = f"{_case(query, key)}, {span}"
     case += ", with gradients" if needs_grad else ""
+    if query.shape[2] < LEAST_QUERIES:
+        named = named or settled(f"{WINDOW} {case}")
+    if named or query.shape[2] < LEAST_QUERIES:
+        return named if named in ways else ways[-1 if is_ours else 0]
     return choose(WINDOW, case, {way: partial(run, way, MEASURED_QUERIES) for way in ways})
 
 
 def causal_way(query: Tensor, key: Tensor, run: Callable[[str, int], object]) -> str:
     """Return the way where (B, H, Tq, D) queries see all before them and `avx512` can attend; as `window_way`."""
     if query.shape[2] < LEAST_QUERIES:
-        return AVX512
+        return settled(f"{ATTENTION} {_case(query, key)}") or AVX512
     return choose(ATTENTION, _case(query, key), {way: partial(run, way, MEASURED_QUERIES) for way in (TORCH, AVX512)})
 
 

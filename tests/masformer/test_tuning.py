@@ -140,6 +140,15 @@ def test_ways_of_an_earlier_process_are_taken_up_and_not_measured(clock: Clock) 
     assert tuning.choose("linear", "b", ways(clock, 3.0, 2.0)) == "packed"
 
 
+def test_an_earlier_process_that_knew_no_kernel_of_ours_went_without(clock: Clock) -> None:
+    tuning.take_up({})
+    assert tuning.settled("attention") is None
+    tuning.take_up({"linear a": "plain"})
+    assert tuning.settled("attention") == "torch"
+    tuning.take_up({"attention": "avx512"})
+    assert tuning.settled("attention") == "avx512"
+
+
 def test_the_time_stands_still_while_ways_are_measured(clock: Clock) -> None:
     start, cpu = clock.now, torch.device("cpu")
     tuning.choose("linear", "a", ways(clock, 3.0, 2.0))

@@ -12,11 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from masformer import tuning
 from masformer.attention import avx512, kernels
 from masformer.attention.avx512 import Keys
+from masformer.attention.kernels import span_attention
 from masformer.errors import OneLineError
 from masformer.hardware import dtype_name
 from masformer.plans.spans import FULL, LayerSpan
@@ -93,6 +94,41 @@ def test_any_case_is_that_of_the_definition(case: Case, dtype: torch.dtype | Non
     assert_close(out.double(), expected, TOLERANCE[dtype])
 
 
+@each_dtype
+@pytest.mark.parametrize(("size", "value_size"), [(2, 8), (34, 40), (64, 64), (96, 72), (128, 128), (256, 256)])
+@pytest.mark.parametrize("group_length", [(1, 1), (6, 1), (3, 4), (5, 8), (2, 300)], ids=str)
+@torch.no_grad()
+def test_heads_of_any_size(group_length: tuple[int, int], size: int, value_size: int, dtype: torch.dtype) -> None:
+    """One query, a few, those of one vector of lanes, of more, and so many that no piece of a run is a thread's."""
+    group, length = group_length
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(shape, generator=generator).to(dtype)
+        for shape in ((2, 2 * group, length, size), (2, 2, 333, size), (2, 2, 333, value_size))
+    )
+    for softcap in (None, 50.0):
+        bounds = avx512.causal_bounds(length, 333)
+        assert avx512.takes(query, (key, value))
+        out, lse = avx512.attend(query, [Keys(key, value, bounds)], scale=size**-0.5, softcap=softcap)
+        wide = (x.double() for x in (key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)))
+        keys, values = wide
+        scores = query.double() @ keys.mT * size**-0.5
+        scores = scores if softcap is None else softcap * (scores / softcap).tanh()
+        place = torch.arange(333)
+        scores = scores.masked_fill(place > place[-length:, None], -torch.inf)
+        assert_close(out.double(), scores.softmax(dim=-1) @ values, 4e-6 if dtype == torch.float32 else 3e-2)
+        assert_close(lse.double(), scores.logsumexp(dim=-1), 2e-5)
+
+
+@with_compiler
+@torch.no_grad()
+def test_memory_that_runs_out_is_an_error_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 9, 16)
+    monkeypatch.setattr(avx512, "_function", lambda dtype: lambda problem: 1)
+    with pytest.raises(MemoryError, match="no memory for attention to 9 keys"):
+        avx512.attend(query, [Keys(key, key)], scale=1.0)
+
+
 @tries(60)
 @given(st.data())
 @torch.no_grad()
@@ -101,7 +137,7 @@ def test_rows_that_share_runs_get_what_each_gets_alone(data: st.DataObject) -> N
     if not avx512.is_ready(torch.float32):
         pytest.skip(f"no kernel: {avx512.why_not()}")
     rows, group, length = (data.draw(st.integers(1, most)) for most in (5, 4, 40))
-    heads, size = 2, 16
+    heads, size = 2, data.draw(st.sampled_from([16, 72]))
     query = torch.randn(rows, heads * group, length, size)
     runs, alone = [], [[] for _ in range(rows)]
     for _ in range(data.draw(st.integers(1, 4))):
@@ -164,6 +200,35 @@ def test_what_it_does_not_take() -> None:
         assert not avx512.takes(query, (key, value[..., :12]))
         assert not avx512.takes(query, (key.bfloat16(), value))
         assert not avx512.takes(query[:, :, :0], (key, value))
+        assert not avx512.takes(query[..., :15], (key[..., :15], value))
+        assert not avx512.takes(query, (key[..., :8], value))
+        assert not avx512.takes(query, (key, value), (key, value[..., :8]))
+        assert not avx512.takes(query, (key, value[:, :, :5]))
+        assert not avx512.takes(query, (key[:, :1], value[:, :1]), (key, value))
+        assert not avx512.takes(query.repeat(1, 2, 1, 1)[:, :3], (key, value))
+        assert not avx512.takes(query.expand(3, -1, -1, -1), (key.expand(2, -1, -1, -1), value.expand(2, -1, -1, -1)))
+        assert not avx512.takes(query, (key.to("meta"), value.to("meta")))
+        assert not avx512.takes(nn.Parameter(query, requires_grad=False), (key, value))
+
+
+@with_compiler
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:There is a performance drop:UserWarning", "ignore::DeprecationWarning"
+)
+@torch.no_grad()
+def test_transforms_of_functions_and_other_default_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["full"]
+    states = random_states(case, torch.float32)
+    expected = defined(case, states.map(lambda x: x.double()))
+    monkeypatch.setenv("MASFORMER_WAYS", BY_KERNEL)
+
+    def full(query: Tensor) -> Tensor:
+        return span_attention(query, states.key, states.value, FULL)
+
+    assert_close(torch.jit.trace(full, states.query, check_trace=False)(states.query).double(), expected, 3e-6)
+    assert_close(torch.func.vmap(full)(states.query[None])[0].double(), expected, 3e-6)
+    with torch.device("meta"):
+        assert_close(full(states.query).double(), expected, 3e-6)
 
 
 @with_compiler
@@ -244,6 +309,9 @@ def test_torch_is_what_the_environment_names(monkeypatch: pytest.MonkeyPatch) ->
     states = random_states(case, torch.float32)
     assert_close(attend(case, states).double(), defined(case, states.map(lambda x: x.double())), 3e-6)
     assert kernels.is_avx512(states.query, (states.key, states.value)) is False
+    monkeypatch.setenv("MASFORMER_WAYS", "attention=torch window=avx512")
+    with pytest.raises(OneLineError, match=r"names 'avx512'"):
+        attend(case, states)
     monkeypatch.setenv("MASFORMER_WAYS", "attention=sse")
     with pytest.raises(OneLineError, match="MASFORMER_WAYS names 'sse' for attention; known: torch, avx512"):
         attend(case, states)
