@@ -25,8 +25,7 @@ def joined_attention(
     """Return (B, H, Tq, D): each row attends to its runs, which are those of `joined`, and its tail (B, K, T, D)."""
     if scores.softcap is None and cuda.takes(query, value.shape[3], FULL):
         return attend_joined(query, key, value, joined, scores.scale, learned_sinks)
-    runs = [(run.keys, run.values) for run in joined.runs]
-    if joined.place is None and is_avx512(query, *runs, (key, value)):
+    if joined.place is None and is_avx512(query, (key, value)) and _listed(joined, query).fit:
         return with_sinks(_attend_avx512(query, key, value, joined, scores), learned_sinks).to(value.dtype)
     _, heads, length, size = query.shape
     hidden = joined.hidden_of(key)
@@ -59,16 +58,18 @@ class Listed:
 
     Attributes:
         runs: Each with its pieces put together.
+        fit: Whether the kernel takes them; what one step's queries are like, those of the next are.
         begin: (B, 1) where each row's tail begins; None is at 0.
         bounds: (B, 1, 2) what one token a row sees of the tails; None is all.
     """
 
     runs: tuple[avx512.Keys, ...]
+    fit: bool
     begin: Tensor | None
     bounds: Tensor | None
 
 
-def _listed(joined: JoinedLayer) -> Listed:
+def _listed(joined: JoinedLayer, query: Tensor) -> Listed:
     """Return what the steps of a batch read, made at its first step and kept until its rows change."""
     if joined.listed is None:
         runs, begin, bounds = [], None, None
@@ -78,7 +79,8 @@ def _listed(joined: JoinedLayer) -> Listed:
         if joined.hidden is not None:
             begin = (joined.hidden[:, 0, 0] != 0).sum(dim=-1, dtype=torch.int32)[:, None]
             bounds = torch.stack([begin, torch.full_like(begin, torch.iinfo(torch.int32).max)], dim=-1)
-        joined.listed = Listed(runs=tuple(runs), begin=begin, bounds=bounds)
+        fit = not runs or avx512.takes(query, *((run.key, run.value) for run in runs))
+        joined.listed = Listed(runs=tuple(runs), fit=fit, begin=begin, bounds=bounds)
     return joined.listed
 
 
@@ -90,7 +92,7 @@ def _in_one_piece(states: Tensor) -> Tensor:
 
 def _attend_avx512(query: Tensor, key: Tensor, value: Tensor, joined: JoinedLayer, scores: ScoreRule) -> Part:
     """Attend from (B, H, Tq, D) queries to the runs of their rows, and to tails (B, K, T, D)."""
-    listed, length = _listed(joined), query.shape[2]
+    listed, length = _listed(joined, query), query.shape[2]
     bounds = listed.bounds
     if length > 1:
         bounds = avx512.causal_bounds(length, key.shape[2])

@@ -14,7 +14,8 @@ from masformer.attention import full as full_module
 from masformer.attention import parts as parts_module
 from masformer.attention.cache import can_join, join, num_bytes, row_bytes
 from masformer.attention.full import JoinedLayer
-from masformer.attention.visibility import cached_slots, left_padding
+from masformer.attention.kernels import dense_attention, span_attention
+from masformer.attention.visibility import SpanMask, cached_slots, left_padding
 from masformer.errors import SpanError
 from masformer.plans.spans import FULL
 from tests.helpers.tiny_models import BY_HEAD, SUPPORTED, VOCAB, plan_by_head, tiny_model
@@ -165,6 +166,31 @@ def test_a_run_of_an_odd_length_takes_no_product_of_one_key() -> None:
     # The last key of the run is in both tails, besides ten of their own.
     assert layer.num_tail == 11
     assert torch.equal(layer.keys[0, :, 0], states[0, :, -1]) != torch.equal(layer.keys[0, :, 10], states[0, :, -1])
+
+
+@torch.no_grad()
+def test_the_kernel_reads_runs_in_one_call(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is kept as two halves."""
+    trunk = SpanCache(SpanPlan((FULL,)))
+    states = torch.randn(1, 2, 1100, 8)
+    trunk.update(states, -states, 0)
+    branches = [trunk.fork() for _ in range(3)]
+    for row, branch in enumerate(branches):
+        branch.update(states[:, :, : 3 + row], states[:, :, : 3 + row], 0)
+    joined = join(branches, room=6)
+    calls, attended = [], avx512.attend
+    monkeypatch.setattr(avx512, "attend", lambda *of, **more: calls.append(of) or attended(*of, **more))
+    query, new = torch.randn(3, 4, 1, 8), torch.randn(3, 2, 1, 8)
+    key, value = joined.update(new, new, 0)
+    mask = SpanMask(offset=1105, cache=joined)
+    out = span_attention(query, key, value, FULL, mask, seen=mask.seen_with(key, value))
+    assert [len(of[1]) for of in calls] == ([2] if way == "avx512" else [])
+    for row in range(3):
+        keys = torch.cat([states, states[:, :, : 3 + row], new[row : row + 1]], dim=2)
+        values = torch.cat([-states, states[:, :, : 3 + row], new[row : row + 1]], dim=2)
+        visible = torch.ones(1, keys.shape[2], dtype=torch.bool)
+        expected = dense_attention(query[row : row + 1], keys, values, visible)
+        torch.testing.assert_close(out[row : row + 1], expected, atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()
