@@ -46,7 +46,8 @@ def is_avx512(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
     if (named, named_for_windows) == (TORCH, AVX512):
         raise OneLineError(f"{WAYS} names '{AVX512}' for {WINDOW} and rules it out for {ATTENTION}; leave out one")
     way = named or settled(ATTENTION) or (TORCH if avx512.why_not() else AVX512)
-    note(ATTENTION, way)
+    if named != TORCH:  # what the environment names holds for this process alone
+        note(ATTENTION, way)
     return way == AVX512 and avx512.takes(query, *runs)
 
 

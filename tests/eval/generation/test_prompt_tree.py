@@ -68,7 +68,7 @@ def test_the_seconds_of_a_prefill_leave_out_how_long_ways_of_windows_are_measure
         clock[0] += 100.0
         return "tiles", True
 
-    monkeypatch.setenv("MASFORMER_WAYS", "")
+    monkeypatch.setenv("MASFORMER_WAYS", "attention=torch")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tuning, "_settled", {})
     monkeypatch.setattr(tuning, "_used", {})

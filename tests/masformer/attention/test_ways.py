@@ -53,7 +53,7 @@ def test_the_fastest_way_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert way == "64"
     assert set(ran) == {"tiles", *ways.VIEWS}
     assert choose("tiles", monkeypatch) == ("64", [])
-    assert tuning.chosen() == {"attention": "torch", "window 4 on 2 heads of 8, float32, span=20 sinks=4": "64"}
+    assert tuning.chosen() == {"window 4 on 2 heads of 8, float32, span=20 sinks=4": "64"}
 
 
 def test_few_queries_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
