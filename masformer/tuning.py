@@ -70,7 +70,7 @@ def chosen() -> dict[str, str]:
 
 
 def settled(key: str) -> str | None:
-    """Return the way that an earlier process took for a key that is not measured; None where none is known."""
+    """Return the way of a key that this process chose, or took up from an earlier one; None where there is none."""
     return _settled.get((machine(), key))
 
 

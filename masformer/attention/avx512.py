@@ -1,7 +1,7 @@
 """Attention on CPUs with AVX-512, by a kernel in C++ (`avx512.cpp`) that is compiled when it is first wanted.
 
     if takes(query, (key, value)):
-        out, lse = attend(query, [Keys(key, value, bounds_of(span, offset, length))], scale=scale)
+        out, lse = attend(query, [Keys(key, value, causal_bounds(query.shape[2], key.shape[2]))], scale=scale)
 
 The compiled library is kept in `~/.cache/masformer`, under a name that stands for source, compiler and processor. Where
 there is no compiler, or a processor of another kind, nothing is taken and torch computes everything.
@@ -150,7 +150,7 @@ def attend(query: Tensor, runs: Sequence[Keys], *, scale: float, softcap: float 
             if states.shape[0] == 1:
                 strides[0] = 0
         run.first_row, run.stop_row = read or (0, rows)
-        assert 0 <= run.first_row <= run.stop_row <= rows
+        assert 0 <= run.first_row < run.stop_row <= rows
         if bounds is not None:
             assert bounds.shape[1:] == (length, 2)
             run.bounds, run.bounds_row = bounds.data_ptr(), 0 if len(bounds) == 1 else bounds.stride(0)

@@ -244,7 +244,7 @@ def _by_avx512(
             runs.append(avx512.Keys(key[:, :, keys], value[:, :, keys], bounds))
         return _finished(avx512.attend(asked, runs, scale=how.scores.scale, softcap=how.scores.softcap), how, query)
 
-    # With learned sinks the other way is by tiles, which are slower.
+    # With learned sinks torch has no fused way.
     is_measured = span.is_full and how.learned_sinks is None and _is_fused(query, value, how)
     if is_measured and causal_way(query, key, run) == TORCH:
         return None

@@ -70,9 +70,9 @@ def window_way(
     case = f"{_case(query, key)}, {span}"
     case += ", with gradients" if needs_grad else ""
     if query.shape[2] < LEAST_QUERIES:
-        named = named or settled(f"{WINDOW} {case}")
-    if named or query.shape[2] < LEAST_QUERIES:
-        return named if named in ways else ways[-1 if is_ours else 0]
+        named = named or settled(f"{WINDOW} {case}") or (AVX512 if is_ours else TILES)
+    if named:
+        return named if named in ways else TILES
     return choose(WINDOW, case, {way: partial(run, way, MEASURED_QUERIES) for way in ways})
 
 
