@@ -15,7 +15,7 @@ from torch.nn.attention import varlen as torch_varlen
 from torch.nn.attention.varlen import AuxRequest
 
 from eval.config.generation import GenerationSettings
-from eval.generation.greedy import decode_greedily
+from eval.generation.greedy import Entered, decode_greedily
 from eval.run import main
 from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan, step_graph
 from masformer.attention import cuda, full
@@ -294,9 +294,12 @@ def test_answers_are_the_same_with_and_without_a_graph(monkeypatch: pytest.Monke
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=DEVICE)
         settings = GenerationSettings(max_new_tokens=40)
         tokenizer: Any = None  # nothing is decoded without texts to stop at
-        cache = join(caches, 40)
-        rows = decode_greedily(model, tokenizer, prompts, mask, cache, settings, 0, lambda steps: None)
-        return [row.tokens for row in rows]
+        entered = [Entered(indices=range(4), prompts=prompts, cache=join(caches, 40), mask=mask)]
+        rows = decode_greedily(
+            *(model, tokenizer, lambda going: entered.pop() if entered else None, settings, 0),
+            lambda going, steps: None,
+        )
+        return [row.tokens for row in sorted(rows, key=lambda row: row.index)]
 
     with_graph = answers()
     assert {*step_graph._EQUALS[model].values()} == {True}

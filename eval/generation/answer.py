@@ -20,8 +20,9 @@ class Answer:
         token_ids: The thought and the end token included, and the tokens of a stop text.
         finish_reason: `stop` at an end token or a stop text, `length` when the room was used up.
         prefill_seconds: Share of this row in the time of the ends of prompts.
-        seconds: Share of this row in the time that its batch took to decode.
+        seconds: Share of this row in the time that its batches took to decode.
         cache_bytes: Keys and values that the prompt's rows read at the end, from real storage.
+        batch_size: Rows that decoded together, this one included; at most, where they change.
         num_drafted: Tokens that were guessed from what stood before (`eval.generation.lookup`).
         num_accepted: Those of them that the model would have written.
         thought: What was thought first; None for nothing.
@@ -35,6 +36,7 @@ class Answer:
     prefill_seconds: float
     seconds: float
     cache_bytes: int
+    batch_size: int
     num_drafted: int = 0
     num_accepted: int = 0
     thought: str | None = None

@@ -2,14 +2,16 @@
 
 Greedy decoding and beams share a batch: caches are joined (`masformer.attention.joined`), rows that have ended leave
 it. What cannot share one is decoded alone: samples, whose random numbers belong to the prompt; models that masformer
-does not convert; beams with n-grams of padding. Greedy decoding under a plan is `eval.generation.greedy`, all else
-transformers' `generate` (`eval.generation.library_loop`).
+does not convert; beams with n-grams of padding. Greedy decoding under a plan is `eval.generation.greedy`, where other
+prompts take the places of those that have ended; all else is transformers' `generate`
+(`eval.generation.library_loop`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from eval.config.generation import DRAFT_TOKENS, GenerationSettings
 from eval.generation.answer import Answer, end_tokens
-from eval.generation.greedy import decode_greedily
+from eval.generation.greedy import Entered, decode_greedily
 from eval.generation.library_loop import Rows, answer_rows
 from eval.runtime.memory import storage_bytes
 from masformer import SpanCache, fixed_frequencies, prefill
@@ -38,6 +40,11 @@ def rows_together(model: PreTrainedModel, settings: GenerationSettings) -> int |
     # Beams are padded by end tokens, which must be no part of an n-gram; a row of greedy decoding has none.
     ngrams = settings.no_repeat_ngram_size if settings.num_beams > 1 else 0
     return 1 if alone or ngrams == 1 or (ngrams and not end_tokens(model)) else None
+
+
+def is_greedy(model: PreTrainedModel, settings: GenerationSettings) -> bool:
+    """Return whether answers are `decode_stream`'s."""
+    return getattr(model, "span_plan", None) is not None and settings.num_beams == 1 and settings.temperature is None
 
 
 class _PromptRows(Rows):
@@ -87,32 +94,109 @@ def decode(
         NumbersError: Logits of a prompt are no numbers; `row` says of which.
     """
     assert len(prompts) == 1 or rows_together(model, settings) is None
-    device, ends, samples = model.device, end_tokens(model), settings.num_samples
-    pad, longest = (ends or [0])[0], max(map(len, prompts))
+    if is_greedy(model, settings):
+        waiting = [Waiting(numbers=range(len(prompts)), prompts=prompts, caches=caches)]
+        rows = decode_stream(
+            *(model, tokenizer, lambda going: waiting.pop() if waiting else None, settings),
+            *(lambda going, steps: decoded(steps), draft_tokens),
+        )
+        by_number = dict(rows)
+        return [by_number[number] for number in range(len(prompts))]
+    samples = settings.num_samples
+    start = now(model.device)
+    ids, mask, cache, held = _begin(model, prompts, caches, settings)
+    if settings.num_rows > 1:
+        cache.batch_repeat_interleave(settings.num_rows)
+    # `generate` repeats rows for beams, and not for samples.
+    ids, mask = ids.repeat_interleave(samples, dim=0), mask.repeat_interleave(samples, dim=0)
+    prefill_seconds = (now(model.device) - start) / len(ids)
+    return answer_rows(
+        model, tokenizer, prompts, _PromptRows(ids, mask, cache, held), settings, prefill_seconds, decoded
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Prompts that are to be answered.
+
+    Attributes:
+        numbers: One for each, by which it is known.
+        prompts: As `decode` has them.
+        caches: As `decode` has them.
+    """
+
+    numbers: Sequence[int]
+    prompts: Sequence[Sequence[int]]
+    caches: Sequence[Cache]
+
+
+def decode_stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    enter: Callable[[Sequence[int]], Waiting | None],
+    settings: GenerationSettings,
+    decoded: Callable[[Sequence[int], int], None] = lambda going, steps: None,
+    draft_tokens: int = DRAFT_TOKENS,
+) -> Iterator[tuple[int, Answer]]:
+    """Yield answers to prompts with their numbers, as they end: others take their places.
+
+    Args:
+        model: With a plan.
+        tokenizer: Tokenizer of the model.
+        enter: Called when there are no rows, and when some have left, with the numbers of those that go on. Returns
+            what joins them, in the order of prompts that share memory, or None. Where prompts do not share a batch,
+            returns one when there are no rows.
+        settings: Without beams and samples, the same for all.
+        decoded: Called with the rows of a batch and the steps that they were decoded, every few of them.
+        draft_tokens: As `decode` has them.
+
+    Raises:
+        NumbersError: Logits of a prompt are no numbers; `row` is its number.
+    """
+    about: dict[int, tuple[float, int, Cache | None]] = {}
+
+    def begin(going: Sequence[int]) -> Entered | None:
+        if (more := enter(going)) is None:
+            return None
+        start = now(model.device)
+        _, mask, cache, held = _begin(model, more.prompts, more.caches, settings)
+        seconds = (now(model.device) - start) / len(more.prompts)
+        for place, number in enumerate(more.numbers):
+            # A joined cache is let go of when others join its rows.
+            about[number] = (seconds, held[place], None) if held else (seconds, 0, cache)
+        return Entered(indices=more.numbers, prompts=more.prompts, cache=cache, mask=mask)
+
+    for row in decode_greedily(model, tokenizer, begin, settings, draft_tokens, decoded):
+        seconds, size, cache = about.pop(row.index)
+        yield row.index, row.answer(seconds, size if cache is None else storage_bytes(cache))
+
+
+def _begin(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    caches: Sequence[Cache],
+    settings: GenerationSettings,
+) -> tuple[Tensor, Tensor, Any, list[int]]:
+    """Let the ends of prompts go through the model at once.
+
+    Returns:
+        (R, T) tokens, padded on the left. (R, T), zeros at the padding. A cache of all tokens but the last of each. The
+        bytes that each reads of it where it is joined.
+    """
+    device, ends, longest = model.device, end_tokens(model), max(map(len, prompts))
+    pad = (ends or [0])[0]
     ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    start = now(device)
     (missing,) = {len(prompt) - cache.get_seq_length() for prompt, cache in zip(prompts, caches, strict=True)}
+    held = []
     if isinstance(caches[0], SpanCache) and can_join(model.config):
         cache: Cache = join(caches, missing + settings.room)
         held = [row_bytes(cache, row, settings.num_rows) for row in range(len(prompts))]
     else:
         (cache,) = caches
-        held = []
     if missing > 1:
         prefill(model, ids[:, -missing:-1], cache, mask[:, :-1], _JOINT_TOKENS)
-    if settings.num_rows > 1:
-        cache.batch_repeat_interleave(settings.num_rows)
-    if isinstance(cache, SpanCache) and settings.num_beams == 1 and settings.temperature is None:
-        prefill_seconds = (now(device) - start) / len(prompts)
-        greedy = decode_greedily(model, tokenizer, prompts, mask, cache, settings, draft_tokens, decoded)
-        sizes = held or [storage_bytes(cache)]
-        return [row.answer(prefill_seconds, size) for row, size in zip(greedy, sizes, strict=True)]
-    # `generate` repeats rows for beams, and not for samples.
-    ids, mask = ids.repeat_interleave(samples, dim=0), mask.repeat_interleave(samples, dim=0)
-    prefill_seconds = (now(device) - start) / len(ids)
-    rows = _PromptRows(ids, mask, cache, held)
-    return answer_rows(model, tokenizer, prompts, rows, settings, prefill_seconds, decoded)
+    return ids, mask, cache, held
 
 
 def warm_up(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

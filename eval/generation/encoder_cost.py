@@ -78,10 +78,10 @@ class EncoderDecoderSize(Size):
     def decode(self, start: int, num_new: int) -> int:
         return 2 * (self.decoder + self.head) * num_new + self._answered(start, num_new)
 
-    def tree_bytes(self, tree: PromptTree, num_new: int, copies: int) -> int:
+    def num_bytes(self, ends: Sequence[Node], num_new: int, copies: int) -> int:
         """Return the bytes of keys and values, those of the encoder's output included, padded to their class."""
-        padded = sum(1 << self.kind(end.stop + 1) for end in tree.ends)
-        return self.cache_bytes(padded + num_new * len(tree.ends), copies)
+        padded = sum(1 << self.kind(end.stop + 1) for end in ends)
+        return self.cache_bytes(padded + num_new * len(ends), copies)
 
     def cache_bytes(self, num_tokens: int, copies: int) -> int:
         """Return the bytes of keys and values of so many tokens of encoder and decoder, in so many rows each."""

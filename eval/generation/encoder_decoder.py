@@ -147,6 +147,9 @@ class EncodedDecoder(TreeDecoder):
         """Return 1 for samples, whose random numbers belong to the prompt, else None."""
         return None if settings.temperature is None else 1
 
+    def is_stream(self, settings: GenerationSettings) -> bool:
+        return False
+
     def attention_flops(self, num_prompt: int, num_new: Sequence[int]) -> int | None:
         return self.size.attention_flops(num_prompt, num_new)
 

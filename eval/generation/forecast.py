@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -52,8 +53,8 @@ def describe_plan(
     prefill, decode = sum(unit.prefill_cost for unit in units), sum(unit.decode_cost for unit in units)
     references = sum(_reference_cost(unit, size) for unit in units) if measures_references else 0
     count, budget = process.count, requests.grouping.memory_budget
-    cache = max((_cache_bytes(group, budget) for group in groups), default=0)
-    rows_at_once = max((group.num_rows for group in groups), default=0)
+    cache = max(map(_cache_bytes, groups), default=0)
+    rows_at_once = max((min(group.num_rows, _num_prompts(group)) for group in groups), default=0)
     num_prompts = sum(unit.num_rows for unit in units)
     weights = size.num_weights * dtype.itemsize
     copies = copy_bytes(weights, dtype, os.environ) if process.device.type == "cpu" else 0
@@ -87,10 +88,16 @@ def _reference_cost(unit: DocumentPrompts, size: Size) -> int:
     )
 
 
-def _cache_bytes(group: Group, budget: int) -> float:
-    """Return the bytes of keys and values that a group needs at once."""
-    num_bytes, prompts = sum(unit.num_bytes for unit in group.units), sum(unit.num_rows for unit in group.units)
-    return min(num_bytes, max(budget, num_bytes / prompts))
+def _num_prompts(group: Group) -> int:
+    return sum(unit.num_rows for unit in group.units)
+
+
+def _cache_bytes(group: Group) -> float:
+    """Return the bytes of keys and values that a group needs at once: those of its largest documents."""
+    units = sorted(group.units, key=lambda unit: -unit.num_bytes)
+    before = accumulate((unit.num_rows for unit in units), initial=0)
+    num_bytes = sum(unit.num_bytes for unit, rows in zip(units, before, strict=False) if rows < group.num_rows)
+    return min(num_bytes, max(group.memory_budget, max(unit.num_bytes / unit.num_rows for unit in units)))
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,8 @@
-"""Decode the likeliest tokens under a plan: one pass a step for all rows of a batch, which rows leave as they end.
+"""Decode the likeliest tokens under a plan: one pass a step for all rows of a batch.
+
+Rows leave as they end, and others enter in their places: the caller says which prompts, once their beginnings are in
+caches. A batch that others enter is made anew: what rows have of their own is copied, the keys that they share are read
+where they were.
 
 A row that is alone drafts: tokens that have followed its last ones before go through the model with the last one, and
 those that are the likeliest stay. Several rows would accept different numbers of tokens, and a pass of several rows
@@ -12,7 +16,8 @@ Source: scores in fp32 and the order of processors are those of `generate` in tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +36,7 @@ from eval.generation.answer import Answer, cut_at_end, end_tokens, make_answer
 from eval.generation.lookup import Lookup
 from eval.generation.thinking import ThinkingRow, ThinkingRows
 from masformer import SpanCache
+from masformer.attention.cache import join, split
 from masformer.errors import NumbersError
 from masformer.hardware import dtype_name
 from masformer.step_graph import StepGraph
@@ -46,11 +52,34 @@ _STEPS = 32
 _STEPS_AFTER_END = 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entered:
+    """Prompts that begin to decode.
+
+    Attributes:
+        indices: A number for each, by which it is known.
+        prompts: Token ids of each, two at least.
+        cache: All tokens of the prompts but the last of each, joined where there are several or others go on, with room
+            for those of the answers.
+        mask: (R, T), zeros at the left padding of prompts.
+    """
+
+    indices: Sequence[int]
+    prompts: Sequence[Sequence[int]]
+    cache: SpanCache
+    mask: Tensor
+
+
+# Given the rows that go on, by their numbers, return those that enter; None while none does.
+Enter = Callable[[Sequence[int]], Entered | None]
+
+
 class Row:
     """A prompt and what is written after it.
 
     Attributes:
-        index: Its place among the prompts.
+        index: The number by which it is known.
+        batch_size: Most rows that it was one of.
         tokens: The answer so far, its end token and thought included.
         reason: `stop` or `length` once the row has ended; None before.
         num_drafted: Tokens that were guessed.
@@ -69,6 +98,7 @@ class Row:
         device: torch.device,
     ) -> None:
         self.index, self.prompt = index, prompt
+        self.batch_size = 0
         self.settings, self.tokenizer, self.ends = settings, tokenizer, ends
         self.tokens: list[int] = []
         self.reason: str | None = None
@@ -111,6 +141,7 @@ class Row:
             prefill_seconds=prefill_seconds,
             seconds=self.seconds,
             cache_bytes=cache_bytes,
+            batch_size=self.batch_size,
             num_drafted=self.num_drafted,
             num_accepted=self.num_accepted,
         )
@@ -187,6 +218,8 @@ class _Batch:
         draft_tokens: int,
     ) -> None:
         self.model, self.rows, self.cache = model, list(rows), cache
+        for row in rows:
+            row.batch_size = max(row.batch_size, len(rows))
         self.draft_tokens, self.last = draft_tokens if cache.can_draft else 0, mask.shape[1] + room
         self.mask: Tensor | None = None
         self.padding = (mask == 0).sum(dim=1, keepdim=True)
@@ -265,12 +298,45 @@ class _Batch:
             self._read(row, token, are_numbers[count])
         return len(drafted) + 1
 
+    @property
+    def going(self) -> list[int]:
+        """Return the places of rows that have not ended."""
+        return [place for place, row in enumerate(self.rows) if row.reason is None]
+
+    def run(self, decoded: Callable[[Sequence[int], int], None]) -> list[Row]:
+        """Decode until it is time for rows that have ended to leave, and return these."""
+        start, going = now(self.model.device), self.rows
+        steps = steps_after_end = 0
+        while True:
+            with self.model._optimize_model_for_decode():  # mixtures of experts on a GPU
+                steps += self.step()
+            num_ended = sum(row.reason is not None for row in self.rows)
+            steps_after_end += bool(num_ended)
+            is_leaving = 2 * num_ended >= len(self.rows) or steps_after_end == _STEPS_AFTER_END
+            if is_leaving or steps >= _STEPS:
+                spent = now(self.model.device) - start
+                start += spent
+                for row in going:
+                    row.seconds += spent / len(going)
+                decoded([row.index for row in self.rows], steps)
+                steps = 0
+                if is_leaving:
+                    return [row for row in self.rows if row.reason is not None]
+                going = [row for row in self.rows if row.reason is None]
+
+    def joined(self, rows: Sequence[Row], cache: SpanCache, room: int) -> _Batch:
+        """Return a batch of the rows that have not ended and of others."""
+        caches = [*split(self.cache, self.going), *split(cache, range(len(rows)))]
+        lengths = torch.tensor([[each.get_seq_length() + 1] for each in caches], device=self.model.device)
+        longest = int(lengths.max())
+        mask = (torch.arange(longest, device=lengths.device) >= longest - lengths).long()
+        going = [self.rows[place] for place in self.going]
+        return _Batch(self.model, [*going, *rows], mask, join(caches, room), room, self.draft_tokens)
+
     def drop_ended(self) -> None:
-        """Take out the rows that have ended."""
-        going = [index for index, row in enumerate(self.rows) if row.reason is None]
-        self.rows = [self.rows[index] for index in going]
-        if not going:
-            return
+        """Take out the rows that have ended, of which there are not all."""
+        going = self.going
+        self.rows = [self.rows[place] for place in going]
         kept = torch.tensor(going, device=self.model.device)
         self.cache.batch_select_indices(kept)
         self.padding = self.padding[kept]
@@ -283,46 +349,42 @@ class _Batch:
 def decode_greedily(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    mask: Tensor,
-    cache: SpanCache,
+    enter: Enter,
     settings: GenerationSettings,
     draft_tokens: int,
-    decoded: Callable[[int], None],
-) -> list[Row]:
-    """Return the rows of prompts with their answers, one row a prompt.
+    decoded: Callable[[Sequence[int], int], None],
+) -> Iterator[Row]:
+    """Yield rows with their answers as they leave.
 
     Args:
         model: With a plan.
-        mask: (R, T), zeros at the left padding of prompts.
-        cache: Holds all tokens of the prompts but the last of each, with room for those of the answers.
+        enter: Called when there are no rows, and when some have left.
         settings: The same for all.
         draft_tokens: Tokens that a row which is alone guesses at most.
-        decoded: Called with the tokens that each row has got, every few of them.
+        decoded: Called with the rows of a batch, and with the tokens that each has got, every few of them.
 
     Raises:
         NumbersError: Logits of a prompt are no numbers; `row` says of which.
     """
     device, ends = model.device, end_tokens(model)
-    rows = [Row(index, prompt, settings, tokenizer, ends, device) for index, prompt in enumerate(prompts)]
-    batch, going = _Batch(model, rows, mask, cache, settings.room, draft_tokens), rows
-    start = now(device)
-    steps = steps_after_end = 0
-    with model._optimize_model_for_decode():  # mixtures of experts on a GPU
-        while batch.rows:
-            steps += batch.step()
-            num_ended = sum(row.reason is not None for row in batch.rows)
-            steps_after_end += bool(num_ended)
-            is_leaving = 2 * num_ended >= len(batch.rows) or steps_after_end == _STEPS_AFTER_END
-            if is_leaving or steps >= _STEPS:
-                spent = now(device) - start
-                start += spent
-                for row in going:
-                    row.seconds += spent / len(going)
-                decoded(steps)
-                steps = 0
-                if is_leaving:
-                    batch.drop_ended()
-                    steps_after_end = 0
-                going = [row for row in batch.rows if row.reason is None]
-    return rows
+    batch: _Batch | None = None
+    while True:
+        going = [] if batch is None else [batch.rows[place] for place in batch.going]
+        entered = enter([row.index for row in going])
+        if entered is not None:
+            started = now(device)
+            numbered = zip(entered.indices, entered.prompts, strict=True)
+            rows = [Row(index, prompt, settings, tokenizer, ends, device) for index, prompt in numbered]
+            if batch is not None and going:
+                batch = batch.joined(rows, entered.cache, settings.room)
+                share = (now(device) - started) / len(batch.rows)
+                for row in batch.rows:
+                    row.seconds += share
+            else:
+                batch = _Batch(model, rows, entered.mask, entered.cache, settings.room, draft_tokens)
+            del entered  # its cache is the batch's, or of no use any more
+        elif batch is not None and going:
+            batch.drop_ended()
+        else:
+            return
+        yield from batch.run(decoded)

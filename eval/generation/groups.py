@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from eval.config.generation import GenerationSettings
-from eval.generation.prompt_tree import PromptTree
+from eval.generation.prompt_tree import Node, PromptTree
 from eval.generation.requests import PromptSource, Request, Requests
 from eval.records.schema import Grouping, Key
 from eval.runtime.speed import count_weights
@@ -34,6 +34,9 @@ from masformer.plans.shapes import state_bytes
 
 # Where processes share the work, each gets at least as many groups, so that none idles long at the end.
 _GROUPS_A_SHARE = 2
+# Rows of a group, in rows that decode together: as long as some wait, they take the places of those that have ended. An
+# interrupted group is decoded again.
+_ROWS_A_PLACE = 4
 # Operations of a decoded token take so many times as long as those of a prefilled one: products of a few rows are bound
 # by reading weights and keys. From benchmarks/sweep.py: 16 rows, full plan, fp32.
 DECODING = 5
@@ -81,11 +84,13 @@ class Group:
         index: Place in the order of the data.
         units: Documents of one task and one kind.
         num_rows: Most prompts that decode together.
+        memory_budget: Bytes for keys and values; less may decode together for it.
     """
 
     index: int
     units: tuple[DocumentPrompts, ...]
     num_rows: int
+    memory_budget: int
 
     @cached_property
     def cost(self) -> float:
@@ -133,8 +138,8 @@ class Size(ABC):
         """Return the operations of `num_new` tokens after `start` others."""
 
     @abstractmethod
-    def tree_bytes(self, tree: PromptTree, num_new: int, copies: int) -> int:
-        """Return the bytes that all prompts of a tree need to decode at once, as so many rows each."""
+    def num_bytes(self, ends: Sequence[Node], num_new: int, copies: int) -> int:
+        """Return the bytes that prompts of a tree need to decode at once, as so many rows each; by their ends."""
 
 
 class ModelSize(Size):
@@ -174,13 +179,12 @@ class ModelSize(Size):
     def _attention(self, start: int, stop: int) -> int:
         return self.cost.attention_flops(stop) - self.cost.attention_flops(start)
 
-    def tree_bytes(self, tree: PromptTree, num_new: int, copies: int) -> int:
-        """Return the bytes of keys, values and states when all prompts of a tree decode, as so many rows each."""
-        nodes = [node.stop for node in tree]
-        rows = [end.stop for end in tree.ends]
-        tokens = tree.num_tokens if self.is_converted else sum(nodes) + max(rows)
-        ends = [len(end.tokens) for end in tree.ends]
-        tail = max((length for length in ends if length <= TAIL_TOKENS), default=0) if self.is_converted else 0
+    def num_bytes(self, ends: Sequence[Node], num_new: int, copies: int) -> int:
+        edges = {node for end in ends for node in end.path}
+        nodes, rows = [node.stop for node in edges], [end.stop for end in ends]
+        tokens = sum(len(node.tokens) for node in edges) if self.is_converted else sum(nodes) + max(rows)
+        own = [len(end.tokens) for end in ends if len(end.tokens) <= TAIL_TOKENS]
+        tail = max(own, default=0) if self.is_converted else 0
         kept = Fraction(0)
         for span, values in self.cost.values.items():
             if span.is_full:
@@ -236,12 +240,12 @@ def _measure(source: PromptSource, kind: int, requests: Sequence[Request], size:
         prefilled=tree.num_tokens,
         prefill_cost=sum(size.prefill(node.start, node.stop) for node in tree),
         decode_cost=DECODING * rows * sum(size.decode(len(prompt), num_new) for prompt in prompts),
-        num_bytes=size.tree_bytes(tree, num_new, rows),
+        num_bytes=size.num_bytes(tree.ends, num_new, rows),
     )
 
 
 def form_groups(units: Sequence[DocumentPrompts], grouping: Grouping) -> list[Group]:
-    """Return groups of units in order, each as large as rows, memory, and an even share of the work allow."""
+    """Return groups of units in order, each as large as rows and an even share of the work allow."""
     kinds: dict[tuple[str, int], list[DocumentPrompts]] = defaultdict(list)
     for unit in units:
         kinds[unit.source.task, unit.kind].append(unit)
@@ -255,31 +259,25 @@ def form_groups(units: Sequence[DocumentPrompts], grouping: Grouping) -> list[Gr
             # An even share, to which a unit belongs by its middle.
             share = int(least * (before + unit.cost / 2) / cost)
             before += unit.cost
-            is_full = (
-                _num_rows([*group, unit]) > grouping.batch_size
-                or sum(member.num_bytes for member in (*group, unit)) > grouping.memory_budget
-            )
+            is_full = _num_rows([*group, unit]) > _ROWS_A_PLACE * grouping.batch_size
             if share != last or is_full:
                 group = []
                 gathered.append(group)
             last = share
             group.append(unit)
     return [
-        Group(index=index, units=tuple(group), num_rows=_rows_at_once(group, grouping))
+        Group(
+            index=index,
+            units=tuple(group),
+            num_rows=max(1, grouping.batch_size // group[0].source.settings.num_rows),
+            memory_budget=grouping.memory_budget,
+        )
         for index, group in enumerate(gathered)
     ]
 
 
 def _num_rows(units: Iterable[DocumentPrompts]) -> int:
     return sum(unit.num_rows * unit.source.settings.num_rows for unit in units)
-
-
-def _rows_at_once(units: Sequence[DocumentPrompts], grouping: Grouping) -> int:
-    """Return how many prompts of a group decode together: as many as rows and memory allow, in even batches."""
-    rows, num_prompts = units[0].source.settings.num_rows, sum(unit.num_rows for unit in units)
-    num_bytes = sum(unit.num_bytes for unit in units)
-    most = max(1, min(grouping.batch_size // rows, int(num_prompts * grouping.memory_budget / max(num_bytes, 1))))
-    return math.ceil(num_prompts / math.ceil(num_prompts / most))
 
 
 def deal(units: Sequence[DocumentPrompts], part: int, num_parts: int) -> list[DocumentPrompts]:

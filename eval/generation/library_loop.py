@@ -132,6 +132,7 @@ def answer_rows(
             prefill_seconds=prefill_seconds,
             seconds=seconds[index],
             cache_bytes=rows.cache_bytes(index // samples, len(answer)),
+            batch_size=len(answers),
         )
         for index, answer in enumerate(answers)
     ]

@@ -1,8 +1,9 @@
 """The engine of this suite: transformers with masformer's attention, shared prefills, batches.
 
 Processes take the next group of prompts by making a file in the run folder, so that none waits for another. A group's
-prompts form a tree; each edge is prefilled once, and rows decode in batches. A batch that was interrupted is decoded
-again whole, with the rows that are written already, so that a resumed run computes what an undisturbed one does.
+prompts form a tree; each edge is prefilled once, and rows decode together, in a stream or in batches. What was
+interrupted is decoded again whole, with the rows that are written already, so that a resumed run computes what an
+undisturbed one does.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from eval.generation.claims import Claims
 from eval.generation.forecast import describe_plan
 from eval.generation.groups import DocumentPrompts, Group, ModelSize, Size, deal, form_groups, measure
 from eval.generation.progress import Progress, duration
-from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.generation.requests import Request, Requests
 from eval.generation.thinking import find_thinking
 from eval.generation.tree_decoder import Observer, TreeDecoder
@@ -225,7 +225,16 @@ class _Answering:
             by_prompt.setdefault(request.prompt.token_ids, []).append(request)
         prompts, askers = list(by_prompt), list(by_prompt.values())
         tree = self.size.tree(prompts)
-        batches = [batch for batch in self._batches(tree, group) if self._is_missing(batch, askers)]
+
+        def fits(leaves: Sequence[int]) -> bool:
+            ends = [tree.ends[leaf] for leaf in leaves]
+            return self.size.num_bytes(ends, group.settings.room, group.settings.num_rows) <= group.memory_budget
+
+        batches = [
+            batch
+            for batch in self.decoder.batches(tree.order, group.settings, group.num_rows, fits)
+            if self._is_missing(batch, askers)
+        ]
         caches = self.decoder.caches(tree, [leaf for batch in batches for leaf in batch])
         num_samples = group.settings.num_samples
         num_written, num_requested, num_prefilled = 0, 0, 0
@@ -233,7 +242,8 @@ class _Answering:
         with fixed_frequencies(self.model, len(prompts[0])):
             for batch in batches:
                 reset_peak(self.model.device)
-                for leaves, answers in self._decoded(batch, prompts, caches, group, askers):
+                answered = self.decoder.decode(batch, prompts, caches, group.settings, group.num_rows, fits)
+                for leaves, answers in self._named(answered, prompts, askers):
                     peak = peak_bytes(self.model.device)
                     for index, leaf in enumerate(leaves):
                         samples = answers[index * num_samples : (index + 1) * num_samples]
@@ -243,7 +253,7 @@ class _Answering:
                             num_prefilled += prefilled
                             num_requested += len(request.prompt.token_ids)
                             if request.key not in self.existing:
-                                line = self._line(group, request, samples, prefill_seconds, len(leaves))
+                                line = self._line(group, request, samples, prefill_seconds)
                                 yield replace(line, prefilled_tokens=prefilled, peak_bytes=peak)
                                 num_written += 1
                                 if self.answered is not None:
@@ -258,17 +268,15 @@ class _Answering:
             f"{duration(time.monotonic() - started)}",
         )
 
-    def _decoded(
+    def _named(
         self,
-        batch: Sequence[int],
+        answered: Iterator[tuple[Sequence[int], list[Answer]]],
         prompts: Sequence[Sequence[int]],
-        caches: TreeCaches,
-        group: Group,
         askers: Sequence[Sequence[Request]],
     ) -> Iterator[tuple[Sequence[int], list[Answer]]]:
         """Yield answers; an error about logits names the document."""
         try:
-            yield from self.decoder.decode(batch, prompts, caches, group.settings)
+            yield from answered
         except NumbersError as error:
             task, template, example_id, maxlen = askers[error.row][0].key
             raise NumbersError(
@@ -277,17 +285,10 @@ class _Answering:
                 dtype_name(self.model.dtype),
             ) from error
 
-    def _batches(self, tree: PromptTree, group: Group) -> list[Sequence[int]]:
-        most = min(group.num_rows, self.decoder.rows_together(group.settings) or group.num_rows)
-        order = tree.order
-        return [order[first : first + most] for first in range(0, len(order), most)]
-
     def _is_missing(self, batch: Sequence[int], askers: Sequence[Sequence[Request]]) -> bool:
         return any(request.key not in self.existing for leaf in batch for request in askers[leaf])
 
-    def _line(
-        self, group: Group, request: Request, samples: Sequence[Answer], prefill_seconds: float, num_prompts: int
-    ) -> Prediction:
+    def _line(self, group: Group, request: Request, samples: Sequence[Answer], prefill_seconds: float) -> Prediction:
         seconds, drafted = sum(one.seconds for one in samples), sum(one.num_drafted for one in samples)
         return request.prediction(
             [
@@ -304,7 +305,7 @@ class _Answering:
             seconds=prefill_seconds + seconds,
             prefill_seconds=prefill_seconds,
             decode_seconds=seconds,
-            batch_size=num_prompts * len(samples),
+            batch_size=samples[0].batch_size,
             group=group.index,
             cache_bytes=samples[0].cache_bytes,
             drafted_tokens=drafted or None,

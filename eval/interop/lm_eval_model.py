@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -33,7 +32,6 @@ from eval.config.generation import GenerationSettings
 from eval.config.job import QUANTIZERS
 from eval.errors import UserError
 from eval.generation.answer import end_tokens, set_end_tokens
-from eval.generation.decode import rows_together
 from eval.generation.groups import ModelSize
 from eval.generation.library_loop import ScoresWatch
 from eval.generation.prompt_tree import PromptTree
@@ -399,27 +397,26 @@ class MasformerLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         by_class: dict[int, list[Tokens]] = {}
         for prompt in sorted(prompts, key=len, reverse=True):
             by_class.setdefault(frequency_class(self.config, len(prompt)), []).append(prompt)
-        most = rows_together(self.model, settings) or self.rows
         decoder = TreeDecoder(self.model, self.tokenizer, _LoggedRemarks(), "rows or memory_gib in --model_args")
         for alike in by_class.values():
             tree = PromptTree(alike)
             caches = decoder.caches(tree, range(len(alike)))
 
-            def fits(leaves: Sequence[int], alike: Sequence[Tokens] = alike) -> bool:
-                batch = PromptTree([alike[leaf] for leaf in leaves])
-                return self._size.tree_bytes(batch, settings.room, 1) <= self._budget
+            def fits(leaves: Sequence[int], tree: PromptTree = tree) -> bool:
+                ends = [tree.ends[leaf] for leaf in leaves]
+                return self._size.num_bytes(ends, settings.room, settings.num_rows) <= self._budget
 
             with fixed_frequencies(self.model, len(alike[0])):
-                for batch in _batches(tree.order, most, fits):
+                for batch in decoder.batches(tree.order, settings, self.rows, fits):
                     try:
-                        for leaves, answers in decoder.decode(batch, alike, caches, settings):
+                        for leaves, answers in decoder.decode(batch, alike, caches, settings, self.rows, fits):
                             for leaf, answer in zip(leaves, answers, strict=True):
                                 tokens = answer.token_ids
                                 is_ended = tokens and tokens[-1] in self.ends.token_ids
                                 yield alike[leaf], tokens[:-1] if is_ended else tokens, answer.text
+                            caches.release(leaves)
                     except NumbersError as error:
                         raise self._no_numbers(alike[error.row]) from error
-                    caches.release(batch)
 
     @cached_property
     def _size(self) -> ModelSize:
@@ -459,15 +456,3 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
             f"generation argument '{(*unknown, 'cache_implementation')[0]}' is not taken; give until, max_gen_toks, or "
             "what transformers' GenerationConfig has besides the cache, which is masformer's"
         )
-
-
-def _batches(order: Sequence[int], most: int, fits: Callable[[Sequence[int]], bool]) -> Iterator[list[int]]:
-    """Return prompts that decode together: side by side, in even numbers, as many as rows and memory allow."""
-    even = math.ceil(len(order) / math.ceil(len(order) / most))
-    batch: list[int] = []
-    for leaf in order:
-        if batch and (len(batch) == even or not fits([*batch, leaf])):
-            yield batch
-            batch = []
-        batch.append(leaf)
-    yield batch

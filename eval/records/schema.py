@@ -415,7 +415,7 @@ class Prediction:
         "seconds of all edges of the prompt tree that lead to this prompt, shared or not", rule=SECONDS
     )
     decode_seconds: float | None = entry("even share of the seconds that its batch took to decode", rule=SECONDS)
-    batch_size: int | None = entry("rows that decoded together, samples included", default=None, rule=COUNT)
+    batch_size: int | None = entry("most rows that decoded together, samples included", default=None, rule=COUNT)
     group: int | None = entry("number of the group of prompts that shared a tree", default=None, rule=COUNT)
     truncation: str | None = entry("part of the context that was kept", default=None)
     cache_bytes: int | None = entry("storage of the keys and values that this prompt reads at the end", rule=COUNT)

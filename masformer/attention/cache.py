@@ -18,6 +18,8 @@ at most one span a layer. `join` makes one cache of the rows of several, which r
     batch = join([first, second], room=128)
     model(last_tokens, attention_mask=left_padded, past_key_values=batch)
 
+`split` gives its rows back, each with what it was given since, so that some of them join others.
+
 Tokens that may be wrong go through the model between `draft` and `commit`, which keeps those that are right.
 
 Shapes: B batch, K key/value heads, T tokens, D head size.
@@ -25,7 +27,7 @@ Shapes: B batch, K key/value heads, T tokens, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -286,6 +288,21 @@ def join(caches: Sequence[SpanCache], room: int) -> SpanCache:
             layer.padding = None if padding is None else padding.to(layer.device)
         joined.layers[index] = layer
     return joined
+
+
+def split(joined: SpanCache, rows: Iterable[int]) -> list[SpanCache]:
+    """Return a cache for each of these rows of a joined one, without padding; what rows share is read where it is."""
+    padding = joined.padding_lengths
+    return [_row(joined, row, padding[row] if padding else 0) for row in rows]
+
+
+def _row(joined: SpanCache, row: int, padding: int) -> SpanCache:
+    cache = SpanCache(joined.plan)
+    cache.config = joined.config
+    for index, layer in enumerate(joined.layers):
+        if not isinstance(layer, CacheLayer) or layer.is_initialized:
+            cache.layers[index] = layer.row(row, padding)
+    return cache
 
 
 def row_bytes(joined: SpanCache, row: int, copies: int = 1) -> int:

@@ -96,6 +96,12 @@ class FullLayer(KeyLayer):
         rows.keys, rows.values = _aligned([layer.whole for layer in layers], room)
         return rows
 
+    def row(self, row: int, padding: int) -> FullLayer:
+        alone = self.like()
+        alone.num_tokens, alone.padding = self.num_tokens - padding, None
+        alone.keys, alone.values = (_of_row(x, row, padding, self.num_tokens) for x in (self.keys, self.values))
+        return alone
+
     def reset(self) -> None:
         super().reset()
         self.before = ()
@@ -131,6 +137,16 @@ class Run:
     first: int
     stop: int
     place: int
+
+    @property
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Return views (1, K, T, D) of keys and values; the pieces lie one after another."""
+        pieces, heads, length, _ = self.keys.shape
+        keys, values = (
+            x.as_strided((1, heads, pieces * length, x.shape[3]), (0, *x.stride()[1:]))
+            for x in (self.keys, self.values)
+        )
+        return keys, values
 
 
 class JoinedLayer(KeyLayer):
@@ -237,12 +253,26 @@ class JoinedLayer(KeyLayer):
     def fork(self, max_tokens: int = 0) -> Self:
         raise SpanError("a joined cache cannot be forked")
 
+    def row(self, row: int, padding: int) -> FullLayer:
+        begin = 0 if self.hidden is None else int(self.hidden[row].count_nonzero())
+        alone = FullLayer(self.span)
+        alone.dtype, alone.device, alone.is_initialized = self.dtype, self.device, True
+        alone.num_tokens = self.num_tokens - padding
+        alone.before = tuple(run.whole for run in self.runs if run.first <= row < run.stop)
+        alone.keys, alone.values = (_of_row(x, row, begin, self.num_tail) for x in (self.keys, self.values))
+        return alone
+
     @classmethod
     def join(cls, layers: Sequence[Self], lengths: Sequence[int], room: int) -> KeyLayer:
-        raise SpanError("a joined cache cannot be joined again")
+        raise SpanError("a joined cache cannot be joined again; `split` it before")
 
     def reset(self) -> None:
         raise SpanError("a joined cache cannot be used again")
+
+
+def _of_row(states: Tensor, row: int, first: int, stop: int) -> Tensor:
+    """Return a copy (1, K, stop - first, D) of some tokens of a row, which keeps no others in memory."""
+    return states[row : row + 1, :, first:stop].clone(memory_format=torch.contiguous_format)
 
 
 def _aligned(rows: Sequence[tuple[Tensor, Tensor]], room: int) -> list[Tensor]:

@@ -46,6 +46,9 @@ class HeadsLayer(Several):
         groups = zip(*(layer.parts for layer in layers), strict=True)
         return cls(layers[0].span, [type(group[0]).join(group, lengths, room) for group in groups])
 
+    def row(self, row: int, padding: int) -> HeadsLayer:
+        return HeadsLayer(self.span, [part.row(row, padding) for part in self.parts])
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         for part, runs in zip(self.parts, self.span.groups.values(), strict=True):
             part.lazy_initialization(heads_of(key_states, runs), heads_of(value_states, runs))

@@ -74,20 +74,13 @@ def _listed(joined: JoinedLayer, query: Tensor) -> Listed:
     if joined.listed is None:
         runs, begin, bounds = [], None, None
         for run in joined.runs:
-            whole = _in_one_piece(run.keys), _in_one_piece(run.values)
-            runs.append(avx512.Keys(*whole, rows=(run.first, run.stop)))
+            runs.append(avx512.Keys(*run.whole, rows=(run.first, run.stop)))
         if joined.hidden is not None:
             begin = (joined.hidden[:, 0, 0] != 0).sum(dim=-1, dtype=torch.int32)[:, None]
             bounds = torch.stack([begin, torch.full_like(begin, torch.iinfo(torch.int32).max)], dim=-1)
         fit = not runs or avx512.takes(query, *((run.key, run.value) for run in runs))
         joined.listed = Listed(runs=tuple(runs), fit=fit, begin=begin, bounds=bounds)
     return joined.listed
-
-
-def _in_one_piece(states: Tensor) -> Tensor:
-    """Return (1, K, P T, D) of the P pieces (P, K, T, D) of a run, which lie one after another."""
-    pieces, heads, length, size = states.shape
-    return states.as_strided((1, heads, pieces * length, size), (0, *states.stride()[1:]))
 
 
 def _attend_avx512(query: Tensor, key: Tensor, value: Tensor, joined: JoinedLayer, scores: ScoreRule) -> Part:

@@ -95,6 +95,10 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """
 
     @abstractmethod
+    def row(self, row: int, padding: int) -> CacheLayer:
+        """Return a layer of one row of a joined one, without its so many tokens of left padding."""
+
+    @abstractmethod
     def row_bytes(self, row: int, copies: int = 1) -> int:
         """Return the bytes that a row reads, or its copies; what is shared counts whole, once."""
 
@@ -371,6 +375,21 @@ class RingLayer(KeyLayer):
         joined.keys, joined.values = buffers
         return joined
 
+    def row(self, row: int, padding: int) -> RingLayer:
+        sinks, ring, length = self.span.sinks, self.ring, self.num_tokens - padding
+        alone = self.like()
+        alone.num_tokens, alone.padding, alone.has_sinks = length, None, length >= sinks
+        first = min(sinks, length)
+        recent = torch.arange(max(first, length - ring), length, device=self.device)
+        buffers = []
+        for held in (self.keys, self.values):
+            buffer = held.new_zeros((1, held.shape[1], min(max(length, sinks), self.capacity), held.shape[3]))
+            buffer[0, :, :first] = held[row, :, :first]
+            buffer[0, :, sinks + (recent - sinks) % ring] = held[row, :, sinks + (recent + padding - sinks) % ring]
+            buffers.append(buffer)
+        alone.keys, alone.values = buffers
+        return alone
+
     def reset(self) -> None:
         super().reset()
         self.is_shared = self.has_sinks = False
@@ -397,6 +416,13 @@ class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
                 if states is not None:
                     getattr(joined, name)[index] = torch.cat([row[index] for row in found])
         return joined
+
+    def row(self, row: int, padding: int) -> StateLayer:
+        """Return a layer of one row."""
+        alone = copy.copy(self)
+        alone.conv_states, alone.recurrent_states = dict(self.conv_states), dict(self.recurrent_states)
+        alone._each(lambda states: states[row : row + 1].clone())
+        return alone
 
     @property
     def states(self) -> list[Tensor]:
@@ -500,6 +526,9 @@ class AttentionAndStates(Several, LinearAttentionCacheLayerMixin):  # type: igno
     def join(cls, layers: Sequence[AttentionAndStates], lengths: Sequence[int], room: int) -> AttentionAndStates:
         keys, states = [layer.attention for layer in layers], [layer.beside for layer in layers]
         return cls(type(keys[0]).join(keys, lengths, room), StateLayer.join(states, lengths, room))
+
+    def row(self, row: int, padding: int) -> AttentionAndStates:
+        return AttentionAndStates(self.attention.row(row, padding), self.beside.row(row, padding))
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         raise SpanError("a layer with attention and states begins each by itself")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from eval.generation import tree_decoder
 from eval.generation.answer import Answer
-from eval.generation.decode import decode
+from eval.generation.decode import Waiting, decode_stream
 from eval.run import main
 from tests.helpers.library_models import tiny_library_model
 from tests.helpers.tiny_models import tiny_tokenizer
@@ -62,14 +62,20 @@ def test_a_run_of_two_lengths_writes_what_plain_decoding_does(
     TOKENIZER.save_pretrained(tmp_path / "model")
     seen: list[tuple[int, str]] = []
 
-    def checked(model: PreTrainedModel, tokenizer: Any, prompts: Any, *args: Any, **more: Any) -> list[Answer]:
-        answers = decode(model, tokenizer, prompts, *args, **more)
-        for prompt, answer in zip(prompts, answers, strict=True):
-            check_greedy(model, prompt, answer)
-            seen.append((len(prompt), str(model.span_plan)))
-        return answers
+    def checked(model: PreTrainedModel, tokenizer: Any, enter: Any, *rest: Any) -> Iterator[tuple[int, Answer]]:
+        prompts: dict[int, Sequence[int]] = {}
 
-    monkeypatch.setattr(tree_decoder, "decode", checked)
+        def noted(going: Sequence[int]) -> Waiting | None:
+            if (more := enter(going)) is not None:
+                prompts.update(zip(more.numbers, more.prompts, strict=True))
+            return more
+
+        for number, answer in decode_stream(model, tokenizer, noted, *rest):
+            check_greedy(model, prompts[number], answer)
+            seen.append((len(prompts[number]), str(model.span_plan)))
+            yield number, answer
+
+    monkeypatch.setattr(tree_decoder, "decode_stream", checked)
     options = f"--task arxiv --model {tmp_path / 'model'} --data {data} --maxlen 300 500 --max-new-tokens 12"
     arguments = [*options.split(), "--threads", "1", "--dtype", "float64", "--plan", PLANS[kind]]
     assert main([*arguments, "--output", str(tmp_path / "run")]) == 0

@@ -333,7 +333,7 @@ def test_costs_are_those_of_what_ran(case: str, models: Mapping[str, Path], data
         assert (line["attention_flops"] is None) == (case == "bigbird_pegasus")
     prompts = [[5] * 100, [5] * 128]
     needed = sum(cache_bytes(model, 128, NUM_NEW) for _ in prompts)
-    assert size.tree_bytes(size.tree(prompts), NUM_NEW, 1) == needed, "a batch is padded"
+    assert size.num_bytes(size.tree(prompts).ends, NUM_NEW, 1) == needed, "a batch is padded"
     assert size.num_weights == sum(weight.numel() for weight in model.parameters())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,13 +12,15 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig,
 
 from eval.config.generation import GenerationSettings
 from eval.generation.answer import Answer, text_of
-from eval.generation.decode import decode, rows_together, warm_up
+from eval.generation.decode import Waiting, decode, rows_together, warm_up
 from eval.generation.prompt_tree import PromptTree, TreeCaches
-from masformer import LayerSpan, SpanPlan, apply_plan, fixed_frequencies
+from eval.generation.tree_decoder import Observer, TreeDecoder, _Stream
+from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan, fixed_frequencies
+from masformer.attention.cache import join
 from masformer.attention.prefill import frequency_class
 from masformer.plans.cost import cache_bytes
 from masformer.plans.spans import FULL
-from tests.helpers.tiny_models import SUPPORTED, tiny_model, tiny_tokenizer
+from tests.helpers.tiny_models import SUPPORTED, plan_by_head, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 MIXED = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2)))
@@ -64,6 +66,36 @@ def together(model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings:
             made = decode(model, TOKENIZER, [prompts[leaf] for leaf in leaves], filled, settings)
             answers |= dict(zip(leaves, made, strict=True))
     return [answers[leaf] for leaf in range(len(prompts))]
+
+
+def streamed(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    most: int,
+    fits: Callable[[Sequence[int]], bool] = lambda leaves: True,
+) -> tuple[list[Answer], list[tuple[int, int]]]:
+    """Return the answers of a stream, and how many rows went on and how many entered, each time that some entered."""
+    tree = PromptTree(prompts)
+    decoder = TreeDecoder(model, TOKENIZER, Observer(), "")
+    caches = decoder.caches(tree, range(len(prompts)))
+    answers: dict[int, Answer] = {}
+    entered = []
+    with fixed_frequencies(model, len(prompts[0])), pytest.MonkeyPatch.context() as patch:
+        original = _Stream._enter
+
+        def noted(stream: _Stream, going: Sequence[int]) -> Waiting | None:
+            if (more := original(stream, going)) is not None:
+                entered.append((len(going), len(more.numbers)))
+            return more
+
+        patch.setattr(_Stream, "_enter", noted)
+        (batch,) = decoder.batches(tree.order, settings, most, fits)
+        for leaves, made in decoder.decode(batch, prompts, caches, settings, most, fits):
+            answers |= dict(zip(leaves, made, strict=True))
+            caches.release(leaves)
+    assert not caches._filled
+    return [answers[leaf] for leaf in range(len(prompts))], entered
 
 
 @torch.no_grad()
@@ -126,6 +158,65 @@ def test_a_sweep_is_greedy_decoding_of_each_prompt(kind: str, plan: SpanPlan | N
         # What ends an answer is no part of it, be it a special token or not.
         said = answer.token_ids[:-1] if is_ended else answer.token_ids
         assert answer.text == TOKENIZER.decode(said, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("kind", list(SUPPORTED))
+def test_prompts_that_take_the_places_of_others_get_what_they_get_alone(kind: str) -> None:
+    model = random_model(kind, MIXED)
+    # So many that answers are of many lengths, but those of models that say one token again and again.
+    model.generation_config.eos_token_id = list(range(2, len(TOKENIZER), 5))
+    settings = GenerationSettings(max_new_tokens=NUM_NEW)
+    prompts = [*prompts_of_a_sweep(), *([*tokens(20, 25), *tokens(seed, seed)] for seed in range(4, 10))]
+    answers, entered = streamed(model, prompts, settings, most=4)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        check_greedy(model, prompt, answer)
+    assert max(answer.batch_size for answer in answers) == (4 if rows_together(model, settings) is None else 1)
+    assert kind != "llama" or any(going for going, _ in entered)
+
+
+@pytest.mark.parametrize("options", [{"repetition_penalty": 1.4}, {"no_repeat_ngram_size": 2, "min_new_tokens": 3}])
+def test_options_hold_for_prompts_that_enter_later(options: dict[str, Any]) -> None:
+    model = random_model("llama", plan_by_head(tiny_model("llama").config))
+    settings = GenerationSettings(max_new_tokens=NUM_NEW, **options)
+    prompts = prompts_of_a_sweep()
+    answers, entered = streamed(model, prompts, settings, most=3)
+    assert any(going for going, _ in entered)
+    assert [answer.token_ids for answer in answers] == [alone(model, prompt, settings) for prompt in prompts]
+
+
+def test_only_what_memory_holds_decodes_at_once() -> None:
+    model = random_model("llama", MIXED)
+    settings = GenerationSettings(max_new_tokens=NUM_NEW)
+    prompts = prompts_of_a_sweep()
+    asked: list[int] = []
+
+    def fits(leaves: Sequence[int]) -> bool:
+        asked.append(len(leaves))
+        return sum(len(prompts[leaf]) for leaf in leaves) < 150
+
+    answers, _ = streamed(model, prompts, settings, 4, fits)
+    assert [answer.token_ids for answer in answers] == greedy_alone(MIXED)
+    assert max(asked) == 3
+    assert max(answer.batch_size for answer in answers) == 2, "a third one makes more than 150 tokens"
+
+
+def test_where_memory_runs_out_the_rows_that_went_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it runs out while others enter."""
+    model = random_model("llama", MIXED)
+    settings = GenerationSettings(max_new_tokens=NUM_NEW)
+    prompts, calls, original = prompts_of_a_sweep(), [0], join
+
+    def short_of_memory(caches: Sequence[SpanCache], room: int) -> SpanCache:
+        calls[0] += 1
+        if len(caches) == 4 and calls[0] > 1:
+            raise MemoryError
+        return original(caches, room)
+
+    monkeypatch.setattr("eval.generation.greedy.join", short_of_memory)
+    monkeypatch.setattr("eval.generation.decode.join", short_of_memory)
+    answers, _ = streamed(model, prompts, settings, 4)
+    assert [answer.token_ids for answer in answers] == greedy_alone(MIXED)
+    assert calls[0] > 2
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from masformer.attention import avx512, visibility
 from masformer.attention import cache as cache_module
 from masformer.attention import full as full_module
 from masformer.attention import parts as parts_module
-from masformer.attention.cache import can_join, join, num_bytes, row_bytes
+from masformer.attention.cache import can_join, join, num_bytes, row_bytes, split
 from masformer.attention.full import JoinedLayer
 from masformer.attention.kernels import dense_attention, span_attention
 from masformer.attention.visibility import SpanMask, cached_slots, left_padding
@@ -97,18 +97,24 @@ def test_each_row_gets_the_logits_it_gets_alone(
     rows = list(range(4))
     # Of every prefix at once: no token sees what comes after it.
     alone = [model(torch.tensor([prompts[row] + more[row]]), use_cache=False).logits[0] for row in rows]
+    counts = [0, 0, 0, 0]
     for step in range(24):
-        ids, mask = left_padded([prompts[row] + more[row][:step] for row in range(4)])
         if step == 12:
             # Two rows end; the others go on.
             rows = [1, 2]
             batch.batch_select_indices(torch.tensor(rows))
-        ids, mask = ids[rows], mask[rows]
+        if step == 15:
+            # One of them ends, and two others begin.
+            rows = [2, 0, 3]
+            counts[0] = counts[3] = 0
+            batch = join([*split(batch, [1]), caches[0].fork(), caches[3].fork()], room=30)
+        ids, mask = left_padded([prompts[row] + more[row][: counts[row]] for row in rows])
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -1:]
         logits = model(ids[:, -1:], attention_mask=mask, position_ids=positions, past_key_values=batch).logits[:, 0]
         for at, row in enumerate(rows):
-            expected = alone[row][len(prompts[row]) + step - 1]
+            expected = alone[row][len(prompts[row]) + counts[row] - 1]
             torch.testing.assert_close(logits[at], expected, atol=TOLERANCE, rtol=0)
+            counts[row] += 1
     # What they shared is as it was.
     for row, (prompt, cache) in enumerate(zip(prompts, caches, strict=True)):
         logits = model(torch.tensor([prompt[-1:]]), past_key_values=cache).logits[0, -1]
