@@ -32,7 +32,7 @@ from masformer.hardware import dtype_name
 from masformer.plans.spans import FULL, LayerSpan
 from masformer.tuning import chosen, machine
 
-# Tokens, dtype, span, target; block-sparse spans and fp16 for completeness.
+# Tokens, dtype, span, target; full attention, block-sparse spans and fp16 for completeness.
 AGAINST_FULL = (
     (8192, torch.float32, LayerSpan(span=1024, sinks=4), 3.2),
     (8192, torch.float32, LayerSpan(span=512, sinks=4), 5.5),
@@ -43,6 +43,8 @@ AGAINST_FULL = (
     (16384, torch.float32, LayerSpan(span=512, sinks=4), 10.0),
     (16384, torch.bfloat16, LayerSpan(span=512, sinks=4), 10.0),
     (8192, torch.float16, LayerSpan(span=512, sinks=4), None),
+    (8192, torch.float32, FULL, None),
+    (8192, torch.bfloat16, FULL, None),
     (8192, torch.float32, LayerSpan(block=512, previous=1, sinks=4), None),
     (8192, torch.bfloat16, LayerSpan(block=512, previous=1, sinks=4), None),
 )

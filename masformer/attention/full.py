@@ -157,7 +157,7 @@ class JoinedLayer(KeyLayer):
     Attributes:
         hidden: (B, 1, 1, T), minus infinity where a row's tail has not begun, else 0; None when all begin at once.
         packed: The runs as a GPU reads them, once it has.
-        listed: The runs as `avx512` reads them, once it has.
+        listed: The runs as `simd` reads them, once it has.
     """
 
     packed: Packed | None = None

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from masformer.attention import avx512, cuda
+from masformer.attention import cuda, simd
 from masformer.attention.cuda_joined import attend_joined
 from masformer.attention.full import JoinedLayer
 from masformer.attention.parts import Part, partial, with_sinks
 from masformer.attention.tiles import ScoreRule
-from masformer.attention.ways import is_avx512
+from masformer.attention.ways import is_simd
 from masformer.plans.layer_spans import FULL
 
 
@@ -25,8 +25,8 @@ def joined_attention(
     """Return (B, H, Tq, D): each row attends to its runs, which are those of `joined`, and its tail (B, K, T, D)."""
     if scores.softcap is None and cuda.takes(query, value.shape[3], FULL):
         return attend_joined(query, key, value, joined, scores.scale, learned_sinks)
-    if joined.place is None and is_avx512(query, (key, value)) and _listed(joined, query).fit:
-        return with_sinks(_attend_avx512(query, key, value, joined, scores), learned_sinks).to(value.dtype)
+    if joined.place is None and is_simd(query, (key, value)) and _listed(joined, query).fit:
+        return with_sinks(_attend_simd(query, key, value, joined, scores), learned_sinks).to(value.dtype)
     _, heads, length, size = query.shape
     hidden = joined.hidden_of(key)
     out, lse = partial(query, key, value, causal=True, scale=scores.scale, hidden=hidden, softcap=scores.softcap)
@@ -54,7 +54,7 @@ def joined_attention(
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """What the steps of a batch give the kernel for AVX-512 besides the tails.
+    """What the steps of a batch give our own kernel besides the tails.
 
     Attributes:
         runs: Each with its pieces put together.
@@ -63,7 +63,7 @@ class Listed:
         bounds: (B, 1, 2) what one token a row sees of the tails; None is all.
     """
 
-    runs: tuple[avx512.Keys, ...]
+    runs: tuple[simd.Keys, ...]
     fit: bool
     begin: Tensor | None
     bounds: Tensor | None
@@ -74,23 +74,23 @@ def _listed(joined: JoinedLayer, query: Tensor) -> Listed:
     if joined.listed is None:
         runs, begin, bounds = [], None, None
         for run in joined.runs:
-            runs.append(avx512.Keys(*run.whole, rows=(run.first, run.stop)))
+            runs.append(simd.Keys(*run.whole, rows=(run.first, run.stop)))
         if joined.hidden is not None:
             begin = (joined.hidden[:, 0, 0] != 0).sum(dim=-1, dtype=torch.int32)[:, None]
             bounds = torch.stack([begin, torch.full_like(begin, torch.iinfo(torch.int32).max)], dim=-1)
-        fit = not runs or avx512.takes(query, *((run.key, run.value) for run in runs))
+        fit = not runs or simd.takes(query, *((run.key, run.value) for run in runs))
         joined.listed = Listed(runs=tuple(runs), fit=fit, begin=begin, bounds=bounds)
     return joined.listed
 
 
-def _attend_avx512(query: Tensor, key: Tensor, value: Tensor, joined: JoinedLayer, scores: ScoreRule) -> Part:
+def _attend_simd(query: Tensor, key: Tensor, value: Tensor, joined: JoinedLayer, scores: ScoreRule) -> Part:
     """Attend from (B, H, Tq, D) queries to the runs of their rows, and to tails (B, K, T, D)."""
     listed, length = _listed(joined, query), query.shape[2]
     bounds = listed.bounds
     if length > 1:
-        bounds = avx512.causal_bounds(length, key.shape[2])
+        bounds = simd.causal_bounds(length, key.shape[2])
         if listed.begin is not None:
             low = listed.begin.expand(-1, length)
             bounds = torch.stack([low, bounds[..., 1].expand_as(low)], dim=-1)
-    keys = (*listed.runs, avx512.Keys(key, value, bounds))
-    return avx512.attend(query, keys, scale=scores.scale, softcap=scores.softcap)
+    keys = (*listed.runs, simd.Keys(key, value, bounds))
+    return simd.attend(query, keys, scale=scores.scale, softcap=scores.softcap)

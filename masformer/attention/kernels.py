@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from masformer.attention import avx512, cuda
+from masformer.attention import cuda, simd
 from masformer.attention.calls import kept_pieces, pieces_of
 from masformer.attention.flex import flex_attention
 from masformer.attention.heads import attend_by_head
@@ -33,7 +33,7 @@ from masformer.attention.layers import Seen
 from masformer.attention.parts import attend, with_sinks
 from masformer.attention.tiles import TILED, ScoreRule, tile_attention
 from masformer.attention.visibility import SpanMask, num_cached, span_mask, visible_keys
-from masformer.attention.ways import AVX512, TILES, TORCH, VIEWS, causal_way, is_avx512, window_way
+from masformer.attention.ways import SIMD, TILES, TORCH, VIEWS, causal_way, is_simd, window_way
 from masformer.errors import SpanError
 from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
 from masformer.plans.shapes import layers_with_states
@@ -204,7 +204,7 @@ def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpa
     if mask.offset and query.shape[2] <= _FEW_QUERIES and span.num_causal is not None and not how.dropout:
         return _decode(query, (*before, (key, value)), mask.hidden(span, query), how)
     if before and span.is_full and mask.padding is None:
-        if (out := _by_avx512(query, key, value, span, mask.offset, how, before)) is not None:
+        if (out := _by_simd(query, key, value, span, mask.offset, how, before)) is not None:
             return out
         if _is_fused(query, value, how):
             return _on_runs(query, key, value, before, how)
@@ -227,28 +227,28 @@ def _on_runs(query: Tensor, key: Tensor, value: Tensor, before: Runs, how: _How)
     return attend(query, runs, how.learned_sinks, scale=how.scores.scale)
 
 
-def _by_avx512(
+def _by_simd(
     query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How, before: Runs = ()
 ) -> Tensor | None:
-    """Attend by the kernel for AVX-512, with keys as in `_attend`; None where it cannot or torch's is faster."""
-    if how.dropout or not isinstance(span, avx512.SPANS) or not is_avx512(query, *before, (key, value)):
+    """Attend by our own kernel, with keys as in `_attend`; None where it cannot or torch's is faster."""
+    if how.dropout or not isinstance(span, simd.SPANS) or not is_simd(query, *before, (key, value)):
         return None
 
     def run(way: str, count: int) -> Tensor:
         asked, first = query[:, :, -count:], offset + query.shape[2] - count
         if way == TORCH:
             return _on_runs(asked, key, value, before, how)
-        runs = [avx512.Keys(*run) for run in before]
+        runs = [simd.Keys(*run) for run in before]
         at = first - sum(keys.shape[2] for keys, _ in before)
-        for keys, bounds in avx512.bounds_of(span, at, count, key.shape[2]):
-            runs.append(avx512.Keys(key[:, :, keys], value[:, :, keys], bounds))
-        return _finished(avx512.attend(asked, runs, scale=how.scores.scale, softcap=how.scores.softcap), how, query)
+        for keys, bounds in simd.bounds_of(span, at, count, key.shape[2]):
+            runs.append(simd.Keys(key[:, :, keys], value[:, :, keys], bounds))
+        return _finished(simd.attend(asked, runs, scale=how.scores.scale, softcap=how.scores.softcap), how, query)
 
     # With learned sinks torch has no fused way.
     is_measured = span.is_full and how.learned_sinks is None and _is_fused(query, value, how)
     if is_measured and causal_way(query, key, run) == TORCH:
         return None
-    return run(AVX512, query.shape[2])
+    return run(SIMD, query.shape[2])
 
 
 def _finished(part: tuple[Tensor, Tensor], how: _How, query: Tensor) -> Tensor:
@@ -285,9 +285,9 @@ def _ragged(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: Sp
 def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tensor:
     """Attend from a few tokens a row to what the cache kept, of which (B or 1, 1, Tq, Tk) may be hidden."""
     scores, learned = how.scores, how.learned_sinks
-    if hidden is None and not how.dropout and is_avx512(query, *runs):
-        given = [avx512.Keys(*run) for run in runs]
-        return _finished(avx512.attend(query, given, scale=scores.scale, softcap=scores.softcap), how, query)
+    if hidden is None and not how.dropout and is_simd(query, *runs):
+        given = [simd.Keys(*run) for run in runs]
+        return _finished(simd.attend(query, given, scale=scores.scale, softcap=scores.softcap), how, query)
     key, value = runs[0]
     if len(runs) == 1 and scores.softcap is None and learned is None:
         # The query heads of one key/value head become the rows of one product, and keys need no repeating.
@@ -325,8 +325,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
     # The first queries see everything before them; all keys up to them are there.
     skip = max((span.num_causal or 0) - offset, 0)
     is_measured = isinstance(span, Window) and learned is None and _is_fused(query, value, how)
-    way = _fastest(query, key, value, span, offset, skip, how) if is_measured else AVX512
-    if way == AVX512 and (out := _by_avx512(query, key, value, span, offset, how)) is not None:
+    way = _fastest(query, key, value, span, offset, skip, how) if is_measured else SIMD
+    if way == SIMD and (out := _by_simd(query, key, value, span, offset, how)) is not None:
         return out
     if scores.softcap is not None or learned is not None:
         return tile_attention(query, key, value, span, offset, 0, scores, learned)
@@ -348,8 +348,8 @@ def _fastest(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset:
     def run(way: str, count: int) -> None:
         first = query.shape[2] - count
         q, k, v = (x.detach().requires_grad_(needs_grad) for x in (query[:, :, first:], key, value))
-        if way == AVX512:
-            _by_avx512(q, k, v, span, offset + first, how)
+        if way == SIMD:
+            _by_simd(q, k, v, span, offset + first, how)
         elif way == TILES:
             out = tile_attention(q, k, v, span, offset + first, 0, how.scores)
         else:
@@ -369,7 +369,7 @@ def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, rows: int
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -> Tensor:
     """Attend to all earlier positions."""
-    if (out := _by_avx512(query, key, value, FULL, offset, how)) is not None:
+    if (out := _by_simd(query, key, value, FULL, offset, how)) is not None:
         return out
     if not offset:
         scale, size = how.scores.scale, max(query.shape[3], value.shape[3])

@@ -1,7 +1,7 @@
 """The fastest way to compute attention on this CPU: measured once, at the first long prefill, and remembered.
 
 Which of the exact ways wins depends on the CPU: torch's fused kernel where it has matrix units for bf16, a kernel of
-our own (`avx512`) on others with AVX-512, tiles where there is neither. Ways differ by rounding alone.
+our own (`simd`) on others with AVX-512 or AVX2, tiles where there is neither. Ways differ by rounding alone.
 `MASFORMER_WAYS="attention=torch"` goes without our kernel; `window=tiles` takes tiles, and `window=64` views of 64
 queries in torch's kernel, for windows without soft caps and learned sinks (`masformer.tuning`).
 """
@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from masformer.attention import avx512
+from masformer.attention import simd
 from masformer.errors import OneLineError
 from masformer.hardware import dtype_name
 from masformer.plans.layer_spans import LayerSpan
@@ -22,33 +22,34 @@ from masformer.tuning import WAYS, choose, named_way, note, settled
 
 # What is computed: windows of many queries, and everything else.
 WINDOW, ATTENTION = "window", "attention"
-TORCH, TILES, AVX512 = "torch", "tiles", "avx512"
+TORCH, TILES, SIMD = "torch", "tiles", "simd"
 # Queries of a view.
 VIEWS = ("32", "64", "128")
-_WINDOWS = (TILES, *VIEWS, AVX512)
+_WINDOWS = (TILES, *VIEWS, SIMD)
 # Queries from which on measuring pays, and queries that are measured.
 LEAST_QUERIES, MEASURED_QUERIES = 1024, 512
 
 
-def is_avx512(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
-    """Return whether `avx512` may attend from (B, H, Tq, D) queries to keys and values (B or 1, K, Tk, D).
+def is_simd(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
+    """Return whether `simd` may attend from (B, H, Tq, D) queries to keys and values (B or 1, K, Tk, D).
 
     Long prefills are measured besides (`window_way`, `causal_way`).
 
     Raises:
-        OneLineError: `MASFORMER_WAYS` names an unknown way, or `avx512` where there is none or it is ruled out.
+        OneLineError: `MASFORMER_WAYS` names an unknown way, or `simd` where there is none or it is ruled out.
     """
     if query.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    named, named_for_windows = named_way(ATTENTION, (TORCH, AVX512)), named_way(WINDOW, _WINDOWS)
-    if AVX512 in (named, named_for_windows) and (reason := avx512.why_not()):
-        raise OneLineError(f"{WAYS} names '{AVX512}', which this machine does not have: {reason}; leave it out")
-    if (named, named_for_windows) == (TORCH, AVX512):
-        raise OneLineError(f"{WAYS} names '{AVX512}' for {WINDOW} and rules it out for {ATTENTION}; leave out one")
-    way = named or settled(ATTENTION) or (TORCH if avx512.why_not() else AVX512)
-    if named != TORCH:  # what the environment names holds for this process alone
+    named, named_for_windows = named_way(ATTENTION, (TORCH, SIMD)), named_way(WINDOW, _WINDOWS)
+    if SIMD in (named, named_for_windows) and (reason := simd.why_not()):
+        raise OneLineError(f"{WAYS} names '{SIMD}', which this machine does not have: {reason}; leave it out")
+    if (named, named_for_windows) == (TORCH, SIMD):
+        raise OneLineError(f"{WAYS} names '{SIMD}' for {WINDOW} and rules it out for {ATTENTION}; leave out one")
+    way = named or settled(ATTENTION) or (TORCH if simd.why_not() else SIMD)
+    taken = way == SIMD and simd.takes(query, *runs)
+    if named != TORCH and taken == (way == SIMD):  # what the environment names holds for this process alone
         note(ATTENTION, way)
-    return way == AVX512 and avx512.takes(query, *runs)
+    return taken
 
 
 def window_way(
@@ -64,23 +65,23 @@ def window_way(
     Raises:
         OneLineError: `MASFORMER_WAYS` names an unknown way.
     """
-    is_ours = is_avx512(query, (key, value))
-    ways = (TILES, *VIEWS, *([AVX512] if is_ours else []))
+    is_ours = is_simd(query, (key, value))
+    ways = (TILES, *VIEWS, *([SIMD] if is_ours else []))
     named = named_way(WINDOW, _WINDOWS)
     case = f"{_case(query, key)}, {span}"
     case += ", with gradients" if needs_grad else ""
     if query.shape[2] < LEAST_QUERIES:
-        named = named or settled(f"{WINDOW} {case}") or (AVX512 if is_ours else TILES)
+        named = named or settled(f"{WINDOW} {case}") or (SIMD if is_ours else TILES)
     if named:
         return named if named in ways else TILES
     return choose(WINDOW, case, {way: partial(run, way, MEASURED_QUERIES) for way in ways})
 
 
 def causal_way(query: Tensor, key: Tensor, run: Callable[[str, int], object]) -> str:
-    """Return the way where (B, H, Tq, D) queries see all before them and `avx512` can attend; as `window_way`."""
+    """Return the way where (B, H, Tq, D) queries see all before them and `simd` can attend; as `window_way`."""
     if query.shape[2] < LEAST_QUERIES:
-        return settled(f"{ATTENTION} {_case(query, key)}") or AVX512
-    return choose(ATTENTION, _case(query, key), {way: partial(run, way, MEASURED_QUERIES) for way in (TORCH, AVX512)})
+        return settled(f"{ATTENTION} {_case(query, key)}") or SIMD
+    return choose(ATTENTION, _case(query, key), {way: partial(run, way, MEASURED_QUERIES) for way in (TORCH, SIMD)})
 
 
 def _case(query: Tensor, key: Tensor) -> str:

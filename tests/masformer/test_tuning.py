@@ -145,8 +145,8 @@ def test_an_earlier_process_that_knew_no_kernel_of_ours_went_without(clock: Cloc
     assert tuning.settled("attention") is None
     tuning.take_up({"linear a": "plain"})
     assert tuning.settled("attention") == "torch"
-    tuning.take_up({"attention": "avx512"})
-    assert tuning.settled("attention") == "avx512"
+    tuning.take_up({"attention": "simd"})
+    assert tuning.settled("attention") == "simd"
 
 
 def test_the_time_stands_still_while_ways_are_measured(clock: Clock) -> None:

@@ -8,10 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from masformer import HeadSpans, LayerSpan, SpanCache, SpanPlan, apply_plan, prefill
-from masformer.attention import avx512, visibility
 from masformer.attention import cache as cache_module
 from masformer.attention import full as full_module
 from masformer.attention import parts as parts_module
+from masformer.attention import simd, visibility
 from masformer.attention.cache import can_join, join, num_bytes, row_bytes, split
 from masformer.attention.full import JoinedLayer
 from masformer.attention.kernels import dense_attention, span_attention
@@ -27,13 +27,13 @@ PLANS = {"windows": WINDOWS, "blocks": BLOCKS}
 JOINABLE = [kind for kind in SUPPORTED if can_join(tiny_model(kind).config)]
 
 
-@pytest.fixture(autouse=True, params=["torch", "avx512"])
+@pytest.fixture(autouse=True, params=["torch", "simd"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """By torch, and by the compiled kernel where the machine has it."""
-    if request.param == "avx512":
-        if not avx512.is_ready(torch.float32):
-            pytest.skip(f"no kernel: {avx512.why_not()}")
-        monkeypatch.setenv("MASFORMER_WAYS", "attention=avx512 window=avx512")
+    if request.param == "simd":
+        if not simd.is_ready(torch.float32):
+            pytest.skip(f"no kernel: {simd.why_not()}")
+        monkeypatch.setenv("MASFORMER_WAYS", "attention=simd window=simd")
     return str(request.param)
 
 
@@ -184,13 +184,13 @@ def test_the_kernel_reads_runs_in_one_call(way: str, monkeypatch: pytest.MonkeyP
     for row, branch in enumerate(branches):
         branch.update(states[:, :, : 3 + row], states[:, :, : 3 + row], 0)
     joined = join(branches, room=6)
-    calls, attended = [], avx512.attend
-    monkeypatch.setattr(avx512, "attend", lambda *of, **more: calls.append(of) or attended(*of, **more))
+    calls, attended = [], simd.attend
+    monkeypatch.setattr(simd, "attend", lambda *of, **more: calls.append(of) or attended(*of, **more))
     query, new = torch.randn(3, 4, 1, 8), torch.randn(3, 2, 1, 8)
     key, value = joined.update(new, new, 0)
     mask = SpanMask(offset=1105, cache=joined)
     out = span_attention(query, key, value, FULL, mask, seen=mask.seen_with(key, value))
-    assert [len(of[1]) for of in calls] == ([2] if way == "avx512" else [])
+    assert [len(of[1]) for of in calls] == ([2] if way == "simd" else [])
     for row in range(3):
         keys = torch.cat([states, states[:, :, : 3 + row], new[row : row + 1]], dim=2)
         values = torch.cat([-states, states[:, :, : 3 + row], new[row : row + 1]], dim=2)

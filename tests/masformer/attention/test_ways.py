@@ -27,7 +27,7 @@ WINDOW = LayerSpan(span=20, sinks=4)
 
 @pytest.fixture(autouse=True)
 def no_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder without choices, and a process that has made none and leaves the kernel for AVX-512 out."""
+    """A folder without choices, and a process that has made none and leaves our own kernel out."""
     monkeypatch.setenv("MASFORMER_WAYS", "attention=torch")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tuning, "_settled", {})
@@ -65,7 +65,7 @@ def test_a_named_way_is_taken_for_any_number_of_queries(monkeypatch: pytest.Monk
     assert choose("tiles", monkeypatch) == ("128", [])
     assert choose("tiles", monkeypatch, num_queries=2) == ("128", [])
     monkeypatch.setenv("MASFORMER_WAYS", "attention=torch window=48")
-    with pytest.raises(OneLineError, match="MASFORMER_WAYS names '48' for window; known: tiles, 32, 64, 128, avx512"):
+    with pytest.raises(OneLineError, match="MASFORMER_WAYS names '48' for window; known: tiles, 32, 64, 128, simd"):
         choose("tiles", monkeypatch)
 
 

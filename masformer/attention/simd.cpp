@@ -1,6 +1,6 @@
-// Attention of queries to runs of keys on CPUs with AVX-512, for masformer/attention/avx512.py, which compiles it.
+// Attention of queries to runs of keys on CPUs with AVX-512 or AVX2, for masformer/attention/simd.py, which compiles it.
 //
-// Many queries of a key head lie in lanes: a vector holds the scores of 16 of them with one key, so that the maximum,
+// Many queries of a key head lie in lanes: a vector holds the scores of 16 of them (8 with AVX2) with one key, so that the maximum,
 // the exponentials and their sum need nothing across lanes, and keys are read as they lie in memory, one number (of
 // bfloat16 a pair) for all lanes at once. Up to eight queries lie as in memory, four together, and vectors hold the
 // numbers of a head.
@@ -50,9 +50,118 @@ struct Problem {
 
 namespace {
 
-constexpr int LANES = 16;                      // numbers of a vector
+#ifdef __AVX512F__
+
+constexpr int LANES = 16;   // numbers of a vector
+constexpr int STEP = 8;     // keys, or numbers of a value, whose sums are held in registers
+constexpr int ACROSS = 4;   // vectors of a value whose sums are held in registers
+
+using vec = __m512;
+using ints = __m512i;
+
+inline vec zeros() { return _mm512_setzero_ps(); }
+inline vec splat(float x) { return _mm512_set1_ps(x); }
+inline ints splat(int32_t x) { return _mm512_set1_epi32(x); }
+inline ints count_up() { return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
+inline vec load(const float* at) { return _mm512_loadu_ps(at); }
+inline ints load(const int32_t* at) { return _mm512_loadu_si512(at); }
+// The first `count` numbers, then zeros; fewer than there are lanes.
+inline vec load_some(const float* at, int count) { return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), at); }
+inline void store(float* at, vec x) { _mm512_storeu_ps(at, x); }
+inline vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
+inline vec sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+inline vec mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+inline vec div(vec a, vec b) { return _mm512_div_ps(a, b); }
+inline vec fma(vec a, vec b, vec sum) { return _mm512_fmadd_ps(a, b, sum); }
+inline vec least(vec a, vec b) { return _mm512_min_ps(a, b); }     // b where one is NaN
+inline vec greatest(vec a, vec b) { return _mm512_max_ps(a, b); }  // likewise
+inline bool any_greater(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline float greatest_of(vec x) { return _mm512_reduce_max_ps(x); }
+inline float sum_of(vec x) { return _mm512_reduce_add_ps(x); }
+inline vec whole_of(vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// x times 2 to the power of a whole number; 0 where that is far below -126.
+inline vec times_power(vec x, vec whole) { return _mm512_scalef_ps(x, whole); }
+inline ints add(ints a, ints b) { return _mm512_add_epi32(a, b); }
+// x where low <= place < high, else minus infinity.
+inline vec where_between(vec x, ints low, ints place, ints high) {
+    __mmask16 seen = _mm512_cmple_epi32_mask(low, place) & _mm512_cmplt_epi32_mask(place, high);
+    return _mm512_mask_blend_ps(seen, splat(-INFINITY), x);
+}
+
+// The sums of as many vectors as there are lanes.
+inline vec sums_of(const vec* from) {
+    vec fours[8], pairs[4], halves[2];
+    for (int i = 0; i < 8; i++) {
+        vec a = from[2 * i], b = from[2 * i + 1];
+        fours[i] = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512d a = _mm512_castps_pd(fours[2 * i]), b = _mm512_castps_pd(fours[2 * i + 1]);
+        pairs[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    auto folded = [](vec a, vec b) {
+        return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    };
+    for (int i = 0; i < 2; i++) halves[i] = folded(pairs[2 * i], pairs[2 * i + 1]);
+    return folded(halves[0], halves[1]);
+}
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+// The same with half as many lanes, and half as many registers.
+constexpr int LANES = 8, STEP = 4, ACROSS = 2;
+
+using vec = __m256;
+using ints = __m256i;
+
+inline vec zeros() { return _mm256_setzero_ps(); }
+inline vec splat(float x) { return _mm256_set1_ps(x); }
+inline ints splat(int32_t x) { return _mm256_set1_epi32(x); }
+inline ints count_up() { return _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0); }
+inline vec load(const float* at) { return _mm256_loadu_ps(at); }
+inline ints load(const int32_t* at) { return _mm256_loadu_si256((const __m256i*)at); }
+inline vec load_some(const float* at, int count) { return _mm256_maskload_ps(at, _mm256_cmpgt_epi32(splat(count), count_up())); }
+inline void store(float* at, vec x) { _mm256_storeu_ps(at, x); }
+inline vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
+inline vec sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
+inline vec mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
+inline vec div(vec a, vec b) { return _mm256_div_ps(a, b); }
+inline vec fma(vec a, vec b, vec sum) { return _mm256_fmadd_ps(a, b, sum); }
+inline vec least(vec a, vec b) { return _mm256_min_ps(a, b); }
+inline vec greatest(vec a, vec b) { return _mm256_max_ps(a, b); }
+inline bool any_greater(vec a, vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+inline float greatest_of(vec x) {
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+inline float sum_of(vec x) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+inline vec whole_of(vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline ints add(ints a, ints b) { return _mm256_add_epi32(a, b); }
+inline vec times_power(vec x, vec whole) {
+    ints exponent = _mm256_max_epi32(_mm256_cvtps_epi32(whole), splat(-127));
+    return mul(x, _mm256_castsi256_ps(_mm256_slli_epi32(add(exponent, splat(127)), 23)));
+}
+inline vec where_between(vec x, ints low, ints place, ints high) {
+    ints unseen = _mm256_or_si256(_mm256_cmpgt_epi32(low, place), _mm256_cmpgt_epi32(add(place, splat(1)), high));
+    return _mm256_blendv_ps(x, splat(-INFINITY), _mm256_castsi256_ps(unseen));
+}
+inline vec sums_of(const vec* from) {
+    vec pairs[4], fours[2];
+    for (int i = 0; i < 4; i++) pairs[i] = _mm256_hadd_ps(from[2 * i], from[2 * i + 1]);
+    for (int i = 0; i < 2; i++) fours[i] = _mm256_hadd_ps(pairs[2 * i], pairs[2 * i + 1]);
+    return add(_mm256_permute2f128_ps(fours[0], fours[1], 0x20), _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
+}
+
+#else
+#error "neither AVX-512 nor AVX2"
+#endif
+
 constexpr int BLOCK = 64;                      // keys whose scores exist at a time
-constexpr int STEP = 8;                        // keys, or numbers of a value, whose sums are held in registers
 constexpr int MOST = 2 * LANES, SETS = 8;      // queries of a set, and sets that a thread takes together
 constexpr int STRETCH = SETS * MOST;
 constexpr int FEW = 4;                         // queries of a set that do not lie in lanes
@@ -61,12 +170,7 @@ constexpr float LOWEST = -1e30f;               // the maximum before any score, 
 constexpr float SLACK = 8.0f;                  // powers of two that it may grow by before sums are scaled again
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
 
-using vec = __m512;
 using bf16 = uint16_t;
-
-inline vec splat(float x) { return _mm512_set1_ps(x); }
-inline vec load(const float* at) { return _mm512_loadu_ps(at); }
-inline void store(float* at, vec x) { _mm512_storeu_ps(at, x); }
 
 inline void to_dtype(float x, float* to) { *to = x; }
 inline void to_dtype(float x, bf16* to) {
@@ -79,26 +183,24 @@ inline void to_dtype(float x, bf16* to) {
 inline vec little_power(vec x) {
     vec sum = splat(1.5403530e-4f);  // ln(2)^n / n!
     for (float factor : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f})
-        sum = _mm512_fmadd_ps(sum, x, splat(factor));
-    return _mm512_mul_ps(sum, x);
+        sum = fma(sum, x, splat(factor));
+    return mul(sum, x);
 }
-
-inline vec whole_of(vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 // 2 to the power of x; 0 where x is far below -126.
 inline vec exp2_of(vec x) {
-    x = _mm512_max_ps(splat(-200.0f), x);  // in this order NaN stays
+    x = greatest(splat(-200.0f), x);  // in this order NaN stays
     vec whole = whole_of(x);
-    return _mm512_scalef_ps(_mm512_add_ps(little_power(_mm512_sub_ps(x, whole)), splat(1.0f)), whole);
+    return times_power(add(little_power(sub(x, whole)), splat(1.0f)), whole);
 }
 
 // softcap * tanh(x / softcap) of scores x, both in powers of two. With m = exp(2 y) - 1, tanh(y) is m / (m + 2); what is
 // far from 0 is 1 or -1 anyway.
 inline vec capped(vec x, float softcap) {
-    x = _mm512_min_ps(splat(120.0f), _mm512_max_ps(splat(-120.0f), _mm512_mul_ps(x, splat(2 / softcap))));
-    vec whole = whole_of(x), scale = _mm512_scalef_ps(splat(1.0f), whole);
-    vec less = _mm512_fmadd_ps(little_power(_mm512_sub_ps(x, whole)), scale, _mm512_sub_ps(scale, splat(1.0f)));
-    return _mm512_mul_ps(splat(softcap * LOG2_E), _mm512_div_ps(less, _mm512_add_ps(less, splat(2.0f))));
+    x = least(splat(120.0f), greatest(splat(-120.0f), mul(x, splat(2 / softcap))));
+    vec whole = whole_of(x), scale = times_power(splat(1.0f), whole);
+    vec less = fma(little_power(sub(x, whole)), scale, sub(scale, splat(1.0f)));
+    return mul(splat(softcap * LOG2_E), div(less, add(less, splat(2.0f))));
 }
 
 // What the dtypes differ in. A group is what one lane multiplies at once: a number, or a pair of bfloat16.
@@ -107,17 +209,17 @@ struct Numbers;
 
 template <>
 struct Numbers<float> {
-    static constexpr int GROUP = 1, EACH = 16;
+    static constexpr int GROUP = 1, EACH = LANES;
     using group = float;
     static vec broadcast(const float* at) { return splat(*at); }
-    static vec multiply(vec sum, vec a, vec b) { return _mm512_fmadd_ps(a, b, sum); }
+    static vec multiply(vec sum, vec a, vec b) { return fma(a, b, sum); }
     // The first `count` numbers of a vector, then zeros.
     static vec load_partial(const float* at, int count) {
-        return count >= EACH ? load(at) : _mm512_maskz_loadu_ps(__mmask16((1u << std::max(count, 0)) - 1), at);
+        return count >= EACH ? load(at) : load_some(at, std::max(count, 0));
     }
     // Vectors of the numbers of a value: those of keys k and k + 1 side by side for bfloat16.
     static void values(const float* at, const float*, int count, vec* to) {
-        for (int i = 0; i < 4; i++) to[i] = load_partial(at + i * LANES, count - i * LANES);
+        for (int i = 0; i < ACROSS; i++) to[i] = load_partial(at + i * LANES, count - i * LANES);
     }
     // Weights as `multiply` takes them.
     static const float* weights(const float* from, int, float*) { return from; }
@@ -154,8 +256,14 @@ struct Numbers<bf16> {
     static void values(const bf16* at, const bf16* next, int count, vec* to) {
         for (int i = 0; i < 2; i++) {
             int left = count - i * EACH;
-            pairs(load_partial(at + i * EACH, left), next ? load_partial(next + i * EACH, left) : _mm512_setzero_ps(), to + 2 * i);
+            pairs(load_partial(at + i * EACH, left), next ? load_partial(next + i * EACH, left) : zeros(), to + 2 * i);
         }
+    }
+    // Store the numbers of two vectors, each beside that of the other.
+    static void store_pairs(vec one, vec other, uint32_t* to) {
+        __m512i a = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(one));
+        __m512i b = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(other));
+        _mm512_store_si512(to, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
     }
     static const bf16* weights(const float* from, int count, bf16* to) {
         for (int i = 0; i < count; i += LANES)
@@ -169,7 +277,7 @@ struct Numbers<bf16> {
 template <typename T>
 void fetch(const T* states, int64_t token, int count, int size) {
     for (int i = 0; i < count; i++)
-        for (int d = 0; d < size; d += Numbers<T>::EACH) _mm_prefetch((const char*)(states + i * token + d), _MM_HINT_T0);
+        for (int d = 0; d < size; d += 64 / int(sizeof(T))) _mm_prefetch((const char*)(states + i * token + d), _MM_HINT_T0);
 }
 
 // A block of keys, and their values as they lie; `next` keys follow them that are worked on next.
@@ -272,7 +380,7 @@ struct InLanes : Queries {
                 const T *one = block.value + k * block.value_token, *other = one + block.value_token;
                 for (int d = 0; d < size; d += N::EACH) {
                     vec both[2];
-                    vec next = k + 1 < block.num_keys ? N::load_partial(other + d, size - d) : _mm512_setzero_ps();
+                    vec next = k + 1 < block.num_keys ? N::load_partial(other + d, size - d) : zeros();
                     N::pairs(N::load_partial(one + d, size - d), next, both);
                     // What is beyond the last number is overwritten by the next group.
                     std::memcpy(&room[k * size + 2 * d], both, sizeof(vec) * (size - d > LANES ? 2 : 1));
@@ -291,30 +399,25 @@ struct InLanes : Queries {
         for (int v = 0; v < VECTORS; v++) {
             float* of_vector = scores + v * LANES;
             if (bounds) {
-                __m512i low = _mm512_loadu_si512(bounds->low + v * LANES);
-                __m512i high = _mm512_loadu_si512(bounds->high + v * LANES);
+                ints low = load(bounds->low + v * LANES), high = load(bounds->high + v * LANES);
                 for (int k = 0; k < num_keys; k++) {
-                    __m512i place = _mm512_set1_epi32(int(block.first) + k);
-                    __mmask16 seen = _mm512_cmple_epi32_mask(low, place) & _mm512_cmplt_epi32_mask(place, high);
                     float* at = of_vector + k * WIDTH;
-                    store(at, _mm512_mask_blend_ps(seen, splat(-INFINITY), load(at)));
+                    store(at, where_between(load(at), low, splat(int32_t(block.first + k)), high));
                 }
             }
             weigh(p, num_keys, of_vector, v);
         }
         if constexpr (N::GROUP == 1) {
-            add(values, block.value_token, num_keys, p.value_size, scores);
+            gather(values, block.value_token, num_keys, p.value_size, scores);
         } else {
             alignas(64) uint32_t pairs[BLOCK / 2 * WIDTH];
             for (int i = 0; i < VECTORS; i++) std::memset(scores + num_keys * WIDTH + i * LANES, 0, sizeof(vec));
             for (int k = 0; k < num_keys; k += 2)
                 for (int i = 0; i < WIDTH; i += LANES) {
                     const float* at = scores + k * WIDTH + i;
-                    __m512i one = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(load(at)));
-                    __m512i other = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(load(at + WIDTH)));
-                    _mm512_store_si512(pairs + k / 2 * WIDTH + i, _mm512_or_si512(one, _mm512_slli_epi32(other, 16)));
+                    N::store_pairs(load(at), load(at + WIDTH), pairs + k / 2 * WIDTH + i);
                 }
-            add(values, p.value_size * 2, (num_keys + 1) / 2, p.value_size, (const float*)pairs);
+            gather(values, p.value_size * 2, (num_keys + 1) / 2, p.value_size, (const float*)pairs);
         }
     }
 
@@ -326,7 +429,7 @@ struct InLanes : Queries {
         block.fetch_next(first, STEP, p.size, p.value_size);
         for (int k = 0; k < STEP; k++) {
             at[k] = block.key + std::min(first + k, block.num_keys - 1) * block.key_token;
-            for (int v = 0; v < VECTORS; v++) found[k][v] = _mm512_setzero_ps();
+            for (int v = 0; v < VECTORS; v++) found[k][v] = zeros();
         }
         for (int d = 0; d < p.size / N::GROUP; d++) {
             vec many[VECTORS];
@@ -339,32 +442,32 @@ struct InLanes : Queries {
         }
         for (int k = 0; k < STEP; k++)
             for (int v = 0; v < VECTORS; v++)
-                store(scores + k * WIDTH + v * LANES, _mm512_mul_ps(found[k][v], splat(p.scale * LOG2_E)));
+                store(scores + k * WIDTH + v * LANES, mul(found[k][v], splat(p.scale * LOG2_E)));
     }
 
     // Turn the scores of a vector's lanes into weights, against the maximum so far.
     void weigh(const Problem& p, int num_keys, float* scores, int v) {
         vec before = load(mosts + v * LANES), most = before, total = load(sums + v * LANES);
-        for (int k = 0; k < num_keys; k++) most = _mm512_max_ps(most, load(scores + k * WIDTH));
-        if (_mm512_cmp_ps_mask(most, _mm512_add_ps(before, splat(SLACK)), _CMP_GT_OQ)) {
-            vec share = exp2_of(_mm512_sub_ps(before, most));
-            total = _mm512_mul_ps(total, share);
+        for (int k = 0; k < num_keys; k++) most = greatest(most, load(scores + k * WIDTH));
+        if (any_greater(most, add(before, splat(SLACK)))) {
+            vec share = exp2_of(sub(before, most));
+            total = mul(total, share);
             for (int d = 0; d < p.value_size; d++) {
                 float* at = &outs[d * WIDTH + v * LANES];
-                store(at, _mm512_mul_ps(load(at), share));
+                store(at, mul(load(at), share));
             }
             store(mosts + v * LANES, before = most);
         }
         for (int k = 0; k < num_keys; k++) {
-            vec weight = exp2_of(_mm512_sub_ps(load(scores + k * WIDTH), before));
+            vec weight = exp2_of(sub(load(scores + k * WIDTH), before));
             store(scores + k * WIDTH, weight);
-            total = _mm512_add_ps(total, weight);
+            total = add(total, weight);
         }
         store(sums + v * LANES, total);
     }
 
     // Add the products of weights (groups, WIDTH) and values (groups, value_size), each of a group.
-    void add(const T* values, int64_t value_group, int groups, int size, const float* weights) {
+    void gather(const T* values, int64_t value_group, int groups, int size, const float* weights) {
         for (int first = 0; first < size; first += STEP) {
             vec found[STEP][VECTORS];
             for (int d = 0; d < STEP; d++)
@@ -385,24 +488,6 @@ struct InLanes : Queries {
     }
 };
 
-// The sums of 16 vectors.
-inline vec sums_of(const vec* from) {
-    vec fours[8], pairs[4], halves[2];
-    for (int i = 0; i < 8; i++) {
-        vec a = from[2 * i], b = from[2 * i + 1];
-        fours[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    }
-    for (int i = 0; i < 4; i++) {
-        __m512d a = _mm512_castps_pd(fours[2 * i]), b = _mm512_castps_pd(fours[2 * i + 1]);
-        pairs[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-    }
-    auto folded = [](vec a, vec b) {
-        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-    };
-    for (int i = 0; i < 2; i++) halves[i] = folded(pairs[2 * i], pairs[2 * i + 1]);
-    return folded(halves[0], halves[1]);
-}
-
 // Up to FEW queries, as they lie in memory.
 template <typename T>
 struct RowMajor : Queries {
@@ -410,14 +495,14 @@ struct RowMajor : Queries {
     using N = Numbers<T>;
     static constexpr int WIDTH = FEW;
     std::vector<T> queries;   // (FEW, size in whole vectors)
-    std::vector<float> outs;  // (FEW, value_size in steps of four vectors)
+    std::vector<float> outs;  // (FEW, value_size in steps of ACROSS vectors)
     float mosts[FEW], sums[FEW];
     int query_step, out_step;
 
     void begin(const Problem& p, int64_t from_row, int64_t rows, int64_t key_head, int64_t first) {
         take(p, from_row, rows, key_head, first, FEW);
         query_step = (int(p.size) + N::EACH - 1) / N::EACH * N::EACH;
-        out_step = (int(p.value_size) + 4 * LANES - 1) / (4 * LANES) * 4 * LANES;
+        out_step = (int(p.value_size) + ACROSS * LANES - 1) / (ACROSS * LANES) * ACROSS * LANES;
         queries.assign(FEW * query_step, T(0));
         outs.assign(FEW * out_step, 0.0f);
         std::fill_n(mosts, FEW, LOWEST);
@@ -441,22 +526,21 @@ struct RowMajor : Queries {
                 if (p.softcap != 0) found = capped(found, p.softcap);
                 int64_t low = bounds ? bounds->low[i] - block.first : 0;
                 int64_t high = bounds ? std::min<int64_t>(bounds->high[i] - block.first, block.num_keys) : block.num_keys;
-                __m512i place = _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-                __mmask16 seen = _mm512_cmple_epi32_mask(_mm512_set1_epi32(int(low)), place) &
-                                 _mm512_cmplt_epi32_mask(place, _mm512_set1_epi32(int(high)));
-                store(weights + i * BLOCK + first, _mm512_mask_blend_ps(seen, splat(-INFINITY), found));
+                ints place = add(splat(first), count_up());
+                found = where_between(found, splat(int32_t(low)), place, splat(int32_t(high)));
+                store(weights + i * BLOCK + first, found);
             }
         }
         for (int i = 0; i < count; i++) weigh(weights + i * BLOCK, (block.num_keys + LANES - 1) / LANES * LANES, i);
         alignas(64) T as_numbers[FEW * BLOCK];
-        add(p, block, N::weights(weights, FEW * BLOCK, as_numbers));
+        gather(p, block, N::weights(weights, FEW * BLOCK, as_numbers));
     }
 
   private:
     vec score(const Problem& p, const Block<T>& block, int first, const T* asking) {
         vec found[LANES];
         int last = block.num_keys - 1 - first;
-        for (int k = 0; k < LANES; k++) found[k] = _mm512_setzero_ps();
+        for (int k = 0; k < LANES; k++) found[k] = zeros();
         for (int d = 0; d < p.size; d += N::EACH) {
             vec many = N::load_partial(asking + d, N::EACH);
 #pragma GCC unroll 16
@@ -465,45 +549,45 @@ struct RowMajor : Queries {
                 found[k] = N::multiply(found[k], many, N::load_partial(at, int(p.size) - d));
             }
         }
-        return _mm512_mul_ps(sums_of(found), splat(p.scale * LOG2_E));
+        return mul(sums_of(found), splat(p.scale * LOG2_E));
     }
 
     void weigh(float* scores, int num_keys, int i) {
         vec found = splat(mosts[i]);
-        for (int k = 0; k < num_keys; k += LANES) found = _mm512_max_ps(found, load(scores + k));
-        float most = _mm512_reduce_max_ps(found);
+        for (int k = 0; k < num_keys; k += LANES) found = greatest(found, load(scores + k));
+        float most = greatest_of(found);
         if (!(most <= mosts[i] + SLACK)) {
             float share = std::exp2(mosts[i] - most);
             for (int d = 0; d < out_step; d++) outs[i * out_step + d] *= share;
             sums[i] *= share;
             mosts[i] = most;
         }
-        vec total = _mm512_setzero_ps();
+        vec total = zeros();
         for (int k = 0; k < num_keys; k += LANES) {
-            vec weight = exp2_of(_mm512_sub_ps(load(scores + k), splat(mosts[i])));
+            vec weight = exp2_of(sub(load(scores + k), splat(mosts[i])));
             store(scores + k, weight);
-            total = _mm512_add_ps(total, weight);
+            total = add(total, weight);
         }
-        sums[i] += _mm512_reduce_add_ps(total);
+        sums[i] += sum_of(total);
     }
 
-    void add(const Problem& p, const Block<T>& block, const T* weights) {
-        for (int first = 0; first < p.value_size; first += 4 * LANES) {
-            vec found[FEW][4];
+    void gather(const Problem& p, const Block<T>& block, const T* weights) {
+        for (int first = 0; first < p.value_size; first += ACROSS * LANES) {
+            vec found[FEW][ACROSS];
             for (int i = 0; i < FEW; i++)
-                for (int v = 0; v < 4; v++) found[i][v] = load(&outs[i * out_step + first + v * LANES]);
+                for (int v = 0; v < ACROSS; v++) found[i][v] = load(&outs[i * out_step + first + v * LANES]);
             for (int k = 0; k < block.num_keys; k += N::GROUP) {
                 const T* at = block.value + k * block.value_token + first;
-                vec numbers[4];
+                vec numbers[ACROSS];
                 N::values(at, k + 1 < block.num_keys ? at + block.value_token : nullptr, int(p.value_size) - first, numbers);
 #pragma GCC unroll 4
                 for (int i = 0; i < FEW; i++) {
                     vec weight = N::broadcast(weights + i * BLOCK + k);
-                    for (int v = 0; v < 4; v++) found[i][v] = N::multiply(found[i][v], weight, numbers[v]);
+                    for (int v = 0; v < ACROSS; v++) found[i][v] = N::multiply(found[i][v], weight, numbers[v]);
                 }
             }
             for (int i = 0; i < FEW; i++)
-                for (int v = 0; v < 4; v++) store(&outs[i * out_step + first + v * LANES], found[i][v]);
+                for (int v = 0; v < ACROSS; v++) store(&outs[i * out_step + first + v * LANES], found[i][v]);
         }
     }
 };

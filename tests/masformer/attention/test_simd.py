@@ -15,33 +15,33 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from masformer import tuning
-from masformer.attention import avx512, kernels
-from masformer.attention.avx512 import Keys
+from masformer.attention import kernels, simd
 from masformer.attention.kernels import span_attention
+from masformer.attention.simd import Keys
 from masformer.errors import OneLineError
 from masformer.hardware import dtype_name
 from masformer.plans.spans import FULL, LayerSpan
 from tests.helpers.attention_cases import CASES, Case, assert_close, attend, cases, defined, random_states
 from tests.helpers.properties import tries
 
-BY_KERNEL = "attention=avx512 window=avx512"
+BY_KERNEL = "attention=simd window=simd"
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 2e-2}
 DTYPES = [
     pytest.param(
         dtype,
         id=dtype_name(dtype),
-        marks=pytest.mark.skipif(not avx512.is_ready(dtype), reason=f"no kernel: {avx512.why_not() or dtype}"),
+        marks=pytest.mark.skipif(not simd.is_ready(dtype), reason=f"no kernel: {simd.why_not() or dtype}"),
     )
     for dtype in TOLERANCE
 ]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
-with_compiler = pytest.mark.skipif(not avx512.is_ready(torch.float32), reason=f"no kernel: {avx512.why_not()}")
+with_compiler = pytest.mark.skipif(not simd.is_ready(torch.float32), reason=f"no kernel: {simd.why_not()}")
 
 
 @pytest.fixture
 def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A process that has not looked for the kernel, and the folder where it will keep it."""
-    caches = (avx512._library, avx512._missing, avx512._function)
+    caches = (simd._library, simd._missing, simd._function)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("MASFORMER_WAYS", BY_KERNEL)
     for cached in caches:
@@ -54,7 +54,7 @@ def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def by_kernel(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
     """Return attention with the kernel wherever it takes a case, the definition, and how often it was called."""
     states, calls = random_states(case, dtype), []
-    attended = avx512.attend
+    attended = simd.attend
 
     def counting(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
@@ -62,7 +62,7 @@ def by_kernel(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASFORMER_WAYS", BY_KERNEL)
-        patch.setattr(avx512, "attend", counting)
+        patch.setattr(simd, "attend", counting)
         out = attend(case, states)
     return out, defined(case, states.map(lambda x: x.double())), len(calls)
 
@@ -85,11 +85,11 @@ def test_attention_is_that_of_the_definition(case: Case, threads: int, dtype: to
 
 
 @tries(150)
-@given(cases(), st.sampled_from([dtype for dtype in TOLERANCE if avx512.is_ready(dtype)] or [None]))
+@given(cases(), st.sampled_from([dtype for dtype in TOLERANCE if simd.is_ready(dtype)] or [None]))
 @torch.no_grad()
 def test_any_case_is_that_of_the_definition(case: Case, dtype: torch.dtype | None) -> None:
     if dtype is None:
-        pytest.skip(f"no kernel: {avx512.why_not()}")
+        pytest.skip(f"no kernel: {simd.why_not()}")
     out, expected, _ = by_kernel(replace(case, value_size=8), dtype)
     assert_close(out.double(), expected, TOLERANCE[dtype])
 
@@ -107,9 +107,9 @@ def test_heads_of_any_size(group_length: tuple[int, int], size: int, value_size:
         for shape in ((2, 2 * group, length, size), (2, 2, 333, size), (2, 2, 333, value_size))
     )
     for softcap in (None, 50.0):
-        bounds = avx512.causal_bounds(length, 333)
-        assert avx512.takes(query, (key, value))
-        out, lse = avx512.attend(query, [Keys(key, value, bounds)], scale=size**-0.5, softcap=softcap)
+        bounds = simd.causal_bounds(length, 333)
+        assert simd.takes(query, (key, value))
+        out, lse = simd.attend(query, [Keys(key, value, bounds)], scale=size**-0.5, softcap=softcap)
         wide = (x.double() for x in (key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)))
         keys, values = wide
         scores = query.double() @ keys.mT * size**-0.5
@@ -124,9 +124,9 @@ def test_heads_of_any_size(group_length: tuple[int, int], size: int, value_size:
 @torch.no_grad()
 def test_memory_that_runs_out_is_an_error_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 9, 16)
-    monkeypatch.setattr(avx512, "_function", lambda dtype: lambda problem: 1)
+    monkeypatch.setattr(simd, "_function", lambda dtype: lambda problem: 1)
     with pytest.raises(MemoryError, match="no memory for attention to 9 keys"):
-        avx512.attend(query, [Keys(key, key)], scale=1.0)
+        simd.attend(query, [Keys(key, key)], scale=1.0)
 
 
 @tries(60)
@@ -134,8 +134,8 @@ def test_memory_that_runs_out_is_an_error_of_python(monkeypatch: pytest.MonkeyPa
 @torch.no_grad()
 def test_rows_that_share_runs_get_what_each_gets_alone(data: st.DataObject) -> None:
     """Runs of all rows, of some and of one, with bounds and without, more queries than lanes."""
-    if not avx512.is_ready(torch.float32):
-        pytest.skip(f"no kernel: {avx512.why_not()}")
+    if not simd.is_ready(torch.float32):
+        pytest.skip(f"no kernel: {simd.why_not()}")
     rows, group, length = (data.draw(st.integers(1, most)) for most in (5, 4, 40))
     heads, size = 2, data.draw(st.sampled_from([16, 72]))
     query = torch.randn(rows, heads * group, length, size)
@@ -158,7 +158,7 @@ def test_rows_that_share_runs_get_what_each_gets_alone(data: st.DataObject) -> N
                 seen = (place >= bounds[row, :, :1]) & (place < bounds[row, :, 1:])
             at = 0 if is_shared else row
             alone[row].append((key[at], value[at], seen))
-    out, lse = avx512.attend(query, runs, scale=0.3)
+    out, lse = simd.attend(query, runs, scale=0.3)
     for row, of_row in enumerate(alone):
         if not of_row:
             assert torch.equal(out[row], torch.zeros_like(out[row]))
@@ -178,11 +178,11 @@ def test_scores_far_apart_and_no_numbers() -> None:
     value = torch.arange(300.0)[None, None, :, None].expand(-1, -1, -1, 8).contiguous()
     key[0, 0, 7] = -1000
     key[0, 0, 200] = 1000  # after a maximum that was far less
-    out, lse = avx512.attend(query, [Keys(key, value)], scale=1.0)
+    out, lse = simd.attend(query, [Keys(key, value)], scale=1.0)
     assert torch.equal(out, torch.full_like(out, 200))
     assert float(lse) == 8000
     key[0, 0, 3] = torch.nan
-    out, _ = avx512.attend(query, [Keys(key, value)], scale=1.0)
+    out, _ = simd.attend(query, [Keys(key, value)], scale=1.0)
     assert bool(out.isnan().all())
 
 
@@ -190,25 +190,25 @@ def test_scores_far_apart_and_no_numbers() -> None:
 def test_what_it_does_not_take() -> None:
     query = torch.randn(1, 2, 5, 16)
     key, value = torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16)
-    assert avx512.takes(query, (key, value))
-    assert not avx512.takes(query.double(), (key.double(), value.double()))
-    assert not avx512.takes(query.half(), (key.half(), value.half()))
-    assert not avx512.takes(query.requires_grad_(), (key, value))
+    assert simd.takes(query, (key, value))
+    assert not simd.takes(query.double(), (key.double(), value.double()))
+    assert not simd.takes(query.half(), (key.half(), value.half()))
+    assert not simd.takes(query.requires_grad_(), (key, value))
     with torch.no_grad():
-        assert avx512.takes(query, (key, value))
-        assert not avx512.takes(query, (key, value.mT.contiguous().mT))
-        assert not avx512.takes(query, (key, value[..., :12]))
-        assert not avx512.takes(query, (key.bfloat16(), value))
-        assert not avx512.takes(query[:, :, :0], (key, value))
-        assert not avx512.takes(query[..., :15], (key[..., :15], value))
-        assert not avx512.takes(query, (key[..., :8], value))
-        assert not avx512.takes(query, (key, value), (key, value[..., :8]))
-        assert not avx512.takes(query, (key, value[:, :, :5]))
-        assert not avx512.takes(query, (key[:, :1], value[:, :1]), (key, value))
-        assert not avx512.takes(query.repeat(1, 2, 1, 1)[:, :3], (key, value))
-        assert not avx512.takes(query.expand(3, -1, -1, -1), (key.expand(2, -1, -1, -1), value.expand(2, -1, -1, -1)))
-        assert not avx512.takes(query, (key.to("meta"), value.to("meta")))
-        assert not avx512.takes(nn.Parameter(query, requires_grad=False), (key, value))
+        assert simd.takes(query, (key, value))
+        assert not simd.takes(query, (key, value.mT.contiguous().mT))
+        assert not simd.takes(query, (key, value[..., :12]))
+        assert not simd.takes(query, (key.bfloat16(), value))
+        assert not simd.takes(query[:, :, :0], (key, value))
+        assert not simd.takes(query[..., :15], (key[..., :15], value))
+        assert not simd.takes(query, (key[..., :8], value))
+        assert not simd.takes(query, (key, value), (key, value[..., :8]))
+        assert not simd.takes(query, (key, value[:, :, :5]))
+        assert not simd.takes(query, (key[:, :1], value[:, :1]), (key, value))
+        assert not simd.takes(query.repeat(1, 2, 1, 1)[:, :3], (key, value))
+        assert not simd.takes(query.expand(3, -1, -1, -1), (key.expand(2, -1, -1, -1), value.expand(2, -1, -1, -1)))
+        assert not simd.takes(query, (key.to("meta"), value.to("meta")))
+        assert not simd.takes(nn.Parameter(query, requires_grad=False), (key, value))
 
 
 @with_compiler
@@ -252,28 +252,28 @@ def test_a_window_and_full_attention_are_measured_among_the_ways(
         case = Case(span=span, num_new=1100, size=8, value_size=8)
         states = random_states(case, torch.float32)
         assert_close(attend(case, states).double(), defined(case, states.map(lambda x: x.double())), 3e-6)
-    assert asked == [("torch", "avx512"), ("tiles", "32", "64", "128", "avx512")]
-    assert set(tuning.chosen().values()) == {"avx512"}
+    assert asked == [("torch", "simd"), ("tiles", "32", "64", "128", "simd")]
+    assert set(tuning.chosen().values()) == {"simd"}
 
 
 @with_compiler
 def test_it_is_compiled_once_for_a_machine(forgotten: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert avx512.is_ready(torch.float32)
-    (file,) = forgotten.glob("avx512-*.so")
-    avx512._library.cache_clear()
+    assert simd.is_ready(torch.float32)
+    (file,) = forgotten.glob("simd-*.so")
+    simd._library.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
-    assert avx512._library() is not None
-    assert [*forgotten.glob("avx512-*")] == [file]
+    assert simd._library() is not None
+    assert [*forgotten.glob("simd-*")] == [file]
 
 
 @with_compiler
 @torch.no_grad()
-@pytest.mark.parametrize("what", ["no compiler", "a compiler that fails", "no AVX-512"])
+@pytest.mark.parametrize("what", ["no compiler", "a compiler that fails", "no AVX2"])
 def test_without_the_kernel_torch_attends(
     what: str, forgotten: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if what == "no AVX-512":
-        monkeypatch.setattr(avx512, "vector_instructions", lambda: "avx avx2")
+    if what == "no AVX2":
+        monkeypatch.setattr(simd, "vector_instructions", lambda: "avx")
     else:
         broken = tmp_path / "broken"
         broken.write_text("#!/bin/sh\nexit 1\n")
@@ -283,11 +283,11 @@ def test_without_the_kernel_torch_attends(
     case = CASES["window with sinks"]
     states = random_states(case, torch.float32)
     assert_close(attend(case, states).double(), defined(case, states.map(lambda x: x.double())), 3e-6)
-    reasons = {"no compiler": "no C++ compiler", "no AVX-512": "the processor has no AVX-512"}
-    assert avx512.why_not().startswith(reasons.get(what, "the compiler fails on it"))
+    reasons = {"no compiler": "no C++ compiler", "no AVX2": "the processor has neither AVX-512 nor AVX2"}
+    assert simd.why_not().startswith(reasons.get(what, "the compiler fails on it"))
     for topic in ("window", "attention"):
-        monkeypatch.setenv("MASFORMER_WAYS", f"{topic}=avx512")
-        with pytest.raises(OneLineError, match=r"names 'avx512', which this machine does not have: .*; leave it out"):
+        monkeypatch.setenv("MASFORMER_WAYS", f"{topic}=simd")
+        with pytest.raises(OneLineError, match=r"names 'simd', which this machine does not have: .*; leave it out"):
             attend(case, states)
 
 
@@ -298,20 +298,20 @@ def test_a_folder_that_cannot_be_written_only_costs_the_time(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert avx512.is_ready(torch.float32)
+    assert simd.is_ready(torch.float32)
 
 
 @torch.no_grad()
 def test_torch_is_what_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(avx512, "attend", None)
+    monkeypatch.setattr(simd, "attend", None)
     monkeypatch.setenv("MASFORMER_WAYS", "attention=torch")
     case = CASES["full on a fork"]
     states = random_states(case, torch.float32)
     assert_close(attend(case, states).double(), defined(case, states.map(lambda x: x.double())), 3e-6)
-    assert kernels.is_avx512(states.query, (states.key, states.value)) is False
-    monkeypatch.setenv("MASFORMER_WAYS", "attention=torch window=avx512")
-    with pytest.raises(OneLineError, match=r"names 'avx512'"):
+    assert kernels.is_simd(states.query, (states.key, states.value)) is False
+    monkeypatch.setenv("MASFORMER_WAYS", "attention=torch window=simd")
+    with pytest.raises(OneLineError, match=r"names 'simd'"):
         attend(case, states)
     monkeypatch.setenv("MASFORMER_WAYS", "attention=sse")
-    with pytest.raises(OneLineError, match="MASFORMER_WAYS names 'sse' for attention; known: torch, avx512"):
+    with pytest.raises(OneLineError, match="MASFORMER_WAYS names 'sse' for attention; known: torch, simd"):
         attend(case, states)

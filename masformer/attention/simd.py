@@ -1,4 +1,6 @@
-"""Attention on CPUs with AVX-512, by a kernel in C++ (`avx512.cpp`) that is compiled when it is first wanted.
+"""Attention on CPUs with AVX-512 or AVX2, by a kernel in C++ (`simd.cpp`) that is compiled when it is first wanted.
+
+It takes fp32, and bf16 where the processor has instructions for it (AVX512-BF16).
 
     if takes(query, (key, value)):
         out, lse = attend(query, [Keys(key, value, causal_bounds(query.shape[2], key.shape[2]))], scale=scale)
@@ -36,7 +38,7 @@ from masformer.tuning import choices_file, uncounted
 
 SPANS = (Full, Window, Blocks)
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+_NEEDED = "avx2"  # AVX-512 implies it
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
 _COMPILE_SECONDS = 120
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -232,8 +234,8 @@ def _function(dtype: torch.dtype) -> ctypes._NamedFuncPointer | None:
 @functools.cache
 def _missing() -> str:
     """Return the missing requirement, or an empty string."""
-    if platform.system() != "Linux" or not set(vector_instructions().split()) >= _NEEDED:
-        return "the processor has no AVX-512"
+    if platform.system() != "Linux" or _NEEDED not in vector_instructions().split():
+        return "the processor has neither AVX-512 nor AVX2"
     return "" if _compiler() else "no C++ compiler (g++, or what CXX names)"
 
 
@@ -253,7 +255,7 @@ def _library() -> ctypes.CDLL | None:
     stamp = Path(compiler[0]).stat()
     parts = [processor_name(), vector_instructions(), *compiler, str(stamp.st_mtime_ns), str(stamp.st_size), *_FLAGS]
     name = hashlib.sha256("\0".join(parts).encode() + _SOURCE.read_bytes()).hexdigest()[:16]
-    file = choices_file().with_name(f"avx512-{name}.so")
+    file = choices_file().with_name(f"simd-{name}.so")
     with suppress(OSError):
         return ctypes.CDLL(str(file))
     with uncounted():
