@@ -294,12 +294,12 @@ def test_answers_are_the_same_with_and_without_a_graph(monkeypatch: pytest.Monke
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=DEVICE)
         settings = GenerationSettings(max_new_tokens=40)
         tokenizer: Any = None  # nothing is decoded without texts to stop at
-        entered = [Entered(indices=range(4), prompts=prompts, cache=join(caches, 40), mask=mask)]
+        entered = [Entered(numbers=range(4), prompts=prompts, cache=join(caches, 40), mask=mask)]
         rows = decode_greedily(
-            *(model, tokenizer, lambda going: entered.pop() if entered else None, settings, 0),
+            *(model, tokenizer, lambda going: entered.pop if entered else None, settings, 0),
             lambda going, steps: None,
         )
-        return [row.tokens for row in sorted(rows, key=lambda row: row.index)]
+        return [row.tokens for row in sorted(rows, key=lambda row: row.number)]
 
     with_graph = answers()
     assert {*step_graph._EQUALS[model].values()} == {True}

@@ -43,7 +43,7 @@ def rows_together(model: PreTrainedModel, settings: GenerationSettings) -> int |
 
 
 def is_greedy(model: PreTrainedModel, settings: GenerationSettings) -> bool:
-    """Return whether answers are `decode_stream`'s."""
+    """Return whether `decode_stream` decodes such answers."""
     return getattr(model, "span_plan", None) is not None and settings.num_beams == 1 and settings.temperature is None
 
 
@@ -95,16 +95,19 @@ def decode(
     """
     assert len(prompts) == 1 or rows_together(model, settings) is None
     if is_greedy(model, settings):
-        waiting = [Waiting(numbers=range(len(prompts)), prompts=prompts, caches=caches)]
-        rows = decode_stream(
-            *(model, tokenizer, lambda going: waiting.pop() if waiting else None, settings),
-            *(lambda going, steps: decoded(steps), draft_tokens),
+        waiting = [Prompts(numbers=range(len(prompts)), tokens=prompts, caches=lambda: caches)]
+        by_number = dict(
+            decode_stream(
+                *(model, tokenizer, lambda going: waiting.pop() if waiting else None, settings),
+                *(lambda going, steps: decoded(steps), draft_tokens),
+            )
         )
-        by_number = dict(rows)
         return [by_number[number] for number in range(len(prompts))]
     samples = settings.num_samples
     start = now(model.device)
-    ids, mask, cache, held = _begin(model, prompts, caches, settings)
+    ids, mask, cache = _begin(model, prompts, caches, settings)
+    is_joined = isinstance(cache, SpanCache) and can_join(model.config)
+    held = [row_bytes(cache, row, settings.num_rows) for row in range(len(prompts))] if is_joined else []
     if settings.num_rows > 1:
         cache.batch_repeat_interleave(settings.num_rows)
     # `generate` repeats rows for beams, and not for samples.
@@ -116,27 +119,27 @@ def decode(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiting:
+class Prompts:
     """Prompts that are to be answered.
 
     Attributes:
-        numbers: One for each, by which it is known.
-        prompts: As `decode` has them.
-        caches: As `decode` has them.
+        numbers: A number for each.
+        tokens: Token ids of each, two at least.
+        caches: What makes their caches, as `decode` has them.
     """
 
     numbers: Sequence[int]
-    prompts: Sequence[Sequence[int]]
-    caches: Sequence[Cache]
+    tokens: Sequence[Sequence[int]]
+    caches: Callable[[], Sequence[Cache]]
 
 
 def decode_stream(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    enter: Callable[[Sequence[int]], Waiting | None],
+    enter: Callable[[Sequence[int]], Prompts | None],
     settings: GenerationSettings,
-    decoded: Callable[[Sequence[int], int], None] = lambda going, steps: None,
-    draft_tokens: int = DRAFT_TOKENS,
+    decoded: Callable[[Sequence[int], int], None],
+    draft_tokens: int,
 ) -> Iterator[tuple[int, Answer]]:
     """Yield answers to prompts with their numbers, as they end: others take their places.
 
@@ -147,28 +150,30 @@ def decode_stream(
             what joins them, in the order of prompts that share memory, or None. Where prompts do not share a batch,
             returns one when there are no rows.
         settings: Without beams and samples, the same for all.
-        decoded: Called with the rows of a batch and the steps that they were decoded, every few of them.
+        decoded: Called with the numbers of a batch and the steps that it was decoded, every few of them.
         draft_tokens: As `decode` has them.
 
     Raises:
         NumbersError: Logits of a prompt are no numbers; `row` is its number.
     """
-    about: dict[int, tuple[float, int, Cache | None]] = {}
+    prefill_seconds: dict[int, float] = {}
 
-    def begin(going: Sequence[int]) -> Entered | None:
+    def entering(going: Sequence[int]) -> Callable[[], Entered] | None:
         if (more := enter(going)) is None:
             return None
-        start = now(model.device)
-        _, mask, cache, held = _begin(model, more.prompts, more.caches, settings)
-        seconds = (now(model.device) - start) / len(more.prompts)
-        for place, number in enumerate(more.numbers):
-            # A joined cache is let go of when others join its rows.
-            about[number] = (seconds, held[place], None) if held else (seconds, 0, cache)
-        return Entered(indices=more.numbers, prompts=more.prompts, cache=cache, mask=mask)
 
-    for row in decode_greedily(model, tokenizer, begin, settings, draft_tokens, decoded):
-        seconds, size, cache = about.pop(row.index)
-        yield row.index, row.answer(seconds, size if cache is None else storage_bytes(cache))
+        def begin() -> Entered:
+            caches = more.caches()
+            start = now(model.device)
+            _, mask, cache = _begin(model, more.tokens, caches, settings)
+            seconds = (now(model.device) - start) / len(more.tokens)
+            prefill_seconds.update(dict.fromkeys(more.numbers, seconds))
+            return Entered(numbers=more.numbers, prompts=more.tokens, cache=cache, mask=mask)
+
+        return begin
+
+    for row in decode_greedily(model, tokenizer, entering, settings, draft_tokens, decoded):
+        yield row.number, row.answer(prefill_seconds.pop(row.number))
 
 
 def _begin(
@@ -176,27 +181,24 @@ def _begin(
     prompts: Sequence[Sequence[int]],
     caches: Sequence[Cache],
     settings: GenerationSettings,
-) -> tuple[Tensor, Tensor, Any, list[int]]:
+) -> tuple[Tensor, Tensor, Any]:
     """Let the ends of prompts go through the model at once.
 
     Returns:
-        (R, T) tokens, padded on the left. (R, T), zeros at the padding. A cache of all tokens but the last of each. The
-        bytes that each reads of it where it is joined.
+        (R, T) tokens, padded on the left; (R, T), zeros at the padding; a cache of all tokens but the last of each.
     """
     device, ends, longest = model.device, end_tokens(model), max(map(len, prompts))
     pad = (ends or [0])[0]
     ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     (missing,) = {len(prompt) - cache.get_seq_length() for prompt, cache in zip(prompts, caches, strict=True)}
-    held = []
     if isinstance(caches[0], SpanCache) and can_join(model.config):
         cache: Cache = join(caches, missing + settings.room)
-        held = [row_bytes(cache, row, settings.num_rows) for row in range(len(prompts))]
     else:
         (cache,) = caches
     if missing > 1:
         prefill(model, ids[:, -missing:-1], cache, mask[:, :-1], _JOINT_TOKENS)
-    return ids, mask, cache, held
+    return ids, mask, cache
 
 
 def warm_up(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -54,7 +54,7 @@ def describe_plan(
     references = sum(_reference_cost(unit, size) for unit in units) if measures_references else 0
     count, budget = process.count, requests.grouping.memory_budget
     cache = max(map(_cache_bytes, groups), default=0)
-    rows_at_once = max((min(group.num_rows, _num_prompts(group)) for group in groups), default=0)
+    rows_at_once = max(map(_rows_at_once, groups), default=0)
     num_prompts = sum(unit.num_rows for unit in units)
     weights = size.num_weights * dtype.itemsize
     copies = copy_bytes(weights, dtype, os.environ) if process.device.type == "cpu" else 0
@@ -88,8 +88,10 @@ def _reference_cost(unit: DocumentPrompts, size: Size) -> int:
     )
 
 
-def _num_prompts(group: Group) -> int:
-    return sum(unit.num_rows for unit in group.units)
+def _rows_at_once(group: Group) -> int:
+    """Return how many prompts decode together, as many as rows and, in the mean of the group, memory allow."""
+    num_prompts, num_bytes = sum(unit.num_rows for unit in group.units), sum(unit.num_bytes for unit in group.units)
+    return max(1, min(group.num_rows, num_prompts, int(num_prompts * group.memory_budget / max(num_bytes, 1))))
 
 
 def _cache_bytes(group: Group) -> float:

@@ -35,8 +35,9 @@ from eval.config.generation import GenerationSettings
 from eval.generation.answer import Answer, cut_at_end, end_tokens, make_answer
 from eval.generation.lookup import Lookup
 from eval.generation.thinking import ThinkingRow, ThinkingRows
+from eval.runtime.memory import storage_bytes
 from masformer import SpanCache
-from masformer.attention.cache import join, split
+from masformer.attention.cache import can_join, join, row_bytes, split
 from masformer.errors import NumbersError
 from masformer.hardware import dtype_name
 from masformer.step_graph import StepGraph
@@ -57,29 +58,31 @@ class Entered:
     """Prompts that begin to decode.
 
     Attributes:
-        indices: A number for each, by which it is known.
+        numbers: The number of each prompt.
         prompts: Token ids of each, two at least.
-        cache: All tokens of the prompts but the last of each, joined where there are several or others go on, with room
-            for those of the answers.
+        cache: All tokens of the prompts but the last of each, with room for those of the answers. It is joined, unless
+            caches of the model do not join.
         mask: (R, T), zeros at the left padding of prompts.
     """
 
-    indices: Sequence[int]
+    numbers: Sequence[int]
     prompts: Sequence[Sequence[int]]
     cache: SpanCache
     mask: Tensor
 
 
-# Given the rows that go on, by their numbers, return those that enter; None while none does.
-Enter = Callable[[Sequence[int]], Entered | None]
+# Given the numbers of the rows that go on, return what lets others enter; None while none does. It is called once the
+# keys of rows that have ended are gone.
+Enter = Callable[[Sequence[int]], Callable[[], Entered] | None]
 
 
 class Row:
     """A prompt and what is written after it.
 
     Attributes:
-        index: The number by which it is known.
-        batch_size: Most rows that it was one of.
+        number: The number of the prompt.
+        batch_size: Most rows that decoded together while it did.
+        cache_bytes: Keys and values that it read when it left.
         tokens: The answer so far, its end token and thought included.
         reason: `stop` or `length` once the row has ended; None before.
         num_drafted: Tokens that were guessed.
@@ -90,15 +93,15 @@ class Row:
 
     def __init__(
         self,
-        index: int,
+        number: int,
         prompt: Sequence[int],
         settings: GenerationSettings,
         tokenizer: PreTrainedTokenizerBase,
         ends: Sequence[int],
         device: torch.device,
     ) -> None:
-        self.index, self.prompt = index, prompt
-        self.batch_size = 0
+        self.number, self.prompt = number, prompt
+        self.batch_size = self.cache_bytes = 0
         self.settings, self.tokenizer, self.ends = settings, tokenizer, ends
         self.tokens: list[int] = []
         self.reason: str | None = None
@@ -128,8 +131,8 @@ class Row:
             )
         return processors
 
-    def answer(self, prefill_seconds: float, cache_bytes: int) -> Answer:
-        """Return what has been written; arguments as the fields of `Answer`."""
+    def answer(self, prefill_seconds: float) -> Answer:
+        """Return what has been written; `prefill_seconds` as `Answer` has it."""
         assert self.reason is not None
         return make_answer(
             self.tokens,
@@ -140,7 +143,7 @@ class Row:
             finish_reason=self.reason,
             prefill_seconds=prefill_seconds,
             seconds=self.seconds,
-            cache_bytes=cache_bytes,
+            cache_bytes=self.cache_bytes,
             batch_size=self.batch_size,
             num_drafted=self.num_drafted,
             num_accepted=self.num_accepted,
@@ -276,7 +279,7 @@ class _Batch:
     def _read(self, row: Row, token: int, is_number: int) -> None:
         if not is_number:
             what = f"the logits of a prompt of {len(row.prompt):,} tokens"
-            raise NumbersError(what, dtype_name(self.model.dtype), row.index)
+            raise NumbersError(what, dtype_name(self.model.dtype), row.number)
         row.read(token)
 
     def _accept(
@@ -303,9 +306,14 @@ class _Batch:
         """Return the places of rows that have not ended."""
         return [place for place, row in enumerate(self.rows) if row.reason is None]
 
-    def run(self, decoded: Callable[[Sequence[int], int], None]) -> list[Row]:
-        """Decode until it is time for rows that have ended to leave, and return these."""
-        start, going = now(self.model.device), self.rows
+    def run(self, decoded: Callable[[Sequence[int], int], None], start: float) -> list[Row]:
+        """Decode until it is time for rows that have ended to leave, and return these.
+
+        Args:
+            decoded: As `decode_greedily` has it.
+            start: The time since which the rows of the batch are waiting.
+        """
+        going = self.rows
         steps = steps_after_end = 0
         while True:
             with self.model._optimize_model_for_decode():  # mixtures of experts on a GPU
@@ -318,20 +326,18 @@ class _Batch:
                 start += spent
                 for row in going:
                     row.seconds += spent / len(going)
-                decoded([row.index for row in self.rows], steps)
+                decoded([row.number for row in self.rows], steps)
                 steps = 0
                 if is_leaving:
-                    return [row for row in self.rows if row.reason is not None]
+                    return self._ended()
                 going = [row for row in self.rows if row.reason is None]
 
-    def joined(self, rows: Sequence[Row], cache: SpanCache, room: int) -> _Batch:
-        """Return a batch of the rows that have not ended and of others."""
-        caches = [*split(self.cache, self.going), *split(cache, range(len(rows)))]
-        lengths = torch.tensor([[each.get_seq_length() + 1] for each in caches], device=self.model.device)
-        longest = int(lengths.max())
-        mask = (torch.arange(longest, device=lengths.device) >= longest - lengths).long()
-        going = [self.rows[place] for place in self.going]
-        return _Batch(self.model, [*going, *rows], mask, join(caches, room), room, self.draft_tokens)
+    def _ended(self) -> list[Row]:
+        ended = [(place, row) for place, row in enumerate(self.rows) if row.reason is not None]
+        for place, row in ended:
+            is_joined = can_join(self.model.config)
+            row.cache_bytes = row_bytes(self.cache, place) if is_joined else storage_bytes(self.cache)
+        return [row for _, row in ended]
 
     def drop_ended(self) -> None:
         """Take out the rows that have ended, of which there are not all."""
@@ -361,30 +367,42 @@ def decode_greedily(
         enter: Called when there are no rows, and when some have left.
         settings: The same for all.
         draft_tokens: Tokens that a row which is alone guesses at most.
-        decoded: Called with the rows of a batch, and with the tokens that each has got, every few of them.
+        decoded: Called with the numbers of a batch's prompts and the tokens that each has got, every few of them.
 
     Raises:
-        NumbersError: Logits of a prompt are no numbers; `row` says of which.
+        NumbersError: Logits of a prompt are no numbers; `row` is its number.
     """
     device, ends = model.device, end_tokens(model)
     batch: _Batch | None = None
     while True:
-        going = [] if batch is None else [batch.rows[place] for place in batch.going]
-        entered = enter([row.index for row in going])
-        if entered is not None:
-            started = now(device)
-            numbered = zip(entered.indices, entered.prompts, strict=True)
-            rows = [Row(index, prompt, settings, tokenizer, ends, device) for index, prompt in numbered]
-            if batch is not None and going:
-                batch = batch.joined(rows, entered.cache, settings.room)
-                share = (now(device) - started) / len(batch.rows)
-                for row in batch.rows:
-                    row.seconds += share
-            else:
-                batch = _Batch(model, rows, entered.mask, entered.cache, settings.room, draft_tokens)
-            del entered  # its cache is the batch's, or of no use any more
-        elif batch is not None and going:
+        rows = [] if batch is None else [batch.rows[place] for place in batch.going]
+        begin = enter([row.number for row in rows])
+        if begin is not None:
+            # Keys of rows that have ended are not kept while others are prefilled.
+            alone = [] if batch is None else split(batch.cache, batch.going)
+            batch = None
+            entered = begin()
+            start = now(device)
+            numbered = zip(entered.numbers, entered.prompts, strict=True)
+            rows += [Row(number, prompt, settings, tokenizer, ends, device) for number, prompt in numbered]
+            mask, cache = _joined(alone, entered, settings.room)
+            batch = _Batch(model, rows, mask, cache, settings.room, draft_tokens)
+            del entered, cache  # the batch has it now
+        elif batch is not None and rows:
+            start = now(device)
             batch.drop_ended()
         else:
             return
-        yield from batch.run(decoded)
+        yield from batch.run(decoded, start)
+
+
+def _joined(alone: list[SpanCache], entered: Entered, room: int) -> tuple[Tensor, SpanCache]:
+    """Return the mask and the cache of rows that go on, whose caches are forgotten, and of others."""
+    if not alone:
+        return entered.mask, entered.cache
+    caches = [*alone, *split(entered.cache, range(len(entered.numbers)))]
+    alone.clear()
+    lengths = torch.tensor([[cache.get_seq_length() + 1] for cache in caches], device=entered.mask.device)
+    longest = int(lengths.max())
+    mask = (torch.arange(longest, device=lengths.device) >= longest - lengths).long()
+    return mask, join(caches, room)

@@ -34,8 +34,8 @@ from masformer.plans.shapes import state_bytes
 
 # Where processes share the work, each gets at least as many groups, so that none idles long at the end.
 _GROUPS_A_SHARE = 2
-# Rows of a group, in rows that decode together: as long as some wait, they take the places of those that have ended. An
-# interrupted group is decoded again.
+# Rows of a group, in rows that decode together: as long as some wait, they take the places of greedy ones that have
+# ended. An interrupted group of these is decoded again.
 _ROWS_A_PLACE = 4
 # Operations of a decoded token take so many times as long as those of a prefilled one: products of a few rows are bound
 # by reading weights and keys. From benchmarks/sweep.py: 16 rows, full plan, fp32.

@@ -209,7 +209,7 @@ class _Answering:
         self.answered = answered
 
     def run(self) -> Iterator[Prediction]:
-        """Yield predictions until no group is left to take; those of a batch together, once it is decoded."""
+        """Yield predictions until no group is left to take, as `TreeDecoder.decode` does."""
         is_warm = False
         with self.progress.bar:
             for group in self.claims.take():

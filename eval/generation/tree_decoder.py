@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eval.config.generation import DRAFT_TOKENS, GenerationSettings
 from eval.errors import UserError
 from eval.generation.answer import Answer
-from eval.generation.decode import Waiting, decode, decode_stream, is_greedy, rows_together, warm_up
+from eval.generation.decode import Prompts, decode, decode_stream, is_greedy, rows_together, warm_up
 from eval.generation.prompt_tree import Node, PromptTree, TreeCaches
 from eval.runtime.model import plan_of
 from masformer import SpanPlan
@@ -108,8 +108,8 @@ class TreeDecoder:
     ) -> list[Sequence[int]]:
         """Return the prompts of each call of `decode`.
 
-        Where prompts take the places of others that have ended, that is one call; else those that decode together, in
-        even numbers.
+        Where prompts take the places of others that have ended, that is one call; else those that decode together, as
+        even in number as memory lets them be.
 
         Args:
             order: All prompts of a tree, such that those that share an edge stand side by side.
@@ -265,10 +265,12 @@ class _Stream:
         self.decoder, self.prompts, self.caches, self.settings = decoder, prompts, caches, settings
         self.most, self.fits = most, fits
         self.waiting, self.going = deque(leaves), list[int]()
+        self.size = 0  # rows when some entered last
+        self.alone: int | None = None  # what memory did not hold, and is decoded by itself
 
     def decode(self) -> Iterator[tuple[Sequence[int], list[Answer]]]:
         """Yield each prompt with its answer."""
-        decoder, alone = self.decoder, None
+        decoder = self.decoder
         while self.waiting:
             try:
                 for leaf, answer in decode_stream(
@@ -276,40 +278,44 @@ class _Stream:
                     decoder.draft_tokens,
                 ):
                     self.going.remove(leaf)
+                    self.alone = None
                     yield [leaf], [answer]
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            if not self.going:
-                continue
-            # Memory ran out; the frames that held it are gone now.
-            decoder.release_all(self.caches)
-            num_tokens = self._num_tokens(self.going)
-            if len(self.going) > 1:
-                decoder.halve(len(self.going), num_tokens)
-                decoder.too_many = num_tokens // 2 + 1
-            elif alone == self.going:
-                raise decoder.too_long(num_tokens, self.settings)
-            else:
-                # Beside the edges that others wait for it may not fit, and by itself it may.
-                alone = list(self.going)
-            self.waiting.extendleft(reversed(self.going))
-            self.going = []
+            if self.going:  # the frames that held memory are gone now
+                self._make_smaller()
 
-    def _enter(self, going: Sequence[int]) -> Waiting | None:
-        """Return the next prompts, when half of the places are free."""
-        entering: list[int] = []
-        self.going = list(going)
-        while self.waiting and len(self.going) + len(entering) < self.most and 2 * len(going) <= self.most:
-            rows = [*self.going, *entering, self.waiting[0]]
+    def _make_smaller(self) -> None:
+        """Let half as many prompts begin again as memory did not hold."""
+        decoder, going, self.going = self.decoder, self.going, []
+        decoder.release_all(self.caches)
+        num_tokens = self._num_tokens(going)
+        if len(going) > 1:
+            decoder.halve(len(going), num_tokens)
+            decoder.too_many = num_tokens // 2 + 1
+        elif going[0] == self.alone:
+            raise decoder.too_long(num_tokens, self.settings)
+        else:
+            # Beside the edges that others wait for it may not fit, and by itself it may.
+            self.alone = going[0]
+        self.waiting.extendleft(reversed(going))
+
+    def _enter(self, going: Sequence[int]) -> Prompts | None:
+        """Return the next prompts when half of the rows have left, as many as there are places and memory for."""
+        self.going, entering = list(going), list[int]()
+        most = self.most if self.alone is None else 1
+        while self.waiting and 2 * len(going) <= self.size and len(going) + len(entering) < most:
+            rows = [*going, *entering, self.waiting[0]]
             if len(rows) > 1 and not (self.decoder.may_hold(self._num_tokens(rows)) and self.fits(rows)):
                 break
             entering.append(self.waiting.popleft())
         if not entering:
             return None
         self.going += entering
-        caches = [self.caches.take(leaf) for leaf in entering]
-        return Waiting(numbers=entering, prompts=[self.prompts[leaf] for leaf in entering], caches=caches)
+        self.size = len(self.going)
+        tokens = [self.prompts[leaf] for leaf in entering]
+        return Prompts(numbers=entering, tokens=tokens, caches=lambda: [self.caches.take(leaf) for leaf in entering])
 
     def _decoded(self, going: Sequence[int], steps: int) -> None:
         self.decoder.observer.decoded([self.prompts[leaf] for leaf in going], self.settings, steps)

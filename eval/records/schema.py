@@ -422,7 +422,8 @@ class Prediction:
     attention_flops: int | None = entry("two matrix products of attention, in closed form", rule=COUNT)
     prefilled_tokens: int | None = entry("tokens that went through the model for this prompt alone", rule=COUNT)
     peak_bytes: int | None = entry(
-        "most memory while its batch was computed: of the device on a GPU, else of the process", rule=COUNT
+        "most memory since its batch, or group of greedy answers, began: of the device on a GPU, else of the process",
+        rule=COUNT,
     )
     drafted_tokens: int | None = entry(
         "tokens that were guessed from the text before them, where the row decoded alone",

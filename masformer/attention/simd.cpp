@@ -55,6 +55,7 @@ namespace {
 constexpr int LANES = 16;   // numbers of a vector
 constexpr int STEP = 8;     // keys, or numbers of a value, whose sums are held in registers
 constexpr int ACROSS = 4;   // vectors of a value whose sums are held in registers
+constexpr int MANY = 2;     // vectors of queries in lanes
 
 using vec = __m512;
 using ints = __m512i;
@@ -109,7 +110,7 @@ inline vec sums_of(const vec* from) {
 #elif defined(__AVX2__) && defined(__FMA__)
 
 // The same with half as many lanes, and half as many registers.
-constexpr int LANES = 8, STEP = 4, ACROSS = 2;
+constexpr int LANES = 8, STEP = 4, ACROSS = 2, MANY = 3;
 
 using vec = __m256;
 using ints = __m256i;
@@ -162,7 +163,7 @@ inline vec sums_of(const vec* from) {
 #endif
 
 constexpr int BLOCK = 64;                      // keys whose scores exist at a time
-constexpr int MOST = 2 * LANES, SETS = 8;      // queries of a set, and sets that a thread takes together
+constexpr int MOST = MANY * LANES, SETS = 8;      // queries of a set, and sets that a thread takes together
 constexpr int STRETCH = SETS * MOST;
 constexpr int FEW = 4;                         // queries of a set that do not lie in lanes
 constexpr int PIECE = 512;                     // keys that a thread takes at least where queries are few
@@ -662,7 +663,7 @@ void attend_many(const Problem& p, std::atomic<bool>& is_out_of_memory) {
     int64_t stretches = (queries + each - 1) / each;
 #pragma omp parallel num_threads(p.threads)
     {
-        Work<InLanes<T, 2>> work;
+        Work<InLanes<T, MANY>> work;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < pairs * stretches; task++) guarded(is_out_of_memory, [&] {
             // The last stretches first: they see the most keys.
@@ -744,7 +745,7 @@ void attend_few(const Problem& p, std::atomic<bool>& is_out_of_memory) {
     {
         Work<RowMajor<T>> few;
         Work<InLanes<T, 1>> more;
-        Work<InLanes<T, 2>> many;
+        Work<InLanes<T, MANY>> many;
         std::vector<float> out;
 #pragma omp for schedule(dynamic, 1)
         for (size_t i = 0; i < pieces.size(); i++) guarded(is_out_of_memory, [&] {

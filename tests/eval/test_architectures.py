@@ -11,11 +11,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from eval.config.generation import GenerationSettings
 from eval.generation import tree_decoder
 from eval.generation.answer import Answer
-from eval.generation.decode import Waiting, decode_stream
+from eval.generation.decode import Prompts, decode_stream
 from eval.run import main
+from masformer import apply_plan, read_plan
 from tests.helpers.library_models import tiny_library_model
+from tests.helpers.streams import streamed
 from tests.helpers.tiny_models import tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -65,9 +68,9 @@ def test_a_run_of_two_lengths_writes_what_plain_decoding_does(
     def checked(model: PreTrainedModel, tokenizer: Any, enter: Any, *rest: Any) -> Iterator[tuple[int, Answer]]:
         prompts: dict[int, Sequence[int]] = {}
 
-        def noted(going: Sequence[int]) -> Waiting | None:
+        def noted(going: Sequence[int]) -> Prompts | None:
             if (more := enter(going)) is not None:
-                prompts.update(zip(more.numbers, more.prompts, strict=True))
+                prompts.update(zip(more.numbers, more.tokens, strict=True))
             return more
 
         for number, answer in decode_stream(model, tokenizer, noted, *rest):
@@ -87,3 +90,22 @@ def test_a_run_of_two_lengths_writes_what_plain_decoding_does(
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert {plan for _, plan in seen} == {record["plan_description"]}
     assert all(line["cache_bytes"] for line in lines)
+
+
+@pytest.mark.parametrize("kind", list(PLANS))
+def test_prompts_that_take_the_places_of_others_write_what_plain_decoding_does(kind: str) -> None:
+    sizes = {"vocab_size": len(TOKENIZER), "max_position_embeddings": 2048}
+    sizes |= {"vocab_size_per_layer_input": len(TOKENIZER)} if kind.startswith("gemma") else {}
+    model = tiny_library_model(kind, initializer_range=0.4, **sizes).double()
+    apply_plan(model, read_plan(PLANS[kind], model.config))
+    shared = TOKENIZER(TEXT).input_ids
+    prompts = [[*shared[: 40 + 5 * count], *TOKENIZER(str(count)).input_ids] for count in range(8)]
+    settings = GenerationSettings(max_new_tokens=20)
+    free, _ = streamed(model, TOKENIZER, prompts, settings, most=1)
+    # Tokens that end every other answer early, whatever the model says.
+    model.generation_config.eos_token_id = sorted({answer.token_ids[3] for answer in free[::2]})
+    answers, entered = streamed(model, TOKENIZER, prompts, settings, most=4)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        check_greedy(model, prompt, answer)
+    assert len({len(answer.token_ids) for answer in answers}) > 1
+    assert any(going for going, _ in entered)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -11,15 +12,17 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from eval.config.generation import GenerationSettings
+from eval.generation import greedy
 from eval.generation.answer import Answer, text_of
-from eval.generation.decode import Waiting, decode, rows_together, warm_up
+from eval.generation.decode import decode, rows_together, warm_up
+from eval.generation.greedy import _Batch
 from eval.generation.prompt_tree import PromptTree, TreeCaches
-from eval.generation.tree_decoder import Observer, TreeDecoder, _Stream
+from eval.generation.tree_decoder import Observer, TreeDecoder
 from masformer import LayerSpan, SpanCache, SpanPlan, apply_plan, fixed_frequencies
-from masformer.attention.cache import join
 from masformer.attention.prefill import frequency_class
 from masformer.plans.cost import cache_bytes
 from masformer.plans.spans import FULL
+from tests.helpers.streams import streamed
 from tests.helpers.tiny_models import SUPPORTED, plan_by_head, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -27,6 +30,8 @@ MIXED = SpanPlan((LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous
 # Mixtures of experts route in fp32.
 ROUTED = ("qwen3_moe", "deepseek_v3", "gpt_oss")
 SOME = (0, 2, 5)  # of the prompts of a sweep: a beginning of another, that other, and one that shares nothing
+# Their random models say one token again and again.
+UNVARIED = ("gemma2", "gemma3_text")
 NUM_NEW = 40  # more than a batch decodes between two looks at who has ended
 
 
@@ -66,36 +71,6 @@ def together(model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings:
             made = decode(model, TOKENIZER, [prompts[leaf] for leaf in leaves], filled, settings)
             answers |= dict(zip(leaves, made, strict=True))
     return [answers[leaf] for leaf in range(len(prompts))]
-
-
-def streamed(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    settings: GenerationSettings,
-    most: int,
-    fits: Callable[[Sequence[int]], bool] = lambda leaves: True,
-) -> tuple[list[Answer], list[tuple[int, int]]]:
-    """Return the answers of a stream, and how many rows went on and how many entered, each time that some entered."""
-    tree = PromptTree(prompts)
-    decoder = TreeDecoder(model, TOKENIZER, Observer(), "")
-    caches = decoder.caches(tree, range(len(prompts)))
-    answers: dict[int, Answer] = {}
-    entered = []
-    with fixed_frequencies(model, len(prompts[0])), pytest.MonkeyPatch.context() as patch:
-        original = _Stream._enter
-
-        def noted(stream: _Stream, going: Sequence[int]) -> Waiting | None:
-            if (more := original(stream, going)) is not None:
-                entered.append((len(going), len(more.numbers)))
-            return more
-
-        patch.setattr(_Stream, "_enter", noted)
-        (batch,) = decoder.batches(tree.order, settings, most, fits)
-        for leaves, made in decoder.decode(batch, prompts, caches, settings, most, fits):
-            answers |= dict(zip(leaves, made, strict=True))
-            caches.release(leaves)
-    assert not caches._filled
-    return [answers[leaf] for leaf in range(len(prompts))], entered
 
 
 @torch.no_grad()
@@ -163,15 +138,16 @@ def test_a_sweep_is_greedy_decoding_of_each_prompt(kind: str, plan: SpanPlan | N
 @pytest.mark.parametrize("kind", list(SUPPORTED))
 def test_prompts_that_take_the_places_of_others_get_what_they_get_alone(kind: str) -> None:
     model = random_model(kind, MIXED)
-    # So many that answers are of many lengths, but those of models that say one token again and again.
+    # So many that answers are of many lengths.
     model.generation_config.eos_token_id = list(range(2, len(TOKENIZER), 5))
     settings = GenerationSettings(max_new_tokens=NUM_NEW)
     prompts = [*prompts_of_a_sweep(), *([*tokens(20, 25), *tokens(seed, seed)] for seed in range(4, 10))]
-    answers, entered = streamed(model, prompts, settings, most=4)
+    answers, entered = streamed(model, TOKENIZER, prompts, settings, most=4)
     for prompt, answer in zip(prompts, answers, strict=True):
         check_greedy(model, prompt, answer)
-    assert max(answer.batch_size for answer in answers) == (4 if rows_together(model, settings) is None else 1)
-    assert kind != "llama" or any(going for going, _ in entered)
+    is_joined = rows_together(model, settings) is None
+    assert max(answer.batch_size for answer in answers) == (4 if is_joined else 1)
+    assert any(going for going, _ in entered) == (is_joined and kind not in UNVARIED)
 
 
 @pytest.mark.parametrize("options", [{"repetition_penalty": 1.4}, {"no_repeat_ngram_size": 2, "min_new_tokens": 3}])
@@ -179,7 +155,7 @@ def test_options_hold_for_prompts_that_enter_later(options: dict[str, Any]) -> N
     model = random_model("llama", plan_by_head(tiny_model("llama").config))
     settings = GenerationSettings(max_new_tokens=NUM_NEW, **options)
     prompts = prompts_of_a_sweep()
-    answers, entered = streamed(model, prompts, settings, most=3)
+    answers, entered = streamed(model, TOKENIZER, prompts, settings, most=3)
     assert any(going for going, _ in entered)
     assert [answer.token_ids for answer in answers] == [alone(model, prompt, settings) for prompt in prompts]
 
@@ -194,29 +170,70 @@ def test_only_what_memory_holds_decodes_at_once() -> None:
         asked.append(len(leaves))
         return sum(len(prompts[leaf]) for leaf in leaves) < 150
 
-    answers, _ = streamed(model, prompts, settings, 4, fits)
+    answers, _ = streamed(model, TOKENIZER, prompts, settings, 4, fits)
     assert [answer.token_ids for answer in answers] == greedy_alone(MIXED)
     assert max(asked) == 3
     assert max(answer.batch_size for answer in answers) == 2, "a third one makes more than 150 tokens"
 
 
-def test_where_memory_runs_out_the_rows_that_went_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it runs out while others enter."""
+@pytest.mark.parametrize("where", ["while others enter", "in a step"])
+def test_where_memory_runs_out_rows_that_have_not_ended_begin_again(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = random_model("llama", MIXED)
     settings = GenerationSettings(max_new_tokens=NUM_NEW)
-    prompts, calls, original = prompts_of_a_sweep(), [0], join
+    prompts, sizes = prompts_of_a_sweep(), list[int]()
+    name = "joined" if where == "while others enter" else "step"
+    original = greedy._joined if name == "joined" else _Batch.step
 
-    def short_of_memory(caches: Sequence[SpanCache], room: int) -> SpanCache:
-        calls[0] += 1
-        if len(caches) == 4 and calls[0] > 1:
+    def short_of_memory(first: Any, *rest: Any) -> Any:
+        sizes.append(len(first) if name == "joined" else len(first.rows))
+        if sizes[-1] == (2 if name == "joined" else 4) and sizes.count(sizes[-1]) == (1 if name == "joined" else 3):
             raise MemoryError
-        return original(caches, room)
+        return original(first, *rest)  # type: ignore[operator]
 
-    monkeypatch.setattr("eval.generation.greedy.join", short_of_memory)
-    monkeypatch.setattr("eval.generation.decode.join", short_of_memory)
-    answers, _ = streamed(model, prompts, settings, 4)
+    monkeypatch.setattr(*((greedy, "_joined") if name == "joined" else (_Batch, "step")), short_of_memory)
+    answers, entered = streamed(model, TOKENIZER, prompts, settings, 4)
     assert [answer.token_ids for answer in answers] == greedy_alone(MIXED)
-    assert calls[0] > 2
+    assert sum(count for _, count in entered) > len(prompts), "some began again"
+
+
+@pytest.mark.parametrize(("kind", "most"), [("deepseek_v3", 1), ("llama", 1), ("llama", 3)])
+def test_what_has_ended_is_not_kept_while_others_are_prefilled(
+    kind: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts = random_model(kind, MIXED), [tokens(seed, 30) for seed in range(4)]
+    made, kept, original = list[weakref.ref[SpanCache]](), list[int](), TreeCaches.take
+
+    def noted(caches: TreeCaches, leaf: int) -> Any:
+        kept.append(sum(ref() is not None for ref in made))
+        cache = original(caches, leaf)
+        made.append(weakref.ref(cache))
+        return cache
+
+    monkeypatch.setattr(TreeCaches, "take", noted)
+    streamed(model, TOKENIZER, prompts, GenerationSettings(max_new_tokens=4), most)
+    # Those that enter together are there.
+    assert kept == ([0, 0, 0, 0] if most == 1 else [0, 1, 2, 0])
+
+
+def test_batches_are_even_and_as_memory_holds_them() -> None:
+    model = random_model("llama", MIXED)
+    decoder = TreeDecoder(model, TOKENIZER, Observer(), "")
+    beams = GenerationSettings(max_new_tokens=4, num_beams=2)
+    sampled = GenerationSettings(max_new_tokens=4, temperature=1.0)
+    order = [4, 2, 0, 1, 3, 6, 5]
+
+    def sizes(settings: GenerationSettings, most: int, held: int = 9) -> list[int]:
+        batches = decoder.batches(order, settings, most, lambda leaves: len(leaves) <= held)
+        assert [leaf for batch in batches for leaf in batch] == order
+        return [len(batch) for batch in batches]
+
+    assert sizes(GenerationSettings(max_new_tokens=4), 3) == [7]
+    assert sizes(beams, 9) == [7]
+    assert sizes(beams, 6) == [4, 3]
+    assert sizes(beams, 6, held=3) == [3, 3, 1]
+    assert sizes(beams, 6, held=0) == sizes(sampled, 6) == [1] * 7
 
 
 @pytest.mark.parametrize(

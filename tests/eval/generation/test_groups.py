@@ -13,6 +13,7 @@ import torch
 from eval.config.generation import GenerationSettings
 from eval.config.run import RunConfig
 from eval.generation.backend import Backend
+from eval.generation.forecast import _cache_bytes, _rows_at_once
 from eval.generation.groups import DocumentPrompts, Group, ModelSize, deal, form_groups, measure
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.generation.requests import PromptSource, Requests, make_requests
@@ -223,6 +224,18 @@ def test_groups_are_as_large_as_rows_and_an_even_share_allow() -> None:
     assert sizes(grouped([unit(rows=20), unit(rows=3)])) == [1, 1]
     # More examples leave the groups before them as they were.
     assert [group.units for group in grouped(units + units)[:2]] == [group.units for group in grouped(units)[:2]]
+
+
+def test_a_forecast_counts_the_rows_and_bytes_that_decode_together() -> None:
+    def group(*units: DocumentPrompts, rows: int = 8, memory: int = 1000) -> Group:
+        return Group(index=0, units=units, num_rows=rows, memory_budget=memory)
+
+    units = [unit(rows=4, num_bytes=size) for size in (40, 80, 120, 60)]
+    assert (_rows_at_once(group(*units)), _cache_bytes(group(*units))) == (8, 200)
+    assert (_rows_at_once(group(*units, rows=64)), _cache_bytes(group(*units, rows=64))) == (16, 300)
+    # Of 19 bytes each; one prompt decodes whatever there is.
+    assert (_rows_at_once(group(*units, memory=60)), _cache_bytes(group(*units, memory=60))) == (3, 60)
+    assert (_rows_at_once(group(*units, memory=2)), _cache_bytes(group(*units, memory=2))) == (1, 30)
 
 
 @pytest.mark.parametrize(("num_units", "shares"), [(8, 2), (10, 2), (16, 2), (100, 8), (7, 3), (30, 4)])

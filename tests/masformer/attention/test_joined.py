@@ -105,9 +105,9 @@ def test_each_row_gets_the_logits_it_gets_alone(
             batch.batch_select_indices(torch.tensor(rows))
         if step == 15:
             # One of them ends, and two others begin.
-            rows = [2, 0, 3]
+            rows = [1, 0, 3]
             counts[0] = counts[3] = 0
-            batch = join([*split(batch, [1]), caches[0].fork(), caches[3].fork()], room=30)
+            batch = join([*split(batch, [0]), caches[0].fork(), caches[3].fork()], room=30)
         ids, mask = left_padded([prompts[row] + more[row][: counts[row]] for row in rows])
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -1:]
         logits = model(ids[:, -1:], attention_mask=mask, position_ids=positions, past_key_values=batch).logits[:, 0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from masformer import SpanCache, SpanPlan, apply_plan, prefill, read_plan
 from masformer.attention import kernels
-from masformer.attention.cache import join
+from masformer.attention.cache import join, split
 from masformer.attention.flex import flex_attention
 from masformer.attention.kernels import dense_attention
 from masformer.plans.cost import attention_flops, cache_bytes
@@ -133,6 +133,8 @@ def test_forks_and_joined_batches_go_on_as_each_alone(text: str) -> None:
     whole = [model(row, use_cache=False).logits[0] for row in texts]
     for back in range(10, 0, -1):
         stop = padded.shape[1] - back + 1
+        if back == 5:
+            batch = join(split(batch, range(2)), room=5)
         joined = model(
             padded[:, stop - 1 : stop],
             attention_mask=mask[:, :stop],
