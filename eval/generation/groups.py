@@ -34,9 +34,10 @@ from masformer.plans.shapes import state_bytes
 
 # Where processes share the work, each gets at least as many groups, so that none idles long at the end.
 _GROUPS_A_SHARE = 2
-# Rows of a group, in rows that decode together: as long as some wait, they take the places of greedy ones that have
-# ended. An interrupted group of these is decoded again.
-_ROWS_A_PLACE = 4
+# Rows of a group, in rows that decode together, at most: as long as some wait, they take the places of greedy ones that
+# have ended. An interrupted group of these is decoded again. Processes get as many groups before groups grow, so that
+# all end at about the same time.
+_ROWS_A_PLACE, _GROUPS_BEFORE = 4, 8
 # Operations of a decoded token take so many times as long as those of a prefilled one: products of a few rows are bound
 # by reading weights and keys. From benchmarks/sweep.py: 16 rows, full plan, fp32.
 DECODING = 5
@@ -249,7 +250,7 @@ def form_groups(units: Sequence[DocumentPrompts], grouping: Grouping) -> list[Gr
     kinds: dict[tuple[str, int], list[DocumentPrompts]] = defaultdict(list)
     for unit in units:
         kinds[unit.source.task, unit.kind].append(unit)
-    total = sum(unit.cost for unit in units)
+    total, most = sum(unit.cost for unit in units), _most_rows(units, grouping)
     gathered: list[list[DocumentPrompts]] = []
     for members in kinds.values():
         cost, before, last = sum(unit.cost for unit in members), 0.0, -1
@@ -259,8 +260,7 @@ def form_groups(units: Sequence[DocumentPrompts], grouping: Grouping) -> list[Gr
             # An even share, to which a unit belongs by its middle.
             share = int(least * (before + unit.cost / 2) / cost)
             before += unit.cost
-            is_full = _num_rows([*group, unit]) > _ROWS_A_PLACE * grouping.batch_size
-            if share != last or is_full:
+            if share != last or _num_rows([*group, unit]) > most:
                 group = []
                 gathered.append(group)
             last = share
@@ -274,6 +274,14 @@ def form_groups(units: Sequence[DocumentPrompts], grouping: Grouping) -> list[Gr
         )
         for index, group in enumerate(gathered)
     ]
+
+
+def _most_rows(units: Sequence[DocumentPrompts], grouping: Grouping) -> int:
+    """Return how many rows a group has at most."""
+    if grouping.num_shares == 1:
+        return _ROWS_A_PLACE * grouping.batch_size
+    even = _num_rows(units) // (grouping.num_shares * _GROUPS_BEFORE * grouping.batch_size)
+    return min(max(even, 1), _ROWS_A_PLACE) * grouping.batch_size
 
 
 def _num_rows(units: Iterable[DocumentPrompts]) -> int:

@@ -19,6 +19,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 extern "C" {
@@ -204,6 +205,26 @@ inline vec capped(vec x, float softcap) {
     return mul(splat(softcap * LOG2_E), div(less, add(less, splat(2.0f))));
 }
 
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) {
+    uint32_t bits = uint32_t(x) << 16;
+    float found;
+    std::memcpy(&found, &bits, 4);
+    return found;
+}
+
+// What is multiplied in place of stored numbers: bfloat16 itself only where there are instructions for it.
+template <typename S>
+struct Multiplied {
+    using type = float;
+};
+#ifdef __AVX512BF16__
+template <>
+struct Multiplied<bf16> {
+    using type = bf16;
+};
+#endif
+
 // What the dtypes differ in. A group is what one lane multiplies at once: a number, or a pair of bfloat16.
 template <typename T>
 struct Numbers;
@@ -281,6 +302,17 @@ void fetch(const T* states, int64_t token, int count, int size) {
         for (int d = 0; d < size; d += 64 / int(sizeof(T))) _mm_prefetch((const char*)(states + i * token + d), _MM_HINT_T0);
 }
 
+// Copy numbers as they are multiplied.
+template <typename S, typename T>
+void copy_numbers(const S* from, int count, T* to) {
+    for (int i = 0; i < count; i++) {
+        if constexpr (std::is_same_v<S, T>)
+            to[i] = from[i];
+        else
+            to[i] = to_float(from[i]);
+    }
+}
+
 // A block of keys, and their values as they lie; `next` keys follow them that are worked on next.
 template <typename T>
 struct Block {
@@ -345,10 +377,11 @@ struct Queries {
     }
 };
 
-// Queries in the lanes of VECTORS vectors.
-template <typename T, int VECTORS>
+// Queries in the lanes of VECTORS vectors, whose numbers are stored as S.
+template <typename S, int VECTORS>
 struct InLanes : Queries {
-    using number = T;
+    using stored = S;
+    using T = typename Multiplied<S>::type;
     using N = Numbers<T>;
     static constexpr int WIDTH = VECTORS * LANES;
     std::vector<float> queries, outs;  // (size / GROUP, WIDTH) of groups, (value_size, WIDTH)
@@ -361,9 +394,13 @@ struct InLanes : Queries {
         std::fill_n(mosts, WIDTH, LOWEST);
         std::fill_n(sums, WIDTH, 0.0f);
         for (int i = 0; i < WIDTH; i++) {
-            const T* from = query<T>(p, i);
-            for (int d = 0; d < p.size / N::GROUP; d++)
-                std::memcpy(&queries[d * WIDTH + i], from + d * N::GROUP, sizeof(typename N::group));
+            const S* from = query<S>(p, i);
+            for (int d = 0; d < p.size / N::GROUP; d++) {
+                if constexpr (N::GROUP == 1)
+                    queries[d * WIDTH + i] = to_float(from[d]);
+                else
+                    std::memcpy(&queries[d * WIDTH + i], from + d * N::GROUP, sizeof(typename N::group));
+            }
         }
     }
 
@@ -490,9 +527,10 @@ struct InLanes : Queries {
 };
 
 // Up to FEW queries, as they lie in memory.
-template <typename T>
+template <typename S>
 struct RowMajor : Queries {
-    using number = T;
+    using stored = S;
+    using T = typename Multiplied<S>::type;
     using N = Numbers<T>;
     static constexpr int WIDTH = FEW;
     std::vector<T> queries;   // (FEW, size in whole vectors)
@@ -508,7 +546,7 @@ struct RowMajor : Queries {
         outs.assign(FEW * out_step, 0.0f);
         std::fill_n(mosts, FEW, LOWEST);
         std::fill_n(sums, FEW, 0.0f);
-        for (int i = 0; i < count; i++) std::copy_n(query<T>(p, i), p.size, queries.data() + i * query_step);
+        for (int i = 0; i < count; i++) copy_numbers(query<S>(p, i), int(p.size), queries.data() + i * query_step);
     }
 
     float most(int i) const { return mosts[i]; }
@@ -598,7 +636,9 @@ template <typename Set>
 struct Work {
     std::vector<Set> sets;
     std::vector<Bounds> bounds;
-    std::vector<typename Set::number> room;
+    using S = typename Set::stored;
+    using T = typename Set::T;
+    std::vector<T> room, numbers;
 
     // Take the queries from `first` on, at most so many.
     void begin(const Problem& p, int64_t row, int64_t rows, int64_t key_head, int64_t first, int64_t most) {
@@ -608,9 +648,19 @@ struct Work {
         for (size_t i = 0; i < sets.size(); i++) sets[i].begin(p, row, rows, key_head, first + i * Set::WIDTH);
     }
 
+    // A block whose numbers are not multiplied as they are stored.
+    Block<T> multiplied(const Problem& p, const S* key, int64_t key_token, const S* value, int64_t value_token, int64_t first, int num_keys) {
+        numbers.resize(BLOCK * (p.size + p.value_size));
+        T *keys = numbers.data(), *values = keys + BLOCK * p.size;
+        for (int k = 0; k < num_keys; k++) {
+            copy_numbers(key + k * key_token, int(p.size), keys + k * p.size);
+            copy_numbers(value + k * value_token, int(p.value_size), values + k * p.value_size);
+        }
+        return {keys, values, p.size, p.value_size, first, num_keys, 0};
+    }
+
     // Let them attend to the keys from `first` to before `stop` of a run.
     void attend(const Problem& p, const Run& run, int64_t row, int64_t key_head, int64_t first, int64_t stop) {
-        using T = typename Set::number;
         int64_t least = stop, most = first;
         for (size_t i = 0; i < sets.size(); i++) {
             sets[i].bounds_in(run, Set::WIDTH, bounds[i]);
@@ -619,12 +669,16 @@ struct Work {
         }
         first = std::max(first, least);
         stop = std::min(stop, most);
-        const T* key = (const T*)run.key + row * run.key_row + key_head * run.key_head;
-        const T* value = (const T*)run.value + row * run.value_row + key_head * run.value_head;
+        const S* key = (const S*)run.key + row * run.key_row + key_head * run.key_head;
+        const S* value = (const S*)run.value + row * run.value_row + key_head * run.value_head;
         for (int64_t at = first; at < stop; at += BLOCK) {
             int num_keys = int(std::min<int64_t>(BLOCK, stop - at));
             int next = int(std::min<int64_t>(BLOCK, std::max<int64_t>(0, stop - at - BLOCK)));
-            Block<T> block{key + at * run.key_token, value + at * run.value_token, run.key_token, run.value_token, at, num_keys, next};
+            Block<T> block;
+            if constexpr (std::is_same_v<S, T>)
+                block = {key + at * run.key_token, value + at * run.value_token, run.key_token, run.value_token, at, num_keys, next};
+            else
+                block = multiplied(p, key + at * run.key_token, run.key_token, value + at * run.value_token, run.value_token, at, num_keys);
             const T* values = Set::arrange(block, int(p.value_size), room);
             for (size_t i = 0; i < sets.size(); i++) {
                 if (bounds[i].least >= at + num_keys || bounds[i].most <= at) continue;
@@ -792,6 +846,4 @@ int attend(const Problem& p) {
 }  // namespace
 
 extern "C" int masformer_attend_float32(const Problem* problem) { return attend<float>(*problem); }
-#ifdef __AVX512BF16__
 extern "C" int masformer_attend_bfloat16(const Problem* problem) { return attend<bf16>(*problem); }
-#endif

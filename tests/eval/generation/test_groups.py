@@ -222,6 +222,8 @@ def test_groups_are_as_large_as_rows_and_an_even_share_allow() -> None:
     assert {group.num_rows for group in grouped(units)} == {4}
     assert sizes(grouped([unit(), unit(task="u"), unit(), unit(kind=1), unit(task="u")])) == [2, 2, 1]
     assert sizes(grouped([unit(rows=20), unit(rows=3)])) == [1, 1]
+    # Processes get eight groups each before groups have more rows than decode together.
+    assert [sizes(grouped([unit()] * count, shares=2)) for count in (15, 32, 64)] == [[1] * 15, [2] * 16, [4] * 16]
     # More examples leave the groups before them as they were.
     assert [group.units for group in grouped(units + units)[:2]] == [group.units for group in grouped(units)[:2]]
 
