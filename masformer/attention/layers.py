@@ -357,38 +357,43 @@ class RingLayer(KeyLayer):
 
     @classmethod
     def join(cls, layers: Sequence[Self], lengths: Sequence[int], room: int) -> RingLayer:
-        sinks, ring, longest = layers[0].span.sinks, layers[0].ring, max(lengths)
+        sinks, longest = layers[0].span.sinks, max(lengths)
         joined = layers[0].like()
         joined.num_tokens, joined.has_sinks = longest, min(lengths) >= sinks
-        slots = min(max(longest + room, sinks), layers[0].capacity)
-        buffers = []
-        for part in range(2):
-            like = (layers[0].keys, layers[0].values)[part]
-            buffer = like.new_zeros((len(layers), like.shape[1], slots, like.shape[3]))
-            for row, (layer, length) in enumerate(zip(layers, lengths, strict=True)):
-                states, pad = (layer.keys, layer.values)[part][0], longest - length
-                first = min(sinks, length)
-                buffer[row, :, :first] = states[:, :first]
-                recent = torch.arange(max(first, length - ring), length, device=joined.device)
-                buffer[row, :, sinks + (recent + pad - sinks) % ring] = states[:, sinks + (recent - sinks) % ring]
-            buffers.append(buffer)
-        joined.keys, joined.values = buffers
+        joined._make(len(layers), longest + room, layers[0])
+        for row, (layer, length) in enumerate(zip(layers, lengths, strict=True)):
+            joined._copy(row, longest - length, layer, 0, 0, length)
         return joined
 
     def row(self, row: int, padding: int) -> RingLayer:
-        sinks, ring, length = self.span.sinks, self.ring, self.num_tokens - padding
         alone = self.like()
-        alone.num_tokens, alone.padding, alone.has_sinks = length, None, length >= sinks
-        first = min(sinks, length)
-        recent = torch.arange(max(first, length - ring), length, device=self.device)
-        buffers = []
-        for held in (self.keys, self.values):
-            buffer = held.new_zeros((1, held.shape[1], min(max(length, sinks), self.capacity), held.shape[3]))
-            buffer[0, :, :first] = held[row, :, :first]
-            buffer[0, :, sinks + (recent - sinks) % ring] = held[row, :, sinks + (recent + padding - sinks) % ring]
-            buffers.append(buffer)
-        alone.keys, alone.values = buffers
+        alone.num_tokens, alone.padding = self.num_tokens - padding, None
+        alone.has_sinks = alone.num_tokens >= self.span.sinks
+        alone._make(1, alone.num_tokens, self)
+        alone._copy(0, 0, self, row, padding, alone.num_tokens)
         return alone
+
+    def _make(self, rows: int, num_tokens: int, other: RingLayer) -> None:
+        """Make buffers for so many tokens, of the kind of another layer's."""
+        slots = min(max(num_tokens, self.span.sinks), self.capacity)
+        self.keys, self.values = (
+            x.new_zeros((rows, x.shape[1], slots, x.shape[3])) for x in (other.keys, other.values)
+        )
+
+    def _copy(self, row: int, padding: int, other: RingLayer, from_row: int, from_padding: int, length: int) -> None:
+        """Take over what another layer has of a text of so many tokens; both have padding before it."""
+        sinks, ring = self.span.sinks, self.ring
+        first = min(sinks, length)
+        pieces = [(0, 0, first)]
+        start = max(first, length - ring)
+        while start < length:  # neither ring comes round within a piece
+            at, to = ((start + pad - sinks) % ring for pad in (from_padding, padding))
+            count = min(ring - max(at, to), length - start)
+            pieces.append((sinks + at, sinks + to, count))
+            start += count
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for at, to, count in pieces:
+                mine[row, :, to : to + count] = theirs[from_row, :, at : at + count]
 
     def reset(self) -> None:
         super().reset()

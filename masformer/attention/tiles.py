@@ -242,8 +242,10 @@ def _lanes(query: Tensor, key: Tensor, value: Tensor, learned_sinks: Tensor | No
     groups = query.shape[1] // key.shape[1]
     stop = work.offset + query.shape[2]
     wide = torch.promote_types(query.dtype, torch.float32)
-    # Weights meet values in this dtype: fp16 products are dozens of times slower than fp32 on a CPU.
-    narrow = torch.float32 if value.dtype == torch.float16 and value.device.type == "cpu" else value.dtype
+    # Weights meet values in this dtype: fp16 products are dozens of times slower than fp32 on a CPU, and bf16 ones on a
+    # CPU without instructions for them.
+    is_slow = value.dtype == torch.float16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    narrow = torch.promote_types(value.dtype, torch.float32) if is_slow and value.device.type == "cpu" else value.dtype
     for shape in lanes_of(work.span, work.offset + work.skip, stop, groups, query.device):
         lead = shape.sinks + (learned_sinks is not None)
         width = lead + shape.before + shape.length
