@@ -1,4 +1,4 @@
-"""The names of what a figure was measured on and in; needs torch for a GPU alone."""
+"""The names of what a figure was measured on and in; needs torch for a GPU and bfloat16 alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ def vector_instructions() -> str:
     """Return the names of the processor's vector and matrix instructions; empty where the system tells none."""
     names = {*_cpuinfo("flags").split(), *_cpuinfo("Features").split()}  # the latter on ARM
     return " ".join(sorted(name for name in names if name.startswith(("avx", "amx", "asimd", "sve"))))
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether torch multiplies bfloat16 by instructions of this processor."""
+    import torch
+
+    return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _cpuinfo(field: str) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masformer.hardware import dtype_name
+from masformer.hardware import dtype_name, multiplies_bfloat16
 from masformer.tuning import choose, named_way
 
 TOPIC = "linear"
@@ -138,9 +138,7 @@ def _choose(rows: int, layers: Sequence[nn.Linear], copies: Callable[[], list[Te
 
 def _is_known(dtype: torch.dtype) -> bool:
     """Return whether oneDNN multiplies weights of a dtype here."""
-    if not torch._C._has_mkldnn:
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return (dtype == torch.float32 and torch._C._has_mkldnn) or (dtype == torch.bfloat16 and multiplies_bfloat16())
 
 
 def _is_tunable(weight: Tensor) -> bool:

@@ -379,10 +379,11 @@ def decode_greedily(
         begin = enter([row.number for row in rows])
         if begin is not None:
             # Keys of rows that have ended are not kept while others are prefilled.
-            alone = [] if batch is None else split(batch.cache, batch.going)
-            batch = None
-            entered = begin()
             start = now(device)
+            alone = [] if batch is None else split(batch.cache, batch.going)
+            batch, spent = None, now(device) - start
+            entered = begin()
+            start = now(device) - spent
             numbered = zip(entered.numbers, entered.prompts, strict=True)
             rows += [Row(number, prompt, settings, tokenizer, ends, device) for number, prompt in numbered]
             mask, cache = _joined(alone, entered, settings.room)

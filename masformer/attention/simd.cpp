@@ -1,9 +1,9 @@
 // Attention of queries to runs of keys on CPUs with AVX-512 or AVX2, for masformer/attention/simd.py, which compiles it.
 //
-// Many queries of a key head lie in lanes: a vector holds the scores of 16 of them (8 with AVX2) with one key, so that the maximum,
-// the exponentials and their sum need nothing across lanes, and keys are read as they lie in memory, one number (of
-// bfloat16 a pair) for all lanes at once. Up to eight queries lie as in memory, four together, and vectors hold the
-// numbers of a head.
+// Many queries of a key head lie in lanes: a vector holds the scores of 16 of them (8 with AVX2) with one key, so that
+// the maximum, the exponentials and their sum need nothing across lanes, and keys are read as they lie in memory, one
+// number (of bfloat16 a pair) for all lanes at once. Up to eight queries lie as in memory, four together, and vectors
+// hold the numbers of a head.
 // Scores of BLOCK keys exist at a time; the rule of their sums is that of FlashAttention, arXiv 2205.14135, algorithm 1.
 //
 // Two ways to share the work among threads. Many queries: a thread takes a stretch of queries with all their runs. Few
@@ -57,6 +57,7 @@ constexpr int LANES = 16;   // numbers of a vector
 constexpr int STEP = 8;     // keys, or numbers of a value, whose sums are held in registers
 constexpr int ACROSS = 4;   // vectors of a value whose sums are held in registers
 constexpr int MANY = 2;     // vectors of queries in lanes
+constexpr int SOME = 1;     // vectors where there are no more queries
 
 using vec = __m512;
 using ints = __m512i;
@@ -111,7 +112,7 @@ inline vec sums_of(const vec* from) {
 #elif defined(__AVX2__) && defined(__FMA__)
 
 // The same with half as many lanes, and half as many registers.
-constexpr int LANES = 8, STEP = 4, ACROSS = 2, MANY = 3;
+constexpr int LANES = 8, STEP = 4, ACROSS = 2, MANY = 3, SOME = 2;
 
 using vec = __m256;
 using ints = __m256i;
@@ -164,7 +165,7 @@ inline vec sums_of(const vec* from) {
 #endif
 
 constexpr int BLOCK = 64;                      // keys whose scores exist at a time
-constexpr int MOST = MANY * LANES, SETS = 8;      // queries of a set, and sets that a thread takes together
+constexpr int MOST = MANY * LANES, SETS = 8;   // queries of a set, and sets that a thread takes together
 constexpr int STRETCH = SETS * MOST;
 constexpr int FEW = 4;                         // queries of a set that do not lie in lanes
 constexpr int PIECE = 512;                     // keys that a thread takes at least where queries are few
@@ -798,7 +799,7 @@ void attend_few(const Problem& p, std::atomic<bool>& is_out_of_memory) {
 #pragma omp parallel num_threads(p.threads)
     {
         Work<RowMajor<T>> few;
-        Work<InLanes<T, 1>> more;
+        Work<InLanes<T, SOME>> more;
         Work<InLanes<T, MANY>> many;
         std::vector<float> out;
 #pragma omp for schedule(dynamic, 1)
@@ -806,7 +807,7 @@ void attend_few(const Problem& p, std::atomic<bool>& is_out_of_memory) {
             int64_t queries = pieces[i].rows * p.length * group - pieces[i].first_query;
             if (queries <= 2 * FEW)
                 attend_piece(p, pieces[i], few, parts);
-            else if (queries <= LANES)
+            else if (queries <= SOME * LANES)
                 attend_piece(p, pieces[i], more, parts);
             else
                 attend_piece(p, pieces[i], many, parts);

@@ -1,6 +1,6 @@
 """Attention on CPUs with AVX-512 or AVX2, by a kernel in C++ (`simd.cpp`) that is compiled when it is first wanted.
 
-It takes fp32, and bf16 where the processor has instructions for it (AVX512-BF16).
+It takes fp32 and bf16; without instructions for bf16 (AVX512-BF16) the numbers of a block of keys are widened to fp32.
 
     if takes(query, (key, value)):
         out, lse = attend(query, [Keys(key, value, causal_bounds(query.shape[2], key.shape[2]))], scale=scale)

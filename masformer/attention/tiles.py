@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from masformer.hardware import multiplies_bfloat16
 from masformer.plans.layer_spans import Blocks, Full, LayerSpan, Window
 
 # What `lanes_of` cuts into tiles.
@@ -244,8 +245,10 @@ def _lanes(query: Tensor, key: Tensor, value: Tensor, learned_sinks: Tensor | No
     wide = torch.promote_types(query.dtype, torch.float32)
     # Weights meet values in this dtype: fp16 products are dozens of times slower than fp32 on a CPU, and bf16 ones on a
     # CPU without instructions for them.
-    is_slow = value.dtype == torch.float16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    narrow = torch.promote_types(value.dtype, torch.float32) if is_slow and value.device.type == "cpu" else value.dtype
+    is_slow = value.device.type == "cpu" and (
+        value.dtype == torch.float16 or (value.dtype == torch.bfloat16 and not multiplies_bfloat16())
+    )
+    narrow = torch.float32 if is_slow else value.dtype
     for shape in lanes_of(work.span, work.offset + work.skip, stop, groups, query.device):
         lead = shape.sinks + (learned_sinks is not None)
         width = lead + shape.before + shape.length

@@ -45,7 +45,9 @@ def is_simd(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
         raise OneLineError(f"{WAYS} names '{SIMD}', which this machine does not have: {reason}; leave it out")
     if (named, named_for_windows) == (TORCH, SIMD):
         raise OneLineError(f"{WAYS} names '{SIMD}' for {WINDOW} and rules it out for {ATTENTION}; leave out one")
-    way = named or settled(ATTENTION) or (TORCH if simd.why_not() else SIMD)
+    way = named or settled(ATTENTION)
+    if way not in (TORCH, SIMD):  # none, or one of another version
+        way = TORCH if simd.why_not() else SIMD
     taken = way == SIMD and simd.takes(query, *runs)
     if named != TORCH and taken == (way == SIMD):  # what the environment names holds for this process alone
         note(ATTENTION, way)

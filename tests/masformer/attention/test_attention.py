@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masformer.attention import cuda, parts
+from masformer.attention import cuda, parts, tiles
 from masformer.attention import kernels as attention
 from masformer.attention.heads import attend_by_head
 from masformer.attention.kernels import choose_kernel, dense_attention, span_attention
@@ -205,6 +205,22 @@ def test_gradients_of_each_dtype_are_as_exact_as_those_of_torch(case: Case, dtyp
     if case.is_plain and case.padding is None:
         for ours, torchs, right in zip(found, gradients(with_a_mask(case, states), states), exact, strict=True):
             assert_as_exact(ours, torchs, right, case, states)
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_products_of_dtypes_that_a_processor_does_not_multiply_are_in_fp32(
+    dtype: torch.dtype, multiplies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "multiplies_bfloat16", lambda: multiplies)
+    used, original = set(), tiles._Lanes.outputs
+    monkeypatch.setattr(
+        tiles._Lanes, "outputs", lambda self, *rest: used.add(self.values.dtype) or original(self, *rest)
+    )
+    case = Case(span=LayerSpan(block=16, previous=1, sinks=2), num_new=70)
+    states = random_states(case, dtype)
+    assert_close(attend(case, states).double(), defined(case, states.map(Tensor.double)), TOLERANCE[dtype])
+    assert used == {dtype if multiplies and dtype == torch.bfloat16 else torch.float32}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
