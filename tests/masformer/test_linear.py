@@ -16,11 +16,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from masformer import linear
 from masformer.errors import OneLineError
+from masformer.hardware import multiplies_bfloat16
 from masformer.linear import TunedLinear, tune
 from masformer.loss import token_losses
 from tests.helpers.tiny_models import LLAMA_LIKE, tiny_model
 
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [
+    torch.float32,
+    pytest.param(
+        torch.bfloat16,
+        marks=pytest.mark.skipif(not multiplies_bfloat16(), reason="oneDNN multiplies no bfloat16 on this processor"),
+    ),
+]
 # Of outputs around 1: rounding of sums of some hundred products.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 WIDE = LLAMA_LIKE | {"hidden_size": 256, "intermediate_size": 384, "head_dim": 64, "vocab_size": 512}
