@@ -72,7 +72,7 @@ class Entered:
 
 
 # Given the numbers of the rows that go on, return what lets others enter; None while none does. It is called once the
-# keys of rows that have ended are gone.
+# documents of rows that have ended are let go of.
 Enter = Callable[[Sequence[int]], Callable[[], Entered] | None]
 
 
@@ -378,12 +378,11 @@ def decode_greedily(
         rows = [] if batch is None else [batch.rows[place] for place in batch.going]
         begin = enter([row.number for row in rows])
         if begin is not None:
-            # Keys of rows that have ended are not kept while others are prefilled.
-            start = now(device)
+            # What only rows that have ended have read is not kept while others are prefilled.
             alone = [] if batch is None else split(batch.cache, batch.going)
-            batch, spent = None, now(device) - start
+            batch = None
             entered = begin()
-            start = now(device) - spent
+            start = now(device)
             numbered = zip(entered.numbers, entered.prompts, strict=True)
             rows += [Row(number, prompt, settings, tokenizer, ends, device) for number, prompt in numbered]
             mask, cache = _joined(alone, entered, settings.room)

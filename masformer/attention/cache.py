@@ -18,7 +18,7 @@ at most one span a layer. `join` makes one cache of the rows of several, which r
     batch = join([first, second], room=128)
     model(last_tokens, attention_mask=left_padded, past_key_values=batch)
 
-`split` gives its rows back, each with what it was given since, so that some of them join others.
+`split` gives its rows back, each with what it was given since, so that they join others.
 
 Tokens that may be wrong go through the model between `draft` and `commit`, which keeps those that are right.
 
@@ -291,7 +291,10 @@ def join(caches: Sequence[SpanCache], room: int) -> SpanCache:
 
 
 def split(joined: SpanCache, rows: Iterable[int]) -> list[SpanCache]:
-    """Return a cache for each of these rows of a joined one, without padding; what rows share is read where it is."""
+    """Return a cache for each of these rows of a joined one, without padding, to be joined with others.
+
+    Nothing is copied: they read the memory of the joined one, which is not used any more.
+    """
     padding = joined.padding_lengths
     return [_row(joined, row, padding[row] if padding else 0) for row in rows]
 

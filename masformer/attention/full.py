@@ -99,7 +99,7 @@ class FullLayer(KeyLayer):
     def row(self, row: int, padding: int) -> FullLayer:
         alone = self.like()
         alone.num_tokens, alone.padding = self.num_tokens - padding, None
-        alone.keys, alone.values = (_of_row(x, row, padding, self.num_tokens) for x in (self.keys, self.values))
+        alone.keys, alone.values = (x[row : row + 1, :, padding : self.num_tokens] for x in (self.keys, self.values))
         return alone
 
     def reset(self) -> None:
@@ -259,7 +259,7 @@ class JoinedLayer(KeyLayer):
         alone.dtype, alone.device, alone.is_initialized = self.dtype, self.device, True
         alone.num_tokens = self.num_tokens - padding
         alone.before = tuple(run.whole for run in self.runs if run.first <= row < run.stop)
-        alone.keys, alone.values = (_of_row(x, row, begin, self.num_tail) for x in (self.keys, self.values))
+        alone.keys, alone.values = (x[row : row + 1, :, begin : self.num_tail] for x in (self.keys, self.values))
         return alone
 
     @classmethod
@@ -268,11 +268,6 @@ class JoinedLayer(KeyLayer):
 
     def reset(self) -> None:
         raise SpanError("a joined cache cannot be used again")
-
-
-def _of_row(states: Tensor, row: int, first: int, stop: int) -> Tensor:
-    """Return a copy (1, K, stop - first, D) of some tokens of a row, which keeps no others in memory."""
-    return states[row : row + 1, :, first:stop].clone(memory_format=torch.contiguous_format)
 
 
 def _aligned(rows: Sequence[tuple[Tensor, Tensor]], room: int) -> list[Tensor]:

@@ -96,7 +96,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     @abstractmethod
     def row(self, row: int, padding: int) -> CacheLayer:
-        """Return a layer of one row of a joined one, without its so many tokens of left padding."""
+        """Return a layer of one row of a joined one, without its so many tokens of left padding, for `join` alone."""
 
     @abstractmethod
     def row_bytes(self, row: int, copies: int = 1) -> int:
@@ -245,6 +245,8 @@ class RingLayer(KeyLayer):
         self.is_shared = False
         # With padding, each row's sinks are its own first tokens, and there only when the last of them is.
         self.has_sinks = False
+        # Slots by which the ring of a row that was taken from a batch is turned, until it is joined.
+        self.turned = 0
         # Keys and values of drafted tokens: in the ring they would be where what a token before them sees still is.
         self.drafted: tuple[Tensor, Tensor] | None = None
 
@@ -277,6 +279,7 @@ class RingLayer(KeyLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store (B, K, T, D) new keys and values; return those that the queries of the same tokens may see."""
+        assert not self.turned
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.place is not None:
@@ -360,40 +363,36 @@ class RingLayer(KeyLayer):
         sinks, longest = layers[0].span.sinks, max(lengths)
         joined = layers[0].like()
         joined.num_tokens, joined.has_sinks = longest, min(lengths) >= sinks
-        joined._make(len(layers), longest + room, layers[0])
+        slots = min(max(longest + room, sinks), joined.capacity)
+        for name in ("keys", "values"):
+            like = getattr(layers[0], name)
+            # Zeros where nothing is written: masked entries still enter the products.
+            make = like.new_empty if min(lengths) >= slots else like.new_zeros
+            setattr(joined, name, make((len(layers), like.shape[1], slots, like.shape[3])))
         for row, (layer, length) in enumerate(zip(layers, lengths, strict=True)):
-            joined._copy(row, longest - length, layer, 0, 0, length)
+            joined._copy(row, longest - length, layer, length)
         return joined
 
     def row(self, row: int, padding: int) -> RingLayer:
         alone = self.like()
-        alone.num_tokens, alone.padding = self.num_tokens - padding, None
-        alone.has_sinks = alone.num_tokens >= self.span.sinks
-        alone._make(1, alone.num_tokens, self)
-        alone._copy(0, 0, self, row, padding, alone.num_tokens)
+        alone.num_tokens, alone.padding, alone.turned = self.num_tokens - padding, None, padding
+        alone.keys, alone.values = self.keys[row : row + 1], self.values[row : row + 1]
         return alone
 
-    def _make(self, rows: int, num_tokens: int, other: RingLayer) -> None:
-        """Make buffers for so many tokens, of the kind of another layer's."""
-        slots = min(max(num_tokens, self.span.sinks), self.capacity)
-        self.keys, self.values = (
-            x.new_zeros((rows, x.shape[1], slots, x.shape[3])) for x in (other.keys, other.values)
-        )
-
-    def _copy(self, row: int, padding: int, other: RingLayer, from_row: int, from_padding: int, length: int) -> None:
-        """Take over what another layer has of a text of so many tokens; both have padding before it."""
+    def _copy(self, row: int, padding: int, other: RingLayer, length: int) -> None:
+        """Take over what another layer has of a text of so many tokens, for a row with padding before it."""
         sinks, ring = self.span.sinks, self.ring
         first = min(sinks, length)
         pieces = [(0, 0, first)]
         start = max(first, length - ring)
         while start < length:  # neither ring comes round within a piece
-            at, to = ((start + pad - sinks) % ring for pad in (from_padding, padding))
+            at, to = ((start + turned - sinks) % ring for turned in (other.turned, padding))
             count = min(ring - max(at, to), length - start)
             pieces.append((sinks + at, sinks + to, count))
             start += count
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             for at, to, count in pieces:
-                mine[row, :, to : to + count] = theirs[from_row, :, at : at + count]
+                mine[row, :, to : to + count] = theirs[0, :, at : at + count]
 
     def reset(self) -> None:
         super().reset()
