@@ -26,11 +26,12 @@ from transformers import PreTrainedModel
 
 from benchmarks.pairs import Case, finish, show
 from benchmarks.sweep import PLANS, sweep_prompts
+from eval.config.generation import GenerationSettings
+from eval.generation.decode import join_prompts
 from eval.generation.prompt_tree import PromptTree, TreeCaches
 from eval.runtime.model import TORCH_DTYPES, tune_linear
 from eval.runtime.processes import set_threads
-from masformer import SpanCache, apply_plan, prefill, read_plan
-from masformer.attention.cache import join
+from masformer import SpanCache, apply_plan, read_plan
 from masformer.attention.simd import why_not
 from masformer.checkpoints.open import open_checkpoint
 from masformer.hardware import processor_name
@@ -46,28 +47,26 @@ class Batch:
         self.model, self.ways, self.seconds = model, ways, list[float]()
         tree = PromptTree(prompts)
         caches = TreeCaches(model, tree, range(len(prompts)))
-        order, longest = tree.order, max(map(len, prompts))
-        filled = [caches.take(leaf) for leaf in order]
-        missing = caches.num_left + 1
-        rows = [[0] * (longest - len(prompts[leaf])) + list(prompts[leaf]) for leaf in order]
-        padding = torch.tensor([[longest - len(prompts[leaf])] for leaf in order])
-        self.cache: SpanCache = join(filled, missing + steps)  # type: ignore[arg-type]
-        self.mask = (torch.arange(longest + steps) >= padding).long()
-        ids = torch.tensor(rows)
-        if missing > 1:
-            prefill(model, ids[:, -missing:-1], self.cache, self.mask[:, : longest - 1], 512)
-        self.last = ids[:, -1:]
+        self.cache: SpanCache
+        ids, mask, self.cache = join_prompts(
+            model,
+            [prompts[leaf] for leaf in tree.order],
+            [caches.take(leaf) for leaf in tree.order],
+            GenerationSettings(max_new_tokens=steps),
+        )
+        self.padding = (mask == 0).sum(dim=1, keepdim=True)
+        self.mask, self.last = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1), ids[:, -1:]
 
     @torch.no_grad()
     def step(self) -> None:
         """Decode the likeliest token of each row."""
         os.environ[WAYS] = self.ways
-        stop, padding = self.cache.get_seq_length() + 1, (self.mask == 0).sum(dim=1, keepdim=True)
+        stop = self.cache.get_seq_length() + 1
         start = time.perf_counter()
         logits = self.model(
             input_ids=self.last,
             attention_mask=self.mask[:, :stop],
-            position_ids=stop - 1 - padding,
+            position_ids=stop - 1 - self.padding,
             past_key_values=self.cache,
             use_cache=True,
         ).logits

@@ -105,7 +105,7 @@ def decode(
         return [by_number[number] for number in range(len(prompts))]
     samples = settings.num_samples
     start = now(model.device)
-    ids, mask, cache = _begin(model, prompts, caches, settings)
+    ids, mask, cache = join_prompts(model, prompts, caches, settings)
     is_joined = isinstance(cache, SpanCache) and can_join(model.config)
     held = [row_bytes(cache, row, settings.num_rows) for row in range(len(prompts))] if is_joined else []
     if settings.num_rows > 1:
@@ -165,7 +165,7 @@ def decode_stream(
         def begin() -> Entered:
             caches = more.caches()
             start = now(model.device)
-            _, mask, cache = _begin(model, more.tokens, caches, settings)
+            _, mask, cache = join_prompts(model, more.tokens, caches, settings)
             seconds = (now(model.device) - start) / len(more.tokens)
             prefill_seconds.update(dict.fromkeys(more.numbers, seconds))
             return Entered(numbers=more.numbers, prompts=more.tokens, cache=cache, mask=mask)
@@ -176,13 +176,15 @@ def decode_stream(
         yield row.number, row.answer(prefill_seconds.pop(row.number))
 
 
-def _begin(
+def join_prompts(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     caches: Sequence[Cache],
     settings: GenerationSettings,
 ) -> tuple[Tensor, Tensor, Any]:
-    """Let the ends of prompts go through the model at once.
+    """Join the caches of prompts with room for answers, and let the ends of prompts go through the model at once.
+
+    Arguments are those of `decode`. A model whose caches do not join has one prompt.
 
     Returns:
         (R, T) tokens, padded on the left; (R, T), zeros at the padding; a cache of all tokens but the last of each.

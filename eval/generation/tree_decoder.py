@@ -178,7 +178,8 @@ class TreeDecoder:
             self.release_all(caches)
             if len(leaves) == 1:
                 raise self.too_long(num_tokens, settings)
-            self.halve(len(leaves), num_tokens)
+            self.too_many = num_tokens
+            self.say_halved(len(leaves), num_tokens)
         half = (len(leaves) + 1) // 2
         yield from self._decode_batch(leaves[:half], prompts, caches, settings)
         yield from self._decode_batch(leaves[half:], prompts, caches, settings)
@@ -217,9 +218,8 @@ class TreeDecoder:
         """Return whether memory may hold so many tokens at once, by what it did not hold so far."""
         return self.too_many is None or num_tokens < self.too_many
 
-    def halve(self, num_prompts: int, num_tokens: int) -> None:
+    def say_halved(self, num_prompts: int, num_tokens: int) -> None:
         """Say that memory did not hold so many at once."""
-        self.too_many = num_tokens
         self.observer.print(
             f"out of memory with {num_prompts} prompts of {num_tokens:,} tokens at once; going on with half as "
             f"many (a smaller {self.hint} avoids this)"
@@ -292,8 +292,8 @@ class _Stream:
         decoder.release_all(self.caches)
         num_tokens = self._num_tokens(going)
         if len(going) > 1:
-            decoder.halve(len(going), num_tokens)
             decoder.too_many = num_tokens // 2 + 1
+            decoder.say_halved(len(going), num_tokens)
         elif going[0] == self.alone:
             raise decoder.too_long(num_tokens, self.settings)
         else:

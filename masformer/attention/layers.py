@@ -425,7 +425,7 @@ class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
         """Return a layer of one row."""
         alone = copy.copy(self)
         alone.conv_states, alone.recurrent_states = dict(self.conv_states), dict(self.recurrent_states)
-        alone._each(lambda states: states[row : row + 1].clone())
+        alone._each(lambda states: states[row : row + 1])
         return alone
 
     @property

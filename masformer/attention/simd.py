@@ -212,22 +212,17 @@ def causal_bounds(length: int, num_keys: int) -> Tensor:
     return bounds_of(Full(), num_keys - length, length, num_keys)[-1][1]
 
 
-def is_ready(dtype: torch.dtype) -> bool:
-    """Return whether this machine has the kernel of a dtype, which is compiled now if it is not there yet."""
-    return _function(dtype) is not None
-
-
 def why_not() -> str:
-    """Return why the kernel is unavailable; an empty string where it is there."""
+    """Return why the kernel is unavailable; an empty string where it is there, or compiled now."""
     return "" if _library() else _missing() or "the compiler fails on it"
 
 
 @functools.cache
 def _function(dtype: torch.dtype) -> ctypes._NamedFuncPointer | None:
-    library = _library()
-    function = getattr(library, f"masformer_attend_{dtype_name(dtype)}", None) if library else None
-    if function is not None:
-        function.argtypes, function.restype = [ctypes.POINTER(_Problem)], ctypes.c_int
+    if (library := _library()) is None:
+        return None
+    function = library[f"masformer_attend_{dtype_name(dtype)}"]
+    function.argtypes, function.restype = [ctypes.POINTER(_Problem)], ctypes.c_int
     return function
 
 

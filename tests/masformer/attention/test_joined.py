@@ -31,7 +31,7 @@ JOINABLE = [kind for kind in SUPPORTED if can_join(tiny_model(kind).config)]
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """By torch, and by the compiled kernel where the machine has it."""
     if request.param == "simd":
-        if not simd.is_ready(torch.float32):
+        if simd.why_not():
             pytest.skip(f"no kernel: {simd.why_not()}")
         monkeypatch.setenv("MASFORMER_WAYS", "attention=simd window=simd")
     return str(request.param)
