@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
+import subprocess
+import tarfile
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 # The mixed plan that facts and targets are about.
 MIXED = "full@17,18,20,23 span=512 sinks=4"
@@ -49,6 +55,21 @@ def alternate(ways: Sequence[Callable[[], object]], repeats: int, warm_up: bool 
             if turn >= 0:
                 times.append(time.perf_counter() - start)
     return [statistics.median(times) for times in seconds]
+
+
+@contextmanager
+def sources_of(commit: str) -> Iterator[Path]:
+    """Yield a folder with the packages of an earlier commit."""
+    archive = subprocess.run(
+        ["git", "archive", commit, "benchmarks", "eval", "tasks", "masformer"],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        check=True,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as packed:
+            packed.extractall(folder, filter="data")
+        yield Path(folder)
 
 
 def show(case: Case) -> None:

@@ -9,20 +9,17 @@ time on the clock, and the last column shows that of ours. Needs git and the his
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import statistics
 import subprocess
 import sys
-import tarfile
-import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from benchmarks.pairs import Case, finish, show
+from benchmarks.pairs import Case, finish, show, sources_of
 from masformer.hardware import processor_name
 
 # The last commit at which commands imported torch and transformers before they looked at plans and paths.
@@ -61,21 +58,16 @@ def main() -> None:
     parser.add_argument("--against", metavar="COMMIT", default=BEFORE, help="default: the last one before it was fast")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    packed = subprocess.run(
-        ["git", "archive", options.against, "eval", "tasks", "masformer"], cwd=ROOT, capture_output=True, check=True
-    )
     cases = []
-    with tempfile.TemporaryDirectory() as name:
-        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-            archive.extractall(name, filter="data")
+    with sources_of(options.against) as before:
         print(f"{processor_name()}, CPU seconds; ours against {options.against[:7]}")
         for case, arguments in CASES.items():
-            for folder in (ROOT, Path(name)):  # Python compiles the sources once
+            for folder in (ROOT, before):  # Python compiles the sources once
                 seconds(arguments, folder)
             ours, theirs = [], []
             for _ in range(options.repeats):
                 ours.append(seconds(arguments, ROOT))
-                theirs.append(seconds(arguments, Path(name)))
+                theirs.append(seconds(arguments, before))
             cpu, clock = (statistics.median(one[index] for one in ours) for index in (0, 1))
             peer = statistics.median(one[0] for one in theirs)
             cases.append(Case(case=f"{case} ({clock:.2f} s on the clock)", ours=cpu, peer=peer, unit="s"))

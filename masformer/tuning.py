@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -46,16 +46,27 @@ def choose(topic: str, case: str, ways: Mapping[str, Callable[[], object]], *, s
     Raises:
         OneLineError: `MASFORMER_WAYS` names a way that there is not.
     """
-    key = f"{topic} {case}"
-    named = named_way(topic, tuple(ways))
-    name = named or _settled.get((machine(), key)) or _read(choices_file()).get(machine(), {}).get(_entry(key, ways))
-    if name is None or name not in ways:
+    name = remembered(topic, case, ways)
+    if name is None:
+        key = f"{topic} {case}"
         with uncounted():
             name, is_sure = _fastest(ways, seconds)
         name = _remember(_entry(key, ways), name, ways) if is_sure else name
+        _settled[machine(), key] = _used[key] = name
+    return name
+
+
+def remembered(topic: str, case: str, ways: Collection[str]) -> str | None:
+    """Return the way that `choose` takes without timing; None where there is none."""
+    key, named = f"{topic} {case}", named_way(topic, tuple(ways))
+    name = named or _settled.get((machine(), key))
+    if name not in ways:
+        name = _read(choices_file()).get(machine(), {}).get(_entry(key, ways))
+    if name not in ways:
+        return None
+    _used[key] = name
     if named is None:
         _settled[machine(), key] = name
-    _used[key] = name
     return name
 
 
@@ -157,8 +168,17 @@ def _fastest(ways: Mapping[str, Callable[[], object]], seconds: float) -> tuple[
     return name, all(second <= _AGREEMENT * least for least, second in best.values())
 
 
-def _read(file: Path) -> dict[str, dict[str, str]]:
+def _read(file: Path) -> Mapping[str, Mapping[str, str]]:
     """Return the remembered ways by machine and key; nothing where the file is absent or of another form."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return {}
+    return _parsed(file, stat.st_ino, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)  # what is too short to be measured asks in every layer
+def _parsed(file: Path, *version: int) -> Mapping[str, Mapping[str, str]]:
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
         return {name: {key: str(way) for key, way in ways.items()} for name, ways in known.items()}
@@ -169,7 +189,7 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
 def _remember(key: str, name: str, known_ways: Collection[str]) -> str:
     """Return the way of a key after storing it; where another process was first, its way is kept."""
     file = choices_file()
-    known = _read(file)
+    known = {name: dict(ways) for name, ways in _read(file).items()}
     ways = known.setdefault(machine(), {})
     if ways.get(key) not in known_ways:
         ways[key] = name

@@ -5,6 +5,7 @@ Shapes: B rows, H query heads, K key/value heads, T tokens, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from masformer.attention.cuda_joined import attend_joined
 from masformer.attention.full import JoinedLayer
 from masformer.attention.parts import Part, partial, with_sinks
 from masformer.attention.tiles import ScoreRule
-from masformer.attention.ways import is_simd
+from masformer.attention.ways import SIMD, TORCH, is_simd, step_way
 from masformer.plans.layer_spans import FULL
 
 
@@ -25,8 +26,16 @@ def joined_attention(
     """Return (B, H, Tq, D): each row attends to its runs, which are those of `joined`, and its tail (B, K, T, D)."""
     if scores.softcap is None and cuda.takes(query, value.shape[3], FULL):
         return attend_joined(query, key, value, joined, scores.scale, learned_sinks)
+    ways: dict[str, Callable[..., Part]] = {TORCH: _attend_by_torch, SIMD: _attend_by_simd}
+    way = TORCH
     if joined.place is None and is_simd(query, (key, value)) and _listed(joined, query).fit:
-        return with_sinks(_attend_simd(query, key, value, joined, scores), learned_sinks).to(value.dtype)
+        num_keys = key.shape[2] + max((run.keys.shape[2] for run in joined.runs), default=0)
+        way = step_way(query, key, "joined rows", num_keys, lambda way: ways[way](query, key, value, joined, scores))
+    part = ways[way](query, key, value, joined, scores)
+    return with_sinks(part, learned_sinks).to(value.dtype)
+
+
+def _attend_by_torch(query: Tensor, key: Tensor, value: Tensor, joined: JoinedLayer, scores: ScoreRule) -> Part:
     _, heads, length, size = query.shape
     hidden = joined.hidden_of(key)
     out, lse = partial(query, key, value, causal=True, scale=scores.scale, hidden=hidden, softcap=scores.softcap)
@@ -49,7 +58,7 @@ def joined_attention(
                 x.view(pieces, heads, count, length, *x.shape[3:]).transpose(1, 2) for x in found
             )
         out, lse = (parts * totals.softmax(dim=0).unsqueeze(-1)).sum(dim=0), totals.logsumexp(dim=0)
-    return with_sinks((out, lse), learned_sinks).to(value.dtype)
+    return out, lse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +92,7 @@ def _listed(joined: JoinedLayer, query: Tensor) -> Listed:
     return joined.listed
 
 
-def _attend_simd(query: Tensor, key: Tensor, value: Tensor, joined: JoinedLayer, scores: ScoreRule) -> Part:
+def _attend_by_simd(query: Tensor, key: Tensor, value: Tensor, joined: JoinedLayer, scores: ScoreRule) -> Part:
     """Attend from (B, H, Tq, D) queries to the runs of their rows, and to tails (B, K, T, D)."""
     listed, length = _listed(joined, query), query.shape[2]
     bounds = listed.bounds

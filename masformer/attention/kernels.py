@@ -33,7 +33,7 @@ from masformer.attention.layers import Seen
 from masformer.attention.parts import attend, with_sinks
 from masformer.attention.tiles import TILED, ScoreRule, tile_attention
 from masformer.attention.visibility import SpanMask, num_cached, span_mask, visible_keys
-from masformer.attention.ways import SIMD, TILES, TORCH, VIEWS, causal_way, is_simd, window_way
+from masformer.attention.ways import SIMD, TILES, TORCH, VIEWS, causal_way, is_simd, pattern_way, step_way, window_way
 from masformer.errors import SpanError
 from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
 from masformer.plans.shapes import layers_with_states
@@ -235,20 +235,26 @@ def _by_simd(
         return None
 
     def run(way: str, count: int) -> Tensor:
-        asked, first = query[:, :, -count:], offset + query.shape[2] - count
+        asked = query[:, :, -count:]
         if way == TORCH:
             return _on_runs(asked, key, value, before, how)
-        runs = [simd.Keys(*run) for run in before]
-        at = first - sum(keys.shape[2] for keys, _ in before)
-        for keys, bounds in simd.bounds_of(span, at, count, key.shape[2]):
-            runs.append(simd.Keys(key[:, :, keys], value[:, :, keys], bounds))
-        return _finished(simd.attend(asked, runs, scale=how.scores.scale, softcap=how.scores.softcap), how, query)
+        return _attend_by_simd(asked, key, value, before, span, offset + query.shape[2] - count, how)
 
     # With learned sinks torch has no fused way.
     is_measured = span.is_full and how.learned_sinks is None and _is_fused(query, value, how)
     if is_measured and causal_way(query, key, run) == TORCH:
         return None
     return run(SIMD, query.shape[2])
+
+
+def _attend_by_simd(
+    query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpan, offset: int, how: _How
+) -> Tensor:
+    runs = [simd.Keys(*run) for run in before]
+    at = offset - sum(keys.shape[2] for keys, _ in before)
+    for keys, bounds in simd.bounds_of(span, at, query.shape[2], key.shape[2]):
+        runs.append(simd.Keys(key[:, :, keys], value[:, :, keys], bounds))
+    return _finished(simd.attend(query, runs, scale=how.scores.scale, softcap=how.scores.softcap), how, query)
 
 
 def _finished(part: tuple[Tensor, Tensor], how: _How, query: Tensor) -> Tensor:
@@ -284,10 +290,22 @@ def _ragged(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, mask: Sp
 
 def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tensor:
     """Attend from a few tokens a row to what the cache kept, of which (B or 1, 1, Tq, Tk) may be hidden."""
-    scores, learned = how.scores, how.learned_sinks
     if hidden is None and not how.dropout and is_simd(query, *runs):
-        given = [simd.Keys(*run) for run in runs]
-        return _finished(simd.attend(query, given, scale=scores.scale, softcap=scores.softcap), how, query)
+
+        def run(way: str) -> Tensor:
+            if way == TORCH:
+                return _decode_by_torch(query, runs, None, how)
+            given = [simd.Keys(*each) for each in runs]
+            return _finished(simd.attend(query, given, scale=how.scores.scale, softcap=how.scores.softcap), how, query)
+
+        num_keys = sum(keys.shape[2] for keys, _ in runs)
+        if step_way(query, runs[0][0], "a cache", num_keys, run) == SIMD:
+            return run(SIMD)
+    return _decode_by_torch(query, runs, hidden, how)
+
+
+def _decode_by_torch(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tensor:
+    scores, learned = how.scores, how.learned_sinks
     key, value = runs[0]
     if len(runs) == 1 and scores.softcap is None and learned is None:
         # The query heads of one key/value head become the rows of one product, and keys need no repeating.
@@ -324,8 +342,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
         return flex_attention(query, key, value, span, offset, scores, learned)
     # The first queries see everything before them; all keys up to them are there.
     skip = max((span.num_causal or 0) - offset, 0)
-    is_measured = isinstance(span, Window) and learned is None and _is_fused(query, value, how)
-    way = _fastest(query, key, value, span, offset, skip, how) if is_measured else SIMD
+    way = _fastest(query, key, value, span, offset, skip, how)
     if way == SIMD and (out := _by_simd(query, key, value, span, offset, how)) is not None:
         return out
     if scores.softcap is not None or learned is not None:
@@ -344,20 +361,26 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
 def _fastest(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, skip: int, how: _How) -> str:
     """Return the way to take for the queries from `skip` on, with their gradients where these are asked for."""
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    asked = query[:, :, skip:]
 
     def run(way: str, count: int) -> None:
         first = query.shape[2] - count
         q, k, v = (x.detach().requires_grad_(needs_grad) for x in (query[:, :, first:], key, value))
         if way == SIMD:
-            _by_simd(q, k, v, span, offset + first, how)
+            _attend_by_simd(q, k, v, (), span, offset + first, how)
         elif way == TILES:
-            out = tile_attention(q, k, v, span, offset + first, 0, how.scores)
+            out = tile_attention(q, k, v, span, offset + first, 0, how.scores, how.learned_sinks)
         else:
             out = _views(q, k, v, span, int(way), how.scores.scale)
         if needs_grad:
             torch.autograd.grad(out.sum(), (q, k, v))
 
-    return window_way(query[:, :, skip:], key, value, span, needs_grad, run)
+    if isinstance(span, Window) and how.learned_sinks is None and _is_fused(query, value, how):
+        return window_way(asked, key, value, span, needs_grad, run)
+    if not isinstance(span, simd.SPANS) or not is_simd(query, (key, value)):
+        return TILES
+    scores = ", soft caps" * (how.scores.softcap is not None) + ", learned sinks" * (how.learned_sinks is not None)
+    return pattern_way(asked, key, f"{span}{scores}", run)
 
 
 def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, rows: int, scale: float) -> Tensor:

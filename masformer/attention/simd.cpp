@@ -577,18 +577,23 @@ struct RowMajor : Queries {
     }
 
   private:
+    // Scores of as many keys as there are lanes, in powers of two; the last key is repeated.
     vec score(const Problem& p, const Block<T>& block, int first, const T* asking) {
         vec found[LANES];
-        int last = block.num_keys - 1 - first;
-        for (int k = 0; k < LANES; k++) found[k] = zeros();
-        for (int d = 0; d < p.size; d += N::EACH) {
+        const T* at[LANES];
+        for (int k = 0; k < LANES; k++) {
+            at[k] = block.key + std::min(first + k, block.num_keys - 1) * block.key_token;
+            found[k] = zeros();
+        }
+        int size = int(p.size), whole = size / N::EACH * N::EACH;
+        // Apart from the last numbers, so that the sums stay in registers.
+        auto multiply = [&](int d, int count) {
             vec many = N::load_partial(asking + d, N::EACH);
 #pragma GCC unroll 16
-            for (int k = 0; k < LANES; k++) {
-                const T* at = block.key + (first + std::min(k, last)) * block.key_token + d;
-                found[k] = N::multiply(found[k], many, N::load_partial(at, int(p.size) - d));
-            }
-        }
+            for (int k = 0; k < LANES; k++) found[k] = N::multiply(found[k], many, N::load_partial(at[k] + d, count));
+        };
+        for (int d = 0; d < whole; d += N::EACH) multiply(d, N::EACH);
+        if (whole < size) multiply(whole, size - whole);
         return mul(sums_of(found), splat(p.scale * LOG2_E));
     }
 

@@ -1,14 +1,22 @@
-"""The fastest way to compute attention on this CPU: measured once, at the first long prefill, and remembered.
+"""The fastest way to compute attention on this CPU: measured once, where it is first wanted for long, and remembered.
 
 Which of the exact ways wins depends on the CPU: torch's fused kernel where it has matrix units for bf16, a kernel of
 our own (`simd`) on others with AVX-512 or AVX2, tiles where there is neither. Ways differ by rounding alone.
-`MASFORMER_WAYS="attention=torch"` goes without our kernel; `window=tiles` takes tiles, and `window=64` views of 64
-queries in torch's kernel, for windows without soft caps and learned sinks (`masformer.tuning`).
+
+| topic | what is computed | ways |
+| --- | --- | --- |
+| window | many queries in a window | tiles, views of 32, 64 or 128 queries in torch's kernel, simd |
+| pattern | many queries under other spans, soft caps or learned sinks | tiles, simd |
+| attention | many queries that see all before them | torch, simd |
+| step | a few queries a row | torch, simd |
+
+`MASFORMER_WAYS="window=64"` takes a way without measuring; `attention=torch` rules simd out for all topics, and
+`attention=simd` takes it for all but windows (`masformer.tuning`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -18,16 +26,18 @@ from masformer.attention import simd
 from masformer.errors import OneLineError
 from masformer.hardware import dtype_name
 from masformer.plans.layer_spans import LayerSpan
-from masformer.tuning import WAYS, choose, named_way, note, settled
+from masformer.tuning import WAYS, choose, named_way, note, remembered, settled
 
-# What is computed: windows of many queries, and everything else.
-WINDOW, ATTENTION = "window", "attention"
+WINDOW, PATTERN, ATTENTION, STEP = "window", "pattern", "attention", "step"
 TORCH, TILES, SIMD = "torch", "tiles", "simd"
 # Queries of a view.
 VIEWS = ("32", "64", "128")
 _WINDOWS = (TILES, *VIEWS, SIMD)
-# Queries from which on measuring pays, and queries that are measured.
-LEAST_QUERIES, MEASURED_QUERIES = 1024, 512
+# Queries that are measured: the last ones of as many at least. What fewer of them take is little beside the rest of a
+# prefill. Of queries that see all before them there are twice as many, so that most see what is usual.
+MEASURED_QUERIES = 512
+# Keys from which on a step is measured.
+MEASURED_KEYS = 1024
 
 
 def is_simd(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
@@ -67,23 +77,42 @@ def window_way(
     Raises:
         OneLineError: `MASFORMER_WAYS` names an unknown way.
     """
-    is_ours = is_simd(query, (key, value))
-    ways = (TILES, *VIEWS, *([SIMD] if is_ours else []))
-    named = named_way(WINDOW, _WINDOWS)
-    case = f"{_case(query, key)}, {span}"
-    case += ", with gradients" if needs_grad else ""
-    if query.shape[2] < LEAST_QUERIES:
-        named = named or settled(f"{WINDOW} {case}") or (SIMD if is_ours else TILES)
-    if named:
+    ways = (TILES, *VIEWS, *([SIMD] if is_simd(query, (key, value)) else []))
+    if named := named_way(WINDOW, _WINDOWS):
         return named if named in ways else TILES
-    return choose(WINDOW, case, {way: partial(run, way, MEASURED_QUERIES) for way in ways})
+    case = f"{_case(query, key)}, {span}" + (", with gradients" if needs_grad else "")
+    return _choose(WINDOW, case, ways, partial(run, count=MEASURED_QUERIES), query.shape[2] >= MEASURED_QUERIES)
+
+
+def pattern_way(query: Tensor, key: Tensor, what: str, run: Callable[[str, int], object]) -> str:
+    """Return the way where `simd` can attend and torch has tiles alone; `what` names span and scores."""
+    if named_way(ATTENTION, (TORCH, SIMD)) == SIMD:
+        return SIMD
+    is_long = query.shape[2] >= MEASURED_QUERIES
+    return _choose(
+        PATTERN, f"{_case(query, key)}, {what}", (TILES, SIMD), partial(run, count=MEASURED_QUERIES), is_long
+    )
 
 
 def causal_way(query: Tensor, key: Tensor, run: Callable[[str, int], object]) -> str:
     """Return the way where (B, H, Tq, D) queries see all before them and `simd` can attend; as `window_way`."""
-    if query.shape[2] < LEAST_QUERIES:
-        return settled(f"{ATTENTION} {_case(query, key)}") or SIMD
-    return choose(ATTENTION, _case(query, key), {way: partial(run, way, MEASURED_QUERIES) for way in (TORCH, SIMD)})
+    is_long = query.shape[2] >= 2 * MEASURED_QUERIES
+    return _choose(ATTENTION, _case(query, key), (TORCH, SIMD), partial(run, count=MEASURED_QUERIES), is_long)
+
+
+def step_way(query: Tensor, key: Tensor, what: str, num_keys: int, run: Callable[[str], object]) -> str:
+    """Return the way where a few queries a row see so many keys and `simd` can attend; `what` names the cache."""
+    if named_way(ATTENTION, (TORCH, SIMD)) == SIMD:
+        return SIMD
+    return _choose(STEP, f"{_case(query, key)}, {what}", (TORCH, SIMD), run, num_keys >= MEASURED_KEYS)
+
+
+def _choose(topic: str, case: str, ways: Sequence[str], run: Callable[[str], object], is_measured: bool) -> str:
+    """Return the fastest way; of what is not worth measuring, the one that is remembered, or our own kernel."""
+    if not is_measured:
+        default = SIMD if SIMD in ways else ways[0]
+        return remembered(topic, case, ways) or default
+    return choose(topic, case, {way: partial(run, way) for way in ways})
 
 
 def _case(query: Tensor, key: Tensor) -> str:

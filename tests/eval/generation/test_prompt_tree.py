@@ -75,7 +75,7 @@ def test_the_seconds_of_a_prefill_leave_out_how_long_ways_of_windows_are_measure
     monkeypatch.setattr(tuning, "_measured", [])
     monkeypatch.setattr(tuning, "_fastest", measure)
     monkeypatch.setattr(tuning.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(ways, "LEAST_QUERIES", 16)
+    monkeypatch.setattr(ways, "MEASURED_QUERIES", 16)
     model = tiny_model("llama")
     apply_plan(model, SpanPlan((LayerSpan(span=8, sinks=1),) * LAYERS))
     caches = TreeCaches(model, PromptTree([list(range(60))]), [0], lambda node: clock.append(clock[0]))

@@ -229,27 +229,38 @@ def test_transforms_of_functions_and_other_default_devices(monkeypatch: pytest.M
 
 @with_compiler
 @torch.no_grad()
-def test_a_window_and_full_attention_are_measured_among_the_ways(
-    forgotten: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_kind_of_attention_is_measured_among_its_ways(forgotten: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASFORMER_WAYS")
     monkeypatch.setattr(tuning, "_settled", {})
     monkeypatch.setattr(tuning, "_used", {})
-    asked = []
+    asked, place = list[tuple[str, ...]](), [0]
 
     def fastest(ways: Any, seconds: float) -> tuple[str, bool]:
         asked.append(tuple(ways))
-        for compute in ways.values():
-            compute()
-        return tuple(ways)[-1], True
+        expected, *others = (compute() for compute in ways.values())
+        for other in others:
+            assert expected is other or (other - expected).abs().max() < 3e-6
+        return tuple(ways)[place[0]], True
 
     monkeypatch.setattr(tuning, "_fastest", fastest)
-    for span in (FULL, LayerSpan(span=20, sinks=4)):
-        case = Case(span=span, num_new=1100, size=8, value_size=8)
-        states = random_states(case, torch.float32)
-        assert_close(attend(case, states).double(), defined(case, states.map(lambda x: x.double())), 3e-6)
-    assert asked == [("torch", "simd"), ("tiles", "32", "64", "128", "simd")]
-    assert set(tuning.chosen().values()) == {"simd"}
+    window, patterns = ("tiles", "32", "64", "128", "simd"), ("tiles", "simd")
+    cases = {
+        Case(span=FULL, num_new=1100): ("torch", "simd"),
+        Case(span=LayerSpan(span=20, sinks=4), num_new=1100): window,
+        Case(span=LayerSpan(block=200, previous=1), num_new=1100): patterns,
+        Case(span=LayerSpan(span=20, sinks=4), num_new=1100, learned=True): patterns,
+        Case(span=FULL, num_new=1100, softcap=2.0): patterns,
+        Case(span=FULL, num_new=1, offset=1100): ("torch", "simd"),
+        Case(span=FULL, num_new=1, offset=1100, softcap=2.0, learned=True): ("torch", "simd"),
+    }
+    for case, ways in cases.items():
+        for place[0] in (0, -1):
+            asked.clear()
+            tuning._settled.clear()
+            tuning.choices_file().unlink(missing_ok=True)
+            states = random_states(case, torch.float32)
+            assert_close(attend(case, states).double(), defined(case, states.map(lambda x: x.double())), 3e-6)
+            assert asked == [ways]
 
 
 @with_compiler

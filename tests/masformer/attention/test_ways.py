@@ -36,16 +36,22 @@ def no_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def choose(fastest: str, monkeypatch: pytest.MonkeyPatch, num_queries: int = 2000) -> tuple[str, list[str]]:
     """Return the way that is chosen where one is made the fastest, and the ways that were run for it."""
-    clock, ran = [0.0], []
-    monkeypatch.setattr(tuning.time, "perf_counter", lambda: clock[0])
-
-    def run(way: str, count: int) -> None:
-        assert count <= num_queries
-        ran.append(way)
-        clock[0] += 1.0 if way == fastest else 2.0
-
+    run = Timed(fastest, monkeypatch)
     query, key = torch.empty(1, 4, num_queries, 8), torch.empty(1, 2, num_queries, 8)
-    return ways.window_way(query, key, key, WINDOW, False, run), ran
+    return ways.window_way(query, key, key, WINDOW, False, run), run.ran
+
+
+class Timed:
+    """What computes in a way, of which one is the fastest."""
+
+    def __init__(self, fastest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fastest, self.ran, self.now = fastest, list[str](), 0.0
+        monkeypatch.setattr(tuning.time, "perf_counter", lambda: self.now)
+
+    def __call__(self, way: str, count: int = ways.MEASURED_QUERIES) -> None:
+        assert count == ways.MEASURED_QUERIES
+        self.ran.append(way)
+        self.now += 1.0 if way == self.fastest else 2.0
 
 
 def test_the_fastest_way_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,8 +62,44 @@ def test_the_fastest_way_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert tuning.chosen() == {"window 4 on 2 heads of 8, float32, span=20 sinks=4": "64"}
 
 
-def test_few_queries_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose("64", monkeypatch, num_queries=ways.LEAST_QUERIES - 1) == ("tiles", [])
+def test_few_queries_are_not_measured_and_take_what_another_process_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ways.MEASURED_QUERIES - 1
+    assert choose("64", monkeypatch, num_queries=few) == ("tiles", [])
+    assert choose("64", monkeypatch)[0] == "64"
+    monkeypatch.setattr(tuning, "_settled", {})
+    monkeypatch.setattr(tuning, "_used", {})
+    assert choose("tiles", monkeypatch, num_queries=few) == ("64", [])
+    assert tuning.chosen() == {"window 4 on 2 heads of 8, float32, span=20 sinks=4": "64"}
+
+
+@pytest.mark.parametrize("fastest", ["torch", "simd"])
+@pytest.mark.parametrize("topic", ["attention", "pattern", "step"])
+def test_our_own_kernel_is_measured_wherever_it_attends(
+    topic: str, fastest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MASFORMER_WAYS")
+    other = "tiles" if topic == "pattern" else "torch"
+    fastest = other if fastest == "torch" else fastest
+    run = Timed(fastest, monkeypatch)
+
+    def way(num_tokens: int) -> str:
+        query = torch.empty(1, 4, num_tokens, 8)
+        if topic == "step":
+            return ways.step_way(query[:, :, :1], query[:, :2], "a cache", num_tokens, run)
+        if topic == "pattern":
+            return ways.pattern_way(query, query[:, :2], "full, soft caps", run)
+        return ways.causal_way(query, query[:, :2], run)
+
+    assert way(500) == "simd"
+    assert not run.ran
+    assert way(1024) == fastest
+    assert set(run.ran) == {other, "simd"}
+    run.ran.clear()
+    monkeypatch.setattr(tuning, "_settled", {})
+    assert way(500) == way(1024) == fastest
+    assert not run.ran
+    monkeypatch.setenv("MASFORMER_WAYS", "attention=simd")
+    assert way(500) == way(1024) == "simd"
 
 
 def test_a_named_way_is_taken_for_any_number_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +128,7 @@ def test_a_long_window_is_measured_where_it_is_computed(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(tuning, "_fastest", measured)
     monkeypatch.setattr(kernels, "_views", noting)
-    case = Case(span=WINDOW, num_new=ways.LEAST_QUERIES + 24, size=8, value_size=8)
+    case = Case(span=WINDOW, num_new=ways.MEASURED_QUERIES + 48, size=8, value_size=8)
     states = random_states(case)
     out = span_attention(states.query, states.key, states.value, WINDOW)
     assert taken == [("64", ways.MEASURED_QUERIES), ("64", case.num_new - 24)]
