@@ -33,6 +33,7 @@ def prompts_of_two_documents() -> list[list[int]]:
     return [[*(first, second)[row % 2], *tokens(2 + row)] for row in range(9)]
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("plan", [WINDOWS, SpanPlan.full(3)], ids=["windows", "full"])
 def test_answers_of_replayed_steps_are_those_without(plan: SpanPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     # In fp64, where the order of sums decides nothing.
@@ -58,13 +59,17 @@ def test_answers_of_replayed_steps_are_those_without(plan: SpanPlan, monkeypatch
 
         return call
 
-    for name in ("__init__", "drop_ended"):
-        monkeypatch.setattr(_Batch, name, noted(name))
-    AsOnCuda(monkeypatch, torch.float64)
-    monkeypatch.setattr(step_graph, "is_on_one_gpu", lambda model: True)
-    monkeypatch.setattr(greedy, "StepGraph", Replayed)
-    answers, entered = streamed(model, TOKENIZER, prompts, settings, most=4)
+    with monkeypatch.context() as patch:
+        for name in ("__init__", "drop_ended"):
+            patch.setattr(_Batch, name, noted(name))
+        AsOnCuda(patch, torch.float64)
+        patch.setattr(step_graph, "is_on_one_gpu", lambda model: True)
+        patch.setattr(greedy, "StepGraph", Replayed)
+        answers, entered = streamed(model, TOKENIZER, prompts, settings, most=4)
     assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        scores = model(torch.tensor([[*prompt, *answer.token_ids]]), use_cache=False).logits[0]
+        assert scores[len(prompt) - 1 : -1].argmax(dim=-1).tolist() == list(answer.token_ids)
     assert any(going for going, _ in entered)
     assert any(name == "drop_ended" and graph is not None for name, graph in batches)
     # Only what has few steps left is not worth one.
