@@ -38,6 +38,11 @@ _LEAST_STEPS = 16
 _EQUALS: WeakKeyDictionary[PreTrainedModel, dict[Any, bool]] = WeakKeyDictionary()
 
 
+def is_on_one_gpu(model: PreTrainedModel) -> bool:
+    """Return whether all parameters of a model are on one CUDA device."""
+    return model.device.type == "cuda" and len({parameter.device for parameter in model.parameters()}) == 1
+
+
 class StepGraph:
     """Steps of one token a row with a cache, whose scores the next step overwrites.
 
@@ -69,7 +74,7 @@ class StepGraph:
         cls, model: PreTrainedModel, cache: SpanCache, positions: Tensor, mask: Tensor | None, room: int
     ) -> Self | None:
         """Return the steps of a model on one CUDA device; None where they cannot be a graph, or are too few."""
-        if model.device.type != "cuda" or len({parameter.device for parameter in model.parameters()}) > 1:
+        if not is_on_one_gpu(model):
             return None
         places = None
         if room >= _LEAST_STEPS and _EQUALS.get(model, {}).get((cache.plan, mask is None), True):

@@ -160,6 +160,24 @@ def test_varlen_attention_is_what_the_stand_in_says(heads: int) -> None:
 
 
 @needs_varlen
+@pytest.mark.parametrize("is_used", [False, True], ids=["all keys", "some keys"])
+def test_varlen_attention_is_what_torch_declares(is_used: bool) -> None:
+    # What tests without a device take shapes and dtypes from.
+    query = torch.randn(40, 4, 64, dtype=torch.bfloat16, device=DEVICE)
+    key, value = (torch.randn(50, 2, 64, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
+    queries, keys, used = (
+        torch.tensor(numbers, dtype=torch.int32, device=DEVICE)
+        for numbers in ([0, 9, 9, 40], [0, 20, 25, 50], [18, 5, 20])
+    )
+    arguments = (query, key, value, queries, keys, 31, 25, False, 0.125, [6, 0], True, used if is_used else None)
+    torch.library.opcheck(
+        torch.ops.torch_attn._varlen_attn.default,
+        (*arguments, None, 1),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+@needs_varlen
 @torch.no_grad()
 def test_a_row_gets_the_same_bits_whatever_its_batch() -> None:
     case = Case(span=LayerSpan(span=64, sinks=4), num_new=300, batch=4, heads=4, size=64, value_size=64)

@@ -223,7 +223,8 @@ class _Batch:
         self.model, self.rows, self.cache = model, list(rows), cache
         for row in rows:
             row.batch_size = max(row.batch_size, len(rows))
-        self.draft_tokens, self.last = draft_tokens if cache.can_draft else 0, mask.shape[1] + room
+        self.draft_tokens = draft_tokens if cache.can_draft else 0
+        self.last = mask.shape[1] - 1 + room  # the cache lacks the last token of each prompt
         self.mask: Tensor | None = None
         self.padding = (mask == 0).sum(dim=1, keepdim=True)
         if not bool(mask.all()):

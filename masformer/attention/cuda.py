@@ -114,16 +114,13 @@ def attend(
     return out.view(batch, length, heads, size).transpose(1, 2)[..., :value_size]
 
 
-def partial(
-    query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool, window: int | None
-) -> tuple[Tensor, Tensor]:
-    """Return (B, H, Tq, D) and (B, H, Tq); the arguments are those of `masformer.attention.parts.partial`."""
+def partial(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Return (B, H, Tq, D) attention of all queries to all keys, and its (B, H, Tq) log-sum-exp."""
     batch, heads, length, _ = query.shape
     size = head_size_of(query, value)
     keys, values, step = packed_states(key, value, size)
-    sight = (window - 1, 0) if window is not None else CAUSAL if causal else EVERYTHING
     rows = tuple(Stretch(row * length, length, row * step, key.shape[2]) for row in range(batch))
-    call = call_of(rows, sight, batch * length, len(keys), key.device)
+    call = call_of(rows, EVERYTHING, batch * length, len(keys), key.device)
     packed = _widened(query, size).transpose(1, 2).reshape(batch * length, heads, size)
     out, total = raw_attention(packed, keys, values, call, scale)
     total = total.masked_fill(total == torch.inf, -torch.inf).view(heads, batch, length).transpose(0, 1)

@@ -68,8 +68,6 @@ def partial(
     length, num_keys = query.shape[2], key.shape[2]
     if not num_keys or not length:
         return _nothing(query, value)
-    if hidden is None and softcap is None and cuda.takes(query, value.shape[3], FULL):
-        return cuda.partial(query, key, value, scale=scale, causal=causal, window=window)
     if window is not None and window < num_keys:
         assert hidden is None
         assert softcap is None
@@ -86,6 +84,8 @@ def partial(
     if causal and hidden is not None:
         later = torch.full((length, length), -torch.inf, dtype=hidden.dtype, device=hidden.device).triu(1)
         causal, hidden = False, hidden + later
+    if not causal and hidden is None and softcap is None and cuda.takes(query, value.shape[3], FULL):
+        return cuda.partial(query, key, value, scale=scale)
     if softcap is None and query.shape[3] == value.shape[3] and query.device.type == "cpu":
         return _fused(query, key, value, scale, causal, hidden)
     return _dense(query, key, value, scale, causal, hidden, softcap)

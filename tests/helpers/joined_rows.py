@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from masformer import SpanCache, SpanPlan, prefill
 from masformer.attention.cache import join
+from masformer.step_graph import StepGraph
 from tests.helpers.tiny_models import VOCAB
+
+Steps = TypeVar("Steps", bound=StepGraph)
 
 
 def tokens(seed: int, count: int) -> list[int]:
@@ -29,6 +34,19 @@ def tree(model: PreTrainedModel, plan: SpanPlan, ends: tuple[int, ...]) -> tuple
         prefill(model, torch.tensor([prompts[-1][len(first) : -1]], device=model.device), cache)
         caches.append(cache)
     return prompts, caches
+
+
+def pinned_rows(
+    model: PreTrainedModel, plan: SpanPlan, ends: tuple[int, ...], room: int, kind: type[Steps]
+) -> tuple[list[list[int]], Steps]:
+    """Return the prompts of rows and their steps, which begin with the last token of each prompt."""
+    prompts, caches = tree(model, plan, ends)
+    cache, longest = join(caches, room), max(map(len, prompts))
+    places = cache.pin()
+    assert places is not None
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * (len(row) + room) for row in prompts])
+    positions = torch.tensor([[len(row) - 1] for row in prompts])
+    return prompts, kind(model, cache, places, positions, mask if len(prompts) > 1 else None, room)
 
 
 class Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from masformer import LayerSpan, SpanPlan, apply_plan
-from masformer.attention import full
+from masformer import LayerSpan, SpanPlan, apply_plan, step_graph, tuning
+from masformer.attention import full, joined
 from masformer.attention.cache import SpanCache, join
+from masformer.attention.full import JoinedLayer
 from masformer.errors import SpanError
 from masformer.plans.spans import FULL, HeadSpans
-from masformer.step_graph import StepGraph
-from tests.helpers.joined_rows import tokens, tree
+from masformer.step_graph import StepGraph, is_on_one_gpu
+from tests.helpers.cuda_standin import AsOnCuda, Replayed
+from tests.helpers.joined_rows import pinned_rows, tokens, tree
 from tests.helpers.tiny_models import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,23 +28,7 @@ WINDOW = LayerSpan(span=17, sinks=3)
 PLAN = SpanPlan((WINDOW, FULL, LayerSpan(span=9)))
 BY_HEAD = SpanPlan((FULL, HeadSpans((WINDOW, FULL)), WINDOW))
 STEPS = 12
-
-
-class Replayed(StepGraph):
-    """A graph without a device: a pass after which Python's counts are as if it had not been, whatever they were."""
-
-    def _rehearsed(self) -> Tensor:
-        return self._pass()
-
-    def _record(self) -> None:
-        self.recorded, self.graph = self.cache.counts, object()  # type: ignore[assignment]
-
-    def _replay(self, graph: Any) -> Tensor:
-        counts = self.cache.counts
-        self.cache.counts = self.recorded
-        scores = self._pass()
-        self.cache.counts = [count + 1 for count in counts]
-        return scores
+ROOM = 20  # fewer steps are not worth a graph
 
 
 class Device:
@@ -77,23 +64,6 @@ class Device:
             self.is_recording = False
 
 
-def rows_of(
-    model: PreTrainedModel,
-    plan: SpanPlan,
-    ends: tuple[int, ...],
-    room: int = STEPS,
-    kind: type[StepGraph] = Replayed,
-) -> tuple[Any, StepGraph]:
-    """Return the prompts of rows and their steps, which begin with the last token of each prompt."""
-    prompts, caches = tree(model, plan, ends)
-    cache, longest = join(caches, room), max(map(len, prompts))
-    places = cache.pin()
-    assert places is not None
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * (len(row) + room) for row in prompts])
-    positions = torch.tensor([[len(row) - 1] for row in prompts])
-    return prompts, kind(model, cache, places, positions, mask if len(prompts) > 1 else None, room)
-
-
 def model_of(kind: str, plan: SpanPlan) -> PreTrainedModel:
     model = tiny_model(kind)
     apply_plan(model, plan)
@@ -101,6 +71,7 @@ def model_of(kind: str, plan: SpanPlan) -> PreTrainedModel:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("is_on_cuda", [False, True], ids=["cpu", "as on cuda"])
 @pytest.mark.parametrize("ends", [(12, 2, 25, 6), (12,)], ids=["rows", "one"])
 @pytest.mark.parametrize("tail_tokens", [0, 20])
 @pytest.mark.parametrize(
@@ -109,19 +80,36 @@ def model_of(kind: str, plan: SpanPlan) -> PreTrainedModel:
     ids=["llama", "heads", "full", "gpt_oss", "gemma2"],
 )
 def test_replayed_steps_give_each_row_what_it_gets_alone(
-    kind: str, plan: SpanPlan, tail_tokens: int, ends: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    plan: SpanPlan,
+    tail_tokens: int,
+    ends: tuple[int, ...],
+    is_on_cuda: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(full, "TAIL_TOKENS", tail_tokens)
     model = model_of(kind, plan)
-    prompts, step = rows_of(model, plan, ends)
+    prompts, step = pinned_rows(model, plan, ends, STEPS, Replayed)
     texts = [prompt + tokens(20 + row, STEPS) for row, prompt in enumerate(prompts)]
     alone = [model(torch.tensor([text]), use_cache=False).logits[0].float() for text in texts]
+    joined_calls = []
+    if is_on_cuda:
+        AsOnCuda(monkeypatch)
+        attend = joined.attend_joined
+
+        def noting(query: Tensor, key: Tensor, value: Tensor, layer: JoinedLayer, *args: Any) -> Tensor:
+            joined_calls.append(layer.place is not None)
+            return attend(query, key, value, layer, *args)
+
+        monkeypatch.setattr(joined, "attend_joined", noting)
     for count in range(STEPS):
         last = [len(prompt) - 1 + count for prompt in prompts]
         scores = step(torch.tensor([[text[at]] for text, at in zip(texts, last, strict=True)]))
         for row, at in enumerate(last):
             torch.testing.assert_close(scores[row, 0], alone[row][at], atol=1e-5, rtol=0)
     assert step.graph is not None
+    # Soft caps are computed elsewhere.
+    assert set(joined_calls) == ({True} if is_on_cuda and kind != "gemma2" else set())
     with pytest.raises(SpanError, match="the room of a joined cache is used up"):
         step(torch.tensor([[3]] * len(prompts)))
 
@@ -135,7 +123,7 @@ def test_a_model_whose_python_counts_tokens_goes_on_without_a_graph() -> None:
         return forward(states + options["past_key_values"].get_seq_length() / 100, *args, **options)
 
     model.model.layers[0].forward = counting
-    prompts, step = rows_of(model, PLAN, (12,))
+    prompts, step = pinned_rows(model, PLAN, (12,), STEPS, Replayed)
     text = prompts[0] + tokens(20, STEPS)
     cache = join(tree(model, PLAN, (12,))[1], STEPS)
     for at in range(len(prompts[0]) - 1, len(text) - 1):
@@ -149,7 +137,7 @@ def test_a_model_whose_python_counts_tokens_goes_on_without_a_graph() -> None:
 @pytest.mark.parametrize("fails_at", ["rehearsal", "recording", "memory"])
 def test_a_step_that_cannot_be_recorded_is_taken_as_always(fails_at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama", PLAN)
-    prompts, step = rows_of(model, PLAN, (12,), kind=StepGraph)
+    prompts, step = pinned_rows(model, PLAN, (12,), STEPS, StepGraph)
     text = prompts[0] + tokens(20, STEPS)
     alone = model(torch.tensor([text]), use_cache=False).logits[0].float()
     device = Device(model, monkeypatch, fails_at=fails_at)
@@ -181,4 +169,83 @@ def test_other_rows_end_what_is_pinned() -> None:
 
 def test_a_model_on_the_cpu_has_no_graph() -> None:
     model = model_of("llama", PLAN)
-    assert StepGraph.of(model, SpanCache(PLAN), torch.zeros(1, 1), None, STEPS) is None
+    assert StepGraph.of(model, SpanCache(PLAN), torch.zeros(1, 1), None, ROOM) is None
+
+
+def test_only_a_model_on_one_cuda_device_has_a_graph() -> None:
+    def on(*names: str) -> Any:
+        devices = [torch.device(name) for name in names]
+        return SimpleNamespace(
+            device=devices[0], parameters=lambda: [SimpleNamespace(device=device) for device in devices]
+        )
+
+    assert is_on_one_gpu(on("cuda:0", "cuda:0"))
+    assert not is_on_one_gpu(on("cuda:0", "cuda:1"))
+    assert not is_on_one_gpu(on("cuda:0", "cpu"))
+    assert not is_on_one_gpu(on("cpu"))
+
+
+@pytest.fixture
+def on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_graph, "is_on_one_gpu", lambda model: True)
+
+
+def steps_of(model: PreTrainedModel, plan: SpanPlan, room: int = ROOM) -> tuple[list[int], SpanCache, Replayed | None]:
+    """Return a prompt, its cache with room for some tokens, and its steps as they are for a model on a device."""
+    prompts, caches = tree(model, plan, (12,))
+    cache = join(caches, room)
+    return prompts[0], cache, Replayed.of(model, cache, torch.tensor([[len(prompts[0]) - 1]]), None, room)
+
+
+def is_pinned(cache: SpanCache) -> bool:
+    (pinned,) = {part.place is not None for part in cache._parts()}
+    return pinned
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("on_one_gpu")
+def test_a_model_that_has_passed_is_recorded_at_the_second_step() -> None:
+    model = model_of("llama", PLAN)
+    for recorded in (3, 2):
+        prompt, cache, steps = steps_of(model, PLAN)
+        assert steps is not None
+        assert is_pinned(cache)
+        assert tuning.chosen()["decoding step"] == "graph"
+        text = prompt + tokens(20, 6)
+        alone = model(torch.tensor([text]), use_cache=False).logits[0].float()
+        for count, at in enumerate(range(len(prompt) - 1, len(text) - 1), start=1):
+            torch.testing.assert_close(steps(torch.tensor([[text[at]]]))[0, 0], alone[at], atol=1e-5, rtol=0)
+            assert (steps.graph is not None) == (count >= recorded)
+        assert steps.equals is True
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("on_one_gpu")
+def test_positions_stay_those_of_the_caller() -> None:
+    model = model_of("llama", PLAN)
+    positions = torch.tensor([[52]])
+    steps = Replayed.of(model, join(tree(model, PLAN, (12,))[1], ROOM), positions, None, ROOM)
+    assert steps is not None
+    steps(torch.tensor([[3]]))
+    assert steps.positions.tolist() == [[53]]
+    assert positions.tolist() == [[52]]
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("on_one_gpu")
+@pytest.mark.parametrize("reason", ["few steps", "blocks", "known to differ"])
+def test_steps_that_gain_nothing_by_a_graph_are_taken_as_always(reason: str) -> None:
+    plan = SpanPlan((LayerSpan(block=8, previous=1, sinks=2), FULL, FULL)) if reason == "blocks" else PLAN
+    model = model_of("llama", plan)
+    if reason == "known to differ":
+        first = steps_of(model, plan)[2]
+        assert first is not None
+        first._settle(is_equal=False)
+    _, cache, steps = steps_of(model, plan, room=15 if reason == "few steps" else ROOM)
+    assert steps is None
+    assert not is_pinned(cache)
+    assert tuning.chosen()["decoding step"] == "launches"
+    if reason == "known to differ":  # under this plan, without padding
+        full_plan = SpanPlan.full(3)
+        apply_plan(model, full_plan)
+        assert steps_of(model, full_plan)[2] is not None

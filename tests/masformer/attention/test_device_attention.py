@@ -14,14 +14,17 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.attention import varlen as torch_varlen
 
-from masformer.attention import cuda, parts
+from masformer.attention import cuda, cuda_joined, parts
 from masformer.attention import flex as flex_module
 from masformer.attention import kernels as attention
 from masformer.attention.calls import call_of, calls_of
 from masformer.attention.flex import flex_attention
+from masformer.attention.full import FullLayer, JoinedLayer
 from masformer.attention.kernels import dense_attention, span_attention
+from masformer.attention.layers import Place
 from masformer.attention.visibility import SpanMask, visible_keys
 from masformer.plans.spans import FULL, LayerSpan
 from tests.helpers import varlen_standin
@@ -33,6 +36,7 @@ from tests.helpers.attention_cases import (
     cached,
     cases,
     defined,
+    from_a_cache,
     gradients,
     random_states,
 )
@@ -204,6 +208,67 @@ def test_calls_fit_what_torch_declares(span: LayerSpan, monkeypatch: pytest.Monk
     calls_of.cache_clear(), call_of.cache_clear()
 
 
+def assert_as_declared(attend: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assert that torch takes the calls of a function, and that what it declares has the shapes of the stand-in's."""
+    found = attend()  # what is kept between passes is made of real numbers
+    monkeypatch.setattr(cuda, "varlen_attn", torch_varlen.varlen_attn)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        declared = attend()
+    for ours, fake in zip(*((x,) if isinstance(x, Tensor) else x for x in (found, declared)), strict=True):
+        assert isinstance(fake, FakeTensor)
+        assert (fake.shape, fake.dtype) == (ours.shape, ours.dtype)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["cache", "fork", "padding", "padding on a cache"])
+@pytest.mark.parametrize("span", [FULL, LayerSpan(span=16, sinks=4), LayerSpan(block=8, sinks=4)], ids=str)
+def test_calls_on_a_cache_fit_what_torch_declares(span: LayerSpan, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    offset, padding = 0 if how == "padding" else 30, (0, 7) if "padding" in how else None
+    case = Case(span=span, num_new=20, offset=offset, batch=2, heads=4, padding=padding, learned=True)
+    states = random_states(case, torch.bfloat16)
+    key, value, seen = from_a_cache(case, states, forked=how == "fork")
+    before = () if seen is None else seen.runs
+    assert bool(before) == (how == "fork" and span.is_full)
+    more = {"padding": padding, "learned_sinks": states.learned_sinks}
+    assert_as_declared(
+        lambda: cuda.attend(states.query, key, value, before, span, case.offset, 0.25, **more), monkeypatch
+    )
+
+
+@torch.no_grad()
+def test_a_part_fits_what_torch_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(span=FULL, num_new=1, offset=40, batch=2, heads=4, value_size=8)
+    states = random_states(case, torch.bfloat16)
+    assert_as_declared(lambda: cuda.partial(*states.all(), scale=0.25), monkeypatch)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("learned", [False, True], ids=["plain", "learned sinks"])
+@pytest.mark.parametrize("ends", [(6, 2), (3, 3)], ids=["rows of two lengths", "rows of one length"])
+@pytest.mark.parametrize(("num_new", "is_pinned"), [(1, True), (1, False), (3, False)])
+def test_calls_of_joined_rows_fit_what_torch_declares(
+    num_new: int, is_pinned: bool, ends: tuple[int, ...], learned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def states(rows: int, heads: int, length: int) -> Tensor:
+        return torch.randn(rows, heads, length, 16).bfloat16()
+
+    trunk = FullLayer(FULL)
+    trunk.update(states(1, 2, 40), states(1, 2, 40))
+    forks = [trunk.fork() for _ in ends]
+    for fork, count in zip(forks, ends, strict=True):
+        fork.update(states(1, 2, count), states(1, 2, count))
+    joined = FullLayer.join(forks, [40 + count for count in ends], 5)
+    assert isinstance(joined, JoinedLayer)
+    assert joined.runs
+    if is_pinned:
+        slot = joined.next_place(0)
+        assert slot is not None
+        joined.place = Place(*slot, device=torch.device("cpu"))
+    key, value = joined.update(states(2, 2, num_new), states(2, 2, num_new))
+    query, sinks = states(2, 4, num_new), torch.randn(4).bfloat16() if learned else None
+    assert_as_declared(lambda: cuda_joined.attend_joined(query, key, value, joined, 0.25, sinks), monkeypatch)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name, case in ON_A_CACHE.items() if case.softcap is None])
 def test_calls_in_half_precision_merge_to_what_one_would_round_to(name: str) -> None:
@@ -229,11 +294,12 @@ def test_a_half_precision_merge_is_exact_to_the_last_bit_or_so() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 9)])
-def test_a_part_on_cuda_is_that_of_the_cpu(causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_on_cuda_is_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     states = random_states(Case(span=FULL, num_new=20, offset=13, batch=2, heads=4, value_size=8))
-    arguments = {"scale": 0.3, "causal": causal, "window": window}
-    expected = parts.partial(*states.all(), **arguments)
+    expected = parts.partial(*states.all(), scale=0.3)
+    called = mock.Mock(side_effect=varlen_standin.varlen_attn)
+    monkeypatch.setattr(cuda, "varlen_attn", called)
     monkeypatch.setattr(cuda, "DTYPES", (torch.float64,))
-    for ours, exact in zip(parts.partial(*states.all(), **arguments), expected, strict=True):
+    for ours, exact in zip(parts.partial(*states.all(), scale=0.3), expected, strict=True):
         assert_close(ours, exact, EXACT)
+    called.assert_called_once()
