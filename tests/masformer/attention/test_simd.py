@@ -20,7 +20,7 @@ from masformer.attention.kernels import span_attention
 from masformer.attention.simd import Keys
 from masformer.errors import OneLineError
 from masformer.hardware import dtype_name
-from masformer.plans.spans import FULL, LayerSpan
+from masformer.plans.spans import FULL, HeadSpans, LayerSpan
 from tests.helpers.attention_cases import CASES, Case, assert_close, attend, cases, defined, random_states
 from tests.helpers.properties import tries
 
@@ -82,8 +82,20 @@ def test_attention_is_that_of_the_definition(case: Case, threads: int, dtype: to
 @given(cases(), st.sampled_from(list(TOLERANCE)))
 @torch.no_grad()
 def test_any_case_is_that_of_the_definition(case: Case, dtype: torch.dtype) -> None:
-    out, expected, _ = by_kernel(replace(case, value_size=8), dtype)
+    case = replace(case, value_size=8)
+    out, expected, num_calls = by_kernel(case, dtype)
     assert_close(out.double(), expected, TOLERANCE[dtype])
+    assert bool(num_calls) == can_take(case, dtype)
+
+
+def can_take(case: Case, dtype: torch.dtype) -> bool:
+    """Return whether the kernel can attend for some heads: it takes the states, and needs no mask over cached keys."""
+    states, mask = random_states(case, dtype), case.mask()
+    is_masked = []
+    for span in case.span.heads if isinstance(case.span, HeadSpans) else (case.span,):
+        is_few = case.num_new == 1 or (case.num_new <= kernels._FEW_QUERIES and span.num_causal is not None)
+        is_masked.append(case.offset > 0 and is_few and mask.hidden(span, states.query) is not None)
+    return simd.takes(states.query, (states.key, states.value)) and not all(is_masked)
 
 
 @each_dtype
