@@ -14,7 +14,7 @@ Source: merging by log-sum-exps is that of Flash-Decoding and of Hydragen, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from masformer.attention import cuda
-from masformer.attention.tiles import ScoreRule
+from masformer.attention.tiles import ScoreRule, product_dtype
 from masformer.plans.layer_spans import FULL
 
 # (B, H, Tq, D) attention to some keys, and (B, H, Tq) its log-sum-exp.
 Part: TypeAlias = tuple[Tensor, Tensor]
 # Queries, keys and values of views, how they attend, and the place of the first key.
 _View: TypeAlias = tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any], int]
-# Keys that one product takes: in half precision torch copies them, and more memory than that is not used.
+# Keys that one product takes, which in half precision are copied: this bounds the memory of the copies.
 RUN_KEYS = 8192
 _WINDOW_ROWS = 64
 # Views of a window in one call: enough for all threads, and few where torch copies what each of them sees.
@@ -81,14 +81,14 @@ def partial(
             states = query, key[:, :, keys], value[:, :, keys]
             parts.append(partial(*states, scale=scale, causal=is_own, hidden=less, softcap=softcap))
         return merge(parts)
-    if causal and hidden is not None:
-        later = torch.full((length, length), -torch.inf, dtype=hidden.dtype, device=hidden.device).triu(1)
-        causal, hidden = False, hidden + later
     if not causal and hidden is None and softcap is None and cuda.takes(query, value.shape[3], FULL):
         return cuda.partial(query, key, value, scale=scale)
-    if softcap is None and query.shape[3] == value.shape[3] and query.device.type == "cpu":
-        return _fused(query, key, value, scale, causal, hidden)
-    return _dense(query, key, value, scale, causal, hidden, softcap)
+    is_fused = softcap is None and query.shape[3] == value.shape[3] and query.device.type == "cpu"
+    if causal and is_fused and hidden is None:
+        return _fused_causal(query, key, value, scale)
+    hidden = _hiding_later(query, hidden) if causal else hidden
+    rule = ScoreRule(scale=scale, softcap=softcap)
+    return _in_blocks(query, key, value, hidden, _fused if is_fused else _dense, rule)
 
 
 def merge(parts: Sequence[Part]) -> Part:
@@ -137,52 +137,60 @@ def _nothing(query: Tensor, value: Tensor) -> Part:
     return query.new_zeros((*shape, value.shape[3])), query.new_full(shape, -torch.inf, dtype=wide)
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, hidden: Tensor | None) -> Part:
-    """Attend by torch's fused kernel; causal queries have as many keys."""
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+def _hiding_later(query: Tensor, hidden: Tensor | None) -> Tensor:
+    """Return (B or 1, 1, Tq, Tq), what is hidden and the keys after each query; there are as many keys as queries."""
+    length = query.shape[2]
+    later = query.new_full((1, 1, length, length), -torch.inf).triu(1)
+    return later if hidden is None else hidden + later
+
+
+def _fused_causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Part:
+    """Attend by torch's fused kernel; there are as many keys as queries."""
+    key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, is_causal=True, scale=scale
+    )
+    return out, lse
+
+
+def _in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, attend: Callable[..., Part], rule: ScoreRule
+) -> Part:
+    """Attend to `RUN_KEYS` keys at a time, by `_fused` or `_dense`."""
     batch, heads, length, size = query.shape
     groups = heads // key.shape[1]
-    if causal:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        out, lse = attend(query, key, value, is_causal=True, scale=scale)
-        return out, lse
     # What needs no causal mask: the query heads of one key/value head become the rows of one product.
     folded = query.reshape(batch, key.shape[1], groups * length, size)
-    if hidden is not None and hidden.shape[2] > 1:
-        hidden = hidden.repeat(1, 1, groups, 1)
     parts = []
     for first in range(0, key.shape[2], RUN_KEYS):
         keys, values = (x[:, :, first : first + RUN_KEYS] for x in (key, value))
         less = None if hidden is None else hidden[..., first : first + RUN_KEYS]
-        out, lse = attend(folded, keys, values, attn_mask=less, scale=scale)
-        if less is not None:  # torch calls the log-sum-exp of nothing 0
-            lse = lse.masked_fill((less == -torch.inf).all(dim=-1), -torch.inf)
-        parts.append((out, lse))
+        if less is not None and less.shape[2] > 1:
+            less = less.repeat(1, 1, groups, 1)
+        parts.append(attend(folded, keys, values, less, rule))
     out, lse = merge(parts)
-    return out.reshape(batch, heads, length, size), lse.reshape(batch, heads, length)
+    return out.reshape(batch, heads, length, -1), lse.reshape(batch, heads, length)
 
 
-def _dense(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    causal: bool,
-    hidden: Tensor | None,
-    softcap: float | None,
-) -> Part:
-    """Attend by the definition; all scores exist at once. Causal queries have as many keys."""
-    batch, heads, length, size = query.shape
-    grouped = query.reshape(batch, key.shape[1], -1, length, size)
-    scores = ScoreRule(scale=scale, softcap=softcap).of(grouped, key.unsqueeze(2))
-    if causal:
-        scores = scores + scores.new_full((length, length), -torch.inf).triu(1)
+def _fused(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, rule: ScoreRule) -> Part:
+    """Attend by torch's fused kernel, which knows no soft cap; (B, K, Tq, D) queries."""
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, lse = attend(query, key, value, attn_mask=hidden, scale=rule.scale)
+    if hidden is not None:  # torch calls the log-sum-exp of nothing 0
+        lse = lse.masked_fill((hidden == -torch.inf).all(dim=-1), -torch.inf)
+    return out, lse
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, rule: ScoreRule) -> Part:
+    """Attend by the definition, all scores at once; (B, K, Tq, D) queries."""
+    # In fp32: a product in half precision would be rounded before the soft cap.
+    scores = rule.of(query, key)
     if hidden is not None:
-        scores = scores + hidden.to(scores.dtype).unsqueeze(2)
+        scores = scores + hidden.to(scores.dtype)
     lse = scores.logsumexp(dim=-1)
     weights = (scores - lse.masked_fill(lse == -torch.inf, 0).unsqueeze(-1)).exp()
-    out = weights.to(value.dtype) @ value.unsqueeze(2)
-    return out.reshape(batch, heads, length, -1), lse.reshape(batch, heads, length)
+    dtype = product_dtype(value)
+    return weights.to(dtype) @ value.to(dtype), lse
 
 
 def _windowed(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, at_once: int) -> Part:
@@ -297,12 +305,15 @@ def _gradients(
     if causal and own:
         for keys, is_own in ((slice(own), False), (slice(own, None), True)):
             states = query, key[:, :, keys], value[:, :, keys]
-            of_part = _gradients(grad, *states, out, lse, scale, is_own)
+            less = None if hidden is None else hidden[..., keys]
+            of_part = _gradients(grad, *states, out, lse, scale, is_own, hidden=less)
             of_query += of_part[0]
             of_key[:, :, keys], of_value[:, :, keys] = of_part[1:]
         return of_query, of_key, of_value
     if not num_keys:
         return of_query, of_key, of_value
+    if causal and hidden is not None:
+        causal, hidden = False, _hiding_later(query, hidden)
     groups = query.shape[1] // key.shape[1]
     if causal:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))

@@ -61,6 +61,15 @@ class ScoreRule:
         return scores if self.softcap is None else self.softcap * (scores / self.softcap).tanh()
 
 
+def product_dtype(value: Tensor) -> torch.dtype:
+    """Return the dtype in which weights are multiplied with values."""
+    # fp16 products are dozens of times slower than fp32 on a CPU, and bf16 ones on a CPU without instructions for them.
+    is_slow = value.device.type == "cpu" and (
+        value.dtype == torch.float16 or (value.dtype == torch.bfloat16 and not multiplies_bfloat16())
+    )
+    return torch.float32 if is_slow else value.dtype
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lanes:
     """Runs of queries that are worked through side by side.
@@ -243,12 +252,7 @@ def _lanes(query: Tensor, key: Tensor, value: Tensor, learned_sinks: Tensor | No
     groups = query.shape[1] // key.shape[1]
     stop = work.offset + query.shape[2]
     wide = torch.promote_types(query.dtype, torch.float32)
-    # Weights meet values in this dtype: fp16 products are dozens of times slower than fp32 on a CPU, and bf16 ones on a
-    # CPU without instructions for them.
-    is_slow = value.device.type == "cpu" and (
-        value.dtype == torch.float16 or (value.dtype == torch.bfloat16 and not multiplies_bfloat16())
-    )
-    narrow = torch.float32 if is_slow else value.dtype
+    narrow = product_dtype(value)
     for shape in lanes_of(work.span, work.offset + work.skip, stop, groups, query.device):
         lead = shape.sinks + (learned_sinks is not None)
         width = lead + shape.before + shape.length

@@ -234,6 +234,7 @@ def cases(
     num_tokens: int | None = None,
     can_pad: bool = True,
     can_cache: bool = True,
+    can_cap: bool = True,
     by_head: bool = True,
 ) -> Case:
     """Draw a case.
@@ -244,6 +245,7 @@ def cases(
         num_tokens: New tokens; None draws them too.
         can_pad: Rows may have padding.
         can_cache: There may be tokens in the cache.
+        can_cap: There may be a soft cap.
         by_head: The key/value heads may have spans of their own.
     """
     num_new = num_tokens or draw(st.integers(2, longest) | st.just(1))
@@ -266,7 +268,7 @@ def cases(
         value_size=value_size,
         padding=padding,
         scale=draw(st.sampled_from([None, 0.1, 1.0])),
-        softcap=draw(st.sampled_from([None, 0.5, 20.0])),
+        softcap=draw(st.sampled_from([None, 0.5, 20.0])) if can_cap else None,
         learned=draw(st.booleans()),
         by_token=draw(st.booleans()),
         forked=offset > 0 and draw(st.booleans()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,10 +12,11 @@ from transformers import PreTrainedModel
 from masformer import HeadSpans, LayerSpan, SpanCache, SpanPlan, apply_plan, prefill
 from masformer.attention import cache as cache_module
 from masformer.attention import full as full_module
+from masformer.attention import kernels, simd, visibility
 from masformer.attention import parts as parts_module
-from masformer.attention import simd, visibility
 from masformer.attention.cache import can_join, join, num_bytes, row_bytes, split
 from masformer.attention.full import JoinedLayer
+from masformer.attention.joined import joined_attention
 from masformer.attention.kernels import dense_attention, span_attention
 from masformer.attention.visibility import SpanMask, cached_slots, left_padding
 from masformer.errors import SpanError
@@ -29,11 +32,26 @@ JOINABLE = [kind for kind in SUPPORTED if can_join(tiny_model(kind).config)]
 
 @pytest.fixture(autouse=True, params=["torch", "simd"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """By torch, and by the compiled kernel where the machine has it."""
-    if request.param == "simd":
+    """By torch, and by the compiled kernel where the machine has it: then each joined layer calls it once."""
+    is_simd = request.param == "simd"
+    if is_simd:
         if simd.why_not():
             pytest.skip(f"no kernel: {simd.why_not()}")
         monkeypatch.setenv("MASFORMER_WAYS", "attention=simd window=simd")
+    calls, attended = list[Any](), simd.attend
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        return attended(*arguments, **options)
+
+    def watched(*arguments: Any) -> Tensor:
+        before = len(calls)
+        out = joined_attention(*arguments)
+        assert len(calls) - before == is_simd
+        return out
+
+    monkeypatch.setattr(simd, "attend", counting)
+    monkeypatch.setattr(kernels, "joined_attention", watched)
     return str(request.param)
 
 

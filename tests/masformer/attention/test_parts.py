@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masformer.attention import parts as parts_module
-from masformer.attention.parts import merge, partial
+from masformer.attention.kernels import dense_attention
+from masformer.attention.parts import attend, merge, partial
 from tests.helpers.attention_cases import assert_close
 from tests.helpers.properties import tries
+from tests.helpers.tensors import Largest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EXACT = 1e-10
@@ -150,4 +152,88 @@ def test_parts_over_any_runs_of_keys_merge_to_the_whole(asked: Asked, cuts: list
         run = key[:, :, first:stop], value[:, :, first:stop]
         found.append(partial(query, *run, scale=0.4, hidden=less, softcap=asked.softcap))
     for ours, right in zip(merge(found), asked.defined((query, key, value)), strict=True):
+        assert_close(ours, right, EXACT)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_soft_cap_widens_a_block_of_keys_at_a_time(
+    length: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts_module, "RUN_KEYS", 512)
+    asked = Asked(length=length, num_keys=1024, heads=4, kv_heads=2, size=64, value_size=64, softcap=1.5)
+    states = asked.states(dtype)
+    with Largest() as largest:
+        out, _ = partial(*states, **asked.options(dtype))
+    # A block of half of these keys takes as much in fp32.
+    assert 0 < largest.num_bytes <= states[1].nbytes
+    assert_close(out.double(), asked.defined(states)[0], TOLERANCE[dtype])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Keys that `attend` gets with options of their own; `hides` is how many rows and queries hide some apart."""
+
+    num_keys: int
+    causal: bool = False
+    window: int | None = None
+    hides: tuple[int, int] | None = None
+
+    def options(self, generator: torch.Generator) -> dict[str, Any]:
+        if self.window is not None:
+            return {"window": self.window, "rows": 7}
+        hidden = None
+        if self.hides is not None:
+            chosen = torch.rand((self.hides[0], 1, self.hides[1], self.num_keys), generator=generator) < 0.6
+            hidden = torch.zeros(chosen.shape, dtype=torch.float64).masked_fill(chosen, -torch.inf)
+        return {"causal": self.causal, "hidden": hidden}
+
+    def visible(self, batch: int, length: int, hidden: Tensor | None) -> Tensor:
+        """Return (B, 1, Tq, Tk) bools by the definition."""
+        distance = torch.arange(length)[:, None] + self.num_keys - length - torch.arange(self.num_keys)
+        seen = torch.ones((batch, 1, length, self.num_keys), dtype=torch.bool)
+        if self.causal or self.window is not None:
+            seen = seen & (distance >= 0)
+        if self.window is not None:
+            seen = seen & (distance < self.window)
+        return seen if hidden is None else seen & (hidden == 0)
+
+
+@st.composite
+def runs_of(draw: st.DrawFn, batch: int, length: int) -> Run:
+    pattern = draw(st.sampled_from(["all", "causal", "window"]))
+    num_keys = draw(st.integers(0, 60)) if pattern == "all" else length + draw(st.integers(0, 50))
+    if pattern == "window":
+        return Run(num_keys=num_keys, window=draw(st.integers(1, 50)))
+    sizes = st.tuples(st.sampled_from([1, batch]), st.sampled_from([1, length]))
+    return Run(num_keys=num_keys, causal=pattern == "causal", hides=draw(st.none() | sizes))
+
+
+@tries(100)
+@given(st.data())
+def test_attention_to_any_runs_and_its_gradients_equal_the_definition(data: st.DataObject) -> None:
+    batch, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40))
+    heads, kv_heads = data.draw(st.sampled_from([(1, 1), (4, 2), (6, 2), (3, 1)]))
+    runs = data.draw(st.lists(runs_of(batch, length), min_size=1, max_size=4))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    query, grad = (random(batch, heads, length, 8) for _ in range(2))
+    learned = random(heads) if data.draw(st.booleans()) else None
+    states = [tuple(random(batch, kv_heads, run.num_keys, 8) for _ in range(2)) for run in runs]
+    options = [run.options(generator) for run in runs]
+    visible = [run.visible(batch, length, more.get("hidden")) for run, more in zip(runs, options, strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts_module, "RUN_KEYS", 24)
+        given_runs = [(*each, more) for each, more in zip(states, options, strict=True)]
+        out = attend(query, given_runs, learned, scale=0.4)
+        asked = [query, *(x for each in states for x in each), *([] if learned is None else [learned])]
+        found = torch.autograd.grad(out, asked, grad)
+    key, value = (torch.cat(each, dim=2) for each in zip(*states, strict=True))
+    expected = dense_attention(query, key, value, torch.cat(visible, dim=3), 0.4, learned_sinks=learned)
+    assert_close(out, expected, EXACT)
+    for ours, right in zip(found, torch.autograd.grad(expected, asked, grad), strict=True):
         assert_close(ours, right, EXACT)
