@@ -36,6 +36,7 @@ class Decoder:
     """A process that decodes the batch when it is told to."""
 
     def __init__(self, sources: Path, dtype: str, plan: str, steps: int, ways: str) -> None:
+        self.sources = sources
         arguments = [str(sources), dtype, plan, str(steps), str(num_threads({}))]
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "benchmarks" / "decoder.py"), *arguments],
@@ -59,7 +60,7 @@ class Decoder:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"the process of {self.process.args[2]} ended")  # type: ignore[index]
+            sys.exit(f"the process of {self.sources} ended")
         return line
 
 

@@ -62,7 +62,7 @@ def remembered(topic: str, case: str, ways: Collection[str]) -> str | None:
     name = named or _settled.get((machine(), key))
     if name not in ways:
         name = _read(choices_file()).get(machine(), {}).get(_entry(key, ways))
-    if name not in ways:
+    if name is None or name not in ways:
         return None
     _used[key] = name
     if named is None:

@@ -81,23 +81,21 @@ def window_way(
     if named := named_way(WINDOW, _WINDOWS):
         return named if named in ways else TILES
     case = f"{_case(query, key)}, {span}" + (", with gradients" if needs_grad else "")
-    return _choose(WINDOW, case, ways, partial(run, count=MEASURED_QUERIES), query.shape[2] >= MEASURED_QUERIES)
+    return _choose(WINDOW, case, ways, _on_last(run), query.shape[2] >= MEASURED_QUERIES)
 
 
 def pattern_way(query: Tensor, key: Tensor, what: str, run: Callable[[str, int], object]) -> str:
     """Return the way where `simd` can attend and torch has tiles alone; `what` names span and scores."""
     if named_way(ATTENTION, (TORCH, SIMD)) == SIMD:
         return SIMD
-    is_long = query.shape[2] >= MEASURED_QUERIES
-    return _choose(
-        PATTERN, f"{_case(query, key)}, {what}", (TILES, SIMD), partial(run, count=MEASURED_QUERIES), is_long
-    )
+    case = f"{_case(query, key)}, {what}"
+    return _choose(PATTERN, case, (TILES, SIMD), _on_last(run), query.shape[2] >= MEASURED_QUERIES)
 
 
 def causal_way(query: Tensor, key: Tensor, run: Callable[[str, int], object]) -> str:
     """Return the way where (B, H, Tq, D) queries see all before them and `simd` can attend; as `window_way`."""
     is_long = query.shape[2] >= 2 * MEASURED_QUERIES
-    return _choose(ATTENTION, _case(query, key), (TORCH, SIMD), partial(run, count=MEASURED_QUERIES), is_long)
+    return _choose(ATTENTION, _case(query, key), (TORCH, SIMD), _on_last(run), is_long)
 
 
 def step_way(query: Tensor, key: Tensor, what: str, num_keys: int, run: Callable[[str], object]) -> str:
@@ -105,6 +103,10 @@ def step_way(query: Tensor, key: Tensor, what: str, num_keys: int, run: Callable
     if named_way(ATTENTION, (TORCH, SIMD)) == SIMD:
         return SIMD
     return _choose(STEP, f"{_case(query, key)}, {what}", (TORCH, SIMD), run, num_keys >= MEASURED_KEYS)
+
+
+def _on_last(run: Callable[[str, int], object]) -> Callable[[str], object]:
+    return lambda way: run(way, MEASURED_QUERIES)
 
 
 def _choose(topic: str, case: str, ways: Sequence[str], run: Callable[[str], object], is_measured: bool) -> str:
