@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from masformer import LayerSpan, SpanPlan, apply_plan
 from masformer.attention import cache as cache_module
@@ -19,6 +18,7 @@ from masformer.attention.cache import join
 from masformer.plans.spans import FULL, HeadSpans
 from tests.helpers import varlen_standin
 from tests.helpers.joined_rows import Batch, tokens, tree
+from tests.helpers.reads import Counting
 from tests.helpers.tiny_models import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,32 +30,11 @@ PLAN = SpanPlan((WINDOW, FULL, LayerSpan(span=9)))
 BY_HEAD = SpanPlan((FULL, HeadSpans((WINDOW, FULL)), WINDOW))
 
 
-class Counting(TorchDispatchMode):
-    """Counts the operations that run, and those that read a tensor's numbers, for which a program waits."""
-
-    READING = ("_local_scalar_dense", "equal", "nonzero", "is_nonzero", "masked_select", "item")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: Counter[str] = Counter()
-        self.reading: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        self.operations[name] += 1
-        by_bools = name in ("index", "index_put_") and any(
-            isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
-        )
-        if name in self.READING or by_bools:
-            self.reading[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
 class AsOnCuda:
-    """Counts the calls of `varlen_attn`, and what reads tensors by other ways than operations."""
+    """Counts the calls of `varlen_attn`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls = self.lists = 0
+        self.calls = 0
         monkeypatch.setattr(cuda, "is_ready", lambda device: True)
         monkeypatch.setattr(cuda, "DTYPES", (torch.float32,))
         monkeypatch.setattr(cuda, "varlen_attn", self.attend)
@@ -68,21 +47,11 @@ class AsOnCuda:
             return choose(alike, *args)
 
         monkeypatch.setattr(kernels, "choose_kernel", choose_on_cuda)
-        tolist = Tensor.tolist
-
-        def counting(tensor: Tensor) -> Any:
-            self.lists += 1
-            return tolist(tensor)
-
-        monkeypatch.setattr(Tensor, "tolist", counting)
 
     def attend(self, *args: Any, **options: Any) -> Any:
         self.calls += 1
-        lists = self.lists
         with _disable_current_modes():
-            out = varlen_standin.varlen_attn(*args, **options)
-        self.lists = lists
-        return out
+            return varlen_standin.varlen_attn(*args, **options)
 
 
 @pytest.fixture
@@ -143,10 +112,10 @@ def test_a_step_waits_for_nothing_and_takes_two_calls_a_full_layer(num_rows: int
     batch = Batch(model, prompts, caches, room=9)
     ids = torch.full((num_rows, 1), 5)
     batch.step(ids)  # what all steps share is made
-    before = as_on_cuda.calls, as_on_cuda.lists
+    before = as_on_cuda.calls
     with Counting() as counted:
         batch.step(ids)
     assert not counted.reading
-    assert (as_on_cuda.calls, as_on_cuda.lists) == (before[0] + 2, before[1])
+    assert as_on_cuda.calls == before + 2
     # Of three layers; it does not grow with rows and runs.
     assert counted.operations.total() <= MOST_OPERATIONS
