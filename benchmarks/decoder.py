@@ -32,7 +32,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     checkpoint = open_checkpoint("smollm2-135m")
     settings = decoding.GenerationSettings(max_new_tokens=options.steps)  # type: ignore[attr-defined]  # where 0.1 has it
-    model = checkpoint.load_model(models.TORCH_options.dtypeS[options.dtype])
+    model = checkpoint.load_model(models.TORCH_DTYPES[options.dtype])
     model.generation_config.eos_token_id = None  # all answers are as long
     if hasattr(models, "tune_linear"):
         models.tune_linear(model)

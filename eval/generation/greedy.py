@@ -184,7 +184,7 @@ class Row:
         if self._lookup is not None:
             self._lookup.append(token)
         if self.thinking is not None and self._thoughts is not None:
-            self._thoughts.read(self._ids[None, : len(self.prompt) + len(self.tokens)])
+            self._thoughts.append([token])
             self.reason = self.thinking.reason
         elif token in self.ends or self._has_stop_text():
             tokens, reason = cut_at_end(self.tokens, self.ends, self.settings.stop, self.tokenizer)

@@ -238,14 +238,23 @@ class ThinkingRows(LogitsProcessor):  # type: ignore[misc]
                 scores[index] = -torch.inf
                 scores[index, forced] = 0
             elif row.num_answer < row.settings.min_new_tokens:
-                scores[index, list(row.ends)] = -torch.inf
+                for end in row.ends:  # a list would be copied to the device, which waits for it
+                    scores[index, end] = -torch.inf
         return scores
 
     def read(self, input_ids: Tensor) -> None:
         """Let each row take in its new tokens."""
+        if input_ids.shape[1] == self.num_seen:
+            return
         new, self.num_seen = input_ids[:, self.num_seen :].tolist(), input_ids.shape[1]
         for row, tokens in zip(self.rows, new, strict=True):
             row.read(tokens)
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Let each row take in its next token, which is not read from the device."""
+        self.num_seen += 1
+        for row, token in zip(self.rows, tokens, strict=True):
+            row.read([token])
 
 
 class RowsEnded(StoppingCriteria):  # type: ignore[misc]

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from eval.merge import main as merge
 from eval.records.schema import Result
 from eval.run import main
-from masformer import SpanPlan
+from masformer import SpanPlan, linear
+from masformer.attention import simd
 from masformer.checkpoints.open import Checkpoint
 from tasks import TASKS
 from tests.helpers.forks import run_forked, run_ranks
@@ -682,3 +685,34 @@ def test_the_record_says_which_ways_were_taken(
     assert ways.pop("attention") in ("simd", "torch")  # as the machine can
     assert set(ways.values()) == {"packed"}
     assert {f"linear float32 256x256, rows {rows}" for rows in (1, 16, 128)} <= set(ways)
+
+
+@pytest.mark.skipif(bool(simd.why_not()), reason=f"no kernel: {simd.why_not()}")
+@pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch was built without oneDNN")
+def test_the_ways_of_a_user_write_what_torch_writes(
+    least: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tests take torch's ways; with nothing set, most machines take our kernel and many packed weights."""
+    monkeypatch.setattr("masformer.tuning._used", {})
+    wide = save_tiny_checkpoint(tmp_path / "wide", hidden_size=256, head_dim=64)
+    attended, calls = simd.attend, Counter[str]()
+    multiplied, written = linear._multiply, {}
+    for name, ways in (("torch", "default"), ("ours", "attention=simd window=simd linear=packed")):
+
+        def attend(*args: Any, name: str = name, **options: Any) -> Any:
+            calls[f"attention, {name}"] += 1
+            return attended(*args, **options)
+
+        def multiply(*args: Any, name: str = name) -> Any:
+            calls[f"linear, {name}"] += 1
+            return multiplied(*args)
+
+        monkeypatch.setenv("MASFORMER_WAYS", ways)
+        monkeypatch.setattr(simd, "attend", attend)
+        monkeypatch.setattr(linear, "_multiply", multiply)
+        flags = ["--model", str(wide), "--plan", "full@1 span=64 sinks=4", "--output", str(tmp_path / name)]
+        assert main([*least, *flags, "--dtype", "float32", "--maxlen", "400", "--max-new-tokens", "24"]) == 0
+        written[name] = texts(tmp_path / name)
+    assert calls.keys() == {"attention, ours", "linear, ours"}
+    assert len(set(written["torch"].values())) == len(written["torch"]) == 5
+    assert written["ours"] == written["torch"]

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from masformer import ConversionError, PlanError, SpanCache, SpanPlan, apply_plan, prefill, remove_plan
-from masformer.attention.cache import can_join, join
+from masformer.attention.cache import can_join, join, split
 from masformer.attention.prefill import fork, new_cache
 from masformer.checkpoints.open import CheckpointError, open_checkpoint
 from masformer.checkpoints.wrappers import has_text_part, is_whole, load_text_part, text_part
@@ -38,6 +38,7 @@ _NUM_TOKENS = 60
 _SPANS = (LayerSpan(span=17, sinks=3), FULL, LayerSpan(block=8, previous=1, sinks=2), LayerSpan(span=5))
 # Relative to the largest logit; some models compute states in fp32 whatever is asked of them.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5}
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 KINDS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 WHOLES = tuple(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
 
@@ -50,8 +51,8 @@ Each architecture that `AutoModelForCausalLM` of transformers {version} knows, a
 Written by `python -m tests.helpers.library docs/architectures.md`, and tested against every night.
 
 - **exact**: its own spans give the logits of the untouched model. Two mixed plans give in chunks, one token at a time,
-  in forks, in a padded batch of joined forks and, unless it has states, behind drafts that were taken back what they
-  give in one pass; so do spans of single heads, unless the remark says otherwise.
+  in forks, in padded batches that forks join and leave and, unless it has states, behind drafts that were taken back
+  what they give in one pass; so do spans of single heads, unless the remark says otherwise.
 - **untouched**: a plan is refused with the remark. Without one, chunks and forks give the untouched logits.
 - **refused**: a plan is refused, and so is the model without one, each with its remark.
 - **not built**: no tiny model can be made, or its own code fails; the remark says why. Nothing is known of it here.
@@ -122,10 +123,7 @@ def examine(kind: str) -> Finding:
     shared = shared_layers(model.config)
     remarks = []
     for shift in range(2):
-        spans = list(own.with_all(*_SPANS[shift:], *_SPANS[:shift]))
-        for layer, producer in shared.items():
-            spans[layer] = spans[producer]
-        _check_serving(model, apply_plan(model, SpanPlan(tuple(spans))))
+        _check_serving(model, apply_plan(model, mixed_plan(model, own, shift)))
     heads = num_kv_heads(model.config) or 0
     try:
         one = HeadSpans((FULL, *(LayerSpan(span=7, sinks=1),) * (heads - 1)))
@@ -142,6 +140,14 @@ def examine(kind: str) -> Finding:
     remove_plan(model)
     _check_same(_logits(model, tokens), untouched, f"{kind} without its plan again")
     return Finding(kind=kind, outcome="exact", remark="; ".join(remarks))
+
+
+def mixed_plan(model: PreTrainedModel, own: SpanPlan, shift: int = 0) -> SpanPlan:
+    """Return a plan whose layers with attention see differently, given a model's own plan."""
+    spans = list(own.with_all(*_SPANS[shift:], *_SPANS[:shift]))
+    for layer, producer in shared_layers(model.config).items():
+        spans[layer] = spans[producer]
+    return SpanPlan(tuple(spans))
 
 
 @torch.no_grad()
@@ -260,19 +266,50 @@ def _check_serving(model: PreTrainedModel, plan: SpanPlan) -> None:
     for cache, end in zip(forks, ends, strict=True):
         prefill(model, end, cache)
     last = tokens[:, -1:]
-    alone = [_logits(model, torch.cat([tokens[:, :30], end, last], dim=1))[-1:] for end in ends]
-    if can_join(model.config):
-        mask = torch.ones(2, 51, dtype=torch.long)
-        mask[1, :15] = 0
-        found = model(
-            last.expand(2, 1),
-            attention_mask=mask,
-            position_ids=torch.tensor([[50], [35]]),
-            past_key_values=join(forks, room=4),
-        ).logits[:, -1]
-    else:
+    texts = [torch.cat([tokens[:, :30], end, last], dim=1) for end in ends]
+    if not can_join(model.config):
         found = torch.cat([_logits(model, last, past_key_values=cache, use_cache=True) for cache in forks])
-    _check_same(found, torch.cat(alone), f"{kind} under '{plan}' in forks")
+        alone = torch.cat([_logits(model, text)[-1:] for text in texts])
+        _check_same(found, alone, f"{kind} under '{plan}' in forks")
+        return
+    batch = _step_together(model, forks, texts, f"{kind} under '{plan}' in forks")
+    # The padded row goes on with a longer fork, and then both with a shorter one.
+    for rows, end in (([1], tokens[:, 40:52]), ([0, 1], tokens[:, 52:56])):
+        cache = beginning.fork()
+        prefill(model, end, cache)
+        texts = [*(texts[row] for row in rows), torch.cat([tokens[:, :30], end], dim=1)]
+        texts = [torch.cat([text, last], dim=1) for text in texts]
+        what = f"{kind} under '{plan}' where a fork joins rows of a batch"
+        batch = _step_together(model, [*split(batch, rows), cache], texts, what)
+
+
+def _step_together(model: PreTrainedModel, caches: list[SpanCache], texts: list[Tensor], what: str) -> SpanCache:
+    """Return the joined caches after the last token of each text.
+
+    Raises:
+        AssertionError: Its logits are not those of each text alone.
+    """
+    lengths = torch.tensor([[text.shape[1]] for text in texts])
+    longest, batch = int(lengths.max()), join(caches, room=4)
+    found = model(
+        torch.cat([text[:, -1:] for text in texts]),
+        attention_mask=(torch.arange(longest) >= longest - lengths).long(),
+        position_ids=lengths - 1,
+        past_key_values=batch,
+    ).logits[:, -1]
+    _check_same(found, torch.cat([_logits(model, text)[-1:] for text in texts]), what)
+    return batch
+
+
+def on_the_page(part: int) -> dict[str, Finding]:
+    """Return what a table of the page says: 0 is that of decoders, 1 that of models which also see or hear."""
+    text = PAGE.read_text(encoding="utf-8").split("## Models that also see or hear")[part]
+    cells = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
+    rows = [[cell.strip(" `") if at == 1 else cell.strip() for at, cell in enumerate(row)] for row in cells]
+    return {
+        kind: Finding(kind=kind, outcome=outcome, remark=remark)  # type: ignore[arg-type]
+        for _, kind, outcome, remark, _ in rows
+    }
 
 
 def table(findings: Sequence[Finding]) -> list[str]:

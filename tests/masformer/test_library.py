@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,27 +16,15 @@ from masformer.plans.cost import attention_flops, cache_bytes
 from masformer.plans.shapes import layer_shapes
 from masformer.plans.spans import LayerSpan
 from masformer.probe import probe_untouched
-from tests.helpers.library import KINDS, WHOLES, Finding, examine, examine_whole, table
+from tests.helpers.library import KINDS, WHOLES, examine, examine_whole, on_the_page, table
 from tests.helpers.library_models import tiny_library_model
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 # In the gate: what was wrong once, and one of each sort.
 OFTEN = ("diffllama", "gemma3n_text", "gemma4_text", "gemma4", "jetmoe", "modernbert-decoder", "mimo_v2_flash")
 OFTEN += ("llama4_text", "deepseek_v3", "qwen3_next", "lfm2", "mamba", "jamba", "recurrent_gemma", "minimax", "bart")
 
 
 WHOLES_OFTEN = ("mistral3", "llava", "qwen3_vl", "cohere2_vision", "glm4v", "git", "blip-2")
-
-
-def on_the_page(part: int) -> dict[str, Finding]:
-    """Return what a table of the page says: 0 is that of decoders, 1 that of models which also see or hear."""
-    text = PAGE.read_text(encoding="utf-8").split("## Models that also see or hear")[part]
-    cells = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
-    rows = [[cell.strip(" `") if at == 1 else cell.strip() for at, cell in enumerate(row)] for row in cells]
-    return {
-        kind: Finding(kind=kind, outcome=outcome, remark=remark)  # type: ignore[arg-type]
-        for _, kind, outcome, remark, _ in rows
-    }
 
 
 @pytest.mark.parametrize(

@@ -20,22 +20,37 @@ from eval.generation.lookup import Lookup
 from eval.run import main
 from masformer import apply_plan, fixed_frequencies, prefill
 from masformer.attention.prefill import new_cache
+from masformer.plans.shapes import layers_with_states
 from masformer.plans.spans import FULL, SpanPlan
-from tests.eval.generation.test_generate import MIXED, NUM_NEW, TOKENIZER, check_greedy, random_model, together, tokens
-from tests.eval.generation.test_thinking import random_thinking
+from tests.eval.generation.test_generate import (
+    EXACT,
+    MIXED,
+    NUM_NEW,
+    TOKENIZER,
+    check_greedy,
+    exact_model,
+    random_model,
+    random_thinking,
+    together,
+    tokens,
+    vocabulary,
+)
 from tests.helpers.library_models import tiny_library_model
 from tests.helpers.tiny_models import BY_HEAD, SUPPORTED, plan_by_head, save_tiny_checkpoint
 
 PROMPT = tokens(0, 60)
 PLANS: dict[str, SpanPlan | None] = {"full": SpanPlan((FULL,) * 3), "mixed": MIXED, "heads": None}
 CASES = [(kind, name) for kind in SUPPORTED for name in PLANS if name != "heads" or kind in BY_HEAD]
+CASES += [(kind, "exact") for kind in EXACT]
 
 
-def write(model: PreTrainedModel, settings: GenerationSettings, draft_tokens: int) -> Answer:
-    cache = new_cache(model, len(PROMPT))
-    with fixed_frequencies(model, len(PROMPT)):
-        prefill(model, torch.tensor([PROMPT[:-1]]), cache)
-        [answer] = decode(model, TOKENIZER, [PROMPT], [cache], settings, draft_tokens=draft_tokens)
+def write(
+    model: PreTrainedModel, settings: GenerationSettings, draft_tokens: int, prompt: Sequence[int] = PROMPT
+) -> Answer:
+    cache = new_cache(model, len(prompt))
+    with fixed_frequencies(model, len(prompt)):
+        prefill(model, torch.tensor([prompt[:-1]]), cache)
+        [answer] = decode(model, TOKENIZER, [prompt], [cache], settings, draft_tokens=draft_tokens)
     return answer
 
 
@@ -43,14 +58,14 @@ def guess_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lookup, "draft", lambda self, most: [0] * most)
 
 
-def foresee(text: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def foresee(text: Sequence[int], monkeypatch: pytest.MonkeyPatch, stop: int = len(TOKENIZER)) -> None:
     """Let drafts be right for none, one, two ... of their tokens in turn, where the text goes on like this."""
     turns = iter(range(1000))
 
     class Oracle(Lookup):
         def draft(self, most: int) -> list[int]:
             done, turn = len(self) - len(PROMPT), next(turns)
-            drafted = [*text[done : done + turn % (most + 1)], *tokens(turn, most)]
+            drafted = [*text[done : done + turn % (most + 1)], *tokens(turn, most, stop)]
             return drafted[:most]
 
     monkeypatch.setattr(greedy, "Lookup", Oracle)
@@ -64,17 +79,21 @@ def foresee(text: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_drafts_change_no_token(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = random_model(kind, None)
-    apply_plan(model, PLANS[name] or plan_by_head(model.config))
+    model = exact_model(kind) if name == "exact" else random_model(kind, None)
+    if name != "exact":
+        apply_plan(model, PLANS[name] or plan_by_head(model.config))
     model.generation_config.eos_token_id = [1]
-    settings = GenerationSettings(max_new_tokens=NUM_NEW)
-    plain = write(model, settings, 0)
+    stop = vocabulary(model)
+    settings, prompt = GenerationSettings(max_new_tokens=NUM_NEW), tokens(0, len(PROMPT), stop)
+    plain = write(model, settings, 0, prompt)
     assert plain.num_drafted == 0
-    foresee(plain.token_ids, monkeypatch)
-    drafted = write(model, settings, 4)
+    foresee(plain.token_ids, monkeypatch, stop)
+    drafted = write(model, settings, 4, prompt)
     assert drafted.token_ids == plain.token_ids
-    check_greedy(model, PROMPT, drafted)
-    if len(plain.token_ids) == NUM_NEW:
+    check_greedy(model, prompt, drafted)
+    if layers_with_states(model.config):
+        assert drafted.num_drafted == 0
+    elif len(plain.token_ids) == NUM_NEW:
         assert 10 < drafted.num_accepted < drafted.num_drafted
 
 

@@ -16,7 +16,14 @@ from transformers import PreTrainedModel
 from eval.config.generation import GenerationSettings, ThinkingSettings
 from eval.generation.thinking import ThinkingRow
 from eval.run import main
-from tests.eval.generation.test_generate import MIXED, TOKENIZER, prompts_of_a_sweep, random_model, together
+from tests.eval.generation.test_generate import (
+    MIXED,
+    TOKENIZER,
+    prompts_of_a_sweep,
+    random_model,
+    random_thinking,
+    together,
+)
 from tests.helpers.run_folders import model_results
 from tests.helpers.tiny_models import CHAT_TEMPLATE, save_chain_model, tiny_tokenizer
 
@@ -220,13 +227,6 @@ def test_samples_think_each_for_themselves(run: Any) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Batches of random models, in fp64
-
-
-def random_thinking(model: PreTrainedModel, max_tokens: int) -> ThinkingSettings:
-    """Return settings under which some answers leave their thoughts, and others are cut off."""
-    free = together(model, prompts_of_a_sweep(), GenerationSettings(max_new_tokens=40))
-    end = next(token for token in free[0].token_ids[5:] if TOKENIZER.decode([token]).isascii())
-    return ThinkingSettings(start="", end=TOKENIZER.decode([end]), forced=(end,), max_tokens=max_tokens)
 
 
 @torch.no_grad()

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from masformer import LayerSpan, SpanPlan, apply_plan
 from masformer.attention import full as full_module
@@ -16,6 +11,7 @@ from masformer.attention.cache import join
 from masformer.plans.spans import FULL, HeadSpans
 from tests.helpers.cuda_standin import AsOnCuda, Replayed
 from tests.helpers.joined_rows import Batch, pinned_rows, tokens, tree
+from tests.helpers.reads import Counting
 from tests.helpers.tiny_models import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,27 +19,6 @@ TOLERANCE = 1e-5  # fp32
 WINDOW = LayerSpan(span=17, sinks=3)
 PLAN = SpanPlan((WINDOW, FULL, LayerSpan(span=9)))
 BY_HEAD = SpanPlan((FULL, HeadSpans((WINDOW, FULL)), WINDOW))
-
-
-class Counting(TorchDispatchMode):
-    """Counts the operations that run, and those that read a tensor's numbers, for which a program waits."""
-
-    READING = ("_local_scalar_dense", "equal", "nonzero", "is_nonzero", "masked_select", "item")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: Counter[str] = Counter()
-        self.reading: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        self.operations[name] += 1
-        by_bools = name in ("index", "index_put_") and any(
-            isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
-        )
-        if name in self.READING or by_bools:
-            self.reading[name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
