@@ -9,26 +9,29 @@ from __future__ import annotations
 import argparse
 import sys
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("sources", help="folder of the packages")
-parser.add_argument("dtype", choices=["float32", "bfloat16"])
-parser.add_argument("plan")
-parser.add_argument("steps", type=int, help="tokens of an answer")
-parser.add_argument("threads", type=int)
-options = parser.parse_args()
-sys.path[0] = options.sources
-
-import torch
-
-from benchmarks.sweep import sweep_prompts
-from eval.generation import decode as decoding
-from eval.generation.prompt_tree import PromptTree, TreeCaches
-from eval.runtime import model as models
-from masformer import apply_plan, read_plan
-from masformer.checkpoints.open import open_checkpoint
-
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", help="folder of the packages")
+    parser.add_argument("dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("plan")
+    parser.add_argument("steps", type=int, help="tokens of an answer")
+    parser.add_argument("threads", type=int)
+    decode_in_turn(parser.parse_args())
+
+
+def decode_in_turn(options: argparse.Namespace) -> None:
+    sys.path[0] = options.sources  # before what is imported from there
+
+    import torch
+
+    from benchmarks.sweep import sweep_prompts
+    from eval.generation import decode as decoding
+    from eval.generation.prompt_tree import PromptTree, TreeCaches
+    from eval.runtime import model as models
+    from masformer import apply_plan, read_plan
+    from masformer.checkpoints.open import open_checkpoint
+
     torch.set_num_threads(options.threads)
     checkpoint = open_checkpoint("smollm2-135m")
     settings = decoding.GenerationSettings(max_new_tokens=options.steps)  # type: ignore[attr-defined]  # where 0.1 has it
