@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from masformer.hardware import dtype_name, multiplies_bfloat16
-from masformer.tuning import choose, named_way
+from masformer.tuning import TOPICS, choose, named_way
 
 TOPIC = "linear"
-# By torch's own function, by oneDNN from the weight as it is, by oneDNN from a copy that is arranged once.
-PLAIN, DIRECT, PACKED = _WAYS = ("plain", "direct", "packed")
+PLAIN, DIRECT, PACKED = _WAYS = TOPICS[TOPIC]
 # Rows that are measured: of one token, of a batch of tokens, of a prompt.
 _ROWS = (1, 16, 128)
 _MOST_ROWS = (1, 64)  # that the first two stand for

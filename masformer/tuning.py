@@ -2,8 +2,8 @@
 
     name = choose("linear", "float32 1536x576", {"plain": plain, "packed": packed})
 
-`MASFORMER_WAYS` names ways by topic ("linear=plain window=tiles"), or is "default": the first way everywhere, nothing
-timed.
+`MASFORMER_WAYS` names ways by topic ("linear=plain window=tiles", `TOPICS`), or is "default": the first way everywhere,
+nothing timed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,15 @@ from masformer.errors import OneLineError
 from masformer.hardware import processor_name, vector_instructions
 
 WAYS = "MASFORMER_WAYS"
+# The ways of each topic that this package knows; those of attention are explained in `masformer.attention.ways`.
+TOPICS = {
+    # By torch's own function, by oneDNN from the weight as it is, by oneDNN from a copy that is arranged once.
+    "linear": ("plain", "direct", "packed"),
+    "window": ("tiles", "32", "64", "128", "simd"),
+    "pattern": ("tiles", "simd"),
+    "attention": ("torch", "simd"),
+    "step": ("torch", "simd"),
+}
 _MARGIN = 0.95  # what another way may take of the first one's time; less is noise
 _AGREEMENT = 1.2  # what the second best time may be of the best one; a choice from others is made again next time
 _ROUNDS = 3
@@ -124,6 +133,15 @@ def named_way(topic: str, ways: tuple[str, ...]) -> str | None:
     if name is not None and name not in ways:
         raise OneLineError(f"{WAYS} names '{name[:40]}' for {topic}; known: {', '.join(ways)}")
     return name
+
+
+def check_names() -> None:
+    """Raise a `OneLineError` where `MASFORMER_WAYS` names a topic or a way that there is not."""
+    for topic, name in _named_ways(os.environ.get(WAYS, "")).items():
+        if topic != "default" and name not in TOPICS.get(topic, ()):
+            known = ", ".join(f"{topic}={'|'.join(ways)}" for topic, ways in TOPICS.items())
+            written = f"{topic}={name}" if name else topic
+            raise OneLineError(f"{WAYS} has '{written[:40]}'; known: default, {known}")
 
 
 @cache  # it is asked for in every layer of every step

@@ -216,6 +216,7 @@ class Job(Generic[Record, Line]):
         """Compute as the last session did that ran as this one does."""
         alike = (session.ways for session in reversed(self._sessions) if session.ways and is_like(session, process))
         if tuning := _tuning():
+            tuning.check_names()
             tuning.take_up(next(alike, {}))
 
     def end(self, **remarks: Any) -> None:

@@ -26,13 +26,12 @@ from masformer.attention import simd
 from masformer.errors import OneLineError
 from masformer.hardware import dtype_name
 from masformer.plans.layer_spans import LayerSpan
-from masformer.tuning import WAYS, choose, named_way, note, remembered, settled
+from masformer.tuning import TOPICS, WAYS, choose, named_way, note, remembered, settled
 
 WINDOW, PATTERN, ATTENTION, STEP = "window", "pattern", "attention", "step"
 TORCH, TILES, SIMD = "torch", "tiles", "simd"
 # Queries of a view.
-VIEWS = ("32", "64", "128")
-_WINDOWS = (TILES, *VIEWS, SIMD)
+VIEWS = TOPICS[WINDOW][1:-1]
 # Queries that are measured: the last ones of as many at least. What fewer of them take is little beside the rest of a
 # prefill. Of queries that see all before them there are twice as many, so that most see what is usual.
 MEASURED_QUERIES = 512
@@ -50,13 +49,13 @@ def is_simd(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
     """
     if query.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    named, named_for_windows = named_way(ATTENTION, (TORCH, SIMD)), named_way(WINDOW, _WINDOWS)
+    named, named_for_windows = named_way(ATTENTION, TOPICS[ATTENTION]), named_way(WINDOW, TOPICS[WINDOW])
     if SIMD in (named, named_for_windows) and (reason := simd.why_not()):
         raise OneLineError(f"{WAYS} names '{SIMD}', which this machine does not have: {reason}; leave it out")
     if (named, named_for_windows) == (TORCH, SIMD):
         raise OneLineError(f"{WAYS} names '{SIMD}' for {WINDOW} and rules it out for {ATTENTION}; leave out one")
     way = named or settled(ATTENTION)
-    if way not in (TORCH, SIMD):  # none, or one of another version
+    if way not in TOPICS[ATTENTION]:  # none, or one of another version
         way = TORCH if simd.why_not() else SIMD
     taken = way == SIMD and simd.takes(query, *runs)
     if named != TORCH and taken == (way == SIMD):  # what the environment names holds for this process alone
@@ -78,7 +77,7 @@ def window_way(
         OneLineError: `MASFORMER_WAYS` names an unknown way.
     """
     ways = (TILES, *VIEWS, *([SIMD] if is_simd(query, (key, value)) else []))
-    if named := named_way(WINDOW, _WINDOWS):
+    if named := named_way(WINDOW, TOPICS[WINDOW]):
         return named if named in ways else TILES
     case = f"{_case(query, key)}, {span}" + (", with gradients" if needs_grad else "")
     return _choose(WINDOW, case, ways, _on_last(run), query.shape[2] >= MEASURED_QUERIES)
@@ -86,23 +85,23 @@ def window_way(
 
 def pattern_way(query: Tensor, key: Tensor, what: str, run: Callable[[str, int], object]) -> str:
     """Return the way where `simd` can attend and torch has tiles alone; `what` names span and scores."""
-    if named_way(ATTENTION, (TORCH, SIMD)) == SIMD:
+    if named_way(ATTENTION, TOPICS[ATTENTION]) == SIMD:
         return SIMD
     case = f"{_case(query, key)}, {what}"
-    return _choose(PATTERN, case, (TILES, SIMD), _on_last(run), query.shape[2] >= MEASURED_QUERIES)
+    return _choose(PATTERN, case, TOPICS[PATTERN], _on_last(run), query.shape[2] >= MEASURED_QUERIES)
 
 
 def causal_way(query: Tensor, key: Tensor, run: Callable[[str, int], object]) -> str:
     """Return the way where (B, H, Tq, D) queries see all before them and `simd` can attend; as `window_way`."""
     is_long = query.shape[2] >= 2 * MEASURED_QUERIES
-    return _choose(ATTENTION, _case(query, key), (TORCH, SIMD), _on_last(run), is_long)
+    return _choose(ATTENTION, _case(query, key), TOPICS[ATTENTION], _on_last(run), is_long)
 
 
 def step_way(query: Tensor, key: Tensor, what: str, num_keys: int, run: Callable[[str], object]) -> str:
     """Return the way where a few queries a row see so many keys and `simd` can attend; `what` names the cache."""
-    if named_way(ATTENTION, (TORCH, SIMD)) == SIMD:
+    if named_way(ATTENTION, TOPICS[ATTENTION]) == SIMD:
         return SIMD
-    return _choose(STEP, f"{_case(query, key)}, {what}", (TORCH, SIMD), run, num_keys >= MEASURED_KEYS)
+    return _choose(STEP, f"{_case(query, key)}, {what}", TOPICS[STEP], run, num_keys >= MEASURED_KEYS)
 
 
 def _on_last(run: Callable[[str, int], object]) -> Callable[[str], object]:

@@ -687,6 +687,16 @@ def test_the_record_says_which_ways_were_taken(
     assert {f"linear float32 256x256, rows {rows}" for rows in (1, 16, 128)} <= set(ways)
 
 
+def test_ways_that_there_are_not_are_told_before_the_weights_load(
+    least: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASFORMER_WAYS", "lniear=packed")
+    monkeypatch.setattr("masformer.checkpoints.open.Checkpoint.load_model", None)
+    assert main(least) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "MASFORMER_WAYS has 'lniear=packed'; known: default, linear=plain|direct|packed, window=" in line
+
+
 @pytest.mark.skipif(bool(simd.why_not()), reason=f"no kernel: {simd.why_not()}")
 @pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch was built without oneDNN")
 def test_the_ways_of_a_user_write_what_torch_writes(

@@ -176,3 +176,17 @@ def test_an_unknown_way_is_refused_with_those_there_are(clock: Clock, monkeypatc
     with pytest.raises(OneLineError, match="MASFORMER_WAYS names 'pakced' for linear; known: plain, packed"):
         tuning.choose("linear", "a", ways(clock, 3.0, 2.0))
     assert clock.calls == []
+
+
+@pytest.mark.parametrize("text", ["", "default", "linear=direct window=64 attention=simd", "step=torch pattern=tiles"])
+def test_names_that_there_are(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tuning.WAYS, text)
+    tuning.check_names()
+
+
+@pytest.mark.parametrize("text", ["linear=pakced", "lniear=packed", "packed", "window=tiles step", "pattern=64"])
+def test_names_that_there_are_not(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tuning.WAYS, text)
+    wrong = text.split()[-1]
+    with pytest.raises(OneLineError, match=rf"^MASFORMER_WAYS has '{wrong}'; known: default, linear=plain\|direct\|"):
+        tuning.check_names()
