@@ -61,7 +61,7 @@ def choose(topic: str, case: str, ways: Mapping[str, Callable[[], object]], *, s
         with uncounted():
             name, is_sure = _fastest(ways, seconds)
         name = _remember(_entry(key, ways), name, ways) if is_sure else name
-        _settled[machine(), key] = _used[key] = name
+        settle(key, name)
     return name
 
 
@@ -92,6 +92,11 @@ def chosen() -> dict[str, str]:
 def settled(key: str) -> str | None:
     """Return the way of a key that this process chose, or took up from an earlier one; None where there is none."""
     return _settled.get((machine(), key))
+
+
+def settle(key: str, name: str) -> None:
+    """Let a way hold for a key in this process, and in those that take up its ways."""
+    _settled[machine(), key] = _used[key] = name
 
 
 def note(case: str, name: str) -> None:

@@ -16,7 +16,7 @@ from masformer.attention.cuda_joined import attend_joined
 from masformer.attention.full import JoinedLayer
 from masformer.attention.parts import Part, partial, with_sinks
 from masformer.attention.tiles import ScoreRule
-from masformer.attention.ways import SIMD, TORCH, is_simd, step_way
+from masformer.attention.ways import SIMD, TORCH, described, is_simd, step_way
 from masformer.plans.layer_spans import FULL
 
 
@@ -29,8 +29,8 @@ def joined_attention(
     ways: dict[str, Callable[..., Part]] = {TORCH: _attend_by_torch, SIMD: _attend_by_simd}
     way = TORCH
     if joined.place is None and is_simd(query, (key, value)) and _listed(joined, query).fit:
-        num_keys = key.shape[2] + max((run.keys.shape[2] for run in joined.runs), default=0)
-        way = step_way(query, key, "joined rows", num_keys, lambda way: ways[way](query, key, value, joined, scores))
+        what = described("joined rows", query, value, scores.softcap, learned_sinks)
+        way = step_way(query, key, what, joined.num_tokens, lambda way: ways[way](query, key, value, joined, scores))
     part = ways[way](query, key, value, joined, scores)
     return with_sinks(part, learned_sinks).to(value.dtype)
 

@@ -33,7 +33,18 @@ from masformer.attention.layers import Seen
 from masformer.attention.parts import attend, with_sinks
 from masformer.attention.tiles import TILED, ScoreRule, tile_attention
 from masformer.attention.visibility import SpanMask, num_cached, span_mask, visible_keys
-from masformer.attention.ways import SIMD, TILES, TORCH, VIEWS, causal_way, is_simd, pattern_way, step_way, window_way
+from masformer.attention.ways import (
+    SIMD,
+    TILES,
+    TORCH,
+    VIEWS,
+    causal_way,
+    described,
+    is_simd,
+    pattern_way,
+    step_way,
+    window_way,
+)
 from masformer.errors import SpanError
 from masformer.plans.layer_spans import FULL, HeadSpans, LayerSpan, Window
 from masformer.plans.shapes import layers_with_states
@@ -204,7 +215,7 @@ def _run(query: Tensor, key: Tensor, value: Tensor, before: Runs, span: LayerSpa
     if mask.offset and query.shape[2] <= _FEW_QUERIES and span.num_causal is not None and not how.dropout:
         return _decode(query, (*before, (key, value)), mask.hidden(span, query), how)
     if before and span.is_full and mask.padding is None:
-        if (out := _by_simd(query, key, value, span, mask.offset, how, before)) is not None:
+        if (out := _full_by_simd(query, key, value, before, mask.offset, how)) is not None:
             return out
         if _is_fused(query, value, how):
             return _on_runs(query, key, value, before, how)
@@ -227,24 +238,28 @@ def _on_runs(query: Tensor, key: Tensor, value: Tensor, before: Runs, how: _How)
     return attend(query, runs, how.learned_sinks, scale=how.scores.scale)
 
 
-def _by_simd(
-    query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: int, how: _How, before: Runs = ()
-) -> Tensor | None:
-    """Attend by our own kernel, with keys as in `_attend`; None where it cannot or torch's is faster."""
-    if how.dropout or not isinstance(span, simd.SPANS) or not is_simd(query, *before, (key, value)):
+def _full_by_simd(query: Tensor, key: Tensor, value: Tensor, before: Runs, offset: int, how: _How) -> Tensor | None:
+    """Attend to all earlier positions by our own kernel, with keys as in `_run`; None where torch is faster."""
+    if how.dropout or not is_simd(query, *before, (key, value)):
         return None
+    # With learned sinks torch has no fused way.
+    is_plain = how.learned_sinks is None and _is_fused(query, value, how)
 
     def run(way: str, count: int) -> Tensor:
-        asked = query[:, :, -count:]
-        if way == TORCH:
+        asked, first = query[:, :, -count:], offset + query.shape[2] - count
+        if way == SIMD:
+            return _attend_by_simd(asked, key, value, before, FULL, first, how)
+        if is_plain:
             return _on_runs(asked, key, value, before, how)
-        return _attend_by_simd(asked, key, value, before, span, offset + query.shape[2] - count, how)
+        keys, values = (torch.cat(runs, dim=2) for runs in zip(*before, (key, value), strict=True))
+        return tile_attention(asked, keys, values, FULL, first, 0, how.scores, how.learned_sinks)
 
-    # With learned sinks torch has no fused way.
-    is_measured = span.is_full and how.learned_sinks is None and _is_fused(query, value, how)
-    if is_measured and causal_way(query, key, run) == TORCH:
-        return None
-    return run(SIMD, query.shape[2])
+    way = causal_way(query, key, run) if is_plain else pattern_way(query, key, _what(FULL, query, value, how), run)
+    return run(SIMD, query.shape[2]) if way == SIMD else None
+
+
+def _what(what: object, query: Tensor, value: Tensor, how: _How) -> str:
+    return described(what, query, value, how.scores.softcap, how.learned_sinks)
 
 
 def _attend_by_simd(
@@ -299,7 +314,7 @@ def _decode(query: Tensor, runs: Runs, hidden: Tensor | None, how: _How) -> Tens
             return _finished(simd.attend(query, given, scale=how.scores.scale, softcap=how.scores.softcap), how, query)
 
         num_keys = sum(keys.shape[2] for keys, _ in runs)
-        if step_way(query, runs[0][0], "a cache", num_keys, run) == SIMD:
+        if step_way(query, runs[0][0], _what("a cache", query, runs[0][1], how), num_keys, run) == SIMD:
             return run(SIMD)
     return _decode_by_torch(query, runs, hidden, how)
 
@@ -343,8 +358,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset: 
     # The first queries see everything before them; all keys up to them are there.
     skip = max((span.num_causal or 0) - offset, 0)
     way = _fastest(query, key, value, span, offset, skip, how)
-    if way == SIMD and (out := _by_simd(query, key, value, span, offset, how)) is not None:
-        return out
+    if way == SIMD:
+        return _attend_by_simd(query, key, value, (), span, offset, how)
     if scores.softcap is not None or learned is not None:
         return tile_attention(query, key, value, span, offset, 0, scores, learned)
     causal = query[:, :, :skip], key[:, :, : offset + skip], value[:, :, : offset + skip]
@@ -363,24 +378,24 @@ def _fastest(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, offset:
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     asked = query[:, :, skip:]
 
-    def run(way: str, count: int) -> None:
+    def run(way: str, count: int) -> Tensor:
         first = query.shape[2] - count
         q, k, v = (x.detach().requires_grad_(needs_grad) for x in (query[:, :, first:], key, value))
         if way == SIMD:
-            _attend_by_simd(q, k, v, (), span, offset + first, how)
+            out = _attend_by_simd(q, k, v, (), span, offset + first, how)
         elif way == TILES:
             out = tile_attention(q, k, v, span, offset + first, 0, how.scores, how.learned_sinks)
         else:
             out = _views(q, k, v, span, int(way), how.scores.scale)
         if needs_grad:
             torch.autograd.grad(out.sum(), (q, k, v))
+        return out
 
     if isinstance(span, Window) and how.learned_sinks is None and _is_fused(query, value, how):
         return window_way(asked, key, value, span, needs_grad, run)
     if not isinstance(span, simd.SPANS) or not is_simd(query, (key, value)):
         return TILES
-    scores = ", soft caps" * (how.scores.softcap is not None) + ", learned sinks" * (how.learned_sinks is not None)
-    return pattern_way(asked, key, f"{span}{scores}", run)
+    return pattern_way(asked, key, _what(span, query, value, how), run)
 
 
 def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, rows: int, scale: float) -> Tensor:
@@ -392,7 +407,7 @@ def _views(query: Tensor, key: Tensor, value: Tensor, span: LayerSpan, rows: int
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, offset: int, how: _How) -> Tensor:
     """Attend to all earlier positions."""
-    if (out := _by_simd(query, key, value, FULL, offset, how)) is not None:
+    if (out := _full_by_simd(query, key, value, (), offset, how)) is not None:
         return out
     if not offset:
         scale, size = how.scores.scale, max(query.shape[3], value.shape[3])

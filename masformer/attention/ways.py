@@ -1,4 +1,4 @@
-"""The fastest way to compute attention on this CPU: measured once, where it is first wanted for long, and remembered.
+"""The fastest way to compute attention on this CPU: measured once, at the first long prefill or step, and remembered.
 
 Which of the exact ways wins depends on the CPU: torch's fused kernel where it has matrix units for bf16, a kernel of
 our own (`simd`) on others with AVX-512 or AVX2, tiles where there is neither. Ways differ by rounding alone.
@@ -11,13 +11,14 @@ our own (`simd`) on others with AVX-512 or AVX2, tiles where there is neither. W
 | step | a few queries a row | torch, simd |
 
 `MASFORMER_WAYS="window=64"` takes a way without measuring; `attention=torch` rules simd out for all topics, and
-`attention=simd` takes it for all but windows (`masformer.tuning`).
+`attention=simd` takes it for all but windows that name no other (`masformer.tuning`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from masformer.attention import simd
 from masformer.errors import OneLineError
 from masformer.hardware import dtype_name
 from masformer.plans.layer_spans import LayerSpan
-from masformer.tuning import TOPICS, WAYS, choose, named_way, note, remembered, settled
+from masformer.tuning import TOPICS, WAYS, choose, named_way, note, remembered, settle, settled
 
 WINDOW, PATTERN, ATTENTION, STEP = "window", "pattern", "attention", "step"
 TORCH, TILES, SIMD = "torch", "tiles", "simd"
@@ -42,25 +43,33 @@ MEASURED_KEYS = 1024
 def is_simd(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
     """Return whether `simd` may attend from (B, H, Tq, D) queries to keys and values (B or 1, K, Tk, D).
 
-    Long prefills are measured besides (`window_way`, `causal_way`).
-
     Raises:
         OneLineError: `MASFORMER_WAYS` names an unknown way, or `simd` where there is none or it is ruled out.
     """
     if query.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    named, named_for_windows = named_way(ATTENTION, TOPICS[ATTENTION]), named_way(WINDOW, TOPICS[WINDOW])
-    if SIMD in (named, named_for_windows) and (reason := simd.why_not()):
+    named = _named(os.environ.get(WAYS, ""))
+    topic = next((topic for topic in named if named[topic] == SIMD), None)
+    if topic and (reason := simd.why_not()):
         raise OneLineError(f"{WAYS} names '{SIMD}', which this machine does not have: {reason}; leave it out")
-    if (named, named_for_windows) == (TORCH, SIMD):
-        raise OneLineError(f"{WAYS} names '{SIMD}' for {WINDOW} and rules it out for {ATTENTION}; leave out one")
-    way = named or settled(ATTENTION)
+    if topic and named[ATTENTION] == TORCH:
+        raise OneLineError(f"{WAYS} names '{SIMD}' for {topic} and rules it out for {ATTENTION}; leave out one")
+    way = named[ATTENTION] or settled(ATTENTION)
     if way not in TOPICS[ATTENTION]:  # none, or one of another version
         way = TORCH if simd.why_not() else SIMD
     taken = way == SIMD and simd.takes(query, *runs)
-    if named != TORCH and taken == (way == SIMD):  # what the environment names holds for this process alone
+    if named[ATTENTION] != TORCH and taken == (way == SIMD):  # the environment holds for this process alone
         note(ATTENTION, way)
     return taken
+
+
+@cache
+def _named(text: str) -> Mapping[str, str | None]:
+    """Return what the text of `MASFORMER_WAYS` names for each topic."""
+    named = {topic: named_way(topic, TOPICS[topic]) for topic in (WINDOW, PATTERN, ATTENTION, STEP)}
+    if named[ATTENTION] == SIMD:
+        named |= {topic: named[topic] or SIMD for topic in (PATTERN, STEP)}
+    return named
 
 
 def window_way(
@@ -85,10 +94,8 @@ def window_way(
 
 def pattern_way(query: Tensor, key: Tensor, what: str, run: Callable[[str, int], object]) -> str:
     """Return the way where `simd` can attend and torch has tiles alone; `what` names span and scores."""
-    if named_way(ATTENTION, TOPICS[ATTENTION]) == SIMD:
-        return SIMD
-    case = f"{_case(query, key)}, {what}"
-    return _choose(PATTERN, case, TOPICS[PATTERN], _on_last(run), query.shape[2] >= MEASURED_QUERIES)
+    is_long = query.shape[2] >= MEASURED_QUERIES
+    return _choose(PATTERN, f"{_case(query, key)}, {what}", TOPICS[PATTERN], _on_last(run), is_long)
 
 
 def causal_way(query: Tensor, key: Tensor, run: Callable[[str, int], object]) -> str:
@@ -98,10 +105,20 @@ def causal_way(query: Tensor, key: Tensor, run: Callable[[str, int], object]) ->
 
 
 def step_way(query: Tensor, key: Tensor, what: str, num_keys: int, run: Callable[[str], object]) -> str:
-    """Return the way where a few queries a row see so many keys and `simd` can attend; `what` names the cache."""
-    if named_way(ATTENTION, TOPICS[ATTENTION]) == SIMD:
-        return SIMD
-    return _choose(STEP, f"{_case(query, key)}, {what}", TOPICS[STEP], run, num_keys >= MEASURED_KEYS)
+    """Return the way where few queries a row see so many keys and `simd` can attend; `what` names cache and scores."""
+    case = f"{_case(query, key)}, {what}" + (", several tokens" if query.shape[2] > 1 else "")
+    return _choose(STEP, case, TOPICS[STEP], run, num_keys >= MEASURED_KEYS)
+
+
+def described(what: object, query: Tensor, value: Tensor, softcap: float | None, learned_sinks: Tensor | None) -> str:
+    """Return what the speed of a pattern or a step depends on besides its queries and keys."""
+    parts = [
+        str(what),
+        "soft caps" if softcap is not None else "",
+        "learned sinks" if learned_sinks is not None else "",
+    ]
+    parts.append(f"values of {value.shape[3]}" if value.shape[3] != query.shape[3] else "")
+    return ", ".join(part for part in parts if part)
 
 
 def _on_last(run: Callable[[str, int], object]) -> Callable[[str], object]:
@@ -109,11 +126,20 @@ def _on_last(run: Callable[[str, int], object]) -> Callable[[str], object]:
 
 
 def _choose(topic: str, case: str, ways: Sequence[str], run: Callable[[str], object], is_measured: bool) -> str:
-    """Return the fastest way; of what is not worth measuring, the one that is remembered, or our own kernel."""
-    if not is_measured:
-        default = SIMD if SIMD in ways else ways[0]
-        return remembered(topic, case, ways) or default
-    return choose(topic, case, {way: partial(run, way) for way in ways})
+    """Return the way that the environment names, or the fastest one.
+
+    What is not worth measuring takes what an earlier process measured, or our own kernel, and keeps to it.
+    """
+    if named := _named(os.environ.get(WAYS, ""))[topic]:
+        return named
+    if is_measured:
+        return choose(topic, case, {way: partial(run, way) for way in ways})
+    key = f"{topic} {case}, short"
+    way = settled(key)
+    if way is None or way not in ways:
+        way = remembered(topic, case, ways) or (SIMD if SIMD in ways else ways[0])
+    settle(key, way)
+    return way
 
 
 def _case(query: Tensor, key: Tensor) -> str:

@@ -682,8 +682,8 @@ def test_the_record_says_which_ways_were_taken(
     monkeypatch.setenv("MASFORMER_WAYS", "linear=packed")
     assert main([*least, "--model", str(wide), "--overwrite"]) == 0
     ways = read(folder, "run.json")["sessions"][-1]["ways"]
-    assert ways.pop("attention") in ("simd", "torch")  # as the machine can
-    assert set(ways.values()) == {"packed"}
+    assert ways["attention"] in ("simd", "torch")  # as the machine can
+    assert {way for case, way in ways.items() if case.startswith("linear")} == {"packed"}
     assert {f"linear float32 256x256, rows {rows}" for rows in (1, 16, 128)} <= set(ways)
 
 

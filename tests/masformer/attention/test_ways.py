@@ -63,13 +63,16 @@ def test_the_fastest_way_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_few_queries_are_not_measured_and_take_what_another_process_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = ways.MEASURED_QUERIES - 1
+    few, key = ways.MEASURED_QUERIES - 1, "window 4 on 2 heads of 8, float32, span=20 sinks=4"
     assert choose("64", monkeypatch, num_queries=few) == ("tiles", [])
     assert choose("64", monkeypatch)[0] == "64"
+    assert choose("64", monkeypatch, num_queries=few) == ("tiles", []), "a process keeps to its way"
+    assert tuning.chosen() == {key: "64", f"{key}, short": "tiles"}
     monkeypatch.setattr(tuning, "_settled", {})
-    monkeypatch.setattr(tuning, "_used", {})
     assert choose("tiles", monkeypatch, num_queries=few) == ("64", [])
-    assert tuning.chosen() == {"window 4 on 2 heads of 8, float32, span=20 sinks=4": "64"}
+    monkeypatch.setattr(tuning, "_settled", {})
+    tuning.take_up({key: "64", f"{key}, short": "tiles"})
+    assert choose("tiles", monkeypatch, num_queries=few) == ("tiles", []), "and what goes on keeps to it"
 
 
 @pytest.mark.parametrize("fastest", ["torch", "simd"])
@@ -100,6 +103,18 @@ def test_our_own_kernel_is_measured_wherever_it_attends(
     assert not run.ran
     monkeypatch.setenv("MASFORMER_WAYS", "attention=simd")
     assert way(500) == way(1024) == "simd"
+    monkeypatch.setenv("MASFORMER_WAYS", f"{'' if topic == 'attention' else 'attention=simd '}{topic}={other}")
+    assert way(500) == way(1024) == other
+    assert not run.ran
+
+
+@pytest.mark.parametrize("topic", ["window", "pattern", "step"])
+def test_our_own_kernel_is_not_named_and_ruled_out_at_once(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.empty(1, 2, 4, 8)
+    monkeypatch.setattr("masformer.attention.simd.why_not", lambda: "")
+    monkeypatch.setenv("MASFORMER_WAYS", f"attention=torch {topic}=simd")
+    with pytest.raises(OneLineError, match=f"names 'simd' for {topic} and rules it out for attention; leave out one"):
+        ways.is_simd(query, (query, query))
 
 
 def test_a_named_way_is_taken_for_any_number_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
