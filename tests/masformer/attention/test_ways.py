@@ -12,14 +12,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masformer import tuning
-from masformer.attention import kernels, ways
+from masformer import SpanPlan, apply_plan, tuning
+from masformer.attention import kernels, simd, ways
 from masformer.attention.kernels import span_attention
 from masformer.errors import OneLineError
-from masformer.plans.spans import LayerSpan
+from masformer.plans.spans import FULL, LayerSpan
 from tests.helpers.attention_cases import WINDOWS, Case, assert_close, attend, cases, defined, gradients, random_states
+from tests.helpers.joined_rows import Batch, tree
 from tests.helpers.properties import tries
 from tests.helpers.tensors import Largest
+from tests.helpers.tiny_models import LAYERS, tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WINDOW = LayerSpan(span=20, sinks=4)
@@ -106,6 +108,34 @@ def test_our_own_kernel_is_measured_wherever_it_attends(
     monkeypatch.setenv("MASFORMER_WAYS", f"{'' if topic == 'attention' else 'attention=simd '}{topic}={other}")
     assert way(500) == way(1024) == other
     assert not run.ran
+
+
+@pytest.mark.skipif(bool(simd.why_not()), reason=f"no kernel: {simd.why_not()}")
+@torch.no_grad()
+@pytest.mark.parametrize("fastest", ["torch", "simd"])
+def test_a_step_of_joined_rows_is_measured_once(fastest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, compared = tiny_model("llama"), list[tuple[str, ...]]()
+    apply_plan(model, SpanPlan((FULL,) * LAYERS))
+    prompts, caches = tree(model, SpanPlan((FULL,) * LAYERS), (12, 2, 25, 6))
+    batch, ids = Batch(model, prompts, caches, room=8), torch.full((4, 1), 5)
+    expected = [model(torch.tensor([[*prompt, 5]]), use_cache=False).logits[0, -1] for prompt in prompts]
+
+    def measured(timed: Mapping[str, Callable[[], Any]], seconds: float) -> tuple[str, bool]:
+        compared.append(tuple(timed))
+        (out, lse), (other, other_lse) = (compute() for compute in timed.values())
+        assert (out - other).abs().max() < 1e-5
+        assert (lse - other_lse).abs().max() < 1e-5
+        return fastest, True
+
+    monkeypatch.delenv("MASFORMER_WAYS")
+    monkeypatch.setattr(ways, "MEASURED_KEYS", batch.cache.get_seq_length() + 1)
+    monkeypatch.setattr(tuning, "_fastest", measured)
+    batch.step(ids)
+    logits = batch.step(ids)
+    assert compared == [("torch", "simd")]
+    assert [way for key, way in tuning.chosen().items() if key.startswith("step")] == [fastest]
+    for row, logit in enumerate(expected):
+        assert (logits[row] - logit).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("topic", ["window", "pattern", "step"])
