@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import torch
@@ -125,6 +127,19 @@ def unpacked_gguf(file: str) -> dict[str, Any]:
     """
     config = getattr(transformers, "GgufConfig", None)
     return {"gguf_file": file} | ({"quantization_config": config(dequantize=True)} if config else {})
+
+
+@contextmanager
+def names_made_once() -> Iterator[None]:
+    """Let gguf make the names of a model's tensors once; transformers 5.23 asks for them in each of its modules."""
+    import gguf
+
+    make = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = cache(make)
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map = make
 
 
 def check_quantization(config: PreTrainedConfig, reference: str, quantize: str | None) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import glob
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -44,6 +45,7 @@ from masformer.checkpoints.fit import (
     check_types,
     describe_quantization,
     guard_embeddings,
+    names_made_once,
     pin_attention,
     unpacked_gguf,
     vocabulary,
@@ -146,17 +148,18 @@ class Checkpoint(Place):
         is_quantized = self.quantization is not None
         load = auto_class(config).from_pretrained if self.whole is None else partial(load_text_part, self.whole)
         try:
-            loaded: tuple[PreTrainedModel, dict[str, Any]] = load(
-                self.location,
-                config=config,
-                dtype=dtype,
-                revision=self.revision or "main",
-                trust_remote_code=self.trust_remote_code,
-                output_loading_info=True,
-                # Quantized weights are packed for the device that they load on, and do not move.
-                device_map=device_map or ({"": device} if is_quantized else None),
-                **source,
-            )
+            with names_made_once() if self.gguf_file else nullcontext():
+                loaded: tuple[PreTrainedModel, dict[str, Any]] = load(
+                    self.location,
+                    config=config,
+                    dtype=dtype,
+                    revision=self.revision or "main",
+                    trust_remote_code=self.trust_remote_code,
+                    output_loading_info=True,
+                    # Quantized weights are packed for the device that they load on, and do not move.
+                    device_map=device_map or ({"": device} if is_quantized else None),
+                    **source,
+                )
         except CheckpointError as error:
             raise CheckpointError(f"'{self.name}': {error}") from error
         except Exception as error:  # whatever a broken file or a missing package makes transformers raise

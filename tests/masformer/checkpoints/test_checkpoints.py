@@ -7,11 +7,13 @@ import json
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from masformer import SpanPlan, apply_plan, save_checkpoint, stored_plan
+from masformer.checkpoints.fit import names_made_once
 from masformer.checkpoints.open import (
     SHORT_NAMES,
     CheckpointError,
@@ -119,6 +121,16 @@ def test_positions_that_a_factor_of_yarn_adds_count(rope: dict[str, object], exp
 def test_references_to_nothing(reference: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(reference)
+
+
+def test_names_of_gguf_are_made_once_while_a_model_loads() -> None:
+    make, llama = gguf.get_tensor_name_map, gguf.MODEL_ARCH.LLAMA
+    with names_made_once():
+        names = gguf.get_tensor_name_map(llama, 2)
+        assert gguf.get_tensor_name_map(llama, 2) is names
+        assert gguf.get_tensor_name_map(llama, 3) is not names
+    assert names.get_name("model.layers.1.mlp.up_proj") == "blk.1.ffn_up"
+    assert gguf.get_tensor_name_map is make
 
 
 def test_a_broken_gguf_file_is_one_line(tmp_path: Path) -> None:
