@@ -22,14 +22,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from benchmarks.pairs import MIXED, Case, finish, show, sources_of
+from benchmarks.pairs import Case, finish, show, sources_of
+from benchmarks.sweep import PLANS
 from eval.runtime.processes import num_threads
 from masformer.hardware import processor_name
 from masformer.tuning import WAYS
 
 # The commit that closes 0.1.0 in CHANGELOG.md.
 VERSION_0_1 = "0e66d0fbe77fd9797639e2af051c703e5586b449"
-PLANS = {"full plan": "full", "4 full layers, span 512": MIXED}
 
 
 class Decoder:

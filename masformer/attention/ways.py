@@ -116,8 +116,8 @@ def described(what: object, query: Tensor, value: Tensor, softcap: float | None,
         str(what),
         "soft caps" if softcap is not None else "",
         "learned sinks" if learned_sinks is not None else "",
+        f"values of {value.shape[3]}" if value.shape[3] != query.shape[3] else "",
     ]
-    parts.append(f"values of {value.shape[3]}" if value.shape[3] != query.shape[3] else "")
     return ", ".join(part for part in parts if part)
 
 
