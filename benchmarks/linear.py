@@ -3,8 +3,8 @@
     python benchmarks/linear.py [--tokens 1024] [--repeats 20] [--threads N]
 
 The ways take turns in one process, whatever would be chosen here: `direct` is oneDNN with the weight as it is, `packed`
-with a copy that is arranged once. Layers of a shape are run through one after the other, so that weights come from
-memory. The CPU is printed first; the last line is JSON.
+with a copy that is arranged once, `simd` our own kernel (float32, up to 64 rows). Layers of a shape are run through one
+after the other, so that weights come from memory. The CPU is printed first; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,38 +27,39 @@ from eval.runtime.processes import set_threads
 from masformer import SpanCache, apply_plan, read_plan, tuning
 from masformer.checkpoints.open import open_checkpoint
 from masformer.hardware import dtype_name
-from masformer.linear import DIRECT, PACKED, PLAIN, TunedLinear, tune
+from masformer.linear import DIRECT, FEW_ROWS, PACKED, PLAIN, SIMD, TunedLinear, arrange, is_simd, tune
 
-WAYS = (PLAIN, DIRECT, PACKED)
 ROWS = (1, 4, 16, 48, 512)
 BATCHES = (1, 16)
 
+Copies = dict[str, dict[TunedLinear, Tensor]]
+
 
 def in_turns(
-    name: str, unit: str, layers: Sequence[TunedLinear], compute: Callable[[], object], repeats: int
+    name: str, unit: str, copies: Copies, layers: Sequence[TunedLinear], compute: Callable[[], object], repeats: int
 ) -> list[Case]:
-    """Return a case for each way against torch's own, and print it."""
+    """Return a case for each way against torch's own, and print it; `copies` are those of all layers for each way."""
 
     def going(way: str) -> Callable[[], object]:
         def run() -> object:
             for layer in layers:
-                layer.ways = (way,) * 3
+                layer.ways, layer.packed = (way,) * 3, copies.get(way, {}).get(layer)
             return compute()
 
         return run
 
     scale = {"us": 1e6, "ms": 1e3}[unit]
-    plain, direct, packed = (scale * seconds for seconds in alternate([*map(going, WAYS)], repeats))
+    ways = (DIRECT, *copies)
+    plain, *times = (scale * seconds for seconds in alternate([*map(going, (PLAIN, *ways))], repeats))
     cases = [
-        Case(case=f"{name}, {way}", ours=ours, peer=plain, unit=unit)
-        for way, ours in ((DIRECT, direct), (PACKED, packed))
+        Case(case=f"{name}, {way}", ours=ours, peer=plain, unit=unit) for way, ours in zip(ways, times, strict=True)
     ]
     for case in cases:
         show(case)
     return cases
 
 
-def shapes(layers: Sequence[TunedLinear], dtype: str, repeats: int) -> list[Case]:
+def shapes(copies: Copies, layers: Sequence[TunedLinear], dtype: str, repeats: int) -> list[Case]:
     """Return the cases of each shape and number of rows; times are those of up to 16 layers."""
     cases = []
     for shape in sorted({layer.weight.shape for layer in layers}):
@@ -69,12 +70,18 @@ def shapes(layers: Sequence[TunedLinear], dtype: str, repeats: int) -> list[Case
             def compute(alike: list[TunedLinear] = alike, inputs: Tensor = inputs) -> object:
                 return [layer(inputs) for layer in alike]
 
-            cases += in_turns(f"{dtype}, {shape[1]} to {shape[0]}, {rows} rows", "us", alike, compute, repeats)
+            name = f"{dtype}, {shape[1]} to {shape[0]}, {rows} rows"
+            cases += in_turns(name, "us", few_rows(copies, rows), alike, compute, repeats)
     return cases
 
 
+def few_rows(copies: Copies, rows: int) -> Copies:
+    """Return the copies of the ways that are there for a number of rows."""
+    return {way: each for way, each in copies.items() if way != SIMD or rows <= FEW_ROWS}
+
+
 def passes(
-    model: PreTrainedModel, layers: Sequence[TunedLinear], prompt: Tensor, dtype: str, repeats: int
+    copies: Copies, model: PreTrainedModel, layers: Sequence[TunedLinear], prompt: Tensor, dtype: str, repeats: int
 ) -> list[Case]:
     """Return the cases of a prefill and of a decoded token of each batch."""
     count = prompt.shape[1]
@@ -82,16 +89,17 @@ def passes(
     def prefill() -> object:
         return model.base_model(prompt, use_cache=False)
 
-    cases = in_turns(f"{dtype}, prefill of {count:,}", "ms", layers, prefill, max(2, repeats // 5))
+    name = f"{dtype}, prefill of {count:,}"
+    cases = in_turns(name, "ms", few_rows(copies, count), layers, prefill, max(2, repeats // 5))
     for batch in BATCHES:
         rows, last = prompt.expand(batch, -1), prompt[:, -1:].repeat(batch, 1)
-        cache = SpanCache(model.span_plan, count + 3 * repeats + 4)
+        cache = SpanCache(model.span_plan, count + 4 * repeats + 5)
         model.base_model(rows, past_key_values=cache, use_cache=True)
 
         def decode(token: Tensor = last, cache: SpanCache = cache) -> object:
             return model(token, past_key_values=cache, use_cache=True)
 
-        cases += in_turns(f"{dtype}, a token after {count:,}, batch {batch}", "ms", layers, decode, repeats)
+        cases += in_turns(f"{dtype}, a token after {count:,}, batch {batch}", "ms", copies, layers, decode, repeats)
     return cases
 
 
@@ -114,9 +122,15 @@ def main() -> None:
         apply_plan(model, read_plan(MIXED, model.config))
         tune(model)
         layers = [layer for layer in model.modules() if isinstance(layer, TunedLinear)]
+        if not layers:
+            print(f"oneDNN multiplies no {dtype_name(dtype)} on this processor", flush=True)
+            continue
+        copies: Copies = {PACKED: {layer: layer.packed for layer in layers}}
+        if is_simd(dtype):
+            copies[SIMD] = {layer: arrange(SIMD, layer.weight) for layer in layers}
         name = dtype_name(dtype)
-        cases += shapes(layers, name, arguments.repeats)
-        cases += passes(model, layers, prompt, name, arguments.repeats)
+        cases += shapes(copies, layers, name, arguments.repeats)
+        cases += passes(copies, model, layers, prompt, name, arguments.repeats)
     finish(cases)
 
 

@@ -1,29 +1,39 @@
-"""Linear layers that are multiplied by oneDNN instead of MKL, or with weights arranged once, where that is faster.
+"""Linear layers that oneDNN or our own kernel multiplies, or whose weights are arranged once, where that is faster.
 
     num_bytes = tune(model)    # measured for each shape and number of rows; results are equal within rounding
 
 torch leaves products of float32 to MKL, which uses little of some processors, and arranges a bfloat16 weight anew in
-every call. The weights stay as they are: saving, tied embeddings and training read them as before.
+every call. For a few rows, as in decoding, our kernel (`linear.cpp`, float32) fetches a part of the weight while it
+multiplies the one before. The weights stay as they are: saving, tied embeddings and training read them as before.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from masformer import compiled
+from masformer.errors import OneLineError
 from masformer.hardware import dtype_name, multiplies_bfloat16
-from masformer.tuning import TOPICS, choose, named_way
+from masformer.tuning import TOPICS, WAYS, choose, named_way
 
 TOPIC = "linear"
-PLAIN, DIRECT, PACKED = _WAYS = TOPICS[TOPIC]
+PLAIN, DIRECT, PACKED, SIMD = _WAYS = TOPICS[TOPIC]
+_COPIED = (PACKED, SIMD)  # ways that read a copy of the weight
 # Rows that are measured: of one token, of a batch of tokens, of a prompt.
-_ROWS = (1, 16, 128)
-_MOST_ROWS = (1, 64)  # that the first two stand for
+_BATCH = 16
+_ROWS = (1, _BATCH, 128)
+FEW_ROWS = 64  # at most, for our kernel
+_MOST_ROWS = (1, FEW_ROWS)  # that the first two stand for
+_SOURCE = Path(__file__).with_suffix(".cpp")
 _LEAST_NUMBERS = 2**16  # of a weight; smaller products take the time of their call
 _MEASURED_BYTES = 2**25  # of weights of a shape: they are to come from memory, as in a model
 
@@ -35,8 +45,8 @@ class TunedLinear(nn.Linear):
     has changed or moved. A change through `weight.data` goes unnoticed.
 
     Attributes:
-        ways: One of `_WAYS` for each entry of `_ROWS`.
-        packed: The arranged copy of the weight; None where there is none.
+        ways: One of `_WAYS` for each entry of `_ROWS`, of `_COPIED` at most one.
+        packed: The copy of the weight that a way reads; None where there is none.
         origin: What tells whether the weight has changed since.
     """
 
@@ -48,29 +58,45 @@ class TunedLinear(nn.Linear):
         """Return (..., out_features) from (..., in_features)."""
         weight = self.weight
         if (
-            torch.compiler.is_compiling()
+            compiled.is_watched()
             or torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")
             or type(input) is not Tensor
             or not input.dtype == weight.dtype == self.dtype
-            or weight.device.type != "cpu"
+            or not input.is_cpu
+            or not weight.is_cpu
+            or input.shape[-1:] != weight.shape[1:]
         ):
             return F.linear(input, weight, self.bias)
-        way = self.ways[_place(input.numel() // self.in_features)]
-        if way == PACKED:
+        way, source = self.ways[_place(input.numel() // self.in_features)], weight
+        if way in _COPIED:
             if self.packed is not None and _origin(weight) != self.origin:
                 self.packed = None
-            if self.packed is not None:
-                return _multiply(input, self.packed, self.bias)
-        return _multiply(input, weight, self.bias) if way == DIRECT else F.linear(input, weight, self.bias)
+            way, source = (PLAIN, weight) if self.packed is None else (way, self.packed)
+        return _product(way, input, source, self.bias, weight.shape[0])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"packed": None}  # a copy of the model has weights of its own
 
 
+def arrange(way: str, weight: Tensor) -> Tensor:
+    """Return the copy of an (outputs, inputs) weight that a way reads; that of `SIMD` is (panels, inputs, width)."""
+    if way == SIMD:
+        width = _library().masformer_panel()
+        padded = F.pad(weight.detach(), (0, 0, 0, -weight.shape[0] % width))
+        return padded.view(-1, width, weight.shape[1]).transpose(1, 2).contiguous()
+    copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+    return copy
+
+
+def is_simd(dtype: torch.dtype) -> bool:
+    """Return whether our kernel is there for a dtype on this machine."""
+    return dtype == torch.float32 and not compiled.why_not(_SOURCE)
+
+
 def may_copy(dtype: torch.dtype) -> bool:
     """Return whether `tune` may keep copies of weights of a dtype on this machine."""
-    return _is_known(dtype) and named_way(TOPIC, _WAYS) in (None, PACKED)
+    return _is_known(dtype) and named_way(TOPIC, _WAYS) in (None, *_COPIED)
 
 
 def tune(model: nn.Module, *, has_room: bool = True) -> int:
@@ -84,10 +110,12 @@ def tune(model: nn.Module, *, has_room: bool = True) -> int:
         has_room: Copies may take as many bytes as the weights; else there are none.
 
     Raises:
-        OneLineError: `MASFORMER_WAYS` names an unknown way for `linear`.
+        OneLineError: `MASFORMER_WAYS` names an unknown way for `linear`, or one that this machine does not have.
     """
     named = named_way(TOPIC, _WAYS)
-    if named == PLAIN or (named == PACKED and not has_room):
+    if named == SIMD and (reason := compiled.why_not(_SOURCE)):
+        raise OneLineError(f"{WAYS} names '{SIMD}', which this machine does not have: {reason}; leave it out")
+    if named == PLAIN or (named in _COPIED and not has_room):
         return 0
     shapes: dict[tuple[Any, ...], list[nn.Linear]] = defaultdict(list)
     for layer in model.modules():
@@ -101,38 +129,61 @@ def _tune_shape(layers: Sequence[nn.Linear], *, has_room: bool) -> int:
     """Return the bytes of the copies of layers of one shape and dtype, which go the ways that are fastest."""
     weight = layers[0].weight
     measured = layers[: max(1, _MEASURED_BYTES // weight.nbytes)]
-    copies: list[Tensor] = []
+    copies: dict[str, list[Tensor]] = {way: [] for way in _COPIED}
 
-    def arranged() -> list[Tensor]:
+    def sources(way: str) -> Sequence[Tensor]:
+        if way not in _COPIED:
+            return [layer.weight for layer in measured]
         # Not before they are measured: a remembered way may need none.
-        copies.extend(_arrange(layer.weight) for layer in measured[len(copies) :])
-        return copies
+        copies[way].extend(arrange(way, layer.weight) for layer in measured[len(copies[way]) :])
+        return copies[way]
 
-    ways = tuple(_choose(rows, measured, arranged if has_room else None) for rows in _ROWS)
+    chosen, shape = dict[int, str](), f"{dtype_name(weight.dtype)} {weight.shape[0]}x{weight.shape[1]}"
+    for rows in sorted(_ROWS, key=lambda rows: rows != _BATCH):
+        offered = [way for way in _WAYS if _is_offered(way, weight.dtype, rows, has_room)]
+        # Of the copies one is kept, so the first choice rules the other out.
+        kept = [way for way in chosen.values() if way in _COPIED]
+        offered = [way for way in offered if way not in _COPIED or not kept or way in kept]
+        case = f"{shape}, rows {rows}{'' if has_room else ', no copies'}"
+        chosen[rows] = _choose(case, rows, measured, offered, sources)
+    ways = tuple(chosen[rows] for rows in _ROWS)
     if set(ways) == {PLAIN}:
         return 0
+    copied = next((way for way in ways if way in _COPIED), None)
+    num_bytes = 0
     for index, layer in enumerate(layers):
         layer.__class__ = TunedLinear
         layer.ways, layer.dtype, layer.packed = ways, weight.dtype, None  # type: ignore[assignment]
-        if PACKED in ways:
-            layer.packed = copies[index] if index < len(copies) else _arrange(layer.weight)
+        if copied:
+            made = copies[copied]
+            layer.packed = made[index] if index < len(made) else arrange(copied, layer.weight)
             layer.origin = _origin(layer.weight)  # type: ignore[assignment]
-    return len(layers) * weight.nbytes if PACKED in ways else 0
+            num_bytes += layer.packed.numel() * weight.itemsize
+    return num_bytes
 
 
-def _choose(rows: int, layers: Sequence[nn.Linear], copies: Callable[[], list[Tensor]] | None) -> str:
-    """Return the fastest of `_WAYS` for a number of rows; without copies, of the first two."""
+def _is_offered(way: str, dtype: torch.dtype, rows: int, has_room: bool) -> bool:
+    """Return whether a way is there for weights of a dtype, some rows, and this machine."""
+    return (has_room or way not in _COPIED) and (way != SIMD or (rows <= FEW_ROWS and is_simd(dtype)))
+
+
+def _choose(
+    case: str, rows: int, layers: Sequence[nn.Linear], ways: Sequence[str], sources: Callable[[str], Sequence[Tensor]]
+) -> str:
+    """Return the fastest of some ways for a number of rows; `sources` are the weights that a way reads."""
+    named = named_way(TOPIC, _WAYS)
+    if named is not None and named not in ways:
+        return PLAIN
     weight = layers[0].weight
     inputs = torch.ones(rows, weight.shape[1], dtype=weight.dtype)
-    ways: dict[str, Callable[[], object]] = {
-        PLAIN: lambda: [F.linear(inputs, layer.weight, layer.bias) for layer in layers],
-        DIRECT: lambda: [_multiply(inputs, layer.weight, layer.bias) for layer in layers],
-    }
-    if copies:
-        ways[PACKED] = lambda: [_multiply(inputs, x, layer.bias) for layer, x in zip(layers, copies(), strict=True)]
-    shape = f"{weight.shape[0]}x{weight.shape[1]}, rows {rows}"
-    case = f"{dtype_name(weight.dtype)} {shape}{'' if copies else ', no copies'}"
-    return choose(TOPIC, case, ways, seconds=0.1)
+
+    def compute(way: str) -> object:
+        return [
+            _product(way, inputs, source, layer.bias, weight.shape[0])
+            for layer, source in zip(layers, sources(way), strict=True)
+        ]
+
+    return choose(TOPIC, case, {way: partial(compute, way) for way in ways}, seconds=0.1)
 
 
 def _is_known(dtype: torch.dtype) -> bool:
@@ -159,11 +210,42 @@ def _origin(weight: Tensor) -> tuple[int, int]:
     return weight.data_ptr(), weight._version
 
 
-def _arrange(weight: Tensor) -> Tensor:
-    copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-    return copy
+def _product(way: str, inputs: Tensor, weight: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    """Return (..., outputs) in a way, from (..., inputs) and the weight that it reads."""
+    if way == PLAIN:
+        return F.linear(inputs, weight, bias)
+    return _multiply_few(inputs, weight, bias, outputs) if way == SIMD else _multiply(inputs, weight, bias)
 
 
 def _multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise.default(inputs, weight, bias, "none", [], "")
     return product
+
+
+def _multiply_few(inputs: Tensor, panels: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    rows = inputs.reshape(-1, panels.shape[1])
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    if bias is not None:
+        bias = bias.to(rows).contiguous()
+    product = inputs.new_empty((*inputs.shape[:-1], outputs))
+    _library().masformer_multiply(
+        rows.data_ptr(),
+        panels.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        product.data_ptr(),
+        rows.stride(0),
+        *rows.shape,
+        outputs,
+        torch.get_num_threads(),
+    )
+    return product
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = compiled.library(_SOURCE)
+    assert library is not None
+    library.masformer_multiply.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [ctypes.c_int32]
+    library.masformer_multiply.restype = None
+    return library

@@ -25,8 +25,8 @@ from masformer.hardware import processor_name, vector_instructions
 WAYS = "MASFORMER_WAYS"
 # The ways of each topic that this package knows; those of attention are explained in `masformer.attention.ways`.
 TOPICS = {
-    # By torch's own function, by oneDNN from the weight as it is, by oneDNN from a copy that is arranged once.
-    "linear": ("plain", "direct", "packed"),
+    # By torch's own function, by oneDNN from the weight as it is, by oneDNN or our kernel from a copy of it.
+    "linear": ("plain", "direct", "packed", "simd"),
     "window": ("tiles", "32", "64", "128", "simd"),
     "pattern": ("tiles", "simd"),
     "attention": ("torch", "simd"),

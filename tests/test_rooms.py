@@ -39,7 +39,7 @@ BELOW = {
 # The rooms of masformer; its modules at the top may import all of them.
 BELOW_MASFORMER = {
     "plans": {"errors"},
-    "attention": {"plans", "errors", "hardware", "tuning"},
+    "attention": {"plans", "errors", "compiled", "hardware", "tuning"},
     "checkpoints": {"plans", "convert", "errors", "hardware", "model_type", "probe"},
 }
 # Rooms whose import must not import torch; what needs it, such as trackers, imports it when it is called.

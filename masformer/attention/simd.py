@@ -5,8 +5,7 @@ It takes fp32 and bf16; without instructions for bf16 (AVX512-BF16) the numbers 
     if takes(query, (key, value)):
         out, lse = attend(query, [Keys(key, value, causal_bounds(query.shape[2], key.shape[2]))], scale=scale)
 
-The compiled library is kept in `~/.cache/masformer`, under a name that stands for source, compiler and processor. Where
-there is no compiler, or a processor of another kind, nothing is taken and torch computes everything.
+Where it cannot be compiled (`masformer.compiled`) nothing is taken and torch computes everything.
 
 Shapes: B batch, H query heads, K key/value heads, T tokens (Tq of the queries, Tk of the keys), D head size (of the
 values it may differ).
@@ -16,31 +15,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import secrets
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from masformer import compiled
 from masformer.attention.parts import Part
-from masformer.hardware import dtype_name, processor_name, vector_instructions
+from masformer.hardware import dtype_name
 from masformer.plans.layer_spans import Blocks, Full, LayerSpan, Window
-from masformer.tuning import choices_file, uncounted
 
 SPANS = (Full, Window, Blocks)
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_NEEDED = "avx2"  # AVX-512 implies it
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
-_COMPILE_SECONDS = 120
 _DTYPES = (torch.float32, torch.bfloat16)
 # Numbers of a key that are multiplied together, and of a value that are computed together.
 _KEY_STEP, _VALUE_STEP = 2, 8
@@ -103,7 +91,7 @@ def takes(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
 
     Gradients, compilation, tracing and transforms of functions are left to torch, as is what does not fit together.
     """
-    if query.device.type != "cpu" or query.dtype not in _DTYPES or not query.numel() or _is_watched():
+    if query.device.type != "cpu" or query.dtype not in _DTYPES or not query.numel() or compiled.is_watched():
         return False
     states = [query, *(each for run in runs for each in run)]
     if torch.is_grad_enabled() and any(each.requires_grad for each in states):
@@ -119,16 +107,6 @@ def takes(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
             return False
     fits = heads % key_heads == 0 and size % _KEY_STEP == 0 and value_size % _VALUE_STEP == 0
     return fits and _function(query.dtype) is not None
-
-
-def _is_watched() -> bool:
-    """Return whether something besides this call is to learn what is computed, which the kernel does not tell."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 def attend(query: Tensor, runs: Sequence[Keys], *, scale: float, softcap: float | None = None) -> Part:
@@ -214,74 +192,13 @@ def causal_bounds(length: int, num_keys: int) -> Tensor:
 
 def why_not() -> str:
     """Return why the kernel is unavailable; an empty string where it is there, or compiled now."""
-    return "" if _library() else _missing() or "the compiler fails on it"
+    return compiled.why_not(_SOURCE)
 
 
 @functools.cache
 def _function(dtype: torch.dtype) -> ctypes._NamedFuncPointer | None:
-    if (library := _library()) is None:
+    if (library := compiled.library(_SOURCE)) is None:
         return None
     function = library[f"masformer_attend_{dtype_name(dtype)}"]
     function.argtypes, function.restype = [ctypes.POINTER(_Problem)], ctypes.c_int
     return function
-
-
-@functools.cache
-def _missing() -> str:
-    """Return the missing requirement, or an empty string."""
-    if platform.system() != "Linux" or _NEEDED not in vector_instructions().split():
-        return "the processor has neither AVX-512 nor AVX2"
-    return "" if _compiler() else "no C++ compiler (g++, or what CXX names)"
-
-
-def _compiler() -> list[str]:
-    """Return the compiler's command; empty where there is none."""
-    command = os.environ.get("CXX", "g++").split()
-    found = shutil.which(command[0]) if command else None
-    return [found, *command[1:]] if found else []
-
-
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    """Return the compiled kernel, from the cache folder if it is there; None where it cannot be had."""
-    if _missing():
-        return None
-    compiler = _compiler()
-    stamp = Path(compiler[0]).stat()
-    parts = [processor_name(), vector_instructions(), *compiler, str(stamp.st_mtime_ns), str(stamp.st_size), *_FLAGS]
-    name = hashlib.sha256("\0".join(parts).encode() + _SOURCE.read_bytes()).hexdigest()[:16]
-    file = choices_file().with_name(f"simd-{name}.so")
-    with suppress(OSError):
-        return ctypes.CDLL(str(file))
-    with uncounted():
-        return _compile(compiler, file)
-
-
-def _compile(compiler: list[str], file: Path) -> ctypes.CDLL | None:
-    """Return the kernel, compiled into a file that other processes may be writing too; None where that fails."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / file.name
-            command = [*compiler, *_FLAGS, "-o", str(target), str(_SOURCE)]
-            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
-            # Without a folder to keep it in it is compiled again next time.
-            return ctypes.CDLL(str(file if _keep(target, file) else target))
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _keep(target: Path, file: Path) -> bool:
-    """Return whether the compiled file was put in its place, whole or not at all."""
-    partial = file.with_suffix(f".{secrets.token_hex(8)}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as copy:
-            copy.write(target.read_bytes())
-            copy.flush()
-            os.fsync(copy.fileno())
-        partial.replace(file)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        return False
-    return True

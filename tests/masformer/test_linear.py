@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from masformer import linear
+from masformer import compiled, linear
 from masformer.errors import OneLineError
 from masformer.hardware import multiplies_bfloat16
 from masformer.linear import TunedLinear, tune
 from masformer.loss import token_losses
+from tests.helpers.properties import tries
 from tests.helpers.tiny_models import LLAMA_LIKE, tiny_model
 
 DTYPES = [
@@ -35,9 +39,13 @@ WIDE = LLAMA_LIKE | {"hidden_size": 256, "intermediate_size": 384, "head_dim": 6
 pytestmark = pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch was built without oneDNN")
 
 
-@pytest.fixture(params=["direct", "packed"])
+MISSING = compiled.why_not(linear._SOURCE)
+with_compiler = pytest.mark.skipif(bool(MISSING), reason=f"no kernel: {MISSING}")
+
+
+@pytest.fixture(params=["direct", "packed", pytest.param("simd", marks=with_compiler)])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Choose either way of oneDNN."""
+    """Choose either way of oneDNN, or our kernel."""
     monkeypatch.setenv("MASFORMER_WAYS", f"linear={request.param}")
     return str(request.param)
 
@@ -51,16 +59,27 @@ def is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Return the shapes that oneDNN has multiplied."""
+    """Return the shapes that oneDNN or our kernel has multiplied."""
     shapes: list[tuple[int, ...]] = []
-    multiply = linear._multiply
 
-    def counted(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        shapes.append(tuple(inputs.shape))
-        return multiply(inputs, weight, bias)
+    def counted(multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(inputs: Tensor, *arguments: Any) -> Tensor:
+            shapes.append(tuple(inputs.shape))
+            return multiply(inputs, *arguments)
 
-    monkeypatch.setattr(linear, "_multiply", counted)
+        return run
+
+    for name in ("_multiply", "_multiply_few"):
+        monkeypatch.setattr(linear, name, counted(getattr(linear, name)))
     return shapes
+
+
+def bytes_of_copy(way: str, weight: Tensor) -> int:
+    """Return what the copy of a weight takes."""
+    if way != "simd":
+        return weight.nbytes if way == "packed" else 0
+    width = linear._library().masformer_panel()
+    return -(-len(weight) // width) * width * weight[0].nbytes
 
 
 def layer_of(dtype: torch.dtype = torch.float32, width: int = 384, out: int = 256, *, bias: bool = True) -> nn.Linear:
@@ -78,16 +97,19 @@ def wide_model() -> PreTrainedModel:
 def test_products_are_those_of_the_layer(
     dtype: torch.dtype, width: int, out: int, way: str, multiplied: list[tuple[int, ...]]
 ) -> None:
+    if way == "simd" and dtype != torch.float32:
+        assert tune(layer_of(dtype, width, out)) == 0
+        return
     for bias in (False, True):
         layer = layer_of(dtype, width, out, bias=bias)
-        assert tune(layer) == (layer.weight.nbytes if way == "packed" else 0)
+        assert tune(layer) == bytes_of_copy(way, layer.weight)
         for shape in [(1,), (1, 1), (4, 1), (1, 17), (2, 33), (3, 1, 5), (0, 2)]:
             inputs = torch.randn(*shape, width).to(dtype)
             exact = F.linear(inputs.double(), layer.weight.double(), layer.bias.double() if bias else None)
             ours = layer(inputs)
             assert ours.dtype == dtype
             torch.testing.assert_close(ours.double(), exact, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    assert len(multiplied) == 14
+    assert len(multiplied) == (12 if way == "simd" else 14)  # our kernel leaves more than 64 rows to torch
 
 
 @torch.no_grad()
@@ -110,7 +132,10 @@ def test_a_tuned_model_gives_the_same_logits_text_and_losses(
     tuned = deepcopy(model)
     num_bytes = tune(tuned)
     layers = [layer for layer in tuned.modules() if type(layer) is TunedLinear]
-    assert num_bytes == (sum(layer.weight.nbytes for layer in layers) if way == "packed" else 0)
+    assert num_bytes == sum(bytes_of_copy(way, layer.weight) for layer in layers)
+    if way == "simd" and dtype != torch.float32:
+        assert not layers
+        return
     assert len(layers) == 3 * 5 + 1  # keys and values are too small
     tokens = torch.randint(3, 512, (2, 40))
     logits = model(tokens).logits
@@ -137,6 +162,10 @@ def test_gradients_autocast_and_other_dtypes_go_the_plain_way(way: str, multipli
         torch.testing.assert_close(compiled(inputs), twin(inputs))
         with pytest.raises(RuntimeError, match="dtype"):
             layer(inputs.double())
+        for wrong in (inputs[:, :192], inputs.view(-1), inputs[0, 0]):
+            with pytest.raises(RuntimeError):
+                layer(wrong)
+        torch.testing.assert_close(torch.vmap(layer)(inputs), twin(inputs))
     assert multiplied == []
 
 
@@ -215,8 +244,8 @@ def test_each_number_of_rows_goes_the_way_that_was_chosen(
     monkeypatch.setattr(linear, "choose", choose)
     layer = layer_of()
     tune(layer)
-    assert cases == [f"linear float32 256x384, rows {rows}" for rows in (1, 16, 128)]
-    assert multiplied == [(1, 384)] * 2 + [(16, 384)] * 2 + [(128, 384)] * 2
+    assert cases == [f"linear float32 256x384, rows {rows}" for rows in (16, 1, 128)]
+    assert [shape[0] for shape in multiplied] == [16] * (2 if MISSING else 3) + [1] * 2 + [128] * 2
     multiplied.clear()
     for rows in (1, 2, 64, 65, 500):
         layer(torch.randn(rows, 384))
@@ -238,10 +267,10 @@ def test_without_room_no_copy_is_made_or_measured(
         return "direct"
 
     monkeypatch.setattr(linear, "choose", choose)
-    monkeypatch.setattr(linear, "_arrange", lambda _: pytest.fail("a copy was made"))
+    monkeypatch.setattr(linear, "arrange", lambda *_: pytest.fail("a copy was made"))
     monkeypatch.delenv("MASFORMER_WAYS")
     assert tune(layer, has_room=False) == 0
-    assert offered[0] == ("float32 256x384, rows 1, no copies", "plain", "direct")
+    assert offered[0] == ("float32 256x384, rows 16, no copies", "plain", "direct")
     layer(torch.randn(3, 384))
     assert multiplied == [(3, 384)]
 
@@ -259,5 +288,66 @@ def test_the_environment_leaves_layers_as_they_are(monkeypatch: pytest.MonkeyPat
     assert tune(layer) == 0
     assert type(layer) is nn.Linear
     monkeypatch.setenv("MASFORMER_WAYS", "linear=fast")
-    with pytest.raises(OneLineError, match="known: plain, direct, packed"):
+    with pytest.raises(OneLineError, match="known: plain, direct, packed, simd"):
         tune(layer)
+    monkeypatch.setenv("MASFORMER_WAYS", "linear=simd")
+    monkeypatch.setattr(compiled, "library", lambda _: None)
+    monkeypatch.setattr(compiled, "_missing", lambda: "no C++ compiler")
+    with pytest.raises(
+        OneLineError, match=r"'simd', which this machine does not have: no C\+\+ compiler; leave it out"
+    ):
+        tune(layer)
+    assert type(layer) is nn.Linear
+
+
+@with_compiler
+@pytest.mark.parametrize("has_room", [True, False])
+def test_of_two_copies_one_is_kept(has_room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered: dict[str, list[str]] = {}
+
+    def choose(topic: str, case: str, ways: dict[str, Any], *, seconds: float) -> str:
+        offered[case.removeprefix("float32 256x384, ")] = [*ways]
+        return [*ways][-1]
+
+    monkeypatch.setattr(linear, "choose", choose)
+    monkeypatch.delenv("MASFORMER_WAYS")
+    layer = layer_of()
+    copied = tune(layer, has_room=has_room)
+    rest = "" if has_room else ", no copies"
+    assert offered == {
+        f"rows 16{rest}": ["plain", "direct", *(["packed", "simd"] if has_room else [])],
+        f"rows 1{rest}": ["plain", "direct", *(["simd"] if has_room else [])],
+        f"rows 128{rest}": ["plain", "direct"],
+    }
+    assert layer.ways == (("simd", "simd", "direct") if has_room else ("direct",) * 3)
+    assert copied == (bytes_of_copy("simd", layer.weight) if has_room else 0)
+
+
+@with_compiler
+@torch.no_grad()
+@given(
+    rows=st.integers(0, 140),
+    width=st.integers(1, 400),
+    out=st.integers(1, 120),
+    has_bias=st.booleans(),
+    spread=st.integers(1, 3),
+    threads=st.integers(1, 3),
+)
+@tries(60)
+def test_our_kernel_multiplies_any_shape_and_every_row_alike(
+    rows: int, width: int, out: int, has_bias: bool, spread: int, threads: int
+) -> None:
+    """What a row comes to does not depend on the rows beside it, to the bit."""
+    torch.manual_seed(rows)
+    inputs, weight = torch.randn(rows, spread * width)[:, :width], torch.randn(out, width)
+    bias = torch.randn(2 * out)[::2] if has_bias else None
+    panels, before = linear.arrange("simd", weight), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        product = linear._multiply_few(inputs, panels, bias, out)
+        alone = [linear._multiply_few(row, panels, bias, out) for row in inputs]
+    finally:
+        torch.set_num_threads(before)
+    exact = F.linear(inputs.double(), weight.double(), None if bias is None else bias.double())
+    torch.testing.assert_close(product.double(), exact, atol=2e-4, rtol=2e-5)
+    assert torch.equal(product, torch.stack(alone) if alone else product)

@@ -68,4 +68,4 @@ def test_a_way_that_there_is_not_is_one_line_for_the_user(tmp_path: Path, monkey
     monkeypatch.setenv("MASFORMER_WAYS", "linear=pakced")
     with pytest.raises(OneLineError) as error:
         kinds(tmp_path, None)
-    assert user_message(error.value) == "MASFORMER_WAYS names 'pakced' for linear; known: plain, direct, packed"
+    assert user_message(error.value) == "MASFORMER_WAYS names 'pakced' for linear; known: plain, direct, packed, simd"
