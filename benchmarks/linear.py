@@ -27,7 +27,7 @@ from eval.runtime.processes import set_threads
 from masformer import SpanCache, apply_plan, read_plan, tuning
 from masformer.checkpoints.open import open_checkpoint
 from masformer.hardware import dtype_name
-from masformer.linear import DIRECT, FEW_ROWS, PACKED, PLAIN, SIMD, TunedLinear, arrange, is_simd, tune
+from masformer.linear import DIRECT, FEW_ROWS, PACKED, PLAIN, SIMD, TunedLinear, arrange, has_simd, tune
 
 ROWS = (1, 4, 16, 48, 512)
 BATCHES = (1, 16)
@@ -43,7 +43,7 @@ def in_turns(
     def going(way: str) -> Callable[[], object]:
         def run() -> object:
             for layer in layers:
-                layer.ways, layer.packed = (way,) * 3, copies.get(way, {}).get(layer)
+                layer.ways, layer.arranged = (way,) * 3, copies.get(way, {}).get(layer)
             return compute()
 
         return run
@@ -125,8 +125,8 @@ def main() -> None:
         if not layers:
             print(f"oneDNN multiplies no {dtype_name(dtype)} on this processor", flush=True)
             continue
-        copies: Copies = {PACKED: {layer: layer.packed for layer in layers}}
-        if is_simd(dtype):
+        copies: Copies = {PACKED: {layer: layer.arranged for layer in layers}}
+        if has_simd(dtype):
             copies[SIMD] = {layer: arrange(SIMD, layer.weight) for layer in layers}
         name = dtype_name(dtype)
         cases += shapes(copies, layers, name, arguments.repeats)

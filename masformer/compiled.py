@@ -49,12 +49,13 @@ def why_not(source: Path) -> str:
 
 
 def is_watched() -> bool:
-    """Return whether something besides a call is to learn what is computed, which a library does not tell."""
+    """Return whether tracing, compilation, a mode or a transform of functions must see torch's operations."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.maybe_current_level() is not None
         or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
     )
 
 

@@ -1,7 +1,8 @@
 // Products of few rows and a weight in fp32, for masformer/linear.py, which arranges the weight and compiles this.
 //
-// Few rows take the time of reading the weight, so it is read once, in the order of its copy, and while a block of it is
-// multiplied the next one is fetched. A panel of the copy holds WIDTH outputs: for each input their weights side by side.
+// Few rows take the time of reading the weight, so it is read once, in the order of its copy, and the next block of it
+// is fetched while one is multiplied. A panel of the copy holds WIDTH outputs: for each input their weights side by
+// side.
 
 #include <algorithm>
 #include <cstdint>
@@ -14,17 +15,18 @@ constexpr int LANES = 16, ROWS = 8;  // numbers of a vector; rows whose sums are
 constexpr int LANES = 8, ROWS = 4;
 #endif
 constexpr int ACROSS = 3, WIDTH = ACROSS * LANES;  // vectors, and outputs, of a panel
-constexpr int DEPTH = 128;                         // inputs of a block
+constexpr int DEPTH = 64;                          // inputs of a block
 constexpr int MOST = 64;                           // rows that go through a block together
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-// Rows that go through a block, for some of them: sums (rows, WIDTH) are what they were `before`, every row a `step`
-// further, and what the inputs add. `ahead` is the memory to fetch, so many numbers (`pace`) with each input.
+// Some rows and a block: sums (rows, WIDTH) = before + inputs x block. Rows of `before` lie `step` numbers apart; 0
+// where all begin with the bias. From `ahead` on lies what comes next: with each input one line of it is fetched, and
+// `pace` numbers are passed over.
 struct Task {
     const float *input, *block, *ahead, *before;
     float* sums;
-    int64_t stride;
+    int64_t inputs;  // of a row
     int depth, pace, step;
 };
 
@@ -40,13 +42,13 @@ void multiply(const Task& t) {
         for (int v = 0; v < ACROSS; v++) weights[v] = *(const vec*)(block + v * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < COUNT; r++)
-            for (int v = 0; v < ACROSS; v++) sums[r][v] += weights[v] * t.input[r * t.stride + i];
+            for (int v = 0; v < ACROSS; v++) sums[r][v] += weights[v] * t.input[r * t.inputs + i];
     }
     for (int r = 0; r < COUNT; r++)
         for (int v = 0; v < ACROSS; v++) *(vec*)(t.sums + r * WIDTH + v * LANES) = sums[r][v];
 }
 
-// The same for a number of rows that is known only now.
+// Go on with the number of rows at run time.
 template <int COUNT = ROWS>
 void multiply(const Task& t, int count) {
     if (count == COUNT)
@@ -60,10 +62,10 @@ void multiply(const Task& t, int count) {
 // The outputs of a panel, for the shape of the copy.
 extern "C" int masformer_panel() { return WIDTH; }
 
-// Outputs (rows, outputs) of inputs (rows, inputs), whose rows lie `stride` numbers apart, panels (panels, inputs,
-// WIDTH) and a bias (outputs), or none. A sum is in the order of the inputs, whatever the number of rows.
-extern "C" void masformer_multiply(const float* input, const float* panels, const float* bias, float* out, int64_t stride,
-                                   int64_t rows, int64_t inputs, int64_t outputs, int32_t threads) {
+// Outputs (rows, outputs) of inputs (rows, inputs), panels (panels, inputs, WIDTH) and a bias (outputs), or none. Each
+// output adds its products in the order of the inputs, so a row gives the same bits whatever rows are beside it.
+extern "C" void masformer_multiply(const float* input, const float* panels, const float* bias, float* out, int64_t rows,
+                                   int64_t inputs, int64_t outputs, int32_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t first = 0; first < outputs; first += WIDTH) {
         int width = int(std::min<int64_t>(WIDTH, outputs - first));
@@ -77,9 +79,10 @@ extern "C" void masformer_multiply(const float* input, const float* panels, cons
                 const float* block = panels + first * inputs + at * WIDTH;
                 for (int r = 0; r < count; r += ROWS) {
                     const float* ahead = block + depth * (WIDTH + r / ROWS * pace);
-                    const float* before = at ? sums + r * WIDTH : start;
-                    multiply({input + (row + r) * stride + at, block, ahead, before, sums + r * WIDTH, stride, depth, pace, at ? WIDTH : 0},
-                             std::min(ROWS, count - r));
+                    float* to = sums + r * WIDTH;
+                    const float *from = input + (row + r) * inputs + at, *before = at ? to : start;
+                    Task task{from, block, ahead, before, to, inputs, depth, pace, at ? WIDTH : 0};
+                    multiply(task, std::min(ROWS, count - r));
                 }
             }
             for (int r = 0; r < count; r++)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 from masformer import compiled
@@ -45,58 +46,71 @@ class TunedLinear(nn.Linear):
     has changed or moved. A change through `weight.data` goes unnoticed.
 
     Attributes:
-        ways: One of `_WAYS` for each entry of `_ROWS`, of `_COPIED` at most one.
-        packed: The copy of the weight that a way reads; None where there is none.
-        origin: What tells whether the weight has changed since.
+        ways: A way for each entry of `_ROWS`, of `_COPIED` at most one.
+        arranged: The copy of the weight that a way reads; None where there is none.
+        origin: The weight that was copied, as `_origin` tells it from others.
+        storage: Where it lay; while this is held, no other storage takes its address.
     """
 
     ways: tuple[str, ...]
-    packed: Tensor | None
-    origin: tuple[int, int]
+    arranged: Tensor | None
+    origin: tuple[Any, ...]
+    storage: StorageWeakRef | None
 
     def forward(self, input: Tensor) -> Tensor:
         """Return (..., out_features) from (..., in_features)."""
-        weight = self.weight
+        weight, bias = self.weight, self.bias
         if (
             compiled.is_watched()
             or torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")
             or type(input) is not Tensor
+            or input.layout is not torch.strided
+            or input.is_neg()
             or not input.dtype == weight.dtype == self.dtype
             or not input.is_cpu
             or not weight.is_cpu
             or input.shape[-1:] != weight.shape[1:]
+            or (bias is not None and not (bias.shape == weight.shape[:1] and bias.dtype == self.dtype and bias.is_cpu))
         ):
-            return F.linear(input, weight, self.bias)
+            return F.linear(input, weight, bias)
         way, source = self.ways[_place(input.numel() // self.in_features)], weight
         if way in _COPIED:
-            if self.packed is not None and _origin(weight) != self.origin:
-                self.packed = None
-            way, source = (PLAIN, weight) if self.packed is None else (way, self.packed)
-        return _product(way, input, source, self.bias, weight.shape[0])
+            arranged = self.arranged
+            if arranged is not None and _origin(weight) != self.origin:
+                self.arranged = self.storage = arranged = None
+            way, source = (PLAIN, weight) if arranged is None else (way, arranged)
+        return _product(way, input, source, bias, weight.shape[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"packed": None}  # a copy of the model has weights of its own
+        return self.__dict__ | {"arranged": None, "storage": None}  # a copy of the model has weights of its own
 
 
 def arrange(way: str, weight: Tensor) -> Tensor:
     """Return the copy of an (outputs, inputs) weight that a way reads; that of `SIMD` is (panels, inputs, width)."""
-    if way == SIMD:
-        width = _library().masformer_panel()
-        padded = F.pad(weight.detach(), (0, 0, 0, -weight.shape[0] % width))
-        return padded.view(-1, width, weight.shape[1]).transpose(1, 2).contiguous()
-    copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-    return copy
+    weight = weight.detach()
+    if way == PACKED:
+        copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return copy
+    width, (outputs, inputs) = _library().masformer_panel(), weight.shape
+    whole, rest = divmod(outputs, width)
+    panels = weight.new_empty(whole + bool(rest), inputs, width)
+    panels[:whole] = weight[: outputs - rest].view(whole, width, inputs).transpose(1, 2)
+    if rest:
+        panels[whole, :, :rest] = weight[outputs - rest :].T
+        panels[whole, :, rest:] = 0
+    return panels
 
 
-def is_simd(dtype: torch.dtype) -> bool:
-    """Return whether our kernel is there for a dtype on this machine."""
+def has_simd(dtype: torch.dtype) -> bool:
+    """Return whether our kernel is available for a dtype on this machine."""
     return dtype == torch.float32 and not compiled.why_not(_SOURCE)
 
 
 def may_copy(dtype: torch.dtype) -> bool:
     """Return whether `tune` may keep copies of weights of a dtype on this machine."""
-    return _is_known(dtype) and named_way(TOPIC, _WAYS) in (None, *_COPIED)
+    named = named_way(TOPIC, _WAYS)
+    return _is_known(dtype) and (named in (None, PACKED) or (named == SIMD and dtype == torch.float32))
 
 
 def tune(model: nn.Module, *, has_room: bool = True) -> int:
@@ -107,7 +121,7 @@ def tune(model: nn.Module, *, has_room: bool = True) -> int:
 
     Args:
         model: Its layers change their class.
-        has_room: Copies may take as many bytes as the weights; else there are none.
+        has_room: Copies may take about as many bytes as the weights; else there are none.
 
     Raises:
         OneLineError: `MASFORMER_WAYS` names an unknown way for `linear`, or one that this machine does not have.
@@ -139,13 +153,19 @@ def _tune_shape(layers: Sequence[nn.Linear], *, has_room: bool) -> int:
         return copies[way]
 
     chosen, shape = dict[int, str](), f"{dtype_name(weight.dtype)} {weight.shape[0]}x{weight.shape[1]}"
-    for rows in sorted(_ROWS, key=lambda rows: rows != _BATCH):
-        offered = [way for way in _WAYS if _is_offered(way, weight.dtype, rows, has_room)]
-        # Of the copies one is kept, so the first choice rules the other out.
-        kept = [way for way in chosen.values() if way in _COPIED]
-        offered = [way for way in offered if way not in _COPIED or not kept or way in kept]
+    # One kind of copy is kept: that of a batch of tokens, by which most answers are decoded, goes first.
+    for rows in (_BATCH, *(rows for rows in _ROWS if rows != _BATCH)):
+        kept = [way for way in chosen.values() if way in _COPIED] or _COPIED
+        offered = [
+            way
+            for way in _WAYS
+            if way not in _COPIED
+            or (has_room and way in kept and (way == PACKED or (rows <= FEW_ROWS and has_simd(weight.dtype))))
+        ]
         case = f"{shape}, rows {rows}{'' if has_room else ', no copies'}"
         chosen[rows] = _choose(case, rows, measured, offered, sources)
+        if chosen[rows] in _COPIED:
+            copies = {chosen[rows]: copies[chosen[rows]]}
     ways = tuple(chosen[rows] for rows in _ROWS)
     if set(ways) == {PLAIN}:
         return 0
@@ -153,18 +173,14 @@ def _tune_shape(layers: Sequence[nn.Linear], *, has_room: bool) -> int:
     num_bytes = 0
     for index, layer in enumerate(layers):
         layer.__class__ = TunedLinear
-        layer.ways, layer.dtype, layer.packed = ways, weight.dtype, None  # type: ignore[assignment]
+        layer.ways, layer.dtype, layer.arranged = ways, weight.dtype, None  # type: ignore[assignment]
         if copied:
             made = copies[copied]
-            layer.packed = made[index] if index < len(made) else arrange(copied, layer.weight)
+            layer.arranged = made[index] if index < len(made) else arrange(copied, layer.weight)
             layer.origin = _origin(layer.weight)  # type: ignore[assignment]
-            num_bytes += layer.packed.numel() * weight.itemsize
+            layer.storage = StorageWeakRef(layer.weight.untyped_storage())  # type: ignore[assignment, no-untyped-call]
+            num_bytes += layer.arranged.numel() * weight.itemsize
     return num_bytes
-
-
-def _is_offered(way: str, dtype: torch.dtype, rows: int, has_room: bool) -> bool:
-    """Return whether a way is there for weights of a dtype, some rows, and this machine."""
-    return (has_room or way not in _COPIED) and (way != SIMD or (rows <= FEW_ROWS and is_simd(dtype)))
 
 
 def _choose(
@@ -206,8 +222,11 @@ def _place(rows: int) -> int:
     return sum(rows > most for most in _MOST_ROWS)
 
 
-def _origin(weight: Tensor) -> tuple[int, int]:
-    return weight.data_ptr(), weight._version
+def _origin(weight: Tensor) -> tuple[Any, ...] | None:
+    """Return what differs once a weight has changed or moved; None where nothing tells."""
+    if weight.is_inference():
+        return None
+    return weight.untyped_storage()._cdata, weight.data_ptr(), weight._version, weight.shape, weight.stride()
 
 
 def _product(way: str, inputs: Tensor, weight: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
@@ -223,19 +242,17 @@ def _multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _multiply_few(inputs: Tensor, panels: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
-    rows = inputs.reshape(-1, panels.shape[1])
-    if rows.stride(1) != 1:
-        rows = rows.contiguous()
-    if bias is not None:
-        bias = bias.to(rows).contiguous()
+    # Named, so that they stay until the call has ended.
+    inputs, bias = inputs.contiguous(), None if bias is None else bias.contiguous()
+    width = panels.shape[1]
     product = inputs.new_empty((*inputs.shape[:-1], outputs))
     _library().masformer_multiply(
-        rows.data_ptr(),
+        inputs.data_ptr(),
         panels.data_ptr(),
         None if bias is None else bias.data_ptr(),
         product.data_ptr(),
-        rows.stride(0),
-        *rows.shape,
+        inputs.numel() // width,
+        width,
         outputs,
         torch.get_num_threads(),
     )
@@ -246,6 +263,6 @@ def _multiply_few(inputs: Tensor, panels: Tensor, bias: Tensor | None, outputs: 
 def _library() -> ctypes.CDLL:
     library = compiled.library(_SOURCE)
     assert library is not None
-    library.masformer_multiply.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [ctypes.c_int32]
+    library.masformer_multiply.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int32]
     library.masformer_multiply.restype = None
     return library

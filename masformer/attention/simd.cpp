@@ -4,7 +4,7 @@
 // the maximum, the exponentials and their sum need nothing across lanes, and keys are read as they lie in memory, one
 // number (of bfloat16 a pair) for all lanes at once. Up to eight queries lie as in memory, four together, and vectors
 // hold the numbers of a head.
-// Scores of BLOCK keys exist at a time; the rule of their sums is that of FlashAttention, arXiv 2205.14135, algorithm 1.
+// Scores of a block of keys exist at a time; the rule of their sums is that of FlashAttention, arXiv 2205.14135, algorithm 1.
 //
 // Two ways to share the work among threads. Many queries: a thread takes a stretch of queries with all their runs. Few
 // queries: a thread takes a piece of a run with all queries that read it, and what the pieces made is merged, as in
@@ -164,7 +164,7 @@ inline vec sums_of(const vec* from) {
 #error "neither AVX-512 nor AVX2"
 #endif
 
-constexpr int BLOCK = 64;                      // keys whose scores exist at a time
+constexpr int BLOCK = 64, FEW_KEYS = 32;       // keys whose scores exist at a time; those where queries are few
 constexpr int MOST = MANY * LANES, SETS = 8;   // queries of a set, and sets that a thread takes together
 constexpr int STRETCH = SETS * MOST;
 constexpr int FEW = 4;                         // queries of a set that do not lie in lanes
@@ -323,8 +323,8 @@ struct Block {
     // Fetch what follows the keys from `at` on in the next block.
     void fetch_next(int at, int count, int size, int value_size) const {
         count = std::min(count, next - at);
-        fetch(key + (BLOCK + at) * key_token, key_token, count, size);
-        fetch(value + (BLOCK + at) * value_token, value_token, count, value_size);
+        fetch(key + (num_keys + at) * key_token, key_token, count, size);
+        fetch(value + (num_keys + at) * value_token, value_token, count, value_size);
     }
 };
 
@@ -384,7 +384,7 @@ struct InLanes : Queries {
     using stored = S;
     using T = typename Multiplied<S>::type;
     using N = Numbers<T>;
-    static constexpr int WIDTH = VECTORS * LANES;
+    static constexpr int WIDTH = VECTORS * LANES, KEYS = BLOCK;
     std::vector<float> queries, outs;  // (size / GROUP, WIDTH) of groups, (value_size, WIDTH)
     alignas(64) float mosts[WIDTH], sums[WIDTH];
 
@@ -533,7 +533,7 @@ struct RowMajor : Queries {
     using stored = S;
     using T = typename Multiplied<S>::type;
     using N = Numbers<T>;
-    static constexpr int WIDTH = FEW;
+    static constexpr int WIDTH = FEW, KEYS = FEW_KEYS;
     std::vector<T> queries;   // (FEW, size in whole vectors)
     std::vector<float> outs;  // (FEW, value_size in steps of ACROSS vectors)
     float mosts[FEW], sums[FEW];
@@ -557,23 +557,26 @@ struct RowMajor : Queries {
     static const T* arrange(const Block<T>& block, int, std::vector<T>&) { return block.value; }
 
     void attend(const Problem& p, const Block<T>& block, const T*, const Bounds* bounds) {
-        alignas(64) float weights[FEW * BLOCK];
-        std::fill_n(weights, FEW * BLOCK, 0.0f);
+        alignas(64) float weights[FEW * KEYS];
+        std::fill_n(weights, FEW * KEYS, 0.0f);
         for (int first = 0; first < block.num_keys; first += LANES) {
-            block.fetch_next(first, LANES, p.size, p.value_size);
+            int ready = std::min(LANES, block.num_keys - first);
             for (int i = 0; i < count; i++) {
+                // The values of these keys come from memory meanwhile; those of the next keys when values are gathered.
+                int from = ready * i / count, to = ready * (i + 1) / count;
+                fetch(block.value + (first + from) * block.value_token, block.value_token, to - from, int(p.value_size));
                 vec found = score(p, block, first, queries.data() + i * query_step);
                 if (p.softcap != 0) found = capped(found, p.softcap);
                 int64_t low = bounds ? bounds->low[i] - block.first : 0;
                 int64_t high = bounds ? std::min<int64_t>(bounds->high[i] - block.first, block.num_keys) : block.num_keys;
                 ints place = add(splat(first), count_up());
                 found = where_between(found, splat(int32_t(low)), place, splat(int32_t(high)));
-                store(weights + i * BLOCK + first, found);
+                store(weights + i * KEYS + first, found);
             }
         }
-        for (int i = 0; i < count; i++) weigh(weights + i * BLOCK, (block.num_keys + LANES - 1) / LANES * LANES, i);
-        alignas(64) T as_numbers[FEW * BLOCK];
-        gather(p, block, N::weights(weights, FEW * BLOCK, as_numbers));
+        for (int i = 0; i < count; i++) weigh(weights + i * KEYS, (block.num_keys + LANES - 1) / LANES * LANES, i);
+        alignas(64) T as_numbers[FEW * KEYS];
+        gather(p, block, N::weights(weights, FEW * KEYS, as_numbers));
     }
 
   private:
@@ -623,11 +626,12 @@ struct RowMajor : Queries {
                 for (int v = 0; v < ACROSS; v++) found[i][v] = load(&outs[i * out_step + first + v * LANES]);
             for (int k = 0; k < block.num_keys; k += N::GROUP) {
                 const T* at = block.value + k * block.value_token + first;
+                if (k < block.next) fetch(block.key + (block.num_keys + k) * block.key_token + first, block.key_token, N::GROUP, ACROSS * LANES);
                 vec numbers[ACROSS];
                 N::values(at, k + 1 < block.num_keys ? at + block.value_token : nullptr, int(p.value_size) - first, numbers);
 #pragma GCC unroll 4
                 for (int i = 0; i < FEW; i++) {
-                    vec weight = N::broadcast(weights + i * BLOCK + k);
+                    vec weight = N::broadcast(weights + i * KEYS + k);
                     for (int v = 0; v < ACROSS; v++) found[i][v] = N::multiply(found[i][v], weight, numbers[v]);
                 }
             }
@@ -656,8 +660,8 @@ struct Work {
 
     // A block whose numbers are not multiplied as they are stored.
     Block<T> multiplied(const Problem& p, const S* key, int64_t key_token, const S* value, int64_t value_token, int64_t first, int num_keys) {
-        numbers.resize(BLOCK * (p.size + p.value_size));
-        T *keys = numbers.data(), *values = keys + BLOCK * p.size;
+        numbers.resize(Set::KEYS * (p.size + p.value_size));
+        T *keys = numbers.data(), *values = keys + Set::KEYS * p.size;
         for (int k = 0; k < num_keys; k++) {
             copy_numbers(key + k * key_token, int(p.size), keys + k * p.size);
             copy_numbers(value + k * value_token, int(p.value_size), values + k * p.value_size);
@@ -677,9 +681,9 @@ struct Work {
         stop = std::min(stop, most);
         const S* key = (const S*)run.key + row * run.key_row + key_head * run.key_head;
         const S* value = (const S*)run.value + row * run.value_row + key_head * run.value_head;
-        for (int64_t at = first; at < stop; at += BLOCK) {
-            int num_keys = int(std::min<int64_t>(BLOCK, stop - at));
-            int next = int(std::min<int64_t>(BLOCK, std::max<int64_t>(0, stop - at - BLOCK)));
+        for (int64_t at = first; at < stop; at += Set::KEYS) {
+            int num_keys = int(std::min<int64_t>(Set::KEYS, stop - at));
+            int next = int(std::min<int64_t>(Set::KEYS, std::max<int64_t>(0, stop - at - Set::KEYS)));
             Block<T> block;
             if constexpr (std::is_same_v<S, T>)
                 block = {key + at * run.key_token, value + at * run.value_token, run.key_token, run.value_token, at, num_keys, next};

@@ -137,6 +137,7 @@ class Call:
         cached: Those of them that were in the prefix cache.
         status: HTTP status of the answer; None before there is one.
         is_whole: The answer went out to its end.
+        is_running: It counts among those of the moment.
     """
 
     method: str
@@ -148,6 +149,7 @@ class Call:
     cached: int = 0
     status: int | None = None
     is_whole: bool = False
+    is_running: bool = False
 
 
 When = Callable[[Call], bool]

@@ -125,8 +125,9 @@ class EngineStandIn:
             self.calls.append(call)
 
     @contextmanager
-    def running(self, *, is_probe: bool) -> Iterator[None]:
+    def running(self, call: Call, *, is_probe: bool) -> Iterator[None]:
         """Count a request among those of the moment; one that tries the server out waits for no other."""
+        call.is_running = True
         with self.lock:
             self._running += 1
             self.most_at_once = max(self.most_at_once, self._running)
@@ -136,8 +137,13 @@ class EngineStandIn:
         try:
             yield
         finally:
-            with self.lock:
-                self._running -= 1
+            self.leave(call)
+
+    def leave(self, call: Call) -> None:
+        """End the count of a request, before the end of its reply: who has read that may send another one at once."""
+        with self.lock:
+            self._running -= call.is_running
+            call.is_running = False
 
     def warm(self, ids: Sequence[int]) -> None:
         """Keep the blocks of a prompt, whose first token is made."""
@@ -222,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(fault.body, str) and fault.told_after is None:
             self._send(call, 200, fault.body, "text/html", {})
         else:
-            with self.standin.running(is_probe=call.body.get("max_tokens") == 1):
+            with self.standin.running(call, is_probe=call.body.get("max_tokens") == 1):
                 self._answer(call, fault)
 
     def _refusal(self, call: Call) -> Fault | None:
@@ -323,6 +329,7 @@ class _Handler(BaseHTTPRequestHandler):
             if number == 0:
                 self.standin.warm(call.ids)
             time.sleep(self.standin.token_seconds)
+        self.standin.leave(call)
         self._write(b"data: [DONE]\n\n", fault)
         self.wfile.write(b"0\r\n\r\n")
         call.is_whole = True
@@ -347,6 +354,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, call: Call, status: int, text: str, kind: str, headers: Mapping[str, str]) -> None:
         content = text.encode()
+        self.standin.leave(call)
         self._start(call, status, {"Content-Type": kind, "Content-Length": str(len(content)), **headers})
         self.wfile.write(content)
         call.is_whole = True

@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from masformer import compiled, linear
@@ -43,7 +46,10 @@ MISSING = compiled.why_not(linear._SOURCE)
 with_compiler = pytest.mark.skipif(bool(MISSING), reason=f"no kernel: {MISSING}")
 
 
-@pytest.fixture(params=["direct", "packed", pytest.param("simd", marks=with_compiler)])
+COPIED = ["packed", pytest.param("simd", marks=with_compiler)]
+
+
+@pytest.fixture(params=["direct", *COPIED])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Choose either way of oneDNN, or our kernel."""
     monkeypatch.setenv("MASFORMER_WAYS", f"linear={request.param}")
@@ -51,7 +57,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(autouse=True)
-def is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Choose the packed way without timing."""
     monkeypatch.setenv("MASFORMER_WAYS", "linear=packed")
     monkeypatch.setattr("masformer.tuning._used", {})  # it is written into the records of runs
@@ -163,15 +169,20 @@ def test_gradients_autocast_and_other_dtypes_go_the_plain_way(way: str, multipli
         with pytest.raises(RuntimeError, match="dtype"):
             layer(inputs.double())
         for wrong in (inputs[:, :192], inputs.view(-1), inputs[0, 0]):
-            with pytest.raises(RuntimeError):
-                layer(wrong)
+            messages = []
+            for each in (layer, twin):
+                with pytest.raises(RuntimeError) as error:
+                    each(wrong)
+                messages.append(str(error.value))
+            assert messages[0] == messages[1]
         torch.testing.assert_close(torch.vmap(layer)(inputs), twin(inputs))
     assert multiplied == []
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("change", ["in place", "moved", "loaded", "replaced"])
-def test_a_changed_weight_ends_the_use_of_the_copy(change: str, multiplied: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("way", COPIED, indirect=True)
+@pytest.mark.parametrize("change", ["in place", "moved", "rounded", "loaded", "replaced", "made in inference mode"])
+def test_a_changed_weight_ends_the_use_of_the_copy(change: str, way: str, multiplied: list[tuple[int, ...]]) -> None:
     layer, other = layer_of(), layer_of()
     other.weight.mul_(2)
     tune(layer)
@@ -180,18 +191,61 @@ def test_a_changed_weight_ends_the_use_of_the_copy(change: str, multiplied: list
     elif change == "moved":
         layer.double().float()
         layer.weight.mul_(2)
+    elif change == "rounded":
+        layer.bfloat16().float()
+        other.weight.copy_(layer_of().weight.bfloat16())
+        other.bias.copy_(layer.bias)
     elif change == "loaded":
         layer.load_state_dict(other.state_dict())
-    else:
+    elif change == "replaced":
+        # The next one may lie where the first lay.
+        del layer.weight
         layer.weight = nn.Parameter(other.weight.clone())
+    else:
+        with torch.inference_mode():
+            layer.weight = nn.Parameter(other.weight.clone(), requires_grad=False)
     inputs = torch.randn(3, 384)
     assert torch.equal(layer(inputs), F.linear(inputs, other.weight, other.bias))
     assert multiplied == []
-    assert layer.packed is None
+    assert layer.arranged is None
 
 
 @torch.no_grad()
-def test_copies_pickles_and_saved_weights_do_without(tmp_path: Path, multiplied: list[tuple[int, ...]]) -> None:
+def test_a_bias_of_another_shape_or_dtype_goes_the_plain_way(way: str, multiplied: list[tuple[int, ...]]) -> None:
+    layer, twin = layer_of(), layer_of()
+    tune(layer)
+    inputs = torch.randn(3, 384)
+    layer.bias = twin.bias = nn.Parameter(torch.full((1,), 2.0))
+    assert torch.equal(layer(inputs), twin(inputs))
+    layer.bias = nn.Parameter(torch.zeros(256, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer(inputs)
+    assert multiplied == []
+
+
+@torch.no_grad()
+def test_modes_and_other_kinds_of_tensors_see_torch_s_operations(way: str, multiplied: list[tuple[int, ...]]) -> None:
+    layer, twin = layer_of(), layer_of()
+    tune(layer)
+    inputs = torch.randn(3, 384)
+    traced = make_fx(layer)(inputs)
+    assert torch.equal(traced(inputs), twin(inputs))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert layer(inputs).shape == (3, 256)
+    with FlopCounterMode(display=False) as counter:
+        layer(inputs)
+    assert counter.get_total_flops() == 2 * 3 * 384 * 256
+    negated = torch._neg_view(inputs)
+    assert torch.equal(layer(negated), twin(-inputs))
+    assert torch.equal(layer(inputs.to_sparse()), twin(inputs.to_sparse()))
+    assert multiplied == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", COPIED, indirect=True)
+def test_copies_pickles_and_saved_weights_do_without(
+    tmp_path: Path, way: str, multiplied: list[tuple[int, ...]]
+) -> None:
     model = wide_model()
     names = set(model.state_dict())
     tokens = torch.randint(3, 512, (1, 12))
@@ -350,4 +404,4 @@ def test_our_kernel_multiplies_any_shape_and_every_row_alike(
         torch.set_num_threads(before)
     exact = F.linear(inputs.double(), weight.double(), None if bias is None else bias.double())
     torch.testing.assert_close(product.double(), exact, atol=2e-4, rtol=2e-5)
-    assert torch.equal(product, torch.stack(alone) if alone else product)
+    assert torch.equal(product, torch.stack([*alone, torch.empty(out)])[:-1])
