@@ -694,7 +694,7 @@ def test_ways_that_there_are_not_are_told_before_the_weights_load(
     monkeypatch.setattr("masformer.checkpoints.open.Checkpoint.load_model", None)
     assert main(least) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
-    assert "MASFORMER_WAYS has 'lniear=packed'; known: default, linear=plain|direct|packed, window=" in line
+    assert "MASFORMER_WAYS has 'lniear=packed'; known: default, linear=plain|direct|packed|simd, window=" in line
 
 
 @pytest.mark.skipif(bool(simd.why_not()), reason=f"no kernel: {simd.why_not()}")
