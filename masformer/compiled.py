@@ -1,4 +1,4 @@
-"""Libraries in C++ that are compiled when they are first wanted, for what torch leaves slow.
+"""Libraries in C++ that are compiled when they are first wanted, for what is slow in torch.
 
 They are kept in `~/.cache/masformer`, under names that stand for source, compiler and processor.
 """
@@ -29,7 +29,7 @@ _COMPILE_SECONDS = 120
 
 @functools.cache
 def library(source: Path) -> ctypes.CDLL | None:
-    """Return what is compiled from a file, from the cache folder if it is there; None where it cannot be had."""
+    """Return what is compiled from a file, from the cache folder if it is there; None where it cannot be compiled."""
     if _missing():
         return None
     compiler = _compiler()
@@ -49,7 +49,7 @@ def why_not(source: Path) -> str:
 
 
 def is_watched() -> bool:
-    """Return whether tracing, compilation, a mode or a transform of functions must see torch's operations."""
+    """Return whether tracing, compilation, a dispatch mode or a transform must see torch's operations."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None

@@ -1,8 +1,8 @@
 // Products of few rows and a weight in fp32, for masformer/linear.py, which arranges the weight and compiles this.
 //
-// Few rows take the time of reading the weight, so it is read once, in the order of its copy, and the next block of it
-// is fetched while one is multiplied. A panel of the copy holds WIDTH outputs: for each input their weights side by
-// side.
+// Few rows take the time of reading the weight, so it is read once, in the order of its copy, and while a block of it is
+// multiplied the next is fetched: a line with each input; the processor itself reads ahead for the rest. A panel of the
+// copy holds WIDTH outputs: for each input their weights side by side.
 
 #include <algorithm>
 #include <cstdint>
@@ -48,7 +48,7 @@ void multiply(const Task& t) {
         for (int v = 0; v < ACROSS; v++) *(vec*)(t.sums + r * WIDTH + v * LANES) = sums[r][v];
 }
 
-// Go on with the number of rows at run time.
+// Choose the instance for a number of rows.
 template <int COUNT = ROWS>
 void multiply(const Task& t, int count) {
     if (count == COUNT)

@@ -35,6 +35,7 @@ _ROWS = (1, _BATCH, 128)
 FEW_ROWS = 64  # at most, for our kernel
 _MOST_ROWS = (1, FEW_ROWS)  # that the first two stand for
 _SOURCE = Path(__file__).with_suffix(".cpp")
+_CLASSES = (Tensor, nn.Parameter)
 _LEAST_NUMBERS = 2**16  # of a weight; smaller products take the time of their call
 _MEASURED_BYTES = 2**25  # of weights of a shape: they are to come from memory, as in a model
 
@@ -46,12 +47,14 @@ class TunedLinear(nn.Linear):
     has changed or moved. A change through `weight.data` goes unnoticed.
 
     Attributes:
+        dtype: That of the weight when it was tuned.
         ways: A way for each entry of `_ROWS`, of `_COPIED` at most one.
         arranged: The copy of the weight that a way reads; None where there is none.
-        origin: The weight that was copied, as `_origin` tells it from others.
-        storage: Where it lay; while this is held, no other storage takes its address.
+        origin: Identity and version of the weight that was copied (`_origin`).
+        storage: Weak reference to its storage; while it is held, no other storage takes that address.
     """
 
+    dtype: torch.dtype
     ways: tuple[str, ...]
     arranged: Tensor | None
     origin: tuple[Any, ...]
@@ -64,14 +67,10 @@ class TunedLinear(nn.Linear):
             compiled.is_watched()
             or torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")
-            or type(input) is not Tensor
-            or input.layout is not torch.strided
-            or input.is_neg()
-            or not input.dtype == weight.dtype == self.dtype
-            or not input.is_cpu
-            or not weight.is_cpu
+            or not _is_dense(input, self.dtype)
+            or not _is_dense(weight, self.dtype)
             or input.shape[-1:] != weight.shape[1:]
-            or (bias is not None and not (bias.shape == weight.shape[:1] and bias.dtype == self.dtype and bias.is_cpu))
+            or (bias is not None and not (_is_dense(bias, self.dtype) and bias.shape == weight.shape[:1]))
         ):
             return F.linear(input, weight, bias)
         way, source = self.ways[_place(input.numel() // self.in_features)], weight
@@ -153,15 +152,11 @@ def _tune_shape(layers: Sequence[nn.Linear], *, has_room: bool) -> int:
         return copies[way]
 
     chosen, shape = dict[int, str](), f"{dtype_name(weight.dtype)} {weight.shape[0]}x{weight.shape[1]}"
-    # One kind of copy is kept: that of a batch of tokens, by which most answers are decoded, goes first.
+    # One kind of copy is kept. Batches decode most answers, so their way is chosen first.
     for rows in (_BATCH, *(rows for rows in _ROWS if rows != _BATCH)):
         kept = [way for way in chosen.values() if way in _COPIED] or _COPIED
-        offered = [
-            way
-            for way in _WAYS
-            if way not in _COPIED
-            or (has_room and way in kept and (way == PACKED or (rows <= FEW_ROWS and has_simd(weight.dtype))))
-        ]
+        copying = [PACKED, *([SIMD] if rows <= FEW_ROWS and has_simd(weight.dtype) else [])] if has_room else []
+        offered = [PLAIN, DIRECT, *(way for way in copying if way in kept)]
         case = f"{shape}, rows {rows}{'' if has_room else ', no copies'}"
         chosen[rows] = _choose(case, rows, measured, offered, sources)
         if chosen[rows] in _COPIED:
@@ -218,12 +213,23 @@ def _is_tunable(weight: Tensor) -> bool:
     )
 
 
+def _is_dense(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a tensor's numbers lie in memory: no subclass, no other layout, no negation that is put off."""
+    return (
+        type(tensor) in _CLASSES
+        and tensor.is_cpu
+        and tensor.dtype == dtype
+        and tensor.layout is torch.strided
+        and not (tensor.is_nested or tensor.is_neg() or tensor._is_zerotensor())
+    )
+
+
 def _place(rows: int) -> int:
     return sum(rows > most for most in _MOST_ROWS)
 
 
 def _origin(weight: Tensor) -> tuple[Any, ...] | None:
-    """Return what differs once a weight has changed or moved; None where nothing tells."""
+    """Return the identity and version of a weight; None for an inference tensor, which has no version."""
     if weight.is_inference():
         return None
     return weight.untyped_storage()._cdata, weight.data_ptr(), weight._version, weight.shape, weight.stride()
@@ -244,15 +250,15 @@ def _multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _multiply_few(inputs: Tensor, panels: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
     # Named, so that they stay until the call has ended.
     inputs, bias = inputs.contiguous(), None if bias is None else bias.contiguous()
-    width = panels.shape[1]
+    num_inputs = panels.shape[1]
     product = inputs.new_empty((*inputs.shape[:-1], outputs))
     _library().masformer_multiply(
         inputs.data_ptr(),
         panels.data_ptr(),
         None if bias is None else bias.data_ptr(),
         product.data_ptr(),
-        inputs.numel() // width,
-        width,
+        inputs.numel() // num_inputs,
+        num_inputs,
         outputs,
         torch.get_num_threads(),
     )

@@ -4,7 +4,8 @@
 // the maximum, the exponentials and their sum need nothing across lanes, and keys are read as they lie in memory, one
 // number (of bfloat16 a pair) for all lanes at once. Up to eight queries lie as in memory, four together, and vectors
 // hold the numbers of a head.
-// Scores of a block of keys exist at a time; the rule of their sums is that of FlashAttention, arXiv 2205.14135, algorithm 1.
+// Scores of a block of keys exist at a time; the rule of their sums is that of FlashAttention, arXiv 2205.14135,
+// algorithm 1.
 //
 // Two ways to share the work among threads. Many queries: a thread takes a stretch of queries with all their runs. Few
 // queries: a thread takes a piece of a run with all queries that read it, and what the pieces made is merged, as in
@@ -320,6 +321,7 @@ struct Block {
     const T *key, *value;
     int64_t key_token, value_token, first;
     int num_keys, next;
+    bool is_cold;  // no set has read it
     // Fetch what follows the keys from `at` on in the next block.
     void fetch_next(int at, int count, int size, int value_size) const {
         count = std::min(count, next - at);
@@ -414,7 +416,7 @@ struct InLanes : Queries {
         if constexpr (N::GROUP == 1) {
             return block.value;
         } else {
-            room.resize((BLOCK + 2) * size + MOST);
+            room.resize((KEYS + 2) * size + MOST);
             for (int k = 0; k < block.num_keys; k += 2) {
                 const T *one = block.value + k * block.value_token, *other = one + block.value_token;
                 for (int d = 0; d < size; d += N::EACH) {
@@ -430,7 +432,7 @@ struct InLanes : Queries {
     }
 
     void attend(const Problem& p, const Block<T>& block, const T* values, const Bounds* bounds) {
-        alignas(64) float scores[(BLOCK + STEP) * WIDTH];
+        alignas(64) float scores[(KEYS + STEP) * WIDTH];
         int num_keys = block.num_keys;
         for (int first = 0; first < num_keys; first += STEP) score(p, block, first, scores + first * WIDTH);
         if (p.softcap != 0)
@@ -449,7 +451,7 @@ struct InLanes : Queries {
         if constexpr (N::GROUP == 1) {
             gather(values, block.value_token, num_keys, p.value_size, scores);
         } else {
-            alignas(64) uint32_t pairs[BLOCK / 2 * WIDTH];
+            alignas(64) uint32_t pairs[KEYS / 2 * WIDTH];
             for (int i = 0; i < VECTORS; i++) std::memset(scores + num_keys * WIDTH + i * LANES, 0, sizeof(vec));
             for (int k = 0; k < num_keys; k += 2)
                 for (int i = 0; i < WIDTH; i += LANES) {
@@ -534,6 +536,7 @@ struct RowMajor : Queries {
     using T = typename Multiplied<S>::type;
     using N = Numbers<T>;
     static constexpr int WIDTH = FEW, KEYS = FEW_KEYS;
+    static_assert(KEYS % LANES == 0);
     std::vector<T> queries;   // (FEW, size in whole vectors)
     std::vector<float> outs;  // (FEW, value_size in steps of ACROSS vectors)
     float mosts[FEW], sums[FEW];
@@ -562,9 +565,9 @@ struct RowMajor : Queries {
         for (int first = 0; first < block.num_keys; first += LANES) {
             int ready = std::min(LANES, block.num_keys - first);
             for (int i = 0; i < count; i++) {
-                // The values of these keys come from memory meanwhile; those of the next keys when values are gathered.
-                int from = ready * i / count, to = ready * (i + 1) / count;
-                fetch(block.value + (first + from) * block.value_token, block.value_token, to - from, int(p.value_size));
+                // Fetch the values of these keys while scores are computed; `gather` fetches the next keys.
+                int from = ready * i / count, num_values = block.is_cold ? ready * (i + 1) / count - from : 0;
+                fetch(block.value + (first + from) * block.value_token, block.value_token, num_values, int(p.value_size));
                 vec found = score(p, block, first, queries.data() + i * query_step);
                 if (p.softcap != 0) found = capped(found, p.softcap);
                 int64_t low = bounds ? bounds->low[i] - block.first : 0;
@@ -621,12 +624,14 @@ struct RowMajor : Queries {
 
     void gather(const Problem& p, const Block<T>& block, const T* weights) {
         for (int first = 0; first < p.value_size; first += ACROSS * LANES) {
+            const T* key = block.key + block.num_keys * block.key_token + first;
+            int num_numbers = first + ACROSS * LANES < p.value_size ? ACROSS * LANES : int(p.size) - first;
             vec found[FEW][ACROSS];
             for (int i = 0; i < FEW; i++)
                 for (int v = 0; v < ACROSS; v++) found[i][v] = load(&outs[i * out_step + first + v * LANES]);
             for (int k = 0; k < block.num_keys; k += N::GROUP) {
                 const T* at = block.value + k * block.value_token + first;
-                if (k < block.next) fetch(block.key + (block.num_keys + k) * block.key_token + first, block.key_token, N::GROUP, ACROSS * LANES);
+                if (k < block.next) fetch(key + k * block.key_token, block.key_token, N::GROUP, num_numbers);
                 vec numbers[ACROSS];
                 N::values(at, k + 1 < block.num_keys ? at + block.value_token : nullptr, int(p.value_size) - first, numbers);
 #pragma GCC unroll 4
@@ -666,7 +671,7 @@ struct Work {
             copy_numbers(key + k * key_token, int(p.size), keys + k * p.size);
             copy_numbers(value + k * value_token, int(p.value_size), values + k * p.value_size);
         }
-        return {keys, values, p.size, p.value_size, first, num_keys, 0};
+        return {keys, values, p.size, p.value_size, first, num_keys, 0, false};
     }
 
     // Let them attend to the keys from `first` to before `stop` of a run.
@@ -686,7 +691,7 @@ struct Work {
             int next = int(std::min<int64_t>(Set::KEYS, std::max<int64_t>(0, stop - at - Set::KEYS)));
             Block<T> block;
             if constexpr (std::is_same_v<S, T>)
-                block = {key + at * run.key_token, value + at * run.value_token, run.key_token, run.value_token, at, num_keys, next};
+                block = {key + at * run.key_token, value + at * run.value_token, run.key_token, run.value_token, at, num_keys, next, true};
             else
                 block = multiplied(p, key + at * run.key_token, run.key_token, value + at * run.value_token, run.value_token, at, num_keys);
             const T* values = Set::arrange(block, int(p.value_size), room);
@@ -695,6 +700,7 @@ struct Work {
                 bool is_whole = bounds[i].all_low <= at && at + num_keys <= bounds[i].all_high;
                 sets[i].attend(p, block, values, is_whole ? nullptr : &bounds[i]);
                 block.next = 0;
+                block.is_cold = false;
             }
         }
     }

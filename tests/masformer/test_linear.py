@@ -198,7 +198,6 @@ def test_a_changed_weight_ends_the_use_of_the_copy(change: str, way: str, multip
     elif change == "loaded":
         layer.load_state_dict(other.state_dict())
     elif change == "replaced":
-        # The next one may lie where the first lay.
         del layer.weight
         layer.weight = nn.Parameter(other.weight.clone())
     else:
@@ -211,6 +210,16 @@ def test_a_changed_weight_ends_the_use_of_the_copy(change: str, way: str, multip
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("way", COPIED, indirect=True)
+def test_no_other_weight_gets_the_identity_of_the_copied_one(way: str) -> None:
+    layer = layer_of()
+    tune(layer)
+    del layer.weight
+    others = [torch.empty(256, 384) for _ in range(50)]
+    assert layer.origin[0] not in {other.untyped_storage()._cdata for other in others}
+
+
+@torch.no_grad()
 def test_a_bias_of_another_shape_or_dtype_goes_the_plain_way(way: str, multiplied: list[tuple[int, ...]]) -> None:
     layer, twin = layer_of(), layer_of()
     tune(layer)
@@ -220,6 +229,9 @@ def test_a_bias_of_another_shape_or_dtype_goes_the_plain_way(way: str, multiplie
     layer.bias = nn.Parameter(torch.zeros(256, dtype=torch.float64))
     with pytest.raises(RuntimeError, match="dtype"):
         layer(inputs)
+    layer.bias = nn.Parameter(torch._neg_view(torch.ones(256)), requires_grad=False)
+    twin.bias = nn.Parameter(-torch.ones(256))
+    assert torch.equal(layer(inputs), twin(inputs))
     assert multiplied == []
 
 
@@ -237,7 +249,11 @@ def test_modes_and_other_kinds_of_tensors_see_torch_s_operations(way: str, multi
     assert counter.get_total_flops() == 2 * 3 * 384 * 256
     negated = torch._neg_view(inputs)
     assert torch.equal(layer(negated), twin(-inputs))
-    assert torch.equal(layer(inputs.to_sparse()), twin(inputs.to_sparse()))
+    zeros = torch._efficientzerotensor((3, 384))
+    for odd in (inputs.to_sparse(), zeros, torch.nested.nested_tensor([inputs, inputs[:2]])):
+        assert str(layer(odd)) == str(twin(odd))
+    layer.weight = nn.Parameter(twin.weight.to_sparse_csr(), requires_grad=False)
+    torch.testing.assert_close(layer(inputs), twin(inputs))
     assert multiplied == []
 
 
