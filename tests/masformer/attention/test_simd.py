@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from masformer import compiled, tuning
 from masformer.attention import kernels, simd
@@ -216,6 +217,8 @@ def test_what_it_does_not_take() -> None:
         assert not simd.takes(query.repeat(1, 2, 1, 1)[:, :3], (key, value))
         assert not simd.takes(query.expand(3, -1, -1, -1), (key.expand(2, -1, -1, -1), value.expand(2, -1, -1, -1)))
         assert not simd.takes(query, (key.to("meta"), value.to("meta")))
+        with FlopCounterMode(display=False):
+            assert not simd.takes(query, (key, value))
         assert not simd.takes(nn.Parameter(query, requires_grad=False), (key, value))
 
 
