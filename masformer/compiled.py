@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
+from masformer.errors import OneLineError
 from masformer.hardware import processor_name, vector_instructions
-from masformer.tuning import choices_file, uncounted
+from masformer.tuning import WAYS, choices_file, uncounted
 
 _NEEDED = "avx2"  # AVX-512 implies it
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
@@ -46,6 +47,12 @@ def library(source: Path) -> ctypes.CDLL | None:
 def why_not(source: Path) -> str:
     """Return why a library is unavailable; an empty string where it is there, or compiled now."""
     return "" if library(source) else _missing() or "the compiler fails on it"
+
+
+def require(source: Path, name: str) -> None:
+    """Raise a `OneLineError` where `MASFORMER_WAYS` names a way whose library is unavailable."""
+    if reason := why_not(source):
+        raise OneLineError(f"{WAYS} names '{name}', which this machine does not have: {reason}; leave it out")
 
 
 def is_watched() -> bool:

@@ -22,9 +22,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 from masformer import compiled
-from masformer.errors import OneLineError
 from masformer.hardware import dtype_name, multiplies_bfloat16
-from masformer.tuning import TOPICS, WAYS, choose, named_way
+from masformer.tuning import TOPICS, choose, named_way
 
 TOPIC = "linear"
 PLAIN, DIRECT, PACKED, SIMD = _WAYS = TOPICS[TOPIC]
@@ -126,8 +125,8 @@ def tune(model: nn.Module, *, has_room: bool = True) -> int:
         OneLineError: `MASFORMER_WAYS` names an unknown way for `linear`, or one that this machine does not have.
     """
     named = named_way(TOPIC, _WAYS)
-    if named == SIMD and (reason := compiled.why_not(_SOURCE)):
-        raise OneLineError(f"{WAYS} names '{SIMD}', which this machine does not have: {reason}; leave it out")
+    if named == SIMD:
+        compiled.require(_SOURCE, SIMD)
     if named == PLAIN or (named in _COPIED and not has_room):
         return 0
     shapes: dict[tuple[Any, ...], list[nn.Linear]] = defaultdict(list)

@@ -28,7 +28,7 @@ from masformer.hardware import dtype_name
 from masformer.plans.layer_spans import Blocks, Full, LayerSpan, Window
 
 SPANS = (Full, Window, Blocks)
-_SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCE = Path(__file__).with_suffix(".cpp")
 _DTYPES = (torch.float32, torch.bfloat16)
 # Numbers of a key that are multiplied together, and of a value that are computed together.
 _KEY_STEP, _VALUE_STEP = 2, 8
@@ -192,12 +192,12 @@ def causal_bounds(length: int, num_keys: int) -> Tensor:
 
 def why_not() -> str:
     """Return why the kernel is unavailable; an empty string where it is there, or compiled now."""
-    return compiled.why_not(_SOURCE)
+    return compiled.why_not(SOURCE)
 
 
 @functools.cache
 def _function(dtype: torch.dtype) -> ctypes._NamedFuncPointer | None:
-    if (library := compiled.library(_SOURCE)) is None:
+    if (library := compiled.library(SOURCE)) is None:
         return None
     function = library[f"masformer_attend_{dtype_name(dtype)}"]
     function.argtypes, function.restype = [ctypes.POINTER(_Problem)], ctypes.c_int

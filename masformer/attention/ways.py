@@ -23,6 +23,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from masformer import compiled
 from masformer.attention import simd
 from masformer.errors import OneLineError
 from masformer.hardware import dtype_name
@@ -50,8 +51,8 @@ def is_simd(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
         return False
     named = _named(os.environ.get(WAYS, ""))
     topic = next((topic for topic in named if named[topic] == SIMD), None)
-    if topic and (reason := simd.why_not()):
-        raise OneLineError(f"{WAYS} names '{SIMD}', which this machine does not have: {reason}; leave it out")
+    if topic:
+        compiled.require(simd.SOURCE, SIMD)
     if topic and named[ATTENTION] == TORCH:
         raise OneLineError(f"{WAYS} names '{SIMD}' for {topic} and rules it out for {ATTENTION}; leave out one")
     way = named[ATTENTION] or settled(ATTENTION)

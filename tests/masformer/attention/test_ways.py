@@ -141,7 +141,7 @@ def test_a_step_of_joined_rows_is_measured_once(fastest: str, monkeypatch: pytes
 @pytest.mark.parametrize("topic", ["window", "pattern", "step"])
 def test_our_own_kernel_is_not_named_and_ruled_out_at_once(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     query = torch.empty(1, 2, 4, 8)
-    monkeypatch.setattr("masformer.attention.simd.why_not", lambda: "")
+    monkeypatch.setattr("masformer.compiled.why_not", lambda _: "")
     monkeypatch.setenv("MASFORMER_WAYS", f"attention=torch {topic}=simd")
     with pytest.raises(OneLineError, match=f"names 'simd' for {topic} and rules it out for attention; leave out one"):
         ways.is_simd(query, (query, query))
