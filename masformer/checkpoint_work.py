@@ -13,6 +13,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel
 
+from masformer.attention.ways import check_attention_ways
 from masformer.checkpoint_commands import DTYPES
 from masformer.checkpoints.card import origin_of
 from masformer.checkpoints.native import native_config
@@ -23,6 +24,7 @@ from masformer.convert import apply_plan, native_plan, num_layers, read_plan, st
 from masformer.errors import CheckpointError, ConversionError
 from masformer.hardware import dtype_name
 from masformer.measure import MeasureError, closed_form, cost_record, lengths_to_measure
+from masformer.tuning import check_names
 
 
 def run(options: argparse.Namespace) -> None:
@@ -52,6 +54,8 @@ def convert(options: argparse.Namespace) -> None:
     if repo_id is not None:
         check_push(repo_id)
     origin = origin_of(checkpoint)
+    check_names()
+    check_attention_ways(device)
     _say(f"model   {_name(checkpoint)}, {num_layers(checkpoint.config)} layers")
     _say(f"plan    {plan}")
     model = checkpoint.load_model(_dtype(options.dtype, checkpoint), device)

@@ -111,6 +111,16 @@ def may_copy(dtype: torch.dtype) -> bool:
     return _is_known(dtype) and (named in (None, PACKED) or (named == SIMD and dtype == torch.float32))
 
 
+def check_linear_way(device: torch.device) -> None:
+    """Check what `MASFORMER_WAYS` names for linear layers, before weights load, where they are to be on a processor.
+
+    Raises:
+        OneLineError: It names an unknown way, or one that this machine lacks.
+    """
+    if device.type == "cpu" and named_way(TOPIC, _WAYS) == SIMD:
+        compiled.require(_SOURCE, SIMD)
+
+
 def tune(model: nn.Module, *, has_room: bool = True) -> int:
     """Return the bytes of copies that a model's linear layers keep from now on for inference on this processor.
 
@@ -122,17 +132,17 @@ def tune(model: nn.Module, *, has_room: bool = True) -> int:
         has_room: Copies may take about as many bytes as the weights; else there are none.
 
     Raises:
-        OneLineError: `MASFORMER_WAYS` names an unknown way for `linear`, or one that this machine does not have.
+        OneLineError: As `check_linear_way`.
     """
     named = named_way(TOPIC, _WAYS)
-    if named == SIMD:
-        compiled.require(_SOURCE, SIMD)
     if named == PLAIN or (named in _COPIED and not has_room):
         return 0
     shapes: dict[tuple[Any, ...], list[nn.Linear]] = defaultdict(list)
     for layer in model.modules():
         if type(layer) is nn.Linear and _is_tunable(layer.weight):
             shapes[layer.weight.dtype, layer.weight.shape].append(layer)
+    if shapes:
+        check_linear_way(torch.device("cpu"))
     return sum(_tune_shape(layers, has_room=has_room) for layers in shapes.values())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -33,6 +33,22 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("weights were loaded before the input was checked")
 
     monkeypatch.setattr(Checkpoint, "load_model", fail)
+
+
+@pytest.fixture
+def refuses_simd(
+    no_weights: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, Callable[[], int]], None]:
+    """Check that a command on a machine without kernels of our own refuses one for a topic, before weights load."""
+
+    def check(topic: str, command: Callable[[], int]) -> None:
+        monkeypatch.setenv("MASFORMER_WAYS", f"{topic}=simd")
+        monkeypatch.setattr("masformer.compiled.why_not", lambda source: "no C++ compiler")
+        assert command() == 2
+        [line] = capsys.readouterr().err.strip().splitlines()
+        assert "MASFORMER_WAYS names 'simd', which this machine does not have: no C++ compiler; leave it out" in line
+
+    return check
 
 
 @pytest.fixture

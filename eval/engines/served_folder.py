@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from eval.errors import UserError
 from eval.runtime.model import TORCH_DTYPES
+from masformer.attention.ways import check_attention_ways
 from masformer.checkpoints.native import native_config
 from masformer.checkpoints.open import Checkpoint
 from masformer.checkpoints.saving import check_space, save_checkpoint
@@ -103,6 +104,7 @@ class ServedFolder:
     @torch.no_grad()
     def _write(self, folder: Path) -> None:
         assert self.plan is not None
+        check_attention_ways(torch.device("cpu"))
         model = self.checkpoint.load_model(TORCH_DTYPES[self.dtype])
         check_space(folder, sum(weight.nbytes for weight in model.parameters()))
         apply_plan(model, self.plan)

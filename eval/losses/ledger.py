@@ -11,7 +11,9 @@ import torch
 from eval.records.schema import Key, PlanLoss
 from eval.runtime.model import TORCH_DTYPES, OpenedModel, tune_linear
 from masformer import SpanPlan, num_layers
+from masformer.attention.ways import check_attention_ways
 from masformer.errors import NumbersError
+from masformer.linear import check_linear_way
 from masformer.placement import PlanMeter, gate_gradients
 from masformer.plans.shapes import num_kv_heads
 from masformer.tuning import now
@@ -88,6 +90,8 @@ class Ledger:
     def meter(self) -> PlanMeter:
         """Return what measures, with the weights."""
         if self._meter is None:
+            check_attention_ways(self.process.device)
+            check_linear_way(self.process.device)
             loaded = self.model.checkpoint.load_model(TORCH_DTYPES[self.model.dtype], self.process.device)
             tune_linear(loaded)
             self._meter = PlanMeter(loaded, [text.token_ids for text in self.texts], self.first)

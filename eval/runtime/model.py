@@ -18,10 +18,11 @@ from eval.records.typed import from_json
 from eval.runtime.memory import copy_bytes
 from eval.runtime.processes import AcceleratedProcess
 from masformer import ConversionError, PlanError, SpanPlan, apply_plan, native_plan, read_plan, stored_plan
+from masformer.attention.ways import check_attention_ways
 from masformer.checkpoints.encoder_decoders import Positions, source_positions, target_positions
 from masformer.checkpoints.files import check_token_ids
 from masformer.checkpoints.open import Checkpoint, has_learned_positions, max_positions, open_checkpoint
-from masformer.linear import tune
+from masformer.linear import check_linear_way, tune
 from masformer.probe import probe_untouched
 
 TORCH_DTYPES = {
@@ -198,7 +199,12 @@ def load_converted(
     Raises:
         CheckpointError: The weights do not load.
         ConversionError: The architecture cannot take the plan, or needs its prompts in one piece.
+        OneLineError: `MASFORMER_WAYS` names a way that this machine lacks, or ways that contradict each other.
     """
+    if is_served:
+        check_attention_ways(device)
+    if is_tuned := is_served and device_map is None:
+        check_linear_way(device)
     # The commands say themselves what is loaded and what is wrong with it.
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -213,7 +219,7 @@ def load_converted(
             say(f"note    the model's own attention is used: {error}")
     if is_served and not hasattr(model, "span_plan") and not model.config.is_encoder_decoder:
         probe_untouched(model)
-    if is_served and device_map is None:
+    if is_tuned:
         tune_linear(model)
     return model
 

@@ -27,6 +27,7 @@ from eval.training.sequences import Row, chosen_rows, training_steps
 from eval.training.teacher import make_teacher
 from eval.training.trainer import Trainer, learning_rate_at, make_optimizer
 from masformer import apply_plan, remove_plan
+from masformer.attention.ways import check_attention_ways
 from masformer.checkpoints.open import has_learned_positions, max_positions
 from masformer.checkpoints.positions import extend_table
 from masformer.errors import first_line, is_out_of_memory
@@ -38,6 +39,7 @@ def build_trainer(job: TrainingJob, process: AcceleratedProcess) -> tuple[Traine
     config, identity, accelerator = job.config, job.identity, process.accelerator
     set_seed(config.seed)
     checkpoint, plan = job.model.checkpoint, job.model.plan
+    check_attention_ways(process.device)
     model = load_converted(
         checkpoint, "float32", torch.device("cpu"), plan, config.plan, process.print, is_served=False
     )

@@ -41,20 +41,36 @@ MEASURED_QUERIES = 512
 MEASURED_KEYS = 1024
 
 
-def is_simd(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
-    """Return whether `simd` may attend from (B, H, Tq, D) queries to keys and values (B or 1, K, Tk, D).
+def check_attention_ways(device: torch.device) -> None:
+    """Raise what `named_ways` raises, before weights load, where a model is to compute on a processor."""
+    if device.type == "cpu":
+        named_ways()
+
+
+def named_ways() -> Mapping[str, str | None]:
+    """Return what `MASFORMER_WAYS` names for each topic of attention.
 
     Raises:
-        OneLineError: `MASFORMER_WAYS` names an unknown way, or `simd` where there is none or it is ruled out.
+        OneLineError: It names an unknown way, or `simd` where there is none or it is ruled out.
     """
-    if query.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
     named = _named(os.environ.get(WAYS, ""))
     topic = next((topic for topic in named if named[topic] == SIMD), None)
     if topic:
         compiled.require(simd.SOURCE, SIMD)
     if topic and named[ATTENTION] == TORCH:
         raise OneLineError(f"{WAYS} names '{SIMD}' for {topic} and rules it out for {ATTENTION}; leave out one")
+    return named
+
+
+def is_simd(query: Tensor, *runs: tuple[Tensor, Tensor]) -> bool:
+    """Return whether `simd` may attend from (B, H, Tq, D) queries to keys and values (B or 1, K, Tk, D).
+
+    Raises:
+        OneLineError: As `named_ways`.
+    """
+    if query.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    named = named_ways()
     way = named[ATTENTION] or settled(ATTENTION)
     if way not in TOPICS[ATTENTION]:  # none, or one of another version
         way = TORCH if simd.why_not() else SIMD

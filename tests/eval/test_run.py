@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -688,13 +689,29 @@ def test_the_record_says_which_ways_were_taken(
 
 
 def test_ways_that_there_are_not_are_told_before_the_weights_load(
-    least: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    least: list[str], no_weights: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MASFORMER_WAYS", "lniear=packed")
-    monkeypatch.setattr("masformer.checkpoints.open.Checkpoint.load_model", None)
     assert main(least) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert "MASFORMER_WAYS has 'lniear=packed'; known: default, linear=plain|direct|packed|simd, window=" in line
+
+
+@pytest.mark.parametrize("topic", ["linear", "attention", "window", "pattern", "step"])
+def test_ways_that_this_machine_lacks_are_told_before_the_weights_load(
+    topic: str, least: list[str], refuses_simd: Callable[..., None]
+) -> None:
+    refuses_simd(topic, lambda: main(least))
+
+
+def test_ways_that_contradict_each_other_are_told_before_the_weights_load(
+    least: list[str], no_weights: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASFORMER_WAYS", "attention=torch window=simd")
+    monkeypatch.setattr("masformer.compiled.why_not", lambda source: "")
+    assert main(least) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "MASFORMER_WAYS names 'simd' for window and rules it out for attention; leave out one" in line
 
 
 @pytest.mark.skipif(bool(simd.why_not()), reason=f"no kernel: {simd.why_not()}")

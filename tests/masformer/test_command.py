@@ -439,3 +439,9 @@ def test_smollm2_writes_the_same_from_the_folder(tmp_path: Path) -> None:
     prompt = tokenizer("Attention in long documents. " * 40, return_tensors="pt").input_ids
     generated, expected = (model.generate(prompt, max_new_tokens=24, do_sample=False) for model in (saved, direct))
     assert torch.equal(generated, expected)
+
+
+def test_a_way_that_this_machine_lacks_is_told_before_the_weights_load(
+    base: Path, tmp_path: Path, refuses_simd: Callable[..., None]
+) -> None:
+    refuses_simd("attention", lambda: convert(base, tmp_path / "converted"))

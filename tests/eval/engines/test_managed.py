@@ -187,6 +187,16 @@ def test_a_full_disk_under_the_native_form_is_one_line(
     assert str(tmp_path / "cache") in done.error
 
 
+def test_a_way_that_this_machine_lacks_is_told_before_the_native_form_is_written(
+    started: Started, tmp_path: Path, no_weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASFORMER_WAYS", "attention=simd")
+    monkeypatch.setattr("masformer.compiled.why_not", lambda source: "no C++ compiler")
+    done = started("--plan", MIXED)
+    assert done.status == 2
+    assert "MASFORMER_WAYS names 'simd', which this machine does not have: no C++ compiler; leave it out" in done.error
+
+
 def test_an_encoder_decoder_is_refused_by_name(started: Started, tmp_path: Path, no_weights: None) -> None:
     folder = save_encoder_decoder(tmp_path / "t5", "t5")
     done = started("--model", str(folder))

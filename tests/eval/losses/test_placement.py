@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -322,3 +322,9 @@ def test_a_word_without_an_embedding_is_named_before_weights_load(
     assert main([*least, "--model", str(folder), "--data", str(tmp_path / "texts")]) == 2
     assert f"holds the token '{word}', number" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_way_that_this_machine_lacks_is_told_before_the_weights_load(
+    least: list[str], refuses_simd: Callable[..., None]
+) -> None:
+    refuses_simd("linear", lambda: main(least))

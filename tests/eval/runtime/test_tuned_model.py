@@ -11,13 +11,14 @@ from torch import nn
 from eval.runtime.jobs import user_message
 from eval.runtime.memory import copy_bytes, memory_budget
 from eval.runtime.model import load_converted
+from masformer.attention.ways import check_attention_ways
 from masformer.checkpoints.open import open_checkpoint
 from masformer.errors import OneLineError
-from masformer.linear import TunedLinear
+from masformer.linear import TunedLinear, check_linear_way, tune
 from masformer.plans.spans import SpanPlan
 from tests.helpers.tiny_models import LAYERS, save_tiny_checkpoint
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WIDE = {"hidden_size": 256, "intermediate_size": 384, "head_dim": 64}
 
 
@@ -69,3 +70,18 @@ def test_a_way_that_there_is_not_is_one_line_for_the_user(tmp_path: Path, monkey
     with pytest.raises(OneLineError) as error:
         kinds(tmp_path, None)
     assert user_message(error.value) == "MASFORMER_WAYS names 'pakced' for linear; known: plain, direct, packed, simd"
+
+
+def test_ways_are_refused_only_where_they_would_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("masformer.compiled.why_not", lambda source: "no C++ compiler")
+    monkeypatch.setenv("MASFORMER_WAYS", "linear=simd")
+    check_attention_ways(CPU)
+    check_linear_way(CUDA)
+    assert tune(nn.Linear(8, 8)) == 0  # a small layer goes torch's way, as those of other devices do
+    with pytest.raises(OneLineError, match=r"no C\+\+ compiler; leave it out"):
+        check_linear_way(CPU)
+    monkeypatch.setenv("MASFORMER_WAYS", "step=simd")
+    check_linear_way(CPU)
+    check_attention_ways(CUDA)
+    with pytest.raises(OneLineError, match=r"no C\+\+ compiler; leave it out"):
+        check_attention_ways(CPU)

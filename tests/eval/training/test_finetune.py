@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -267,3 +268,9 @@ def test_every_flag_is_a_setting_and_every_setting_a_flag() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "finetune").glob("*.yaml")), ids=lambda file: file.name)
 def test_every_shipped_config_loads(file: Path) -> None:
     assert TrainConfig.from_command_line(["--config", str(file)]).task
+
+
+def test_a_way_that_this_machine_lacks_is_told_before_the_weights_load(
+    least: list[str], refuses_simd: Callable[..., None]
+) -> None:
+    refuses_simd("attention", lambda: main(least))
