@@ -3,8 +3,8 @@
     python benchmarks/linear.py [--tokens 1024] [--repeats 20] [--threads N]
 
 The ways take turns in one process, whatever would be chosen here: `direct` is oneDNN with the weight as it is, `packed`
-with a copy that is arranged once, `simd` our own kernel (float32, up to 64 rows). Layers of a shape are run through one
-after the other, so that weights come from memory. The CPU is printed first; the last line is JSON.
+with a copy that is arranged once, `simd` our own kernel. Layers of a shape are run through one after the other, so that
+weights come from memory. The CPU is printed first; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from eval.runtime.processes import set_threads
 from masformer import SpanCache, apply_plan, read_plan, tuning
 from masformer.checkpoints.open import open_checkpoint
 from masformer.hardware import dtype_name
-from masformer.linear import DIRECT, FEW_ROWS, PACKED, PLAIN, SIMD, TunedLinear, arrange, has_simd, tune
+from masformer.linear import DIRECT, PACKED, PLAIN, SIMD, TunedLinear, arrange, has_simd, tune
 
 ROWS = (1, 4, 16, 48, 512)
 BATCHES = (1, 16)
@@ -71,13 +71,8 @@ def shapes(copies: Copies, layers: Sequence[TunedLinear], dtype: str, repeats: i
                 return [layer(inputs) for layer in alike]
 
             name = f"{dtype}, {shape[1]} to {shape[0]}, {rows} rows"
-            cases += in_turns(name, "us", few_rows(copies, rows), alike, compute, repeats)
+            cases += in_turns(name, "us", copies, alike, compute, repeats)
     return cases
-
-
-def few_rows(copies: Copies, rows: int) -> Copies:
-    """Return the copies of the ways that are there for a number of rows."""
-    return {way: each for way, each in copies.items() if way != SIMD or rows <= FEW_ROWS}
 
 
 def passes(
@@ -90,7 +85,7 @@ def passes(
         return model.base_model(prompt, use_cache=False)
 
     name = f"{dtype}, prefill of {count:,}"
-    cases = in_turns(name, "ms", few_rows(copies, count), layers, prefill, max(2, repeats // 5))
+    cases = in_turns(name, "ms", copies, layers, prefill, max(2, repeats // 5))
     for batch in BATCHES:
         rows, last = prompt.expand(batch, -1), prompt[:, -1:].repeat(batch, 1)
         cache = SpanCache(model.span_plan, count + 4 * repeats + 5)

@@ -1,36 +1,72 @@
-// Products of few rows and a weight in fp32, for masformer/linear.py, which arranges the weight and compiles this.
+// Products of rows and a weight, fp32 or bf16, for masformer/linear.py, which arranges the weight and compiles this.
 //
 // Few rows take the time of reading the weight, so it is read once, in the order of its copy, and while a block of it is
-// multiplied the next is fetched: a line with each input; the processor itself reads ahead for the rest. A panel of the
-// copy holds WIDTH outputs: for each input their weights side by side.
+// multiplied the next is fetched: a line with each word of a row; the processor itself reads ahead for the rest. A word
+// is a number in fp32, two neighbours in bf16, whose products are added in fp32. A panel of the copy holds WIDTH
+// outputs: for each word of a row their weights side by side.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace {
 
 #ifdef __AVX512F__
-constexpr int LANES = 16, ROWS = 8;  // numbers of a vector; rows whose sums are held in registers
+constexpr int LANES = 16, ROWS = 8;  // words of a vector; rows whose sums are held in registers
 #else
 constexpr int LANES = 8, ROWS = 4;
 #endif
 constexpr int ACROSS = 3, WIDTH = ACROSS * LANES;  // vectors, and outputs, of a panel
-constexpr int DEPTH = 64;                          // inputs of a block
+constexpr int DEPTH = 64;                          // words of a row in a block
 constexpr int MOST = 64;                           // rows that go through a block together
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float word __attribute__((aligned(2), may_alias));
+
+struct Float32 {
+    using number = float;
+    static vec add(vec sums, vec weights, word input) { return sums + weights * input; }
+    static float widened(float x) { return x; }
+    static float narrowed(float x) { return x; }
+};
+
+#ifdef __AVX512BF16__
+struct BFloat16 {
+    using number = uint16_t;
+    static vec add(vec sums, vec weights, word input) {
+        __m512i pairs = _mm512_castps_si512((__m512)weights), pair = _mm512_castps_si512(_mm512_set1_ps(input));
+        return (vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)pairs, (__m512bh)pair);
+    }
+    static float widened(uint16_t x) {
+        uint32_t bits = uint32_t(x) << 16;
+        float wide;
+        std::memcpy(&wide, &bits, sizeof wide);
+        return wide;
+    }
+    static uint16_t narrowed(float x) {  // to the nearest, of two as near to the even one
+        uint32_t bits;
+        std::memcpy(&bits, &x, sizeof bits);
+        return std::isnan(x) ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    }
+};
+#endif
 
 // Some rows and a block: sums (rows, WIDTH) = before + inputs x block. Rows of `before` lie `step` numbers apart; 0
-// where all begin with the bias. From `ahead` on lies what comes next: with each input one line of it is fetched, and
-// `pace` numbers are passed over.
+// where all begin with the bias. From `ahead` on lies what comes next: with each word of a row one line of it is
+// fetched, and `pace` words are passed over.
 struct Task {
-    const float *input, *block, *ahead, *before;
+    const word* input;
+    const float *block, *ahead, *before;
     float* sums;
-    int64_t inputs;  // of a row
+    int64_t words;  // of a row
     int depth, pace, step;
 };
 
-template <int COUNT>
+template <typename Dtype, int COUNT>
 void multiply(const Task& t) {
     vec sums[COUNT][ACROSS];
     for (int r = 0; r < COUNT; r++)
@@ -42,19 +78,49 @@ void multiply(const Task& t) {
         for (int v = 0; v < ACROSS; v++) weights[v] = *(const vec*)(block + v * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < COUNT; r++)
-            for (int v = 0; v < ACROSS; v++) sums[r][v] += weights[v] * t.input[r * t.inputs + i];
+            for (int v = 0; v < ACROSS; v++) sums[r][v] = Dtype::add(sums[r][v], weights[v], t.input[r * t.words + i]);
     }
     for (int r = 0; r < COUNT; r++)
         for (int v = 0; v < ACROSS; v++) *(vec*)(t.sums + r * WIDTH + v * LANES) = sums[r][v];
 }
 
 // Choose the instance for a number of rows.
-template <int COUNT = ROWS>
+template <typename Dtype, int COUNT = ROWS>
 void multiply(const Task& t, int count) {
     if (count == COUNT)
-        multiply<COUNT>(t);
+        multiply<Dtype, COUNT>(t);
     else if constexpr (COUNT > 1)
-        multiply<COUNT - 1>(t, count);
+        multiply<Dtype, COUNT - 1>(t, count);
+}
+
+template <typename Dtype, typename Number = typename Dtype::number>
+void multiply(const Number* input, const float* panels, const Number* bias, Number* out, int64_t rows, int64_t words,
+              int64_t outputs, int threads) {
+    const word* inputs = (const word*)input;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t first = 0; first < outputs; first += WIDTH) {
+        int width = int(std::min<int64_t>(WIDTH, outputs - first));
+        float start[WIDTH] = {}, sums[MOST * WIDTH];
+        for (int o = 0; bias && o < width; o++) start[o] = Dtype::widened(bias[first + o]);
+        for (int64_t row = 0; row < rows; row += MOST) {
+            int count = int(std::min<int64_t>(MOST, rows - row)), groups = (count + ROWS - 1) / ROWS;
+            int pace = (WIDTH + groups - 1) / groups;
+            for (int64_t at = 0; at < words; at += DEPTH) {
+                int depth = int(std::min<int64_t>(DEPTH, words - at));
+                const float* block = panels + first * words + at * WIDTH;
+                for (int r = 0; r < count; r += ROWS) {
+                    const float* ahead = block + depth * (WIDTH + r / ROWS * pace);
+                    float* to = sums + r * WIDTH;
+                    const word* from = inputs + (row + r) * words + at;
+                    Task task{from, block, ahead, at ? to : start, to, words, depth, pace, at ? WIDTH : 0};
+                    multiply<Dtype>(task, std::min(ROWS, count - r));
+                }
+            }
+            for (int r = 0; r < count; r++)
+                for (int o = 0; o < width; o++)
+                    out[(row + r) * outputs + first + o] = Dtype::narrowed(sums[r * WIDTH + o]);
+        }
+    }
 }
 
 }  // namespace
@@ -62,31 +128,17 @@ void multiply(const Task& t, int count) {
 // The outputs of a panel, for the shape of the copy.
 extern "C" int masformer_panel() { return WIDTH; }
 
-// Outputs (rows, outputs) of inputs (rows, inputs), panels (panels, inputs, WIDTH) and a bias (outputs), or none. Each
+// Outputs (rows, outputs) of inputs (rows, words), panels (panels, words, WIDTH) and a bias (outputs), or none. Each
 // output adds its products in the order of the inputs, so a row gives the same bits whatever rows are beside it.
-extern "C" void masformer_multiply(const float* input, const float* panels, const float* bias, float* out, int64_t rows,
-                                   int64_t inputs, int64_t outputs, int32_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t first = 0; first < outputs; first += WIDTH) {
-        int width = int(std::min<int64_t>(WIDTH, outputs - first));
-        float start[WIDTH] = {}, sums[MOST * WIDTH];
-        if (bias) std::copy_n(bias + first, width, start);
-        for (int64_t row = 0; row < rows; row += MOST) {
-            int count = int(std::min<int64_t>(MOST, rows - row)), groups = (count + ROWS - 1) / ROWS;
-            int pace = (WIDTH + groups - 1) / groups;
-            for (int64_t at = 0; at < inputs; at += DEPTH) {
-                int depth = int(std::min<int64_t>(DEPTH, inputs - at));
-                const float* block = panels + first * inputs + at * WIDTH;
-                for (int r = 0; r < count; r += ROWS) {
-                    const float* ahead = block + depth * (WIDTH + r / ROWS * pace);
-                    float* to = sums + r * WIDTH;
-                    const float *from = input + (row + r) * inputs + at, *before = at ? to : start;
-                    Task task{from, block, ahead, before, to, inputs, depth, pace, at ? WIDTH : 0};
-                    multiply(task, std::min(ROWS, count - r));
-                }
-            }
-            for (int r = 0; r < count; r++)
-                for (int o = 0; o < width; o++) out[(row + r) * outputs + first + o] = sums[r * WIDTH + o];
-        }
-    }
+extern "C" void masformer_multiply_float32(const float* input, const float* panels, const float* bias, float* out,
+                                           int64_t rows, int64_t words, int64_t outputs, int32_t threads) {
+    multiply<Float32>(input, panels, bias, out, rows, words, outputs, threads);
 }
+
+#ifdef __AVX512BF16__
+extern "C" void masformer_multiply_bfloat16(const uint16_t* input, const float* panels, const uint16_t* bias,
+                                            uint16_t* out, int64_t rows, int64_t words, int64_t outputs,
+                                            int32_t threads) {
+    multiply<BFloat16>(input, panels, bias, out, rows, words, outputs, threads);
+}
+#endif

@@ -3,8 +3,9 @@
     num_bytes = tune(model)    # measured for each shape and number of rows; results are equal within rounding
 
 torch leaves products of float32 to MKL, which uses little of some processors, and arranges a bfloat16 weight anew in
-every call. For a few rows, as in decoding, our kernel (`linear.cpp`, float32) fetches a part of the weight while it
-multiplies the one before. The weights stay as they are: saving, tied embeddings and training read them as before.
+every call. Our kernel (`linear.cpp`; bfloat16 needs AVX512-BF16) fetches a part of the weight while it multiplies the
+one before, which pays for few rows, as in decoding, and with AVX-512 for many. The weights stay as they are: saving,
+tied embeddings and training read them as before.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _COPIED = (PACKED, SIMD)  # ways that read a copy of the weight
 # Rows that are measured: of one token, of a batch of tokens, of a prompt.
 _BATCH = 16
 _ROWS = (1, _BATCH, 128)
-FEW_ROWS = 64  # at most, for our kernel
-_MOST_ROWS = (1, FEW_ROWS)  # that the first two stand for
+_MOST_ROWS = (1, 64)  # that the first two stand for
+_WORD = 4  # bytes that our kernel multiplies together
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _CLASSES = (Tensor, nn.Parameter)
 _LEAST_NUMBERS = 2**16  # of a weight; smaller products take the time of their call
@@ -85,15 +86,21 @@ class TunedLinear(nn.Linear):
 
 
 def arrange(way: str, weight: Tensor) -> Tensor:
-    """Return the copy of an (outputs, inputs) weight that a way reads; that of `SIMD` is (panels, inputs, width)."""
+    """Return the copy of an (outputs, inputs) weight that a way reads.
+
+    That of `SIMD` is (panels, words, width), each word an input in float32 and two of them in bfloat16.
+    """
     weight = weight.detach()
     if way == PACKED:
         copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
         return copy
-    width, (outputs, inputs) = _library().masformer_panel(), weight.shape
+    if weight.storage_offset() * weight.itemsize % _WORD:
+        weight = weight.clone()
+    weight = weight.view(torch.int32)
+    width, (outputs, words) = _library().masformer_panel(), weight.shape
     whole, rest = divmod(outputs, width)
-    panels = weight.new_empty(whole + bool(rest), inputs, width)
-    panels[:whole] = weight[: outputs - rest].view(whole, width, inputs).transpose(1, 2)
+    panels = weight.new_empty(whole + bool(rest), words, width)
+    panels[:whole] = weight[: outputs - rest].view(whole, width, words).transpose(1, 2)
     if rest:
         panels[whole, :, :rest] = weight[outputs - rest :].T
         panels[whole, :, rest:] = 0
@@ -102,13 +109,13 @@ def arrange(way: str, weight: Tensor) -> Tensor:
 
 def has_simd(dtype: torch.dtype) -> bool:
     """Return whether our kernel is available for a dtype on this machine."""
-    return dtype == torch.float32 and not compiled.why_not(_SOURCE)
+    return not compiled.why_not(_SOURCE) and hasattr(_library(), _name(dtype))
 
 
 def may_copy(dtype: torch.dtype) -> bool:
     """Return whether `tune` may keep copies of weights of a dtype on this machine."""
     named = named_way(TOPIC, _WAYS)
-    return _is_known(dtype) and (named in (None, PACKED) or (named == SIMD and dtype == torch.float32))
+    return _is_known(dtype) and named in (None, PACKED, SIMD)
 
 
 def check_linear_way(device: torch.device) -> None:
@@ -160,11 +167,12 @@ def _tune_shape(layers: Sequence[nn.Linear], *, has_room: bool) -> int:
         copies[way].extend(arrange(way, layer.weight) for layer in measured[len(copies[way]) :])
         return copies[way]
 
+    is_whole = weight.shape[1] * weight.itemsize % _WORD == 0
     chosen, shape = dict[int, str](), f"{dtype_name(weight.dtype)} {weight.shape[0]}x{weight.shape[1]}"
     # One kind of copy is kept. Batches decode most answers, so their way is chosen first.
     for rows in (_BATCH, *(rows for rows in _ROWS if rows != _BATCH)):
         kept = [way for way in chosen.values() if way in _COPIED] or _COPIED
-        copying = [PACKED, *([SIMD] if rows <= FEW_ROWS and has_simd(weight.dtype) else [])] if has_room else []
+        copying = [PACKED, *([SIMD] if is_whole and has_simd(weight.dtype) else [])] if has_room else []
         offered = [PLAIN, DIRECT, *(way for way in copying if way in kept)]
         case = f"{shape}, rows {rows}{'' if has_room else ', no copies'}"
         chosen[rows] = _choose(case, rows, measured, offered, sources)
@@ -183,7 +191,7 @@ def _tune_shape(layers: Sequence[nn.Linear], *, has_room: bool) -> int:
             layer.arranged = made[index] if index < len(made) else arrange(copied, layer.weight)
             layer.origin = _origin(layer.weight)  # type: ignore[assignment]
             layer.storage = StorageWeakRef(layer.weight.untyped_storage())  # type: ignore[assignment, no-untyped-call]
-            num_bytes += layer.arranged.numel() * weight.itemsize
+            num_bytes += layer.arranged.numel() * layer.arranged.itemsize
     return num_bytes
 
 
@@ -248,7 +256,7 @@ def _product(way: str, inputs: Tensor, weight: Tensor, bias: Tensor | None, outp
     """Return (..., outputs) in a way, from (..., inputs) and the weight that it reads."""
     if way == PLAIN:
         return F.linear(inputs, weight, bias)
-    return _multiply_few(inputs, weight, bias, outputs) if way == SIMD else _multiply(inputs, weight, bias)
+    return _multiply_panels(inputs, weight, bias, outputs) if way == SIMD else _multiply(inputs, weight, bias)
 
 
 def _multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -256,28 +264,36 @@ def _multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-def _multiply_few(inputs: Tensor, panels: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+def _multiply_panels(inputs: Tensor, panels: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
     # Named, so that they stay until the call has ended.
     inputs, bias = inputs.contiguous(), None if bias is None else bias.contiguous()
-    num_inputs = panels.shape[1]
     product = inputs.new_empty((*inputs.shape[:-1], outputs))
-    _library().masformer_multiply(
+    _function(inputs.dtype)(
         inputs.data_ptr(),
         panels.data_ptr(),
         None if bias is None else bias.data_ptr(),
         product.data_ptr(),
-        inputs.numel() // num_inputs,
-        num_inputs,
+        inputs.numel() // inputs.shape[-1],
+        panels.shape[1],
         outputs,
         torch.get_num_threads(),
     )
     return product
 
 
+def _name(dtype: torch.dtype) -> str:
+    return f"masformer_multiply_{dtype_name(dtype)}"
+
+
 @cache
+def _function(dtype: torch.dtype) -> Callable[..., None]:
+    function = _library()[_name(dtype)]
+    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int32]
+    function.restype = None
+    return function
+
+
 def _library() -> ctypes.CDLL:
     library = compiled.library(_SOURCE)
     assert library is not None
-    library.masformer_multiply.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int32]
-    library.masformer_multiply.restype = None
     return library

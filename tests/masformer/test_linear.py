@@ -75,7 +75,7 @@ def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
         return run
 
-    for name in ("_multiply", "_multiply_few"):
+    for name in ("_multiply", "_multiply_panels"):
         monkeypatch.setattr(linear, name, counted(getattr(linear, name)))
     return shapes
 
@@ -86,6 +86,11 @@ def bytes_of_copy(way: str, weight: Tensor) -> int:
         return weight.nbytes if way == "packed" else 0
     width = linear._library().masformer_panel()
     return -(-len(weight) // width) * width * weight[0].nbytes
+
+
+def is_taken(way: str, weight: Tensor) -> bool:
+    """Return whether a way multiplies a weight on this machine: our kernel two numbers of bfloat16 at once."""
+    return way != "simd" or (linear.has_simd(weight.dtype) and weight.shape[1] * weight.itemsize % 4 == 0)
 
 
 def layer_of(dtype: torch.dtype = torch.float32, width: int = 384, out: int = 256, *, bias: bool = True) -> nn.Linear:
@@ -103,7 +108,7 @@ def wide_model() -> PreTrainedModel:
 def test_products_are_those_of_the_layer(
     dtype: torch.dtype, width: int, out: int, way: str, multiplied: list[tuple[int, ...]]
 ) -> None:
-    if way == "simd" and dtype != torch.float32:
+    if not is_taken(way, layer_of(dtype, width, out).weight):
         assert tune(layer_of(dtype, width, out)) == 0
         return
     for bias in (False, True):
@@ -115,7 +120,7 @@ def test_products_are_those_of_the_layer(
             ours = layer(inputs)
             assert ours.dtype == dtype
             torch.testing.assert_close(ours.double(), exact, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    assert len(multiplied) == (12 if way == "simd" else 14)  # our kernel leaves more than 64 rows to torch
+    assert len(multiplied) == 14
 
 
 @torch.no_grad()
@@ -139,7 +144,7 @@ def test_a_tuned_model_gives_the_same_logits_text_and_losses(
     num_bytes = tune(tuned)
     layers = [layer for layer in tuned.modules() if type(layer) is TunedLinear]
     assert num_bytes == sum(bytes_of_copy(way, layer.weight) for layer in layers)
-    if way == "simd" and dtype != torch.float32:
+    if way == "simd" and not linear.has_simd(dtype):
         assert not layers
         return
     assert len(layers) == 3 * 5 + 1  # keys and values are too small
@@ -387,37 +392,55 @@ def test_of_two_copies_one_is_kept(has_room: bool, monkeypatch: pytest.MonkeyPat
     assert offered == {
         f"rows 16{rest}": ["plain", "direct", *(["packed", "simd"] if has_room else [])],
         f"rows 1{rest}": ["plain", "direct", *(["simd"] if has_room else [])],
-        f"rows 128{rest}": ["plain", "direct"],
+        f"rows 128{rest}": ["plain", "direct", *(["simd"] if has_room else [])],
     }
-    assert layer.ways == (("simd", "simd", "direct") if has_room else ("direct",) * 3)
+    assert layer.ways == (("simd" if has_room else "direct"),) * 3
     assert copied == (bytes_of_copy("simd", layer.weight) if has_room else 0)
 
 
 @with_compiler
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @given(
     rows=st.integers(0, 140),
     width=st.integers(1, 400),
     out=st.integers(1, 120),
     has_bias=st.booleans(),
     spread=st.integers(1, 3),
+    offset=st.integers(0, 2),
     threads=st.integers(1, 3),
 )
 @tries(60)
 def test_our_kernel_multiplies_any_shape_and_every_row_alike(
-    rows: int, width: int, out: int, has_bias: bool, spread: int, threads: int
+    dtype: torch.dtype, rows: int, width: int, out: int, has_bias: bool, spread: int, offset: int, threads: int
 ) -> None:
-    """What a row comes to does not depend on the rows beside it, to the bit."""
+    """What a row comes to does not depend on the rows beside it, to the bit, nor on where the numbers begin."""
+    if not linear.has_simd(dtype):
+        pytest.skip("the processor has no instructions for bfloat16")
     torch.manual_seed(rows)
-    inputs, weight = torch.randn(rows, spread * width)[:, :width], torch.randn(out, width)
-    bias = torch.randn(2 * out)[::2] if has_bias else None
+    if dtype == torch.bfloat16:
+        width += width % 2
+    inputs = torch.randn(rows, spread * width).to(dtype)[:, :width]
+    weight = torch.randn(offset + out * width).to(dtype)[offset:].view(out, width)
+    bias = torch.randn(2 * out).to(dtype)[::2] if has_bias else None
     panels, before = linear.arrange("simd", weight), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        product = linear._multiply_few(inputs, panels, bias, out)
-        alone = [linear._multiply_few(row, panels, bias, out) for row in inputs]
+        product = linear._multiply_panels(inputs, panels, bias, out)
+        alone = [linear._multiply_panels(torch.cat([row[:1], row])[1:], panels, bias, out) for row in inputs]
     finally:
         torch.set_num_threads(before)
     exact = F.linear(inputs.double(), weight.double(), None if bias is None else bias.double())
-    torch.testing.assert_close(product.double(), exact, atol=2e-4, rtol=2e-5)
-    assert torch.equal(product, torch.stack([*alone, torch.empty(out)])[:-1])
+    torch.testing.assert_close(product, exact.to(dtype), atol=2e-4, rtol=2e-5 if dtype == torch.float32 else 2**-7)
+    assert torch.equal(product, torch.stack([*alone, torch.empty(out, dtype=dtype)])[:-1])
+
+
+@with_compiler
+@torch.no_grad()
+def test_what_is_no_number_stays_so() -> None:
+    for dtype in filter(linear.has_simd, (torch.float32, torch.bfloat16)):
+        inputs, weight = torch.ones(3, 8, dtype=dtype), torch.ones(2, 8, dtype=dtype)
+        inputs[0, 0], inputs[1, 0] = torch.nan, -torch.inf
+        product = linear._multiply_panels(inputs, linear.arrange("simd", weight), None, 2)
+        assert product[0].isnan().all()
+        assert product[1:].tolist() == [[-torch.inf] * 2, [8.0] * 2]
