@@ -45,6 +45,11 @@ class OpenPage:
     complaints: list[str] = field(default_factory=list)
 
 
+def wait_until_drawn(page: Any) -> None:
+    """Wait for a first frame of a page that has loaded: a busy browser may drop a key that is pressed before."""
+    page.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+
+
 def open_page(browser: Any, path: Path, **options: Any) -> OpenPage:
     """Open a file offline and wait until its charts are drawn.
 
@@ -65,4 +70,5 @@ def open_page(browser: Any, path: Path, **options: Any) -> OpenPage:
         "theme => [...document.querySelectorAll(`.plot > .${theme}`)].every((plot) => plot.querySelector('svg'))",
         arg=theme,
     )
+    wait_until_drawn(page)
     return opened

@@ -22,7 +22,7 @@ from eval.rate import main as rate
 from eval.ratings.judged import read_judgements
 from eval.ratings.serve import RatingServer
 from eval.ratings.sheet import Scale, Sheet, SheetFile, gather
-from tests.helpers.browser import chromium
+from tests.helpers.browser import chromium, wait_until_drawn
 from tests.helpers.run_folders import document, example_line, run_record, with_task, write_run
 
 SCALES = [Scale(name="overall", low=1, high=5), Scale(name="clear <b>", low=0, high=1)]
@@ -333,6 +333,7 @@ def test_a_person_rates_with_keys_and_a_reload_goes_on(runs: list[Path], tmp_pat
         requests: list[str] = []
         page.on("request", lambda request: requests.append(request.url))
         page.goto(server.address)
+        wait_until_drawn(page)
         num_cards = page.locator(".card").count()
         for _ in range(num_cards):  # overall, then clear, then the next answer
             page.keyboard.press("4")
@@ -368,6 +369,7 @@ def test_a_rating_that_cannot_be_saved_is_said_and_sent_again(runs: list[Path], 
     with chromium() as browser, served(sheet, path) as server:
         page = browser.new_context().new_page()
         page.goto(server.address)
+        wait_until_drawn(page)
         page.route("**/rate", lambda route: route.abort())
         page.keyboard.press("3")
         page.wait_for_selector("#saved.wrong")
@@ -387,6 +389,7 @@ def test_the_page_says_that_all_is_saved_when_the_last_answer_is(
     with chromium() as browser, served(sheet, path) as server:
         page = browser.new_context().new_page()
         page.goto(server.address)
+        wait_until_drawn(page)
         num_cards = page.locator(".card").count()
         assert num_cards == 2
         for _ in range(num_cards - 1):
