@@ -3,8 +3,8 @@
     python benchmarks/linear.py [--tokens 1024] [--repeats 20] [--threads N]
 
 The ways take turns in one process, whatever would be chosen here: `direct` is oneDNN with the weight as it is, `packed`
-with a copy that is arranged once, `simd` our own kernel. Layers of a shape are run through one after the other, so that
-weights come from memory. The CPU is printed first; the last line is JSON.
+with a copy that is arranged once, `simd` our own kernel where it takes the dtype. Layers of a shape are run through one
+after the other, so that weights come from memory. The CPU is printed first; the last line is JSON.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
 // outputs: for each word of a row their weights side by side.
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #ifdef __AVX512BF16__
@@ -25,7 +24,7 @@ constexpr int DEPTH = 64;                          // words of a row in a block
 constexpr int MOST = 64;                           // rows that go through a block together
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float word __attribute__((aligned(2), may_alias));
+typedef float word __attribute__((aligned(2), may_alias));  // a row of bf16 may begin at any number
 
 struct Float32 {
     using number = float;
@@ -47,10 +46,11 @@ struct BFloat16 {
         std::memcpy(&wide, &bits, sizeof wide);
         return wide;
     }
-    static uint16_t narrowed(float x) {  // to the nearest, of two as near to the even one
+    // To the nearest, of two as near to the even one. What is no number here has zeros below, so it stays one.
+    static uint16_t narrowed(float x) {
         uint32_t bits;
         std::memcpy(&bits, &x, sizeof bits);
-        return std::isnan(x) ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+        return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
     }
 };
 #endif
@@ -67,7 +67,7 @@ struct Task {
 };
 
 template <typename Dtype, int COUNT>
-void multiply(const Task& t) {
+void multiply_rows(const Task& t) {
     vec sums[COUNT][ACROSS];
     for (int r = 0; r < COUNT; r++)
         for (int v = 0; v < ACROSS; v++) sums[r][v] = *(const vec*)(t.before + r * t.step + v * LANES);
@@ -86,11 +86,11 @@ void multiply(const Task& t) {
 
 // Choose the instance for a number of rows.
 template <typename Dtype, int COUNT = ROWS>
-void multiply(const Task& t, int count) {
+void choose_rows(const Task& t, int count) {
     if (count == COUNT)
-        multiply<Dtype, COUNT>(t);
+        multiply_rows<Dtype, COUNT>(t);
     else if constexpr (COUNT > 1)
-        multiply<Dtype, COUNT - 1>(t, count);
+        choose_rows<Dtype, COUNT - 1>(t, count);
 }
 
 template <typename Dtype, typename Number = typename Dtype::number>
@@ -113,7 +113,7 @@ void multiply(const Number* input, const float* panels, const Number* bias, Numb
                     float* to = sums + r * WIDTH;
                     const word* from = inputs + (row + r) * words + at;
                     Task task{from, block, ahead, at ? to : start, to, words, depth, pace, at ? WIDTH : 0};
-                    multiply<Dtype>(task, std::min(ROWS, count - r));
+                    choose_rows<Dtype>(task, std::min(ROWS, count - r));
                 }
             }
             for (int r = 0; r < count; r++)
@@ -129,7 +129,8 @@ void multiply(const Number* input, const float* panels, const Number* bias, Numb
 extern "C" int masformer_panel() { return WIDTH; }
 
 // Outputs (rows, outputs) of inputs (rows, words), panels (panels, words, WIDTH) and a bias (outputs), or none. Each
-// output adds its products in the order of the inputs, so a row gives the same bits whatever rows are beside it.
+// output adds words in their order, so a row gives the same bits whatever rows are beside it. In bf16 numbers below the
+// normal ones count as zero.
 extern "C" void masformer_multiply_float32(const float* input, const float* panels, const float* bias, float* out,
                                            int64_t rows, int64_t words, int64_t outputs, int32_t threads) {
     multiply<Float32>(input, panels, bias, out, rows, words, outputs, threads);

@@ -33,7 +33,7 @@ _COPIED = (PACKED, SIMD)  # ways that read a copy of the weight
 _BATCH = 16
 _ROWS = (1, _BATCH, 128)
 _MOST_ROWS = (1, 64)  # that the first two stand for
-_WORD = 4  # bytes that our kernel multiplies together
+_WORD_BYTES = 4  # bytes that our kernel multiplies together
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _CLASSES = (Tensor, nn.Parameter)
 _LEAST_NUMBERS = 2**16  # of a weight; smaller products take the time of their call
@@ -88,13 +88,13 @@ class TunedLinear(nn.Linear):
 def arrange(way: str, weight: Tensor) -> Tensor:
     """Return the copy of an (outputs, inputs) weight that a way reads.
 
-    That of `SIMD` is (panels, words, width), each word an input in float32 and two of them in bfloat16.
+    That of `SIMD` is int32 (panels, words, width): a word has the bits of an input in float32, of two in bfloat16.
     """
     weight = weight.detach()
     if way == PACKED:
         copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
         return copy
-    if weight.storage_offset() * weight.itemsize % _WORD:
+    if weight.storage_offset() * weight.itemsize % _WORD_BYTES:
         weight = weight.clone()
     weight = weight.view(torch.int32)
     width, (outputs, words) = _library().masformer_panel(), weight.shape
@@ -109,20 +109,20 @@ def arrange(way: str, weight: Tensor) -> Tensor:
 
 def has_simd(dtype: torch.dtype) -> bool:
     """Return whether our kernel is available for a dtype on this machine."""
-    return not compiled.why_not(_SOURCE) and hasattr(_library(), _name(dtype))
+    return not compiled.why_not(_SOURCE) and hasattr(_library(), _symbol(dtype))
 
 
 def may_copy(dtype: torch.dtype) -> bool:
     """Return whether `tune` may keep copies of weights of a dtype on this machine."""
     named = named_way(TOPIC, _WAYS)
-    return _is_known(dtype) and named in (None, PACKED, SIMD)
+    return _is_known(dtype) and (named in (None, PACKED) or (named == SIMD and has_simd(dtype)))
 
 
 def check_linear_way(device: torch.device) -> None:
-    """Check what `MASFORMER_WAYS` names for linear layers, before weights load, where they are to be on a processor.
+    """Check the way that `MASFORMER_WAYS` names for linear layers on a processor; call it before weights load.
 
     Raises:
-        OneLineError: It names an unknown way, or one that this machine lacks.
+        OneLineError: It names an unknown way, or our kernel where it cannot be compiled.
     """
     if device.type == "cpu" and named_way(TOPIC, _WAYS) == SIMD:
         compiled.require(_SOURCE, SIMD)
@@ -131,8 +131,9 @@ def check_linear_way(device: torch.device) -> None:
 def tune(model: nn.Module, *, has_room: bool = True) -> int:
     """Return the bytes of copies that a model's linear layers keep from now on for inference on this processor.
 
-    Layers of other classes, on other devices, small ones, and shapes that nothing makes faster stay as they are. The
-    first call on a machine measures for some seconds.
+    Layers of other classes, on other devices, small ones, and shapes that nothing makes faster stay as they are, and so
+    do those that a way of `MASFORMER_WAYS` does not take (their dtype, an odd number of inputs in bfloat16). The first
+    call on a machine measures for some seconds.
 
     Args:
         model: Its layers change their class.
@@ -167,12 +168,12 @@ def _tune_shape(layers: Sequence[nn.Linear], *, has_room: bool) -> int:
         copies[way].extend(arrange(way, layer.weight) for layer in measured[len(copies[way]) :])
         return copies[way]
 
-    is_whole = weight.shape[1] * weight.itemsize % _WORD == 0
+    has_whole_words = weight.shape[1] * weight.itemsize % _WORD_BYTES == 0
     chosen, shape = dict[int, str](), f"{dtype_name(weight.dtype)} {weight.shape[0]}x{weight.shape[1]}"
     # One kind of copy is kept. Batches decode most answers, so their way is chosen first.
     for rows in (_BATCH, *(rows for rows in _ROWS if rows != _BATCH)):
         kept = [way for way in chosen.values() if way in _COPIED] or _COPIED
-        copying = [PACKED, *([SIMD] if is_whole and has_simd(weight.dtype) else [])] if has_room else []
+        copying = [PACKED, *([SIMD] if has_whole_words and has_simd(weight.dtype) else [])] if has_room else []
         offered = [PLAIN, DIRECT, *(way for way in copying if way in kept)]
         case = f"{shape}, rows {rows}{'' if has_room else ', no copies'}"
         chosen[rows] = _choose(case, rows, measured, offered, sources)
@@ -223,7 +224,7 @@ def _is_tunable(weight: Tensor) -> bool:
     return (
         _is_known(weight.dtype)
         and type(weight) is nn.Parameter
-        and weight.device.type == "cpu"
+        and _is_dense(weight, weight.dtype)
         and weight.is_contiguous()
         and weight.numel() >= _LEAST_NUMBERS
         and not weight.is_inference()  # nothing tells whether such a tensor was changed
@@ -268,7 +269,7 @@ def _multiply_panels(inputs: Tensor, panels: Tensor, bias: Tensor | None, output
     # Named, so that they stay until the call has ended.
     inputs, bias = inputs.contiguous(), None if bias is None else bias.contiguous()
     product = inputs.new_empty((*inputs.shape[:-1], outputs))
-    _function(inputs.dtype)(
+    _kernel(inputs.dtype)(
         inputs.data_ptr(),
         panels.data_ptr(),
         None if bias is None else bias.data_ptr(),
@@ -281,13 +282,13 @@ def _multiply_panels(inputs: Tensor, panels: Tensor, bias: Tensor | None, output
     return product
 
 
-def _name(dtype: torch.dtype) -> str:
+def _symbol(dtype: torch.dtype) -> str:
     return f"masformer_multiply_{dtype_name(dtype)}"
 
 
 @cache
-def _function(dtype: torch.dtype) -> Callable[..., None]:
-    function = _library()[_name(dtype)]
+def _kernel(dtype: torch.dtype) -> Callable[..., None]:
+    function = _library()[_symbol(dtype)]
     function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int32]
     function.restype = None
     return function

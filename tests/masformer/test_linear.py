@@ -444,3 +444,16 @@ def test_what_is_no_number_stays_so() -> None:
         product = linear._multiply_panels(inputs, linear.arrange("simd", weight), None, 2)
         assert product[0].isnan().all()
         assert product[1:].tolist() == [[-torch.inf] * 2, [8.0] * 2]
+
+
+@with_compiler
+@torch.no_grad()
+@pytest.mark.skipif(not linear.has_simd(torch.bfloat16), reason="the processor has no instructions for bfloat16")
+def test_sums_in_bfloat16_are_rounded_to_the_nearest() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(400, 2).bfloat16()
+    least, most = 2.0**-8, torch.finfo(torch.bfloat16).max
+    weight[:5] = torch.tensor([[1, least], [1, 3 * least], [-1, -least], [most, most], [-most, -most]])
+    product = linear._multiply_panels(torch.ones(2, 2, dtype=torch.bfloat16), linear.arrange("simd", weight), None, 400)
+    assert product[0, :5].tolist() == [1, 1 + 4 * least, -1, torch.inf, -torch.inf]  # of two as near, the even one
+    assert torch.equal(product, weight.float().sum(dim=1).bfloat16().expand(2, -1))
