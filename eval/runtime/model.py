@@ -199,7 +199,7 @@ def load_converted(
     Raises:
         CheckpointError: The weights do not load.
         ConversionError: The architecture cannot take the plan, or needs its prompts in one piece.
-        OneLineError: `MASFORMER_WAYS` names a way that this machine lacks, or ways that contradict each other.
+        OneLineError: `MASFORMER_WAYS` names a kernel that cannot be compiled here, or ways that contradict each other.
     """
     if is_served:
         check_attention_ways(device)
